@@ -1,0 +1,33 @@
+//! The quick start on axum. `cargo run`, then follow what it prints.
+
+use std::{error::Error, process::ExitCode};
+
+use flipswitch_axum::Lifespan;
+use quickstart_common::{FlagSource, Options};
+use tokio::net::TcpListener;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => quickstart_common::failed(error.as_ref()),
+    }
+}
+
+async fn run() -> Result<(), Box<dyn Error>> {
+    let Some(options) = Options::from_args()? else { return Ok(()) };
+    quickstart_common::log();
+    let listener = TcpListener::bind(options.app).await.map_err(|error| options.cannot_listen(&error))?;
+    let source = FlagSource::open(&options).await?;
+
+    // The provider starts before the server and is shut down after it.
+    let lifespan = Lifespan::builder(source.provider.clone()).start().await?;
+    let server =
+        axum::serve(listener, quickstart::app(source.provider.clone())).with_graceful_shutdown(lifespan.signal());
+    source.announce(options.app);
+    if let Some(served) = lifespan.run(server).await {
+        served?;
+    }
+    source.close().await;
+    Ok(())
+}

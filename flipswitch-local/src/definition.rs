@@ -1,0 +1,303 @@
+//! What a flag is, and how one is written down: in flagd's format, or as a plain value.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
+
+use flagd_evaluation_engine::FlagParser;
+use serde_json::{Map, Value, json};
+
+/// Flags by key.
+pub(crate) type Flags = BTreeMap<String, Definition>;
+
+/// One flag.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Definition {
+    /// The same value for everyone.
+    Plain(Value),
+    /// A flag in [flagd's format](https://flagd.dev/reference/flag-definitions/).
+    Flagd(Flagd),
+}
+
+/// A flag in flagd's format.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Flagd {
+    pub(crate) enabled: bool,
+    pub(crate) variants: Map<String, Value>,
+    /// `None` leaves the value to the code.
+    pub(crate) default_variant: Option<String>,
+    /// The targeting rule as JSON text, references resolved; `None` if there is none.
+    pub(crate) targeting: Option<String>,
+    pub(crate) metadata: Map<String, Value>,
+    /// The definition as it was written.
+    source: Value,
+}
+
+/// Why flags cannot be taken: which flag, where in it, and what is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DefinitionError {
+    /// Key of the flag, if it is about one.
+    flag: Option<String>,
+    /// Field within the flag or the document.
+    place: String,
+    problem: String,
+}
+
+impl DefinitionError {
+    fn new(place: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self { flag: None, place: place.into(), problem: problem.into() }
+    }
+
+    fn of(mut self, flag: &str) -> Self {
+        self.flag = Some(flag.to_owned());
+        self
+    }
+}
+
+impl fmt::Display for DefinitionError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(flag) = &self.flag {
+            write!(f, "flag {flag:?}: ")?;
+        }
+        if !self.place.is_empty() {
+            write!(f, "{}: ", self.place)?;
+        }
+        f.write_str(&self.problem)
+    }
+}
+
+impl std::error::Error for DefinitionError {}
+
+/// Reads a document: flagd's format if it has an object `flags` and nothing that flagd does not know, or else
+/// `{"key": value, ..}`.
+pub(crate) fn document(document: Value) -> Result<Flags, DefinitionError> {
+    let Value::Object(mut fields) = document else {
+        return Err(DefinitionError::new("", "a JSON object of flags is needed, {\"key\": value} or flagd's format"));
+    };
+    let is_flagd = fields.get("flags").is_some_and(Value::is_object)
+        && fields
+            .keys()
+            .all(|field| matches!(field.as_str(), "flags" | "$schema" | "$id" | "$evaluators" | "metadata"));
+    if !is_flagd {
+        return fields.into_iter().map(|(key, value)| Ok((checked(key)?, Definition::Plain(value)))).collect();
+    }
+    let evaluators = fields.remove("$evaluators");
+    let shared = match fields.remove("metadata") {
+        Some(Value::Object(metadata)) => metadata,
+        None => Map::new(),
+        Some(_) => return Err(DefinitionError::new("metadata", "must be an object")),
+    };
+    let Some(Value::Object(flags)) = fields.remove("flags") else { return Ok(Flags::new()) };
+    let flag = |(key, source): (String, Value)| {
+        let key = checked(key)?;
+        let mut flag = flagd(&key, source, evaluators.as_ref()).map_err(|error| error.of(&key))?;
+        for (field, value) in &shared {
+            flag.metadata.entry(field.clone()).or_insert_with(|| value.clone());
+        }
+        Ok((key, Definition::Flagd(flag)))
+    };
+    flags.into_iter().map(flag).collect()
+}
+
+impl Definition {
+    /// Reads one definition: `{"value": ..}`, or flagd's format.
+    pub(crate) fn parse(key: &str, source: Value) -> Result<Self, DefinitionError> {
+        checked(key.to_owned())?;
+        match source {
+            Value::Object(mut fields) if fields.len() == 1 && fields.contains_key("value") => {
+                Ok(Self::Plain(fields.remove("value").unwrap_or_default()))
+            }
+            source => flagd(key, source, None).map(Self::Flagd).map_err(|error| error.of(key)),
+        }
+    }
+
+    /// The definition in a form that [`parse`](Self::parse) reads again.
+    pub(crate) fn to_json(&self) -> Value {
+        match self {
+            Self::Plain(value) => json!({ "value": value }),
+            Self::Flagd(flag) => flag.source.clone(),
+        }
+    }
+}
+
+fn checked(key: String) -> Result<String, DefinitionError> {
+    if key.is_empty() { Err(DefinitionError::new("", "a flag needs a key that is not empty")) } else { Ok(key) }
+}
+
+fn flagd(key: &str, source: Value, evaluators: Option<&Value>) -> Result<Flagd, DefinitionError> {
+    let Value::Object(fields) = &source else {
+        return Err(DefinitionError::new(
+            "",
+            "must be an object with state, variants and defaultVariant, or {\"value\": ..}",
+        ));
+    };
+    let enabled = match fields.get("state") {
+        Some(Value::String(state)) if state == "ENABLED" => true,
+        Some(Value::String(state)) if state == "DISABLED" => false,
+        Some(other) => {
+            return Err(DefinitionError::new("state", format!("{other} is neither \"ENABLED\" nor \"DISABLED\"")));
+        }
+        None => return Err(DefinitionError::new("state", "is missing; write \"ENABLED\" or \"DISABLED\"")),
+    };
+    let variants = match fields.get("variants") {
+        Some(Value::Object(variants)) if !variants.is_empty() => variants.clone(),
+        Some(_) => return Err(DefinitionError::new("variants", "must be an object with at least one variant")),
+        None => return Err(DefinitionError::new("variants", "are missing; write {\"on\": true, \"off\": false}, say")),
+    };
+    flag_type(&variants)?;
+    let default_variant = match fields.get("defaultVariant") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(name)) if variants.contains_key(name) => Some(name.clone()),
+        Some(other) => {
+            let names: Vec<_> = variants.keys().map(String::as_str).collect();
+            return Err(DefinitionError::new(
+                "defaultVariant",
+                format!("{other} is none of the variants {}", names.join(", ")),
+            ));
+        }
+    };
+    let targeting = match fields.get("targeting") {
+        None | Some(Value::Null) => None,
+        Some(Value::Object(rule)) if rule.is_empty() => None,
+        Some(rule @ Value::Object(_)) => Some(resolve_references(key, rule, evaluators)?),
+        Some(_) => return Err(DefinitionError::new("targeting", "must be an object, a JSONLogic rule")),
+    };
+    let metadata = match fields.get("metadata") {
+        Some(Value::Object(metadata)) => metadata.clone(),
+        None | Some(Value::Null) => Map::new(),
+        Some(_) => return Err(DefinitionError::new("metadata", "must be an object")),
+    };
+    Ok(Flagd { enabled, variants, default_variant, targeting, metadata, source })
+}
+
+/// Puts the document's `$evaluators` where a rule refers to them.
+fn resolve_references(key: &str, rule: &Value, evaluators: Option<&Value>) -> Result<String, DefinitionError> {
+    // The parser resolves references only as part of a document.
+    let flag = json!({"state": "ENABLED", "defaultVariant": "", "variants": {}, "targeting": rule});
+    let document = json!({"$evaluators": evaluators, "flags": {key: flag}});
+    let parsed = FlagParser::parse_string(&document.to_string())
+        .map_err(|error| DefinitionError::new("targeting", error.to_string()))?;
+    Ok(parsed.flags.get(key).map(flagd_evaluation_engine::FeatureFlag::get_targeting).unwrap_or_default())
+}
+
+/// The type that all variants share, in the words of `metadata.flagType`.
+pub(crate) fn flag_type(variants: &Map<String, Value>) -> Result<&'static str, DefinitionError> {
+    let mut found: HashMap<&'static str, &str> = HashMap::new();
+    for (name, value) in variants {
+        let kind = value_type(value).ok_or_else(|| DefinitionError::new(format!("variants.{name}"), "is null"))?;
+        found.entry(kind).or_insert(name);
+    }
+    let mut kinds: Vec<_> = found.into_iter().collect();
+    kinds.sort_unstable();
+    match kinds[..] {
+        [(kind, _)] => Ok(kind),
+        [("decimal", _), ("integer", _)] => Ok("decimal"),
+        [(one, first), (other, second), ..] => Err(DefinitionError::new(
+            "variants",
+            format!("must be of one type, but {first} is of type {one} and {second} of type {other}"),
+        )),
+        [] => Err(DefinitionError::new("variants", "must have at least one variant")),
+    }
+}
+
+/// The type of a value in the words of `metadata.flagType`; null has none.
+pub(crate) fn value_type(value: &Value) -> Option<&'static str> {
+    match value {
+        Value::Null => None,
+        Value::Bool(_) => Some("boolean"),
+        Value::String(_) => Some("string"),
+        Value::Number(number) if number.is_f64() => Some("decimal"),
+        Value::Number(_) => Some("integer"),
+        Value::Object(_) => Some("object"),
+        Value::Array(_) => Some("array"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(source: Value) -> String {
+        document(source).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn both_formats_are_read() {
+        let plain = document(json!({"a": true, "b": {"flags": 1}, "flags": 7})).unwrap();
+        assert_eq!(plain["b"], Definition::Plain(json!({"flags": 1})));
+        assert_eq!(plain.len(), 3);
+        let flagd = document(json!({
+            "$schema": "https://flagd.dev/schema/v0/flags.json",
+            "$evaluators": {"premium": {"==": [{"var": "plan"}, "premium"]}},
+            "metadata": {"owner": "web", "flagSetId": "f"},
+            "flags": {
+                "x": {
+                    "state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": "off",
+                    "targeting": {"if": [{"$ref": "premium"}, "on"]}, "metadata": {"owner": "mail"},
+                },
+                "y": {"state": "DISABLED", "variants": {"a": 1, "b": 1.5}, "targeting": {}},
+            },
+        }))
+        .unwrap();
+        let Definition::Flagd(x) = &flagd["x"] else { panic!("flagd's format") };
+        assert_eq!(x.targeting.as_deref(), Some(r#"{"if":[{"==":[{"var":"plan"},"premium"]},"on"]}"#));
+        assert_eq!((&x.metadata["owner"], &x.metadata["flagSetId"]), (&json!("mail"), &json!("f")));
+        let Definition::Flagd(y) = &flagd["y"] else { panic!("flagd's format") };
+        assert_eq!((y.enabled, &y.default_variant, &y.targeting), (false, &None, &None));
+        assert_eq!(flag_type(&y.variants), Ok("decimal"));
+    }
+
+    #[test]
+    fn a_mistake_is_told_with_flag_and_place() {
+        let flag = |changes: Value| {
+            let mut flag = json!({"state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": "on"});
+            for (field, value) in changes.as_object().unwrap() {
+                flag[field] = value.clone();
+            }
+            json!({"flags": {"x": flag}})
+        };
+        let cases = [
+            (json!([]), "a JSON object of flags is needed"),
+            (json!({"": 1}), "a key that is not empty"),
+            (json!({"flags": {"x": true}}), "flag \"x\": must be an object with state"),
+            (json!({"flags": {}, "metadata": 1}), "metadata: must be an object"),
+            (flag(json!({"state": "on"})), "flag \"x\": state: \"on\" is neither"),
+            (flag(json!({"state": null})), "flag \"x\": state: null is neither"),
+            (flag(json!({"variants": {}})), "flag \"x\": variants: must be an object with at least one"),
+            (
+                flag(json!({"variants": {"on": true, "off": "no"}})),
+                "variants: must be of one type, but on is of type boolean",
+            ),
+            (flag(json!({"variants": {"on": null}})), "variants.on: is null"),
+            (
+                flag(json!({"defaultVariant": "of"})),
+                "flag \"x\": defaultVariant: \"of\" is none of the variants off, on",
+            ),
+            (flag(json!({"targeting": "on"})), "flag \"x\": targeting: must be an object"),
+            (
+                flag(json!({"targeting": {"$ref": "who"}})),
+                "flag \"x\": targeting: Parse error: Evaluator reference 'who'",
+            ),
+            (flag(json!({"metadata": 1})), "flag \"x\": metadata: must be an object"),
+        ];
+        for (source, expected) in cases {
+            let text = error(source);
+            assert!(text.contains(expected), "{text:?} lacks {expected:?}");
+        }
+    }
+
+    #[test]
+    fn a_single_definition_is_read_and_written_again() {
+        let sources = [
+            json!({"value": null}),
+            json!({"value": {"a": 1}}),
+            json!({"state": "ENABLED", "variants": {"on": true}, "defaultVariant": "on"}),
+        ];
+        for source in sources {
+            assert_eq!(Definition::parse("x", source.clone()).unwrap().to_json(), source);
+        }
+        assert!(Definition::parse("x", json!({"value": 1, "also": 2})).is_err());
+        assert!(Definition::parse("", json!({"value": 1})).is_err());
+    }
+}

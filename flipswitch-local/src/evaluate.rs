@@ -1,0 +1,248 @@
+//! Evaluation of a flag for a context, as an OFREP item.
+
+use flagd_evaluation_engine::Operator;
+use open_feature::{EvaluationContext, EvaluationContextFieldValue};
+use serde_json::{Map, Value, json};
+
+use crate::definition::{self, Definition, Flagd};
+
+/// Evaluates flags; holds the compiled operators of targeting rules.
+#[derive(Default)]
+pub(crate) struct Evaluator {
+    operator: Operator,
+}
+
+impl Evaluator {
+    /// Evaluates one flag to the item that OFREP has for it: `{"key", "value", ..}` or `{"key", "errorCode", ..}`.
+    pub(crate) fn item(&self, key: &str, definition: &Definition, context: &EvaluationContext) -> Value {
+        match definition {
+            Definition::Plain(value) => {
+                let flag_type = definition::value_type(value);
+                let mut item = json!({"key": key, "reason": "STATIC", "metadata": metadata(&Map::new(), flag_type)});
+                if !value.is_null() {
+                    item["value"] = value.clone();
+                }
+                item
+            }
+            Definition::Flagd(flag) => match self.choose(key, flag, context) {
+                Ok(choice) => item(key, flag, choice),
+                Err((code, details)) => json!({"key": key, "errorCode": code, "errorDetails": details}),
+            },
+        }
+    }
+
+    fn choose<'a>(
+        &self,
+        key: &str,
+        flag: &'a Flagd,
+        context: &EvaluationContext,
+    ) -> Result<Choice<'a>, (&'static str, String)> {
+        let default = flag.default_variant.as_deref();
+        if !flag.enabled {
+            return Ok(Choice { variant: None, reason: "DISABLED" });
+        }
+        let Some(rule) = &flag.targeting else {
+            let reason = if default.is_some() { "STATIC" } else { "DEFAULT" };
+            return Ok(Choice { variant: default, reason });
+        };
+        match self.operator.apply(key, rule, context) {
+            Ok(None) => Ok(Choice { variant: default, reason: "DEFAULT" }),
+            Ok(Some(name)) => match flag.variants.get_key_value(&name) {
+                Some((name, _)) => Ok(Choice { variant: Some(name), reason: "TARGETING_MATCH" }),
+                None => Err(("GENERAL", format!("targeting chose {name:?}, which is none of the variants"))),
+            },
+            Err(error) => Err(("PARSE_ERROR", format!("targeting: {error}"))),
+        }
+    }
+}
+
+/// A variant, or none where the value is left to the code.
+struct Choice<'a> {
+    variant: Option<&'a str>,
+    reason: &'static str,
+}
+
+fn item(key: &str, flag: &Flagd, Choice { variant, reason }: Choice<'_>) -> Value {
+    let flag_type = definition::flag_type(&flag.variants).ok();
+    let mut item = json!({"key": key, "reason": reason, "metadata": metadata(&flag.metadata, flag_type)});
+    if let Some((variant, value)) = variant.and_then(|variant| flag.variants.get_key_value(variant)) {
+        item["variant"] = json!(variant);
+        item["value"] = value.clone();
+    }
+    item
+}
+
+fn metadata(own: &Map<String, Value>, flag_type: Option<&'static str>) -> Value {
+    let mut metadata = own.clone();
+    if let Some(flag_type) = flag_type {
+        metadata.entry("flagType").or_insert_with(|| json!(flag_type));
+    }
+    Value::Object(metadata)
+}
+
+/// Reads the context of an OFREP request.
+///
+/// # Errors
+///
+/// The code and the details of OFREP's answer.
+pub(crate) fn context(body: &[u8]) -> Result<EvaluationContext, (&'static str, String)> {
+    let body: Value = serde_json::from_slice(body).map_err(|error| ("PARSE_ERROR", error.to_string()))?;
+    let fields = match body {
+        Value::Object(mut body) => body.remove("context").unwrap_or(Value::Null),
+        _ => return Err(("PARSE_ERROR", "the body must be an object with a context".to_owned())),
+    };
+    let fields = match fields {
+        Value::Object(fields) => fields,
+        Value::Null => Map::new(),
+        _ => return Err(("INVALID_CONTEXT", "the context must be an object".to_owned())),
+    };
+    let mut context = EvaluationContext::default();
+    for (name, value) in fields {
+        match value {
+            Value::String(key) if name == "targetingKey" => context.targeting_key = Some(key),
+            _ if name == "targetingKey" => {
+                return Err(("INVALID_CONTEXT", "the targeting key must be a string".to_owned()));
+            }
+            // What rules see of a field that is null is what they see of one that is absent.
+            Value::Null => {}
+            value => context.add_custom_field(name, field(&value)),
+        }
+    }
+    Ok(context)
+}
+
+fn field(value: &Value) -> EvaluationContextFieldValue {
+    match value {
+        Value::Bool(value) => (*value).into(),
+        Value::String(value) => value.as_str().into(),
+        Value::Number(number) => match number.as_i64() {
+            Some(integer) => integer.into(),
+            None => number.as_f64().unwrap_or(f64::NAN).into(),
+        },
+        Value::Null | Value::Array(_) | Value::Object(_) => EvaluationContextFieldValue::new_struct(structure(value)),
+    }
+}
+
+/// A nested value for the evaluation engine, which has no null.
+fn structure(value: &Value) -> open_feature::Value {
+    use open_feature::{StructValue, Value as FeatureValue};
+    match value {
+        Value::Null => FeatureValue::String(String::new()),
+        Value::Bool(value) => FeatureValue::Bool(*value),
+        Value::String(value) => FeatureValue::String(value.clone()),
+        Value::Number(number) => match number.as_i64() {
+            Some(integer) => FeatureValue::Int(integer),
+            None => FeatureValue::Float(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Value::Array(values) => FeatureValue::Array(values.iter().map(structure).collect()),
+        Value::Object(fields) => {
+            let fields = fields.iter().filter(|(_, value)| !value.is_null());
+            let fields = fields.map(|(name, value)| (name.clone(), structure(value))).collect();
+            FeatureValue::Struct(StructValue { fields })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn evaluate(flag: &Value, context: &Value) -> Value {
+        let definition = Definition::parse("x", flag.clone()).unwrap();
+        let body = json!({ "context": context }).to_string();
+        Evaluator::default().item("x", &definition, &super::context(body.as_bytes()).unwrap())
+    }
+
+    fn flag(targeting: &Value) -> Value {
+        json!({
+            "state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": "off", "targeting": targeting,
+        })
+    }
+
+    #[test]
+    fn rules_decide_by_every_kind_of_field() {
+        let cases = [
+            (json!({"==": [{"var": "plan"}, "premium"]}), json!({"plan": "premium"})),
+            (json!({"==": [{"var": "targetingKey"}, "u1"]}), json!({"targetingKey": "u1"})),
+            (json!({">": [{"var": "age"}, 17]}), json!({"age": 18})),
+            (json!({"in": ["admin", {"var": "roles"}]}), json!({"roles": ["user", "admin"]})),
+            (json!({"==": [{"var": "address.country"}, "DE"]}), json!({"address": {"country": "DE", "zip": null}})),
+            (json!({"starts_with": [{"var": "email"}, "a@"]}), json!({"email": "a@b.c"})),
+            (json!({"sem_ver": [{"var": "version"}, ">=", "2.0.0"]}), json!({"version": "2.1.0"})),
+            (json!({"!": [{"var": "missing"}]}), json!({"missing": null})),
+        ];
+        for (condition, context) in cases {
+            let flag = flag(&json!({"if": [condition, "on", null]}));
+            let hit = evaluate(&flag, &context);
+            assert_eq!((&hit["value"], &hit["reason"]), (&json!(true), &json!("TARGETING_MATCH")), "{condition}");
+            if condition["!"].is_null() {
+                let miss = evaluate(&flag, &json!({}));
+                assert_eq!((&miss["value"], &miss["reason"]), (&json!(false), &json!("DEFAULT")), "{condition}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_split_is_stable_and_uses_every_variant() {
+        let flag = flag(&json!({"fractional": [["on", 50], ["off", 50]]}));
+        let value = |user: usize| evaluate(&flag, &json!({"targetingKey": format!("user-{user}")}))["value"].clone();
+        let values: Vec<_> = (0..50).map(value).collect();
+        assert!(values.contains(&json!(true)) && values.contains(&json!(false)));
+        assert_eq!(values, (0..50).map(value).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn items_say_what_was_decided() {
+        let static_flag = json!({"state": "ENABLED", "variants": {"a": 1}, "defaultVariant": "a"});
+        let disabled = json!({"state": "DISABLED", "variants": {"a": "s"}, "defaultVariant": "a"});
+        let code_default = json!({"state": "ENABLED", "variants": {"a": 0.5}, "defaultVariant": null});
+        let cases = [
+            (
+                static_flag,
+                json!({"key": "x", "value": 1, "variant": "a", "reason": "STATIC", "metadata": {"flagType": "integer"}}),
+            ),
+            (disabled, json!({"key": "x", "reason": "DISABLED", "metadata": {"flagType": "string"}})),
+            (code_default, json!({"key": "x", "reason": "DEFAULT", "metadata": {"flagType": "decimal"}})),
+            (
+                json!({"value": {"a": 1}}),
+                json!({"key": "x", "value": {"a": 1}, "reason": "STATIC", "metadata": {"flagType": "object"}}),
+            ),
+            (json!({"value": null}), json!({"key": "x", "reason": "STATIC", "metadata": {}})),
+            (
+                flag(&json!({"if": [true, "oops"]})),
+                json!({
+                    "key": "x", "errorCode": "GENERAL",
+                    "errorDetails": "targeting chose \"oops\", which is none of the variants",
+                }),
+            ),
+        ];
+        for (flag, expected) in cases {
+            assert_eq!(evaluate(&flag, &json!({})), expected);
+        }
+        let broken = evaluate(&flag(&json!({"no_such_operator": [1]})), &json!({}));
+        assert_eq!(broken["errorCode"], "PARSE_ERROR", "{broken}");
+    }
+
+    #[test]
+    fn a_boolean_outcome_names_a_variant() {
+        let flag = json!({
+            "state": "ENABLED", "variants": {"true": 1, "false": 0}, "defaultVariant": "false",
+            "targeting": {"==": [1, 1]},
+        });
+        assert_eq!(evaluate(&flag, &json!({}))["variant"], "true");
+    }
+
+    #[test]
+    fn contexts_that_ofrep_does_not_know_are_refused() {
+        let cases = [
+            ("", "PARSE_ERROR"),
+            ("[]", "PARSE_ERROR"),
+            (r#"{"context":1}"#, "INVALID_CONTEXT"),
+            (r#"{"context":{"targetingKey":1}}"#, "INVALID_CONTEXT"),
+        ];
+        for (body, code) in cases {
+            assert_eq!(context(body.as_bytes()).unwrap_err().0, code, "{body}");
+        }
+        assert_eq!(context(b"{}").unwrap(), EvaluationContext::default());
+    }
+}

@@ -1,0 +1,17 @@
+#![doc = include_str!("../README.md")]
+
+mod control;
+mod definition;
+mod evaluate;
+mod events;
+mod file;
+mod http_api;
+mod record;
+mod server;
+mod store;
+
+pub use crate::{
+    definition::DefinitionError,
+    record::RecordedRequest,
+    server::{LocalServer, LocalServerBuilder},
+};

@@ -1,0 +1,128 @@
+//! The program: `flipswitch-local --flags FILE --listen 127.0.0.1:3001 --api-key KEY`.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
+
+use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+
+use flipswitch_local::LocalServer;
+use tracing_subscriber::EnvFilter;
+
+const HELP: &str = "\
+Flipswitch in a box: a local flag service for development and tests.
+
+Usage: flipswitch-local [OPTIONS]
+
+  --flags FILE        Flags, in flagd's format or as {\"key\": value}; followed as they change
+  --listen ADDRESS    Address to listen on [default: 127.0.0.1:3001]
+  --api-key KEY       Key that clients must send [default: any]
+  --heartbeat SECONDS Time between two heartbeats on a stream [default: 15]
+  --help              This text
+  --version           The version
+";
+
+struct Options {
+    flags: Option<PathBuf>,
+    listen: SocketAddr,
+    api_key: Option<String>,
+    heartbeat: Duration,
+}
+
+enum Command {
+    Serve(Options),
+    Print(String),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
+    let options = match command() {
+        Ok(Command::Serve(options)) => options,
+        Ok(Command::Print(text)) => {
+            println!("{}", text.trim_end());
+            return ExitCode::SUCCESS;
+        }
+        Err(error) => {
+            eprintln!("flipswitch-local: {error}\nTry --help.");
+            return ExitCode::from(2);
+        }
+    };
+    match serve(options).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("flipswitch-local: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve(options: Options) -> std::io::Result<()> {
+    let mut builder = LocalServer::builder().listen(options.listen).heartbeat(options.heartbeat);
+    if let Some(flags) = options.flags {
+        builder = builder.flags_file(flags);
+    }
+    if let Some(api_key) = options.api_key {
+        builder = builder.api_key(api_key);
+    }
+    let server = builder.start().await.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse | std::io::ErrorKind::AddrNotAvailable | std::io::ErrorKind::PermissionDenied => {
+            std::io::Error::new(error.kind(), format!("--listen: {error}"))
+        }
+        _ => error,
+    })?;
+    let url = server.url();
+    println!("Flags at {url}");
+    println!("  set:    curl -X PUT {url}/local/flags/my-flag -d '{{\"value\": true}}'");
+    println!("  remove: curl -X DELETE {url}/local/flags/my-flag");
+    println!("  list:   curl {url}/local/flags");
+    asked_to_end().await?;
+    server.shutdown().await;
+    Ok(())
+}
+
+#[cfg(unix)]
+async fn asked_to_end() -> std::io::Result<()> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        outcome = tokio::signal::ctrl_c() => outcome,
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+#[cfg(not(unix))]
+async fn asked_to_end() -> std::io::Result<()> {
+    tokio::signal::ctrl_c().await
+}
+
+fn command() -> Result<Command, lexopt::Error> {
+    use lexopt::{Arg::Long, ValueExt};
+
+    let mut options = Options {
+        flags: None,
+        listen: SocketAddr::from(([127, 0, 0, 1], 3001)),
+        api_key: None,
+        heartbeat: Duration::from_secs(15),
+    };
+    let mut arguments = lexopt::Parser::from_env();
+    while let Some(argument) = arguments.next()? {
+        match argument {
+            Long("flags") => options.flags = Some(arguments.value()?.into()),
+            Long("listen") => options.listen = arguments.value()?.parse()?,
+            Long("api-key") => options.api_key = Some(arguments.value()?.string()?),
+            Long("heartbeat") => {
+                options.heartbeat = arguments.value()?.parse_with(|text| {
+                    let seconds = text.parse::<f64>().map_err(|error| error.to_string())?;
+                    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
+                })?;
+            }
+            Long("help") => return Ok(Command::Print(HELP.to_owned())),
+            Long("version") => {
+                return Ok(Command::Print(concat!("flipswitch-local ", env!("CARGO_PKG_VERSION")).to_owned()));
+            }
+            other => return Err(other.unexpected()),
+        }
+    }
+    Ok(Command::Serve(options))
+}

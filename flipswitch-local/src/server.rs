@@ -1,0 +1,280 @@
+//! The server: built, started, and stopped.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    body::{self, Body},
+    extract::{Request, State},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    serve::ListenerExt,
+};
+use http::StatusCode;
+use serde_json::Value;
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::{
+    DefinitionError, control,
+    definition::{self, Definition},
+    file, http_api,
+    record::{Record, RecordedRequest},
+    store::Store,
+};
+
+/// Bodies are read up to this size.
+const MAX_BODY: usize = 1 << 20;
+
+/// How long connections may take to end at shutdown.
+const END: Duration = Duration::from_secs(2);
+
+/// A flag service in this process, on a loopback port. It stops when it is shut down or dropped.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> std::io::Result<()> {
+/// use flipswitch_local::LocalServer;
+///
+/// let service = LocalServer::start(serde_json::json!({"new-home": false})).await?;
+/// println!("flags at {}", service.url());
+/// service.set_flag("new-home", true);
+/// service.shutdown().await;
+/// # Ok(())
+/// # }
+/// ```
+pub struct LocalServer {
+    shared: Arc<Shared>,
+    address: SocketAddr,
+    tasks: Vec<JoinHandle<()>>,
+    _stop_on_drop: DropGuard,
+}
+
+/// What the endpoints share.
+pub(crate) struct Shared {
+    pub(crate) store: Arc<Store>,
+    /// `None` takes any key.
+    pub(crate) api_key: Option<String>,
+    pub(crate) stop: CancellationToken,
+    record: Record,
+}
+
+/// Settings of a [`LocalServer`].
+#[derive(Clone, Debug)]
+#[must_use = "a builder does nothing until `start`"]
+pub struct LocalServerBuilder {
+    flags: Value,
+    flags_file: Option<PathBuf>,
+    listen: SocketAddr,
+    api_key: Option<String>,
+    heartbeat: Duration,
+}
+
+impl LocalServer {
+    /// Starts a service with these flags on a free loopback port: `{"key": value, ..}`, or flagd's format.
+    ///
+    /// # Errors
+    ///
+    /// As [`LocalServerBuilder::start`].
+    pub async fn start(flags: Value) -> io::Result<Self> {
+        Self::builder().flags(flags).start().await
+    }
+
+    /// Begins a service with other settings than the defaults.
+    pub fn builder() -> LocalServerBuilder {
+        LocalServerBuilder {
+            flags: Value::Object(serde_json::Map::new()),
+            flags_file: None,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            api_key: None,
+            heartbeat: Duration::from_secs(15),
+        }
+    }
+
+    /// Returns the base URL, for a provider's `base_url`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Returns a key that the service takes.
+    #[must_use]
+    pub fn api_key(&self) -> String {
+        self.shared.api_key.clone().unwrap_or_else(|| "local".to_owned())
+    }
+
+    /// Sets a flag to one value for everyone, and tells the open streams.
+    pub fn set_flag(&self, key: &str, value: impl Into<Value>) {
+        self.shared.store.set(key, Definition::Plain(value.into()));
+    }
+
+    /// Sets a flag to a definition in flagd's format, or to `{"value": ..}`, and tells the open streams.
+    ///
+    /// # Errors
+    ///
+    /// A [`DefinitionError`] naming what is wrong with the definition; the flag stays as it was.
+    pub fn set_definition(&self, key: &str, definition: Value) -> Result<(), DefinitionError> {
+        self.shared.store.set(key, Definition::parse(key, definition)?);
+        Ok(())
+    }
+
+    /// Removes a flag, and tells the open streams; returns whether there was one.
+    #[expect(clippy::must_use_candidate, reason = "called for its effect")]
+    pub fn remove_flag(&self, key: &str) -> bool {
+        self.shared.store.remove(key)
+    }
+
+    /// Sends any event to the open streams.
+    #[expect(clippy::needless_pass_by_value, reason = "callers write `json!(..)` on the spot")]
+    pub fn send_event(&self, event: &str, data: Value) {
+        self.shared.store.events.send(event, &data);
+    }
+
+    /// Returns the requests received so far, oldest first; of many the latest 16 384.
+    #[must_use]
+    pub fn requests(&self) -> Vec<RecordedRequest> {
+        self.shared.record.all()
+    }
+
+    /// Returns how many streams of changes are open.
+    #[must_use]
+    pub fn streams(&self) -> usize {
+        self.shared.store.events.open()
+    }
+
+    /// Stops the service: streams end, connections close, the port is free.
+    pub async fn shutdown(self) {
+        self.shared.stop.cancel();
+        for mut task in self.tasks {
+            if tokio::time::timeout(END, &mut task).await.is_err() {
+                task.abort();
+            }
+        }
+    }
+}
+
+impl fmt::Debug for LocalServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalServer")
+            .field("url", &self.url())
+            .field("streams", &self.streams())
+            .finish_non_exhaustive()
+    }
+}
+
+impl LocalServerBuilder {
+    /// Sets the flags: `{"key": value, ..}`, or flagd's format. Default: none.
+    pub fn flags(mut self, flags: Value) -> Self {
+        self.flags = flags;
+        self
+    }
+
+    /// Sets a file of flags, in either form, that is followed as it changes; its flags win over
+    /// [`flags`](Self::flags). Default: none.
+    pub fn flags_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.flags_file = Some(path.into());
+        self
+    }
+
+    /// Sets the address to listen on. Default: a free port of `127.0.0.1`.
+    ///
+    /// Whoever can reach the address can change flags: keep it on loopback.
+    pub fn listen(mut self, address: SocketAddr) -> Self {
+        self.listen = address;
+        self
+    }
+
+    /// Sets the API key that clients must send. Default: any key, or none, will do.
+    pub fn api_key(mut self, api_key: impl Into<String>) -> Self {
+        self.api_key = Some(api_key.into());
+        self
+    }
+
+    /// Sets the time between two heartbeats on a stream. Default: 15 s, as the service has it.
+    pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
+        self.heartbeat = heartbeat;
+        self
+    }
+
+    /// Starts the service on the current tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// An I/O error naming the address if it cannot be listened on, or the file and the place in it if flags cannot be
+    /// read; of kind `InvalidInput` for a heartbeat of zero.
+    pub async fn start(self) -> io::Result<LocalServer> {
+        let Self { flags, flags_file, listen, api_key, heartbeat } = self;
+        if heartbeat.is_zero() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "heartbeat is zero; give it a duration above that",
+            ));
+        }
+        let mut flags =
+            definition::document(flags).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        let file = match &flags_file {
+            None => None,
+            Some(path) => {
+                // Watched before it is read, so that no change is lost in between.
+                let watch = file::Watch::new(path)?;
+                let from_file = file::read(path)?;
+                flags.extend(from_file.clone());
+                Some((watch, from_file))
+            }
+        };
+        let refuse = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}"));
+        let listener = TcpListener::bind(listen).await.map_err(refuse)?;
+        let address = listener.local_addr()?;
+
+        let stop = CancellationToken::new();
+        let store = Arc::new(Store::new(flags, heartbeat));
+        let shared = Arc::new(Shared { store, api_key, stop: stop.clone(), record: Record::default() });
+        let mut tasks = vec![tokio::spawn(serve(listener, Arc::clone(&shared)))];
+        if let Some((watch, from_file)) = file {
+            let (store, stop) = (Arc::clone(&shared.store), stop.clone());
+            tasks.push(tokio::spawn(async move {
+                stop.run_until_cancelled(watch.follow(store, from_file)).await;
+            }));
+        }
+        Ok(LocalServer { shared, address, tasks, _stop_on_drop: stop.drop_guard() })
+    }
+}
+
+async fn serve(listener: TcpListener, shared: Arc<Shared>) {
+    let stop = shared.stop.clone().cancelled_owned();
+    let app = Router::new()
+        .merge(http_api::routes(&shared))
+        .merge(control::routes())
+        .layer(middleware::from_fn_with_state(Arc::clone(&shared), record))
+        .with_state(shared);
+    let listener = listener.tap_io(|stream| {
+        // Events are small and must not wait for one another.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(target: "flipswitch_local", %error, "TCP_NODELAY");
+        }
+    });
+    if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(stop).await {
+        tracing::error!(target: "flipswitch_local", %error, "the server ended");
+    }
+}
+
+async fn record(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    let Ok(body) = body::to_bytes(body, MAX_BODY).await else {
+        return (StatusCode::PAYLOAD_TOO_LARGE, "bodies are read up to 1 MiB").into_response();
+    };
+    shared.record.add(RecordedRequest {
+        method: parts.method.clone(),
+        path: parts.uri.path_and_query().map_or_else(String::new, ToString::to_string),
+        headers: parts.headers.clone(),
+        body: body.clone(),
+        at: Instant::now(),
+    });
+    next.run(Request::from_parts(parts, Body::from(body))).await
+}

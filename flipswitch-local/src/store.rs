@@ -1,0 +1,90 @@
+//! The flags as they are now. Every change is told to the open streams.
+
+use std::{
+    collections::BTreeSet,
+    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::Duration,
+};
+
+use open_feature::EvaluationContext;
+use serde_json::{Map, Value, json};
+
+use crate::{
+    definition::{Definition, Flags},
+    evaluate::Evaluator,
+    events::Events,
+};
+
+pub(crate) struct Store {
+    flags: RwLock<Flags>,
+    evaluator: Evaluator,
+    pub(crate) events: Events,
+}
+
+impl Store {
+    pub(crate) fn new(flags: Flags, heartbeat: Duration) -> Self {
+        Self { flags: RwLock::new(flags), evaluator: Evaluator::default(), events: Events::new(heartbeat) }
+    }
+
+    /// Evaluates one flag; `None` if there is none of that key.
+    pub(crate) fn evaluate(&self, key: &str, context: &EvaluationContext) -> Option<Value> {
+        self.read().get(key).map(|flag| self.evaluator.item(key, flag, context))
+    }
+
+    /// Evaluates all flags, by key.
+    pub(crate) fn evaluate_all(&self, context: &EvaluationContext) -> Vec<Value> {
+        self.read().iter().map(|(key, flag)| self.evaluator.item(key, flag, context)).collect()
+    }
+
+    /// Sets a flag and tells so, also if it is what it was.
+    pub(crate) fn set(&self, key: &str, definition: Definition) {
+        self.write().insert(key.to_owned(), definition);
+        self.events.flag_updated(key);
+    }
+
+    /// Removes a flag and tells so; `false` if there is none of that key.
+    pub(crate) fn remove(&self, key: &str) -> bool {
+        let existed = self.write().remove(key).is_some();
+        if existed {
+            self.events.flag_updated(key);
+        }
+        existed
+    }
+
+    /// Takes over what differs between two states of a file, so that a change made by hand lasts until the file says
+    /// something else about that flag. Returns the keys that differ.
+    pub(crate) fn apply(&self, before: &Flags, after: &Flags) -> BTreeSet<String> {
+        let keys: BTreeSet<_> = before.keys().chain(after.keys()).collect();
+        let changed: BTreeSet<_> =
+            keys.into_iter().filter(|key| before.get(*key) != after.get(*key)).cloned().collect();
+        let mut flags = self.write();
+        for key in &changed {
+            match after.get(key) {
+                Some(flag) => flags.insert(key.clone(), flag.clone()),
+                None => flags.remove(key),
+            };
+        }
+        drop(flags);
+        let mut keys = changed.iter();
+        match (keys.next(), keys.next()) {
+            (None, _) => {}
+            (Some(key), None) => self.events.flag_updated(key),
+            (Some(_), Some(_)) => self.events.config_updated("flags-file-changed"),
+        }
+        changed
+    }
+
+    /// All definitions, as a document.
+    pub(crate) fn to_json(&self) -> Value {
+        let flags: Map<_, _> = self.read().iter().map(|(key, flag)| (key.clone(), flag.to_json())).collect();
+        json!({ "flags": flags })
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Flags> {
+        self.flags.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Flags> {
+        self.flags.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}

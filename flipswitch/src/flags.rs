@@ -1,0 +1,272 @@
+//! The snapshot that a caller reads.
+
+use std::{fmt, sync::Arc};
+
+use open_feature::EvaluationContext;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::{Error, FlagError, FlagEvaluation, FlagType, answer::Answer, context::CanonicalContext};
+
+/// All flags of one context, from one answer of the service.
+///
+/// Reading a flag is a search in memory: nothing is requested, locked or, for booleans, numbers and `&str`, allocated.
+/// All reads of one `Flags` agree with each other, whatever changes meanwhile; take a new one for each request. A clone
+/// shares the answer.
+///
+/// Reading never fails. A flag that is unknown, has another type or no value gives the caller's default;
+/// [`evaluation`](Self::evaluation) tells why.
+///
+/// ```
+/// # use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let provider = FlipswitchProvider::in_memory(json!({"dark-mode": true, "theme": "blue", "limit": 10}));
+/// let flags = provider.flags(&EvaluationContext::default().with_targeting_key("user-123")).await;
+/// assert!(flags.bool("dark-mode", false));
+/// assert_eq!(flags.string("theme", "light"), "blue");
+/// assert_eq!(flags.int("limit", 3), 10);
+/// assert_eq!(flags.int("unknown", 3), 3);
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Flags {
+    snapshot: Arc<Snapshot>,
+    stale: bool,
+    error: Option<Arc<Error>>,
+}
+
+/// An answer, and the context that it was evaluated for.
+struct Snapshot {
+    /// `None`: there never was an answer.
+    answer: Option<Arc<Answer>>,
+    context: Subject,
+}
+
+enum Subject {
+    Canonical(CanonicalContext),
+    /// A context that has no canonical form, because it is invalid.
+    Raw(EvaluationContext),
+}
+
+impl Flags {
+    pub(crate) fn fresh(answer: Arc<Answer>, context: CanonicalContext) -> Self {
+        Self::new(Some(answer), Subject::Canonical(context), None)
+    }
+
+    pub(crate) fn unavailable(error: Error, context: CanonicalContext) -> Self {
+        Self::new(None, Subject::Canonical(context), Some(error))
+    }
+
+    pub(crate) fn refused(error: Error, context: EvaluationContext) -> Self {
+        Self::new(None, Subject::Raw(context), Some(error))
+    }
+
+    /// The operator's values, until the service has any.
+    pub(crate) fn bootstrapped(bootstrap: Arc<Answer>, error: Error, context: CanonicalContext) -> Self {
+        Self { stale: true, ..Self::new(Some(bootstrap), Subject::Canonical(context), Some(error)) }
+    }
+
+    fn new(answer: Option<Arc<Answer>>, context: Subject, error: Option<Error>) -> Self {
+        Self { snapshot: Arc::new(Snapshot { answer, context }), stale: false, error: error.map(Arc::new) }
+    }
+
+    /// Returns the boolean flag `key`, or `default`.
+    #[must_use]
+    pub fn bool(&self, key: &str, default: bool) -> bool {
+        self.read(key, FlagType::Boolean, FlagEvaluation::as_bool).unwrap_or(default)
+    }
+
+    /// Returns the flag `key` as a whole number, or `default`. `42.0` is the whole number 42; `3.14` is none.
+    #[must_use]
+    pub fn int(&self, key: &str, default: i64) -> i64 {
+        self.read(key, FlagType::Integer, FlagEvaluation::as_i64).unwrap_or(default)
+    }
+
+    /// Returns the flag `key` as a number, or `default`.
+    #[must_use]
+    pub fn float(&self, key: &str, default: f64) -> f64 {
+        self.read(key, FlagType::Number, FlagEvaluation::as_f64).unwrap_or(default)
+    }
+
+    /// Returns the string flag `key`, or `default`.
+    #[must_use]
+    pub fn string<'a>(&'a self, key: &str, default: &'a str) -> &'a str {
+        self.read(key, FlagType::String, FlagEvaluation::as_str).unwrap_or(default)
+    }
+
+    /// Returns the flag `key` as anything that its JSON value can be read as, or `default`.
+    #[must_use]
+    pub fn object<T: DeserializeOwned>(&self, key: &str, default: T) -> T {
+        self.read(key, FlagType::Object, |flag| {
+            if flag.value.is_null() {
+                return None;
+            }
+            match T::deserialize(&flag.value) {
+                Ok(value) => Some(value),
+                Err(error) => {
+                    tracing::debug!(target: "flipswitch", key, %error, "the flag's value cannot be read as asked for");
+                    None
+                }
+            }
+        })
+        .unwrap_or(default)
+    }
+
+    /// Returns everything that is known about the flag `key`.
+    ///
+    /// A flag whose value the service leaves to the code is no error: its value is null, its reason says why.
+    ///
+    /// # Errors
+    ///
+    /// [`FlagError::NotFound`] if the answer does not have the flag, [`FlagError::Evaluation`] if the service could not
+    /// evaluate it, [`FlagError::Unavailable`] if there is no answer.
+    pub fn evaluation(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
+        match (&self.snapshot.answer, &self.error) {
+            (Some(answer), _) => answer.get(key),
+            (None, Some(error)) => Err(FlagError::Unavailable(Error::clone(error))),
+            (None, None) => Err(FlagError::NotFound),
+        }
+    }
+
+    /// Returns all evaluated flags, sorted by key. Flags that the service could not evaluate are not among them.
+    pub fn iter(&self) -> impl Iterator<Item = &FlagEvaluation> {
+        self.snapshot.answer.iter().flat_map(|answer| answer.iter())
+    }
+
+    /// Returns the context that the flags were evaluated for, in the form in which it goes over the wire: dates are
+    /// RFC 3339 strings, structures [`serde_json::Value`]s.
+    #[must_use]
+    pub fn context(&self) -> EvaluationContext {
+        match &self.snapshot.context {
+            Subject::Canonical(context) => context.decode(),
+            Subject::Raw(context) => context.clone(),
+        }
+    }
+
+    /// Returns whether the values may be out of date: the service could not be asked again in time.
+    #[must_use]
+    pub fn is_stale(&self) -> bool {
+        self.stale
+    }
+
+    /// Returns why there is no answer, or none newer than this one.
+    #[must_use]
+    pub fn error(&self) -> Option<&Error> {
+        self.error.as_deref()
+    }
+
+    /// Returns all values as one JSON object, key → value.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        Value::Object(self.iter().map(|flag| (flag.key.clone(), flag.value.clone())).collect::<Map<_, _>>())
+    }
+
+    /// Whether there is an answer at all.
+    pub(crate) fn known(&self) -> Result<(), Error> {
+        match (&self.snapshot.answer, &self.error) {
+            (None, Some(error)) => Err(Error::clone(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// The evaluation of a flag, `None` only if the answer does not have it.
+    pub(crate) fn evaluation_if_any(&self, key: &str) -> Result<Option<FlagEvaluation>, Error> {
+        match self.evaluation(key) {
+            Ok(flag) => Ok(Some(flag.clone())),
+            Err(FlagError::Evaluation { code, details }) => Err(Error::Evaluation { code, details }),
+            Err(FlagError::Unavailable(error)) => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Reads a flag as one type.
+    pub(crate) fn read<'a, T>(
+        &'a self,
+        key: &str,
+        expected: FlagType,
+        read: impl FnOnce(&'a FlagEvaluation) -> Option<T>,
+    ) -> Result<T, FlagError> {
+        let flag = self.evaluation(key)?;
+        read(flag).ok_or_else(|| {
+            let error = flag.mismatch(expected);
+            tracing::debug!(target: "flipswitch", key, %error, "the default is used");
+            error
+        })
+    }
+}
+
+/// Shows how many flags there are and how good they are; never the context, which may hold personal data.
+impl fmt::Debug for Flags {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Flags")
+            .field("flags", &self.iter().count())
+            .field("stale", &self.stale)
+            .field("error", &self.error)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::ofrep;
+
+    fn flags(items: &Value) -> Flags {
+        let answer = ofrep::bulk(json!({"flags": items}).to_string().as_bytes()).unwrap();
+        Flags::fresh(Arc::new(answer), CanonicalContext::start_up())
+    }
+
+    #[test]
+    fn a_flag_of_another_type_gives_the_default() {
+        let flags = flags(&json!([
+            {"key": "bool", "value": true}, {"key": "int", "value": 42}, {"key": "float", "value": 2.5},
+            {"key": "string", "value": "s"}, {"key": "object", "value": {"a": 1}}, {"key": "none"},
+        ]));
+        let expected = [
+            ("bool", true, -1, -1.0, "d"),
+            ("int", false, 42, 42.0, "d"),
+            ("float", false, -1, 2.5, "d"),
+            ("string", false, -1, -1.0, "s"),
+            ("object", false, -1, -1.0, "d"),
+            ("none", false, -1, -1.0, "d"),
+            ("unknown", false, -1, -1.0, "d"),
+        ];
+        for (key, bool, int, float, string) in expected {
+            assert_eq!(flags.bool(key, false), bool, "{key}");
+            assert_eq!(flags.int(key, -1), int, "{key}");
+            assert_eq!(flags.float(key, -1.0), float, "{key}");
+            assert_eq!(flags.string(key, "d"), string, "{key}");
+        }
+    }
+
+    #[test]
+    fn objects_are_read_as_any_type_that_fits() {
+        let flags = flags(&json!([
+            {"key": "object", "value": {"a": 1}}, {"key": "list", "value": [1, 2]}, {"key": "none", "value": null},
+        ]));
+        let default = || Map::from_iter([("d".to_owned(), json!(0))]);
+        assert_eq!(flags.object("object", default())["a"], 1);
+        assert_eq!(flags.object::<Vec<i64>>("list", vec![]), [1, 2]);
+        assert_eq!(flags.object("list", default()), default());
+        assert_eq!(flags.object::<Option<i64>>("none", Some(7)), Some(7));
+    }
+
+    #[test]
+    fn the_json_view_has_every_evaluated_flag() {
+        let flags = flags(&json!([
+            {"key": "b", "value": [1, {"c": null}]}, {"key": "a", "value": 1.0}, {"key": "e", "errorCode": "GENERAL"},
+        ]));
+        assert_eq!(flags.to_json(), json!({"a": 1.0, "b": [1, {"c": null}]}));
+    }
+
+    #[test]
+    fn debug_output_does_not_show_the_context() {
+        let context = EvaluationContext::default().with_targeting_key("secret-user");
+        let flags = Flags::unavailable(Error::Timeout, CanonicalContext::new(&context).unwrap());
+        assert!(!format!("{flags:?}").contains("secret-user"));
+        assert_eq!(flags.context(), context);
+    }
+}

@@ -1,0 +1,29 @@
+#![doc = include_str!("../README.md")]
+
+mod answer;
+mod builder;
+mod context;
+mod error;
+mod evaluation;
+mod flags;
+mod lifespan;
+mod ofrep;
+mod provider;
+mod request;
+mod resolution;
+mod runtime;
+mod transport;
+
+pub use open_feature;
+pub use reqwest;
+pub use serde_json;
+
+pub use crate::{
+    builder::FlipswitchProviderBuilder,
+    error::{ConfigError, Error, FlagError, ReadyError},
+    evaluation::{FlagEvaluation, FlagType},
+    flags::Flags,
+    lifespan::{Lifespan, LifespanBuilder},
+    provider::FlipswitchProvider,
+    request::{IntoContext, RequestScope},
+};

@@ -1,0 +1,365 @@
+//! HTTP. The only file that knows the client library: URLs, headers, limits, and what a status means.
+
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+pub(crate) use reqwest::ClientBuilder;
+use reqwest::{Client, Response, Url, redirect};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::sync::Semaphore;
+
+use crate::{ConfigError, Error, answer::Answer, builder::Settings, context::CanonicalContext, error::Chain, ofrep};
+
+/// Makes the clients: one factory for every request there is.
+pub(crate) type ClientFactory = Arc<dyn Fn() -> ClientBuilder + Send + Sync>;
+
+/// A bulk answer may not be larger than this.
+const MAX_ANSWER: usize = 16 << 20;
+
+/// Of the body of an error this much is read, and the rest left alone.
+const MAX_REFUSAL: usize = 64 << 10;
+
+/// An API key longer than this is a mistake.
+const MAX_KEY: usize = 4_096;
+
+/// At most this many redirects are followed, all within the origin.
+const MAX_REDIRECTS: usize = 5;
+
+/// What a service may ask for in `Retry-After`, at most and for want of anything readable.
+const MAX_PAUSE: Duration = Duration::from_secs(300);
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+
+/// The API key, as the header value that it is sent as.
+#[derive(Clone)]
+pub(crate) struct ApiKey(HeaderValue);
+
+impl ApiKey {
+    pub(crate) fn new(key: &str) -> Result<Self, ConfigError> {
+        let key = key.trim();
+        if key.is_empty() {
+            return Err(ConfigError::EmptyApiKey);
+        }
+        if key.len() > MAX_KEY {
+            return Err(ConfigError::LongApiKey { length: key.len() });
+        }
+        if let Some(position) = key.chars().position(|character| !matches!(character, ' '..='~')) {
+            return Err(ConfigError::IllegalApiKey { position: position + 1 });
+        }
+        let mut value = HeaderValue::from_str(key).map_err(|_| ConfigError::IllegalApiKey { position: 1 })?;
+        value.set_sensitive(true);
+        Ok(Self(value))
+    }
+}
+
+/// Shows the end of a key that is long enough to stay secret.
+impl fmt::Display for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.to_str() {
+            Ok(key) if key.len() >= 16 => write!(f, "…{}", &key[key.len() - 4..]),
+            _ => f.write_str("…"),
+        }
+    }
+}
+
+/// Where the service is: an origin, and a path that may be empty.
+#[derive(Clone)]
+pub(crate) struct BaseUrl(Url);
+
+impl BaseUrl {
+    pub(crate) fn new(text: &str) -> Result<Self, ConfigError> {
+        let refuse = |problem: &str| ConfigError::BaseUrl {
+            value: Self::without_credentials(text),
+            problem: problem.to_owned(),
+        };
+        let mut url = Url::parse(text.trim()).map_err(|error| refuse(&error.to_string()))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(refuse("only http or https can be spoken"));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(refuse("credentials in a URL end up in logs; the API key is all the service needs"));
+        }
+        if url.query().is_some() {
+            return Err(refuse("a query cannot be kept, since paths are appended"));
+        }
+        if url.fragment().is_some() {
+            return Err(refuse("a fragment is never sent"));
+        }
+        let path = url.path().trim_end_matches('/').to_owned();
+        url.set_path(&path);
+        Ok(Self(url))
+    }
+
+    /// What may be shown of a text that was meant to be a URL.
+    pub(crate) fn without_credentials(text: &str) -> String {
+        let text = text.split(['?', '#']).next().unwrap_or_default();
+        let start = text.find("//").map_or(0, |at| at + 2);
+        let shown = match text.rfind('@') {
+            Some(at) if at >= start => format!("{}…{}", &text[..start], &text[at..]),
+            _ => text.to_owned(),
+        };
+        ofrep::printable(&shown)
+    }
+
+    /// Whether requests to it stay on this machine.
+    pub(crate) fn is_loopback(&self) -> bool {
+        let host = self.0.host_str().unwrap_or_default();
+        match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+            Ok(address) => address.is_loopback(),
+            Err(_) => host == "localhost" || host.ends_with(".localhost"),
+        }
+    }
+
+    /// Whether the API key crosses the network readable by anybody on the way.
+    pub(crate) fn is_plain_and_remote(&self) -> bool {
+        self.0.scheme() == "http" && !self.is_loopback()
+    }
+
+    fn join(&self, path: &str) -> Url {
+        let mut url = self.0.clone();
+        let base = url.path().trim_end_matches('/').to_owned();
+        url.set_path(&format!("{base}{path}"));
+        url
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_str().trim_end_matches('/'))
+    }
+}
+
+/// Sends requests to the service. Lives on the home runtime.
+pub(crate) struct Transport {
+    client: Client,
+    bulk: Url,
+    headers: HeaderMap,
+    request_timeout: Duration,
+    slots: Semaphore,
+}
+
+impl Transport {
+    pub(crate) fn new(settings: &Settings) -> Result<Self, ConfigError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(HeaderName::from_static("x-api-key"), settings.api_key.0.clone());
+        if settings.telemetry {
+            telemetry(&mut headers, settings.enable_realtime);
+        }
+        Ok(Self {
+            client: client(settings)?,
+            bulk: settings.base_url.join("/ofrep/v1/evaluate/flags"),
+            headers,
+            request_timeout: settings.request_timeout,
+            slots: Semaphore::new(settings.max_concurrent_requests),
+        })
+    }
+
+    /// Asks for all flags of one context.
+    pub(crate) async fn bulk(&self, context: &CanonicalContext) -> Result<Answer, Error> {
+        match tokio::time::timeout(self.request_timeout, self.bulk_at_leisure(context)).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Error::Timeout),
+        }
+    }
+
+    async fn bulk_at_leisure(&self, context: &CanonicalContext) -> Result<Answer, Error> {
+        let _slot = self.slots.acquire().await.map_err(|_| Error::ShutDown)?;
+        let response = self
+            .client
+            .post(self.bulk.clone())
+            .headers(self.headers.clone())
+            .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            .body(context.as_body().to_owned())
+            .send()
+            .await
+            .map_err(Error::transport)?;
+        match response.status() {
+            StatusCode::OK => ofrep::bulk(&body(response, MAX_ANSWER).await?),
+            // OFREP knows no 404 for bulk; services that have no flags yet send it.
+            StatusCode::NOT_FOUND => Ok(Answer::default()),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Error::Unauthorized),
+            StatusCode::TOO_MANY_REQUESTS => {
+                let retry_after = pause(response.headers().get(header::RETRY_AFTER), OffsetDateTime::now_utc());
+                Err(Error::RateLimited { retry_after })
+            }
+            status @ StatusCode::BAD_REQUEST => {
+                let refusal = body(response, MAX_REFUSAL).await.ok().and_then(|body| ofrep::refusal(&body));
+                Err(refusal.unwrap_or(Error::Status(status)))
+            }
+            status => Err(Error::Status(status)),
+        }
+    }
+}
+
+/// A client of the application's factory, with what must hold for every request set last.
+fn client(settings: &Settings) -> Result<Client, ConfigError> {
+    let base_url = &settings.base_url;
+    let mut builder = match &settings.http_client {
+        Some(factory) => factory(),
+        // Without TLS there is nothing to trust: the system's certificates need not even be there.
+        None if base_url.0.scheme() == "http" => ClientBuilder::new().tls_certs_only([]),
+        None => ClientBuilder::new(),
+    };
+    if base_url.is_loopback() {
+        builder = builder.no_proxy();
+    }
+    builder
+        .redirect(same_origin(base_url.0.clone()))
+        .connect_timeout(settings.connect_timeout)
+        .no_gzip()
+        .no_brotli()
+        .no_zstd()
+        .no_deflate()
+        .build()
+        .map_err(|error| ConfigError::HttpClient { cause: Chain(&error).to_string() })
+}
+
+/// Redirects stay within the origin, since they carry the API key, and keep the method: a redirect that would turn a
+/// POST into a GET is an answer like any other.
+fn same_origin(base: Url) -> redirect::Policy {
+    redirect::Policy::custom(move |attempt| {
+        let keeps_method = matches!(attempt.status(), StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
+        if attempt.url().origin() != base.origin() {
+            let refused = RefusedRedirect::OtherOrigin(attempt.url().origin().ascii_serialization());
+            attempt.error(refused)
+        } else if attempt.previous().len() > MAX_REDIRECTS {
+            attempt.error(RefusedRedirect::TooMany)
+        } else if keeps_method {
+            attempt.follow()
+        } else {
+            attempt.stop()
+        }
+    })
+}
+
+/// Why a redirect was not followed.
+#[derive(Debug, thiserror::Error)]
+enum RefusedRedirect {
+    #[error("redirected to another origin, {0}, which the API key must not reach")]
+    OtherOrigin(String),
+    #[error("redirected more than {MAX_REDIRECTS} times")]
+    TooMany,
+}
+
+/// What every Flipswitch SDK tells the service about itself.
+fn telemetry(headers: &mut HeaderMap, realtime: bool) {
+    let os = match std::env::consts::OS {
+        "macos" => "darwin",
+        os => os,
+    };
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        arch => arch,
+    };
+    let values = [
+        ("x-flipswitch-sdk", concat!("rust/", env!("CARGO_PKG_VERSION")).to_owned()),
+        ("x-flipswitch-runtime", concat!("rust/", env!("FLIPSWITCH_RUSTC_VERSION")).to_owned()),
+        ("x-flipswitch-os", format!("{os}/{arch}")),
+        ("x-flipswitch-features", format!("sse={realtime}")),
+    ];
+    for (name, value) in values {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    }
+}
+
+/// Reads a body up to `limit` bytes.
+async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, Error> {
+    let announced = response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+    if announced > limit {
+        return Err(Error::TooLarge);
+    }
+    let mut body = Vec::with_capacity(announced);
+    while let Some(chunk) = response.chunk().await.map_err(Error::transport)? {
+        if body.len() + chunk.len() > limit {
+            return Err(Error::TooLarge);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// Reads `Retry-After`: seconds or an HTTP date (RFC 9110 §10.2.3), or an ISO 8601 date, which services send too.
+fn pause(value: Option<&HeaderValue>, now: OffsetDateTime) -> Duration {
+    let text = value.and_then(|value| value.to_str().ok()).map_or("", str::trim);
+    let seconds = || text.parse::<u64>().ok().map(Duration::from_secs);
+    let http_date = || httpdate::parse_http_date(text).ok().map(OffsetDateTime::from);
+    let iso_date = || OffsetDateTime::parse(text, &Rfc3339).ok();
+    let date = || http_date().or_else(iso_date).and_then(|date| Duration::try_from(date - now).ok());
+    seconds().or_else(date).unwrap_or(MIN_PAUSE).clamp(MIN_PAUSE, MAX_PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    #[test]
+    fn retry_after_is_read_in_its_three_forms_and_kept_within_bounds() {
+        let now = datetime!(2024-01-21 10:30:00 UTC);
+        let cases = [
+            (Some("7"), 7),
+            (Some(" 7 "), 7),
+            (Some("0"), 1),
+            (Some("86400"), 300),
+            (Some("Sun, 21 Jan 2024 10:30:30 GMT"), 30),
+            (Some("Sunday, 21-Jan-24 10:30:30 GMT"), 30),
+            (Some("2024-01-21T10:31:00Z"), 60),
+            (Some("2024-01-21T12:31:00+02:00"), 60),
+            (Some("Sun, 21 Jan 2024 10:29:00 GMT"), 1),
+            (Some("2034-01-21T10:31:00Z"), 300),
+            (Some("-5"), 1),
+            (Some("soon"), 1),
+            (Some(""), 1),
+            (None, 1),
+        ];
+        for (text, seconds) in cases {
+            let value = text.map(|text| HeaderValue::from_str(text).unwrap());
+            assert_eq!(pause(value.as_ref(), now), Duration::from_secs(seconds), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn paths_are_appended_to_the_base_url() {
+        let cases = [
+            ("https://api.flipswitch.io", "https://api.flipswitch.io/x"),
+            (" https://api.flipswitch.io// ", "https://api.flipswitch.io/x"),
+            ("http://127.0.0.1:3001/flags/", "http://127.0.0.1:3001/flags/x"),
+        ];
+        for (base, expected) in cases {
+            assert_eq!(BaseUrl::new(base).unwrap().join("/x").as_str(), expected);
+        }
+    }
+
+    #[test]
+    fn loopback_is_known_by_address_and_by_name() {
+        for text in
+            ["http://127.0.0.1:1", "http://127.8.9.1", "http://[::1]:1", "http://localhost", "http://a.localhost"]
+        {
+            assert!(BaseUrl::new(text).unwrap().is_loopback(), "{text}");
+        }
+        for text in ["http://10.0.0.1", "http://localhost.example", "http://[::2]", "https://api.flipswitch.io"] {
+            assert!(!BaseUrl::new(text).unwrap().is_loopback(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_shown_by_its_end_if_at_all() {
+        assert_eq!(ApiKey::new("0123456789abcdef").unwrap().to_string(), "…cdef");
+        assert_eq!(ApiKey::new("short-key").unwrap().to_string(), "…");
+    }
+
+    #[test]
+    fn credentials_are_cut_out_of_what_is_shown() {
+        let cases = [
+            ("https://me:secret@flags.example/x?token=secret#secret", "https://…@flags.example/x"),
+            ("me:secret@flags.example", "…@flags.example"),
+            ("https://flags.example", "https://flags.example"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(BaseUrl::without_credentials(text), expected);
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Evaluation at every point of a provider's life, and from every kind of caller.
+
+use std::{thread, time::Duration};
+
+use flipswitch::{
+    Error, FlagError, FlagType, FlipswitchProvider, ReadyError,
+    open_feature::{EvaluationErrorCode, EvaluationReason, provider::FeatureProvider},
+    serde_json::json,
+};
+use flipswitch_local::LocalServer;
+use tokio::{io::AsyncReadExt, net::TcpListener};
+
+use crate::support::{self, builder, in_time, provider, user};
+
+#[tokio::test]
+async fn a_flag_is_read_with_everything_the_service_says() {
+    let service = LocalServer::start(json!({"flags": {
+        "color": {
+            "state": "ENABLED", "variants": {"v1": "red", "v2": "blue"}, "defaultVariant": "v1",
+            "targeting": {"if": [{"==": [{"var": "plan"}, "premium"]}, "v2"]}, "metadata": {"owner": "web"},
+        },
+        "off": {"state": "DISABLED", "variants": {"on": true}, "defaultVariant": "on"},
+        "broken": {"state": "ENABLED", "variants": {"on": true}, "defaultVariant": "on", "targeting": {"nonsense": []}},
+    }}))
+    .await
+    .unwrap();
+    let provider = provider(&service);
+    let context = user("u").with_custom_field("plan", "premium");
+
+    let color = provider.evaluate_flag("color", &context).await.unwrap().unwrap();
+    assert_eq!(color.to_string(), r#"color (string): "blue" [reason=TARGETING_MATCH, variant=v2]"#);
+    assert_eq!(color.metadata["owner"], "web");
+    assert_eq!(provider.evaluate_flag("color", &user("u")).await.unwrap().unwrap().reason, "DEFAULT");
+
+    let off = provider.evaluate_flag("off", &context).await.unwrap().unwrap();
+    assert_eq!((off.value, off.reason.as_str(), off.flag_type), (json!(null), "DISABLED", FlagType::Boolean));
+
+    assert!(provider.evaluate_flag("unknown", &context).await.unwrap().is_none());
+    let broken = provider.evaluate_flag("broken", &context).await;
+    assert!(matches!(broken, Err(Error::Evaluation { code, .. }) if code == "PARSE_ERROR"));
+
+    let all = provider.evaluate_all_flags(&context).await.unwrap();
+    assert_eq!(all.iter().map(|flag| flag.key.as_str()).collect::<Vec<_>>(), ["color", "off"]);
+    provider.shutdown().await;
+}
+
+#[tokio::test]
+async fn evaluation_before_ready_starts_the_provider() {
+    let service = LocalServer::start(json!({"on": true})).await.unwrap();
+    let provider = provider(&service);
+    assert!(service.requests().is_empty(), "a provider does nothing until it is used");
+    let flags = in_time(provider.flags(&user("u"))).await;
+    assert!(flags.bool("on", false) && flags.error().is_none());
+    in_time(provider.ready(support::PATIENCE)).await.unwrap();
+}
+
+#[tokio::test]
+async fn after_shutdown_evaluation_gives_defaults_and_says_why() {
+    let service = LocalServer::start(json!({"on": true})).await.unwrap();
+    let provider = provider(&service);
+    in_time(provider.ready(support::PATIENCE)).await.unwrap();
+    in_time(provider.shutdown()).await;
+    in_time(provider.shutdown()).await;
+
+    let flags = in_time(provider.flags(&user("u"))).await;
+    assert!(!flags.bool("on", false));
+    assert!(matches!(flags.error(), Some(Error::ShutDown)));
+    assert!(matches!(flags.evaluation("on"), Err(FlagError::Unavailable(Error::ShutDown))));
+    let error = in_time(provider.resolve_bool_value("on", &user("u"))).await.unwrap_err();
+    assert_eq!(error.code, EvaluationErrorCode::ProviderNotReady);
+    assert!(matches!(in_time(provider.ready(support::PATIENCE)).await, Err(ReadyError::ShutDown)));
+}
+
+#[tokio::test]
+async fn shutdown_before_the_first_use_needs_no_start() {
+    let provider = support::provider_of_nothing();
+    in_time(provider.shutdown()).await;
+    assert!(matches!(in_time(provider.flags(&user("u"))).await.error(), Some(Error::ShutDown)));
+}
+
+#[tokio::test]
+async fn with_the_service_down_there_are_defaults_and_the_error() {
+    let provider = support::provider_of_nothing();
+    let flags = in_time(provider.flags(&user("u"))).await;
+    assert_eq!(flags.int("limit", 7), 7);
+    assert!(matches!(flags.error(), Some(Error::Transport(_))), "{:?}", flags.error());
+    assert!(matches!(provider.evaluate_all_flags(&user("u")).await, Err(Error::Transport(_))));
+    assert!(matches!(provider.evaluate_flag("limit", &user("u")).await, Err(Error::Transport(_))));
+    let error = provider.resolve_int_value("limit", &user("u")).await.unwrap_err();
+    assert!(matches!(error.code, EvaluationErrorCode::General(_)));
+    assert!(error.message.unwrap().contains("\"limit\""));
+    let ready = in_time(provider.ready(Duration::from_millis(50))).await;
+    assert!(matches!(ready, Err(ReadyError::Unreachable(Error::Transport(_)))), "{ready:?}");
+}
+
+#[tokio::test]
+async fn bootstrap_values_hold_until_the_service_answers() {
+    let address = support::closed_port();
+    let provider = FlipswitchProvider::builder("key")
+        .base_url(format!("http://{address}"))
+        .bootstrap(json!({"on": true}))
+        .build()
+        .unwrap();
+    let flags = in_time(provider.flags(&user("u"))).await;
+    assert!(flags.bool("on", false) && flags.is_stale());
+    assert!(matches!(flags.error(), Some(Error::Transport(_))));
+    assert_eq!(flags.evaluation("on").unwrap().reason, "DEFAULT");
+    let details = provider.resolve_bool_value("on", &user("u")).await.unwrap();
+    assert_eq!(details.reason, Some(EvaluationReason::Other("STALE".into())));
+
+    let _service = LocalServer::builder().listen(address).flags(json!({"on": false})).start().await.unwrap();
+    support::eventually(async || !provider.flags(&user("u")).await.bool("on", true)).await;
+    assert!(!provider.flags(&user("u")).await.is_stale());
+}
+
+#[tokio::test]
+async fn a_service_that_comes_up_later_makes_the_provider_ready() {
+    let address = support::closed_port();
+    let provider = FlipswitchProvider::builder("key").base_url(format!("http://{address}")).build().unwrap();
+    assert!(in_time(provider.ready(Duration::from_millis(20))).await.is_err());
+    let _service = LocalServer::builder().listen(address).start().await.unwrap();
+    // Nobody evaluates: the start-up check alone goes on trying.
+    in_time(provider.ready(support::PATIENCE)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refused_key_is_known_at_once() {
+    let service = LocalServer::builder().flags(json!({"on": true})).api_key("right").start().await.unwrap();
+    let provider = FlipswitchProvider::builder("wrong").base_url(service.url()).build().unwrap();
+    let ready = in_time(provider.ready(Duration::from_secs(600))).await;
+    assert!(matches!(ready, Err(ReadyError::Unauthorized)));
+    let flags = provider.flags(&user("u")).await;
+    assert!(!flags.bool("on", false) && matches!(flags.error(), Some(Error::Unauthorized)));
+}
+
+#[tokio::test]
+async fn a_service_that_never_answers_costs_one_timeout() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let provider = FlipswitchProvider::builder("key")
+        .base_url(format!("http://{}", silent.local_addr().unwrap()))
+        .request_timeout(Duration::from_millis(100))
+        .build()
+        .unwrap();
+    let ready = in_time(provider.ready(Duration::from_millis(10))).await;
+    assert!(matches!(ready, Err(ReadyError::Timeout)), "{ready:?}");
+    assert!(matches!(in_time(provider.flags(&user("u"))).await.error(), Some(Error::Timeout)));
+    // Accepted and never answered: shutdown does not wait for it, and closes the connection.
+    let (mut connection, _) = in_time(silent.accept()).await.unwrap();
+    in_time(provider.shutdown()).await;
+    in_time(connection.read_to_end(&mut Vec::new())).await.ok();
+}
+
+#[test]
+fn two_single_threaded_runtimes_share_a_provider() {
+    let service_runtime = tokio::runtime::Runtime::new().unwrap();
+    let service = service_runtime.block_on(LocalServer::start(support::whoami(["a".into(), "b".into()]))).unwrap();
+    let provider = provider(&service);
+    thread::scope(|scope| {
+        for id in ["a", "b"] {
+            let provider = provider.clone();
+            scope.spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                for _ in 0..200 {
+                    let flags = runtime.block_on(in_time_of(provider.flags(&user(id))));
+                    assert_eq!(flags.string("whoami", "default"), id);
+                    // The other runtime must not need this one: it stands still between two calls.
+                    thread::yield_now();
+                }
+            });
+        }
+    });
+    service_runtime.block_on(provider.shutdown());
+}
+
+async fn in_time_of<T>(future: impl Future<Output = T>) -> T {
+    in_time(future).await
+}
+
+#[test]
+fn evaluation_needs_no_runtime() {
+    let service_runtime = tokio::runtime::Runtime::new().unwrap();
+    let service = service_runtime.block_on(LocalServer::start(json!({"on": true}))).unwrap();
+    let provider = provider(&service);
+    pollster::block_on(async {
+        provider.ready(support::PATIENCE).await.unwrap();
+        assert!(provider.flags(&user("u")).await.bool("on", false));
+        assert!(provider.resolve_bool_value("on", &user("u")).await.unwrap().value);
+        provider.shutdown().await;
+        assert!(!provider.flags(&user("u")).await.bool("on", false));
+    });
+}
+
+#[test]
+fn a_given_runtime_is_used_and_may_end() {
+    let service_runtime = tokio::runtime::Runtime::new().unwrap();
+    let service = service_runtime.block_on(LocalServer::start(json!({"on": true}))).unwrap();
+    let given = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let provider = builder(&service).runtime(given.handle().clone()).build().unwrap();
+    pollster::block_on(async {
+        assert!(provider.flags(&user("u")).await.bool("on", false));
+        given.shutdown_background();
+        let flags = provider.flags(&user("u")).await;
+        assert!(matches!(flags.error(), Some(Error::ShutDown)), "{:?}", flags.error());
+        provider.shutdown().await;
+    });
+}
+
+#[tokio::test]
+async fn dropping_the_last_handle_ends_the_provider() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", silent.local_addr().unwrap());
+    let provider = FlipswitchProvider::builder("key").base_url(url).build().unwrap();
+    let other = provider.clone();
+    assert!(in_time(provider.ready(Duration::from_millis(10))).await.is_err());
+    let (mut connection, _) = in_time(silent.accept()).await.unwrap();
+    drop(provider);
+    assert!(in_time(other.ready(Duration::from_millis(10))).await.is_err(), "one handle is left");
+    drop(other);
+    in_time(connection.read_to_end(&mut Vec::new())).await.ok();
+}
+
+#[tokio::test]
+async fn values_in_memory_need_no_service() {
+    let provider = FlipswitchProvider::in_memory(json!({"on": true, "limit": 5, "none": null}));
+    provider.ready(Duration::ZERO).await.unwrap();
+    let flags = provider.flags(&user("u")).await;
+    assert!(flags.bool("on", false));
+    assert_eq!((flags.int("limit", 0), flags.int("none", 3), flags.int("unknown", 4)), (5, 3, 4));
+    assert_eq!(flags.evaluation("on").unwrap().reason, "STATIC");
+    assert_eq!(flags.context(), user("u"));
+    provider.shutdown().await;
+    assert!(provider.flags(&user("u")).await.bool("on", false));
+    assert_eq!(FlipswitchProvider::in_memory(json!(7)).flags(&user("u")).await.iter().count(), 0);
+}
+
+#[tokio::test]
+async fn a_context_that_cannot_be_sent_is_refused_without_a_request() {
+    let service = LocalServer::start(json!({"on": true})).await.unwrap();
+    let provider = provider(&service);
+    let context = user("u").with_custom_field("score", f64::NAN);
+    let flags = provider.flags(&context).await;
+    let Some(Error::InvalidContext(text)) = flags.error() else { panic!("refused: {:?}", flags.error()) };
+    assert!(text.contains("\"score\""), "{text}");
+    let error = provider.resolve_bool_value("on", &context).await.unwrap_err();
+    assert_eq!(error.code, EvaluationErrorCode::InvalidContext);
+    assert!(service.requests().is_empty());
+}
+
+#[test]
+fn promises_about_threads_hold() {
+    fn shared<T: Send + Sync + 'static>(_: Option<T>) {}
+    fn sent<T: Send>(_: T) {}
+    shared::<FlipswitchProvider>(None);
+    shared::<flipswitch::Flags>(None);
+    shared::<flipswitch::RequestScope>(None);
+    shared::<Error>(None);
+    shared::<flipswitch::Lifespan>(None);
+    let provider = FlipswitchProvider::in_memory(json!({}));
+    sent(provider.flags(&user("u")));
+    sent(provider.ready(Duration::ZERO));
+    sent(provider.shutdown());
+}
