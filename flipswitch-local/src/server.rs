@@ -221,7 +221,8 @@ impl LocalServerBuilder {
         let file = match &flags_file {
             None => None,
             Some(path) => {
-                // Watched before it is read, so that no change is lost in between.
+                // Read once for its mistakes, and again when it is watched, so that no change is lost in between.
+                file::read(path)?;
                 let watch = file::Watch::new(path)?;
                 let from_file = file::read(path)?;
                 flags.extend(from_file.clone());

@@ -156,6 +156,15 @@ pub enum ConfigError {
         /// What was given instead of an object.
         found: &'static str,
     },
+    /// The base URL needs TLS, and the crate was built without it.
+    #[error(
+        "base_url is {value:?}, and flipswitch was built without TLS; enable its feature `rustls` (the default), \
+         `native-tls` or `rustls-no-provider`, or give it an http_client that speaks TLS"
+    )]
+    NoTls {
+        /// The base URL.
+        value: String,
+    },
     /// The HTTP client cannot be built.
     #[error(
         "http_client: no client could be built ({cause}). Without a custom client this means that TLS has nothing to \

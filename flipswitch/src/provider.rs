@@ -333,9 +333,9 @@ impl fmt::Debug for FlipswitchProvider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("FlipswitchProvider");
         match &self.handle.shared.source {
-            Source::Service(Service { base_url, api_key, .. }) => {
-                shown.field("base_url", &format_args!("{base_url}")).field("api_key", &format_args!("{api_key}"))
-            }
+            Source::Service(service) => shown
+                .field("base_url", &format_args!("{}", service.base_url))
+                .field("api_key", &format_args!("{}", service.api_key)),
             Source::Memory(answer) => shown.field("flags", &answer.iter().count()),
         }
         .finish_non_exhaustive()

@@ -195,22 +195,52 @@ fn client(settings: &Settings) -> Result<Client, ConfigError> {
     let base_url = &settings.base_url;
     let mut builder = match &settings.http_client {
         Some(factory) => factory(),
-        // Without TLS there is nothing to trust: the system's certificates need not even be there.
-        None if base_url.0.scheme() == "http" => ClientBuilder::new().tls_certs_only([]),
-        None => ClientBuilder::new(),
+        None => default_client(base_url)?,
     };
     if base_url.is_loopback() {
         builder = builder.no_proxy();
     }
-    builder
+    let builder = builder
         .redirect(same_origin(base_url.0.clone()))
         .connect_timeout(settings.connect_timeout)
         .no_gzip()
         .no_brotli()
         .no_zstd()
-        .no_deflate()
-        .build()
-        .map_err(|error| ConfigError::HttpClient { cause: Chain(&error).to_string() })
+        .no_deflate();
+    build(builder).map_err(|cause| ConfigError::HttpClient { cause })
+}
+
+#[cfg(any(feature = "rustls", feature = "rustls-no-provider", feature = "native-tls"))]
+fn default_client(base_url: &BaseUrl) -> Result<ClientBuilder, ConfigError> {
+    Ok(match base_url.0.scheme() {
+        // Without TLS there is nothing to trust: the system's certificates need not even be there.
+        "http" => ClientBuilder::new().tls_certs_only([]),
+        _ => ClientBuilder::new(),
+    })
+}
+
+#[cfg(not(any(feature = "rustls", feature = "rustls-no-provider", feature = "native-tls")))]
+fn default_client(base_url: &BaseUrl) -> Result<ClientBuilder, ConfigError> {
+    match base_url.0.scheme() {
+        "http" => Ok(ClientBuilder::new()),
+        _ => Err(ConfigError::NoTls { value: base_url.to_string() }),
+    }
+}
+
+#[cfg(not(feature = "rustls-no-provider"))]
+fn build(builder: ClientBuilder) -> Result<Client, String> {
+    builder.build().map_err(|error| Chain(&error).to_string())
+}
+
+/// The client library panics where it finds no crypto provider, which is the application's to install.
+#[cfg(feature = "rustls-no-provider")]
+fn build(builder: ClientBuilder) -> Result<Client, String> {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    match catch_unwind(AssertUnwindSafe(|| builder.build())) {
+        Ok(outcome) => outcome.map_err(|error| Chain(&error).to_string()),
+        Err(_) => Err("no crypto provider is installed in this process".to_owned()),
+    }
 }
 
 /// Redirects stay within the origin, since they carry the API key, and keep the method: a redirect that would turn a
@@ -319,6 +349,24 @@ mod tests {
             let value = text.map(|text| HeaderValue::from_str(text).unwrap());
             assert_eq!(pause(value.as_ref(), now), Duration::from_secs(seconds), "{text:?}");
         }
+    }
+
+    #[test]
+    fn what_tls_lacks_is_told_before_any_request() {
+        let outcome = crate::FlipswitchProvider::new("key");
+        if cfg!(any(feature = "rustls", feature = "native-tls")) {
+            outcome.unwrap();
+        } else if cfg!(feature = "rustls-no-provider") {
+            let text = outcome.unwrap_err().to_string();
+            assert!(text.contains("no crypto provider") && text.contains("`rustls-no-provider`"), "{text}");
+        } else {
+            let text = outcome.unwrap_err().to_string();
+            assert!(text.contains("built without TLS") && text.contains("`rustls`"), "{text}");
+        }
+        crate::FlipswitchProvider::builder("key").base_url("http://127.0.0.1:1").build().unwrap_or_else(|error| {
+            assert!(cfg!(feature = "rustls-no-provider"), "{error}");
+            crate::FlipswitchProvider::in_memory(serde_json::json!({}))
+        });
     }
 
     #[test]

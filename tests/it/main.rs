@@ -1,4 +1,5 @@
 //! Tests across the crates, over real sockets.
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod support;
 

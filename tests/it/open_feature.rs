@@ -3,7 +3,7 @@
 use flipswitch::{
     FlipswitchProvider,
     open_feature::{
-        EvaluationContext, EvaluationErrorCode, EvaluationReason, OpenFeature, StructValue,
+        Client, EvaluationContext, EvaluationErrorCode, EvaluationReason, OpenFeature, StructValue,
         provider::{FeatureProvider, ProviderStatus},
     },
     serde_json::json,
@@ -13,7 +13,7 @@ use flipswitch_local::LocalServer;
 use crate::support::{self, in_time, provider, user};
 
 /// A client of its own: OpenFeature's registry is one for the process, so each test takes a name.
-async fn client(name: &str, provider: &FlipswitchProvider) -> flipswitch::open_feature::Client {
+async fn client(name: &str, provider: &FlipswitchProvider) -> Client {
     OpenFeature::singleton_mut().await.set_named_provider(name, provider.clone()).await;
     OpenFeature::singleton().await.create_named_client(name)
 }

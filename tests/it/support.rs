@@ -7,35 +7,35 @@ use flipswitch_local::LocalServer;
 use serde_json::{Map, Value, json};
 
 /// No state that a test waits for takes longer, however busy the machine.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The context of a user.
-pub fn user(id: &str) -> EvaluationContext {
+pub(crate) fn user(id: &str) -> EvaluationContext {
     EvaluationContext::default().with_targeting_key(id)
 }
 
 /// A provider's builder for a service in this process.
-pub fn builder(service: &LocalServer) -> FlipswitchProviderBuilder {
+pub(crate) fn builder(service: &LocalServer) -> FlipswitchProviderBuilder {
     FlipswitchProvider::builder(service.api_key()).base_url(service.url())
 }
 
 /// A provider for a service in this process.
-pub fn provider(service: &LocalServer) -> FlipswitchProvider {
+pub(crate) fn provider(service: &LocalServer) -> FlipswitchProvider {
     builder(service).build().unwrap()
 }
 
 /// A provider for an address where nothing listens.
-pub fn provider_of_nothing() -> FlipswitchProvider {
+pub(crate) fn provider_of_nothing() -> FlipswitchProvider {
     FlipswitchProvider::builder("key").base_url(format!("http://{}", closed_port())).build().unwrap()
 }
 
 /// An address where nothing listens.
-pub fn closed_port() -> std::net::SocketAddr {
+pub(crate) fn closed_port() -> std::net::SocketAddr {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
 /// A flag `whoami` that has for each of these users the user's own id as value, and `nobody` for others.
-pub fn whoami(users: impl IntoIterator<Item = String>) -> Value {
+pub(crate) fn whoami(users: impl IntoIterator<Item = String>) -> Value {
     let mut variants: Map<String, Value> = users.into_iter().map(|id| (id.clone(), json!(id))).collect();
     variants.insert("nobody".to_owned(), json!("nobody"));
     json!({"flags": {"whoami": {
@@ -45,19 +45,19 @@ pub fn whoami(users: impl IntoIterator<Item = String>) -> Value {
 }
 
 /// How many bulk requests a service has received, that of the start-up check not counted.
-pub fn evaluations(service: &LocalServer) -> usize {
+pub(crate) fn evaluations(service: &LocalServer) -> usize {
     let start_up = json!({"context": {"targetingKey": "_init_"}}).to_string();
     let is_evaluation = |path: &str, body: &[u8]| path == "/ofrep/v1/evaluate/flags" && body != start_up.as_bytes();
     service.requests().iter().filter(|request| is_evaluation(&request.path, &request.body)).count()
 }
 
 /// Fails the test if something takes longer than anything should.
-pub async fn in_time<T>(future: impl Future<Output = T>) -> T {
+pub(crate) async fn in_time<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("takes too long")
 }
 
 /// Waits until a state is reached.
-pub async fn eventually(mut reached: impl AsyncFnMut() -> bool) {
+pub(crate) async fn eventually(mut reached: impl AsyncFnMut() -> bool) {
     in_time(async {
         while !reached().await {
             tokio::time::sleep(Duration::from_millis(5)).await;

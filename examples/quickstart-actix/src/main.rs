@@ -27,10 +27,9 @@ async fn run() -> Result<(), Box<dyn Error>> {
         // actix's own handling of SIGINT would not let requests finish.
         .shutdown_signal(lifespan.signal())
         .bind(options.app)
-        .map_err(|error| options.cannot_listen(&error))?
-        .run();
-    source.announce(options.app);
-    if let Some(served) = lifespan.run(server).await {
+        .map_err(|error| options.cannot_listen(&error))?;
+    source.announce(server.addrs()[0]);
+    if let Some(served) = lifespan.run(server.run()).await {
         served?;
     }
     source.close().await;

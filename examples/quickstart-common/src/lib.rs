@@ -1,6 +1,9 @@
 //! What both quick starts share: the options, the flag service in a box, and the page.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
 
+#[cfg(unix)]
+pub mod testing;
+
 use std::{
     error::Error,
     io::{self, IsTerminal},
@@ -102,7 +105,7 @@ impl FlagSource {
         Ok(Self { provider, service: Some(service) })
     }
 
-    /// Tells the user where everything is, and how to flip a flag.
+    /// Tells the user where everything is, and how to flip a flag; `app` is where the application listens.
     pub fn announce(&self, app: SocketAddr) {
         println!("Application    http://{app}/");
         println!("  for Alice    curl 'http://{app}/flags?user_id=alice&plan=premium'");

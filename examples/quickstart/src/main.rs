@@ -18,13 +18,14 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let Some(options) = Options::from_args()? else { return Ok(()) };
     quickstart_common::log();
     let listener = TcpListener::bind(options.app).await.map_err(|error| options.cannot_listen(&error))?;
+    let address = listener.local_addr()?;
     let source = FlagSource::open(&options).await?;
 
     // The provider starts before the server and is shut down after it.
     let lifespan = Lifespan::builder(source.provider.clone()).start().await?;
     let server =
         axum::serve(listener, quickstart::app(source.provider.clone())).with_graceful_shutdown(lifespan.signal());
-    source.announce(options.app);
+    source.announce(address);
     if let Some(served) = lifespan.run(server).await {
         served?;
     }

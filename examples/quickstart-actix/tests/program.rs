@@ -1,0 +1,14 @@
+//! The program, as README.md has its reader meet it.
+#![cfg(unix)]
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_quickstart-actix");
+
+#[test]
+fn it_keeps_its_promises() {
+    quickstart_common::testing::keeps_its_promises(PROGRAM);
+}
+
+#[test]
+fn it_ends_at_ctrl_c() {
+    quickstart_common::testing::ends_at_ctrl_c(PROGRAM);
+}

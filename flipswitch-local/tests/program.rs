@@ -1,0 +1,84 @@
+//! The program, as its user meets it: options, what it prints, and how it ends.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::{
+    io::{BufRead, BufReader},
+    process::{Child, Command, Output, Stdio},
+};
+
+fn program(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flipswitch-local"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+fn outcome(arguments: &[&str]) -> (Output, String) {
+    let output = program(arguments).output().unwrap();
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    (output, said)
+}
+
+/// Ends the program when the test ends, however that is.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+#[test]
+fn it_serves_the_flags_of_a_file_and_says_where() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("flags.json");
+    std::fs::write(&file, r#"{"dark-mode": true}"#).unwrap();
+    let arguments =
+        ["--flags", file.to_str().unwrap(), "--listen", "127.0.0.1:0", "--api-key", "k", "--heartbeat", "0.5"];
+    let mut child = Running(program(&arguments).stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let url = lines.next().unwrap().strip_prefix("Flags at ").unwrap().to_owned();
+    let body = |key: &'static str| {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let request = reqwest::Client::new().post(format!("{url}/ofrep/v1/evaluate/flags")).header("x-api-key", key);
+        runtime.block_on(async { request.body("{}").send().await.unwrap().text().await.unwrap() })
+    };
+    assert!(body("k").contains(r#""key":"dark-mode""#), "{}", body("k"));
+    assert!(body("x").contains("unknown API key"), "{}", body("x"));
+
+    #[cfg(unix)]
+    {
+        let terminated = Command::new("kill").arg("-TERM").arg(child.0.id().to_string()).status().unwrap();
+        assert!(terminated.success());
+        assert!(child.0.wait().unwrap().success(), "a request to end is no failure");
+    }
+}
+
+#[test]
+fn mistakes_are_told_with_what_they_are_about() {
+    let cases: [(&[&str], i32, &str); 6] = [
+        (&["--flag", "x"], 2, "--flag"),
+        (&["--listen", "nowhere"], 2, "nowhere"),
+        (&["--heartbeat", "often"], 2, "often"),
+        (&["--heartbeat", "0"], 1, "heartbeat"),
+        (&["--flags", "no/such/file.json"], 1, "no/such/file.json"),
+        (&["--listen", "192.0.2.1:1"], 1, "--listen: cannot listen on 192.0.2.1:1"),
+    ];
+    for (arguments, code, expected) in cases {
+        let (output, said) = outcome(arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(expected), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn help_and_version_are_printed() {
+    let (help, _) = outcome(&["--help"]);
+    assert!(help.status.success());
+    assert!(String::from_utf8(help.stdout).unwrap().contains("--flags FILE"));
+    let (version, _) = outcome(&["--version"]);
+    assert_eq!(
+        String::from_utf8(version.stdout).unwrap().trim(),
+        concat!("flipswitch-local ", env!("CARGO_PKG_VERSION"))
+    );
+}

@@ -1,0 +1,85 @@
+//! The layer's contract with the services around it, driven step by step.
+
+use flipswitch::{FlipswitchProvider, serde_json::json};
+use flipswitch_axum::{FlipswitchLayer, RequestScope};
+use http::{Request, Response};
+use tower_test::mock;
+
+fn layer() -> FlipswitchLayer {
+    FlipswitchLayer::new(FlipswitchProvider::in_memory(json!({})))
+}
+
+#[tokio::test]
+async fn readiness_is_the_inner_services() {
+    let (mut service, mut handle) = mock::spawn_layer::<_, Response<&'static str>, _>(layer());
+    handle.allow(0);
+    tokio_test::assert_pending!(service.poll_ready());
+    handle.allow(1);
+    tokio_test::assert_ready_ok!(service.poll_ready());
+    let answer = service.call(Request::new("ping"));
+    let ((), response) = tokio::join!(
+        async {
+            let (request, respond) = handle.next_request().await.unwrap();
+            assert_eq!(*request.body(), "ping");
+            assert!(request.extensions().get::<RequestScope>().is_some());
+            respond.send_response(Response::new("pong"));
+        },
+        answer,
+    );
+    assert_eq!(*response.unwrap().body(), "pong");
+    // One permit, one call: the next must wait again.
+    tokio_test::assert_pending!(service.poll_ready());
+}
+
+#[tokio::test]
+async fn the_inner_services_errors_pass_through_as_they_are() {
+    let (mut service, mut handle) = mock::spawn_layer::<_, Response<&'static str>, _>(layer());
+    tokio_test::assert_ready_ok!(service.poll_ready());
+    let answer = service.call(Request::new("ping"));
+    let (_, respond) = handle.next_request().await.unwrap();
+    respond.send_error("broken on purpose");
+    assert_eq!(answer.await.unwrap_err().to_string(), "broken on purpose");
+
+    handle.send_error("not ready on purpose");
+    let error = tokio_test::assert_ready_err!(service.poll_ready());
+    assert_eq!(error.to_string(), "not ready on purpose");
+}
+
+#[tokio::test]
+async fn a_clone_does_not_take_the_ready_service() {
+    // A service may be called only after *it* was ready: a layer that calls a clone of its inner service breaks that,
+    // and the mock panics.
+    let (mut service, mut handle) = mock::spawn_layer::<_, Response<&'static str>, _>(layer());
+    tokio_test::assert_ready_ok!(service.poll_ready());
+    let _clone = service.clone();
+    let _answer = service.call(Request::new("from the ready one"));
+    let (request, _) = handle.next_request().await.unwrap();
+    assert_eq!(*request.body(), "from the ready one");
+}
+
+#[tokio::test]
+async fn every_request_has_a_scope_of_its_own() {
+    let (mut service, mut handle) = mock::spawn_layer::<Request<&'static str>, Response<&'static str>, _>(layer());
+    let mut scopes = Vec::new();
+    for body in ["one", "two"] {
+        tokio_test::assert_ready_ok!(service.poll_ready());
+        let _answer = service.call(Request::new(body));
+        let (request, _) = handle.next_request().await.unwrap();
+        scopes.push(request.extensions().get::<RequestScope>().unwrap().clone());
+    }
+    scopes[0].flags().await;
+    assert!(scopes[0].flags_now().is_some() && scopes[1].flags_now().is_none());
+}
+
+#[tokio::test]
+async fn requests_and_responses_of_any_body_pass_untouched() {
+    let (mut service, mut handle) = mock::spawn_layer(layer());
+    tokio_test::assert_ready_ok!(service.poll_ready());
+    let answer = service.call(Request::post("/path?query").header("x-any", "thing").body(vec![1_u8]).unwrap());
+    let (request, respond) = handle.next_request().await.unwrap();
+    assert_eq!((request.method().as_str(), request.uri().to_string().as_str()), ("POST", "/path?query"));
+    assert_eq!((request.headers()["x-any"].as_bytes(), request.body()), (&b"thing"[..], &vec![1]));
+    respond.send_response(Response::builder().status(418).body("teapot").unwrap());
+    let response = answer.await.unwrap();
+    assert_eq!((response.status().as_u16(), *response.body()), (418, "teapot"));
+}

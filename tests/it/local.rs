@@ -1,0 +1,286 @@
+//! The service in a box, as a client and as a developer with `curl` meet it.
+
+use std::time::Duration;
+
+use flipswitch_local::LocalServer;
+use reqwest::{Client, Response, StatusCode};
+use serde_json::{Value, json};
+
+use crate::support::{eventually, in_time};
+
+const BULK: &str = "/ofrep/v1/evaluate/flags";
+
+async fn post(service: &LocalServer, path: &str, body: &str) -> Response {
+    let request = Client::new().post(format!("{}{path}", service.url())).header("x-api-key", service.api_key());
+    in_time(request.body(body.to_owned()).send()).await.unwrap()
+}
+
+async fn bulk(service: &LocalServer, context: Value) -> Value {
+    post(service, BULK, &json!({ "context": context }).to_string()).await.json().await.unwrap()
+}
+
+/// The value of one flag, nobody in particular asking.
+async fn value(service: &LocalServer, key: &str) -> Value {
+    let body: Value = post(service, &format!("{BULK}/{key}"), "{}").await.json().await.unwrap();
+    body["value"].clone()
+}
+
+/// Reads events off a stream, heartbeats aside.
+struct Events(Response, String);
+
+impl Events {
+    async fn open(service: &LocalServer) -> Self {
+        let request = Client::new().get(format!("{}/api/v1/flags/events", service.url()));
+        let response = in_time(request.header("x-api-key", service.api_key()).send()).await.unwrap();
+        assert_eq!(response.headers()["content-type"], "text/event-stream");
+        Self(response, String::new())
+    }
+
+    /// Name, data and id of the next event; `None` at the end of the stream.
+    async fn next(&mut self) -> Option<(String, Value, String)> {
+        loop {
+            if let Some(end) = self.1.find("\n\n") {
+                let frame: String = self.1.drain(..end + 2).collect();
+                let lines: Vec<&str> = frame.lines().collect();
+                let event = lines[0].strip_prefix("event: ").unwrap();
+                let data = serde_json::from_str(lines[1].strip_prefix("data: ").unwrap()).unwrap();
+                let id = lines.get(2).and_then(|line| line.strip_prefix("id: ")).unwrap_or_default();
+                if event == "heartbeat" {
+                    continue;
+                }
+                return Some((event.to_owned(), data, id.to_owned()));
+            }
+            let chunk = in_time(self.0.chunk()).await.unwrap()?;
+            self.1.push_str(std::str::from_utf8(&chunk).unwrap());
+        }
+    }
+}
+
+#[tokio::test]
+async fn bulk_answers_carry_a_tag_and_are_not_sent_twice() {
+    let service = LocalServer::start(json!({"a": 1, "b": "x"})).await.unwrap();
+    let answer = post(&service, BULK, r#"{"context":{"targetingKey":"u"}}"#).await;
+    assert_eq!(answer.status(), StatusCode::OK);
+    let tag = answer.headers()["etag"].clone();
+    let body: Value = answer.json().await.unwrap();
+    assert_eq!(
+        body["flags"][0],
+        json!({"key": "a", "value": 1, "reason": "STATIC", "metadata": {"flagType": "integer"}})
+    );
+
+    let again = |tag: reqwest::header::HeaderValue| {
+        let request = Client::new().post(format!("{}{BULK}", service.url()));
+        in_time(request.header("if-none-match", tag).body(r#"{"context":{}}"#).send())
+    };
+    let unchanged = again(tag.clone()).await.unwrap();
+    assert_eq!((unchanged.status(), unchanged.headers()["etag"].clone()), (StatusCode::NOT_MODIFIED, tag.clone()));
+    assert!(unchanged.bytes().await.unwrap().is_empty());
+    service.set_flag("a", 2);
+    let changed = again(tag.clone()).await.unwrap();
+    assert_eq!(changed.status(), StatusCode::OK);
+    assert_ne!(changed.headers()["etag"], tag);
+}
+
+#[tokio::test]
+async fn single_flags_and_errors_are_answered_as_ofrep_has_it() {
+    let service = LocalServer::start(json!({"flags": {
+        "on/off": {"state": "ENABLED", "variants": {"on": true}, "defaultVariant": "on"},
+        "broken": {"state": "ENABLED", "variants": {"on": true}, "targeting": {"if": [true, "of"]}},
+    }}))
+    .await
+    .unwrap();
+    let cases = [
+        ("/on%2Foff", "{}", 200, json!({"value": true})),
+        ("/on/off", "{}", 200, json!({"value": true})),
+        ("/unknown", "{}", 404, json!({"key": "unknown", "errorCode": "FLAG_NOT_FOUND"})),
+        ("/broken", "{}", 400, json!({"key": "broken", "errorCode": "GENERAL"})),
+        ("/on/off", "{", 400, json!({"errorCode": "PARSE_ERROR"})),
+        ("", r#"{"context":[]}"#, 400, json!({"errorCode": "INVALID_CONTEXT"})),
+        ("", "", 400, json!({"errorCode": "PARSE_ERROR"})),
+    ];
+    for (key, body, status, expected) in cases {
+        let answer = post(&service, &format!("{BULK}{key}"), body).await;
+        assert_eq!(answer.status().as_u16(), status, "{key} {body}");
+        let answer: Value = answer.json().await.unwrap();
+        for (field, value) in expected.as_object().unwrap() {
+            assert_eq!(&answer[field], value, "{key} {body}: {answer}");
+        }
+    }
+    let all = bulk(&service, json!({})).await;
+    assert_eq!(all["flags"][0]["errorCode"], "GENERAL", "an error of one flag stands among the others: {all}");
+    assert_eq!(all["flags"][1]["value"], true);
+}
+
+#[tokio::test]
+async fn a_wrong_key_is_refused_everywhere_but_at_the_controls() {
+    let service = LocalServer::builder().flags(json!({"a": 1})).api_key("right").start().await.unwrap();
+    let url = service.url();
+    let client = Client::new();
+    let requests = [
+        (client.post(format!("{url}{BULK}")).body("{}"), 401),
+        (client.post(format!("{url}{BULK}")).body("{}").header("x-api-key", "wrong"), 401),
+        (client.post(format!("{url}{BULK}/a")).body("{}").header("x-api-key", "wrong"), 401),
+        (client.get(format!("{url}/api/v1/flags/events")).header("x-api-key", "wrong"), 401),
+        (client.post(format!("{url}{BULK}")).body("{}").header("x-api-key", "right"), 200),
+        (client.get(format!("{url}/local/flags")), 200),
+    ];
+    for (request, status) in requests {
+        assert_eq!(in_time(request.send()).await.unwrap().status().as_u16(), status);
+    }
+    let open = LocalServer::start(json!({})).await.unwrap();
+    let anyone = client.post(format!("{}{BULK}", open.url())).body("{}").send();
+    assert_eq!(in_time(anyone).await.unwrap().status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn every_change_is_told_with_growing_ids() {
+    let service = LocalServer::start(json!({"a": 1})).await.unwrap();
+    let mut events = Events::open(&service).await;
+    eventually(async || service.streams() == 1).await;
+    service.set_flag("a", 2);
+    service.set_definition("b", json!({"value": "x"})).unwrap();
+    assert!(service.set_definition("b", json!({"state": "ENABLED"})).is_err());
+    assert!(service.remove_flag("a"));
+    assert!(!service.remove_flag("a"));
+    service.send_event("api-key-rotated", json!({"validUntil": null}));
+    let mut last = 0;
+    for (event, key) in [("flag-updated", "a"), ("flag-updated", "b"), ("flag-updated", "a"), ("api-key-rotated", "")] {
+        let (name, data, id) = events.next().await.unwrap();
+        assert_eq!(name, event);
+        if event == "flag-updated" {
+            assert_eq!(data["flagKey"], key);
+            assert!(data["timestamp"].as_str().unwrap().ends_with('Z'), "{data}");
+        }
+        let id: i64 = id.parse().unwrap();
+        assert!(id > last && id > 1_600_000_000_000, "milliseconds since the epoch, and never twice: {id}");
+        last = id;
+    }
+    drop(events);
+    eventually(async || service.streams() == 0).await;
+}
+
+#[tokio::test]
+async fn heartbeats_come_at_their_interval() {
+    let service = LocalServer::builder().heartbeat(Duration::from_millis(20)).start().await.unwrap();
+    let mut stream = Events::open(&service).await;
+    let mut text = String::new();
+    while text.matches("event: heartbeat\ndata: {}\n\n").count() < 3 {
+        let chunk = in_time(stream.0.chunk()).await.unwrap().unwrap();
+        text.push_str(std::str::from_utf8(&chunk).unwrap());
+    }
+    let zero = LocalServer::builder().heartbeat(Duration::ZERO).start().await;
+    assert!(zero.unwrap_err().to_string().contains("heartbeat"));
+}
+
+#[tokio::test]
+async fn flags_are_set_and_removed_with_plain_curl() {
+    let service = LocalServer::start(json!({"a": 1})).await.unwrap();
+    let url = format!("{}/local/flags", service.url());
+    let client = Client::new();
+    let put = |key: &str, body: &str| {
+        // What `curl -d` says of its body.
+        let request = client.put(format!("{url}/{key}")).header("content-type", "application/x-www-form-urlencoded");
+        in_time(request.body(body.to_owned()).send())
+    };
+    assert_eq!(put("a", r#"{"value": true}"#).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(value(&service, "a").await, json!(true));
+    let definition = r#"{"state": "ENABLED", "variants": {"x": 1}, "defaultVariant": "x"}"#;
+    assert_eq!(put("dir/b", definition).await.unwrap().status(), StatusCode::OK);
+    assert_eq!(value(&service, "dir/b").await, json!(1));
+
+    for (body, reason) in [("true", "must be an object"), ("{", "not JSON"), (r#"{"state": "ON"}"#, "state")] {
+        let answer = put("a", body).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{body}");
+        let answer: Value = answer.json().await.unwrap();
+        assert!(answer["error"].as_str().unwrap().contains(reason), "{answer}");
+    }
+    assert_eq!(value(&service, "a").await, json!(true), "a refused definition changes nothing");
+
+    let listed: Value = client.get(&url).send().await.unwrap().json().await.unwrap();
+    assert_eq!(listed["flags"]["a"], json!({"value": true}));
+    assert_eq!(listed["flags"]["dir/b"]["variants"], json!({"x": 1}));
+    let delete = || in_time(client.delete(format!("{url}/a")).send());
+    assert_eq!(delete().await.unwrap().status(), StatusCode::NO_CONTENT);
+    assert_eq!(delete().await.unwrap().status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn the_flags_file_is_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("flags.json");
+    std::fs::write(&path, r#"{"a": 1, "b": 1}"#).unwrap();
+    let service = LocalServer::builder().flags_file(&path).start().await.unwrap();
+    let mut events = Events::open(&service).await;
+    eventually(async || service.streams() == 1).await;
+    service.set_flag("b", "by hand");
+    assert_eq!(events.next().await.unwrap().1["flagKey"], "b");
+
+    // Written in place; the flag set by hand stays, since the file says nothing new about it.
+    std::fs::write(&path, r#"{"a": 2, "b": 1}"#).unwrap();
+    let (event, data, _) = events.next().await.unwrap();
+    assert_eq!((event.as_str(), &data["flagKey"]), ("flag-updated", &json!("a")));
+    assert_eq!((value(&service, "a").await, value(&service, "b").await), (json!(2), json!("by hand")));
+
+    // A mistake changes nothing; the next good state does.
+    std::fs::write(&path, r#"{"a": "#).unwrap();
+    // Replaced, as editors do it; several flags at once.
+    let replacement = folder.path().join("flags.json~");
+    std::fs::write(&replacement, r#"{"a": 3, "c": 1}"#).unwrap();
+    std::fs::rename(&replacement, &path).unwrap();
+    assert_eq!(events.next().await.unwrap().0, "config-updated");
+    assert_eq!((value(&service, "a").await, value(&service, "c").await), (json!(3), json!(1)));
+    assert_eq!(value(&service, "b").await, json!(null), "removed from the file, removed from the service");
+}
+
+#[tokio::test]
+async fn a_flags_file_that_cannot_be_read_is_told_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("flags.json");
+    let start = || LocalServer::builder().flags_file(&path).start();
+    let missing = start().await.unwrap_err();
+    assert_eq!(missing.kind(), std::io::ErrorKind::NotFound);
+    for (text, place) in [
+        ("{\n  \"a\": yes\n}", "flags.json:2:8"),
+        (r#"{"flags": {"x": {"state": "ENABLED"}}}"#, "flags.json: flag \"x\": variants"),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let error = start().await.unwrap_err().to_string();
+        assert!(error.contains(place), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn shutdown_ends_streams_and_frees_the_port() {
+    let service = LocalServer::start(json!({})).await.unwrap();
+    let address = service.url().trim_start_matches("http://").parse().unwrap();
+    let mut events = Events::open(&service).await;
+    eventually(async || service.streams() == 1).await;
+    in_time(service.shutdown()).await;
+    assert!(events.next().await.is_none(), "the stream has ended in order");
+    LocalServer::builder().listen(address).start().await.unwrap().shutdown().await;
+
+    let service = LocalServer::start(json!({})).await.unwrap();
+    let mut events = Events::open(&service).await;
+    drop(service);
+    assert!(events.next().await.is_none(), "dropped is shut down");
+}
+
+#[tokio::test]
+async fn an_address_in_use_is_named() {
+    let service = LocalServer::start(json!({})).await.unwrap();
+    let address: std::net::SocketAddr = service.url().trim_start_matches("http://").parse().unwrap();
+    let error = LocalServer::builder().listen(address).start().await.unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::AddrInUse);
+    assert!(error.to_string().contains(&address.to_string()), "{error}");
+}
+
+#[tokio::test]
+async fn requests_are_recorded_as_they_came() {
+    let service = LocalServer::start(json!({})).await.unwrap();
+    post(&service, &format!("{BULK}?trace=1"), r#"{"context":{"a":1}}"#).await;
+    let requests = service.requests();
+    let [request] = &requests[..] else { panic!("one request: {requests:?}") };
+    assert_eq!((request.method.as_str(), request.path.as_str()), ("POST", "/ofrep/v1/evaluate/flags?trace=1"));
+    assert_eq!(&request.body[..], br#"{"context":{"a":1}}"#);
+    assert_eq!(request.headers["x-api-key"], "local");
+}
