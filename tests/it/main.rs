@@ -9,3 +9,5 @@ mod layer;
 mod life;
 mod local;
 mod open_feature;
+#[cfg(feature = "peers")]
+mod peers;

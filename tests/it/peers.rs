@@ -1,0 +1,278 @@
+//! Servers written by others: what they answer is what our reading of OFREP has to stand.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Instant,
+};
+
+use flipswitch::{
+    FlagError, Flags, FlipswitchProvider,
+    open_feature::{
+        self, EvaluationErrorCode, EvaluationReason, EvaluationResult, StructValue,
+        provider::{FeatureProvider, ResolutionDetails},
+    },
+    serde_json::{self, Map, Value, json},
+};
+use reqwest::StatusCode;
+
+use crate::support::{PATIENCE, in_time, user};
+
+/// The flags of both peers, in flagd's format.
+const FLAGS: &str = include_str!("../peers/flags.json");
+
+#[tokio::test]
+async fn flagd_is_understood() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers");
+    let script = directory.join("flagd_over_ofrep.py");
+    let peer = Peer::start(Command::new(installed("python")).arg(script).arg(directory.join("flags.json")).arg("0"));
+    let flagd = [
+        ("disabled", "free", Says::Nothing(None, EvaluationReason::Disabled)),
+        ("code-default", "free", Says::Nothing(None, EvaluationReason::Default)),
+        ("misdirected", "free", Says::Failed("GENERAL", EvaluationErrorCode::General("GENERAL".to_owned()))),
+    ];
+    check(&peer, flagd).await;
+}
+
+#[tokio::test]
+async fn fast_feature_is_understood() {
+    let peer = Peer::start(
+        Command::new(installed("fast-feature"))
+            .args(["serve", "--port", "0"])
+            .env("FAST_FEATURE_BACKEND", "inmemory")
+            .env("FAST_FEATURE_ADMIN", "true"),
+    );
+    let flags: Value = serde_json::from_str(FLAGS).unwrap();
+    for (key, flag) in flags["flags"].as_object().unwrap() {
+        // Every flag has a default variant here, so there is none that leaves its value to the code.
+        let expected =
+            if flag["defaultVariant"].is_null() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::CREATED };
+        assert_eq!(create(&peer, key, flag).await, expected, "{key}");
+    }
+    let null = json!({"state": "ENABLED", "variants": {"none": null}, "defaultVariant": "none"});
+    assert_eq!(create(&peer, "null", &null).await, StatusCode::CREATED);
+
+    let fast_feature = [
+        // A disabled flag is sent with the value of its default variant, and what is sent is the value.
+        ("disabled", "free", Says::Value(vec![Typed::Bool(true)], "on", EvaluationReason::Disabled)),
+        ("code-default", "free", Says::Unknown),
+        // Null is left out of the answer, and the variant's name stays.
+        ("null", "free", Says::Nothing(Some("none"), EvaluationReason::Static)),
+        ("misdirected", "free", Says::Failed("PARSE_ERROR", EvaluationErrorCode::ParseError)),
+    ];
+    check(&peer, fast_feature).await;
+}
+
+/// Creates a flag through fast-feature's admin interface, whose words are not flagd's.
+async fn create(peer: &Peer, key: &str, flag: &Value) -> StatusCode {
+    let flag = json!({
+        "key": key, "state": flag["state"], "variants": flag["variants"], "default_variant": flag["defaultVariant"],
+        "targeting": flag["targeting"], "metadata": flag.get("metadata").unwrap_or(&json!({})),
+    });
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let request = client.post(format!("{}/admin/api/flags", peer.url)).json(&flag);
+    in_time(request.send()).await.unwrap().status()
+}
+
+/// What a peer says about a flag.
+enum Says {
+    /// A value, here as everything that it can be read as, with variant and reason.
+    Value(Vec<Typed>, &'static str, EvaluationReason),
+    /// No value, with variant and reason.
+    Nothing(Option<&'static str>, EvaluationReason),
+    /// An OFREP error code, here with what OpenFeature makes of it.
+    Failed(&'static str, EvaluationErrorCode),
+    /// There is no such flag.
+    Unknown,
+}
+
+/// A value, read as one type.
+#[derive(Debug, PartialEq)]
+enum Typed {
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    String(String),
+    Object(Map<String, Value>),
+}
+
+/// Checks a peer's flags: those that all peers answer alike, and those that they do not.
+async fn check(peer: &Peer, peculiar: impl IntoIterator<Item = (&str, &str, Says)>) {
+    let Value::Object(page) = json!({"title": "Hi", "steps": [1, 2.5, "x"], "size": {"wide": true}}) else {
+        panic!("the page is an object")
+    };
+    let string = |text: &str| vec![Typed::String(text.to_owned())];
+    let forty_two = || vec![Typed::Int(42), Typed::Float(42.0)];
+    let large = vec![Typed::Int(9_007_199_254_740_993), Typed::Float(9_007_199_254_740_992.0)];
+    let usual = [
+        ("bool", "free", Says::Value(vec![Typed::Bool(true)], "on", EvaluationReason::Static)),
+        ("string", "free", Says::Value(string("Grüße 👋"), "hello", EvaluationReason::Static)),
+        ("int", "free", Says::Value(forty_two(), "many", EvaluationReason::Static)),
+        ("float", "free", Says::Value(vec![Typed::Float(0.1)], "tenth", EvaluationReason::Static)),
+        ("whole-float", "free", Says::Value(forty_two(), "whole", EvaluationReason::Static)),
+        ("large-int", "free", Says::Value(large, "large", EvaluationReason::Static)),
+        ("object", "free", Says::Value(vec![Typed::Object(page)], "page", EvaluationReason::Static)),
+        ("targeted", "premium", Says::Value(string("5 %"), "reduced", EvaluationReason::TargetingMatch)),
+        ("targeted", "free", Says::Value(string("10 %"), "standard", EvaluationReason::Default)),
+        ("unknown", "free", Says::Unknown),
+    ];
+
+    let provider = FlipswitchProvider::builder("key").base_url(&peer.url).build().unwrap();
+    provider.ready(PATIENCE).await.unwrap();
+    for (key, plan, says) in usual.into_iter().chain(peculiar) {
+        check_flag(&provider, key, plan, &says).await;
+    }
+    let details = provider.resolve_bool_value("bool", &user("u")).await.unwrap();
+    let metadata = details.flag_metadata.unwrap().values;
+    assert_eq!((&metadata["owner"], &metadata["priority"]), (&"web".into(), &3_i64.into()));
+    provider.shutdown().await;
+}
+
+async fn check_flag(provider: &FlipswitchProvider, key: &str, plan: &str, says: &Says) {
+    let context = user("u").with_custom_field("plan", plan);
+    let flags = in_time(provider.flags(&context)).await;
+    assert!(flags.error().is_none() && !flags.is_stale(), "{flags:?}");
+    match (flags.evaluation(key), says) {
+        (Ok(flag), Says::Value(_, variant, reason)) => {
+            assert_eq!((flag.variant.as_deref(), &flag.reason), (Some(*variant), &reason.to_string()), "{flag}");
+        }
+        (Ok(flag), Says::Nothing(variant, reason)) => {
+            assert_eq!((&flag.value, flag.variant.as_deref()), (&Value::Null, *variant), "{flag}");
+            assert_eq!(flag.reason, reason.to_string(), "{flag}");
+        }
+        (Err(FlagError::Evaluation { code, details: Some(details) }), Says::Failed(expected, _)) => {
+            assert_eq!(&code, expected, "{key}");
+            assert!(details.contains("nowhere"), "{key}: {details}");
+        }
+        (Err(FlagError::NotFound), Says::Unknown) => {}
+        (other, _) => panic!("{key}: {other:?}"),
+    }
+    let reads: &[Typed] = if let Says::Value(reads, ..) = says { reads } else { &[] };
+    assert_eq!(read(&flags, key), reads, "{key}");
+
+    let resolutions = [
+        resolution(provider.resolve_bool_value(key, &context).await, Typed::Bool),
+        resolution(provider.resolve_int_value(key, &context).await, Typed::Int),
+        resolution(provider.resolve_float_value(key, &context).await, Typed::Float),
+        resolution(provider.resolve_string_value(key, &context).await, Typed::String),
+        resolution(provider.resolve_struct_value(key, &context).await, |value| Typed::Object(fields(&value))),
+    ];
+    let mut resolved = Vec::new();
+    for resolution in resolutions {
+        match (resolution, says) {
+            (Ok(details), Says::Value(_, variant, reason)) => {
+                assert_eq!(
+                    (details.variant.as_deref(), details.reason.as_ref()),
+                    (Some(*variant), Some(reason)),
+                    "{key}"
+                );
+                resolved.push(details.value);
+            }
+            (Err(EvaluationErrorCode::General(text)), Says::Nothing(_, reason)) => {
+                assert!(text.contains(&reason.to_string()), "{key}: {text}");
+            }
+            (Err(code), Says::Value(..)) => assert_eq!(code, EvaluationErrorCode::TypeMismatch, "{key}"),
+            (Err(code), Says::Failed(_, expected)) => assert_eq!(&code, expected, "{key}"),
+            (Err(code), Says::Unknown) => assert_eq!(code, EvaluationErrorCode::FlagNotFound, "{key}"),
+            (other, _) => panic!("{key}: {other:?}"),
+        }
+    }
+    assert_eq!(resolved, reads, "{key}");
+}
+
+/// Reads a flag as every type. It has a type if its value is the same whatever the default.
+fn read(flags: &Flags, key: &str) -> Vec<Typed> {
+    let other = Map::from_iter([("other".to_owned(), Value::Null)]);
+    let reads = [
+        [Typed::Bool(flags.bool(key, false)), Typed::Bool(flags.bool(key, true))],
+        [Typed::Int(flags.int(key, 0)), Typed::Int(flags.int(key, 1))],
+        [Typed::Float(flags.float(key, 0.0)), Typed::Float(flags.float(key, 1.0))],
+        [Typed::String(flags.string(key, "").to_owned()), Typed::String(flags.string(key, "other").to_owned())],
+        [Typed::Object(flags.object(key, Map::new())), Typed::Object(flags.object(key, other))],
+    ];
+    reads.into_iter().filter(|[one, another]| one == another).map(|[one, _]| one).collect()
+}
+
+fn resolution<T>(
+    result: EvaluationResult<ResolutionDetails<T>>,
+    read: impl FnOnce(T) -> Typed,
+) -> Result<ResolutionDetails<Typed>, EvaluationErrorCode> {
+    let ResolutionDetails { value, variant, reason, flag_metadata } = result.map_err(|error| error.code)?;
+    Ok(ResolutionDetails { value: read(value), variant, reason, flag_metadata })
+}
+
+fn fields(value: &StructValue) -> Map<String, Value> {
+    value.fields.iter().map(|(name, value)| (name.clone(), to_json(value))).collect()
+}
+
+fn to_json(value: &open_feature::Value) -> Value {
+    match value {
+        open_feature::Value::Bool(value) => json!(value),
+        open_feature::Value::Int(value) => json!(value),
+        open_feature::Value::Float(value) => json!(value),
+        open_feature::Value::String(value) => json!(value),
+        open_feature::Value::Array(values) => values.iter().map(to_json).collect(),
+        open_feature::Value::Struct(value) => Value::Object(fields(value)),
+    }
+}
+
+/// A server process. It ends with the test, however that ends.
+struct Peer {
+    process: Child,
+    url: String,
+}
+
+impl Peer {
+    /// Starts a server that takes a free port, and waits until it says which.
+    fn start(command: &mut Command) -> Self {
+        let process = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut peer = Self { process, url: String::new() };
+        let stdout = peer.process.stdout.take().unwrap();
+        let stderr = peer.process.stderr.take().unwrap();
+        let (sender, output) = mpsc::channel();
+        let pipes: [Box<dyn Read + Send>; 2] = [Box::new(stdout), Box::new(stderr)];
+        for pipe in pipes {
+            let sender = sender.clone();
+            thread::spawn(move || {
+                // Both are read to the end, whether or not anybody listens: a full pipe would stop the server.
+                for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+                    sender.send(String::from_utf8_lossy(&line).into_owned()).ok();
+                }
+            });
+        }
+        drop(sender);
+
+        let deadline = Instant::now() + PATIENCE;
+        let mut said = String::new();
+        while let Ok(line) = output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            if let Some(url) = line.split_whitespace().find(|word| word.starts_with("http://")) {
+                url.clone_into(&mut peer.url);
+                return peer;
+            }
+            said += &line;
+            said.push('\n');
+        }
+        panic!("the server is not ready; it says:\n{said}")
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+/// A program among the installed servers.
+fn installed(program: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let peers = root.join(env::var_os("FLIPSWITCH_PEERS").unwrap_or_else(|| "target/peers".into()));
+    let requirements = fs::read_to_string(peers.join("requirements.txt")).unwrap_or_default();
+    let complete = requirements == include_str!("../peers/requirements.txt");
+    assert!(complete, "{} lacks the servers, or is out of date: run tests/peers/setup", peers.display());
+    peers.join("bin").join(program)
+}
