@@ -66,6 +66,11 @@ impl Answer {
         }
     }
 
+    /// About how many bytes the answer takes.
+    pub(crate) fn own_bytes(&self) -> usize {
+        self.items.len() * size_of::<Item>()
+    }
+
     /// All evaluated flags, by key. Those that the service could not evaluate have no value to show.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &FlagEvaluation> {
         self.items.iter().filter_map(|item| match &item.outcome {

@@ -71,6 +71,13 @@ pub(crate) struct Settings {
     pub(crate) bootstrap: Option<Answer>,
     pub(crate) runtime: Option<Handle>,
     pub(crate) enable_realtime: bool,
+    pub(crate) polling_interval: Duration,
+    pub(crate) idle_timeout: Duration,
+    pub(crate) max_wait: Duration,
+    pub(crate) cache_capacity: usize,
+    pub(crate) cache_bytes: usize,
+    pub(crate) cache_ttl: Duration,
+    pub(crate) max_stale: Duration,
 }
 
 impl FlipswitchProviderBuilder {
@@ -243,14 +250,7 @@ impl FlipswitchProviderBuilder {
     }
 
     fn validate(self) -> Result<Settings, ConfigError> {
-        duration("polling_interval", self.polling_interval)?;
         number("max_sse_retries", self.max_sse_retries as usize, 1..=1_000_000)?;
-        duration("idle_timeout", self.idle_timeout)?;
-        duration_or_zero("max_wait", self.max_wait)?;
-        number("cache_capacity", self.cache_capacity, 1..=1_000_000_000)?;
-        number("cache_bytes", self.cache_bytes, 1 << 20..=1 << 40)?;
-        duration("cache_ttl", self.cache_ttl)?;
-        duration_or_zero("max_stale", self.max_stale)?;
         Ok(Settings {
             api_key: ApiKey::new(&self.api_key)?,
             base_url: BaseUrl::new(&self.base_url)?,
@@ -262,6 +262,13 @@ impl FlipswitchProviderBuilder {
             bootstrap: self.bootstrap.map(|values| Ok(Answer::of_values(object(values)?, "DEFAULT"))).transpose()?,
             runtime: self.runtime,
             enable_realtime: self.enable_realtime,
+            polling_interval: duration("polling_interval", self.polling_interval)?,
+            idle_timeout: duration("idle_timeout", self.idle_timeout)?,
+            max_wait: duration_or_zero("max_wait", self.max_wait)?,
+            cache_capacity: number("cache_capacity", self.cache_capacity, 1..=1_000_000_000)?,
+            cache_bytes: number("cache_bytes", self.cache_bytes, 1 << 20..=1 << 40)?,
+            cache_ttl: duration("cache_ttl", self.cache_ttl)?,
+            max_stale: duration_or_zero("max_stale", self.max_stale)?,
         })
     }
 }

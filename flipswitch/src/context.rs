@@ -4,11 +4,12 @@
 //! the other fields sorted by name, objects within them sorted too. So two contexts are the same to us exactly when
 //! the service cannot tell them apart.
 
-use std::sync::Arc;
+use std::{borrow::Borrow, sync::Arc};
 
 use open_feature::{EvaluationContext, EvaluationContextFieldValue, StructValue, Value as FeatureValue};
 use serde::ser::{Error as _, Serialize, SerializeMap, SerializeSeq, Serializer};
 use serde_json::{Map, Value as Json};
+use smallvec::SmallVec;
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use crate::Error;
@@ -19,38 +20,64 @@ const TARGETING_KEY: &str = "targetingKey";
 /// Structures nested deeper than this are refused: services refuse them as well, most at 128.
 const MAX_DEPTH: usize = 64;
 
-/// A context in its canonical form.
+/// Room for the canonical form of most contexts, without an allocation.
+pub(crate) type Buffer = SmallVec<[u8; 512]>;
+
+/// A context of more bytes than this is a mistake: it would take as much memory for as long as it is known.
+const MAX_BYTES: usize = 64 << 10;
+
+/// Writes the canonical form of a context.
+///
+/// # Errors
+///
+/// [`Error::InvalidContext`] naming the field: a number that JSON does not have, a date before year 0 or after 9999, a
+/// structure of an unknown type, or a field that would take the place of the targeting key. Or if it is larger than
+/// 64 KiB.
+pub(crate) fn write(context: &EvaluationContext) -> Result<Buffer, Error> {
+    let mut body = Buffer::new();
+    match serde_json::to_writer(&mut body, &Body(context)) {
+        Ok(()) if body.len() <= MAX_BYTES => Ok(body),
+        Ok(()) => Err(Error::InvalidContext(format!("it has {} bytes, and at most {MAX_BYTES} are sent", body.len()))),
+        Err(error) => Err(Error::InvalidContext(error.to_string())),
+    }
+}
+
+/// A context in its canonical form. It is found by these bytes, which are compared in full.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct CanonicalContext(Arc<str>);
+pub(crate) struct CanonicalContext(Arc<[u8]>);
+
+impl Borrow<[u8]> for CanonicalContext {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
+}
 
 impl CanonicalContext {
-    /// Brings a context into its canonical form.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidContext`] naming the field: a number that JSON does not have, a date before year 0 or after
-    /// 9999, a structure of an unknown type, or a field that would take the place of the targeting key.
+    /// Brings a context into its canonical form, as [`write`] does.
+    #[cfg(test)]
     pub(crate) fn new(context: &EvaluationContext) -> Result<Self, Error> {
-        match serde_json::to_string(&Body(context)) {
-            Ok(body) => Ok(Self(body.into())),
-            Err(error) => Err(Error::InvalidContext(error.to_string())),
-        }
+        write(context).map(|body| Self::from_bytes(&body))
+    }
+
+    /// Keeps what [`write`] wrote.
+    pub(crate) fn from_bytes(body: &[u8]) -> Self {
+        Self(body.into())
     }
 
     /// The context of the request that checks the key at start, fixed by the service.
     pub(crate) fn start_up() -> Self {
-        Self(r#"{"context":{"targetingKey":"_init_"}}"#.into())
+        Self::from_bytes(br#"{"context":{"targetingKey":"_init_"}}"#)
     }
 
     /// The body of the OFREP request.
-    pub(crate) fn as_body(&self) -> &str {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
     /// The context as it goes over the wire: dates are strings, structures are [`serde_json::Value`]s.
     pub(crate) fn decode(&self) -> EvaluationContext {
         let mut context = EvaluationContext::default();
-        let fields = match serde_json::from_str(&self.0) {
+        let fields = match serde_json::from_slice(&self.0) {
             Ok(Json::Object(mut body)) => body.remove("context"),
             _ => None,
         };
@@ -221,8 +248,8 @@ impl Serialize for Nested<'_> {
 
 /// Fields by name. Sorted here even where the map is: with serde_json's `preserve_order`, which any crate of an
 /// application may switch on, objects keep the order of insertion.
-fn sorted<'a, V: 'a>(fields: impl IntoIterator<Item = (&'a String, &'a V)>) -> Vec<(&'a str, &'a V)> {
-    let mut fields: Vec<_> = fields.into_iter().map(|(name, value)| (name.as_str(), value)).collect();
+fn sorted<'a, V: 'a>(fields: impl IntoIterator<Item = (&'a String, &'a V)>) -> SmallVec<[(&'a str, &'a V); 16]> {
+    let mut fields: SmallVec<[_; 16]> = fields.into_iter().map(|(name, value)| (name.as_str(), value)).collect();
     fields.sort_unstable_by_key(|(name, _)| *name);
     fields
 }
@@ -254,11 +281,11 @@ mod tests {
     use super::*;
 
     fn body(context: &EvaluationContext) -> String {
-        CanonicalContext::new(context).unwrap().as_body().to_owned()
+        String::from_utf8(write(context).unwrap().to_vec()).unwrap()
     }
 
     fn refusal(context: &EvaluationContext) -> String {
-        CanonicalContext::new(context).unwrap_err().to_string()
+        write(context).unwrap_err().to_string()
     }
 
     fn field(value: impl Into<EvaluationContextFieldValue>) -> EvaluationContext {
@@ -300,6 +327,7 @@ mod tests {
             (field(Arc::new(StructValue::default().with_field("a", f64::INFINITY))), "\"f\" holds inf"),
             (field(Arc::new(Opaque)), "\"f\" holds a structure of a type that cannot be sent"),
             (field(Arc::new(deep)), "\"f\" is nested more than 64 deep"),
+            (field("x".repeat(70_000)), "bytes, and at most 65536 are sent"),
             (field(datetime!(-0044-03-15 0:00 UTC)), "\"f\" holds the date"),
             (
                 EvaluationContext::default().with_custom_field("targetingKey", "x"),

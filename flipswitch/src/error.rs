@@ -51,6 +51,9 @@ pub enum Error {
     /// The evaluation context cannot be sent; the text names the field.
     #[error("invalid evaluation context: {0}")]
     InvalidContext(String),
+    /// So many requests wait for their turn already that this one was not even made to.
+    #[error("too many requests to the flag service wait already")]
+    Crowded,
     /// The provider was shut down.
     #[error("the provider was shut down")]
     ShutDown,

@@ -6,7 +6,7 @@ use open_feature::EvaluationContext;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::{Error, FlagError, FlagEvaluation, FlagType, answer::Answer, context::CanonicalContext};
+use crate::{Error, FlagError, FlagEvaluation, FlagType, answer::Answer, cache::Snapshot, context::CanonicalContext};
 
 /// All flags of one context, from one answer of the service.
 ///
@@ -30,17 +30,23 @@ use crate::{Error, FlagError, FlagEvaluation, FlagType, answer::Answer, context:
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Flags {
-    snapshot: Arc<Snapshot>,
-    stale: bool,
-    error: Option<Arc<Error>>,
+pub struct Flags(Source);
+
+#[derive(Clone)]
+enum Source {
+    /// An answer that is as good as new.
+    Fresh(Arc<Snapshot>),
+    /// An answer that may be out of date, and why, if a request failed.
+    Stale(Arc<Snapshot>, Option<Arc<Error>>),
+    /// No answer of the service.
+    Absent(Arc<Absent>),
 }
 
-/// An answer, and the context that it was evaluated for.
-struct Snapshot {
-    /// `None`: there never was an answer.
-    answer: Option<Arc<Answer>>,
+struct Absent {
+    error: Arc<Error>,
     context: Subject,
+    /// The operator's values.
+    bootstrap: Option<Arc<Answer>>,
 }
 
 enum Subject {
@@ -50,25 +56,35 @@ enum Subject {
 }
 
 impl Flags {
-    pub(crate) fn fresh(answer: Arc<Answer>, context: CanonicalContext) -> Self {
-        Self::new(Some(answer), Subject::Canonical(context), None)
+    pub(crate) fn fresh(snapshot: Arc<Snapshot>) -> Self {
+        Self(Source::Fresh(snapshot))
     }
 
-    pub(crate) fn unavailable(error: Error, context: CanonicalContext) -> Self {
-        Self::new(None, Subject::Canonical(context), Some(error))
+    pub(crate) fn stale(snapshot: Arc<Snapshot>, error: Option<Arc<Error>>) -> Self {
+        Self(Source::Stale(snapshot, error))
     }
 
-    pub(crate) fn refused(error: Error, context: EvaluationContext) -> Self {
-        Self::new(None, Subject::Raw(context), Some(error))
+    pub(crate) fn absent(error: Arc<Error>, context: CanonicalContext) -> Self {
+        Self(Source::Absent(Arc::new(Absent { error, context: Subject::Canonical(context), bootstrap: None })))
     }
 
     /// The operator's values, until the service has any.
-    pub(crate) fn bootstrapped(bootstrap: Arc<Answer>, error: Error, context: CanonicalContext) -> Self {
-        Self { stale: true, ..Self::new(Some(bootstrap), Subject::Canonical(context), Some(error)) }
+    pub(crate) fn bootstrapped(bootstrap: Arc<Answer>, error: Arc<Error>, context: CanonicalContext) -> Self {
+        let context = Subject::Canonical(context);
+        Self(Source::Absent(Arc::new(Absent { error, context, bootstrap: Some(bootstrap) })))
     }
 
-    fn new(answer: Option<Arc<Answer>>, context: Subject, error: Option<Error>) -> Self {
-        Self { snapshot: Arc::new(Snapshot { answer, context }), stale: false, error: error.map(Arc::new) }
+    /// No values for a context that cannot be sent.
+    pub(crate) fn refused(error: Error, context: EvaluationContext) -> Self {
+        let (error, context) = (Arc::new(error), Subject::Raw(context));
+        Self(Source::Absent(Arc::new(Absent { error, context, bootstrap: None })))
+    }
+
+    fn answer(&self) -> Option<&Answer> {
+        match &self.0 {
+            Source::Fresh(snapshot) | Source::Stale(snapshot, _) => Some(&snapshot.answer),
+            Source::Absent(absent) => absent.bootstrap.as_deref(),
+        }
     }
 
     /// Returns the boolean flag `key`, or `default`.
@@ -122,38 +138,49 @@ impl Flags {
     /// [`FlagError::NotFound`] if the answer does not have the flag, [`FlagError::Evaluation`] if the service could not
     /// evaluate it, [`FlagError::Unavailable`] if there is no answer.
     pub fn evaluation(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
-        match (&self.snapshot.answer, &self.error) {
+        match (self.answer(), &self.0) {
             (Some(answer), _) => answer.get(key),
-            (None, Some(error)) => Err(FlagError::Unavailable(Error::clone(error))),
-            (None, None) => Err(FlagError::NotFound),
+            (None, Source::Absent(absent)) => Err(FlagError::Unavailable(Error::clone(&absent.error))),
+            (None, _) => Err(FlagError::NotFound),
         }
     }
 
     /// Returns all evaluated flags, sorted by key. Flags that the service could not evaluate are not among them.
     pub fn iter(&self) -> impl Iterator<Item = &FlagEvaluation> {
-        self.snapshot.answer.iter().flat_map(|answer| answer.iter())
+        self.answer().into_iter().flat_map(Answer::iter)
     }
 
     /// Returns the context that the flags were evaluated for, in the form in which it goes over the wire: dates are
     /// RFC 3339 strings, structures [`serde_json::Value`]s.
     #[must_use]
     pub fn context(&self) -> EvaluationContext {
-        match &self.snapshot.context {
-            Subject::Canonical(context) => context.decode(),
-            Subject::Raw(context) => context.clone(),
+        match &self.0 {
+            Source::Fresh(snapshot) | Source::Stale(snapshot, _) => snapshot.context.decode(),
+            Source::Absent(absent) => match &absent.context {
+                Subject::Canonical(context) => context.decode(),
+                Subject::Raw(context) => context.clone(),
+            },
         }
     }
 
     /// Returns whether the values may be out of date: the service could not be asked again in time.
     #[must_use]
     pub fn is_stale(&self) -> bool {
-        self.stale
+        match &self.0 {
+            Source::Fresh(_) => false,
+            Source::Stale(..) => true,
+            Source::Absent(absent) => absent.bootstrap.is_some(),
+        }
     }
 
     /// Returns why there is no answer, or none newer than this one.
     #[must_use]
     pub fn error(&self) -> Option<&Error> {
-        self.error.as_deref()
+        match &self.0 {
+            Source::Fresh(_) => None,
+            Source::Stale(_, error) => error.as_deref(),
+            Source::Absent(absent) => Some(&absent.error),
+        }
     }
 
     /// Returns all values as one JSON object, key → value.
@@ -164,8 +191,8 @@ impl Flags {
 
     /// Whether there is an answer at all.
     pub(crate) fn known(&self) -> Result<(), Error> {
-        match (&self.snapshot.answer, &self.error) {
-            (None, Some(error)) => Err(Error::clone(error)),
+        match &self.0 {
+            Source::Absent(absent) if absent.bootstrap.is_none() => Err(Error::clone(&absent.error)),
             _ => Ok(()),
         }
     }
@@ -201,8 +228,8 @@ impl fmt::Debug for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Flags")
             .field("flags", &self.iter().count())
-            .field("stale", &self.stale)
-            .field("error", &self.error)
+            .field("stale", &self.is_stale())
+            .field("error", &self.error())
             .finish_non_exhaustive()
     }
 }
@@ -216,7 +243,7 @@ mod tests {
 
     fn flags(items: &Value) -> Flags {
         let answer = ofrep::bulk(json!({"flags": items}).to_string().as_bytes()).unwrap();
-        Flags::fresh(Arc::new(answer), CanonicalContext::start_up())
+        Flags::fresh(Arc::new(Snapshot::timeless(CanonicalContext::start_up(), Arc::new(answer))))
     }
 
     #[test]
@@ -265,7 +292,7 @@ mod tests {
     #[test]
     fn debug_output_does_not_show_the_context() {
         let context = EvaluationContext::default().with_targeting_key("secret-user");
-        let flags = Flags::unavailable(Error::Timeout, CanonicalContext::new(&context).unwrap());
+        let flags = Flags::absent(Arc::new(Error::Timeout), CanonicalContext::new(&context).unwrap());
         assert!(!format!("{flags:?}").contains("secret-user"));
         assert_eq!(flags.context(), context);
     }

@@ -2,16 +2,23 @@
 
 mod answer;
 mod builder;
+mod cache;
 mod context;
 mod error;
 mod evaluation;
 mod flags;
+mod flights;
 mod lifespan;
 mod ofrep;
+mod pause;
 mod provider;
 mod request;
 mod resolution;
 mod runtime;
+mod service;
+mod slots;
+mod stats;
+mod stream;
 mod transport;
 
 pub use open_feature;
@@ -26,4 +33,5 @@ pub use crate::{
     lifespan::{Lifespan, LifespanBuilder},
     provider::FlipswitchProvider,
     request::{IntoContext, RequestScope},
+    stats::Stats,
 };

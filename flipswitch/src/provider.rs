@@ -15,23 +15,17 @@ use open_feature::{
     provider::{FeatureProvider, ProviderMetadata, ProviderStatus, ResolutionDetails},
 };
 use serde_json::Value;
-use tokio::sync::watch;
 
 use crate::{
-    ConfigError, Error, FlagEvaluation, FlagType, Flags, FlipswitchProviderBuilder, ReadyError,
+    ConfigError, Error, FlagEvaluation, FlagType, Flags, FlipswitchProviderBuilder, ReadyError, Stats,
     answer::Answer,
     builder::Settings,
-    context::CanonicalContext,
-    error::Chain,
+    cache::Snapshot,
+    context::{self, CanonicalContext},
     resolution,
     runtime::Home,
-    transport::{ApiKey, BaseUrl, Transport},
+    service::{Service, Startup},
 };
-
-/// After a failure the start-up check waits this long, doubling up to the maximum; a refused key waits longer.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(30);
-const UNAUTHORIZED_RETRY: Duration = Duration::from_secs(300);
 
 /// The OpenFeature provider for Flipswitch. A handle: a clone is the same provider.
 ///
@@ -44,41 +38,18 @@ pub struct FlipswitchProvider {
     handle: Arc<Handle>,
 }
 
-/// What the application's handles share. Dropping it ends the provider; tasks hold [`Shared`] only.
+/// What the application's handles share. Dropping it ends the provider; tasks hold the [`Service`] only.
 struct Handle {
-    shared: Arc<Shared>,
-    metadata: ProviderMetadata,
-}
-
-struct Shared {
     source: Source,
-    home: Home,
+    home: Arc<Home>,
     started: AtomicBool,
+    metadata: ProviderMetadata,
 }
 
 /// Where values come from.
 enum Source {
-    Service(Box<Service>),
+    Service(Arc<Service>),
     Memory(Arc<Answer>),
-}
-
-struct Service {
-    transport: Transport,
-    bootstrap: Option<Arc<Answer>>,
-    startup: watch::Sender<Startup>,
-    base_url: BaseUrl,
-    api_key: ApiKey,
-    realtime: bool,
-}
-
-/// What is known of the service since the start.
-enum Startup {
-    /// It never answered; with the last failure, if there was one.
-    Waiting(Option<Error>),
-    /// It answered once.
-    Ready,
-    /// It refused the API key, and never answered before.
-    Unauthorized,
 }
 
 impl FlipswitchProvider {
@@ -119,27 +90,18 @@ impl FlipswitchProvider {
                 Answer::default()
             }
         };
-        Self::with_source(Source::Memory(Arc::new(answer)), Home::new(None))
+        Self::with_source(Source::Memory(Arc::new(answer)), Arc::new(Home::new(None)))
     }
 
     pub(crate) fn with_settings(settings: Settings) -> Result<Self, ConfigError> {
-        let transport = Transport::new(&settings)?;
-        let Settings { api_key, base_url, bootstrap, runtime, enable_realtime: realtime, .. } = settings;
-        let service = Service {
-            transport,
-            bootstrap: bootstrap.map(Arc::new),
-            startup: watch::Sender::new(Startup::Waiting(None)),
-            base_url,
-            api_key,
-            realtime,
-        };
-        Ok(Self::with_source(Source::Service(Box::new(service)), Home::new(runtime)))
+        let home = Arc::new(Home::new(settings.runtime.clone()));
+        let service = Service::new(settings, Arc::clone(&home))?;
+        Ok(Self::with_source(Source::Service(Arc::new(service)), home))
     }
 
-    fn with_source(source: Source, home: Home) -> Self {
-        let shared = Shared { source, home, started: AtomicBool::new(false) };
+    fn with_source(source: Source, home: Arc<Home>) -> Self {
         let metadata = ProviderMetadata::new("flipswitch");
-        Self { handle: Arc::new(Handle { shared: Arc::new(shared), metadata }) }
+        Self { handle: Arc::new(Handle { source, home, started: AtomicBool::new(false), metadata }) }
     }
 
     /// Starts the provider if it is not started, and waits until the service has answered once.
@@ -153,13 +115,13 @@ impl FlipswitchProvider {
     /// last failure, or [`ReadyError::Timeout`] if nothing was heard at all; [`ReadyError::ShutDown`]. The first three
     /// leave the provider trying.
     pub async fn ready(&self, timeout: Duration) -> Result<(), ReadyError> {
-        let shared = &self.handle.shared;
-        if shared.home.is_stopped() {
+        let Handle { source, home, .. } = &*self.handle;
+        if home.is_stopped() {
             return Err(ReadyError::ShutDown);
         }
-        let Source::Service(service) = &shared.source else { return Ok(()) };
-        shared.start();
-        let mut startup = service.startup.subscribe();
+        let Source::Service(service) = source else { return Ok(()) };
+        self.handle.start();
+        let mut startup = service.startup();
         let waiting = async move {
             let settled = |state: &Startup| !matches!(state, Startup::Waiting(_));
             let _ = tokio::time::timeout(timeout, startup.wait_for(settled)).await;
@@ -171,7 +133,7 @@ impl FlipswitchProvider {
                 Startup::Waiting(None) => Err(ReadyError::Timeout),
             }
         };
-        match shared.home.run(waiting).await {
+        match home.run(waiting).await {
             Ok(outcome) => outcome,
             Err(Error::ShutDown) => Err(ReadyError::ShutDown),
             Err(error) => Err(ReadyError::Unreachable(error)),
@@ -181,40 +143,36 @@ impl FlipswitchProvider {
     /// Ends the provider: its thread, its tasks and its connections. Takes at most 5 s, may be called again, and also
     /// while evaluations are under way, which then give their defaults.
     ///
-    /// Handles stay usable: an evaluation gives defaults, and a provider [in memory](Self::in_memory) its values.
+    /// Handles stay usable: an evaluation gives the last known values, stale, or else defaults.
     pub async fn shutdown(&self) {
-        let home = &self.handle.shared.home;
+        let Handle { home, .. } = &*self.handle;
         if !home.is_stopped() {
             tracing::info!(target: "flipswitch", "shutting down");
         }
-        home.stop();
+        self.handle.end();
         home.stopped().await;
     }
 
     /// Returns all flags for a context. Never fails: without an answer of the service the flags hold the
     /// [bootstrap](FlipswitchProviderBuilder::bootstrap) values, or none, and [`Flags::error`] tells why.
     pub async fn flags(&self, context: &EvaluationContext) -> Flags {
-        let canonical = match CanonicalContext::new(context) {
+        let canonical = match context::write(context) {
             Ok(canonical) => canonical,
             Err(error) => return Flags::refused(error, context.clone()),
         };
-        let shared = &self.handle.shared;
-        let service = match &shared.source {
-            Source::Memory(answer) => return Flags::fresh(Arc::clone(answer), canonical),
+        let service = match &self.handle.source {
             Source::Service(service) => service,
+            Source::Memory(answer) => {
+                let context = CanonicalContext::from_bytes(&canonical);
+                return Flags::fresh(Arc::new(Snapshot::timeless(context, Arc::clone(answer))));
+            }
         };
-        shared.start();
-        let request = {
-            let (shared, canonical) = (Arc::clone(shared), canonical.clone());
-            async move { shared.evaluate(&canonical).await }
-        };
-        match shared.home.run(request).await.and_then(|outcome| outcome) {
-            Ok(answer) => Flags::fresh(answer, canonical),
-            Err(error) => match &service.bootstrap {
-                Some(bootstrap) => Flags::bootstrapped(Arc::clone(bootstrap), error, canonical),
-                None => Flags::unavailable(error, canonical),
-            },
+        let tick = service.clock().now();
+        if let Some(flags) = service.known(&canonical, tick) {
+            return flags;
         }
+        self.handle.start();
+        service.flags(CanonicalContext::from_bytes(&canonical), tick).await
     }
 
     /// Returns all evaluated flags for a context, sorted by key.
@@ -238,9 +196,18 @@ impl FlipswitchProvider {
         self.flags(context).await.evaluation_if_any(key)
     }
 
+    /// Returns what the provider did since it was made, and what it keeps. All zero for one [in memory](Self::in_memory).
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        match &self.handle.source {
+            Source::Service(service) => service.stats(),
+            Source::Memory(_) => Stats::default(),
+        }
+    }
+
     /// The runtime that the provider's work is done on.
     pub(crate) fn home(&self) -> &Home {
-        &self.handle.shared.home
+        &self.handle.home
     }
 
     async fn resolve<T>(
@@ -258,73 +225,28 @@ impl FlipswitchProvider {
     }
 }
 
-impl Shared {
-    /// Starts the start-up check, once.
-    fn start(self: &Arc<Self>) {
-        let Source::Service(service) = &self.source else { return };
+impl Handle {
+    /// Starts what runs in the background, once.
+    fn start(&self) {
         if self.started.load(Ordering::Relaxed) || self.started.swap(true, Ordering::Relaxed) {
             return;
         }
-        let Service { base_url, api_key, realtime, .. } = &**service;
-        tracing::info!(target: "flipswitch", %base_url, %api_key, realtime, "starting");
-        if base_url.is_plain_and_remote() {
-            tracing::warn!(target: "flipswitch", %base_url, "the API key goes over the network unencrypted; use https");
-        }
-        let shared = Arc::clone(self);
-        if let Err(error) = self.home.spawn(async move { shared.check_at_start().await }) {
-            tracing::error!(target: "flipswitch", error = %Chain(&error), "could not start");
+        if let Source::Service(service) = &self.source {
+            service.start();
         }
     }
 
-    /// Asks until the service has answered once, whoever was answered.
-    async fn check_at_start(&self) {
-        let Source::Service(service) = &self.source else { return };
-        let mut startup = service.startup.subscribe();
-        let mut retry = FIRST_RETRY;
-        while let Err(error) = self.evaluate(&CanonicalContext::start_up()).await {
-            let pause = match &error {
-                Error::Unauthorized => UNAUTHORIZED_RETRY,
-                Error::RateLimited { retry_after } => retry.max(*retry_after),
-                _ => retry.mul_f64(0.5 + fastrand::f64() / 2.0),
-            };
-            retry = LAST_RETRY.min(retry * 2);
-            tracing::warn!(target: "flipswitch", error = %Chain(&error), ?pause, "the flag service did not answer; trying on");
-            let ready = startup.wait_for(|state| matches!(state, Startup::Ready));
-            if tokio::time::timeout(pause, ready).await.is_ok() {
-                return;
-            }
+    fn end(&self) {
+        self.home.stop();
+        if let Source::Service(service) = &self.source {
+            service.end();
         }
-    }
-
-    /// Makes one request, and draws from it what it says about the service.
-    async fn evaluate(&self, context: &CanonicalContext) -> Result<Arc<Answer>, Error> {
-        let Source::Service(service) = &self.source else { return Err(Error::ShutDown) };
-        let outcome = service.transport.bulk(context).await;
-        service.startup.send_if_modified(|state| {
-            let next = match (&*state, &outcome) {
-                (Startup::Ready, _) => return false,
-                (_, Ok(_)) => Startup::Ready,
-                (Startup::Unauthorized, Err(Error::Unauthorized)) => return false,
-                (_, Err(Error::Unauthorized)) => Startup::Unauthorized,
-                (_, Err(error)) => Startup::Waiting(Some(error.clone())),
-            };
-            match &next {
-                Startup::Ready => tracing::info!(target: "flipswitch", "ready"),
-                Startup::Unauthorized => {
-                    tracing::error!(target: "flipswitch", "the flag service refused the API key; defaults are served");
-                }
-                Startup::Waiting(_) => {}
-            }
-            *state = next;
-            true
-        });
-        outcome.map(Arc::new)
     }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
-        self.shared.home.stop();
+        self.end();
     }
 }
 
@@ -332,10 +254,10 @@ impl Drop for Handle {
 impl fmt::Debug for FlipswitchProvider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("FlipswitchProvider");
-        match &self.handle.shared.source {
+        match &self.handle.source {
             Source::Service(service) => shown
-                .field("base_url", &format_args!("{}", service.base_url))
-                .field("api_key", &format_args!("{}", service.api_key)),
+                .field("base_url", &format_args!("{}", service.base_url()))
+                .field("api_key", &format_args!("{}", service.api_key())),
             Source::Memory(answer) => shown.field("flags", &answer.iter().count()),
         }
         .finish_non_exhaustive()
@@ -347,17 +269,17 @@ impl FeatureProvider for FlipswitchProvider {
     /// Starts the provider and returns at once: OpenFeature holds its global lock meanwhile. Use
     /// [`ready`](FlipswitchProvider::ready) to wait.
     async fn initialize(&mut self, _context: &EvaluationContext) {
-        self.handle.shared.start();
+        self.handle.start();
     }
 
     fn status(&self) -> ProviderStatus {
-        let shared = &self.handle.shared;
-        if shared.home.is_stopped() {
+        let Handle { source, home, .. } = &*self.handle;
+        if home.is_stopped() {
             return ProviderStatus::NotReady;
         }
-        match &shared.source {
+        match source {
             Source::Memory(_) => ProviderStatus::Ready,
-            Source::Service(service) => match &*service.startup.borrow() {
+            Source::Service(service) => match &*service.startup().borrow() {
                 Startup::Waiting(_) => ProviderStatus::NotReady,
                 Startup::Ready => ProviderStatus::Ready,
                 Startup::Unauthorized => ProviderStatus::Error,

@@ -2,11 +2,11 @@
 
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use bytes::Buf;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 pub(crate) use reqwest::ClientBuilder;
 use reqwest::{Client, Response, Url, redirect};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tokio::sync::Semaphore;
 
 use crate::{ConfigError, Error, answer::Answer, builder::Settings, context::CanonicalContext, error::Chain, ofrep};
 
@@ -25,9 +25,14 @@ const MAX_KEY: usize = 4_096;
 /// At most this many redirects are followed, all within the origin.
 const MAX_REDIRECTS: usize = 5;
 
-/// What a service may ask for in `Retry-After`, at most and for want of anything readable.
-const MAX_PAUSE: Duration = Duration::from_secs(300);
-const MIN_PAUSE: Duration = Duration::from_secs(1);
+/// A longer tag is not kept.
+const MAX_ETAG: usize = 1_024;
+
+/// How long the head of the stream's response may take: some servers send it with the first event.
+const HEADERS: Duration = Duration::from_secs(30);
+
+/// A limit that is none.
+const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// The API key, as the header value that it is sent as.
 #[derive(Clone)]
@@ -48,6 +53,18 @@ impl ApiKey {
         let mut value = HeaderValue::from_str(key).map_err(|_| ConfigError::IllegalApiKey { position: 1 })?;
         value.set_sensitive(true);
         Ok(Self(value))
+    }
+}
+
+impl ApiKey {
+    /// Whether it looks like what examples have in place of a key.
+    pub(crate) fn is_placeholder(&self) -> bool {
+        let key = self.0.to_str().unwrap_or_default().to_ascii_lowercase().replace(['_', ' '], "-");
+        key.starts_with('<')
+            || key.chars().all(|character| character == 'x')
+            || ["your-", "changeme", "change-me", "placeholder", "my-api-key", "api-key"]
+                .iter()
+                .any(|start| key.starts_with(start))
     }
 }
 
@@ -130,11 +147,12 @@ impl fmt::Display for BaseUrl {
 
 /// Sends requests to the service. Lives on the home runtime.
 pub(crate) struct Transport {
-    client: Client,
+    /// Two clients of one factory, so that a stream whose reader stalls cannot hold up requests.
+    requests: Client,
+    streams: Client,
     bulk: Url,
+    events: Url,
     headers: HeaderMap,
-    request_timeout: Duration,
-    slots: Semaphore,
 }
 
 impl Transport {
@@ -145,53 +163,139 @@ impl Transport {
             telemetry(&mut headers, settings.enable_realtime);
         }
         Ok(Self {
-            client: client(settings)?,
+            requests: client(settings, Method::POST, settings.request_timeout)?,
+            // Nothing limits a stream as a whole; how long it may be silent is its reader's business.
+            streams: client(settings, Method::GET, FOR_EVER)?,
             bulk: settings.base_url.join("/ofrep/v1/evaluate/flags"),
+            events: settings.base_url.join("/api/v1/flags/events"),
             headers,
-            request_timeout: settings.request_timeout,
-            slots: Semaphore::new(settings.max_concurrent_requests),
         })
     }
 
-    /// Asks for all flags of one context.
-    pub(crate) async fn bulk(&self, context: &CanonicalContext) -> Result<Answer, Error> {
-        match tokio::time::timeout(self.request_timeout, self.bulk_at_leisure(context)).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(Error::Timeout),
-        }
-    }
-
-    async fn bulk_at_leisure(&self, context: &CanonicalContext) -> Result<Answer, Error> {
-        let _slot = self.slots.acquire().await.map_err(|_| Error::ShutDown)?;
-        let response = self
-            .client
+    /// Asks for all flags of one context; `etag` is the tag of the answer that is known for this very context.
+    ///
+    /// Takes as long as it takes: the caller sets the limit.
+    pub(crate) async fn bulk(&self, context: &CanonicalContext, etag: Option<&[u8]>) -> Result<Bulk, Failure> {
+        let mut request = self
+            .requests
             .post(self.bulk.clone())
             .headers(self.headers.clone())
             .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            .body(context.as_body().to_owned())
-            .send()
-            .await
-            .map_err(Error::transport)?;
-        match response.status() {
-            StatusCode::OK => ofrep::bulk(&body(response, MAX_ANSWER).await?),
-            // OFREP knows no 404 for bulk; services that have no flags yet send it.
-            StatusCode::NOT_FOUND => Ok(Answer::default()),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(Error::Unauthorized),
-            StatusCode::TOO_MANY_REQUESTS => {
-                let retry_after = pause(response.headers().get(header::RETRY_AFTER), OffsetDateTime::now_utc());
-                Err(Error::RateLimited { retry_after })
-            }
-            status @ StatusCode::BAD_REQUEST => {
-                let refusal = body(response, MAX_REFUSAL).await.ok().and_then(|body| ofrep::refusal(&body));
-                Err(refusal.unwrap_or(Error::Status(status)))
-            }
-            status => Err(Error::Status(status)),
+            .body(context.as_bytes().to_vec());
+        if let Some(etag) = etag.and_then(|etag| HeaderValue::from_bytes(etag).ok()) {
+            request = request.header(header::IF_NONE_MATCH, etag);
         }
+        let response = request.send().await.map_err(transport)?;
+        let etag = response.headers().get(header::ETAG).map(HeaderValue::as_bytes);
+        // Copied, since a header keeps the whole head of its response in memory.
+        let etag = etag.filter(|etag| etag.len() <= MAX_ETAG).map(Box::from);
+        match response.status() {
+            StatusCode::OK => {
+                let answer = ofrep::bulk(&body(response, MAX_ANSWER).await?)?;
+                Ok(Bulk::Answer { answer, etag })
+            }
+            StatusCode::NOT_MODIFIED => Ok(Bulk::NotModified { etag }),
+            // OFREP knows no 404 for bulk; services that have no flags yet send it.
+            StatusCode::NOT_FOUND => Ok(Bulk::Answer { answer: Answer::default(), etag: None }),
+            _ => Err(failure(response).await),
+        }
+    }
+
+    /// Opens the stream of changes.
+    pub(crate) async fn events(&self) -> Result<Events, Failure> {
+        let opening = self
+            .streams
+            .get(self.events.clone())
+            .headers(self.headers.clone())
+            .header(header::ACCEPT, HeaderValue::from_static("text/event-stream"))
+            .header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))
+            .header(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))
+            .send();
+        let response = match tokio::time::timeout(HEADERS, opening).await {
+            Ok(response) => response.map_err(transport)?,
+            Err(_) => return Err(Failure::of(Error::Timeout)),
+        };
+        if response.status() != StatusCode::OK {
+            return Err(failure(response).await);
+        }
+        let media_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let media_type = media_type.unwrap_or_default();
+        if !media_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("text/event-stream") {
+            return Err(Failure::of(Error::decode(NoEventStream(ofrep::printable(media_type)))));
+        }
+        Ok(Events(response))
+    }
+}
+
+/// An answer to a bulk request.
+#[derive(Debug)]
+pub(crate) enum Bulk {
+    Answer {
+        answer: Answer,
+        etag: Option<Box<[u8]>>,
+    },
+    /// What is known under the tag is still right.
+    NotModified {
+        etag: Option<Box<[u8]>>,
+    },
+}
+
+/// A request that failed, and when the service wants to be asked again, if it said so.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) error: Error,
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl Failure {
+    pub(crate) fn of(error: Error) -> Self {
+        Self { error, retry_after: None }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::of(error)
+    }
+}
+
+fn transport(error: reqwest::Error) -> Failure {
+    Failure::of(if error.is_timeout() { Error::Timeout } else { Error::transport(error) })
+}
+
+/// What a status means that is neither an answer nor "unchanged".
+async fn failure(response: Response) -> Failure {
+    let retry_after = retry_after(response.headers().get(header::RETRY_AFTER), OffsetDateTime::now_utc());
+    let error = match response.status() {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Unauthorized,
+        StatusCode::TOO_MANY_REQUESTS => Error::RateLimited { retry_after: retry_after.unwrap_or_default() },
+        status @ StatusCode::BAD_REQUEST => {
+            let refusal = body(response, MAX_REFUSAL).await.ok().and_then(|body| ofrep::refusal(&body));
+            refusal.unwrap_or(Error::Status(status))
+        }
+        status => Error::Status(status),
+    };
+    Failure { error, retry_after }
+}
+
+/// What answered instead of the stream: a page of a proxy, for instance.
+#[derive(Debug, thiserror::Error)]
+#[error("no event stream, but content of type {0:?}")]
+struct NoEventStream(String);
+
+/// The open stream of changes.
+#[derive(Debug)]
+pub(crate) struct Events(Response);
+
+impl Events {
+    /// The next bytes; `None` at the end.
+    pub(crate) async fn chunk(&mut self) -> Result<Option<impl Buf + use<>>, Failure> {
+        self.0.chunk().await.map_err(transport)
     }
 }
 
 /// A client of the application's factory, with what must hold for every request set last.
-fn client(settings: &Settings) -> Result<Client, ConfigError> {
+fn client(settings: &Settings, method: Method, timeout: Duration) -> Result<Client, ConfigError> {
     let base_url = &settings.base_url;
     let mut builder = match &settings.http_client {
         Some(factory) => factory(),
@@ -201,8 +305,10 @@ fn client(settings: &Settings) -> Result<Client, ConfigError> {
         builder = builder.no_proxy();
     }
     let builder = builder
-        .redirect(same_origin(base_url.0.clone()))
+        .redirect(same_origin(base_url.0.clone(), method))
         .connect_timeout(settings.connect_timeout)
+        .timeout(timeout)
+        .read_timeout(timeout)
         .no_gzip()
         .no_brotli()
         .no_zstd()
@@ -245,9 +351,10 @@ fn build(builder: ClientBuilder) -> Result<Client, String> {
 
 /// Redirects stay within the origin, since they carry the API key, and keep the method: a redirect that would turn a
 /// POST into a GET is an answer like any other.
-fn same_origin(base: Url) -> redirect::Policy {
+fn same_origin(base: Url, method: Method) -> redirect::Policy {
     redirect::Policy::custom(move |attempt| {
-        let keeps_method = matches!(attempt.status(), StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
+        let keeps_method = method == Method::GET
+            || matches!(attempt.status(), StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
         if attempt.url().origin() != base.origin() {
             let refused = RefusedRedirect::OtherOrigin(attempt.url().origin().ascii_serialization());
             attempt.error(refused)
@@ -310,14 +417,15 @@ async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, Error> {
     Ok(body)
 }
 
-/// Reads `Retry-After`: seconds or an HTTP date (RFC 9110 §10.2.3), or an ISO 8601 date, which services send too.
-fn pause(value: Option<&HeaderValue>, now: OffsetDateTime) -> Duration {
-    let text = value.and_then(|value| value.to_str().ok()).map_or("", str::trim);
+/// Reads `Retry-After`: seconds or an HTTP date (RFC 9110 §10.2.3), or an ISO 8601 date, which services send too. `None`
+/// for anything else, and for a time that is over.
+fn retry_after(value: Option<&HeaderValue>, now: OffsetDateTime) -> Option<Duration> {
+    let text = value?.to_str().ok()?.trim();
     let seconds = || text.parse::<u64>().ok().map(Duration::from_secs);
     let http_date = || httpdate::parse_http_date(text).ok().map(OffsetDateTime::from);
     let iso_date = || OffsetDateTime::parse(text, &Rfc3339).ok();
     let date = || http_date().or_else(iso_date).and_then(|date| Duration::try_from(date - now).ok());
-    seconds().or_else(date).unwrap_or(MIN_PAUSE).clamp(MIN_PAUSE, MAX_PAUSE)
+    seconds().or_else(date).filter(|wait| !wait.is_zero())
 }
 
 #[cfg(test)]
@@ -327,27 +435,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn retry_after_is_read_in_its_three_forms_and_kept_within_bounds() {
+    fn retry_after_is_read_in_its_three_forms() {
         let now = datetime!(2024-01-21 10:30:00 UTC);
         let cases = [
-            (Some("7"), 7),
-            (Some(" 7 "), 7),
-            (Some("0"), 1),
-            (Some("86400"), 300),
-            (Some("Sun, 21 Jan 2024 10:30:30 GMT"), 30),
-            (Some("Sunday, 21-Jan-24 10:30:30 GMT"), 30),
-            (Some("2024-01-21T10:31:00Z"), 60),
-            (Some("2024-01-21T12:31:00+02:00"), 60),
-            (Some("Sun, 21 Jan 2024 10:29:00 GMT"), 1),
-            (Some("2034-01-21T10:31:00Z"), 300),
-            (Some("-5"), 1),
-            (Some("soon"), 1),
-            (Some(""), 1),
-            (None, 1),
+            (Some("7"), Some(7)),
+            (Some(" 7 "), Some(7)),
+            (Some("0"), None),
+            (Some("86400"), Some(86_400)),
+            (Some("Sun, 21 Jan 2024 10:30:30 GMT"), Some(30)),
+            (Some("Sunday, 21-Jan-24 10:30:30 GMT"), Some(30)),
+            (Some("2024-01-21T10:31:00Z"), Some(60)),
+            (Some("2024-01-21T12:31:00+02:00"), Some(60)),
+            (Some("Sun, 21 Jan 2024 10:29:00 GMT"), None),
+            (Some("-5"), None),
+            (Some("soon"), None),
+            (Some(""), None),
+            (None, None),
         ];
         for (text, seconds) in cases {
             let value = text.map(|text| HeaderValue::from_str(text).unwrap());
-            assert_eq!(pause(value.as_ref(), now), Duration::from_secs(seconds), "{text:?}");
+            assert_eq!(retry_after(value.as_ref(), now), seconds.map(Duration::from_secs), "{text:?}");
         }
     }
 
@@ -388,6 +495,16 @@ mod tests {
         }
         for text in ["http://10.0.0.1", "http://localhost.example", "http://[::2]", "https://api.flipswitch.io"] {
             assert!(!BaseUrl::new(text).unwrap().is_loopback(), "{text}");
+        }
+    }
+
+    #[test]
+    fn keys_of_examples_are_recognised() {
+        for key in ["your-api-key", "YOUR_API_KEY", "<key>", "changeme", "xxxx", "api_key", "my-api-key-here"] {
+            assert!(ApiKey::new(key).unwrap().is_placeholder(), "{key}");
+        }
+        for key in ["sk_live_8f3a", "quickstart-key", "x1"] {
+            assert!(!ApiKey::new(key).unwrap().is_placeholder(), "{key}");
         }
     }
 

@@ -55,10 +55,11 @@ async fn evaluation_before_ready_starts_the_provider() {
 }
 
 #[tokio::test]
-async fn after_shutdown_evaluation_gives_defaults_and_says_why() {
+async fn after_shutdown_the_last_values_or_defaults_are_given() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = provider(&service);
     in_time(provider.ready(support::PATIENCE)).await.unwrap();
+    assert!(!in_time(provider.flags(&user("known"))).await.is_stale());
     in_time(provider.shutdown()).await;
     in_time(provider.shutdown()).await;
 
@@ -66,6 +67,9 @@ async fn after_shutdown_evaluation_gives_defaults_and_says_why() {
     assert!(!flags.bool("on", false));
     assert!(matches!(flags.error(), Some(Error::ShutDown)));
     assert!(matches!(flags.evaluation("on"), Err(FlagError::Unavailable(Error::ShutDown))));
+    let known = in_time(provider.flags(&user("known"))).await;
+    assert!(known.bool("on", false) && known.is_stale(), "the last values stay, and say what they are");
+    assert!(matches!(known.error(), Some(Error::ShutDown)));
     let error = in_time(provider.resolve_bool_value("on", &user("u"))).await.unwrap_err();
     assert_eq!(error.code, EvaluationErrorCode::ProviderNotReady);
     assert!(matches!(in_time(provider.ready(support::PATIENCE)).await, Err(ReadyError::ShutDown)));
@@ -186,7 +190,8 @@ fn evaluation_needs_no_runtime() {
         assert!(provider.flags(&user("u")).await.bool("on", false));
         assert!(provider.resolve_bool_value("on", &user("u")).await.unwrap().value);
         provider.shutdown().await;
-        assert!(!provider.flags(&user("u")).await.bool("on", false));
+        assert!(provider.flags(&user("u")).await.is_stale());
+        assert!(!provider.flags(&user("other")).await.bool("on", false));
     });
 }
 
@@ -199,7 +204,8 @@ fn a_given_runtime_is_used_and_may_end() {
     pollster::block_on(async {
         assert!(provider.flags(&user("u")).await.bool("on", false));
         given.shutdown_background();
-        let flags = provider.flags(&user("u")).await;
+        assert!(provider.flags(&user("u")).await.bool("on", false), "answered from memory");
+        let flags = provider.flags(&user("other")).await;
         assert!(matches!(flags.error(), Some(Error::ShutDown)), "{:?}", flags.error());
         provider.shutdown().await;
     });

@@ -194,16 +194,19 @@ async fn scenarios() {
         ("/unknown", "alice", "", 404, "", 0),
     ];
     for framework in Framework::ALL {
-        let service = service().await;
-        let provider = provider(&service);
-        let app = framework.serve(provider.clone()).await;
         for (path, user, plan, status, body, requests) in scenarios {
-            let before = support::evaluations(&service);
-            let answer = app.get(path, user, plan).await;
-            assert_eq!(answer, (status, body.to_owned()), "{framework:?} {path} {user} {plan}");
-            assert_eq!(support::evaluations(&service) - before, requests, "{framework:?} {path}");
+            let service = service().await;
+            // Without the stream, whose opening would count as a change in the middle.
+            let provider = support::builder(&service).enable_realtime(false).build().unwrap();
+            let app = framework.serve(provider.clone()).await;
+            // However often it is asked: the same user costs one request.
+            for _ in 0..3 {
+                let answer = app.get(path, user, plan).await;
+                assert_eq!(answer, (status, body.to_owned()), "{framework:?} {path} {user} {plan}");
+            }
+            assert_eq!(support::evaluations(&service), requests, "{framework:?} {path}");
+            provider.shutdown().await;
         }
-        provider.shutdown().await;
     }
 }
 

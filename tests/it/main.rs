@@ -1,13 +1,16 @@
 //! Tests across the crates, over real sockets.
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod scripted;
 mod support;
 
 mod evaluation;
 mod frameworks;
+mod hostile;
 mod layer;
 mod life;
 mod local;
 mod open_feature;
 #[cfg(feature = "peers")]
 mod peers;
+mod wire;

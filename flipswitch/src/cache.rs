@@ -1,0 +1,188 @@
+//! Answers by context, and when one may be handed out. No I/O; the time is passed in.
+
+use std::{
+    hash::RandomState,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use quick_cache::{
+    OptionsBuilder, Weighter,
+    sync::{Cache as Entries, DefaultLifecycle},
+};
+
+use crate::{answer::Answer, context::CanonicalContext};
+
+/// What an entry takes besides its context, its tag and its answer.
+const OVERHEAD: usize = 192;
+
+/// One answer, and what is known about it. Replaced whole, never changed.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) context: CanonicalContext,
+    pub(crate) answer: Arc<Answer>,
+    /// The generation read before the request was sent.
+    pub(crate) generation: u64,
+    /// When the request was sent that brought the answer, or confirmed it.
+    pub(crate) sent_at: Instant,
+    /// The service's tag for the answer, byte for byte.
+    pub(crate) etag: Option<Box<[u8]>>,
+}
+
+/// The generation of what is known, and whether the stream that raises it is open. Both in one word, so that "open"
+/// cannot be seen before the generation that was raised with it.
+#[derive(Debug, Default)]
+pub(crate) struct Clock(AtomicU64);
+
+/// A reading of the [`Clock`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tick {
+    pub(crate) generation: u64,
+    pub(crate) open: bool,
+}
+
+impl Clock {
+    const OPEN: u64 = 1;
+    const GENERATION: u64 = 2;
+
+    pub(crate) fn now(&self) -> Tick {
+        let word = self.0.load(Ordering::Acquire);
+        Tick { generation: word / Self::GENERATION, open: word & Self::OPEN != 0 }
+    }
+
+    /// Anything may have changed: every answer known so far is out of date.
+    pub(crate) fn raise(&self) {
+        self.0.fetch_add(Self::GENERATION, Ordering::AcqRel);
+    }
+
+    /// The stream is open from now on. Whatever happened while it was not may have changed anything.
+    pub(crate) fn open(&self) {
+        self.update(|word| (word + Self::GENERATION) | Self::OPEN);
+    }
+
+    /// The stream is away: answers age faster.
+    pub(crate) fn close(&self) {
+        self.update(|word| word & !Self::OPEN);
+    }
+
+    fn update(&self, change: impl Fn(u64) -> u64) {
+        // Cannot fail: the change is never `None`.
+        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| Some(change(word)));
+    }
+}
+
+/// How old an answer may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ages {
+    /// Fresh, while the stream is open.
+    pub(crate) open: Duration,
+    /// Fresh, while it is not.
+    pub(crate) closed: Duration,
+    /// Served at all.
+    pub(crate) stale: Duration,
+}
+
+impl Snapshot {
+    /// An answer that never ages, of no service.
+    pub(crate) fn timeless(context: CanonicalContext, answer: Arc<Answer>) -> Self {
+        Self { context, answer, generation: u64::MAX, sent_at: Instant::now(), etag: None }
+    }
+
+    /// Whether the answer is as good as new for an evaluation that began at `tick`. More is not asked: else events
+    /// arriving without pause would keep it waiting for ever.
+    pub(crate) fn is_fresh(&self, tick: Tick, now: Instant, ages: &Ages) -> bool {
+        let age = if tick.open { ages.open } else { ages.closed };
+        self.generation >= tick.generation && now.saturating_duration_since(self.sent_at) <= age
+    }
+
+    /// Whether the answer may be handed out as a stale one.
+    pub(crate) fn may_be_served(&self, now: Instant, ages: &Ages) -> bool {
+        now.saturating_duration_since(self.sent_at) <= ages.stale
+    }
+
+    /// Whether this answer is younger than another of the same context.
+    fn is_newer_than(&self, other: &Self) -> bool {
+        (self.generation, self.sent_at) > (other.generation, other.sent_at)
+    }
+
+    fn bytes(&self) -> usize {
+        let etag = self.etag.as_ref().map_or(0, |etag| etag.len());
+        OVERHEAD + self.context.as_bytes().len() + etag + self.answer.own_bytes()
+    }
+}
+
+/// The answers that are kept: as many as were asked for, within the bytes allowed.
+pub(crate) struct Cache {
+    entries: Entries<CanonicalContext, Arc<Snapshot>, Weight, RandomState>,
+    ages: Ages,
+}
+
+/// Weighs an entry by its bytes, or by its share of the whole if that is more: so one limit keeps both numbers.
+#[derive(Clone)]
+struct Weight {
+    share: u64,
+}
+
+impl Weighter<CanonicalContext, Arc<Snapshot>> for Weight {
+    fn weight(&self, _: &CanonicalContext, snapshot: &Arc<Snapshot>) -> u64 {
+        self.share.max(snapshot.bytes() as u64)
+    }
+}
+
+impl Cache {
+    pub(crate) fn new(contexts: usize, bytes: usize, ages: Ages) -> Self {
+        let share = (bytes / contexts).max(1) as u64;
+        // Each shard has its part of the limits. Few and large ones are evicted unevenly if shards are many.
+        let shards = (contexts / 256).min(bytes >> 22).clamp(1, 64);
+        let build = |contexts| {
+            let mut options = OptionsBuilder::new();
+            options.shards(shards).estimated_items_capacity(contexts).weight_capacity(share * contexts as u64).build()
+        };
+        let options = build(contexts);
+        let weight = Weight { share };
+        let entries = match options {
+            Ok(options) => Entries::with_options(options, weight, RandomState::new(), DefaultLifecycle::default()),
+            // Options are complete, which is all that is checked.
+            Err(_) => Entries::with(
+                contexts,
+                share * contexts as u64,
+                weight,
+                RandomState::new(),
+                DefaultLifecycle::default(),
+            ),
+        };
+        Self { entries, ages }
+    }
+
+    pub(crate) fn ages(&self) -> &Ages {
+        &self.ages
+    }
+
+    /// Finds the answer of a context, whatever its age.
+    pub(crate) fn get(&self, context: &[u8]) -> Option<Arc<Snapshot>> {
+        self.entries.get(context)
+    }
+
+    /// Finds the answer of a context if it is as good as new.
+    pub(crate) fn fresh(&self, context: &[u8], tick: Tick, now: Instant) -> Option<Arc<Snapshot>> {
+        self.get(context).filter(|snapshot| snapshot.is_fresh(tick, now, &self.ages))
+    }
+
+    /// Keeps an answer, unless a newer one of the context is kept. Not atomic: whoever calls it for one context must do
+    /// so one at a time.
+    pub(crate) fn put(&self, snapshot: &Arc<Snapshot>) {
+        let known = self.entries.peek(snapshot.context.as_bytes());
+        if known.is_none_or(|known| snapshot.is_newer_than(&known)) {
+            self.entries.insert(snapshot.context.clone(), Arc::clone(snapshot));
+        }
+    }
+
+    /// How many contexts are kept, and how many bytes they take.
+    pub(crate) fn size(&self) -> (u64, u64) {
+        let bytes = self.entries.iter().map(|(_, snapshot)| snapshot.bytes() as u64).sum();
+        (self.entries.len() as u64, bytes)
+    }
+}

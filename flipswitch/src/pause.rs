@@ -1,0 +1,258 @@
+//! When the service may be asked again after it failed. One for each provider.
+//!
+//! After a failure nothing is sent for a while, and then one request at a time, for which nobody waits, until one
+//! succeeds: a service that is away costs callers nothing, and is not met by all of them when it comes back.
+
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+
+use crate::{Error, transport::Failure};
+
+/// The wait after the first failure, doubling up to the maximum.
+const FIRST: Duration = Duration::from_secs(1);
+const LAST: Duration = Duration::from_secs(30);
+/// A refused key is tried again this much later.
+const UNAUTHORIZED: Duration = Duration::from_secs(300);
+/// What the service asks for is heeded up to here.
+const LONGEST: Duration = Duration::from_secs(300);
+
+/// Whether the service may be asked.
+#[derive(Debug)]
+pub(crate) enum Permission {
+    /// It may, and the caller waits for the answer.
+    Granted,
+    /// It may be asked this once, but the caller has its answer already: the last failure.
+    Probe(Error),
+    /// It may not, because of the last failure.
+    Refused(Error),
+}
+
+/// Failures in a row, and until when nothing is sent.
+#[derive(Debug, Default)]
+pub(crate) struct Pause {
+    failures: u32,
+    last: Option<Last>,
+    probing: bool,
+}
+
+#[derive(Debug)]
+struct Last {
+    error: Error,
+    at: Instant,
+    until: Instant,
+}
+
+impl Pause {
+    /// Asks to send a request. Whoever is granted or probes must tell the [outcome](Self::outcome).
+    pub(crate) fn ask(&mut self, now: Instant) -> Permission {
+        match &self.last {
+            None => Permission::Granted,
+            Some(last) if now < last.until || self.probing => Permission::Refused(last.error.clone()),
+            Some(last) => {
+                self.probing = true;
+                Permission::Probe(last.error.clone())
+            }
+        }
+    }
+
+    /// Whether a request that was granted, and has not been sent yet, has been overtaken by a failure.
+    pub(crate) fn refusal(&self) -> Option<Error> {
+        self.last.as_ref().map(|last| last.error.clone())
+    }
+
+    /// A probe that was not needed after all, or ended without word of the service.
+    pub(crate) fn probe_over(&mut self) {
+        self.probing = false;
+    }
+
+    /// Until when nothing is sent, if so.
+    pub(crate) fn until(&self) -> Option<Instant> {
+        self.last.as_ref().map(|last| last.until)
+    }
+
+    /// Takes what a request sent at `sent` tells about the service, and returns the error as callers are to see it.
+    /// `random` is from [0, 1).
+    pub(crate) fn outcome<T>(
+        &mut self,
+        outcome: Result<T, Failure>,
+        sent: Instant,
+        now: Instant,
+        random: f64,
+    ) -> Result<T, Error> {
+        let Failure { error, retry_after } = match outcome {
+            Ok(answer) => {
+                self.alive(sent);
+                return Ok(answer);
+            }
+            Err(failure) if concerns_one(&failure.error) => {
+                self.alive(sent);
+                return Err(failure.error);
+            }
+            Err(failure) => failure,
+        };
+        // Requests that were under way together fail together, which is one failure of the service.
+        if self.last.as_ref().is_none_or(|last| sent >= last.at) {
+            self.failures = self.failures.saturating_add(1);
+        }
+        let (error, wait) = match error {
+            Error::Unauthorized => (Error::Unauthorized, UNAUTHORIZED),
+            Error::RateLimited { .. } => {
+                let retry_after = retry_after.unwrap_or(doubled(self.failures)).min(LONGEST);
+                (Error::RateLimited { retry_after }, retry_after.mul_f64(1.0 + random / 10.0))
+            }
+            error => (error, backoff(self.failures, random).max(retry_after.unwrap_or_default().min(LONGEST))),
+        };
+        let until = (now + wait).max(self.last.as_ref().map_or(now, |last| last.until));
+        self.last = Some(Last { error: error.clone(), at: now, until });
+        self.probing = false;
+        Err(error)
+    }
+
+    /// The service answers; a request from before the last failure is no proof of it.
+    fn alive(&mut self, sent: Instant) {
+        if self.last.as_ref().is_some_and(|last| sent >= last.at) {
+            *self = Self::default();
+        }
+    }
+}
+
+/// The wait after this many failures in a row, at least one, spread so that clients do not return together.
+pub(crate) fn backoff(failures: u32, random: f64) -> Duration {
+    doubled(failures).min(LAST).mul_f64(0.5 + random / 2.0)
+}
+
+fn doubled(failures: u32) -> Duration {
+    FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16))
+}
+
+/// Whether a failure says something about one context only: the service is well and refuses this one.
+pub(crate) fn concerns_one(error: &Error) -> bool {
+    match error {
+        Error::Evaluation { .. } | Error::InvalidContext(_) => true,
+        Error::Status(status) => matches!(
+            *status,
+            StatusCode::BAD_REQUEST
+                | StatusCode::PAYLOAD_TOO_LARGE
+                | StatusCode::URI_TOO_LONG
+                | StatusCode::UNPROCESSABLE_ENTITY
+                | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE
+        ),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn failure(error: Error, retry_after: Option<Duration>) -> Result<(), Failure> {
+        Err(Failure { error, retry_after })
+    }
+
+    fn refused(pause: &mut Pause, now: Instant) -> bool {
+        matches!(pause.ask(now), Permission::Refused(_))
+    }
+
+    fn probes(pause: &mut Pause, now: Instant) -> bool {
+        matches!(pause.ask(now), Permission::Probe(_))
+    }
+
+    #[test]
+    fn waits_double_up_to_half_a_minute() {
+        let mut pause = Pause::default();
+        let mut now = Instant::now();
+        assert!(matches!(pause.ask(now), Permission::Granted));
+        for (random, expected) in
+            [(0.0, 0.5), (0.0, 1.0), (0.0, 2.0), (0.0, 4.0), (0.5, 12.0), (0.0, 15.0), (1.0, 30.0)]
+        {
+            pause.outcome(failure(Error::Timeout, None), now, now, random).unwrap_err();
+            let wait = Duration::from_secs_f64(expected);
+            assert!(refused(&mut pause, now + wait - Duration::from_millis(1)), "{expected}");
+            now += wait;
+            assert!(probes(&mut pause, now), "{expected}");
+            assert!(refused(&mut pause, now), "one probe at a time");
+        }
+        pause.outcome(Ok::<_, Failure>(()), now, now, 0.0).unwrap();
+        assert!(matches!(pause.ask(now), Permission::Granted));
+    }
+
+    #[test]
+    fn the_kind_of_failure_sets_the_wait() {
+        let unavailable = || Error::Status(StatusCode::SERVICE_UNAVAILABLE);
+        let limited = || Error::RateLimited { retry_after: Duration::ZERO };
+        let cases = [
+            (Error::Unauthorized, None, 300.0),
+            (limited(), Some(7 * SECOND), 7.0),
+            (limited(), None, 1.0),
+            (limited(), Some(3_600 * SECOND), 300.0),
+            (unavailable(), None, 0.5),
+            (unavailable(), Some(9 * SECOND), 9.0),
+            (unavailable(), Some(3_600 * SECOND), 300.0),
+            (Error::TooLarge, None, 0.5),
+        ];
+        for (error, retry_after, expected) in cases {
+            let (mut pause, now) = (Pause::default(), Instant::now());
+            let told = format!("{error:?} {retry_after:?}");
+            pause.outcome(failure(error, retry_after), now, now, 0.0).unwrap_err();
+            assert_eq!(pause.until().unwrap() - now, Duration::from_secs_f64(expected), "{told}");
+        }
+    }
+
+    #[test]
+    fn a_limit_without_a_time_doubles() {
+        let (mut pause, mut now) = (Pause::default(), Instant::now());
+        for expected in [1, 2, 4, 8] {
+            let limited = failure(Error::RateLimited { retry_after: Duration::ZERO }, None);
+            let Err(Error::RateLimited { retry_after }) = pause.outcome(limited, now, now, 0.0) else {
+                panic!("limited")
+            };
+            assert_eq!(retry_after, expected * SECOND);
+            now = pause.until().unwrap();
+        }
+    }
+
+    #[test]
+    fn requests_that_fail_together_are_one_failure() {
+        let (mut pause, sent) = (Pause::default(), Instant::now());
+        for number in 1..=64 {
+            let now = sent + number * Duration::from_millis(1);
+            pause.outcome(failure(Error::Timeout, None), sent, now, 0.0).unwrap_err();
+        }
+        assert_eq!(pause.failures, 1);
+    }
+
+    #[test]
+    fn an_answer_from_before_the_failure_proves_nothing() {
+        let (mut pause, sent) = (Pause::default(), Instant::now());
+        let later = sent + SECOND;
+        let limited = Error::RateLimited { retry_after: Duration::ZERO };
+        pause.outcome(failure(limited, Some(60 * SECOND)), sent, later, 0.0).unwrap_err();
+        pause.outcome(Ok::<_, Failure>(()), sent, later, 0.0).unwrap();
+        assert!(refused(&mut pause, later + 59 * SECOND), "no request before its time");
+    }
+
+    #[test]
+    fn a_context_that_is_refused_pauses_nobody() {
+        let (mut pause, now) = (Pause::default(), Instant::now());
+        for error in [
+            Error::Evaluation { code: "TARGETING_KEY_MISSING".into(), details: None },
+            Error::Status(StatusCode::BAD_REQUEST),
+            Error::Status(StatusCode::PAYLOAD_TOO_LARGE),
+        ] {
+            pause.outcome(failure(error, None), now, now, 0.0).unwrap_err();
+            assert!(matches!(pause.ask(now), Permission::Granted));
+        }
+    }
+
+    #[test]
+    fn a_later_failure_does_not_shorten_the_wait() {
+        let (mut pause, now) = (Pause::default(), Instant::now());
+        let limited = Error::RateLimited { retry_after: Duration::ZERO };
+        pause.outcome(failure(limited, Some(60 * SECOND)), now, now, 0.0).unwrap_err();
+        pause.outcome(failure(Error::Timeout, None), now, now + SECOND, 0.0).unwrap_err();
+        assert!(refused(&mut pause, now + 59 * SECOND));
+    }
+}

@@ -1,0 +1,407 @@
+//! The service as a provider knows it: what it answered, and when it is asked again.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use quick_cache::sync::Cache as Entries;
+use tokio::sync::watch;
+
+use crate::{
+    ConfigError, Error, Flags, Stats,
+    answer::Answer,
+    builder::Settings,
+    cache::{Ages, Cache, Clock, Snapshot, Tick},
+    context::CanonicalContext,
+    error::Chain,
+    flights::{Flight, Flights, Heard, Joined},
+    pause::{self, Pause, Permission},
+    runtime::Home,
+    slots::Slots,
+    stats::Counters,
+    stream,
+    transport::{ApiKey, BaseUrl, Bulk, Failure, Transport},
+};
+
+/// Contexts that the service refused are remembered up to this number.
+const REFUSALS: usize = 1_024;
+
+/// The start-up check looks again after this time at the least.
+const START_UP_RETRY: Duration = Duration::from_millis(500);
+
+/// Everything between an evaluation and the wire.
+pub(crate) struct Service {
+    transport: Transport,
+    home: Arc<Home>,
+    clock: Clock,
+    cache: Cache,
+    flights: Flights,
+    refusals: Entries<CanonicalContext, Refusal>,
+    pause: Mutex<Pause>,
+    slots: Slots,
+    startup: watch::Sender<Startup>,
+    counters: Counters,
+    bootstrap: Option<Arc<Answer>>,
+    request_timeout: Duration,
+    max_wait: Duration,
+    idle_timeout: Duration,
+    base_url: BaseUrl,
+    api_key: ApiKey,
+    realtime: bool,
+}
+
+/// What is known of the service since the start.
+pub(crate) enum Startup {
+    /// It never answered; with the last failure, if there was one.
+    Waiting(Option<Error>),
+    /// It answered once.
+    Ready,
+    /// It refused the API key, and never answered before.
+    Unauthorized,
+}
+
+/// A context that the service refused while it was well.
+#[derive(Clone)]
+struct Refusal {
+    error: Arc<Error>,
+    generation: u64,
+    until: Instant,
+    failures: u32,
+}
+
+impl Service {
+    pub(crate) fn new(settings: Settings, home: Arc<Home>) -> Result<Self, ConfigError> {
+        let transport = Transport::new(&settings)?;
+        let ages = Ages { open: settings.cache_ttl, closed: settings.polling_interval, stale: settings.max_stale };
+        Ok(Self {
+            transport,
+            home,
+            clock: Clock::default(),
+            cache: Cache::new(settings.cache_capacity, settings.cache_bytes, ages),
+            flights: Flights::default(),
+            refusals: Entries::new(REFUSALS),
+            pause: Mutex::default(),
+            slots: Slots::new(settings.max_concurrent_requests),
+            startup: watch::Sender::new(Startup::Waiting(None)),
+            counters: Counters::default(),
+            bootstrap: settings.bootstrap.map(Arc::new),
+            request_timeout: settings.request_timeout,
+            max_wait: settings.max_wait,
+            idle_timeout: settings.idle_timeout,
+            base_url: settings.base_url,
+            api_key: settings.api_key,
+            realtime: settings.enable_realtime,
+        })
+    }
+
+    pub(crate) fn base_url(&self) -> &BaseUrl {
+        &self.base_url
+    }
+
+    pub(crate) fn api_key(&self) -> &ApiKey {
+        &self.api_key
+    }
+
+    pub(crate) fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    pub(crate) fn idle_timeout(&self) -> Duration {
+        self.idle_timeout
+    }
+
+    pub(crate) fn startup(&self) -> watch::Receiver<Startup> {
+        self.startup.subscribe()
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.counters.stats(self.cache.size())
+    }
+
+    /// Starts what runs in the background: the start-up check, and the stream of changes.
+    pub(crate) fn start(self: &Arc<Self>) {
+        let Self { base_url, api_key, realtime, .. } = &**self;
+        tracing::info!(target: "flipswitch", %base_url, %api_key, realtime, "starting");
+        if base_url.is_plain_and_remote() {
+            tracing::warn!(target: "flipswitch", %base_url, "the API key goes over the network unencrypted; use https");
+        }
+        if api_key.is_placeholder() {
+            tracing::warn!(target: "flipswitch", "the API key looks like a placeholder; use one from the dashboard");
+        }
+        let service = Arc::clone(self);
+        let check = self.home.spawn(async move { service.check_at_start().await });
+        let service = Arc::clone(self);
+        let stream = if *realtime { self.home.spawn(stream::follow(service)).err() } else { None };
+        if let Some(error) = check.err().or(stream) {
+            tracing::error!(target: "flipswitch", error = %Chain(&error), "could not start");
+        }
+    }
+
+    /// Whatever was known counts as old from now on: nothing will keep it up to date any more.
+    pub(crate) fn end(&self) {
+        self.clock.close();
+        self.clock.raise();
+    }
+
+    /// Answers from memory if what is there is as good as new.
+    pub(crate) fn known(&self, context: &[u8], tick: Tick) -> Option<Flags> {
+        self.counters.evaluations.count();
+        let snapshot = self.cache.fresh(context, tick, Instant::now())?;
+        self.counters.hits.count();
+        Some(Flags::fresh(snapshot))
+    }
+
+    /// Answers with the help of the service; for what [`known`](Self::known) does not know.
+    pub(crate) async fn flags(self: &Arc<Self>, context: CanonicalContext, tick: Tick) -> Flags {
+        if self.home.is_stopped() {
+            return self.without(&context, Some(Arc::new(Error::ShutDown)));
+        }
+        let now = Instant::now();
+        if let Some(error) = self.refused(&context, tick, now) {
+            return self.without(&context, Some(error));
+        }
+        if let Some(error) = self.paused(&context, now) {
+            return self.without(&context, Some(error));
+        }
+        let base = || self.cache.get(context.as_bytes());
+        let joined =
+            self.flights.join(&context, tick.generation, base, |known| known.is_fresh(tick, now, self.cache.ages()));
+        let waiter = match joined {
+            Joined::Known(snapshot) => return Flags::fresh(snapshot),
+            Joined::Wait(waiter, None) => {
+                self.counters.coalesced.count();
+                waiter
+            }
+            Joined::Wait(waiter, Some(flight)) => {
+                self.depart(flight);
+                waiter
+            }
+        };
+        let has_old = self.servable(&context).is_some();
+        match waiter.wait(has_old).await {
+            Heard::Answer(snapshot) => Flags::fresh(snapshot),
+            Heard::Failed(error) => self.without(&context, Some(error)),
+            Heard::Late => self.without(&context, None),
+            Heard::Gone => self.without(&context, Some(Arc::new(Error::ShutDown))),
+        }
+    }
+
+    /// The error of a context that the service refused a moment ago, unless something changed since.
+    fn refused(&self, context: &CanonicalContext, tick: Tick, now: Instant) -> Option<Arc<Error>> {
+        let refusal = self.refusals.get(context)?;
+        (refusal.generation >= tick.generation && now < refusal.until).then_some(refusal.error)
+    }
+
+    /// The failure because of which the service is not asked, or not waited for.
+    fn paused(self: &Arc<Self>, context: &CanonicalContext, now: Instant) -> Option<Arc<Error>> {
+        let permission = self.pause().ask(now);
+        match permission {
+            Permission::Granted => None,
+            Permission::Refused(error) => Some(Arc::new(error)),
+            Permission::Probe(error) => {
+                let base = self.cache.get(context.as_bytes());
+                match self.flights.probe(context, self.clock.now().generation, base) {
+                    Some(flight) => self.depart(flight),
+                    None => self.pause().probe_over(),
+                }
+                Some(Arc::new(error))
+            }
+        }
+    }
+
+    /// The last answer of a context, if it may still be served.
+    fn servable(&self, context: &CanonicalContext) -> Option<Arc<Snapshot>> {
+        let snapshot = self.cache.get(context.as_bytes())?;
+        snapshot.may_be_served(Instant::now(), self.cache.ages()).then_some(snapshot)
+    }
+
+    /// Answers without the service: with what was known last, what the operator wrote down, or nothing.
+    fn without(&self, context: &CanonicalContext, error: Option<Arc<Error>>) -> Flags {
+        if let Some(snapshot) = self.servable(context) {
+            self.counters.stale_served.count();
+            return Flags::stale(snapshot, error);
+        }
+        // An old answer that was at hand a moment ago may have just been dropped or grown too old.
+        let error = error.unwrap_or_else(|| Arc::new(Error::Timeout));
+        match &self.bootstrap {
+            Some(bootstrap) => {
+                self.counters.stale_served.count();
+                Flags::bootstrapped(Arc::clone(bootstrap), error, context.clone())
+            }
+            None => Flags::absent(error, context.clone()),
+        }
+    }
+
+    /// Starts a flight at home. Nobody's leaving harms it: not the caller's, and not the waiters'.
+    fn depart(self: &Arc<Self>, flight: Flight) {
+        let pilot = Pilot { service: Arc::clone(self), flight: Some(flight) };
+        // Where nothing can be spawned any more, the pilot is dropped, which ends the flight.
+        drop(self.home.spawn(pilot.fly()));
+    }
+
+    fn land(&self, flight: &Flight, outcome: Result<Arc<Snapshot>, Error>) -> Option<Flight> {
+        match &outcome {
+            Ok(_) => drop(self.refusals.remove(&flight.context)),
+            Err(error) if pause::concerns_one(error) => self.remember_refusal(flight, error),
+            Err(_) => {}
+        }
+        self.flights.land(flight, outcome, |snapshot| self.cache.put(snapshot), || self.clock.now().generation)
+    }
+
+    fn remember_refusal(&self, flight: &Flight, error: &Error) {
+        let failures = self.refusals.get(&flight.context).map_or(0, |refusal| refusal.failures).saturating_add(1);
+        let refusal = Refusal {
+            error: Arc::new(error.clone()),
+            generation: flight.generation,
+            until: Instant::now() + pause::backoff(failures, fastrand::f64()),
+            failures,
+        };
+        self.refusals.insert(flight.context.clone(), refusal);
+    }
+
+    /// Makes one request, and draws from it what it says about the service.
+    async fn request(&self, flight: &Flight) -> Result<Arc<Snapshot>, Error> {
+        let base = flight.base.as_ref();
+        let mut sent = None;
+        let request = async {
+            let slot = self.slots.acquire(base.is_some()).await;
+            let _slot = slot.map_err(|_| Failure::of(Error::Crowded))?;
+            // Whoever waited for a slot while the service failed does not go to see for itself.
+            let overtaken = if flight.probe { None } else { self.pause().refusal() };
+            if let Some(error) = overtaken {
+                return Err(Failure::of(error));
+            }
+            let (sent_at, generation) = (Instant::now(), self.clock.now().generation);
+            sent = Some(sent_at);
+            self.counters.requests.count();
+            let etag = base.and_then(|base| base.etag.as_deref());
+            let (answer, etag) = match (self.transport.bulk(&flight.context, etag).await?, base) {
+                (Bulk::Answer { answer, etag }, _) => (Arc::new(answer), etag),
+                (Bulk::NotModified { etag }, Some(base)) => {
+                    self.counters.not_modified.count();
+                    (Arc::clone(&base.answer), etag.or_else(|| base.etag.clone()))
+                }
+                (Bulk::NotModified { .. }, None) => {
+                    return Err(Failure::of(Error::Status(http::StatusCode::NOT_MODIFIED)));
+                }
+            };
+            if base.is_none() {
+                self.counters.new_contexts.count();
+            }
+            Ok(Arc::new(Snapshot { context: flight.context.clone(), answer, generation, sent_at, etag }))
+        };
+        let outcome = match tokio::time::timeout(self.request_timeout, request).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Failure::of(Error::Timeout)),
+        };
+        self.heard(sent, outcome)
+    }
+
+    /// Takes what an outcome says about the service.
+    fn heard(&self, sent: Option<Instant>, outcome: Result<Arc<Snapshot>, Failure>) -> Result<Arc<Snapshot>, Error> {
+        let Some(sent) = sent else {
+            // It never left, which says nothing about the service.
+            self.pause().probe_over();
+            return outcome.map_err(|failure| failure.error);
+        };
+        let (outcome, was_well, wait) = {
+            let mut pause = self.pause();
+            let was_well = pause.until().is_none();
+            let outcome = pause.outcome(outcome, sent, Instant::now(), fastrand::f64());
+            (outcome, was_well, pause.until().map(|until| until.saturating_duration_since(Instant::now())))
+        };
+        match (&outcome, wait) {
+            (Err(error), Some(wait)) => {
+                tracing::warn!(target: "flipswitch", error = %Chain(error), ?wait, "the flag service failed; trying on");
+            }
+            (Ok(_), None) if !was_well => tracing::info!(target: "flipswitch", "the flag service answers again"),
+            _ => {}
+        }
+        self.startup.send_if_modified(|state| {
+            let next = match (&*state, &outcome) {
+                (Startup::Ready, _) | (Startup::Unauthorized, Err(Error::Unauthorized)) => return false,
+                (_, Ok(_)) => Startup::Ready,
+                (_, Err(Error::Unauthorized)) => Startup::Unauthorized,
+                (_, Err(error)) => Startup::Waiting(Some(error.clone())),
+            };
+            match &next {
+                Startup::Ready => tracing::info!(target: "flipswitch", "ready"),
+                Startup::Unauthorized => {
+                    tracing::error!(target: "flipswitch", "the flag service refused the API key; defaults are served");
+                }
+                Startup::Waiting(_) => {}
+            }
+            *state = next;
+            true
+        });
+        outcome
+    }
+
+    /// Asks until the service has answered once, whoever was answered.
+    async fn check_at_start(self: Arc<Self>) {
+        let mut startup = self.startup();
+        loop {
+            let flags = self.flags(CanonicalContext::start_up(), self.clock.now()).await;
+            if flags.error().is_none() {
+                return;
+            }
+            // Until the pause is over, at the least for a second; an evaluation that is faster makes us ready, too.
+            let until = self.pause().until().unwrap_or_else(Instant::now).max(Instant::now() + START_UP_RETRY);
+            let ready = startup.wait_for(|state| matches!(state, Startup::Ready));
+            if tokio::time::timeout_at(until.into(), ready).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Makes the request of a flight; tells its waiters when it takes long.
+    async fn request_in_sight(&self, flight: &Flight) -> Result<Arc<Snapshot>, Error> {
+        let mut request = std::pin::pin!(self.request(flight));
+        tokio::select! {
+            biased;
+            outcome = &mut request => outcome,
+            () = tokio::time::sleep(self.max_wait) => {
+                self.flights.late(&flight.context);
+                request.await
+            }
+        }
+    }
+
+    fn pause(&self) -> MutexGuard<'_, Pause> {
+        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whoever brings a flight to its end. It lands in any case: also if its task is dropped, because it panicked or because
+/// the runtime that it was to run on is gone.
+struct Pilot {
+    service: Arc<Service>,
+    flight: Option<Flight>,
+}
+
+impl Pilot {
+    async fn fly(mut self) {
+        while let Some(flight) = &self.flight {
+            let outcome = self.service.request_in_sight(flight).await;
+            self.flight = self.service.land(flight, outcome);
+        }
+    }
+}
+
+impl Drop for Pilot {
+    fn drop(&mut self) {
+        while let Some(flight) = self.flight.take() {
+            self.service.pause().probe_over();
+            self.flight = self.service.land(&flight, Err(Error::ShutDown));
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! A service that answers what it is told to: every answer there is, byte for byte.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Instant,
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// What is answered to a request. The connection is closed after it.
+#[derive(Clone, Debug)]
+pub(crate) enum Reply {
+    /// A status, headers and a body.
+    Http(u16, Vec<(&'static str, String)>, Vec<u8>),
+    /// Nothing, for ever.
+    Silence,
+    /// Bytes, whatever they are.
+    Raw(Vec<u8>),
+    /// A status line with a body in chunks, without end.
+    Endless,
+}
+
+impl Reply {
+    /// A JSON body with status 200.
+    pub(crate) fn json(body: impl ToString) -> Self {
+        Self::Http(200, vec![("content-type", "application/json".to_owned())], body.to_string().into_bytes())
+    }
+
+    /// A status with a body.
+    pub(crate) fn status(status: u16, body: impl ToString) -> Self {
+        Self::Http(status, Vec::new(), body.to_string().into_bytes())
+    }
+
+    pub(crate) fn with(self, name: &'static str, value: impl ToString) -> Self {
+        match self {
+            Self::Http(status, mut headers, body) => {
+                headers.push((name, value.to_string()));
+                Self::Http(status, headers, body)
+            }
+            other => other,
+        }
+    }
+}
+
+/// A request as it came.
+#[derive(Clone, Debug)]
+pub(crate) struct Received {
+    pub(crate) method: String,
+    pub(crate) path: String,
+    /// The head as it came, names in lower case.
+    pub(crate) head: String,
+    pub(crate) body: String,
+    pub(crate) at: Instant,
+}
+
+impl Received {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
+    }
+
+    pub(crate) fn is_bulk(&self) -> bool {
+        self.path == "/ofrep/v1/evaluate/flags"
+    }
+}
+
+/// The service; it ends when it is dropped.
+pub(crate) struct Scripted {
+    address: SocketAddr,
+    received: Arc<Mutex<Vec<Received>>>,
+    _stop: DropGuard,
+}
+
+impl Scripted {
+    /// Starts a service. The script sees each request, and how many came before it.
+    pub(crate) async fn start(script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let received = Arc::new(Mutex::new(Vec::new()));
+        let stop = CancellationToken::new();
+        let (script, requests, stopped) = (Arc::new(script), Arc::clone(&received), stop.clone());
+        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+            loop {
+                let (connection, _) = listener.accept().await.unwrap();
+                let (script, requests) = (Arc::clone(&script), Arc::clone(&requests));
+                tokio::spawn(stopped.clone().run_until_cancelled_owned(async move {
+                    // A client may go at any time.
+                    let _ = serve(connection, &*script, &requests).await;
+                }));
+            }
+        }));
+        Self { address, received, _stop: stop.drop_guard() }
+    }
+
+    /// Starts a service that gives every request the same answer.
+    pub(crate) async fn answering(reply: Reply) -> Self {
+        Self::start(move |_, _| reply.clone()).await
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn received(&self) -> Vec<Received> {
+        self.received.lock().unwrap().clone()
+    }
+}
+
+async fn serve(
+    mut connection: TcpStream,
+    script: &(impl Fn(&Received, usize) -> Reply + ?Sized),
+    requests: &Mutex<Vec<Received>>,
+) -> std::io::Result<()> {
+    let mut bytes = Vec::new();
+    let end = loop {
+        if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+            break end + 4;
+        }
+        if connection.read_buf(&mut bytes).await? == 0 {
+            return Ok(());
+        }
+    };
+    let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
+    let mut words = head.split(' ');
+    let (method, path) = (words.next().unwrap_or_default().to_owned(), words.next().unwrap_or_default().to_owned());
+    let mut request =
+        Received { method, path, head: head.to_ascii_lowercase(), body: String::new(), at: Instant::now() };
+    let length = request.header("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
+    while bytes.len() < end + length {
+        if connection.read_buf(&mut bytes).await? == 0 {
+            return Ok(());
+        }
+    }
+    request.body = String::from_utf8_lossy(&bytes[end..end + length]).into_owned();
+    let reply = {
+        let mut requests = requests.lock().unwrap();
+        let before = requests.len();
+        requests.push(request.clone());
+        script(&request, before)
+    };
+    match reply {
+        Reply::Http(status, headers, body) => {
+            let mut head = format!("HTTP/1.1 {status} Scripted\r\nconnection: close\r\n");
+            for (name, value) in headers {
+                head += &format!("{name}: {value}\r\n");
+            }
+            if status != 304 {
+                head += &format!("content-length: {}\r\n", body.len());
+            }
+            connection.write_all(head.as_bytes()).await?;
+            connection.write_all(b"\r\n").await?;
+            connection.write_all(&body).await?;
+        }
+        Reply::Raw(bytes) => connection.write_all(&bytes).await?,
+        Reply::Silence => std::future::pending().await,
+        Reply::Endless => {
+            connection.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await?;
+            let chunk = [b"10000\r\n".as_slice(), &[b' '; 0x10000], b"\r\n"].concat();
+            loop {
+                connection.write_all(&chunk).await?;
+            }
+        }
+    }
+    connection.shutdown().await
+}

@@ -1,0 +1,57 @@
+//! A whole session with services that fail, at each base URL given: everything that a provider can say goes to standard
+//! output, everything that is logged, at TRACE and by every crate, to standard error. A test reads both.
+#![expect(clippy::print_stdout, reason = "what is printed is what is tested")]
+
+use std::{error::Error, time::Duration};
+
+use flipswitch::{
+    FlipswitchProvider,
+    open_feature::{EvaluationContext, provider::FeatureProvider},
+};
+use tracing_subscriber::filter::LevelFilter;
+
+#[tokio::main]
+async fn main() {
+    tracing_subscriber::fmt().with_max_level(LevelFilter::TRACE).with_ansi(false).with_writer(std::io::stderr).init();
+    let key = std::env::var("FLIPSWITCH_API_KEY").unwrap_or_default();
+    match FlipswitchProvider::from_env() {
+        Ok(provider) => println!("from the environment: {provider:?}"),
+        Err(error) => println!("from the environment: {error} {error:?}"),
+    }
+    for base_url in std::env::args().skip(1) {
+        let builder = FlipswitchProvider::builder(&key)
+            .base_url(&base_url)
+            .request_timeout(Duration::from_millis(300))
+            .connect_timeout(Duration::from_millis(300));
+        println!("{builder:?}");
+        match builder.build() {
+            Ok(provider) => session(&provider).await,
+            Err(error) => println!("{error} {error:?}"),
+        }
+    }
+}
+
+async fn session(provider: &FlipswitchProvider) {
+    println!("{provider:?}");
+    let user = EvaluationContext::default().with_targeting_key("user-123");
+    if let Err(error) = provider.ready(Duration::from_millis(500)).await {
+        println!("{error} {error:?} {:?}", error.source());
+    }
+    let flags = provider.flags(&user).await;
+    println!("{flags:?} {:?} {:?}", flags.error(), flags.evaluation("f"));
+    println!("{:?}", provider.resolve_bool_value("f", &user).await);
+    match provider.evaluate_all_flags(&user).await {
+        Ok(flags) => println!("{flags:?}"),
+        Err(error) => {
+            println!("{error} {error:?}");
+            let mut source = error.source();
+            while let Some(error) = source {
+                println!("because {error} {error:?}");
+                source = error.source();
+            }
+        }
+    }
+    println!("{:?}", provider.stats());
+    provider.shutdown().await;
+    println!("{provider:?} {:?}", provider.flags(&user).await.error());
+}
