@@ -108,17 +108,10 @@ impl Flipswitch {
         self
     }
 
-    fn context(&self, request: &ServiceRequest) -> EvaluationContext {
+    fn scope(&self, request: &ServiceRequest) -> RequestScope {
         let user = self.with_user.as_ref().and_then(|user| user(&request.extensions()));
-        let from_request = self.with_context.as_ref().and_then(|context| context(request));
-        match (user, from_request) {
-            (Some(mut user), Some(from_request)) => {
-                user.merge_missing(&from_request);
-                user
-            }
-            (Some(one), None) | (None, Some(one)) => one,
-            (None, None) => EvaluationContext::default(),
-        }
+        let of_request = self.with_context.as_ref().and_then(|context| context(request));
+        RequestScope::for_user(self.provider.clone(), user, of_request)
     }
 }
 
@@ -167,7 +160,7 @@ where
     }
 
     fn call(&self, request: ServiceRequest) -> S::Future {
-        let scope = RequestScope::new(self.middleware.provider.clone(), self.middleware.context(&request));
+        let scope = self.middleware.scope(&request);
         request.extensions_mut().insert(scope);
         self.inner.call(request)
     }

@@ -101,17 +101,10 @@ impl FlipswitchLayer {
         self
     }
 
-    fn context(&self, parts: &Parts) -> EvaluationContext {
+    fn scope(&self, parts: &Parts) -> RequestScope {
         let user = self.with_user.as_ref().and_then(|user| user(&parts.extensions));
         let request = self.with_context.as_ref().and_then(|context| context(parts));
-        match (user, request) {
-            (Some(mut user), Some(request)) => {
-                user.merge_missing(&request);
-                user
-            }
-            (Some(one), None) | (None, Some(one)) => one,
-            (None, None) => EvaluationContext::default(),
-        }
+        RequestScope::for_user(self.provider.clone(), user, request)
     }
 }
 
@@ -154,8 +147,7 @@ where
 
     fn call(&mut self, request: Request<B>) -> S::Future {
         let (mut parts, body) = request.into_parts();
-        let scope = RequestScope::new(self.layer.provider.clone(), self.layer.context(&parts));
-        parts.extensions.insert(scope);
+        parts.extensions.insert(self.layer.scope(&parts));
         self.inner.call(Request::from_parts(parts, body))
     }
 }

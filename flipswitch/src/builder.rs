@@ -8,7 +8,8 @@ use tokio::runtime::Handle;
 use crate::{
     ConfigError, FlagType, FlipswitchProvider,
     answer::Answer,
-    transport::{ApiKey, BaseUrl, ClientBuilder, ClientFactory},
+    endpoint::{ApiKey, BaseUrl},
+    transport::{ClientBuilder, ClientFactory},
 };
 
 /// The service itself.
@@ -108,11 +109,11 @@ impl FlipswitchProviderBuilder {
     /// Reads `FLIPSWITCH_API_KEY` and `FLIPSWITCH_BASE_URL`. OFREP's own variables are not read: they may name another
     /// service, and the key would go there.
     pub(crate) fn from_env() -> Result<Self, ConfigError> {
-        let variable =
-            |name| env::var(name).ok().map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
+        // What is not Unicode is no good key and no good URL either, and is refused as such.
+        let variable = |name| env::var_os(name).map(|value| value.to_string_lossy().trim().to_owned());
         let api_key = variable(API_KEY_VARIABLE).ok_or(ConfigError::MissingVariable { variable: API_KEY_VARIABLE })?;
         let builder = Self::new(api_key);
-        Ok(match variable(BASE_URL_VARIABLE) {
+        Ok(match variable(BASE_URL_VARIABLE).filter(|base_url| !base_url.is_empty()) {
             Some(base_url) => builder.base_url(base_url),
             None => builder,
         })

@@ -3,6 +3,7 @@
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use open_feature::{EvaluationError, EvaluationErrorCode};
+use serde_json::error::Category;
 
 use crate::FlagType;
 
@@ -190,6 +191,9 @@ pub enum ReadyError {
     /// Requests failed until the time was over. The provider keeps trying.
     #[error("the flag service could not be reached in time")]
     Unreachable(#[source] Error),
+    /// The signals that ask the process to end cannot be listened for.
+    #[error("signals cannot be listened for")]
+    Signals(#[source] Arc<std::io::Error>),
     /// Nothing was heard until the time was over. The provider keeps trying.
     #[error("the flag service did not answer in time")]
     Timeout,
@@ -202,6 +206,11 @@ impl Error {
     /// Wraps a failure on the way to the service.
     pub(crate) fn transport(source: impl StdError + Send + Sync + 'static) -> Self {
         Self::Transport(Arc::new(source))
+    }
+
+    /// Wraps a failure to read JSON. Of the parser's words only the place is kept: they quote the text.
+    pub(crate) fn json(error: &serde_json::Error) -> Self {
+        Self::decode(NotAsExpected { category: error.classify(), line: error.line(), column: error.column() })
     }
 
     /// Wraps a failure to read an answer.
@@ -242,6 +251,20 @@ fn from_ofrep(code: &str) -> EvaluationErrorCode {
         "TYPE_MISMATCH" => EvaluationErrorCode::TypeMismatch,
         other => EvaluationErrorCode::General(other.to_owned()),
     }
+}
+
+/// Where and how a text is not the JSON that was expected.
+#[derive(Debug, thiserror::Error)]
+#[error("{} at line {line} column {column}", match .category {
+    Category::Io => "unreadable",
+    Category::Syntax => "no JSON",
+    Category::Data => "other JSON than expected",
+    Category::Eof => "JSON that ends too early",
+})]
+struct NotAsExpected {
+    category: Category,
+    line: usize,
+    column: usize,
 }
 
 /// An error with all its causes on one line, for logs and for messages that carry no source.

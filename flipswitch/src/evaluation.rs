@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::FlagError;
+use crate::{FlagError, ofrep};
 
 /// The result of evaluating one flag for one context, as the service sent it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -67,8 +67,8 @@ impl FlagType {
             Value::String(_) => Self::String,
             Value::Array(_) => Self::Array,
             Value::Object(_) => Self::Object,
-            Value::Number(number) if number.is_f64() => Self::Number,
-            Value::Number(_) => Self::Integer,
+            Value::Number(number) if number.is_i64() => Self::Integer,
+            Value::Number(_) => Self::Number,
         }
     }
 }
@@ -126,7 +126,7 @@ impl FlagEvaluation {
     /// The error of reading the value as `expected`: there is none, or it has another type.
     pub(crate) fn mismatch(&self, expected: FlagType) -> FlagError {
         if self.value.is_null() {
-            FlagError::NoValue { reason: self.reason.clone() }
+            FlagError::NoValue { reason: ofrep::printable(&self.reason) }
         } else {
             FlagError::TypeMismatch { expected, found: FlagType::of_value(&self.value) }
         }
@@ -203,6 +203,7 @@ mod tests {
             (json!("a"), json!({"flagType": "string"}), FlagType::String),
             (json!(1), json!({}), FlagType::Integer),
             (json!(1.0), json!({}), FlagType::Number),
+            (json!(u64::MAX), json!({}), FlagType::Number),
             (json!(1.0), json!({"flagType": "integer"}), FlagType::Integer),
             (json!(1), json!({"flagType": "decimal"}), FlagType::Number),
             (json!({"a": 1}), json!({"flagType": "json"}), FlagType::Object),

@@ -6,7 +6,9 @@ use open_feature::EvaluationContext;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::{Error, FlagError, FlagEvaluation, FlagType, answer::Answer, cache::Snapshot, context::CanonicalContext};
+use crate::{
+    Error, FlagError, FlagEvaluation, FlagType, answer::Answer, cache::Snapshot, context::CanonicalContext, ofrep,
+};
 
 /// All flags of one context, from one answer of the service.
 ///
@@ -121,7 +123,8 @@ impl Flags {
             match T::deserialize(&flag.value) {
                 Ok(value) => Some(value),
                 Err(error) => {
-                    tracing::debug!(target: "flipswitch", key, %error, "the flag's value cannot be read as asked for");
+                    let error = ofrep::printable(&error.to_string());
+                    tracing::debug!(target: "flipswitch", key, error, "the flag's value cannot be read as asked for");
                     None
                 }
             }
@@ -239,7 +242,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::ofrep;
 
     fn flags(items: &Value) -> Flags {
         let answer = ofrep::bulk(json!({"flags": items}).to_string().as_bytes()).unwrap();

@@ -4,12 +4,13 @@ use std::{
     fmt,
     future::{Future, IntoFuture},
     pin::pin,
+    sync::Arc,
     time::Duration,
 };
 
 use tokio::sync::watch;
 
-use crate::{FlipswitchProvider, ReadyError, error::Chain};
+use crate::{FlipswitchProvider, ReadyError, error::Chain, runtime::until, signals::Signals};
 
 /// Ties a provider to a server: starts it before the server, tells the server when the process is asked to end, and
 /// shuts the provider down when the server has drained.
@@ -62,7 +63,8 @@ impl Lifespan {
     /// number of times, also after the signal. It resolves as well when the provider is shut down, since nothing listens
     /// for signals from then on.
     ///
-    /// A second signal ends the process at once, with the status that a shell gives to that signal.
+    /// A second signal ends the process at once, as it does where nobody listens; so does a signal after the provider
+    /// was shut down.
     pub fn signal(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut signalled = self.signalled.clone();
         async move {
@@ -83,12 +85,7 @@ impl Lifespan {
         };
         let output = match before {
             Some(output) => Some(output),
-            None => tokio::select! {
-                output = &mut server => Some(output),
-                // Kept by the provider's runtime, since the caller's may be of any kind. If that is gone, the server's
-                // own limit is all there is.
-                Ok(()) = self.provider.home().run(tokio::time::sleep(self.drain_timeout)) => None,
-            },
+            None => until(server, self.drain_timeout).await,
         };
         self.provider.shutdown().await;
         output
@@ -140,14 +137,21 @@ impl LifespanBuilder {
     ///
     /// # Errors
     ///
-    /// A [`ReadyError`] if [`require_ready`](Self::require_ready) is set and the service did not answer, or if the
-    /// provider was shut down before; it is shut down then.
+    /// A [`ReadyError`] if [`require_ready`](Self::require_ready) is set and the service did not answer, if signals cannot
+    /// be listened for, or if the provider was shut down before; it is shut down then.
     pub async fn start(self) -> Result<Lifespan, ReadyError> {
         let Self { provider, ready_timeout, require_ready, drain_timeout } = self;
         let (sender, signalled) = watch::channel(false);
         // Before the wait for the service, so that a signal is heard during it as well.
-        if let Err(error) = provider.home().spawn(listen(sender)) {
-            tracing::error!(target: "flipswitch", error = %Chain(&error), "signals are not listened for");
+        let signals = match provider.home().run(async { Signals::catch() }).await {
+            Ok(Ok(signals)) => signals,
+            Ok(Err(error)) => {
+                provider.shutdown().await;
+                return Err(ReadyError::Signals(Arc::new(error)));
+            }
+            Err(_) => return Err(ReadyError::ShutDown),
+        };
+        if provider.home().spawn(listen(signals, sender)).is_err() {
             return Err(ReadyError::ShutDown);
         }
         let mut asked_to_end = signalled.clone();
@@ -169,65 +173,11 @@ impl LifespanBuilder {
     }
 }
 
-/// Waits for the first signal and tells it; ends the process at the second.
-async fn listen(signalled: watch::Sender<bool>) {
-    let mut signals = match Signals::new() {
-        Ok(signals) => signals,
-        Err(error) => {
-            tracing::error!(target: "flipswitch", %error, "signals are not listened for");
-            // Dropping the sender would be taken for the end.
-            return std::future::pending().await;
-        }
-    };
-    let signal = signals.next().await;
+/// Waits for the first signal and tells it. Holds on to the signals until the provider ends, so that the process is not
+/// deaf to them meanwhile.
+async fn listen(mut signals: Signals, signalled: watch::Sender<bool>) {
+    let signal = signals.first().await;
     tracing::info!(target: "flipswitch", signal, "asked to end; draining");
     signalled.send_replace(true);
-    let signal = signals.next().await;
-    tracing::warn!(target: "flipswitch", signal, "asked again; ending at once");
-    std::process::exit(128 + signal);
-}
-
-#[cfg(unix)]
-struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-}
-
-#[cfg(unix)]
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
-    }
-
-    /// The number of the next signal.
-    async fn next(&mut self) -> i32 {
-        use tokio::signal::unix::SignalKind;
-        tokio::select! {
-            _ = self.interrupt.recv() => SignalKind::interrupt().as_raw_value(),
-            _ = self.terminate.recv() => SignalKind::terminate().as_raw_value(),
-        }
-    }
-}
-
-#[cfg(windows)]
-struct Signals {
-    ctrl_c: tokio::signal::windows::CtrlC,
-    ctrl_close: tokio::signal::windows::CtrlClose,
-}
-
-#[cfg(windows)]
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        use tokio::signal::windows::{ctrl_c, ctrl_close};
-        Ok(Self { ctrl_c: ctrl_c()?, ctrl_close: ctrl_close()? })
-    }
-
-    /// The number that Unix gives to the next signal.
-    async fn next(&mut self) -> i32 {
-        tokio::select! {
-            _ = self.ctrl_c.recv() => 2,
-            _ = self.ctrl_close.recv() => 15,
-        }
-    }
+    signals.hold().await;
 }

@@ -20,10 +20,11 @@ struct Bulk<'a> {
     flags: Vec<&'a RawValue>,
 }
 
-/// The two fields that tell which flag an item is about, where the item as a whole cannot be read.
+/// Which flag an item is about, where the item as a whole cannot be read.
 #[derive(Deserialize)]
 struct Unreadable {
-    key: String,
+    key: Option<String>,
+    result: Option<Box<Unreadable>>,
 }
 
 /// Reads the body of a bulk answer with status 200.
@@ -33,7 +34,7 @@ struct Unreadable {
 /// [`Error::Decode`] if the body is not JSON or has no list of flags. What is wrong with one item is that flag's error
 /// and nobody else's.
 pub(crate) fn bulk(body: &[u8]) -> Result<Answer, Error> {
-    let Bulk { flags } = serde_json::from_slice(body).map_err(Error::decode)?;
+    let Bulk { flags } = serde_json::from_slice(body).map_err(|error| Error::json(&error))?;
     Ok(Answer::new(flags.into_iter().filter_map(item).collect()))
 }
 
@@ -42,8 +43,9 @@ fn item(raw: &RawValue) -> Option<Item> {
     let fields = match serde_json::from_str::<Map<String, Value>>(raw.get()) {
         Ok(fields) => fields,
         Err(error) => {
-            let Unreadable { key } = serde_json::from_str(raw.get()).ok()?;
-            let details = Some(error.to_string());
+            let Unreadable { key, result } = serde_json::from_str(raw.get()).ok()?;
+            let key = key.or_else(|| result?.key)?;
+            let details = Some(printable(&error.to_string()));
             return Some(Item { key, outcome: Outcome::Failed { code: "PARSE_ERROR".to_owned(), details } });
         }
     };
@@ -51,7 +53,8 @@ fn item(raw: &RawValue) -> Option<Item> {
 }
 
 fn evaluated(mut fields: Map<String, Value>) -> Option<Item> {
-    if let Some(Value::Object(mut inner)) = fields.remove("result") {
+    let is_wrapped = !fields.contains_key("value") && !fields.contains_key("errorCode");
+    if let (true, Some(Value::Object(mut inner))) = (is_wrapped, fields.remove("result")) {
         if let (false, Some(key)) = (inner.contains_key("key"), fields.remove("key")) {
             inner.insert("key".to_owned(), key);
         }
@@ -162,11 +165,12 @@ mod tests {
             {"key": "twice", "value": 1},
             {"result": {"key": "inside", "value": 2}},
             {"key": "outside", "result": {"value": 3}},
+            {"key": "own", "value": 5, "result": {"value": 6}},
             {"value": 4}, {"key": null, "value": 4}, {"key": 5, "value": 4}, 6, null, [],
             {"key": "twice", "value": 7},
         ]));
         let values: Vec<_> = answer.iter().map(|flag| (flag.key.as_str(), flag.as_i64().unwrap())).collect();
-        assert_eq!(values, [("inside", 2), ("outside", 3), ("twice", 7)]);
+        assert_eq!(values, [("inside", 2), ("outside", 3), ("own", 5), ("twice", 7)]);
     }
 
     #[test]
@@ -184,7 +188,9 @@ mod tests {
 
     #[test]
     fn a_number_that_nothing_can_hold_spoils_only_its_own_flag() {
-        let answer = bulk(br#"{"flags":[{"key":"huge","value":1e999},{"key":"good","value":1}]}"#).unwrap();
+        let huge = br#"{"flags":[{"key":"huge","value":1e999},{"result":{"key":"in","value":1e999}},{"key":"good","value":1}]}"#;
+        let answer = bulk(huge).unwrap();
+        assert!(matches!(answer.get("in"), Err(FlagError::Evaluation { .. })));
         assert!(matches!(answer.get("huge"), Err(FlagError::Evaluation { code, .. }) if code == "PARSE_ERROR"));
         assert_eq!(answer.get("good").unwrap().as_i64(), Some(1));
     }
@@ -193,6 +199,15 @@ mod tests {
     fn bodies_that_are_no_bulk_answer_are_refused() {
         for body in ["", "null", "[]", "{}", "<html></html>", r#"{"flags":{}}"#, r#"{"flags":[}"#, "\u{0}"] {
             assert!(matches!(bulk(body.as_bytes()), Err(Error::Decode(_))), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_quoted() {
+        let long = "A".repeat(100_000);
+        for body in [format!("\"{long}\""), format!(r#"{{"flags":"{long}"}}"#), format!(r#"{{"flags":[{{"{long}":1"#)] {
+            let text = crate::error::Chain(&bulk(body.as_bytes()).unwrap_err()).to_string();
+            assert!(!text.contains("AAA") && text.contains("line 1"), "{}", printable(&text));
         }
     }
 

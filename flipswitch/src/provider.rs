@@ -22,8 +22,9 @@ use crate::{
     builder::Settings,
     cache::Snapshot,
     context::{self, CanonicalContext},
+    error::Chain,
     resolution,
-    runtime::Home,
+    runtime::{Home, until},
     service::{Service, Startup},
 };
 
@@ -122,21 +123,28 @@ impl FlipswitchProvider {
         let Source::Service(service) = source else { return Ok(()) };
         self.handle.start();
         let mut startup = service.startup();
-        let waiting = async move {
-            let settled = |state: &Startup| !matches!(state, Startup::Waiting(_));
-            let _ = tokio::time::timeout(timeout, startup.wait_for(settled)).await;
-            let state = startup.borrow();
-            match &*state {
-                Startup::Ready => Ok(()),
-                Startup::Unauthorized => Err(ReadyError::Unauthorized),
-                Startup::Waiting(Some(error)) => Err(ReadyError::Unreachable(error.clone())),
-                Startup::Waiting(None) => Err(ReadyError::Timeout),
-            }
-        };
-        match home.run(waiting).await {
-            Ok(outcome) => outcome,
-            Err(Error::ShutDown) => Err(ReadyError::ShutDown),
-            Err(error) => Err(ReadyError::Unreachable(error)),
+        let settled = startup.wait_for(|state| !matches!(state, Startup::Waiting(_)));
+        // The caller's time, not the home's: that may stand still, if it was given.
+        let stopped = until(
+            async {
+                tokio::select! {
+                    biased;
+                    () = home.stopping() => true,
+                    _ = settled => false,
+                }
+            },
+            timeout,
+        );
+        if stopped.await == Some(true) {
+            return Err(ReadyError::ShutDown);
+        }
+        let state = service.startup();
+        let state = state.borrow();
+        match &*state {
+            Startup::Ready => Ok(()),
+            Startup::Unauthorized => Err(ReadyError::Unauthorized),
+            Startup::Waiting(Some(error)) => Err(ReadyError::Unreachable(error.clone())),
+            Startup::Waiting(None) => Err(ReadyError::Timeout),
         }
     }
 
@@ -231,8 +239,10 @@ impl Handle {
         if self.started.load(Ordering::Relaxed) || self.started.swap(true, Ordering::Relaxed) {
             return;
         }
-        if let Source::Service(service) = &self.source {
-            service.start();
+        let Source::Service(service) = &self.source else { return };
+        if let Err(error) = service.start() {
+            tracing::error!(target: "flipswitch", error = %Chain(&error), "could not start; trying again at the next use");
+            self.started.store(false, Ordering::Relaxed);
         }
     }
 

@@ -27,6 +27,25 @@ impl RequestScope {
         Self(Arc::new(Inner { provider, context, flags: OnceCell::new() }))
     }
 
+    /// Opens a scope for one request, whose context is merged from what is known of its user and what is known of the
+    /// request: the user's fields win, and neither gives the anonymous context.
+    #[must_use]
+    pub fn for_user(
+        provider: FlipswitchProvider,
+        user: Option<EvaluationContext>,
+        request: Option<EvaluationContext>,
+    ) -> Self {
+        let context = match (user, request) {
+            (Some(mut user), Some(request)) => {
+                user.merge_missing(&request);
+                user
+            }
+            (Some(one), None) | (None, Some(one)) => one,
+            (None, None) => EvaluationContext::default(),
+        };
+        Self::new(provider, context)
+    }
+
     /// Returns the provider that evaluates for the request.
     #[must_use]
     pub fn provider(&self) -> &FlipswitchProvider {

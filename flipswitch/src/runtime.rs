@@ -20,6 +20,9 @@ use crate::Error;
 const TASKS_END: Duration = Duration::from_secs(3);
 const BLOCKING_END: Duration = Duration::from_secs(1);
 
+/// How long shutdown may take as a whole, whatever stands still.
+const SHUTDOWN: Duration = Duration::from_millis(4_800);
+
 /// The runtime of a provider, started at first use.
 pub(crate) struct Home {
     given: Option<Handle>,
@@ -86,13 +89,22 @@ impl Home {
 
     /// Waits until everything has ended; call [`stop`](Self::stop) first.
     pub(crate) async fn stopped(&self) {
-        if self.given.is_some() {
-            // The given runtime may stand still, and the caller may be on none: only a thread can keep this time.
-            until(self.tasks.wait(), TASKS_END + BLOCKING_END).await;
-        } else {
-            // Cannot fail: the sender lives in `self`.
-            let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+        let ended = async {
+            if self.given.is_some() {
+                self.tasks.wait().await;
+            } else {
+                // Cannot fail: the sender lives in `self`.
+                let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
+            }
+        };
+        if until(ended, SHUTDOWN).await.is_none() {
+            tracing::warn!(target: "flipswitch", "the provider's runtime does not end: something in it blocks");
         }
+    }
+
+    /// Resolves when the home is stopped; needs no runtime.
+    pub(crate) async fn stopping(&self) {
+        self.stop.cancelled().await;
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -116,10 +128,17 @@ impl Home {
     }
 
     fn start_thread(&self) -> io::Result<Handle> {
-        let runtime = Builder::new_current_thread().enable_all().build()?;
-        let handle = runtime.handle().clone();
         let (stop, tasks, ended) = (self.stop.clone(), self.tasks.clone(), self.ended.clone());
+        let (started, is_started) = std::sync::mpsc::sync_channel(1);
         thread::Builder::new().name("flipswitch".to_owned()).spawn(move || {
+            // Made on its thread: a runtime that had to be dropped on the caller's, which may be async, would panic.
+            let runtime = match Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(started.send(Err(error))),
+            };
+            if started.send(Ok(runtime.handle().clone())).is_err() {
+                return;
+            }
             runtime.block_on(async {
                 stop.cancelled().await;
                 if tokio::time::timeout(TASKS_END, tasks.wait()).await.is_err() {
@@ -129,7 +148,7 @@ impl Home {
             runtime.shutdown_timeout(BLOCKING_END);
             ended.send_replace(true);
         })?;
-        Ok(handle)
+        is_started.recv().unwrap_or_else(|_| Err(io::Error::other("the thread ended at once")))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -138,25 +157,27 @@ impl Home {
     }
 }
 
-/// Waits for a future at most so long, wherever it is polled, runtime or none.
-async fn until(future: impl Future<Output = ()>, limit: Duration) {
+/// Waits for a future at most so long, wherever it is polled, runtime or none, busy or not: a thread keeps the time.
+pub(crate) async fn until<T>(future: impl Future<Output = T>, limit: Duration) -> Option<T> {
     let (late, is_late) = oneshot::channel();
     // Dropping `on_time` wakes the thread, so that it does not outlive the wait.
     let (on_time, was_on_time) = std::sync::mpsc::channel::<()>();
-    let timer = thread::Builder::new().name("flipswitch-stop".to_owned()).spawn(move || {
+    let timer = thread::Builder::new().name("flipswitch-timer".to_owned()).spawn(move || {
         if was_on_time.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
             // The other side may have just gone: then nobody needs to be told.
             let _ = late.send(());
         }
     });
-    if timer.is_err() {
-        tracing::warn!(target: "flipswitch", "no thread could be started to bound the wait for shutdown");
+    if let Err(error) = timer {
+        tracing::warn!(target: "flipswitch", %error, "no thread could be started to keep the time; not waiting");
     }
-    tokio::select! {
-        () = future => {}
-        _ = is_late => {}
-    }
+    let output = tokio::select! {
+        biased;
+        output = future => Some(output),
+        _ = is_late => None,
+    };
     drop(on_time);
+    output
 }
 
 #[cfg(test)]
@@ -174,6 +195,33 @@ mod tests {
             home.stopped().await;
             assert!(matches!(home.run(async {}).await, Err(Error::ShutDown)));
         });
+    }
+
+    #[test]
+    fn to_have_stopped_is_to_have_ended() {
+        struct Ends(std::sync::Arc<std::sync::atomic::AtomicBool>);
+        impl Drop for Ends {
+            fn drop(&mut self) {
+                // Long enough for a wait that does not wait to be over first.
+                thread::sleep(Duration::from_millis(50));
+                self.0.store(true, std::sync::atomic::Ordering::Release);
+            }
+        }
+        let given = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        for home in [Home::new(None), Home::new(Some(given.handle().clone()))] {
+            let ended = std::sync::Arc::default();
+            let ends = Ends(std::sync::Arc::clone(&ended));
+            let begun = home.run(async {});
+            let caller = Builder::new_current_thread().build().unwrap();
+            caller.block_on(begun).unwrap();
+            drop(home.spawn(async move {
+                let _ends = ends;
+                std::future::pending::<()>().await;
+            }));
+            home.stop();
+            caller.block_on(home.stopped());
+            assert!(ended.load(std::sync::atomic::Ordering::Acquire));
+        }
     }
 
     #[test]
@@ -199,8 +247,8 @@ mod tests {
     #[test]
     fn a_wait_is_bounded_without_any_runtime() {
         let caller = Builder::new_current_thread().build().unwrap();
-        caller.block_on(until(std::future::pending(), Duration::from_millis(1)));
-        caller.block_on(until(std::future::ready(()), Duration::from_secs(600)));
+        assert_eq!(caller.block_on(until(std::future::pending::<()>(), Duration::from_millis(1))), None);
+        assert_eq!(caller.block_on(until(std::future::ready(7), Duration::from_secs(600))), Some(7));
     }
 
     #[test]

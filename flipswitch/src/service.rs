@@ -14,6 +14,7 @@ use crate::{
     builder::Settings,
     cache::{Ages, Cache, Clock, Snapshot, Tick},
     context::CanonicalContext,
+    endpoint::{ApiKey, BaseUrl},
     error::Chain,
     flights::{Flight, Flights, Heard, Joined},
     pause::{self, Pause, Permission},
@@ -21,7 +22,7 @@ use crate::{
     slots::Slots,
     stats::Counters,
     stream,
-    transport::{ApiKey, BaseUrl, Bulk, Failure, Transport},
+    transport::{Bulk, Failure, Transport},
 };
 
 /// Contexts that the service refused are remembered up to this number.
@@ -128,7 +129,16 @@ impl Service {
     }
 
     /// Starts what runs in the background: the start-up check, and the stream of changes.
-    pub(crate) fn start(self: &Arc<Self>) {
+    ///
+    /// # Errors
+    ///
+    /// An [`Error`] if nothing can be started now.
+    pub(crate) fn start(self: &Arc<Self>) -> Result<(), Error> {
+        let check = Arc::clone(self);
+        self.home.spawn(async move { check.check_at_start().await })?;
+        if self.realtime {
+            self.home.spawn(stream::follow(Arc::clone(self)))?;
+        }
         let Self { base_url, api_key, realtime, .. } = &**self;
         tracing::info!(target: "flipswitch", %base_url, %api_key, realtime, "starting");
         if base_url.is_plain_and_remote() {
@@ -137,13 +147,7 @@ impl Service {
         if api_key.is_placeholder() {
             tracing::warn!(target: "flipswitch", "the API key looks like a placeholder; use one from the dashboard");
         }
-        let service = Arc::clone(self);
-        let check = self.home.spawn(async move { service.check_at_start().await });
-        let service = Arc::clone(self);
-        let stream = if *realtime { self.home.spawn(stream::follow(service)).err() } else { None };
-        if let Some(error) = check.err().or(stream) {
-            tracing::error!(target: "flipswitch", error = %Chain(&error), "could not start");
-        }
+        Ok(())
     }
 
     /// Whatever was known counts as old from now on: nothing will keep it up to date any more.

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flipswitch::{Error, FlipswitchProvider, serde_json::json};
+use flipswitch::{Error, FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
 use futures_util::future::join_all;
 
 use crate::{
@@ -138,7 +138,7 @@ async fn without_certificates_or_a_key_the_remedy_is_named() {
     let (_, said) = session("key", secure, &nothing).await;
     assert!(said.contains("install the system's CA certificates") && said.contains("`rustls`"), "{said}");
     let (_, said) = session(" ", vec![], &[]).await;
-    assert!(said.contains("FLIPSWITCH_API_KEY is not set"), "{said}");
+    assert!(said.contains("api_key is empty"), "{said}");
 }
 
 #[tokio::test]
@@ -236,7 +236,7 @@ async fn a_context_that_is_refused_harms_no_other_and_is_not_asked_for_at_once_a
     })
     .await;
     let provider = FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false).build().unwrap();
-    let anonymous = Default::default();
+    let anonymous = EvaluationContext::default();
     for _ in 0..100 {
         let flags = in_time(provider.flags(&anonymous)).await;
         assert!(matches!(flags.error(), Some(Error::Evaluation { code, .. }) if code == "TARGETING_KEY_MISSING"));
@@ -269,7 +269,7 @@ async fn one_factory_makes_every_client() {
             count.fetch_add(1, Ordering::Relaxed);
             let headers = http::HeaderMap::from_iter([(http::header::FORWARDED, "for=proxy".parse().unwrap())]);
             // Time-outs of the factory do not cut the stream.
-            flipswitch::reqwest::Client::builder().default_headers(headers).timeout(Duration::from_nanos(1))
+            reqwest::Client::builder().default_headers(headers).timeout(Duration::from_nanos(1))
         })
         .build()
         .unwrap();

@@ -1,4 +1,4 @@
-//! A provider's life beside a server's. What signals do is tested with the examples, as processes.
+//! A provider's life beside a server's.
 
 use std::time::Duration;
 
@@ -65,4 +65,118 @@ fn a_life_needs_no_runtime_of_the_callers() {
         assert!(lifespan.provider().flags(&user("u")).await.bool("on", false));
         lifespan.shutdown().await;
     });
+}
+
+#[tokio::test]
+async fn the_time_to_drain_is_kept_even_if_the_provider_has_gone() {
+    for shut_down_before in [false, true] {
+        let provider = FlipswitchProvider::in_memory(json!({}));
+        let lifespan =
+            Lifespan::builder(provider.clone()).drain_timeout(Duration::from_millis(50)).start().await.unwrap();
+        // The provider's end is the signal here.
+        let server = std::future::pending::<()>();
+        let end = async {
+            if shut_down_before {
+                provider.shutdown().await;
+            }
+            lifespan.run(server).await
+        };
+        let (output, ()) = in_time(async { tokio::join!(end, provider.shutdown()) }).await;
+        assert_eq!(output, None);
+    }
+}
+
+#[cfg(unix)]
+mod signals {
+    use std::{
+        io::{BufRead, BufReader, Lines},
+        os::unix::process::ExitStatusExt,
+        process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    };
+
+    use crate::scripted::{Reply, Scripted};
+
+    /// The program `life`, up to where it prints a line.
+    struct Life(Child, Lines<BufReader<ChildStdout>>);
+
+    impl Life {
+        fn start(arguments: &[&str]) -> Self {
+            let program = env!("CARGO_BIN_EXE_life");
+            let mut child = Command::new(program).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
+            let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            Self(child, lines)
+        }
+
+        fn prints(&mut self, line: &str) {
+            assert_eq!(self.1.next().map(Result::unwrap).as_deref(), Some(line));
+        }
+
+        fn signal(&self, name: &str) {
+            let sent = Command::new("kill").args([&format!("-{name}"), &self.0.id().to_string()]).status().unwrap();
+            assert!(sent.success());
+        }
+
+        fn ended(&mut self) -> ExitStatus {
+            self.1.by_ref().for_each(drop);
+            self.0.wait().unwrap()
+        }
+    }
+
+    impl Drop for Life {
+        fn drop(&mut self) {
+            self.0.kill().ok();
+            self.0.wait().ok();
+        }
+    }
+
+    #[test]
+    fn a_second_signal_ends_the_process_at_once() {
+        for (first, second, number) in [("TERM", "TERM", 15), ("INT", "TERM", 15), ("TERM", "INT", 2)] {
+            let mut life = Life::start(&["forever"]);
+            life.prints("listening");
+            life.signal(first);
+            life.prints("draining");
+            life.signal(second);
+            assert_eq!(life.ended().signal(), Some(number));
+        }
+    }
+
+    #[test]
+    fn a_server_that_does_not_drain_is_given_up_in_time() {
+        let mut life = Life::start(&["stuck"]);
+        life.prints("listening");
+        life.signal("TERM");
+        life.prints("draining");
+        life.prints("given up");
+        assert!(life.ended().success());
+    }
+
+    #[test]
+    fn after_the_life_signals_have_their_own_effect_again() {
+        let mut life = Life::start(&["after"]);
+        life.prints("listening");
+        life.signal("INT");
+        life.prints("draining");
+        life.prints("drained");
+        life.signal("TERM");
+        assert_eq!(life.ended().signal(), Some(15));
+    }
+
+    #[tokio::test]
+    async fn a_signal_is_heard_while_the_service_is_waited_for() {
+        let silent = Scripted::answering(Reply::Silence).await;
+        let url = silent.url();
+        let mut life = Life::start(&["start", &url]);
+        life.prints("starting");
+        // The first request comes after the signals are listened for.
+        crate::support::eventually(async || !silent.received().is_empty()).await;
+        life.signal("TERM");
+        let ended = tokio::task::spawn_blocking(move || {
+            life.prints("listening");
+            life.prints("draining");
+            life.prints("drained");
+            life.ended()
+        });
+        assert!(ended.await.unwrap().success());
+    }
 }

@@ -1,4 +1,5 @@
 //! A service that answers what it is told to: every answer there is, byte for byte.
+#![expect(clippy::needless_pass_by_value, reason = "replies are written on the spot")]
 
 use std::{
     net::SocketAddr,

@@ -18,8 +18,8 @@ pub fn app(provider: FlipswitchProvider) -> impl FnOnce(&mut ServiceConfig) {
         config.route("/", web::get().to(page)).service(
             web::scope("")
                 .wrap(Flipswitch::new(provider).with_context(user))
-                .route("/feature", web::get().to(feature))
-                .route("/flags", web::get().to(flags)),
+                .service(web::resource("/feature").route(web::get().to(feature)))
+                .service(web::resource("/flags").route(web::get().to(flags))),
         );
     }
 }

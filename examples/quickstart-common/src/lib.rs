@@ -48,14 +48,14 @@ impl Options {
     ///
     /// An error naming the argument that cannot be read.
     pub fn from_args() -> Result<Option<Self>, lexopt::Error> {
-        use lexopt::{Arg::Long, ValueExt};
+        use lexopt::Arg::Long;
 
         let mut options = Self { app: ([127, 0, 0, 1], 3000).into(), service: ([127, 0, 0, 1], 3001).into() };
         let mut arguments = lexopt::Parser::from_env();
         while let Some(argument) = arguments.next()? {
             match argument {
-                Long("app") => options.app = arguments.value()?.parse()?,
-                Long("service") => options.service = arguments.value()?.parse()?,
+                Long("app") => options.app = address("--app", &mut arguments)?,
+                Long("service") => options.service = address("--service", &mut arguments)?,
                 Long("help") => {
                     print!("{HELP}");
                     return Ok(None);
@@ -71,6 +71,14 @@ impl Options {
     pub fn cannot_listen(&self, error: &io::Error) -> io::Error {
         named("--app", &io::Error::new(error.kind(), format!("cannot listen on {}: {error}", self.app)))
     }
+}
+
+fn address(option: &str, arguments: &mut lexopt::Parser) -> Result<SocketAddr, lexopt::Error> {
+    use lexopt::ValueExt;
+
+    let value = arguments.value()?.string()?;
+    let refuse = |_| format!("{option}: {value:?} is no IP address with a port, like 127.0.0.1:3000");
+    value.parse().map_err(|error| refuse(error).into())
 }
 
 /// Where a quick start's flags come from.
@@ -94,13 +102,14 @@ impl FlagSource {
             return Ok(Self { provider: FlipswitchProvider::from_env()?, service: None });
         }
         let flags = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("flags.json");
-        let service = LocalServer::builder()
-            .flags_file(flags)
-            .listen(options.service)
-            .api_key(LOCAL_KEY)
-            .start()
-            .await
-            .map_err(|error| named("--service", &error))?;
+        let service =
+            LocalServer::builder().flags_file(flags).listen(options.service).api_key(LOCAL_KEY).start().await.map_err(
+                |error| match error.kind() {
+                    // What is wrong with the file is said as it is.
+                    io::ErrorKind::InvalidData | io::ErrorKind::NotFound => error,
+                    _ => named("--service", &error),
+                },
+            )?;
         let provider = FlipswitchProvider::builder(LOCAL_KEY).base_url(service.url()).build()?;
         Ok(Self { provider, service: Some(service) })
     }
@@ -116,7 +125,7 @@ impl FlagSource {
                 println!("Flag service   {url} (or edit examples/flags.json)");
                 println!("  flip a flag  curl -X PUT {url}/local/flags/new-feature -d '{{\"value\": true}}'");
             }
-            None => println!("Flag service   the real one; flip flags in its dashboard"),
+            None => println!("Flag service   {:?}", self.provider),
         }
     }
 

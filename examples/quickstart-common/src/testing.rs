@@ -5,6 +5,9 @@ use std::{
     process::{Child, ChildStdout, Command, ExitStatus, Stdio},
 };
 
+use flipswitch::serde_json::json;
+use flipswitch_local::LocalServer;
+
 /// A quick start that runs, and ends with the test.
 #[derive(Debug)]
 pub struct Program {
@@ -110,6 +113,31 @@ pub fn keeps_its_promises(path: &str) {
     assert!(said.contains(&format!("--app: cannot listen on {taken}")), "{said}");
 
     assert_eq!(program.end("TERM").code(), Some(0));
+}
+
+/// With a key in the environment the flags come from the service that it names.
+///
+/// # Panics
+///
+/// If they do not.
+#[expect(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+pub fn uses_the_environment(path: &str) {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let service = runtime
+        .block_on(LocalServer::builder().flags(json!({"new-feature": true})).api_key("from-the-environment").start())
+        .expect("a service");
+    let mut child = Command::new(path)
+        .args(["--app", "127.0.0.1:0"])
+        .envs([("FLIPSWITCH_API_KEY", " from-the-environment\n"), ("FLIPSWITCH_BASE_URL", &service.url())])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let first = BufReader::new(child.stdout.take().unwrap()).lines().next().unwrap().unwrap();
+    let app = first.trim_start_matches("Application").trim().trim_end_matches('/');
+    let answer = Program::curl(&format!("curl '{app}/feature?user_id=alice'"));
+    child.kill().ok();
+    child.wait().ok();
+    assert_eq!(answer, r#"{"feature_enabled":true}"#);
 }
 
 /// Ctrl-c ends a quick start in order, too.

@@ -12,3 +12,8 @@ fn it_keeps_its_promises() {
 fn it_ends_at_ctrl_c() {
     quickstart_common::testing::ends_at_ctrl_c(PROGRAM);
 }
+
+#[test]
+fn it_uses_the_environment() {
+    quickstart_common::testing::uses_the_environment(PROGRAM);
+}
