@@ -25,12 +25,15 @@ pub(crate) enum Definition {
 pub(crate) struct Flagd {
     pub(crate) enabled: bool,
     pub(crate) variants: Map<String, Value>,
+    /// The type that all variants share, in the words of `metadata.flagType`.
+    pub(crate) flag_type: &'static str,
     /// `None` leaves the value to the code.
     pub(crate) default_variant: Option<String>,
     /// The targeting rule as JSON text, references resolved; `None` if there is none.
     pub(crate) targeting: Option<String>,
     pub(crate) metadata: Map<String, Value>,
-    /// The definition as it was written.
+    /// The definition as it was written, but for what it had from its document: that is written out in it, so that it
+    /// can stand alone.
     source: Value,
 }
 
@@ -69,18 +72,28 @@ impl fmt::Display for DefinitionError {
 
 impl std::error::Error for DefinitionError {}
 
+/// The fields that flagd knows beside a document's flags.
+const DOCUMENT_FIELDS: [&str; 5] = ["flags", "$schema", "$id", "$evaluators", "metadata"];
+
 /// Reads a document: flagd's format if it has an object `flags` and nothing that flagd does not know, or else
 /// `{"key": value, ..}`.
+///
+/// # Errors
+///
+/// One that names the flag and the field. A field that flagd does not know, beside flags that are clearly flagd's, is
+/// an error too: read as plain values, all of these flags would be lost without a word.
 pub(crate) fn document(document: Value) -> Result<Flags, DefinitionError> {
     let Value::Object(mut fields) = document else {
         return Err(DefinitionError::new("", "a JSON object of flags is needed, {\"key\": value} or flagd's format"));
     };
-    let is_flagd = fields.get("flags").is_some_and(Value::is_object)
-        && fields
-            .keys()
-            .all(|field| matches!(field.as_str(), "flags" | "$schema" | "$id" | "$evaluators" | "metadata"));
-    if !is_flagd {
-        return fields.into_iter().map(|(key, value)| Ok((checked(key)?, Definition::Plain(value)))).collect();
+    let unknown = fields.keys().find(|field| !DOCUMENT_FIELDS.contains(&field.as_str()));
+    match (fields.get("flags"), unknown) {
+        (Some(Value::Object(_)), None) => {}
+        (Some(Value::Object(flags)), Some(unknown)) if flags.values().any(looks_like_flagd) => {
+            let problem = format!("is no field of flagd's format, which has {}", DOCUMENT_FIELDS.join(", "));
+            return Err(DefinitionError::new(unknown.as_str(), problem));
+        }
+        _ => return fields.into_iter().map(|(key, value)| Ok((checked(key)?, Definition::Plain(value)))).collect(),
     }
     let evaluators = fields.remove("$evaluators");
     let shared = match fields.remove("metadata") {
@@ -91,11 +104,8 @@ pub(crate) fn document(document: Value) -> Result<Flags, DefinitionError> {
     let Some(Value::Object(flags)) = fields.remove("flags") else { return Ok(Flags::new()) };
     let flag = |(key, source): (String, Value)| {
         let key = checked(key)?;
-        let mut flag = flagd(&key, source, evaluators.as_ref()).map_err(|error| error.of(&key))?;
-        for (field, value) in &shared {
-            flag.metadata.entry(field.clone()).or_insert_with(|| value.clone());
-        }
-        Ok((key, Definition::Flagd(flag)))
+        let flag = definition(&key, source, evaluators.as_ref(), &shared)?;
+        Ok((key, flag))
     };
     flags.into_iter().map(flag).collect()
 }
@@ -104,15 +114,10 @@ impl Definition {
     /// Reads one definition: `{"value": ..}`, or flagd's format.
     pub(crate) fn parse(key: &str, source: Value) -> Result<Self, DefinitionError> {
         checked(key.to_owned())?;
-        match source {
-            Value::Object(mut fields) if fields.len() == 1 && fields.contains_key("value") => {
-                Ok(Self::Plain(fields.remove("value").unwrap_or_default()))
-            }
-            source => flagd(key, source, None).map(Self::Flagd).map_err(|error| error.of(key)),
-        }
+        definition(key, source, None, &Map::new())
     }
 
-    /// The definition in a form that [`parse`](Self::parse) reads again.
+    /// The definition in a form that [`parse`](Self::parse) reads again, and [`document`] among its `flags`.
     pub(crate) fn to_json(&self) -> Value {
         match self {
             Self::Plain(value) => json!({ "value": value }),
@@ -125,8 +130,32 @@ fn checked(key: String) -> Result<String, DefinitionError> {
     if key.is_empty() { Err(DefinitionError::new("", "a flag needs a key that is not empty")) } else { Ok(key) }
 }
 
-fn flagd(key: &str, source: Value, evaluators: Option<&Value>) -> Result<Flagd, DefinitionError> {
-    let Value::Object(fields) = &source else {
+fn looks_like_flagd(flag: &Value) -> bool {
+    flag.get("state").is_some() || flag.get("variants").is_some()
+}
+
+/// Reads one definition, with what its document has for all: evaluators to refer to, and metadata.
+fn definition(
+    key: &str,
+    source: Value,
+    evaluators: Option<&Value>,
+    shared: &Map<String, Value>,
+) -> Result<Definition, DefinitionError> {
+    match source {
+        Value::Object(mut fields) if fields.len() == 1 && fields.contains_key("value") => {
+            Ok(Definition::Plain(fields.remove("value").unwrap_or_default()))
+        }
+        source => flagd(key, source, evaluators, shared).map(Definition::Flagd).map_err(|error| error.of(key)),
+    }
+}
+
+fn flagd(
+    key: &str,
+    source: Value,
+    evaluators: Option<&Value>,
+    shared: &Map<String, Value>,
+) -> Result<Flagd, DefinitionError> {
+    let Value::Object(mut fields) = source else {
         return Err(DefinitionError::new(
             "",
             "must be an object with state, variants and defaultVariant, or {\"value\": ..}",
@@ -145,7 +174,7 @@ fn flagd(key: &str, source: Value, evaluators: Option<&Value>) -> Result<Flagd, 
         Some(_) => return Err(DefinitionError::new("variants", "must be an object with at least one variant")),
         None => return Err(DefinitionError::new("variants", "are missing; write {\"on\": true, \"off\": false}, say")),
     };
-    flag_type(&variants)?;
+    let flag_type = flag_type(&variants)?;
     let default_variant = match fields.get("defaultVariant") {
         None | Some(Value::Null) => None,
         Some(Value::String(name)) if variants.contains_key(name) => Some(name.clone()),
@@ -160,29 +189,42 @@ fn flagd(key: &str, source: Value, evaluators: Option<&Value>) -> Result<Flagd, 
     let targeting = match fields.get("targeting") {
         None | Some(Value::Null) => None,
         Some(Value::Object(rule)) if rule.is_empty() => None,
-        Some(rule @ Value::Object(_)) => Some(resolve_references(key, rule, evaluators)?),
-        Some(_) => return Err(DefinitionError::new("targeting", "must be an object, a JSONLogic rule")),
+        Some(rule) => match resolve_references(key, rule, evaluators)? {
+            rule @ Value::Object(_) => Some(rule),
+            _ => return Err(DefinitionError::new("targeting", "must be an object, a JSONLogic rule")),
+        },
     };
-    let metadata = match fields.get("metadata") {
+    let mut metadata = match fields.get("metadata") {
         Some(Value::Object(metadata)) => metadata.clone(),
         None | Some(Value::Null) => Map::new(),
         Some(_) => return Err(DefinitionError::new("metadata", "must be an object")),
     };
-    Ok(Flagd { enabled, variants, default_variant, targeting, metadata, source })
+    for (field, value) in shared {
+        metadata.entry(field.clone()).or_insert_with(|| value.clone());
+    }
+    if !shared.is_empty() {
+        fields.insert("metadata".to_owned(), Value::Object(metadata.clone()));
+    }
+    let text = targeting.as_ref().map(Value::to_string);
+    if let Some(rule) = targeting {
+        fields.insert("targeting".to_owned(), rule);
+    }
+    let source = Value::Object(fields);
+    Ok(Flagd { enabled, variants, flag_type, default_variant, targeting: text, metadata, source })
 }
 
 /// Puts the document's `$evaluators` where a rule refers to them.
-fn resolve_references(key: &str, rule: &Value, evaluators: Option<&Value>) -> Result<String, DefinitionError> {
+fn resolve_references(key: &str, rule: &Value, evaluators: Option<&Value>) -> Result<Value, DefinitionError> {
     // The parser resolves references only as part of a document.
     let flag = json!({"state": "ENABLED", "defaultVariant": "", "variants": {}, "targeting": rule});
     let document = json!({"$evaluators": evaluators, "flags": {key: flag}});
-    let parsed = FlagParser::parse_string(&document.to_string())
+    let mut parsed = FlagParser::parse_string(&document.to_string())
         .map_err(|error| DefinitionError::new("targeting", error.to_string()))?;
-    Ok(parsed.flags.get(key).map(flagd_evaluation_engine::FeatureFlag::get_targeting).unwrap_or_default())
+    Ok(parsed.flags.remove(key).and_then(|flag| flag.targeting).unwrap_or_default())
 }
 
 /// The type that all variants share, in the words of `metadata.flagType`.
-pub(crate) fn flag_type(variants: &Map<String, Value>) -> Result<&'static str, DefinitionError> {
+fn flag_type(variants: &Map<String, Value>) -> Result<&'static str, DefinitionError> {
     let mut found: HashMap<&'static str, &str> = HashMap::new();
     for (name, value) in variants {
         let kind = value_type(value).ok_or_else(|| DefinitionError::new(format!("variants.{name}"), "is null"))?;
@@ -245,7 +287,7 @@ mod tests {
         assert_eq!((&x.metadata["owner"], &x.metadata["flagSetId"]), (&json!("mail"), &json!("f")));
         let Definition::Flagd(y) = &flagd["y"] else { panic!("flagd's format") };
         assert_eq!((y.enabled, &y.default_variant, &y.targeting), (false, &None, &None));
-        assert_eq!(flag_type(&y.variants), Ok("decimal"));
+        assert_eq!(y.flag_type, "decimal");
     }
 
     #[test]
@@ -262,6 +304,8 @@ mod tests {
             (json!({"": 1}), "a key that is not empty"),
             (json!({"flags": {"x": true}}), "flag \"x\": must be an object with state"),
             (json!({"flags": {}, "metadata": 1}), "metadata: must be an object"),
+            (json!({"flags": {"x": {"state": "ENABLED"}}, "flagSets": {}}), "flagSets: is no field of flagd's format"),
+            (json!({"flags": {"y": 1, "x": {"variants": {}}}, "$scheme": ""}), "$scheme: is no field"),
             (flag(json!({"state": "on"})), "flag \"x\": state: \"on\" is neither"),
             (flag(json!({"state": null})), "flag \"x\": state: null is neither"),
             (flag(json!({"variants": {}})), "flag \"x\": variants: must be an object with at least one"),
@@ -279,12 +323,48 @@ mod tests {
                 flag(json!({"targeting": {"$ref": "who"}})),
                 "flag \"x\": targeting: Parse error: Evaluator reference 'who'",
             ),
+            (
+                json!({"$evaluators": {"all": "on"}, "flags": {"x": {
+                    "state": "ENABLED", "variants": {"on": true}, "targeting": {"$ref": "all"},
+                }}}),
+                "flag \"x\": targeting: must be an object",
+            ),
             (flag(json!({"metadata": 1})), "flag \"x\": metadata: must be an object"),
         ];
         for (source, expected) in cases {
             let text = error(source);
             assert!(text.contains(expected), "{text:?} lacks {expected:?}");
         }
+    }
+
+    #[test]
+    fn plain_values_may_be_called_flags() {
+        let plain = document(json!({"flags": {"state-of-mind": {"mood": 1}}, "other": true})).unwrap();
+        assert_eq!(plain["flags"], Definition::Plain(json!({"state-of-mind": {"mood": 1}})));
+        assert_eq!(plain["other"], Definition::Plain(json!(true)));
+    }
+
+    #[test]
+    fn what_a_flag_has_from_its_document_is_written_out() {
+        let flags = document(json!({
+            "$evaluators": {"premium": {"==": [{"var": "plan"}, "premium"]}},
+            "metadata": {"owner": "web"},
+            "flags": {
+                "rule": {
+                    "state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": "off",
+                    "targeting": {"if": [{"$ref": "premium"}, "on"]},
+                },
+                "plain": {"value": {"a": [null]}},
+            },
+        }))
+        .unwrap();
+        assert_eq!(flags["plain"], Definition::Plain(json!({"a": [null]})));
+        let written: Map<_, _> = flags.iter().map(|(key, flag)| (key.clone(), flag.to_json())).collect();
+        assert_eq!(written["rule"]["targeting"], json!({"if": [{"==": [{"var": "plan"}, "premium"]}, "on"]}));
+        for (key, source) in &written {
+            assert_eq!(Definition::parse(key, source.clone()).as_ref(), Ok(&flags[key]));
+        }
+        assert_eq!(document(json!({ "flags": written })), Ok(flags));
     }
 
     #[test]

@@ -63,8 +63,8 @@ struct Choice<'a> {
 }
 
 fn item(key: &str, flag: &Flagd, Choice { variant, reason }: Choice<'_>) -> Value {
-    let flag_type = definition::flag_type(&flag.variants).ok();
-    let mut item = json!({"key": key, "reason": reason, "metadata": metadata(&flag.metadata, flag_type)});
+    let metadata = metadata(&flag.metadata, Some(flag.flag_type));
+    let mut item = json!({"key": key, "reason": reason, "metadata": metadata});
     if let Some((variant, value)) = variant.and_then(|variant| flag.variants.get_key_value(variant)) {
         item["variant"] = json!(variant);
         item["value"] = value.clone();

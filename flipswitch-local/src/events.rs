@@ -4,8 +4,8 @@ use std::{
     convert::Infallible,
     pin::Pin,
     sync::{
-        Arc,
-        atomic::{AtomicI64, AtomicUsize, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -13,7 +13,7 @@ use std::{
 use axum::body::{Body, Bytes};
 use futures_util::{Stream, stream};
 use serde_json::{Value, json};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::OffsetDateTime;
 use tokio::{
     sync::broadcast::{self, error::RecvError},
     time::{Interval, MissedTickBehavior},
@@ -27,7 +27,7 @@ const BACKLOG: usize = 1_024;
 pub(crate) struct Events {
     sender: broadcast::Sender<Bytes>,
     /// The last id given out, in milliseconds since the epoch; ids never repeat.
-    last_id: AtomicI64,
+    last_id: Mutex<i64>,
     open: Arc<AtomicUsize>,
     heartbeat: Duration,
 }
@@ -35,7 +35,7 @@ pub(crate) struct Events {
 impl Events {
     pub(crate) fn new(heartbeat: Duration) -> Self {
         let (sender, _) = broadcast::channel(BACKLOG);
-        Self { sender, last_id: AtomicI64::new(0), open: Arc::default(), heartbeat }
+        Self { sender, last_id: Mutex::new(0), open: Arc::default(), heartbeat }
     }
 
     /// How many streams are open.
@@ -54,12 +54,11 @@ impl Events {
     }
 
     pub(crate) fn send(&self, event: &str, data: &Value) {
-        let now = millis(OffsetDateTime::now_utc());
-        let next = |last: i64| Some(now.max(last + 1));
-        let id =
-            self.last_id.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).map_or(now, |last| now.max(last + 1));
+        // Held until the event is sent: a stream must never see ids go backwards.
+        let mut last_id = self.last_id.lock().unwrap_or_else(PoisonError::into_inner);
+        *last_id = millis(OffsetDateTime::now_utc()).max(*last_id + 1);
         // Without an open stream there is nobody to tell.
-        let _ = self.sender.send(frame(event, data, Some(id)));
+        let _ = self.sender.send(frame(event, data, Some(*last_id)));
     }
 
     /// Opens a stream, which ends with `stop`.
@@ -122,13 +121,64 @@ fn frame(event: &str, data: &Value, id: Option<i64>) -> Bytes {
     format!("event: {event}\ndata: {data}\n{id}\n").into()
 }
 
-/// The time in RFC 3339 with milliseconds, as the service writes it.
 fn now() -> String {
-    let now = OffsetDateTime::now_utc();
-    let now = now.replace_millisecond(now.millisecond()).unwrap_or(now);
-    now.format(&Rfc3339).unwrap_or_default()
+    timestamp(OffsetDateTime::now_utc())
+}
+
+/// A time of UTC in RFC 3339, as the service writes it: always with three digits of milliseconds, which the well-known
+/// format of the library shortens.
+fn timestamp(time: OffsetDateTime) -> String {
+    let (year, month, day) = time.to_calendar_date();
+    let (hour, minute, second, millisecond) = time.to_hms_milli();
+    let month = u8::from(month);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millisecond:03}Z")
 }
 
 fn millis(time: OffsetDateTime) -> i64 {
     i64::try_from(time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_sees_ids_grow_whichever_thread_sends() {
+        const THREADS: usize = 8;
+        let events = Events::new(Duration::from_secs(1));
+        for _ in 0..20 {
+            let mut stream = events.sender.subscribe();
+            let together = std::sync::Barrier::new(THREADS);
+            std::thread::scope(|scope| {
+                for _ in 0..THREADS {
+                    scope.spawn(|| {
+                        together.wait();
+                        for _ in 0..BACKLOG / THREADS {
+                            events.send("any", &Value::Null);
+                        }
+                    });
+                }
+            });
+            let mut last = 0;
+            for _ in 0..BACKLOG {
+                let frame = stream.try_recv().unwrap();
+                let text = std::str::from_utf8(&frame).unwrap();
+                let id: i64 = text.rsplit("id: ").next().unwrap().trim().parse().unwrap();
+                assert!(id > last, "{id} after {last}");
+                last = id;
+            }
+        }
+    }
+
+    #[test]
+    fn timestamps_have_three_digits_of_milliseconds() {
+        let cases = [
+            (0, "1970-01-01T00:00:00.000Z"),
+            (1_700_000_000_500_000_000, "2023-11-14T22:13:20.500Z"),
+            (1_700_000_000_007_999_999, "2023-11-14T22:13:20.007Z"),
+        ];
+        for (nanos, expected) in cases {
+            assert_eq!(timestamp(OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap()), expected);
+        }
+    }
 }

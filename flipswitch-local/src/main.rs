@@ -1,7 +1,7 @@
 //! The program: `flipswitch-local --flags FILE --listen 127.0.0.1:3001 --api-key KEY`.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
 
-use std::{io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
+use std::{ffi::OsStr, io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use flipswitch_local::LocalServer;
 use tracing_subscriber::EnvFilter;
@@ -67,7 +67,8 @@ async fn serve(options: Options) -> std::io::Result<()> {
         builder = builder.api_key(api_key);
     }
     let server = builder.start().await.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse | std::io::ErrorKind::AddrNotAvailable | std::io::ErrorKind::PermissionDenied => {
+        // Of these kinds no error is about the flags file.
+        std::io::ErrorKind::AddrInUse | std::io::ErrorKind::AddrNotAvailable => {
             std::io::Error::new(error.kind(), format!("--listen: {error}"))
         }
         _ => error,
@@ -109,11 +110,15 @@ fn command() -> Result<Command, lexopt::Error> {
     while let Some(argument) = arguments.next()? {
         match argument {
             Long("flags") => options.flags = Some(arguments.value()?.into()),
-            Long("listen") => options.listen = arguments.value()?.parse()?,
+            Long("listen") => {
+                options.listen = parsed("--listen", &arguments.value()?, |text| {
+                    text.parse().map_err(|_| "an IP address with a port is needed, such as 127.0.0.1:3001".to_owned())
+                })?;
+            }
             Long("api-key") => options.api_key = Some(arguments.value()?.string()?),
             Long("heartbeat") => {
-                options.heartbeat = arguments.value()?.parse_with(|text| {
-                    let seconds = text.parse::<f64>().map_err(|error| error.to_string())?;
+                options.heartbeat = parsed("--heartbeat", &arguments.value()?, |text| {
+                    let seconds = text.parse().map_err(|_| "a number of seconds is needed, such as 15".to_owned())?;
                     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
                 })?;
             }
@@ -125,4 +130,10 @@ fn command() -> Result<Command, lexopt::Error> {
         }
     }
     Ok(Command::Serve(options))
+}
+
+/// Reads the value of an option; an error names both.
+fn parsed<T>(option: &str, value: &OsStr, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, lexopt::Error> {
+    let text = value.to_string_lossy();
+    parse(&text).map_err(|problem| format!("{option} {text}: {problem}").into())
 }

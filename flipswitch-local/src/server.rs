@@ -14,7 +14,6 @@ use axum::{
     extract::{Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    serve::ListenerExt,
 };
 use http::StatusCode;
 use serde_json::Value;
@@ -22,7 +21,9 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    DefinitionError, control,
+    DefinitionError,
+    connection::Listener,
+    control,
     definition::{self, Definition},
     file, http_api,
     record::{Record, RecordedRequest},
@@ -32,8 +33,11 @@ use crate::{
 /// Bodies are read up to this size.
 const MAX_BODY: usize = 1 << 20;
 
-/// How long connections may take to end at shutdown.
+/// How long connections may take to end at shutdown, before they are cut.
 const END: Duration = Duration::from_secs(2);
+
+/// Heartbeats are at most this far apart: they show that a stream is alive, and clocks have an end.
+const MAX_HEARTBEAT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A flag service in this process, on a loopback port. It stops when it is shut down or dropped.
 ///
@@ -136,7 +140,8 @@ impl LocalServer {
         self.shared.store.events.send(event, &data);
     }
 
-    /// Returns the requests received so far, oldest first; of many the latest 16 384.
+    /// Returns the requests received so far, oldest first; of many the latest: at most 16 384 of them, with at most
+    /// 32 MiB of bodies and paths together.
     #[must_use]
     pub fn requests(&self) -> Vec<RecordedRequest> {
         self.shared.record.all()
@@ -149,10 +154,14 @@ impl LocalServer {
     }
 
     /// Stops the service: streams end, connections close, the port is free.
+    ///
+    /// No new connection is taken. Requests that have come in are answered; a connection that has not ended within 2 s,
+    /// with half a request sent or an answer that nobody reads, is cut. No request is answered after this has returned.
     pub async fn shutdown(self) {
         self.shared.stop.cancel();
         for mut task in self.tasks {
-            if tokio::time::timeout(END, &mut task).await.is_err() {
+            // Tasks end by themselves, unless their runtime does not run any more.
+            if tokio::time::timeout(END * 2, &mut task).await.is_err() {
                 task.abort();
             }
         }
@@ -196,7 +205,7 @@ impl LocalServerBuilder {
         self
     }
 
-    /// Sets the time between two heartbeats on a stream. Default: 15 s, as the service has it.
+    /// Sets the time between two heartbeats on a stream, at most a day. Default: 15 s, as the service has it.
     pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
         self.heartbeat = heartbeat;
         self
@@ -206,15 +215,14 @@ impl LocalServerBuilder {
     ///
     /// # Errors
     ///
-    /// An I/O error naming the address if it cannot be listened on, or the file and the place in it if flags cannot be
-    /// read; of kind `InvalidInput` for a heartbeat of zero.
+    /// An I/O error naming the address if it cannot be listened on, or the file if it cannot be read; of kind
+    /// `InvalidData`, with the place, for flags that are none; of kind `InvalidInput` for a heartbeat of zero or of more
+    /// than a day.
     pub async fn start(self) -> io::Result<LocalServer> {
         let Self { flags, flags_file, listen, api_key, heartbeat } = self;
-        if heartbeat.is_zero() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "heartbeat is zero; give it a duration above that",
-            ));
+        if heartbeat.is_zero() || heartbeat > MAX_HEARTBEAT {
+            let problem = format!("heartbeat is {heartbeat:?}; give it a duration above zero and of a day at most");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
         let mut flags =
             definition::document(flags).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
@@ -248,20 +256,31 @@ impl LocalServerBuilder {
 }
 
 async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    let stop = shared.stop.clone().cancelled_owned();
+    let stop = shared.stop.clone();
+    let cut = CancellationToken::new();
+    // However this ends, no connection outlives it.
+    let _cut_at_end = cut.clone().drop_guard();
     let app = Router::new()
         .merge(http_api::routes(&shared))
         .merge(control::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), record))
         .with_state(shared);
-    let listener = listener.tap_io(|stream| {
-        // Events are small and must not wait for one another.
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(target: "flipswitch_local", %error, "TCP_NODELAY");
+    let listener = Listener { listener, cut: cut.clone() };
+    let serving = axum::serve(listener, app).with_graceful_shutdown(stop.clone().cancelled_owned());
+    let cutting = async {
+        stop.cancelled().await;
+        tokio::time::sleep(END).await;
+        cut.cancel();
+        // The connections that were cut are what the server still waits for.
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        outcome = serving.into_future() => {
+            if let Err(error) = outcome {
+                tracing::error!(target: "flipswitch_local", %error, "the server ended");
+            }
         }
-    });
-    if let Err(error) = axum::serve(listener, app).with_graceful_shutdown(stop).await {
-        tracing::error!(target: "flipswitch_local", %error, "the server ended");
+        () = cutting => {}
     }
 }
 

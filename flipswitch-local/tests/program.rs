@@ -56,10 +56,13 @@ fn it_serves_the_flags_of_a_file_and_says_where() {
 
 #[test]
 fn mistakes_are_told_with_what_they_are_about() {
-    let cases: [(&[&str], i32, &str); 6] = [
+    let cases: [(&[&str], i32, &str); 9] = [
         (&["--flag", "x"], 2, "--flag"),
-        (&["--listen", "nowhere"], 2, "nowhere"),
-        (&["--heartbeat", "often"], 2, "often"),
+        (&["--listen", "nowhere"], 2, "--listen nowhere: an IP address with a port is needed"),
+        (&["--listen=localhost:4000"], 2, "--listen localhost:4000: an IP address with a port is needed"),
+        (&["--heartbeat", "often"], 2, "--heartbeat often: a number of seconds is needed"),
+        (&["--heartbeat=-1"], 2, "--heartbeat -1: "),
+        (&["--heartbeat", "86401"], 1, "heartbeat is 86401s"),
         (&["--heartbeat", "0"], 1, "heartbeat"),
         (&["--flags", "no/such/file.json"], 1, "no/such/file.json"),
         (&["--listen", "192.0.2.1:1"], 1, "--listen: cannot listen on 192.0.2.1:1"),

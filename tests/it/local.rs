@@ -5,6 +5,10 @@ use std::time::Duration;
 use flipswitch_local::LocalServer;
 use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::support::{eventually, in_time};
 
@@ -168,8 +172,19 @@ async fn heartbeats_come_at_their_interval() {
         let chunk = in_time(stream.0.chunk()).await.unwrap().unwrap();
         text.push_str(std::str::from_utf8(&chunk).unwrap());
     }
-    let zero = LocalServer::builder().heartbeat(Duration::ZERO).start().await;
-    assert!(zero.unwrap_err().to_string().contains("heartbeat"));
+}
+
+#[tokio::test]
+async fn heartbeats_that_no_clock_can_keep_are_refused() {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    for heartbeat in [Duration::ZERO, DAY + Duration::from_nanos(1), Duration::MAX] {
+        let error = LocalServer::builder().heartbeat(heartbeat).start().await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("heartbeat"), "{error}");
+    }
+    let service = LocalServer::builder().heartbeat(DAY).start().await.unwrap();
+    let _events = Events::open(&service).await;
+    eventually(async || service.streams() == 1).await;
 }
 
 #[tokio::test]
@@ -221,8 +236,6 @@ async fn the_flags_file_is_followed() {
     assert_eq!((event.as_str(), &data["flagKey"]), ("flag-updated", &json!("a")));
     assert_eq!((value(&service, "a").await, value(&service, "b").await), (json!(2), json!("by hand")));
 
-    // A mistake changes nothing; the next good state does.
-    std::fs::write(&path, r#"{"a": "#).unwrap();
     // Replaced, as editors do it; several flags at once.
     let replacement = folder.path().join("flags.json~");
     std::fs::write(&replacement, r#"{"a": 3, "c": 1}"#).unwrap();
@@ -230,6 +243,81 @@ async fn the_flags_file_is_followed() {
     assert_eq!(events.next().await.unwrap().0, "config-updated");
     assert_eq!((value(&service, "a").await, value(&service, "c").await), (json!(3), json!(1)));
     assert_eq!(value(&service, "b").await, json!(null), "removed from the file, removed from the service");
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_flags_file_behind_a_link_is_followed() {
+    let (here, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let target = elsewhere.path().join("target.json");
+    let link = here.path().join("flags.json");
+    std::fs::write(&target, r#"{"a": 1}"#).unwrap();
+    std::os::unix::fs::symlink(&target, &link).unwrap();
+    let service = LocalServer::builder().flags_file(&link).start().await.unwrap();
+    assert_eq!(value(&service, "a").await, json!(1));
+    std::fs::write(&target, r#"{"a": 2}"#).unwrap();
+    eventually(async || value(&service, "a").await == json!(2)).await;
+}
+
+#[tokio::test]
+async fn a_flags_file_is_followed_into_a_folder_made_anew() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("config");
+    let path = folder.join("flags.json");
+    let write = |text: &str| {
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(&path, text).unwrap();
+    };
+    write(r#"{"a": 1}"#);
+    let service = LocalServer::builder().flags_file(&path).start().await.unwrap();
+    // Twice, since the first change may be seen along with the folder's end.
+    for round in [2, 3] {
+        std::fs::remove_dir_all(&folder).unwrap();
+        write(&json!({ "a": round }).to_string());
+        eventually(async || value(&service, "a").await == json!(round)).await;
+    }
+}
+
+/// What a client sees that matters: all flags, for someone of each plan.
+async fn seen(service: &LocalServer) -> [Value; 2] {
+    let free = bulk(service, json!({"targetingKey": "u1", "plan": "free"})).await;
+    [free, bulk(service, json!({"targetingKey": "u2", "plan": "premium"})).await]
+}
+
+#[tokio::test]
+async fn what_is_listed_can_be_put_back_and_saved_as_a_file() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/flags.json");
+    let service = LocalServer::builder().flags_file(example).start().await.unwrap();
+    service.set_flag("plain", true);
+    service.set_flag("nothing", Value::Null);
+    let client = Client::new();
+    let list = async |service: &LocalServer| -> Value {
+        let answer = in_time(client.get(format!("{}/local/flags", service.url())).send()).await.unwrap();
+        answer.json().await.unwrap()
+    };
+    let listed = list(&service).await;
+    let flags = listed["flags"].as_object().unwrap();
+    assert_eq!(flags.len(), 9);
+
+    let put_back = LocalServer::start(json!({})).await.unwrap();
+    for (key, definition) in flags {
+        let request = client.put(format!("{}/local/flags/{key}", put_back.url())).body(definition.to_string());
+        let answer = in_time(request.send()).await.unwrap();
+        let status = answer.status();
+        assert_eq!(status, StatusCode::OK, "{key}: {}", answer.text().await.unwrap());
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("flags.json");
+    std::fs::write(&path, listed.to_string()).unwrap();
+    let from_file = LocalServer::builder().flags_file(&path).start().await.unwrap();
+
+    let expected = seen(&service).await;
+    assert_ne!(expected[0], expected[1], "targeting decides");
+    for copy in [put_back, from_file] {
+        assert_eq!(list(&copy).await, listed);
+        assert_eq!(seen(&copy).await, expected);
+    }
 }
 
 #[tokio::test]
@@ -242,10 +330,12 @@ async fn a_flags_file_that_cannot_be_read_is_told_with_its_place() {
     for (text, place) in [
         ("{\n  \"a\": yes\n}", "flags.json:2:8"),
         (r#"{"flags": {"x": {"state": "ENABLED"}}}"#, "flags.json: flag \"x\": variants"),
+        (r#"{"flags": {"x": {"state": "ENABLED"}}, "flagSets": {}}"#, "flags.json: flagSets: is no field"),
     ] {
         std::fs::write(&path, text).unwrap();
-        let error = start().await.unwrap_err().to_string();
-        assert!(error.contains(place), "{error}");
+        let error = start().await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "no trouble with the address: {error}");
+        assert!(error.to_string().contains(place), "{error}");
     }
 }
 
@@ -263,6 +353,25 @@ async fn shutdown_ends_streams_and_frees_the_port() {
     let mut events = Events::open(&service).await;
     drop(service);
     assert!(events.next().await.is_none(), "dropped is shut down");
+}
+
+#[tokio::test]
+async fn half_a_request_is_not_answered_after_shutdown() {
+    let service = LocalServer::start(json!({"a": 1})).await.unwrap();
+    let mut connection = TcpStream::connect(service.url().trim_start_matches("http://")).await.unwrap();
+    let head = format!("POST {BULK} HTTP/1.1\r\nhost: local\r\nexpect: 100-continue\r\ncontent-length: 14\r\n\r\n{{");
+    connection.write_all(head.as_bytes()).await.unwrap();
+    // The service asks for the body, so it has taken the request.
+    let mut asked = *b"HTTP/1.1 100 Continue\r\n\r\n";
+    in_time(connection.read_exact(&mut asked)).await.unwrap();
+    assert!(asked.starts_with(b"HTTP/1.1 100"), "{}", String::from_utf8_lossy(&asked));
+
+    in_time(service.shutdown()).await;
+    // Either of these may fail, as the connection is closed.
+    connection.write_all(br#""context":{}}"#).await.ok();
+    let mut answer = Vec::new();
+    in_time(connection.read_to_end(&mut answer)).await.ok();
+    assert_eq!(String::from_utf8_lossy(&answer), "");
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
 //! The wire, row by row: every answer that a service can give, and what each kind of caller makes of it.
+#![expect(clippy::needless_pass_by_value, reason = "replies are written on the spot")]
 
 use std::time::Duration;
 
