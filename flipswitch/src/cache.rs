@@ -110,7 +110,7 @@ impl Snapshot {
 
     fn bytes(&self) -> usize {
         let etag = self.etag.as_ref().map_or(0, |etag| etag.len());
-        OVERHEAD + self.context.as_bytes().len() + etag + self.answer.own_bytes()
+        OVERHEAD + self.context.as_bytes().len() + etag + size_of_val(self.answer.items())
     }
 }
 

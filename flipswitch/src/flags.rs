@@ -244,8 +244,9 @@ mod tests {
     use super::*;
 
     fn flags(items: &Value) -> Flags {
-        let answer = ofrep::bulk(json!({"flags": items}).to_string().as_bytes()).unwrap();
-        Flags::fresh(Arc::new(Snapshot::timeless(CanonicalContext::start_up(), Arc::new(answer))))
+        let body = json!({"flags": items}).to_string();
+        let answer = ofrep::bulk(body.as_bytes(), &crate::intern::Interner::default()).unwrap();
+        Flags::fresh(Arc::new(Snapshot::timeless(CanonicalContext::start_up(), answer)))
     }
 
     #[test]

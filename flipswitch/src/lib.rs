@@ -9,6 +9,7 @@ mod error;
 mod evaluation;
 mod flags;
 mod flights;
+mod intern;
 mod lifespan;
 mod ofrep;
 mod pause;

@@ -3,12 +3,15 @@
 //! Source: the OpenFeature Remote Evaluation Protocol, and where that is silent what the services that speak it send:
 //! items may be wrapped, doubled or without a key, and any field of an item may be absent, null or of another type.
 
+use std::sync::Arc;
+
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
     Error, FlagEvaluation, FlagType,
     answer::{Answer, Item, Outcome},
+    intern::Interner,
 };
 
 /// Text of the service is cut at this many bytes before it is logged or put into an error.
@@ -33,9 +36,10 @@ struct Unreadable {
 ///
 /// [`Error::Decode`] if the body is not JSON or has no list of flags. What is wrong with one item is that flag's error
 /// and nobody else's.
-pub(crate) fn bulk(body: &[u8]) -> Result<Answer, Error> {
+pub(crate) fn bulk(body: &[u8], interner: &Interner) -> Result<Arc<Answer>, Error> {
     let Bulk { flags } = serde_json::from_slice(body).map_err(|error| Error::json(&error))?;
-    Ok(Answer::new(flags.into_iter().filter_map(item).collect()))
+    let items = flags.into_iter().filter_map(|raw| interner.item(raw.get(), || item(raw)));
+    Ok(interner.answer(items.collect()))
 }
 
 /// Reads one item; `None` for one without a key, which OFREP has us skip.
@@ -124,8 +128,12 @@ mod tests {
     use super::*;
     use crate::FlagError;
 
-    fn answer(items: &Value) -> Answer {
-        bulk(json!({"flags": items}).to_string().as_bytes()).unwrap()
+    fn read(body: &[u8]) -> Result<Arc<Answer>, Error> {
+        bulk(body, &Interner::default())
+    }
+
+    fn answer(items: &Value) -> Arc<Answer> {
+        read(json!({"flags": items}).to_string().as_bytes()).unwrap()
     }
 
     #[test]
@@ -189,7 +197,7 @@ mod tests {
     #[test]
     fn a_number_that_nothing_can_hold_spoils_only_its_own_flag() {
         let huge = br#"{"flags":[{"key":"huge","value":1e999},{"result":{"key":"in","value":1e999}},{"key":"good","value":1}]}"#;
-        let answer = bulk(huge).unwrap();
+        let answer = read(huge).unwrap();
         assert!(matches!(answer.get("in"), Err(FlagError::Evaluation { .. })));
         assert!(matches!(answer.get("huge"), Err(FlagError::Evaluation { code, .. }) if code == "PARSE_ERROR"));
         assert_eq!(answer.get("good").unwrap().as_i64(), Some(1));
@@ -198,7 +206,7 @@ mod tests {
     #[test]
     fn bodies_that_are_no_bulk_answer_are_refused() {
         for body in ["", "null", "[]", "{}", "<html></html>", r#"{"flags":{}}"#, r#"{"flags":[}"#, "\u{0}"] {
-            assert!(matches!(bulk(body.as_bytes()), Err(Error::Decode(_))), "{body:?}");
+            assert!(matches!(read(body.as_bytes()), Err(Error::Decode(_))), "{body:?}");
         }
     }
 
@@ -206,7 +214,7 @@ mod tests {
     fn what_cannot_be_read_is_not_quoted() {
         let long = "A".repeat(100_000);
         for body in [format!("\"{long}\""), format!(r#"{{"flags":"{long}"}}"#), format!(r#"{{"flags":[{{"{long}":1"#)] {
-            let text = crate::error::Chain(&bulk(body.as_bytes()).unwrap_err()).to_string();
+            let text = crate::error::Chain(&read(body.as_bytes()).unwrap_err()).to_string();
             assert!(!text.contains("AAA") && text.contains("line 1"), "{}", printable(&text));
         }
     }

@@ -289,7 +289,7 @@ impl Service {
             self.counters.requests.count();
             let etag = base.and_then(|base| base.etag.as_deref());
             let (answer, etag) = match (self.transport.bulk(&flight.context, etag).await?, base) {
-                (Bulk::Answer { answer, etag }, _) => (Arc::new(answer), etag),
+                (Bulk::Answer { answer, etag }, _) => (answer, etag),
                 (Bulk::NotModified { etag }, Some(base)) => {
                     self.counters.not_modified.count();
                     (Arc::clone(&base.answer), etag.or_else(|| base.etag.clone()))

@@ -17,7 +17,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
     ConfigError, Error, answer::Answer, builder::Settings, context::CanonicalContext, endpoint::BaseUrl, error::Chain,
-    ofrep,
+    intern::Interner, ofrep,
 };
 
 /// Makes the clients: one factory for every request there is.
@@ -50,6 +50,7 @@ pub(crate) struct Transport {
     events: Url,
     headers: HeaderMap,
     told_not_found: AtomicBool,
+    interner: Interner,
 }
 
 impl Transport {
@@ -67,6 +68,7 @@ impl Transport {
             events: settings.base_url.join("/api/v1/flags/events"),
             headers,
             told_not_found: AtomicBool::new(false),
+            interner: Interner::default(),
         })
     }
 
@@ -89,7 +91,7 @@ impl Transport {
         let etag = etag.filter(|etag| etag.len() <= MAX_ETAG).map(Box::from);
         match response.status() {
             StatusCode::OK => {
-                let answer = ofrep::bulk(&body(response, MAX_ANSWER).await?)?;
+                let answer = ofrep::bulk(&body(response, MAX_ANSWER).await?, &self.interner)?;
                 Ok(Bulk::Answer { answer, etag })
             }
             StatusCode::NOT_MODIFIED => Ok(Bulk::NotModified { etag }),
@@ -98,7 +100,7 @@ impl Transport {
                 if !self.told_not_found.swap(true, Ordering::Relaxed) {
                     tracing::warn!(target: "flipswitch", url = %self.bulk, "404: taken for \"no flags yet\"; is the base URL right?");
                 }
-                Ok(Bulk::Answer { answer: Answer::default(), etag: None })
+                Ok(Bulk::Answer { answer: Arc::default(), etag: None })
             }
             _ => Err(failure(response).await),
         }
@@ -134,7 +136,7 @@ impl Transport {
 #[derive(Debug)]
 pub(crate) enum Bulk {
     Answer {
-        answer: Answer,
+        answer: Arc<Answer>,
         etag: Option<Box<[u8]>>,
     },
     /// What is known under the tag is still right.

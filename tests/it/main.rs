@@ -4,6 +4,7 @@
 mod scripted;
 mod support;
 
+mod cost;
 mod evaluation;
 mod frameworks;
 mod hostile;

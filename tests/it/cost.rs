@@ -1,0 +1,233 @@
+//! What evaluation costs: requests, and allocations.
+
+use std::{sync::Arc, time::Duration};
+
+use flipswitch::{
+    FlipswitchProvider,
+    serde_json::{Map, json},
+};
+use flipswitch_local::LocalServer;
+use futures_util::{FutureExt, future::join_all};
+
+use crate::{
+    scripted::{Reply, Scripted},
+    support::{self, builder, eventually, in_time, user},
+};
+
+#[tokio::test]
+async fn reading_allocates_nothing() {
+    let flags: Map<_, _> = (0..100).map(|number| (format!("flag-{number}"), json!(true))).collect();
+    let service = LocalServer::start(flags.into()).await.unwrap();
+    for (key, value) in [("int", json!(42)), ("float", json!(0.5)), ("string", json!("text"))] {
+        service.set_flag(key, value);
+    }
+    let provider = builder(&service).enable_realtime(false).build().unwrap();
+    let context = user("user-123")
+        .with_custom_field("plan", "premium")
+        .with_custom_field("age", 42)
+        .with_custom_field("beta", true);
+    let flags = in_time(provider.flags(&context)).await;
+
+    let allocations = |read: &mut dyn FnMut()| {
+        read();
+        allocation_counter::measure(read).count_total
+    };
+    assert_eq!(allocations(&mut || assert!(flags.bool("flag-50", false))), 0);
+    assert_eq!(allocations(&mut || assert_eq!(flags.int("int", 0), 42)), 0);
+    assert_eq!(allocations(&mut || assert!(flags.float("float", 0.0) > 0.4)), 0);
+    assert_eq!(allocations(&mut || assert_eq!(flags.string("string", ""), "text")), 0);
+    assert_eq!(allocations(&mut || assert!(!flags.bool("unknown", false))), 0);
+    let mut hit = || drop(provider.flags(&context).now_or_never().expect("answered from memory"));
+    assert_eq!(allocations(&mut hit), 0);
+    // The counter counts.
+    assert!(allocations(&mut || drop(std::hint::black_box(flags.to_json()))) > 0);
+}
+
+/// Users, and reads of each before and after a change; each read is of several flags.
+const USERS: usize = 1_000;
+const READS: usize = 3;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_user_costs_one_request_and_one_more_after_a_change() {
+    let service = Arc::new(LocalServer::start(support::whoami((0..USERS).map(|id| id.to_string()))).await.unwrap());
+    // A thousand requests take a while here, and nobody is to be content with an old answer.
+    let provider = builder(&service).max_wait(support::PATIENCE).build().unwrap();
+    // The stream is open before anything is counted: its opening counts as a change.
+    provider.ready(support::PATIENCE).await.unwrap();
+    eventually(async || service.streams() == 1).await;
+    let opened = user("opened");
+    eventually(async || {
+        provider.flags(&opened).await;
+        provider.stats().reconnects == 0 && provider.flags(&opened).await.error().is_none()
+    })
+    .await;
+
+    let everybody_reads = async |extra: Option<i64>| {
+        let tasks = (0..USERS).map(|id| {
+            let provider = provider.clone();
+            tokio::spawn(async move {
+                for _ in 0..READS {
+                    let flags = provider.flags(&user(&id.to_string())).await;
+                    assert_eq!(flags.string("whoami", ""), id.to_string());
+                    assert_eq!(flags.evaluation("extra").ok().and_then(|flag| flag.as_i64()), extra);
+                    assert!(!flags.is_stale());
+                }
+            })
+        });
+        join_all(tasks).await.into_iter().for_each(Result::unwrap);
+    };
+    let before = support::evaluations(&service);
+    everybody_reads(None).await;
+    assert_eq!(support::evaluations(&service) - before, USERS);
+
+    service.set_flag("extra", 7);
+    // The news has arrived when somebody sees it.
+    eventually(async || provider.flags(&opened).await.int("extra", 0) == 7).await;
+    let before = support::evaluations(&service);
+    everybody_reads(Some(7)).await;
+    let after = support::evaluations(&service) - before;
+    // Two seconds after an event everything is asked once more; a slow machine may come to that.
+    assert!(after == USERS || after <= 2 * USERS && provider.stats().not_modified > 0, "{after} requests");
+    let stats = provider.stats();
+    assert!(stats.hits >= ((2 * READS - 4) * USERS) as u64, "{stats:?}");
+    assert_eq!(stats.contexts, USERS as u64 + 2, "{stats:?}");
+    provider.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_first_reads_of_one_user_cost_one_request() {
+    let service = LocalServer::start(json!({"on": true})).await.unwrap();
+    let provider = builder(&service).enable_realtime(false).build().unwrap();
+    let reads = (0..1_000).map(|_| {
+        let provider = provider.clone();
+        tokio::spawn(async move { provider.flags(&user("u")).await.bool("on", false) })
+    });
+    assert!(join_all(reads).await.into_iter().all(Result::unwrap));
+    assert_eq!(support::evaluations(&service), 1);
+}
+
+#[tokio::test]
+async fn callers_that_leave_or_panic_harm_nobody() {
+    let service = LocalServer::start(json!({"on": true})).await.unwrap();
+    let provider = builder(&service).enable_realtime(false).build().unwrap();
+    for _ in 0..100 {
+        // Polled once, which starts the request, and dropped.
+        assert!(provider.flags(&user("u")).now_or_never().is_none_or(|flags| flags.bool("on", false)));
+        let provider = provider.clone();
+        let panics = tokio::spawn(async move {
+            provider.flags(&user("u")).await;
+            panic!("on purpose");
+        });
+        assert!(panics.await.is_err());
+    }
+    assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
+    assert_eq!(support::evaluations(&service), 1);
+}
+
+#[tokio::test]
+async fn with_the_service_gone_known_users_keep_their_values_and_it_may_come_back() {
+    let service = LocalServer::start(json!({"on": true})).await.unwrap();
+    let address = service.url().trim_start_matches("http://").parse().unwrap();
+    let provider = builder(&service).polling_interval(Duration::from_millis(1)).build().unwrap();
+    assert!(in_time(provider.flags(&user("known"))).await.bool("on", false));
+    in_time(service.shutdown()).await;
+
+    eventually(async || {
+        let flags = provider.flags(&user("known")).await;
+        assert!(flags.bool("on", false), "the last known value");
+        flags.is_stale() && flags.error().is_some()
+    })
+    .await;
+    let began = std::time::Instant::now();
+    for _ in 0..1_000 {
+        assert!(provider.flags(&user("known")).await.bool("on", false));
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?} for a thousand", began.elapsed());
+    let unknown = in_time(provider.flags(&user("new"))).await;
+    assert!(!unknown.bool("on", false) && unknown.error().is_some());
+
+    let service = LocalServer::builder().flags(json!({"on": false})).listen(address).start().await.unwrap();
+    eventually(async || {
+        let flags = provider.flags(&user("known")).await;
+        !flags.bool("on", true) && !flags.is_stale()
+    })
+    .await;
+    assert!(in_time(provider.flags(&user("new"))).await.error().is_none());
+    drop(service);
+}
+
+#[tokio::test]
+async fn a_slow_service_holds_up_a_reader_with_an_old_answer_no_longer_than_max_wait() {
+    let service = Scripted::start(|_, before| match before {
+        // The start-up check and the first evaluation.
+        0 | 1 => Reply::json(json!({"flags": [{"key": "on", "value": true}]})),
+        _ => Reply::Silence,
+    })
+    .await;
+    let provider = FlipswitchProvider::builder("key")
+        .base_url(service.url())
+        .enable_realtime(false)
+        .polling_interval(Duration::from_millis(1))
+        .request_timeout(10 * support::PATIENCE)
+        .max_wait(Duration::from_millis(20))
+        .build()
+        .unwrap();
+    provider.ready(support::PATIENCE).await.unwrap();
+    assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
+    eventually(async || {
+        let flags = provider.flags(&user("u")).await;
+        assert!(flags.bool("on", false));
+        flags.is_stale() && flags.error().is_none()
+    })
+    .await;
+    let asked = service.received().len();
+    for _ in 0..100 {
+        assert!(in_time(provider.flags(&user("u"))).await.is_stale());
+    }
+    assert_eq!(service.received().len(), asked, "one request goes on, and nobody starts another");
+    assert!(provider.stats().stale_served > 100);
+}
+
+#[tokio::test]
+async fn after_max_stale_nothing_old_is_served() {
+    let service = LocalServer::start(json!({"on": true})).await.unwrap();
+    let provider = builder(&service)
+        .enable_realtime(false)
+        .polling_interval(Duration::from_millis(1))
+        .max_stale(Duration::from_millis(50))
+        .build()
+        .unwrap();
+    assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
+    in_time(service.shutdown()).await;
+    eventually(async || !provider.flags(&user("u")).await.bool("on", false)).await;
+    assert!(provider.flags(&user("u")).await.error().is_some());
+}
+
+#[tokio::test]
+async fn the_number_of_contexts_is_bounded() {
+    let service = LocalServer::start(json!({"on": true})).await.unwrap();
+    let provider = builder(&service).enable_realtime(false).cache_capacity(10).build().unwrap();
+    for id in 0..200 {
+        assert!(in_time(provider.flags(&user(&id.to_string()))).await.bool("on", false));
+    }
+    let stats = provider.stats();
+    assert!((1..=10).contains(&stats.contexts), "{stats:?}");
+}
+
+#[tokio::test]
+async fn requests_at_once_are_bounded() {
+    let service = Scripted::answering(Reply::Silence).await;
+    let provider = FlipswitchProvider::builder("key")
+        .base_url(service.url())
+        .enable_realtime(false)
+        .max_concurrent_requests(3)
+        .request_timeout(Duration::from_millis(200))
+        .build()
+        .unwrap();
+    let reads = join_all((0..50).map(|id| {
+        let provider = provider.clone();
+        async move { provider.flags(&user(&id.to_string())).await }
+    }));
+    assert!(in_time(reads).await.iter().all(|flags| flags.error().is_some()));
+    assert_eq!(service.received().len(), 3);
+}
