@@ -72,7 +72,7 @@ impl fmt::Display for DefinitionError {
 
 impl std::error::Error for DefinitionError {}
 
-/// The fields that flagd knows beside a document's flags.
+/// The fields that flagd knows in a document.
 const DOCUMENT_FIELDS: [&str; 5] = ["flags", "$schema", "$id", "$evaluators", "metadata"];
 
 /// Reads a document: flagd's format if it has an object `flags` and nothing that flagd does not know, or else

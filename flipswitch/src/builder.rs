@@ -183,7 +183,7 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets whether the service is polled while the stream of changes is away. Default: true.
+    /// Sets whether the service is polled while the stream of changes is away. Default: true. There is no polling yet.
     pub fn enable_polling_fallback(mut self, enable_polling_fallback: bool) -> Self {
         self.enable_polling_fallback = enable_polling_fallback;
         self
@@ -196,7 +196,7 @@ impl FlipswitchProviderBuilder {
     }
 
     /// Sets after how many failures of the stream in a row polling begins; the stream goes on trying. Default: 5, at
-    /// least 1.
+    /// least 1. There is no polling yet.
     pub fn max_sse_retries(mut self, max_sse_retries: u32) -> Self {
         self.max_sse_retries = max_sse_retries;
         self

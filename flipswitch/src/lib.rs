@@ -11,6 +11,8 @@ mod flags;
 mod flights;
 mod intern;
 mod lifespan;
+#[cfg(test)]
+mod model;
 mod ofrep;
 mod pause;
 mod provider;
