@@ -7,7 +7,7 @@
 use std::{borrow::Borrow, sync::Arc};
 
 use open_feature::{EvaluationContext, EvaluationContextFieldValue, StructValue, Value as FeatureValue};
-use serde::ser::{Error as _, Serialize, SerializeMap, SerializeSeq, Serializer};
+use serde::Serialize;
 use serde_json::{Map, Value as Json};
 use smallvec::SmallVec;
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
@@ -33,12 +33,32 @@ const MAX_BYTES: usize = 64 << 10;
 /// [`Error::InvalidContext`] naming the field: a number that JSON does not have, a date before year 0 or after 9999, a
 /// structure of an unknown type, or a field that would take the place of the targeting key. Or if it is larger than
 /// 64 KiB.
-pub(crate) fn write(context: &EvaluationContext) -> Result<Buffer, Error> {
-    let mut body = Buffer::new();
-    match serde_json::to_writer(&mut body, &Body(context)) {
-        Ok(()) if body.len() <= MAX_BYTES => Ok(body),
-        Ok(()) => Err(Error::InvalidContext(format!("it has {} bytes, and at most {MAX_BYTES} are sent", body.len()))),
-        Err(error) => Err(Error::InvalidContext(error.to_string())),
+pub(crate) fn write(context: &EvaluationContext, body: &mut Buffer) -> Result<(), Error> {
+    let EvaluationContext { targeting_key, custom_fields } = context;
+    body.extend_from_slice(br#"{"context":{"#);
+    let mut comma = Comma::default();
+    if let Some(key) = targeting_key {
+        comma.before(body);
+        body.extend_from_slice(br#""targetingKey":"#);
+        string(key, body);
+    }
+    for (name, value) in sorted(custom_fields) {
+        if name == TARGETING_KEY {
+            return Err(Error::InvalidContext(
+                "the custom field \"targetingKey\" would take the place of the targeting key; set the targeting key itself"
+                    .to_owned(),
+            ));
+        }
+        comma.before(body);
+        string(name, body);
+        body.push(b':');
+        field(name, value, body)?;
+    }
+    body.extend_from_slice(b"}}");
+    if body.len() <= MAX_BYTES {
+        Ok(())
+    } else {
+        Err(Error::InvalidContext(format!("it has {} bytes, and at most {MAX_BYTES} are sent", body.len())))
     }
 }
 
@@ -56,7 +76,9 @@ impl CanonicalContext {
     /// Brings a context into its canonical form, as [`write`] does.
     #[cfg(test)]
     pub(crate) fn new(context: &EvaluationContext) -> Result<Self, Error> {
-        write(context).map(|body| Self::from_bytes(&body))
+        let mut body = Buffer::new();
+        write(context, &mut body)?;
+        Ok(Self::from_bytes(&body))
     }
 
     /// Keeps what [`write`] wrote.
@@ -106,80 +128,35 @@ fn field_value(value: Json) -> EvaluationContextFieldValue {
     }
 }
 
-struct Body<'a>(&'a EvaluationContext);
-
-impl Serialize for Body<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut body = serializer.serialize_map(Some(1))?;
-        body.serialize_entry("context", &Fields(self.0))?;
-        body.end()
-    }
-}
-
-struct Fields<'a>(&'a EvaluationContext);
-
-impl Serialize for Fields<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let EvaluationContext { targeting_key, custom_fields } = self.0;
-        let mut map = serializer.serialize_map(None)?;
-        if let Some(key) = targeting_key {
-            map.serialize_entry(TARGETING_KEY, key)?;
-        }
-        for (name, value) in sorted(custom_fields) {
-            if name == TARGETING_KEY {
-                return Err(S::Error::custom(
-                    "the custom field \"targetingKey\" would take the place of the targeting key; set the targeting \
-                     key itself",
-                ));
-            }
-            map.serialize_entry(name, &Field { name, value })?;
-        }
-        map.end()
-    }
-}
-
-struct Field<'a> {
-    name: &'a str,
-    value: &'a EvaluationContextFieldValue,
-}
-
-impl Serialize for Field<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Self { name, value } = *self;
-        match value {
-            EvaluationContextFieldValue::Bool(value) => serializer.serialize_bool(*value),
-            EvaluationContextFieldValue::Int(value) => serializer.serialize_i64(*value),
-            EvaluationContextFieldValue::Float(value) => finite(name, *value, serializer),
-            EvaluationContextFieldValue::String(value) => serializer.serialize_str(value),
-            EvaluationContextFieldValue::DateTime(value) => date(name, *value, serializer),
-            EvaluationContextFieldValue::Struct(value) => {
-                let node = if let Some(value) = value.downcast_ref::<StructValue>() {
-                    Node::Struct(value)
-                } else if let Some(value) = value.downcast_ref::<FeatureValue>() {
-                    Node::Feature(value)
-                } else if let Some(value) = value.downcast_ref::<Json>() {
-                    Node::Json(value)
-                } else if let Some(value) = value.downcast_ref::<Map<String, Json>>() {
-                    Node::Map(value)
-                } else {
-                    return Err(S::Error::custom(format_args!(
-                        "the field {name:?} holds a structure of a type that cannot be sent; use open_feature's \
-                         StructValue or a serde_json::Value"
-                    )));
-                };
-                Nested { name, node, depth: 0 }.serialize(serializer)
-            }
+fn field(name: &str, value: &EvaluationContextFieldValue, body: &mut Buffer) -> Result<(), Error> {
+    match value {
+        EvaluationContextFieldValue::Bool(value) => boolean(*value, body),
+        EvaluationContextFieldValue::Int(value) => scalar(value, body),
+        EvaluationContextFieldValue::Float(value) => float(name, *value, body)?,
+        EvaluationContextFieldValue::String(value) => string(value, body),
+        EvaluationContextFieldValue::DateTime(value) => date(name, *value, body)?,
+        EvaluationContextFieldValue::Struct(value) => {
+            let node = if let Some(value) = value.downcast_ref::<StructValue>() {
+                Node::Struct(value)
+            } else if let Some(value) = value.downcast_ref::<FeatureValue>() {
+                Node::Feature(value)
+            } else if let Some(value) = value.downcast_ref::<Json>() {
+                Node::Json(value)
+            } else if let Some(value) = value.downcast_ref::<Map<String, Json>>() {
+                Node::Map(value)
+            } else {
+                return Err(Error::InvalidContext(format!(
+                    "the field {name:?} holds a structure of a type that cannot be sent; use open_feature's StructValue \
+                     or a serde_json::Value"
+                )));
+            };
+            nested(name, node, 0, body)?;
         }
     }
+    Ok(())
 }
 
 /// A value inside a structure.
-struct Nested<'a> {
-    name: &'a str,
-    node: Node<'a>,
-    depth: usize,
-}
-
 #[derive(Clone, Copy)]
 enum Node<'a> {
     Struct(&'a StructValue),
@@ -188,62 +165,105 @@ enum Node<'a> {
     Map(&'a Map<String, Json>),
 }
 
-impl<'a> Nested<'a> {
-    fn map<S: Serializer, V: 'a>(
-        &self,
-        serializer: S,
-        fields: impl IntoIterator<Item = (&'a String, &'a V)>,
-        node: fn(&'a V) -> Node<'a>,
-    ) -> Result<S::Ok, S::Error> {
-        let mut map = serializer.serialize_map(None)?;
-        for (key, value) in sorted(fields) {
-            map.serialize_entry(key, &self.inner(node(value)))?;
-        }
-        map.end()
+fn nested(name: &str, node: Node<'_>, depth: usize, body: &mut Buffer) -> Result<(), Error> {
+    if depth > MAX_DEPTH {
+        return Err(Error::InvalidContext(format!("the field {name:?} is nested more than {MAX_DEPTH} deep")));
     }
-
-    fn list<S: Serializer, V: 'a>(
-        &self,
-        serializer: S,
-        values: &'a [V],
-        node: fn(&'a V) -> Node<'a>,
-    ) -> Result<S::Ok, S::Error> {
-        let mut list = serializer.serialize_seq(Some(values.len()))?;
-        for value in values {
-            list.serialize_element(&self.inner(node(value)))?;
+    match node {
+        Node::Struct(value) => map(name, &value.fields, Node::Feature, depth, body),
+        Node::Feature(FeatureValue::Struct(value)) => map(name, &value.fields, Node::Feature, depth, body),
+        Node::Feature(FeatureValue::Array(values)) => list(name, values, Node::Feature, depth, body),
+        Node::Feature(FeatureValue::Float(value)) => float(name, *value, body),
+        Node::Feature(FeatureValue::Bool(value)) => {
+            boolean(*value, body);
+            Ok(())
         }
-        list.end()
-    }
-
-    fn inner(&self, node: Node<'a>) -> Self {
-        Self { name: self.name, node, depth: self.depth + 1 }
+        Node::Feature(FeatureValue::Int(value)) => {
+            scalar(value, body);
+            Ok(())
+        }
+        Node::Feature(FeatureValue::String(value)) => {
+            string(value, body);
+            Ok(())
+        }
+        Node::Json(Json::Array(values)) => list(name, values, Node::Json, depth, body),
+        Node::Json(Json::Object(fields)) | Node::Map(fields) => map(name, fields, Node::Json, depth, body),
+        Node::Json(value) => {
+            scalar(value, body);
+            Ok(())
+        }
     }
 }
 
-impl Serialize for Nested<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        if self.depth > MAX_DEPTH {
-            let name = self.name;
-            return Err(S::Error::custom(format_args!("the field {name:?} is nested more than {MAX_DEPTH} deep")));
-        }
-        match self.node {
-            Node::Struct(value) => self.map(serializer, &value.fields, Node::Feature),
-            Node::Feature(value) => match value {
-                FeatureValue::Bool(value) => serializer.serialize_bool(*value),
-                FeatureValue::Int(value) => serializer.serialize_i64(*value),
-                FeatureValue::Float(value) => finite(self.name, *value, serializer),
-                FeatureValue::String(value) => serializer.serialize_str(value),
-                FeatureValue::Array(values) => self.list(serializer, values, Node::Feature),
-                FeatureValue::Struct(value) => self.map(serializer, &value.fields, Node::Feature),
-            },
-            Node::Json(value) => match value {
-                Json::Array(values) => self.list(serializer, values, Node::Json),
-                Json::Object(fields) => self.map(serializer, fields, Node::Json),
-                scalar => scalar.serialize(serializer),
-            },
-            Node::Map(fields) => self.map(serializer, fields, Node::Json),
+fn map<'a, V: 'a>(
+    name: &str,
+    fields: impl IntoIterator<Item = (&'a String, &'a V)>,
+    node: fn(&'a V) -> Node<'a>,
+    depth: usize,
+    body: &mut Buffer,
+) -> Result<(), Error> {
+    let mut comma = Comma::default();
+    body.push(b'{');
+    for (key, value) in sorted(fields) {
+        comma.before(body);
+        string(key, body);
+        body.push(b':');
+        nested(name, node(value), depth + 1, body)?;
+    }
+    body.push(b'}');
+    Ok(())
+}
+
+fn list<'a, V>(
+    name: &str,
+    values: &'a [V],
+    node: fn(&'a V) -> Node<'a>,
+    depth: usize,
+    body: &mut Buffer,
+) -> Result<(), Error> {
+    let mut comma = Comma::default();
+    body.push(b'[');
+    for value in values {
+        comma.before(body);
+        nested(name, node(value), depth + 1, body)?;
+    }
+    body.push(b']');
+    Ok(())
+}
+
+/// Writes the commas of a list.
+#[derive(Default)]
+struct Comma(bool);
+
+impl Comma {
+    fn before(&mut self, body: &mut Buffer) {
+        if std::mem::replace(&mut self.0, true) {
+            body.push(b',');
         }
     }
+}
+
+/// Writes a string. Written by hand, as all that is around it: this is done for every evaluation, and most strings need
+/// no escape.
+fn string(text: &str, body: &mut Buffer) {
+    let needs_escape = |byte: &u8| *byte < 0x20 || *byte == b'"' || *byte == b'\\';
+    if text.as_bytes().iter().any(needs_escape) {
+        scalar(text, body);
+    } else {
+        body.push(b'"');
+        body.extend_from_slice(text.as_bytes());
+        body.push(b'"');
+    }
+}
+
+fn boolean(value: bool, body: &mut Buffer) {
+    body.extend_from_slice(if value { b"true" } else { b"false" });
+}
+
+/// Writes a value that serialises without fail: a string, a number, null.
+fn scalar(value: &(impl Serialize + ?Sized), body: &mut Buffer) {
+    // Writing to memory does not fail, and neither do these values.
+    let _ = serde_json::to_writer(body, value);
 }
 
 /// Fields by name. Sorted here even where the map is: with serde_json's `preserve_order`, which any crate of an
@@ -254,20 +274,25 @@ fn sorted<'a, V: 'a>(fields: impl IntoIterator<Item = (&'a String, &'a V)>) -> S
     fields
 }
 
-fn finite<S: Serializer>(name: &str, value: f64, serializer: S) -> Result<S::Ok, S::Error> {
+fn float(name: &str, value: f64, body: &mut Buffer) -> Result<(), Error> {
     if value.is_finite() {
-        serializer.serialize_f64(value)
+        scalar(&value, body);
+        Ok(())
     } else {
-        Err(S::Error::custom(format_args!("the field {name:?} holds {value}, which JSON cannot express")))
+        Err(Error::InvalidContext(format!("the field {name:?} holds {value}, which JSON cannot express")))
     }
 }
 
 /// RFC 3339 in UTC, so that one instant is one text whatever its zone.
-fn date<S: Serializer>(name: &str, value: OffsetDateTime, serializer: S) -> Result<S::Ok, S::Error> {
-    let text = value.checked_to_offset(UtcOffset::UTC).and_then(|utc| utc.format(&Rfc3339).ok());
-    match text {
-        Some(text) => serializer.serialize_str(&text),
-        None => Err(S::Error::custom(format_args!(
+fn date(name: &str, value: OffsetDateTime, body: &mut Buffer) -> Result<(), Error> {
+    let utc = value.checked_to_offset(UtcOffset::UTC);
+    body.push(b'"');
+    match utc.map(|utc| utc.format_into(body, &Rfc3339)) {
+        Some(Ok(_)) => {
+            body.push(b'"');
+            Ok(())
+        }
+        _ => Err(Error::InvalidContext(format!(
             "the field {name:?} holds the date {value}, which RFC 3339 cannot express (years 0 to 9999)"
         ))),
     }
@@ -281,11 +306,11 @@ mod tests {
     use super::*;
 
     fn body(context: &EvaluationContext) -> String {
-        String::from_utf8(write(context).unwrap().to_vec()).unwrap()
+        String::from_utf8(CanonicalContext::new(context).unwrap().as_bytes().to_vec()).unwrap()
     }
 
     fn refusal(context: &EvaluationContext) -> String {
-        write(context).unwrap_err().to_string()
+        CanonicalContext::new(context).unwrap_err().to_string()
     }
 
     fn field(value: impl Into<EvaluationContextFieldValue>) -> EvaluationContext {

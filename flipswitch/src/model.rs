@@ -364,7 +364,7 @@ impl World {
     }
 
     fn respond(&mut self, number: usize, in_full: bool) -> TestCaseResult {
-        let answered = |underway: &Underway| Some(underway.sent.as_ref()?.version?);
+        let answered = |underway: &Underway| underway.sent.as_ref()?.version;
         let ready: Vec<_> = (0..self.underway.len()).filter(|at| answered(&self.underway[*at]).is_some()).collect();
         let Some(position) = pick(&ready, number) else { return Ok(()) };
         let Underway { flight, sent } = self.underway.remove(ready[position]);

@@ -164,10 +164,10 @@ impl FlipswitchProvider {
     /// Returns all flags for a context. Never fails: without an answer of the service the flags hold the
     /// [bootstrap](FlipswitchProviderBuilder::bootstrap) values, or none, and [`Flags::error`] tells why.
     pub async fn flags(&self, context: &EvaluationContext) -> Flags {
-        let canonical = match context::write(context) {
-            Ok(canonical) => canonical,
-            Err(error) => return Flags::refused(error, context.clone()),
-        };
+        let mut canonical = context::Buffer::new();
+        if let Err(error) = context::write(context, &mut canonical) {
+            return Flags::refused(error, context.clone());
+        }
         let service = match &self.handle.source {
             Source::Service(service) => service,
             Source::Memory(answer) => {

@@ -158,7 +158,6 @@ impl Service {
 
     /// Answers from memory if what is there is as good as new.
     pub(crate) fn known(&self, context: &[u8], tick: Tick) -> Option<Flags> {
-        self.counters.evaluations.count();
         let snapshot = self.cache.fresh(context, tick, Instant::now())?;
         self.counters.hits.count();
         Some(Flags::fresh(snapshot))
@@ -166,6 +165,7 @@ impl Service {
 
     /// Answers with the help of the service; for what [`known`](Self::known) does not know.
     pub(crate) async fn flags(self: &Arc<Self>, context: CanonicalContext, tick: Tick) -> Flags {
+        self.counters.misses.count();
         if self.home.is_stopped() {
             return self.without(&context, Some(Arc::new(Error::ShutDown)));
         }

@@ -80,8 +80,9 @@ impl Counter {
 /// The counters behind [`Stats`].
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
-    pub(crate) evaluations: Counter,
     pub(crate) hits: Counter,
+    /// Evaluations that are no hits.
+    pub(crate) misses: Counter,
     pub(crate) requests: Counter,
     pub(crate) not_modified: Counter,
     pub(crate) coalesced: Counter,
@@ -94,7 +95,7 @@ impl Counters {
     /// The counts as of now; `size` is how many contexts are kept, and their bytes.
     pub(crate) fn stats(&self, (contexts, bytes): (u64, u64)) -> Stats {
         Stats {
-            evaluations: self.evaluations.total(),
+            evaluations: self.hits.total() + self.misses.total(),
             hits: self.hits.total(),
             requests: self.requests.total(),
             not_modified: self.not_modified.total(),
