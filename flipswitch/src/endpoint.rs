@@ -161,6 +161,14 @@ mod tests {
     }
 
     #[test]
+    fn a_key_that_crosses_the_network_unencrypted_is_noticed() {
+        let cases = [("http://flags.example", true), ("https://flags.example", false), ("http://127.0.0.1", false)];
+        for (url, expected) in cases {
+            assert_eq!(BaseUrl::new(url).unwrap().is_plain_and_remote(), expected, "{url}");
+        }
+    }
+
+    #[test]
     fn keys_of_examples_are_recognised() {
         for key in ["your-api-key", "YOUR_API_KEY", "<key>", "changeme", "xxxx", "api_key", "my-api-key-here"] {
             assert!(ApiKey::new(key).unwrap().is_placeholder(), "{key}");

@@ -75,13 +75,15 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     let number = || 0..6_usize;
+    // Most of what can go wrong takes several flights of one context.
+    let context = || prop_oneof![3 => Just(0), 1 => 0..CONTEXTS];
     prop_oneof![
-        3 => number().prop_map(Op::Begin),
+        3 => context().prop_map(Op::Begin),
         3 => (number(), any::<bool>()).prop_map(|(evaluation, slow)| Op::Join { evaluation, slow }),
-        6 => number().prop_map(Op::Evaluate),
+        6 => context().prop_map(Op::Evaluate),
         2 => number().prop_map(Op::Poll),
         1 => number().prop_map(Op::Cancel),
-        1 => number().prop_map(Op::Probe),
+        1 => context().prop_map(Op::Probe),
         6 => number().prop_map(Op::Send),
         6 => number().prop_map(Op::Work),
         6 => (number(), any::<bool>()).prop_map(|(flight, in_full)| Op::Respond { flight, in_full }),
@@ -92,7 +94,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Raise),
         1 => Just(Op::Close),
         2 => Just(Op::Open),
-        1 => number().prop_map(Op::Evict),
+        1 => context().prop_map(Op::Evict),
         1 => (1..40_u64).prop_map(Op::Advance),
     ]
 }
@@ -142,10 +144,13 @@ struct World {
     version: u64,
     /// Whether the service works in the order in which requests were sent.
     orderly: bool,
+    open: bool,
     /// Changes that the stream has not told yet.
     untold: u64,
     announced: u64,
     seen: [u64; CONTEXTS],
+    /// The age of what the cache held after the last step.
+    kept: [Option<(u64, Instant)>; CONTEXTS],
     begun: Vec<Evaluation>,
     waiting: Vec<Waiting>,
     underway: Vec<Underway>,
@@ -189,9 +194,11 @@ impl World {
             now: Instant::now(),
             version: 1,
             orderly,
+            open: true,
             untold: 0,
             announced: 1,
             seen: [0; CONTEXTS],
+            kept: [None; CONTEXTS],
             begun: Vec::new(),
             waiting: Vec::new(),
             underway: Vec::new(),
@@ -200,7 +207,7 @@ impl World {
 
     fn step(&mut self, op: Op) -> TestCaseResult {
         match op {
-            Op::Begin(context) => self.begin(context % CONTEXTS)?,
+            Op::Begin(context) => self.begin(context)?,
             Op::Join { evaluation, slow } => {
                 if let Some(position) = pick(&self.begun, evaluation) {
                     let evaluation = self.begun.remove(position);
@@ -209,7 +216,7 @@ impl World {
             }
             Op::Evaluate(context) => {
                 let before = self.begun.len();
-                self.begin(context % CONTEXTS)?;
+                self.begin(context)?;
                 if self.begun.len() > before {
                     let evaluation = self.begun.remove(before);
                     self.join(evaluation, false)?;
@@ -225,7 +232,7 @@ impl World {
                     self.waiting.remove(position);
                 }
             }
-            Op::Probe(context) => self.probe(context % CONTEXTS)?,
+            Op::Probe(context) => self.probe(context)?,
             Op::Send(number) => self.send(number),
             Op::Work(number) => self.work(number),
             Op::Respond { flight, in_full } => self.respond(flight, in_full)?,
@@ -244,22 +251,27 @@ impl World {
                 self.untold += 1;
             }
             Op::Event => {
-                if self.untold > 0 && self.clock.now().open {
+                if self.untold > 0 && self.open {
                     self.untold -= 1;
                     self.raise();
                 }
             }
             Op::Raise => self.raise(),
-            Op::Close => self.clock.close(),
+            Op::Close => {
+                self.open = false;
+                self.clock.close();
+            }
             Op::Open => {
                 // What the old stream had not told, the new one does not tell either.
                 self.untold = 0;
+                self.open = true;
                 self.clock.open();
                 self.announced = self.version;
             }
-            Op::Evict(context) => self.evict(context % CONTEXTS),
+            Op::Evict(context) => self.evict(context),
             Op::Advance(seconds) => self.now += Duration::from_secs(seconds),
         }
+        prop_assert_eq!(self.clock.now().open, self.open, "whether the stream is open");
         self.listen()?;
         self.check_flights()
     }
@@ -386,9 +398,11 @@ impl World {
 
     fn fail(&mut self, position: usize) -> TestCaseResult {
         let Underway { flight, .. } = self.underway.remove(position);
-        let code = self.number_of(&flight.context).to_string();
-        let error = Error::Evaluation { code, details: Some(flight.generation.to_string()) };
-        self.land(&flight, Err(error))
+        let context = self.number_of(&flight.context);
+        // One that nobody may hear of, since a newer flight is under way.
+        let overtaken = self.of(context).any(|underway| underway.flight.generation > flight.generation);
+        let details = (!overtaken).then(|| flight.generation.to_string());
+        self.land(&flight, Err(Error::Evaluation { code: context.to_string(), details }))
     }
 
     fn land(&mut self, flight: &Flight, outcome: Result<Arc<Snapshot>, Error>) -> TestCaseResult {
@@ -428,8 +442,7 @@ impl World {
                 self.poll(position)?;
             }
         }
-        self.remember();
-        Ok(())
+        self.remember()
     }
 
     fn poll(&mut self, position: usize) -> TestCaseResult {
@@ -439,10 +452,12 @@ impl World {
         match heard {
             Heard::Answer(snapshot) => self.answered(evaluation, &snapshot)?,
             Heard::Failed(error) => {
-                let Error::Evaluation { code, details: Some(generation) } = &*error else { unreachable!("{error}") };
+                let Error::Evaluation { code, details } = &*error else { unreachable!("{error}") };
                 prop_assert_eq!(code, &evaluation.context.to_string(), "the failure of another context");
-                let generation: u64 = generation.parse().unwrap();
-                prop_assert!(generation >= evaluation.tick.generation, "the failure of a flight that was too old");
+                let generation = details.as_ref().and_then(|generation| generation.parse::<u64>().ok());
+                prop_assert!(generation.is_some(), "the failure of a flight that was overtaken");
+                let need = Some(evaluation.tick.generation);
+                prop_assert!(generation >= need, "the failure of a flight that was too old");
             }
             Heard::Late => prop_assert!(has_old, "an evaluation that has no old answer gives up"),
             Heard::Gone => prop_assert!(false, "an evaluation was forgotten"),
@@ -470,12 +485,16 @@ impl World {
 
     /// Forgets what was seen where the cache did. It alone knows what was handed out: without it, an older request of the
     /// same generation, which left its slot late, may bring an older value after a newer one.
-    fn remember(&mut self) {
-        for (context, seen) in self.contexts.iter().zip(&mut self.seen) {
-            if self.cache.get(context.as_bytes()).is_none() {
-                *seen = 0;
+    fn remember(&mut self) -> TestCaseResult {
+        for (context, canonical) in self.contexts.iter().enumerate() {
+            let kept = self.cache.get(canonical.as_bytes()).map(|kept| Self::age_order(&kept));
+            match kept {
+                Some(_) => prop_assert!(kept >= self.kept[context], "an answer gave way to an older one"),
+                None => self.seen[context] = 0,
             }
+            self.kept[context] = kept;
         }
+        Ok(())
     }
 
     /// At most two flights of a context are under way, and all but the last are overtaken.

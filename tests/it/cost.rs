@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use flipswitch::{
-    FlipswitchProvider,
+    FlagEvaluation, FlipswitchProvider,
     serde_json::{Map, json},
 };
 use flipswitch_local::LocalServer;
@@ -69,7 +69,7 @@ async fn each_user_costs_one_request_and_one_more_after_a_change() {
                 for _ in 0..READS {
                     let flags = provider.flags(&user(&id.to_string())).await;
                     assert_eq!(flags.string("whoami", ""), id.to_string());
-                    assert_eq!(flags.evaluation("extra").ok().and_then(|flag| flag.as_i64()), extra);
+                    assert_eq!(flags.evaluation("extra").ok().and_then(FlagEvaluation::as_i64), extra);
                     assert!(!flags.is_stale());
                 }
             })

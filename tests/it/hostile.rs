@@ -116,6 +116,8 @@ async fn the_key_is_never_shown() {
     assert!(output.status.success(), "{said}");
     for expected in [
         "TRACE",
+        "starting base_url=http://127.0.0.1:",
+        "api_key=…show",
         "hyper",
         "Unauthorized",
         "RateLimited",
