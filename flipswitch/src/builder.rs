@@ -267,7 +267,7 @@ impl FlipswitchProviderBuilder {
             idle_timeout: duration("idle_timeout", self.idle_timeout)?,
             max_wait: duration_or_zero("max_wait", self.max_wait)?,
             cache_capacity: number("cache_capacity", self.cache_capacity, 1..=1_000_000_000)?,
-            cache_bytes: number("cache_bytes", self.cache_bytes, 1 << 20..=1 << 40)?,
+            cache_bytes: number("cache_bytes", self.cache_bytes, 1 << 20..=usize::MAX)?,
             cache_ttl: duration("cache_ttl", self.cache_ttl)?,
             max_stale: duration_or_zero("max_stale", self.max_stale)?,
         })

@@ -104,7 +104,7 @@ impl Snapshot {
     }
 
     /// Whether this answer is younger than another of the same context.
-    fn is_newer_than(&self, other: &Self) -> bool {
+    pub(crate) fn is_newer_than(&self, other: &Self) -> bool {
         (self.generation, self.sent_at) > (other.generation, other.sent_at)
     }
 
@@ -134,7 +134,9 @@ impl Weighter<CanonicalContext, Arc<Snapshot>> for Weight {
 
 impl Cache {
     pub(crate) fn new(contexts: usize, bytes: usize, ages: Ages) -> Self {
-        let share = (bytes / contexts).max(1) as u64;
+        // More than fit with nothing in them are as good as none of that limit.
+        let contexts = contexts.clamp(1, (bytes / OVERHEAD).max(1));
+        let share = (bytes / contexts) as u64;
         // Each shard has its part of the limits. Few and large ones are evicted unevenly if shards are many.
         let shards = (contexts / 256).min(bytes >> 22).clamp(1, 64);
         let build = |contexts| {

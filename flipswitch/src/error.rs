@@ -21,7 +21,7 @@ pub enum Error {
     #[error("the flag service refused the API key")]
     Unauthorized,
     /// The service asked for a pause (429). No request is made before it is over.
-    #[error("the flag service limits the rate of requests; the next one may be made in {retry_after:?}")]
+    #[error("the flag service limits the rate of requests and asked for a pause of {retry_after:?}")]
     RateLimited {
         /// How long the service asked us to wait.
         retry_after: Duration,

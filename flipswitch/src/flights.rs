@@ -42,11 +42,13 @@ struct Running {
 /// What those who wait are told.
 #[derive(Debug, Default)]
 struct News {
+    /// How many outcomes there were: one from before somebody joined is not for them.
+    landed: u64,
     /// The generation of the last outcome.
     generation: u64,
     outcome: Option<Result<Arc<Snapshot>, Arc<Error>>>,
-    /// The time for which a reader with an old answer waits is over.
-    late: bool,
+    /// The time is over for which readers with an old answer wait who need a generation below this one.
+    late: u64,
 }
 
 /// A request that is to be sent; its end must be told to [`Flights::land`].
@@ -75,6 +77,9 @@ pub(crate) enum Joined {
 #[derive(Debug)]
 pub(crate) struct Waiter {
     need: u64,
+    /// The outcomes before it joined.
+    seen: u64,
+    queued: bool,
     news: watch::Receiver<News>,
 }
 
@@ -108,14 +113,23 @@ impl Flights {
         }
         let Table { entries, last_id } = &mut *table;
         let entry = entries.entry(context.clone()).or_insert_with(Entry::new);
-        let waiter = Waiter { need, news: entry.news.subscribe() };
+        let news = entry.news.subscribe();
+        let (seen, reached) = {
+            let news = news.borrow();
+            (news.landed, news.generation)
+        };
+        // Whoever came before a newer flight landed has heard of that; an older one that is still under way has nobody
+        // to land for.
+        let enough = need.max(reached);
+        let mut waiter = Waiter { need, seen, queued: false, news };
         let flight = match entry.running[..] {
-            [.., newest] if newest.generation >= need => None,
+            [.., newest] if newest.generation >= enough => None,
             [_, _] => {
                 entry.wanted = true;
+                waiter.queued = true;
                 None
             }
-            _ => Some(entry.start(context, need, base, false, last_id)),
+            _ => Some(entry.start(context, enough, base, false, last_id)),
         };
         Joined::Wait(waiter, flight)
     }
@@ -136,10 +150,10 @@ impl Flights {
         Some(entry.start(context, generation, base, true, last_id))
     }
 
-    /// Tells the waiters of a context that it takes long.
-    pub(crate) fn late(&self, context: &CanonicalContext) {
+    /// Tells the waiters of a context who need this generation that it takes long.
+    pub(crate) fn late(&self, context: &CanonicalContext, generation: u64) {
         if let Some(entry) = self.lock().entries.get(context) {
-            entry.news.send_modify(|news| news.late = true);
+            entry.news.send_modify(|news| news.late = news.late.max(generation + 1));
         }
     }
 
@@ -185,8 +199,12 @@ impl Flights {
         if let Some(outcome) = outcome {
             news.send_if_modified(|news| {
                 // An older flight that lands later has nothing to add.
-                let told = reached >= news.generation;
+                let told = match (&news.outcome, &outcome) {
+                    (Some(Ok(known)), Ok(snapshot)) => snapshot.is_newer_than(known),
+                    _ => reached >= news.generation,
+                };
                 if told {
+                    news.landed += 1;
                     news.generation = reached;
                     news.outcome = Some(outcome);
                 }
@@ -222,15 +240,20 @@ impl Entry {
 }
 
 impl Waiter {
+    /// Whether its request will start only when one under way has ended.
+    pub(crate) fn is_queued(&self) -> bool {
+        self.queued
+    }
+
     /// Waits for an outcome that is new enough. With an old answer at hand also for the word that it takes long.
     pub(crate) async fn wait(mut self, has_old: bool) -> Heard {
-        let need = self.need;
-        let news =
-            self.news.wait_for(|news| (news.outcome.is_some() && news.generation >= need) || (has_old && news.late));
+        let (need, seen) = (self.need, self.seen);
+        let is_enough = |news: &News| news.landed > seen && news.generation >= need;
+        let news = self.news.wait_for(|news| is_enough(news) || (has_old && news.late > need));
         match news.await {
             Ok(news) => match &news.outcome {
-                Some(Ok(snapshot)) if news.generation >= need => Heard::Answer(Arc::clone(snapshot)),
-                Some(Err(error)) if news.generation >= need => Heard::Failed(Arc::clone(error)),
+                Some(Ok(snapshot)) if is_enough(&news) => Heard::Answer(Arc::clone(snapshot)),
+                Some(Err(error)) if is_enough(&news) => Heard::Failed(Arc::clone(error)),
                 _ => Heard::Late,
             },
             Err(_) => Heard::Gone,

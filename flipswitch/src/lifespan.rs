@@ -149,7 +149,11 @@ impl LifespanBuilder {
                 provider.shutdown().await;
                 return Err(ReadyError::Signals(Arc::new(error)));
             }
-            Err(_) => return Err(ReadyError::ShutDown),
+            Err(error) => {
+                tracing::error!(target: "flipswitch", error = %Chain(&error), "signals are not listened for");
+                provider.shutdown().await;
+                return Err(ReadyError::ShutDown);
+            }
         };
         if provider.home().spawn(listen(signals, sender)).is_err() {
             return Err(ReadyError::ShutDown);

@@ -17,22 +17,14 @@ const UNAUTHORIZED: Duration = Duration::from_secs(300);
 /// What the service asks for is heeded up to here.
 const LONGEST: Duration = Duration::from_secs(300);
 
-/// Whether the service may be asked.
-#[derive(Debug)]
-pub(crate) enum Permission {
-    /// It may, and the caller waits for the answer.
-    Granted,
-    /// It may be asked this once, but the caller has its answer already: the last failure.
-    Probe(Error),
-    /// It may not, because of the last failure.
-    Refused(Error),
-}
-
 /// Failures in a row, and until when nothing is sent.
 #[derive(Debug, Default)]
 pub(crate) struct Pause {
     failures: u32,
     last: Option<Last>,
+    /// When the latest request was sent that was answered.
+    well_since: Option<Instant>,
+    /// Somebody tries on.
     probing: bool,
 }
 
@@ -44,31 +36,24 @@ struct Last {
 }
 
 impl Pause {
-    /// Asks to send a request. Whoever is granted or probes must tell the [outcome](Self::outcome).
-    pub(crate) fn ask(&mut self, now: Instant) -> Permission {
-        match &self.last {
-            None => Permission::Granted,
-            Some(last) if now < last.until || self.probing => Permission::Refused(last.error.clone()),
-            Some(last) => {
-                self.probing = true;
-                Permission::Probe(last.error.clone())
-            }
-        }
-    }
-
-    /// Whether a request that was granted, and has not been sent yet, has been overtaken by a failure.
+    /// The failure because of which nothing is to be sent, if there is one.
     pub(crate) fn refusal(&self) -> Option<Error> {
         self.last.as_ref().map(|last| last.error.clone())
-    }
-
-    /// A probe that was not needed after all, or ended without word of the service.
-    pub(crate) fn probe_over(&mut self) {
-        self.probing = false;
     }
 
     /// Until when nothing is sent, if so.
     pub(crate) fn until(&self) -> Option<Instant> {
         self.last.as_ref().map(|last| last.until)
+    }
+
+    /// Whether somebody must begin to try on; that is then the caller.
+    pub(crate) fn begin_probing(&mut self) -> bool {
+        self.last.is_some() && !std::mem::replace(&mut self.probing, true)
+    }
+
+    /// Whoever tried on does so no more.
+    pub(crate) fn end_probing(&mut self) {
+        self.probing = false;
     }
 
     /// Takes what a request sent at `sent` tells about the service, and returns the error as callers are to see it.
@@ -91,28 +76,39 @@ impl Pause {
             }
             Err(failure) => failure,
         };
-        // Requests that were under way together fail together, which is one failure of the service.
-        if self.last.as_ref().is_none_or(|last| sent >= last.at) {
+        // Requests that were under way together fail together, which is one failure of the service. And one that was
+        // sent before another that was answered is old news. Only the service's own word counts in any case.
+        let is_old = self.last.as_ref().is_some_and(|last| sent < last.at)
+            || self.well_since.is_some_and(|well_since| sent < well_since);
+        let is_word = retry_after.is_some() || matches!(error, Error::Unauthorized | Error::RateLimited { .. });
+        if is_old && !is_word {
+            return Err(error);
+        }
+        if !is_old {
             self.failures = self.failures.saturating_add(1);
         }
         let (error, wait) = match error {
             Error::Unauthorized => (Error::Unauthorized, UNAUTHORIZED),
             Error::RateLimited { .. } => {
                 let retry_after = retry_after.unwrap_or(doubled(self.failures)).min(LONGEST);
-                (Error::RateLimited { retry_after }, retry_after.mul_f64(1.0 + random / 10.0))
+                (Error::RateLimited { retry_after }, retry_after.mul_f64(1.0 + random / 10.0).min(LONGEST))
             }
             error => (error, backoff(self.failures, random).max(retry_after.unwrap_or_default().min(LONGEST))),
         };
-        let until = (now + wait).max(self.last.as_ref().map_or(now, |last| last.until));
-        self.last = Some(Last { error: error.clone(), at: now, until });
-        self.probing = false;
+        let until = now + wait;
+        match &mut self.last {
+            // What holds longer is what callers are told.
+            Some(last) if last.until >= until => last.at = now,
+            _ => self.last = Some(Last { error: error.clone(), at: now, until }),
+        }
         Err(error)
     }
 
     /// The service answers; a request from before the last failure is no proof of it.
     fn alive(&mut self, sent: Instant) {
+        self.well_since = self.well_since.max(Some(sent));
         if self.last.as_ref().is_some_and(|last| sent >= last.at) {
-            *self = Self::default();
+            (self.failures, self.last) = (0, None);
         }
     }
 }
@@ -152,31 +148,23 @@ mod tests {
         Err(Failure { error, retry_after })
     }
 
-    fn refused(pause: &mut Pause, now: Instant) -> bool {
-        matches!(pause.ask(now), Permission::Refused(_))
-    }
-
-    fn probes(pause: &mut Pause, now: Instant) -> bool {
-        matches!(pause.ask(now), Permission::Probe(_))
-    }
-
     #[test]
     fn waits_double_up_to_half_a_minute() {
         let mut pause = Pause::default();
         let mut now = Instant::now();
-        assert!(matches!(pause.ask(now), Permission::Granted));
+        assert!(pause.refusal().is_none() && !pause.begin_probing());
         for (random, expected) in
             [(0.0, 0.5), (0.0, 1.0), (0.0, 2.0), (0.0, 4.0), (0.5, 12.0), (0.0, 15.0), (1.0, 30.0)]
         {
             pause.outcome(failure(Error::Timeout, None), now, now, random).unwrap_err();
-            let wait = Duration::from_secs_f64(expected);
-            assert!(refused(&mut pause, now + wait - Duration::from_millis(1)), "{expected}");
-            now += wait;
-            assert!(probes(&mut pause, now), "{expected}");
-            assert!(refused(&mut pause, now), "one probe at a time");
+            assert_eq!(pause.until().unwrap() - now, Duration::from_secs_f64(expected));
+            now = pause.until().unwrap();
         }
+        assert!(pause.begin_probing() && !pause.begin_probing(), "one tries on");
         pause.outcome(Ok::<_, Failure>(()), now, now, 0.0).unwrap();
-        assert!(matches!(pause.ask(now), Permission::Granted));
+        assert!(pause.refusal().is_none() && pause.until().is_none());
+        pause.outcome(failure(Error::Timeout, None), now, now, 0.0).unwrap_err();
+        assert_eq!(pause.until().unwrap() - now, Duration::from_millis(500), "begun anew");
     }
 
     #[test]
@@ -188,6 +176,7 @@ mod tests {
             (limited(), Some(7 * SECOND), 7.0),
             (limited(), None, 1.0),
             (limited(), Some(3_600 * SECOND), 300.0),
+            (limited(), Some(290 * SECOND), 290.0),
             (unavailable(), None, 0.5),
             (unavailable(), Some(9 * SECOND), 9.0),
             (unavailable(), Some(3_600 * SECOND), 300.0),
@@ -215,13 +204,33 @@ mod tests {
     }
 
     #[test]
+    fn no_wait_is_longer_than_five_minutes() {
+        let (mut pause, now) = (Pause::default(), Instant::now());
+        let limited = Error::RateLimited { retry_after: Duration::ZERO };
+        pause.outcome(failure(limited, Some(299 * SECOND)), now, now, 0.99).unwrap_err();
+        assert_eq!(pause.until().unwrap() - now, LONGEST);
+    }
+
+    #[test]
     fn requests_that_fail_together_are_one_failure() {
         let (mut pause, sent) = (Pause::default(), Instant::now());
+        let mut until = None;
         for number in 1..=64 {
             let now = sent + number * Duration::from_millis(1);
             pause.outcome(failure(Error::Timeout, None), sent, now, 0.0).unwrap_err();
+            assert_eq!(*until.get_or_insert(pause.until()), pause.until(), "stragglers do not prolong the wait");
         }
         assert_eq!(pause.failures, 1);
+    }
+
+    #[test]
+    fn a_failure_from_before_an_answer_is_no_news() {
+        let (mut pause, sent) = (Pause::default(), Instant::now());
+        pause.outcome(Ok::<_, Failure>(()), sent + SECOND, sent + SECOND, 0.0).unwrap();
+        pause.outcome(failure(Error::Timeout, None), sent, sent + 2 * SECOND, 0.0).unwrap_err();
+        assert!(pause.refusal().is_none(), "one slow request says nothing about a service that answers others");
+        pause.outcome(failure(Error::Unauthorized, None), sent, sent + 2 * SECOND, 0.0).unwrap_err();
+        assert!(pause.refusal().is_some(), "its own word counts");
     }
 
     #[test]
@@ -231,7 +240,7 @@ mod tests {
         let limited = Error::RateLimited { retry_after: Duration::ZERO };
         pause.outcome(failure(limited, Some(60 * SECOND)), sent, later, 0.0).unwrap_err();
         pause.outcome(Ok::<_, Failure>(()), sent, later, 0.0).unwrap();
-        assert!(refused(&mut pause, later + 59 * SECOND), "no request before its time");
+        assert_eq!(pause.until(), Some(later + 60 * SECOND), "no request before its time");
     }
 
     #[test]
@@ -243,16 +252,16 @@ mod tests {
             Error::Status(StatusCode::PAYLOAD_TOO_LARGE),
         ] {
             pause.outcome(failure(error, None), now, now, 0.0).unwrap_err();
-            assert!(matches!(pause.ask(now), Permission::Granted));
+            assert!(pause.refusal().is_none());
         }
     }
 
     #[test]
-    fn a_later_failure_does_not_shorten_the_wait() {
+    fn a_later_failure_neither_shortens_the_wait_nor_hides_its_cause() {
         let (mut pause, now) = (Pause::default(), Instant::now());
-        let limited = Error::RateLimited { retry_after: Duration::ZERO };
-        pause.outcome(failure(limited, Some(60 * SECOND)), now, now, 0.0).unwrap_err();
+        pause.outcome(failure(Error::Unauthorized, None), now, now, 0.0).unwrap_err();
         pause.outcome(failure(Error::Timeout, None), now, now + SECOND, 0.0).unwrap_err();
-        assert!(refused(&mut pause, now + 59 * SECOND));
+        assert_eq!(pause.until(), Some(now + UNAUTHORIZED));
+        assert!(matches!(pause.refusal(), Some(Error::Unauthorized)));
     }
 }

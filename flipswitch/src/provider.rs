@@ -236,7 +236,8 @@ impl FlipswitchProvider {
 impl Handle {
     /// Starts what runs in the background, once.
     fn start(&self) {
-        if self.started.load(Ordering::Relaxed) || self.started.swap(true, Ordering::Relaxed) {
+        if self.home.is_stopped() || self.started.load(Ordering::Relaxed) || self.started.swap(true, Ordering::Relaxed)
+        {
             return;
         }
         let Source::Service(service) = &self.source else { return };

@@ -17,7 +17,7 @@ use crate::{
     endpoint::{ApiKey, BaseUrl},
     error::Chain,
     flights::{Flight, Flights, Heard, Joined},
-    pause::{self, Pause, Permission},
+    pause::{self, Pause},
     runtime::Home,
     slots::Slots,
     stats::Counters,
@@ -28,8 +28,8 @@ use crate::{
 /// Contexts that the service refused are remembered up to this number.
 const REFUSALS: usize = 1_024;
 
-/// The start-up check looks again after this time at the least.
-const START_UP_RETRY: Duration = Duration::from_millis(500);
+/// A probe that is in its own way looks again after this time.
+const PROBE_RETRY: Duration = Duration::from_millis(500);
 
 /// Everything between an evaluation and the wire.
 pub(crate) struct Service {
@@ -135,7 +135,8 @@ impl Service {
     /// An [`Error`] if nothing can be started now.
     pub(crate) fn start(self: &Arc<Self>) -> Result<(), Error> {
         let check = Arc::clone(self);
-        self.home.spawn(async move { check.check_at_start().await })?;
+        // If it fails, it is tried on from then.
+        self.home.spawn(async move { check.flags(CanonicalContext::start_up(), check.clock.now()).await })?;
         if self.realtime {
             self.home.spawn(stream::follow(Arc::clone(self)))?;
         }
@@ -173,7 +174,7 @@ impl Service {
         if let Some(error) = self.refused(&context, tick, now) {
             return self.without(&context, Some(error));
         }
-        if let Some(error) = self.paused(&context, now) {
+        if let Some(error) = self.paused() {
             return self.without(&context, Some(error));
         }
         let base = || self.cache.get(context.as_bytes());
@@ -183,6 +184,9 @@ impl Service {
             Joined::Known(snapshot) => return Flags::fresh(snapshot),
             Joined::Wait(waiter, None) => {
                 self.counters.coalesced.count();
+                if waiter.is_queued() {
+                    self.time(context.clone(), tick.generation);
+                }
                 waiter
             }
             Joined::Wait(waiter, Some(flight)) => {
@@ -191,7 +195,13 @@ impl Service {
             }
         };
         let has_old = self.servable(&context).is_some();
-        match waiter.wait(has_old).await {
+        let heard = tokio::select! {
+            biased;
+            heard = waiter.wait(has_old) => heard,
+            // Tasks on a given runtime that stands still never end, and never tell.
+            () = self.home.stopping() => Heard::Gone,
+        };
+        match heard {
             Heard::Answer(snapshot) => Flags::fresh(snapshot),
             Heard::Failed(error) => self.without(&context, Some(error)),
             Heard::Late => self.without(&context, None),
@@ -205,21 +215,47 @@ impl Service {
         (refusal.generation >= tick.generation && now < refusal.until).then_some(refusal.error)
     }
 
-    /// The failure because of which the service is not asked, or not waited for.
-    fn paused(self: &Arc<Self>, context: &CanonicalContext, now: Instant) -> Option<Arc<Error>> {
-        let permission = self.pause().ask(now);
-        match permission {
-            Permission::Granted => None,
-            Permission::Refused(error) => Some(Arc::new(error)),
-            Permission::Probe(error) => {
-                let base = self.cache.get(context.as_bytes());
-                match self.flights.probe(context, self.clock.now().generation, base) {
-                    Some(flight) => self.depart(flight),
-                    None => self.pause().probe_over(),
-                }
-                Some(Arc::new(error))
+    /// The failure because of which the service is not asked.
+    fn paused(self: &Arc<Self>) -> Option<Arc<Error>> {
+        let mut pause = self.pause();
+        let error = pause.refusal()?;
+        if pause.begin_probing() {
+            drop(self.home.spawn(Arc::clone(self).probe()));
+        }
+        Some(Arc::new(error))
+    }
+
+    /// Tries on until the service answers again: one request at a time, as the pause allows, for which nobody waits.
+    async fn probe(self: Arc<Self>) {
+        /// Ends in any case, so that somebody else begins if this task is lost.
+        struct Probing(Arc<Service>);
+        impl Drop for Probing {
+            fn drop(&mut self) {
+                self.0.pause().end_probing();
             }
         }
+        let probing = Probing(Arc::clone(&self));
+        loop {
+            let Some(until) = self.pause().until() else { break };
+            tokio::time::sleep_until(until.into()).await;
+            let context = CanonicalContext::start_up();
+            let base = self.cache.get(context.as_bytes());
+            match self.flights.probe(&context, self.clock.now().generation, base) {
+                Some(flight) => Pilot { service: Arc::clone(&self), flight: Some(flight) }.fly().await,
+                // One from before the failure is still under way, and will be heard of.
+                None => tokio::time::sleep(PROBE_RETRY).await,
+            }
+        }
+        drop(probing);
+    }
+
+    /// Keeps the time for a reader whose request has not even started.
+    fn time(self: &Arc<Self>, context: CanonicalContext, generation: u64) {
+        let service = Arc::clone(self);
+        drop(self.home.spawn(async move {
+            tokio::time::sleep(service.max_wait).await;
+            service.flights.late(&context, generation);
+        }));
     }
 
     /// The last answer of a context, if it may still be served.
@@ -273,7 +309,7 @@ impl Service {
     }
 
     /// Makes one request, and draws from it what it says about the service.
-    async fn request(&self, flight: &Flight) -> Result<Arc<Snapshot>, Error> {
+    async fn request(self: &Arc<Self>, flight: &Flight) -> Result<Arc<Snapshot>, Error> {
         let base = flight.base.as_ref();
         let mut sent = None;
         let request = async {
@@ -290,11 +326,12 @@ impl Service {
             let etag = base.and_then(|base| base.etag.as_deref());
             let (answer, etag) = match (self.transport.bulk(&flight.context, etag).await?, base) {
                 (Bulk::Answer { answer, etag }, _) => (answer, etag),
-                (Bulk::NotModified { etag }, Some(base)) => {
+                (Bulk::NotModified { etag }, Some(base)) if base.etag.is_some() => {
                     self.counters.not_modified.count();
                     (Arc::clone(&base.answer), etag.or_else(|| base.etag.clone()))
                 }
-                (Bulk::NotModified { .. }, None) => {
+                // Unchanged since when? We named no answer.
+                (Bulk::NotModified { .. }, _) => {
                     return Err(Failure::of(Error::Status(http::StatusCode::NOT_MODIFIED)));
                 }
             };
@@ -305,26 +342,31 @@ impl Service {
         };
         let outcome = match tokio::time::timeout(self.request_timeout, request).await {
             Ok(outcome) => outcome,
-            Err(_) => Err(Failure::of(Error::Timeout)),
+            Err(_) => {
+                // One that waited for a slot most of the time was given no time to be answered.
+                sent = sent.filter(|sent| sent.elapsed() >= self.request_timeout / 2);
+                Err(Failure::of(Error::Timeout))
+            }
         };
-        self.heard(sent, outcome)
+        match sent {
+            Some(sent) => self.heard(sent, outcome),
+            // It never left, or hardly, which says nothing about the service.
+            None => outcome.map_err(|failure| failure.error),
+        }
     }
 
     /// Takes what an outcome says about the service.
-    fn heard(&self, sent: Option<Instant>, outcome: Result<Arc<Snapshot>, Failure>) -> Result<Arc<Snapshot>, Error> {
-        let Some(sent) = sent else {
-            // It never left, which says nothing about the service.
-            self.pause().probe_over();
-            return outcome.map_err(|failure| failure.error);
-        };
+    fn heard(self: &Arc<Self>, sent: Instant, outcome: Result<Arc<Snapshot>, Failure>) -> Result<Arc<Snapshot>, Error> {
         let (outcome, was_well, wait) = {
             let mut pause = self.pause();
             let was_well = pause.until().is_none();
             let outcome = pause.outcome(outcome, sent, Instant::now(), fastrand::f64());
             (outcome, was_well, pause.until().map(|until| until.saturating_duration_since(Instant::now())))
         };
+        // Begins to try on, if there is need to.
+        self.paused();
         match (&outcome, wait) {
-            (Err(error), Some(wait)) => {
+            (Err(error), Some(wait)) if !pause::concerns_one(error) => {
                 tracing::warn!(target: "flipswitch", error = %Chain(error), ?wait, "the flag service failed; trying on");
             }
             (Ok(_), None) if !was_well => tracing::info!(target: "flipswitch", "the flag service answers again"),
@@ -332,7 +374,7 @@ impl Service {
         }
         self.startup.send_if_modified(|state| {
             let next = match (&*state, &outcome) {
-                (Startup::Ready, _) | (Startup::Unauthorized, Err(Error::Unauthorized)) => return false,
+                (Startup::Ready, _) | (Startup::Unauthorized, Err(_)) => return false,
                 (_, Ok(_)) => Startup::Ready,
                 (_, Err(Error::Unauthorized)) => Startup::Unauthorized,
                 (_, Err(error)) => Startup::Waiting(Some(error.clone())),
@@ -350,31 +392,14 @@ impl Service {
         outcome
     }
 
-    /// Asks until the service has answered once, whoever was answered.
-    async fn check_at_start(self: Arc<Self>) {
-        let mut startup = self.startup();
-        loop {
-            let flags = self.flags(CanonicalContext::start_up(), self.clock.now()).await;
-            if flags.error().is_none() {
-                return;
-            }
-            // Until the pause is over, at the least for a second; an evaluation that is faster makes us ready, too.
-            let until = self.pause().until().unwrap_or_else(Instant::now).max(Instant::now() + START_UP_RETRY);
-            let ready = startup.wait_for(|state| matches!(state, Startup::Ready));
-            if tokio::time::timeout_at(until.into(), ready).await.is_ok() {
-                return;
-            }
-        }
-    }
-
     /// Makes the request of a flight; tells its waiters when it takes long.
-    async fn request_in_sight(&self, flight: &Flight) -> Result<Arc<Snapshot>, Error> {
+    async fn request_in_sight(self: &Arc<Self>, flight: &Flight) -> Result<Arc<Snapshot>, Error> {
         let mut request = std::pin::pin!(self.request(flight));
         tokio::select! {
             biased;
             outcome = &mut request => outcome,
             () = tokio::time::sleep(self.max_wait) => {
-                self.flights.late(&flight.context);
+                self.flights.late(&flight.context, flight.generation);
                 request.await
             }
         }
@@ -404,7 +429,6 @@ impl Pilot {
 impl Drop for Pilot {
     fn drop(&mut self) {
         while let Some(flight) = self.flight.take() {
-            self.service.pause().probe_over();
             self.flight = self.service.land(&flight, Err(Error::ShutDown));
         }
     }

@@ -85,10 +85,17 @@ impl Transport {
         if let Some(etag) = etag.and_then(|etag| HeaderValue::from_bytes(etag).ok()) {
             request = request.header(header::IF_NONE_MATCH, etag);
         }
-        let response = request.send().await.map_err(transport)?;
+        let again = request.try_clone();
+        let response = match (request.send().await, again) {
+            // A connection that was kept open was closed by the service just then; asking twice does no harm.
+            (Err(error), Some(again)) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
+                again.send().await.map_err(transport)?
+            }
+            (outcome, _) => outcome.map_err(transport)?,
+        };
         let etag = response.headers().get(header::ETAG).map(HeaderValue::as_bytes);
         // Copied, since a header keeps the whole head of its response in memory.
-        let etag = etag.filter(|etag| etag.len() <= MAX_ETAG).map(Box::from);
+        let etag = etag.filter(|etag| (1..=MAX_ETAG).contains(&etag.len())).map(Box::from);
         match response.status() {
             StatusCode::OK => {
                 let answer = ofrep::bulk(&body(response, MAX_ANSWER).await?, &self.interner)?;
@@ -165,7 +172,8 @@ impl From<Error> for Failure {
 }
 
 fn transport(error: reqwest::Error) -> Failure {
-    Failure::of(if error.is_timeout() { Error::Timeout } else { Error::transport(error) })
+    // Without the URL: after a redirect it is the service's text.
+    Failure::of(if error.is_timeout() { Error::Timeout } else { Error::transport(error.without_url()) })
 }
 
 /// What a status means that is neither an answer nor "unchanged".
@@ -315,7 +323,7 @@ async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, Error> {
         return Err(Error::TooLarge);
     }
     let mut body = Vec::with_capacity(announced);
-    while let Some(chunk) = response.chunk().await.map_err(Error::transport)? {
+    while let Some(chunk) = response.chunk().await.map_err(|error| Error::transport(error.without_url()))? {
         if body.len() + chunk.len() > limit {
             return Err(Error::TooLarge);
         }

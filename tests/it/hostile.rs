@@ -2,10 +2,15 @@
 
 use std::{
     process::{Command, Output},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
 use flipswitch::{Error, FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
+use flipswitch_local::LocalServer;
 use futures_util::future::join_all;
 
 use crate::{
@@ -107,6 +112,7 @@ async fn the_key_is_never_shown() {
         Reply::Raw(b"nonsense\r\n\r\n".to_vec()),
         Reply::Silence,
         redirect(307, elsewhere.url()),
+        redirect(307, format!("/x?k={KEY}")),
     ];
     let services = join_all(services.map(Scripted::answering)).await;
     let mut urls: Vec<_> = services.iter().map(Scripted::url).collect();
@@ -131,6 +137,17 @@ async fn the_key_is_never_shown() {
     assert!(services[0].received().iter().any(|request| request.header("x-api-key") == Some(KEY)), "it is sent");
     let shown: Vec<_> = said.lines().filter(|line| line.contains("5f0d1c7e9a3b")).collect();
     assert!(shown.is_empty(), "{shown:#?}");
+}
+
+#[tokio::test]
+async fn requests_to_this_machine_go_through_no_proxy() {
+    let proxy = Scripted::answering(Reply::status(502, "")).await;
+    let service = Scripted::answering(Reply::json(json!({"flags": [{"key": "f", "value": true}]}))).await;
+    let environment = [("http_proxy", proxy.url()), ("HTTP_PROXY", proxy.url()), ("ALL_PROXY", proxy.url())];
+    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let (output, said) = session("key", vec![service.url()], &environment).await;
+    assert!(output.status.success(), "{said}");
+    assert!(proxy.received().is_empty() && !service.received().is_empty(), "{said}");
 }
 
 #[tokio::test]
@@ -172,6 +189,83 @@ async fn a_service_that_is_silent_costs_one_timeout_and_then_nothing() {
     let each = began.elapsed() / 1_000;
     assert!(each < Duration::from_millis(1), "{each:?} each");
     assert!(service.received().len() - before <= 2, "only probes are sent meanwhile");
+}
+
+#[tokio::test]
+async fn one_slow_user_harms_no_other() {
+    let service = Scripted::start(|request, _| {
+        if request.body.contains("slow") {
+            Reply::Silence
+        } else {
+            Reply::json(json!({"flags": [{"key": "f", "value": true}]}))
+        }
+    })
+    .await;
+    let provider = FlipswitchProvider::builder("key")
+        .base_url(service.url())
+        .enable_realtime(false)
+        .request_timeout(Duration::from_millis(300))
+        .build()
+        .unwrap();
+    let slow = tokio::spawn({
+        let provider = provider.clone();
+        async move { provider.flags(&user("slow")).await }
+    });
+    eventually(async || service.received().iter().any(|request| request.body.contains("slow"))).await;
+    let mut id = 0;
+    while !slow.is_finished() || id < 200 {
+        id += 1;
+        let flags = in_time(provider.flags(&user(&id.to_string()))).await;
+        assert!(flags.bool("f", false), "user {id}: {:?}", flags.error());
+    }
+    assert!(matches!(slow.await.unwrap().error(), Some(Error::Timeout)));
+}
+
+#[tokio::test]
+async fn after_a_failure_nobody_gets_the_old_error_for_long() {
+    let service = Scripted::start(|_, before| match before {
+        0 | 1 => Reply::status(503, ""),
+        _ => Reply::json(json!({"flags": [{"key": "f", "value": true}]})),
+    })
+    .await;
+    let provider = FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false).build().unwrap();
+    assert!(in_time(provider.flags(&user("first"))).await.error().is_some());
+    // Nobody evaluates meanwhile: the provider tries on by itself.
+    in_time(provider.ready(support::PATIENCE)).await.unwrap();
+    assert!(in_time(provider.flags(&user("first"))).await.bool("f", false), "the very next evaluation is answered");
+}
+
+#[tokio::test]
+async fn a_connection_closed_under_a_request_is_tried_again() {
+    let closed = Arc::new(AtomicBool::new(false));
+    let service = Scripted::start(move |request, _| {
+        if request.body.contains("\"u\"") && !closed.swap(true, Ordering::Relaxed) {
+            Reply::Raw(vec![])
+        } else {
+            Reply::json(json!({"flags": [{"key": "f", "value": true}]}))
+        }
+    })
+    .await;
+    let provider = FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false).build().unwrap();
+    assert!(in_time(provider.flags(&user("u"))).await.bool("f", false));
+    assert_eq!(service.received().iter().filter(|request| request.body.contains("\"u\"")).count(), 2);
+}
+
+#[tokio::test]
+async fn the_time_for_a_request_does_not_cut_the_stream() {
+    const TIMEOUT: Duration = Duration::from_millis(50);
+    let service = LocalServer::builder().heartbeat(Duration::from_millis(10)).start().await.unwrap();
+    let provider = support::builder(&service)
+        .request_timeout(TIMEOUT)
+        .http_client(|| reqwest::Client::builder().timeout(TIMEOUT).read_timeout(TIMEOUT))
+        .build()
+        .unwrap();
+    provider.flags(&user("u")).await;
+    eventually(async || service.streams() == 1).await;
+    let opened = Instant::now();
+    eventually(async || opened.elapsed() > 6 * TIMEOUT).await;
+    let connections = service.requests().iter().filter(|request| request.method == "GET").count();
+    assert_eq!((connections, service.streams()), (1, 1));
 }
 
 #[tokio::test]
@@ -250,11 +344,6 @@ async fn a_context_that_is_refused_harms_no_other_and_is_not_asked_for_at_once_a
 
 #[tokio::test]
 async fn one_factory_makes_every_client() {
-    use std::sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    };
-
     let service = Scripted::start(|request, _| {
         if request.method == "GET" {
             Reply::Raw(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n".to_vec())

@@ -146,6 +146,24 @@ fn rows() -> Vec<(&'static str, Reply, Reads)> {
         ("endless", Reply::Endless, Reads::failed("GENERAL")),
         ("304 to nobody's tag", Reply::status(304, ""), Reads::failed("GENERAL")),
         ("400 empty", Reply::status(400, ""), Reads::failed("GENERAL")),
+        ("400 in HTML", Reply::status(400, "<html></html>"), Reads::failed("GENERAL")),
+        ("400 in other JSON", Reply::status(400, json!({"detail": [1]})), Reads::failed("GENERAL")),
+        ("400 with an odd code", Reply::status(400, json!({"errorCode": 7})), Reads::failed("GENERAL")),
+        ("401 in HTML", Reply::status(401, "<html></html>"), Reads::failed("GENERAL")),
+        ("404 in HTML", Reply::status(404, "<html></html>"), Reads::failed("FLAG_NOT_FOUND")),
+        ("429 in HTML", Reply::status(429, "<html></html>"), Reads::failed("GENERAL")),
+        ("503 in HTML", Reply::status(503, "<html></html>"), Reads::failed("GENERAL")),
+        ("flags null", Reply::json(json!({"flags": null})), Reads::failed("PARSE_ERROR")),
+        (
+            "set's metadata null",
+            Reply::json(json!({"flags": [{"key": "f", "value": true}], "metadata": null})),
+            Reads::bool(true),
+        ),
+        (
+            "JSON called text",
+            Reply::status(200, json!({"flags": [{"key": "f", "value": true}]})).with("content-type", "text/plain"),
+            Reads::bool(true),
+        ),
         ("400 unknown code", refused("WHAT_EVER"), Reads::failed("GENERAL")),
     ];
     for code in
@@ -154,9 +172,10 @@ fn rows() -> Vec<(&'static str, Reply, Reads)> {
         rows.push(("an item's error", failed(code), Reads::failed(code)));
         rows.push(("400 with a code", refused(code), Reads::failed(code)));
     }
-    for status in
-        [201, 202, 204, 301, 302, 303, 305, 307, 401, 403, 405, 408, 409, 410, 413, 414, 415, 418, 422, 425, 429]
-    {
+    for status in [
+        201, 202, 204, 301, 302, 303, 305, 307, 308, 401, 402, 403, 405, 406, 407, 408, 409, 410, 411, 412, 413, 414,
+        415, 416, 417, 418, 421, 422, 423, 424, 425, 426, 428, 429, 431, 451,
+    ] {
         rows.push(("status without a body", Reply::status(status, ""), Reads::failed("GENERAL")));
     }
     for status in [500, 501, 502, 503, 504, 599] {
@@ -181,11 +200,21 @@ async fn every_answer_is_read_alike_by_every_caller() {
         assert_eq!(in_time(through_client(&client)).await, expected, "{label}, through the client");
 
         let provider = provider(&service);
-        let known = expected != Reads::failed("FLAG_NOT_FOUND");
+        let has_a_value = expected.bool.is_ok()
+            || expected.int.is_ok()
+            || expected.float.is_ok()
+            || expected.string.is_ok()
+            || expected.object.is_ok()
+            || ["array", "value absent", "value null"].iter().any(|odd| label.contains(odd));
         match in_time(provider.evaluate_flag("f", &user("u"))).await {
-            Ok(None) => assert!(!known, "{label}: None is only for a flag that the service does not have"),
-            Ok(Some(flag)) => assert_eq!(flag.key, "f", "{label}"),
-            Err(error) => assert!(expected.bool.is_err(), "{label}: {error}"),
+            Ok(Some(flag)) => assert!(has_a_value && flag.key == "f", "{label}: {flag}"),
+            // Only for a flag that the service does not have.
+            Ok(None) => assert!(!has_a_value && expected == Reads::failed("FLAG_NOT_FOUND"), "{label}"),
+            Err(error) => {
+                let is_unknown =
+                    expected == Reads::failed("FLAG_NOT_FOUND") && !matches!(error, Error::Evaluation { .. });
+                assert!(!has_a_value && !is_unknown, "{label}: {error}");
+            }
         }
         provider.shutdown().await;
     }
@@ -392,5 +421,54 @@ async fn a_tag_is_sent_back_byte_for_byte_for_its_own_context_only() {
             );
         }
         provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn details_keep_what_the_service_says() {
+    let service = Scripted::answering(items(json!([
+        {"key": "f", "value": true, "variant": "on", "reason": "HOLIDAY", "metadata": {"flagType": "boolean", "owner": "web"}},
+        {"key": "bare", "value": true},
+    ])))
+    .await;
+    let provider = provider(&service);
+    let details = in_time(provider.resolve_bool_value("f", &user("u"))).await.unwrap();
+    assert_eq!((details.variant.as_deref(), details.reason.unwrap().to_string().as_str()), (Some("on"), "HOLIDAY"));
+    let metadata = details.flag_metadata.unwrap();
+    assert_eq!((&metadata.values["owner"], &metadata.values["flagType"]), (&"web".into(), &"boolean".into()));
+    let bare = in_time(provider.resolve_bool_value("bare", &user("u"))).await.unwrap();
+    assert_eq!((bare.variant, bare.reason.unwrap().to_string().as_str()), (None, "UNKNOWN"));
+}
+
+#[tokio::test]
+async fn unchanged_is_no_answer_where_no_tag_was_sent() {
+    for tag in [None, Some("")] {
+        let service = Scripted::start(move |request, before| {
+            assert!(request.header("if-none-match").is_none(), "{request:?}");
+            match tag {
+                // The start-up check and the first evaluation are answered, in whatever order they come.
+                None if before > 1 => Reply::status(304, ""),
+                None => value(json!(true)),
+                Some(tag) => value(json!(true)).with("etag", tag),
+            }
+        })
+        .await;
+        let provider = FlipswitchProvider::builder("key")
+            .base_url(service.url())
+            .enable_realtime(false)
+            .polling_interval(Duration::from_millis(1))
+            .build()
+            .unwrap();
+        assert!(in_time(provider.flags(&user("u"))).await.bool("f", false));
+        crate::support::eventually(async || {
+            let flags = in_time(provider.flags(&user("u"))).await;
+            match tag {
+                None => {
+                    matches!(flags.error(), Some(Error::Status(status)) if status.as_u16() == 304) && flags.is_stale()
+                }
+                Some(_) => service.received().len() > 3,
+            }
+        })
+        .await;
     }
 }

@@ -7,6 +7,7 @@ use std::{error::Error, time::Duration};
 use flipswitch::{
     FlipswitchProvider,
     open_feature::{EvaluationContext, provider::FeatureProvider},
+    reqwest::Client as HttpClient,
 };
 use tracing_subscriber::filter::LevelFilter;
 
@@ -19,10 +20,16 @@ async fn main() {
         Err(error) => println!("from the environment: {error} {error:?}"),
     }
     for base_url in std::env::args().skip(1) {
+        if base_url.starts_with("https") {
+            println!("{:?}", FlipswitchProvider::new(&key).map_err(|error| error.to_string()));
+            continue;
+        }
         let builder = FlipswitchProvider::builder(&key)
             .base_url(&base_url)
             .request_timeout(Duration::from_millis(300))
-            .connect_timeout(Duration::from_millis(300));
+            .connect_timeout(Duration::from_millis(300))
+            // A client that would log every byte.
+            .http_client(|| HttpClient::builder().connection_verbose(true));
         println!("{builder:?}");
         match builder.build() {
             Ok(provider) => session(&provider).await,
