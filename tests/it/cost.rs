@@ -1,6 +1,12 @@
 //! What evaluation costs: requests, and allocations.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use flipswitch::{
     FlagEvaluation, FlipswitchProvider,
@@ -8,6 +14,7 @@ use flipswitch::{
 };
 use flipswitch_local::LocalServer;
 use futures_util::{FutureExt, future::join_all};
+use tokio::sync::{Semaphore, broadcast};
 
 use crate::{
     scripted::{Reply, Scripted},
@@ -230,4 +237,63 @@ async fn requests_at_once_are_bounded() {
     }));
     assert!(in_time(reads).await.iter().all(|flags| flags.error().is_some()));
     assert_eq!(service.received().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_during_a_request_makes_its_answer_old() {
+    const CHANGE: &str = "event: flag-updated\ndata: {\"flagKey\":\"f\"}\n\n";
+    let (released, events) = (Arc::new(Semaphore::new(0)), broadcast::channel(16).0);
+    let service = {
+        let (released, events, of_u) = (Arc::clone(&released), events.clone(), AtomicUsize::new(0));
+        Scripted::start(move |request, _| {
+            if request.method == "GET" {
+                return Reply::Events(events.clone());
+            }
+            let is_held = request.body.contains("\"u\"");
+            let version = if is_held { of_u.fetch_add(1, Ordering::Relaxed) + 1 } else { 0 };
+            let answer = Reply::json(json!({"flags": [{"key": "version", "value": version}]}));
+            if is_held { Reply::Held(Arc::clone(&released), Box::new(answer)) } else { answer }
+        })
+        .await
+    };
+    let asked =
+        |id: &str| service.received().iter().filter(|request| request.body.contains(&format!("\"{id}\""))).count();
+    let provider = FlipswitchProvider::builder("key").base_url(service.url()).build().unwrap();
+    let read = |id: &'static str| {
+        let provider = provider.clone();
+        tokio::spawn(async move { provider.flags(&user(id)).await.int("version", -1) })
+    };
+    // The provider has opened the stream and heard of a change when it asks again for somebody whom it knew.
+    let heard_of_a_change = async || {
+        in_time(read("witness")).await.unwrap();
+        let before = asked("witness");
+        eventually(async || {
+            events.send(CHANGE).ok();
+            in_time(read("witness")).await.unwrap();
+            asked("witness") > before
+        })
+        .await;
+    };
+    heard_of_a_change().await;
+    let first = read("u");
+    eventually(async || asked("u") == 1).await;
+    heard_of_a_change().await;
+    // Begun after the change: the request under way is too old for it, and a second one is made beside it.
+    let second = read("u");
+    eventually(async || asked("u") == 2).await;
+    released.add_permits(2);
+    assert_eq!(in_time(second).await.unwrap(), 2);
+    assert!(in_time(first).await.unwrap() > 0);
+
+    // An answer under way while the change is heard is old when it arrives, though nobody else asked meanwhile.
+    heard_of_a_change().await;
+    let third = read("u");
+    eventually(async || asked("u") == 3).await;
+    heard_of_a_change().await;
+    released.add_permits(1);
+    assert_eq!(in_time(third).await.unwrap(), 3);
+    let fourth = read("u");
+    eventually(async || asked("u") == 4).await;
+    released.add_permits(1);
+    assert_eq!(in_time(fourth).await.unwrap(), 4);
 }

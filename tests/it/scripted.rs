@@ -10,6 +10,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::{Semaphore, broadcast},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -24,6 +25,10 @@ pub(crate) enum Reply {
     Raw(Vec<u8>),
     /// A status line with a body in chunks, without end.
     Endless,
+    /// Another reply, once it is released.
+    Held(Arc<Semaphore>, Box<Reply>),
+    /// A stream of the events that are sent here from now on.
+    Events(broadcast::Sender<&'static str>),
 }
 
 impl Reply {
@@ -137,12 +142,16 @@ async fn serve(
         }
     }
     request.body = String::from_utf8_lossy(&bytes[end..end + length]).into_owned();
-    let reply = {
+    let mut reply = {
         let mut requests = requests.lock().unwrap();
         let before = requests.len();
         requests.push(request.clone());
         script(&request, before)
     };
+    while let Reply::Held(released, then) = reply {
+        released.acquire().await.unwrap().forget();
+        reply = *then;
+    }
     match reply {
         Reply::Http(status, headers, body) => {
             let mut head = format!("HTTP/1.1 {status} Scripted\r\nconnection: close\r\n");
@@ -158,6 +167,14 @@ async fn serve(
         }
         Reply::Raw(bytes) => connection.write_all(&bytes).await?,
         Reply::Silence => std::future::pending().await,
+        Reply::Held(..) => unreachable!("released above"),
+        Reply::Events(events) => {
+            let mut events = events.subscribe();
+            connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n").await?;
+            while let Ok(event) = events.recv().await {
+                connection.write_all(event.as_bytes()).await?;
+            }
+        }
         Reply::Endless => {
             connection.write_all(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await?;
             let chunk = [b"10000\r\n".as_slice(), &[b' '; 0x10000], b"\r\n"].concat();
