@@ -217,36 +217,15 @@ impl Service {
 
     /// The failure because of which the service is not asked.
     fn paused(self: &Arc<Self>) -> Option<Arc<Error>> {
-        let mut pause = self.pause();
-        let error = pause.refusal()?;
-        if pause.begin_probing() {
-            drop(self.home.spawn(Arc::clone(self).probe()));
+        let (error, begin) = {
+            let mut pause = self.pause();
+            (pause.refusal()?, pause.begin_probing())
+        };
+        if begin {
+            // Without the lock: where nothing can be spawned, the probe ends here and takes it.
+            drop(self.home.spawn(Probe(Arc::clone(self)).run()));
         }
         Some(Arc::new(error))
-    }
-
-    /// Tries on until the service answers again: one request at a time, as the pause allows, for which nobody waits.
-    async fn probe(self: Arc<Self>) {
-        /// Ends in any case, so that somebody else begins if this task is lost.
-        struct Probing(Arc<Service>);
-        impl Drop for Probing {
-            fn drop(&mut self) {
-                self.0.pause().end_probing();
-            }
-        }
-        let probing = Probing(Arc::clone(&self));
-        loop {
-            let Some(until) = self.pause().until() else { break };
-            tokio::time::sleep_until(until.into()).await;
-            let context = CanonicalContext::start_up();
-            let base = self.cache.get(context.as_bytes());
-            match self.flights.probe(&context, self.clock.now().generation, base) {
-                Some(flight) => Pilot { service: Arc::clone(&self), flight: Some(flight) }.fly().await,
-                // One from before the failure is still under way, and will be heard of.
-                None => tokio::time::sleep(PROBE_RETRY).await,
-            }
-        }
-        drop(probing);
     }
 
     /// Keeps the time for a reader whose request has not even started.
@@ -357,19 +336,22 @@ impl Service {
 
     /// Takes what an outcome says about the service.
     fn heard(self: &Arc<Self>, sent: Instant, outcome: Result<Arc<Snapshot>, Failure>) -> Result<Arc<Snapshot>, Error> {
-        let (outcome, was_well, wait) = {
+        let now = Instant::now();
+        let (outcome, before, after) = {
             let mut pause = self.pause();
-            let was_well = pause.until().is_none();
-            let outcome = pause.outcome(outcome, sent, Instant::now(), fastrand::f64());
-            (outcome, was_well, pause.until().map(|until| until.saturating_duration_since(Instant::now())))
+            let before = pause.until();
+            let outcome = pause.outcome(outcome, sent, now, fastrand::f64());
+            (outcome, before, pause.until())
         };
         // Begins to try on, if there is need to.
         self.paused();
-        match (&outcome, wait) {
-            (Err(error), Some(wait)) if !pause::concerns_one(error) => {
+        match (&outcome, after) {
+            // Of many that fail together one is told.
+            (Err(error), Some(until)) if after != before => {
+                let wait = until.saturating_duration_since(now);
                 tracing::warn!(target: "flipswitch", error = %Chain(error), ?wait, "the flag service failed; trying on");
             }
-            (Ok(_), None) if !was_well => tracing::info!(target: "flipswitch", "the flag service answers again"),
+            (Ok(_), None) if before.is_some() => tracing::info!(target: "flipswitch", "the flag service answers again"),
             _ => {}
         }
         self.startup.send_if_modified(|state| {
@@ -431,5 +413,32 @@ impl Drop for Pilot {
         while let Some(flight) = self.flight.take() {
             self.flight = self.service.land(&flight, Err(Error::ShutDown));
         }
+    }
+}
+
+/// Tries on until the service answers again: one request at a time, as the pause allows, for which nobody waits. Ends in
+/// any case, so that somebody else begins if its task is lost.
+struct Probe(Arc<Service>);
+
+impl Probe {
+    async fn run(self) {
+        let service = &self.0;
+        loop {
+            let Some(until) = service.pause().until() else { break };
+            tokio::time::sleep_until(until.into()).await;
+            let context = CanonicalContext::start_up();
+            let base = service.cache.get(context.as_bytes());
+            match service.flights.probe(&context, service.clock.now().generation, base) {
+                Some(flight) => Pilot { service: Arc::clone(service), flight: Some(flight) }.fly().await,
+                // One from before the failure is still under way, and will be heard of.
+                None => tokio::time::sleep(PROBE_RETRY).await,
+            }
+        }
+    }
+}
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.0.pause().end_probing();
     }
 }
