@@ -1,5 +1,7 @@
 //! The service as a provider knows it: what it answered, and when it is asked again.
 
+mod pilot;
+
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -8,6 +10,7 @@ use std::{
 use quick_cache::sync::Cache as Entries;
 use tokio::sync::watch;
 
+use self::pilot::{Pilot, Probe};
 use crate::{
     ConfigError, Error, Flags, Stats,
     answer::Answer,
@@ -15,21 +18,17 @@ use crate::{
     cache::{Ages, Cache, Clock, Snapshot, Tick},
     context::CanonicalContext,
     endpoint::{ApiKey, BaseUrl},
-    error::Chain,
     flights::{Flight, Flights, Heard, Joined},
     pause::{self, Pause},
     runtime::Home,
     slots::Slots,
     stats::Counters,
     stream,
-    transport::{Bulk, Failure, Transport},
+    transport::Transport,
 };
 
 /// Contexts that the service refused are remembered up to this number.
 const REFUSALS: usize = 1_024;
-
-/// A probe that is in its own way looks again after this time.
-const PROBE_RETRY: Duration = Duration::from_millis(500);
 
 /// Everything between an evaluation and the wire.
 pub(crate) struct Service {
@@ -262,7 +261,7 @@ impl Service {
 
     /// Starts a flight at home. Nobody's leaving harms it: not the caller's, and not the waiters'.
     fn depart(self: &Arc<Self>, flight: Flight) {
-        let pilot = Pilot { service: Arc::clone(self), flight: Some(flight) };
+        let pilot = Pilot::new(Arc::clone(self), flight);
         // Where nothing can be spawned any more, the pilot is dropped, which ends the flight.
         drop(self.home.spawn(pilot.fly()));
     }
@@ -287,158 +286,7 @@ impl Service {
         self.refusals.insert(flight.context.clone(), refusal);
     }
 
-    /// Makes one request, and draws from it what it says about the service.
-    async fn request(self: &Arc<Self>, flight: &Flight) -> Result<Arc<Snapshot>, Error> {
-        let base = flight.base.as_ref();
-        let mut sent = None;
-        let request = async {
-            let slot = self.slots.acquire(base.is_some()).await;
-            let _slot = slot.map_err(|_| Failure::of(Error::Crowded))?;
-            // Whoever waited for a slot while the service failed does not go to see for itself.
-            let overtaken = if flight.probe { None } else { self.pause().refusal() };
-            if let Some(error) = overtaken {
-                return Err(Failure::of(error));
-            }
-            let (sent_at, generation) = (Instant::now(), self.clock.now().generation);
-            sent = Some(sent_at);
-            self.counters.requests.count();
-            let etag = base.and_then(|base| base.etag.as_deref());
-            let (answer, etag) = match (self.transport.bulk(&flight.context, etag).await?, base) {
-                (Bulk::Answer { answer, etag }, _) => (answer, etag),
-                (Bulk::NotModified { etag }, Some(base)) if base.etag.is_some() => {
-                    self.counters.not_modified.count();
-                    (Arc::clone(&base.answer), etag.or_else(|| base.etag.clone()))
-                }
-                // Unchanged since when? We named no answer.
-                (Bulk::NotModified { .. }, _) => {
-                    return Err(Failure::of(Error::Status(http::StatusCode::NOT_MODIFIED)));
-                }
-            };
-            if base.is_none() {
-                self.counters.new_contexts.count();
-            }
-            Ok(Arc::new(Snapshot { context: flight.context.clone(), answer, generation, sent_at, etag }))
-        };
-        let outcome = match tokio::time::timeout(self.request_timeout, request).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                // One that waited for a slot most of the time was given no time to be answered.
-                sent = sent.filter(|sent| sent.elapsed() >= self.request_timeout / 2);
-                Err(Failure::of(Error::Timeout))
-            }
-        };
-        match sent {
-            Some(sent) => self.heard(sent, outcome),
-            // It never left, or hardly, which says nothing about the service.
-            None => outcome.map_err(|failure| failure.error),
-        }
-    }
-
-    /// Takes what an outcome says about the service.
-    fn heard(self: &Arc<Self>, sent: Instant, outcome: Result<Arc<Snapshot>, Failure>) -> Result<Arc<Snapshot>, Error> {
-        let now = Instant::now();
-        let (outcome, before, after) = {
-            let mut pause = self.pause();
-            let before = pause.until();
-            let outcome = pause.outcome(outcome, sent, now, fastrand::f64());
-            (outcome, before, pause.until())
-        };
-        // Begins to try on, if there is need to.
-        self.paused();
-        match (&outcome, after) {
-            // Of many that fail together one is told.
-            (Err(error), Some(until)) if after != before => {
-                let wait = until.saturating_duration_since(now);
-                tracing::warn!(target: "flipswitch", error = %Chain(error), ?wait, "the flag service failed; trying on");
-            }
-            (Ok(_), None) if before.is_some() => tracing::info!(target: "flipswitch", "the flag service answers again"),
-            _ => {}
-        }
-        self.startup.send_if_modified(|state| {
-            let next = match (&*state, &outcome) {
-                (Startup::Ready, _) | (Startup::Unauthorized, Err(_)) => return false,
-                (_, Ok(_)) => Startup::Ready,
-                (_, Err(Error::Unauthorized)) => Startup::Unauthorized,
-                (_, Err(error)) => Startup::Waiting(Some(error.clone())),
-            };
-            match &next {
-                Startup::Ready => tracing::info!(target: "flipswitch", "ready"),
-                Startup::Unauthorized => {
-                    tracing::error!(target: "flipswitch", "the flag service refused the API key; defaults are served");
-                }
-                Startup::Waiting(_) => {}
-            }
-            *state = next;
-            true
-        });
-        outcome
-    }
-
-    /// Makes the request of a flight; tells its waiters when it takes long.
-    async fn request_in_sight(self: &Arc<Self>, flight: &Flight) -> Result<Arc<Snapshot>, Error> {
-        let mut request = std::pin::pin!(self.request(flight));
-        tokio::select! {
-            biased;
-            outcome = &mut request => outcome,
-            () = tokio::time::sleep(self.max_wait) => {
-                self.flights.late(&flight.context, flight.generation);
-                request.await
-            }
-        }
-    }
-
     fn pause(&self) -> MutexGuard<'_, Pause> {
         self.pause.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Whoever brings a flight to its end. It lands in any case: also if its task is dropped, because it panicked or because
-/// the runtime that it was to run on is gone.
-struct Pilot {
-    service: Arc<Service>,
-    flight: Option<Flight>,
-}
-
-impl Pilot {
-    async fn fly(mut self) {
-        while let Some(flight) = &self.flight {
-            let outcome = self.service.request_in_sight(flight).await;
-            self.flight = self.service.land(flight, outcome);
-        }
-    }
-}
-
-impl Drop for Pilot {
-    fn drop(&mut self) {
-        while let Some(flight) = self.flight.take() {
-            self.flight = self.service.land(&flight, Err(Error::ShutDown));
-        }
-    }
-}
-
-/// Tries on until the service answers again: one request at a time, as the pause allows, for which nobody waits. Ends in
-/// any case, so that somebody else begins if its task is lost.
-struct Probe(Arc<Service>);
-
-impl Probe {
-    async fn run(self) {
-        let service = &self.0;
-        loop {
-            let Some(until) = service.pause().until() else { break };
-            tokio::time::sleep_until(until.into()).await;
-            let context = CanonicalContext::start_up();
-            let base = service.cache.get(context.as_bytes());
-            match service.flights.probe(&context, service.clock.now().generation, base) {
-                Some(flight) => Pilot { service: Arc::clone(service), flight: Some(flight) }.fly().await,
-                // One from before the failure is still under way, and will be heard of.
-                None => tokio::time::sleep(PROBE_RETRY).await,
-            }
-        }
-    }
-}
-
-impl Drop for Probe {
-    fn drop(&mut self) {
-        self.0.pause().end_probing();
     }
 }
