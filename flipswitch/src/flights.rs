@@ -39,22 +39,26 @@ struct Running {
     generation: u64,
 }
 
-/// What those who wait are told.
+/// What those who wait are told. Flights are numbered as they start; a waiter waits for the end of one, or of one after it.
 #[derive(Debug, Default)]
 struct News {
-    /// How many outcomes there were: one from before somebody joined is not for them.
-    landed: u64,
-    /// The generation of the last outcome.
+    /// The latest flight that brought an answer, and the newest answer that was brought: a flight that started later may
+    /// have been sent earlier.
+    answered: u64,
+    answer: Option<Arc<Snapshot>>,
+    /// The latest flight that failed, and why.
+    failed: u64,
+    error: Option<Arc<Error>>,
+    /// The highest generation of the flights that ended.
     generation: u64,
-    outcome: Option<Result<Arc<Snapshot>, Arc<Error>>>,
-    /// The time is over for which readers with an old answer wait who need a generation below this one.
+    /// The latest flight that takes longer than a reader with an old answer waits.
     late: u64,
 }
 
 /// A request that is to be sent; its end must be told to [`Flights::land`].
 #[derive(Debug)]
 pub(crate) struct Flight {
-    id: u64,
+    pub(crate) id: u64,
     pub(crate) context: CanonicalContext,
     /// The generation that the request is sure to see.
     pub(crate) generation: u64,
@@ -76,9 +80,8 @@ pub(crate) enum Joined {
 /// A place among those who wait for a context.
 #[derive(Debug)]
 pub(crate) struct Waiter {
-    need: u64,
-    /// The outcomes before it joined.
-    seen: u64,
+    /// The flight that it waits for, or the first that may start after it joined.
+    flight: u64,
     queued: bool,
     news: watch::Receiver<News>,
 }
@@ -114,24 +117,24 @@ impl Flights {
         let Table { entries, last_id } = &mut *table;
         let entry = entries.entry(context.clone()).or_insert_with(Entry::new);
         let news = entry.news.subscribe();
-        let (seen, reached) = {
+        // Whoever came before a later flight ended has heard of that; an older one that is still under way has nobody to
+        // land for.
+        let (ended, generation) = {
             let news = news.borrow();
-            (news.landed, news.generation)
+            (news.ended(), news.generation)
         };
-        // Whoever came before a newer flight landed has heard of that; an older one that is still under way has nobody
-        // to land for.
-        let enough = need.max(reached);
-        let mut waiter = Waiter { need, seen, queued: false, news };
-        let flight = match entry.running[..] {
-            [.., newest] if newest.generation >= enough => None,
-            [_, _] => {
+        let (flight, queued, departs) = match entry.running[..] {
+            [.., newest] if newest.generation >= need && newest.id > ended => (newest.id, false, None),
+            [_, newest] => {
                 entry.wanted = true;
-                waiter.queued = true;
-                None
+                (newest.id + 1, true, None)
             }
-            _ => Some(entry.start(context, enough, base, false, last_id)),
+            _ => {
+                let departs = entry.start(context, need.max(generation), base, false, last_id);
+                (departs.id, false, Some(departs))
+            }
         };
-        Joined::Wait(waiter, flight)
+        Joined::Wait(Waiter { flight, queued, news }, departs)
     }
 
     /// Prepares a flight for which nobody waits, unless one of the context is under way.
@@ -150,10 +153,10 @@ impl Flights {
         Some(entry.start(context, generation, base, true, last_id))
     }
 
-    /// Tells the waiters of a context who need this generation that it takes long.
-    pub(crate) fn late(&self, context: &CanonicalContext, generation: u64) {
+    /// Tells the waiters of a flight, and of those before it, that it takes long.
+    pub(crate) fn late(&self, context: &CanonicalContext, flight: u64) {
         if let Some(entry) = self.lock().entries.get(context) {
-            entry.news.send_modify(|news| news.late = news.late.max(generation + 1));
+            entry.news.send_modify(|news| news.late = news.late.max(flight));
         }
     }
 
@@ -173,18 +176,12 @@ impl Flights {
         let position = entry.running.iter().position(|running| running.id == flight.id)?;
         let overtaken = position + 1 < entry.running.len();
         entry.running.remove(position);
-        let (reached, outcome) = match outcome {
-            Ok(snapshot) => {
-                keep(&snapshot);
-                (snapshot.generation, Some(Ok(snapshot)))
-            }
-            // Those who waited for it wait for the newer one.
-            Err(_) if overtaken => (0, None),
-            Err(error) => (flight.generation, Some(Err(Arc::new(error)))),
-        };
         let base = match &outcome {
-            Some(Ok(snapshot)) => Some(Arc::clone(snapshot)),
-            _ => flight.base.clone(),
+            Ok(snapshot) => {
+                keep(snapshot);
+                Some(Arc::clone(snapshot))
+            }
+            Err(_) => flight.base.clone(),
         };
         let next = entry.wanted.then(|| {
             entry.wanted = false;
@@ -196,21 +193,26 @@ impl Flights {
             entries.remove(&flight.context);
         }
         drop(table);
-        if let Some(outcome) = outcome {
-            news.send_if_modified(|news| {
-                // An older flight that lands later has nothing to add.
-                let told = match (&news.outcome, &outcome) {
-                    (Some(Ok(known)), Ok(snapshot)) => snapshot.is_newer_than(known),
-                    _ => reached >= news.generation,
-                };
-                if told {
-                    news.landed += 1;
-                    news.generation = reached;
-                    news.outcome = Some(outcome);
+        news.send_if_modified(|news| {
+            news.generation = news.generation.max(flight.generation);
+            match outcome {
+                Ok(snapshot) => {
+                    news.answered = news.answered.max(flight.id);
+                    if news.answer.as_ref().is_none_or(|known| snapshot.is_newer_than(known)) {
+                        news.answer = Some(snapshot);
+                    }
+                    true
                 }
-                told
-            });
-        }
+                // Those who waited for it wait for the newer one.
+                Err(_) if overtaken => false,
+                Err(error) => {
+                    if flight.id > news.failed {
+                        (news.failed, news.error) = (flight.id, Some(Arc::new(error)));
+                    }
+                    true
+                }
+            }
+        });
         next
     }
 
@@ -239,23 +241,33 @@ impl Entry {
     }
 }
 
-impl Waiter {
-    /// Whether its request will start only when one under way has ended.
-    pub(crate) fn is_queued(&self) -> bool {
-        self.queued
+impl News {
+    /// The latest flight that ended.
+    fn ended(&self) -> u64 {
+        self.answered.max(self.failed)
     }
 
-    /// Waits for an outcome that is new enough. With an old answer at hand also for the word that it takes long.
+    /// What there is to hear for those who wait for a flight.
+    fn of(&self, flight: u64, has_old: bool) -> Option<Heard> {
+        match (&self.answer, &self.error) {
+            (Some(answer), _) if self.answered >= flight => Some(Heard::Answer(Arc::clone(answer))),
+            (_, Some(error)) if self.failed >= flight => Some(Heard::Failed(Arc::clone(error))),
+            _ => (has_old && self.late >= flight).then_some(Heard::Late),
+        }
+    }
+}
+
+impl Waiter {
+    /// The flight that it waits for, if that will start only when one under way has ended.
+    pub(crate) fn queued(&self) -> Option<u64> {
+        self.queued.then_some(self.flight)
+    }
+
+    /// Waits for the end of its flight. With an old answer at hand also for the word that it takes long.
     pub(crate) async fn wait(mut self, has_old: bool) -> Heard {
-        let (need, seen) = (self.need, self.seen);
-        let is_enough = |news: &News| news.landed > seen && news.generation >= need;
-        let news = self.news.wait_for(|news| is_enough(news) || (has_old && news.late > need));
-        match news.await {
-            Ok(news) => match &news.outcome {
-                Some(Ok(snapshot)) if is_enough(&news) => Heard::Answer(Arc::clone(snapshot)),
-                Some(Err(error)) if is_enough(&news) => Heard::Failed(Arc::clone(error)),
-                _ => Heard::Late,
-            },
+        let flight = self.flight;
+        match self.news.wait_for(|news| news.of(flight, has_old).is_some()).await {
+            Ok(news) => news.of(flight, has_old).unwrap_or(Heard::Gone),
             Err(_) => Heard::Gone,
         }
     }

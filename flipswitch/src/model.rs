@@ -244,7 +244,7 @@ impl World {
             Op::Late(number) => {
                 if let Some(position) = pick(&self.underway, number) {
                     let flight = &self.underway[position].flight;
-                    self.flights.late(&flight.context, flight.generation);
+                    self.flights.late(&flight.context, flight.id);
                 }
             }
             Op::Change => {

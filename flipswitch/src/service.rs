@@ -183,8 +183,8 @@ impl Service {
             Joined::Known(snapshot) => return Flags::fresh(snapshot),
             Joined::Wait(waiter, None) => {
                 self.counters.coalesced.count();
-                if waiter.is_queued() {
-                    self.time(context.clone(), tick.generation);
+                if let Some(flight) = waiter.queued() {
+                    self.time(context.clone(), flight);
                 }
                 waiter
             }
@@ -228,11 +228,11 @@ impl Service {
     }
 
     /// Keeps the time for a reader whose request has not even started.
-    fn time(self: &Arc<Self>, context: CanonicalContext, generation: u64) {
+    fn time(self: &Arc<Self>, context: CanonicalContext, flight: u64) {
         let service = Arc::clone(self);
         drop(self.home.spawn(async move {
             tokio::time::sleep(service.max_wait).await;
-            service.flights.late(&context, generation);
+            service.flights.late(&context, flight);
         }));
     }
 

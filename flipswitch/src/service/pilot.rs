@@ -168,7 +168,7 @@ impl Service {
             biased;
             outcome = &mut request => outcome,
             () = tokio::time::sleep(self.max_wait) => {
-                self.flights.late(&flight.context, flight.generation);
+                self.flights.late(&flight.context, flight.id);
                 request.await
             }
         }
