@@ -297,3 +297,42 @@ async fn a_change_during_a_request_makes_its_answer_old() {
     released.add_permits(1);
     assert_eq!(in_time(fourth).await.unwrap(), 4);
 }
+
+/// A service whose stream is open and says nothing.
+async fn quiet() -> Scripted {
+    let events = broadcast::channel(1).0;
+    Scripted::start(move |request, _| match request.method.as_str() {
+        "GET" => Reply::Events(events.clone()),
+        _ => Reply::json(json!({"flags": [{"key": "on", "value": true}]})),
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_stream_without_a_byte_is_broken_after_the_idle_time() {
+    let service = quiet().await;
+    let provider = FlipswitchProvider::builder("key")
+        .base_url(service.url())
+        .idle_timeout(Duration::from_millis(20))
+        .build()
+        .unwrap();
+    provider.ready(support::PATIENCE).await.unwrap();
+    eventually(async || service.received().iter().filter(|request| request.method == "GET").count() > 1).await;
+}
+
+#[tokio::test]
+async fn while_the_stream_is_open_answers_age_by_their_own_time() {
+    let service = quiet().await;
+    let provider = FlipswitchProvider::builder("key")
+        .base_url(service.url())
+        .cache_ttl(Duration::from_millis(1))
+        .polling_interval(Duration::from_secs(3_600))
+        .build()
+        .unwrap();
+    // More often than the one opening of the stream, which counts as a change, would explain.
+    eventually(async || {
+        in_time(provider.flags(&user("u"))).await;
+        service.received().iter().filter(|request| request.body.contains("\"u\"")).count() > 3
+    })
+    .await;
+}

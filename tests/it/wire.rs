@@ -231,6 +231,12 @@ fn provider(service: &Scripted) -> FlipswitchProvider {
     FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false).build().unwrap()
 }
 
+/// A provider for which every answer is old at once, so that every evaluation asks.
+fn forgetful(service: &Scripted) -> FlipswitchProvider {
+    let builder = FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false);
+    builder.polling_interval(Duration::from_millis(1)).build().unwrap()
+}
+
 impl Reads {
     /// What `Flags` gives: the default wherever there is an error.
     fn with_defaults(self) -> Self {
@@ -397,13 +403,7 @@ async fn a_tag_is_sent_back_byte_for_byte_for_its_own_context_only() {
             None => value(json!(request.body.contains("alice"))).with("etag", tag),
         })
         .await;
-        let provider = FlipswitchProvider::builder("key")
-            .base_url(service.url())
-            .enable_realtime(false)
-            // Old at once: every evaluation asks.
-            .polling_interval(Duration::from_millis(1))
-            .build()
-            .unwrap();
+        let provider = forgetful(&service);
         crate::support::eventually(async || {
             assert!(provider.flags(&user("alice")).await.bool("f", false), "{tag}");
             assert!(!provider.flags(&user("bob")).await.bool("f", true), "{tag}: nobody gets another's answer");
@@ -453,12 +453,7 @@ async fn unchanged_is_no_answer_where_no_tag_was_sent() {
             }
         })
         .await;
-        let provider = FlipswitchProvider::builder("key")
-            .base_url(service.url())
-            .enable_realtime(false)
-            .polling_interval(Duration::from_millis(1))
-            .build()
-            .unwrap();
+        let provider = forgetful(&service);
         assert!(in_time(provider.flags(&user("u"))).await.bool("f", false));
         crate::support::eventually(async || {
             let flags = in_time(provider.flags(&user("u"))).await;
