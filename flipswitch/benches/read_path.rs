@@ -26,6 +26,10 @@ use tokio::runtime::Runtime;
 const FLAGS: usize = 100;
 const KEY: &str = "flag-50";
 
+flipswitch::flags! {
+    Declared: bool = "flag-50", default false;
+}
+
 /// Keeps the service running while it is measured.
 struct World {
     runtime: Runtime,
@@ -84,6 +88,7 @@ fn flags(criterion: &mut Criterion) {
             black_box(flags.string(black_box("text"), ""));
         });
     });
+    group.bench_function("typed", |bencher| bencher.iter(|| black_box(&flags).get(Declared)));
     group.bench_function("bool_two_threads", |bencher| {
         on_two_threads(bencher, || {
             black_box(flags.bool(black_box(KEY), false));

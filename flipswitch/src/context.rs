@@ -12,16 +12,13 @@ use serde_json::{Map, Value as Json};
 use smallvec::SmallVec;
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
-use crate::Error;
+use crate::{Error, buffer::Buffer};
 
 /// How OFREP spells the targeting key among the other fields.
 const TARGETING_KEY: &str = "targetingKey";
 
 /// Structures nested deeper than this are refused: services refuse them as well, most at 128.
 const MAX_DEPTH: usize = 64;
-
-/// Room for the canonical form of most contexts, without an allocation.
-pub(crate) type Buffer = SmallVec<[u8; 512]>;
 
 /// A context of more bytes than this is a mistake: it would take as much memory for as long as it is known.
 const MAX_BYTES: usize = 64 << 10;
@@ -35,26 +32,26 @@ const MAX_BYTES: usize = 64 << 10;
 /// 64 KiB.
 pub(crate) fn write(context: &EvaluationContext, body: &mut Buffer) -> Result<(), Error> {
     let EvaluationContext { targeting_key, custom_fields } = context;
-    body.extend_from_slice(br#"{"context":{"#);
-    let mut comma = Comma::default();
+    body.extend(br#"{"context":{"#);
     if let Some(key) = targeting_key {
-        comma.before(body);
-        body.extend_from_slice(br#""targetingKey":"#);
+        body.extend(br#""targetingKey":"#);
         string(key, body);
+        body.push(b',');
     }
-    for (name, value) in sorted(custom_fields) {
+    let mut fields = Fields::new();
+    for &(name, value) in sorted(custom_fields, &mut fields) {
         if name == TARGETING_KEY {
             return Err(Error::InvalidContext(
                 "the custom field \"targetingKey\" would take the place of the targeting key; set the targeting key itself"
                     .to_owned(),
             ));
         }
-        comma.before(body);
-        string(name, body);
-        body.push(b':');
+        self::name(name, body);
         field(name, value, body)?;
+        body.push(b',');
     }
-    body.extend_from_slice(b"}}");
+    close(b'}', body);
+    body.push(b'}');
     if body.len() <= MAX_BYTES {
         Ok(())
     } else {
@@ -202,15 +199,14 @@ fn map<'a, V: 'a>(
     depth: usize,
     body: &mut Buffer,
 ) -> Result<(), Error> {
-    let mut comma = Comma::default();
     body.push(b'{');
-    for (key, value) in sorted(fields) {
-        comma.before(body);
-        string(key, body);
-        body.push(b':');
+    let mut room = Fields::new();
+    for &(key, value) in sorted(fields, &mut room) {
+        self::name(key, body);
         nested(name, node(value), depth + 1, body)?;
+        body.push(b',');
     }
-    body.push(b'}');
+    close(b'}', body);
     Ok(())
 }
 
@@ -221,43 +217,70 @@ fn list<'a, V>(
     depth: usize,
     body: &mut Buffer,
 ) -> Result<(), Error> {
-    let mut comma = Comma::default();
     body.push(b'[');
     for value in values {
-        comma.before(body);
         nested(name, node(value), depth + 1, body)?;
+        body.push(b',');
     }
-    body.push(b']');
+    close(b']', body);
     Ok(())
 }
 
-/// Writes the commas of a list.
-#[derive(Default)]
-struct Comma(bool);
-
-impl Comma {
-    fn before(&mut self, body: &mut Buffer) {
-        if std::mem::replace(&mut self.0, true) {
-            body.push(b',');
-        }
+/// Ends a list or an object, each of whose elements wrote a comma after itself.
+fn close(bracket: u8, body: &mut Buffer) {
+    match body.last_mut() {
+        Some(comma @ b',') => *comma = bracket,
+        _ => body.push(bracket),
     }
 }
 
-/// Writes a string. Written by hand, as all that is around it: this is done for every evaluation, and most strings need
-/// no escape.
+/// Writes the name of a field, and the colon.
+fn name(text: &str, body: &mut Buffer) {
+    quoted(text, *b"\":", body);
+}
+
 fn string(text: &str, body: &mut Buffer) {
-    let needs_escape = |byte: &u8| *byte < 0x20 || *byte == b'"' || *byte == b'\\';
-    if text.as_bytes().iter().any(needs_escape) {
-        scalar(text, body);
+    quoted(text, *b"\"", body);
+}
+
+/// Writes a string in quotes, and what comes after; `end` begins with the closing quote. Written by hand, as all that is
+/// around it: this is done for every evaluation, and most strings need no escape.
+fn quoted<const N: usize>(text: &str, end: [u8; N], body: &mut Buffer) {
+    if is_plain(text.as_bytes()) {
+        body.put([b'"'], text.as_bytes(), end);
     } else {
-        body.push(b'"');
-        body.extend_from_slice(text.as_bytes());
-        body.push(b'"');
+        scalar(text, body);
+        body.extend(&end[1..]);
     }
+}
+
+/// Whether a string goes into JSON as it is: without quotes, backslashes and control characters. Eight bytes at a time,
+/// of which the last ones may be looked at twice.
+fn is_plain(text: &[u8]) -> bool {
+    if let Some(last) = text.last_chunk::<8>() {
+        let word = |chunk: &[u8]| chunk.try_into().map_or(0, u64::from_ne_bytes);
+        text.chunks_exact(8).fold(specials(word(last)), |found, chunk| found | specials(word(chunk))) == 0
+    } else if let (Some(first), Some(last)) = (text.first_chunk::<4>(), text.last_chunk::<4>()) {
+        let [first, last] = [first, last].map(|chunk| u64::from(u32::from_ne_bytes(*chunk)));
+        specials(first << 32 | last) == 0
+    } else {
+        !text.iter().any(|byte| matches!(byte, 0..0x20 | b'"' | b'\\'))
+    }
+}
+
+/// Zero if none of eight bytes needs an escape in JSON.
+const fn specials(word: u64) -> u64 {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGHS: u64 = ONES << 7;
+    /// Zero if no byte of the word is below a limit of at most 128.
+    const fn below(limit: u8, word: u64) -> u64 {
+        word.wrapping_sub(ONES * limit as u64) & !word & HIGHS
+    }
+    below(b' ', word) | below(1, word ^ (ONES * b'"' as u64)) | below(1, word ^ (ONES * b'\\' as u64))
 }
 
 fn boolean(value: bool, body: &mut Buffer) {
-    body.extend_from_slice(if value { b"true" } else { b"false" });
+    body.extend(if value { b"true" } else { b"false" });
 }
 
 /// Writes a value that serialises without fail: a string, a number, null.
@@ -266,12 +289,18 @@ fn scalar(value: &(impl Serialize + ?Sized), body: &mut Buffer) {
     let _ = serde_json::to_writer(body, value);
 }
 
-/// Fields by name. Sorted here even where the map is: with serde_json's `preserve_order`, which any crate of an
-/// application may switch on, objects keep the order of insertion.
-fn sorted<'a, V: 'a>(fields: impl IntoIterator<Item = (&'a String, &'a V)>) -> SmallVec<[(&'a str, &'a V); 16]> {
-    let mut fields: SmallVec<[_; 16]> = fields.into_iter().map(|(name, value)| (name.as_str(), value)).collect();
-    fields.sort_unstable_by_key(|(name, _)| *name);
-    fields
+/// Room for the fields of most contexts, without an allocation.
+type Fields<'a, V> = SmallVec<[(&'a str, &'a V); 16]>;
+
+/// Fields by name, in the room given. Sorted here even where the map is: with serde_json's `preserve_order`, which any
+/// crate of an application may switch on, objects keep the order of insertion.
+fn sorted<'r, 'a, V: 'a>(
+    fields: impl IntoIterator<Item = (&'a String, &'a V)>,
+    room: &'r mut Fields<'a, V>,
+) -> &'r [(&'a str, &'a V)] {
+    room.extend(fields.into_iter().map(|(name, value)| (name.as_str(), value)));
+    room.sort_unstable_by_key(|(name, _)| *name);
+    room
 }
 
 fn float(name: &str, value: f64, body: &mut Buffer) -> Result<(), Error> {
@@ -314,7 +343,7 @@ mod tests {
     }
 
     fn field(value: impl Into<EvaluationContextFieldValue>) -> EvaluationContext {
-        EvaluationContext::default().with_custom_field("f", value)
+        EvaluationContext::default().with_custom_field("z", value)
     }
 
     #[test]
@@ -340,6 +369,23 @@ mod tests {
     }
 
     #[test]
+    fn strings_are_escaped_wherever_it_is_needed() {
+        for length in 0..20 {
+            for position in 0..length {
+                for special in (0..0x80_u8).chain([0xc3]) {
+                    let mut text = vec![b'x'; length];
+                    text[position] = special;
+                    let text = String::from_utf8_lossy(&text);
+                    let expected =
+                        json!({"context": {"targetingKey": text, "z": {&*text: [text, {}, []]}}}).to_string();
+                    let context = field(Arc::new(json!({&*text: [text, {}, []]}))).with_targeting_key(text);
+                    assert_eq!(body(&context), expected);
+                }
+            }
+        }
+    }
+
+    #[test]
     fn what_cannot_be_sent_is_refused_by_name() {
         struct Opaque;
         let mut deep = json!(0);
@@ -347,13 +393,13 @@ mod tests {
             deep = json!([deep]);
         }
         let cases = [
-            (field(f64::NAN), "\"f\" holds NaN"),
-            (field(f64::NEG_INFINITY), "\"f\" holds -inf"),
-            (field(Arc::new(StructValue::default().with_field("a", f64::INFINITY))), "\"f\" holds inf"),
-            (field(Arc::new(Opaque)), "\"f\" holds a structure of a type that cannot be sent"),
-            (field(Arc::new(deep)), "\"f\" is nested more than 64 deep"),
+            (field(f64::NAN), "\"z\" holds NaN"),
+            (field(f64::NEG_INFINITY), "\"z\" holds -inf"),
+            (field(Arc::new(StructValue::default().with_field("a", f64::INFINITY))), "\"z\" holds inf"),
+            (field(Arc::new(Opaque)), "\"z\" holds a structure of a type that cannot be sent"),
+            (field(Arc::new(deep)), "\"z\" is nested more than 64 deep"),
             (field("x".repeat(70_000)), "bytes, and at most 65536 are sent"),
-            (field(datetime!(-0044-03-15 0:00 UTC)), "\"f\" holds the date"),
+            (field(datetime!(-0044-03-15 0:00 UTC)), "\"z\" holds the date"),
             (
                 EvaluationContext::default().with_custom_field("targetingKey", "x"),
                 "\"targetingKey\" would take the place of the targeting key",

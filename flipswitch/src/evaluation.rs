@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
 use crate::{FlagError, ofrep};
@@ -121,6 +121,15 @@ impl FlagEvaluation {
             (FlagType::Integer, Some(number)) => number.to_string(),
             _ => self.value.to_string(),
         }
+    }
+
+    /// Reads the value as a type of the caller's. A whole number is one however it was sent, as for
+    /// [`as_i64`](Self::as_i64).
+    pub(crate) fn read_as<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
+        T::deserialize(&self.value).or_else(|error| match self.as_i64() {
+            Some(whole) if self.value.is_f64() => T::deserialize(Value::from(whole)),
+            _ => Err(error),
+        })
     }
 
     /// The error of reading the value as `expected`: there is none, or it has another type.

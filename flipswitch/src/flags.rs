@@ -7,7 +7,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::{
-    Error, FlagError, FlagEvaluation, FlagType, answer::Answer, cache::Snapshot, context::CanonicalContext, ofrep,
+    Error, FlagDef, FlagError, FlagEvaluation, FlagType, answer::Answer, cache::Snapshot, context::CanonicalContext,
+    ofrep,
 };
 
 /// All flags of one context, from one answer of the service.
@@ -116,20 +117,13 @@ impl Flags {
     /// Returns the flag `key` as anything that its JSON value can be read as, or `default`.
     #[must_use]
     pub fn object<T: DeserializeOwned>(&self, key: &str, default: T) -> T {
-        self.read(key, FlagType::Object, |flag| {
-            if flag.value.is_null() {
-                return None;
-            }
-            match T::deserialize(&flag.value) {
-                Ok(value) => Some(value),
-                Err(error) => {
-                    let error = ofrep::printable(&error.to_string());
-                    tracing::debug!(target: "flipswitch", key, error, "the flag's value cannot be read as asked for");
-                    None
-                }
-            }
-        })
-        .unwrap_or(default)
+        self.read_as(key).unwrap_or(default)
+    }
+
+    /// Returns a flag that was declared with [`flags!`](crate::flags), or its default.
+    #[must_use]
+    pub fn get<F: FlagDef>(&self, _: F) -> F::Value {
+        self.read_as(F::KEY).unwrap_or_else(F::default_value)
     }
 
     /// Returns everything that is known about the flag `key`.
@@ -223,6 +217,17 @@ impl Flags {
             tracing::debug!(target: "flipswitch", key, %error, "the default is used");
             error
         })
+    }
+
+    /// Reads a flag as anything, if it has a value.
+    fn read_as<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
+        let flag = self.evaluation(key).ok().filter(|flag| !flag.value.is_null())?;
+        flag.read_as()
+            .inspect_err(|error| {
+                let error = ofrep::printable(&error.to_string());
+                tracing::debug!(target: "flipswitch", key, error, "not of the type asked for; the default is used");
+            })
+            .ok()
     }
 }
 

@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod answer;
+mod buffer;
 mod builder;
 mod cache;
 mod context;
@@ -25,6 +26,7 @@ mod slots;
 mod stats;
 mod stream;
 mod transport;
+mod typed;
 
 pub use open_feature;
 pub use reqwest;
@@ -39,4 +41,5 @@ pub use crate::{
     provider::FlipswitchProvider,
     request::{IntoContext, RequestScope},
     stats::Stats,
+    typed::FlagDef,
 };

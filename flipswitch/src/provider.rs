@@ -19,8 +19,9 @@ use serde_json::Value;
 use crate::{
     ConfigError, Error, FlagEvaluation, FlagType, Flags, FlipswitchProviderBuilder, ReadyError, Stats,
     answer::Answer,
+    buffer::Buffer,
     builder::Settings,
-    cache::Snapshot,
+    cache::{Snapshot, Tick},
     context::{self, CanonicalContext},
     error::Chain,
     resolution,
@@ -164,23 +165,33 @@ impl FlipswitchProvider {
     /// Returns all flags for a context. Never fails: without an answer of the service the flags hold the
     /// [bootstrap](FlipswitchProviderBuilder::bootstrap) values, or none, and [`Flags::error`] tells why.
     pub async fn flags(&self, context: &EvaluationContext) -> Flags {
-        let mut canonical = context::Buffer::new();
-        if let Err(error) = context::write(context, &mut canonical) {
-            return Flags::refused(error, context.clone());
+        match self.known(context) {
+            Ok(flags) => flags,
+            // In a box, since this is seldom needed, and its future is large.
+            Err((context, tick, service)) => {
+                self.handle.start();
+                Box::pin(service.flags(context, tick)).await
+            }
         }
-        let service = match &self.handle.source {
-            Source::Service(service) => service,
+    }
+
+    /// Returns what memory has for a context, or the service that is to be asked. Apart, since the context is written on
+    /// the stack, which a future would take along.
+    fn known(&self, context: &EvaluationContext) -> Result<Flags, (CanonicalContext, Tick, &Arc<Service>)> {
+        let mut canonical = Buffer::new();
+        if let Err(error) = context::write(context, &mut canonical) {
+            return Ok(Flags::refused(error, context.clone()));
+        }
+        match &self.handle.source {
+            Source::Service(service) => {
+                let tick = service.clock().now();
+                service.known(&canonical, tick).ok_or_else(|| (CanonicalContext::from_bytes(&canonical), tick, service))
+            }
             Source::Memory(answer) => {
                 let context = CanonicalContext::from_bytes(&canonical);
-                return Flags::fresh(Arc::new(Snapshot::timeless(context, Arc::clone(answer))));
+                Ok(Flags::fresh(Arc::new(Snapshot::timeless(context, Arc::clone(answer)))))
             }
-        };
-        let tick = service.clock().now();
-        if let Some(flags) = service.known(&canonical, tick) {
-            return flags;
         }
-        self.handle.start();
-        service.flags(CanonicalContext::from_bytes(&canonical), tick).await
     }
 
     /// Returns all evaluated flags for a context, sorted by key.
