@@ -10,12 +10,23 @@ use serde_json::{Map, Value};
 
 use crate::{FlagError, FlagEvaluation, FlagType};
 
+/// What an answer takes besides its items, those of it that no other has: itself, and its entry with the interner.
+const ANSWER_OVERHEAD: usize = 112;
+
+/// What an item takes besides itself and its texts: what an allocator adds to them, and its entry with the interner.
+const ITEM_OVERHEAD: usize = 160;
+
+/// A node of a JSON object's tree, which has room for eleven fields.
+const NODE: usize = 640;
+
 /// All flags of one context. Immutable: readers share it.
 #[derive(Debug, Default)]
 pub(crate) struct Answer {
     keys: Arc<Keys>,
     /// In the order of the keys.
     items: Box<[Arc<Item>]>,
+    /// Memory that only this answer needed when it was made, about.
+    bytes: usize,
 }
 
 /// The keys of an answer, sorted.
@@ -45,12 +56,15 @@ impl Answer {
     pub(crate) fn new(items: Vec<Arc<Item>>) -> Self {
         let items = sorted(items);
         let keys = Arc::new(Keys::of(&items));
-        Self { keys, items }
+        Self::with_keys(items, keys)
     }
 
     /// Takes sorted items and their keys.
     pub(crate) fn with_keys(items: Box<[Arc<Item>]>, keys: Arc<Keys>) -> Self {
-        Self { keys, items }
+        let own = items.iter().filter(|item| Arc::strong_count(item) == 1).map(|item| item.bytes());
+        let keys_bytes = if Arc::strong_count(&keys) == 1 { keys.bytes() } else { 0 };
+        let bytes = ANSWER_OVERHEAD + size_of_val(&*items) + own.sum::<usize>() + keys_bytes;
+        Self { keys, items, bytes }
     }
 
     /// Takes plain values, as an operator writes them.
@@ -72,6 +86,11 @@ impl Answer {
     #[cfg(test)]
     pub(crate) fn keys(&self) -> &Arc<Keys> {
         &self.keys
+    }
+
+    /// Memory that only this answer needed when it was made, about: what it shares with others is theirs.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub(crate) fn items(&self) -> &[Arc<Item>] {
@@ -98,10 +117,43 @@ impl Answer {
     }
 }
 
+impl Item {
+    /// Its memory, and that of its text with the interner, about.
+    fn bytes(&self) -> usize {
+        let outcome = match &self.outcome {
+            Outcome::Evaluated(flag) => {
+                let texts = flag.key.len() + flag.reason.len() + flag.variant.as_ref().map_or(0, String::len);
+                2 * texts + 2 * heap(&flag.value) + object(&flag.metadata)
+            }
+            Outcome::Failed { code, details } => code.len() + details.as_ref().map_or(0, String::len),
+        };
+        size_of::<Self>() + ITEM_OVERHEAD + self.key.len() + outcome
+    }
+}
+
+/// What a JSON value holds on the heap, about.
+fn heap(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 0,
+        Value::String(text) => text.len(),
+        Value::Array(values) => values.iter().map(|value| size_of::<Value>() + heap(value)).sum(),
+        Value::Object(fields) => object(fields),
+    }
+}
+
+fn object(fields: &Map<String, Value>) -> usize {
+    fields.len().div_ceil(8) * NODE + fields.iter().map(|(name, value)| name.len() + heap(value)).sum::<usize>()
+}
+
 impl Keys {
     pub(crate) fn of(items: &[Arc<Item>]) -> Self {
         let position = items.iter().enumerate().map(|(position, item)| (item.key.as_str().into(), position));
         Self { position: position.collect() }
+    }
+
+    /// Their memory, about.
+    fn bytes(&self) -> usize {
+        self.position.keys().map(|key| key.len() + 48).sum()
     }
 
     /// Whether they are the keys of these items.

@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use quick_cache::{
@@ -14,23 +14,7 @@ use quick_cache::{
     sync::{Cache as Entries, DefaultLifecycle},
 };
 
-use crate::{answer::Answer, context::CanonicalContext};
-
-/// What an entry takes besides its context, its tag and its answer.
-const OVERHEAD: usize = 192;
-
-/// One answer, and what is known about it. Replaced whole, never changed.
-#[derive(Debug)]
-pub(crate) struct Snapshot {
-    pub(crate) context: CanonicalContext,
-    pub(crate) answer: Arc<Answer>,
-    /// The generation read before the request was sent.
-    pub(crate) generation: u64,
-    /// When the request was sent that brought the answer, or confirmed it.
-    pub(crate) sent_at: Instant,
-    /// The service's tag for the answer, byte for byte.
-    pub(crate) etag: Option<Box<[u8]>>,
-}
+use crate::snapshot::{Ages, ByContext, OVERHEAD, Snapshot};
 
 /// The generation of what is known, and whether the stream that raises it is open. Both in one word, so that "open"
 /// cannot be seen before the generation that was raised with it.
@@ -74,49 +58,9 @@ impl Clock {
     }
 }
 
-/// How old an answer may be.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ages {
-    /// Fresh, while the stream is open.
-    pub(crate) open: Duration,
-    /// Fresh, while it is not.
-    pub(crate) closed: Duration,
-    /// Served at all.
-    pub(crate) stale: Duration,
-}
-
-impl Snapshot {
-    /// An answer that never ages, of no service.
-    pub(crate) fn timeless(context: CanonicalContext, answer: Arc<Answer>) -> Self {
-        Self { context, answer, generation: u64::MAX, sent_at: Instant::now(), etag: None }
-    }
-
-    /// Whether the answer is as good as new for an evaluation that began at `tick`. More is not asked: else events
-    /// arriving without pause would keep it waiting for ever.
-    pub(crate) fn is_fresh(&self, tick: Tick, now: Instant, ages: &Ages) -> bool {
-        let age = if tick.open { ages.open } else { ages.closed };
-        self.generation >= tick.generation && now.saturating_duration_since(self.sent_at) <= age
-    }
-
-    /// Whether the answer may be handed out as a stale one.
-    pub(crate) fn may_be_served(&self, now: Instant, ages: &Ages) -> bool {
-        now.saturating_duration_since(self.sent_at) <= ages.stale
-    }
-
-    /// Whether this answer is younger than another of the same context.
-    pub(crate) fn is_newer_than(&self, other: &Self) -> bool {
-        (self.generation, self.sent_at) > (other.generation, other.sent_at)
-    }
-
-    fn bytes(&self) -> usize {
-        let etag = self.etag.as_ref().map_or(0, |etag| etag.len());
-        OVERHEAD + self.context.as_bytes().len() + etag + size_of_val(self.answer.items())
-    }
-}
-
 /// The answers that are kept: as many as were asked for, within the bytes allowed.
 pub(crate) struct Cache {
-    entries: Entries<CanonicalContext, Arc<Snapshot>, Weight, RandomState>,
+    entries: Entries<ByContext, Arc<Snapshot>, Weight, RandomState>,
     ages: Ages,
 }
 
@@ -126,8 +70,8 @@ struct Weight {
     share: u64,
 }
 
-impl Weighter<CanonicalContext, Arc<Snapshot>> for Weight {
-    fn weight(&self, _: &CanonicalContext, snapshot: &Arc<Snapshot>) -> u64 {
+impl Weighter<ByContext, Arc<Snapshot>> for Weight {
+    fn weight(&self, _: &ByContext, snapshot: &Arc<Snapshot>) -> u64 {
         self.share.max(snapshot.bytes() as u64)
     }
 }
@@ -176,9 +120,9 @@ impl Cache {
     /// Keeps an answer, unless a newer one of the context is kept. Not atomic: whoever calls it for one context must do
     /// so one at a time.
     pub(crate) fn put(&self, snapshot: &Arc<Snapshot>) {
-        let known = self.entries.peek(snapshot.context.as_bytes());
+        let known = self.entries.peek(snapshot.context());
         if known.is_none_or(|known| snapshot.is_newer_than(&known)) {
-            self.entries.insert(snapshot.context.clone(), Arc::clone(snapshot));
+            self.entries.insert(ByContext(Arc::clone(snapshot)), Arc::clone(snapshot));
         }
     }
 

@@ -7,8 +7,11 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::{
-    Error, FlagDef, FlagError, FlagEvaluation, FlagType, answer::Answer, cache::Snapshot, context::CanonicalContext,
+    Error, FlagDef, FlagError, FlagEvaluation, FlagType,
+    answer::Answer,
+    context::{self, CanonicalContext},
     ofrep,
+    snapshot::Snapshot,
 };
 
 /// All flags of one context, from one answer of the service.
@@ -152,9 +155,9 @@ impl Flags {
     #[must_use]
     pub fn context(&self) -> EvaluationContext {
         match &self.0 {
-            Source::Fresh(snapshot) | Source::Stale(snapshot, _) => snapshot.context.decode(),
+            Source::Fresh(snapshot) | Source::Stale(snapshot, _) => context::decode(snapshot.context()),
             Source::Absent(absent) => match &absent.context {
-                Subject::Canonical(context) => context.decode(),
+                Subject::Canonical(context) => context::decode(context.as_bytes()),
                 Subject::Raw(context) => context.clone(),
             },
         }
@@ -251,7 +254,7 @@ mod tests {
     fn flags(items: &Value) -> Flags {
         let body = json!({"flags": items}).to_string();
         let answer = ofrep::bulk(body.as_bytes(), &crate::intern::Interner::default()).unwrap();
-        Flags::fresh(Arc::new(Snapshot::timeless(CanonicalContext::start_up(), answer)))
+        Flags::fresh(Arc::new(Snapshot::timeless(&CanonicalContext::start_up(), answer)))
     }
 
     #[test]

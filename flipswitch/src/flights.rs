@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::{Error, cache::Snapshot, context::CanonicalContext};
+use crate::{Error, context::CanonicalContext, snapshot::Snapshot};
 
 /// The table of flights. It locks for the blink of an eye, never across an await.
 #[derive(Default)]

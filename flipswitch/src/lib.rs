@@ -23,6 +23,7 @@ mod runtime;
 mod service;
 mod signals;
 mod slots;
+mod snapshot;
 mod stats;
 mod stream;
 mod transport;

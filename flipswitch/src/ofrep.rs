@@ -38,8 +38,10 @@ struct Unreadable {
 /// and nobody else's.
 pub(crate) fn bulk(body: &[u8], interner: &Interner) -> Result<Arc<Answer>, Error> {
     let Bulk { flags } = serde_json::from_slice(body).map_err(|error| Error::json(&error))?;
-    let items = flags.into_iter().filter_map(|raw| interner.item(raw.get(), || item(raw)));
-    Ok(interner.answer(items.collect()))
+    // Of their own, and no larger than need be: they stay, and what is cut off later is hard to use again.
+    let mut items = Vec::with_capacity(flags.len());
+    items.extend(flags.into_iter().filter_map(|raw| interner.item(raw.get(), || item(raw))));
+    Ok(interner.answer(items))
 }
 
 /// Reads one item; `None` for one without a key, which OFREP has us skip.

@@ -21,12 +21,13 @@ use crate::{
     answer::Answer,
     buffer::Buffer,
     builder::Settings,
-    cache::{Snapshot, Tick},
+    cache::Tick,
     context::{self, CanonicalContext},
     error::Chain,
     resolution,
     runtime::{Home, until},
     service::{Service, Startup},
+    snapshot::Snapshot,
 };
 
 /// The OpenFeature provider for Flipswitch. A handle: a clone is the same provider.
@@ -189,7 +190,7 @@ impl FlipswitchProvider {
             }
             Source::Memory(answer) => {
                 let context = CanonicalContext::from_bytes(&canonical);
-                Ok(Flags::fresh(Arc::new(Snapshot::timeless(context, Arc::clone(answer)))))
+                Ok(Flags::fresh(Arc::new(Snapshot::timeless(&context, Arc::clone(answer)))))
             }
         }
     }

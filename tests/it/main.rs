@@ -5,6 +5,7 @@ mod scripted;
 mod support;
 
 mod cost;
+mod crowd;
 mod evaluation;
 mod frameworks;
 mod hostile;

@@ -8,10 +8,10 @@ use std::{
 use super::{Service, Startup};
 use crate::{
     Error,
-    cache::Snapshot,
     context::CanonicalContext,
     error::Chain,
     flights::Flight,
+    snapshot::Snapshot,
     transport::{Bulk, Failure},
 };
 
@@ -89,12 +89,12 @@ impl Service {
             let (sent_at, generation) = (Instant::now(), self.clock.now().generation);
             sent = Some(sent_at);
             self.counters.requests.count();
-            let etag = base.and_then(|base| base.etag.as_deref());
+            let etag = base.and_then(|base| base.etag());
             let (answer, etag) = match (self.transport.bulk(&flight.context, etag).await?, base) {
                 (Bulk::Answer { answer, etag }, _) => (answer, etag),
-                (Bulk::NotModified { etag }, Some(base)) if base.etag.is_some() => {
+                (Bulk::NotModified { etag }, Some(base)) if base.etag().is_some() => {
                     self.counters.not_modified.count();
-                    (Arc::clone(&base.answer), etag.or_else(|| base.etag.clone()))
+                    (Arc::clone(&base.answer), etag.or_else(|| base.etag().map(Box::from)))
                 }
                 // Unchanged since when? We named no answer.
                 (Bulk::NotModified { .. }, _) => {
@@ -104,7 +104,8 @@ impl Service {
             if base.is_none() {
                 self.counters.new_contexts.count();
             }
-            Ok(Arc::new(Snapshot { context: flight.context.clone(), answer, generation, sent_at, etag }))
+            let base = base.map(|base| &**base);
+            Ok(Arc::new(Snapshot::new(&flight.context, answer, etag.as_deref(), base, generation, sent_at)))
         };
         let outcome = match tokio::time::timeout(self.request_timeout, request).await {
             Ok(outcome) => outcome,

@@ -1,0 +1,213 @@
+//! Who is asked for when there are more requests than may be on the wire, and who is refused.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use flipswitch::{Error, FlipswitchProvider, FlipswitchProviderBuilder, serde_json::json};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    runtime::Handle,
+    sync::{Semaphore, broadcast},
+    task::{self, JoinSet},
+};
+
+use crate::{
+    scripted::{Received, Reply, Scripted},
+    support::{PATIENCE, eventually, in_time, user},
+};
+
+/// A user of whom a request is about.
+fn is_about(request: &Received, id: &str) -> bool {
+    request.body.contains(&format!("\"{id}\""))
+}
+
+fn asked(service: &Scripted, id: &str) -> usize {
+    service.received().iter().filter(|request| is_about(request, id)).count()
+}
+
+/// A provider that works on the test's own thread, so that its tasks have begun when the test has given way.
+fn builder(service: &Scripted) -> FlipswitchProviderBuilder {
+    FlipswitchProvider::builder("key").base_url(service.url()).request_timeout(10 * PATIENCE).runtime(Handle::current())
+}
+
+fn on() -> Reply {
+    Reply::json(json!({"flags": [{"key": "on", "value": true}]}))
+}
+
+/// Reads a user's flags until memory has them no more, and a request is waited for.
+async fn begin(reads: &mut JoinSet<()>, provider: &FlipswitchProvider, id: &'static str) {
+    eventually(async || {
+        let (provider, context) = (provider.clone(), user(id));
+        let mut read = Box::pin(async move { drop(provider.flags(&context).await) });
+        let waits = futures_util::poll!(&mut read).is_pending();
+        if waits {
+            reads.spawn(read);
+        }
+        waits
+    })
+    .await;
+    // Its request takes its place in the queue.
+    for _ in 0..10 {
+        task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn known_users_go_first() {
+    let released = Arc::new(Semaphore::new(0));
+    let service = {
+        let released = Arc::clone(&released);
+        Scripted::start(move |request, _| match is_about(request, "blocker") {
+            true => Reply::Held(Arc::clone(&released), Box::new(on())),
+            false => on(),
+        })
+        .await
+    };
+    let provider = builder(&service)
+        .enable_realtime(false)
+        .polling_interval(Duration::from_millis(1))
+        .max_concurrent_requests(1)
+        .max_wait(PATIENCE)
+        .build()
+        .unwrap();
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    assert!(in_time(provider.flags(&user("known"))).await.bool("on", false));
+    // Its answer has aged when it is asked for again.
+    eventually(async || {
+        provider.flags(&user("known")).await;
+        asked(&service, "known") > 1
+    })
+    .await;
+    let mut reads = JoinSet::new();
+    begin(&mut reads, &provider, "blocker").await;
+    eventually(async || asked(&service, "blocker") == 1).await;
+    let before = service.received().len();
+    for id in ["new-1", "new-2"] {
+        begin(&mut reads, &provider, id).await;
+    }
+    begin(&mut reads, &provider, "known").await;
+    released.add_permits(1);
+    while let Some(read) = in_time(reads.join_next()).await {
+        read.unwrap();
+    }
+    let order: Vec<_> = service.received().split_off(before).into_iter().map(|request| request.body).collect();
+    assert!(order[0].contains("known"), "{order:?}");
+    assert!(order[1].contains("new-1") && order[2].contains("new-2"), "{order:?}");
+}
+
+#[tokio::test]
+async fn who_waits_while_the_service_fails_does_not_try_for_itself() {
+    let released = Arc::new(Semaphore::new(0));
+    let service = {
+        let released = Arc::clone(&released);
+        Scripted::start(move |request, _| match is_about(request, "_init_") {
+            true => on(),
+            false => Reply::Held(Arc::clone(&released), Box::new(Reply::status(503, "down"))),
+        })
+        .await
+    };
+    let provider = builder(&service).enable_realtime(false).max_concurrent_requests(1).build().unwrap();
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    let mut reads = JoinSet::new();
+    begin(&mut reads, &provider, "first").await;
+    eventually(async || asked(&service, "first") == 1).await;
+    for id in ["second", "third", "fourth"] {
+        begin(&mut reads, &provider, id).await;
+    }
+    released.add_permits(1);
+    while let Some(read) = in_time(reads.join_next()).await {
+        read.unwrap();
+    }
+    let tried: usize = ["second", "third", "fourth"].map(|id| asked(&service, id)).iter().sum();
+    assert_eq!(tried, 0, "the service has just failed");
+}
+
+#[tokio::test]
+async fn a_refused_user_is_asked_for_again_after_a_change() {
+    const CHANGE: &str = "event: flag-updated\ndata: {\"flagKey\":\"f\"}\n\n";
+    let (mended, events) = (Arc::new(AtomicBool::new(false)), broadcast::channel(16).0);
+    let service = {
+        let (mended, events) = (Arc::clone(&mended), events.clone());
+        Scripted::start(move |request, _| match request.method.as_str() {
+            "GET" => Reply::Events(events.clone()),
+            _ if is_about(request, "odd") && !mended.load(Ordering::Relaxed) => {
+                Reply::status(400, json!({"errorCode": "INVALID_CONTEXT", "errorDetails": "odd"}))
+            }
+            _ => on(),
+        })
+        .await
+    };
+    let provider = builder(&service).build().unwrap();
+    // Refused again and again, until the pause for this user alone is a long one: each change lets it be asked for.
+    eventually(async || {
+        events.send(CHANGE).ok();
+        let flags = provider.flags(&user("odd")).await;
+        assert!(matches!(flags.error(), Some(Error::Evaluation { .. })), "{flags:?}");
+        asked(&service, "odd") > 8
+    })
+    .await;
+    mended.store(true, Ordering::Relaxed);
+    let refusals = asked(&service, "odd");
+    // Others are well meanwhile, and without a change nothing is tried.
+    for _ in 0..100 {
+        assert!(in_time(provider.flags(&user("other"))).await.bool("on", false));
+    }
+    assert!(asked(&service, "odd") <= refusals + 1);
+    let began = std::time::Instant::now();
+    eventually(async || {
+        events.send(CHANGE).ok();
+        provider.flags(&user("odd")).await.bool("on", false)
+    })
+    .await;
+    assert!(began.elapsed() < Duration::from_secs(10), "the pause was waited for: {:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn the_bytes_of_contexts_and_answers_are_bounded() {
+    const LIMIT: usize = 4 << 20;
+    /// Large contexts, and large values that nobody else has.
+    const LARGE: usize = 50_000;
+    let service = Scripted::start(|request, before| {
+        let own = if request.body.contains("by-value") { format!("{before:0>LARGE$}") } else { String::new() };
+        Reply::json(json!({"flags": [{"key": "own", "value": own}]}))
+    })
+    .await;
+    let provider = builder(&service).enable_realtime(false).cache_bytes(LIMIT).build().unwrap();
+    let by_context = |id: usize| user(&id.to_string()).with_custom_field("large", "x".repeat(LARGE));
+    let by_value = |id: usize| user(&format!("by-value {id}"));
+    for id in 0..200 {
+        in_time(provider.flags(&by_context(id))).await;
+        in_time(provider.flags(&by_value(id))).await;
+        let stats = provider.stats();
+        assert!(stats.bytes <= LIMIT as u64, "{stats:?}");
+        assert!(stats.contexts <= (LIMIT / LARGE) as u64 + 1, "{stats:?}");
+    }
+    assert!(provider.stats().contexts > (LIMIT / LARGE / 8) as u64, "{:?}", provider.stats());
+}
+
+#[tokio::test]
+async fn a_service_that_does_not_take_the_connection_is_given_up_after_connect_timeout() {
+    // Nobody accepts, and those who queue for it are as many as may.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut queued = Vec::new();
+    while let Ok(connection) = tokio::time::timeout(Duration::from_millis(300), TcpStream::connect(address)).await {
+        queued.push(connection.unwrap());
+    }
+    let provider = FlipswitchProvider::builder("key")
+        .base_url(format!("http://{address}"))
+        .enable_realtime(false)
+        .connect_timeout(Duration::from_millis(50))
+        .request_timeout(10 * PATIENCE)
+        .build()
+        .unwrap();
+    let flags = in_time(provider.flags(&user("u"))).await;
+    assert!(flags.error().is_some(), "{flags:?}");
+}
