@@ -43,7 +43,7 @@ pub(crate) struct Item {
 }
 
 /// What the service made of one flag.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) enum Outcome {
     /// A value, or the word that there is none.
     Evaluated(FlagEvaluation),
@@ -97,15 +97,28 @@ impl Answer {
         &self.items
     }
 
+    fn item(&self, key: &str) -> Option<&Arc<Item>> {
+        self.items.get(*self.keys.position.get(key)?)
+    }
+
     /// Finds a flag by its key.
     pub(crate) fn get(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
-        let item = self.keys.position.get(key).and_then(|position| self.items.get(*position));
-        match &item.ok_or(FlagError::NotFound)?.outcome {
+        match &self.item(key).ok_or(FlagError::NotFound)?.outcome {
             Outcome::Evaluated(flag) => Ok(flag),
             Outcome::Failed { code, details } => {
                 Err(FlagError::Evaluation { code: code.clone(), details: details.clone() })
             }
         }
+    }
+
+    /// The keys of flags that another answer has otherwise, or only one of both has.
+    pub(crate) fn changed_keys(&self, other: &Self) -> Vec<String> {
+        let differs = |item: &Arc<Item>, other: Option<&Arc<Item>>| {
+            other.is_none_or(|other| !Arc::ptr_eq(item, other) && item.outcome != other.outcome)
+        };
+        let changed = self.items.iter().filter(|item| differs(item, other.item(&item.key)));
+        let new = other.items.iter().filter(|item| self.item(&item.key).is_none());
+        changed.chain(new).map(|item| item.key.clone()).collect()
     }
 
     /// All evaluated flags, by key. Those that the service could not evaluate have no value to show.

@@ -73,6 +73,8 @@ pub(crate) struct Settings {
     pub(crate) runtime: Option<Handle>,
     pub(crate) enable_realtime: bool,
     pub(crate) polling_interval: Duration,
+    pub(crate) enable_polling_fallback: bool,
+    pub(crate) max_sse_retries: u32,
     pub(crate) idle_timeout: Duration,
     pub(crate) max_wait: Duration,
     pub(crate) cache_capacity: usize,
@@ -177,26 +179,32 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets whether changes are followed as they happen. Default: true.
+    /// Sets whether changes are followed as they happen, over the service's event stream. Default: true. Without it the
+    /// service is polled, unless [polling](Self::enable_polling_fallback) is switched off as well.
     pub fn enable_realtime(mut self, enable_realtime: bool) -> Self {
         self.enable_realtime = enable_realtime;
         self
     }
 
-    /// Sets whether the service is polled while the stream of changes is away. Default: true. There is no polling yet.
+    /// Sets whether the service is polled while the stream of changes is away, or where it is not followed. Default: true.
+    ///
+    /// A poll asks for the context of the start-up check, with the tag of its last answer, and tells listeners which of
+    /// its flags changed. Other contexts are asked for at their next use, once their answer is older than the
+    /// [polling interval](Self::polling_interval). Without the stream and without polling nothing is asked for in the
+    /// background, and answers live for [`cache_ttl`](Self::cache_ttl).
     pub fn enable_polling_fallback(mut self, enable_polling_fallback: bool) -> Self {
         self.enable_polling_fallback = enable_polling_fallback;
         self
     }
 
-    /// Sets the time between two polls, and how old an answer may grow while the stream is away. Default: 30 s.
+    /// Sets the time between two polls, give or take a tenth, and how old an answer may grow while the stream is away. Default: 30 s.
     pub fn polling_interval(mut self, polling_interval: Duration) -> Self {
         self.polling_interval = polling_interval;
         self
     }
 
     /// Sets after how many failures of the stream in a row polling begins; the stream goes on trying. Default: 5, at
-    /// least 1. There is no polling yet.
+    /// least 1.
     pub fn max_sse_retries(mut self, max_sse_retries: u32) -> Self {
         self.max_sse_retries = max_sse_retries;
         self
@@ -250,7 +258,7 @@ impl FlipswitchProviderBuilder {
         FlipswitchProvider::with_settings(self.validate()?)
     }
 
-    fn validate(self) -> Result<Settings, ConfigError> {
+    pub(crate) fn validate(self) -> Result<Settings, ConfigError> {
         number("max_sse_retries", self.max_sse_retries as usize, 1..=1_000_000)?;
         Ok(Settings {
             api_key: ApiKey::new(&self.api_key)?,
@@ -264,6 +272,8 @@ impl FlipswitchProviderBuilder {
             runtime: self.runtime,
             enable_realtime: self.enable_realtime,
             polling_interval: duration("polling_interval", self.polling_interval)?,
+            enable_polling_fallback: self.enable_polling_fallback,
+            max_sse_retries: self.max_sse_retries,
             idle_timeout: duration("idle_timeout", self.idle_timeout)?,
             max_wait: duration_or_zero("max_wait", self.max_wait)?,
             cache_capacity: number("cache_capacity", self.cache_capacity, 1..=1_000_000_000)?,

@@ -83,9 +83,15 @@ impl CanonicalContext {
         Self(body.into())
     }
 
+    const START_UP: &[u8] = br#"{"context":{"targetingKey":"_init_"}}"#;
+
     /// The context of the request that checks the key at start, fixed by the service.
     pub(crate) fn start_up() -> Self {
-        Self::from_bytes(br#"{"context":{"targetingKey":"_init_"}}"#)
+        Self::from_bytes(Self::START_UP)
+    }
+
+    pub(crate) fn is_start_up(&self) -> bool {
+        *self.0 == *Self::START_UP
     }
 
     /// The body of the OFREP request.

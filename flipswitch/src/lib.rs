@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod answer;
+mod backoff;
 mod buffer;
 mod builder;
 mod cache;
@@ -8,6 +9,7 @@ mod context;
 mod endpoint;
 mod error;
 mod evaluation;
+mod events;
 mod flags;
 mod flights;
 mod intern;
@@ -17,6 +19,7 @@ mod model;
 mod ofrep;
 mod pause;
 mod provider;
+mod refresh;
 mod request;
 mod resolution;
 mod runtime;
@@ -37,6 +40,7 @@ pub use crate::{
     builder::FlipswitchProviderBuilder,
     error::{ConfigError, Error, FlagError, ReadyError},
     evaluation::{FlagEvaluation, FlagType},
+    events::{ConnectionStatus, FlagChangeEvent, Subscription},
     flags::Flags,
     lifespan::{Lifespan, LifespanBuilder},
     provider::FlipswitchProvider,

@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
-use crate::{Error, transport::Failure};
+use crate::{
+    Error,
+    backoff::{LONGEST_ASKED, asked, backoff, doubled},
+    transport::Failure,
+};
 
-/// The wait after the first failure, doubling up to the maximum.
-const FIRST: Duration = Duration::from_secs(1);
-const LAST: Duration = Duration::from_secs(30);
+/// The wait after the first failure.
+pub(crate) const FIRST: Duration = Duration::from_secs(1);
 /// A refused key is tried again this much later.
 const UNAUTHORIZED: Duration = Duration::from_secs(300);
-/// What the service asks for is heeded up to here.
-const LONGEST: Duration = Duration::from_secs(300);
 
 /// Failures in a row, and until when nothing is sent.
 #[derive(Debug, Default)]
@@ -90,10 +91,10 @@ impl Pause {
         let (error, wait) = match error {
             Error::Unauthorized => (Error::Unauthorized, UNAUTHORIZED),
             Error::RateLimited { .. } => {
-                let retry_after = retry_after.unwrap_or(doubled(self.failures)).min(LONGEST);
-                (Error::RateLimited { retry_after }, retry_after.mul_f64(1.0 + random / 10.0).min(LONGEST))
+                let retry_after = retry_after.unwrap_or(doubled(FIRST, self.failures)).min(LONGEST_ASKED);
+                (Error::RateLimited { retry_after }, asked(retry_after, random))
             }
-            error => (error, backoff(self.failures, random).max(retry_after.unwrap_or_default().min(LONGEST))),
+            error => (error, backoff(FIRST, self.failures, random).max(asked(retry_after.unwrap_or_default(), random))),
         };
         let until = now + wait;
         match &mut self.last {
@@ -111,15 +112,6 @@ impl Pause {
             (self.failures, self.last) = (0, None);
         }
     }
-}
-
-/// The wait after this many failures in a row, at least one, spread so that clients do not return together.
-pub(crate) fn backoff(failures: u32, random: f64) -> Duration {
-    doubled(failures).min(LAST).mul_f64(0.5 + random / 2.0)
-}
-
-fn doubled(failures: u32) -> Duration {
-    FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16))
 }
 
 /// Whether a failure says something about one context only: the service is well and refuses this one.
@@ -204,11 +196,11 @@ mod tests {
     }
 
     #[test]
-    fn no_wait_is_longer_than_five_minutes() {
+    fn no_wait_is_much_longer_than_five_minutes() {
         let (mut pause, now) = (Pause::default(), Instant::now());
         let limited = Error::RateLimited { retry_after: Duration::ZERO };
-        pause.outcome(failure(limited, Some(299 * SECOND)), now, now, 0.99).unwrap_err();
-        assert_eq!(pause.until().unwrap() - now, LONGEST);
+        pause.outcome(failure(limited, Some(9_999 * SECOND)), now, now, 0.99).unwrap_err();
+        assert!(pause.until().unwrap() - now <= LONGEST_ASKED.mul_f64(1.1));
     }
 
     #[test]

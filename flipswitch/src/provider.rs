@@ -24,6 +24,7 @@ use crate::{
     cache::Tick,
     context::{self, CanonicalContext},
     error::Chain,
+    events::{ConnectionStatus, FlagChangeEvent, Hub, Subscription},
     resolution,
     runtime::{Home, until},
     service::{Service, Startup},
@@ -45,6 +46,7 @@ pub struct FlipswitchProvider {
 struct Handle {
     source: Source,
     home: Arc<Home>,
+    hub: Arc<Hub>,
     started: AtomicBool,
     metadata: ProviderMetadata,
 }
@@ -93,18 +95,21 @@ impl FlipswitchProvider {
                 Answer::default()
             }
         };
-        Self::with_source(Source::Memory(Arc::new(answer)), Arc::new(Home::new(None)))
+        let home = Arc::new(Home::new(None));
+        let hub = Arc::new(Hub::new(Arc::clone(&home)));
+        Self::with_source(Source::Memory(Arc::new(answer)), home, hub)
     }
 
     pub(crate) fn with_settings(settings: Settings) -> Result<Self, ConfigError> {
         let home = Arc::new(Home::new(settings.runtime.clone()));
-        let service = Service::new(settings, Arc::clone(&home))?;
-        Ok(Self::with_source(Source::Service(Arc::new(service)), home))
+        let hub = Arc::new(Hub::new(Arc::clone(&home)));
+        let service = Service::new(settings, Arc::clone(&home), Arc::clone(&hub))?;
+        Ok(Self::with_source(Source::Service(Arc::new(service)), home, hub))
     }
 
-    fn with_source(source: Source, home: Arc<Home>) -> Self {
+    fn with_source(source: Source, home: Arc<Home>, hub: Arc<Hub>) -> Self {
         let metadata = ProviderMetadata::new("flipswitch");
-        Self { handle: Arc::new(Handle { source, home, started: AtomicBool::new(false), metadata }) }
+        Self { handle: Arc::new(Handle { source, home, hub, started: AtomicBool::new(false), metadata }) }
     }
 
     /// Starts the provider if it is not started, and waits until the service has answered once.
@@ -216,6 +221,77 @@ impl FlipswitchProvider {
         self.flags(context).await.evaluation_if_any(key)
     }
 
+    /// Returns how the connection to the stream of changes is. Always disconnected before the start, after the end, with
+    /// [realtime](FlipswitchProviderBuilder::enable_realtime) switched off, and [in memory](Self::in_memory).
+    #[must_use]
+    pub fn sse_status(&self) -> ConnectionStatus {
+        self.handle.hub.status()
+    }
+
+    /// Makes a new connection to the stream of changes: at once, whatever wait was under way, and also in place of one
+    /// that is open. Starts the provider if it is not started. Does nothing where there is no stream.
+    pub fn reconnect_sse(&self) {
+        if let Source::Service(service) = &self.handle.source {
+            self.handle.start();
+            service.commands().reconnect();
+        }
+    }
+
+    /// Returns whether the service is polled at present: because the stream of changes is away, or not followed.
+    #[must_use]
+    pub fn is_polling_active(&self) -> bool {
+        match &self.handle.source {
+            Source::Service(service) => service.refresh().is_polling() && !self.handle.home.is_stopped(),
+            Source::Memory(_) => false,
+        }
+    }
+
+    /// Calls a function at every change of a flag, until the subscription is dropped.
+    ///
+    /// Listeners run one at a time, in the order of what happened, on a thread of the provider where they may block, and
+    /// after everything that was known has become out of date: a listener that evaluates gets the new value. One that
+    /// panics is logged, and heard of again at the next change. More than 1 024 notices that nobody has taken yet become
+    /// one that any flag may have changed.
+    ///
+    /// While the stream of changes is away, what polling finds out about the context of the start-up check is told; and
+    /// when the stream is back after a failure, that any flag may have changed.
+    ///
+    /// ```
+    /// # use flipswitch::{FlipswitchProvider, serde_json::json};
+    /// # let provider = FlipswitchProvider::in_memory(json!({}));
+    /// let subscription = provider.add_flag_change_listener(|change| match &change.flag_key {
+    ///     Some(key) => println!("{key} changed"),
+    ///     None => println!("any flag may have changed"),
+    /// });
+    /// // Dropping it unsubscribes; `detach` keeps the listener for as long as the provider lives.
+    /// subscription.detach();
+    /// ```
+    pub fn add_flag_change_listener(
+        &self,
+        listener: impl Fn(&FlagChangeEvent) + Send + Sync + 'static,
+    ) -> Subscription {
+        self.handle.hub.on_change(None, listener)
+    }
+
+    /// Calls a function at every change that may concern one flag: changes of it, and those that may concern any. As
+    /// [`add_flag_change_listener`](Self::add_flag_change_listener) else.
+    pub fn add_flag_change_listener_for(
+        &self,
+        key: impl Into<String>,
+        listener: impl Fn(&FlagChangeEvent) + Send + Sync + 'static,
+    ) -> Subscription {
+        self.handle.hub.on_change(Some(key.into()), listener)
+    }
+
+    /// Calls a function whenever the connection to the stream of changes is in another state than before, until the
+    /// subscription is dropped. Runs as [`add_flag_change_listener`](Self::add_flag_change_listener) says.
+    pub fn add_connection_status_listener(
+        &self,
+        listener: impl Fn(ConnectionStatus) + Send + Sync + 'static,
+    ) -> Subscription {
+        self.handle.hub.on_status(listener)
+    }
+
     /// Returns what the provider did since it was made, and what it keeps. All zero for one [in memory](Self::in_memory).
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -260,6 +336,7 @@ impl Handle {
     }
 
     fn end(&self) {
+        self.hub.close();
         self.home.stop();
         if let Source::Service(service) = &self.source {
             service.end();

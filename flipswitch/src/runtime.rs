@@ -77,6 +77,13 @@ impl Home {
         Ok(self.tasks.spawn_on(async move { stop.run_until_cancelled(future).await }, &handle))
     }
 
+    /// Runs what may block, at home, on a thread where it may. Does nothing where nothing can be started any more.
+    pub(crate) fn spawn_blocking(&self, run: impl FnOnce() + Send + 'static) {
+        if let Ok(handle) = self.handle() {
+            drop(handle.spawn_blocking(run));
+        }
+    }
+
     /// Ends all tasks and the provider's own thread, without waiting for it.
     pub(crate) fn stop(&self) {
         let before = std::mem::replace(&mut *self.lock(), State::Stopped);

@@ -3,7 +3,10 @@
 mod pilot;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -14,17 +17,20 @@ use self::pilot::{Pilot, Probe};
 use crate::{
     ConfigError, Error, Flags, Stats,
     answer::Answer,
+    backoff::backoff,
     builder::Settings,
     cache::{Cache, Clock, Tick},
     context::CanonicalContext,
     endpoint::{ApiKey, BaseUrl},
+    events::{FlagChangeEvent, Hub},
     flights::{Flight, Flights, Heard, Joined},
     pause::{self, Pause},
+    refresh::{self, Refresh},
     runtime::Home,
     slots::Slots,
     snapshot::{Ages, Snapshot},
     stats::Counters,
-    stream,
+    stream::{self, Commands},
     transport::Transport,
 };
 
@@ -46,10 +52,16 @@ pub(crate) struct Service {
     bootstrap: Option<Arc<Answer>>,
     request_timeout: Duration,
     max_wait: Duration,
-    idle_timeout: Duration,
+    polling_interval: Duration,
     base_url: BaseUrl,
     api_key: ApiKey,
     realtime: bool,
+    polling_fallback: bool,
+    stream: stream::Options,
+    commands: Commands,
+    connected_before: AtomicBool,
+    refresh: Refresh,
+    hub: Arc<Hub>,
 }
 
 /// What is known of the service since the start.
@@ -72,9 +84,12 @@ struct Refusal {
 }
 
 impl Service {
-    pub(crate) fn new(settings: Settings, home: Arc<Home>) -> Result<Self, ConfigError> {
+    pub(crate) fn new(settings: Settings, home: Arc<Home>, hub: Arc<Hub>) -> Result<Self, ConfigError> {
         let transport = Transport::new(&settings)?;
-        let ages = Ages { open: settings.cache_ttl, closed: settings.polling_interval, stale: settings.max_stale };
+        let (realtime, polling_fallback) = (settings.enable_realtime, settings.enable_polling_fallback);
+        // Where nothing at all looks for changes, it was the application's choice that answers live so long.
+        let closed = if realtime || polling_fallback { settings.polling_interval } else { settings.cache_ttl };
+        let ages = Ages { open: settings.cache_ttl, closed, stale: settings.max_stale };
         Ok(Self {
             transport,
             home,
@@ -89,10 +104,20 @@ impl Service {
             bootstrap: settings.bootstrap.map(Arc::new),
             request_timeout: settings.request_timeout,
             max_wait: settings.max_wait,
-            idle_timeout: settings.idle_timeout,
+            polling_interval: settings.polling_interval,
             base_url: settings.base_url,
             api_key: settings.api_key,
-            realtime: settings.enable_realtime,
+            realtime,
+            polling_fallback,
+            stream: stream::Options {
+                max_retries: settings.max_sse_retries,
+                polling_fallback,
+                idle_timeout: settings.idle_timeout,
+            },
+            commands: Commands::default(),
+            connected_before: AtomicBool::new(false),
+            refresh: Refresh::new(),
+            hub,
         })
     }
 
@@ -116,8 +141,20 @@ impl Service {
         &self.counters
     }
 
-    pub(crate) fn idle_timeout(&self) -> Duration {
-        self.idle_timeout
+    pub(crate) fn home(&self) -> &Home {
+        &self.home
+    }
+
+    pub(crate) fn hub(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
+    pub(crate) fn commands(&self) -> &Commands {
+        &self.commands
+    }
+
+    pub(crate) fn refresh(&self) -> &Refresh {
+        &self.refresh
     }
 
     pub(crate) fn startup(&self) -> watch::Receiver<Startup> {
@@ -138,7 +175,12 @@ impl Service {
         // If it fails, it is tried on from then.
         self.home.spawn(async move { check.flags(CanonicalContext::start_up(), check.clock.now()).await })?;
         if self.realtime {
-            self.home.spawn(stream::follow(Arc::clone(self)))?;
+            self.home.spawn(stream::follow(Arc::clone(self), self.stream))?;
+        } else if self.polling_fallback {
+            self.refresh.poll_only();
+        }
+        if self.realtime || self.polling_fallback {
+            self.home.spawn(refresh::keep(Arc::clone(self), self.polling_interval))?;
         }
         let Self { base_url, api_key, realtime, .. } = &**self;
         tracing::info!(target: "flipswitch", %base_url, %api_key, realtime, "starting");
@@ -155,6 +197,57 @@ impl Service {
     pub(crate) fn end(&self) {
         self.clock.close();
         self.clock.raise();
+    }
+
+    /// The stream is open: from now on changes are heard of.
+    pub(crate) fn stream_opened(&self) {
+        self.clock.open();
+        if self.connected_before.swap(true, Ordering::Relaxed) {
+            self.counters.reconnects.count();
+        }
+    }
+
+    /// Tells the application of a change, everything known being out of date already.
+    pub(crate) fn changed(&self, change: FlagChangeEvent) {
+        self.refresh.told(&change);
+        self.hub.changed(change);
+    }
+
+    /// Asks for the start-up context again, whatever is known of it, unless the service is not to be asked now.
+    pub(crate) async fn ask_start_up(self: &Arc<Self>) {
+        if self.paused().is_some() {
+            return;
+        }
+        let context = CanonicalContext::start_up();
+        let base = || self.cache.get(context.as_bytes());
+        if let Joined::Wait(waiter, flight) = self.flights.join(&context, self.clock.now().generation, base, |_| false)
+        {
+            if let Some(flight) = flight {
+                self.depart(flight);
+            }
+            waiter.wait(false).await;
+        }
+    }
+
+    /// Takes a new answer for the start-up context: tells the application what changed in it.
+    fn start_up_answered(&self, snapshot: &Arc<Snapshot>) {
+        let kept = self.cache.get(snapshot.context());
+        if kept.is_some_and(|kept| !Arc::ptr_eq(&kept, snapshot)) {
+            // It was overtaken.
+            return;
+        }
+        let tick = self.clock.now();
+        if snapshot.generation >= tick.generation {
+            self.commands.refetched();
+        }
+        let changed = self.refresh.answered(&snapshot.answer);
+        if !changed.is_empty() && !tick.open {
+            // Nobody has said so yet.
+            self.clock.raise();
+        }
+        for key in changed {
+            self.hub.changed(FlagChangeEvent::of(key));
+        }
     }
 
     /// Answers from memory if what is there is as good as new.
@@ -273,7 +366,13 @@ impl Service {
             Err(error) if pause::concerns_one(error) => self.remember_refusal(flight, error),
             Err(_) => {}
         }
-        self.flights.land(flight, outcome, |snapshot| self.cache.put(snapshot), || self.clock.now().generation)
+        let answered = outcome.as_ref().ok().filter(|_| flight.context.is_start_up()).map(Arc::clone);
+        let next =
+            self.flights.land(flight, outcome, |snapshot| self.cache.put(snapshot), || self.clock.now().generation);
+        if let Some(snapshot) = answered {
+            self.start_up_answered(&snapshot);
+        }
+        next
     }
 
     fn remember_refusal(&self, flight: &Flight, error: &Error) {
@@ -281,7 +380,7 @@ impl Service {
         let refusal = Refusal {
             error: Arc::new(error.clone()),
             generation: flight.generation,
-            until: Instant::now() + pause::backoff(failures, fastrand::f64()),
+            until: Instant::now() + backoff(pause::FIRST, failures, fastrand::f64()),
             failures,
         };
         self.refusals.insert(flight.context.clone(), refusal);

@@ -89,6 +89,7 @@ pub(crate) struct Counters {
     pub(crate) stale_served: Counter,
     pub(crate) new_contexts: Counter,
     pub(crate) reconnects: Counter,
+    pub(crate) polls: Counter,
 }
 
 impl Counters {
@@ -103,7 +104,7 @@ impl Counters {
             stale_served: self.stale_served.total(),
             new_contexts: self.new_contexts.total(),
             reconnects: self.reconnects.total(),
-            polls: 0,
+            polls: self.polls.total(),
             contexts,
             bytes,
         }

@@ -1,97 +1,239 @@
-//! The stream of changes: a plain reader. It raises the generation on every change and on every connection.
+//! The stream of changes: the connection, and what its supervisor decides.
 
-use std::{num::NonZeroUsize, sync::Arc, time::Duration};
+#[cfg(test)]
+mod conformance;
+mod event;
+mod reader;
+mod supervisor;
 
-use sse_core::{MessageEvent, SseDecoder, SseEvent};
+use std::{
+    future::{Future, pending},
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU8, Ordering},
+    },
+    time::Instant,
+};
 
-use crate::{Error, error::Chain, pause, service::Service, transport::Failure};
+use tokio::sync::Notify;
 
-/// An event may not be larger than this.
-const MAX_EVENT: NonZeroUsize = NonZeroUsize::new(1 << 20).expect("is not zero");
+pub(crate) use self::supervisor::Options;
+use self::{
+    event::Event,
+    reader::{Message, Reader},
+    supervisor::{Action, Input, Supervisor},
+};
+use crate::{
+    Error,
+    service::Service,
+    transport::{Events, Refused},
+};
 
-/// A refused key is tried again this much later, which is also the longest that a service may ask for.
-const UNAUTHORIZED: Duration = Duration::from_secs(300);
-
-/// After a connection that lasted this long the waits begin anew.
-const STABLE: Duration = Duration::from_secs(60);
-
-/// The service may evaluate a moment behind its own event: this long after the last one, everything counts as changed
-/// once more.
-const ECHO: Duration = Duration::from_secs(2);
-
-/// Follows the stream for ever, connection after connection.
-pub(crate) async fn follow(service: Arc<Service>) {
-    let mut failures = 0;
-    let mut connected_before = false;
-    let mut refused = false;
-    loop {
-        let began = tokio::time::Instant::now();
-        let ended = read(&service, &mut connected_before).await;
-        service.clock().close();
-        failures = if began.elapsed() >= STABLE { 1 } else { failures + 1 };
-        let wait = pause::backoff(failures, fastrand::f64());
-        let wait = match &ended {
-            Err(Failure { error: Error::Unauthorized, .. }) => UNAUTHORIZED,
-            Err(Failure { retry_after, .. }) => wait.max(retry_after.unwrap_or_default().min(UNAUTHORIZED)),
-            Ok(()) => wait,
-        };
-        match ended {
-            Ok(()) => tracing::info!(target: "flipswitch", ?wait, "the stream of changes ended; connecting again"),
-            Err(Failure { error: Error::Unauthorized, .. }) if std::mem::replace(&mut refused, true) => {}
-            Err(Failure { error, .. }) => {
-                tracing::warn!(target: "flipswitch", error = %Chain(&error), ?wait, "the stream of changes failed; connecting again");
-            }
-        }
-        tokio::time::sleep(wait).await;
-    }
+/// What others have to say to the supervisor. However often it is said before it is heard, it is heard once.
+#[derive(Debug, Default)]
+pub(crate) struct Commands {
+    said: AtomicU8,
+    notify: Notify,
 }
 
-/// Reads one connection to its end.
-async fn read(service: &Service, connected_before: &mut bool) -> Result<(), Failure> {
-    let mut connection = service.transport().events().await?;
-    service.clock().open();
-    tracing::info!(target: "flipswitch", "the stream of changes is open");
-    if std::mem::replace(connected_before, true) {
-        service.counters().reconnects.count();
+impl Commands {
+    const RECONNECT: u8 = 1;
+    const REFETCHED: u8 = 2;
+    const UNAUTHORIZED: u8 = 4;
+
+    /// The application wants a new connection.
+    pub(crate) fn reconnect(&self) {
+        self.say(Self::RECONNECT);
     }
-    let mut decoder = SseDecoder::with_limit(MAX_EVENT);
-    let mut before_first_heartbeat = true;
-    let mut echo = None;
-    loop {
-        let chunk = tokio::select! {
-            chunk = tokio::time::timeout(service.idle_timeout(), connection.chunk()) => match chunk {
-                Ok(chunk) => chunk?,
-                // Half-open, or held back by a proxy: see `X-Accel-Buffering`.
-                Err(_) => return Err(Failure::of(Error::Timeout)),
-            },
-            () = sleep_until(echo) => {
-                echo = None;
-                service.clock().raise();
-                continue;
-            }
-        };
-        let Some(mut chunk) = chunk else { return Ok(()) };
-        while let Some(event) = decoder.next(&mut chunk) {
-            let SseEvent::Message(MessageEvent { event, .. }) = event.map_err(|_| Failure::of(Error::TooLarge))? else {
-                continue;
-            };
-            match &*event {
-                // Whatever flag an event names: one that depends on it may have changed as well.
-                "flag-updated" | "config-updated" => {
-                    service.clock().raise();
-                    echo = Some(tokio::time::Instant::now() + ECHO);
+
+    /// The start-up context was asked for again, and answered.
+    pub(crate) fn refetched(&self) {
+        self.say(Self::REFETCHED);
+    }
+
+    /// A request for flags was refused because of the API key.
+    pub(crate) fn unauthorized(&self) {
+        self.say(Self::UNAUTHORIZED);
+    }
+
+    fn say(&self, what: u8) {
+        self.said.fetch_or(what, Ordering::AcqRel);
+        self.notify.notify_one();
+    }
+
+    async fn next(&self) -> Input {
+        loop {
+            for (bit, input) in [
+                (Self::RECONNECT, Input::Reconnect),
+                (Self::REFETCHED, Input::Refetched),
+                (Self::UNAUTHORIZED, Input::Unauthorized),
+            ] {
+                if self.said.fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
+                    return input;
                 }
-                // The service may have begun to tell us of changes only after its headers.
-                "heartbeat" if std::mem::take(&mut before_first_heartbeat) => service.clock().raise(),
-                _ => {}
             }
+            self.notify.notified().await;
         }
     }
 }
 
-async fn sleep_until(instant: Option<tokio::time::Instant>) {
+/// Follows the stream for as long as the provider lives, also if what does so panics.
+pub(crate) async fn follow(service: Arc<Service>, options: Options) {
+    let supervisor = Arc::new(Mutex::new(Supervisor::new(options)));
+    let mut input = Input::Start;
+    loop {
+        let follower =
+            Follower { service: Arc::clone(&service), supervisor: Arc::clone(&supervisor), link: Link::None };
+        let following = service.home().spawn(follower.run(input));
+        match following {
+            Ok(following) => match following.await {
+                Err(error) if error.is_panic() => input = Input::Panicked,
+                _ => break,
+            },
+            Err(_) => break,
+        }
+    }
+}
+
+/// Carries out what the supervisor decides.
+struct Follower {
+    service: Arc<Service>,
+    supervisor: Arc<Mutex<Supervisor>>,
+    link: Link,
+}
+
+/// The connection.
+enum Link {
+    None,
+    Connecting(Pin<Box<dyn Future<Output = Result<Connection, Refused>> + Send>>),
+    Open(Box<Connection>),
+}
+
+struct Connection {
+    events: Events,
+    reader: Reader,
+}
+
+impl Follower {
+    async fn run(mut self, first: Input) {
+        self.input(first);
+        loop {
+            let deadline = self.supervisor().deadline();
+            tokio::select! {
+                biased;
+                command = next_command(&self.service) => self.input(command),
+                said = self.link.next() => self.said(said),
+                () = sleep_until(deadline) => self.input(Input::Timer),
+            }
+        }
+    }
+
+    /// Takes what the connection has to say.
+    fn said(&mut self, said: Said) {
+        match said {
+            Said::Opened(connection) => {
+                self.link = Link::Open(connection);
+                self.input(Input::Opened);
+            }
+            Said::Refused(Refused { status, failure }) => {
+                self.link = Link::None;
+                self.input(Input::Refused(status, failure));
+            }
+            Said::Bytes(bytes) => {
+                self.input(Input::Bytes);
+                self.read(bytes);
+            }
+            Said::Ended => self.input(Input::Ended),
+            Said::Broken(error) => self.input(Input::Broken(error)),
+        }
+    }
+
+    fn read(&mut self, mut bytes: bytes::Bytes) {
+        // An event may end the connection that it came by.
+        while let Link::Open(connection) = &mut self.link {
+            let message = connection.reader.next(&mut bytes);
+            let last_id = connection.reader.last_id().cloned();
+            self.input(Input::LastId(last_id));
+            match message {
+                Some(Ok(Message::Event { event, data })) => self.input(Input::Event(Event::read(&event, &data))),
+                Some(Ok(Message::Retry(wait))) => self.input(Input::Retry(wait)),
+                Some(Err(error)) => self.input(Input::Broken(Error::decode(error))),
+                None => break,
+            }
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        let actions = self.supervisor().input(input, Instant::now(), fastrand::f64());
+        for action in actions {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        let service = &self.service;
+        match action {
+            Action::Connect { last_id } => {
+                let service = Arc::clone(service);
+                self.link = Link::Connecting(Box::pin(async move {
+                    let events = service.transport().events(last_id.as_deref()).await?;
+                    Ok(Connection { events, reader: Reader::new(last_id) })
+                }));
+            }
+            Action::Disconnect => self.link = Link::None,
+            Action::Open => service.stream_opened(),
+            Action::Away => service.clock().close(),
+            Action::Raise => service.clock().raise(),
+            Action::Changed(change) => service.changed(change),
+            Action::KeyRotated { valid_until } => {
+                tracing::warn!(target: "flipswitch", ?valid_until, "the API key is being rotated");
+            }
+            Action::Status(status) => service.hub().connection(status),
+            Action::Refetch => service.refresh().soon(),
+            Action::Polling(on) => service.refresh().poll(on),
+            Action::KeyRefused => {}
+        }
+    }
+
+    fn supervisor(&self) -> std::sync::MutexGuard<'_, Supervisor> {
+        self.supervisor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a connection has to say.
+enum Said {
+    Opened(Box<Connection>),
+    Refused(Refused),
+    Bytes(bytes::Bytes),
+    Ended,
+    Broken(Error),
+}
+
+impl Link {
+    async fn next(&mut self) -> Said {
+        match self {
+            Self::None => pending().await,
+            Self::Connecting(connecting) => match connecting.await {
+                Ok(connection) => Said::Opened(Box::new(connection)),
+                Err(refused) => Said::Refused(refused),
+            },
+            Self::Open(connection) => match connection.events.chunk().await {
+                Ok(Some(bytes)) => Said::Bytes(bytes),
+                Ok(None) => Said::Ended,
+                Err(error) => Said::Broken(error),
+            },
+        }
+    }
+}
+
+async fn next_command(service: &Service) -> Input {
+    service.commands().next().await
+}
+
+async fn sleep_until(instant: Option<Instant>) {
     match instant {
-        Some(instant) => tokio::time::sleep_until(instant).await,
-        None => std::future::pending().await,
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => pending().await,
     }
 }

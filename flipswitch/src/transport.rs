@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Buf;
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 pub(crate) use reqwest::ClientBuilder;
 pub(crate) use reqwest::Url;
@@ -113,30 +113,41 @@ impl Transport {
         }
     }
 
-    /// Opens the stream of changes.
-    pub(crate) async fn events(&self) -> Result<Events, Failure> {
-        let opening = self
+    /// Opens the stream of changes, from after the event of this id.
+    pub(crate) async fn events(&self, last_id: Option<&str>) -> Result<Events, Refused> {
+        let mut request = self
             .streams
             .get(self.events.clone())
             .headers(self.headers.clone())
             .header(header::ACCEPT, HeaderValue::from_static("text/event-stream"))
             .header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))
-            .header(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"))
-            .send();
-        let response = match tokio::time::timeout(HEADERS, opening).await {
-            Ok(response) => response.map_err(transport)?,
-            Err(_) => return Err(Failure::of(Error::Timeout)),
+            .header(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+        if let Some(last_id) = last_id.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok()) {
+            request = request.header(HeaderName::from_static("last-event-id"), last_id);
+        }
+        let response = match tokio::time::timeout(HEADERS, request.send()).await {
+            Ok(response) => response.map_err(|error| Refused { status: None, failure: transport(error) })?,
+            Err(_) => return Err(Refused { status: None, failure: Failure::of(Error::Timeout) }),
         };
-        if response.status() != StatusCode::OK {
-            return Err(failure(response).await);
+        let status = response.status();
+        if status != StatusCode::OK {
+            return Err(Refused { status: Some(status), failure: failure(response).await });
         }
         let media_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let media_type = media_type.unwrap_or_default();
-        if !media_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("text/event-stream") {
-            return Err(Failure::of(Error::decode(NoEventStream(ofrep::printable(media_type)))));
+        if media_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("text/event-stream") {
+            return Ok(Events(response));
         }
-        Ok(Events(response))
+        let error = Error::decode(NoEventStream(ofrep::printable(media_type)));
+        Err(Refused { status: Some(status), failure: Failure::of(error) })
     }
+}
+
+/// What asking for the stream came to, if not to a stream.
+#[derive(Debug)]
+pub(crate) struct Refused {
+    pub(crate) status: Option<StatusCode>,
+    pub(crate) failure: Failure,
 }
 
 /// An answer to a bulk request.
@@ -202,8 +213,8 @@ pub(crate) struct Events(Response);
 
 impl Events {
     /// The next bytes; `None` at the end.
-    pub(crate) async fn chunk(&mut self) -> Result<Option<impl Buf + use<>>, Failure> {
-        self.0.chunk().await.map_err(transport)
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        self.0.chunk().await.map_err(|error| transport(error).error)
     }
 }
 

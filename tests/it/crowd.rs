@@ -70,7 +70,8 @@ async fn known_users_go_first() {
     };
     let provider = builder(&service)
         .enable_realtime(false)
-        .polling_interval(Duration::from_millis(1))
+        .enable_polling_fallback(false)
+        .cache_ttl(Duration::from_millis(1))
         .max_concurrent_requests(1)
         .max_wait(PATIENCE)
         .build()

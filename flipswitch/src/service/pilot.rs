@@ -131,6 +131,9 @@ impl Service {
             let outcome = pause.outcome(outcome, sent, now, fastrand::f64());
             (outcome, before, pause.until())
         };
+        if matches!(outcome, Err(Error::Unauthorized)) {
+            self.commands.unauthorized();
+        }
         // Begins to try on, if there is need to.
         self.paused();
         match (&outcome, after) {

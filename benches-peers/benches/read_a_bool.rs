@@ -1,0 +1,213 @@
+//! What it costs to read one boolean flag out of a hundred, for a context with a targeting key and three attributes: from
+//! Flipswitch, and from SDKs that others wrote, each set up so that it does as little as it can. README.md says what each
+//! of them does in an evaluation.
+#![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
+
+use std::{fs, hint::black_box, time::Duration};
+
+use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
+use flipswitch::{
+    FlipswitchProvider,
+    open_feature::{
+        EvaluationContext, EvaluationResult,
+        provider::{FeatureProvider, ResolutionDetails},
+    },
+    serde_json::{Map, Value, from_value, json},
+};
+use flipswitch_local::LocalServer;
+use futures_util::FutureExt;
+use launchdarkly_server_sdk::{
+    Client, ConfigBuilder, ContextBuilder, FlagBuilder, NullEventProcessorBuilder, TestData,
+};
+use open_feature_flagd::{CacheSettings, FlagdOptions, FlagdProvider, ResolverType};
+use open_feature_ofrep::{OfrepOptions, OfrepProvider};
+use tempfile::TempDir;
+use tokio::runtime::{Builder, Runtime};
+use unleash_yggdrasil::{Context, EngineState};
+
+const FLAGS: usize = 100;
+const KEY: &str = "flag-50";
+const USER: &str = "user-123456";
+
+/// What a rule asks for, where there is one: the context has it, and everyone else gets `false`.
+const ATTRIBUTE: &str = "attribute-1";
+const VALUE: &str = "value-1";
+
+/// What a reader gets if there is no such flag; all flags are `true` for this context.
+const DEFAULT: bool = false;
+
+type Group<'a> = BenchmarkGroup<'a, WallTime>;
+
+fn keys() -> impl Iterator<Item = String> {
+    (0..FLAGS).map(|number| format!("flag-{number}"))
+}
+
+fn attributes() -> impl Iterator<Item = (String, String)> {
+    (0..3).map(|number| (format!("attribute-{number}"), format!("value-{number}")))
+}
+
+/// The context of those who speak OpenFeature.
+fn context() -> EvaluationContext {
+    let mut context = EvaluationContext::default().with_targeting_key(USER);
+    for (name, value) in attributes() {
+        context.add_custom_field(name, value);
+    }
+    context
+}
+
+/// What a caller of OpenFeature makes of a resolution.
+fn value(resolved: EvaluationResult<ResolutionDetails<bool>>) -> bool {
+    resolved.map_or(DEFAULT, |details| details.value)
+}
+
+/// The local flag service, where everyone gets `true` for each flag.
+async fn service() -> LocalServer {
+    let flags: Map<_, _> = keys().map(|key| (key, Value::Bool(true))).collect();
+    LocalServer::start(flags.into()).await.unwrap()
+}
+
+fn measure(group: &mut Group<'_>, who: &str, read: impl Fn(&str) -> bool) {
+    // The flag differs from the default: nobody is measured at failing.
+    assert!(read(KEY), "{who} must read the flag");
+    assert!(!read("no-such-flag"), "{who} must give the default for a flag that is not there");
+    group.bench_function(who, |bencher| bencher.iter(|| read(black_box(KEY))));
+    assert!(read(KEY), "{who} must read the flag to the end");
+}
+
+fn flipswitch(group: &mut Group<'_>, runtime: &Runtime) {
+    let service = runtime.block_on(service());
+    let provider = FlipswitchProvider::builder(service.api_key())
+        .base_url(service.url())
+        // Nothing changes and nothing grows old meanwhile.
+        .enable_realtime(false)
+        .polling_interval(Duration::from_secs(24 * 3600))
+        .build()
+        .unwrap();
+    let context = context();
+    let flags = runtime.block_on(async {
+        // Else its first request, which is nobody's, might still be under way.
+        provider.ready(Duration::from_secs(10)).await.unwrap();
+        provider.flags(&context).await
+    });
+    let asked = service.requests().len();
+    measure(group, "flipswitch_flags", |key| flags.bool(key, DEFAULT));
+    measure(group, "flipswitch_provider", |key| {
+        provider.flags(black_box(&context)).now_or_never().unwrap().bool(key, DEFAULT)
+    });
+    measure(group, "flipswitch_resolve", |key| {
+        value(provider.resolve_bool_value(key, black_box(&context)).now_or_never().unwrap())
+    });
+    assert_eq!(service.requests().len(), asked, "all of it came from memory");
+    runtime.block_on(async {
+        provider.shutdown().await;
+        service.shutdown().await;
+    });
+}
+
+fn unleash(group: &mut Group<'_>) {
+    let rule = json!({"contextName": ATTRIBUTE, "operator": "IN", "values": [VALUE]});
+    for (who, constraints) in [("unleash", json!([])), ("unleash_rule", json!([rule]))] {
+        let strategy = json!({"name": "default", "constraints": constraints});
+        let features: Vec<_> =
+            keys().map(|key| json!({"name": key, "enabled": true, "strategies": [strategy]})).collect();
+        let engine = EngineState::default();
+        let warnings = engine.apply_client_features(from_value(json!({"version": 2, "features": features})).unwrap());
+        assert!(warnings.is_none(), "{warnings:?}");
+        let context =
+            Context { user_id: Some(USER.to_owned()), properties: Some(attributes().collect()), ..Context::default() };
+        measure(group, who, |key| engine.is_enabled(key, black_box(&context), &None));
+    }
+}
+
+fn launchdarkly(group: &mut Group<'_>, runtime: &Runtime) {
+    type Define = fn(FlagBuilder) -> FlagBuilder;
+    let cases: [(_, Define); 2] = [
+        ("launchdarkly", |flag| flag.variation_for_all(true)),
+        ("launchdarkly_rule", |flag| {
+            flag.fallthrough_variation(false).if_match(ATTRIBUTE, vec![VALUE.into()]).then_return(true)
+        }),
+    ];
+    for (who, define) in cases {
+        let flags = TestData::new();
+        for key in keys() {
+            flags.update(define(FlagBuilder::new(key)));
+        }
+        let config = ConfigBuilder::new("key")
+            .data_source(&flags)
+            // An event is still made in each evaluation, and thrown away: no setting that evaluates flags avoids it.
+            .event_processor(&NullEventProcessorBuilder::new())
+            .build()
+            .unwrap();
+        let client = Client::build(config).unwrap();
+        let started = runtime.block_on(async {
+            client.start_with_default_executor();
+            client.wait_for_initialization(Duration::from_secs(10)).await
+        });
+        assert_eq!(started, Some(true));
+        let mut context = ContextBuilder::new(USER);
+        for (name, value) in attributes() {
+            context.set_value(&name, value.into());
+        }
+        let context = context.build().unwrap();
+        measure(group, who, |key| client.bool_variation(black_box(&context), key, DEFAULT));
+        client.close();
+    }
+}
+
+fn flagd(group: &mut Group<'_>, runtime: &Runtime) {
+    let everyone = json!({"state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": "on"});
+    let mut rule = everyone.clone();
+    rule["defaultVariant"] = json!("off");
+    rule["targeting"] = json!({"if": [{"==": [{"var": ATTRIBUTE}, VALUE]}, "on", "off"]});
+    let context = context();
+    // Its documentation says that this mode has no cache, and shows a set-up that has one: here are both.
+    let cache = Some(CacheSettings::default());
+    for (who, flag, cache_settings) in
+        [("flagd", &everyone, None), ("flagd_cached", &everyone, cache), ("flagd_rule", &rule, None)]
+    {
+        // In a directory of its own: the provider reads the file again whenever something changes beside it.
+        let directory = TempDir::new().unwrap();
+        let file = directory.path().join("flags.json");
+        let flags: Map<_, _> = keys().map(|key| (key, flag.clone())).collect();
+        fs::write(&file, json!({"flags": flags}).to_string()).unwrap();
+        let options = FlagdOptions {
+            resolver_type: ResolverType::File,
+            source_configuration: Some(file.to_str().unwrap().to_owned()),
+            cache_settings,
+            ..FlagdOptions::default()
+        };
+        let provider = runtime.block_on(FlagdProvider::new(options)).unwrap();
+        measure(group, who, |key| value(provider.resolve_bool_value(key, black_box(&context)).now_or_never().unwrap()));
+    }
+}
+
+fn ofrep(group: &mut Group<'_>, runtime: &Runtime) {
+    let service = runtime.block_on(service());
+    // On the thread that waits, which suits it best: on a runtime with several threads they wake each other for each
+    // request.
+    let client = Builder::new_current_thread().enable_all().build().unwrap();
+    let options = OfrepOptions { base_url: service.url(), ..OfrepOptions::default() };
+    let provider = client.block_on(OfrepProvider::new(options)).unwrap();
+    let context = context();
+    let read = |key: &str| value(client.block_on(provider.resolve_bool_value(key, &context)));
+    assert!(read(KEY) && read(KEY));
+    assert_eq!(service.requests().len(), 2, "each evaluation is a request");
+    measure(group, "ofrep", read);
+    runtime.block_on(service.shutdown());
+}
+
+/// Measures one after the other; each is ended before the next begins.
+fn bool(criterion: &mut Criterion) {
+    // For what goes on beside the reading: the local service, the SDKs' own tasks.
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let mut group = criterion.benchmark_group("bool");
+    flipswitch(&mut group, &runtime);
+    unleash(&mut group);
+    launchdarkly(&mut group, &runtime);
+    flagd(&mut group, &runtime);
+    ofrep(&mut group, &runtime);
+    group.finish();
+}
+
+criterion_group!(benches, bool);
+criterion_main!(benches);
