@@ -1,21 +1,27 @@
-//! The application: three routes, and the flags of whoever asks.
+//! The application: a few routes, and the flags of whoever asks.
+
+use std::convert::Infallible;
 
 use actix_web::{
-    Responder,
+    HttpResponse, Responder,
     dev::ServiceRequest,
-    web::{self, Html, Json, Query, ServiceConfig},
+    http::header,
+    web::{self, Bytes, Data, Html, Json, Query, ServiceConfig},
 };
 use flipswitch_actix::{
     Flags, Flipswitch,
     flipswitch::{FlipswitchProvider, open_feature::EvaluationContext},
 };
+use futures_util::StreamExt;
+use quickstart_common::Stop;
 use serde::Deserialize;
 use serde_json::json;
 
-/// The application's routes. Runs once for each worker; all of them share the provider.
-pub fn app(provider: FlipswitchProvider) -> impl FnOnce(&mut ServiceConfig) {
+/// The application's routes. Runs once for each worker; all of them share the provider. At `stop` open streams end.
+pub fn app(provider: FlipswitchProvider, stop: Stop) -> impl FnOnce(&mut ServiceConfig) {
     move |config| {
-        config.route("/", web::get().to(page)).service(
+        config.app_data(Data::new(provider.clone())).app_data(Data::new(stop));
+        config.route("/", web::get().to(page)).route("/events", web::get().to(events)).service(
             web::scope("")
                 .wrap(Flipswitch::new(provider).with_context(user))
                 .service(web::resource("/feature").route(web::get().to(feature)))
@@ -46,4 +52,13 @@ async fn feature(flags: Flags) -> impl Responder {
 
 async fn flags(flags: Flags) -> impl Responder {
     Json(flags.to_json())
+}
+
+/// Tells an open page when to read its flags again.
+async fn events(provider: Data<FlipswitchProvider>, stop: Data<Stop>) -> impl Responder {
+    let events = quickstart_common::follow(provider.as_ref().clone(), stop.as_ref().clone());
+    HttpResponse::Ok()
+        .insert_header((header::CONTENT_TYPE, "text/event-stream"))
+        .insert_header((header::CACHE_CONTROL, "no-cache"))
+        .streaming(events.map(|event| Ok::<_, Infallible>(Bytes::from(event))))
 }

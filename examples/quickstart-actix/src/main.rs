@@ -22,8 +22,8 @@ async fn run() -> Result<(), Box<dyn Error>> {
     // The provider starts before the server and is shut down after it.
     let lifespan = Lifespan::builder(source.provider.clone()).start().await?;
     // The closure below runs once for each worker. The provider is made outside of it: they all share this one.
-    let provider = source.provider.clone();
-    let server = HttpServer::new(move || App::new().configure(quickstart_actix::app(provider.clone())))
+    let (provider, stop) = (source.provider.clone(), quickstart_common::stop(lifespan.signal()));
+    let server = HttpServer::new(move || App::new().configure(quickstart_actix::app(provider.clone(), stop.clone())))
         // actix's own handling of SIGINT would not let requests finish.
         .shutdown_signal(lifespan.signal())
         .bind(options.app)

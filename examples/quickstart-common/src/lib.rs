@@ -1,6 +1,7 @@
 //! What both quick starts share: the options, the flag service in a box, and the page.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
 
+mod follow;
 #[cfg(unix)]
 pub mod testing;
 
@@ -15,6 +16,8 @@ use std::{
 use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext};
 use flipswitch_local::LocalServer;
 use tracing_subscriber::EnvFilter;
+
+pub use crate::follow::{Stop, follow, stop};
 
 /// The page with two users side by side.
 pub const PAGE: &str = include_str!("page.html");

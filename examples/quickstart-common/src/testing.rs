@@ -84,6 +84,9 @@ impl Drop for Program {
     }
 }
 
+/// An event for a page while everything is well.
+const CONNECTED: &str = r#"data: {"status":"connected","polling":false}"#;
+
 /// What a quick start promises, whatever its framework.
 ///
 /// # Panics
@@ -102,7 +105,16 @@ pub fn keeps_its_promises(path: &str) {
     assert!(Program::curl(&format!("curl '{app}/'")).contains("Two users, one application"));
 
     assert_eq!(feature(), r#"{"feature_enabled":false}"#);
+    // An open page hears of the change, and does not hold up the end.
+    let mut page = Command::new("curl")
+        .args(["--no-buffer", "--silent", &format!("{app}/events")])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut events = BufReader::new(page.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(events.any(|line| line == CONNECTED));
     Program::curl(flip);
+    assert_eq!(events.find(|line| line.starts_with("data: ")).as_deref(), Some(CONNECTED));
     // The next response, but for the moment that the news of the change takes to arrive.
     let on = (0..1_000).any(|_| feature() == r#"{"feature_enabled":true}"#);
     assert!(on, "the flag was flipped");
@@ -115,6 +127,8 @@ pub fn keeps_its_promises(path: &str) {
     assert!(said.contains(&format!("--app: cannot listen on {taken}")), "{said}");
 
     assert_eq!(program.end("TERM").code(), Some(0));
+    events.by_ref().for_each(drop);
+    assert!(page.wait().unwrap().success());
 }
 
 /// With a key in the environment the flags come from the service that it names.

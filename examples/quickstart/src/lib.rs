@@ -1,21 +1,37 @@
-//! The application: three routes, and the flags of whoever asks.
+//! The application: a few routes, and the flags of whoever asks.
 
-use axum::{Json, Router, extract::Query, http::request::Parts, response::Html, routing::get};
+use std::convert::Infallible;
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::Query,
+    http::{header, request::Parts},
+    response::{Html, IntoResponse},
+    routing::get,
+};
 use flipswitch_axum::{
     Flags, FlipswitchLayer,
     flipswitch::{FlipswitchProvider, open_feature::EvaluationContext},
 };
+use futures_util::StreamExt;
+use quickstart_common::Stop;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The application. `provider` may be shared with other parts of the process.
-pub fn app(provider: FlipswitchProvider) -> Router {
+/// The application. `provider` may be shared with other parts of the process; at `stop` open streams end.
+pub fn app(provider: FlipswitchProvider, stop: Stop) -> Router {
+    let events = {
+        let provider = provider.clone();
+        async move || events(provider, stop)
+    };
     Router::new()
         .route("/feature", get(feature))
         .route("/flags", get(flags))
         // A layer covers the routes above it, so that the page below is served without it.
         .layer(FlipswitchLayer::new(provider).with_context(user))
         .route("/", get(async || Html(quickstart_common::PAGE)))
+        .route("/events", get(events))
 }
 
 #[derive(Deserialize)]
@@ -36,4 +52,10 @@ async fn feature(flags: Flags) -> Json<Value> {
 
 async fn flags(flags: Flags) -> Json<Value> {
     Json(flags.to_json())
+}
+
+/// Tells an open page when to read its flags again.
+fn events(provider: FlipswitchProvider, stop: Stop) -> impl IntoResponse {
+    let events = quickstart_common::follow(provider, stop).map(Ok::<_, Infallible>);
+    ([(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-cache")], Body::from_stream(events))
 }

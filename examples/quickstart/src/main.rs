@@ -23,8 +23,8 @@ async fn run() -> Result<(), Box<dyn Error>> {
 
     // The provider starts before the server and is shut down after it.
     let lifespan = Lifespan::builder(source.provider.clone()).start().await?;
-    let server =
-        axum::serve(listener, quickstart::app(source.provider.clone())).with_graceful_shutdown(lifespan.signal());
+    let app = quickstart::app(source.provider.clone(), quickstart_common::stop(lifespan.signal()));
+    let server = axum::serve(listener, app).with_graceful_shutdown(lifespan.signal());
     source.announce(address);
     if let Some(served) = lifespan.run(server).await {
         served?;

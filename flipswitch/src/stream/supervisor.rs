@@ -345,10 +345,11 @@ impl Supervisor {
         self.failures = self.failures.saturating_add(1);
         let wait = backoff(self.base, self.failures, random);
         let wait = retry_after.map_or(wait, |retry_after| wait.max(asked(retry_after, random)));
-        self.wait(wait, now, todo);
+        // Before the status: whoever hears that may ask whether there is polling.
         if self.failures >= self.options.max_retries {
             self.poll(true, todo);
         }
+        self.wait(wait, now, todo);
     }
 
     /// Lets go of the connection, if there is one, until the next attempt.
@@ -496,7 +497,7 @@ mod tests {
             stream.does(unreachable(), FAILED);
             stream.connects_after(SECOND * seconds);
         }
-        stream.does(unreachable(), [FAILED.as_slice(), &[Action::Polling(true)]].concat());
+        stream.does(unreachable(), [&[Action::Polling(true)], FAILED.as_slice()].concat());
         stream.connects_after(SECOND * 16);
         for _ in 0..3 {
             stream.does(unreachable(), FAILED);
@@ -646,7 +647,7 @@ mod tests {
         stream.does(Input::Refetched, [Action::Polling(false)]);
         stream.does(Input::Refetched, []);
         // A failure now begins where it was: connect-and-close does not go on for ever without polling.
-        stream.does(Input::Ended, [BROKE.as_slice(), &[Action::Polling(true)]].concat());
+        stream.does(Input::Ended, [&[Action::Polling(true)], BROKE.as_slice()].concat());
         stream.connects_after(SECOND * 30);
     }
 
