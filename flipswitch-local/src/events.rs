@@ -15,10 +15,15 @@ use futures_util::{Stream, stream};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::{
-    sync::broadcast::{self, error::RecvError},
+    sync::{
+        broadcast::{self, error::RecvError},
+        watch,
+    },
     time::{Interval, MissedTickBehavior},
 };
 use tokio_util::sync::CancellationToken;
+
+use crate::book::Book;
 
 /// A stream that falls behind by more than this many events is told that everything may have changed.
 const BACKLOG: usize = 1_024;
@@ -26,6 +31,8 @@ const BACKLOG: usize = 1_024;
 /// Sends events to every open stream.
 pub(crate) struct Events {
     sender: broadcast::Sender<Bytes>,
+    /// Tells the streams that are open to end.
+    finish: watch::Sender<()>,
     /// The last id given out, in milliseconds since the epoch; ids never repeat.
     last_id: Mutex<i64>,
     open: Arc<AtomicUsize>,
@@ -35,7 +42,7 @@ pub(crate) struct Events {
 impl Events {
     pub(crate) fn new(heartbeat: Duration) -> Self {
         let (sender, _) = broadcast::channel(BACKLOG);
-        Self { sender, last_id: Mutex::new(0), open: Arc::default(), heartbeat }
+        Self { sender, finish: watch::Sender::new(()), last_id: Mutex::new(0), open: Arc::default(), heartbeat }
     }
 
     /// How many streams are open.
@@ -53,6 +60,11 @@ impl Events {
         self.send("config-updated", &config_updated(reason));
     }
 
+    /// Tells that there is a new API key, and until when the old one is taken.
+    pub(crate) fn api_key_rotated(&self, valid_until: &str) {
+        self.send("api-key-rotated", &json!({"validUntil": valid_until, "timestamp": now()}));
+    }
+
     pub(crate) fn send(&self, event: &str, data: &Value) {
         // Held until the event is sent: a stream must never see ids go backwards.
         let mut last_id = self.last_id.lock().unwrap_or_else(PoisonError::into_inner);
@@ -61,12 +73,24 @@ impl Events {
         let _ = self.sender.send(frame(event, data, Some(*last_id)));
     }
 
+    /// Sends bytes as they are; returns to how many streams.
+    pub(crate) fn inject(&self, bytes: Bytes) -> usize {
+        self.sender.send(bytes).unwrap_or(0)
+    }
+
+    /// Ends the streams that are open, after what they are still to send; returns how many there are.
+    pub(crate) fn finish(&self) -> usize {
+        self.finish.send_replace(());
+        self.finish.receiver_count()
+    }
+
     /// Opens a stream, which ends with `stop`.
-    pub(crate) fn stream(&self, stop: CancellationToken) -> Body {
+    pub(crate) fn stream(&self, stop: CancellationToken, faults: Arc<Book>) -> Body {
         let mut heartbeat = tokio::time::interval_at(tokio::time::Instant::now() + self.heartbeat, self.heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let open = Open::new(Arc::clone(&self.open));
-        let source = Source { events: self.sender.subscribe(), heartbeat, stop, _open: open };
+        let (events, finish) = (self.sender.subscribe(), self.finish.subscribe());
+        let source = Source { events, finish, heartbeat, faults, stop, _open: open };
         let frames: Pin<Box<dyn Stream<Item = Result<Bytes, Infallible>> + Send>> =
             Box::pin(stream::unfold(source, async |mut source| Some((Ok(source.next().await?), source))));
         Body::from_stream(frames)
@@ -75,22 +99,32 @@ impl Events {
 
 struct Source {
     events: broadcast::Receiver<Bytes>,
+    finish: watch::Receiver<()>,
     heartbeat: Interval,
+    faults: Arc<Book>,
     stop: CancellationToken,
     _open: Open,
 }
 
 impl Source {
     async fn next(&mut self) -> Option<Bytes> {
-        tokio::select! {
-            biased;
-            () = self.stop.cancelled() => None,
-            event = self.events.recv() => match event {
-                Ok(event) => Some(event),
-                Err(RecvError::Lagged(_)) => Some(frame("config-updated", &config_updated("events-missed"), None)),
-                Err(RecvError::Closed) => None,
-            },
-            _ = self.heartbeat.tick() => Some(frame("heartbeat", &json!({}), None)),
+        loop {
+            return tokio::select! {
+                biased;
+                () = self.stop.cancelled() => None,
+                event = self.events.recv() => match event {
+                    Ok(event) => Some(event),
+                    Err(RecvError::Lagged(_)) => Some(frame("config-updated", &config_updated("events-missed"), None)),
+                    Err(RecvError::Closed) => None,
+                },
+                _ = self.finish.changed() => None,
+                _ = self.heartbeat.tick() => {
+                    if self.faults.heartbeat() {
+                        continue;
+                    }
+                    Some(frame("heartbeat", &json!({}), None))
+                }
+            };
         }
     }
 }
@@ -127,7 +161,7 @@ fn now() -> String {
 
 /// A time of UTC in RFC 3339, as the service writes it: always with three digits of milliseconds, which the well-known
 /// format of the library shortens.
-fn timestamp(time: OffsetDateTime) -> String {
+pub(crate) fn timestamp(time: OffsetDateTime) -> String {
     let (year, month, day) = time.to_calendar_date();
     let (hour, minute, second, millisecond) = time.to_hms_milli();
     let month = u8::from(month);

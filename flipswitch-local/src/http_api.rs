@@ -16,23 +16,43 @@ use axum::{
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
-use crate::{evaluate, server::Shared};
+use crate::{evaluate, fault::Endpoint, server::Shared, strike::strike};
+
+const BULK: &str = "/ofrep/v1/evaluate/flags";
+const EVENTS: &str = "/api/v1/flags/events";
+const JSON: &str = "application/json";
+const EVENT_STREAM: &str = "text/event-stream";
 
 pub(crate) fn routes(shared: &Arc<Shared>) -> Router<Arc<Shared>> {
     Router::new()
-        .route("/ofrep/v1/evaluate/flags", post(bulk))
-        .route("/ofrep/v1/evaluate/flags/{*key}", post(single))
-        .route("/api/v1/flags/events", get(events))
+        .route(BULK, post(bulk))
+        .route(&format!("{BULK}/{{*key}}"), post(single))
+        .route(EVENTS, get(events))
         .route_layer(middleware::from_fn_with_state(Arc::clone(shared), authorize))
+        // Around the other: what goes wrong does so whoever asks.
+        .route_layer(middleware::from_fn_with_state(Arc::clone(shared), strike))
+}
+
+/// Which of the endpoints a path is about.
+pub(crate) fn endpoint(path: &str) -> Option<Endpoint> {
+    match path.strip_prefix(BULK) {
+        Some("") => Some(Endpoint::Bulk),
+        Some(key) if key.starts_with('/') => Some(Endpoint::Single),
+        _ => (path == EVENTS).then_some(Endpoint::Stream),
+    }
+}
+
+/// What an endpoint says of its answers.
+pub(crate) fn content_type(endpoint: Endpoint) -> &'static str {
+    if endpoint == Endpoint::Stream { EVENT_STREAM } else { JSON }
 }
 
 async fn authorize(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let key = request.headers().get("x-api-key").map(HeaderValue::as_bytes);
-    match &shared.api_key {
-        Some(expected) if key != Some(expected.as_bytes()) => {
-            (StatusCode::UNAUTHORIZED, Json(json!({"errorDetails": "unknown API key"}))).into_response()
-        }
-        _ => next.run(request).await,
+    if shared.keys.accept(key) {
+        next.run(request).await
+    } else {
+        (StatusCode::UNAUTHORIZED, Json(json!({"errorDetails": "unknown API key"}))).into_response()
     }
 }
 
@@ -46,7 +66,7 @@ async fn bulk(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes
     if headers.get(header::IF_NONE_MATCH).is_some_and(|held| held == tag) {
         return (StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response();
     }
-    let headers = [(header::CONTENT_TYPE, HeaderValue::from_static("application/json")), (header::ETAG, tag)];
+    let headers = [(header::CONTENT_TYPE, HeaderValue::from_static(JSON)), (header::ETAG, tag)];
     (headers, answer).into_response()
 }
 
@@ -68,12 +88,12 @@ async fn single(State(shared): State<Arc<Shared>>, Path(key): Path<String>, body
 
 async fn events(State(shared): State<Arc<Shared>>) -> Response {
     let headers = [
-        (header::CONTENT_TYPE, "text/event-stream"),
+        (header::CONTENT_TYPE, EVENT_STREAM),
         (header::CACHE_CONTROL, "no-cache"),
         // Asks nginx, and proxies that follow it, not to hold events back.
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    (headers, shared.store.events.stream(shared.stop.clone())).into_response()
+    (headers, shared.store.events.stream(shared.stop.clone(), Arc::clone(&shared.faults))).into_response()
 }
 
 fn refusal(body: &Value) -> Response {

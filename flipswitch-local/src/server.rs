@@ -22,12 +22,17 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     DefinitionError,
+    book::Book,
     connection::Listener,
     control,
     definition::{self, Definition},
+    events,
+    faults::Faults,
     file, http_api,
+    keys::{KeyRotation, Keys},
     record::{Record, RecordedRequest},
     store::Store,
+    wire::Wire,
 };
 
 /// Bodies are read up to this size.
@@ -63,8 +68,8 @@ pub struct LocalServer {
 /// What the endpoints share.
 pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
-    /// `None` takes any key.
-    pub(crate) api_key: Option<String>,
+    pub(crate) keys: Keys,
+    pub(crate) faults: Arc<Book>,
     pub(crate) stop: CancellationToken,
     record: Record,
 }
@@ -110,7 +115,22 @@ impl LocalServer {
     /// Returns a key that the service takes.
     #[must_use]
     pub fn api_key(&self) -> String {
-        self.shared.api_key.clone().unwrap_or_else(|| "local".to_owned())
+        self.shared.keys.current()
+    }
+
+    /// Gives the service another API key, and tells the open streams (`api-key-rotated`); returns the new key, which
+    /// [`api_key`](Self::api_key) returns from now on.
+    ///
+    /// A service that took any key takes only the new one afterwards. Streams that are open stay open.
+    #[expect(clippy::must_use_candidate, reason = "called for its effect")]
+    pub fn rotate_api_key(&self, rotation: KeyRotation) -> String {
+        self.shared.rotate_api_key(rotation).0
+    }
+
+    /// Returns the handle on what goes wrong.
+    #[must_use]
+    pub fn faults(&self) -> Faults {
+        Faults(Arc::clone(&self.shared))
     }
 
     /// Sets a flag to one value for everyone, and tells the open streams.
@@ -165,6 +185,16 @@ impl LocalServer {
                 task.abort();
             }
         }
+    }
+}
+
+impl Shared {
+    /// Rotates the API key and tells so; returns the new key and until when the old one is taken.
+    pub(crate) fn rotate_api_key(&self, rotation: KeyRotation) -> (String, String) {
+        let (key, valid_until) = self.keys.rotate(rotation);
+        let valid_until = events::timestamp(valid_until);
+        self.store.events.api_key_rotated(&valid_until);
+        (key, valid_until)
     }
 }
 
@@ -243,7 +273,8 @@ impl LocalServerBuilder {
 
         let stop = CancellationToken::new();
         let store = Arc::new(Store::new(flags, heartbeat));
-        let shared = Arc::new(Shared { store, api_key, stop: stop.clone(), record: Record::default() });
+        let (keys, faults) = (Keys::new(api_key), Arc::default());
+        let shared = Arc::new(Shared { store, keys, faults, stop: stop.clone(), record: Record::default() });
         let mut tasks = vec![tokio::spawn(serve(listener, Arc::clone(&shared)))];
         if let Some((watch, from_file)) = file {
             let (store, stop) = (Arc::clone(&shared.store), stop.clone());
@@ -260,12 +291,14 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let cut = CancellationToken::new();
     // However this ends, no connection outlives it.
     let _cut_at_end = cut.clone().drop_guard();
+    let faults = Arc::clone(&shared.faults);
     let app = Router::new()
         .merge(http_api::routes(&shared))
         .merge(control::routes())
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), record))
         .with_state(shared);
-    let listener = Listener { listener, cut: cut.clone() };
+    let app = app.into_make_service_with_connect_info::<Wire>();
+    let listener = Listener { listener, faults, stop: stop.clone(), cut: cut.clone() };
     let serving = axum::serve(listener, app).with_graceful_shutdown(stop.clone().cancelled_owned());
     let cutting = async {
         stop.cancelled().await;

@@ -1,0 +1,175 @@
+//! What a fault does, and how that is written in JSON.
+
+use std::{collections::BTreeMap, fmt, ops::RangeInclusive, time::Duration};
+
+use http::{HeaderName, HeaderValue, StatusCode, header};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
+};
+
+use crate::{fault::FaultError, payload::Payload, wire::Order};
+
+/// What a fault does.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+pub(crate) enum Effect {
+    Status {
+        code: u16,
+        #[serde(default)]
+        headers: BTreeMap<String, String>,
+        #[serde(default)]
+        body: Payload,
+    },
+    Redirect {
+        #[serde(default = "temporary_redirect")]
+        code: u16,
+        location: String,
+    },
+    Delay {
+        #[serde(with = "millis")]
+        millis: Duration,
+    },
+    Hang {},
+    Close {
+        #[serde(default)]
+        after_bytes: Option<u64>,
+    },
+    Reset {
+        #[serde(default)]
+        after_bytes: Option<u64>,
+    },
+    HalfOpen {
+        #[serde(default)]
+        after_bytes: u64,
+    },
+    Trickle {
+        bytes: usize,
+        #[serde(with = "millis")]
+        every_millis: Duration,
+    },
+    Garbage {
+        body: Payload,
+        #[serde(default)]
+        content_type: Option<String>,
+    },
+    ContentType(String),
+    NoHeartbeats {},
+}
+
+impl Effect {
+    /// Where in the body an answer is cut off, and how.
+    pub(crate) fn cut(&self) -> Option<(u64, Order)> {
+        match *self {
+            Self::Close { after_bytes } => Some((after_bytes?, Order::Close)),
+            Self::Reset { after_bytes } => Some((after_bytes?, Order::Reset)),
+            Self::HalfOpen { after_bytes } => Some((after_bytes, Order::Silence)),
+            _ => None,
+        }
+    }
+
+    /// Whether a request is answered by its endpoint nevertheless.
+    pub(crate) fn asks_the_endpoint(&self) -> bool {
+        self.cut().is_some() || matches!(self, Self::Delay { .. } | Self::Trickle { .. } | Self::ContentType(_))
+    }
+
+    /// Whether it befalls the body of an answer, so that there must be one.
+    pub(crate) fn needs_a_body(&self) -> bool {
+        self.asks_the_endpoint() && !matches!(self, Self::Delay { .. })
+    }
+
+    /// Looks for what cannot be.
+    pub(crate) fn check(&self) -> Result<(), FaultError> {
+        match self {
+            Self::Status { code, headers, .. } => {
+                check_code(*code, 200..=999, "effect.status.code")?;
+                headers.iter().try_for_each(|(name, value)| check_header(name, value))
+            }
+            Self::Redirect { code, location } => {
+                check_code(*code, 300..=399, "effect.redirect.code")?;
+                check_value(location, "effect.redirect.location")
+            }
+            Self::Trickle { bytes: 0, .. } => {
+                Err(FaultError::new("effect.trickle.bytes", "pieces of 0 bytes never make a body"))
+            }
+            Self::Garbage { content_type: Some(content_type), .. } => {
+                check_value(content_type, "effect.garbage.contentType")
+            }
+            Self::ContentType(content_type) => check_value(content_type, "effect.contentType"),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn check_code(code: u16, allowed: RangeInclusive<u16>, field: &'static str) -> Result<(), FaultError> {
+    if allowed.contains(&code) && StatusCode::from_u16(code).is_ok() {
+        return Ok(());
+    }
+    Err(FaultError::new(field, format!("{code} is not between {} and {}", allowed.start(), allowed.end())))
+}
+
+fn check_header(name: &str, value: &str) -> Result<(), FaultError> {
+    const FIELD: &str = "effect.status.headers";
+    let Ok(known) = name.parse::<HeaderName>() else {
+        return Err(FaultError::new(FIELD, format!("{name:?} is no name of a header")));
+    };
+    if known == header::CONTENT_LENGTH || known == header::TRANSFER_ENCODING {
+        let problem = format!("{name:?} is the server's; close with afterBytes makes a body shorter than its length");
+        return Err(FaultError::new(FIELD, problem));
+    }
+    HeaderValue::from_str(value)
+        .map_err(|_| FaultError::new(FIELD, format!("{value:?} cannot be the value of {name:?}")))
+        .map(drop)
+}
+
+fn check_value(value: &str, field: &'static str) -> Result<(), FaultError> {
+    HeaderValue::from_str(value)
+        .map_err(|_| FaultError::new(field, format!("{value:?} cannot be the value of a header")))
+        .map(drop)
+}
+
+fn temporary_redirect() -> u16 {
+    307
+}
+
+/// Reads an effect as `{"name": {..}}`, or as `"name"` if nothing is to be said about it.
+pub(crate) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Effect, D::Error> {
+    struct NameOrMap;
+
+    impl<'de> Visitor<'de> for NameOrMap {
+        type Value = Effect;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("the name of an effect, or an object with one effect")
+        }
+
+        fn visit_str<E: de::Error>(self, name: &str) -> Result<Effect, E> {
+            serde_json::from_value(serde_json::json!({ name: {} })).map_err(de::Error::custom)
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Effect, A::Error> {
+            let effect = Effect::deserialize(MapAccessDeserializer::new(&mut map))?;
+            match map.next_key::<String>()? {
+                None => Ok(effect),
+                Some(other) => Err(de::Error::custom(format!("a fault has one effect, and {other:?} is a second one"))),
+            }
+        }
+    }
+
+    deserializer.deserialize_any(NameOrMap)
+}
+
+/// Durations in JSON, as a whole number of milliseconds.
+mod millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_millis)
+    }
+}

@@ -1,0 +1,149 @@
+//! The API keys that the service takes.
+
+use std::{
+    fmt,
+    hash::{BuildHasher, Hasher, RandomState},
+    sync::{PoisonError, RwLock},
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Deserializer, de};
+use time::{Duration, OffsetDateTime, PrimitiveDateTime, UtcOffset, format_description::well_known::Rfc3339};
+
+/// Another API key, for [`LocalServer::rotate_api_key`](crate::LocalServer::rotate_api_key).
+///
+/// ```
+/// use std::time::{Duration, SystemTime};
+///
+/// use flipswitch_local::KeyRotation;
+///
+/// let in_an_hour = SystemTime::now() + Duration::from_secs(3600);
+/// let rotation = KeyRotation::new().key("next-key").valid_until(in_an_hour);
+/// ```
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[must_use = "a rotation does nothing until it is handed to a service"]
+pub struct KeyRotation {
+    #[serde(default)]
+    key: Option<String>,
+    #[serde(default, deserialize_with = "rfc_3339")]
+    valid_until: Option<OffsetDateTime>,
+}
+
+impl KeyRotation {
+    /// Begins a rotation to a generated key, after which the old one is refused at once.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the new key. Default: a generated one.
+    pub fn key(mut self, key: impl Into<String>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Sets until when the old key is taken as well. Default: it is refused at once.
+    pub fn valid_until(mut self, time: SystemTime) -> Self {
+        self.valid_until = Some(utc(time));
+        self
+    }
+}
+
+impl fmt::Debug for KeyRotation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyRotation").field("valid_until", &self.valid_until).finish_non_exhaustive()
+    }
+}
+
+/// The keys of one service.
+pub(crate) struct Keys(RwLock<State>);
+
+struct State {
+    /// `None` takes any key.
+    current: Option<String>,
+    /// Earlier ones, and until when they are taken.
+    earlier: Vec<(Option<String>, OffsetDateTime)>,
+}
+
+impl Keys {
+    pub(crate) fn new(key: Option<String>) -> Self {
+        Self(RwLock::new(State { current: key, earlier: Vec::new() }))
+    }
+
+    /// A key that is taken.
+    pub(crate) fn current(&self) -> String {
+        let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        state.current.clone().unwrap_or_else(|| "local".to_owned())
+    }
+
+    pub(crate) fn accept(&self, key: Option<&[u8]>) -> bool {
+        let fits = |known: &Option<String>| known.as_ref().is_none_or(|known| key == Some(known.as_bytes()));
+        let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        fits(&state.current) || {
+            let now = OffsetDateTime::now_utc();
+            state.earlier.iter().any(|(known, until)| now < *until && fits(known))
+        }
+    }
+
+    /// Takes another key from now on; returns it, and until when the old one is taken.
+    pub(crate) fn rotate(&self, rotation: KeyRotation) -> (String, OffsetDateTime) {
+        let now = OffsetDateTime::now_utc();
+        let key = rotation.key.unwrap_or_else(generated);
+        let until = rotation.valid_until.unwrap_or(now);
+        let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        state.earlier.retain(|(_, until)| now < *until);
+        let old = state.current.replace(key.clone());
+        state.earlier.push((old, until));
+        (key, until)
+    }
+}
+
+/// A key that nobody has met. The standard library seeds its hash tables at random.
+fn generated() -> String {
+    let random = || RandomState::new().build_hasher().finish();
+    format!("local-{:016x}{:016x}", random(), random())
+}
+
+/// A time as far as it can be written down: from 1970 to 9999.
+fn utc(time: SystemTime) -> OffsetDateTime {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let since = Duration::try_from(since).unwrap_or(Duration::MAX);
+    OffsetDateTime::UNIX_EPOCH.checked_add(since).unwrap_or(PrimitiveDateTime::MAX.assume_utc())
+}
+
+fn rfc_3339<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<OffsetDateTime>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+    let time = OffsetDateTime::parse(&text, &Rfc3339)
+        .map_err(|error| de::Error::custom(format!("{text:?} is no time such as 2030-01-01T00:00:00Z: {error}")))?;
+    match time.checked_to_offset(UtcOffset::UTC) {
+        Some(time) => Ok(Some(time)),
+        None => Err(de::Error::custom(format!("{text:?} is out of range"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_time_is_too_early_or_too_late() {
+        let year = |time| utc(time).year();
+        assert_eq!(year(SystemTime::UNIX_EPOCH - std::time::Duration::from_secs(1 << 40)), 1970);
+        assert_eq!(year(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1 << 40)), 9999);
+    }
+
+    #[test]
+    fn an_old_key_is_taken_until_its_time_and_others_never() {
+        let hour = std::time::Duration::from_secs(3600);
+        let keys = Keys::new(Some("1".into()));
+        keys.rotate(KeyRotation::new().key("2").valid_until(SystemTime::now() + hour));
+        keys.rotate(KeyRotation::new().key("3").valid_until(SystemTime::now() - hour));
+        for (key, accepted) in [("1", true), ("2", false), ("3", true), ("4", false)] {
+            assert_eq!(keys.accept(Some(key.as_bytes())), accepted, "{key}");
+        }
+        assert!(!keys.accept(None));
+        let (generated, _) = keys.rotate(KeyRotation::new());
+        assert_eq!(keys.current(), generated);
+        assert!(keys.accept(Some(generated.as_bytes())) && !keys.accept(Some(b"3")));
+    }
+}

@@ -1,0 +1,171 @@
+//! Faults by HTTP, as `curl` and tests in other languages meet them.
+
+use flipswitch_local::{Endpoint, Fault, LocalServer};
+use reqwest::{Client, Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::socket::{BULK, End, STREAM, Socket, eventually, in_time, is_well, service};
+
+async fn call(service: &LocalServer, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
+    let request = Client::new().request(method, format!("{}/local{path}", service.url())).body(body.to_owned());
+    let answer = in_time(request.send()).await.unwrap();
+    let status = answer.status();
+    let text = in_time(answer.text()).await.unwrap();
+    (status, if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() })
+}
+
+#[tokio::test]
+async fn faults_are_added_listed_and_removed() {
+    let (service, faults) = service().await;
+    let fault = json!({
+        "on": "bulk", "after": 1, "times": 2,
+        "effect": {"status": {"code": 429, "headers": {"retry-after": "1"}, "body": "slow down"}},
+    });
+    let (status, added) = call(&service, Method::POST, "/faults", &fault.to_string()).await;
+    assert_eq!(status, StatusCode::CREATED, "{added}");
+    let mut listed = fault.clone();
+    for (field, value) in [("id", json!(1)), ("struck", json!(0)), ("remaining", json!(2))] {
+        listed[field] = value;
+    }
+    assert_eq!(added, listed);
+    is_well(&service, BULK).await;
+    let mut socket = Socket::ask(&service, BULK).await;
+    let head = socket.head().await;
+    assert!(head.starts_with("http/1.1 429") && head.contains("retry-after: 1\r\n"), "{head}");
+    assert_eq!(socket.body(&head).await, "slow down");
+    (listed["struck"], listed["remaining"]) = (json!(1), json!(1));
+    assert_eq!(call(&service, Method::GET, "/faults", "").await, (StatusCode::OK, json!({"faults": [listed]})));
+
+    let gone = (StatusCode::NO_CONTENT, Value::Null);
+    assert_eq!(call(&service, Method::DELETE, "/faults/1", "").await, gone);
+    for id in ["1", "x"] {
+        let (status, error) = call(&service, Method::DELETE, &format!("/faults/{id}"), "").await;
+        assert_eq!((status, &error["error"]), (StatusCode::NOT_FOUND, &json!(format!("there is no fault {id:?}"))));
+    }
+    faults.add(Fault::on(Endpoint::All).hang()).unwrap();
+    assert_eq!(call(&service, Method::DELETE, "/faults", "").await, gone);
+    assert_eq!(faults.active(), []);
+}
+
+#[tokio::test]
+async fn every_fault_can_be_written_in_json() {
+    let on = Fault::on(Endpoint::Stream);
+    let second = std::time::Duration::from_secs(1);
+    let cases = [
+        (on.status(503), r#"{"status": {"code": 503}}"#),
+        (on.redirect(307, "/x"), r#"{"redirect": {"location": "/x"}}"#),
+        (on.redirect(308, "/x"), r#"{"redirect": {"location": "/x", "code": 308}}"#),
+        (on.delay(second), r#"{"delay": {"millis": 1000}}"#),
+        (on.hang(), r#""hang""#),
+        (on.hang(), r#"{"hang": {}}"#),
+        (on.close(), r#""close""#),
+        (on.close().after_bytes(1), r#"{"close": {"afterBytes": 1}}"#),
+        (on.reset(), r#""reset""#),
+        (on.reset().after_bytes(2), r#"{"reset": {"afterBytes": 2}}"#),
+        (on.half_open(), r#""halfOpen""#),
+        (on.half_open().after_bytes(3), r#"{"halfOpen": {"afterBytes": 3}}"#),
+        (on.trickle(1, second), r#"{"trickle": {"bytes": 1, "everyMillis": 1000}}"#),
+        (on.garbage("<"), r#"{"garbage": {"body": "<"}}"#),
+        (on.garbage([255]).content_type("x/y"), r#"{"garbage": {"body": {"base64": "/w=="}, "contentType": "x/y"}}"#),
+        (on.content_type("x/y"), r#"{"contentType": "x/y"}"#),
+        (on.no_heartbeats(), r#""noHeartbeats""#),
+    ];
+    let (service, faults) = service().await;
+    for (fault, effect) in cases {
+        let body = format!(r#"{{"on": "stream", "effect": {effect}}}"#);
+        let (status, added) = call(&service, Method::POST, "/faults", &body).await;
+        assert_eq!(status, StatusCode::CREATED, "{body}: {added}");
+        assert_eq!(faults.active()[0].fault, fault, "{body}");
+        // What is listed can be added again.
+        let again = json!({"on": added["on"], "effect": added["effect"], "after": 0, "times": null});
+        assert_eq!(serde_json::from_value::<Fault>(again).unwrap(), fault, "{added}");
+        faults.clear();
+    }
+}
+
+#[tokio::test]
+async fn mistakes_are_told_with_their_field() {
+    let cases = [
+        ("", &["EOF"][..]),
+        ("7", &["invalid type"]),
+        (r#"{"on": "bulk", "effect": "hang"} x"#, &["trailing"]),
+        (r#"{"effect": "hang"}"#, &["`on`"]),
+        (r#"{"on": "bulk"}"#, &["`effect`"]),
+        (r#"{"on": "bulk", "effect": "hang", "tims": 1}"#, &["`tims`", "`times`"]),
+        (r#"{"on": "bulck", "effect": "hang"}"#, &["on: ", "`bulck`", "`bulk`", "`stream`"]),
+        (r#"{"on": "bulk", "effect": "hang", "times": "x"}"#, &["times: ", "\"x\""]),
+        (r#"{"on": "bulk", "effect": "hang", "after": -1}"#, &["after: "]),
+        (r#"{"on": "bulk", "effect": "hang", "times": 0}"#, &["times: "]),
+        (r#"{"on": "bulk", "effect": "hung"}"#, &["effect: ", "`hung`", "`hang`"]),
+        (r#"{"on": "bulk", "effect": "status"}"#, &["effect: ", "`code`"]),
+        (r#"{"on": "bulk", "effect": {}}"#, &["effect"]),
+        (r#"{"on": "bulk", "effect": {"hang": {}, "close": {}}}"#, &["effect: ", "close"]),
+        (r#"{"on": "bulk", "effect": {"hang": {"for": 1}}}"#, &["effect.hang", "`for`"]),
+        (r#"{"on": "bulk", "effect": {"status": {"code": "x"}}}"#, &["effect.status.code: "]),
+        (r#"{"on": "bulk", "effect": {"status": {"code": 7}}}"#, &["effect.status.code: 7"]),
+        (r#"{"on": "bulk", "effect": {"status": {"code": 200, "headers": {"a": 1}}}}"#, &["headers.a: "]),
+        (r#"{"on": "bulk", "effect": {"delay": {"millis": 1.5}}}"#, &["effect.delay.millis: "]),
+        (r#"{"on": "bulk", "effect": {"garbage": {"body": {"base64": "?"}}}}"#, &["effect.garbage.body", "base64"]),
+        (r#"{"on": "bulk", "effect": {"garbage": {"body": {"hex": ""}}}}"#, &["effect.garbage.body", "`hex`"]),
+        (r#"{"on": "bulk", "effect": "noHeartbeats"}"#, &["on: "]),
+        (r#"{"on": "connections", "effect": {"status": {"code": 500}}, "times": 1}"#, &["effect: "]),
+        (r#"{"on": "connections", "effect": "close"}"#, &["times: "]),
+    ];
+    let (service, faults) = service().await;
+    for (body, expected) in cases {
+        let (status, answer) = call(&service, Method::POST, "/faults", body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
+        let error = answer["error"].as_str().unwrap();
+        assert!(expected.iter().all(|part| error.contains(part)), "{body}: {error}");
+    }
+    assert_eq!(faults.active(), []);
+}
+
+#[tokio::test]
+async fn streams_are_acted_on() {
+    let (service, _) = service().await;
+    let act = async |action: &str, body: &str| call(&service, Method::POST, &format!("/streams/{action}"), body).await;
+    let mut stream = Socket::listen(&service).await;
+    assert_eq!(call(&service, Method::GET, "/streams", "").await, (StatusCode::OK, json!({"open": 1})));
+    let one = (StatusCode::OK, json!({"streams": 1}));
+    assert_eq!(act("inject", ":\u{0}raw\n").await, one);
+    stream.until(":\u{0}raw\n").await;
+    assert_eq!(act("finish", "").await, one);
+    stream.until("0\r\n\r\n").await;
+    for (action, end) in [("drop", End::Closed), ("reset", End::Reset)] {
+        eventually(|| service.streams() == 0).await;
+        let stream = Socket::listen(&service).await;
+        assert_eq!(act(action, "").await, one);
+        assert_eq!(stream.end().await.1, end);
+    }
+    let (status, error) = act("close", "").await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    assert!(error["error"].as_str().unwrap().contains("\"close\""), "{error}");
+}
+
+#[tokio::test]
+async fn the_key_is_rotated() {
+    let (service, _) = service().await;
+    let mut stream = Socket::ask(&service, STREAM).await;
+    stream.head().await;
+    let body = r#"{"key": "next", "validUntil": "2100-01-01T01:00:00+01:00"}"#;
+    let (status, answer) = call(&service, Method::POST, "/api-key", body).await;
+    let told = json!({"key": "next", "validUntil": "2100-01-01T00:00:00.000Z"});
+    assert_eq!((status, answer), (StatusCode::OK, told));
+    assert_eq!(service.api_key(), "next");
+    stream.until("api-key-rotated").await;
+    let (_, answer) = call(&service, Method::POST, "/api-key", "").await;
+    assert_eq!(answer["key"], service.api_key());
+    assert_ne!(answer["key"], "next");
+    for (body, field) in [
+        (r#"{"kee": "x"}"#, "`kee`"),
+        (r#"{"key": 1}"#, "key: "),
+        (r#"{"validUntil": "tomorrow"}"#, "validUntil: \"tomorrow\""),
+        (r#"{"validUntil": "9999-12-31T23:59:59-01:00"}"#, "validUntil: "),
+    ] {
+        let (status, answer) = call(&service, Method::POST, "/api-key", body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
+        assert!(answer["error"].as_str().unwrap().contains(field), "{answer}");
+    }
+    assert_eq!(call(&service, Method::POST, "/api-key", "").await.0, StatusCode::OK);
+}

@@ -1,0 +1,393 @@
+//! What befalls requests, connections and answers.
+
+use std::time::{Duration, Instant};
+
+use flipswitch_local::{Endpoint, Fault, LocalServer};
+use serde_json::Value;
+
+use crate::socket::{BULK, End, HOUR, SINGLE, STREAM, Socket, in_time, is_well, length, service, struck};
+
+#[tokio::test]
+async fn a_fault_strikes_its_endpoint_and_no_other() {
+    let cases = [
+        (Endpoint::Bulk, [true, false, false]),
+        (Endpoint::Single, [false, true, false]),
+        (Endpoint::Stream, [false, false, true]),
+        (Endpoint::All, [true, true, true]),
+    ];
+    for (endpoint, expected) in cases {
+        let (service, faults) = service().await;
+        let id = faults.add(Fault::on(endpoint).status(503)).unwrap();
+        for (path, expected) in [BULK, SINGLE, STREAM].into_iter().zip(expected) {
+            let head = Socket::ask(&service, path).await.head().await;
+            assert_eq!(head.starts_with("http/1.1 503"), expected, "{endpoint:?} {path}: {head}");
+        }
+        assert_eq!(faults.struck(id), expected.into_iter().filter(|struck| *struck).count() as u64);
+    }
+}
+
+#[tokio::test]
+async fn controls_and_other_services_are_never_struck() {
+    let (service, faults) = service().await;
+    let (other, _) = self::service().await;
+    faults.add(Fault::on(Endpoint::All).status(503)).unwrap();
+    is_well(&other, BULK).await;
+    let listed = reqwest::get(format!("{}/local/flags", service.url())).await.unwrap();
+    assert_eq!(listed.status(), 200);
+}
+
+#[tokio::test]
+async fn requests_are_struck_whatever_their_key_is() {
+    let service = LocalServer::builder().api_key("right").start().await.unwrap();
+    service.faults().add(Fault::on(Endpoint::All).status(503).times(1)).unwrap();
+    for expected in ["503", "401"] {
+        let mut socket = Socket::open(&service).await;
+        socket.send(BULK, "wrong", "").await;
+        assert_eq!(socket.head().await[9..12], *expected);
+    }
+}
+
+#[tokio::test]
+async fn faults_strike_in_turn_as_often_as_they_were_told() {
+    let (service, faults) = service().await;
+    let first = faults.add(Fault::on(Endpoint::Bulk).status(503).after(1).times(2)).unwrap();
+    let second = faults.add(Fault::on(Endpoint::All).status(429).after(1).times(1)).unwrap();
+    let mut codes = Vec::new();
+    for _ in 0..6 {
+        let head = Socket::ask(&service, BULK).await.head().await;
+        codes.push(head[9..12].to_owned());
+    }
+    // Let through by both, the first, the first, the second, and nothing any more.
+    assert_eq!(codes, ["200", "503", "503", "429", "200", "200"]);
+    let active = faults.active();
+    let counted: Vec<_> = active.iter().map(|fault| (fault.id, fault.struck, fault.remaining)).collect();
+    assert_eq!(counted, [(first, 2, Some(0)), (second, 1, Some(0))]);
+    assert_eq!(service.requests().len(), 6, "those that were struck are recorded as well");
+
+    let endless = faults.add(Fault::on(Endpoint::Bulk).status(500)).unwrap();
+    assert_eq!(faults.active()[2].remaining, None);
+    assert!(Socket::ask(&service, BULK).await.head().await.starts_with("http/1.1 500"));
+    assert!(faults.remove(endless) && !faults.remove(endless));
+    is_well(&service, BULK).await;
+    assert_eq!(faults.active().len(), 2);
+    faults.clear();
+    assert_eq!(faults.active(), []);
+}
+
+#[tokio::test]
+async fn answers_are_given_as_they_were_written() {
+    let (service, faults) = service().await;
+    let on = Fault::on(Endpoint::All);
+    let cases = [
+        (on.status(429).header("Retry-After", "7"), "http/1.1 429", vec!["retry-after: 7\r\n"], ""),
+        (on.status(503).body("down"), "http/1.1 503", vec![], "down"),
+        (on.status(200).header("content-type", "text/html").body("<p>"), "http/1.1 200", vec!["text/html\r\n"], "<p>"),
+        (on.status(401), "http/1.1 401", vec![], ""),
+        (on.redirect(302, "http://elsewhere/"), "http/1.1 302", vec!["location: http://elsewhere/\r\n"], ""),
+        (on.garbage("{]").content_type("x/y"), "http/1.1 200", vec!["content-type: x/y\r\n"], "{]"),
+    ];
+    for (fault, status, headers, body) in cases {
+        let id = faults.add(fault).unwrap();
+        for path in [BULK, STREAM] {
+            let mut socket = Socket::ask(&service, path).await;
+            let head = socket.head().await;
+            assert!(head.starts_with(status), "{head}");
+            for header in &headers {
+                assert!(head.contains(header), "{header} in {head}");
+            }
+            assert_eq!(socket.body(&head).await, body);
+        }
+        faults.remove(id);
+    }
+    let empty = faults.add(on.status(204).body("never sent")).unwrap();
+    let mut socket = Socket::ask(&service, BULK).await;
+    assert!(socket.head().await.starts_with("http/1.1 204"));
+    socket.is_quiet();
+    faults.remove(empty);
+    // The connection goes on.
+    socket.send(BULK, "any", "").await;
+    assert!(socket.head().await.starts_with("http/1.1 200"));
+}
+
+#[tokio::test]
+async fn garbage_comes_as_what_the_endpoint_would_say() {
+    let (service, faults) = service().await;
+    faults.add(Fault::on(Endpoint::All).garbage([0xff, 0x00])).unwrap();
+    for (path, content_type) in
+        [(BULK, "application/json"), (SINGLE, "application/json"), (STREAM, "text/event-stream")]
+    {
+        let mut socket = Socket::ask(&service, path).await;
+        assert!(socket.head().await.contains(&format!("content-type: {content_type}\r\n")));
+        socket.send("/ofrep/v1/elsewhere", "", "connection: close\r\n").await;
+        assert!(socket.end().await.0.starts_with(&[0xff, 0x00]), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_comes_under_another_content_type() {
+    let (service, faults) = service().await;
+    let normal = is_well(&service, BULK).await;
+    faults.add(Fault::on(Endpoint::All).content_type("text/html")).unwrap();
+    let mut socket = Socket::ask(&service, BULK).await;
+    let head = socket.head().await;
+    assert!(head.contains("content-type: text/html\r\n") && !head.contains("application/json"), "{head}");
+    assert_eq!(socket.body(&head).await, normal);
+    let mut stream = Socket::ask(&service, STREAM).await;
+    assert!(stream.head().await.contains("content-type: text/html\r\n"));
+    service.set_flag("a", 1);
+    stream.until("flag-updated").await;
+}
+
+#[tokio::test]
+async fn a_delay_is_waited_for_and_ends_with_its_fault() {
+    let (service, faults) = service().await;
+    let normal = is_well(&service, BULK).await;
+    let delay = Duration::from_millis(50);
+    let short = faults.add(Fault::on(Endpoint::Bulk).delay(delay).times(1)).unwrap();
+    let begun = Instant::now();
+    assert_eq!(is_well(&service, BULK).await, normal);
+    assert!(begun.elapsed() >= delay);
+    assert_eq!(faults.struck(short), 1);
+
+    let long = faults.add(Fault::on(Endpoint::Bulk).delay(HOUR).times(1)).unwrap();
+    let mut socket = Socket::ask(&service, BULK).await;
+    struck(&faults, long, 1).await;
+    is_well(&service, BULK).await;
+    socket.is_quiet();
+    faults.clear();
+    let head = socket.head().await;
+    assert_eq!(socket.body(&head).await, normal);
+}
+
+#[tokio::test]
+async fn a_request_that_hangs_is_closed_when_the_fault_is_removed() {
+    let (service, faults) = service().await;
+    for path in [BULK, STREAM] {
+        let id = faults.add(Fault::on(Endpoint::All).hang().times(1)).unwrap();
+        let socket = Socket::ask(&service, path).await;
+        struck(&faults, id, 1).await;
+        is_well(&service, path).await;
+        socket.is_quiet();
+        faults.remove(id);
+        assert_eq!(socket.end().await, (vec![], End::Closed), "{path}");
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_connection_is_closed_in_order_although_there_is_more_to_read() {
+    let (service, faults) = service().await;
+    let id = faults.add(Fault::on(Endpoint::All).hang()).unwrap();
+    let mut socket = Socket::ask(&service, BULK).await;
+    struck(&faults, id, 1).await;
+    socket.send(BULK, "any", &format!("x: {}\r\n", "y".repeat(100_000))).await;
+    faults.clear();
+    assert_eq!(socket.end().await, (vec![], End::Closed));
+}
+
+#[tokio::test]
+async fn connections_end_without_an_answer() {
+    let on = Fault::on(Endpoint::All);
+    for (fault, end) in [(on.close(), End::Closed), (on.reset(), End::Reset)] {
+        let (service, faults) = service().await;
+        let id = faults.add(fault).unwrap();
+        for path in [BULK, SINGLE, STREAM] {
+            let socket = Socket::ask(&service, path).await;
+            assert_eq!(socket.end().await, (vec![], end), "{path}");
+        }
+        assert_eq!(faults.struck(id), 3);
+        assert_eq!(service.requests().len(), 3);
+    }
+}
+
+#[tokio::test]
+async fn connections_end_before_anything_is_read() {
+    let on = Fault::on(Endpoint::Connections);
+    for (fault, end) in [(on.close(), End::Closed), (on.reset(), End::Reset)] {
+        let (service, faults) = service().await;
+        let mut before = Socket::open(&service).await;
+        before.send(BULK, "any", "").await;
+        before.head().await;
+        let id = faults.add(fault.times(2)).unwrap();
+        for _ in 0..2 {
+            // Nothing is sent.
+            assert_eq!(Socket::open(&service).await.end().await, (vec![], end));
+        }
+        is_well(&service, BULK).await;
+        assert_eq!(faults.struck(id), 2);
+        before.send(SINGLE, "any", "").await;
+        before.until("HTTP/1.1 200").await;
+    }
+    let (service, faults) = service().await;
+    faults.add(on.close()).unwrap();
+    // Also when the client was quick to send something.
+    assert_eq!(Socket::ask(&service, BULK).await.end().await.0, b"");
+    assert_eq!(service.requests().len(), 0);
+}
+
+#[tokio::test]
+async fn a_connection_hangs_from_its_beginning() {
+    let (service, faults) = service().await;
+    let id = faults.add(Fault::on(Endpoint::Connections).hang().times(1)).unwrap();
+    let socket = Socket::ask(&service, BULK).await;
+    struck(&faults, id, 1).await;
+    is_well(&service, BULK).await;
+    socket.is_quiet();
+    assert_eq!(service.requests().len(), 1, "the request that hangs has not been read");
+    faults.clear();
+    assert_eq!(socket.end().await, (vec![], End::Closed));
+}
+
+#[tokio::test]
+async fn an_answer_is_cut_off_in_its_body() {
+    let (service, faults) = service().await;
+    let whole = is_well(&service, BULK).await;
+    for (bytes, expected) in [(0, 0), (10, 10), (whole.len(), whole.len()), (1 << 20, whole.len())] {
+        let on = Fault::on(Endpoint::Bulk);
+        for (fault, end) in [(on.close(), End::Closed), (on.reset(), End::Reset), (on.half_open(), End::Closed)] {
+            let halts = fault == on.half_open();
+            let id = faults.add(fault.after_bytes(bytes as u64).times(1)).unwrap();
+            let mut socket = Socket::ask(&service, BULK).await;
+            let head = socket.head().await;
+            assert_eq!(length(&head), whole.len(), "the head tells nothing of what will follow");
+            assert_eq!(socket.bytes(expected).await, whole[..expected]);
+            if halts {
+                // Nobody reads any more either.
+                socket.send(BULK, "any", "").await;
+                is_well(&service, BULK).await;
+                socket.is_quiet();
+                faults.remove(id);
+            }
+            assert_eq!(socket.end().await, (vec![], end), "{bytes}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_big_answer_is_cut_off_where_it_was_to_be() {
+    let big = "x".repeat(6 << 20);
+    let service = LocalServer::start(serde_json::json!({ "a": big })).await.unwrap();
+    service.faults().add(Fault::on(Endpoint::Bulk).close().after_bytes(5 << 20)).unwrap();
+    let mut socket = Socket::ask(&service, BULK).await;
+    socket.head().await;
+    let (body, end) = socket.end().await;
+    assert_eq!((body.len(), end), (5 << 20, End::Closed));
+}
+
+#[tokio::test]
+async fn an_answer_that_is_befallen_has_a_body() {
+    let (service, faults) = service().await;
+    let mut socket = Socket::ask(&service, BULK).await;
+    let head = socket.head().await;
+    socket.body(&head).await;
+    let tag = head.split("etag: ").nth(1).unwrap().split("\r\n").next().unwrap();
+    let held = format!("if-none-match: {tag}\r\n");
+    let id = faults.add(Fault::on(Endpoint::Bulk).delay(Duration::ZERO)).unwrap();
+    socket.send(BULK, "any", &held).await;
+    let head = socket.head().await;
+    assert!(head.starts_with("http/1.1 304") && !head.contains("content-length"), "a delay changes nothing: {head}");
+    assert!(faults.remove(id));
+    faults.add(Fault::on(Endpoint::Bulk).close().after_bytes(1)).unwrap();
+    socket.send(BULK, "any", &held).await;
+    assert!(socket.head().await.starts_with("http/1.1 200"));
+    assert_eq!(socket.end().await, (b"{".to_vec(), End::Closed));
+}
+
+#[tokio::test]
+async fn a_body_trickles() {
+    let (service, faults) = service().await;
+    let whole = is_well(&service, BULK).await;
+    let id = faults.add(Fault::on(Endpoint::Bulk).trickle(4, HOUR)).unwrap();
+    let mut socket = Socket::ask(&service, BULK).await;
+    let head = socket.head().await;
+    assert_eq!(length(&head), whole.len());
+    assert_eq!(socket.bytes(4).await, whole[..4]);
+    is_well(&service, SINGLE).await;
+    socket.is_quiet();
+    faults.remove(id);
+    assert_eq!(socket.bytes(whole.len() - 4).await, whole[4..]);
+
+    let every = Duration::from_millis(1);
+    faults.add(Fault::on(Endpoint::Bulk).trickle(8, every)).unwrap();
+    let begun = Instant::now();
+    assert_eq!(is_well(&service, BULK).await, whole);
+    assert!(begun.elapsed() >= every * u32::try_from(whole.len() / 8).unwrap());
+}
+
+#[tokio::test]
+async fn shutdown_is_not_held_up() {
+    let on = Fault::on(Endpoint::All);
+    let faults = [
+        (on.hang(), 0, "hang"),
+        (on.half_open(), 1, "half-open"),
+        (on.half_open().after_bytes(1 << 20), 1, "half-open at the end"),
+        (on.delay(HOUR), 1, "delay"),
+        (on.trickle(1, HOUR), 1, "trickle"),
+        (Fault::on(Endpoint::Connections).hang(), 0, "connections"),
+    ];
+    for (fault, heads, name) in faults {
+        for path in [BULK, STREAM] {
+            let (service, faults) = service().await;
+            let id = faults.add(fault.clone()).unwrap();
+            let mut socket = Socket::ask(&service, path).await;
+            struck(&faults, id, 1).await;
+            let begun = Instant::now();
+            in_time(service.shutdown()).await;
+            // Whatever does not end by itself is cut after 2 s.
+            assert!(begun.elapsed() < Duration::from_secs(2), "{name} {path}");
+            for _ in 0..heads {
+                assert!(socket.head().await.starts_with("http/1.1 200"), "{name} {path}");
+            }
+            socket.end().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_cannot_be_is_refused_by_its_field() {
+    let on = Fault::on(Endpoint::Bulk);
+    let connections = Fault::on(Endpoint::Connections);
+    let cases = [
+        (on.status(1000), "effect.status.code: 1000"),
+        (on.status(101), "effect.status.code: 101"),
+        (on.status(200).header("a b", "c"), "effect.status.headers: \"a b\""),
+        (on.status(200).header("a", "b\n"), "effect.status.headers: \"b\\n\""),
+        (on.status(200).header("Content-Length", "7"), "effect.status.headers: \"content-length\""),
+        (on.redirect(200, "/"), "effect.redirect.code: 200"),
+        (on.redirect(301, "\n"), "effect.redirect.location: "),
+        (on.content_type("\n"), "effect.contentType: "),
+        (on.garbage("").content_type("\n"), "effect.garbage.contentType: "),
+        (on.trickle(0, HOUR), "effect.trickle.bytes: "),
+        (on.hang().times(0), "times: "),
+        (on.hang().header("a", "b"), "headers: "),
+        (on.hang().body("a"), "body: "),
+        (on.hang().after_bytes(1), "afterBytes: "),
+        (on.hang().content_type("a"), "contentType: "),
+        (on.no_heartbeats(), "on: "),
+        (connections.status(500), "effect: "),
+        (connections.close().after_bytes(1), "effect: "),
+    ];
+    let (service, faults) = service().await;
+    for (fault, expected) in cases {
+        let error = faults.add(fault).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{error}");
+    }
+    assert_eq!(faults.active(), []);
+    is_well(&service, BULK).await;
+}
+
+#[tokio::test]
+async fn faults_that_are_over_make_room_for_others() {
+    let (service, faults) = service().await;
+    let once = faults.add(Fault::on(Endpoint::Bulk).status(500).times(1)).unwrap();
+    for _ in 1..1024 {
+        faults.add(Fault::on(Endpoint::Single).status(500)).unwrap();
+    }
+    let another = || Fault::on(Endpoint::Single).status(500);
+    assert!(faults.add(another()).unwrap_err().to_string().contains("1024"));
+    assert!(Socket::ask(&service, BULK).await.head().await.starts_with("http/1.1 500"));
+    assert!(faults.add(another()).is_ok());
+    assert!(faults.active().iter().all(|fault| fault.id != once));
+    let json: Value = serde_json::to_value(&faults.active()[0]).unwrap();
+    assert_eq!(json["id"], 2);
+}

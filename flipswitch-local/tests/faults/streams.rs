@@ -1,0 +1,206 @@
+//! What befalls streams, those that are open and those to come.
+
+use std::time::Duration;
+
+use flipswitch_local::{Endpoint, Fault, LocalServer};
+use serde_json::json;
+
+use crate::socket::{BULK, End, STREAM, Socket, eventually, is_well, service, struck};
+
+#[tokio::test]
+async fn open_streams_are_ended_in_three_ways_after_what_was_sent_before() {
+    let (service, faults) = service().await;
+    for (name, end) in [("finish", None), ("drop", Some(End::Closed)), ("reset", Some(End::Reset))] {
+        let mut streams = [Socket::listen(&service).await, Socket::listen(&service).await];
+        service.set_flag("a", name);
+        let ended = match name {
+            "finish" => faults.finish_streams(),
+            "drop" => faults.drop_streams(),
+            _ => faults.reset_streams(),
+        };
+        assert_eq!(ended, 2, "{name}");
+        for stream in &mut streams {
+            stream.until("id: ").await;
+        }
+        for mut stream in streams {
+            match end {
+                // The end of the body, after which the connection goes on.
+                None => {
+                    stream.until("0\r\n\r\n").await;
+                    stream.send(BULK, "any", "").await;
+                    stream.until("HTTP/1.1 200").await;
+                }
+                Some(end) => {
+                    let (rest, ended) = stream.end().await;
+                    assert!(!rest.ends_with(b"\r\n0\r\n\r\n"), "in the middle of the answer");
+                    assert_eq!(ended, end);
+                }
+            }
+        }
+        eventually(|| service.streams() == 0).await;
+    }
+    // Later streams are not concerned.
+    let mut stream = Socket::listen(&service).await;
+    service.set_flag("a", 1);
+    stream.until("flag-updated").await;
+}
+
+#[tokio::test]
+async fn a_stream_that_nobody_reads_is_dropped_as_well() {
+    let (service, faults) = service().await;
+    let stream = Socket::listen(&service).await;
+    // More than the buffers of any socket hold.
+    assert_eq!(faults.inject(vec![b'x'; 64 << 20]), 1);
+    assert_eq!(faults.reset_streams(), 1);
+    eventually(|| service.streams() == 0).await;
+    drop(stream);
+}
+
+#[tokio::test]
+async fn bytes_are_injected_as_they_are() {
+    let (service, faults) = service().await;
+    assert_eq!(faults.inject("nobody"), 0);
+    let mut streams = [Socket::listen(&service).await, Socket::listen(&service).await];
+    assert_eq!(faults.inject(b"data: {\nevent:\r\r".to_vec()), 2);
+    service.set_flag("a", 1);
+    for stream in &mut streams {
+        stream.until("data: {\nevent:\r\r").await;
+        stream.until("event: flag-updated").await;
+    }
+}
+
+#[tokio::test]
+async fn half_open_strikes_open_streams_and_those_to_come() {
+    let (service, faults) = service().await;
+    let mut open = [Socket::listen(&service).await, Socket::listen(&service).await];
+    let id = faults.add(Fault::on(Endpoint::Stream).half_open().times(3)).unwrap();
+    assert_eq!(faults.struck(id), 2);
+    let mut later = Socket::ask(&service, STREAM).await;
+    later.head().await;
+    assert_eq!(faults.struck(id), 3);
+    let mut spared = Socket::listen(&service).await;
+    assert_eq!(service.streams(), 4);
+    // Several times, since the streams are served side by side.
+    for value in 0..5 {
+        service.set_flag("a", value);
+        spared.until("flag-updated").await;
+    }
+    for stream in &mut open {
+        stream.is_quiet();
+    }
+    later.is_quiet();
+
+    let [leaves, stays] = open;
+    drop(leaves);
+    eventually(|| service.streams() == 3).await;
+    faults.clear();
+    for stream in [stays, later] {
+        assert_eq!(stream.end().await, (vec![], End::Closed));
+    }
+    service.set_flag("a", "spared");
+    spared.until("flag-updated").await;
+}
+
+#[tokio::test]
+async fn half_open_streams_can_be_dropped() {
+    let (service, faults) = service().await;
+    let stream = Socket::listen(&service).await;
+    faults.add(Fault::on(Endpoint::Stream).half_open()).unwrap();
+    eventually(|| {
+        faults.reset_streams();
+        service.streams() == 0
+    })
+    .await;
+    assert_eq!(stream.end().await, (vec![], End::Reset));
+    assert_eq!(faults.reset_streams(), 0);
+}
+
+#[tokio::test]
+async fn streams_are_cut_off_within_an_event() {
+    let (service, faults) = service().await;
+    let mut open = Socket::listen(&service).await;
+    let mut spared = Socket::listen(&service).await;
+    let id = faults.add(Fault::on(Endpoint::Stream).half_open().after_bytes(20).times(1)).unwrap();
+    service.set_flag("a", 1);
+    spared.until("flag-updated").await;
+    assert_eq!(open.until("event: flag-updated\n").await.lines().last(), Some("event: flag-updated"));
+    assert_eq!(open.until("\r\n").await, "\r\n", "the end of a chunk");
+    open.is_quiet();
+    // Before it is cut off, a stream is let go.
+    let mut waiting = Socket::listen(&service).await;
+    let far = faults.add(Fault::on(Endpoint::Stream).half_open().after_bytes(500)).unwrap();
+    // One of the three had been cut off.
+    assert_eq!((faults.struck(id), faults.struck(far)), (1, 2));
+    faults.clear();
+    open.end().await;
+    faults.inject([b'\n'; 600]);
+    service.set_flag("a", 2);
+    waiting.until("flag-updated").await;
+
+    let on = Fault::on(Endpoint::Stream);
+    for (fault, expected) in [(on.close(), End::Closed), (on.reset(), End::Reset)] {
+        let id = faults.add(fault.after_bytes(10)).unwrap();
+        let mut stream = Socket::listen(&service).await;
+        service.set_flag("a", 3);
+        stream.until("event: fla").await;
+        assert_eq!(stream.end().await, (b"\r\n".to_vec(), expected));
+        faults.remove(id);
+    }
+    service.set_flag("a", 4);
+    waiting.until("flag-updated").await;
+}
+
+#[tokio::test]
+async fn half_open_streams_are_closed_whether_anything_was_to_be_sent_or_not() {
+    let (service, faults) = service().await;
+    let stream = Socket::listen(&service).await;
+    faults.add(Fault::on(Endpoint::Stream).half_open()).unwrap();
+    faults.clear();
+    assert_eq!(stream.end().await, (vec![], End::Closed));
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_before_it_is_cut_off_is_cut_off_there() {
+    let (service, faults) = service().await;
+    faults.add(Fault::on(Endpoint::Stream).reset().after_bytes(1 << 20)).unwrap();
+    let stream = Socket::listen(&service).await;
+    assert_eq!(faults.finish_streams(), 1);
+    assert_eq!(stream.end().await, (vec![], End::Reset));
+}
+
+#[tokio::test]
+async fn events_trickle() {
+    let (service, faults) = service().await;
+    let id = faults.add(Fault::on(Endpoint::Stream).trickle(5, crate::socket::HOUR)).unwrap();
+    let mut stream = Socket::listen(&service).await;
+    struck(&faults, id, 1).await;
+    service.set_flag("a", 1);
+    assert_eq!(stream.bytes(10).await, "5\r\nevent\r\n");
+    is_well(&service, BULK).await;
+    stream.is_quiet();
+    assert_eq!(faults.drop_streams(), 1);
+    assert_eq!(stream.end().await, (vec![], End::Closed), "pauses hold nobody up");
+}
+
+#[tokio::test]
+async fn heartbeats_stop_while_they_are_to() {
+    let service = LocalServer::builder().heartbeat(Duration::from_millis(5)).start().await.unwrap();
+    let faults = service.faults();
+    let mut stream = Socket::listen(&service).await;
+    stream.until("heartbeat").await;
+    let id = faults.add(Fault::on(Endpoint::Stream).no_heartbeats()).unwrap();
+    faults.inject(": here\n\n");
+    stream.until(": here\n\n").await;
+    eventually(|| faults.struck(id) >= 3).await;
+    service.send_event("there", json!({}));
+    let between = stream.until("event: there").await;
+    assert!(!between.contains("heartbeat"), "{between}");
+    faults.remove(id);
+    stream.until("heartbeat").await;
+
+    let three = faults.add(Fault::on(Endpoint::All).no_heartbeats().times(3)).unwrap();
+    struck(&faults, three, 3).await;
+    stream.until("heartbeat").await;
+    is_well(&service, BULK).await;
+    assert_eq!(faults.struck(three), 3, "requests are not concerned");
+}
