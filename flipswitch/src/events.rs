@@ -7,18 +7,22 @@ use std::{
     any::Any,
     collections::VecDeque,
     fmt,
+    future::poll_fn,
     panic::{AssertUnwindSafe, catch_unwind},
+    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll, Waker},
 };
 
+use futures_core::Stream;
 use time::OffsetDateTime;
 
 use crate::runtime::Home;
 
-/// Notices that wait for listeners; more of them become one of a change of everything.
+/// Events that wait to be heard; more of them become one of a change of everything.
 const QUEUE: usize = 1_024;
 
 /// A flag changed, or possibly all did.
@@ -71,6 +75,33 @@ impl fmt::Display for ConnectionStatus {
     }
 }
 
+/// Something that happened to a provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ProviderEvent {
+    /// Values are as good as they can be: after the first answer, and again after [`Stale`](Self::Stale) or
+    /// [`Error`](Self::Error).
+    Ready,
+    /// Values may be out of date: the service fails, or was not heard of for longer than the polling interval.
+    Stale,
+    /// Something is wrong that the service or the operator must mend; told once for as long as it lasts.
+    Error {
+        /// Only another API key will help. Otherwise it is tried on.
+        fatal: bool,
+        /// What is wrong.
+        message: String,
+    },
+    /// A flag changed, or possibly all did. Everything that was known has become out of date before this is told.
+    ConfigurationChanged(FlagChangeEvent),
+    /// The API key is being replaced: see [`set_api_key`](crate::FlipswitchProvider::set_api_key).
+    ApiKeyRotated {
+        /// Until when the present key can be used; `None` if the replacement was called off.
+        valid_until: Option<OffsetDateTime>,
+    },
+    /// The connection to the stream of changes is in another state.
+    Status(ConnectionStatus),
+}
+
 /// A listener's place. Dropping it ends the listening; [`detach`](Self::detach) keeps it for as long as the provider
 /// lives.
 #[must_use = "dropping it unsubscribes the listener at once"]
@@ -114,11 +145,97 @@ enum Hears {
     Statuses(Box<dyn Fn(ConnectionStatus) + Send + Sync>),
 }
 
-/// Something to be told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Notice {
-    Change(FlagChangeEvent),
-    Status(ConnectionStatus),
+/// What waits to be heard.
+#[derive(Debug, Default)]
+struct Queue(VecDeque<ProviderEvent>);
+
+impl Queue {
+    /// Adds an event. Whoever is too slow for all of them learns how things are now, and that anything may have changed.
+    fn push(&mut self, event: ProviderEvent) {
+        if self.0.len() >= QUEUE {
+            let is_condition = |event: &ProviderEvent| {
+                matches!(event, ProviderEvent::Ready | ProviderEvent::Stale | ProviderEvent::Error { .. })
+            };
+            let last = |kind: &dyn Fn(&ProviderEvent) -> bool| self.0.iter().rfind(|event| kind(event)).cloned();
+            let rotated = last(&|event| matches!(event, ProviderEvent::ApiKeyRotated { .. }));
+            let status = last(&|event| matches!(event, ProviderEvent::Status(_)));
+            let everything = ProviderEvent::ConfigurationChanged(FlagChangeEvent::all());
+            let kept = [rotated, status, last(&is_condition), Some(everything)];
+            self.0 = kept.into_iter().flatten().collect();
+        }
+        self.0.push_back(event);
+    }
+}
+
+/// The events of a provider, from how things are when it is made: a [`Stream`], and [`recv`](Self::recv) for those who
+/// have no use for one. It ends when the provider is shut down.
+///
+/// Whoever does not keep up misses nothing that matters: more than 1 024 events that were not taken become the last of
+/// each kind, and one that any flag may have changed.
+#[derive(Debug)]
+pub struct ProviderEvents(Arc<Mailbox>);
+
+/// The events of one [`ProviderEvents`].
+#[derive(Debug, Default)]
+struct Mailbox(Mutex<Mail>);
+
+#[derive(Debug, Default)]
+struct Mail {
+    queue: Queue,
+    waker: Option<Waker>,
+    closed: bool,
+}
+
+impl Mailbox {
+    fn lock(&self) -> MutexGuard<'_, Mail> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, event: ProviderEvent) {
+        let waker = {
+            let mut mail = self.lock();
+            mail.queue.push(event);
+            mail.waker.take()
+        };
+        waker.into_iter().for_each(Waker::wake);
+    }
+
+    fn close(&self) {
+        let waker = {
+            let mut mail = self.lock();
+            mail.closed = true;
+            mail.waker.take()
+        };
+        waker.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl ProviderEvents {
+    /// Waits for the next event; `None` once the provider was shut down and all events were taken. May be dropped while it
+    /// waits: no event is lost.
+    pub async fn recv(&mut self) -> Option<ProviderEvent> {
+        poll_fn(|context| self.poll_recv(context)).await
+    }
+
+    fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Option<ProviderEvent>> {
+        let mut mail = self.0.lock();
+        match mail.queue.0.pop_front() {
+            Some(event) => Poll::Ready(Some(event)),
+            None if mail.closed => Poll::Ready(None),
+            None => {
+                mail.waker = Some(context.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+impl Stream for ProviderEvents {
+    type Item = ProviderEvent;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<ProviderEvent>> {
+        self.poll_recv(context)
+    }
 }
 
 /// Knows who listens, and tells them.
@@ -130,7 +247,8 @@ pub(crate) struct Hub {
 struct State {
     status: ConnectionStatus,
     listeners: Vec<Arc<Listener>>,
-    queue: VecDeque<Notice>,
+    mailboxes: Vec<Weak<Mailbox>>,
+    queue: Queue,
     /// Somebody empties the queue.
     telling: bool,
     closed: bool,
@@ -141,7 +259,8 @@ impl Hub {
         let state = State {
             status: ConnectionStatus::Disconnected,
             listeners: Vec::new(),
-            queue: VecDeque::new(),
+            mailboxes: Vec::new(),
+            queue: Queue::default(),
             telling: false,
             closed: false,
         };
@@ -174,16 +293,25 @@ impl Hub {
         Subscription { listener: Some(listener), hub: Arc::downgrade(self) }
     }
 
-    /// Tells of a change.
-    pub(crate) fn changed(self: &Arc<Self>, change: FlagChangeEvent) {
-        self.tell(self.lock(), Notice::Change(change));
+    /// The events from now on, after how the connection is and `current`.
+    pub(crate) fn events(&self, current: Option<ProviderEvent>) -> ProviderEvents {
+        let mailbox = Arc::new(Mailbox::default());
+        let mut state = self.lock();
+        let status = (!state.closed).then_some(ProviderEvent::Status(state.status));
+        status.into_iter().chain(current).for_each(|event| mailbox.push(event));
+        if state.closed {
+            mailbox.close();
+        }
+        state.mailboxes.retain(|mailbox| mailbox.strong_count() > 0);
+        state.mailboxes.push(Arc::downgrade(&mailbox));
+        ProviderEvents(mailbox)
     }
 
     /// Tells how the connection is, if that is news.
     pub(crate) fn connection(self: &Arc<Self>, status: ConnectionStatus) {
         let mut state = self.lock();
         if !state.closed && std::mem::replace(&mut state.status, status) != status {
-            self.tell(state, Notice::Status(status));
+            self.tell_all(state, ProviderEvent::Status(status));
         }
     }
 
@@ -191,22 +319,28 @@ impl Hub {
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         (state.closed, state.status) = (true, ConnectionStatus::Disconnected);
+        let mailboxes = std::mem::take(&mut state.mailboxes);
         let dropped = (std::mem::take(&mut state.listeners), std::mem::take(&mut state.queue));
         // What listeners own may do anything when it is dropped.
         drop(state);
         drop(dropped);
+        mailboxes.iter().filter_map(Weak::upgrade).for_each(|mailbox| mailbox.close());
     }
 
-    fn tell(self: &Arc<Self>, mut state: MutexGuard<'_, State>, notice: Notice) {
-        if state.closed || state.listeners.is_empty() {
+    /// Tells of something that happened.
+    pub(crate) fn tell(self: &Arc<Self>, event: ProviderEvent) {
+        self.tell_all(self.lock(), event);
+    }
+
+    fn tell_all(self: &Arc<Self>, mut state: MutexGuard<'_, State>, event: ProviderEvent) {
+        if state.closed {
             return;
         }
-        if state.queue.len() >= QUEUE {
-            // Those who come late learn how things are now, and that anything may have changed.
-            let status = state.queue.iter().rfind(|notice| matches!(notice, Notice::Status(_))).cloned();
-            state.queue = status.into_iter().chain([Notice::Change(FlagChangeEvent::all())]).collect();
+        state.mailboxes.iter().filter_map(Weak::upgrade).for_each(|mailbox| mailbox.push(event.clone()));
+        if state.listeners.is_empty() {
+            return;
         }
-        state.queue.push_back(notice);
+        state.queue.push(event);
         if !std::mem::replace(&mut state.telling, true) {
             drop(state);
             let hub = Arc::clone(self);
@@ -216,13 +350,13 @@ impl Hub {
     }
 
     fn empty_queue(&self) {
-        while let Some((notice, listeners)) = self.next() {
+        while let Some((event, listeners)) = self.next() {
             for listener in listeners {
                 // Looked at before each call: one listener may have unsubscribed the next, or shut the provider down.
                 if !listener.active.load(Ordering::Acquire) || self.lock().closed {
                     continue;
                 }
-                let told = catch_unwind(AssertUnwindSafe(|| listener.hear(&notice)));
+                let told = catch_unwind(AssertUnwindSafe(|| listener.hear(&event)));
                 if let Err(panic) = told {
                     tracing::error!(target: "flipswitch", panic = text(&*panic), "a listener panicked");
                 }
@@ -230,10 +364,10 @@ impl Hub {
         }
     }
 
-    fn next(&self) -> Option<(Notice, Vec<Arc<Listener>>)> {
+    fn next(&self) -> Option<(ProviderEvent, Vec<Arc<Listener>>)> {
         let mut state = self.lock();
-        match state.queue.pop_front() {
-            Some(notice) => Some((notice, state.listeners.clone())),
+        match state.queue.0.pop_front() {
+            Some(event) => Some((event, state.listeners.clone())),
             None => {
                 state.telling = false;
                 None
@@ -247,15 +381,15 @@ impl Hub {
 }
 
 impl Listener {
-    fn hear(&self, notice: &Notice) {
-        match (&self.hears, notice) {
-            (Hears::Changes(None, listener), Notice::Change(change)) => listener(change),
-            (Hears::Changes(Some(key), listener), Notice::Change(change))
+    fn hear(&self, event: &ProviderEvent) {
+        match (&self.hears, event) {
+            (Hears::Changes(None, listener), ProviderEvent::ConfigurationChanged(change)) => listener(change),
+            (Hears::Changes(Some(key), listener), ProviderEvent::ConfigurationChanged(change))
                 if change.flag_key.as_ref().is_none_or(|changed| changed == key) =>
             {
                 listener(change);
             }
-            (Hears::Statuses(listener), Notice::Status(status)) => listener(*status),
+            (Hears::Statuses(listener), ProviderEvent::Status(status)) => listener(*status),
             _ => {}
         }
     }

@@ -12,6 +12,7 @@ mod evaluation;
 mod events;
 mod flags;
 mod flights;
+mod health;
 mod intern;
 mod lifespan;
 #[cfg(test)]
@@ -40,8 +41,9 @@ pub use crate::{
     builder::FlipswitchProviderBuilder,
     error::{ConfigError, Error, FlagError, ReadyError},
     evaluation::{FlagEvaluation, FlagType},
-    events::{ConnectionStatus, FlagChangeEvent, Subscription},
+    events::{ConnectionStatus, FlagChangeEvent, ProviderEvent, ProviderEvents, Subscription},
     flags::Flags,
+    health::{Health, HealthState},
     lifespan::{Lifespan, LifespanBuilder},
     provider::FlipswitchProvider,
     request::{IntoContext, RequestScope},

@@ -27,6 +27,8 @@ pub(crate) struct Pause {
     well_since: Option<Instant>,
     /// Somebody tries on.
     probing: bool,
+    /// What was sent earlier says nothing.
+    since: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -57,6 +59,11 @@ impl Pause {
         self.probing = false;
     }
 
+    /// Forgets all failures: what went out before `now` went out with another key.
+    pub(crate) fn forget(&mut self, now: Instant) {
+        (self.failures, self.last, self.since) = (0, None, Some(now));
+    }
+
     /// Takes what a request sent at `sent` tells about the service, and returns the error as callers are to see it.
     /// `random` is from [0, 1).
     pub(crate) fn outcome<T>(
@@ -66,6 +73,9 @@ impl Pause {
         now: Instant,
         random: f64,
     ) -> Result<T, Error> {
+        if self.since.is_some_and(|since| sent < since) {
+            return outcome.map_err(|failure| failure.error);
+        }
         let Failure { error, retry_after } = match outcome {
             Ok(answer) => {
                 self.alive(sent);

@@ -15,6 +15,7 @@ use open_feature::{
     provider::{FeatureProvider, ProviderMetadata, ProviderStatus, ResolutionDetails},
 };
 use serde_json::Value;
+use time::OffsetDateTime;
 
 use crate::{
     ConfigError, Error, FlagEvaluation, FlagType, Flags, FlipswitchProviderBuilder, ReadyError, Stats,
@@ -23,8 +24,10 @@ use crate::{
     builder::Settings,
     cache::Tick,
     context::{self, CanonicalContext},
+    endpoint::ApiKey,
     error::Chain,
-    events::{ConnectionStatus, FlagChangeEvent, Hub, Subscription},
+    events::{ConnectionStatus, FlagChangeEvent, Hub, ProviderEvent, ProviderEvents, Subscription},
+    health::{Health, HealthState},
     resolution,
     runtime::{Home, until},
     service::{Service, Startup},
@@ -48,6 +51,7 @@ struct Handle {
     home: Arc<Home>,
     hub: Arc<Hub>,
     started: AtomicBool,
+    made: OffsetDateTime,
     metadata: ProviderMetadata,
 }
 
@@ -109,7 +113,16 @@ impl FlipswitchProvider {
 
     fn with_source(source: Source, home: Arc<Home>, hub: Arc<Hub>) -> Self {
         let metadata = ProviderMetadata::new("flipswitch");
-        Self { handle: Arc::new(Handle { source, home, hub, started: AtomicBool::new(false), metadata }) }
+        Self {
+            handle: Arc::new(Handle {
+                source,
+                home,
+                hub,
+                started: AtomicBool::new(false),
+                made: OffsetDateTime::now_utc(),
+                metadata,
+            }),
+        }
     }
 
     /// Starts the provider if it is not started, and waits until the service has answered once.
@@ -292,6 +305,66 @@ impl FlipswitchProvider {
         self.handle.hub.on_status(listener)
     }
 
+    /// Returns the events of the provider, beginning with how things are: a stream, for those who would rather wait than be
+    /// called back. Any number of them may be had.
+    ///
+    /// ```
+    /// # use flipswitch::{FlipswitchProvider, ProviderEvent, serde_json::json};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let provider = FlipswitchProvider::in_memory(json!({}));
+    /// # let stopper = provider.clone();
+    /// let mut events = provider.events();
+    /// # stopper.shutdown().await;
+    /// while let Some(event) = events.recv().await {
+    ///     match event {
+    ///         ProviderEvent::ConfigurationChanged(change) => println!("changed: {:?}", change.flag_key),
+    ///         ProviderEvent::Stale => println!("flags may be out of date"),
+    ///         other => println!("{other:?}"),
+    ///     }
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn events(&self) -> ProviderEvents {
+        match &self.handle.source {
+            Source::Service(service) => service.events(),
+            Source::Memory(_) => self.handle.hub.events(Some(ProviderEvent::Ready)),
+        }
+    }
+
+    /// Returns how the provider is: for health checks.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let Handle { source, home, made, .. } = &*self.handle;
+        let mut health = match source {
+            Source::Service(service) => service.health(),
+            Source::Memory(_) => Health::new(HealthState::Live, *made, true),
+        };
+        if home.is_stopped() {
+            health.state = HealthState::ShutDown;
+        }
+        health
+    }
+
+    /// Sets the API key that is used from now on: after [`ApiKeyRotated`](ProviderEvent::ApiKeyRotated), or to mend a wrong
+    /// one. A connection to the stream of changes is made with it, and a pause because of the other key ends.
+    ///
+    /// The key may be another environment's. So everything known counts as out of date; it is served, as stale, only
+    /// where the service cannot be asked. Requests that are under way with the other key still end, and are no news to
+    /// evaluations that begin from now on. Does nothing [in memory](Self::in_memory).
+    ///
+    /// # Errors
+    ///
+    /// A [`ConfigError`] if the key cannot be sent; the one before stays.
+    pub fn set_api_key(&self, api_key: impl Into<String>) -> Result<(), ConfigError> {
+        let api_key = ApiKey::new(&api_key.into())?;
+        if let Source::Service(service) = &self.handle.source {
+            service.set_api_key(api_key);
+        }
+        Ok(())
+    }
+
     /// Returns what the provider did since it was made, and what it keeps. All zero for one [in memory](Self::in_memory).
     #[must_use]
     pub fn stats(&self) -> Stats {
@@ -379,11 +452,7 @@ impl FeatureProvider for FlipswitchProvider {
         }
         match source {
             Source::Memory(_) => ProviderStatus::Ready,
-            Source::Service(service) => match &*service.startup().borrow() {
-                Startup::Waiting(_) => ProviderStatus::NotReady,
-                Startup::Ready => ProviderStatus::Ready,
-                Startup::Unauthorized => ProviderStatus::Error,
-            },
+            Source::Service(service) => service.health().state.status(),
         }
     }
 

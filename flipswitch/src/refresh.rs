@@ -13,7 +13,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{answer::Answer, events::FlagChangeEvent, service::Service};
+use crate::{answer::Answer, events::FlagChangeEvent, health::Sign, service::Service};
 
 /// Requests that come within this time of each other become one.
 const TOGETHER: Duration = Duration::from_millis(50);
@@ -133,6 +133,10 @@ pub(crate) async fn keep(service: Arc<Service>, interval: Duration) {
             () = sleep_until(next_poll) => {
                 service.counters().polls.count();
                 next_poll = Some(Instant::now() + about(interval));
+            }
+            () = service.condition_due() => {
+                service.sign(Sign::Timer);
+                continue;
             }
         }
         service.ask_start_up().await;

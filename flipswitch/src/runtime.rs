@@ -5,7 +5,7 @@
 //! a thread of the provider's own. It starts at the first [`Home::spawn`], is woken by what is spawned onto it, and ends
 //! with [`Home::stop`].
 
-use std::{future::Future, io, sync::Mutex, thread, time::Duration};
+use std::{cell::Cell, future::Future, io, sync::Mutex, thread, time::Duration};
 
 use tokio::{
     runtime::{Builder, Handle},
@@ -23,12 +23,19 @@ const BLOCKING_END: Duration = Duration::from_secs(1);
 /// How long shutdown may take as a whole, whatever stands still.
 const SHUTDOWN: Duration = Duration::from_millis(4_800);
 
+thread_local! {
+    /// Whether this thread runs what may block, for some home.
+    static CALLING_BACK: Cell<bool> = const { Cell::new(false) };
+}
+
 /// The runtime of a provider, started at first use.
 pub(crate) struct Home {
     given: Option<Handle>,
     state: Mutex<State>,
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// What may block.
+    callbacks: TaskTracker,
     /// Becomes true when the provider's own thread is about to end.
     ended: watch::Sender<bool>,
 }
@@ -46,6 +53,7 @@ impl Home {
             state: Mutex::new(State::Idle),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            callbacks: TaskTracker::new(),
             ended: watch::Sender::new(false),
         }
     }
@@ -79,15 +87,20 @@ impl Home {
 
     /// Runs what may block, at home, on a thread where it may. Does nothing where nothing can be started any more.
     pub(crate) fn spawn_blocking(&self, run: impl FnOnce() + Send + 'static) {
-        if let Ok(handle) = self.handle() {
-            drop(handle.spawn_blocking(run));
-        }
+        let Ok(handle) = self.handle() else { return };
+        let run = move || {
+            CALLING_BACK.set(true);
+            run();
+            CALLING_BACK.set(false);
+        };
+        drop(self.callbacks.spawn_blocking_on(run, &handle));
     }
 
     /// Ends all tasks and the provider's own thread, without waiting for it.
     pub(crate) fn stop(&self) {
         let before = std::mem::replace(&mut *self.lock(), State::Stopped);
         self.tasks.close();
+        self.callbacks.close();
         self.stop.cancel();
         if matches!(before, State::Idle) {
             self.ended.send_replace(true);
@@ -99,6 +112,10 @@ impl Home {
         let ended = async {
             if self.given.is_some() {
                 self.tasks.wait().await;
+                // Who ends the provider from a callback cannot wait for that.
+                if !CALLING_BACK.get() {
+                    self.callbacks.wait().await;
+                }
             } else {
                 // Cannot fail: the sender lives in `self`.
                 let _ = self.ended.subscribe().wait_for(|ended| *ended).await;

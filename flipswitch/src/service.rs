@@ -5,13 +5,14 @@ mod pilot;
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use quick_cache::sync::Cache as Entries;
-use tokio::sync::watch;
+use time::OffsetDateTime;
+use tokio::sync::{Notify, watch};
 
 use self::pilot::{Pilot, Probe};
 use crate::{
@@ -22,8 +23,9 @@ use crate::{
     cache::{Cache, Clock, Tick},
     context::CanonicalContext,
     endpoint::{ApiKey, BaseUrl},
-    events::{FlagChangeEvent, Hub},
-    flights::{Flight, Flights, Heard, Joined},
+    events::{ConnectionStatus, FlagChangeEvent, Hub, ProviderEvent, ProviderEvents},
+    flights::{self, Flight, Flights, Joined},
+    health::{Condition, Health, Sign},
     pause::{self, Pause},
     refresh::{self, Refresh},
     runtime::Home,
@@ -54,7 +56,7 @@ pub(crate) struct Service {
     max_wait: Duration,
     polling_interval: Duration,
     base_url: BaseUrl,
-    api_key: ApiKey,
+    api_key: Mutex<ApiKey>,
     realtime: bool,
     polling_fallback: bool,
     stream: stream::Options,
@@ -62,6 +64,21 @@ pub(crate) struct Service {
     connected_before: AtomicBool,
     refresh: Refresh,
     hub: Arc<Hub>,
+    condition: Mutex<Condition>,
+    /// The time at which the condition changes by itself is another than before.
+    condition_changed: Notify,
+    heard: Mutex<Heard>,
+    /// The pause after a failure is over before its time.
+    pause_over: Notify,
+    /// Answers of an older generation were had with another API key.
+    key_generation: AtomicU64,
+}
+
+/// What the stream said of itself.
+#[derive(Debug, Default)]
+struct Heard {
+    last_event: Option<OffsetDateTime>,
+    api_key_valid_until: Option<OffsetDateTime>,
 }
 
 /// What is known of the service since the start.
@@ -106,7 +123,7 @@ impl Service {
             max_wait: settings.max_wait,
             polling_interval: settings.polling_interval,
             base_url: settings.base_url,
-            api_key: settings.api_key,
+            api_key: Mutex::new(settings.api_key),
             realtime,
             polling_fallback,
             stream: stream::Options {
@@ -118,6 +135,15 @@ impl Service {
             connected_before: AtomicBool::new(false),
             refresh: Refresh::new(),
             hub,
+            condition: Mutex::new(Condition::new(
+                (realtime || polling_fallback).then_some(settings.polling_interval),
+                !realtime,
+                Instant::now(),
+            )),
+            condition_changed: Notify::new(),
+            heard: Mutex::default(),
+            pause_over: Notify::new(),
+            key_generation: AtomicU64::new(0),
         })
     }
 
@@ -125,8 +151,8 @@ impl Service {
         &self.base_url
     }
 
-    pub(crate) fn api_key(&self) -> &ApiKey {
-        &self.api_key
+    pub(crate) fn api_key(&self) -> ApiKey {
+        lock(&self.api_key).clone()
     }
 
     pub(crate) fn transport(&self) -> &Transport {
@@ -143,10 +169,6 @@ impl Service {
 
     pub(crate) fn home(&self) -> &Home {
         &self.home
-    }
-
-    pub(crate) fn hub(&self) -> &Arc<Hub> {
-        &self.hub
     }
 
     pub(crate) fn commands(&self) -> &Commands {
@@ -182,7 +204,7 @@ impl Service {
         if self.realtime || self.polling_fallback {
             self.home.spawn(refresh::keep(Arc::clone(self), self.polling_interval))?;
         }
-        let Self { base_url, api_key, realtime, .. } = &**self;
+        let (Self { base_url, realtime, .. }, api_key) = (&**self, self.api_key());
         tracing::info!(target: "flipswitch", %base_url, %api_key, realtime, "starting");
         if base_url.is_plain_and_remote() {
             tracing::warn!(target: "flipswitch", %base_url, "the API key goes over the network unencrypted; use https");
@@ -207,10 +229,109 @@ impl Service {
         }
     }
 
+    /// The stream is away.
+    pub(crate) fn stream_away(&self) {
+        self.clock.close();
+        self.sign(Sign::Away);
+        self.condition_changed.notify_one();
+    }
+
+    /// Shows how the connection to the stream is, and then what that means.
+    pub(crate) fn show(&self, status: ConnectionStatus) {
+        self.hub.connection(status);
+        if status == ConnectionStatus::Connected {
+            self.sign(Sign::Opened);
+        }
+    }
+
+    pub(crate) fn heard_an_event(&self) {
+        lock(&self.heard).last_event = Some(OffsetDateTime::now_utc());
+    }
+
+    /// The API key is to be replaced by then, or is not.
+    pub(crate) fn key_rotated(&self, valid_until: Option<OffsetDateTime>) {
+        match valid_until {
+            Some(valid_until) => {
+                tracing::warn!(target: "flipswitch", %valid_until, "the API key is being replaced; set the new one in time");
+            }
+            None => tracing::info!(target: "flipswitch", "the API key stays: its replacement was called off"),
+        }
+        lock(&self.heard).api_key_valid_until = valid_until;
+        self.hub.tell(ProviderEvent::ApiKeyRotated { valid_until });
+    }
+
     /// Tells the application of a change, everything known being out of date already.
     pub(crate) fn changed(&self, change: FlagChangeEvent) {
         self.refresh.told(&change);
-        self.hub.changed(change);
+        self.hub.tell(ProviderEvent::ConfigurationChanged(change));
+    }
+
+    /// Takes what bears on how the provider is, and tells the application what follows.
+    pub(crate) fn sign(&self, sign: Sign<'_>) {
+        // Told under the lock: so events come in the order of what happened.
+        let mut condition = lock(&self.condition);
+        for event in condition.take(sign, Instant::now()) {
+            self.hub.tell(event);
+        }
+    }
+
+    /// How the provider is.
+    pub(crate) fn health(&self) -> Health {
+        let mut health = lock(&self.condition).health(Instant::now());
+        let Heard { last_event, api_key_valid_until } = *lock(&self.heard);
+        (health.last_event, health.api_key_valid_until) = (last_event, api_key_valid_until);
+        health
+    }
+
+    pub(crate) fn events(&self) -> ProviderEvents {
+        let condition = lock(&self.condition);
+        self.hub.events(condition.current())
+    }
+
+    /// Resolves when the condition is to be looked at again because time has passed.
+    pub(crate) async fn condition_due(&self) {
+        loop {
+            let deadline = lock(&self.condition).deadline();
+            let due = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = due => return,
+                () = self.condition_changed.notified() => {}
+            }
+        }
+    }
+
+    /// Takes another key. Whatever was had with the one before may be another environment's.
+    pub(crate) fn set_api_key(&self, key: ApiKey) {
+        self.transport.set_api_key(&key);
+        *lock(&self.api_key) = key;
+        self.key_generation.store(self.clock.now().generation + 1, Ordering::Release);
+        // After the key: a request that sees the new generation goes out with the new key.
+        self.clock.raise();
+        self.pause().forget(Instant::now());
+        self.pause_over.notify_waiters();
+        lock(&self.heard).api_key_valid_until = None;
+        self.startup.send_if_modified(|state| {
+            let was_refused = matches!(state, Startup::Unauthorized);
+            if was_refused {
+                *state = Startup::Waiting(None);
+            }
+            was_refused
+        });
+        self.sign(Sign::NewKey);
+        self.commands.reconnect();
+        self.refresh.soon();
+        tracing::info!(target: "flipswitch", api_key = %self.api_key(), "there is another API key");
+    }
+
+    /// The answer that a request may build on: one that was had with the same key.
+    fn base_of<'a>(&self, flight: &'a Flight) -> Option<&'a Snapshot> {
+        let key_generation = self.key_generation.load(Ordering::Acquire);
+        flight.base.as_deref().filter(|base| base.generation >= key_generation)
     }
 
     /// Asks for the start-up context again, whatever is known of it, unless the service is not to be asked now.
@@ -246,7 +367,7 @@ impl Service {
             self.clock.raise();
         }
         for key in changed {
-            self.hub.changed(FlagChangeEvent::of(key));
+            self.hub.tell(ProviderEvent::ConfigurationChanged(FlagChangeEvent::of(key)));
         }
     }
 
@@ -292,13 +413,13 @@ impl Service {
             biased;
             heard = waiter.wait(has_old) => heard,
             // Tasks on a given runtime that stands still never end, and never tell.
-            () = self.home.stopping() => Heard::Gone,
+            () = self.home.stopping() => flights::Heard::Gone,
         };
         match heard {
-            Heard::Answer(snapshot) => Flags::fresh(snapshot),
-            Heard::Failed(error) => self.without(&context, Some(error)),
-            Heard::Late => self.without(&context, None),
-            Heard::Gone => self.without(&context, Some(Arc::new(Error::ShutDown))),
+            flights::Heard::Answer(snapshot) => Flags::fresh(snapshot),
+            flights::Heard::Failed(error) => self.without(&context, Some(error)),
+            flights::Heard::Late => self.without(&context, None),
+            flights::Heard::Gone => self.without(&context, Some(Arc::new(Error::ShutDown))),
         }
     }
 
@@ -387,6 +508,11 @@ impl Service {
     }
 
     fn pause(&self) -> MutexGuard<'_, Pause> {
-        self.pause.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pause)
     }
+}
+
+/// Nothing that runs under these locks leaves what they guard half changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -26,6 +26,7 @@ use self::{
 };
 use crate::{
     Error,
+    health::Sign,
     service::Service,
     transport::{Events, Refused},
 };
@@ -156,7 +157,10 @@ impl Follower {
             let last_id = connection.reader.last_id().cloned();
             self.input(Input::LastId(last_id));
             match message {
-                Some(Ok(Message::Event { event, data })) => self.input(Input::Event(Event::read(&event, &data))),
+                Some(Ok(Message::Event { event, data })) => {
+                    self.service.heard_an_event();
+                    self.input(Input::Event(Event::read(&event, &data)));
+                }
                 Some(Ok(Message::Retry(wait))) => self.input(Input::Retry(wait)),
                 Some(Err(error)) => self.input(Input::Broken(Error::decode(error))),
                 None => break,
@@ -183,16 +187,17 @@ impl Follower {
             }
             Action::Disconnect => self.link = Link::None,
             Action::Open => service.stream_opened(),
-            Action::Away => service.clock().close(),
+            Action::Away => service.stream_away(),
             Action::Raise => service.clock().raise(),
             Action::Changed(change) => service.changed(change),
-            Action::KeyRotated { valid_until } => {
-                tracing::warn!(target: "flipswitch", ?valid_until, "the API key is being rotated");
-            }
-            Action::Status(status) => service.hub().connection(status),
+            Action::KeyRotated { valid_until } => service.key_rotated(valid_until),
+            Action::Status(status) => service.show(status),
             Action::Refetch => service.refresh().soon(),
-            Action::Polling(on) => service.refresh().poll(on),
-            Action::KeyRefused => {}
+            Action::Polling(on) => {
+                service.refresh().poll(on);
+                service.sign(Sign::Polling(on));
+            }
+            Action::KeyRefused => service.sign(Sign::KeyRefused),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -16,8 +16,14 @@ use reqwest::{Client, Response, redirect};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
-    ConfigError, Error, answer::Answer, builder::Settings, context::CanonicalContext, endpoint::BaseUrl, error::Chain,
-    intern::Interner, ofrep,
+    ConfigError, Error,
+    answer::Answer,
+    builder::Settings,
+    context::CanonicalContext,
+    endpoint::{ApiKey, BaseUrl},
+    error::Chain,
+    intern::Interner,
+    ofrep,
 };
 
 /// Makes the clients: one factory for every request there is.
@@ -38,6 +44,8 @@ const MAX_ETAG: usize = 1_024;
 /// How long the head of the stream's response may take: some servers send it with the first event.
 const HEADERS: Duration = Duration::from_secs(30);
 
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
 /// A limit that is none.
 const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
@@ -48,7 +56,7 @@ pub(crate) struct Transport {
     streams: Client,
     bulk: Url,
     events: Url,
-    headers: HeaderMap,
+    headers: RwLock<HeaderMap>,
     told_not_found: AtomicBool,
     interner: Interner,
 }
@@ -56,7 +64,7 @@ pub(crate) struct Transport {
 impl Transport {
     pub(crate) fn new(settings: &Settings) -> Result<Self, ConfigError> {
         let mut headers = HeaderMap::new();
-        headers.insert(HeaderName::from_static("x-api-key"), settings.api_key.header());
+        headers.insert(API_KEY, settings.api_key.header());
         if settings.telemetry {
             telemetry(&mut headers, settings.enable_realtime);
         }
@@ -66,10 +74,19 @@ impl Transport {
             streams: client(settings, Method::GET, FOR_EVER)?,
             bulk: settings.base_url.join("/ofrep/v1/evaluate/flags"),
             events: settings.base_url.join("/api/v1/flags/events"),
-            headers,
+            headers: RwLock::new(headers),
             told_not_found: AtomicBool::new(false),
             interner: Interner::default(),
         })
+    }
+
+    /// Sends another key from now on.
+    pub(crate) fn set_api_key(&self, key: &ApiKey) {
+        self.headers.write().unwrap_or_else(PoisonError::into_inner).insert(API_KEY, key.header());
+    }
+
+    fn headers(&self) -> HeaderMap {
+        self.headers.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Asks for all flags of one context; `etag` is the tag of the answer that is known for this very context.
@@ -79,7 +96,7 @@ impl Transport {
         let mut request = self
             .requests
             .post(self.bulk.clone())
-            .headers(self.headers.clone())
+            .headers(self.headers())
             .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
             .body(context.as_bytes().to_vec());
         if let Some(etag) = etag.and_then(|etag| HeaderValue::from_bytes(etag).ok()) {
@@ -118,7 +135,7 @@ impl Transport {
         let mut request = self
             .streams
             .get(self.events.clone())
-            .headers(self.headers.clone())
+            .headers(self.headers())
             .header(header::ACCEPT, HeaderValue::from_static("text/event-stream"))
             .header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))
             .header(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));

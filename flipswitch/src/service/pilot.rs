@@ -11,6 +11,8 @@ use crate::{
     context::CanonicalContext,
     error::Chain,
     flights::Flight,
+    health::Sign,
+    pause,
     snapshot::Snapshot,
     transport::{Bulk, Failure},
 };
@@ -55,7 +57,10 @@ impl Probe {
         let service = &self.0;
         loop {
             let Some(until) = service.pause().until() else { break };
-            tokio::time::sleep_until(until.into()).await;
+            tokio::select! {
+                () = tokio::time::sleep_until(until.into()) => {}
+                () = service.pause_over.notified() => continue,
+            }
             let context = CanonicalContext::start_up();
             let base = service.cache.get(context.as_bytes());
             match service.flights.probe(&context, service.clock.now().generation, base) {
@@ -76,10 +81,9 @@ impl Drop for Probe {
 impl Service {
     /// Makes one request, and draws from it what it says about the service.
     async fn request(self: &Arc<Self>, flight: &Flight) -> Result<Arc<Snapshot>, Error> {
-        let base = flight.base.as_ref();
         let mut sent = None;
         let request = async {
-            let slot = self.slots.acquire(base.is_some()).await;
+            let slot = self.slots.acquire(flight.base.is_some()).await;
             let _slot = slot.map_err(|_| Failure::of(Error::Crowded))?;
             // Whoever waited for a slot while the service failed does not go to see for itself.
             let overtaken = if flight.probe { None } else { self.pause().refusal() };
@@ -88,6 +92,7 @@ impl Service {
             }
             let (sent_at, generation) = (Instant::now(), self.clock.now().generation);
             sent = Some(sent_at);
+            let base = self.base_of(flight);
             self.counters.requests.count();
             let etag = base.and_then(|base| base.etag());
             let (answer, etag) = match (self.transport.bulk(&flight.context, etag).await?, base) {
@@ -101,10 +106,9 @@ impl Service {
                     return Err(Failure::of(Error::Status(http::StatusCode::NOT_MODIFIED)));
                 }
             };
-            if base.is_none() {
+            if flight.base.is_none() {
                 self.counters.new_contexts.count();
             }
-            let base = base.map(|base| &**base);
             Ok(Arc::new(Snapshot::new(&flight.context, answer, etag.as_deref(), base, generation, sent_at)))
         };
         let outcome = match tokio::time::timeout(self.request_timeout, request).await {
@@ -131,8 +135,15 @@ impl Service {
             let outcome = pause.outcome(outcome, sent, now, fastrand::f64());
             (outcome, before, pause.until())
         };
-        if matches!(outcome, Err(Error::Unauthorized)) {
-            self.commands.unauthorized();
+        match (&outcome, after) {
+            (Ok(_), None) => self.sign(Sign::Answered),
+            (Err(error), Some(_)) if !pause::concerns_one(error) => {
+                self.sign(Sign::Failed(error));
+                if matches!(error, Error::Unauthorized) {
+                    self.commands.unauthorized();
+                }
+            }
+            _ => {}
         }
         // Begins to try on, if there is need to.
         self.paused();
