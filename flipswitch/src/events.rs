@@ -48,6 +48,31 @@ impl FlagChangeEvent {
     }
 }
 
+/// Changes that are to be told later: each flag once.
+#[derive(Debug, Default)]
+pub(crate) struct Untold(Vec<FlagChangeEvent>);
+
+impl Untold {
+    pub(crate) fn push(&mut self, change: FlagChangeEvent) {
+        let is_everything = |known: &FlagChangeEvent| known.flag_key.is_none();
+        if self.0.iter().any(is_everything) {
+            return;
+        }
+        if is_everything(&change) || self.0.len() >= QUEUE {
+            self.0.clear();
+            self.0.push(FlagChangeEvent { flag_key: None, ..change });
+        } else if let Some(known) = self.0.iter_mut().find(|known| known.flag_key == change.flag_key) {
+            *known = change;
+        } else {
+            self.0.push(change);
+        }
+    }
+
+    pub(crate) fn take(&mut self) -> Vec<FlagChangeEvent> {
+        std::mem::take(&mut self.0)
+    }
+}
+
 /// How the connection to the stream of changes is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -297,13 +322,14 @@ impl Hub {
     pub(crate) fn events(&self, current: Option<ProviderEvent>) -> ProviderEvents {
         let mailbox = Arc::new(Mailbox::default());
         let mut state = self.lock();
-        let status = (!state.closed).then_some(ProviderEvent::Status(state.status));
-        status.into_iter().chain(current).for_each(|event| mailbox.push(event));
         if state.closed {
             mailbox.close();
+        } else {
+            let now = [Some(ProviderEvent::Status(state.status)), current];
+            now.into_iter().flatten().for_each(|event| mailbox.push(event));
+            state.mailboxes.retain(|mailbox| mailbox.strong_count() > 0);
+            state.mailboxes.push(Arc::downgrade(&mailbox));
         }
-        state.mailboxes.retain(|mailbox| mailbox.strong_count() > 0);
-        state.mailboxes.push(Arc::downgrade(&mailbox));
         ProviderEvents(mailbox)
     }
 
@@ -399,4 +425,25 @@ impl Listener {
 fn text(panic: &(dyn Any + Send)) -> &str {
     let owned = panic.downcast_ref::<String>().map(String::as_str);
     owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_that_wait_are_each_told_once_and_bounded() {
+        let mut untold = Untold::default();
+        for key in ["a", "b", "a"] {
+            untold.push(FlagChangeEvent::of(key.to_owned()));
+        }
+        assert_eq!(untold.take(), [FlagChangeEvent::of("a".into()), FlagChangeEvent::of("b".into())]);
+        for change in [FlagChangeEvent::of("a".into()), FlagChangeEvent::all(), FlagChangeEvent::of("b".into())] {
+            untold.push(change);
+        }
+        assert_eq!(untold.take(), [FlagChangeEvent::all()]);
+        (0..=QUEUE).for_each(|number| untold.push(FlagChangeEvent::of(number.to_string())));
+        assert_eq!(untold.take(), [FlagChangeEvent::all()]);
+        assert!(untold.take().is_empty());
+    }
 }

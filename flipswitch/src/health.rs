@@ -162,6 +162,11 @@ impl Condition {
         }
     }
 
+    /// Whether requests fail.
+    pub(crate) fn is_failing(&self) -> bool {
+        self.failing.is_some()
+    }
+
     /// How the provider is, since when, when it was last answered, and whether it ever was.
     pub(crate) fn health(&self, now: Instant) -> Health {
         let mut health = Health::new(self.state(now), self.since, self.answered);

@@ -36,6 +36,8 @@ struct Last {
     error: Error,
     at: Instant,
     until: Instant,
+    /// The service itself named the time, or refused the key.
+    is_word: bool,
 }
 
 impl Pause {
@@ -62,6 +64,13 @@ impl Pause {
     /// Forgets all failures: what went out before `now` went out with another key.
     pub(crate) fn forget(&mut self, now: Instant) {
         (self.failures, self.last, self.since) = (0, None, Some(now));
+    }
+
+    /// There are signs of life: it is tried on at `then`, if not sooner, unless the service itself named a time.
+    pub(crate) fn hasten(&mut self, then: Instant) {
+        if let Some(last) = self.last.as_mut().filter(|last| !last.is_word) {
+            last.until = last.until.min(then);
+        }
     }
 
     /// Takes what a request sent at `sent` tells about the service, and returns the error as callers are to see it.
@@ -110,7 +119,7 @@ impl Pause {
         match &mut self.last {
             // What holds longer is what callers are told.
             Some(last) if last.until >= until => last.at = now,
-            _ => self.last = Some(Last { error: error.clone(), at: now, until }),
+            _ => self.last = Some(Last { error: error.clone(), at: now, until, is_word }),
         }
         Err(error)
     }

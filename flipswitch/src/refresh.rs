@@ -126,7 +126,7 @@ pub(crate) async fn keep(service: Arc<Service>, interval: Duration) {
             // Cannot fail: the sender lives in the service.
             _ = polling.changed() => continue,
             () = refresh.soon.notified() => {
-                tokio::time::sleep(TOGETHER + (SPREAD - TOGETHER).mul_f64(fastrand::f64())).await;
+                tokio::time::sleep(delay()).await;
                 // Whatever asked meanwhile is served by this as well.
                 let _ = tokio::time::timeout(Duration::ZERO, refresh.soon.notified()).await;
             }
@@ -141,6 +141,11 @@ pub(crate) async fn keep(service: Arc<Service>, interval: Duration) {
         }
         service.ask_start_up().await;
     }
+}
+
+/// How long to wait before asking because of something that other clients heard of, too.
+pub(crate) fn delay() -> Duration {
+    TOGETHER + (SPREAD - TOGETHER).mul_f64(fastrand::f64())
 }
 
 /// The interval, give or take a tenth: clients that were started together drift apart.

@@ -23,7 +23,7 @@ use crate::{
     cache::{Cache, Clock, Tick},
     context::CanonicalContext,
     endpoint::{ApiKey, BaseUrl},
-    events::{ConnectionStatus, FlagChangeEvent, Hub, ProviderEvent, ProviderEvents},
+    events::{ConnectionStatus, FlagChangeEvent, Hub, ProviderEvent, ProviderEvents, Untold},
     flights::{self, Flight, Flights, Joined},
     health::{Condition, Health, Sign},
     pause::{self, Pause},
@@ -65,6 +65,8 @@ pub(crate) struct Service {
     refresh: Refresh,
     hub: Arc<Hub>,
     condition: Mutex<Condition>,
+    /// Changes that are told when requests succeed again.
+    untold: Mutex<Untold>,
     /// The time at which the condition changes by itself is another than before.
     condition_changed: Notify,
     heard: Mutex<Heard>,
@@ -140,6 +142,7 @@ impl Service {
                 !realtime,
                 Instant::now(),
             )),
+            untold: Mutex::default(),
             condition_changed: Notify::new(),
             heard: Mutex::default(),
             pause_over: Notify::new(),
@@ -227,6 +230,8 @@ impl Service {
         if self.connected_before.swap(true, Ordering::Relaxed) {
             self.counters.reconnects.count();
         }
+        self.pause().hasten(Instant::now() + refresh::delay());
+        self.pause_over.notify_waiters();
     }
 
     /// The stream is away.
@@ -260,10 +265,16 @@ impl Service {
         self.hub.tell(ProviderEvent::ApiKeyRotated { valid_until });
     }
 
-    /// Tells the application of a change, everything known being out of date already.
+    /// Tells the application of a change, everything known being out of date already. While requests fail it is told when
+    /// they succeed again: before, nobody could see the new value.
     pub(crate) fn changed(&self, change: FlagChangeEvent) {
         self.refresh.told(&change);
-        self.hub.tell(ProviderEvent::ConfigurationChanged(change));
+        let condition = lock(&self.condition);
+        if condition.is_failing() {
+            lock(&self.untold).push(change);
+        } else {
+            self.hub.tell(ProviderEvent::ConfigurationChanged(change));
+        }
     }
 
     /// Takes what bears on how the provider is, and tells the application what follows.
@@ -272,6 +283,11 @@ impl Service {
         let mut condition = lock(&self.condition);
         for event in condition.take(sign, Instant::now()) {
             self.hub.tell(event);
+        }
+        if !condition.is_failing() {
+            for change in lock(&self.untold).take() {
+                self.hub.tell(ProviderEvent::ConfigurationChanged(change));
+            }
         }
     }
 

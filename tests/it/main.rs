@@ -7,6 +7,7 @@ mod support;
 mod cost;
 mod crowd;
 mod evaluation;
+mod events;
 mod frameworks;
 mod hostile;
 mod layer;

@@ -1,0 +1,448 @@
+//! What the application hears, in which order, and that nothing it does harms anybody.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicI64, AtomicUsize, Ordering},
+        mpsc,
+    },
+    time::{Duration, SystemTime},
+};
+
+use flipswitch::{
+    ConnectionStatus, FlipswitchProvider, HealthState, ProviderEvent, ProviderEvents, ReadyError, Subscription,
+    open_feature::provider::{FeatureProvider, ProviderStatus},
+    serde_json::{self, json},
+};
+use flipswitch_local::{Endpoint, Fault, KeyRotation, LocalServer};
+use futures_util::StreamExt;
+
+use crate::{
+    scripted::{Reply, Scripted},
+    support::{self, PATIENCE, builder, eventually, in_time, user},
+};
+
+const CONNECTED: ProviderEvent = ProviderEvent::Status(ConnectionStatus::Connected);
+
+/// A provider whose stream is open.
+async fn connected(service: &LocalServer) -> FlipswitchProvider {
+    let provider = builder(service).max_wait(PATIENCE).build().unwrap();
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
+    provider
+}
+
+/// Waits for an event, and returns those before it.
+async fn until(events: &mut ProviderEvents, wanted: impl Fn(&ProviderEvent) -> bool) -> Vec<ProviderEvent> {
+    let mut before = Vec::new();
+    loop {
+        // As a stream; `recv` is used elsewhere.
+        let event = in_time(events.next()).await.expect("the provider lives");
+        if wanted(&event) {
+            return before;
+        }
+        before.push(event);
+    }
+}
+
+fn is(wanted: ProviderEvent) -> impl Fn(&ProviderEvent) -> bool {
+    move |event| *event == wanted
+}
+
+fn is_change_of(key: &str) -> impl Fn(&ProviderEvent) -> bool {
+    move |event| matches!(event, ProviderEvent::ConfigurationChanged(change) if change.flag_key.as_deref() == Some(key))
+}
+
+fn is_error(fatal: bool) -> impl Fn(&ProviderEvent) -> bool {
+    move |event| matches!(event, ProviderEvent::Error { fatal: told, .. } if *told == fatal)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_that_evaluates_sees_the_new_value() {
+    const CHANGES: i64 = 1_000;
+    let service = LocalServer::start(json!({"counter": 0})).await.unwrap();
+    let provider = connected(&service).await;
+    let (heard, seen) = (Arc::new(AtomicI64::new(0)), Arc::new(AtomicI64::new(0)));
+    let late = Arc::new(Mutex::new(Vec::new()));
+    let _subscription = provider.add_flag_change_listener_for("counter", {
+        let (provider, heard, seen, late) =
+            (provider.clone(), Arc::clone(&heard), Arc::clone(&seen), Arc::clone(&late));
+        move |_| {
+            let changes = heard.fetch_add(1, Ordering::Relaxed) + 1;
+            let flags = pollster::block_on(provider.flags(&user("u")));
+            let value = flags.int("counter", -1);
+            if value < changes || flags.is_stale() {
+                late.lock().unwrap().push((changes, value));
+            }
+            seen.store(value, Ordering::Relaxed);
+        }
+    });
+    for value in 1..=CHANGES {
+        service.set_flag("counter", value);
+        // Others change as well, of which this listener does not hear; and never so many that some become one.
+        service.set_flag("other", value);
+        eventually(async || heard.load(Ordering::Relaxed) > value - 300).await;
+    }
+    eventually(async || heard.load(Ordering::Relaxed) == CHANGES && seen.load(Ordering::Relaxed) == CHANGES).await;
+    assert_eq!((heard.load(Ordering::Relaxed), &*late.lock().unwrap()), (CHANGES, &Vec::new()));
+    provider.shutdown().await;
+}
+
+#[tokio::test]
+async fn events_begin_with_how_things_are_and_come_in_their_order() {
+    let service = LocalServer::start(json!({"f": 0})).await.unwrap();
+    let provider = builder(&service).build().unwrap();
+    let mut events = provider.events();
+    assert_eq!(in_time(events.recv()).await, Some(ProviderEvent::Status(ConnectionStatus::Disconnected)));
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    let mut first = until(&mut events, is(CONNECTED)).await;
+    first.retain(|event| *event != ProviderEvent::Ready);
+    assert_eq!(first, [ProviderEvent::Status(ConnectionStatus::Connecting)]);
+
+    service.set_flag("f", 1);
+    until(&mut events, is_change_of("f")).await;
+    // Who comes later is told how things are, and no more.
+    let mut later = provider.events();
+    assert_eq!(in_time(later.recv()).await, Some(CONNECTED));
+    assert_eq!(in_time(later.recv()).await, Some(ProviderEvent::Ready));
+
+    in_time(provider.shutdown()).await;
+    for events in [&mut events, &mut later, &mut provider.events()] {
+        assert_eq!(in_time(events.recv()).await, None);
+    }
+    assert_eq!(provider.sse_status(), ConnectionStatus::Disconnected);
+}
+
+#[tokio::test]
+async fn after_an_outage_the_status_is_told_first_then_ready_and_then_the_change() {
+    let service = LocalServer::start(json!({"f": 0})).await.unwrap();
+    let address = service.url().trim_start_matches("http://").parse().unwrap();
+    let api_key = service.api_key();
+    let provider = builder(&service).polling_interval(Duration::from_millis(50)).max_sse_retries(1).build().unwrap();
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    let mut events = provider.events();
+    until(&mut events, is(CONNECTED)).await;
+    service.shutdown().await;
+    until(&mut events, is(ProviderEvent::Stale)).await;
+    assert_eq!((provider.health().state, provider.status()), (HealthState::Stale, ProviderStatus::STALE));
+    assert!(provider.health().is_ready() && provider.health().is_live());
+
+    let service = LocalServer::builder().flags(json!({"f": 1})).listen(address).api_key(api_key).start().await.unwrap();
+    // By its name if a poll noticed it, or as a change of everything when the stream was back.
+    let mut told = until(&mut events, |event| matches!(event, ProviderEvent::ConfigurationChanged(_))).await;
+    told.retain(|event| !matches!(event, ProviderEvent::Status(status) if *status != ConnectionStatus::Connected));
+    // The stream or a poll is back first; in either case values are good before a change is told.
+    assert!(told.contains(&ProviderEvent::Ready), "{told:?}");
+    assert_eq!(told.iter().filter(|event| **event == ProviderEvent::Ready).count(), 1, "{told:?}");
+    assert_eq!(provider.flags(&user("u")).await.int("f", 0), 1);
+    drop(service);
+}
+
+#[tokio::test]
+async fn a_listener_that_blocks_holds_up_nothing_and_misses_nothing_that_matters() {
+    const CHANGES: i64 = 3_000;
+    let service = LocalServer::start(json!({"counter": 0})).await.unwrap();
+    let provider = connected(&service).await;
+    let (release, released) = mpsc::channel::<()>();
+    let (released, heard) = (Mutex::new(released), Arc::new(Mutex::new(Vec::new())));
+    let _subscription = provider.add_flag_change_listener({
+        let heard = Arc::clone(&heard);
+        move |change| {
+            let before = {
+                let mut heard = heard.lock().unwrap();
+                heard.push(change.flag_key.clone());
+                heard.len() - 1
+            };
+            if before == 0 {
+                released.lock().unwrap().recv().unwrap();
+            }
+        }
+    });
+    let (mut slow, mut quick) = (provider.events(), provider.events());
+    for value in 1..=CHANGES {
+        service.set_flag("counter", value);
+        if value % 100 == 0 {
+            // The stream is read, and values follow, while the listener stands.
+            eventually(async || provider.flags(&user("u")).await.int("counter", 0) == value).await;
+        }
+    }
+    service.set_flag("last", true);
+    until(&mut quick, is_change_of("last")).await;
+    assert_eq!(heard.lock().unwrap().len(), 1);
+    release.send(()).unwrap();
+    eventually(async || heard.lock().unwrap().last() == Some(&Some("last".to_owned()))).await;
+    let keys = heard.lock().unwrap().clone();
+    assert!(keys.len() <= 1_030 && keys.contains(&None), "{} told", keys.len());
+    // The same for events that nobody took.
+    let taken = until(&mut slow, is_change_of("last")).await;
+    assert!(taken.len() <= 1_030, "{} told", taken.len());
+    assert!(taken.contains(&CONNECTED) && taken.contains(&ProviderEvent::Ready), "the last of each kind stays");
+}
+
+#[tokio::test]
+async fn a_listener_that_panics_harms_neither_others_nor_itself() {
+    let service = LocalServer::start(json!({"f": 0})).await.unwrap();
+    let provider = connected(&service).await;
+    let (panicked, heard) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let count = Arc::clone(&panicked);
+    let _panics = provider.add_flag_change_listener_for("f", move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        panic!("on purpose");
+    });
+    let count = Arc::clone(&heard);
+    let _hears = provider.add_flag_change_listener_for("f", move |_| drop(count.fetch_add(1, Ordering::Relaxed)));
+    for value in 1..=3 {
+        service.set_flag("f", value);
+        let heard_so_far = usize::try_from(value).unwrap();
+        eventually(async || heard.load(Ordering::Relaxed) == heard_so_far).await;
+    }
+    assert_eq!(panicked.load(Ordering::Relaxed), 3);
+}
+
+#[tokio::test]
+async fn a_listener_may_unsubscribe_itself_and_others_and_only_those() {
+    let service = LocalServer::start(json!({"f": 0})).await.unwrap();
+    let provider = connected(&service).await;
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let subscribe = |name: &'static str, then: Box<dyn Fn() + Send + Sync>| {
+        let heard = Arc::clone(&heard);
+        provider.add_flag_change_listener_for("f", move |_| {
+            heard.lock().unwrap().push(name);
+            then();
+        })
+    };
+    let places: Arc<Mutex<Vec<Subscription>>> = Arc::default();
+    let leave = {
+        let places = Arc::clone(&places);
+        // Twice: the second time there is nothing left to leave.
+        move || drop(std::mem::take(&mut *places.lock().unwrap()))
+    };
+    subscribe("stays", Box::new(|| {})).detach();
+    let leaves = subscribe("leaves, and takes another along", Box::new(leave));
+    let taken = subscribe("is taken along", Box::new(|| {}));
+    places.lock().unwrap().extend([leaves, taken]);
+    let last = subscribe("last", Box::new(|| {}));
+    for value in 1..=2 {
+        service.set_flag("f", value);
+        eventually(async || heard.lock().unwrap().iter().filter(|name| **name == "last").count() == value).await;
+    }
+    drop(last);
+    service.set_flag("f", 3);
+    eventually(async || heard.lock().unwrap().len() == 6).await;
+    let expected = ["stays", "leaves, and takes another along", "last", "stays", "last", "stays"];
+    assert_eq!(*heard.lock().unwrap(), expected);
+}
+
+#[tokio::test]
+async fn a_subscription_may_outlive_its_provider() {
+    let service = LocalServer::start(json!({"f": 0})).await.unwrap();
+    let provider = connected(&service).await;
+    let changes = provider.add_flag_change_listener(|_| {});
+    let statuses = provider.add_connection_status_listener(|_| {});
+    in_time(provider.shutdown()).await;
+    drop(changes);
+    drop(provider);
+    drop(statuses);
+}
+
+#[tokio::test]
+async fn a_listener_may_shut_the_provider_down_and_nothing_is_heard_after() {
+    for given in [false, true] {
+        let service = LocalServer::start(json!({"f": 0})).await.unwrap();
+        let mut builder = builder(&service);
+        if given {
+            builder = builder.runtime(tokio::runtime::Handle::current());
+        }
+        let provider = builder.build().unwrap();
+        in_time(provider.ready(PATIENCE)).await.unwrap();
+        eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
+        let (done, is_done) = tokio::sync::oneshot::channel();
+        let done = Mutex::new(Some(done));
+        let heard = Arc::new(AtomicUsize::new(0));
+        let ends = provider.add_flag_change_listener_for("f", {
+            let (provider, heard) = (provider.clone(), Arc::clone(&heard));
+            move |_| {
+                heard.fetch_add(1, Ordering::Relaxed);
+                let began = std::time::Instant::now();
+                pollster::block_on(provider.shutdown());
+                done.lock().unwrap().take().unwrap().send(began.elapsed()).unwrap();
+            }
+        });
+        let count = Arc::clone(&heard);
+        let statuses = provider.add_connection_status_listener(move |_| drop(count.fetch_add(1, Ordering::Relaxed)));
+        service.set_flag("f", 1);
+        service.set_flag("f", 2);
+        assert!(in_time(is_done).await.unwrap() < Duration::from_secs(5));
+        in_time(provider.shutdown()).await;
+        eventually(async || service.streams() == 0).await;
+        assert_eq!(heard.load(Ordering::Relaxed), 1);
+        drop((ends, statuses));
+    }
+}
+
+#[tokio::test]
+async fn the_start_is_tried_on_until_it_succeeds() {
+    let address = support::closed_port();
+    let provider = FlipswitchProvider::builder("key").base_url(format!("http://{address}")).build().unwrap();
+    let mut events = provider.events();
+    assert_eq!((provider.health().state, provider.status()), (HealthState::Starting, ProviderStatus::NotReady));
+    assert!(!in_time(provider.flags(&user("u"))).await.bool("on", false));
+    until(&mut events, is_error(false)).await;
+    assert!(!provider.health().is_ready());
+    let service =
+        LocalServer::builder().flags(json!({"on": true})).listen(address).api_key("key").start().await.unwrap();
+    // Nobody asks for anything meanwhile.
+    let before = until(&mut events, is(ProviderEvent::Ready)).await;
+    assert!(!before.iter().any(is_error(false)), "told once: {before:?}");
+    assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
+    assert_eq!(provider.status(), ProviderStatus::Ready);
+    eventually(async || provider.health().state == HealthState::Live).await;
+    drop(service);
+}
+
+#[tokio::test]
+async fn a_key_that_is_replaced_in_time_is_no_interruption() {
+    let service = LocalServer::start(json!({"on": true})).await.unwrap();
+    let provider = connected(&service).await;
+    let mut events = provider.events();
+    let valid_until = SystemTime::now() + Duration::from_secs(3_600);
+    let key = service.rotate_api_key(KeyRotation::new().valid_until(valid_until));
+    until(&mut events, |event| matches!(event, ProviderEvent::ApiKeyRotated { valid_until: Some(_) })).await;
+    let told = provider.health().api_key_valid_until.unwrap();
+    assert!((SystemTime::from(told).duration_since(valid_until).unwrap_or_default()) < Duration::from_secs(1));
+    provider.set_api_key(key).unwrap();
+    assert_eq!(provider.health().api_key_valid_until, None);
+    until(&mut events, is(CONNECTED)).await;
+    service.set_flag("on", false);
+    let told = until(&mut events, is_change_of("on")).await;
+    assert!(!told.iter().any(|event| matches!(event, ProviderEvent::Error { .. } | ProviderEvent::Stale)), "{told:?}");
+    assert!(!provider.flags(&user("u")).await.bool("on", true));
+    // A key that cannot be sent changes nothing.
+    assert!(provider.set_api_key("two\nlines").is_err());
+    assert!(in_time(provider.flags(&user("new"))).await.error().is_none());
+}
+
+#[tokio::test]
+async fn a_refused_key_is_told_once_and_another_ends_it_at_once() {
+    let service = LocalServer::builder().flags(json!({"on": true})).api_key("good").start().await.unwrap();
+    let provider = FlipswitchProvider::builder("wrong").base_url(service.url()).build().unwrap();
+    let mut events = provider.events();
+    assert!(matches!(in_time(provider.ready(PATIENCE)).await, Err(ReadyError::Unauthorized)));
+    until(&mut events, is_error(true)).await;
+    eventually(async || provider.sse_status() == ConnectionStatus::Error).await;
+    assert_eq!((provider.health().state, provider.status()), (HealthState::Unauthorized, ProviderStatus::Error));
+    provider.set_api_key(" good ").unwrap();
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    let before = until(&mut events, is(ProviderEvent::Ready)).await;
+    assert!(!before.iter().any(is_error(true)), "{before:?}");
+    assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
+    eventually(async || provider.health().state == HealthState::Live).await;
+}
+
+#[tokio::test]
+async fn with_another_key_nothing_of_the_one_before_is_taken_for_good() {
+    // Two environments, with tags that happen to be equal.
+    let service = Scripted::start(|request, _| {
+        let value = request.header("x-api-key").unwrap_or_default().to_owned();
+        if request.header("if-none-match").is_some() {
+            return Reply::Http(304, Vec::new(), Vec::new());
+        }
+        Reply::json(json!({"flags": [{"key": "environment", "value": value}]})).with("etag", "\"1\"")
+    })
+    .await;
+    let provider = FlipswitchProvider::builder("one")
+        .base_url(service.url())
+        .enable_realtime(false)
+        .max_wait(PATIENCE)
+        .build()
+        .unwrap();
+    assert_eq!(in_time(provider.flags(&user("u"))).await.string("environment", ""), "one");
+    provider.set_api_key("two").unwrap();
+    for _ in 0..3 {
+        let flags = in_time(provider.flags(&user("u"))).await;
+        assert_eq!((flags.string("environment", ""), flags.is_stale()), ("two", false));
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_was_under_way_with_another_key_is_no_news() {
+    let held = Arc::new(tokio::sync::Semaphore::new(0));
+    let service = {
+        let held = Arc::clone(&held);
+        Scripted::start(move |request, _| match request.header("x-api-key") {
+            Some("wrong") => Reply::Held(Arc::clone(&held), Box::new(Reply::status(401, ""))),
+            _ => Reply::json(json!({"flags": [{"key": "on", "value": true}]})),
+        })
+        .await
+    };
+    let provider = FlipswitchProvider::builder("wrong").base_url(service.url()).enable_realtime(false).build().unwrap();
+    let waits = tokio::spawn({
+        let provider = provider.clone();
+        async move { provider.flags(&user("u")).await }
+    });
+    eventually(async || service.received().iter().any(|request| request.body.contains("\"u\""))).await;
+    provider.set_api_key("good").unwrap();
+    held.add_permits(100);
+    in_time(waits).await.unwrap();
+    // Neither a pause of five minutes nor a fatal error comes of it.
+    assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    assert_ne!(provider.health().state, HealthState::Unauthorized);
+}
+
+#[tokio::test]
+async fn an_answer_that_makes_no_sense_is_told() {
+    let service = LocalServer::start(json!({"on": true})).await.unwrap();
+    let provider =
+        builder(&service).polling_interval(Duration::from_millis(20)).enable_realtime(false).build().unwrap();
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    let mut events = provider.events();
+    until(&mut events, is(ProviderEvent::Ready)).await;
+    let garbage = service.faults().add(Fault::on(Endpoint::Bulk).garbage("<html>")).unwrap();
+    until(&mut events, is_error(false)).await;
+    until(&mut events, is(ProviderEvent::Stale)).await;
+    service.faults().remove(garbage);
+    until(&mut events, is(ProviderEvent::Ready)).await;
+}
+
+#[tokio::test]
+async fn health_is_json_for_probes() {
+    let service = LocalServer::start(json!({})).await.unwrap();
+    let provider = connected(&service).await;
+    service.set_flag("f", 1);
+    eventually(async || provider.health().last_event.is_some()).await;
+    let health = serde_json::to_value(provider.health()).unwrap();
+    assert_eq!((&health["state"], &health["ready"]), (&json!("live"), &json!(true)));
+    for date in ["since", "lastEvent", "lastSuccess"] {
+        assert!(health[date].as_str().is_some_and(|date| date.ends_with('Z')), "{date}: {health}");
+    }
+    assert_eq!(health["apiKeyValidUntil"], json!(null));
+    provider.shutdown().await;
+    assert_eq!((provider.health().state, provider.health().is_live()), (HealthState::ShutDown, false));
+
+    let memory = FlipswitchProvider::in_memory(json!({}));
+    assert_eq!((memory.health().state, memory.health().is_ready()), (HealthState::Live, true));
+    let mut events = memory.events();
+    until(&mut events, is(ProviderEvent::Ready)).await;
+}
+
+#[tokio::test]
+async fn initialize_returns_at_once_and_shutdown_is_quick_whatever_the_service_does() {
+    let service = LocalServer::start(json!({})).await.unwrap();
+    service.faults().add(Fault::on(Endpoint::All).hang()).unwrap();
+    let mut provider = builder(&service).build().unwrap();
+    let context = user("u");
+    let hangs = tokio::spawn({
+        let (provider, context) = (provider.clone(), context.clone());
+        async move { provider.flags(&context).await }
+    });
+    let began = std::time::Instant::now();
+    provider.initialize(&context).await;
+    assert!(began.elapsed() < Duration::from_secs(1));
+    eventually(async || service.requests().len() > 1).await;
+    let began = std::time::Instant::now();
+    in_time(provider.shutdown()).await;
+    assert!(began.elapsed() < Duration::from_secs(5));
+    assert!(in_time(hangs).await.unwrap().error().is_some());
+    eventually(async || service.streams() == 0).await;
+}
