@@ -446,3 +446,18 @@ async fn initialize_returns_at_once_and_shutdown_is_quick_whatever_the_service_d
     assert!(in_time(hangs).await.unwrap().error().is_some());
     eventually(async || service.streams() == 0).await;
 }
+
+/// The operating system counts: threads and sockets, after a thousand lives in one process as after one.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_thousand_lives_leave_nothing_behind() {
+    let service = LocalServer::builder().flags(json!({"on": true})).api_key("key").start().await.unwrap();
+    let output =
+        tokio::process::Command::new(env!("CARGO_BIN_EXE_cycles")).args([service.url(), "1000".into()]).output();
+    let output = tokio::time::timeout(4 * PATIENCE, output).await.unwrap().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let counts = String::from_utf8(output.stdout).unwrap();
+    let counts: Vec<_> = counts.lines().collect();
+    assert!(counts.len() == 2 && counts[0] == counts[1], "{counts:?}");
+    eventually(async || service.streams() == 0).await;
+}
