@@ -111,6 +111,14 @@ impl Answer {
         }
     }
 
+    /// Finds a flag by its key, if the service could evaluate it.
+    pub(crate) fn evaluated(&self, key: &str) -> Option<&FlagEvaluation> {
+        match &self.item(key)?.outcome {
+            Outcome::Evaluated(flag) => Some(flag),
+            Outcome::Failed { .. } => None,
+        }
+    }
+
     /// The keys of flags that another answer has otherwise, or only one of both has.
     pub(crate) fn changed_keys(&self, other: &Self) -> Vec<String> {
         let differs = |item: &Arc<Item>, other: Option<&Arc<Item>>| {

@@ -223,13 +223,16 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets how many contexts have their answers kept. Default: 10 000.
+    /// Sets how many contexts have their answers kept at most; a few less if their hashes fall unevenly. Default: 10 000.
     pub fn cache_capacity(mut self, contexts: usize) -> Self {
         self.cache_capacity = contexts;
         self
     }
 
-    /// Sets how many bytes the kept answers may take. Default: 256 MiB, at least 1 MiB.
+    /// Sets how many bytes the kept answers may take, about. Default: 256 MiB, at least 1 MiB.
+    ///
+    /// What contexts have in common is kept once and counts for the one that had it first, so that memory may be more for a
+    /// while after that one was forgotten. An answer is kept in any case, also one that is larger than this.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.cache_bytes = bytes;
         self
@@ -242,7 +245,7 @@ impl FlipswitchProviderBuilder {
     }
 
     /// Sets how old the last known values may be when the service cannot be asked; after that, defaults. Default: 24 h;
-    /// zero never serves an old value.
+    /// zero never serves an old value. What is still [fresh](Self::cache_ttl) is no old one.
     pub fn max_stale(mut self, max_stale: Duration) -> Self {
         self.max_stale = max_stale;
         self

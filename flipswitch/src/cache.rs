@@ -64,15 +64,17 @@ pub(crate) struct Cache {
     ages: Ages,
 }
 
-/// Weighs an entry by its bytes, or by its share of the whole if that is more: so one limit keeps both numbers.
+/// Weighs an entry by its bytes, or by its share of the whole if that is more: so one limit keeps both numbers. But never
+/// by more than a shard takes in: a large answer is kept, if need be alone, and does not take the one before along.
 #[derive(Clone)]
 struct Weight {
     share: u64,
+    most: u64,
 }
 
 impl Weighter<ByContext, Arc<Snapshot>> for Weight {
     fn weight(&self, _: &ByContext, snapshot: &Arc<Snapshot>) -> u64 {
-        self.share.max(snapshot.bytes() as u64)
+        self.share.max(snapshot.bytes() as u64).min(self.most)
     }
 }
 
@@ -81,24 +83,17 @@ impl Cache {
         // More than fit with nothing in them are as good as none of that limit.
         let contexts = contexts.clamp(1, (bytes / OVERHEAD).max(1));
         let share = (bytes / contexts) as u64;
-        // Each shard has its part of the limits. Few and large ones are evicted unevenly if shards are many.
-        let shards = (contexts / 256).min(bytes >> 22).clamp(1, 64);
-        let build = |contexts| {
-            let mut options = OptionsBuilder::new();
-            options.shards(shards).estimated_items_capacity(contexts).weight_capacity(share * contexts as u64).build()
-        };
-        let options = build(contexts);
-        let weight = Weight { share };
+        // Each shard has its part of the limits. Few and large ones are evicted unevenly if shards are many, and a shard
+        // must have room for a large answer. A power of two, as the cache makes it in any case.
+        let shards = (contexts / 256).min(bytes >> 25).clamp(1, 64).next_power_of_two();
+        let capacity = share * contexts as u64;
+        let weight = Weight { share, most: (capacity / shards as u64 / 10 * 9).max(1) };
+        let mut options = OptionsBuilder::new();
+        let options = options.shards(shards).estimated_items_capacity(contexts).weight_capacity(capacity).build();
         let entries = match options {
             Ok(options) => Entries::with_options(options, weight, RandomState::new(), DefaultLifecycle::default()),
             // Options are complete, which is all that is checked.
-            Err(_) => Entries::with(
-                contexts,
-                share * contexts as u64,
-                weight,
-                RandomState::new(),
-                DefaultLifecycle::default(),
-            ),
+            Err(_) => Entries::with(contexts, capacity, weight, RandomState::new(), DefaultLifecycle::default()),
         };
         Self { entries, ages }
     }
@@ -130,5 +125,53 @@ impl Cache {
     pub(crate) fn size(&self) -> (u64, u64) {
         let bytes = self.entries.iter().map(|(_, snapshot)| snapshot.bytes() as u64).sum();
         (self.entries.len() as u64, bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::{answer::Answer, context::CanonicalContext};
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn cache(contexts: usize, bytes: usize) -> Cache {
+        Cache::new(contexts, bytes, Ages { open: HOUR, closed: HOUR, stale: HOUR })
+    }
+
+    fn snapshot(context: usize, answer_bytes: usize) -> Arc<Snapshot> {
+        let context = CanonicalContext::from_bytes(format!("context {context}").as_bytes());
+        let values = json!({"large": "x".repeat(answer_bytes)}).as_object().unwrap().clone();
+        Arc::new(Snapshot::timeless(&context, Arc::new(Answer::of_values(values, "STATIC"))))
+    }
+
+    #[test]
+    fn as_many_are_kept_as_were_asked_for() {
+        for contexts in [1, 2, 10, 100] {
+            let cache = cache(contexts, 256 << 20);
+            (0..contexts).for_each(|number| cache.put(&snapshot(number, 0)));
+            assert_eq!(cache.size().0, contexts as u64);
+            (contexts..3 * contexts).for_each(|number| cache.put(&snapshot(number, 0)));
+            assert!((1..=contexts as u64).contains(&cache.size().0), "{} of {contexts}", cache.size().0);
+        }
+    }
+
+    #[test]
+    fn an_answer_is_kept_however_large_it_is() {
+        for (contexts, bytes) in [(10_000, 256 << 20), (10_000, 1 << 20), (1, 1 << 20)] {
+            let cache = cache(contexts, bytes);
+            for large in [1 << 20, 4 << 20, 16 << 20] {
+                let large = snapshot(0, large);
+                cache.put(&large);
+                assert!(cache.get(large.context()).is_some(), "{} bytes of {bytes}", large.bytes());
+                // Others go on.
+                cache.put(&snapshot(1, 0));
+                assert!(cache.get(snapshot(1, 0).context()).is_some());
+            }
+        }
     }
 }

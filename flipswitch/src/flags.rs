@@ -96,25 +96,25 @@ impl Flags {
     /// Returns the boolean flag `key`, or `default`.
     #[must_use]
     pub fn bool(&self, key: &str, default: bool) -> bool {
-        self.read(key, FlagType::Boolean, FlagEvaluation::as_bool).unwrap_or(default)
+        self.value(key, FlagType::Boolean, FlagEvaluation::as_bool, default)
     }
 
     /// Returns the flag `key` as a whole number, or `default`. `42.0` is the whole number 42; `3.14` is none.
     #[must_use]
     pub fn int(&self, key: &str, default: i64) -> i64 {
-        self.read(key, FlagType::Integer, FlagEvaluation::as_i64).unwrap_or(default)
+        self.value(key, FlagType::Integer, FlagEvaluation::as_i64, default)
     }
 
     /// Returns the flag `key` as a number, or `default`.
     #[must_use]
     pub fn float(&self, key: &str, default: f64) -> f64 {
-        self.read(key, FlagType::Number, FlagEvaluation::as_f64).unwrap_or(default)
+        self.value(key, FlagType::Number, FlagEvaluation::as_f64, default)
     }
 
     /// Returns the string flag `key`, or `default`.
     #[must_use]
     pub fn string<'a>(&'a self, key: &str, default: &'a str) -> &'a str {
-        self.read(key, FlagType::String, FlagEvaluation::as_str).unwrap_or(default)
+        self.value(key, FlagType::String, FlagEvaluation::as_str, default)
     }
 
     /// Returns the flag `key` as anything that its JSON value can be read as, or `default`.
@@ -207,6 +207,23 @@ impl Flags {
         }
     }
 
+    /// Reads a flag as one type, or takes the default; nothing is made of why.
+    fn value<'a, T>(
+        &'a self,
+        key: &str,
+        expected: FlagType,
+        read: impl FnOnce(&'a FlagEvaluation) -> Option<T>,
+        default: T,
+    ) -> T {
+        let flag = self.answer().and_then(|answer| answer.evaluated(key));
+        let value = flag.and_then(read);
+        if let (Some(flag), None) = (flag, &value) {
+            let found = FlagType::of_value(&flag.value);
+            tracing::debug!(target: "flipswitch", key, %expected, %found, "the default is used");
+        }
+        value.unwrap_or(default)
+    }
+
     /// Reads a flag as one type.
     pub(crate) fn read<'a, T>(
         &'a self,
@@ -224,7 +241,7 @@ impl Flags {
 
     /// Reads a flag as anything, if it has a value.
     fn read_as<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
-        let flag = self.evaluation(key).ok().filter(|flag| !flag.value.is_null())?;
+        let flag = self.answer()?.evaluated(key).filter(|flag| !flag.value.is_null())?;
         flag.read_as()
             .inspect_err(|error| {
                 let error = ofrep::printable(&error.to_string());

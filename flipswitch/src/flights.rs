@@ -272,3 +272,29 @@ impl Waiter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{task::Poll, time::Instant};
+
+    use tokio_test::task::spawn;
+
+    use super::*;
+
+    #[test]
+    fn whoever_listens_late_hears_the_newest_answer() {
+        let (flights, context, now) = (Flights::default(), CanonicalContext::start_up(), Instant::now());
+        let join = |need| match flights.join(&context, need, || None, |_| false) {
+            Joined::Wait(waiter, Some(flight)) => (waiter, flight),
+            other => panic!("{other:?}"),
+        };
+        let ((_, first), (waiter, second)) = (join(0), join(1));
+        let answer = |generation| Ok(Arc::new(Snapshot::new(&context, Arc::default(), None, None, generation, now)));
+        assert!(flights.land(&second, answer(1), |_| {}, || 1).is_none());
+        assert!(flights.land(&first, answer(0), |_| {}, || 1).is_none());
+        match spawn(waiter.wait(false)).poll() {
+            Poll::Ready(Heard::Answer(snapshot)) => assert_eq!(snapshot.generation, 1),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -18,14 +18,17 @@ struct State {
     items: HashMap<Box<str>, Weak<Item>>,
     /// Answers by a hash of their items; compared item by item.
     answers: HashMap<u64, Weak<Answer>>,
-    keys: Weak<Keys>,
+    /// Sets of keys, by a hash of them; compared in full.
+    keys: HashMap<u64, Weak<Keys>>,
     hasher: RandomState,
-    /// When there are this many entries, those that nobody holds any more are dropped.
-    sweep_at: usize,
+    /// The texts of items, in bytes.
+    texts: usize,
+    /// When there are this many entries, or bytes of texts, those that nobody holds any more are dropped.
+    sweep_at: (usize, usize),
 }
 
-/// Before this many entries nothing is swept.
-const FIRST_SWEEP: usize = 1_024;
+/// Before there is so much nothing is swept.
+const FIRST_SWEEP: (usize, usize) = (1_024, 1 << 20);
 
 impl Interner {
     /// Returns the item of this text: one that is held already, or a new one.
@@ -36,7 +39,9 @@ impl Interner {
         // Read without the lock; if two read the same text at once, the later is kept.
         let item = Arc::new(read()?);
         let mut state = self.lock();
-        state.items.insert(text.into(), Arc::downgrade(&item));
+        if state.items.insert(text.into(), Arc::downgrade(&item)).is_none() {
+            state.texts += text.len();
+        }
         state.sweep();
         Some(item)
     }
@@ -53,11 +58,15 @@ impl Interner {
         if let Some(answer) = state.answers.get(&hash).and_then(Weak::upgrade).filter(same) {
             return answer;
         }
-        let keys = match state.keys.upgrade().filter(|keys| keys.fit(&items)) {
+        let keys_hash = state.hasher.hash_one(items.iter().map(|item| item.key.as_str()).collect::<Vec<_>>());
+        let keys = match state.keys.get(&keys_hash).and_then(Weak::upgrade).filter(|keys| keys.fit(&items)) {
             Some(keys) => keys,
-            None => Arc::new(Keys::of(&items)),
+            None => {
+                let keys = Arc::new(Keys::of(&items));
+                state.keys.insert(keys_hash, Arc::downgrade(&keys));
+                keys
+            }
         };
-        state.keys = Arc::downgrade(&keys);
         let answer = Arc::new(Answer::with_keys(items, keys));
         state.answers.insert(hash, Arc::downgrade(&answer));
         state.sweep();
@@ -70,14 +79,21 @@ impl Interner {
 }
 
 impl State {
-    /// Drops what nobody holds, each time the entries have doubled.
+    /// Drops what nobody holds, each time there is twice as much as there was after the last time.
     fn sweep(&mut self) {
-        if self.items.len() + self.answers.len() < self.sweep_at.max(FIRST_SWEEP) {
+        let (entries, texts) = self.sweep_at;
+        if self.entries() < entries.max(FIRST_SWEEP.0) && self.texts < texts.max(FIRST_SWEEP.1) {
             return;
         }
         self.items.retain(|_, item| item.strong_count() > 0);
         self.answers.retain(|_, answer| answer.strong_count() > 0);
-        self.sweep_at = 2 * (self.items.len() + self.answers.len());
+        self.keys.retain(|_, keys| keys.strong_count() > 0);
+        self.texts = self.items.keys().map(|text| text.len()).sum();
+        self.sweep_at = (2 * self.entries(), 2 * self.texts);
+    }
+
+    fn entries(&self) -> usize {
+        self.items.len() + self.answers.len() + self.keys.len()
     }
 }
 
@@ -103,6 +119,8 @@ mod tests {
         assert_eq!((one.get("b").unwrap().as_i64(), other.get("b").unwrap().as_i64()), (Some(2), Some(3)));
         let more = answer(&interner, &[("a", 1), ("b", 2), ("c", 3)]);
         assert!(!Arc::ptr_eq(one.keys(), more.keys()));
+        // Also if sets of keys take turns.
+        assert!(Arc::ptr_eq(one.keys(), answer(&interner, &[("a", 7), ("b", 2)]).keys()));
         assert_eq!(more.get("c").unwrap().as_i64(), Some(3));
     }
 
@@ -114,8 +132,14 @@ mod tests {
             answer(&interner, &[("passing", value)]);
         }
         let state = interner.lock();
-        assert!(state.items.len() + state.answers.len() <= 2 * FIRST_SWEEP, "{}", state.items.len());
+        assert!(state.entries() <= 2 * FIRST_SWEEP.0, "{}", state.entries());
         drop(state);
+        for value in 0..100 {
+            let value = value.to_string().repeat(100_000);
+            ofrep::bulk(format!(r#"{{"flags":[{{"key":"large","value":"{value}"}}]}}"#).as_bytes(), &interner).unwrap();
+        }
+        let texts: usize = interner.lock().items.keys().map(|text| text.len()).sum();
+        assert!(texts <= 2 * FIRST_SWEEP.1, "{texts}");
         assert!(Arc::ptr_eq(&held, &answer(&interner, &[("held", 0)])));
     }
 }

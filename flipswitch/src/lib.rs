@@ -48,5 +48,5 @@ pub use crate::{
     provider::FlipswitchProvider,
     request::{IntoContext, RequestScope},
     stats::Stats,
-    typed::FlagDef,
+    typed::{FlagDef, FlagDefault},
 };

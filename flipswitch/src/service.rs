@@ -424,17 +424,23 @@ impl Service {
                 waiter
             }
         };
-        let has_old = self.servable(&context).is_some();
+        let old = self.servable(&context);
         let heard = tokio::select! {
             biased;
-            heard = waiter.wait(has_old) => heard,
+            heard = waiter.wait(old.is_some()) => heard,
             // Tasks on a given runtime that stands still never end, and never tell.
             () = self.home.stopping() => flights::Heard::Gone,
         };
         match heard {
             flights::Heard::Answer(snapshot) => Flags::fresh(snapshot),
             flights::Heard::Failed(error) => self.without(&context, Some(error)),
-            flights::Heard::Late => self.without(&context, None),
+            flights::Heard::Late => match old {
+                Some(old) => {
+                    self.counters.stale_served.count();
+                    Flags::stale(old, None)
+                }
+                None => self.without(&context, None),
+            },
             flights::Heard::Gone => self.without(&context, Some(Arc::new(Error::ShutDown))),
         }
     }

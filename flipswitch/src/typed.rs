@@ -1,6 +1,9 @@
 //! Flags as types: key, type and default are written down once.
 
+use std::borrow::Cow;
+
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 /// A flag that is declared with its key, its type and its default. Implemented by [`flags!`](crate::flags).
 #[diagnostic::on_unimplemented(
@@ -19,11 +22,53 @@ pub trait FlagDef {
     fn default_value() -> Self::Value;
 }
 
+/// What may stand as the default of a flag of type `T`: a `T`, or something plain that means one, so that `"light"` is a
+/// `String`, `10` any number, and `true` an `Option<bool>`.
+#[diagnostic::on_unimplemented(
+    message = "a flag of type `{T}` cannot have a default of type `{Self}`",
+    note = "anything that converts into `{T}` can be one by `.into()`"
+)]
+pub trait FlagDefault<T> {
+    /// The default as the flag's own type.
+    fn into_value(self) -> T;
+}
+
+impl<T> FlagDefault<T> for T {
+    fn into_value(self) -> T {
+        self
+    }
+}
+
+impl<T> FlagDefault<Option<T>> for T {
+    fn into_value(self) -> Option<T> {
+        Some(self)
+    }
+}
+
+macro_rules! plain_defaults {
+    ($($plain:ty => $($value:ty),+;)*) => {$($(
+        impl FlagDefault<$value> for $plain {
+            fn into_value(self) -> $value {
+                self.into()
+            }
+        }
+    )+)*};
+}
+
+plain_defaults! {
+    &'static str => String, Box<str>, Cow<'static, str>, Value;
+    String => Box<str>, Cow<'static, str>, Value;
+    i32 => f64, Value;
+    i64 => Value;
+    f64 => Value;
+    bool => Value;
+}
+
 /// Declares flags as types, so that a key is spelled, and a default chosen, in one place.
 ///
 /// Each flag becomes a unit struct that implements [`FlagDef`]. The type is anything that implements
-/// [`Deserialize`](https://docs.rs/serde); the default any expression that converts into it. Attributes, documentation and
-/// visibility are kept.
+/// [`Deserialize`](https://docs.rs/serde); the default is one of it, or something plain that means one ([`FlagDefault`]).
+/// Attributes, documentation and visibility are kept; `#[cfg(..)]` goes on a `flags!` of its own.
 ///
 /// ```
 /// use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
@@ -69,9 +114,8 @@ macro_rules! flags {
 
             const KEY: &'static str = $key;
 
-            #[allow(clippy::useless_conversion, reason = "a default of the flag's own type needs none")]
             fn default_value() -> $value {
-                ::core::convert::Into::into($default)
+                $crate::FlagDefault::into_value($default)
             }
         }
     )*};
@@ -100,11 +144,17 @@ mod tests {
         pub(crate) On: bool = "on", default false;
         Limit: i64 = "limit", default 10;
         Small: u8 = "limit", default 7;
+        Large: u64 = "missing", default 18_446_744_073_709_551_615;
+        Index: usize = "missing", default 3_000_000_000;
+        Whole: f64 = "missing", default 1;
+        Short: f32 = "missing", default 0.5;
+        Shared: Box<str> = "missing", default "shared";
         Ratio: f64 = "ratio", default 0.5;
         Theme: String = "theme", default "light";
         Form: Shape = "shape", default Shape { sides: 3, name: None };
         Table: BTreeMap<String, Vec<i64>> = "table", default BTreeMap::new();
         Maybe: Option<bool> = "maybe", default true;
+        Never: Option<String> = "missing", default None;
         Raw: Value = "raw", default json!(["none"])
     }
 
@@ -144,6 +194,14 @@ mod tests {
             assert_eq!(flags.get(Maybe), Some(true));
             assert_eq!(flags.get(Raw), json!(["none"]));
         }
+    }
+
+    #[test]
+    fn defaults_are_of_the_flags_own_type() {
+        let flags = flags(json!({}));
+        assert_eq!((flags.get(Large), flags.get(Index)), (u64::MAX, 3_000_000_000));
+        assert_eq!((flags.get(Whole), flags.get(Short)), (1.0, 0.5));
+        assert_eq!((&*flags.get(Shared), flags.get(Never)), ("shared", None));
     }
 
     #[test]
