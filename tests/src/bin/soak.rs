@@ -1,7 +1,8 @@
 //! Lives with a service that fails in every way it knows, for a while: `soak [--minutes N] [--seed N]`.
 //!
-//! Threads read flags for many contexts all the time, while flags change and faults come and go. After each storm, once the
-//! stream is open again, the provider must agree with the service within a second, for every context. And never may a
+//! Threads read flags for many contexts all the time, while flags change and faults come and go. After each storm the
+//! provider must be well again as soon as its waits after failures are over; from then on it must agree with the service
+//! within a second, for every context. And never may a
 //! reader be given as fresh a value that is older than the last change told before it asked, or another user's. Prints what
 //! was done, and what it took; fails if something was wrong.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
@@ -21,11 +22,12 @@ use std::{
 
 use fastrand::Rng;
 use flipswitch::{
-    ConnectionStatus, FlipswitchProvider,
+    ConnectionStatus, FlipswitchProvider, HealthState,
     open_feature::EvaluationContext,
     serde_json::{Map, Value, json},
 };
 use flipswitch_local::{Endpoint, Fault, LocalServer};
+use time::OffsetDateTime;
 use tokio::runtime::{Builder, Handle, Runtime};
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
@@ -34,7 +36,7 @@ const CONTEXTS: usize = 1_000;
 const READERS: u64 = 4;
 const KEY: &str = "soak";
 
-/// With the stream open, everybody has the service's values within this time.
+/// Once the provider is well, everybody has the service's values within this time.
 const AGREEMENT: Duration = Duration::from_secs(1);
 
 /// The longest wait of the back-off, and a little.
@@ -145,8 +147,10 @@ struct Soak {
     seen: Arc<Seen>,
     changes: i64,
     storms: u64,
-    /// How long it took until the stream was open, where nobody helped, and until everybody agreed after that.
-    reconnected: Vec<Duration>,
+    /// How long it took until the provider was well, with a new connection asked for and without, and until everybody
+    /// agreed after that.
+    well_with_help: Vec<Duration>,
+    well: Vec<Duration>,
     agreed: Vec<Duration>,
     /// Resident kilobytes, threads and tasks at each calm.
     sizes: Vec<(u64, u64, usize)>,
@@ -183,7 +187,8 @@ impl Soak {
             seen,
             changes: 0,
             storms: 0,
-            reconnected: Vec::new(),
+            well_with_help: Vec::new(),
+            well: Vec::new(),
             agreed: Vec::new(),
             sizes: Vec::new(),
         })
@@ -263,34 +268,35 @@ impl Soak {
         self.service.remove_flag(&format!("mark-{}", self.changes - 1));
     }
 
-    /// All faults end. The stream opens again, mostly because it is told to; then everybody agrees.
+    /// All faults end, and everybody comes to agree.
     async fn calm(&mut self) -> Outcome<()> {
         self.service.faults().clear();
         self.change();
-        let began = Instant::now();
+        let (began, at, connections) = (Instant::now(), OffsetDateTime::now_utc(), self.provider.stats().reconnects);
         let helped = self.random.u32(..4) > 0;
         if helped {
             self.provider.reconnect_sse();
         }
-        // A connection that a fault has silenced without our knowing is none.
-        let opened = loop {
-            if self.provider.sse_status() == ConnectionStatus::Connected && self.service.streams() == 1 {
-                break Instant::now();
-            }
+        // Well with this service: a connection that a fault has silenced without our knowing is none.
+        while self.provider.sse_status() != ConnectionStatus::Connected
+            || self.service.streams() != 1
+            || self.provider.health().state != HealthState::Live
+            || self.provider.health().last_success.is_none_or(|success| success < at)
+            || helped && self.provider.stats().reconnects == connections
+        {
             if began.elapsed() > BACKOFF {
-                return Err(format!("{:?}: not connected after {BACKOFF:?}", self.provider.health()).into());
+                return Err(format!("{:?}: not well after {BACKOFF:?}", self.provider.health()).into());
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
-        };
-        if !helped {
-            self.reconnected.push(opened - began);
         }
+        let well = Instant::now();
+        if helped { &mut self.well_with_help } else { &mut self.well }.push(well - began);
         while let Some(disagreement) = self.disagreement().await {
-            if opened.elapsed() > AGREEMENT {
-                return Err(format!("{AGREEMENT:?} after the stream was open: {disagreement}").into());
+            if well.elapsed() > AGREEMENT {
+                return Err(format!("{AGREEMENT:?} after it was well: {disagreement}").into());
             }
         }
-        self.agreed.push(opened.elapsed());
+        self.agreed.push(well.elapsed());
         self.sizes.push(size(&self.home)?);
         self.change_until(Instant::now() + Duration::from_secs(1)).await;
         Ok(())
@@ -314,7 +320,8 @@ impl Soak {
         println!("{} storms, {} changes", self.storms, self.changes);
         println!("reads: {fresh:?} fresh, {stale:?} stale, {absent:?} without an answer");
         println!("wrong: {older:?} older than told and called fresh, {mixed:?} of another user");
-        println!("until the stream was open, where nobody helped: {}", shown(&mut self.reconnected));
+        println!("until it was well, with `reconnect_sse`: {}", shown(&mut self.well_with_help));
+        println!("until it was well by itself: {}", shown(&mut self.well));
         println!("until everybody agreed after that: {}", shown(&mut self.agreed));
         let (stats, requests) = (self.provider.stats(), self.provider.stats().requests);
         println!("{requests} requests, {} reconnects, {} polls", stats.reconnects, stats.polls);
