@@ -1,4 +1,7 @@
-//! Servers written by others: what they answer is what our reading of OFREP has to stand.
+//! Servers written by others: what they answer is what our reading of OFREP has to stand. And a client, which our own
+//! server has to suit.
+
+mod vendor;
 
 use std::{
     env, fs,
@@ -22,7 +25,7 @@ use reqwest::StatusCode;
 
 use crate::support::{PATIENCE, in_time, user};
 
-/// The flags of both peers, in flagd's format.
+/// The flags of all peers, in flagd's format.
 const FLAGS: &str = include_str!("../peers/flags.json");
 
 #[tokio::test]
@@ -267,12 +270,12 @@ impl Drop for Peer {
     }
 }
 
-/// A program among the installed servers.
+/// A program among those installed.
 fn installed(program: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let peers = root.join(env::var_os("FLIPSWITCH_PEERS").unwrap_or_else(|| "target/peers".into()));
     let requirements = fs::read_to_string(peers.join("requirements.txt")).unwrap_or_default();
     let complete = requirements == include_str!("../peers/requirements.txt");
-    assert!(complete, "{} lacks the servers, or is out of date: run tests/peers/setup", peers.display());
+    assert!(complete, "{} lacks the peers, or is out of date: run tests/peers/setup", peers.display());
     peers.join("bin").join(program)
 }

@@ -1,0 +1,382 @@
+//! The flag vendor's own client, to which our local service has to be what the real one is.
+
+use std::{
+    env,
+    path::Path,
+    process::Stdio,
+    time::{Duration, SystemTime},
+};
+
+use flipswitch_local::{KeyRotation, LocalServer, LocalServerBuilder, RecordedRequest};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout, Command},
+};
+
+use super::{FLAGS, installed};
+use crate::support::{eventually, in_time};
+
+const KEY: &str = "key";
+const STREAM: &str = "/api/v1/flags/events";
+
+/// More often than the real service, so that tests need not wait for them.
+const HEARTBEAT: Duration = Duration::from_millis(100);
+
+#[tokio::test]
+async fn the_vendors_client_reads_every_kind_of_flag() {
+    let service = service().start().await.unwrap();
+    let mut client = Client::start(&service).await;
+    // A number that is no integer has the type `decimal` in the metadata, and `number` where the client shows it.
+    let cases = [
+        ("boolean", "bool", "free", json!(true), "on", "STATIC"),
+        ("string", "string", "free", json!("Grüße 👋"), "hello", "STATIC"),
+        ("integer", "int", "free", json!(42), "many", "STATIC"),
+        ("integer", "large-int", "free", json!(9_007_199_254_740_993_i64), "large", "STATIC"),
+        ("float", "float", "free", json!(0.1), "tenth", "STATIC"),
+        ("float", "whole-float", "free", json!(42.0), "whole", "STATIC"),
+        (
+            "object",
+            "object",
+            "free",
+            json!({"title": "Hi", "steps": [1, 2.5, "x"], "size": {"wide": true}}),
+            "page",
+            "STATIC",
+        ),
+        ("string", "targeted", "premium", json!("5 %"), "reduced", "TARGETING_MATCH"),
+        ("string", "targeted", "free", json!("10 %"), "standard", "DEFAULT"),
+    ];
+    for (flag_type, key, plan, value, variant, reason) in cases {
+        let (in_metadata, shown) = if flag_type == "float" { ("decimal", "number") } else { (flag_type, flag_type) };
+        let details = client.details(flag_type, key, plan).await;
+        assert_eq!(
+            (&details["value"], &details["variant"], &details["reason"]),
+            (&value, &json!(variant), &json!(reason)),
+            "{key}: {details}"
+        );
+        assert_eq!(details["metadata"]["flagType"], in_metadata, "{key}: {details}");
+        let evaluation = json!({"key": key, "value": value, "value_type": shown, "variant": variant, "reason": reason});
+        assert_eq!(client.one(key, plan).await, evaluation);
+        assert_eq!(*find(&client.all(plan).await, key), evaluation);
+    }
+    let details = client.details("boolean", "bool", "free").await;
+    assert_eq!(details["metadata"], json!({"flagType": "boolean", "owner": "web", "priority": 3}));
+
+    let failures = [
+        ("boolean", "unknown", "FLAG_NOT_FOUND", "unknown"),
+        ("boolean", "string", "TYPE_MISMATCH", "str"),
+        ("boolean", "misdirected", "GENERAL", "nowhere"),
+        // OFREP lets the variant be absent and so do these flags. The client insists on one, and names it in its error.
+        ("boolean", "disabled", "GENERAL", "variant"),
+        ("boolean", "code-default", "GENERAL", "variant"),
+    ];
+    for (flag_type, key, error, message) in failures {
+        let details = client.details(flag_type, key, "free").await;
+        assert_eq!((&details["value"], &details["error"]), (&default(flag_type), &json!(error)), "{key}: {details}");
+        assert!(details["message"].as_str().unwrap().contains(message), "{key}: {details}");
+    }
+    // Its own way to read a flag does without a variant. It says the same of a flag that fails and of one that is not
+    // there; among all flags, one that fails is to it a flag without value and reason.
+    let all = client.all("free").await;
+    for (key, reason) in [("disabled", "DISABLED"), ("code-default", "DEFAULT")] {
+        let evaluation = json!({"key": key, "value": null, "value_type": "boolean", "variant": null, "reason": reason});
+        assert_eq!((&client.one(key, "free").await, find(&all, key)), (&evaluation, &evaluation));
+    }
+    assert_eq!(
+        (client.one("unknown", "free").await, client.one("misdirected", "free").await),
+        (json!(null), json!(null))
+    );
+    assert_eq!(find(&all, "misdirected")["reason"], json!(null));
+    let flags: Value = serde_json::from_str(FLAGS).unwrap();
+    assert_eq!(all.len(), flags["flags"].as_object().unwrap().len(), "each flag once: {all:?}");
+    client.end(service).await;
+}
+
+#[tokio::test]
+async fn the_vendors_client_says_with_each_request_who_it_is() {
+    let service = service().start().await.unwrap();
+    let mut client = Client::start(&service).await;
+    client.details("boolean", "bool", "premium").await;
+    client.one("bool", "premium").await;
+    client.all("premium").await;
+
+    // Neither the tag of an answer nor the id of an event is to be seen here: the client keeps none of them.
+    let system = env::consts::OS.replace("macos", "darwin");
+    let machine = env::consts::ARCH.replace("x86_64", "amd64").replace("aarch64", "arm64");
+    let os = format!("{system}/{machine}");
+    let requests = service.requests();
+    for request in &requests {
+        for (name, value) in [
+            ("x-api-key", KEY),
+            ("x-flipswitch-sdk", "python/1.0.0"),
+            ("x-flipswitch-os", &os),
+            ("x-flipswitch-features", "sse=true"),
+        ] {
+            assert_eq!(header(request, name), value, "{name}: {request:?}");
+        }
+        assert!(header(request, "x-flipswitch-runtime").starts_with("python/3."), "{request:?}");
+    }
+    let (streams, evaluations): (Vec<_>, Vec<_>) = requests.iter().partition(|request| request.path == STREAM);
+    let [stream] = streams[..] else { panic!("one stream: {streams:?}") };
+    assert_eq!(
+        (stream.method.as_str(), header(stream, "accept"), header(stream, "cache-control")),
+        ("GET", "text/event-stream", "no-cache")
+    );
+    let asked = evaluations.iter().map(|request| {
+        assert_eq!((request.method.as_str(), header(request, "content-type")), ("POST", "application/json"));
+        (request.path.as_str(), serde_json::from_slice::<Value>(&request.body).unwrap())
+    });
+    let premium = json!({"context": {"targetingKey": "user-123", "plan": "premium"}});
+    let expected = [
+        ("/ofrep/v1/evaluate/flags", json!({"context": {"targetingKey": "_init_"}})),
+        ("/ofrep/v1/evaluate/flags/bool", premium.clone()),
+        ("/ofrep/v1/evaluate/flags/bool", premium.clone()),
+        ("/ofrep/v1/evaluate/flags", premium),
+    ];
+    assert_eq!(asked.collect::<Vec<_>>(), expected);
+    client.end(service).await;
+}
+
+#[tokio::test]
+async fn the_vendors_client_hears_of_changes_and_of_heartbeats() {
+    let service = service().start().await.unwrap();
+    let mut client = Client::start(&service).await;
+    // It throws heartbeats away, but for a line in its log.
+    for _ in 0..3 {
+        client.hears_log("Heartbeat received").await;
+    }
+    service.set_flag("bool", false);
+    client.hears_change(Some("bool")).await;
+    // Through OpenFeature it cannot read a flag without variants.
+    assert_eq!(client.one("bool", "free").await["value"], false);
+    service
+        .set_definition("int", json!({"state": "ENABLED", "variants": {"more": 43}, "defaultVariant": "more"}))
+        .unwrap();
+    client.hears_change(Some("int")).await;
+    assert_eq!(client.details("integer", "int", "free").await["value"], 43);
+    assert!(service.remove_flag("int"));
+    client.hears_change(Some("int")).await;
+    assert_eq!(client.details("integer", "int", "free").await["error"], "FLAG_NOT_FOUND");
+
+    for data in [
+        json!({"timestamp": "2024-01-21T10:30:45.123Z", "reason": "segment-modified"}),
+        json!({"timestamp": "2024-01-21T10:30:45.123Z"}),
+    ] {
+        service.send_event("config-updated", data);
+        assert_eq!(client.hears_change(None).await, "2024-01-21T10:30:45.123000+00:00");
+    }
+    assert_eq!(client.ask(json!({"ask": "status"})).await, "connected");
+    assert_eq!(streams_asked_for(&service), 1, "it is still the first one");
+    client.end(service).await;
+}
+
+#[tokio::test]
+async fn the_vendors_client_hears_of_another_api_key_and_goes_on() {
+    let service = service().start().await.unwrap();
+    let mut client = Client::start(&service).await;
+    let in_an_hour = SystemTime::now() + Duration::from_secs(3_600);
+    let next = service.rotate_api_key(KeyRotation::new().valid_until(in_an_hour));
+    client.hears_log("API key was rotated. Current key valid until: 2").await;
+    // It cannot be given another key, and the one that it has is good for an hour.
+    assert_eq!(client.details("boolean", "bool", "free").await["value"], true);
+    assert_eq!(Client::spawn(&service, &next).await.1, "ready");
+    for valid_until in [json!(null), json!("")] {
+        let data = json!({"validUntil": valid_until, "timestamp": "2024-01-21T10:30:45.123Z"});
+        service.send_event("api-key-rotated", data);
+        client.hears_log("API key rotation was aborted").await;
+    }
+    service.set_flag("bool", false);
+    client.hears_change(Some("bool")).await;
+    assert_eq!(streams_asked_for(&service), 1, "it is still the first one");
+    client.end(service).await;
+}
+
+#[tokio::test]
+async fn the_vendors_client_is_refused_once_its_api_key_is_no_more_but_hears_on() {
+    let service = service().start().await.unwrap();
+    let mut client = Client::start(&service).await;
+    let next = service.rotate_api_key(KeyRotation::new());
+    client.hears_log("API key was rotated. Current key valid until: 2").await;
+    let details = client.details("boolean", "bool", "free").await;
+    assert_eq!(details, json!({"value": false, "error": "GENERAL", "message": "unauthorized"}));
+    service.set_flag("bool", false);
+    client.hears_change(Some("bool")).await;
+    assert_eq!(Client::spawn(&service, KEY).await.1, "Invalid API key");
+    assert_eq!(Client::spawn(&service, &next).await.1, "ready");
+    client.end(service).await;
+}
+
+#[tokio::test]
+async fn the_vendors_client_comes_back_when_the_service_does() {
+    let first = service().start().await.unwrap();
+    let address = first.url().trim_start_matches("http://").parse().unwrap();
+    let mut client = Client::start(&first).await;
+    first.shutdown().await;
+    // In good order, that is; an error it would call so. It waits for a second before it tries again.
+    client.hears_log("SSE connection closed").await;
+
+    let second = service().listen(address).start().await.unwrap();
+    client.is_connected_to(&second).await;
+    second.set_flag("bool", false);
+    // What has changed in between it would never hear of.
+    client.hears_change(Some("bool")).await;
+    assert_eq!(client.one("bool", "free").await["value"], false);
+    assert_eq!(client.details("integer", "int", "free").await["value"], 42);
+    client.end(second).await;
+}
+
+fn service() -> LocalServerBuilder {
+    LocalServer::builder().flags(serde_json::from_str(FLAGS).unwrap()).api_key(KEY).heartbeat(HEARTBEAT)
+}
+
+/// A value of a type that no flag of that type has.
+fn default(flag_type: &str) -> Value {
+    match flag_type {
+        "boolean" => json!(false),
+        "integer" => json!(-1),
+        "float" => json!(-0.5),
+        "string" => json!("default"),
+        _ => json!({"default": true}),
+    }
+}
+
+fn streams_asked_for(service: &LocalServer) -> usize {
+    service.requests().iter().filter(|request| request.path == STREAM).count()
+}
+
+fn header<'a>(request: &'a RecordedRequest, name: &str) -> &'a str {
+    request.headers.get(name).map(|value| value.to_str().unwrap()).unwrap_or_default()
+}
+
+fn find<'a>(all: &'a [Value], key: &str) -> &'a Value {
+    all.iter().find(|evaluation| evaluation["key"] == key).unwrap()
+}
+
+/// The client, in a process that ends with the test, however that ends.
+struct Client {
+    process: Child,
+    questions: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+    /// What it was told, oldest first, but for what a test has already waited for.
+    heard: Vec<Value>,
+}
+
+impl Client {
+    /// Starts a client, and waits until it hears of changes.
+    async fn start(service: &LocalServer) -> Self {
+        let (mut client, answer) = Self::spawn(service, KEY).await;
+        assert_eq!(answer, "ready");
+        client.is_connected_to(service).await;
+        client
+    }
+
+    /// Starts a client; returns also what it says about that.
+    async fn spawn(service: &LocalServer, api_key: &str) -> (Self, Value) {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/vendor_client.py");
+        let mut process = Command::new(installed("python"))
+            .arg(script)
+            .args([&service.url(), api_key])
+            .env("no_proxy", "*")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let questions = process.stdin.take().unwrap();
+        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let mut client = Self { process, questions, lines, heard: Vec::new() };
+        let answer = client.answer().await;
+        (client, answer)
+    }
+
+    async fn is_connected_to(&mut self, service: &LocalServer) {
+        eventually(async || service.streams() == 1 && self.ask(json!({"ask": "status"})).await == "connected").await;
+    }
+
+    /// A flag as applications get it, through OpenFeature.
+    async fn details(&mut self, flag_type: &str, key: &str, plan: &str) -> Value {
+        let default = default(flag_type);
+        let context = context(plan);
+        self.ask(json!({"ask": "details", "type": flag_type, "key": key, "default": default, "context": context})).await
+    }
+
+    /// A flag, asked for by its key.
+    async fn one(&mut self, key: &str, plan: &str) -> Value {
+        self.ask(json!({"ask": "one", "key": key, "context": context(plan)})).await
+    }
+
+    /// All flags.
+    async fn all(&mut self, plan: &str) -> Vec<Value> {
+        let Value::Array(all) = self.ask(json!({"ask": "all", "context": context(plan)})).await else {
+            panic!("all flags are a list")
+        };
+        all
+    }
+
+    async fn ask(&mut self, question: Value) -> Value {
+        in_time(self.questions.write_all(format!("{question}\n").as_bytes())).await.unwrap();
+        self.answer().await
+    }
+
+    async fn answer(&mut self) -> Value {
+        in_time(async {
+            loop {
+                let mut line = self.line().await.expect("the client has ended");
+                match line.get_mut("answer") {
+                    Some(answer) => break answer.take(),
+                    None => self.heard.push(line),
+                }
+            }
+        })
+        .await
+    }
+
+    /// Waits until both listeners have heard of a change, of one flag or of everything; returns when it was.
+    async fn hears_change(&mut self, flag: Option<&str>) -> Value {
+        let flags = flag.map(|flag| [flag]);
+        self.hears(|heard| heard["heard"] == "openfeature" && heard["flags"] == json!(flags)).await;
+        self.hears(|heard| heard["heard"] == "listener" && heard["flag"] == json!(flag)).await["at"].take()
+    }
+
+    async fn hears_log(&mut self, text: &str) {
+        self.hears(|heard| heard["text"].as_str().is_some_and(|logged| logged.starts_with(text))).await;
+    }
+
+    async fn hears(&mut self, what: impl Fn(&Value) -> bool) -> Value {
+        in_time(async {
+            loop {
+                if let Some(index) = self.heard.iter().position(&what) {
+                    break self.heard.remove(index);
+                }
+                let line = self.line().await.expect("the client has ended");
+                self.heard.push(line);
+            }
+        })
+        .await
+    }
+
+    async fn line(&mut self) -> Option<Value> {
+        let line = self.lines.next_line().await.unwrap()?;
+        Some(serde_json::from_str(&line).unwrap())
+    }
+
+    /// Ends the client, which must have understood everything that it was told, and its stream.
+    async fn end(self, service: LocalServer) {
+        let Self { mut process, questions, mut lines, mut heard } = self;
+        drop(questions);
+        while let Some(line) = in_time(lines.next_line()).await.unwrap() {
+            heard.push(serde_json::from_str(&line).unwrap());
+        }
+        assert!(in_time(process.wait()).await.unwrap().success());
+        eventually(async || service.streams() == 0).await;
+        let is_error = |line: &&Value| {
+            line["level"] == "ERROR" && line["logger"].as_str().is_some_and(|logger| logger.starts_with("flipswitch"))
+        };
+        assert_eq!(heard.iter().find(is_error), None);
+        service.shutdown().await;
+    }
+}
+
+fn context(plan: &str) -> Value {
+    json!({"targetingKey": "user-123", "plan": plan})
+}
