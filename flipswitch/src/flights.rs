@@ -68,6 +68,13 @@ pub(crate) struct Flight {
     pub(crate) probe: bool,
 }
 
+impl Flight {
+    /// The answer that the request may build on: an answer of a generation before `since` was had with another API key.
+    pub(crate) fn base_since(&self, since: u64) -> Option<&Snapshot> {
+        self.base.as_deref().filter(|base| base.generation >= since)
+    }
+}
+
 /// What became of an evaluation that wants to join.
 #[derive(Debug)]
 pub(crate) enum Joined {

@@ -65,6 +65,8 @@ enum Op {
     Change,
     /// The stream tells of the oldest change that it has not told yet.
     Event,
+    /// There is another API key, of another environment: with other values, under tags that the first one had, too.
+    NewKey,
     /// The clock is raised without a change.
     Raise,
     Close,
@@ -92,6 +94,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => number().prop_map(Op::Late),
         4 => Just(Op::Change),
         4 => Just(Op::Event),
+        1 => Just(Op::NewKey),
         1 => Just(Op::Raise),
         1 => Just(Op::Close),
         2 => Just(Op::Open),
@@ -129,6 +132,10 @@ struct Underway {
 }
 
 struct Sent {
+    /// With the key of which environment.
+    environment: usize,
+    /// What is known from before this generation is another environment's.
+    key_generation: u64,
     generation: u64,
     at: Instant,
     /// What the service answers, once it has worked that out.
@@ -143,6 +150,9 @@ struct World {
     now: Instant,
     /// The service's value, for every context.
     version: u64,
+    /// The first version of each environment; the last one is in use.
+    environments: Vec<u64>,
+    key_generation: u64,
     /// Whether the service works in the order in which requests were sent.
     orderly: bool,
     open: bool,
@@ -177,11 +187,6 @@ fn parts(answer: &Answer) -> (usize, u64) {
     (number(&value[0]) as usize, number(&value[1]))
 }
 
-/// Contexts that get the same flags may get the same tag. So the tag of another context is one that matches and must not.
-fn tag(version: u64) -> Box<[u8]> {
-    format!("\"{version}\"").into_bytes().into()
-}
-
 impl World {
     fn new(orderly: bool) -> Self {
         let clock = Clock::default();
@@ -194,6 +199,8 @@ impl World {
             clock,
             now: Instant::now(),
             version: 1,
+            environments: vec![1],
+            key_generation: 0,
             orderly,
             open: true,
             untold: 0,
@@ -258,6 +265,12 @@ impl World {
                     self.raise();
                 }
             }
+            Op::NewKey => {
+                self.version += 1;
+                self.environments.push(self.version);
+                self.key_generation = self.clock.now().generation + 1;
+                self.raise();
+            }
             Op::Raise => self.raise(),
             Op::Close => {
                 self.open = false;
@@ -276,6 +289,13 @@ impl World {
         prop_assert_eq!(self.clock.now().open, self.open, "whether the stream is open");
         self.listen()?;
         self.check_flights()
+    }
+
+    /// Contexts that get the same flags may get the same tag, and so may environments. So a tag may be one that matches and
+    /// must not.
+    fn tag(&self, version: u64) -> Box<[u8]> {
+        let start = self.environments.iter().rfind(|start| **start <= version).unwrap();
+        format!("\"{}\"", version - start).into_bytes().into()
     }
 
     /// Whoever hears of the raised clock asks the service after now, so gets what the service has now, at the least.
@@ -351,7 +371,7 @@ impl World {
             let (context, version) = parts(&base.answer);
             prop_assert_eq!(base.context(), flight.context.as_bytes());
             prop_assert_eq!(&self.contexts[context], &flight.context, "a base with the answer of another context");
-            prop_assert_eq!(base.etag(), Some(&*tag(version)), "a base with the tag of another answer");
+            prop_assert_eq!(base.etag(), Some(&*self.tag(version)), "a base with the tag of another answer");
         }
         self.underway.push(Underway { flight, sent: None });
         self.check_flights()
@@ -363,7 +383,13 @@ impl World {
         // No two requests leave in the same moment: of two that did, the cache could not tell which saw more.
         self.now += Duration::from_micros(1);
         // Read when the request leaves: it may have waited for its slot while the clock was raised.
-        unsent[position].sent = Some(Sent { generation: self.clock.now().generation, at: self.now, version: None });
+        unsent[position].sent = Some(Sent {
+            environment: self.environments.len() - 1,
+            key_generation: self.key_generation,
+            generation: self.clock.now().generation,
+            at: self.now,
+            version: None,
+        });
     }
 
     fn work(&mut self, number: usize) {
@@ -373,7 +399,8 @@ impl World {
         let Some(position) = pick(&sent, number) else { return };
         let worked_out = if self.orderly { 0..=position } else { position..=position };
         for sent in &mut sent[worked_out] {
-            sent.version = Some(self.version);
+            let next = self.environments.get(sent.environment + 1);
+            sent.version = Some(next.map_or(self.version, |next| next - 1));
         }
     }
 
@@ -382,14 +409,15 @@ impl World {
         let ready: Vec<_> = (0..self.underway.len()).filter(|at| answered(&self.underway[*at]).is_some()).collect();
         let Some(position) = pick(&ready, number) else { return Ok(()) };
         let Underway { flight, sent } = self.underway.remove(ready[position]);
-        let Some(Sent { generation, at, version: Some(version) }) = sent else { return Ok(()) };
+        let Some(Sent { key_generation, generation, at, version: Some(version), .. }) = sent else { return Ok(()) };
         let context = self.number_of(&flight.context);
-        let matching = flight.base.as_ref().filter(|base| base.etag() == Some(&*tag(version)));
+        let base = flight.base_since(key_generation);
+        let matching = base.filter(|base| base.etag() == Some(&*self.tag(version)));
         let (answer, etag) = match matching {
             Some(base) if !in_full => (Arc::clone(&base.answer), base.etag().map(Box::from)),
-            _ => (answer(context, version), Some(tag(version))),
+            _ => (answer(context, version), Some(self.tag(version))),
         };
-        let snapshot = Snapshot::new(&flight.context, answer, etag.as_deref(), flight.base.as_deref(), generation, at);
+        let snapshot = Snapshot::new(&flight.context, answer, etag.as_deref(), base, generation, at);
         let snapshot = Arc::new(snapshot);
         self.land(&flight, Ok(Arc::clone(&snapshot)))?;
         let kept = self.cache.get(flight.context.as_bytes());

@@ -344,12 +344,6 @@ impl Service {
         tracing::info!(target: "flipswitch", api_key = %self.api_key(), "there is another API key");
     }
 
-    /// The answer that a request may build on: one that was had with the same key.
-    fn base_of<'a>(&self, flight: &'a Flight) -> Option<&'a Snapshot> {
-        let key_generation = self.key_generation.load(Ordering::Acquire);
-        flight.base.as_deref().filter(|base| base.generation >= key_generation)
-    }
-
     /// Asks for the start-up context again, whatever is known of it, unless the service is not to be asked now.
     pub(crate) async fn ask_start_up(self: &Arc<Self>) {
         if self.paused().is_some() {

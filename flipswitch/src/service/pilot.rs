@@ -1,7 +1,7 @@
 //! How a flight comes to its end: the request, what it says about the service, and trying on after a failure.
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -92,7 +92,7 @@ impl Service {
             }
             let (sent_at, generation) = (Instant::now(), self.clock.now().generation);
             sent = Some(sent_at);
-            let base = self.base_of(flight);
+            let base = flight.base_since(self.key_generation.load(Ordering::Acquire));
             self.counters.requests.count();
             let etag = base.and_then(|base| base.etag());
             let (answer, etag) = match (self.transport.bulk(&flight.context, etag).await?, base) {
