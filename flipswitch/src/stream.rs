@@ -154,8 +154,11 @@ impl Follower {
         // An event may end the connection that it came by.
         while let Link::Open(connection) = &mut self.link {
             let message = connection.reader.next(&mut bytes);
-            let last_id = connection.reader.last_id().cloned();
-            self.input(Input::LastId(last_id));
+            // An id that is too long is none to go on after.
+            if !matches!(message, Some(Err(_))) {
+                let last_id = connection.reader.last_id().cloned();
+                self.input(Input::LastId(last_id));
+            }
             match message {
                 Some(Ok(Message::Event { event, data })) => {
                     self.service.heard_an_event();
