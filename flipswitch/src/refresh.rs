@@ -89,6 +89,11 @@ impl Refresh {
         }
     }
 
+    /// Forgets what the application was told: a flag that it knows to have changed may change once more without a word.
+    pub(crate) fn forget_told(&self) {
+        self.lock().told = Told::default();
+    }
+
     /// Takes a new answer, and returns the keys of flags that changed and that the application was not told of.
     pub(crate) fn answered(&self, answer: &Arc<Answer>) -> Vec<String> {
         let (before, told) = {
@@ -187,6 +192,11 @@ mod tests {
         refresh.told(&FlagChangeEvent::all());
         assert!(refresh.answered(&first).is_empty());
         assert_eq!(refresh.answered(&second).len(), 3);
+        refresh.told(&FlagChangeEvent::of("a".into()));
+        refresh.forget_told();
+        let mut changed = refresh.answered(&third);
+        changed.sort();
+        assert_eq!(changed, ["a", "c"], "told twice rather than never");
     }
 
     #[test]

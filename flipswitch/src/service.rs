@@ -237,6 +237,7 @@ impl Service {
     /// The stream is away.
     pub(crate) fn stream_away(&self) {
         self.clock.close();
+        self.refresh.forget_told();
         self.sign(Sign::Away);
         self.condition_changed.notify_one();
     }
