@@ -347,7 +347,11 @@ impl Service {
 
     /// Asks for the start-up context again, whatever is known of it, unless the service is not to be asked now.
     pub(crate) async fn ask_start_up(self: &Arc<Self>) {
-        if self.paused().is_some() {
+        if let Some(error) = self.paused() {
+            if matches!(*error, Error::Unauthorized) {
+                // The stream may not have been waiting for that yet when the request was refused.
+                self.commands.unauthorized();
+            }
             return;
         }
         let context = CanonicalContext::start_up();
