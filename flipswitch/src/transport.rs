@@ -352,8 +352,14 @@ async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, Error> {
     }
     let mut body = Vec::with_capacity(announced);
     while let Some(chunk) = response.chunk().await.map_err(|error| Error::transport(error.without_url()))? {
-        if body.len() + chunk.len() > limit {
+        let needed = body.len() + chunk.len();
+        if needed > limit {
             return Err(Error::TooLarge);
+        }
+        if needed > body.capacity() {
+            // Doubled, as a vector does it, but not to twice what may ever be needed.
+            let capacity = (body.capacity() * 2).clamp(needed, limit);
+            body.reserve_exact(capacity - body.len());
         }
         body.extend_from_slice(&chunk);
     }
