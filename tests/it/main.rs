@@ -8,6 +8,7 @@ mod cost;
 mod crowd;
 mod evaluation;
 mod events;
+mod faults;
 mod frameworks;
 mod hostile;
 mod layer;

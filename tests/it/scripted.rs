@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use axum::body::Bytes;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -29,6 +30,10 @@ pub(crate) enum Reply {
     Held(Arc<Semaphore>, Box<Reply>),
     /// A stream of the events that are sent here from now on.
     Events(broadcast::Sender<&'static str>),
+    /// A stream with these further lines in its head, of the bytes that are sent here from now on. No bytes end it.
+    Bytes(&'static str, broadcast::Sender<Bytes>),
+    /// A stream of one line, without end.
+    EndlessLine,
 }
 
 impl Reply {
@@ -173,6 +178,22 @@ async fn serve(
             connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n").await?;
             while let Ok(event) = events.recv().await {
                 connection.write_all(event.as_bytes()).await?;
+            }
+        }
+        Reply::Bytes(head, pieces) => {
+            let mut pieces = pieces.subscribe();
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n{head}\r\n");
+            connection.write_all(head.as_bytes()).await?;
+            while let Ok(bytes) = pieces.recv().await
+                && !bytes.is_empty()
+            {
+                connection.write_all(&bytes).await?;
+            }
+        }
+        Reply::EndlessLine => {
+            connection.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\ndata: ").await?;
+            loop {
+                connection.write_all(&[b' '; 0x10000]).await?;
             }
         }
         Reply::Endless => {

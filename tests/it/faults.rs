@@ -1,0 +1,340 @@
+//! Faults of every kind, over real sockets: whatever goes wrong, the provider has the service's values again when it is
+//! over, has told how its connection was, has not asked more often than its schedule has it, and has not panicked.
+
+mod answers;
+mod away;
+mod changes;
+mod contents;
+mod memory;
+mod polling;
+mod refusals;
+
+use std::{
+    net::SocketAddr,
+    panic,
+    sync::{
+        Arc, Mutex, Once,
+        atomic::{AtomicI64, AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use axum::body::Bytes;
+use flipswitch::{ConnectionStatus, Flags, FlipswitchProvider, FlipswitchProviderBuilder, Subscription};
+use flipswitch_local::LocalServer;
+use serde_json::json;
+use tokio::{net::TcpSocket, sync::broadcast};
+
+use crate::{
+    scripted::{Reply, Scripted},
+    support::{PATIENCE, in_time, user},
+};
+
+/// The time between two polls where there is polling.
+const POLLING: Duration = Duration::from_millis(100);
+
+/// The provider's own, unless it is set.
+const POLLING_BY_DEFAULT: Duration = Duration::from_secs(30);
+
+/// A provider that a fault befalls, and what is seen of it. The user `u` reads its flag `f`.
+struct Row {
+    /// Which row of a table it is.
+    name: String,
+    provider: FlipswitchProvider,
+    statuses: Arc<Mutex<Vec<String>>>,
+    /// Keys of flags that changed; `None` for all.
+    changes: Arc<Mutex<Vec<Option<String>>>>,
+    _listening: [Subscription; 2],
+    polling: Duration,
+    began: Instant,
+    /// How often the schedule began anew because a new connection was asked for.
+    reconnects: AtomicUsize,
+}
+
+impl Row {
+    /// A provider with its own defaults where the row does not need others.
+    fn new(builder: FlipswitchProviderBuilder) -> Self {
+        Self::with_polling(builder, POLLING_BY_DEFAULT)
+    }
+
+    /// One that polls often, and from the first failure of the stream on.
+    fn polling(builder: FlipswitchProviderBuilder) -> Self {
+        Self::with_polling(builder.polling_interval(POLLING).max_sse_retries(1), POLLING)
+    }
+
+    fn with_polling(builder: FlipswitchProviderBuilder, polling: Duration) -> Self {
+        count_panics();
+        let provider = builder.build().unwrap();
+        let (statuses, changes) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<Mutex<Vec<_>>>::default());
+        let listening = [
+            provider.add_connection_status_listener({
+                let statuses = Arc::clone(&statuses);
+                move |status| statuses.lock().unwrap().push(status.to_string())
+            }),
+            provider.add_flag_change_listener({
+                let changes = Arc::clone(&changes);
+                move |change| changes.lock().unwrap().push(change.flag_key.clone())
+            }),
+        ];
+        let (began, reconnects) = (Instant::now(), AtomicUsize::new(0));
+        Self { name: String::new(), provider, statuses, changes, _listening: listening, polling, began, reconnects }
+    }
+
+    fn named(mut self, name: impl Into<String>) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Waits until a state is reached; says which, if it is not.
+    async fn eventually(&self, state: impl std::fmt::Display, mut reached: impl AsyncFnMut() -> bool) {
+        let began = Instant::now();
+        while !reached().await {
+            let heard = self.statuses.lock().unwrap().join(" ");
+            assert!(began.elapsed() < PATIENCE, "{}: not {state}; {heard}; {:?}", self.name, self.provider.stats());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    async fn read(&self) -> Flags {
+        in_time(self.provider.flags(&user("u"))).await
+    }
+
+    /// Waits until the value is this one, as good as new.
+    async fn sees(&self, value: i64) {
+        self.eventually(format_args!("fresh with {value}"), async || {
+            let flags = self.read().await;
+            flags.int("f", -1) == value && !flags.is_stale() && flags.error().is_none()
+        })
+        .await;
+    }
+
+    /// Waits until the value is this one, which the service could not confirm.
+    async fn keeps(&self, value: i64) {
+        self.eventually(format_args!("stale with {value}"), async || {
+            let flags = self.read().await;
+            assert_eq!(flags.int("f", -1), value, "{}: the last known value", self.name);
+            flags.is_stale() && flags.error().is_some()
+        })
+        .await;
+    }
+
+    async fn shows(&self, status: ConnectionStatus) {
+        self.eventually(status, async || self.provider.sse_status() == status).await;
+    }
+
+    async fn polls(&self, polls: bool) {
+        let state = if polls { "polling" } else { "done with polling" };
+        self.eventually(state, async || self.provider.is_polling_active() == polls).await;
+    }
+
+    /// Waits until the stream is open, the value is this one, and nothing is left to be asked for because of the
+    /// opening.
+    async fn opens(&self, service: &impl Service, value: i64) {
+        self.provider.ready(PATIENCE).await.unwrap();
+        self.shows(ConnectionStatus::Connected).await;
+        // The request that began with the start may have been young enough.
+        let checks = || service.asked().iter().filter(|asked| asked.0 == Kind::StartUp).count();
+        self.eventually("asked again", async || checks() >= 2 || self.began.elapsed() > Duration::from_millis(1_500))
+            .await;
+        self.sees(value).await;
+    }
+
+    fn reconnect(&self) {
+        self.reconnects.fetch_add(1, Ordering::Relaxed);
+        self.provider.reconnect_sse();
+    }
+
+    /// Waits until the application was told of a change of this flag, though nobody evaluates.
+    async fn hears_of(&self, key: &str) {
+        let heard = || self.changes.lock().unwrap().iter().any(|change| change.as_deref() == Some(key));
+        self.eventually(format_args!("told of {key}"), async || heard()).await;
+    }
+
+    /// Looks at the row as a whole: the statuses told in this order, where what came several times in a row is written
+    /// once; and the requests.
+    async fn ends(self, statuses: &str, asked: Vec<(Kind, Instant)>) {
+        let heard = || self.statuses.lock().unwrap().clone();
+        let told = async || heard().last() == Some(&self.provider.sse_status().to_string());
+        self.eventually("told of its status", told).await;
+        let name = &self.name;
+        assert_eq!(folded(heard()).join(" "), statuses, "{name}: {:?}", heard());
+
+        let elapsed = self.began.elapsed();
+        let attempts = scheduled(elapsed) + self.reconnects.load(Ordering::Relaxed);
+        let polls = usize::try_from(elapsed.as_millis() / self.polling.as_millis()).unwrap();
+        let count = |kind| asked.iter().filter(|asked| asked.0 == kind).count();
+        let (streams, start_up, of_users) = (count(Kind::Stream), count(Kind::StartUp), count(Kind::User));
+        assert!(streams <= 2 * attempts, "{name}: {streams} streams in {elapsed:?}");
+        // The check at the start, one with each stream, and the polls.
+        assert!(start_up <= 2 * (1 + attempts + polls), "{name}: {start_up} requests for nobody in {elapsed:?}");
+        // Of one user: with each stream, its first heartbeat, one or two events and what follows them.
+        assert!(of_users <= 2 * (5 * attempts + polls), "{name}: {of_users} requests for a user in {elapsed:?}");
+
+        in_time(self.provider.shutdown()).await;
+        assert_eq!(PANICS.load(Ordering::Relaxed), 0, "{}: nothing panics", self.name);
+    }
+}
+
+/// How many attempts the schedule has in a time: at once, a second later, two seconds after that, and so on.
+fn scheduled(time: Duration) -> usize {
+    (0..).take_while(|failures| Duration::from_secs((1 << failures) - 1) <= time).count()
+}
+
+/// Leaves out what only repeats what came right before it.
+fn folded(mut statuses: Vec<String>) -> Vec<String> {
+    let repeated = |statuses: &[String]| {
+        let of_length = |length| (2 * length..=statuses.len()).map(move |end| (end, length));
+        (1..=3)
+            .flat_map(of_length)
+            .find(|&(end, length)| statuses[end - 2 * length..end - length] == statuses[end - length..end])
+    };
+    while let Some((end, length)) = repeated(&statuses) {
+        statuses.drain(end - length..end);
+    }
+    statuses
+}
+
+#[test]
+fn what_is_repeated_is_written_once() {
+    let folded = |statuses: &str| folded(statuses.split(' ').map(str::to_owned).collect()).join(" ");
+    assert_eq!(folded("a b c b c b c d"), "a b c d");
+    assert_eq!(folded("a b c d b c d e"), "a b c d e");
+    assert_eq!(folded("a b b a"), "a b a");
+}
+
+/// Panics of the provider's own threads and code, in this whole process.
+static PANICS: AtomicUsize = AtomicUsize::new(0);
+
+fn count_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let tell = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            let at = panic.location().map_or("", |location| location.file());
+            let at_home = thread::current().name().is_some_and(|name| name.starts_with("flipswitch"));
+            if at.contains("flipswitch/src/") || at_home && !at.contains("tests/it") {
+                PANICS.fetch_add(1, Ordering::Relaxed);
+            }
+            tell(panic);
+        }));
+    });
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Stream,
+    /// For the context of the start-up check.
+    StartUp,
+    User,
+}
+
+impl Kind {
+    fn of(path: &str, body: &[u8]) -> Self {
+        match path {
+            "/api/v1/flags/events" => Self::Stream,
+            _ if body == json!({"context": {"targetingKey": "_init_"}}).to_string().as_bytes() => Self::StartUp,
+            _ => Self::User,
+        }
+    }
+}
+
+trait Service {
+    /// What it was asked for, and when.
+    fn asked(&self) -> Vec<(Kind, Instant)>;
+
+    fn asked_for(&self, kind: Kind) -> Vec<Instant> {
+        self.asked().into_iter().filter(|asked| asked.0 == kind).map(|asked| asked.1).collect()
+    }
+}
+
+impl Service for LocalServer {
+    fn asked(&self) -> Vec<(Kind, Instant)> {
+        self.requests().iter().map(|request| (Kind::of(&request.path, &request.body), request.at)).collect()
+    }
+}
+
+impl Service for Scripted {
+    fn asked(&self) -> Vec<(Kind, Instant)> {
+        let of = |request: &crate::scripted::Received| Kind::of(&request.path, request.body.as_bytes());
+        self.received().iter().map(|request| (of(request), request.at)).collect()
+    }
+}
+
+/// A service with the flag `f`.
+async fn service(value: i64) -> LocalServer {
+    LocalServer::start(json!({"f": value})).await.unwrap()
+}
+
+/// A service whose flag `f` changes without a word, and that sends on its streams what it is told to.
+struct Mute {
+    service: Scripted,
+    value: Arc<AtomicI64>,
+    pieces: broadcast::Sender<Bytes>,
+}
+
+/// An event that may be about any flag.
+const CHANGED: &[u8] = b"event: config-updated\ndata: {}\n\n";
+
+impl Mute {
+    async fn start() -> Self {
+        Self::with_head("").await
+    }
+
+    /// With further lines in the heads of the streams.
+    async fn with_head(head: &'static str) -> Self {
+        let (value, pieces) = (Arc::new(AtomicI64::new(1)), broadcast::channel(16).0);
+        let service = {
+            let (value, pieces) = (Arc::clone(&value), pieces.clone());
+            Scripted::start(move |request, _| match request.method.as_str() {
+                "GET" => Reply::Bytes(head, pieces.clone()),
+                _ => Reply::json(json!({"flags": [{"key": "f", "value": value.load(Ordering::SeqCst)}]})),
+            })
+            .await
+        };
+        Self { service, value, pieces }
+    }
+
+    fn set(&self, value: i64) {
+        self.value.store(value, Ordering::SeqCst);
+    }
+
+    fn say(&self, bytes: impl Into<Vec<u8>>) {
+        self.pieces.send(bytes.into().into()).unwrap();
+    }
+
+    /// Ends the streams in good order.
+    fn finish(&self) {
+        self.pieces.send(Bytes::new()).unwrap();
+    }
+
+    fn builder(&self) -> FlipswitchProviderBuilder {
+        FlipswitchProvider::builder("key").base_url(self.service.url())
+    }
+}
+
+/// A port of its own for services that come and go.
+struct Port {
+    address: SocketAddr,
+    /// Bound and not listening: connections are refused, and nobody else is given the port. Only Linux lets a service
+    /// listen beside it.
+    _held: Option<TcpSocket>,
+}
+
+impl Port {
+    fn new() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = socket.local_addr().unwrap();
+        Self { address, _held: cfg!(target_os = "linux").then_some(socket) }
+    }
+
+    async fn service(&self, value: i64) -> LocalServer {
+        LocalServer::builder().flags(json!({"f": value})).listen(self.address).start().await.unwrap()
+    }
+
+    fn builder(&self) -> FlipswitchProviderBuilder {
+        FlipswitchProvider::builder("key").base_url(format!("http://{}", self.address))
+    }
+}

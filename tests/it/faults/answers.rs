@@ -1,0 +1,116 @@
+//! The service fails to answer requests for flags, while its stream is well.
+
+use std::{
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+
+use flipswitch::ConnectionStatus;
+use flipswitch_local::{Endpoint, Fault};
+use futures_util::future::join_all;
+use serde_json::json;
+
+use super::{Row, Service, scheduled, service};
+use crate::support;
+
+/// Whatever is no answer leaves the last values, marked as stale, for as long as the schedule has it, and no longer.
+#[tokio::test]
+async fn what_is_no_answer_leaves_the_last_values_until_the_service_is_asked_again() {
+    let bulk = || Fault::on(Endpoint::Bulk);
+    let page = "<!doctype html><title>Sign in to this network</title>";
+    let faults = [
+        bulk().garbage(page).content_type("text/html"),
+        bulk().garbage(page),
+        bulk().garbage(""),
+        bulk().garbage("null"),
+        bulk().garbage("{\"flags\": [{\"key\": \"f\", \"value\""),
+        bulk().garbage(b"{\"flags\": [{\"key\": \"f\xff\", \"value\": 2}]}".as_slice()),
+        bulk().garbage("[".repeat(100_000)),
+        // What the head claims is believed by nobody: this is no JSON, compressed or not.
+        bulk().status(200).header("content-encoding", "gzip").body(b"\x1f\x8b\x08\0\0\0".as_slice()),
+        bulk().status(204),
+        bulk().status(302),
+        bulk().status(429),
+        bulk().status(500).body(page),
+        bulk().status(503),
+        bulk().hang(),
+        bulk().half_open(),
+        bulk().half_open().after_bytes(5),
+        bulk().close().after_bytes(5),
+        bulk().reset().after_bytes(5),
+    ];
+    join_all(faults.map(async |fault| {
+        let told = format!("{fault:?}");
+        let service = service(1).await;
+        let row = Row::new(support::builder(&service).request_timeout(Duration::from_millis(500))).named(&told);
+        row.opens(&service, 1).await;
+        let fault = service.faults().add(fault.times(1)).unwrap();
+        service.set_flag("f", 2);
+        row.keeps(1).await;
+        row.sees(2).await;
+        assert_eq!(service.faults().struck(fault), 1, "{told}");
+        assert_eq!(row.provider.sse_status(), ConnectionStatus::Connected, "{told}");
+        row.ends("connecting connected", service.asked()).await;
+    }))
+    .await;
+}
+
+/// While the service fails, nobody's reading makes a request: one at a time is made, by the schedule.
+#[tokio::test]
+async fn a_burst_of_failures_is_met_by_waits_that_double() {
+    let service = service(1).await;
+    let row = Row::new(support::builder(&service));
+    row.opens(&service, 1).await;
+    let before = service.asked().len();
+    let fault = service.faults().add(Fault::on(Endpoint::Bulk).status(503).times(2)).unwrap();
+    let began = Instant::now();
+    service.set_flag("f", 2);
+    row.keeps(1).await;
+    row.sees(2).await;
+    assert_eq!(service.faults().struck(fault), 2);
+    let asked = service.asked().split_off(before);
+    assert!(asked[1].1 - asked[0].1 >= Duration::from_millis(490), "{asked:?}");
+    assert!(asked[2].1 - asked[1].1 >= Duration::from_millis(990), "{asked:?}");
+    assert!(asked.len() <= 2 * scheduled(began.elapsed()), "{asked:?}");
+    row.ends("connecting connected", service.asked()).await;
+}
+
+/// An answer that is called compressed and is not is read as it is: we ask for no encoding.
+#[tokio::test]
+async fn an_answer_that_is_called_compressed_and_is_not_is_read_as_it_is() {
+    let service = service(1).await;
+    let answer = json!({"flags": [{"key": "f", "value": 2}]}).to_string();
+    service
+        .faults()
+        .add(Fault::on(Endpoint::Bulk).status(200).header("content-encoding", "gzip").body(answer))
+        .unwrap();
+    let row = Row::new(support::builder(&service));
+    row.sees(2).await;
+    service.faults().clear();
+    row.shows(ConnectionStatus::Connected).await;
+    service.set_flag("f", 3);
+    row.sees(3).await;
+    row.ends("connecting connected", service.asked()).await;
+}
+
+/// The API key is for the service alone: where a redirect names another origin, not even a connection is made.
+#[tokio::test]
+async fn where_a_redirect_leads_elsewhere_nothing_arrives() {
+    join_all([301, 302, 303, 307, 308].map(async |code| {
+        let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
+        elsewhere.set_nonblocking(true).unwrap();
+        let service = service(1).await;
+        let location = format!("http://{}/", elsewhere.local_addr().unwrap());
+        service.faults().add(Fault::on(Endpoint::Stream).redirect(code, &location)).unwrap();
+        service.faults().add(Fault::on(Endpoint::Bulk).redirect(code, &location)).unwrap();
+        let row = Row::new(support::builder(&service)).named(code.to_string());
+        assert!(row.read().await.error().is_some(), "{code}");
+        row.shows(ConnectionStatus::Error).await;
+        assert_eq!(elsewhere.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "{code}");
+        service.faults().clear();
+        row.sees(1).await;
+        row.shows(ConnectionStatus::Connected).await;
+        row.ends("connecting error connecting connected", service.asked()).await;
+    }))
+    .await;
+}

@@ -1,0 +1,267 @@
+//! The service is not there, or stops being there in the middle of something.
+
+use std::time::{Duration, Instant};
+
+use flipswitch::{ConnectionStatus, Error};
+use flipswitch_local::{Endpoint, Fault, Faults, LocalServer};
+use futures_util::future::join_all;
+use serde_json::json;
+
+use super::{Kind, Mute, Port, Row, Service, folded, scheduled, service};
+use crate::support::{self, eventually};
+
+const CAME_BACK: &str = "connecting connected error connecting connected";
+const CAME_LATE: &str = "connecting error connecting connected";
+
+#[tokio::test]
+async fn a_service_that_refuses_connections_at_the_start_is_found_when_it_is_up() {
+    let port = Port::new();
+    let row = Row::new(port.builder());
+    let flags = row.read().await;
+    assert_eq!(flags.int("f", 7), 7, "the caller's default");
+    assert!(matches!(flags.error(), Some(Error::Transport(_))), "{:?}", flags.error());
+    row.shows(ConnectionStatus::Error).await;
+    let service = port.service(1).await;
+    row.shows(ConnectionStatus::Connected).await;
+    row.sees(1).await;
+    row.ends(CAME_LATE, service.asked()).await;
+}
+
+/// A change that nobody told of, because nobody was connected, is found by the reconnect: also when it happened while
+/// the service was down.
+#[tokio::test]
+async fn a_service_that_was_restarted_with_another_value_is_asked_again() {
+    let port = Port::new();
+    let service = port.service(1).await;
+    let row = Row::new(port.builder());
+    row.opens(&service, 1).await;
+    let before = service.asked();
+    support::in_time(service.shutdown()).await;
+    row.shows(ConnectionStatus::Error).await;
+    assert_eq!(row.read().await.int("f", -1), 1, "the last known value");
+    let service = port.service(2).await;
+    row.shows(ConnectionStatus::Connected).await;
+    row.sees(2).await;
+    row.ends(CAME_BACK, [before, service.asked()].concat()).await;
+}
+
+/// However a stream ends, what changed while it was away is found when it is back: a reconnect asks again, whether the
+/// service has said something or not.
+#[tokio::test]
+async fn whatever_ends_a_stream_what_changed_meanwhile_is_seen_when_it_is_back() {
+    let ends: [fn(&Faults) -> usize; 3] = [Faults::finish_streams, Faults::drop_streams, Faults::reset_streams];
+    join_all(ends.map(async |end| {
+        let service = service(1).await;
+        let row = Row::new(support::builder(&service));
+        row.opens(&service, 1).await;
+        assert_eq!(end(&service.faults()), 1);
+        eventually(async || service.streams() == 0).await;
+        // Heard by nobody.
+        service.set_flag("f", 2);
+        row.sees(2).await;
+        row.shows(ConnectionStatus::Connected).await;
+        row.ends(CAME_BACK, service.asked()).await;
+    }))
+    .await;
+}
+
+/// A stream that ended in good order and does not come back is not taken for one that is well.
+#[tokio::test]
+async fn a_stream_that_ends_in_good_order_and_stays_away_is_shown_as_failed_and_polled_for() {
+    let service = service(1).await;
+    let row = Row::polling(support::builder(&service));
+    row.opens(&service, 1).await;
+    service.faults().add(Fault::on(Endpoint::Stream).status(503)).unwrap();
+    service.faults().finish_streams();
+    row.shows(ConnectionStatus::Error).await;
+    assert!(row.provider.is_polling_active());
+    service.set_flag("f", 2);
+    row.sees(2).await;
+    service.faults().clear();
+    row.reconnect();
+    row.shows(ConnectionStatus::Connected).await;
+    row.ends("connecting connected error connecting connected", service.asked()).await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_reset_in_the_middle_of_an_event_is_made_up_for_by_the_next() {
+    let service = service(1).await;
+    service.faults().add(Fault::on(Endpoint::Stream).reset().after_bytes(20).times(1)).unwrap();
+    let row = Row::new(support::builder(&service));
+    row.opens(&service, 1).await;
+    service.set_flag("f", 2);
+    row.shows(ConnectionStatus::Error).await;
+    row.sees(2).await;
+    row.shows(ConnectionStatus::Connected).await;
+    assert_eq!(row.changes.lock().unwrap().iter().flatten().count(), 0, "half an event is none");
+    row.ends(CAME_BACK, service.asked()).await;
+}
+
+/// A connection whose other end is gone says nothing, not even that it is gone. Silence beyond the idle time is a
+/// failure; heartbeats are what ends silence.
+#[tokio::test]
+async fn a_half_open_stream_is_replaced_after_the_idle_time() {
+    let service =
+        LocalServer::builder().flags(json!({"f": 1})).heartbeat(Duration::from_millis(50)).start().await.unwrap();
+    let row = Row::new(support::builder(&service).idle_timeout(Duration::from_millis(500)));
+    row.opens(&service, 1).await;
+    service.faults().add(Fault::on(Endpoint::Stream).half_open().times(1)).unwrap();
+    service.set_flag("f", 2);
+    row.shows(ConnectionStatus::Error).await;
+    row.sees(2).await;
+    row.shows(ConnectionStatus::Connected).await;
+    row.ends(CAME_BACK, service.asked()).await;
+}
+
+#[tokio::test]
+async fn a_stream_with_nothing_but_heartbeats_is_not_idle() {
+    const IDLE: Duration = Duration::from_secs(1);
+    let service =
+        LocalServer::builder().flags(json!({"f": 1})).heartbeat(Duration::from_millis(50)).start().await.unwrap();
+    let row = Row::new(support::builder(&service).idle_timeout(IDLE));
+    row.opens(&service, 1).await;
+    let opened = Instant::now();
+    eventually(async || opened.elapsed() > 2 * IDLE).await;
+    assert_eq!(service.asked_for(Kind::Stream).len(), 1);
+    row.ends("connecting connected", service.asked()).await;
+}
+
+#[tokio::test]
+async fn connections_that_are_accepted_and_stay_silent_cost_the_request_timeout_once() {
+    const TIMEOUT: Duration = Duration::from_millis(300);
+    let service = service(1).await;
+    let silence = service.faults().add(Fault::on(Endpoint::Connections).hang()).unwrap();
+    let row = Row::new(support::builder(&service).request_timeout(TIMEOUT));
+    let flags = row.read().await;
+    assert!(flags.int("f", 7) == 7 && matches!(flags.error(), Some(Error::Timeout)), "{:?}", flags.error());
+    let began = Instant::now();
+    for _ in 0..100 {
+        assert!(matches!(row.read().await.error(), Some(Error::Timeout)));
+    }
+    assert!(began.elapsed() < 100 * TIMEOUT / 2, "{:?}", began.elapsed());
+    assert_eq!(row.provider.sse_status(), ConnectionStatus::Connecting);
+    // A stream, and requests by their schedule.
+    let struck = service.faults().struck(silence);
+    assert!(struck as usize <= 2 * (1 + scheduled(row.began.elapsed())), "{struck} connections");
+    // The connections that were kept are closed.
+    service.faults().clear();
+    row.sees(1).await;
+    row.shows(ConnectionStatus::Connected).await;
+    row.ends(CAME_LATE, service.asked()).await;
+}
+
+#[tokio::test]
+async fn connections_that_are_closed_or_reset_at_once_are_made_again_by_the_schedule() {
+    let faults = [Fault::on(Endpoint::Connections).close(), Fault::on(Endpoint::Connections).reset()];
+    join_all(faults.map(async |fault| {
+        let service = service(1).await;
+        let fault = service.faults().add(fault).unwrap();
+        let row = Row::new(support::builder(&service));
+        assert!(row.read().await.error().is_some());
+        // A failure of the stream, and another one after the first wait.
+        eventually(async || {
+            row.read().await;
+            row.statuses.lock().unwrap().iter().filter(|status| *status == "error").count() == 2
+        })
+        .await;
+        // Of the stream and of requests, of which each is sent twice.
+        let (struck, elapsed) = (service.faults().struck(fault), row.began.elapsed());
+        assert!(struck as usize <= 2 * 3 * scheduled(elapsed) + 2, "{struck} connections in {elapsed:?}");
+        service.faults().clear();
+        row.sees(1).await;
+        row.reconnect();
+        row.shows(ConnectionStatus::Connected).await;
+        row.ends(CAME_LATE, service.asked()).await;
+    }))
+    .await;
+}
+
+/// Headers alone prove nothing: a service, or a proxy, that opens each stream and closes it at once is tried less and
+/// less often, and polled.
+#[tokio::test]
+async fn streams_that_are_opened_and_closed_at_once_lead_to_longer_waits_and_to_polling() {
+    let service = service(1).await;
+    service.faults().add(Fault::on(Endpoint::Stream).close().after_bytes(0)).unwrap();
+    let row = Row::with_polling(
+        support::builder(&service).polling_interval(super::POLLING).max_sse_retries(2),
+        super::POLLING,
+    );
+    row.sees(1).await;
+    eventually(async || service.asked_for(Kind::Stream).len() == 3).await;
+    row.polls(true).await;
+    let streams = service.asked_for(Kind::Stream);
+    assert!(streams[1] - streams[0] >= Duration::from_millis(490), "{streams:?}");
+    assert!(streams[2] - streams[1] >= Duration::from_millis(990), "{streams:?}");
+    service.set_flag("f", 2);
+    row.hears_of("f").await;
+    row.sees(2).await;
+    service.faults().clear();
+    row.reconnect();
+    row.shows(ConnectionStatus::Connected).await;
+    row.polls(false).await;
+    // With or without having been shown as open for a moment.
+    let heard = folded(row.statuses.lock().unwrap().clone()).join(" ");
+    assert!(["connecting connected", "connecting connected error connecting connected"].contains(&&*heard), "{heard}");
+    row.ends(&heard, service.asked()).await;
+}
+
+/// Clients that failed together do not come back together: the first wait is spread over its second half.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_fail_together_come_back_spread() {
+    const CLIENTS: usize = 16;
+    let service = service(1).await;
+    service.faults().add(Fault::on(Endpoint::Stream).status(503)).unwrap();
+    let rows: Vec<_> = (0..CLIENTS)
+        .map(|client| {
+            let builder = flipswitch::FlipswitchProvider::builder(format!("key-{client}")).base_url(service.url());
+            Row::new(builder)
+        })
+        .collect();
+    join_all(rows.iter().map(|row| row.sees(1))).await;
+    let mut waits = Vec::new();
+    for client in 0..CLIENTS {
+        let times = || -> Vec<_> {
+            let is_its = |request: &flipswitch_local::RecordedRequest| {
+                request.method == "GET" && request.headers["x-api-key"] == format!("key-{client}")
+            };
+            service.requests().into_iter().filter(is_its).map(|request| request.at).collect()
+        };
+        eventually(async || times().len() >= 2).await;
+        waits.push(times()[1] - times()[0]);
+    }
+    waits.sort();
+    assert!(waits[0] >= Duration::from_millis(490), "{waits:?}");
+    assert!(waits[CLIENTS - 1] - waits[0] >= Duration::from_millis(100), "{waits:?}");
+    for row in rows {
+        row.provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn the_service_names_the_first_wait_within_limits() {
+    // Not at once, and not never: the second one waits for 15 s at least, so that a new connection is asked for.
+    join_all([("0", true), ("1000000000000000000", false)].map(async |(named, asks_by_itself)| {
+        let service = Mute::start().await;
+        let row = Row::polling(service.builder());
+        row.opens(&service.service, 1).await;
+        service.say(format!("retry: {named}\n\n"));
+        service.finish();
+        row.shows(ConnectionStatus::Error).await;
+        let failed = Instant::now();
+        service.set(2);
+        if asks_by_itself {
+            row.shows(ConnectionStatus::Connected).await;
+            assert!(failed.elapsed() >= Duration::from_millis(400), "{:?}", failed.elapsed());
+        } else {
+            eventually(async || failed.elapsed() > Duration::from_millis(1_200)).await;
+            row.sees(2).await;
+            assert_eq!(row.provider.sse_status(), ConnectionStatus::Error);
+            assert_eq!(service.service.asked_for(Kind::Stream).len(), 1);
+            row.reconnect();
+            row.shows(ConnectionStatus::Connected).await;
+        }
+        row.sees(2).await;
+        row.ends(CAME_BACK, service.service.asked()).await;
+    }))
+    .await;
+}

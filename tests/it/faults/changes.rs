@@ -1,0 +1,138 @@
+//! Changes that the service tells of in its own time: early, late, all at once.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use flipswitch_local::LocalServer;
+use futures_util::future::join_all;
+use serde_json::{Map, json};
+
+use super::{CHANGED, Kind, Mute, Row, Service, service};
+use crate::support::{self, eventually, user};
+
+/// The service may begin to tell us of changes only after its headers: what happens in between nobody tells.
+#[tokio::test]
+async fn a_change_before_the_first_heartbeat_is_seen_after_it() {
+    let service = Mute::start().await;
+    let row = Row::new(service.builder());
+    row.opens(&service.service, 1).await;
+    service.set(2);
+    assert_eq!(row.read().await.int("f", -1), 1, "nobody has said so");
+    service.say("event: heartbeat\ndata: {}\n\n");
+    row.sees(2).await;
+    row.ends("connecting connected", service.service.asked()).await;
+}
+
+/// The service may evaluate a moment behind its own event.
+#[tokio::test]
+async fn a_service_that_is_behind_its_own_event_is_asked_once_more() {
+    let service = Mute::start().await;
+    let row = Row::new(service.builder());
+    row.opens(&service.service, 1).await;
+    let asked = service.service.asked_for(Kind::User).len();
+    let told = Instant::now();
+    service.say("event: flag-updated\ndata: {\"flagKey\":\"f\"}\n\n");
+    row.hears_of("f").await;
+    row.sees(1).await;
+    eventually(async || service.service.asked_for(Kind::User).len() == asked + 1).await;
+    service.set(2);
+    row.sees(2).await;
+    assert!(told.elapsed() >= Duration::from_millis(1_990), "{:?}", told.elapsed());
+    row.ends("connecting connected", service.service.asked()).await;
+}
+
+/// A listener that evaluates sees the new value: it is told after what was known has become old.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_listener_that_evaluates_sees_the_new_value() {
+    let service = service(1).await;
+    let row = Row::new(support::builder(&service).max_wait(support::PATIENCE));
+    row.opens(&service, 1).await;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let _listening = row.provider.add_flag_change_listener({
+        let (seen, provider) = (Arc::clone(&seen), row.provider.clone());
+        move |_| seen.lock().unwrap().push(pollster::block_on(provider.flags(&user("u"))).int("f", -1))
+    });
+    for value in 2..30 {
+        service.set_flag("f", value);
+        eventually(async || !seen.lock().unwrap().is_empty()).await;
+        assert_eq!(*seen.lock().unwrap(), [value]);
+        seen.lock().unwrap().clear();
+    }
+    row.ends("connecting connected", Vec::new()).await;
+}
+
+/// Ten thousand events at once, of three kinds: the last value is seen, and the service is not asked for each.
+#[tokio::test]
+async fn a_burst_of_events_is_a_handful_of_requests() {
+    const EVENTS: i64 = 10_000;
+    let flag = |key: i64| format!("event: flag-updated\ndata: {{\"flagKey\":\"flag-{key}\"}}\nid: {key}\n\n");
+    let bursts: [&dyn Fn(&LocalServer); 3] = [
+        &|service| assert_eq!(service.faults().inject((0..EVENTS).map(flag).collect::<String>()), 1),
+        &|service| assert_eq!(service.faults().inject(CHANGED.repeat(EVENTS as usize)), 1),
+        &|service| (0..EVENTS).for_each(|value| service.set_flag("f", value)),
+    ];
+    join_all(bursts.map(async |burst| {
+        let service = service(1).await;
+        let row = Row::new(support::builder(&service));
+        row.opens(&service, 1).await;
+        let before = service.asked();
+        burst(&service);
+        service.set_flag("last", true);
+        service.set_flag("f", EVENTS);
+        row.sees(EVENTS).await;
+        eventually(async || row.changes.lock().unwrap().iter().any(|key| key.as_deref().is_none_or(|key| key == "f")))
+            .await;
+        // Longer than requests are put off and put together for.
+        let burst_over = Instant::now();
+        eventually(async || burst_over.elapsed() > Duration::from_millis(600)).await;
+        let asked = service.asked();
+        let (start_up, all) = (service.asked_for(Kind::StartUp), asked.len() - before.len());
+        let start_up = start_up.len() - before.iter().filter(|asked| asked.0 == Kind::StartUp).count();
+        assert!(start_up <= 4, "{start_up} requests in the background");
+        assert!(all <= 50, "{all} requests");
+        assert!(row.changes.lock().unwrap().len() <= EVENTS as usize + 3);
+        row.ends("connecting connected", Vec::new()).await;
+    }))
+    .await;
+}
+
+/// What is asked for in the background is put together: events that come one after the other are one request.
+#[tokio::test]
+async fn changes_that_come_one_after_the_other_are_asked_about_together() {
+    const EVENTS: usize = 20;
+    // Within this time, at least, they are put together.
+    const TOGETHER: Duration = Duration::from_millis(50);
+    let service = Mute::start().await;
+    let row = Row::new(service.builder());
+    row.opens(&service.service, 1).await;
+    let asked = || service.service.asked_for(Kind::StartUp).len();
+    let (before, began) = (asked(), Instant::now());
+    for number in 1..=EVENTS {
+        service.say(CHANGED);
+        row.eventually("told", async || row.changes.lock().unwrap().len() == number).await;
+    }
+    row.eventually("asked", async || asked() > before).await;
+    let most = 1 + began.elapsed().as_millis() / TOGETHER.as_millis();
+    assert!((asked() - before) as u128 <= most, "{} requests, {most} expected", asked() - before);
+    row.ends("connecting connected", service.service.asked()).await;
+}
+
+/// A user whose reads wait for nobody: events without pause do not keep them from an answer.
+#[tokio::test]
+async fn changes_without_pause_keep_nobody_waiting() {
+    let flags: Map<_, _> = [("f".to_owned(), json!(0))].into_iter().collect();
+    let service = LocalServer::start(flags.into()).await.unwrap();
+    let row = Row::new(support::builder(&service).max_wait(support::PATIENCE));
+    row.opens(&service, 0).await;
+    let mut last = 0;
+    for value in 1..200 {
+        service.set_flag("f", value);
+        let seen = row.read().await.int("f", -1);
+        assert!((last..=value).contains(&seen), "{seen} after {last}, of {value}");
+        last = seen;
+    }
+    row.sees(199).await;
+    row.ends("connecting connected", Vec::new()).await;
+}

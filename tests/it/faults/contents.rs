@@ -1,0 +1,180 @@
+//! What comes by the stream is not as it should be.
+
+use std::time::Duration;
+
+use flipswitch::ConnectionStatus;
+use flipswitch_local::{Endpoint, Fault};
+use futures_util::future::join_all;
+
+use super::{CHANGED, Kind, Mute, Row, Service, service};
+use crate::support::{self, eventually};
+
+/// Bytes after which everything counts as changed, on a stream that stays open: none of this is a reason to give it up,
+/// to miss the change, or to panic.
+#[tokio::test]
+async fn odd_bytes_are_no_reason_to_miss_a_change_or_to_leave() {
+    let after = |odd: &[u8]| [odd, CHANGED].concat();
+    let rows: Vec<(&str, Vec<u8>)> = vec![
+        ("a byte-order mark", after(b"\xef\xbb\xbf")),
+        ("two marks, of which the second belongs to a field's name", after(b"\xef\xbb\xbf\xef\xbb\xbf:\n")),
+        ("a NUL", after(b"data: \0\n\n")),
+        ("a NUL in an id", after(b"id: 1\x002\n\n")),
+        ("an id beyond ASCII", after("id: \u{1f600}\n\n".as_bytes())),
+        ("an empty id", after(b"id\n\n")),
+        ("no wait at all", after(b"retry: 0\n")),
+        ("a wait for ever", after(b"retry: 1000000000000000000\n")),
+        ("a wait that is no number", after(b"retry: -1\nretry: soon\nretry:\nretry\n")),
+        ("invalid UTF-8 in a comment", after(b":\xff\xfe\n\n")),
+        ("invalid UTF-8 in an event's name", after(b"event: \xc3\x28\ndata: {}\n\n")),
+        ("invalid UTF-8 in the data", b"event: flag-updated\ndata: {\"flagKey\":\"\xff\xfe\"}\n\n".to_vec()),
+        ("half a character at the end of a line", b"event: config-updated\ndata: {\"reason\":\"\xe2\x82\n\n".to_vec()),
+        ("data that is no JSON", b"event: flag-updated\ndata: {\n\n".to_vec()),
+        ("data of another shape", b"event: flag-updated\ndata: [1]\n\n".to_vec()),
+        ("no key", b"event: flag-updated\ndata: {}\n\n".to_vec()),
+        ("a key that is none", b"event: flag-updated\ndata: {\"flagKey\":7}\n\n".to_vec()),
+        (
+            "data that is nested deeply",
+            [b"event: flag-updated\ndata: ", "[".repeat(100_000).as_bytes(), b"\n\n"].concat(),
+        ),
+        ("an event that nobody knows", after(b"event: flag-exploded\ndata: {}\n\n")),
+        ("lines that are no fields", after(b"HTTP/1.1 200 OK\r\nfoo\n\n")),
+        ("many empty lines", after(&b"\r\n".repeat(10_000))),
+        ("carriage returns alone", b"event: config-updated\rdata: {}\r\r:\n".to_vec()),
+        ("carriage returns and line feeds", b"event: config-updated\r\ndata: {}\r\n\r\n".to_vec()),
+    ];
+    join_all(rows.into_iter().map(async |(name, bytes)| {
+        let service = Mute::start().await;
+        let row = Row::new(service.builder()).named(name);
+        row.opens(&service.service, 1).await;
+        service.set(2);
+        service.say(bytes);
+        row.sees(2).await;
+        // And it goes on.
+        service.set(3);
+        service.say(CHANGED);
+        row.sees(3).await;
+        row.ends("connecting connected", service.service.asked()).await;
+    }))
+    .await;
+}
+
+/// Events are read as the rules of event streams have it: data of several lines, any end of lines, in pieces of any
+/// size; and the name of one event is not that of the next.
+#[tokio::test]
+async fn events_are_read_whole_and_one_by_one_however_they_come() {
+    let update = |key: &str| format!("event: flag-updated\ndata: {{\"flagKey\":\"{key}\"}}\n\n");
+    let end = update("end");
+    let (a, b) = (update("a"), update("b"));
+    let rows: Vec<(String, &[&str])> = vec![
+        (format!("{a}{b}{end}"), &["a", "b"]),
+        (format!("{a}{b}{end}").replace('\n', "\r\n"), &["a", "b"]),
+        (format!("{a}{b}{end}:\n").replace('\n', "\r"), &["a", "b"]),
+        (format!("event: flag-updated\ndata: {{\"flagKey\":\ndata: \"a\"\ndata: }}\n\n{end}"), &["a"]),
+        // Without a name of its own.
+        (format!("{a}data: {{\"flagKey\":\"b\"}}\n\n{end}"), &["a"]),
+        // A name without data is no event, and none of the next.
+        (format!("event: flag-updated\n\ndata: {{\"flagKey\":\"b\"}}\n\n{end}"), &[]),
+        (format!("event:flag-updated\ndata:{{\"flagKey\":\"a\"}}\n\n{end}"), &["a"]),
+        (format!("data: {{\"flagKey\":\"a\"}}\nid: 7\nevent: flag-updated\n\n{end}"), &["a"]),
+        (format!(": {a}\n\n{b}{end}"), &["b"]),
+        // The last name of an event is its name.
+        (format!("event: heartbeat\n{a}{end}"), &["a"]),
+    ];
+    join_all(rows.iter().map(async |(bytes, expected)| {
+        for in_pieces in [false, true] {
+            let service = Mute::start().await;
+            let row = Row::new(service.builder());
+            row.opens(&service.service, 1).await;
+            if in_pieces {
+                for byte in bytes.bytes() {
+                    service.say([byte]);
+                    // The channel is short, and a piece is to go on its own.
+                    eventually(async || service.pieces.is_empty()).await;
+                }
+            } else {
+                service.say(bytes.as_bytes());
+            }
+            row.hears_of("end").await;
+            let heard: Vec<_> = row.changes.lock().unwrap().iter().flatten().cloned().collect();
+            assert_eq!(heard[..heard.len() - 1], **expected, "{bytes:?}");
+            row.ends("connecting connected", service.service.asked()).await;
+        }
+    }))
+    .await;
+}
+
+/// We ask for no encoding and take none: bytes that are called compressed are read as they are.
+#[tokio::test]
+async fn bytes_that_are_called_compressed_and_are_not_are_read_as_they_are() {
+    let service = Mute::with_head("content-encoding: gzip\r\n").await;
+    let row = Row::new(service.builder());
+    row.opens(&service.service, 1).await;
+    assert!(
+        service
+            .service
+            .received()
+            .iter()
+            .filter(|request| request.method == "GET")
+            .all(|request| { request.header("accept-encoding") == Some("identity") })
+    );
+    service.set(2);
+    service.say(CHANGED);
+    row.sees(2).await;
+    row.ends("connecting connected", service.service.asked()).await;
+}
+
+/// The id to go on after is the last good one: one with a NUL is none, and one that is too long ends the stream and
+/// spoils no other.
+#[tokio::test]
+async fn only_an_id_that_can_be_sent_is_sent_back() {
+    let long = "7".repeat(1_025);
+    let rows = [
+        ("id: 1\n\n".to_owned(), Some("1"), true),
+        ("id: 1\n\nid: 1\x002\n\n".to_owned(), Some("1"), true),
+        ("id: 1\x002\n\n".to_owned(), None, true),
+        ("id: 1\n\nid\n\n".to_owned(), None, true),
+        (format!("id: {}\n\n", &long[1..]), Some(&long[1..]), true),
+        (format!("id: 1\ndata: {{}}\n\nid: {long}\n\n"), Some("1"), false),
+    ];
+    join_all(rows.into_iter().map(async |(bytes, expected, stays)| {
+        let service = Mute::start().await;
+        let row = Row::new(service.builder()).named(&bytes);
+        row.opens(&service.service, 1).await;
+        service.set(2);
+        service.say(bytes.clone());
+        if stays {
+            // What comes after it has been read when its effect is seen.
+            service.say(CHANGED);
+            row.sees(2).await;
+        } else {
+            row.shows(ConnectionStatus::Error).await;
+        }
+        row.reconnect();
+        row.eventually("asked anew", async || service.service.asked_for(Kind::Stream).len() == 2).await;
+        let requests = service.service.received();
+        let again = requests.iter().rfind(|request| request.method == "GET").unwrap();
+        assert_eq!(again.header("last-event-id"), expected, "{bytes:?}");
+        row.shows(ConnectionStatus::Connected).await;
+        row.sees(2).await;
+        // Changes are heard of as before.
+        service.set(3);
+        service.say(CHANGED);
+        row.sees(3).await;
+        let left = if stays { "" } else { " error connecting connected" };
+        row.ends(&format!("connecting connected{left}"), service.service.asked()).await;
+    }))
+    .await;
+}
+
+/// Bytes that come one by one are no different from those that come together.
+#[tokio::test]
+async fn a_stream_that_trickles_is_read() {
+    let service = service(1).await;
+    service.faults().add(Fault::on(Endpoint::Stream).trickle(1, Duration::from_millis(1))).unwrap();
+    let row = Row::new(support::builder(&service));
+    row.opens(&service, 1).await;
+    service.set_flag("f", 2);
+    row.hears_of("f").await;
+    row.sees(2).await;
+    row.ends("connecting connected", service.asked()).await;
+}

@@ -1,0 +1,120 @@
+//! Bodies that have no end, or nearly none, and what is kept of them.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use flipswitch::{ConnectionStatus, Error, FlipswitchProvider, FlipswitchProviderBuilder};
+use futures_util::future::join_all;
+use serde_json::json;
+use tokio::{
+    runtime::{Builder, Handle},
+    sync::broadcast,
+};
+
+use super::{CHANGED, Row, Service};
+use crate::{
+    scripted::{Reply, Scripted},
+    support,
+};
+
+/// A provider may take this much more while it is flooded.
+const ROOM: u64 = 32 << 20;
+
+/// The most bytes that are allocated at once while a row runs, the provider on the row's own thread.
+async fn peak<R: Future<Output = ()>>(row: impl FnOnce() -> R + Send + 'static) -> u64 {
+    let measured = tokio::task::spawn_blocking(|| {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        allocation_counter::measure(|| runtime.block_on(row())).bytes_max
+    });
+    support::in_time(measured).await.unwrap()
+}
+
+fn builder(url: String) -> FlipswitchProviderBuilder {
+    FlipswitchProvider::builder("key").base_url(url).runtime(Handle::current())
+}
+
+/// Starts a service whose first stream is `flood` and whose others are as they should be.
+async fn flooding(flood: Reply) -> Scripted {
+    let events = broadcast::channel(1).0;
+    let streams = AtomicUsize::new(0);
+    Scripted::start(move |request, _| {
+        let is_stream = request.method == "GET";
+        match is_stream.then(|| streams.fetch_add(1, Ordering::Relaxed)) {
+            None => Reply::json(json!({"flags": [{"key": "f", "value": 1}]})),
+            Some(0) => flood.clone(),
+            Some(_) => Reply::Bytes("", events.clone()),
+        }
+    })
+    .await
+}
+
+fn stream(body: &[u8]) -> Reply {
+    Reply::Raw([b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n", body].concat())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_stream_with_more_than_an_event_may_be_is_left() {
+    const MIB: usize = 1 << 20;
+    let large = vec![b'x'; 10 * MIB];
+    let rows = [
+        ("a line without end", Reply::EndlessLine),
+        ("an event of 10 MiB", stream(&[b"event: config-updated\ndata: ", &*large, b"\n\n"].concat())),
+        ("an event of 10 MiB in lines", stream(&[b"data: ", &large[..1_000], b"\n"].concat().repeat(10 * MIB / 1_007))),
+        ("an event's name of 10 MiB", stream(&[b"event: ", &*large, b"\ndata: {}\n\n"].concat())),
+        ("an id of 10 MiB", stream(&[b"id: ", &*large, b"\n\n"].concat())),
+        ("a field of 10 MiB", stream(&[&*large, b": {}\n\n"].concat())),
+    ];
+    join_all(rows.map(async |(name, flood)| {
+        let service = flooding(flood).await;
+        let url = service.url();
+        let most = peak(async || {
+            let row = Row::new(builder(url));
+            row.sees(1).await;
+            // Not how it ends: that may be the end of the body.
+            support::eventually(async || row.statuses.lock().unwrap().iter().any(|status| status == "error")).await;
+            row.shows(ConnectionStatus::Connected).await;
+            row.sees(1).await;
+            row.ends("connecting connected error connecting connected", Vec::new()).await;
+        })
+        .await;
+        assert!(most <= ROOM, "{name}: {most} bytes");
+        assert_eq!(service.asked_for(super::Kind::Stream).len(), 2, "{name}");
+    }))
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn events_of_nearly_a_mebibyte_are_read() {
+    let mut large = b"event: config-updated\ndata: ".to_vec();
+    large.resize((1 << 20) - 100, b'x');
+    large.extend(b"\n\n");
+    let service = super::Mute::start().await;
+    let row = Row::new(service.builder());
+    row.opens(&service.service, 1).await;
+    service.set(2);
+    service.say(large);
+    row.sees(2).await;
+    service.set(3);
+    service.say(CHANGED);
+    row.sees(3).await;
+    row.ends("connecting connected", service.service.asked()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_answer_without_end_is_left() {
+    let ended = AtomicBool::new(false);
+    let service = Scripted::start(move |request, _| match request.method.as_str() {
+        "GET" => Reply::status(404, ""),
+        _ if request.body.contains("\"u\"") && !ended.swap(true, Ordering::Relaxed) => Reply::Endless,
+        _ => Reply::json(json!({"flags": [{"key": "f", "value": 1}]})),
+    })
+    .await;
+    let url = service.url();
+    let most = peak(async || {
+        let row = Row::new(builder(url));
+        assert!(matches!(row.read().await.error(), Some(Error::TooLarge)));
+        row.sees(1).await;
+        row.ends("connecting disconnected", Vec::new()).await;
+    })
+    .await;
+    assert!(most <= ROOM, "{most} bytes");
+}

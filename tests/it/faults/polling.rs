@@ -1,0 +1,122 @@
+//! Polling: while the stream is away, or where there is none.
+
+use std::time::{Duration, Instant};
+
+use flipswitch::ConnectionStatus;
+use flipswitch_local::{Endpoint, Fault};
+use futures_util::future::join_all;
+use tokio::runtime::Builder;
+
+use super::{Kind, Mute, POLLING, Row, Service, service};
+use crate::support::{self, eventually, in_time};
+
+/// Polling asks the service, and what it finds out holds for everybody: without a stream, and with one that is away.
+#[tokio::test]
+async fn polling_asks_and_tells_of_changes_though_nobody_evaluates() {
+    for realtime in [false, true] {
+        let service = service(1).await;
+        service.faults().add(Fault::on(Endpoint::Stream).status(404)).unwrap();
+        let row = Row::polling(support::builder(&service).enable_realtime(realtime));
+        row.provider.ready(support::PATIENCE).await.unwrap();
+        row.polls(true).await;
+        for value in 2..5 {
+            service.set_flag("f", value);
+            row.hears_of("f").await;
+            row.changes.lock().unwrap().clear();
+            // Told after it became so: no earlier value is taken for new.
+            assert_eq!(row.read().await.int("f", -1), value);
+        }
+        let streams = service.asked_for(Kind::Stream).len();
+        assert_eq!(streams, usize::from(realtime));
+        let polls = usize::try_from(row.provider.stats().polls).unwrap();
+        let expected = usize::try_from(row.began.elapsed().as_millis() / POLLING.as_millis()).unwrap();
+        assert!((2..=2 * (expected + 1)).contains(&polls), "{polls} polls, {expected} expected");
+        if realtime {
+            row.ends("connecting disconnected", service.asked()).await;
+        }
+    }
+}
+
+/// A flag of which the application was told while the stream was open may change once more while it is away.
+#[tokio::test]
+async fn what_was_told_by_the_stream_does_not_hide_what_polling_finds() {
+    let events = ["event: flag-updated\ndata: {\"flagKey\":\"f\"}\n\n", "event: flag-updated\ndata: {}\n\n"];
+    join_all(events.map(async |told| {
+        let service = Mute::start().await;
+        let row = Row::polling(service.builder());
+        row.opens(&service.service, 1).await;
+        service.set(2);
+        service.say(told);
+        row.sees(2).await;
+        service.finish();
+        row.shows(ConnectionStatus::Error).await;
+        row.changes.lock().unwrap().clear();
+        service.set(3);
+        row.hears_of("f").await;
+        assert_eq!(row.read().await.int("f", -1), 3);
+        row.shows(ConnectionStatus::Connected).await;
+        row.ends("connecting connected error connecting connected", service.service.asked()).await;
+    }))
+    .await;
+}
+
+/// However often polling begins and ends, one polls while it is on, and nobody while it is off.
+#[test]
+fn polling_that_begins_and_ends_leaves_nothing_behind() {
+    const TIMES: usize = 5;
+    let own = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let service = service(1).await;
+        let row = Row::polling(support::builder(&service).runtime(own.handle().clone()));
+        let open = async || {
+            let before = row.provider.stats().reconnects;
+            row.reconnect();
+            row.eventually("connected anew", async || row.provider.stats().reconnects > before).await;
+            row.polls(false).await;
+        };
+        let tasks = || own.metrics().num_alive_tasks();
+        row.opens(&service, 1).await;
+        open().await;
+        let at_first = tasks();
+        for _ in 0..TIMES {
+            service.faults().drop_streams();
+            row.polls(true).await;
+            open().await;
+        }
+        row.eventually("rid of tasks", async || tasks() <= at_first).await;
+
+        service.faults().add(Fault::on(Endpoint::Stream).status(404)).unwrap();
+        row.reconnect();
+        row.polls(true).await;
+        let (began, before) = (Instant::now(), row.provider.stats().polls);
+        eventually(async || began.elapsed() > 5 * POLLING).await;
+        let polls = u128::from(row.provider.stats().polls - before);
+        let expected = began.elapsed().as_millis() / POLLING.as_millis();
+        assert!((1..=2 * expected).contains(&polls), "{polls} polls, {expected} expected");
+        service.faults().clear();
+        open().await;
+        let before = row.provider.stats().polls;
+        let ended = Instant::now();
+        eventually(async || ended.elapsed() > 3 * POLLING).await;
+        assert_eq!(row.provider.stats().polls, before);
+        in_time(row.provider.shutdown()).await;
+    });
+    own.shutdown_timeout(Duration::from_secs(1));
+}
+
+/// Without realtime and without the fallback nothing is asked in the background.
+#[tokio::test]
+async fn without_the_fallback_nobody_polls() {
+    let service = service(1).await;
+    service.faults().add(Fault::on(Endpoint::Stream).status(404)).unwrap();
+    let row = Row::polling(support::builder(&service).enable_polling_fallback(false));
+    row.sees(1).await;
+    row.shows(ConnectionStatus::Disconnected).await;
+    let began = Instant::now();
+    let asked = service.asked().len();
+    eventually(async || began.elapsed() > 5 * POLLING).await;
+    assert!(!row.provider.is_polling_active());
+    assert_eq!(service.asked().len(), asked);
+    row.ends("connecting disconnected", service.asked()).await;
+}

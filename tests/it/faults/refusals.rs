@@ -1,0 +1,219 @@
+//! The service answers, and refuses the stream.
+
+use std::time::{Duration, SystemTime};
+
+use flipswitch::{ConnectionStatus, Error, FlipswitchProvider};
+use flipswitch_local::{Endpoint, Fault, KeyRotation, LocalServer};
+use futures_util::future::join_all;
+use serde_json::json;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+
+use super::{Kind, Row, Service, service};
+use crate::support::{self, eventually};
+
+#[tokio::test]
+async fn whatever_is_no_stream_is_a_failure_and_tried_again() {
+    let stream = || Fault::on(Endpoint::Stream);
+    let page = "<!doctype html><title>Sign in to this network</title>";
+    let faults = [
+        stream().garbage(page).content_type("text/html; charset=utf-8"),
+        stream().content_type("text/html"),
+        stream().content_type("application/json"),
+        stream().content_type("text/event-streams"),
+        stream().content_type(""),
+        stream().status(200),
+        stream().status(202),
+        stream().status(302),
+        stream().status(400),
+        stream().status(408),
+        stream().status(425),
+        stream().status(429),
+        stream().status(500),
+        stream().status(502).body(page),
+        stream().status(503),
+        stream().close(),
+        stream().reset(),
+    ];
+    join_all(faults.map(async |fault| {
+        let told = format!("{fault:?}");
+        let service = service(1).await;
+        let struck = service.faults().add(fault.times(1)).unwrap();
+        let row = Row::new(support::builder(&service)).named(&told);
+        row.sees(1).await;
+        row.shows(ConnectionStatus::Connected).await;
+        assert_eq!(service.faults().struck(struck), 1, "{told}");
+        service.set_flag("f", 2);
+        row.sees(2).await;
+        row.ends("connecting error connecting connected", service.asked()).await;
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn a_stream_is_known_by_its_media_type_however_that_is_written() {
+    for content_type in ["Text/Event-Stream", "text/event-stream; charset=utf-8", "text/event-stream ;x=y"] {
+        let service = service(1).await;
+        service.faults().add(Fault::on(Endpoint::Stream).content_type(content_type)).unwrap();
+        let row = Row::new(support::builder(&service));
+        row.opens(&service, 1).await;
+        service.set_flag("f", 2);
+        row.sees(2).await;
+        row.ends("connecting connected", service.asked()).await;
+    }
+}
+
+/// A burst of refusals is met by waits that double; the application hears of each, and values stay.
+#[tokio::test]
+async fn a_burst_of_refusals_is_met_by_waits_that_double() {
+    let service = service(1).await;
+    service.faults().add(Fault::on(Endpoint::Stream).status(503).times(2)).unwrap();
+    let row = Row::new(support::builder(&service));
+    row.sees(1).await;
+    row.shows(ConnectionStatus::Connected).await;
+    let streams = service.asked_for(Kind::Stream);
+    assert_eq!(streams.len(), 3);
+    assert!(streams[1] - streams[0] >= Duration::from_millis(490), "{streams:?}");
+    assert!(streams[2] - streams[1] >= Duration::from_millis(990), "{streams:?}");
+    row.ends("connecting error connecting connected", service.asked()).await;
+}
+
+/// A service that has no stream, wants none, or refuses the key for it, is left alone: shown once, tried seldom, and
+/// polled meanwhile.
+#[tokio::test]
+async fn a_stream_that_is_not_to_be_had_is_asked_for_once_and_polling_keeps_values_fresh() {
+    let cases = [
+        (204, "disconnected"),
+        (404, "disconnected"),
+        (405, "disconnected"),
+        (406, "disconnected"),
+        (410, "disconnected"),
+        (501, "disconnected"),
+        (401, "error"),
+        (403, "error"),
+    ];
+    join_all(cases.map(async |(code, status)| {
+        let service = service(1).await;
+        service.faults().add(Fault::on(Endpoint::Stream).status(code)).unwrap();
+        let row = Row::polling(support::builder(&service)).named(code.to_string());
+        row.sees(1).await;
+        eventually(async || row.provider.sse_status().to_string() == status).await;
+        assert!(row.provider.is_polling_active(), "{code}");
+        service.set_flag("f", 2);
+        // Nobody evaluates: it is polling that finds out.
+        row.hears_of("f").await;
+        row.sees(2).await;
+        // Well beyond the waits of a failure.
+        eventually(async || row.began.elapsed() > Duration::from_millis(1_200)).await;
+        assert_eq!(service.asked_for(Kind::Stream).len(), 1, "{code}");
+
+        service.faults().clear();
+        row.reconnect();
+        row.shows(ConnectionStatus::Connected).await;
+        row.polls(false).await;
+        service.set_flag("f", 3);
+        row.sees(3).await;
+        row.ends(&format!("connecting {status} connecting connected"), service.asked()).await;
+    }))
+    .await;
+}
+
+/// A key that is refused everywhere, in whichever order, is shown once and asked about seldom: one request and one
+/// stream, whoever reads. When the service takes it, a stream is had by asking for a new connection.
+#[tokio::test]
+async fn a_refused_key_is_shown_once_and_nothing_more_is_sent_until_a_new_connection_is_asked_for() {
+    join_all([Endpoint::Single, Endpoint::Stream, Endpoint::Bulk].map(async |late| {
+        let service = LocalServer::builder().flags(json!({"f": 1})).api_key("other").start().await.unwrap();
+        service.faults().add(Fault::on(late).delay(Duration::from_millis(300))).unwrap();
+        let row = Row::polling(FlipswitchProvider::builder("mine").base_url(service.url())).named(format!("{late:?}"));
+        assert!(matches!(row.read().await.error(), Some(Error::Unauthorized)));
+        row.shows(ConnectionStatus::Error).await;
+        // With the same key nothing comes of polling.
+        row.polls(false).await;
+        let asked = service.asked().len();
+        assert!(asked <= 3, "{late:?}: the stream, the check, and the evaluation that began beside it: {asked}");
+        row.eventually("late", async || {
+            assert!(matches!(row.read().await.error(), Some(Error::Unauthorized)));
+            row.began.elapsed() > Duration::from_millis(1_500)
+        })
+        .await;
+        assert_eq!(service.asked().len(), asked, "{late:?}");
+        assert!(!row.provider.is_polling_active(), "{late:?}");
+
+        assert_eq!(service.rotate_api_key(KeyRotation::new().key("mine")), "mine");
+        row.reconnect();
+        row.shows(ConnectionStatus::Connected).await;
+        row.ends("connecting error connecting connected", service.asked()).await;
+    }))
+    .await;
+}
+
+/// A key that is refused in the middle of a provider's life leaves the last values.
+#[tokio::test]
+async fn a_key_that_is_refused_later_leaves_the_last_values() {
+    let service = service(1).await;
+    let row = Row::new(support::builder(&service));
+    row.opens(&service, 1).await;
+    service.rotate_api_key(KeyRotation::new().key("next"));
+    service.set_flag("f", 2);
+    row.keeps(1).await;
+    assert!(matches!(row.read().await.error(), Some(Error::Unauthorized)));
+    let asked = service.asked().len();
+    for _ in 0..100 {
+        row.keeps(1).await;
+    }
+    assert_eq!(service.asked().len(), asked);
+    row.ends("connecting connected", service.asked()).await;
+}
+
+/// What a service says with `Retry-After`, in each of its forms, and until when that is.
+fn times() -> impl Iterator<Item = (u16, String, SystemTime)> {
+    const TWO: Duration = Duration::from_secs(2);
+    let now = SystemTime::now();
+    // An HTTP date has no parts of a second: this one is between two and three from now.
+    let date = now + Duration::from_secs(3);
+    let whole = date.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let date = SystemTime::UNIX_EPOCH + Duration::from_secs(whole);
+    let forms = [
+        ("2".to_owned(), now + TWO),
+        (httpdate::fmt_http_date(date), date),
+        (OffsetDateTime::from(now + TWO).format(&Rfc3339).unwrap(), now + TWO),
+    ];
+    [429, 503].into_iter().flat_map(move |code| forms.clone().map(|(named, time)| (code, named, time)))
+}
+
+#[tokio::test]
+async fn a_stream_is_not_asked_for_before_the_time_that_the_service_names() {
+    join_all(times().map(async |(code, named, time)| {
+        let service = service(1).await;
+        service.faults().add(Fault::on(Endpoint::Stream).status(code).header("retry-after", &named).times(1)).unwrap();
+        let row = Row::new(support::builder(&service));
+        row.sees(1).await;
+        row.shows(ConnectionStatus::Connected).await;
+        assert!(SystemTime::now() >= time, "{code} {named}");
+        assert_eq!(service.asked_for(Kind::Stream).len(), 2, "{code} {named}");
+        row.ends("connecting error connecting connected", service.asked()).await;
+    }))
+    .await;
+}
+
+#[tokio::test]
+async fn flags_are_not_asked_for_before_the_time_that_the_service_names() {
+    join_all(times().map(async |(code, named, time)| {
+        let service = service(1).await;
+        let row = Row::new(support::builder(&service));
+        row.opens(&service, 1).await;
+        service.faults().add(Fault::on(Endpoint::Bulk).status(code).header("retry-after", &named).times(1)).unwrap();
+        service.set_flag("f", 2);
+        row.keeps(1).await;
+        let asked = service.asked().len();
+        eventually(async || {
+            row.read().await;
+            service.asked().len() > asked
+        })
+        .await;
+        assert!(SystemTime::now() >= time, "{code} {named}");
+        row.sees(2).await;
+        row.ends("connecting connected", service.asked()).await;
+    }))
+    .await;
+}
