@@ -215,7 +215,7 @@ impl Flags {
         read: impl FnOnce(&'a FlagEvaluation) -> Option<T>,
         default: T,
     ) -> T {
-        let flag = self.answer().and_then(|answer| answer.evaluated(key));
+        let flag = self.find(key);
         let value = flag.and_then(read);
         if let (Some(flag), None) = (flag, &value) {
             let found = FlagType::of_value(&flag.value);
@@ -224,24 +224,22 @@ impl Flags {
         value.unwrap_or(default)
     }
 
-    /// Reads a flag as one type.
-    pub(crate) fn read<'a, T>(
-        &'a self,
-        key: &str,
-        expected: FlagType,
-        read: impl FnOnce(&'a FlagEvaluation) -> Option<T>,
-    ) -> Result<T, FlagError> {
-        let flag = self.evaluation(key)?;
-        read(flag).ok_or_else(|| {
-            let error = flag.mismatch(expected);
-            tracing::debug!(target: "flipswitch", key, %error, "the default is used");
-            error
-        })
+    /// Finds a flag that the service could evaluate.
+    pub(crate) fn find(&self, key: &str) -> Option<&FlagEvaluation> {
+        self.answer()?.evaluated(key)
+    }
+
+    /// Why a flag cannot be read as one type.
+    #[cold]
+    pub(crate) fn why_not(&self, key: &str, expected: FlagType) -> FlagError {
+        let error = self.evaluation(key).map_or_else(|error| error, |flag| flag.mismatch(expected));
+        tracing::debug!(target: "flipswitch", key, %error, "the default is used");
+        error
     }
 
     /// Reads a flag as anything, if it has a value.
     fn read_as<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
-        let flag = self.answer()?.evaluated(key).filter(|flag| !flag.value.is_null())?;
+        let flag = self.find(key).filter(|flag| !flag.value.is_null())?;
         flag.read_as()
             .inspect_err(|error| {
                 let error = ofrep::printable(&error.to_string());

@@ -387,10 +387,10 @@ impl FlipswitchProvider {
         read: impl FnOnce(&FlagEvaluation) -> Option<T>,
     ) -> EvaluationResult<ResolutionDetails<T>> {
         let flags = self.flags(context).await;
-        let stale = flags.is_stale();
-        flags
-            .read(key, expected, |flag| read(flag).map(|value| resolution::details(value, flag, stale)))
-            .map_err(|error| error.to_evaluation_error(key))
+        match flags.find(key).and_then(|flag| Some((flag, read(flag)?))) {
+            Some((flag, value)) => Ok(resolution::details(value, flag, flags.is_stale())),
+            None => Err(flags.why_not(key, expected).to_evaluation_error(key)),
+        }
     }
 }
 
