@@ -138,6 +138,7 @@ async fn after_an_outage_the_status_is_told_first_then_ready_and_then_the_change
     drop(service);
 }
 
+/// Other SDKs' mistake 15, first part: listeners run on the reader, and a slow one stops the stream.
 #[tokio::test]
 async fn a_listener_that_blocks_holds_up_nothing_and_misses_nothing_that_matters() {
     const CHANGES: i64 = 3_000;
@@ -179,6 +180,7 @@ async fn a_listener_that_blocks_holds_up_nothing_and_misses_nothing_that_matters
     assert!(taken.contains(&CONNECTED) && taken.contains(&ProviderEvent::Ready), "the last of each kind stays");
 }
 
+/// Other SDKs' mistake 15, second part: a listener that panics loses others.
 #[tokio::test]
 async fn a_listener_that_panics_harms_neither_others_nor_itself() {
     let service = LocalServer::start(json!({"f": 0})).await.unwrap();
@@ -201,6 +203,7 @@ async fn a_listener_that_panics_harms_neither_others_nor_itself() {
     assert_eq!(panicked.load(Ordering::Relaxed), 3);
 }
 
+/// Other SDKs' mistake 15, third part: unsubscribing itself loses others, and unsubscribing twice removes a stranger.
 #[tokio::test]
 async fn a_listener_may_unsubscribe_itself_and_others_and_only_those() {
     let service = LocalServer::start(json!({"f": 0})).await.unwrap();
@@ -247,6 +250,7 @@ async fn a_subscription_may_outlive_its_provider() {
     drop(statuses);
 }
 
+/// Other SDKs' mistake 19, first part: a status is told after the end.
 #[tokio::test]
 async fn a_listener_may_shut_the_provider_down_and_nothing_is_heard_after() {
     for given in [false, true] {
@@ -284,6 +288,7 @@ async fn a_listener_may_shut_the_provider_down_and_nothing_is_heard_after() {
     }
 }
 
+/// Other SDKs' mistake 18: a failure at the start starts nothing, and is not tried again.
 #[tokio::test]
 async fn the_start_is_tried_on_until_it_succeeds() {
     let address = support::closed_port();
@@ -304,6 +309,7 @@ async fn the_start_is_tried_on_until_it_succeeds() {
     drop(service);
 }
 
+/// Other SDKs' mistake 14: a rotation of the key is only logged, and the key cannot be exchanged.
 #[tokio::test]
 async fn a_key_that_is_replaced_in_time_is_no_interruption() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
@@ -430,6 +436,7 @@ async fn health_is_json_for_probes() {
     until(&mut events, is(ProviderEvent::Ready)).await;
 }
 
+/// Other SDKs' mistake 19, second part: after the end something reads on.
 #[tokio::test]
 async fn initialize_returns_at_once_and_shutdown_is_quick_whatever_the_service_does() {
     let service = LocalServer::start(json!({})).await.unwrap();
