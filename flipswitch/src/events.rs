@@ -216,13 +216,11 @@ impl Mailbox {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn push(&self, event: ProviderEvent) {
-        let waker = {
-            let mut mail = self.lock();
-            mail.queue.push(event);
-            mail.waker.take()
-        };
-        waker.into_iter().for_each(Waker::wake);
+    /// Adds an event, and returns whom to wake.
+    fn push(&self, event: ProviderEvent) -> Option<Waker> {
+        let mut mail = self.lock();
+        mail.queue.push(event);
+        mail.waker.take()
     }
 
     fn close(&self) {
@@ -326,7 +324,7 @@ impl Hub {
             mailbox.close();
         } else {
             let now = [Some(ProviderEvent::Status(state.status)), current];
-            now.into_iter().flatten().for_each(|event| mailbox.push(event));
+            now.into_iter().flatten().for_each(|event| drop(mailbox.push(event)));
             state.mailboxes.retain(|mailbox| mailbox.strong_count() > 0);
             state.mailboxes.push(Arc::downgrade(&mailbox));
         }
@@ -337,7 +335,7 @@ impl Hub {
     pub(crate) fn connection(self: &Arc<Self>, status: ConnectionStatus) {
         let mut state = self.lock();
         if !state.closed && std::mem::replace(&mut state.status, status) != status {
-            self.tell_all(state, ProviderEvent::Status(status));
+            drop(self.tell_all(state, ProviderEvent::Status(status)));
         }
     }
 
@@ -346,25 +344,27 @@ impl Hub {
         let mut state = self.lock();
         (state.closed, state.status) = (true, ConnectionStatus::Disconnected);
         let mailboxes = std::mem::take(&mut state.mailboxes);
-        let dropped = (std::mem::take(&mut state.listeners), std::mem::take(&mut state.queue));
+        let (listeners, queue) = (std::mem::take(&mut state.listeners), std::mem::take(&mut state.queue));
         // What listeners own may do anything when it is dropped.
         drop(state);
-        drop(dropped);
+        drop(queue);
+        listeners.into_iter().for_each(|listener| contained(|| drop(listener)));
         mailboxes.iter().filter_map(Weak::upgrade).for_each(|mailbox| mailbox.close());
     }
 
     /// Tells of something that happened.
-    pub(crate) fn tell(self: &Arc<Self>, event: ProviderEvent) {
-        self.tell_all(self.lock(), event);
+    pub(crate) fn tell(self: &Arc<Self>, event: ProviderEvent) -> Wakers {
+        self.tell_all(self.lock(), event)
     }
 
-    fn tell_all(self: &Arc<Self>, mut state: MutexGuard<'_, State>, event: ProviderEvent) {
+    fn tell_all(self: &Arc<Self>, mut state: MutexGuard<'_, State>, event: ProviderEvent) -> Wakers {
         if state.closed {
-            return;
+            return Wakers::default();
         }
-        state.mailboxes.iter().filter_map(Weak::upgrade).for_each(|mailbox| mailbox.push(event.clone()));
+        let mailboxes = state.mailboxes.iter().filter_map(Weak::upgrade);
+        let wakers = Wakers(mailboxes.filter_map(|mailbox| mailbox.push(event.clone())).collect());
         if state.listeners.is_empty() {
-            return;
+            return wakers;
         }
         state.queue.push(event);
         if !std::mem::replace(&mut state.telling, true) {
@@ -373,19 +373,18 @@ impl Hub {
             // Where nothing can be started any more, nobody is to hear anything either.
             self.home.spawn_blocking(move || hub.empty_queue());
         }
+        wakers
     }
 
     fn empty_queue(&self) {
         while let Some((event, listeners)) = self.next() {
             for listener in listeners {
                 // Looked at before each call: one listener may have unsubscribed the next, or shut the provider down.
-                if !listener.active.load(Ordering::Acquire) || self.lock().closed {
-                    continue;
+                if listener.active.load(Ordering::Acquire) && !self.lock().closed {
+                    contained(|| listener.hear(&event));
                 }
-                let told = catch_unwind(AssertUnwindSafe(|| listener.hear(&event)));
-                if let Err(panic) = told {
-                    tracing::error!(target: "flipswitch", panic = text(&*panic), "a listener panicked");
-                }
+                // Perhaps the last of it: what it owns may panic as well.
+                contained(|| drop(listener));
             }
         }
     }
@@ -418,6 +417,34 @@ impl Listener {
             (Hears::Statuses(listener), ProviderEvent::Status(status)) => listener(*status),
             _ => {}
         }
+    }
+}
+
+/// Runs what belongs to the application.
+fn contained(run: impl FnOnce()) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+        tracing::error!(target: "flipswitch", panic = text(&*panic), "a listener panicked");
+        // Also the panic's own value is the application's.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+            std::mem::forget(panic);
+        }
+    }
+}
+
+/// Those who wait for events: woken when this is dropped, which is to be after all locks are open.
+#[must_use]
+#[derive(Default)]
+pub(crate) struct Wakers(Vec<Waker>);
+
+impl Wakers {
+    pub(crate) fn extend(&mut self, mut other: Self) {
+        self.0.append(&mut other.0);
+    }
+}
+
+impl Drop for Wakers {
+    fn drop(&mut self) {
+        self.0.drain(..).for_each(Waker::wake);
     }
 }
 

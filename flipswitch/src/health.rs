@@ -40,7 +40,8 @@ pub enum HealthState {
     Starting,
     /// Changes are heard of as they happen.
     Live,
-    /// Changes are asked for: values are as old as the polling interval at most.
+    /// Changes are asked for: values are as old as the polling interval at most. Where nothing is polled either, answers are
+    /// asked for anew when they are read and older than [`cache_ttl`](crate::FlipswitchProviderBuilder::cache_ttl).
     Polling,
     /// The service fails, or has not been heard of for longer than the polling interval: values are the last known ones.
     Stale,
@@ -86,6 +87,8 @@ impl HealthState {
 pub(crate) enum Sign<'a> {
     /// The service answered a request for flags.
     Answered,
+    /// It answers again, if only that it refuses one context.
+    Alive,
     /// It failed, as a whole and not for one context.
     Failed(&'a Error),
     /// The stream of changes is open.
@@ -188,12 +191,16 @@ impl Condition {
         let mut events = Vec::new();
         match sign {
             Sign::Answered => {
+                // Should the key be refused again, that is news.
+                self.told_refused &= self.failing != Some(Failing::Refused);
                 (self.answered, self.failing) = (true, None);
                 self.last_success = Some(OffsetDateTime::now_utc());
                 if !self.open {
                     self.well_at = now;
                 }
             }
+            Sign::Alive if self.answered => self.failing = None,
+            Sign::Alive => {}
             Sign::Failed(error) => self.failed(error, &mut events),
             Sign::Opened => {
                 (self.open, self.well_at) = (true, now);
@@ -208,7 +215,8 @@ impl Condition {
             Sign::Polling(polling) => self.polling = polling,
             Sign::NewKey => {
                 self.told_refused = false;
-                self.failing = None;
+                // That it is well is not known before it answers.
+                self.failing = self.failing.filter(|_| self.answered).map(|_| Failing::Otherwise);
             }
             Sign::Timer => {}
         }
@@ -245,6 +253,10 @@ impl Condition {
             Error::Decode(_) | Error::TooLarge => Failing::Unreadable,
             _ => Failing::Otherwise,
         };
+        if self.failing == Some(Failing::Refused) && failing != Failing::Refused {
+            // It was under way already, or says nothing that would matter as much.
+            return;
+        }
         let before = self.failing.replace(failing);
         if failing == Failing::Refused {
             self.refused(events);
@@ -337,6 +349,27 @@ mod tests {
         watched.takes(Sign::KeyRefused, &[refused()], HealthState::Live);
         watched.takes(Sign::Polling(true), &[], HealthState::Polling);
         watched.takes(Sign::KeyRefused, &[], HealthState::Polling);
+    }
+
+    #[test]
+    fn a_key_that_is_refused_again_is_told_again() {
+        let mut watched = Watched::new(true);
+        watched.takes(Sign::Answered, READY, HealthState::Polling);
+        for _ in 0..2 {
+            watched.takes(Sign::Failed(&Error::Unauthorized), &[refused()], HealthState::Unauthorized);
+            // One that was under way before does not hide it.
+            watched.takes(Sign::Failed(&Error::Timeout), &[], HealthState::Unauthorized);
+            watched.takes(Sign::Answered, READY, HealthState::Polling);
+        }
+    }
+
+    #[test]
+    fn another_key_is_no_proof_that_the_service_is_well() {
+        let mut watched = Watched::new(false);
+        watched.takes(Sign::Answered, READY, HealthState::Live);
+        watched.takes(Sign::Failed(&Error::Timeout), STALE, HealthState::Stale);
+        watched.takes(Sign::NewKey, &[], HealthState::Stale);
+        watched.takes(Sign::Alive, READY, HealthState::Live);
     }
 
     #[test]

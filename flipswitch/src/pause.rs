@@ -66,6 +66,11 @@ impl Pause {
         (self.failures, self.last, self.since) = (0, None, Some(now));
     }
 
+    /// Whether what was sent then went out with another key.
+    pub(crate) fn is_of_another_key(&self, sent: Instant) -> bool {
+        self.since.is_some_and(|since| sent < since)
+    }
+
     /// There are signs of life: it is tried on at `then`, if not sooner, unless the service itself named a time.
     pub(crate) fn hasten(&mut self, then: Instant) {
         if let Some(last) = self.last.as_mut().filter(|last| !last.is_word) {

@@ -361,6 +361,9 @@ impl FlipswitchProvider {
         let api_key = ApiKey::new(&api_key.into())?;
         if let Source::Service(service) = &self.handle.source {
             service.set_api_key(api_key);
+            if self.handle.started.load(Ordering::Relaxed) {
+                service.ask_again();
+            }
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use tokio::{
     time::Instant,
 };
 
-use crate::{answer::Answer, events::FlagChangeEvent, health::Sign, service::Service};
+use crate::{answer::Answer, backoff, events::FlagChangeEvent, health::Sign, service::Service};
 
 /// Requests that come within this time of each other become one.
 const TOGETHER: Duration = Duration::from_millis(50);
@@ -115,8 +115,20 @@ impl Refresh {
     }
 }
 
-/// Asks in the background for as long as the provider lives.
+/// Asks in the background for as long as the provider lives, also if what does so panics.
 pub(crate) async fn keep(service: Arc<Service>, interval: Duration) {
+    while let Ok(asking) = service.home().spawn(ask(Arc::clone(&service), interval)) {
+        match asking.await {
+            Err(error) if error.is_panic() => {
+                tracing::error!(target: "flipswitch", "what asks for flags in the background panicked; it begins again");
+                tokio::time::sleep(interval.min(backoff::LONGEST)).await;
+            }
+            _ => break,
+        }
+    }
+}
+
+async fn ask(service: Arc<Service>, interval: Duration) {
     let refresh = service.refresh();
     let mut polling = refresh.polling.subscribe();
     let mut next_poll = None;
@@ -126,6 +138,7 @@ pub(crate) async fn keep(service: Arc<Service>, interval: Duration) {
         } else if next_poll.is_none() {
             next_poll = Some(Instant::now() + about(interval));
         }
+        let mut is_poll = false;
         tokio::select! {
             biased;
             // Cannot fail: the sender lives in the service.
@@ -136,7 +149,7 @@ pub(crate) async fn keep(service: Arc<Service>, interval: Duration) {
                 let _ = tokio::time::timeout(Duration::ZERO, refresh.soon.notified()).await;
             }
             () = sleep_until(next_poll) => {
-                service.counters().polls.count();
+                is_poll = true;
                 next_poll = Some(Instant::now() + about(interval));
             }
             () = service.condition_due() => {
@@ -144,7 +157,9 @@ pub(crate) async fn keep(service: Arc<Service>, interval: Duration) {
                 continue;
             }
         }
-        service.ask_start_up().await;
+        if service.ask_start_up().await && is_poll {
+            service.counters().polls.count();
+        }
     }
 }
 

@@ -23,7 +23,7 @@ use crate::{
     cache::{Cache, Clock, Tick},
     context::CanonicalContext,
     endpoint::{ApiKey, BaseUrl},
-    events::{ConnectionStatus, FlagChangeEvent, Hub, ProviderEvent, ProviderEvents, Untold},
+    events::{ConnectionStatus, FlagChangeEvent, Hub, ProviderEvent, ProviderEvents, Untold, Wakers},
     flights::{self, Flight, Flights, Joined},
     health::{Condition, Health, Sign},
     pause::{self, Pause},
@@ -239,7 +239,6 @@ impl Service {
         self.clock.close();
         self.refresh.forget_told();
         self.sign(Sign::Away);
-        self.condition_changed.notify_one();
     }
 
     /// Shows how the connection to the stream is, and then what that means.
@@ -263,31 +262,38 @@ impl Service {
             None => tracing::info!(target: "flipswitch", "the API key stays: its replacement was called off"),
         }
         lock(&self.heard).api_key_valid_until = valid_until;
-        self.hub.tell(ProviderEvent::ApiKeyRotated { valid_until });
+        drop(self.hub.tell(ProviderEvent::ApiKeyRotated { valid_until }));
     }
 
     /// Tells the application of a change, everything known being out of date already. While requests fail it is told when
     /// they succeed again: before, nobody could see the new value.
     pub(crate) fn changed(&self, change: FlagChangeEvent) {
         self.refresh.told(&change);
+        // Dropped after the lock is open.
+        let mut wakers = Wakers::default();
         let condition = lock(&self.condition);
         if condition.is_failing() {
             lock(&self.untold).push(change);
         } else {
-            self.hub.tell(ProviderEvent::ConfigurationChanged(change));
+            wakers.extend(self.hub.tell(ProviderEvent::ConfigurationChanged(change)));
         }
     }
 
     /// Takes what bears on how the provider is, and tells the application what follows.
     pub(crate) fn sign(&self, sign: Sign<'_>) {
         // Told under the lock: so events come in the order of what happened.
+        let mut wakers = Wakers::default();
         let mut condition = lock(&self.condition);
+        let before = condition.deadline();
         for event in condition.take(sign, Instant::now()) {
-            self.hub.tell(event);
+            wakers.extend(self.hub.tell(event));
+        }
+        if condition.deadline() != before {
+            self.condition_changed.notify_one();
         }
         if !condition.is_failing() {
             for change in lock(&self.untold).take() {
-                self.hub.tell(ProviderEvent::ConfigurationChanged(change));
+                wakers.extend(self.hub.tell(ProviderEvent::ConfigurationChanged(change)));
             }
         }
     }
@@ -340,19 +346,30 @@ impl Service {
             was_refused
         });
         self.sign(Sign::NewKey);
+        // It may be another environment's, of which the start-up context need not show anything.
+        self.changed(FlagChangeEvent::all());
         self.commands.reconnect();
         self.refresh.soon();
         tracing::info!(target: "flipswitch", api_key = %self.api_key(), "there is another API key");
     }
 
-    /// Asks for the start-up context again, whatever is known of it, unless the service is not to be asked now.
-    pub(crate) async fn ask_start_up(self: &Arc<Self>) {
+    /// Asks with another key where nothing else in the background does.
+    pub(crate) fn ask_again(self: &Arc<Self>) {
+        if !self.realtime && !self.polling_fallback {
+            let service = Arc::clone(self);
+            drop(self.home.spawn(async move { service.ask_start_up().await }));
+        }
+    }
+
+    /// Asks for the start-up context again, whatever is known of it, unless the service is not to be asked now; returns
+    /// whether it was.
+    pub(crate) async fn ask_start_up(self: &Arc<Self>) -> bool {
         if let Some(error) = self.paused() {
             if matches!(*error, Error::Unauthorized) {
                 // The stream may not have been waiting for that yet when the request was refused.
                 self.commands.unauthorized();
             }
-            return;
+            return false;
         }
         let context = CanonicalContext::start_up();
         let base = || self.cache.get(context.as_bytes());
@@ -363,6 +380,7 @@ impl Service {
             }
             waiter.wait(false).await;
         }
+        true
     }
 
     /// Takes a new answer for the start-up context: tells the application what changed in it.
@@ -382,7 +400,7 @@ impl Service {
             self.clock.raise();
         }
         for key in changed {
-            self.hub.tell(ProviderEvent::ConfigurationChanged(FlagChangeEvent::of(key)));
+            drop(self.hub.tell(ProviderEvent::ConfigurationChanged(FlagChangeEvent::of(key))));
         }
     }
 

@@ -132,6 +132,12 @@ impl Transport {
 
     /// Opens the stream of changes, from after the event of this id.
     pub(crate) async fn events(&self, last_id: Option<&str>) -> Result<Events, Refused> {
+        // The body of a refusal may not come either.
+        let late = |_| Err(Refused { status: None, failure: Failure::of(Error::Timeout) });
+        tokio::time::timeout(HEADERS, self.open(last_id)).await.unwrap_or_else(late)
+    }
+
+    async fn open(&self, last_id: Option<&str>) -> Result<Events, Refused> {
         let mut request = self
             .streams
             .get(self.events.clone())
@@ -142,10 +148,7 @@ impl Transport {
         if let Some(last_id) = last_id.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok()) {
             request = request.header(HeaderName::from_static("last-event-id"), last_id);
         }
-        let response = match tokio::time::timeout(HEADERS, request.send()).await {
-            Ok(response) => response.map_err(|error| Refused { status: None, failure: transport(error) })?,
-            Err(_) => return Err(Refused { status: None, failure: Failure::of(Error::Timeout) }),
-        };
+        let response = request.send().await.map_err(|error| Refused { status: None, failure: transport(error) })?;
         let status = response.status();
         if status != StatusCode::OK {
             return Err(Refused { status: Some(status), failure: failure(response).await });

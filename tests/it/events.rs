@@ -2,10 +2,12 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc, LazyLock, Mutex,
         atomic::{AtomicI64, AtomicUsize, Ordering},
         mpsc,
     },
+    task::{Context, Wake},
+    thread,
     time::{Duration, SystemTime},
 };
 
@@ -16,9 +18,10 @@ use flipswitch::{
 };
 use flipswitch_local::{Endpoint, Fault, KeyRotation, LocalServer};
 use futures_util::StreamExt;
+use tokio::sync::{Semaphore, broadcast};
 
 use crate::{
-    scripted::{Reply, Scripted},
+    scripted::{Received, Reply, Scripted},
     support::{self, PATIENCE, builder, eventually, in_time, user},
 };
 
@@ -376,7 +379,7 @@ async fn with_another_key_nothing_of_the_one_before_is_taken_for_good() {
 
 #[tokio::test]
 async fn a_request_that_was_under_way_with_another_key_is_no_news() {
-    let held = Arc::new(tokio::sync::Semaphore::new(0));
+    let held = Arc::new(Semaphore::new(0));
     let service = {
         let held = Arc::clone(&held);
         Scripted::start(move |request, _| match request.header("x-api-key") {
@@ -471,4 +474,171 @@ async fn a_thousand_lives_leave_nothing_behind() {
     let counts: Vec<_> = counts.lines().collect();
     assert!(counts.len() == 2 && counts[0] == counts[1], "{counts:?}");
     eventually(async || service.streams() == 0).await;
+}
+
+/// A stream that is open and says nothing.
+fn quiet(request: &Received) -> Option<Reply> {
+    static EVENTS: LazyLock<broadcast::Sender<&'static str>> = LazyLock::new(|| broadcast::channel(1).0);
+    (!request.is_bulk()).then(|| Reply::Events(EVENTS.clone()))
+}
+
+#[tokio::test]
+async fn a_key_that_is_set_while_the_stream_connects_is_used_for_it() {
+    let held = Arc::new(Semaphore::new(0));
+    let service = {
+        let held = Arc::clone(&held);
+        Scripted::start(move |request, _| match request.header("x-api-key") {
+            Some("old") if !request.is_bulk() => Reply::Held(Arc::clone(&held), Box::new(Reply::status(401, ""))),
+            _ => quiet(request).unwrap_or_else(|| Reply::json(json!({"flags": []}))),
+        })
+        .await
+    };
+    let provider = FlipswitchProvider::builder("old").base_url(service.url()).build().unwrap();
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    eventually(async || service.received().iter().any(|request| !request.is_bulk())).await;
+    provider.set_api_key("new").unwrap();
+    held.add_permits(10);
+    eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
+    assert_eq!(provider.health().state, HealthState::Live);
+}
+
+#[tokio::test]
+async fn ready_waits_for_the_key_that_was_set_last() {
+    for polls in [true, false] {
+        let held = Arc::new(Semaphore::new(0));
+        let service = {
+            let held = Arc::clone(&held);
+            Scripted::start(move |request, _| match request.header("x-api-key") {
+                Some("wrong") => Reply::Held(Arc::clone(&held), Box::new(Reply::status(401, ""))),
+                _ => Reply::json(json!({"flags": []})),
+            })
+            .await
+        };
+        let provider = FlipswitchProvider::builder("wrong")
+            .base_url(service.url())
+            .enable_realtime(false)
+            .enable_polling_fallback(polls)
+            .build()
+            .unwrap();
+        let ready = tokio::spawn({
+            let provider = provider.clone();
+            async move { provider.ready(PATIENCE).await }
+        });
+        eventually(async || !service.received().is_empty()).await;
+        provider.set_api_key("good").unwrap();
+        held.add_permits(10);
+        in_time(ready).await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn another_key_is_told_as_a_change_of_everything() {
+    // Of the user only: the start-up context does not show it.
+    let service = Scripted::start(|request, _| {
+        let of_another = request.header("x-api-key") == Some("two") && !request.body.contains("_init_");
+        let value = if of_another { 2 } else { 1 };
+        quiet(request).unwrap_or_else(|| Reply::json(json!({"flags": [{"key": "f", "value": value}]})))
+    })
+    .await;
+    let provider = FlipswitchProvider::builder("one").base_url(service.url()).max_wait(PATIENCE).build().unwrap();
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
+    let mut events = provider.events();
+    provider.set_api_key("two").unwrap();
+    until(&mut events, |event| matches!(event, ProviderEvent::ConfigurationChanged(all) if all.flag_key.is_none()))
+        .await;
+    assert_eq!(provider.flags(&user("u")).await.int("f", 0), 2);
+}
+
+#[tokio::test]
+async fn what_was_missed_in_an_outage_is_told_however_it_ends() {
+    let definition = |targeting| json!({"state": "ENABLED", "variants": {"a": 1, "b": 2}, "defaultVariant": "a", "targeting": targeting});
+    let service = LocalServer::start(json!({"flags": {"f": definition(json!({}))}})).await.unwrap();
+    let provider = connected(&service).await;
+    let outage = service.faults().add(Fault::on(Endpoint::Stream).status(503)).unwrap();
+    service.faults().reset_streams();
+    eventually(async || provider.sse_status() == ConnectionStatus::Error).await;
+    let mut events = provider.events();
+    let of_u = json!({"if": [{"==": [{"var": "targetingKey"}, "u"]}, "b", "a"]});
+    service.set_definition("f", definition(of_u)).unwrap();
+    service.faults().remove(outage);
+    provider.reconnect_sse();
+    until(&mut events, |event| matches!(event, ProviderEvent::ConfigurationChanged(all) if all.flag_key.is_none()))
+        .await;
+    assert_eq!(provider.flags(&user("u")).await.int("f", 0), 2);
+}
+
+#[tokio::test]
+async fn stale_is_told_also_where_nothing_polls() {
+    let service = LocalServer::start(json!({})).await.unwrap();
+    service.faults().add(Fault::on(Endpoint::Stream).hang()).unwrap();
+    let provider =
+        builder(&service).enable_polling_fallback(false).polling_interval(Duration::from_millis(1)).build().unwrap();
+    let mut events = provider.events();
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    until(&mut events, is(ProviderEvent::Ready)).await;
+    until(&mut events, is(ProviderEvent::Stale)).await;
+}
+
+/// Panics when it is dropped, as what a listener owns may.
+struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        assert!(thread::panicking(), "on purpose");
+    }
+}
+
+#[tokio::test]
+async fn what_a_listener_owns_may_panic_too() {
+    let service = LocalServer::start(json!({"f": 0})).await.unwrap();
+    let provider = connected(&service).await;
+    let place: Arc<Mutex<Option<Subscription>>> = Arc::default();
+    let leaves = provider.add_flag_change_listener_for("f", {
+        let (place, bomb) = (Arc::clone(&place), Bomb);
+        move |_| {
+            let _owned = &bomb;
+            drop(place.lock().unwrap().take());
+        }
+    });
+    *place.lock().unwrap() = Some(leaves);
+    let bomb = Bomb;
+    let owner = move |_: &_| {
+        let _owned = &bomb;
+    };
+    provider.add_flag_change_listener_for("other", owner).detach();
+    let heard = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&heard);
+    let _hears = provider.add_flag_change_listener_for("f", move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    for value in 1..=3 {
+        service.set_flag("f", value);
+        eventually(async || heard.load(Ordering::Relaxed) == value).await;
+    }
+    in_time(provider.shutdown()).await;
+    eventually(async || service.streams() == 0).await;
+}
+
+#[tokio::test]
+async fn whoever_is_woken_may_ask_at_once() {
+    struct Asks(FlipswitchProvider, AtomicUsize);
+
+    impl Wake for Asks {
+        fn wake(self: Arc<Self>) {
+            assert!(self.0.health().is_live());
+            drop(self.0.events());
+            self.1.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    let service = LocalServer::start(json!({"f": 0})).await.unwrap();
+    let provider = connected(&service).await;
+    let mut events = provider.events();
+    let asks = Arc::new(Asks(provider.clone(), AtomicUsize::new(0)));
+    let waker = Arc::clone(&asks).into();
+    let mut context = Context::from_waker(&waker);
+    while events.poll_next_unpin(&mut context).is_ready() {}
+    service.set_flag("f", 1);
+    eventually(async || asks.1.load(Ordering::Relaxed) > 0).await;
 }

@@ -56,10 +56,13 @@ impl Probe {
     pub(super) async fn run(self) {
         let service = &self.0;
         loop {
+            // Before the look: what is told between the look and the wait must not be missed.
+            let mut over = std::pin::pin!(service.pause_over.notified());
+            over.as_mut().enable();
             let Some(until) = service.pause().until() else { break };
             tokio::select! {
                 () = tokio::time::sleep_until(until.into()) => {}
-                () = service.pause_over.notified() => continue,
+                () = over => continue,
             }
             let context = CanonicalContext::start_up();
             let base = service.cache.get(context.as_bytes());
@@ -131,12 +134,16 @@ impl Service {
         let now = Instant::now();
         let (outcome, before, after) = {
             let mut pause = self.pause();
+            if pause.is_of_another_key(sent) {
+                return outcome.map_err(|failure| failure.error);
+            }
             let before = pause.until();
             let outcome = pause.outcome(outcome, sent, now, fastrand::f64());
             (outcome, before, pause.until())
         };
         match (&outcome, after) {
             (Ok(_), None) => self.sign(Sign::Answered),
+            (Err(error), None) if before.is_some() && pause::concerns_one(error) => self.sign(Sign::Alive),
             (Err(error), Some(_)) if !pause::concerns_one(error) => {
                 self.sign(Sign::Failed(error));
                 if matches!(error, Error::Unauthorized) {
@@ -151,7 +158,11 @@ impl Service {
             // Of many that fail together one is told.
             (Err(error), Some(until)) if after != before => {
                 let wait = until.saturating_duration_since(now);
-                tracing::warn!(target: "flipswitch", error = %Chain(error), ?wait, "the flag service failed; trying on");
+                if before.is_none() {
+                    tracing::warn!(target: "flipswitch", error = %Chain(error), ?wait, "the flag service failed; trying on");
+                } else {
+                    tracing::debug!(target: "flipswitch", error = %Chain(error), ?wait, "the flag service still fails");
+                }
             }
             (Ok(_), None) if before.is_some() => tracing::info!(target: "flipswitch", "the flag service answers again"),
             _ => {}

@@ -113,6 +113,8 @@ pub(crate) struct Supervisor {
     last_id: Option<Arc<str>>,
     polling: bool,
     status: ConnectionStatus,
+    /// The stream was away for longer than between two connections: not all that happened may have been told.
+    missed: bool,
     told_refused: bool,
     told_no_stream: bool,
 }
@@ -167,6 +169,7 @@ impl Supervisor {
             last_id: None,
             polling: false,
             status: ConnectionStatus::Disconnected,
+            missed: false,
             told_refused: false,
             told_no_stream: false,
         }
@@ -243,14 +246,15 @@ impl Supervisor {
             }
             // With the same key nothing else will come of polling.
             (State::Unauthorized { .. }, Input::Unauthorized) => self.poll(false, todo),
-            (State::Connecting { .. }, Input::Reconnect) => self.failures = 0,
             (State::Open(_), Input::Reconnect) => {
                 self.failures = 0;
                 todo.extend([Action::Disconnect, Action::Away]);
                 self.connect(todo);
             }
-            (State::Waiting { .. } | State::Unauthorized { .. } | State::Parked, Input::Reconnect) => {
+            // Also in place of an attempt under way, which may have gone out with another API key.
+            (_, Input::Reconnect) => {
                 self.failures = 0;
+                self.told_refused = false;
                 self.connect(todo);
             }
             // Of a connection that is no more.
@@ -272,7 +276,7 @@ impl Supervisor {
         tracing::info!(target: "flipswitch", "the stream of changes is open");
         todo.push(Action::Open);
         self.show(ConnectionStatus::Connected, todo);
-        if self.failures > 0 {
+        if std::mem::take(&mut self.missed) {
             // Something may have happened meanwhile that only its readers would notice.
             todo.push(Action::Changed(FlagChangeEvent::all()));
         }
@@ -289,6 +293,7 @@ impl Supervisor {
         todo: &mut Vec<Action>,
     ) {
         let probe = PROBE.mul_f64(0.8 + 0.4 * random);
+        self.missed = true;
         match status.map(|status| status.as_u16()) {
             Some(204) => {
                 tracing::warn!(target: "flipswitch", "the service wants no connections for changes (204); polling");
@@ -343,6 +348,7 @@ impl Supervisor {
 
     fn failed(&mut self, retry_after: Option<Duration>, now: Instant, random: f64, todo: &mut Vec<Action>) {
         self.failures = self.failures.saturating_add(1);
+        self.missed = true;
         let wait = backoff(self.base, self.failures, random);
         let wait = retry_after.map_or(wait, |retry_after| wait.max(asked(retry_after, random)));
         // Before the status: whoever hears that may ask whether there is polling.
@@ -571,7 +577,8 @@ mod tests {
                 stream.does(Input::Unauthorized, [Action::Polling(false)]);
             }
             stream.does(Input::Reconnect, [status(ConnectionStatus::Connecting), connect(None)]);
-            stream.does(Input::Opened, [Action::Open, status(ConnectionStatus::Connected), Action::Refetch]);
+            let all = Action::Changed(changed(None));
+            stream.does(Input::Opened, [Action::Open, status(ConnectionStatus::Connected), all, Action::Refetch]);
             // Once it was accepted, a refusal is news again.
             stream.does(Input::Ended, BROKE);
             stream.connects_after(SECOND);
@@ -766,7 +773,7 @@ mod tests {
             assert_eq!(waiting.supervisor.failures, 0);
         }
         waiting.supervisor.failures = 3;
-        waiting.does(Input::Reconnect, []);
+        waiting.does(Input::Reconnect, [connect(None)]);
         assert_eq!(waiting.supervisor.failures, 0);
         let mut open = Stream::open();
         open.does(
