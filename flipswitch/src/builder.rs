@@ -172,8 +172,9 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets the runtime that requests run on; it must have I/O and time enabled and must be running. Default: a thread
-    /// of the provider's own, started at first use.
+    /// Sets the runtime that requests and listeners run on; it must have I/O and time enabled and must be running: while it
+    /// stands still, an evaluation that memory has no answer for waits. Default: a thread of the provider's own, started at
+    /// first use.
     pub fn runtime(mut self, runtime: Handle) -> Self {
         self.runtime = Some(runtime);
         self

@@ -36,8 +36,8 @@ struct Last {
     error: Error,
     at: Instant,
     until: Instant,
-    /// The service itself named the time, or refused the key.
-    is_word: bool,
+    /// The service itself named the time.
+    is_named: bool,
 }
 
 impl Pause {
@@ -73,7 +73,7 @@ impl Pause {
 
     /// There are signs of life: it is tried on at `then`, if not sooner, unless the service itself named a time.
     pub(crate) fn hasten(&mut self, then: Instant) {
-        if let Some(last) = self.last.as_mut().filter(|last| !last.is_word) {
+        if let Some(last) = self.last.as_mut().filter(|last| !last.is_named) {
             last.until = last.until.min(then);
         }
     }
@@ -105,7 +105,8 @@ impl Pause {
         // sent before another that was answered is old news. Only the service's own word counts in any case.
         let is_old = self.last.as_ref().is_some_and(|last| sent < last.at)
             || self.well_since.is_some_and(|well_since| sent < well_since);
-        let is_word = retry_after.is_some() || matches!(error, Error::Unauthorized | Error::RateLimited { .. });
+        let is_named = retry_after.is_some() || matches!(error, Error::RateLimited { .. });
+        let is_word = is_named || matches!(error, Error::Unauthorized);
         if is_old && !is_word {
             return Err(error);
         }
@@ -124,7 +125,7 @@ impl Pause {
         match &mut self.last {
             // What holds longer is what callers are told.
             Some(last) if last.until >= until => last.at = now,
-            _ => self.last = Some(Last { error: error.clone(), at: now, until, is_word }),
+            _ => self.last = Some(Last { error: error.clone(), at: now, until, is_named }),
         }
         Err(error)
     }
@@ -216,6 +217,23 @@ mod tests {
             };
             assert_eq!(retry_after, expected * SECOND);
             now = pause.until().unwrap();
+        }
+    }
+
+    #[test]
+    fn signs_of_life_end_a_wait_unless_the_service_named_it() {
+        let named = Some(60 * SECOND);
+        let limited = Error::RateLimited { retry_after: Duration::ZERO };
+        for (error, retry_after, ends) in [
+            (Error::Timeout, None, true),
+            (Error::Unauthorized, None, true),
+            (Error::Status(StatusCode::SERVICE_UNAVAILABLE), named, false),
+            (limited, named, false),
+        ] {
+            let (mut pause, now) = (Pause::default(), Instant::now());
+            pause.outcome(failure(error.clone(), retry_after), now, now, 1.0).unwrap_err();
+            pause.hasten(now);
+            assert_eq!(pause.until() == Some(now), ends, "{error}");
         }
     }
 

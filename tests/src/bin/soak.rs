@@ -100,6 +100,7 @@ fn soak(minutes: f64, seed: u64) -> Outcome<()> {
     services.block_on(soak.provider.shutdown());
     soak.report();
     outcome?;
+    soak.grew()?;
     let (older, mixed) = (seen.older.load(Relaxed), seen.mixed.load(Relaxed));
     if older + mixed > 0 || panicked > 0 {
         return Err(format!("{older} values older than told, {mixed} of another user, {panicked} panics").into());
@@ -313,6 +314,19 @@ impl Soak {
             }
         }
         None
+    }
+
+    /// Memory, threads and tasks are as they were once everything had been seen.
+    fn grew(&self) -> Outcome<()> {
+        let (Some(quarter), Some(last)) = (self.sizes.get(self.sizes.len() / 4), self.sizes.last()) else {
+            return Ok(());
+        };
+        // What is only beginning has not been seen yet; and a calm may find some requests under way.
+        let is_long = self.sizes.len() >= 40;
+        if is_long && (last.0 > quarter.0 + 64_000 || last.1 > quarter.1 + 4 || last.2 > quarter.2 + 32) {
+            return Err(format!("grew from {quarter:?} to {last:?} (kB, threads, tasks)").into());
+        }
+        Ok(())
     }
 
     fn report(&mut self) {
