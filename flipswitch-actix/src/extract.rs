@@ -3,13 +3,14 @@
 use std::{
     fmt,
     future::Future,
+    marker::PhantomData,
     ops::Deref,
     pin::Pin,
     task::{Context, Poll},
 };
 
 use actix_web::{FromRequest, HttpMessage, HttpRequest, ResponseError, dev::Payload, http::StatusCode};
-use flipswitch::RequestScope;
+use flipswitch::{FlagDef, RequestScope};
 
 /// The flags of the request. As an extractor it evaluates at first use; all extractors of a request share one answer.
 ///
@@ -74,6 +75,54 @@ impl Future for FlagsFuture {
 impl fmt::Debug for FlagsFuture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FlagsFuture").finish_non_exhaustive()
+    }
+}
+
+/// The value of one flag that was declared with [`flags!`](flipswitch::flags).
+///
+/// Evaluated as [`Flags`] are: however many a handler takes, all of a request share one answer. Where no
+/// [`Flipswitch`](crate::Flipswitch) runs before the handler it is [`MissingMiddleware`].
+///
+/// ```
+/// use flipswitch_actix::Flag;
+///
+/// flipswitch_actix::flipswitch::flags! {
+///     /// The checkout on one page.
+///     NewCheckout: bool = "new-checkout", default false;
+/// }
+///
+/// async fn checkout(Flag(new): Flag<NewCheckout>) -> &'static str {
+///     if new { "new" } else { "old" }
+/// }
+/// # actix_web::web::get().to(checkout);
+/// ```
+#[derive(Debug)]
+pub struct Flag<F: FlagDef>(pub F::Value);
+
+impl<F: FlagDef> FromRequest for Flag<F> {
+    type Error = MissingMiddleware;
+    type Future = FlagFuture<F>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> FlagFuture<F> {
+        FlagFuture(Flags::from_request(request, payload), PhantomData)
+    }
+}
+
+/// Future of the [`Flag`] extractor.
+pub struct FlagFuture<F>(FlagsFuture, PhantomData<fn() -> F>);
+
+impl<F: FlagDef> Future for FlagFuture<F> {
+    type Output = Result<Flag<F>, MissingMiddleware>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let flags = Pin::new(&mut self.0).poll(cx);
+        flags.map_ok(|flags| Flag(flags.object(F::KEY, F::default_value())))
+    }
+}
+
+impl<F> fmt::Debug for FlagFuture<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlagFuture").finish_non_exhaustive()
     }
 }
 

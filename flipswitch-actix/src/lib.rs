@@ -6,6 +6,6 @@ mod middleware;
 pub use flipswitch::{self, IntoContext, Lifespan, RequestScope};
 
 pub use crate::{
-    extract::{Flags, FlagsFuture, MissingMiddleware},
+    extract::{Flag, FlagFuture, Flags, FlagsFuture, MissingMiddleware},
     middleware::{Flipswitch, FlipswitchService},
 };

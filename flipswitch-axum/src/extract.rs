@@ -6,7 +6,7 @@ use axum_core::{
     extract::{FromRequestParts, OptionalFromRequestParts},
     response::{IntoResponse, Response},
 };
-use flipswitch::RequestScope;
+use flipswitch::{FlagDef, RequestScope};
 use http::{StatusCode, request::Parts};
 
 /// The flags of the request. As an extractor it evaluates at first use; all extractors of a request share one answer.
@@ -53,6 +53,36 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Flags {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Option<Self>, Infallible> {
         Ok(Self::of(parts).await)
+    }
+}
+
+/// The value of one flag that was declared with [`flags!`](flipswitch::flags).
+///
+/// Evaluated as [`Flags`] are: however many a handler takes, all of a request share one answer. Where no
+/// [`FlipswitchLayer`](crate::FlipswitchLayer) runs before the handler it is [`MissingLayer`].
+///
+/// ```
+/// use flipswitch_axum::Flag;
+///
+/// flipswitch_axum::flipswitch::flags! {
+///     /// The checkout on one page.
+///     NewCheckout: bool = "new-checkout", default false;
+/// }
+///
+/// async fn checkout(Flag(new): Flag<NewCheckout>) -> &'static str {
+///     if new { "new" } else { "old" }
+/// }
+/// # axum::Router::<()>::new().route("/", axum::routing::get(checkout));
+/// ```
+#[derive(Debug)]
+pub struct Flag<F: FlagDef>(pub F::Value);
+
+impl<F: FlagDef, S: Send + Sync> FromRequestParts<S> for Flag<F> {
+    type Rejection = MissingLayer;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, MissingLayer> {
+        let scope = parts.extensions.get::<RequestScope>().ok_or(MissingLayer(()))?;
+        Ok(Self(scope.flags().await.object(F::KEY, F::default_value())))
     }
 }
 

@@ -6,6 +6,6 @@ mod layer;
 pub use flipswitch::{self, IntoContext, Lifespan, RequestScope};
 
 pub use crate::{
-    extract::{Flags, MissingLayer},
+    extract::{Flag, Flags, MissingLayer},
     layer::{FlipswitchLayer, FlipswitchService},
 };

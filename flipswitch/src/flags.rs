@@ -189,6 +189,36 @@ impl Flags {
         Value::Object(self.iter().map(|flag| (flag.key.clone(), flag.value.clone())).collect::<Map<_, _>>())
     }
 
+    /// Returns all values as one JSON object that may stand inside a `<script>` of an HTML page: whatever a flag holds, it
+    /// ends no element and begins no comment.
+    ///
+    /// ```
+    /// # use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let provider = FlipswitchProvider::in_memory(json!({"banner": "</script>"}));
+    /// let flags = provider.flags(&EvaluationContext::default()).await;
+    /// let page = format!("<script>const flags = {};</script>", flags.to_script_json());
+    /// assert_eq!(page, r#"<script>const flags = {"banner":"\u003c/script\u003e"};</script>"#);
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn to_script_json(&self) -> String {
+        let json = self.to_json().to_string();
+        // All of these stand in strings only, where an escape means the same. The last two end lines in older scripts.
+        json.chars().fold(String::with_capacity(json.len()), |mut safe, character| {
+            match character {
+                '<' => safe.push_str(r"\u003c"),
+                '>' => safe.push_str(r"\u003e"),
+                '&' => safe.push_str(r"\u0026"),
+                '\u{2028}' => safe.push_str(r"\u2028"),
+                '\u{2029}' => safe.push_str(r"\u2029"),
+                other => safe.push(other),
+            }
+            safe
+        })
+    }
+
     /// Whether there is an answer at all.
     pub(crate) fn known(&self) -> Result<(), Error> {
         match &self.0 {
@@ -321,5 +351,17 @@ mod tests {
         let flags = Flags::absent(Arc::new(Error::Timeout), CanonicalContext::new(&context).unwrap());
         assert!(!format!("{flags:?}").contains("secret-user"));
         assert_eq!(flags.context(), context);
+    }
+
+    #[test]
+    fn values_in_a_script_are_the_same_and_end_nothing() {
+        let values = json!([
+            {"key": "</script><script>alert(1)</script>", "value": "<!-- <script> ]]> & \u{2028}\u{2029} \" \\ </SCRIPT >"},
+            {"key": "nested", "value": {"<": ["&amp;", null, 1.5, "ä"]}},
+        ]);
+        let flags = flags(&values);
+        let script = flags.to_script_json();
+        assert!(!script.contains(['<', '>', '&', '\u{2028}', '\u{2029}']), "{script}");
+        assert_eq!(serde_json::from_str::<Value>(&script).unwrap(), flags.to_json());
     }
 }

@@ -27,8 +27,15 @@ enum Framework {
     Actix,
 }
 
+flipswitch::flags! {
+    Whoami: String = "whoami", default "default";
+    Origin: String = "origin", default "default";
+    /// There is none of this name.
+    Limit: u16 = "limit", default 7;
+}
+
 /// The routes of both applications: `/free` reads no flag; `/flag` reads one, `/twice` two through two extractors,
-/// `/optional` through `Option`; `/nested/..` are below a nested router or scope; `/single/flag` has its own layer;
+/// `/typed` declared ones, `/optional` through `Option`; `/nested/..` are below a nested router or scope; `/single/flag` has its own layer;
 /// `/bare/..` have none.
 impl Framework {
     const ALL: [Self; 2] = [Self::Axum, Self::Actix];
@@ -83,7 +90,7 @@ fn context_of_plan(plan: Option<&str>) -> Option<EvaluationContext> {
 }
 
 fn axum_app(provider: FlipswitchProvider) -> Router {
-    use flipswitch_axum::{Flags, FlipswitchLayer};
+    use flipswitch_axum::{Flag, Flags, FlipswitchLayer};
 
     async fn authenticate(mut request: Request, next: Next) -> Response {
         if let Some(user) = request.headers().get("x-user") {
@@ -99,6 +106,10 @@ fn axum_app(provider: FlipswitchProvider) -> Router {
         assert_eq!(one.to_json(), other.to_json());
         describe(&one)
     }
+    async fn typed(Flag(who): Flag<Whoami>, Flag(origin): Flag<Origin>, flags: Flags, limit: Flag<Limit>) -> String {
+        assert_eq!((&who, limit.0), (&flags.get(Whoami), 7));
+        format!("{who} {origin}")
+    }
     async fn optional(flags: Option<Flags>) -> String {
         flags.map_or("none".to_owned(), |flags| describe(&flags))
     }
@@ -109,8 +120,9 @@ fn axum_app(provider: FlipswitchProvider) -> Router {
         .route("/free", get(async || "free"))
         .route("/flag", get(flag))
         .route("/twice", get(twice))
+        .route("/typed", get(typed))
         .route("/optional", get(optional));
-    let bare = Router::new().route("/flag", get(flag)).route("/optional", get(optional));
+    let bare = Router::new().route("/flag", get(flag)).route("/optional", get(optional)).route("/typed", get(typed));
     Router::new()
         .merge(routes.clone())
         .nest("/nested", routes)
@@ -121,7 +133,7 @@ fn axum_app(provider: FlipswitchProvider) -> Router {
 }
 
 fn actix_app(provider: FlipswitchProvider) -> impl FnOnce(&mut web::ServiceConfig) {
-    use flipswitch_actix::{Flags, Flipswitch};
+    use flipswitch_actix::{Flag, Flags, Flipswitch};
 
     async fn flag(flags: Flags) -> String {
         describe(&flags)
@@ -129,6 +141,10 @@ fn actix_app(provider: FlipswitchProvider) -> impl FnOnce(&mut web::ServiceConfi
     async fn twice(one: Flags, other: Flags) -> String {
         assert_eq!(one.to_json(), other.to_json());
         describe(&one)
+    }
+    async fn typed(Flag(who): Flag<Whoami>, Flag(origin): Flag<Origin>, flags: Flags, limit: Flag<Limit>) -> String {
+        assert_eq!((&who, limit.0), (&flags.get(Whoami), 7));
+        format!("{who} {origin}")
     }
     async fn optional(flags: Option<Flags>) -> String {
         flags.map_or("none".to_owned(), |flags| describe(&flags))
@@ -138,13 +154,17 @@ fn actix_app(provider: FlipswitchProvider) -> impl FnOnce(&mut web::ServiceConfi
             .route("/free", web::get().to(async || "free"))
             .route("/flag", web::get().to(flag))
             .route("/twice", web::get().to(twice))
+            .route("/typed", web::get().to(typed))
             .route("/optional", web::get().to(optional));
     }
     let middleware = Flipswitch::new(provider)
         .with_user(context_of_user)
         .with_context(|request| context_of_plan(request.headers().get("x-plan").and_then(|plan| plan.to_str().ok())));
     move |config| {
-        let bare = web::scope("/bare").route("/flag", web::get().to(flag)).route("/optional", web::get().to(optional));
+        let bare = web::scope("/bare")
+            .route("/flag", web::get().to(flag))
+            .route("/optional", web::get().to(optional))
+            .route("/typed", web::get().to(typed));
         let single = web::resource("/single/flag").wrap(middleware.clone()).route(web::get().to(flag));
         let covered =
             web::scope("").wrap(middleware).configure(routes).service(web::scope("/nested").configure(routes));
@@ -186,6 +206,8 @@ async fn scenarios() {
         // Both sources: merged, and the user's fields win.
         ("/flag", "alice", "premium", 200, "alice user", 1),
         ("/twice", "alice", "", 200, "alice user", 1),
+        ("/typed", "alice", "", 200, "alice user", 1),
+        ("/typed", "", "premium", 200, "nobody request", 1),
         ("/optional", "alice", "", 200, "alice user", 1),
         ("/nested/free", "alice", "", 200, "free", 0),
         ("/nested/flag", "alice", "", 200, "alice user", 1),
@@ -218,9 +240,11 @@ async fn a_missing_layer_is_told_with_its_remedy() {
     ];
     for (framework, remedy) in remedies {
         let app = framework.serve(FlipswitchProvider::in_memory(json!({}))).await;
-        let (status, body) = app.get("/bare/flag", "alice", "").await;
-        assert_eq!(status, 500, "{framework:?}");
-        assert!(body.contains(remedy), "{framework:?}: {body}");
+        for path in ["/bare/flag", "/bare/typed"] {
+            let (status, body) = app.get(path, "alice", "").await;
+            assert_eq!(status, 500, "{framework:?} {path}");
+            assert!(body.contains(remedy), "{framework:?} {path}: {body}");
+        }
     }
 }
 
