@@ -7,12 +7,12 @@ use std::{
 };
 
 use axum::body::Bytes;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, HeaderValue, Method};
 
 /// This many requests are kept, the latest ones.
 const KEPT: usize = 16_384;
 
-/// Bodies and paths of the requests that are kept have this many bytes together.
+/// Bodies, headers and paths of the requests that are kept have this many bytes together.
 const KEPT_BYTES: usize = 32 << 20;
 
 /// One request that a [`LocalServer`](crate::LocalServer) received.
@@ -38,12 +38,13 @@ pub(crate) struct Record(Mutex<Kept>);
 #[derive(Default)]
 struct Kept {
     requests: VecDeque<RecordedRequest>,
-    /// Of bodies and paths.
+    /// Of bodies, headers and paths.
     bytes: usize,
 }
 
 impl Record {
     pub(crate) fn add(&self, request: RecordedRequest) {
+        let request = request.alone();
         let mut kept = self.lock();
         kept.bytes += size(&request);
         kept.requests.push_back(request);
@@ -62,8 +63,24 @@ impl Record {
     }
 }
 
+impl RecordedRequest {
+    /// A copy that holds nothing else: headers and bodies come as parts of what a connection has read, all of which would
+    /// stay with each of them.
+    fn alone(self) -> Self {
+        let copy = |value: &HeaderValue| {
+            let mut copy = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());
+            copy.set_sensitive(value.is_sensitive());
+            copy
+        };
+        let headers = self.headers.iter().map(|(name, value)| (name.clone(), copy(value))).collect();
+        let body = Bytes::copy_from_slice(&self.body);
+        Self { headers, body, ..self }
+    }
+}
+
 fn size(request: &RecordedRequest) -> usize {
-    request.body.len() + request.path.len()
+    let headers: usize = request.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    request.body.len() + request.path.len() + headers
 }
 
 #[cfg(test)]
@@ -71,6 +88,24 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn a_request_does_not_keep_what_it_was_read_from() {
+        let read = Bytes::from(vec![b'x'; 1 << 20]);
+        let value = HeaderValue::from_maybe_shared(read.slice(..10)).unwrap();
+        let request = RecordedRequest {
+            method: Method::GET,
+            path: String::new(),
+            headers: HeaderMap::from_iter([(http::header::ACCEPT, value.clone()), (http::header::ACCEPT, value)]),
+            body: read.slice(10..20),
+            at: Instant::now(),
+        };
+        let record = Record::default();
+        record.add(request);
+        assert!(read.is_unique(), "only the reader has it");
+        let kept = &record.all()[0];
+        assert_eq!((kept.headers.get_all(http::header::ACCEPT).iter().count(), kept.body.len()), (2, 10));
+    }
 
     #[test]
     fn the_oldest_go_when_there_are_too_many_or_too_big_ones() {

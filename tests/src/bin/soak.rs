@@ -179,6 +179,10 @@ impl Soak {
         });
         listener.detach();
         provider.ready(BACKOFF).await?;
+        // Connections after this one are new ones.
+        while provider.sse_status() != ConnectionStatus::Connected {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         Ok(Self {
             service,
             address,
