@@ -642,3 +642,36 @@ async fn whoever_is_woken_may_ask_at_once() {
     service.set_flag("f", 1);
     eventually(async || asks.1.load(Ordering::Relaxed) > 0).await;
 }
+
+#[test]
+fn a_provider_ends_in_time_also_with_a_runtime_that_is_ending() {
+    let services = tokio::runtime::Runtime::new().unwrap();
+    let service = services.block_on(LocalServer::start(json!({"on": true}))).unwrap();
+    service.faults().add(Fault::on(Endpoint::Stream).hang()).unwrap();
+    for given in [true, false] {
+        // The provider lives on it, or is only used and ended from it.
+        let ending = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let mut builder = builder(&service);
+        if given {
+            builder = builder.runtime(ending.handle().clone());
+        }
+        let provider = builder.build().unwrap();
+        assert!(ending.block_on(in_time(provider.flags(&user("u")))).bool("on", false));
+        let (ended, has_ended) = mpsc::channel();
+        ending.spawn({
+            let provider = provider.clone();
+            async move {
+                provider.shutdown().await;
+                ended.send(()).unwrap();
+            }
+        });
+        ending.shutdown_background();
+        let began = std::time::Instant::now();
+        services.block_on(in_time(provider.shutdown()));
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        // The task either came to its end, or went with its runtime.
+        assert_ne!(has_ended.recv_timeout(PATIENCE), Err(mpsc::RecvTimeoutError::Timeout));
+        assert_eq!(provider.health().state, HealthState::ShutDown);
+    }
+    services.block_on(eventually(async || service.streams() == 0));
+}
