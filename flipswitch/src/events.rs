@@ -1,26 +1,16 @@
-//! What the application hears: changes of flags, and how the connection is.
-//!
-//! Listeners run one at a time, in the order of what happened, on a thread where they may block; never on the reader of
-//! the stream, which waits for nobody.
+//! What the application hears: changes of flags, how the connection is, and what that means; and those events as a stream.
 
 use std::{
-    any::Any,
     collections::VecDeque,
     fmt,
     future::poll_fn,
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
 use futures_core::Stream;
 use time::OffsetDateTime;
-
-use crate::runtime::Home;
 
 /// Events that wait to be heard; more of them become one of a change of everything.
 const QUEUE: usize = 1_024;
@@ -127,56 +117,17 @@ pub enum ProviderEvent {
     Status(ConnectionStatus),
 }
 
-/// A listener's place. Dropping it ends the listening; [`detach`](Self::detach) keeps it for as long as the provider
-/// lives.
-#[must_use = "dropping it unsubscribes the listener at once"]
-pub struct Subscription {
-    listener: Option<Arc<Listener>>,
-    hub: Weak<Hub>,
-}
-
-impl Subscription {
-    /// Keeps the listener for as long as the provider lives.
-    pub fn detach(mut self) {
-        self.listener = None;
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        let Some(listener) = self.listener.take() else { return };
-        listener.active.store(false, Ordering::Release);
-        if let Some(hub) = self.hub.upgrade() {
-            hub.lock().listeners.retain(|other| !Arc::ptr_eq(other, &listener));
-        }
-    }
-}
-
-impl fmt::Debug for Subscription {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Subscription").finish_non_exhaustive()
-    }
-}
-
-struct Listener {
-    /// Becomes false when it is unsubscribed: what is on its way does not reach it any more.
-    active: AtomicBool,
-    hears: Hears,
-}
-
-enum Hears {
-    /// Changes: all, or those that may concern one flag.
-    Changes(Option<String>, Box<dyn Fn(&FlagChangeEvent) + Send + Sync>),
-    Statuses(Box<dyn Fn(ConnectionStatus) + Send + Sync>),
-}
-
 /// What waits to be heard.
 #[derive(Debug, Default)]
-struct Queue(VecDeque<ProviderEvent>);
+pub(crate) struct Queue(VecDeque<ProviderEvent>);
 
 impl Queue {
+    pub(crate) fn pop(&mut self) -> Option<ProviderEvent> {
+        self.0.pop_front()
+    }
+
     /// Adds an event. Whoever is too slow for all of them learns how things are now, and that anything may have changed.
-    fn push(&mut self, event: ProviderEvent) {
+    pub(crate) fn push(&mut self, event: ProviderEvent) {
         if self.0.len() >= QUEUE {
             let is_condition = |event: &ProviderEvent| {
                 matches!(event, ProviderEvent::Ready | ProviderEvent::Stale | ProviderEvent::Error { .. })
@@ -202,7 +153,7 @@ pub struct ProviderEvents(Arc<Mailbox>);
 
 /// The events of one [`ProviderEvents`].
 #[derive(Debug, Default)]
-struct Mailbox(Mutex<Mail>);
+pub(crate) struct Mailbox(Mutex<Mail>);
 
 #[derive(Debug, Default)]
 struct Mail {
@@ -217,13 +168,13 @@ impl Mailbox {
     }
 
     /// Adds an event, and returns whom to wake.
-    fn push(&self, event: ProviderEvent) -> Option<Waker> {
+    pub(crate) fn push(&self, event: ProviderEvent) -> Option<Waker> {
         let mut mail = self.lock();
         mail.queue.push(event);
         mail.waker.take()
     }
 
-    fn close(&self) {
+    pub(crate) fn close(&self) {
         let waker = {
             let mut mail = self.lock();
             mail.closed = true;
@@ -234,6 +185,10 @@ impl Mailbox {
 }
 
 impl ProviderEvents {
+    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
+        Self(mailbox)
+    }
+
     /// Waits for the next event; `None` once the provider was shut down and all events were taken. May be dropped while it
     /// waits: no event is lost.
     pub async fn recv(&mut self) -> Option<ProviderEvent> {
@@ -242,7 +197,7 @@ impl ProviderEvents {
 
     fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Option<ProviderEvent>> {
         let mut mail = self.0.lock();
-        match mail.queue.0.pop_front() {
+        match mail.queue.pop() {
             Some(event) => Poll::Ready(Some(event)),
             None if mail.closed => Poll::Ready(None),
             None => {
@@ -259,199 +214,6 @@ impl Stream for ProviderEvents {
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<ProviderEvent>> {
         self.poll_recv(context)
     }
-}
-
-/// Knows who listens, and tells them.
-pub(crate) struct Hub {
-    home: Arc<Home>,
-    state: Mutex<State>,
-}
-
-struct State {
-    status: ConnectionStatus,
-    listeners: Vec<Arc<Listener>>,
-    mailboxes: Vec<Weak<Mailbox>>,
-    queue: Queue,
-    /// Somebody empties the queue.
-    telling: bool,
-    closed: bool,
-}
-
-impl Hub {
-    pub(crate) fn new(home: Arc<Home>) -> Self {
-        let state = State {
-            status: ConnectionStatus::Disconnected,
-            listeners: Vec::new(),
-            mailboxes: Vec::new(),
-            queue: Queue::default(),
-            telling: false,
-            closed: false,
-        };
-        Self { home, state: Mutex::new(state) }
-    }
-
-    /// How the connection is.
-    pub(crate) fn status(&self) -> ConnectionStatus {
-        self.lock().status
-    }
-
-    pub(crate) fn on_change(
-        self: &Arc<Self>,
-        key: Option<String>,
-        listener: impl Fn(&FlagChangeEvent) + Send + Sync + 'static,
-    ) -> Subscription {
-        self.subscribe(Hears::Changes(key, Box::new(listener)))
-    }
-
-    pub(crate) fn on_status(
-        self: &Arc<Self>,
-        listener: impl Fn(ConnectionStatus) + Send + Sync + 'static,
-    ) -> Subscription {
-        self.subscribe(Hears::Statuses(Box::new(listener)))
-    }
-
-    fn subscribe(self: &Arc<Self>, hears: Hears) -> Subscription {
-        let listener = Arc::new(Listener { active: AtomicBool::new(true), hears });
-        self.lock().listeners.push(Arc::clone(&listener));
-        Subscription { listener: Some(listener), hub: Arc::downgrade(self) }
-    }
-
-    /// The events from now on, after how the connection is and `current`.
-    pub(crate) fn events(&self, current: Option<ProviderEvent>) -> ProviderEvents {
-        let mailbox = Arc::new(Mailbox::default());
-        let mut state = self.lock();
-        if state.closed {
-            mailbox.close();
-        } else {
-            let now = [Some(ProviderEvent::Status(state.status)), current];
-            now.into_iter().flatten().for_each(|event| drop(mailbox.push(event)));
-            state.mailboxes.retain(|mailbox| mailbox.strong_count() > 0);
-            state.mailboxes.push(Arc::downgrade(&mailbox));
-        }
-        ProviderEvents(mailbox)
-    }
-
-    /// Tells how the connection is, if that is news.
-    pub(crate) fn connection(self: &Arc<Self>, status: ConnectionStatus) {
-        let mut state = self.lock();
-        if !state.closed && std::mem::replace(&mut state.status, status) != status {
-            drop(self.tell_all(state, ProviderEvent::Status(status)));
-        }
-    }
-
-    /// Nobody is told anything from now on.
-    pub(crate) fn close(&self) {
-        let mut state = self.lock();
-        (state.closed, state.status) = (true, ConnectionStatus::Disconnected);
-        let mailboxes = std::mem::take(&mut state.mailboxes);
-        let (listeners, queue) = (std::mem::take(&mut state.listeners), std::mem::take(&mut state.queue));
-        // What listeners own may do anything when it is dropped.
-        drop(state);
-        drop(queue);
-        listeners.into_iter().for_each(|listener| contained(|| drop(listener)));
-        mailboxes.iter().filter_map(Weak::upgrade).for_each(|mailbox| mailbox.close());
-    }
-
-    /// Tells of something that happened.
-    pub(crate) fn tell(self: &Arc<Self>, event: ProviderEvent) -> Wakers {
-        self.tell_all(self.lock(), event)
-    }
-
-    fn tell_all(self: &Arc<Self>, mut state: MutexGuard<'_, State>, event: ProviderEvent) -> Wakers {
-        if state.closed {
-            return Wakers::default();
-        }
-        let mailboxes = state.mailboxes.iter().filter_map(Weak::upgrade);
-        let wakers = Wakers(mailboxes.filter_map(|mailbox| mailbox.push(event.clone())).collect());
-        if state.listeners.is_empty() {
-            return wakers;
-        }
-        state.queue.push(event);
-        if !std::mem::replace(&mut state.telling, true) {
-            drop(state);
-            let hub = Arc::clone(self);
-            // Where nothing can be started any more, nobody is to hear anything either.
-            self.home.spawn_blocking(move || hub.empty_queue());
-        }
-        wakers
-    }
-
-    fn empty_queue(&self) {
-        while let Some((event, listeners)) = self.next() {
-            for listener in listeners {
-                // Looked at before each call: one listener may have unsubscribed the next, or shut the provider down.
-                if listener.active.load(Ordering::Acquire) && !self.lock().closed {
-                    contained(|| listener.hear(&event));
-                }
-                // Perhaps the last of it: what it owns may panic as well.
-                contained(|| drop(listener));
-            }
-        }
-    }
-
-    fn next(&self) -> Option<(ProviderEvent, Vec<Arc<Listener>>)> {
-        let mut state = self.lock();
-        match state.queue.0.pop_front() {
-            Some(event) => Some((event, state.listeners.clone())),
-            None => {
-                state.telling = false;
-                None
-            }
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Listener {
-    fn hear(&self, event: &ProviderEvent) {
-        match (&self.hears, event) {
-            (Hears::Changes(None, listener), ProviderEvent::ConfigurationChanged(change)) => listener(change),
-            (Hears::Changes(Some(key), listener), ProviderEvent::ConfigurationChanged(change))
-                if change.flag_key.as_ref().is_none_or(|changed| changed == key) =>
-            {
-                listener(change);
-            }
-            (Hears::Statuses(listener), ProviderEvent::Status(status)) => listener(*status),
-            _ => {}
-        }
-    }
-}
-
-/// Runs what belongs to the application.
-fn contained(run: impl FnOnce()) {
-    if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
-        tracing::error!(target: "flipswitch", panic = text(&*panic), "a listener panicked");
-        // Also the panic's own value is the application's.
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
-            std::mem::forget(panic);
-        }
-    }
-}
-
-/// Those who wait for events: woken when this is dropped, which is to be after all locks are open.
-#[must_use]
-#[derive(Default)]
-pub(crate) struct Wakers(Vec<Waker>);
-
-impl Wakers {
-    pub(crate) fn extend(&mut self, mut other: Self) {
-        self.0.append(&mut other.0);
-    }
-}
-
-impl Drop for Wakers {
-    fn drop(&mut self) {
-        self.0.drain(..).for_each(Waker::wake);
-    }
-}
-
-/// What a panic says.
-fn text(panic: &(dyn Any + Send)) -> &str {
-    let owned = panic.downcast_ref::<String>().map(String::as_str);
-    owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text")
 }
 
 #[cfg(test)]

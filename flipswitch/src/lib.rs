@@ -13,6 +13,7 @@ mod events;
 mod flags;
 mod flights;
 mod health;
+mod hub;
 mod intern;
 mod lifespan;
 #[cfg(test)]
@@ -41,9 +42,10 @@ pub use crate::{
     builder::FlipswitchProviderBuilder,
     error::{ConfigError, Error, FlagError, ReadyError},
     evaluation::{FlagEvaluation, FlagType},
-    events::{ConnectionStatus, FlagChangeEvent, ProviderEvent, ProviderEvents, Subscription},
+    events::{ConnectionStatus, FlagChangeEvent, ProviderEvent, ProviderEvents},
     flags::Flags,
     health::{Health, HealthState},
+    hub::Subscription,
     lifespan::{Lifespan, LifespanBuilder},
     provider::FlipswitchProvider,
     request::{IntoContext, RequestScope},

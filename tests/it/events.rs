@@ -2,33 +2,29 @@
 
 use std::{
     sync::{
-        Arc, LazyLock, Mutex,
+        Arc, Mutex,
         atomic::{AtomicI64, AtomicUsize, Ordering},
         mpsc,
     },
     task::{Context, Wake},
     thread,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 
 use flipswitch::{
-    ConnectionStatus, FlipswitchProvider, HealthState, ProviderEvent, ProviderEvents, ReadyError, Subscription,
+    ConnectionStatus, FlipswitchProvider, HealthState, ProviderEvent, ProviderEvents, Subscription,
     open_feature::provider::{FeatureProvider, ProviderStatus},
     serde_json::{self, json},
 };
-use flipswitch_local::{Endpoint, Fault, KeyRotation, LocalServer};
+use flipswitch_local::{Endpoint, Fault, LocalServer};
 use futures_util::StreamExt;
-use tokio::sync::{Semaphore, broadcast};
 
-use crate::{
-    scripted::{Received, Reply, Scripted},
-    support::{self, PATIENCE, builder, eventually, in_time, user},
-};
+use crate::support::{self, PATIENCE, builder, eventually, in_time, user};
 
-const CONNECTED: ProviderEvent = ProviderEvent::Status(ConnectionStatus::Connected);
+pub(crate) const CONNECTED: ProviderEvent = ProviderEvent::Status(ConnectionStatus::Connected);
 
 /// A provider whose stream is open.
-async fn connected(service: &LocalServer) -> FlipswitchProvider {
+pub(crate) async fn connected(service: &LocalServer) -> FlipswitchProvider {
     let provider = builder(service).max_wait(PATIENCE).build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
     eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
@@ -36,7 +32,7 @@ async fn connected(service: &LocalServer) -> FlipswitchProvider {
 }
 
 /// Waits for an event, and returns those before it.
-async fn until(events: &mut ProviderEvents, wanted: impl Fn(&ProviderEvent) -> bool) -> Vec<ProviderEvent> {
+pub(crate) async fn until(events: &mut ProviderEvents, wanted: impl Fn(&ProviderEvent) -> bool) -> Vec<ProviderEvent> {
     let mut before = Vec::new();
     loop {
         // As a stream; `recv` is used elsewhere.
@@ -48,15 +44,15 @@ async fn until(events: &mut ProviderEvents, wanted: impl Fn(&ProviderEvent) -> b
     }
 }
 
-fn is(wanted: ProviderEvent) -> impl Fn(&ProviderEvent) -> bool {
+pub(crate) fn is(wanted: ProviderEvent) -> impl Fn(&ProviderEvent) -> bool {
     move |event| *event == wanted
 }
 
-fn is_change_of(key: &str) -> impl Fn(&ProviderEvent) -> bool {
+pub(crate) fn is_change_of(key: &str) -> impl Fn(&ProviderEvent) -> bool {
     move |event| matches!(event, ProviderEvent::ConfigurationChanged(change) if change.flag_key.as_deref() == Some(key))
 }
 
-fn is_error(fatal: bool) -> impl Fn(&ProviderEvent) -> bool {
+pub(crate) fn is_error(fatal: bool) -> impl Fn(&ProviderEvent) -> bool {
     move |event| matches!(event, ProviderEvent::Error { fatal: told, .. } if *told == fatal)
 }
 
@@ -312,97 +308,6 @@ async fn the_start_is_tried_on_until_it_succeeds() {
     drop(service);
 }
 
-/// Other SDKs' mistake 14: a rotation of the key is only logged, and the key cannot be exchanged.
-#[tokio::test]
-async fn a_key_that_is_replaced_in_time_is_no_interruption() {
-    let service = LocalServer::start(json!({"on": true})).await.unwrap();
-    let provider = connected(&service).await;
-    let mut events = provider.events();
-    let valid_until = SystemTime::now() + Duration::from_secs(3_600);
-    let key = service.rotate_api_key(KeyRotation::new().valid_until(valid_until));
-    until(&mut events, |event| matches!(event, ProviderEvent::ApiKeyRotated { valid_until: Some(_) })).await;
-    let told = provider.health().api_key_valid_until.unwrap();
-    assert!((SystemTime::from(told).duration_since(valid_until).unwrap_or_default()) < Duration::from_secs(1));
-    provider.set_api_key(key).unwrap();
-    assert_eq!(provider.health().api_key_valid_until, None);
-    until(&mut events, is(CONNECTED)).await;
-    service.set_flag("on", false);
-    let told = until(&mut events, is_change_of("on")).await;
-    assert!(!told.iter().any(|event| matches!(event, ProviderEvent::Error { .. } | ProviderEvent::Stale)), "{told:?}");
-    assert!(!provider.flags(&user("u")).await.bool("on", true));
-    // A key that cannot be sent changes nothing.
-    assert!(provider.set_api_key("two\nlines").is_err());
-    assert!(in_time(provider.flags(&user("new"))).await.error().is_none());
-}
-
-#[tokio::test]
-async fn a_refused_key_is_told_once_and_another_ends_it_at_once() {
-    let service = LocalServer::builder().flags(json!({"on": true})).api_key("good").start().await.unwrap();
-    let provider = FlipswitchProvider::builder("wrong").base_url(service.url()).build().unwrap();
-    let mut events = provider.events();
-    assert!(matches!(in_time(provider.ready(PATIENCE)).await, Err(ReadyError::Unauthorized)));
-    until(&mut events, is_error(true)).await;
-    eventually(async || provider.sse_status() == ConnectionStatus::Error).await;
-    assert_eq!((provider.health().state, provider.status()), (HealthState::Unauthorized, ProviderStatus::Error));
-    provider.set_api_key(" good ").unwrap();
-    in_time(provider.ready(PATIENCE)).await.unwrap();
-    let before = until(&mut events, is(ProviderEvent::Ready)).await;
-    assert!(!before.iter().any(is_error(true)), "{before:?}");
-    assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
-    eventually(async || provider.health().state == HealthState::Live).await;
-}
-
-#[tokio::test]
-async fn with_another_key_nothing_of_the_one_before_is_taken_for_good() {
-    // Two environments, with tags that happen to be equal.
-    let service = Scripted::start(|request, _| {
-        let value = request.header("x-api-key").unwrap_or_default().to_owned();
-        if request.header("if-none-match").is_some() {
-            return Reply::Http(304, Vec::new(), Vec::new());
-        }
-        Reply::json(json!({"flags": [{"key": "environment", "value": value}]})).with("etag", "\"1\"")
-    })
-    .await;
-    let provider = FlipswitchProvider::builder("one")
-        .base_url(service.url())
-        .enable_realtime(false)
-        .max_wait(PATIENCE)
-        .build()
-        .unwrap();
-    assert_eq!(in_time(provider.flags(&user("u"))).await.string("environment", ""), "one");
-    provider.set_api_key("two").unwrap();
-    for _ in 0..3 {
-        let flags = in_time(provider.flags(&user("u"))).await;
-        assert_eq!((flags.string("environment", ""), flags.is_stale()), ("two", false));
-    }
-}
-
-#[tokio::test]
-async fn a_request_that_was_under_way_with_another_key_is_no_news() {
-    let held = Arc::new(Semaphore::new(0));
-    let service = {
-        let held = Arc::clone(&held);
-        Scripted::start(move |request, _| match request.header("x-api-key") {
-            Some("wrong") => Reply::Held(Arc::clone(&held), Box::new(Reply::status(401, ""))),
-            _ => Reply::json(json!({"flags": [{"key": "on", "value": true}]})),
-        })
-        .await
-    };
-    let provider = FlipswitchProvider::builder("wrong").base_url(service.url()).enable_realtime(false).build().unwrap();
-    let waits = tokio::spawn({
-        let provider = provider.clone();
-        async move { provider.flags(&user("u")).await }
-    });
-    eventually(async || service.received().iter().any(|request| request.body.contains("\"u\""))).await;
-    provider.set_api_key("good").unwrap();
-    held.add_permits(100);
-    in_time(waits).await.unwrap();
-    // Neither a pause of five minutes nor a fatal error comes of it.
-    assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
-    in_time(provider.ready(PATIENCE)).await.unwrap();
-    assert_ne!(provider.health().state, HealthState::Unauthorized);
-}
-
 #[tokio::test]
 async fn an_answer_that_makes_no_sense_is_told() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
@@ -474,80 +379,6 @@ async fn a_thousand_lives_leave_nothing_behind() {
     let counts: Vec<_> = counts.lines().collect();
     assert!(counts.len() == 2 && counts[0] == counts[1], "{counts:?}");
     eventually(async || service.streams() == 0).await;
-}
-
-/// A stream that is open and says nothing.
-fn quiet(request: &Received) -> Option<Reply> {
-    static EVENTS: LazyLock<broadcast::Sender<&'static str>> = LazyLock::new(|| broadcast::channel(1).0);
-    (!request.is_bulk()).then(|| Reply::Events(EVENTS.clone()))
-}
-
-#[tokio::test]
-async fn a_key_that_is_set_while_the_stream_connects_is_used_for_it() {
-    let held = Arc::new(Semaphore::new(0));
-    let service = {
-        let held = Arc::clone(&held);
-        Scripted::start(move |request, _| match request.header("x-api-key") {
-            Some("old") if !request.is_bulk() => Reply::Held(Arc::clone(&held), Box::new(Reply::status(401, ""))),
-            _ => quiet(request).unwrap_or_else(|| Reply::json(json!({"flags": []}))),
-        })
-        .await
-    };
-    let provider = FlipswitchProvider::builder("old").base_url(service.url()).build().unwrap();
-    in_time(provider.ready(PATIENCE)).await.unwrap();
-    eventually(async || service.received().iter().any(|request| !request.is_bulk())).await;
-    provider.set_api_key("new").unwrap();
-    held.add_permits(10);
-    eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
-    assert_eq!(provider.health().state, HealthState::Live);
-}
-
-#[tokio::test]
-async fn ready_waits_for_the_key_that_was_set_last() {
-    for polls in [true, false] {
-        let held = Arc::new(Semaphore::new(0));
-        let service = {
-            let held = Arc::clone(&held);
-            Scripted::start(move |request, _| match request.header("x-api-key") {
-                Some("wrong") => Reply::Held(Arc::clone(&held), Box::new(Reply::status(401, ""))),
-                _ => Reply::json(json!({"flags": []})),
-            })
-            .await
-        };
-        let provider = FlipswitchProvider::builder("wrong")
-            .base_url(service.url())
-            .enable_realtime(false)
-            .enable_polling_fallback(polls)
-            .build()
-            .unwrap();
-        let ready = tokio::spawn({
-            let provider = provider.clone();
-            async move { provider.ready(PATIENCE).await }
-        });
-        eventually(async || !service.received().is_empty()).await;
-        provider.set_api_key("good").unwrap();
-        held.add_permits(10);
-        in_time(ready).await.unwrap().unwrap();
-    }
-}
-
-#[tokio::test]
-async fn another_key_is_told_as_a_change_of_everything() {
-    // Of the user only: the start-up context does not show it.
-    let service = Scripted::start(|request, _| {
-        let of_another = request.header("x-api-key") == Some("two") && !request.body.contains("_init_");
-        let value = if of_another { 2 } else { 1 };
-        quiet(request).unwrap_or_else(|| Reply::json(json!({"flags": [{"key": "f", "value": value}]})))
-    })
-    .await;
-    let provider = FlipswitchProvider::builder("one").base_url(service.url()).max_wait(PATIENCE).build().unwrap();
-    in_time(provider.ready(PATIENCE)).await.unwrap();
-    eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
-    let mut events = provider.events();
-    provider.set_api_key("two").unwrap();
-    until(&mut events, |event| matches!(event, ProviderEvent::ConfigurationChanged(all) if all.flag_key.is_none()))
-        .await;
-    assert_eq!(provider.flags(&user("u")).await.int("f", 0), 2);
 }
 
 #[tokio::test]

@@ -11,10 +11,12 @@ mod events;
 mod faults;
 mod frameworks;
 mod hostile;
+mod key;
 mod layer;
 mod life;
 mod local;
 mod open_feature;
+mod outage;
 #[cfg(feature = "peers")]
 mod peers;
 mod wire;

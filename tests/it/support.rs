@@ -24,6 +24,15 @@ pub(crate) fn provider(service: &LocalServer) -> FlipswitchProvider {
     builder(service).build().unwrap()
 }
 
+/// A provider's builder that asks for nothing in the background; its answers grow old after a time.
+pub(crate) fn unattended(base_url: String, cache_ttl: Duration) -> FlipswitchProviderBuilder {
+    FlipswitchProvider::builder("key")
+        .base_url(base_url)
+        .enable_realtime(false)
+        .enable_polling_fallback(false)
+        .cache_ttl(cache_ttl)
+}
+
 /// A provider for an address where nothing listens.
 pub(crate) fn provider_of_nothing() -> FlipswitchProvider {
     FlipswitchProvider::builder("key").base_url(format!("http://{}", closed_port())).build().unwrap()

@@ -9,8 +9,9 @@ use time::OffsetDateTime;
 
 use super::{Heard, Service, lock};
 use crate::{
-    events::{ConnectionStatus, FlagChangeEvent, ProviderEvent, ProviderEvents, Wakers},
+    events::{ConnectionStatus, FlagChangeEvent, ProviderEvent, ProviderEvents},
     health::{Health, Sign},
+    hub::Wakers,
     refresh,
     snapshot::Snapshot,
 };

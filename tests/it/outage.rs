@@ -1,0 +1,140 @@
+//! With the service slow, silent or gone: who keeps which values, for how long, and how it ends.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use flipswitch::{FlipswitchProvider, serde_json::json};
+use flipswitch_local::LocalServer;
+
+use crate::{
+    scripted::{Reply, Scripted},
+    support::{self, builder, eventually, in_time, user},
+};
+
+#[tokio::test]
+async fn with_the_service_gone_known_users_keep_their_values_and_it_may_come_back() {
+    let service = LocalServer::start(json!({"on": true})).await.unwrap();
+    let address = service.url().trim_start_matches("http://").parse().unwrap();
+    let provider = builder(&service).polling_interval(Duration::from_millis(1)).build().unwrap();
+    assert!(in_time(provider.flags(&user("known"))).await.bool("on", false));
+    in_time(service.shutdown()).await;
+
+    eventually(async || {
+        let flags = provider.flags(&user("known")).await;
+        assert!(flags.bool("on", false), "the last known value");
+        flags.is_stale() && flags.error().is_some()
+    })
+    .await;
+    let began = std::time::Instant::now();
+    for _ in 0..1_000 {
+        assert!(provider.flags(&user("known")).await.bool("on", false));
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?} for a thousand", began.elapsed());
+    let unknown = in_time(provider.flags(&user("new"))).await;
+    assert!(!unknown.bool("on", false) && unknown.error().is_some());
+
+    let service = LocalServer::builder().flags(json!({"on": false})).listen(address).start().await.unwrap();
+    eventually(async || {
+        let flags = provider.flags(&user("known")).await;
+        !flags.bool("on", true) && !flags.is_stale()
+    })
+    .await;
+    assert!(in_time(provider.flags(&user("new"))).await.error().is_none());
+    drop(service);
+}
+
+#[tokio::test]
+async fn a_slow_service_holds_up_a_reader_with_an_old_answer_no_longer_than_max_wait() {
+    let service = Scripted::start(|_, before| match before {
+        // The start-up check and the first evaluation.
+        0 | 1 => Reply::json(json!({"flags": [{"key": "on", "value": true}]})),
+        _ => Reply::Silence,
+    })
+    .await;
+    let provider = support::unattended(service.url(), Duration::from_millis(1))
+        .request_timeout(10 * support::PATIENCE)
+        .max_wait(Duration::from_millis(20))
+        .build()
+        .unwrap();
+    provider.ready(support::PATIENCE).await.unwrap();
+    assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
+    eventually(async || {
+        let flags = provider.flags(&user("u")).await;
+        assert!(flags.bool("on", false));
+        flags.is_stale() && flags.error().is_none()
+    })
+    .await;
+    let asked = service.received().len();
+    for _ in 0..100 {
+        assert!(in_time(provider.flags(&user("u"))).await.is_stale());
+    }
+    assert_eq!(service.received().len(), asked, "one request goes on, and nobody starts another");
+    assert!(provider.stats().stale_served > 100);
+}
+
+#[tokio::test]
+async fn after_max_stale_nothing_old_is_served() {
+    let service = LocalServer::start(json!({"on": true})).await.unwrap();
+    let provider = builder(&service)
+        .enable_realtime(false)
+        .polling_interval(Duration::from_millis(1))
+        .max_stale(Duration::from_millis(50))
+        .build()
+        .unwrap();
+    assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
+    in_time(service.shutdown()).await;
+    eventually(async || !provider.flags(&user("u")).await.bool("on", false)).await;
+    assert!(provider.flags(&user("u")).await.error().is_some());
+}
+
+#[tokio::test]
+async fn a_second_outage_ends_like_the_first() {
+    let down = Arc::new(AtomicBool::new(false));
+    let service = {
+        let down = Arc::clone(&down);
+        Scripted::start(move |_, _| match down.load(Ordering::Relaxed) {
+            true => Reply::status(503, ""),
+            false => Reply::json(json!({"flags": [{"key": "on", "value": true}]})),
+        })
+        .await
+    };
+    let provider = FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false).build().unwrap();
+    provider.ready(support::PATIENCE).await.unwrap();
+    for outage in ["first", "second"] {
+        down.store(true, Ordering::Relaxed);
+        assert!(in_time(provider.flags(&user(outage))).await.error().is_some());
+        down.store(false, Ordering::Relaxed);
+        eventually(async || provider.flags(&user(outage)).await.bool("on", false)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_first_reader_in_an_outage_waits_no_longer_than_max_wait() {
+    let silent = Arc::new(AtomicBool::new(false));
+    let service = {
+        let silent = Arc::clone(&silent);
+        Scripted::start(move |_, _| match silent.load(Ordering::Relaxed) {
+            true => Reply::Silence,
+            false => Reply::json(json!({"flags": [{"key": "on", "value": true}]})),
+        })
+        .await
+    };
+    let provider = support::unattended(service.url(), Duration::from_millis(1))
+        .request_timeout(10 * support::PATIENCE)
+        .build()
+        .unwrap();
+    assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
+    silent.store(true, Ordering::Relaxed);
+    eventually(async || {
+        let began = std::time::Instant::now();
+        let flags = in_time(provider.flags(&user("u"))).await;
+        assert!(flags.bool("on", false) && began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+        flags.is_stale()
+    })
+    .await;
+}
