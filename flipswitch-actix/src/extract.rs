@@ -9,8 +9,15 @@ use std::{
     task::{Context, Poll},
 };
 
-use actix_web::{FromRequest, HttpMessage, HttpRequest, ResponseError, dev::Payload, http::StatusCode};
+use actix_web::{
+    FromRequest, HttpMessage, HttpRequest, ResponseError,
+    dev::{Payload, ServiceRequest},
+    guard::GuardContext,
+    http::StatusCode,
+};
 use flipswitch::{FlagDef, RequestScope};
+
+use crate::middleware;
 
 /// The flags of the request. As an extractor it evaluates at first use; all extractors of a request share one answer.
 ///
@@ -41,8 +48,7 @@ impl FromRequest for Flags {
     type Future = FlagsFuture;
 
     fn from_request(request: &HttpRequest, _payload: &mut Payload) -> FlagsFuture {
-        let scope = request.extensions().get::<RequestScope>().cloned();
-        FlagsFuture(match scope {
+        FlagsFuture(match request.scope() {
             None => State::Done(Some(Err(MissingMiddleware(())))),
             Some(scope) => match scope.flags_now() {
                 Some(flags) => State::Done(Some(Ok(Flags(flags.clone())))),
@@ -126,14 +132,61 @@ impl<F> fmt::Debug for FlagFuture<F> {
     }
 }
 
-/// Error of a handler that asks for flags where no [`Flipswitch`](crate::Flipswitch) middleware runs before it: a mistake
+/// The request's scope where there are no extractors: in middleware and guards.
+///
+/// ```
+/// use actix_web::HttpRequest;
+/// use flipswitch_actix::FlagsExt;
+///
+/// async fn greeting(request: HttpRequest) -> &'static str {
+///     match request.scope() {
+///         Some(scope) if scope.flags().await.bool("new-greeting", false) => "Good day",
+///         _ => "Hello",
+///     }
+/// }
+/// # actix_web::web::get().to(greeting);
+/// ```
+pub trait FlagsExt {
+    /// Returns the scope of the request: its provider, context and flags. `None` where no
+    /// [`Flipswitch`](crate::Flipswitch) ran before.
+    fn scope(&self) -> Option<RequestScope>;
+
+    /// Returns the flags of the request if that needs no waiting: they were evaluated before, memory has a fresh answer for
+    /// the context, or the service cannot be asked at present.
+    fn flags_now(&self) -> Option<Flags> {
+        self.scope()?.flags_now().cloned().map(Flags)
+    }
+}
+
+impl FlagsExt for HttpRequest {
+    fn scope(&self) -> Option<RequestScope> {
+        middleware::scope(&self.extensions())
+    }
+}
+
+impl FlagsExt for ServiceRequest {
+    fn scope(&self) -> Option<RequestScope> {
+        middleware::scope(&self.extensions())
+    }
+}
+
+impl FlagsExt for GuardContext<'_> {
+    fn scope(&self) -> Option<RequestScope> {
+        middleware::scope(&self.req_data())
+    }
+}
+
+/// Error of a handler or gate that asks for flags where no [`Flipswitch`](crate::Flipswitch) middleware runs before it: a mistake
 /// in the application, answered with 500.
 #[derive(Clone, Copy, Debug)]
-pub struct MissingMiddleware(());
+pub struct MissingMiddleware(pub(crate) ());
 
 impl fmt::Display for MissingMiddleware {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("No flags in this request: add `.wrap(Flipswitch::new(provider))` to the app, scope or resource of this route")
+        f.write_str(
+            "No flags in this request: add `.wrap(Flipswitch::new(provider))` to the app, scope or resource of \
+             this route, after any `FlagGate`",
+        )
     }
 }
 

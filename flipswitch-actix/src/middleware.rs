@@ -3,16 +3,24 @@
 use std::{
     any::type_name,
     fmt,
-    future::{Ready, ready},
+    future::{Future, Ready, ready},
+    pin::Pin,
+    rc::Rc,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use actix_web::{
     Error, HttpMessage,
     dev::{Extensions, Service, ServiceRequest, ServiceResponse, Transform},
+    http::header::{HeaderValue, SET_COOKIE},
 };
-use flipswitch::{FlipswitchProvider, IntoContext, RequestScope, open_feature::EvaluationContext};
+use flipswitch::{
+    FlipswitchProvider, IntoContext, RequestScope,
+    open_feature::EvaluationContext,
+    web::{Anonymous, Misuse},
+};
+use pin_project_lite::pin_project;
 
 /// Gives every request its flags: a [`RequestScope`] with the context of the request's user in its extensions.
 ///
@@ -27,7 +35,9 @@ use flipswitch::{FlipswitchProvider, IntoContext, RequestScope, open_feature::Ev
 /// # Order of middleware
 ///
 /// A middleware that finds the user (authentication, sessions) must run before this one, and actix runs the middleware
-/// that was registered *last* first: register the authentication after, that is below, this one.
+/// that was registered *last* first: register the authentication after, that is below, this one. Where a user turns up too
+/// late, a warning says so, once. Of two of these middlewares around one handler the inner one decides, which is warned of
+/// as well.
 ///
 /// ```
 /// use actix_web::{App, HttpServer, web};
@@ -64,10 +74,28 @@ use flipswitch::{FlipswitchProvider, IntoContext, RequestScope, open_feature::Ev
 pub struct Flipswitch {
     provider: FlipswitchProvider,
     with_context: Option<Arc<ContextFn>>,
-    with_user: Option<Arc<UserFn>>,
-    /// Name of the user's type, for `Debug`.
-    user: Option<&'static str>,
+    with_user: Option<User>,
+    anonymous: Anonymous,
+    prefetch: bool,
 }
+
+/// How the user is found in the extensions.
+#[derive(Clone)]
+struct User {
+    context: Arc<UserFn>,
+    kind: UserType,
+}
+
+/// The type that a user has in the extensions.
+#[derive(Clone, Copy)]
+struct UserType {
+    name: &'static str,
+    is_in: fn(&Extensions) -> bool,
+}
+
+/// In the extensions of a request that has no user yet.
+#[derive(Clone, Copy)]
+struct Awaited(UserType);
 
 type ContextFn = dyn Fn(&ServiceRequest) -> Option<EvaluationContext> + Send + Sync;
 type UserFn = dyn Fn(&Extensions) -> Option<EvaluationContext> + Send + Sync;
@@ -76,14 +104,15 @@ impl Flipswitch {
     /// Makes a middleware that evaluates every request anonymously: one context without targeting key, shared by all.
     #[must_use]
     pub fn new(provider: FlipswitchProvider) -> Self {
-        Self { provider, with_context: None, with_user: None, user: None }
+        Self { provider, with_context: None, with_user: None, anonymous: Anonymous::None, prefetch: false }
     }
 
     /// Takes the context from the request: headers, cookies, extensions. Default: none.
     ///
     /// The function returns an [`EvaluationContext`] or an `Option` of one; `None` falls through to
-    /// [`with_user`](Self::with_user) and then to the anonymous context. What a client sends can be forged: use headers
-    /// only if something before the application sets them.
+    /// [`with_user`](Self::with_user) and then to [`with_anonymous`](Self::with_anonymous). What a client sends can be
+    /// forged: use headers only if something before the application sets them. A function that panics found nothing, which
+    /// is warned of once.
     #[must_use]
     pub fn with_context<C: IntoContext>(
         mut self,
@@ -96,23 +125,68 @@ impl Flipswitch {
     /// Takes the context from the user that another middleware put into the request's extensions, if it did. Default:
     /// none.
     ///
-    /// Together with [`with_context`](Self::with_context) both are merged, and the user's fields win.
+    /// Together with [`with_context`](Self::with_context) both are merged, and the user's fields win. The function may find
+    /// that there is nobody (`None`), as where the extension is a session. One that panics found nobody, which is warned
+    /// of once.
     #[must_use]
     pub fn with_user<U, C>(mut self, context: impl Fn(&U) -> C + Send + Sync + 'static) -> Self
     where
         U: 'static,
         C: IntoContext,
     {
-        self.with_user = Some(Arc::new(move |extensions| context(extensions.get::<U>()?).into_context()));
-        self.user = Some(type_name::<U>());
+        self.with_user = Some(User {
+            context: Arc::new(move |extensions| context(extensions.get::<U>()?).into_context()),
+            kind: UserType { name: type_name::<U>(), is_in: |extensions| extensions.contains::<U>() },
+        });
         self
     }
 
-    fn scope(&self, request: &ServiceRequest) -> RequestScope {
-        let user = self.with_user.as_ref().and_then(|user| user(&request.extensions()));
-        let of_request = self.with_context.as_ref().and_then(|context| context(request));
-        RequestScope::for_user(self.provider.clone(), user, of_request)
+    /// Says who a visitor is when no user is found. Default: [`Anonymous::None`], nobody in particular.
+    #[must_use]
+    pub fn with_anonymous(mut self, anonymous: Anonymous) -> Self {
+        self.anonymous = anonymous;
+        self
     }
+
+    /// Evaluates the flags of every request before it is routed, for guards, which cannot wait ([`flag_on`](crate::flag_on)).
+    /// Default: `false`.
+    ///
+    /// Requests of known users do not notice; others wait for the flag service, also where no flag is read. So put it
+    /// around what is guarded, and not around static files.
+    #[must_use]
+    pub fn prefetch(mut self, prefetch: bool) -> Self {
+        self.prefetch = prefetch;
+        self
+    }
+
+    /// Opens the scope of a request, and puts it into the request's extensions.
+    fn open(&self, request: &ServiceRequest) -> RequestScope {
+        let scope = RequestScope::for_request(
+            &self.provider,
+            || self.with_user.as_ref().and_then(|user| (user.context)(&request.extensions())),
+            || self.with_context.as_ref().and_then(|context| context(request)),
+            &self.anonymous,
+            |name| request.headers().get_all(name).map(HeaderValue::as_bytes),
+        );
+        let mut extensions = request.extensions_mut();
+        if extensions.insert(scope.clone()).is_some() {
+            Misuse::TwoLayers.warn(&self.provider);
+            extensions.remove::<Awaited>();
+        }
+        if let Some(User { kind, .. }) = self.with_user.as_ref().filter(|user| !(user.kind.is_in)(&extensions)) {
+            extensions.insert(Awaited(*kind));
+        }
+        scope
+    }
+}
+
+/// Returns the scope of a request whose flags are about to be read. That is when a user shows who came too late.
+pub(crate) fn scope(extensions: &Extensions) -> Option<RequestScope> {
+    let scope = extensions.get::<RequestScope>()?;
+    if let Some(Awaited(user)) = extensions.get().filter(|Awaited(user)| (user.is_in)(extensions)) {
+        Misuse::UserFoundLater { user: user.name }.warn(scope.provider());
+    }
+    Some(scope.clone())
 }
 
 impl fmt::Debug for Flipswitch {
@@ -120,7 +194,9 @@ impl fmt::Debug for Flipswitch {
         f.debug_struct("Flipswitch")
             .field("provider", &self.provider)
             .field("with_context", &self.with_context.is_some())
-            .field("with_user", &self.user)
+            .field("with_user", &self.with_user.as_ref().map(|user| user.kind.name))
+            .field("anonymous", &self.anonymous)
+            .field("prefetch", &self.prefetch)
             .finish()
     }
 }
@@ -136,14 +212,14 @@ where
     type Future = Ready<Result<Self::Transform, ()>>;
 
     fn new_transform(&self, inner: S) -> Self::Future {
-        ready(Ok(FlipswitchService { inner, middleware: self.clone() }))
+        ready(Ok(FlipswitchService { inner: Rc::new(inner), middleware: self.clone() }))
     }
 }
 
 /// The service of a [`Flipswitch`] middleware: the inner one, whose requests carry a [`RequestScope`].
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct FlipswitchService<S> {
-    inner: S,
+    inner: Rc<S>,
     middleware: Flipswitch,
 }
 
@@ -153,15 +229,76 @@ where
 {
     type Response = ServiceResponse<B>;
     type Error = Error;
-    type Future = S::Future;
+    type Future = ResponseFuture<S>;
 
     fn poll_ready(&self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&self, request: ServiceRequest) -> S::Future {
-        let scope = self.middleware.scope(&request);
-        request.extensions_mut().insert(scope);
-        self.inner.call(request)
+    fn call(&self, request: ServiceRequest) -> Self::Future {
+        let scope = self.middleware.open(&request);
+        let state = if self.middleware.prefetch {
+            let scope = scope.clone();
+            let fetched = Box::pin(async move { scope.prefetch().await });
+            State::Fetching { fetched, on: Some((Rc::clone(&self.inner), request)) }
+        } else {
+            State::Answering { response: self.inner.call(request) }
+        };
+        ResponseFuture { state, scope }
+    }
+}
+
+pin_project! {
+    /// Future of a [`FlipswitchService`]: the inner service's, and the cookie of a new visitor.
+    pub struct ResponseFuture<S: Service<ServiceRequest>> {
+        #[pin]
+        state: State<S>,
+        scope: RequestScope,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<S: Service<ServiceRequest>> {
+        Fetching { fetched: Pin<Box<dyn Future<Output = ()>>>, on: Option<(Rc<S>, ServiceRequest)> },
+        Answering { #[pin] response: S::Future },
+    }
+}
+
+impl<S, B> Future for ResponseFuture<S>
+where
+    S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
+{
+    type Output = Result<ServiceResponse<B>, Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        loop {
+            let next = match this.state.as_mut().project() {
+                StateProjection::Answering { response } => {
+                    let mut response = ready!(response.poll(cx));
+                    if let Ok(response) = &mut response {
+                        let cookie = this.scope.new_cookie().and_then(|cookie| HeaderValue::try_from(cookie).ok());
+                        if let Some(cookie) = cookie {
+                            response.headers_mut().append(SET_COOKIE, cookie);
+                        }
+                    }
+                    return Poll::Ready(response);
+                }
+                StateProjection::Fetching { fetched, on } => {
+                    ready!(fetched.as_mut().poll(cx));
+                    // Taken once, here, where the state is left.
+                    let Some((inner, request)) = on.take() else { return Poll::Pending };
+                    State::Answering { response: inner.call(request) }
+                }
+            };
+            this.state.set(next);
+        }
+    }
+}
+
+impl<S: Service<ServiceRequest>> fmt::Debug for ResponseFuture<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResponseFuture").field("scope", &self.scope).finish_non_exhaustive()
     }
 }

@@ -7,7 +7,9 @@ use axum_core::{
     response::{IntoResponse, Response},
 };
 use flipswitch::{FlagDef, RequestScope};
-use http::{StatusCode, request::Parts};
+use http::{Extensions, Request, StatusCode, request::Parts};
+
+use crate::layer;
 
 /// The flags of the request. As an extractor it evaluates at first use; all extractors of a request share one answer.
 ///
@@ -35,7 +37,7 @@ impl Deref for Flags {
 
 impl Flags {
     async fn of(parts: &Parts) -> Option<Self> {
-        let scope = parts.extensions.get::<RequestScope>()?;
+        let scope = parts.scope()?;
         Some(Self(scope.flags().await.clone()))
     }
 }
@@ -81,15 +83,52 @@ impl<F: FlagDef, S: Send + Sync> FromRequestParts<S> for Flag<F> {
     type Rejection = MissingLayer;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, MissingLayer> {
-        let scope = parts.extensions.get::<RequestScope>().ok_or(MissingLayer(()))?;
+        let scope = parts.scope().ok_or(MissingLayer(()))?;
         Ok(Self(scope.flags().await.object(F::KEY, F::default_value())))
     }
 }
 
-/// Rejection of a handler that asks for flags where no [`FlipswitchLayer`](crate::FlipswitchLayer) runs before it: a
-/// mistake in the application, answered with 500.
+/// The request's scope where there are no extractors: in middleware, under tonic or bare hyper.
+///
+/// ```
+/// use flipswitch_axum::FlagsExt;
+///
+/// async fn greeting<B>(request: http::Request<B>) -> &'static str {
+///     match request.scope() {
+///         Some(scope) if scope.flags().await.bool("new-greeting", false) => "Good day",
+///         _ => "Hello",
+///     }
+/// }
+/// # let _ = greeting::<()>;
+/// ```
+pub trait FlagsExt {
+    /// Returns the scope of the request: its provider, context and flags. `None` where no
+    /// [`FlipswitchLayer`](crate::FlipswitchLayer) ran before.
+    fn scope(&self) -> Option<&RequestScope>;
+}
+
+impl FlagsExt for Extensions {
+    fn scope(&self) -> Option<&RequestScope> {
+        layer::scope(self)
+    }
+}
+
+impl FlagsExt for Parts {
+    fn scope(&self) -> Option<&RequestScope> {
+        self.extensions.scope()
+    }
+}
+
+impl<B> FlagsExt for Request<B> {
+    fn scope(&self) -> Option<&RequestScope> {
+        self.extensions().scope()
+    }
+}
+
+/// Rejection of a handler or gate that asks for flags where no [`FlipswitchLayer`](crate::FlipswitchLayer) runs before it:
+/// a mistake in the application, answered with 500.
 #[derive(Clone, Copy, Debug)]
-pub struct MissingLayer(());
+pub struct MissingLayer(pub(crate) ());
 
 impl MissingLayer {
     /// Returns the status of the response, 500.
@@ -109,7 +148,7 @@ impl fmt::Display for MissingLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
             "No flags in this request: add `.layer(FlipswitchLayer::new(provider))` to the router of this route, after \
-             `.route(..)`",
+             `.route(..)` and after any `FlagGate`",
         )
     }
 }

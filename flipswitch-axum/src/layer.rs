@@ -3,12 +3,19 @@
 use std::{
     any::type_name,
     fmt,
+    future::Future,
+    pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
-use flipswitch::{FlipswitchProvider, IntoContext, RequestScope, open_feature::EvaluationContext};
-use http::{Extensions, Request, request::Parts};
+use flipswitch::{
+    FlipswitchProvider, IntoContext, RequestScope,
+    open_feature::EvaluationContext,
+    web::{Anonymous, Misuse},
+};
+use http::{Extensions, HeaderValue, Request, Response, header::SET_COOKIE, request::Parts};
+use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -16,12 +23,14 @@ use tower_service::Service;
 ///
 /// Nothing is asked of the flag service until a handler reads a flag, so the layer can stand before all routes. It works
 /// on a [`Router`](https://docs.rs/axum/0.8/axum/struct.Router.html), nested or not, on a method router, and on any
-/// tower service of HTTP requests.
+/// tower service of HTTP requests; [`FlagsExt`](crate::FlagsExt) is for handlers that have no extractors.
 ///
 /// # Order of layers
 ///
 /// A layer that finds the user (authentication, sessions) must run before this one, and axum runs the layer that was
-/// added *last* first: add the authentication after, that is below, this layer.
+/// added *last* first: add the authentication after, that is below, this layer. With a `tower::ServiceBuilder` it is the
+/// other way round. Where a user turns up too late, a warning says so, once. Of two of these layers around one handler the
+/// inner one decides, which is warned of as well.
 ///
 /// ```
 /// use axum::{Extension, Router, routing::get};
@@ -61,10 +70,27 @@ use tower_service::Service;
 pub struct FlipswitchLayer {
     provider: FlipswitchProvider,
     with_context: Option<Arc<ContextFn>>,
-    with_user: Option<Arc<UserFn>>,
-    /// Name of the user's type, for `Debug`.
-    user: Option<&'static str>,
+    with_user: Option<User>,
+    anonymous: Anonymous,
 }
+
+/// How the user is found in the extensions.
+#[derive(Clone)]
+struct User {
+    context: Arc<UserFn>,
+    kind: UserType,
+}
+
+/// The type that a user has in the extensions.
+#[derive(Clone, Copy)]
+struct UserType {
+    name: &'static str,
+    is_in: fn(&Extensions) -> bool,
+}
+
+/// In the extensions of a request that has no user yet.
+#[derive(Clone, Copy)]
+struct Awaited(UserType);
 
 type ContextFn = dyn Fn(&Parts) -> Option<EvaluationContext> + Send + Sync;
 type UserFn = dyn Fn(&Extensions) -> Option<EvaluationContext> + Send + Sync;
@@ -73,14 +99,15 @@ impl FlipswitchLayer {
     /// Makes a layer that evaluates every request anonymously: one context without targeting key, shared by all.
     #[must_use]
     pub fn new(provider: FlipswitchProvider) -> Self {
-        Self { provider, with_context: None, with_user: None, user: None }
+        Self { provider, with_context: None, with_user: None, anonymous: Anonymous::None }
     }
 
     /// Takes the context from the request's head: headers, cookies, extensions. Default: none.
     ///
     /// The function returns an [`EvaluationContext`] or an `Option` of one; `None` falls through to
-    /// [`with_user`](Self::with_user) and then to the anonymous context. What a client sends can be forged: use headers
-    /// only if something before the application sets them.
+    /// [`with_user`](Self::with_user) and then to [`with_anonymous`](Self::with_anonymous). What a client sends can be
+    /// forged: use headers only if something before the application sets them. A function that panics found nothing, which
+    /// is warned of once.
     #[must_use]
     pub fn with_context<C: IntoContext>(mut self, context: impl Fn(&Parts) -> C + Send + Sync + 'static) -> Self {
         self.with_context = Some(Arc::new(move |parts| context(parts).into_context()));
@@ -89,23 +116,57 @@ impl FlipswitchLayer {
 
     /// Takes the context from the user that another layer put into the extensions, if it did. Default: none.
     ///
-    /// Together with [`with_context`](Self::with_context) both are merged, and the user's fields win.
+    /// Together with [`with_context`](Self::with_context) both are merged, and the user's fields win. The function may find
+    /// that there is nobody (`None`), as where the extension is a session. One that panics found nobody, which is warned
+    /// of once.
     #[must_use]
     pub fn with_user<U, C>(mut self, context: impl Fn(&U) -> C + Send + Sync + 'static) -> Self
     where
         U: Send + Sync + 'static,
         C: IntoContext,
     {
-        self.with_user = Some(Arc::new(move |extensions| context(extensions.get::<U>()?).into_context()));
-        self.user = Some(type_name::<U>());
+        self.with_user = Some(User {
+            context: Arc::new(move |extensions| context(extensions.get::<U>()?).into_context()),
+            kind: UserType { name: type_name::<U>(), is_in: |extensions| extensions.get::<U>().is_some() },
+        });
         self
     }
 
-    fn scope(&self, parts: &Parts) -> RequestScope {
-        let user = self.with_user.as_ref().and_then(|user| user(&parts.extensions));
-        let request = self.with_context.as_ref().and_then(|context| context(parts));
-        RequestScope::for_user(self.provider.clone(), user, request)
+    /// Says who a visitor is when no user is found. Default: [`Anonymous::None`], nobody in particular.
+    #[must_use]
+    pub fn with_anonymous(mut self, anonymous: Anonymous) -> Self {
+        self.anonymous = anonymous;
+        self
     }
+
+    /// Opens the scope of a request, and puts it into the request's extensions.
+    fn open(&self, parts: &mut Parts) -> RequestScope {
+        let scope = RequestScope::for_request(
+            &self.provider,
+            || self.with_user.as_ref().and_then(|user| (user.context)(&parts.extensions)),
+            || self.with_context.as_ref().and_then(|context| context(parts)),
+            &self.anonymous,
+            |name| parts.headers.get_all(name).iter().map(HeaderValue::as_bytes),
+        );
+        let extensions = &mut parts.extensions;
+        if extensions.insert(scope.clone()).is_some() {
+            Misuse::TwoLayers.warn(&self.provider);
+            extensions.remove::<Awaited>();
+        }
+        if let Some(User { kind, .. }) = self.with_user.as_ref().filter(|user| !(user.kind.is_in)(extensions)) {
+            extensions.insert(Awaited(*kind));
+        }
+        scope
+    }
+}
+
+/// Returns the scope of a request whose flags are about to be read. That is when a user shows who came too late.
+pub(crate) fn scope(extensions: &Extensions) -> Option<&RequestScope> {
+    let scope = extensions.get::<RequestScope>()?;
+    if let Some(Awaited(user)) = extensions.get().filter(|Awaited(user)| (user.is_in)(extensions)) {
+        Misuse::UserFoundLater { user: user.name }.warn(scope.provider());
+    }
+    Some(scope)
 }
 
 impl<S> Layer<S> for FlipswitchLayer {
@@ -121,7 +182,8 @@ impl fmt::Debug for FlipswitchLayer {
         f.debug_struct("FlipswitchLayer")
             .field("provider", &self.provider)
             .field("with_context", &self.with_context.is_some())
-            .field("with_user", &self.user)
+            .field("with_user", &self.with_user.as_ref().map(|user| user.kind.name))
+            .field("anonymous", &self.anonymous)
             .finish()
     }
 }
@@ -133,21 +195,50 @@ pub struct FlipswitchService<S> {
     layer: FlipswitchLayer,
 }
 
-impl<S, B> Service<Request<B>> for FlipswitchService<S>
+impl<S, B, R> Service<Request<B>> for FlipswitchService<S>
 where
-    S: Service<Request<B>>,
+    S: Service<Request<B>, Response = Response<R>>,
 {
-    type Response = S::Response;
+    type Response = Response<R>;
     type Error = S::Error;
-    type Future = S::Future;
+    type Future = ResponseFuture<S::Future>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<B>) -> S::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        parts.extensions.insert(self.layer.scope(&parts));
-        self.inner.call(Request::from_parts(parts, body))
+        let scope = self.layer.open(&mut parts);
+        ResponseFuture { response: self.inner.call(Request::from_parts(parts, body)), scope }
+    }
+}
+
+pin_project! {
+    /// Future of a [`FlipswitchService`]: the inner service's, and the cookie of a new visitor.
+    #[derive(Debug)]
+    pub struct ResponseFuture<F> {
+        #[pin]
+        response: F,
+        scope: RequestScope,
+    }
+}
+
+impl<F, R, E> Future for ResponseFuture<F>
+where
+    F: Future<Output = Result<Response<R>, E>>,
+{
+    type Output = Result<Response<R>, E>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        let mut response = ready!(this.response.poll(cx));
+        if let Ok(response) = &mut response {
+            let cookie = this.scope.new_cookie().and_then(|cookie| HeaderValue::try_from(cookie).ok());
+            if let Some(cookie) = cookie {
+                response.headers_mut().append(SET_COOKIE, cookie);
+            }
+        }
+        Poll::Ready(response)
     }
 }

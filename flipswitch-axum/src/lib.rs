@@ -1,11 +1,18 @@
 #![doc = include_str!("../README.md")]
 
 mod extract;
+mod gate;
+mod health;
 mod layer;
 
-pub use flipswitch::{self, IntoContext, Lifespan, RequestScope};
+pub use flipswitch::{
+    self, IntoContext, Lifespan, RequestScope,
+    web::{Anonymous, FlagKey, GateFlag},
+};
 
 pub use crate::{
-    extract::{Flag, Flags, MissingLayer},
-    layer::{FlipswitchLayer, FlipswitchService},
+    extract::{Flag, Flags, FlagsExt, MissingLayer},
+    gate::{FlagGate, GateFuture, GateService},
+    health::{HealthService, health},
+    layer::{FlipswitchLayer, FlipswitchService, ResponseFuture},
 };

@@ -6,7 +6,7 @@ use open_feature::provider::ProviderStatus;
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use crate::{Error, error::Chain, events::ProviderEvent};
+use crate::{Error, FlipswitchProvider, error::Chain, events::ProviderEvent};
 
 /// How a provider is. Made for health checks: it serialises to JSON, dates as RFC 3339.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -67,6 +67,36 @@ impl Health {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.state != HealthState::ShutDown
+    }
+}
+
+/// A provider's health as a probe over HTTP asks for it, in the query: `ready`, or `live`, or nothing, which is the same
+/// as `live`.
+#[derive(Clone, Debug)]
+pub struct HealthProbe {
+    health: Health,
+    ready: bool,
+}
+
+impl HealthProbe {
+    /// Takes the health of a provider, for a request with this query.
+    #[must_use]
+    pub fn new(provider: &FlipswitchProvider, query: Option<&str>) -> Self {
+        let mut names = query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split('=').next());
+        Self { health: provider.health(), ready: names.any(|name| name == "ready") }
+    }
+
+    /// Returns whether the answer is good: 200, and else 503.
+    #[must_use]
+    pub fn is_passed(&self) -> bool {
+        self.health.is_live() && (self.health.is_ready() || !self.ready)
+    }
+
+    /// Returns the body of the answer.
+    #[must_use]
+    pub fn json(&self) -> String {
+        // A plain structure of strings and booleans, which JSON can hold; nothing is worth a panic in a probe.
+        serde_json::to_string(&self.health).unwrap_or_default()
     }
 }
 

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod anonymous;
 mod answer;
 mod backoff;
 mod buffer;
@@ -12,10 +13,12 @@ mod evaluation;
 mod events;
 mod flags;
 mod flights;
+mod gate;
 mod health;
 mod hub;
 mod intern;
 mod lifespan;
+mod misuse;
 #[cfg(test)]
 mod model;
 mod ofrep;
@@ -33,6 +36,7 @@ mod stats;
 mod stream;
 mod transport;
 mod typed;
+pub mod web;
 
 pub use open_feature;
 pub use reqwest;

@@ -29,6 +29,7 @@ use crate::{
     events::{ConnectionStatus, FlagChangeEvent, ProviderEvent, ProviderEvents},
     health::{Health, HealthState},
     hub::{Hub, Subscription},
+    misuse::Told,
     resolution,
     runtime::{Home, until},
     service::{Service, Startup},
@@ -52,6 +53,7 @@ struct Handle {
     home: Arc<Home>,
     hub: Arc<Hub>,
     started: AtomicBool,
+    told: Told,
     made: OffsetDateTime,
     metadata: ProviderMetadata,
 }
@@ -120,6 +122,7 @@ impl FlipswitchProvider {
                 home,
                 hub,
                 started: AtomicBool::new(false),
+                told: Told::default(),
                 made: OffsetDateTime::now_utc(),
                 metadata,
             }),
@@ -193,6 +196,19 @@ impl FlipswitchProvider {
                 Box::pin(service.flags(context, tick)).await
             }
         }
+    }
+
+    /// Returns the flags for a context if nobody has to be asked for them, or can be.
+    pub(crate) fn flags_now(&self, context: &EvaluationContext) -> Option<Flags> {
+        match self.known(context) {
+            Ok(flags) => Some(flags),
+            Err((context, tick, service)) => service.at_once(&context, tick),
+        }
+    }
+
+    /// Which mistakes of the application were told.
+    pub(crate) fn told(&self) -> &Told {
+        &self.handle.told
     }
 
     /// Returns what memory has for a context, or the service that is to be asked. Apart, since the context is written on

@@ -288,18 +288,19 @@ impl Service {
         Some(Flags::fresh(snapshot))
     }
 
+    /// Answers what [`known`](Self::known) does not know, where the service is not to be asked at present.
+    pub(crate) fn at_once(self: &Arc<Self>, context: &CanonicalContext, tick: Tick) -> Option<Flags> {
+        let flags = self.without_asking(context, tick, Instant::now())?;
+        self.counters.misses.count();
+        Some(flags)
+    }
+
     /// Answers with the help of the service; for what [`known`](Self::known) does not know.
     pub(crate) async fn flags(self: &Arc<Self>, context: CanonicalContext, tick: Tick) -> Flags {
         self.counters.misses.count();
-        if self.home.is_stopped() {
-            return self.without(&context, Some(Arc::new(Error::ShutDown)));
-        }
         let now = Instant::now();
-        if let Some(error) = self.refused(&context, tick, now) {
-            return self.without(&context, Some(error));
-        }
-        if let Some(error) = self.paused() {
-            return self.without(&context, Some(error));
+        if let Some(flags) = self.without_asking(&context, tick, now) {
+            return flags;
         }
         let base = || self.cache.get(context.as_bytes());
         let joined =
@@ -337,6 +338,16 @@ impl Service {
             },
             flights::Heard::Gone => self.without(&context, Some(Arc::new(Error::ShutDown))),
         }
+    }
+
+    /// The answer where the service is not asked: after the end, after a refusal, and after a failure.
+    fn without_asking(self: &Arc<Self>, context: &CanonicalContext, tick: Tick, now: Instant) -> Option<Flags> {
+        let error = if self.home.is_stopped() {
+            Arc::new(Error::ShutDown)
+        } else {
+            self.refused(context, tick, now).or_else(|| self.paused())?
+        };
+        Some(self.without(context, Some(error)))
     }
 
     /// The error of a context that the service refused a moment ago, unless something changed since.

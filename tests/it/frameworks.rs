@@ -307,19 +307,16 @@ async fn two_users_in_parallel_are_never_mixed_in_actix() {
 
 #[tokio::test]
 async fn the_layer_serves_any_tower_service() {
-    use flipswitch_axum::{FlipswitchLayer, RequestScope};
+    use flipswitch_axum::{FlagsExt, FlipswitchLayer};
     use tower::Layer;
 
     let provider = FlipswitchProvider::in_memory(json!({"on": true}));
     let inner = service_fn(async |request: http::Request<&'static str>| {
-        let scope = request.extensions().get::<RequestScope>().expect("the layer's scope").clone();
-        Ok::<_, std::convert::Infallible>((
-            *request.body(),
-            scope.context().clone(),
-            scope.flags().await.bool("on", false),
-        ))
+        let scope = request.scope().expect("the layer's scope");
+        let seen = (*request.body(), scope.context().clone(), scope.flags().await.bool("on", false));
+        Ok::<_, std::convert::Infallible>(http::Response::new(seen))
     });
     let service = FlipswitchLayer::new(provider).with_context(|_| user("u")).layer(inner);
     let outcome = service.oneshot(http::Request::new("any body")).await.unwrap();
-    assert_eq!(outcome, ("any body", user("u"), true));
+    assert_eq!(*outcome.body(), ("any body", user("u"), true));
 }

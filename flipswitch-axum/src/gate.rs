@@ -1,0 +1,222 @@
+//! The gate: routes that exist for some users only.
+
+use std::{
+    borrow::Cow,
+    fmt,
+    future::Future,
+    mem,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use axum_core::response::{IntoResponse, Response};
+use flipswitch::web::{FlagKey, GateFlag, GateRule};
+use http::{Request, StatusCode};
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::{FlagsExt, MissingLayer};
+
+/// Lets requests through if a flag says so, and else answers 404 with an empty body, as if there were nothing.
+///
+/// A gate reads the flags that handlers read, so that both agree; it needs a [`FlipswitchLayer`](crate::FlipswitchLayer)
+/// that runs before it, that is one added after it, and answers 500 without ([`MissingLayer`]).
+///
+/// ```
+/// use axum::{Router, http::StatusCode, routing::get};
+/// use flipswitch_axum::{
+///     FlagGate, FlipswitchLayer,
+///     flipswitch::{FlipswitchProvider, serde_json::json},
+/// };
+///
+/// flipswitch_axum::flipswitch::flags! {
+///     /// The checkout on one page.
+///     NewCheckout: bool = "new-checkout", default false;
+/// }
+///
+/// let beta = Router::new()
+///     .route("/beta", get(async || "Welcome"))
+///     .layer(FlagGate::requires("beta").or(FlagGate::requires("staff")).otherwise(StatusCode::FORBIDDEN));
+/// let checkout = get(async || "new").layer(FlagGate::requires(NewCheckout));
+///
+/// # let provider = FlipswitchProvider::in_memory(json!({}));
+/// let app: Router = Router::new()
+///     .route("/checkout", checkout)
+///     .merge(beta)
+///     .layer(FlipswitchLayer::new(provider));
+/// ```
+///
+/// # When the flag is not known
+///
+/// A flag that is not known, has another type or no value counts as its default, which is `false` for one that is named by
+/// its key: then [`requires`](Self::requires) is closed and [`requires_not`](Self::requires_not) is open. A variant that is
+/// not known is no variant.
+///
+/// # Where to add it
+///
+/// `layer` of a router, a method router or a handler hides all that it is added to, other methods included.
+/// `route_layer` of a method router lets requests of other methods pass, which answer 405 and so tell that the route exists.
+/// `route_layer` of a router, other than its `layer`, leaves the router's fallback alone.
+///
+/// Under gRPC a 404 is what clients know as `UNIMPLEMENTED`.
+#[derive(Clone)]
+#[must_use = "a gate does nothing until it is added to a router with `.layer(..)`"]
+pub struct FlagGate {
+    rule: GateRule,
+    otherwise: Option<Arc<Answer>>,
+}
+
+type Answer = dyn Fn() -> Response + Send + Sync;
+
+impl FlagGate {
+    /// Opens where the flag is on: one named by its key, whose default is `false`, or a boolean one declared with
+    /// [`flags!`](flipswitch::flags).
+    pub fn requires(flag: impl GateFlag) -> Self {
+        Self { rule: GateRule::requires(flag), otherwise: None }
+    }
+
+    /// Opens where the flag is off.
+    pub fn requires_not(flag: impl GateFlag) -> Self {
+        Self { rule: GateRule::requires_not(flag), otherwise: None }
+    }
+
+    /// Opens where the service evaluated the flag to this variant.
+    pub fn variant(flag: impl FlagKey, variant: impl Into<Cow<'static, str>>) -> Self {
+        Self { rule: GateRule::variant(flag, variant), otherwise: None }
+    }
+
+    /// Opens where both gates are open. A chain is read from left to right: `a.or(b).and(c)` is "(a or b) and c".
+    pub fn and(self, other: Self) -> Self {
+        Self { rule: self.rule.and(other.rule), otherwise: self.otherwise.or(other.otherwise) }
+    }
+
+    /// Opens where one of both gates is open.
+    pub fn or(self, other: Self) -> Self {
+        Self { rule: self.rule.or(other.rule), otherwise: self.otherwise.or(other.otherwise) }
+    }
+
+    /// Says what a closed gate answers: a status, or any response. Default: 404 with an empty body. Of two gates that were
+    /// joined, the first one's is taken if it has one.
+    pub fn otherwise(mut self, response: impl IntoResponse + Clone + Send + Sync + 'static) -> Self {
+        self.otherwise = Some(Arc::new(move || response.clone().into_response()));
+        self
+    }
+
+    fn closed(&self) -> Response {
+        self.otherwise.as_ref().map_or_else(|| StatusCode::NOT_FOUND.into_response(), |otherwise| otherwise())
+    }
+}
+
+impl<S> Layer<S> for FlagGate {
+    type Service = GateService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        GateService { inner, gate: self.clone() }
+    }
+}
+
+impl fmt::Debug for FlagGate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FlagGate").field("rule", &self.rule).finish_non_exhaustive()
+    }
+}
+
+/// The service of a [`FlagGate`]: the inner one, for those who may.
+#[derive(Clone, Debug)]
+pub struct GateService<S> {
+    inner: S,
+    gate: FlagGate,
+}
+
+impl<S, B> Service<Request<B>> for GateService<S>
+where
+    S: Service<Request<B>> + Clone,
+    S::Response: IntoResponse,
+{
+    type Response = Response;
+    type Error = S::Error;
+    type Future = GateFuture<S, B>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let Some(scope) = request.scope() else { return GateFuture::answer(MissingLayer(()).into_response()) };
+        if let Some(flags) = scope.flags_now() {
+            return if self.gate.rule.is_open(flags) {
+                GateFuture { state: State::Open { response: self.inner.call(request) } }
+            } else {
+                GateFuture::answer(self.gate.closed())
+            };
+        }
+        let (scope, gate) = (scope.clone(), self.gate.clone());
+        let evaluated =
+            Box::pin(async move { if gate.rule.is_open(scope.flags().await) { Ok(()) } else { Err(gate.closed()) } });
+        // The one that is ready goes along; what stays will be asked for its readiness again.
+        let inner = self.inner.clone();
+        let inner = mem::replace(&mut self.inner, inner);
+        GateFuture { state: State::Asking { evaluated, on: Some((inner, request)) } }
+    }
+}
+
+pin_project! {
+    /// Future of a [`GateService`].
+    pub struct GateFuture<S: Service<Request<B>>, B> {
+        #[pin]
+        state: State<S, B>,
+    }
+}
+
+pin_project! {
+    #[project = StateProjection]
+    enum State<S: Service<Request<B>>, B> {
+        Asking { evaluated: Evaluated, on: Option<(S, Request<B>)> },
+        Open { #[pin] response: S::Future },
+        Answered { response: Option<Response> },
+    }
+}
+
+/// Whether the gate is open, or else what it answers.
+type Evaluated = Pin<Box<dyn Future<Output = Result<(), Response>> + Send>>;
+
+impl<S: Service<Request<B>>, B> GateFuture<S, B> {
+    fn answer(response: Response) -> Self {
+        Self { state: State::Answered { response: Some(response) } }
+    }
+}
+
+impl<S, B> Future for GateFuture<S, B>
+where
+    S: Service<Request<B>>,
+    S::Response: IntoResponse,
+{
+    type Output = Result<Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        loop {
+            let next = match state.as_mut().project() {
+                StateProjection::Open { response } => return response.poll(cx).map_ok(IntoResponse::into_response),
+                // Polled again after it was ready, which no executor does: pending, as a fused future would be.
+                StateProjection::Answered { response } => {
+                    return response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)));
+                }
+                StateProjection::Asking { evaluated, on } => match (ready!(evaluated.as_mut().poll(cx)), on.take()) {
+                    (Ok(()), Some((mut inner, request))) => State::Open { response: inner.call(request) },
+                    (Ok(()), None) => State::Answered { response: None },
+                    (Err(response), _) => State::Answered { response: Some(response) },
+                },
+            };
+            state.set(next);
+        }
+    }
+}
+
+impl<S: Service<Request<B>>, B> fmt::Debug for GateFuture<S, B> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GateFuture").finish_non_exhaustive()
+    }
+}
