@@ -1,9 +1,17 @@
-//! The layer's contract with the services around it, driven step by step.
+//! The contract of the layer and of gates with the services around them, driven step by step.
 
-use flipswitch::{FlipswitchProvider, serde_json::json};
-use flipswitch_axum::{FlipswitchLayer, RequestScope};
+use std::sync::Arc;
+
+use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
+use flipswitch_axum::{FlagGate, FlipswitchLayer, RequestScope};
 use http::{Request, Response};
+use tokio::sync::Semaphore;
 use tower_test::mock;
+
+use crate::{
+    scripted::{Reply, Scripted},
+    support::{PATIENCE, in_time, unattended},
+};
 
 fn layer() -> FlipswitchLayer {
     FlipswitchLayer::new(FlipswitchProvider::in_memory(json!({})))
@@ -68,7 +76,7 @@ async fn every_request_has_a_scope_of_its_own() {
         scopes.push(request.extensions().get::<RequestScope>().unwrap().clone());
     }
     scopes[0].flags().await;
-    assert!(scopes[0].flags_now().is_some() && scopes[1].flags_now().is_none());
+    assert!(scopes[0].was_read() && !scopes[1].was_read());
 }
 
 #[tokio::test]
@@ -82,4 +90,63 @@ async fn requests_and_responses_of_any_body_pass_untouched() {
     respond.send_response(Response::builder().status(418).body("teapot").unwrap());
     let response = answer.await.unwrap();
     assert_eq!((response.status().as_u16(), *response.body()), (418, "teapot"));
+}
+
+/// A request with flags, as the layer hands one on.
+fn request(provider: &FlipswitchProvider) -> Request<&'static str> {
+    let mut request = Request::new("ping");
+    request.extensions_mut().insert(RequestScope::new(provider.clone(), EvaluationContext::default()));
+    request
+}
+
+#[tokio::test]
+async fn a_gates_readiness_and_errors_are_the_inner_services() {
+    let provider = FlipswitchProvider::in_memory(json!({"on": true}));
+    let (mut service, mut handle) = mock::spawn_layer::<_, Response<String>, _>(FlagGate::requires("on"));
+    handle.allow(0);
+    tokio_test::assert_pending!(service.poll_ready());
+    handle.allow(1);
+    tokio_test::assert_ready_ok!(service.poll_ready());
+    let answer = service.call(request(&provider));
+    let (request, respond) = handle.next_request().await.unwrap();
+    assert_eq!(*request.body(), "ping");
+    respond.send_error("broken on purpose");
+    assert_eq!(answer.await.unwrap_err().to_string(), "broken on purpose");
+    tokio_test::assert_pending!(service.poll_ready());
+    handle.send_error("not ready on purpose");
+    assert_eq!(tokio_test::assert_ready_err!(service.poll_ready()).to_string(), "not ready on purpose");
+}
+
+#[tokio::test]
+async fn a_closed_gate_does_not_call_the_inner_service() {
+    let provider = FlipswitchProvider::in_memory(json!({"on": false}));
+    let (mut service, mut handle) = mock::spawn_layer::<_, Response<String>, _>(FlagGate::requires("on"));
+    tokio_test::assert_ready_ok!(service.poll_ready());
+    assert_eq!(service.call(request(&provider)).await.unwrap().status(), 404);
+    assert_eq!(service.call(Request::new("without flags")).await.unwrap().status(), 500);
+    drop(service);
+    assert!(handle.next_request().await.is_none());
+}
+
+#[tokio::test]
+async fn a_gate_that_waits_for_flags_calls_the_service_that_was_ready() {
+    let release = Arc::new(Semaphore::new(0));
+    let answer = Reply::json(json!({"flags": [{"key": "on", "value": true}]}));
+    let source = Scripted::answering(Reply::Held(Arc::clone(&release), Box::new(answer))).await;
+    let provider = unattended(source.url(), PATIENCE * 100).build().unwrap();
+    let (mut service, mut handle) = mock::spawn_layer::<_, Response<String>, _>(FlagGate::requires("on"));
+    tokio_test::assert_ready_ok!(service.poll_ready());
+    let mut waiting = tokio_test::task::spawn(service.call(request(&provider)));
+    tokio_test::assert_pending!(waiting.poll());
+    // What stays behind is another service, which was not ready: the mock panics if that is called.
+    release.add_permits(100);
+    let (outcome, ()) = in_time(async {
+        tokio::join!(waiting.into_inner(), async {
+            let (_, respond) = handle.next_request().await.unwrap();
+            respond.send_response(Response::new("pong".to_owned()));
+        })
+    })
+    .await;
+    assert_eq!(outcome.unwrap().status(), 200);
+    provider.shutdown().await;
 }

@@ -1,10 +1,11 @@
 //! What the tests share.
 
-use std::{future::Future, time::Duration};
+use std::{cell::RefCell, future::Future, io, sync::Once, time::Duration};
 
 use flipswitch::{FlipswitchProvider, FlipswitchProviderBuilder, open_feature::EvaluationContext};
 use flipswitch_local::LocalServer;
 use serde_json::{Map, Value, json};
+use tracing_subscriber::filter::LevelFilter;
 
 /// No state that a test waits for takes longer, however busy the machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -73,4 +74,41 @@ pub(crate) async fn eventually(mut reached: impl AsyncFnMut() -> bool) {
         }
     })
     .await;
+}
+
+/// What was logged, as a warning or worse, on the thread that has it.
+pub(crate) struct Log(());
+
+thread_local! {
+    static LOGGED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Log {
+    /// Begins anew.
+    pub(crate) fn of_this_thread() -> Self {
+        static SUBSCRIBED: Once = Once::new();
+        SUBSCRIBED.call_once(|| {
+            let log = tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_ansi(false).without_time();
+            log.with_writer(|| ThreadsLog).init();
+        });
+        LOGGED.take();
+        Self(())
+    }
+
+    pub(crate) fn lines(&self) -> Vec<String> {
+        LOGGED.with_borrow(|logged| str::from_utf8(logged).unwrap().lines().map(str::to_owned).collect())
+    }
+}
+
+/// Writes to the log of the thread that it is used on.
+struct ThreadsLog;
+
+impl io::Write for ThreadsLog {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        LOGGED.with_borrow_mut(|logged| logged.write(bytes))
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

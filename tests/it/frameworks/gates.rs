@@ -1,0 +1,124 @@
+//! Gates: for whom they open, and what they answer else.
+
+use super::{Framework, provider, service};
+use crate::support;
+
+#[tokio::test]
+async fn gates_open_for_whom_their_rule_says() {
+    // path; for alice, for bob
+    let gates = [
+        ("requires", true, false),
+        ("requires-not", false, true),
+        ("typed", true, false),
+        ("typed-not", false, true),
+        // Nobody knows the flag: a key is off, and a declared flag is as declared.
+        ("missing", false, false),
+        ("missing-not", true, true),
+        ("missing-typed", true, true),
+        ("missing-typed-not", false, false),
+        // A flag that is no boolean is off.
+        ("other-type", false, false),
+        ("variant", true, false),
+        ("variant-typed", true, false),
+        ("variant-missing", false, false),
+        ("and", true, false),
+        ("and-other", false, false),
+        ("or", true, true),
+        // Read from left to right.
+        ("chain", false, true),
+        ("chain-other", true, true),
+    ];
+    for framework in Framework::ALL {
+        let service = service().await;
+        let provider = provider(&service);
+        let app = framework.serve(provider.clone()).await;
+        for (path, alice, bob) in gates {
+            for (user, open) in [("alice", alice), ("bob", bob)] {
+                let expected = if open { (200, "open".to_owned()) } else { (404, String::new()) };
+                let answer = app.get(&format!("/gate/{path}"), user, "").await;
+                assert_eq!(answer, expected, "{framework:?} {path} {user}");
+            }
+        }
+        assert_eq!(support::evaluations(&service), 2, "{framework:?}: one for each user");
+        provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn with_the_flag_service_away_gates_are_as_their_flags_defaults() {
+    for framework in Framework::ALL {
+        let provider = support::provider_of_nothing();
+        let app = framework.serve(provider.clone()).await;
+        let gates = [
+            ("requires", 404),
+            ("requires-not", 200),
+            ("typed", 404),
+            ("missing-typed", 200),
+            ("missing-typed-not", 404),
+            ("variant", 404),
+        ];
+        for (path, status) in gates {
+            assert_eq!(app.get(&format!("/gate/{path}"), "alice", "").await.0, status, "{framework:?} {path}");
+        }
+        provider.shutdown().await;
+        for (path, status) in gates {
+            assert_eq!(app.get(&format!("/gate/{path}"), "alice", "").await.0, status, "{framework:?} {path} after");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_closed_gate_answers_as_it_is_told() {
+    for framework in Framework::ALL {
+        let service = service().await;
+        let provider = provider(&service);
+        let app = framework.serve(provider.clone()).await;
+        for (path, status, body) in [
+            ("/gate/requires", 404, ""),
+            ("/gate/otherwise", 403, ""),
+            ("/gate/response", 410, "not for you"),
+            // The answer of the gate that has one.
+            ("/gate/second", 403, ""),
+        ] {
+            assert_eq!(app.get(path, "bob", "").await, (status, body.to_owned()), "{framework:?} {path}");
+            assert_eq!(app.get(path, "alice", "").await, (200, "open".to_owned()), "{framework:?} {path}");
+        }
+        let closed = app.send("/gate/response", &[]).await;
+        assert_eq!(closed.headers()["x-closed"], "yes", "{framework:?}");
+        let closed = app.send("/gate/requires", &[]).await;
+        assert_eq!(closed.headers().get("content-length").unwrap(), "0", "{framework:?}");
+        assert!(closed.headers().get("content-type").is_none(), "{framework:?}: nothing tells that there is something");
+        provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_closed_gate_hides_every_method() {
+    for framework in Framework::ALL {
+        let service = service().await;
+        let provider = provider(&service);
+        let app = framework.serve(provider.clone()).await;
+        for (user, get, post) in [("alice", 200, 405), ("bob", 404, 404)] {
+            assert_eq!(app.get("/gate/requires", user, "").await.0, get, "{framework:?} {user}");
+            let request = app.client.post(format!("{}/gate/requires", app.url)).header("x-user", user);
+            let status = support::in_time(request.send()).await.unwrap().status().as_u16();
+            assert_eq!(status, post, "{framework:?} {user}");
+        }
+        provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_gate_follows_its_flag() {
+    for framework in Framework::ALL {
+        let service = service().await;
+        let provider = support::provider(&service);
+        let app = framework.serve(provider.clone()).await;
+        assert_eq!(app.get("/gated/free", "bob", "").await.0, 404, "{framework:?}");
+        service.set_flag("beta", true);
+        support::eventually(async || app.get("/gated/free", "bob", "").await.0 == 200).await;
+        service.remove_flag("beta");
+        support::eventually(async || app.get("/gated/free", "bob", "").await.0 == 404).await;
+        provider.shutdown().await;
+    }
+}

@@ -1,0 +1,170 @@
+//! The application on actix-web.
+
+use actix_web::{
+    Error, HttpMessage, HttpRequest, HttpResponse,
+    body::MessageBody,
+    dev::{HttpServiceFactory, ServiceRequest, ServiceResponse},
+    http::{StatusCode, header::SET_COOKIE},
+    middleware::{Condition, Next, from_fn},
+    web,
+};
+use flipswitch_actix::{Flag, FlagGate, Flags, FlagsExt, Flipswitch, flag_on};
+use futures_util::{StreamExt, stream};
+
+use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami};
+
+pub(super) fn app(setup: &Setup) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
+    let Setup { provider, anonymous, order, prefetch } = setup.clone();
+    let middleware = Flipswitch::new(provider.clone())
+        .with_user(super::context_of_user)
+        .with_context(|request| {
+            super::context_of_plan(request.headers().get("x-plan").and_then(|plan| plan.to_str().ok()))
+        })
+        .with_anonymous(anonymous)
+        .prefetch(prefetch);
+    let second = Flipswitch::new(provider.clone()).with_context(|_| crate::support::user("inner"));
+    move |config| {
+        let covered = web::scope("")
+            .configure(routes)
+            .service(web::scope("/nested").configure(routes))
+            .service(web::scope("/gate").configure(gates))
+            .service(web::scope("/gated").configure(routes).wrap(FlagGate::requires("beta")))
+            .configure(guards)
+            .wrap(Condition::new(order == Order::Twice, second))
+            .wrap(Condition::new(order == Order::AuthenticationInside, from_fn(authenticate)))
+            .wrap(middleware.clone());
+        let bare = web::scope("/bare")
+            .route("/flag", web::get().to(flag))
+            .route("/optional", web::get().to(optional))
+            .route("/typed", web::get().to(typed))
+            .service(behind("/gate", FlagGate::requires("beta")));
+        let app = web::scope("")
+            .service(bare)
+            .service(web::resource("/single/flag").wrap(middleware).get(flag))
+            .route("/health", web::get().to(flipswitch_actix::health(provider)))
+            .service(covered)
+            .wrap(Condition::new(order != Order::AuthenticationInside, from_fn(authenticate)));
+        config.service(app);
+    }
+}
+
+async fn authenticate(
+    request: ServiceRequest,
+    next: Next<impl MessageBody>,
+) -> Result<ServiceResponse<impl MessageBody>, Error> {
+    let user = request.headers().get("x-user").map(|user| User(user.to_str().unwrap().to_owned()));
+    if let Some(user) = user {
+        request.extensions_mut().insert(user);
+    }
+    next.call(request).await
+}
+
+fn routes(config: &mut web::ServiceConfig) {
+    config
+        .route("/free", web::get().to(async || "free"))
+        .route("/flag", web::get().to(flag))
+        .route("/twice", web::get().to(twice))
+        .route("/typed", web::get().to(typed))
+        .route("/optional", web::get().to(optional))
+        .route("/me", web::get().to(async |flags: Flags| super::subject(&flags)))
+        .route("/together", web::get().to(together))
+        .route(
+            "/cookie",
+            web::get().to(async |_: Flags| HttpResponse::Ok().insert_header((SET_COOKIE, "own=1")).body("cookie")),
+        )
+        .route("/panic", web::get().to(panic))
+        .route("/socket", web::get().to(socket))
+        .route("/echo", web::post().to(echo));
+}
+
+async fn flag(flags: Flags) -> String {
+    super::describe(&flags)
+}
+
+async fn twice(one: Flags, other: Flags) -> String {
+    assert_eq!(one.to_json(), other.to_json());
+    super::describe(&one)
+}
+
+async fn typed(Flag(who): Flag<Whoami>, Flag(origin): Flag<Origin>, flags: Flags, limit: Flag<Limit>) -> String {
+    assert_eq!((&who, limit.0), (&flags.get(Whoami), 7));
+    format!("{who} {origin}")
+}
+
+async fn optional(flags: Option<Flags>) -> String {
+    flags.map_or("none".to_owned(), |flags| super::describe(&flags))
+}
+
+/// Reads in several futures at the same time.
+async fn together(request: HttpRequest) -> String {
+    let scope = request.scope().unwrap();
+    let read = stream::iter(0..10).map(|_| scope.flags()).buffer_unordered(10);
+    let flags: Vec<_> = read.map(super::describe).collect().await;
+    assert!(flags.iter().all(|each| *each == flags[0]));
+    flags[0].clone()
+}
+
+async fn panic(_: Flags) -> &'static str {
+    panic!("a handler panics");
+}
+
+async fn socket(flags: Flags, request: HttpRequest, body: web::Payload) -> Result<HttpResponse, Error> {
+    let (response, mut session, mut messages) = actix_ws::handle(&request, body)?;
+    actix_web::rt::spawn(async move {
+        while let Some(Ok(actix_ws::Message::Text(text))) = messages.recv().await {
+            if session.text(format!("{text} {}", super::describe(&flags))).await.is_err() {
+                return;
+            }
+        }
+    });
+    Ok(response)
+}
+
+/// Answers with the request's body as it comes.
+async fn echo(_: Flags, body: web::Payload) -> HttpResponse {
+    HttpResponse::Ok().streaming(body)
+}
+
+async fn open() -> &'static str {
+    "open"
+}
+
+fn behind(path: &str, gate: FlagGate) -> impl HttpServiceFactory + use<> {
+    web::resource(path).get(open).wrap(gate)
+}
+
+fn gates(config: &mut web::ServiceConfig) {
+    let chain = || FlagGate::requires("beta").or(FlagGate::requires("staff"));
+    let message = || HttpResponse::Gone().insert_header(("x-closed", "yes")).body("not for you");
+    config
+        .service(behind("/requires", FlagGate::requires("beta")))
+        .service(behind("/requires-not", FlagGate::requires_not("beta")))
+        .service(behind("/typed", FlagGate::requires(Beta)))
+        .service(behind("/typed-not", FlagGate::requires_not(Beta)))
+        .service(behind("/missing", FlagGate::requires("missing")))
+        .service(behind("/missing-not", FlagGate::requires_not("missing")))
+        .service(behind("/missing-typed", FlagGate::requires(Missing)))
+        .service(behind("/missing-typed-not", FlagGate::requires_not(Missing)))
+        .service(behind("/other-type", FlagGate::requires("whoami")))
+        .service(behind("/variant", FlagGate::variant("theme", "dark")))
+        .service(behind("/variant-typed", FlagGate::variant(Theme, "dark".to_owned())))
+        .service(behind("/variant-missing", FlagGate::variant("missing", "dark")))
+        .service(behind("/and", FlagGate::requires("beta").and(FlagGate::variant(Theme, "dark"))))
+        .service(behind("/and-other", FlagGate::requires("beta").and(FlagGate::requires("staff"))))
+        .service(behind("/or", chain()))
+        .service(behind("/chain", chain().and(FlagGate::requires("staff"))))
+        .service(behind("/chain-other", FlagGate::requires("staff").and(FlagGate::requires("beta")).or(chain())))
+        .service(behind("/otherwise", FlagGate::requires("beta").otherwise(StatusCode::FORBIDDEN)))
+        .service(behind("/response", FlagGate::requires("beta").otherwise(message)))
+        .service(behind("/second", FlagGate::requires("beta").and(chain().otherwise(StatusCode::FORBIDDEN))))
+        .service(web::resource("/many").get(twice).wrap(FlagGate::requires("beta")).wrap(chain()));
+}
+
+/// The same path for those who have the flag and those who have not.
+fn guards(config: &mut web::ServiceConfig) {
+    config
+        .service(web::resource("/guarded").guard(flag_on("beta")).get(async || "new"))
+        .service(web::resource("/guarded").get(async || "old"))
+        .service(web::resource("/guarded-typed").guard(flag_on(Missing)).get(async || "new"))
+        .service(web::resource("/guarded-typed").get(async || "old"));
+}

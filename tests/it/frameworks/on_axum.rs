@@ -1,0 +1,153 @@
+//! The application on axum.
+
+use std::convert::Infallible;
+
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    extract::{
+        Request,
+        ws::{WebSocket, WebSocketUpgrade},
+    },
+    http::{StatusCode, header::SET_COOKIE},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use flipswitch_axum::{Flag, FlagGate, Flags, FlagsExt, FlipswitchLayer};
+use futures_util::{StreamExt, stream};
+
+use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami};
+
+pub(super) fn app(setup: &Setup) -> Router {
+    let layer = FlipswitchLayer::new(setup.provider.clone())
+        .with_user(super::context_of_user)
+        .with_context(|parts| super::context_of_plan(parts.headers.get("x-plan").and_then(|plan| plan.to_str().ok())))
+        .with_anonymous(setup.anonymous.clone());
+    let covered = Router::new()
+        .merge(routes())
+        .nest("/nested", routes())
+        .nest("/gate", gates())
+        .nest("/gated", routes().layer(FlagGate::requires("beta")));
+    let covered = match setup.order {
+        Order::AsItShould => covered,
+        Order::AuthenticationInside => covered.layer(middleware::from_fn(authenticate)),
+        Order::Twice => {
+            covered.layer(FlipswitchLayer::new(setup.provider.clone()).with_context(|_| crate::support::user("inner")))
+        }
+    };
+    let bare = Router::new()
+        .route("/flag", get(flag))
+        .route("/optional", get(optional))
+        .route("/typed", get(typed))
+        .route("/gate", get(open).layer(FlagGate::requires("beta")));
+    let app = covered
+        .layer(layer.clone())
+        .route("/single/flag", get(flag).layer(layer))
+        .nest("/bare", bare)
+        .route_service("/health", flipswitch_axum::health(setup.provider.clone()));
+    if setup.order == Order::AuthenticationInside { app } else { app.layer(middleware::from_fn(authenticate)) }
+}
+
+async fn authenticate(mut request: Request, next: Next) -> Response {
+    if let Some(user) = request.headers().get("x-user") {
+        let user = User(user.to_str().unwrap().to_owned());
+        request.extensions_mut().insert(user);
+    }
+    next.run(request).await
+}
+
+fn routes() -> Router {
+    Router::new()
+        .route("/free", get(async || "free"))
+        .route("/flag", get(flag))
+        .route("/twice", get(twice))
+        .route("/typed", get(typed))
+        .route("/optional", get(optional))
+        .route("/me", get(async |flags: Flags| super::subject(&flags)))
+        .route("/together", get(together))
+        .route("/cookie", get(async |_: Flags| ([(SET_COOKIE, "own=1")], "cookie")))
+        .route("/panic", get(panic))
+        .route("/socket", get(socket))
+        .route("/echo", get(echo).post(echo))
+}
+
+async fn flag(flags: Flags) -> String {
+    super::describe(&flags)
+}
+
+async fn twice(one: Flags, other: Flags) -> String {
+    assert_eq!(one.to_json(), other.to_json());
+    super::describe(&one)
+}
+
+async fn typed(Flag(who): Flag<Whoami>, Flag(origin): Flag<Origin>, flags: Flags, limit: Flag<Limit>) -> String {
+    assert_eq!((&who, limit.0), (&flags.get(Whoami), 7));
+    format!("{who} {origin}")
+}
+
+async fn optional(flags: Option<Flags>) -> String {
+    flags.map_or("none".to_owned(), |flags| super::describe(&flags))
+}
+
+/// Reads in several futures at the same time.
+async fn together(request: Request) -> String {
+    let scope = request.scope().unwrap();
+    let read = stream::iter(0..10).map(|_| scope.flags()).buffer_unordered(10);
+    let flags: Vec<_> = read.map(super::describe).collect().await;
+    assert!(flags.iter().all(|each| *each == flags[0]));
+    flags[0].clone()
+}
+
+async fn panic(_: Flags) {
+    panic!("a handler panics");
+}
+
+async fn socket(flags: Flags, upgrade: WebSocketUpgrade) -> Response {
+    upgrade.on_upgrade(async move |mut socket: WebSocket| {
+        while let Some(Ok(message)) = socket.recv().await {
+            let Ok(text) = message.to_text() else { return };
+            let answer = format!("{text} {}", super::describe(&flags));
+            if socket.send(answer.into()).await.is_err() {
+                return;
+            }
+        }
+    })
+}
+
+/// Answers with the request's body as it comes.
+async fn echo(_: Flags, body: Body) -> Response {
+    Body::from_stream(body.into_data_stream()).into_response()
+}
+
+async fn open() -> &'static str {
+    "open"
+}
+
+fn gates() -> Router {
+    let behind = |gate: FlagGate| get(open).layer(gate);
+    let message = (StatusCode::GONE, [("x-closed", "yes")], Bytes::from_static(b"not for you"));
+    let chain = || FlagGate::requires("beta").or(FlagGate::requires("staff"));
+    Router::new()
+        .route("/requires", behind(FlagGate::requires("beta")))
+        .route("/requires-not", behind(FlagGate::requires_not("beta")))
+        .route("/typed", behind(FlagGate::requires(Beta)))
+        .route("/typed-not", behind(FlagGate::requires_not(Beta)))
+        .route("/missing", behind(FlagGate::requires("missing")))
+        .route("/missing-not", behind(FlagGate::requires_not("missing")))
+        .route("/missing-typed", behind(FlagGate::requires(Missing)))
+        .route("/missing-typed-not", behind(FlagGate::requires_not(Missing)))
+        .route("/other-type", behind(FlagGate::requires("whoami")))
+        .route("/variant", behind(FlagGate::variant("theme", "dark")))
+        .route("/variant-typed", behind(FlagGate::variant(Theme, "dark".to_owned())))
+        .route("/variant-missing", behind(FlagGate::variant("missing", "dark")))
+        .route("/and", behind(FlagGate::requires("beta").and(FlagGate::variant(Theme, "dark"))))
+        .route("/and-other", behind(FlagGate::requires("beta").and(FlagGate::requires("staff"))))
+        .route("/or", behind(chain()))
+        .route("/chain", behind(chain().and(FlagGate::requires("staff"))))
+        .route("/chain-other", behind(FlagGate::requires("staff").and(FlagGate::requires("beta")).or(chain())))
+        .route("/otherwise", behind(FlagGate::requires("beta").otherwise(StatusCode::FORBIDDEN)))
+        .route("/response", behind(FlagGate::requires("beta").otherwise(message)))
+        .route("/second", behind(FlagGate::requires("beta").and(chain().otherwise(StatusCode::FORBIDDEN))))
+        .route("/many", get(twice).layer::<_, Infallible>(FlagGate::requires("beta")).layer(chain()))
+}

@@ -1,0 +1,133 @@
+//! One table of scenarios, and what it costs; users are never mixed; what is missing is said.
+
+use actix_web::test::TestRequest;
+use axum::{body::Body, extract::Request};
+use flipswitch::{FlipswitchProvider, serde_json::json};
+use futures_util::{StreamExt, stream};
+use tower::ServiceExt;
+
+use super::{Framework, on_actix, on_axum, provider, service};
+use crate::support;
+
+#[tokio::test]
+async fn scenarios() {
+    // path, user, plan; status, body, requests to the flag service
+    let scenarios = [
+        ("/free", "alice", "", 200, "free", 0),
+        ("/flag", "alice", "", 200, "alice user", 1),
+        ("/flag", "bob", "", 200, "bob user", 1),
+        ("/flag", "", "", 200, "nobody nowhere", 1),
+        ("/flag", "", "premium", 200, "nobody request", 1),
+        // Both sources: merged, and the user's fields win.
+        ("/flag", "alice", "premium", 200, "alice user", 1),
+        // Someone is there, and is no user.
+        ("/flag", "guest", "", 200, "nobody nowhere", 1),
+        ("/flag", "guest", "premium", 200, "nobody request", 1),
+        // A function that panics finds nothing; the other one counts.
+        ("/flag", "panic", "", 200, "nobody nowhere", 1),
+        ("/flag", "panic", "premium", 200, "nobody request", 1),
+        ("/flag", "alice", "panic", 200, "alice user", 1),
+        ("/twice", "alice", "", 200, "alice user", 1),
+        ("/typed", "alice", "", 200, "alice user", 1),
+        ("/typed", "", "premium", 200, "nobody request", 1),
+        ("/optional", "alice", "", 200, "alice user", 1),
+        ("/together", "alice", "", 200, "alice user", 1),
+        ("/nested/free", "alice", "", 200, "free", 0),
+        ("/nested/flag", "alice", "", 200, "alice user", 1),
+        ("/single/flag", "alice", "", 200, "alice user", 1),
+        ("/bare/optional", "alice", "", 200, "none", 0),
+        ("/gate/many", "alice", "", 200, "alice user", 1),
+        ("/gated/flag", "alice", "", 200, "alice user", 1),
+        ("/gated/flag", "bob", "", 404, "", 1),
+        ("/gated/free", "bob", "", 404, "", 1),
+        ("/unknown", "alice", "", 404, "", 0),
+    ];
+    for framework in Framework::ALL {
+        for (path, user, plan, status, body, requests) in scenarios {
+            let service = service().await;
+            let provider = provider(&service);
+            let app = framework.serve(provider.clone()).await;
+            // However often it is asked: the same user costs one request.
+            for _ in 0..3 {
+                let answer = app.get(path, user, plan).await;
+                assert_eq!(answer, (status, body.to_owned()), "{framework:?} {path} {user} {plan}");
+            }
+            assert_eq!(support::evaluations(&service), requests, "{framework:?} {path}");
+            provider.shutdown().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_missing_layer_is_told_with_its_remedy() {
+    let remedies = [
+        (Framework::Axum, "add `.layer(FlipswitchLayer::new(provider))`"),
+        (Framework::Actix, "add `.wrap(Flipswitch::new(provider))`"),
+    ];
+    for (framework, remedy) in remedies {
+        let app = framework.serve(FlipswitchProvider::in_memory(json!({}))).await;
+        for path in ["/bare/flag", "/bare/typed", "/bare/gate"] {
+            let (status, body) = app.get(path, "alice", "").await;
+            assert_eq!(status, 500, "{framework:?} {path}");
+            assert!(body.contains(remedy), "{framework:?} {path}: {body}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn with_the_flag_service_away_requests_succeed_with_defaults() {
+    for framework in Framework::ALL {
+        let provider = support::provider_of_nothing();
+        let app = framework.serve(provider.clone()).await;
+        assert_eq!(app.get("/flag", "alice", "").await, (200, "default default".to_owned()), "{framework:?}");
+        provider.shutdown().await;
+        assert_eq!(app.get("/flag", "alice", "").await, (200, "default default".to_owned()), "{framework:?} after");
+    }
+}
+
+/// This many requests, half for each of two users, this many at once.
+const INTERLEAVED: usize = 10_000;
+const AT_ONCE: usize = 64;
+
+fn user_of(request: usize) -> &'static str {
+    if request.is_multiple_of(2) { "alice" } else { "bob" }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_users_in_parallel_are_never_mixed_in_axum() {
+    let service = service().await;
+    let provider = support::provider(&service);
+    let app = on_axum::app(&provider.clone().into());
+    stream::iter(0..INTERLEAVED)
+        .for_each_concurrent(AT_ONCE, |number| {
+            let app = app.clone();
+            // Each on a task of its own, so that both threads are busy with both users.
+            let task = tokio::spawn(async move {
+                let user = user_of(number);
+                let request = Request::get("/flag").header("x-user", user).body(Body::empty()).unwrap();
+                let response = app.oneshot(request).await.unwrap();
+                let body = axum::body::to_bytes(response.into_body(), 1_000).await.unwrap();
+                assert_eq!(body, format!("{user} user"));
+            });
+            async move { task.await.unwrap() }
+        })
+        .await;
+    provider.shutdown().await;
+}
+
+#[actix_web::test]
+async fn two_users_in_parallel_are_never_mixed_in_actix() {
+    let service = service().await;
+    let provider = support::provider(&service);
+    let app = actix_web::App::new().configure(on_actix::app(&provider.clone().into()));
+    let app = actix_web::test::init_service(app).await;
+    stream::iter(0..INTERLEAVED)
+        .for_each_concurrent(AT_ONCE, |number| {
+            let user = user_of(number);
+            let request = TestRequest::get().uri("/flag").insert_header(("x-user", user)).to_request();
+            let response = actix_web::test::call_and_read_body(&app, request);
+            async move { assert_eq!(response.await, format!("{user} user")) }
+        })
+        .await;
+    provider.shutdown().await;
+}

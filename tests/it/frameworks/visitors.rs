@@ -1,0 +1,197 @@
+//! Visitors whom nobody knows: nobody in particular, by a header, by a cookie.
+
+use flipswitch::web::Anonymous;
+use reqwest::Response;
+
+use super::{Framework, Setup, provider, service};
+use crate::support;
+
+const NUMBER: &str = "0123456789abcdef0123456789abcdef";
+
+fn cookies_set(response: &Response) -> Vec<String> {
+    response.headers().get_all("set-cookie").iter().map(|value| value.to_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn by_default_visitors_are_nobody_in_particular() {
+    for framework in Framework::ALL {
+        let service = service().await;
+        let provider = provider(&service);
+        let app = framework.serve(provider.clone()).await;
+        for value in ["one", "two"] {
+            let cookie = format!("__Host-flipswitch-anonymous={NUMBER}");
+            let headers: [(&str, &[u8]); 2] = [("x-device-id", value.as_bytes()), ("cookie", cookie.as_bytes())];
+            let response = app.send("/me", &headers).await;
+            assert!(cookies_set(&response).is_empty(), "{framework:?}");
+            assert_eq!(response.text().await.unwrap(), "nobody", "{framework:?}");
+        }
+        assert_eq!(support::evaluations(&service), 1, "{framework:?}: they share one answer");
+        provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_header_tells_visitors_apart() {
+    let longer = [b'x'; 257];
+    let cases: [(&[&[u8]], &str, &str); 8] = [
+        (&[b"device-7"], "", "device-7"),
+        (&["gerät".as_bytes()], "", "gerät"),
+        (&[&longer[..256]], "", std::str::from_utf8(&longer[..256]).unwrap()),
+        (&[], "", "nobody"),
+        (&[&longer], "", "nobody"),
+        (&[b"\xff\xfe"], "", "nobody"),
+        (&[b"device-7", b"device-8"], "", "nobody"),
+        // Whoever is logged in is a user.
+        (&[b"device-7"], "alice", "alice"),
+    ];
+    for framework in Framework::ALL {
+        let service = service().await;
+        let setup = Setup { anonymous: Anonymous::header("X-Device-Id"), ..provider(&service).into() };
+        let app = framework.serve(setup.clone()).await;
+        for (values, user, expected) in cases {
+            let mut headers: Vec<_> = values.iter().map(|value| ("x-device-id", *value)).collect();
+            if !user.is_empty() {
+                headers.push(("x-user", user.as_bytes()));
+            }
+            let response = app.send("/me", &headers).await;
+            assert!(cookies_set(&response).is_empty(), "{framework:?}");
+            assert_eq!(response.text().await.unwrap(), expected, "{framework:?} {values:?}");
+        }
+        setup.provider.shutdown().await;
+    }
+}
+
+/// An application whose visitors have cookies, and what its flag service heard.
+async fn with_cookies(framework: Framework) -> (super::App, Setup, flipswitch_local::LocalServer) {
+    let service = service().await;
+    let setup = Setup { anonymous: Anonymous::cookie(), ..provider(&service).into() };
+    (framework.serve(setup.clone()).await, setup, service)
+}
+
+#[tokio::test]
+async fn a_cookie_is_set_when_a_flag_was_read_and_not_before() {
+    for framework in Framework::ALL {
+        let (app, setup, service) = with_cookies(framework).await;
+        for (path, cookies) in [
+            ("/free", 0),
+            ("/unknown", 0),
+            ("/health", 0),
+            ("/bare/optional", 0),
+            ("/flag", 1),
+            ("/typed", 1),
+            ("/optional", 1),
+            ("/together", 1),
+            ("/single/flag", 1),
+            ("/gate/requires", 1),
+            ("/gate/requires-not", 1),
+            ("/gated/free", 1),
+        ] {
+            let response = app.send(path, &[]).await;
+            assert_eq!(cookies_set(&response).len(), cookies, "{framework:?} {path}");
+        }
+        assert_eq!(support::evaluations(&service), 1, "{framework:?}: robots without cookies share one answer");
+        // Those who are logged in need none.
+        assert!(cookies_set(&app.send("/flag", &[("x-user", b"alice")]).await).is_empty(), "{framework:?}");
+        // What is known of a visitor's request is no identity.
+        assert_eq!(cookies_set(&app.send("/flag", &[("x-plan", b"premium")]).await).len(), 1, "{framework:?}");
+        setup.provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn prefetching_is_not_reading_and_guards_read() {
+    let service = service().await;
+    let anonymous = Anonymous::cookie();
+    for prefetch in [true, false] {
+        let setup = Setup { anonymous: anonymous.clone(), prefetch, ..provider(&service).into() };
+        let app = Framework::Actix.serve(setup.clone()).await;
+        assert!(cookies_set(&app.send("/free", &[]).await).is_empty(), "{prefetch}");
+        assert_eq!(cookies_set(&app.send("/guarded", &[]).await).len(), 1, "{prefetch}");
+        setup.provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_cookie_makes_its_visitor_the_same_one_again() {
+    for framework in Framework::ALL {
+        let (app, setup, _service) = with_cookies(framework).await;
+        let first = app.send("/me", &[]).await;
+        let cookie = cookies_set(&first).pop().unwrap();
+        let (pair, attributes) = cookie.split_once("; ").unwrap();
+        assert_eq!(attributes, "Path=/; Max-Age=31536000; HttpOnly; Secure; SameSite=Lax", "{framework:?}");
+        let number = pair.strip_prefix("__Host-flipswitch-anonymous=").unwrap();
+        assert_eq!(number.len(), 32, "{framework:?} {number}");
+        assert_eq!(first.text().await.unwrap(), "nobody", "{framework:?}: the first request is evaluated for nobody");
+        for path in ["/me", "/nested/me"] {
+            let again = app.send(path, &[("cookie", format!("a=b; {pair}").as_bytes())]).await;
+            assert!(cookies_set(&again).is_empty(), "{framework:?}");
+            assert_eq!(again.text().await.unwrap(), format!("anonymous-{number}"), "{framework:?}");
+        }
+        // Logged in and out within the session.
+        let alice = app.send("/me", &[("cookie", pair.as_bytes()), ("x-user", b"alice")]).await;
+        assert_eq!(alice.text().await.unwrap(), "alice", "{framework:?}");
+        let bob = app.send("/me", &[("cookie", pair.as_bytes()), ("x-user", b"bob")]).await;
+        assert_eq!(bob.text().await.unwrap(), "bob", "{framework:?}");
+        let visitor = app.send("/me", &[("cookie", pair.as_bytes())]).await;
+        assert_eq!(visitor.text().await.unwrap(), format!("anonymous-{number}"), "{framework:?}");
+        // The next visitor is another one.
+        assert_ne!(cookies_set(&app.send("/me", &[]).await), [cookie], "{framework:?}");
+        setup.provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn tampered_and_foreign_cookies_are_replaced() {
+    let cookies = [
+        "__Host-flipswitch-anonymous=alice",
+        "__Host-flipswitch-anonymous=",
+        "__Host-flipswitch-anonymous",
+        "__Host-flipswitch-anonymous=0123456789ABCDEF0123456789ABCDEF",
+        "__Host-flipswitch-anonymous=\"0123456789abcdef0123456789abcdef\"",
+        "__Host-flipswitch-anonymous=0123456789abcdef0123456789abcde",
+        "__Host-flipswitch-anonymous=0123456789abcdef0123456789abcdeff",
+        "flipswitch-anonymous=0123456789abcdef0123456789abcdef",
+        "__host-flipswitch-anonymous=0123456789abcdef0123456789abcdef",
+        "\u{ff};=; ;__Host-flipswitch-anonymous=\u{ff}",
+    ];
+    for framework in Framework::ALL {
+        let (app, setup, service) = with_cookies(framework).await;
+        for cookie in cookies {
+            let unread = app.send("/free", &[("cookie", cookie.as_bytes())]).await;
+            assert!(cookies_set(&unread).is_empty(), "{framework:?} {cookie}: nobody asked who it is");
+            let response = app.send("/me", &[("cookie", cookie.as_bytes())]).await;
+            let set = cookies_set(&response).pop().unwrap_or_default();
+            assert!(set.starts_with("__Host-flipswitch-anonymous="), "{framework:?} {cookie}: {set}");
+            assert_eq!(response.text().await.unwrap(), "nobody", "{framework:?} {cookie}");
+        }
+        assert_eq!(support::evaluations(&service), 1, "{framework:?}: none of them is anybody");
+        setup.provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn the_applications_own_cookies_stay() {
+    for framework in Framework::ALL {
+        let (app, setup, _service) = with_cookies(framework).await;
+        let cookies = cookies_set(&app.send("/cookie", &[]).await);
+        assert_eq!(cookies.len(), 2, "{framework:?} {cookies:?}");
+        assert!(cookies.contains(&"own=1".to_owned()), "{framework:?} {cookies:?}");
+        setup.provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn without_https_a_cookie_has_neither_the_attribute_nor_the_prefix() {
+    for framework in Framework::ALL {
+        let service = service().await;
+        let setup = Setup { anonymous: Anonymous::insecure_cookie(), ..provider(&service).into() };
+        let app = framework.serve(setup.clone()).await;
+        let cookie = cookies_set(&app.send("/me", &[]).await).pop().unwrap();
+        let (pair, attributes) = cookie.split_once("; ").unwrap();
+        assert_eq!(attributes, "Path=/; Max-Age=31536000; HttpOnly; SameSite=Lax", "{framework:?}");
+        let number = pair.strip_prefix("flipswitch-anonymous=").unwrap();
+        let again = app.send("/me", &[("cookie", pair.as_bytes())]).await;
+        assert_eq!(again.text().await.unwrap(), format!("anonymous-{number}"), "{framework:?}");
+        setup.provider.shutdown().await;
+    }
+}

@@ -1,0 +1,96 @@
+//! What an application is told of its mistakes: once each, and with a remedy.
+
+use actix_web::test::TestRequest;
+use axum::{body::Body, extract::Request};
+use flipswitch::{FlipswitchProvider, serde_json::json};
+use tower::ServiceExt;
+
+use super::{Framework, Order, Setup, on_actix, on_axum, provider, service};
+use crate::support::Log;
+
+/// Sends requests of users to an application on this thread, each of them twice; returns what was logged here meanwhile.
+async fn warnings(framework: Framework, setup: &Setup, requests: &[(&str, &str)]) -> Vec<String> {
+    let log = Log::of_this_thread();
+    let axum = on_axum::app(setup);
+    let actix = actix_web::test::init_service(actix_web::App::new().configure(on_actix::app(setup))).await;
+    for (path, user) in requests.iter().chain(requests) {
+        match framework {
+            Framework::Axum => {
+                let request = Request::get(*path).header("x-user", *user).body(Body::empty()).unwrap();
+                assert!(axum.clone().oneshot(request).await.unwrap().status().is_success());
+            }
+            Framework::Actix => {
+                let request = TestRequest::get().uri(path).insert_header(("x-user", *user)).to_request();
+                assert!(actix_web::test::call_service(&actix, request).await.status().is_success());
+            }
+        }
+    }
+    log.lines()
+}
+
+fn setup(order: Order) -> Setup {
+    Setup { order, ..FlipswitchProvider::in_memory(json!({"whoami": "known"})).into() }
+}
+
+fn assert_one(warnings: &[String], framework: Framework, texts: &[&str]) {
+    let [warning] = warnings else { panic!("{framework:?}: {warnings:?}") };
+    for text in texts {
+        assert!(warning.contains(text), "{framework:?}: {warning}");
+    }
+}
+
+#[actix_web::test]
+async fn an_application_in_order_is_not_warned() {
+    for framework in Framework::ALL {
+        let paths = ["/free", "/flag", "/nested/flag", "/single/flag", "/typed", "/optional", "/bare/optional"];
+        let requests: Vec<_> = paths.iter().flat_map(|path| [(*path, "alice"), (*path, "guest")]).collect();
+        let warnings = warnings(framework, &setup(Order::AsItShould), &requests).await;
+        assert!(warnings.is_empty(), "{framework:?}: {warnings:?}");
+    }
+}
+
+#[actix_web::test]
+async fn an_authentication_inside_is_noticed_when_a_flag_is_read() {
+    for framework in Framework::ALL {
+        let unread = warnings(framework, &setup(Order::AuthenticationInside), &[("/free", "alice")]).await;
+        assert!(unread.is_empty(), "{framework:?}: {unread:?}");
+        for path in ["/flag", "/typed", "/optional", "/together", "/gate/missing-not"] {
+            let warnings = warnings(framework, &setup(Order::AuthenticationInside), &[(path, "alice")]).await;
+            assert_one(&warnings, framework, &["WARN", "User`", "add it to the application after Flipswitch"]);
+        }
+    }
+}
+
+#[actix_web::test]
+async fn of_two_layers_the_inner_one_decides_and_that_is_told() {
+    for framework in Framework::ALL {
+        let setup = setup(Order::Twice);
+        let warnings = warnings(framework, &setup, &[("/flag", "alice"), ("/me", "bob")]).await;
+        assert_one(&warnings, framework, &["WARN", "two layers of Flipswitch"]);
+        let app = framework.serve(setup).await;
+        assert_eq!(app.get("/me", "alice", "").await.1, "inner", "{framework:?}");
+    }
+}
+
+#[actix_web::test]
+async fn a_function_that_panics_is_told() {
+    for framework in Framework::ALL {
+        let warnings = warnings(framework, &setup(Order::AsItShould), &[("/flag", "panic"), ("/me", "panic")]).await;
+        assert_one(&warnings, framework, &["WARN", "`with_user` or `with_context` panicked"]);
+    }
+}
+
+#[actix_web::test]
+async fn a_guard_without_flags_is_told() {
+    for (prefetch, told) in [(true, false), (false, true)] {
+        let service = service().await;
+        let setup = Setup { prefetch, ..provider(&service).into() };
+        let warnings = warnings(Framework::Actix, &setup, &[("/guarded", "alice")]).await;
+        if told {
+            assert_one(&warnings, Framework::Actix, &["WARN", "`flag_on`", "\"beta\"", "prefetch(true)"]);
+        } else {
+            assert!(warnings.is_empty(), "{warnings:?}");
+        }
+        setup.provider.shutdown().await;
+    }
+}
