@@ -50,7 +50,8 @@ enum Order {
     AsItShould,
     /// The authentication runs when Flipswitch has looked for the user.
     AuthenticationInside,
-    /// A second layer of Flipswitch inside of the first, which takes every request for the user `inner`.
+    /// A second layer of Flipswitch inside of the first, which takes every request for the user `inner`, and the
+    /// authentication between both.
     Twice,
 }
 
@@ -79,7 +80,7 @@ flipswitch::flags! {
 }
 
 /// The routes of both applications, which `on_axum` and `on_actix` have: `/free` reads no flag; `/flag` reads one,
-/// `/twice` two through two extractors, `/typed` declared ones, `/optional` through `Option`, `/me` the targeting key;
+/// `/twice` two through two extractors, `/typed` declared ones, `/optional` through `Option`, `/me` whom they are for;
 /// `/gate/..` are behind gates; `/nested/..` are below a nested router or scope; `/single/flag` has its own layer;
 /// `/bare/..` have none.
 impl Framework {
@@ -134,10 +135,11 @@ impl App {
     }
 }
 
-/// The context of a user; of `guest` there is none, and of `panic` there is no saying.
+/// The context of a user; of `guest` there is none, that of a `member` names nobody, and of `panic` there is no saying.
 fn context_of_user(user: &User) -> Option<EvaluationContext> {
     assert_ne!(user.0, "panic", "a user of whom the application's function knows nothing");
-    (user.0 != "guest").then(|| support::user(&user.0).with_custom_field("origin", "user"))
+    let context = if user.0 == "member" { EvaluationContext::default() } else { support::user(&user.0) };
+    (user.0 != "guest").then(|| context.with_custom_field("origin", "user"))
 }
 
 fn context_of_plan(plan: Option<&str>) -> Option<EvaluationContext> {
@@ -150,9 +152,11 @@ fn describe(flags: &flipswitch::Flags) -> String {
     format!("{} {}", flags.string("whoami", "default"), flags.string("origin", "default"))
 }
 
-/// Whom the flags were evaluated for.
+/// Whom the flags were evaluated for, and the plan, if it is known.
 fn subject(flags: &flipswitch::Flags) -> String {
-    flags.context().targeting_key.unwrap_or_else(|| "nobody".to_owned())
+    let context = flags.context();
+    let plan = context.custom_fields.get("plan").and_then(|plan| plan.as_str()).map(|plan| format!(", {plan}"));
+    context.targeting_key.unwrap_or_else(|| "nobody".to_owned()) + &plan.unwrap_or_default()
 }
 
 /// Flags that tell whom they were evaluated for, and where the context's field `origin` came from; `beta` is on for alice,

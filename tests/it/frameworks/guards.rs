@@ -29,6 +29,7 @@ async fn without_prefetch_a_guard_knows_what_is_in_memory() {
     assert_eq!(app.get("/guarded", "bob", "").await.1, "old");
     assert_eq!(support::evaluations(&service), 1);
     provider.shutdown().await;
+    assert_eq!(app.get("/guarded", "alice", "").await.1, "new", "the last known value");
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ pub(super) fn app(setup: &Setup) -> impl FnOnce(&mut web::ServiceConfig) + use<>
             .service(web::scope("/gated").configure(routes).wrap(FlagGate::requires("beta")))
             .configure(guards)
             .wrap(Condition::new(order == Order::Twice, second))
-            .wrap(Condition::new(order == Order::AuthenticationInside, from_fn(authenticate)))
+            .wrap(Condition::new(order != Order::AsItShould, from_fn(authenticate)))
             .wrap(middleware.clone());
         let bare = web::scope("/bare")
             .route("/flag", web::get().to(flag))
@@ -43,7 +43,7 @@ pub(super) fn app(setup: &Setup) -> impl FnOnce(&mut web::ServiceConfig) + use<>
             .service(web::resource("/single/flag").wrap(middleware).get(flag))
             .route("/health", web::get().to(flipswitch_actix::health(provider)))
             .service(covered)
-            .wrap(Condition::new(order != Order::AuthenticationInside, from_fn(authenticate)));
+            .wrap(Condition::new(order == Order::AsItShould, from_fn(authenticate)));
         config.service(app);
     }
 }

@@ -33,7 +33,8 @@ pub(super) fn app(setup: &Setup) -> Router {
         Order::AsItShould => covered,
         Order::AuthenticationInside => covered.layer(middleware::from_fn(authenticate)),
         Order::Twice => {
-            covered.layer(FlipswitchLayer::new(setup.provider.clone()).with_context(|_| crate::support::user("inner")))
+            let inner = FlipswitchLayer::new(setup.provider.clone()).with_context(|_| crate::support::user("inner"));
+            covered.layer(inner).layer(middleware::from_fn(authenticate))
         }
     };
     let bare = Router::new()
@@ -46,7 +47,7 @@ pub(super) fn app(setup: &Setup) -> Router {
         .route("/single/flag", get(flag).layer(layer))
         .nest("/bare", bare)
         .route_service("/health", flipswitch_axum::health(setup.provider.clone()));
-    if setup.order == Order::AuthenticationInside { app } else { app.layer(middleware::from_fn(authenticate)) }
+    if setup.order == Order::AsItShould { app.layer(middleware::from_fn(authenticate)) } else { app }
 }
 
 async fn authenticate(mut request: Request, next: Next) -> Response {

@@ -90,10 +90,16 @@ async fn a_cookie_is_set_when_a_flag_was_read_and_not_before() {
             assert_eq!(cookies_set(&response).len(), cookies, "{framework:?} {path}");
         }
         assert_eq!(support::evaluations(&service), 1, "{framework:?}: robots without cookies share one answer");
-        // Those who are logged in need none.
-        assert!(cookies_set(&app.send("/flag", &[("x-user", b"alice")]).await).is_empty(), "{framework:?}");
-        // What is known of a visitor's request is no identity.
+        // Those who are logged in need none, also where the application does not name them.
+        for user in ["alice", "member"] {
+            let response = app.send("/flag", &[("x-user", user.as_bytes())]).await;
+            assert!(cookies_set(&response).is_empty(), "{framework:?} {user}");
+        }
+        // What is known of a visitor's request is no identity, and is kept beside one.
         assert_eq!(cookies_set(&app.send("/flag", &[("x-plan", b"premium")]).await).len(), 1, "{framework:?}");
+        let cookie = format!("__Host-flipswitch-anonymous={NUMBER}");
+        let visitor = app.send("/me", &[("x-plan", b"premium"), ("cookie", cookie.as_bytes())]).await;
+        assert_eq!(visitor.text().await.unwrap(), format!("anonymous-{NUMBER}, premium"), "{framework:?}");
         setup.provider.shutdown().await;
     }
 }
