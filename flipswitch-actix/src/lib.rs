@@ -7,7 +7,7 @@ mod health;
 mod middleware;
 
 pub use flipswitch::{
-    self, IntoContext, Lifespan, RequestScope,
+    self, InRequest, IntoContext, Lifespan, RequestScope,
     web::{Anonymous, FlagKey, GateFlag},
 };
 

@@ -16,7 +16,7 @@ use actix_web::{
     http::header::{HeaderValue, SET_COOKIE},
 };
 use flipswitch::{
-    FlipswitchProvider, IntoContext, RequestScope,
+    FlipswitchProvider, IntoContext, RequestScope, Scoped,
     open_feature::EvaluationContext,
     web::{Anonymous, Misuse},
 };
@@ -242,7 +242,7 @@ where
             let fetched = Box::pin(async move { scope.prefetch().await });
             State::Fetching { fetched, on: Some((Rc::clone(&self.inner), request)) }
         } else {
-            State::Answering { response: self.inner.call(request) }
+            State::answering(&self.inner, request, &scope)
         };
         ResponseFuture { state, scope }
     }
@@ -261,7 +261,15 @@ pin_project! {
     #[project = StateProjection]
     enum State<S: Service<ServiceRequest>> {
         Fetching { fetched: Pin<Box<dyn Future<Output = ()>>>, on: Option<(Rc<S>, ServiceRequest)> },
-        Answering { #[pin] response: S::Future },
+        Answering { #[pin] response: Scoped<S::Future> },
+    }
+}
+
+impl<S: Service<ServiceRequest>> State<S> {
+    /// Hands a request on, in its scope.
+    fn answering(inner: &Rc<S>, request: ServiceRequest, scope: &RequestScope) -> Self {
+        let response = scope.clone().sync_scope(|| inner.call(request));
+        Self::Answering { response: scope.clone().scope(response) }
     }
 }
 
@@ -289,7 +297,7 @@ where
                     ready!(fetched.as_mut().poll(cx));
                     // Taken once, here, where the state is left.
                     let Some((inner, request)) = on.take() else { return Poll::Pending };
-                    State::Answering { response: inner.call(request) }
+                    State::answering(&inner, request, this.scope)
                 }
             };
             this.state.set(next);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use flipswitch::{
-    FlipswitchProvider, IntoContext, RequestScope,
+    FlipswitchProvider, IntoContext, RequestScope, Scoped,
     open_feature::EvaluationContext,
     web::{Anonymous, Misuse},
 };
@@ -210,7 +210,9 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
         let scope = self.layer.open(&mut parts);
-        ResponseFuture { response: self.inner.call(Request::from_parts(parts, body)), scope }
+        let request = Request::from_parts(parts, body);
+        let response = scope.clone().sync_scope(|| self.inner.call(request));
+        ResponseFuture { response: scope.clone().scope(response), scope }
     }
 }
 
@@ -219,7 +221,7 @@ pin_project! {
     #[derive(Debug)]
     pub struct ResponseFuture<F> {
         #[pin]
-        response: F,
+        response: Scoped<F>,
         scope: RequestScope,
     }
 }

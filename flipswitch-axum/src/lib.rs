@@ -6,7 +6,7 @@ mod health;
 mod layer;
 
 pub use flipswitch::{
-    self, IntoContext, Lifespan, RequestScope,
+    self, InRequest, IntoContext, Lifespan, RequestScope,
     web::{Anonymous, FlagKey, GateFlag},
 };
 

@@ -7,6 +7,7 @@ mod buffer;
 mod builder;
 mod cache;
 mod context;
+mod current;
 mod endpoint;
 mod error;
 mod evaluation;
@@ -44,6 +45,7 @@ pub use serde_json;
 
 pub use crate::{
     builder::FlipswitchProviderBuilder,
+    current::{Carried, InRequest, Scoped},
     error::{ConfigError, Error, FlagError, ReadyError},
     evaluation::{FlagEvaluation, FlagType},
     events::{ConnectionStatus, FlagChangeEvent, ProviderEvent, ProviderEvents},

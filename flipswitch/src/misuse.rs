@@ -25,6 +25,10 @@ pub enum Misuse {
         /// Key of the flag.
         key: &'static str,
     },
+    /// OpenFeature's global context has a targeting key.
+    GlobalTargetingKey,
+    /// An OpenFeature client evaluated for another targeting key than that of the request in which it was called.
+    OtherTargetingKey,
 }
 
 impl Misuse {
@@ -41,6 +45,8 @@ impl Misuse {
             Self::UserFoundLater { .. } => 1 << 1,
             Self::ContextPanicked => 1 << 2,
             Self::GuardWithoutFlags { .. } => 1 << 3,
+            Self::GlobalTargetingKey => 1 << 4,
+            Self::OtherTargetingKey => 1 << 5,
         }
     }
 }
@@ -67,6 +73,14 @@ impl fmt::Display for Misuse {
                  cannot wait for them; have them fetched before with `Flipswitch::new(provider).prefetch(true)`, around \
                  what is guarded",
             ),
+            Self::GlobalTargetingKey => f.write_str(
+                "OpenFeature's global context has a targeting key: it goes before that of every request, so that an \
+                 OpenFeature client evaluates all users as this one; leave the targeting key to the requests",
+            ),
+            Self::OtherTargetingKey => f.write_str(
+                "an OpenFeature client evaluated in a request for another targeting key than the request's: the one that \
+                 the caller, the client or the global context gives goes first; if it was not meant, remove it there",
+            ),
         }
     }
 }
@@ -92,6 +106,8 @@ mod tests {
             Misuse::UserFoundLater { user: "User" },
             Misuse::ContextPanicked,
             Misuse::GuardWithoutFlags { key: "flag" },
+            Misuse::GlobalTargetingKey,
+            Misuse::OtherTargetingKey,
         ];
         let told = Told::default();
         for misuse in all {

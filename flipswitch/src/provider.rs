@@ -18,7 +18,7 @@ use serde_json::Value;
 use time::OffsetDateTime;
 
 use crate::{
-    ConfigError, Error, FlagEvaluation, FlagType, Flags, FlipswitchProviderBuilder, ReadyError, Stats,
+    ConfigError, Error, FlagEvaluation, FlagType, Flags, FlipswitchProviderBuilder, ReadyError, RequestScope, Stats,
     answer::Answer,
     buffer::Buffer,
     builder::Settings,
@@ -29,7 +29,7 @@ use crate::{
     events::{ConnectionStatus, FlagChangeEvent, ProviderEvent, ProviderEvents},
     health::{Health, HealthState},
     hub::{Hub, Subscription},
-    misuse::Told,
+    misuse::{Misuse, Told},
     resolution,
     runtime::{Home, until},
     service::{Service, Startup},
@@ -399,6 +399,19 @@ impl FlipswitchProvider {
         &self.handle.home
     }
 
+    /// Returns the flags for a context that OpenFeature gives: below it comes that of the request in which the caller runs,
+    /// if it is a request of this provider.
+    async fn flags_in_request(&self, context: &EvaluationContext) -> Flags {
+        let scope = RequestScope::current().filter(|scope| Arc::ptr_eq(&scope.provider().handle, &self.handle));
+        let Some(scope) = scope else { return self.flags(context).await };
+        let merged = scope.merged_below(context);
+        match merged {
+            // What everybody else in the request reads.
+            None => scope.flags().await.clone(),
+            Some(merged) => self.flags(&merged).await,
+        }
+    }
+
     async fn resolve<T>(
         &self,
         key: &str,
@@ -406,7 +419,7 @@ impl FlipswitchProvider {
         expected: FlagType,
         read: impl FnOnce(&FlagEvaluation) -> Option<T>,
     ) -> EvaluationResult<ResolutionDetails<T>> {
-        let flags = self.flags(context).await;
+        let flags = self.flags_in_request(context).await;
         match flags.find(key).and_then(|flag| Some((flag, read(flag)?))) {
             Some((flag, value)) => Ok(resolution::details(value, flag, flags.is_stale())),
             None => Err(flags.why_not(key, expected).to_evaluation_error(key)),
@@ -461,7 +474,10 @@ impl fmt::Debug for FlipswitchProvider {
 impl FeatureProvider for FlipswitchProvider {
     /// Starts the provider and returns at once: OpenFeature holds its global lock meanwhile. Use
     /// [`ready`](FlipswitchProvider::ready) to wait.
-    async fn initialize(&mut self, _context: &EvaluationContext) {
+    async fn initialize(&mut self, context: &EvaluationContext) {
+        if context.targeting_key.is_some() {
+            Misuse::GlobalTargetingKey.warn(self);
+        }
         self.handle.start();
     }
 

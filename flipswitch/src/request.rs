@@ -132,6 +132,27 @@ impl RequestScope {
         self.0.cookie.filter(|_| self.was_read())?.mint()
     }
 
+    /// Merges the context below one that a caller gives, whose fields win; `None` if nothing comes of it that is not the
+    /// request's own. The flags count as read.
+    pub(crate) fn merged_below(&self, given: &EvaluationContext) -> Option<EvaluationContext> {
+        let own = &self.0.context;
+        self.0.read.store(true, Ordering::Relaxed);
+        if given.targeting_key.is_none() && given.custom_fields.is_empty() {
+            return None;
+        }
+        if given.targeting_key.is_some() && own.targeting_key.is_some() && given.targeting_key != own.targeting_key {
+            Misuse::OtherTargetingKey.warn(&self.0.provider);
+        }
+        let mut merged = given.clone();
+        merged.merge_missing(own);
+        (merged != *own).then_some(merged)
+    }
+
+    /// The same provider and context, with nothing read yet.
+    pub(crate) fn renewed(&self) -> Self {
+        Self::new(self.0.provider.clone(), self.0.context.clone())
+    }
+
     async fn evaluated(&self) -> &Flags {
         self.0.flags.get_or_init(|| self.0.provider.flags(&self.0.context)).await
     }

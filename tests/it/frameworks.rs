@@ -1,5 +1,6 @@
 //! Both frameworks, with one set of expectations: the same application in each, over real sockets.
 
+mod clients;
 mod gates;
 mod guards;
 mod health;
@@ -10,12 +11,12 @@ mod scenarios;
 mod visitors;
 mod warnings;
 
-use std::thread;
+use std::{sync::Arc, thread};
 
 use actix_web::HttpServer;
 use flipswitch::{
     FlipswitchProvider,
-    open_feature::EvaluationContext,
+    open_feature::{Client, EvaluationContext},
     serde_json::{Value, json},
     web::Anonymous,
 };
@@ -41,6 +42,8 @@ struct Setup {
     order: Order,
     /// On actix only.
     prefetch: bool,
+    /// A client of OpenFeature's for the routes that evaluate with one.
+    client: Option<Arc<Client>>,
 }
 
 /// What stands around what.
@@ -57,7 +60,7 @@ enum Order {
 
 impl From<FlipswitchProvider> for Setup {
     fn from(provider: FlipswitchProvider) -> Self {
-        Self { provider, anonymous: Anonymous::None, order: Order::AsItShould, prefetch: false }
+        Self { provider, anonymous: Anonymous::None, order: Order::AsItShould, prefetch: false, client: None }
     }
 }
 
@@ -80,7 +83,8 @@ flipswitch::flags! {
 }
 
 /// The routes of both applications, which `on_axum` and `on_actix` have: `/free` reads no flag; `/flag` reads one,
-/// `/twice` two through two extractors, `/typed` declared ones, `/optional` through `Option`, `/me` whom they are for;
+/// `/twice` two through two extractors, `/typed` declared ones, `/optional` through `Option`, `/me` whom they are for; `/plain`, `/deep`
+/// and `/streamed` evaluate with a client of OpenFeature's;
 /// `/gate/..` are behind gates; `/nested/..` are below a nested router or scope; `/single/flag` has its own layer;
 /// `/bare/..` have none.
 impl Framework {

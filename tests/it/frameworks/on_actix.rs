@@ -1,5 +1,7 @@
 //! The application on actix-web.
 
+use std::sync::Arc;
+
 use actix_web::{
     Error, HttpMessage, HttpRequest, HttpResponse,
     body::MessageBody,
@@ -8,13 +10,14 @@ use actix_web::{
     middleware::{Condition, Next, from_fn},
     web,
 };
+use flipswitch::{InRequest, open_feature::Client};
 use flipswitch_actix::{Flag, FlagGate, Flags, FlagsExt, Flipswitch, flag_on};
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami};
+use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami, clients};
 
 pub(super) fn app(setup: &Setup) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
-    let Setup { provider, anonymous, order, prefetch } = setup.clone();
+    let Setup { provider, anonymous, order, prefetch, client } = setup.clone();
     let middleware = Flipswitch::new(provider.clone())
         .with_user(super::context_of_user)
         .with_context(|request| {
@@ -30,6 +33,7 @@ pub(super) fn app(setup: &Setup) -> impl FnOnce(&mut web::ServiceConfig) + use<>
             .service(web::scope("/gate").configure(gates))
             .service(web::scope("/gated").configure(routes).wrap(FlagGate::requires("beta")))
             .configure(guards)
+            .configure(clients(client))
             .wrap(Condition::new(order == Order::Twice, second))
             .wrap(Condition::new(order != Order::AsItShould, from_fn(authenticate)))
             .wrap(middleware.clone());
@@ -123,6 +127,30 @@ async fn socket(flags: Flags, request: HttpRequest, body: web::Payload) -> Resul
 /// Answers with the request's body as it comes.
 async fn echo(_: Flags, body: web::Payload) -> HttpResponse {
     HttpResponse::Ok().streaming(body)
+}
+
+fn clients(client: Option<Arc<Client>>) -> impl FnOnce(&mut web::ServiceConfig) {
+    async fn plain(client: web::Data<Client>) -> String {
+        clients::whoami(&client).await
+    }
+    async fn deep(client: web::Data<Client>) -> String {
+        let whose = clients::deep(Arc::clone(&client)).await;
+        let local = async move { clients::whoami(&client).await };
+        // A local task may hold what cannot be sent, such as the request.
+        assert_eq!(actix_web::rt::spawn(local.in_current_request()).await.unwrap(), whose);
+        whose
+    }
+    async fn streamed(client: web::Data<Client>) -> HttpResponse {
+        HttpResponse::Ok().streaming(clients::streamed(client.into_inner()).map_ok(web::Bytes::from))
+    }
+    |config| {
+        let Some(client) = client else { return };
+        config
+            .app_data(web::Data::from(client))
+            .route("/plain", web::get().to(plain))
+            .route("/deep", web::get().to(deep))
+            .route("/streamed", web::get().to(streamed));
+    }
 }
 
 async fn open() -> &'static str {

@@ -1,6 +1,6 @@
 //! The application on axum.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, sync::Arc};
 
 use axum::{
     Router,
@@ -14,10 +14,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
+use flipswitch::open_feature::Client;
 use flipswitch_axum::{Flag, FlagGate, Flags, FlagsExt, FlipswitchLayer};
 use futures_util::{StreamExt, stream};
 
-use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami};
+use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami, clients};
 
 pub(super) fn app(setup: &Setup) -> Router {
     let layer = FlipswitchLayer::new(setup.provider.clone())
@@ -26,6 +27,7 @@ pub(super) fn app(setup: &Setup) -> Router {
         .with_anonymous(setup.anonymous.clone());
     let covered = Router::new()
         .merge(routes())
+        .merge(setup.client.as_ref().map(clients).unwrap_or_default())
         .nest("/nested", routes())
         .nest("/gate", gates())
         .nest("/gated", routes().layer(FlagGate::requires("beta")));
@@ -119,6 +121,14 @@ async fn socket(flags: Flags, upgrade: WebSocketUpgrade) -> Response {
 /// Answers with the request's body as it comes.
 async fn echo(_: Flags, body: Body) -> Response {
     Body::from_stream(body.into_data_stream()).into_response()
+}
+
+fn clients(client: &Arc<Client>) -> Router {
+    let [plain, deep, streamed] = [0; 3].map(|_| Arc::clone(client));
+    Router::new()
+        .route("/plain", get(async move || clients::whoami(&plain).await))
+        .route("/deep", get(async move || clients::deep(deep).await))
+        .route("/streamed", get(async move || Body::from_stream(clients::streamed(streamed))))
 }
 
 async fn open() -> &'static str {

@@ -1,0 +1,262 @@
+//! Plain OpenFeature clients below the layer: they evaluate for the request's user, and nobody hands a context down.
+
+use std::{convert::Infallible, sync::Arc};
+
+use actix_web::test::TestRequest;
+use axum::{body::Body, extract::Request};
+use flipswitch::{
+    FlipswitchProvider, InRequest, RequestScope,
+    open_feature::{Client, EvaluationContext, OpenFeature},
+};
+use flipswitch_local::LocalServer;
+use futures_util::{Stream, StreamExt, stream};
+use tokio::task::{JoinSet, yield_now};
+use tower::ServiceExt;
+
+use super::{Framework, Setup, on_actix, on_axum};
+use crate::support::{self, Log, in_time, user};
+
+/// A client for a provider. OpenFeature's registry is one for the process, so each test takes a name.
+async fn client(name: &str, provider: &FlipswitchProvider) -> Arc<Client> {
+    OpenFeature::singleton_mut().await.set_named_provider(name, provider.clone()).await;
+    Arc::new(OpenFeature::singleton().await.create_named_client(name))
+}
+
+/// An application with a client, and the flag service that knows `user-0` to `user-99` and `alice`.
+async fn setup(name: &str) -> (Setup, LocalServer) {
+    let users = (0..100).map(|number| format!("user-{number}")).chain(["alice".to_owned()]);
+    let service = LocalServer::start(support::whoami(users)).await.unwrap();
+    let provider = super::provider(&service);
+    let client = client(name, &provider).await;
+    (Setup { client: Some(client), ..provider.into() }, service)
+}
+
+/// Whom a client without a context evaluates for.
+pub(super) async fn whoami(client: &Client) -> String {
+    client.get_string_value("whoami", None, None).await.unwrap_or_else(|error| format!("{error:?}"))
+}
+
+/// Whom clients evaluate for wherever a handler has them work.
+pub(super) async fn deep(client: Arc<Client>) -> String {
+    let here = whoami(&client).await;
+    let later = async || {
+        yield_now().await;
+        whoami(&client).await
+    };
+    let nested = async { tokio::join!(later(), async { tokio::join!(later(), later()) }) };
+    let (one, (two, three)) = nested.await;
+    let own = |client: &Arc<Client>| {
+        let client = Arc::clone(client);
+        async move {
+            yield_now().await;
+            whoami(&client).await
+        }
+    };
+    let spawned = tokio::spawn(own(&client).in_current_request()).await.unwrap();
+    let mut set = JoinSet::new();
+    for _ in 0..2 {
+        set.spawn(own(&client).in_current_request());
+    }
+    let in_set = set.join_all().await;
+    // A task begins outside of every request.
+    let client = &client;
+    let twice = async { tokio::spawn(own(client)).await.unwrap() }.in_current_request().await;
+    assert_eq!(twice, "nobody");
+    for other in [one, two, three, spawned].iter().chain(&in_set) {
+        assert_eq!(*other, here);
+    }
+    here
+}
+
+/// A body that evaluates as it streams: first carried into the request, then not.
+pub(super) fn streamed(client: Arc<Client>) -> impl Stream<Item = Result<String, Infallible>> + Send + 'static {
+    let scope = RequestScope::current().unwrap();
+    stream::iter([true, false]).then(move |carried| {
+        let (client, scope) = (Arc::clone(&client), scope.clone());
+        async move {
+            let whose = async move { whoami(&client).await };
+            Ok(if carried { whose.in_request_of(&scope).await } else { whose.await } + ".")
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_plain_client_evaluates_for_the_requests_user() {
+    for framework in Framework::ALL {
+        let (setup, service) = setup(&format!("plain {framework:?}")).await;
+        let app = framework.serve(setup.clone()).await;
+        for (path, user, body) in [
+            ("/plain", "alice", "alice"),
+            ("/plain", "", "nobody"),
+            ("/deep", "alice", "alice"),
+            ("/streamed", "alice", "alice.nobody."),
+        ] {
+            assert_eq!(app.get(path, user, "").await, (200, body.to_owned()), "{framework:?} {path} {user}");
+        }
+        // Alice and nobody, each once, whoever asked.
+        assert_eq!(support::evaluations(&service), 2, "{framework:?}");
+        setup.provider.shutdown().await;
+        assert_eq!(app.get("/plain", "alice", "").await, (200, "alice".to_owned()), "{framework:?}: the last known");
+    }
+}
+
+#[tokio::test]
+async fn a_plain_client_reads_the_requests_own_answer() {
+    let service = LocalServer::start(support::whoami(["alice".to_owned()])).await.unwrap();
+    let provider = super::provider(&service);
+    let client = client("own answer", &provider).await;
+    let scope = RequestScope::new(provider.clone(), user("alice"));
+    assert!(!scope.was_read());
+    assert_eq!(scope.clone().scope(whoami(&client)).await, "alice");
+    assert!(scope.was_read() && scope.flags_now().is_some());
+    // Everything known is out of date, and the request goes on with its answer; what is carried takes a new one.
+    service.shutdown().await;
+    provider.shutdown().await;
+    assert!(!scope.flags().await.is_stale());
+    let context = EvaluationContext::default().with_targeting_key("alice");
+    let reason = async |given: Option<EvaluationContext>| {
+        client.get_string_details("whoami", given.as_ref(), None).await.unwrap().reason.unwrap()
+    };
+    assert_eq!(scope.clone().scope(reason(None)).await.to_string(), "TARGETING_MATCH");
+    // The same context, however it came about, is the request's.
+    assert_eq!(scope.clone().scope(reason(Some(context))).await.to_string(), "TARGETING_MATCH");
+    assert_eq!(reason(None).in_request_of(&scope).await.to_string(), "STALE");
+}
+
+#[tokio::test]
+async fn what_the_caller_gives_goes_before_the_request() {
+    let service = super::service().await;
+    let provider = super::provider(&service);
+    let client = client("merging", &provider).await;
+    let evaluate = async |given: EvaluationContext| {
+        let whose = client.get_string_value("whoami", Some(&given), None).await.unwrap();
+        (whose, client.get_string_value("origin", Some(&given), None).await.unwrap())
+    };
+    let none = EvaluationContext::default;
+    for (given, whose, origin) in [
+        (none(), "alice", "user"),
+        (user("alice"), "alice", "user"),
+        (user("bob"), "bob", "user"),
+        (none().with_custom_field("origin", "request"), "alice", "request"),
+        (user("bob").with_custom_field("origin", "request"), "bob", "request"),
+        (none().with_custom_field("other", 1), "alice", "user"),
+    ] {
+        let scope = RequestScope::new(provider.clone(), user("alice").with_custom_field("origin", "user"));
+        let log = Log::of_this_thread();
+        let evaluated = scope.clone().scope(evaluate(given.clone())).await;
+        assert_eq!(evaluated, (whose.to_owned(), origin.to_owned()), "{given:?}");
+        assert!(scope.was_read(), "{given:?}");
+        let warned = log.lines().iter().filter(|line| line.contains("another targeting key")).count();
+        // Once for all.
+        let first = given == user("bob");
+        assert_eq!(warned, usize::from(first), "{given:?}");
+    }
+    provider.shutdown().await;
+}
+
+#[tokio::test]
+async fn only_the_scopes_own_provider_evaluates_for_it() {
+    let (ours, theirs) = (super::service().await, super::service().await);
+    let (our_provider, their_provider) = (super::provider(&ours), super::provider(&theirs));
+    let (our_client, their_client) = (client("ours", &our_provider).await, client("theirs", &their_provider).await);
+    let outer = RequestScope::new(our_provider.clone(), user("alice"));
+    let inner = RequestScope::new(our_provider.clone(), user("bob"));
+    assert_eq!(whoami(&our_client).await, "nobody");
+    outer
+        .scope(async {
+            assert_eq!(whoami(&our_client).await, "alice");
+            assert_eq!(whoami(&their_client).await, "nobody");
+            inner.clone().scope(async { assert_eq!(whoami(&our_client).await, "bob") }).await;
+            assert_eq!(inner.clone().sync_scope(RequestScope::current).unwrap().context(), &user("bob"));
+            assert_eq!(whoami(&our_client).await, "alice");
+        })
+        .await;
+    assert!(RequestScope::current().is_none());
+    assert_eq!(whoami(&our_client).in_current_request().await, "nobody", "outside of any it is as it was");
+    our_provider.shutdown().await;
+    their_provider.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_global_targeting_key_is_warned_of() {
+    use flipswitch::open_feature::provider::FeatureProvider;
+
+    let mut provider = FlipswitchProvider::in_memory(flipswitch::serde_json::json!({}));
+    let log = Log::of_this_thread();
+    provider.initialize(&EvaluationContext::default().with_custom_field("region", "eu")).await;
+    assert!(log.lines().is_empty());
+    for _ in 0..2 {
+        provider.initialize(&user("everybody")).await;
+    }
+    let lines = log.lines();
+    let [warning] = lines.as_slice() else { panic!("{lines:?}") };
+    assert!(warning.contains("global context has a targeting key") && !warning.contains("everybody"), "{warning}");
+}
+
+/// This many requests by this many users, this many at once.
+const REQUESTS: usize = 10_000;
+const USERS: usize = 100;
+const AT_ONCE: usize = 64;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn interleaved_users_are_never_mixed_by_clients_in_axum() {
+    let (setup, service) = setup("interleaved in axum").await;
+    let app = on_axum::app(&setup);
+    let requests = stream::iter(0..REQUESTS).for_each_concurrent(AT_ONCE, |number| {
+        let app = app.clone();
+        let task = tokio::spawn(async move {
+            let user = format!("user-{}", number % USERS);
+            let request = Request::get("/deep").header("x-user", &user).body(Body::empty()).unwrap();
+            let body = axum::body::to_bytes(app.oneshot(request).await.unwrap().into_body(), 1_000).await.unwrap();
+            assert_eq!(body, user);
+        });
+        async move { task.await.unwrap() }
+    });
+    in_time(requests).await;
+    assert_eq!(support::evaluations(&service), USERS + 1, "each user, and nobody");
+    setup.provider.shutdown().await;
+}
+
+#[actix_web::test]
+async fn interleaved_users_are_never_mixed_by_clients_in_actix() {
+    let (setup, service) = setup("interleaved in actix").await;
+    let app = actix_web::test::init_service(actix_web::App::new().configure(on_actix::app(&setup))).await;
+    let requests = stream::iter(0..REQUESTS).for_each_concurrent(AT_ONCE, |number| {
+        let user = format!("user-{}", number % USERS);
+        let request = TestRequest::get().uri("/deep").insert_header(("x-user", user.as_str())).to_request();
+        let body = actix_web::test::call_and_read_body(&app, request);
+        async move { assert_eq!(body.await, user) }
+    });
+    in_time(requests).await;
+    assert_eq!(support::evaluations(&service), USERS + 1, "each user, and nobody");
+    setup.provider.shutdown().await;
+}
+
+#[actix_web::test]
+async fn also_what_inner_services_do_before_their_future_is_polled_is_in_the_request() {
+    use actix_web::dev::Service as _;
+    use flipswitch_actix::Flipswitch;
+    use flipswitch_axum::FlipswitchLayer;
+    use tower::Layer;
+
+    let provider = FlipswitchProvider::in_memory(flipswitch::serde_json::json!({}));
+    let current = || RequestScope::current().and_then(|scope| scope.context().targeting_key.clone());
+    let eager = tower::service_fn(|_: Request| std::future::ready(Ok::<_, Infallible>(http::Response::new(current()))));
+    let layered = FlipswitchLayer::new(provider.clone()).with_context(|_| user("alice")).layer(eager);
+    let seen = layered.oneshot(Request::new(Body::empty())).await.unwrap().into_body();
+    assert_eq!(seen.as_deref(), Some("alice"));
+
+    let (sender, seen) = std::sync::mpsc::channel();
+    for prefetch in [true, false] {
+        let sender = sender.clone();
+        let app = actix_web::App::new()
+            .wrap_fn(move |request, inner| {
+                sender.send(current()).unwrap();
+                inner.call(request)
+            })
+            .wrap(Flipswitch::new(provider.clone()).with_context(|_| user("alice")).prefetch(prefetch));
+        let app = actix_web::test::init_service(app).await;
+        actix_web::test::call_service(&app, TestRequest::get().to_request()).await;
+        assert_eq!(seen.recv().unwrap().as_deref(), Some("alice"), "{prefetch}");
+    }
+}
