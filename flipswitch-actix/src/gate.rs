@@ -109,7 +109,8 @@ impl FlagGate {
 /// What a closed gate may answer: a status, or a function whose result is made into the response.
 #[diagnostic::on_unimplemented(
     message = "a gate cannot answer with `{Self}`",
-    label = "give a `StatusCode`, or a function that returns a response: `|| HttpResponse::Gone()`"
+    label = "give a `StatusCode`, or a function that returns a response: `|| HttpResponse::Gone()`",
+    note = "all workers share the function: it is `Send + Sync + 'static`, and what it returns is a `Responder`"
 )]
 pub trait Otherwise: Send + Sync + 'static {
     /// Makes the response.
@@ -122,6 +123,8 @@ impl Otherwise for StatusCode {
     }
 }
 
+// Else the compiler would list whatever within a response cannot be sent to another thread.
+#[diagnostic::do_not_recommend]
 impl<F, R> Otherwise for F
 where
     F: Fn() -> R + Send + Sync + 'static,

@@ -122,7 +122,7 @@ impl FlipswitchLayer {
     #[must_use]
     pub fn with_user<U, C>(mut self, context: impl Fn(&U) -> C + Send + Sync + 'static) -> Self
     where
-        U: Send + Sync + 'static,
+        U: RequestExtension,
         C: IntoContext,
     {
         self.with_user = Some(User {
@@ -159,6 +159,18 @@ impl FlipswitchLayer {
         scope
     }
 }
+
+/// What can be in the [`Extensions`] of a request: whatever is `Clone + Send + Sync + 'static`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be in the extensions of a request",
+    label = "not `Clone + Send + Sync + 'static`, as extensions are",
+    note = "take the type that the authentication puts there, such as `|user: &Arc<User>|` for an `Arc<User>`"
+)]
+pub trait RequestExtension: Clone + Send + Sync + 'static {}
+
+// Else the compiler would say which of the three is missing, and not what for.
+#[diagnostic::do_not_recommend]
+impl<T: Clone + Send + Sync + 'static> RequestExtension for T {}
 
 /// Returns the scope of a request whose flags are about to be read. That is when a user shows who came too late.
 pub(crate) fn scope(extensions: &Extensions) -> Option<&RequestScope> {

@@ -14,5 +14,5 @@ pub use crate::{
     extract::{Flag, Flags, FlagsExt, MissingLayer},
     gate::{FlagGate, GateFuture, GateService},
     health::{HealthService, health},
-    layer::{FlipswitchLayer, FlipswitchService, ResponseFuture},
+    layer::{FlipswitchLayer, FlipswitchService, RequestExtension, ResponseFuture},
 };

@@ -43,6 +43,8 @@ impl GateFlag for &'static str {
     }
 }
 
+// Else the compiler would say of a flag of another type which types differ, and nothing of gates.
+#[diagnostic::do_not_recommend]
 impl<F: FlagDef<Value = bool>> GateFlag for F {
     fn default_on(&self) -> bool {
         F::default_value()

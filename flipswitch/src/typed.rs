@@ -9,7 +9,8 @@ use serde_json::Value;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` was not declared with `flags!`",
     label = "not a declared flag",
-    note = "declare it: `flipswitch::flags! {{ pub {Self}: bool = \"its-key\", default false; }}`"
+    note = "declare it: `flipswitch::flags! {{ pub NewCheckout: bool = \"new-checkout\", default false; }}`",
+    note = "a flag that is not declared is read by its key: `flags.bool(\"new-checkout\", false)`"
 )]
 pub trait FlagDef {
     /// Type of the flag's value: anything that its JSON can be read as.

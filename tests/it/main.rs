@@ -15,6 +15,7 @@ mod key;
 mod layer;
 mod life;
 mod local;
+mod mistakes;
 mod open_feature;
 mod outage;
 #[cfg(feature = "peers")]

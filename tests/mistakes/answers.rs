@@ -1,0 +1,29 @@
+// What no closed gate can answer.
+
+use std::rc::Rc;
+
+use actix_web::HttpResponse;
+use flipswitch_actix::FlagGate;
+
+pub fn a_number() -> FlagGate {
+    //~ a gate cannot answer with `{integer}`
+    //~ give a `StatusCode`, or a function that returns a response: `|| HttpResponse::Gone()`
+    FlagGate::requires("beta").otherwise(403)
+}
+
+pub fn a_response() -> FlagGate {
+    //~ a gate cannot answer with `HttpResponse`
+    FlagGate::requires("beta").otherwise(HttpResponse::Gone().finish())
+}
+
+pub fn a_function_that_returns_a_number() -> FlagGate {
+    //~ a gate cannot answer with
+    //~ what it returns is a `Responder`
+    FlagGate::requires("beta").otherwise(|| 403)
+}
+
+pub fn a_function_of_one_thread(text: Rc<str>) -> FlagGate {
+    //~ a gate cannot answer with
+    //~ all workers share the function: it is `Send + Sync + 'static`
+    FlagGate::requires("beta").otherwise(move || text.to_string())
+}

@@ -1,0 +1,35 @@
+// Functions that are to find a context, and return something else.
+
+use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext};
+use flipswitch_actix::Flipswitch;
+use flipswitch_axum::FlipswitchLayer;
+
+#[derive(Clone)]
+pub struct User(String);
+
+pub fn axum_user(provider: FlipswitchProvider) -> FlipswitchLayer {
+    //~ String` is no evaluation context
+    //~ return an `EvaluationContext` or an `Option<EvaluationContext>`
+    FlipswitchLayer::new(provider).with_user(|user: &User| user.0.clone())
+}
+
+pub fn axum_request(provider: FlipswitchProvider) -> FlipswitchLayer {
+    //~ `()` is no evaluation context
+    FlipswitchLayer::new(provider).with_context(|_| {})
+}
+
+pub fn axum_user_that_may_fail(provider: FlipswitchProvider) -> FlipswitchLayer {
+    //~ is no evaluation context
+    FlipswitchLayer::new(provider).with_user(|_: &User| Ok::<_, String>(EvaluationContext::default()))
+}
+
+pub fn actix_user(provider: FlipswitchProvider) -> Flipswitch {
+    //~ String` is no evaluation context
+    //~ return an `EvaluationContext` or an `Option<EvaluationContext>`
+    Flipswitch::new(provider).with_user(|user: &User| user.0.clone())
+}
+
+pub fn actix_request(provider: FlipswitchProvider) -> Flipswitch {
+    //~ `u8` is no evaluation context
+    Flipswitch::new(provider).with_context(|_| 1_u8)
+}

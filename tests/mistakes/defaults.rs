@@ -1,0 +1,13 @@
+// Defaults that are not of the flag's type.
+
+flipswitch::flags! {
+    //~ a flag of type `i64` cannot have a default of type `&str`
+    //~ anything that converts into `i64` can be one by `.into()`
+    pub MaxItems: i64 = "max-items", default "10";
+    //~ a flag of type `bool` cannot have a default of type `{integer}`
+    pub NewCheckout: bool = "new-checkout", default 0;
+    //~ String` cannot have a default of type `bool`
+    pub Theme: String = "theme", default false;
+    //~ a flag of type `u8` cannot have a default of type `f64`
+    pub Percentage: u8 = "percentage", default 0.5_f64;
+}

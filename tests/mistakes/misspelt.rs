@@ -1,0 +1,10 @@
+// A flag whose name is not spelled as it was declared.
+
+flipswitch::flags! {
+    pub NewCheckout: bool = "new-checkout", default false;
+}
+
+pub fn read(flags: &flipswitch::Flags) -> bool {
+    //~ `NewChekout`
+    flags.get(NewChekout)
+}
