@@ -60,7 +60,8 @@ use crate::{FlagsExt, MissingLayer};
 /// `route_layer` of a method router lets requests of other methods pass, which answer 405 and so tell that the route exists.
 /// `route_layer` of a router, other than its `layer`, leaves the router's fallback alone.
 ///
-/// Under gRPC a 404 is what clients know as `UNIMPLEMENTED`.
+/// Under gRPC a 404 is what clients know as `UNIMPLEMENTED`. With tonic, `Server::layer` puts a gate before all services,
+/// and `gate.named_layer(service)`, of `tonic::service::LayerExt`, before one.
 #[derive(Clone)]
 #[must_use = "a gate does nothing until it is added to a router with `.layer(..)`"]
 pub struct FlagGate {

@@ -20,4 +20,5 @@ mod open_feature;
 mod outage;
 #[cfg(feature = "peers")]
 mod peers;
+mod services;
 mod wire;
