@@ -18,6 +18,7 @@ mod local;
 mod mistakes;
 mod open_feature;
 mod outage;
+mod page;
 #[cfg(feature = "peers")]
 mod peers;
 mod services;
