@@ -1,4 +1,4 @@
-//! What both quick starts share: the options, the flag service in a box, and the page.
+//! What both quick starts share: the options, the flag service in a box, and the page. The shops start the same way.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
 
 mod follow;
@@ -26,7 +26,7 @@ pub const PAGE: &str = include_str!("page.html");
 const LOCAL_KEY: &str = "quickstart-key";
 
 const HELP: &str = "\
-The quick start: one application, one flag service, two users.
+An application, and a flag service in a box beside it.
 
   --app ADDRESS      Address of the application [default: 127.0.0.1:3000]
   --service ADDRESS  Address of the flag service in a box [default: 127.0.0.1:3001]
@@ -35,7 +35,7 @@ The quick start: one application, one flag service, two users.
 With FLIPSWITCH_API_KEY set, flags come from the real service instead.
 ";
 
-/// The options of a quick start.
+/// The options of an example.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Where the application listens.
@@ -84,7 +84,7 @@ fn address(option: &str, arguments: &mut lexopt::Parser) -> Result<SocketAddr, l
     value.parse().map_err(|error| refuse(error).into())
 }
 
-/// Where a quick start's flags come from.
+/// Where an example's flags come from.
 #[derive(Debug)]
 pub struct FlagSource {
     /// The provider, not started yet.
@@ -101,10 +101,18 @@ impl FlagSource {
     ///
     /// An error naming the option, the variable or the file that cannot be used.
     pub async fn open(options: &Options) -> Result<Self, Box<dyn Error>> {
+        Self::open_file(options, &Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("flags.json")).await
+    }
+
+    /// The same with the flags of another file.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub async fn open_file(options: &Options, flags: &Path) -> Result<Self, Box<dyn Error>> {
         if std::env::var_os("FLIPSWITCH_API_KEY").is_some() {
             return Ok(Self { provider: FlipswitchProvider::from_env()?, service: None });
         }
-        let flags = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("flags.json");
         let service =
             LocalServer::builder().flags_file(flags).listen(options.service).api_key(LOCAL_KEY).start().await.map_err(
                 |error| match error.kind() {
@@ -122,11 +130,17 @@ impl FlagSource {
         println!("Application    http://{app}/");
         println!("  for Alice    curl 'http://{app}/flags?user_id=alice&plan=premium'");
         println!("  one flag     curl 'http://{app}/feature?user_id=alice'");
+        self.announce_service("examples/flags.json", "new-feature");
+    }
+
+    /// Tells the user where the flags come from, and how to flip one of them, on or off; `file` is where they are written
+    /// down.
+    pub fn announce_service(&self, file: &str, flag: &str) {
         match &self.service {
             Some(service) => {
                 let url = service.url();
-                println!("Flag service   {url} (or edit examples/flags.json)");
-                println!("  flip a flag  curl -X PUT {url}/local/flags/new-feature -d '{{\"value\": true}}'");
+                println!("Flag service   {url} (or edit {file})");
+                println!("  flip a flag  curl -X PUT {url}/local/flags/{flag} -d '{{\"value\": true}}'");
             }
             None => println!("Flag service   {:?}", self.provider),
         }
@@ -140,7 +154,7 @@ impl FlagSource {
     }
 }
 
-/// Says why a quick start ends.
+/// Says why an example ends.
 #[must_use]
 pub fn failed(error: &dyn Error) -> ExitCode {
     eprintln!("{error}\nTry --help.");

@@ -1,0 +1,34 @@
+//! The shop on axum. `cargo run -p shop-axum`, then follow what it prints.
+
+use std::{error::Error, process::ExitCode};
+
+use flipswitch_axum::Lifespan;
+use quickstart_common::{FlagSource, Options};
+use tokio::net::TcpListener;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => quickstart_common::failed(error.as_ref()),
+    }
+}
+
+async fn run() -> Result<(), Box<dyn Error>> {
+    let Some(options) = Options::from_args()? else { return Ok(()) };
+    quickstart_common::log();
+    let listener = TcpListener::bind(options.app).await.map_err(|error| options.cannot_listen(&error))?;
+    let address = listener.local_addr()?;
+    let source = FlagSource::open_file(&options, &shop_common::flags_file()).await?;
+
+    // The provider starts before the server and is shut down after it.
+    let lifespan = Lifespan::builder(source.provider.clone()).start().await?;
+    let app = shop_axum::app(source.provider.clone());
+    let server = axum::serve(listener, app).with_graceful_shutdown(lifespan.signal());
+    shop_common::announce(&source, address);
+    if let Some(served) = lifespan.run(server).await {
+        served?;
+    }
+    source.close().await;
+    Ok(())
+}

@@ -1,0 +1,14 @@
+//! The shop on axum keeps what both shops promise.
+
+use std::{io, net::TcpListener};
+
+use flipswitch_axum::flipswitch::FlipswitchProvider;
+use shop_common::testing::Stop;
+
+shop_common::keeps_its_promises!(serve);
+
+async fn serve(listener: TcpListener, provider: FlipswitchProvider, stop: Stop) -> io::Result<()> {
+    listener.set_nonblocking(true)?;
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    axum::serve(listener, shop_axum::app(provider)).with_graceful_shutdown(stop).await
+}

@@ -1,0 +1,105 @@
+//! What the pages look like.
+
+use flipswitch::Flags;
+
+use crate::User;
+
+/// The page that everybody lands on.
+#[must_use]
+pub fn home(user: Option<&User>, flags: &Flags) -> String {
+    let (greeting, account) = match user {
+        Some(user) => (format!("Good day, {}", escape(user.name)), LOG_OUT),
+        None => ("Welcome, visitor".to_owned(), LOG_IN),
+    };
+    // All flags of the user are in the page for everyone to read who can open it. What is secret is decided by the server,
+    // as the gates do. `to_script_json` escapes what would end the script, so that nothing else needs to.
+    let flags = flags.to_script_json();
+    page(
+        "Shop",
+        &format!(
+            r#"<h1>{greeting}</h1>
+{account}
+<p id="banner"></p>
+<ul>
+<li><a href="/checkout">Checkout</a></li>
+<li id="beta"><a href="/beta">Beta</a></li>
+<li id="sale"><a href="/sale">Sale</a></li>
+</ul>
+<script>const flags = {flags};</script>
+<script>{SCRIPT}</script>"#
+        ),
+    )
+}
+
+/// What somebody reads who tried to log in with a name that nobody has.
+#[must_use]
+pub fn unknown(name: &str) -> String {
+    page("Log in", &format!("<h1>Nobody here is called “{}”</h1>\n{LOG_IN}", escape(name)))
+}
+
+/// The checkout.
+#[must_use]
+pub fn checkout(new: bool, max_items: i64, theme: &str) -> String {
+    let steps = if new { "All on one page." } else { "In three steps." };
+    // A flag's value is text from outside, as what a user types is.
+    let theme = escape(theme);
+    page(
+        "Checkout",
+        &format!(
+            r#"<h1>Checkout</h1>
+<p>{steps} A cart holds {max_items} items. The theme is {theme}.</p>
+<p><a href="/">Back to the shop</a></p>"#
+        ),
+    )
+}
+
+const LOG_IN: &str = r#"<form method="post" action="/login">
+<label>Name <input name="name" placeholder="alice, bob or tester" required></label> <button>Log in</button>
+</form>"#;
+
+const LOG_OUT: &str = r#"<form method="post" action="/logout"><button>Log out</button></form>"#;
+
+/// The flag service may know none of these flags, or be away: the script has its defaults as the server has.
+const SCRIPT: &str = "
+document.documentElement.style.colorScheme = flags['theme'] ?? 'light';
+document.querySelector('#banner').textContent = flags['banner'] ?? '';
+document.querySelector('#beta').hidden = !(flags['beta'] ?? false);
+document.querySelector('#sale').hidden = !(flags['summer-sale'] ?? false);
+";
+
+const STYLE: &str = "
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto; padding: 0 1rem; }
+";
+
+fn page(title: &str, content: &str) -> String {
+    format!(
+        r#"<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+{content}
+</body>
+</html>
+"#
+    )
+}
+
+/// Makes a text that may stand in an element or in a quoted attribute.
+fn escape(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut safe, character| {
+        match character {
+            '&' => safe.push_str("&amp;"),
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '"' => safe.push_str("&quot;"),
+            '\'' => safe.push_str("&#39;"),
+            other => safe.push(other),
+        }
+        safe
+    })
+}

@@ -1,0 +1,105 @@
+//! A browser, as far as the shop needs one.
+
+use std::collections::BTreeMap;
+
+use flipswitch::{
+    reqwest::{
+        Client, Method, RequestBuilder,
+        header::{CONTENT_TYPE, COOKIE, LOCATION, SET_COOKIE},
+        redirect::Policy,
+    },
+    serde_json::{self, Value},
+};
+
+/// The cookie that both shops keep their session in.
+pub(crate) const SESSION: &str = "id";
+/// The cookie of visitors.
+pub(crate) const VISITOR: &str = "flipswitch-anonymous";
+
+/// Somebody's browser: keeps cookies, and follows no redirects by itself.
+pub(crate) struct Browser {
+    url: String,
+    client: Client,
+    pub(crate) cookies: BTreeMap<String, String>,
+}
+
+/// What the shop answered.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) status: u16,
+    pub(crate) location: Option<String>,
+    pub(crate) body: String,
+    /// Names of the cookies that came with it.
+    pub(crate) new_cookies: Vec<String>,
+}
+
+impl Browser {
+    pub(crate) fn new(url: String) -> Self {
+        let client = Client::builder().no_proxy().redirect(Policy::none()).build().unwrap();
+        Self { url, client, cookies: BTreeMap::new() }
+    }
+
+    pub(crate) async fn get(&mut self, path: &str) -> Page {
+        self.send(self.client.request(Method::GET, format!("{}{path}", self.url))).await
+    }
+
+    /// Sends a form, which is given as it goes over the wire.
+    pub(crate) async fn post(&mut self, path: &str, form: &'static str) -> Page {
+        let request = self.client.request(Method::POST, format!("{}{path}", self.url)).body(form);
+        self.send(request.header(CONTENT_TYPE, "application/x-www-form-urlencoded")).await
+    }
+
+    pub(crate) async fn log_in(&mut self, name: &str) {
+        let form = match name {
+            "alice" => "name=alice",
+            "bob" => "name=bob",
+            other => panic!("{other} is no user"),
+        };
+        let page = self.post("/login", form).await;
+        assert_eq!((page.status, page.location.as_deref()), (303, Some("/")), "{page:?}");
+    }
+
+    pub(crate) async fn log_out(&mut self) {
+        let page = self.post("/logout", "").await;
+        assert_eq!((page.status, page.location.as_deref()), (303, Some("/")), "{page:?}");
+    }
+
+    /// The targeting key of a visitor.
+    pub(crate) fn visitor(&self) -> Option<String> {
+        self.cookies.get(VISITOR).map(|number| format!("anonymous-{number}"))
+    }
+
+    async fn send(&mut self, request: RequestBuilder) -> Page {
+        let cookies: Vec<_> = self.cookies.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let request = if cookies.is_empty() { request } else { request.header(COOKIE, cookies.join("; ")) };
+        let response = request.send().await.unwrap();
+        let mut new_cookies = Vec::new();
+        for cookie in response.headers().get_all(SET_COOKIE) {
+            let cookie = cookie.to_str().unwrap();
+            let (pair, attributes) = cookie.split_once("; ").unwrap();
+            let (name, value) = pair.split_once('=').unwrap();
+            if attributes.contains("Max-Age=0") {
+                self.cookies.remove(name);
+            } else {
+                assert!(attributes.contains("HttpOnly") && attributes.contains("SameSite=Lax"), "{cookie}");
+                self.cookies.insert(name.to_owned(), value.to_owned());
+                new_cookies.push(name.to_owned());
+            }
+        }
+        let location = response.headers().get(LOCATION).map(|location| location.to_str().unwrap().to_owned());
+        Page { status: response.status().as_u16(), location, new_cookies, body: response.text().await.unwrap() }
+    }
+}
+
+impl Page {
+    pub(crate) fn has(&self, text: &str) -> bool {
+        self.body.contains(text)
+    }
+
+    /// The flags that the page's script has, read where a browser would end the script.
+    pub(crate) fn flags(&self) -> Value {
+        let (_, script) = self.body.split_once("<script>const flags = ").unwrap();
+        let (script, _) = script.split_once("</script>").unwrap();
+        serde_json::from_str(script.strip_suffix(';').unwrap()).unwrap()
+    }
+}

@@ -1,0 +1,283 @@
+//! What both shops keep to.
+
+use flipswitch::serde_json::{Value, json};
+use futures_util::future::join_all;
+
+use super::{
+    browser::{SESSION, VISITOR},
+    shop::{Serve, Shop, eventually},
+};
+use crate::{BETA, SALE, SALE_IS_OVER, User, WISHLIST};
+
+/// A visitor gets a cookie with the first page that reads a flag, and keeps it.
+pub fn a_visitor_gets_a_cookie_once_a_flag_was_read(serve: impl Serve) {
+    Shop::visit(serve, async |shop| {
+        let mut browser = shop.browser();
+        browser.log_out().await;
+        browser.get("/nowhere").await;
+        browser.get("/health/flags").await;
+        assert_eq!(browser.visitor(), None);
+        assert_eq!(browser.get("/checkout").await.new_cookies, [VISITOR]);
+        let visitor = browser.visitor();
+        assert!(browser.get("/").await.new_cookies.is_empty());
+        assert_eq!(browser.visitor(), visitor);
+        // A user needs none.
+        assert_eq!(shop.browser_of("alice").await.get("/").await.new_cookies, [""; 0]);
+    });
+}
+
+/// A rule about one visitor is about that visitor only, from page to page.
+pub fn a_visitor_stays_the_same_one(serve: impl Serve) {
+    Shop::visit(serve, async |shop| {
+        let (mut one, mut other) = (shop.browser(), shop.browser());
+        one.get("/").await;
+        other.get("/").await;
+        open_beta_for(&shop, &one.visitor().unwrap());
+        eventually(async || one.get("/beta").await.status == 200).await;
+        for _ in 0..10 {
+            assert_eq!((one.get("/beta").await.status, other.get("/beta").await.status), (200, 404));
+        }
+    });
+}
+
+/// A rule about a share of the visitors gives each of them one value for good.
+pub fn a_share_of_the_visitors_is_always_the_same_visitors(serve: impl Serve) {
+    Shop::visit(serve, async |shop| {
+        let themes = join_all((0..40).map(async |_| {
+            let mut browser = shop.browser();
+            // The first page is one for nobody in particular, and comes with the cookie.
+            browser.get("/").await;
+            let theme = browser.get("/").await.flags()["theme"].clone();
+            for _ in 0..5 {
+                assert_eq!(browser.get("/").await.flags()["theme"], theme);
+            }
+            theme
+        }))
+        .await;
+        assert!(themes.contains(&json!("light")) && themes.contains(&json!("dark")), "{themes:?}");
+    });
+}
+
+/// Whoever logs in is greeted by name and has the flags of that plan, also as the flag service would say.
+pub fn a_user_gets_the_flags_of_that_user(serve: impl Serve) {
+    Shop::visit(serve, async |shop| {
+        for name in ["alice", "bob"] {
+            let mut browser = shop.browser_of(name).await;
+            let page = browser.get("/").await;
+            assert!(is_for(&page.body, name), "{page:?}");
+            assert_eq!(page.flags(), flags_of(&shop, name).await);
+            assert_eq!(browser.visitor(), None);
+        }
+    });
+}
+
+/// Each page of a session is for whoever is logged in by then; after all of them it is the visitor from before.
+pub fn the_user_of_a_session_changes(serve: impl Serve) {
+    Shop::visit(serve, async |shop| {
+        let mut browser = shop.browser();
+        browser.get("/").await;
+        let visitor = browser.visitor().unwrap();
+        open_beta_for(&shop, &visitor);
+        eventually(async || browser.get("/beta").await.status == 200).await;
+
+        for name in ["alice", "bob", "alice"] {
+            browser.log_in(name).await;
+            let page = browser.get("/").await;
+            assert!(is_for(&page.body, name), "{page:?}");
+            assert_eq!(browser.get("/beta").await.status, 404);
+        }
+        browser.log_out().await;
+        let page = browser.get("/").await;
+        assert!(page.has("Welcome, visitor") && page.flags()["max-items"] == 5, "{page:?}");
+        assert_eq!((browser.get("/beta").await.status, browser.visitor()), (200, Some(visitor)));
+    });
+}
+
+/// However many ask at the same time, and while flags change, nobody sees the name or the flags of another.
+pub fn users_side_by_side_are_never_mixed(serve: impl Serve) {
+    Shop::visit(serve, async |shop| {
+        let visits = join_all((0..8).map(async |number| {
+            let name = ["alice", "bob"][number % 2];
+            let mut browser = shop.browser_of(name).await;
+            for round in 0..25 {
+                let page = browser.get("/").await;
+                assert!(is_for(&page.body, name), "{page:?}");
+                let checkout = browser.get("/checkout").await;
+                assert_eq!(checkout.has("All on one page."), name == "alice", "{checkout:?}");
+                // Makes every known answer old.
+                shop.service.set_flag("summer-sale", round % 2 == 0);
+            }
+        }));
+        visits.await;
+    });
+}
+
+/// Flags arrive as what they were declared, and follow the service.
+pub fn declared_flags_have_their_types_and_values(serve: impl Serve) {
+    Shop::visit(serve, async |shop| {
+        shop.service.set_flag("theme", "dark");
+        for (name, steps, items) in [("alice", "All on one page.", 20), ("bob", "In three steps.", 5)] {
+            let page = shop.browser_of(name).await.get("/checkout").await;
+            let text = format!("{steps} A cart holds {items} items. The theme is dark.");
+            assert!(page.status == 200 && page.has(&text), "{page:?}");
+        }
+        let mut bob = shop.browser_of("bob").await;
+        shop.service.set_flag("max-items", 7);
+        eventually(async || bob.get("/checkout").await.has("A cart holds 7 items.")).await;
+        // Of another type than declared.
+        shop.service.set_flag("max-items", "seven");
+        eventually(async || bob.get("/checkout").await.has("A cart holds 10 items.")).await;
+    });
+}
+
+/// Without the flag service every page is there, with the defaults that the code declares.
+pub fn declared_flags_have_their_defaults_while_the_service_is_away(serve: impl Serve) {
+    Shop::visit(serve, async |shop| {
+        shop.lose_service();
+        let mut alice = shop.browser_of("alice").await;
+        let page = alice.get("/checkout").await;
+        assert!(page.has("In three steps. A cart holds 10 items. The theme is light."), "{page:?}");
+        let page = alice.get("/").await;
+        assert!(page.has("Good day, alice") && page.flags() == json!({}), "{page:?}");
+        assert_eq!((alice.get("/beta").await.status, alice.get("/sale").await.status), (404, 410));
+        assert_eq!(alice.get("/health/flags").await.status, 200);
+    });
+}
+
+/// Whom the gate is closed for cannot tell the page from one that there is not, whatever the method; logging in opens it.
+pub fn a_closed_gate_answers_as_if_there_were_nothing(serve: impl Serve) {
+    Shop::visit(serve, async |shop| {
+        let mut browser = shop.browser();
+        for name in [None, Some("bob")] {
+            if let Some(name) = name {
+                browser.log_in(name).await;
+            }
+            for path in ["/nowhere", "/beta", "/beta/wishlist", "/beta/nowhere"] {
+                let (page, sent) = (browser.get(path).await, browser.post(path, "").await);
+                assert_eq!((page.status, page.body.as_str()), (404, ""), "{path}");
+                assert_eq!((sent.status, sent.body.as_str()), (404, ""), "{path}");
+            }
+        }
+        browser.log_in("alice").await;
+        let page = browser.get("/beta").await;
+        assert_eq!((page.status, page.body.as_str()), (200, BETA));
+        assert_eq!(browser.get("/beta/wishlist").await.body, WISHLIST);
+        assert_eq!(browser.post("/beta", "").await.status, 405);
+        assert_eq!(browser.get("/beta/nowhere").await.status, 404);
+        browser.log_out().await;
+        assert_eq!(browser.get("/beta").await.status, 404);
+    });
+}
+
+/// A flag that is flipped at the service opens and closes the gate of a running shop.
+pub fn a_gate_opens_when_its_flag_is_flipped(serve: impl Serve) {
+    Shop::visit(serve, async |shop| {
+        let mut bob = shop.browser_of("bob").await;
+        assert_eq!(bob.get("/beta").await.status, 404);
+        shop.service.set_flag("beta", true);
+        eventually(async || bob.get("/beta").await.body == BETA).await;
+        shop.service.set_flag("beta", false);
+        eventually(async || bob.get("/beta").await.status == 404).await;
+    });
+}
+
+/// A gate that was told what to answer answers that.
+pub fn a_closed_gate_can_answer_something_else(serve: impl Serve) {
+    Shop::visit(serve, async |shop| {
+        let mut browser = shop.browser();
+        let page = browser.get("/sale").await;
+        assert_eq!((page.status, page.body.as_str()), (410, SALE_IS_OVER));
+        shop.service.set_flag("summer-sale", true);
+        eventually(async || browser.get("/sale").await.body == SALE).await;
+    });
+}
+
+/// The script has the flags that the server has, and no value of a flag can get out of it or into the page.
+pub fn the_script_of_the_page_has_the_flags_whatever_they_hold(serve: impl Serve) {
+    const HOSTILE: &str = "</script><script>alert('flag')</script><!-- & \u{2028}";
+    Shop::visit(serve, async |shop| {
+        let mut alice = shop.browser_of("alice").await;
+        shop.service.set_flag("theme", HOSTILE);
+        shop.service.set_flag("banner", json!({"<": [HOSTILE, null, 1.5]}));
+        eventually(async || alice.get("/").await.flags()["banner"]["<"][0] == HOSTILE).await;
+        let page = alice.get("/").await;
+        assert_eq!(page.flags(), flags_of(&shop, "alice").await);
+        assert_eq!(page.flags()["theme"], HOSTILE);
+        assert_eq!(page.body.matches("<script>").count(), 2, "{page:?}");
+        let checkout = alice.get("/checkout").await;
+        assert!(checkout.has("&lt;/script&gt;&lt;script&gt;alert(&#39;flag&#39;)"), "{checkout:?}");
+        assert!(!checkout.has("<script>"), "{checkout:?}");
+    });
+}
+
+/// A name that nobody has is shown, and is no HTML; nobody is logged in then.
+pub fn what_a_user_types_is_shown_as_it_is(serve: impl Serve) {
+    Shop::visit(serve, async |shop| {
+        let mut browser = shop.browser();
+        let page = browser.post("/login", "name=%3Cscript%3E%26%22bob%22").await;
+        assert_eq!(page.status, 401);
+        assert!(page.has("Nobody here is called “&lt;script&gt;&amp;&quot;bob&quot;”"), "{page:?}");
+        assert!(browser.get("/").await.has("Welcome, visitor"));
+        // Whoever is logged in stays so.
+        browser.log_in("alice").await;
+        assert_eq!(browser.post("/login", "name=mallory").await.status, 401);
+        assert!(browser.get("/").await.has("Good day, alice"));
+    });
+}
+
+/// A session cookie that the shop has not made is no session, and one that was changed is none any more.
+pub fn a_forged_session_is_nobodys(serve: impl Serve) {
+    Shop::visit(serve, async |shop| {
+        let mut alice = shop.browser_of("alice").await;
+        let session = alice.cookies[SESSION].clone();
+        let last = if session.ends_with('A') { "Q" } else { "A" };
+        let changed = format!("{}{last}", &session[..session.len() - 1]);
+        for forged in [changed.as_str(), &session[1..], "", "user-1", "%7B%22user_id%22%3A%22user-1%22%7D"] {
+            let mut browser = shop.browser();
+            browser.cookies.insert(SESSION.to_owned(), forged.to_owned());
+            let page = browser.get("/").await;
+            assert!(page.status == 200 && page.has("Welcome, visitor"), "{forged}: {page:?}");
+            assert_eq!((page.flags()["max-items"].as_i64(), browser.get("/beta").await.status), (Some(5), 404));
+        }
+        let page = alice.get("/").await;
+        assert!(is_for(&page.body, "alice"), "{page:?}");
+        // A visitor's cookie cannot name a user.
+        let mut browser = shop.browser();
+        browser.cookies.insert(VISITOR.to_owned(), "user-1".to_owned());
+        assert_eq!(browser.get("/beta").await.new_cookies, [VISITOR]);
+    });
+}
+
+/// A probe hears that all is well, and makes no visitor.
+pub fn the_health_is_told(serve: impl Serve) {
+    Shop::visit(serve, async |shop| {
+        let mut browser = shop.browser();
+        browser.get("/").await;
+        let page = browser.get("/health/flags?ready").await;
+        assert_eq!(page.status, 200);
+        assert!(page.body.parse::<Value>().unwrap().is_object(), "{page:?}");
+        shop.provider.shutdown().await;
+        assert_eq!(browser.get("/health/flags").await.status, 503);
+        assert_eq!(browser.get("/").await.status, 200);
+    });
+}
+
+/// Lets one visitor, and nobody else, into the beta.
+fn open_beta_for(shop: &Shop, visitor: &str) {
+    let definition = json!({
+        "state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": "off",
+        "targeting": {"if": [{"==": [{"var": "targetingKey"}, visitor]}, "on", "off"]},
+    });
+    shop.service.set_definition("beta", definition).unwrap();
+}
+
+/// Whether the page greets this user, with the flags of the user's plan.
+fn is_for(page: &str, name: &str) -> bool {
+    let items = if name == "alice" { 20 } else { 5 };
+    page.contains(&format!("Good day, {name}<")) && page.contains(&format!(r#""max-items":{items},"#))
+}
+
+/// A user's flags, as the provider has them.
+async fn flags_of(shop: &Shop, name: &str) -> Value {
+    shop.provider.flags(&crate::context(User::named(name).unwrap())).await.to_json()
+}
