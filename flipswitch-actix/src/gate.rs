@@ -55,8 +55,8 @@ use crate::{FlagsExt, MissingMiddleware};
 ///
 /// # Where to add it
 ///
-/// `wrap` of a scope or a resource hides all that it is added to, other methods included; on a single route, `wrap` lets
-/// requests of other methods pass, which find no route. What is to be served to whom the gate is closed for may stand under
+/// `wrap` of a scope or a resource hides all that it is added to, other methods included; `wrap` of one route of
+/// a resource lets requests of other methods pass, which answer 405 and so tell that there is something. What is to be served to whom the gate is closed for may stand under
 /// the same path with a guard instead: [`flag_on`](crate::flag_on).
 #[derive(Clone)]
 #[must_use = "a gate does nothing until it is added to a scope or resource with `.wrap(..)`"]
@@ -94,8 +94,9 @@ impl FlagGate {
         Self { rule: self.rule.or(other.rule), otherwise: self.otherwise.or(other.otherwise) }
     }
 
-    /// Says what a closed gate answers: a status, or what a function returns, such as `|| HttpResponse::Gone().body("..")`.
-    /// Default: 404 with an empty body. Of two gates that were joined, the first one's is taken if it has one.
+    /// Says what a closed gate answers: a status, or what a function returns, such as `|| ("..", StatusCode::GONE)` or
+    /// `|| HttpResponse::Gone().json(..)`. Default: 404 with an empty body. Of two gates that were joined, the first one's is
+    /// taken if it has one.
     pub fn otherwise(mut self, response: impl Otherwise) -> Self {
         self.otherwise = Some(Arc::new(move |request| response.respond(request)));
         self

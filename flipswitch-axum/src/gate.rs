@@ -38,7 +38,7 @@ use crate::{FlagsExt, MissingLayer};
 ///
 /// let beta = Router::new()
 ///     .route("/beta", get(async || "Welcome"))
-///     .layer(FlagGate::requires("beta").or(FlagGate::requires("staff")).otherwise(StatusCode::FORBIDDEN));
+///     .route_layer(FlagGate::requires("beta").or(FlagGate::requires("staff")).otherwise(StatusCode::FORBIDDEN));
 /// let checkout = get(async || "new").layer(FlagGate::requires(NewCheckout));
 ///
 /// # let provider = FlipswitchProvider::in_memory(json!({}));
@@ -56,9 +56,12 @@ use crate::{FlagsExt, MissingLayer};
 ///
 /// # Where to add it
 ///
-/// `layer` of a router, a method router or a handler hides all that it is added to, other methods included.
-/// `route_layer` of a method router lets requests of other methods pass, which answer 405 and so tell that the route exists.
-/// `route_layer` of a router, other than its `layer`, leaves the router's fallback alone.
+/// - To some routes: `route_layer` of a router that has only those, which is merged or nested then. All methods of these
+///   paths are hidden, and no other path.
+/// - To one route: `layer` of its handler or method router. `route_layer` of a *method router* lets requests of other
+///   methods pass, which answer 405 and so tell that the route exists.
+/// - `layer` of a router is for a nested one: of a merged one it also covers what is not found anywhere, so that unknown
+///   paths read flags, and answer what the gate says.
 ///
 /// Under gRPC a 404 is what clients know as `UNIMPLEMENTED`. With tonic, `Server::layer` puts a gate before all services,
 /// and `gate.named_layer(service)`, of `tonic::service::LayerExt`, before one.

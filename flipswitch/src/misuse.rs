@@ -64,8 +64,9 @@ impl fmt::Display for Misuse {
                  application after Flipswitch, since what is added last runs first",
             ),
             Self::ContextPanicked => f.write_str(
-                "a function given to `with_user` or `with_context` panicked: the request is evaluated without what it \
-                 would have told",
+                "a function given to `with_user` or `with_context` panicked: requests are evaluated without what it would \
+                 have told. If it needs what another middleware leaves in the request, such as a session, add that to the \
+                 application after Flipswitch, since what is added last runs first",
             ),
             Self::GuardWithoutFlags { key } => write!(
                 f,

@@ -1,5 +1,15 @@
 //! Gates: for whom they open, and what they answer else.
 
+use axum::{
+    Router,
+    body::Body,
+    http::{Method, Request, StatusCode},
+    routing::get,
+};
+use flipswitch::{FlipswitchProvider, serde_json::json};
+use flipswitch_axum::{FlagGate, FlipswitchLayer};
+use tower::ServiceExt;
+
 use super::{Framework, provider, service};
 use crate::support;
 
@@ -120,5 +130,43 @@ async fn a_gate_follows_its_flag() {
         service.remove_flag("beta");
         support::eventually(async || app.get("/gated/free", "bob", "").await.0 == 404).await;
         provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn on_axum_a_gate_hides_what_it_is_added_to() {
+    let gate = || FlagGate::requires("beta").otherwise(StatusCode::FORBIDDEN);
+    let beta = || Router::new().route("/beta", get(async || "open"));
+    // how it is added; the path; what GET and POST there answer, and what a path answers that there is not
+    let ways = [
+        ("route_layer, merged", beta().route_layer(gate()), "/beta", [403, 403, 404]),
+        ("route_layer, nested", Router::new().nest("/in", beta().route_layer(gate())), "/in/beta", [403, 403, 404]),
+        ("layer, nested", Router::new().nest("/in", beta().layer(gate())), "/in/beta", [403, 403, 404]),
+        (
+            "layer, one route",
+            Router::new().route("/beta", get(async || "open").layer(gate())),
+            "/beta",
+            [403, 403, 404],
+        ),
+        // What the documentation warns of.
+        ("layer, merged", beta().layer(gate()), "/beta", [403, 403, 403]),
+        (
+            "route_layer, one route",
+            Router::new().route("/beta", get(async || "open").route_layer(gate())),
+            "/beta",
+            [403, 405, 404],
+        ),
+    ];
+    for (way, gated, path, statuses) in ways {
+        let flags = FlipswitchLayer::new(FlipswitchProvider::in_memory(json!({})));
+        let app = Router::new().route("/", get(async || "home")).merge(gated).layer(flags);
+        let status = async |method: Method, path: &str| {
+            let request = Request::builder().method(method).uri(path).body(Body::empty()).unwrap();
+            app.clone().oneshot(request).await.unwrap().status().as_u16()
+        };
+        assert_eq!(status(Method::GET, "/").await, 200, "{way}");
+        let answers =
+            [status(Method::GET, path).await, status(Method::POST, path).await, status(Method::GET, "/nowhere").await];
+        assert_eq!(answers, statuses, "{way}");
     }
 }
