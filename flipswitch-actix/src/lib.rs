@@ -5,6 +5,7 @@ mod gate;
 mod guard;
 mod health;
 mod middleware;
+pub mod testing;
 
 pub use flipswitch::{
     self, InRequest, IntoContext, Lifespan, RequestScope,

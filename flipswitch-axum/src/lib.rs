@@ -4,6 +4,7 @@ mod extract;
 mod gate;
 mod health;
 mod layer;
+pub mod testing;
 
 pub use flipswitch::{
     self, InRequest, IntoContext, Lifespan, RequestScope,

@@ -10,6 +10,7 @@ use crate::{
     Error, FlagDef, FlagError, FlagEvaluation, FlagType,
     answer::Answer,
     context::{self, CanonicalContext},
+    memory::Log,
     ofrep,
     snapshot::Snapshot,
 };
@@ -46,6 +47,14 @@ enum Source {
     Stale(Arc<Snapshot>, Option<Arc<Error>>),
     /// No answer of the service.
     Absent(Arc<Absent>),
+    /// Values of a test, which keeps a record.
+    Recorded(Arc<Recorded>),
+}
+
+struct Recorded {
+    snapshot: Arc<Snapshot>,
+    context: EvaluationContext,
+    log: Arc<Log>,
 }
 
 struct Absent {
@@ -86,8 +95,21 @@ impl Flags {
         Self(Source::Absent(Arc::new(Absent { error, context, bootstrap: None })))
     }
 
+    /// Values of a test.
+    pub(crate) fn recorded(snapshot: Arc<Snapshot>, context: EvaluationContext, log: Arc<Log>) -> Self {
+        Self(Source::Recorded(Arc::new(Recorded { snapshot, context, log })))
+    }
+
+    /// Notes that a flag is read, if somebody wants to know.
+    fn note(&self, key: &str) {
+        if let Source::Recorded(recorded) = &self.0 {
+            recorded.log.read(key, &recorded.context);
+        }
+    }
+
     fn answer(&self) -> Option<&Answer> {
         match &self.0 {
+            Source::Recorded(recorded) => Some(&recorded.snapshot.answer),
             Source::Fresh(snapshot) | Source::Stale(snapshot, _) => Some(&snapshot.answer),
             Source::Absent(absent) => absent.bootstrap.as_deref(),
         }
@@ -138,6 +160,11 @@ impl Flags {
     /// [`FlagError::NotFound`] if the answer does not have the flag, [`FlagError::Evaluation`] if the service could not
     /// evaluate it, [`FlagError::Unavailable`] if there is no answer.
     pub fn evaluation(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
+        self.note(key);
+        self.look_up(key)
+    }
+
+    fn look_up(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
         match (self.answer(), &self.0) {
             (Some(answer), _) => answer.get(key),
             (None, Source::Absent(absent)) => Err(FlagError::Unavailable(Error::clone(&absent.error))),
@@ -156,6 +183,7 @@ impl Flags {
     pub fn context(&self) -> EvaluationContext {
         match &self.0 {
             Source::Fresh(snapshot) | Source::Stale(snapshot, _) => context::decode(snapshot.context()),
+            Source::Recorded(recorded) => context::decode(recorded.snapshot.context()),
             Source::Absent(absent) => match &absent.context {
                 Subject::Canonical(context) => context::decode(context.as_bytes()),
                 Subject::Raw(context) => context.clone(),
@@ -167,7 +195,7 @@ impl Flags {
     #[must_use]
     pub fn is_stale(&self) -> bool {
         match &self.0 {
-            Source::Fresh(_) => false,
+            Source::Fresh(_) | Source::Recorded(_) => false,
             Source::Stale(..) => true,
             Source::Absent(absent) => absent.bootstrap.is_some(),
         }
@@ -177,7 +205,7 @@ impl Flags {
     #[must_use]
     pub fn error(&self) -> Option<&Error> {
         match &self.0 {
-            Source::Fresh(_) => None,
+            Source::Fresh(_) | Source::Recorded(_) => None,
             Source::Stale(_, error) => error.as_deref(),
             Source::Absent(absent) => Some(&absent.error),
         }
@@ -256,13 +284,14 @@ impl Flags {
 
     /// Finds a flag that the service could evaluate.
     pub(crate) fn find(&self, key: &str) -> Option<&FlagEvaluation> {
+        self.note(key);
         self.answer()?.evaluated(key)
     }
 
     /// Why a flag cannot be read as one type.
     #[cold]
     pub(crate) fn why_not(&self, key: &str, expected: FlagType) -> FlagError {
-        let error = self.evaluation(key).map_or_else(|error| error, |flag| flag.mismatch(expected));
+        let error = self.look_up(key).map_or_else(|error| error, |flag| flag.mismatch(expected));
         tracing::debug!(target: "flipswitch", key, %error, "the default is used");
         error
     }

@@ -19,6 +19,7 @@ mod health;
 mod hub;
 mod intern;
 mod lifespan;
+mod memory;
 mod misuse;
 #[cfg(test)]
 mod model;
@@ -35,6 +36,7 @@ mod slots;
 mod snapshot;
 mod stats;
 mod stream;
+pub mod testing;
 mod transport;
 mod typed;
 pub mod web;

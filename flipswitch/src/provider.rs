@@ -14,12 +14,11 @@ use open_feature::{
     EvaluationContext, EvaluationResult, StructValue,
     provider::{FeatureProvider, ProviderMetadata, ProviderStatus, ResolutionDetails},
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use crate::{
     ConfigError, Error, FlagEvaluation, FlagType, Flags, FlipswitchProviderBuilder, ReadyError, RequestScope, Stats,
-    answer::Answer,
     buffer::Buffer,
     builder::Settings,
     cache::Tick,
@@ -29,6 +28,7 @@ use crate::{
     events::{ConnectionStatus, FlagChangeEvent, ProviderEvent, ProviderEvents},
     health::{Health, HealthState},
     hub::{Hub, Subscription},
+    memory::Memory,
     misuse::{Misuse, Told},
     resolution,
     runtime::{Home, until},
@@ -61,7 +61,7 @@ struct Handle {
 /// Where values come from.
 enum Source {
     Service(Arc<Service>),
-    Memory(Arc<Answer>),
+    Memory(Arc<Memory>),
 }
 
 impl FlipswitchProvider {
@@ -90,21 +90,31 @@ impl FlipswitchProvider {
 
     /// Makes a provider that answers from the given values, an object `{"dark-mode": true, ..}`, the same for every
     /// context; for tests and demonstrations. There is no service, no network and no thread behind it.
+    /// [`TestFlags`](crate::testing::TestFlags) is the same with values that change and differ.
     ///
     /// Anything but an object holds no flags, and is logged as an error.
     #[must_use]
     pub fn in_memory(flags: Value) -> Self {
-        let answer = match flags {
-            Value::Object(values) => Answer::of_values(values, "STATIC"),
+        let values = match flags {
+            Value::Object(values) => values,
             other => {
                 let found = FlagType::of_value(&other);
                 tracing::error!(target: "flipswitch", %found, "in_memory takes a JSON object of flags; there are none now");
-                Answer::default()
+                Map::new()
             }
         };
+        Self::with_memory(Arc::new(Memory::new(values, None)))
+    }
+
+    pub(crate) fn with_memory(memory: Arc<Memory>) -> Self {
         let home = Arc::new(Home::new(None));
         let hub = Arc::new(Hub::new(Arc::clone(&home)));
-        Self::with_source(Source::Memory(Arc::new(answer)), home, hub)
+        Self::with_source(Source::Memory(memory), home, hub)
+    }
+
+    /// Tells the application that a flag changed.
+    pub(crate) fn tell_change(&self, key: String) {
+        drop(self.handle.hub.tell(ProviderEvent::ConfigurationChanged(FlagChangeEvent::of(key))));
     }
 
     pub(crate) fn with_settings(settings: Settings) -> Result<Self, ConfigError> {
@@ -223,9 +233,13 @@ impl FlipswitchProvider {
                 let tick = service.clock().now();
                 service.known(&canonical, tick).ok_or_else(|| (CanonicalContext::from_bytes(&canonical), tick, service))
             }
-            Source::Memory(answer) => {
-                let context = CanonicalContext::from_bytes(&canonical);
-                Ok(Flags::fresh(Arc::new(Snapshot::timeless(&context, Arc::clone(answer)))))
+            Source::Memory(memory) => {
+                let canonical = CanonicalContext::from_bytes(&canonical);
+                let snapshot = Arc::new(Snapshot::timeless(&canonical, memory.answer(context)));
+                Ok(match &memory.log {
+                    None => Flags::fresh(snapshot),
+                    Some(log) => Flags::recorded(snapshot, context.clone(), Arc::clone(log)),
+                })
             }
         }
     }
@@ -464,7 +478,7 @@ impl fmt::Debug for FlipswitchProvider {
             Source::Service(service) => shown
                 .field("base_url", &format_args!("{}", service.base_url()))
                 .field("api_key", &format_args!("{}", service.api_key())),
-            Source::Memory(answer) => shown.field("flags", &answer.iter().count()),
+            Source::Memory(memory) => shown.field("flags", &memory.flags()),
         }
         .finish_non_exhaustive()
     }
