@@ -1,6 +1,6 @@
 //! Settings: their defaults, their limits, and where they come from.
 
-use std::{env, fmt, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{env, fmt, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
 use serde_json::{Map, Value};
 use tokio::runtime::Handle;
@@ -9,6 +9,7 @@ use crate::{
     ConfigError, FlagType, FlipswitchProvider,
     answer::Answer,
     endpoint::{ApiKey, BaseUrl},
+    overrides::Overrides,
     transport::{ClientBuilder, ClientFactory},
 };
 
@@ -47,6 +48,8 @@ pub struct FlipswitchProviderBuilder {
     max_concurrent_requests: usize,
     telemetry: bool,
     bootstrap: Option<Value>,
+    override_file: Option<PathBuf>,
+    override_in_release: bool,
     runtime: Option<Handle>,
     enable_realtime: bool,
     enable_polling_fallback: bool,
@@ -70,6 +73,7 @@ pub(crate) struct Settings {
     pub(crate) max_concurrent_requests: usize,
     pub(crate) telemetry: bool,
     pub(crate) bootstrap: Option<Answer>,
+    pub(crate) overrides: Option<Overrides>,
     pub(crate) runtime: Option<Handle>,
     pub(crate) enable_realtime: bool,
     pub(crate) polling_interval: Duration,
@@ -94,6 +98,8 @@ impl FlipswitchProviderBuilder {
             max_concurrent_requests: 64,
             telemetry: true,
             bootstrap: None,
+            override_file: None,
+            override_in_release: false,
             runtime: None,
             enable_realtime: true,
             enable_polling_fallback: true,
@@ -169,6 +175,35 @@ impl FlipswitchProviderBuilder {
     /// Default: none, so that the defaults given in code hold.
     pub fn bootstrap(mut self, values: Value) -> Self {
         self.bootstrap = Some(values);
+        self
+    }
+
+    /// Sets a file of flags that win over the service's, for development: a JSON object `{"dark-mode": true, ..}`, with values
+    /// for everybody. It is read by [`build`](Self::build), and told in a warning when the provider starts; the values have
+    /// the reason `OVERRIDE`. Default: none.
+    ///
+    /// Release builds refuse it, so that no such file goes into production unnoticed; see
+    /// [`override_in_release`](Self::override_in_release).
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), flipswitch::ConfigError> {
+    /// let mut builder = flipswitch::FlipswitchProvider::builder("my-api-key");
+    /// if cfg!(debug_assertions) && std::path::Path::new("flags.override.json").exists() {
+    ///     builder = builder.override_file("flags.override.json");
+    /// }
+    /// let provider = builder.build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn override_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.override_file = Some(path.into());
+        self
+    }
+
+    /// Sets whether an [`override_file`](Self::override_file) is taken in a release build, that is in one without debug
+    /// assertions. Default: false.
+    pub fn override_in_release(mut self, allowed: bool) -> Self {
+        self.override_in_release = allowed;
         self
     }
 
@@ -253,7 +288,7 @@ impl FlipswitchProviderBuilder {
     }
 
     /// Builds the provider. Nothing is requested and nothing started: that is left to the first use, or to
-    /// [`ready`](FlipswitchProvider::ready).
+    /// [`ready`](FlipswitchProvider::ready). Only an [`override_file`](Self::override_file) is read.
     ///
     /// # Errors
     ///
@@ -273,6 +308,10 @@ impl FlipswitchProviderBuilder {
             max_concurrent_requests: number("max_concurrent_requests", self.max_concurrent_requests, 1..=1_000_000)?,
             telemetry: self.telemetry,
             bootstrap: self.bootstrap.map(|values| Ok(Answer::of_values(object(values)?, "DEFAULT"))).transpose()?,
+            overrides: self
+                .override_file
+                .map(|path| Overrides::read(&path, cfg!(debug_assertions) || self.override_in_release))
+                .transpose()?,
             runtime: self.runtime,
             enable_realtime: self.enable_realtime,
             polling_interval: duration("polling_interval", self.polling_interval)?,
@@ -333,6 +372,7 @@ impl fmt::Debug for FlipswitchProviderBuilder {
             .field("connect_timeout", &self.connect_timeout)
             .field("max_concurrent_requests", &self.max_concurrent_requests)
             .field("telemetry", &self.telemetry)
+            .field("override_file", &self.override_file)
             .field("enable_realtime", &self.enable_realtime)
             .field("enable_polling_fallback", &self.enable_polling_fallback)
             .field("polling_interval", &self.polling_interval)
@@ -376,6 +416,7 @@ mod tests {
             (|b| b.cache_ttl(Duration::ZERO), "cache_ttl", "from 1ms"),
             (|b| b.max_stale(Duration::MAX), "max_stale", "to 604800s"),
             (|b| b.bootstrap(json!([1])), "bootstrap", "JSON object"),
+            (|b| b.override_file("no/such/file.json"), "override_file no/such/file.json", "JSON object"),
         ];
         for (change, option, remedy) in cases {
             let error = change(FlipswitchProviderBuilder::new("key".into())).build().unwrap_err().to_string();

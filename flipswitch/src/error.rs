@@ -1,6 +1,6 @@
 //! Every error of the crate, and the one place where they become OpenFeature's.
 
-use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+use std::{error::Error as StdError, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use open_feature::{EvaluationError, EvaluationErrorCode};
 use serde_json::error::Category;
@@ -159,6 +159,27 @@ pub enum ConfigError {
     Bootstrap {
         /// What was given instead of an object.
         found: &'static str,
+    },
+    /// The override file cannot be used.
+    #[error(
+        "override_file {}: {problem}; it holds a JSON object of flag keys and values, like {{\"dark-mode\": true}}",
+        path.display()
+    )]
+    OverrideFile {
+        /// Path of the file.
+        path: PathBuf,
+        /// What is wrong with it, and where.
+        problem: String,
+    },
+    /// An override file in a release build.
+    #[error(
+        "override_file {}: files are for development, and this is a release build; leave it out, or allow it by \
+         override_in_release(true)",
+        path.display()
+    )]
+    OverrideInRelease {
+        /// Path of the file.
+        path: PathBuf,
     },
     /// The base URL needs TLS, and the crate was built without it.
     #[error(

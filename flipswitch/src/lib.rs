@@ -24,6 +24,7 @@ mod misuse;
 #[cfg(test)]
 mod model;
 mod ofrep;
+mod overrides;
 mod pause;
 mod provider;
 mod refresh;

@@ -28,6 +28,7 @@ use crate::{
     flights::{self, Flight, Flights, Joined},
     health::{Condition, Sign},
     hub::Hub,
+    overrides::Overrides,
     pause::{self, Pause},
     refresh::{self, Refresh},
     runtime::Home,
@@ -54,6 +55,7 @@ pub(crate) struct Service {
     startup: watch::Sender<Startup>,
     counters: Counters,
     bootstrap: Option<Arc<Answer>>,
+    overrides: Option<Overrides>,
     request_timeout: Duration,
     max_wait: Duration,
     polling_interval: Duration,
@@ -107,6 +109,10 @@ struct Refusal {
 impl Service {
     pub(crate) fn new(settings: Settings, home: Arc<Home>, hub: Arc<Hub>) -> Result<Self, ConfigError> {
         let transport = Transport::new(&settings)?;
+        let bootstrap = match (settings.bootstrap, &settings.overrides) {
+            (bootstrap, None) => bootstrap.map(Arc::new),
+            (bootstrap, Some(overrides)) => Some(overrides.over(&bootstrap.unwrap_or_default())),
+        };
         let (realtime, polling_fallback) = (settings.enable_realtime, settings.enable_polling_fallback);
         // Where nothing at all looks for changes, it was the application's choice that answers live so long.
         let closed = if realtime || polling_fallback { settings.polling_interval } else { settings.cache_ttl };
@@ -122,7 +128,8 @@ impl Service {
             slots: Slots::new(settings.max_concurrent_requests),
             startup: watch::Sender::new(Startup::Waiting(None)),
             counters: Counters::default(),
-            bootstrap: settings.bootstrap.map(Arc::new),
+            bootstrap,
+            overrides: settings.overrides,
             request_timeout: settings.request_timeout,
             max_wait: settings.max_wait,
             polling_interval: settings.polling_interval,
@@ -211,6 +218,9 @@ impl Service {
         }
         let (Self { base_url, realtime, .. }, api_key) = (&**self, self.api_key());
         tracing::info!(target: "flipswitch", %base_url, %api_key, realtime, "starting");
+        if let Some(overrides) = &self.overrides {
+            overrides.announce();
+        }
         if base_url.is_plain_and_remote() {
             tracing::warn!(target: "flipswitch", %base_url, "the API key goes over the network unencrypted; use https");
         }

@@ -17,6 +17,34 @@ use crate::{
 };
 
 #[tokio::test]
+async fn an_override_file_wins_over_the_service_and_holds_without_it() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, json!({"theme": "mine", "new": true}).to_string()).unwrap();
+    let service = LocalServer::start(json!({"theme": "theirs", "limit": 10})).await.unwrap();
+    let provider = builder(&service).override_file(file.path()).build().unwrap();
+    let log = support::Log::of_this_thread();
+    in_time(provider.ready(support::PATIENCE)).await.unwrap();
+    let told = log.lines().into_iter().filter(|line| line.contains("OVERRIDDEN")).collect::<Vec<_>>();
+    assert!(matches!(told.as_slice(), [line] if line.contains("theme") && line.contains("new")), "{told:?}");
+    let flags = provider.flags(&user("alice")).await;
+    assert_eq!((flags.string("theme", "-"), flags.int("limit", 0), flags.bool("new", false)), ("mine", 10, true));
+    assert_eq!(flags.evaluation("theme").unwrap().reason, "OVERRIDE");
+    // A change of the flag is no change here, and one of another flag comes through.
+    service.set_flag("theme", "other");
+    service.set_flag("limit", 20);
+    eventually(async || provider.flags(&user("alice")).await.int("limit", 0) == 20).await;
+    assert_eq!(provider.flags(&user("alice")).await.string("theme", "-"), "mine");
+    provider.shutdown().await;
+
+    let nothing = FlipswitchProvider::builder("key").base_url(format!("http://{}", support::closed_port()));
+    let values = json!({"limit": 5, "theme": "bootstrap"});
+    let provider = nothing.bootstrap(values).override_file(file.path()).build().unwrap();
+    let flags = provider.flags(&user("alice")).await;
+    assert_eq!((flags.string("theme", "-"), flags.int("limit", 0), flags.bool("new", false)), ("mine", 5, true));
+    provider.shutdown().await;
+}
+
+#[tokio::test]
 async fn with_the_service_gone_known_users_keep_their_values_and_it_may_come_back() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let address = service.url().trim_start_matches("http://").parse().unwrap();

@@ -99,7 +99,9 @@ impl Service {
             self.counters.requests.count();
             let etag = base.and_then(|base| base.etag());
             let (answer, etag) = match (self.transport.bulk(&flight.context, etag).await?, base) {
-                (Bulk::Answer { answer, etag }, _) => (answer, etag),
+                (Bulk::Answer { answer, etag }, _) => {
+                    (self.overrides.as_ref().map_or_else(|| Arc::clone(&answer), |over| over.over(&answer)), etag)
+                }
                 (Bulk::NotModified { etag }, Some(base)) if base.etag().is_some() => {
                     self.counters.not_modified.count();
                     (Arc::clone(&base.answer), etag.or_else(|| base.etag().map(Box::from)))
