@@ -15,7 +15,7 @@ use actix_web::{
     guard::GuardContext,
     http::StatusCode,
 };
-use flipswitch::{FlagDef, RequestScope};
+use flipswitch::{FlagDef, RequestScope, web};
 
 use crate::middleware;
 
@@ -87,7 +87,7 @@ impl fmt::Debug for FlagsFuture {
 /// The value of one flag that was declared with [`flags!`](flipswitch::flags).
 ///
 /// Evaluated as [`Flags`] are: however many a handler takes, all of a request share one answer. Where no
-/// [`Flipswitch`](crate::Flipswitch) runs before the handler it is [`MissingMiddleware`].
+/// [`Flipswitch`](crate::Flipswitch) runs before the handler it is [`MissingMiddleware`], and `Option<Flag<..>>` is `None`.
 ///
 /// ```
 /// use flipswitch_actix::Flag;
@@ -122,7 +122,7 @@ impl<F: FlagDef> Future for FlagFuture<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let flags = Pin::new(&mut self.0).poll(cx);
-        flags.map_ok(|flags| Flag(flags.object(F::KEY, F::default_value())))
+        flags.map_ok(|flags| Flag(web::read::<F>(&flags)))
     }
 }
 
@@ -152,7 +152,7 @@ pub trait FlagsExt {
     fn scope(&self) -> Option<RequestScope>;
 
     /// Returns the flags of the request if that needs no waiting: they were evaluated before, memory has a fresh answer for
-    /// the context, or the service cannot be asked at present.
+    /// the context, or the service cannot be asked at present. Asking counts as reading.
     fn flags_now(&self) -> Option<Flags> {
         self.scope()?.flags_now().cloned().map(Flags)
     }

@@ -58,10 +58,18 @@ use crate::{FlagsExt, MissingMiddleware};
 /// `wrap` of a scope or a resource hides all that it is added to, other methods included; `wrap` of one route of
 /// a resource lets requests of other methods pass, which answer 405 and so tell that there is something. What is to be served to whom the gate is closed for may stand under
 /// the same path with a guard instead: [`flag_on`](crate::flag_on).
+///
+/// A visitor's [cookie](crate::Anonymous::cookie) comes with a closed gate as well, and an application with a 404 page of its
+/// own gives that to [`otherwise`](Self::otherwise).
+///
+/// # How long it takes
+///
+/// As long as the [flags](crate::RequestScope::flags) take: no time for a user who is known, and not longer than
+/// `request_timeout` for one who is not.
 #[derive(Clone)]
 #[must_use = "a gate does nothing until it is added to a scope or resource with `.wrap(..)`"]
 pub struct FlagGate {
-    rule: GateRule,
+    rule: Arc<GateRule>,
     otherwise: Option<Arc<Answer>>,
 }
 
@@ -71,27 +79,27 @@ impl FlagGate {
     /// Opens where the flag is on: one named by its key, whose default is `false`, or a boolean one declared with
     /// [`flags!`](flipswitch::flags).
     pub fn requires(flag: impl GateFlag) -> Self {
-        Self { rule: GateRule::requires(flag), otherwise: None }
+        Self::new(GateRule::requires(flag))
     }
 
     /// Opens where the flag is off.
     pub fn requires_not(flag: impl GateFlag) -> Self {
-        Self { rule: GateRule::requires_not(flag), otherwise: None }
+        Self::new(GateRule::requires_not(flag))
     }
 
     /// Opens where the service evaluated the flag to this variant.
     pub fn variant(flag: impl FlagKey, variant: impl Into<Cow<'static, str>>) -> Self {
-        Self { rule: GateRule::variant(flag, variant), otherwise: None }
+        Self::new(GateRule::variant(flag, variant))
     }
 
     /// Opens where both gates are open. A chain is read from left to right: `a.or(b).and(c)` is "(a or b) and c".
     pub fn and(self, other: Self) -> Self {
-        Self { rule: self.rule.and(other.rule), otherwise: self.otherwise.or(other.otherwise) }
+        self.joined(other, GateRule::and)
     }
 
     /// Opens where one of both gates is open.
     pub fn or(self, other: Self) -> Self {
-        Self { rule: self.rule.or(other.rule), otherwise: self.otherwise.or(other.otherwise) }
+        self.joined(other, GateRule::or)
     }
 
     /// Says what a closed gate answers: a status, or what a function returns, such as `|| ("..", StatusCode::GONE)` or
@@ -100,6 +108,15 @@ impl FlagGate {
     pub fn otherwise(mut self, response: impl Otherwise) -> Self {
         self.otherwise = Some(Arc::new(move |request| response.respond(request)));
         self
+    }
+
+    fn new(rule: GateRule) -> Self {
+        Self { rule: Arc::new(rule), otherwise: None }
+    }
+
+    fn joined(self, other: Self, join: fn(GateRule, GateRule) -> GateRule) -> Self {
+        let rule = join(Arc::unwrap_or_clone(self.rule), Arc::unwrap_or_clone(other.rule));
+        Self { rule: Arc::new(rule), otherwise: self.otherwise.or(other.otherwise) }
     }
 
     fn closed(&self, request: &HttpRequest) -> HttpResponse {
@@ -190,7 +207,7 @@ where
                 GateFuture::answer(request.into_response(closed))
             };
         }
-        let rule = self.gate.rule.clone();
+        let rule = Arc::clone(&self.gate.rule);
         let evaluated = Box::pin(async move { rule.is_open(scope.flags().await) });
         let (gate, on) = (self.gate.clone(), Some((Rc::clone(&self.inner), request)));
         GateFuture { state: State::Asking { evaluated, gate, on } }

@@ -18,7 +18,7 @@ use actix_web::{
 use flipswitch::{
     FlipswitchProvider, IntoContext, RequestScope, Scoped,
     open_feature::EvaluationContext,
-    web::{Anonymous, Misuse},
+    web::{self, Anonymous, Misuse},
 };
 use pin_project_lite::pin_project;
 
@@ -71,7 +71,11 @@ use pin_project_lite::pin_project;
 /// Every distinct context is one evaluation at the service. Put into it what rules decide on (user, plan, country), and
 /// not what differs from request to request: with a path, an address or a time in it, every request is a new context.
 #[derive(Clone)]
-pub struct Flipswitch {
+#[must_use = "a middleware does nothing until it is added with `.wrap(..)`"]
+pub struct Flipswitch(Arc<Settings>);
+
+#[derive(Clone)]
+struct Settings {
     provider: FlipswitchProvider,
     with_context: Option<Arc<ContextFn>>,
     with_user: Option<User>,
@@ -102,23 +106,26 @@ type UserFn = dyn Fn(&Extensions) -> Option<EvaluationContext> + Send + Sync;
 
 impl Flipswitch {
     /// Makes a middleware that evaluates every request anonymously: one context without targeting key, shared by all.
-    #[must_use]
     pub fn new(provider: FlipswitchProvider) -> Self {
-        Self { provider, with_context: None, with_user: None, anonymous: Anonymous::None, prefetch: false }
+        let (with_context, with_user, anonymous, prefetch) = (None, None, Anonymous::None, false);
+        Self(Arc::new(Settings { provider, with_context, with_user, anonymous, prefetch }))
+    }
+
+    fn settings(&mut self) -> &mut Settings {
+        Arc::make_mut(&mut self.0)
     }
 
     /// Takes the context from the request: headers, cookies, extensions. Default: none.
     ///
-    /// The function returns an [`EvaluationContext`] or an `Option` of one; `None` falls through to
-    /// [`with_user`](Self::with_user) and then to [`with_anonymous`](Self::with_anonymous). What a client sends can be
-    /// forged: use headers only if something before the application sets them. A function that panics found nothing, which
-    /// is warned of once.
-    #[must_use]
+    /// The function returns an [`EvaluationContext`] or an `Option` of one. It is asked as well as
+    /// [`with_user`](Self::with_user), whose fields win; where there is no user and no targeting key,
+    /// [`with_anonymous`](Self::with_anonymous) says who the visitor is. What a client sends can be forged: use headers only
+    /// if something before the application sets them. A function that panics found nothing, which is warned of once.
     pub fn with_context<C: IntoContext>(
         mut self,
         context: impl Fn(&ServiceRequest) -> C + Send + Sync + 'static,
     ) -> Self {
-        self.with_context = Some(Arc::new(move |request| context(request).into_context()));
+        self.settings().with_context = Some(Arc::new(move |request| context(request).into_context()));
         self
     }
 
@@ -128,13 +135,12 @@ impl Flipswitch {
     /// Together with [`with_context`](Self::with_context) both are merged, and the user's fields win. The function may find
     /// that there is nobody (`None`), as where the extension is a session. One that panics found nobody, which is warned
     /// of once.
-    #[must_use]
     pub fn with_user<U, C>(mut self, context: impl Fn(&U) -> C + Send + Sync + 'static) -> Self
     where
         U: 'static,
         C: IntoContext,
     {
-        self.with_user = Some(User {
+        self.settings().with_user = Some(User {
             context: Arc::new(move |extensions| context(extensions.get::<U>()?).into_context()),
             kind: UserType { name: type_name::<U>(), is_in: |extensions| extensions.contains::<U>() },
         });
@@ -142,38 +148,38 @@ impl Flipswitch {
     }
 
     /// Says who a visitor is when no user is found. Default: [`Anonymous::None`], nobody in particular.
-    #[must_use]
     pub fn with_anonymous(mut self, anonymous: Anonymous) -> Self {
-        self.anonymous = anonymous;
+        self.settings().anonymous = anonymous;
         self
     }
 
     /// Evaluates the flags of every request before it is routed, for guards, which cannot wait ([`flag_on`](crate::flag_on)).
     /// Default: `false`.
     ///
-    /// Requests of known users do not notice; others wait for the flag service, also where no flag is read. So put it
-    /// around what is guarded, and not around static files.
-    #[must_use]
+    /// Requests of known users do not notice; others wait for the flag service, also where no flag is read: at most
+    /// [`request_timeout`](flipswitch::FlipswitchProviderBuilder::request_timeout), and while the service fails not at all. So
+    /// put it around what is guarded, and not around static files.
     pub fn prefetch(mut self, prefetch: bool) -> Self {
-        self.prefetch = prefetch;
+        self.settings().prefetch = prefetch;
         self
     }
 
     /// Opens the scope of a request, and puts it into the request's extensions.
     fn open(&self, request: &ServiceRequest) -> RequestScope {
-        let scope = RequestScope::for_request(
-            &self.provider,
-            || self.with_user.as_ref().and_then(|user| (user.context)(&request.extensions())),
-            || self.with_context.as_ref().and_then(|context| context(request)),
-            &self.anonymous,
+        let Settings { provider, with_context, with_user, anonymous, .. } = &*self.0;
+        let scope = web::open(
+            provider,
+            || with_user.as_ref().and_then(|user| (user.context)(&request.extensions())),
+            || with_context.as_ref().and_then(|context| context(request)),
+            anonymous,
             |name| request.headers().get_all(name).map(HeaderValue::as_bytes),
         );
         let mut extensions = request.extensions_mut();
         if extensions.insert(scope.clone()).is_some() {
-            Misuse::TwoLayers.warn(&self.provider);
+            Misuse::TwoLayers.warn(provider);
             extensions.remove::<Awaited>();
         }
-        if let Some(User { kind, .. }) = self.with_user.as_ref().filter(|user| !(user.kind.is_in)(&extensions)) {
+        if let Some(User { kind, .. }) = with_user.as_ref().filter(|user| !(user.kind.is_in)(&extensions)) {
             extensions.insert(Awaited(*kind));
         }
         scope
@@ -192,11 +198,11 @@ pub(crate) fn scope(extensions: &Extensions) -> Option<RequestScope> {
 impl fmt::Debug for Flipswitch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Flipswitch")
-            .field("provider", &self.provider)
-            .field("with_context", &self.with_context.is_some())
-            .field("with_user", &self.with_user.as_ref().map(|user| user.kind.name))
-            .field("anonymous", &self.anonymous)
-            .field("prefetch", &self.prefetch)
+            .field("provider", &self.0.provider)
+            .field("with_context", &self.0.with_context.is_some())
+            .field("with_user", &self.0.with_user.as_ref().map(|user| user.kind.name))
+            .field("anonymous", &self.0.anonymous)
+            .field("prefetch", &self.0.prefetch)
             .finish()
     }
 }
@@ -237,7 +243,7 @@ where
 
     fn call(&self, request: ServiceRequest) -> Self::Future {
         let scope = self.middleware.open(&request);
-        let state = if self.middleware.prefetch {
+        let state = if self.middleware.0.prefetch {
             let scope = scope.clone();
             let fetched = Box::pin(async move { scope.prefetch().await });
             State::Fetching { fetched, on: Some((Rc::clone(&self.inner), request)) }
@@ -286,9 +292,11 @@ where
                 StateProjection::Answering { response } => {
                     let mut response = ready!(response.poll(cx));
                     if let Ok(response) = &mut response {
-                        let cookie = this.scope.new_cookie().and_then(|cookie| HeaderValue::try_from(cookie).ok());
-                        if let Some(cookie) = cookie {
-                            response.headers_mut().append(SET_COOKIE, cookie);
+                        let headers = response.headers_mut();
+                        let set = headers.get_all(SET_COOKIE).map(HeaderValue::as_bytes);
+                        let cookie = web::new_cookie(this.scope, set);
+                        if let Some(cookie) = cookie.and_then(|cookie| HeaderValue::try_from(cookie).ok()) {
+                            headers.append(SET_COOKIE, cookie);
                         }
                     }
                     return Poll::Ready(response);

@@ -6,7 +6,7 @@ use axum_core::{
     extract::{FromRequestParts, OptionalFromRequestParts},
     response::{IntoResponse, Response},
 };
-use flipswitch::{FlagDef, RequestScope};
+use flipswitch::{FlagDef, RequestScope, web};
 use http::{Extensions, Request, StatusCode, request::Parts};
 
 use crate::layer;
@@ -61,7 +61,8 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Flags {
 /// The value of one flag that was declared with [`flags!`](flipswitch::flags).
 ///
 /// Evaluated as [`Flags`] are: however many a handler takes, all of a request share one answer. Where no
-/// [`FlipswitchLayer`](crate::FlipswitchLayer) runs before the handler it is [`MissingLayer`].
+/// [`FlipswitchLayer`](crate::FlipswitchLayer) runs before the handler it is [`MissingLayer`], and `Option<Flag<..>>` is
+/// `None`.
 ///
 /// ```
 /// use flipswitch_axum::Flag;
@@ -84,7 +85,18 @@ impl<F: FlagDef, S: Send + Sync> FromRequestParts<S> for Flag<F> {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, MissingLayer> {
         let scope = parts.scope().ok_or(MissingLayer(()))?;
-        Ok(Self(scope.flags().await.object(F::KEY, F::default_value())))
+        Ok(Self(web::read::<F>(scope.flags().await)))
+    }
+}
+
+impl<F: FlagDef, S: Send + Sync> OptionalFromRequestParts<S> for Flag<F> {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Option<Self>, Infallible> {
+        Ok(match parts.scope() {
+            Some(scope) => Some(Self(web::read::<F>(scope.flags().await))),
+            None => None,
+        })
     }
 }
 

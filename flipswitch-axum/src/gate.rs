@@ -57,18 +57,28 @@ use crate::{FlagsExt, MissingLayer};
 /// # Where to add it
 ///
 /// - To some routes: `route_layer` of a router that has only those, which is merged or nested then. All methods of these
-///   paths are hidden, and no other path.
+///   paths are closed, and no other path.
 /// - To one route: `layer` of its handler or method router. `route_layer` of a *method router* lets requests of other
-///   methods pass, which answer 405 and so tell that the route exists.
+///   methods pass, which answer 405.
 /// - `layer` of a router is for a nested one: of a merged one it also covers what is not found anywhere, so that unknown
 ///   paths read flags, and answer what the gate says.
+///
+/// With these axum adds an `Allow` header to the 404 that another method than the route's gets, which tells that there is
+/// something. Where nobody must notice, add the gate to the service: `.route_service("/beta", gate.layer(get(beta)))`, or
+/// `.nest_service("/beta", gate.layer(router))`. A visitor's [cookie](crate::Anonymous::cookie) comes with a closed gate as
+/// well, and an application with a 404 page of its own gives that to [`otherwise`](Self::otherwise).
+///
+/// # How long it takes
+///
+/// As long as the [flags](crate::RequestScope::flags) take: no time for a user who is known, and not longer than
+/// `request_timeout` for one who is not. The service behind the gate is held ready meanwhile.
 ///
 /// Under gRPC a 404 is what clients know as `UNIMPLEMENTED`. With tonic, `Server::layer` puts a gate before all services,
 /// and `gate.named_layer(service)`, of `tonic::service::LayerExt`, before one.
 #[derive(Clone)]
 #[must_use = "a gate does nothing until it is added to a router with `.layer(..)`"]
 pub struct FlagGate {
-    rule: GateRule,
+    rule: Arc<GateRule>,
     otherwise: Option<Arc<Answer>>,
 }
 
@@ -78,27 +88,27 @@ impl FlagGate {
     /// Opens where the flag is on: one named by its key, whose default is `false`, or a boolean one declared with
     /// [`flags!`](flipswitch::flags).
     pub fn requires(flag: impl GateFlag) -> Self {
-        Self { rule: GateRule::requires(flag), otherwise: None }
+        Self::new(GateRule::requires(flag))
     }
 
     /// Opens where the flag is off.
     pub fn requires_not(flag: impl GateFlag) -> Self {
-        Self { rule: GateRule::requires_not(flag), otherwise: None }
+        Self::new(GateRule::requires_not(flag))
     }
 
     /// Opens where the service evaluated the flag to this variant.
     pub fn variant(flag: impl FlagKey, variant: impl Into<Cow<'static, str>>) -> Self {
-        Self { rule: GateRule::variant(flag, variant), otherwise: None }
+        Self::new(GateRule::variant(flag, variant))
     }
 
     /// Opens where both gates are open. A chain is read from left to right: `a.or(b).and(c)` is "(a or b) and c".
     pub fn and(self, other: Self) -> Self {
-        Self { rule: self.rule.and(other.rule), otherwise: self.otherwise.or(other.otherwise) }
+        self.joined(other, GateRule::and)
     }
 
     /// Opens where one of both gates is open.
     pub fn or(self, other: Self) -> Self {
-        Self { rule: self.rule.or(other.rule), otherwise: self.otherwise.or(other.otherwise) }
+        self.joined(other, GateRule::or)
     }
 
     /// Says what a closed gate answers: a status, or any response. Default: 404 with an empty body. Of two gates that were
@@ -106,6 +116,15 @@ impl FlagGate {
     pub fn otherwise(mut self, response: impl IntoResponse + Clone + Send + Sync + 'static) -> Self {
         self.otherwise = Some(Arc::new(move || response.clone().into_response()));
         self
+    }
+
+    fn new(rule: GateRule) -> Self {
+        Self { rule: Arc::new(rule), otherwise: None }
+    }
+
+    fn joined(self, other: Self, join: fn(GateRule, GateRule) -> GateRule) -> Self {
+        let rule = join(Arc::unwrap_or_clone(self.rule), Arc::unwrap_or_clone(other.rule));
+        Self { rule: Arc::new(rule), otherwise: self.otherwise.or(other.otherwise) }
     }
 
     fn closed(&self) -> Response {

@@ -12,7 +12,7 @@ use std::{
 use flipswitch::{
     FlipswitchProvider, IntoContext, RequestScope, Scoped,
     open_feature::EvaluationContext,
-    web::{Anonymous, Misuse},
+    web::{self, Anonymous, Misuse},
 };
 use http::{Extensions, HeaderValue, Request, Response, header::SET_COOKIE, request::Parts};
 use pin_project_lite::pin_project;
@@ -67,7 +67,11 @@ use tower_service::Service;
 /// Every distinct context is one evaluation at the service. Put into it what rules decide on (user, plan, country), and
 /// not what differs from request to request: with a path, an address or a time in it, every request is a new context.
 #[derive(Clone)]
-pub struct FlipswitchLayer {
+#[must_use = "a layer does nothing until it is added with `.layer(..)`"]
+pub struct FlipswitchLayer(Arc<Settings>);
+
+#[derive(Clone)]
+struct Settings {
     provider: FlipswitchProvider,
     with_context: Option<Arc<ContextFn>>,
     with_user: Option<User>,
@@ -97,20 +101,22 @@ type UserFn = dyn Fn(&Extensions) -> Option<EvaluationContext> + Send + Sync;
 
 impl FlipswitchLayer {
     /// Makes a layer that evaluates every request anonymously: one context without targeting key, shared by all.
-    #[must_use]
     pub fn new(provider: FlipswitchProvider) -> Self {
-        Self { provider, with_context: None, with_user: None, anonymous: Anonymous::None }
+        Self(Arc::new(Settings { provider, with_context: None, with_user: None, anonymous: Anonymous::None }))
+    }
+
+    fn settings(&mut self) -> &mut Settings {
+        Arc::make_mut(&mut self.0)
     }
 
     /// Takes the context from the request's head: headers, cookies, extensions. Default: none.
     ///
-    /// The function returns an [`EvaluationContext`] or an `Option` of one; `None` falls through to
-    /// [`with_user`](Self::with_user) and then to [`with_anonymous`](Self::with_anonymous). What a client sends can be
-    /// forged: use headers only if something before the application sets them. A function that panics found nothing, which
-    /// is warned of once.
-    #[must_use]
+    /// The function returns an [`EvaluationContext`] or an `Option` of one. It is asked as well as
+    /// [`with_user`](Self::with_user), whose fields win; where there is no user and no targeting key,
+    /// [`with_anonymous`](Self::with_anonymous) says who the visitor is. What a client sends can be forged: use headers only
+    /// if something before the application sets them. A function that panics found nothing, which is warned of once.
     pub fn with_context<C: IntoContext>(mut self, context: impl Fn(&Parts) -> C + Send + Sync + 'static) -> Self {
-        self.with_context = Some(Arc::new(move |parts| context(parts).into_context()));
+        self.settings().with_context = Some(Arc::new(move |parts| context(parts).into_context()));
         self
     }
 
@@ -119,13 +125,12 @@ impl FlipswitchLayer {
     /// Together with [`with_context`](Self::with_context) both are merged, and the user's fields win. The function may find
     /// that there is nobody (`None`), as where the extension is a session. One that panics found nobody, which is warned
     /// of once.
-    #[must_use]
     pub fn with_user<U, C>(mut self, context: impl Fn(&U) -> C + Send + Sync + 'static) -> Self
     where
         U: RequestExtension,
         C: IntoContext,
     {
-        self.with_user = Some(User {
+        self.settings().with_user = Some(User {
             context: Arc::new(move |extensions| context(extensions.get::<U>()?).into_context()),
             kind: UserType { name: type_name::<U>(), is_in: |extensions| extensions.get::<U>().is_some() },
         });
@@ -133,27 +138,27 @@ impl FlipswitchLayer {
     }
 
     /// Says who a visitor is when no user is found. Default: [`Anonymous::None`], nobody in particular.
-    #[must_use]
     pub fn with_anonymous(mut self, anonymous: Anonymous) -> Self {
-        self.anonymous = anonymous;
+        self.settings().anonymous = anonymous;
         self
     }
 
     /// Opens the scope of a request, and puts it into the request's extensions.
     fn open(&self, parts: &mut Parts) -> RequestScope {
-        let scope = RequestScope::for_request(
-            &self.provider,
-            || self.with_user.as_ref().and_then(|user| (user.context)(&parts.extensions)),
-            || self.with_context.as_ref().and_then(|context| context(parts)),
-            &self.anonymous,
+        let Settings { provider, with_context, with_user, anonymous } = &*self.0;
+        let scope = web::open(
+            provider,
+            || with_user.as_ref().and_then(|user| (user.context)(&parts.extensions)),
+            || with_context.as_ref().and_then(|context| context(parts)),
+            anonymous,
             |name| parts.headers.get_all(name).iter().map(HeaderValue::as_bytes),
         );
         let extensions = &mut parts.extensions;
         if extensions.insert(scope.clone()).is_some() {
-            Misuse::TwoLayers.warn(&self.provider);
+            Misuse::TwoLayers.warn(provider);
             extensions.remove::<Awaited>();
         }
-        if let Some(User { kind, .. }) = self.with_user.as_ref().filter(|user| !(user.kind.is_in)(extensions)) {
+        if let Some(User { kind, .. }) = with_user.as_ref().filter(|user| !(user.kind.is_in)(extensions)) {
             extensions.insert(Awaited(*kind));
         }
         scope
@@ -192,10 +197,10 @@ impl<S> Layer<S> for FlipswitchLayer {
 impl fmt::Debug for FlipswitchLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FlipswitchLayer")
-            .field("provider", &self.provider)
-            .field("with_context", &self.with_context.is_some())
-            .field("with_user", &self.with_user.as_ref().map(|user| user.kind.name))
-            .field("anonymous", &self.anonymous)
+            .field("provider", &self.0.provider)
+            .field("with_context", &self.0.with_context.is_some())
+            .field("with_user", &self.0.with_user.as_ref().map(|user| user.kind.name))
+            .field("anonymous", &self.0.anonymous)
             .finish()
     }
 }
@@ -248,9 +253,10 @@ where
         let this = self.project();
         let mut response = ready!(this.response.poll(cx));
         if let Ok(response) = &mut response {
-            let cookie = this.scope.new_cookie().and_then(|cookie| HeaderValue::try_from(cookie).ok());
-            if let Some(cookie) = cookie {
-                response.headers_mut().append(SET_COOKIE, cookie);
+            let headers = response.headers_mut();
+            let cookie = web::new_cookie(this.scope, headers.get_all(SET_COOKIE).iter().map(HeaderValue::as_bytes));
+            if let Some(cookie) = cookie.and_then(|cookie| HeaderValue::try_from(cookie).ok()) {
+                headers.append(SET_COOKIE, cookie);
             }
         }
         Poll::Ready(response)

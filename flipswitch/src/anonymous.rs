@@ -9,24 +9,19 @@ use http::HeaderName;
 /// A user is found where `with_user` gives a context, or `with_context` one with a targeting key. Fields that
 /// `with_context` gives beside are kept.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Anonymous {
-    /// Nobody in particular: no targeting key, and so one context that all visitors share. The default.
+pub struct Anonymous(Kind);
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+enum Kind {
     #[default]
-    None,
-    /// Whoever a header says; see [`header`](Self::header).
-    Header(VisitorHeader),
-    /// Whoever a cookie of ours says; see [`cookie`](Self::cookie).
+    Nobody,
+    Header(HeaderName),
     Cookie(VisitorCookie),
 }
 
-/// The header that [`Anonymous::header`] reads.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VisitorHeader(Option<HeaderName>);
-
 /// The cookie that [`Anonymous::cookie`] reads and sets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VisitorCookie {
+pub(crate) struct VisitorCookie {
     secure: bool,
 }
 
@@ -38,6 +33,10 @@ const DIGITS: usize = 32;
 const MAX_AGE: u32 = 31_536_000;
 
 impl Anonymous {
+    /// Nobody in particular: no targeting key, and so one context that all visitors share. The default.
+    #[expect(non_upper_case_globals, reason = "one of several ways, as a variant would be")]
+    pub const None: Self = Self(Kind::Nobody);
+
     /// The value of a header, such as a device's own number. It counts if the request has it once, and it is UTF-8, not
     /// empty and at most 256 bytes long; else the visitor is nobody in particular.
     ///
@@ -46,11 +45,13 @@ impl Anonymous {
     #[must_use]
     pub fn header(name: impl AsRef<str>) -> Self {
         let name = name.as_ref();
-        let parsed = HeaderName::try_from(name).ok();
-        if parsed.is_none() {
-            tracing::error!(target: "flipswitch", name, "no header can have this name; visitors stay anonymous");
-        }
-        Self::Header(VisitorHeader(parsed))
+        HeaderName::try_from(name).map_or_else(
+            |_| {
+                tracing::error!(target: "flipswitch", name, "no header can have this name; visitors stay anonymous");
+                Self::None
+            },
+            |name| Self(Kind::Header(name)),
+        )
     }
 
     /// A random number in a cookie, so that a visitor stays the same one until a year later.
@@ -60,20 +61,21 @@ impl Anonymous {
     /// forge one that is a user's. A cookie with anything else in it is replaced.
     ///
     /// It is set by the first response to a request that read a flag, which itself is still evaluated for nobody in
-    /// particular: a robot that never sends a cookie back costs the flag service nothing.
+    /// particular: a robot that never sends a cookie back costs the flag service nothing. One that makes up cookies is a
+    /// new visitor each time. Where responses are marked for shared caches, mark those that depend on flags as private.
     ///
     /// A browser takes the cookie over HTTPS only, and most over plain HTTP from `localhost`;
     /// [`insecure_cookie`](Self::insecure_cookie) is for whoever needs it elsewhere.
     #[must_use]
     pub fn cookie() -> Self {
-        Self::Cookie(VisitorCookie { secure: true })
+        Self(Kind::Cookie(VisitorCookie { secure: true }))
     }
 
     /// The same as [`cookie`](Self::cookie) for sites without HTTPS: without `Secure`, and therefore without the prefix of
     /// the name, which is `flipswitch-anonymous`.
     #[must_use]
     pub fn insecure_cookie() -> Self {
-        Self::Cookie(VisitorCookie { secure: false })
+        Self(Kind::Cookie(VisitorCookie { secure: false }))
     }
 
     /// Looks for the visitor in a request, whose headers of one name `values` gives.
@@ -81,12 +83,10 @@ impl Anonymous {
     where
         I: Iterator<Item = &'a [u8]>,
     {
-        match self {
-            Self::None | Self::Header(VisitorHeader(None)) => Visitor::Nobody,
-            Self::Header(VisitorHeader(Some(name))) => {
-                header_value(values(name.as_str())).map_or(Visitor::Nobody, Visitor::Known)
-            }
-            Self::Cookie(cookie) => values("cookie")
+        match &self.0 {
+            Kind::Nobody => Visitor::Nobody,
+            Kind::Header(name) => header_value(values(name.as_str())).map_or(Visitor::Nobody, Visitor::Known),
+            Kind::Cookie(cookie) => values("cookie")
                 .find_map(|line| cookie.value(line))
                 .map_or(Visitor::New(*cookie), |number| Visitor::Known(format!("anonymous-{number}"))),
         }
@@ -124,6 +124,11 @@ impl VisitorCookie {
                 && value.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
             is_ours.then_some(value)
         })
+    }
+
+    /// Whether a `Set-Cookie` header sets this cookie.
+    pub(crate) fn is_set_by(self, header: &[u8]) -> bool {
+        header.strip_prefix(self.name().as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
     }
 
     /// Makes a visitor: the `Set-Cookie` header. `None` where the system has no random numbers.

@@ -27,6 +27,7 @@ impl RequestScope {
     /// Runs a future in this scope: an OpenFeature client in it, of the same provider, evaluates in this context where its
     /// caller gives none. Work that goes on beside the request is better carried by [`InRequest`], which gives it an answer
     /// of its own.
+    #[must_use = "futures do nothing unless polled"]
     pub fn scope<F: Future>(self, future: F) -> Scoped<F> {
         Scoped { future: CURRENT.scope(self, future) }
     }
@@ -39,6 +40,7 @@ impl RequestScope {
 
 pin_project! {
     /// Future that runs in a [`RequestScope`]; made by [`RequestScope::scope`].
+    #[must_use = "futures do nothing unless polled"]
     pub struct Scoped<F> {
         #[pin]
         future: TaskLocalFuture<RequestScope, F>,
@@ -63,6 +65,7 @@ impl<F> fmt::Debug for Scoped<F> {
 /// bodies, background jobs. Without it, a plain OpenFeature client there evaluates anonymously.
 ///
 /// The work gets an answer of its own, evaluated when it first reads a flag, since it may go on for long after the request.
+/// A future that several requests share evaluates for the one that polls it: carry it into one.
 ///
 /// ```
 /// use flipswitch::{
@@ -87,6 +90,7 @@ impl<F> fmt::Debug for Scoped<F> {
 /// ```
 pub trait InRequest: Future + Sized {
     /// Carries the request that the caller runs in. Outside of any, the future runs as it is.
+    #[must_use = "futures do nothing unless polled"]
     fn in_current_request(self) -> Carried<Self> {
         match RequestScope::current() {
             Some(scope) => self.in_request_of(&scope),
@@ -95,8 +99,9 @@ pub trait InRequest: Future + Sized {
     }
 
     /// Carries the request of a scope, for where that is at hand and the caller does not run in it, such as a streamed body.
+    #[must_use = "futures do nothing unless polled"]
     fn in_request_of(self, scope: &RequestScope) -> Carried<Self> {
-        Carried { work: Work::Scoped { future: scope.renewed().scope(self) } }
+        Carried { work: Work::Scoped { future: scope.carried().scope(self) } }
     }
 }
 
@@ -104,6 +109,7 @@ impl<F: Future> InRequest for F {}
 
 pin_project! {
     /// Future that was carried into a request; made by [`InRequest`].
+    #[must_use = "futures do nothing unless polled"]
     pub struct Carried<F> {
         #[pin]
         work: Work<F>,
@@ -132,5 +138,21 @@ impl<F: Future> Future for Carried<F> {
 impl<F> fmt::Debug for Carried<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Carried").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What spawning needs.
+    fn assert_send<T: Send>() {}
+
+    #[test]
+    fn what_carries_work_can_be_sent_if_the_work_can() {
+        assert_send::<Scoped<std::future::Ready<()>>>();
+        assert_send::<Carried<std::future::Ready<()>>>();
+        fn assert_shared<T: Send + Sync + Clone + 'static>() {}
+        assert_shared::<RequestScope>();
     }
 }

@@ -148,6 +148,10 @@ impl Flags {
     /// Returns a flag that was declared with [`flags!`](crate::flags), or its default.
     #[must_use]
     pub fn get<F: FlagDef>(&self, _: F) -> F::Value {
+        self.read::<F>()
+    }
+
+    pub(crate) fn read<F: FlagDef>(&self) -> F::Value {
         self.read_as(F::KEY).unwrap_or_else(F::default_value)
     }
 

@@ -55,7 +55,8 @@ impl fmt::Display for Misuse {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::TwoLayers => f.write_str(
-                "two layers of Flipswitch are around the same handler: the inner one decides; keep one of them",
+                "two layers of Flipswitch are around the same handler: the inner one decides; keep one of them, or put them \
+                 beside each other, around different routes",
             ),
             Self::UserFoundLater { user } => write!(
                 f,

@@ -216,6 +216,14 @@ impl FlipswitchProvider {
         }
     }
 
+    /// Returns the last known flags for a context, if there are any, and asks for new ones that nobody waits for.
+    pub(crate) fn last_known(&self, context: &EvaluationContext) -> Option<Flags> {
+        match self.known(context) {
+            Ok(flags) => Some(flags),
+            Err((context, tick, service)) => service.last_known(&context, tick),
+        }
+    }
+
     /// Which mistakes of the application were told.
     pub(crate) fn told(&self) -> &Told {
         &self.handle.told
@@ -417,12 +425,9 @@ impl FlipswitchProvider {
     /// if it is a request of this provider.
     async fn flags_in_request(&self, context: &EvaluationContext) -> Flags {
         let scope = RequestScope::current().filter(|scope| Arc::ptr_eq(&scope.provider().handle, &self.handle));
-        let Some(scope) = scope else { return self.flags(context).await };
-        let merged = scope.merged_below(context);
-        match merged {
-            // What everybody else in the request reads.
-            None => scope.flags().await.clone(),
-            Some(merged) => self.flags(&merged).await,
+        match scope {
+            Some(scope) => scope.flags_with(context).await,
+            None => self.flags(context).await,
         }
     }
 

@@ -4,7 +4,7 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -18,6 +18,9 @@ use crate::{
     misuse::Misuse,
 };
 
+/// What OpenFeature clients added to a request's context is remembered up to this number of different additions.
+const ADDITIONS: usize = 8;
+
 /// One request's provider, context and flags. The web crates put one into each request; a clone is the same scope.
 ///
 /// Nothing is asked of the flag service before the first read, and however many parts of the request read, also at the
@@ -29,26 +32,24 @@ struct Inner {
     provider: FlipswitchProvider,
     context: EvaluationContext,
     flags: OnceCell<Flags>,
+    /// The flags for what clients added to the context.
+    with_additions: Mutex<Vec<(EvaluationContext, Flags)>>,
     read: AtomicBool,
     /// What a visitor gets whose flags were read.
     cookie: Option<VisitorCookie>,
+    /// The request from which this was carried into other work.
+    origin: Option<RequestScope>,
 }
 
 impl RequestScope {
     /// Opens a scope for one request.
     #[must_use]
     pub fn new(provider: FlipswitchProvider, context: EvaluationContext) -> Self {
-        Self::with_cookie(provider, context, None)
+        Self::with(provider, context, None, None)
     }
 
-    /// Opens a scope for a request whose context has to be found: by the functions that an application gave, and in the
-    /// request's headers.
-    ///
-    /// What is known of the `user` and what is known of the `request` are merged, and the user's fields win. Without a user
-    /// and without a targeting key, `anonymous` says who the visitor is; `headers` gives the values of all headers of a
-    /// name. A function that panics finds nothing, which is logged once.
-    #[must_use]
-    pub fn for_request<'a, I>(
+    /// Opens a scope for a request whose context has to be found; see [`web::open`](crate::web::open).
+    pub(crate) fn open<'a, I>(
         provider: &FlipswitchProvider,
         user: impl FnOnce() -> Option<EvaluationContext>,
         request: impl FnOnce() -> Option<EvaluationContext>,
@@ -76,11 +77,22 @@ impl RequestScope {
                 Visitor::Nobody => {}
             }
         }
-        Self::with_cookie(provider.clone(), context, cookie)
+        Self::with(provider.clone(), context, cookie, None)
     }
 
-    fn with_cookie(provider: FlipswitchProvider, context: EvaluationContext, cookie: Option<VisitorCookie>) -> Self {
-        Self(Arc::new(Inner { provider, context, flags: OnceCell::new(), read: AtomicBool::new(false), cookie }))
+    fn with(
+        provider: FlipswitchProvider,
+        context: EvaluationContext,
+        cookie: Option<VisitorCookie>,
+        origin: Option<Self>,
+    ) -> Self {
+        let (flags, with_additions, read) = (OnceCell::new(), Mutex::default(), AtomicBool::new(false));
+        Self(Arc::new(Inner { provider, context, flags, with_additions, read, cookie, origin }))
+    }
+
+    /// The same provider and context for other work, which reads for the same visitor.
+    pub(crate) fn carried(&self) -> Self {
+        Self::with(self.0.provider.clone(), self.0.context.clone(), None, Some(self.clone()))
     }
 
     /// Returns the provider that evaluates for the request.
@@ -96,22 +108,33 @@ impl RequestScope {
     }
 
     /// Returns the flags of the request, evaluated at the first call. Never fails; see [`Flags`].
+    ///
+    /// Waits at most [`max_wait`](crate::FlipswitchProviderBuilder::max_wait) for a context that is known and out of date,
+    /// at most [`request_timeout`](crate::FlipswitchProviderBuilder::request_timeout) for one that is not known, and not at
+    /// all while the service fails.
     pub async fn flags(&self) -> &Flags {
-        self.0.read.store(true, Ordering::Relaxed);
+        self.mark_read();
         self.evaluated().await
     }
 
     /// Returns the flags of the request if that needs no waiting: they were evaluated before, memory has a fresh answer for
-    /// the context, or the service cannot be asked at present.
+    /// the context, or the service cannot be asked at present. Asking counts as reading.
     #[must_use]
     pub fn flags_now(&self) -> Option<&Flags> {
-        self.0.read.store(true, Ordering::Relaxed);
+        self.mark_read();
         self.0.flags.get().or_else(|| {
             let flags = self.0.provider.flags_now(&self.0.context)?;
             // Refused while somebody waits for an answer, which is the request's one then.
             let _ = self.0.flags.set(flags);
             self.0.flags.get()
         })
+    }
+
+    /// The last known flags, which may be out of date, for whoever can neither wait nor do without. They are asked for anew,
+    /// for the next time.
+    pub(crate) fn last_known(&self) -> Option<Flags> {
+        self.mark_read();
+        self.flags_now().cloned().or_else(|| self.0.provider.last_known(&self.0.context))
     }
 
     /// Evaluates the flags of the request, so that [`flags_now`](Self::flags_now) has them. This is not reading them.
@@ -125,36 +148,57 @@ impl RequestScope {
         self.0.read.load(Ordering::Relaxed)
     }
 
-    /// Returns the value of the `Set-Cookie` header that the response to the request should have, if it should: flags were
-    /// read for a visitor who has no cookie yet (see [`Anonymous::cookie`]). Each call makes another visitor.
-    #[must_use]
-    pub fn new_cookie(&self) -> Option<String> {
-        self.0.cookie.filter(|_| self.was_read())?.mint()
+    /// The cookie of a new visitor; see [`web::new_cookie`](crate::web::new_cookie).
+    pub(crate) fn new_cookie<'a>(&self, mut set: impl Iterator<Item = &'a [u8]>) -> Option<String> {
+        let cookie = self.0.cookie.filter(|_| self.was_read())?;
+        if set.any(|header| cookie.is_set_by(header)) { None } else { cookie.mint() }
     }
 
-    /// Merges the context below one that a caller gives, whose fields win; `None` if nothing comes of it that is not the
-    /// request's own. The flags count as read.
-    pub(crate) fn merged_below(&self, given: &EvaluationContext) -> Option<EvaluationContext> {
+    /// Returns the flags for what an OpenFeature client gives, whose fields win over the request's own. The same addition
+    /// has the same answer in the whole request.
+    pub(crate) async fn flags_with(&self, given: &EvaluationContext) -> Flags {
         let own = &self.0.context;
-        self.0.read.store(true, Ordering::Relaxed);
         if given.targeting_key.is_none() && given.custom_fields.is_empty() {
-            return None;
+            return self.flags().await.clone();
         }
         if given.targeting_key.is_some() && own.targeting_key.is_some() && given.targeting_key != own.targeting_key {
             Misuse::OtherTargetingKey.warn(&self.0.provider);
         }
         let mut merged = given.clone();
         merged.merge_missing(own);
-        (merged != *own).then_some(merged)
-    }
-
-    /// The same provider and context, with nothing read yet.
-    pub(crate) fn renewed(&self) -> Self {
-        Self::new(self.0.provider.clone(), self.0.context.clone())
+        if merged == *own {
+            return self.flags().await.clone();
+        }
+        self.mark_read();
+        let known = |additions: &[(EvaluationContext, Flags)]| {
+            additions.iter().find(|(context, _)| *context == merged).map(|(_, flags)| flags.clone())
+        };
+        let additions = || self.0.with_additions.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = known(&additions());
+        if let Some(flags) = before {
+            return flags;
+        }
+        let flags = self.0.provider.flags(&merged).await;
+        let mut additions = additions();
+        // Somebody else may have been answered meanwhile.
+        if let Some(flags) = known(&additions) {
+            return flags;
+        }
+        if additions.len() < ADDITIONS {
+            additions.push((merged, flags.clone()));
+        }
+        flags
     }
 
     async fn evaluated(&self) -> &Flags {
         self.0.flags.get_or_init(|| self.0.provider.flags(&self.0.context)).await
+    }
+
+    fn mark_read(&self) {
+        self.0.read.store(true, Ordering::Relaxed);
+        if let Some(origin) = &self.0.origin {
+            origin.mark_read();
+        }
     }
 }
 
@@ -195,5 +239,33 @@ impl IntoContext for EvaluationContext {
 impl IntoContext for Option<EvaluationContext> {
     fn into_context(self) -> Option<EvaluationContext> {
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn debug_output_does_not_show_the_context() {
+        let provider = FlipswitchProvider::in_memory(json!({"on": true}));
+        let scope = RequestScope::new(provider, EvaluationContext::default().with_targeting_key("secret-user"));
+        assert!(!format!("{scope:?}").contains("secret-user"));
+        assert!(scope.flags_now().is_some());
+        let shown = format!("{scope:?}");
+        assert!(!shown.contains("secret-user") && shown.contains("flags: 1"), "{shown}");
+    }
+
+    #[test]
+    fn what_is_known_at_once_is_the_requests_answer() {
+        let test = crate::testing::TestFlags::new(json!({"on": true}));
+        let scope = RequestScope::new(test.provider(), EvaluationContext::default());
+        assert!(scope.flags_now().unwrap().bool("on", false));
+        test.set("on", false);
+        assert!(scope.flags_now().unwrap().bool("on", false));
+        let later = futures_util::FutureExt::now_or_never(scope.flags()).unwrap();
+        assert!(later.bool("on", false));
     }
 }

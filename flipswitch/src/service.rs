@@ -305,6 +305,18 @@ impl Service {
         Some(flags)
     }
 
+    /// Answers what [`known`](Self::known) does not know from what memory has nevertheless, and has it asked for anew.
+    pub(crate) fn last_known(self: &Arc<Self>, context: &CanonicalContext, tick: Tick) -> Option<Flags> {
+        let snapshot = self.servable(context)?;
+        self.counters.misses.count();
+        self.counters.stale_served.count();
+        let base = || Some(Arc::clone(&snapshot));
+        if let Joined::Wait(_, Some(flight)) = self.flights.join(context, tick.generation, base, |_| false) {
+            self.depart(flight);
+        }
+        Some(Flags::stale(snapshot, None))
+    }
+
     /// Answers with the help of the service; for what [`known`](Self::known) does not know.
     pub(crate) async fn flags(self: &Arc<Self>, context: CanonicalContext, tick: Tick) -> Flags {
         self.counters.misses.count();

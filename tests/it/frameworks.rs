@@ -11,7 +11,7 @@ mod scenarios;
 mod visitors;
 mod warnings;
 
-use std::{sync::Arc, thread};
+use std::{sync::Arc, thread, time::Duration};
 
 use actix_web::HttpServer;
 use flipswitch::{
@@ -135,7 +135,7 @@ impl App {
     async fn get(&self, path: &str, user: &str, plan: &str) -> (u16, String) {
         let headers = [("x-plan", plan.as_bytes()), ("x-user", user.as_bytes())];
         let response = self.send(path, if user.is_empty() { &headers[..1] } else { &headers }).await;
-        (response.status().as_u16(), response.text().await.unwrap())
+        (response.status().as_u16(), in_time(response.text()).await.unwrap())
     }
 }
 
@@ -149,6 +149,7 @@ fn context_of_user(user: &User) -> Option<EvaluationContext> {
 fn context_of_plan(plan: Option<&str>) -> Option<EvaluationContext> {
     assert_ne!(plan, Some("panic"), "a plan of which the application's function knows nothing");
     let context = EvaluationContext::default().with_custom_field("origin", "request");
+    let context = if plan == Some("keyed") { context.with_targeting_key("from-the-request") } else { context };
     plan.filter(|plan| !plan.is_empty()).map(|plan| context.with_custom_field("plan", plan))
 }
 
@@ -164,7 +165,7 @@ fn subject(flags: &flipswitch::Flags) -> String {
 }
 
 /// Flags that tell whom they were evaluated for, and where the context's field `origin` came from; `beta` is on for alice,
-/// `staff` for bob, and the theme is alice's own.
+/// `staff` for bob, and the theme is alice's own; `plain` has no variants.
 async fn service() -> LocalServer {
     let service = LocalServer::start(support::whoami(["alice".into(), "bob".into()])).await.unwrap();
     let switch = |user: &str| {
@@ -191,6 +192,7 @@ async fn service() -> LocalServer {
             }),
         ),
     ];
+    service.set_flag("plain", "dark");
     for (key, definition) in definitions {
         service.set_definition(key, definition).unwrap();
     }
@@ -199,5 +201,5 @@ async fn service() -> LocalServer {
 
 /// A provider without the stream, whose opening would count as a change in the middle.
 fn provider(service: &LocalServer) -> FlipswitchProvider {
-    support::builder(service).enable_realtime(false).build().unwrap()
+    support::builder(service).enable_realtime(false).polling_interval(Duration::from_secs(3_600)).build().unwrap()
 }

@@ -150,3 +150,45 @@ async fn a_gate_that_waits_for_flags_calls_the_service_that_was_ready() {
     assert_eq!(outcome.unwrap().status(), 200);
     provider.shutdown().await;
 }
+
+#[actix_web::test]
+async fn on_actix_readiness_is_the_inner_services() {
+    use std::{
+        future::{Ready, ready},
+        task::{Context, Poll, Waker},
+    };
+
+    use actix_web::{
+        Error, HttpResponse,
+        dev::{Service, ServiceRequest, ServiceResponse, Transform},
+    };
+
+    /// Ready when it is told.
+    #[derive(Clone)]
+    struct Inner(std::rc::Rc<std::cell::Cell<bool>>);
+
+    impl Service<ServiceRequest> for Inner {
+        type Response = ServiceResponse;
+        type Error = Error;
+        type Future = Ready<Result<ServiceResponse, Error>>;
+
+        fn poll_ready(&self, _: &mut Context<'_>) -> Poll<Result<(), Error>> {
+            if self.0.get() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        }
+
+        fn call(&self, request: ServiceRequest) -> Self::Future {
+            ready(Ok(request.into_response(HttpResponse::Ok().finish())))
+        }
+    }
+
+    let inner = Inner(std::rc::Rc::default());
+    let provider = FlipswitchProvider::in_memory(json!({}));
+    let middleware = flipswitch_actix::Flipswitch::new(provider).new_transform(inner.clone()).await.unwrap();
+    let gate = flipswitch_actix::FlagGate::requires("on").new_transform(inner.clone()).await.unwrap();
+    let mut context = Context::from_waker(Waker::noop());
+    for is_ready in [false, true] {
+        inner.0.set(is_ready);
+        assert_eq!(middleware.poll_ready(&mut context).is_ready(), is_ready);
+        assert_eq!(gate.poll_ready(&mut context).is_ready(), is_ready);
+    }
+}

@@ -39,9 +39,13 @@ pub(crate) fn provider_of_nothing() -> FlipswitchProvider {
     FlipswitchProvider::builder("key").base_url(format!("http://{}", closed_port())).build().unwrap()
 }
 
-/// An address where nothing listens.
+/// An address where nothing listens, nor will: it is taken, for as long as the process lives.
 pub(crate) fn closed_port() -> std::net::SocketAddr {
-    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind((std::net::Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let address = socket.local_addr().unwrap();
+    std::mem::forget(socket);
+    address
 }
 
 /// A flag `whoami` that has for each of these users the user's own id as value, and `nobody` for others.

@@ -7,6 +7,7 @@ use axum::{body::Body, extract::Request};
 use flipswitch::{
     FlipswitchProvider, InRequest, RequestScope,
     open_feature::{Client, EvaluationContext, OpenFeature},
+    testing::TestFlags,
 };
 use flipswitch_local::LocalServer;
 use futures_util::{Stream, StreamExt, stream};
@@ -155,6 +156,46 @@ async fn what_the_caller_gives_goes_before_the_request() {
 }
 
 #[tokio::test]
+async fn what_is_added_to_the_context_has_one_answer_in_the_request() {
+    let flags = TestFlags::new(flipswitch::serde_json::json!({"whoami": "before"}));
+    let client = client("additions", &flags.provider()).await;
+    let visitor = EvaluationContext::default().with_custom_field("plan", "free");
+    let ask = async |given: &EvaluationContext| client.get_string_value("whoami", Some(given), None).await.unwrap();
+    let log = Log::of_this_thread();
+    RequestScope::new(flags.provider(), visitor)
+        .scope(async {
+            let region = EvaluationContext::default().with_custom_field("region", "eu");
+            assert_eq!(ask(&region).await, "before");
+            flags.set("whoami", "after");
+            assert_eq!(ask(&region).await, "before");
+            // Another addition is another context. That it names a user where the request names none is no mistake.
+            assert_eq!(ask(&user("alice")).await, "after");
+        })
+        .await;
+    assert!(log.lines().is_empty(), "{:?}", log.lines());
+}
+
+#[tokio::test]
+async fn what_is_carried_reads_for_the_requests_visitor() {
+    let flags = TestFlags::new(flipswitch::serde_json::json!({"whoami": "known"}));
+    let client = client("carried", &flags.provider()).await;
+    let scope = RequestScope::new(flags.provider(), EvaluationContext::default());
+    let unread = scope.clone();
+    let spawned = async move { tokio::spawn(async move { whoami(&client).await }.in_current_request()).await.unwrap() };
+    assert_eq!(scope.clone().scope(spawned).await, "known");
+    assert!(unread.was_read() && scope.was_read());
+}
+
+#[tokio::test]
+async fn asking_at_once_counts_as_an_evaluation() {
+    let provider = support::provider_of_nothing();
+    provider.shutdown().await;
+    let scope = RequestScope::new(provider.clone(), user("alice"));
+    assert!(scope.flags_now().unwrap().error().is_some());
+    assert_eq!(provider.stats().evaluations, 1);
+}
+
+#[tokio::test]
 async fn only_the_scopes_own_provider_evaluates_for_it() {
     let (ours, theirs) = (super::service().await, super::service().await);
     let (our_provider, their_provider) = (super::provider(&ours), super::provider(&theirs));
@@ -207,12 +248,12 @@ async fn interleaved_users_are_never_mixed_by_clients_in_axum() {
         let task = tokio::spawn(async move {
             let user = format!("user-{}", number % USERS);
             let request = Request::get("/deep").header("x-user", &user).body(Body::empty()).unwrap();
-            let body = axum::body::to_bytes(app.oneshot(request).await.unwrap().into_body(), 1_000).await.unwrap();
-            assert_eq!(body, user);
+            let response = in_time(app.oneshot(request)).await.unwrap();
+            assert_eq!(axum::body::to_bytes(response.into_body(), 1_000).await.unwrap(), user);
         });
         async move { task.await.unwrap() }
     });
-    in_time(requests).await;
+    requests.await;
     assert_eq!(support::evaluations(&service), USERS + 1, "each user, and nobody");
     setup.provider.shutdown().await;
 }
@@ -225,9 +266,9 @@ async fn interleaved_users_are_never_mixed_by_clients_in_actix() {
         let user = format!("user-{}", number % USERS);
         let request = TestRequest::get().uri("/deep").insert_header(("x-user", user.as_str())).to_request();
         let body = actix_web::test::call_and_read_body(&app, request);
-        async move { assert_eq!(body.await, user) }
+        async move { assert_eq!(in_time(body).await, user) }
     });
-    in_time(requests).await;
+    requests.await;
     assert_eq!(support::evaluations(&service), USERS + 1, "each user, and nobody");
     setup.provider.shutdown().await;
 }

@@ -6,9 +6,9 @@ use axum::{
     http::{Method, Request, StatusCode},
     routing::get,
 };
-use flipswitch::{FlipswitchProvider, serde_json::json};
+use flipswitch::{FlipswitchProvider, serde_json::json, testing::TestFlags};
 use flipswitch_axum::{FlagGate, FlipswitchLayer};
-use tower::ServiceExt;
+use tower::{Layer, ServiceExt};
 
 use super::{Framework, provider, service};
 use crate::support;
@@ -31,6 +31,7 @@ async fn gates_open_for_whom_their_rule_says() {
         ("variant", true, false),
         ("variant-typed", true, false),
         ("variant-missing", false, false),
+        ("variant-none", false, false),
         ("and", true, false),
         ("and-other", false, false),
         ("or", true, true),
@@ -89,6 +90,9 @@ async fn a_closed_gate_answers_as_it_is_told() {
             ("/gate/response", 410, "not for you"),
             // The answer of the gate that has one.
             ("/gate/second", 403, ""),
+            ("/gate/second-or", 403, ""),
+            // Of two that have one, the first.
+            ("/gate/both", 403, ""),
         ] {
             assert_eq!(app.get(path, "bob", "").await, (status, body.to_owned()), "{framework:?} {path}");
             assert_eq!(app.get(path, "alice", "").await, (200, "open".to_owned()), "{framework:?} {path}");
@@ -168,5 +172,35 @@ async fn on_axum_a_gate_hides_what_it_is_added_to() {
         let answers =
             [status(Method::GET, path).await, status(Method::POST, path).await, status(Method::GET, "/nowhere").await];
         assert_eq!(answers, statuses, "{way}");
+    }
+}
+
+#[tokio::test]
+async fn on_axum_a_gate_around_a_service_leaves_no_trace() {
+    let beta = || get(async || "open");
+    let gate = || FlagGate::requires("beta");
+    let flags = TestFlags::new(json!({"beta": false}));
+    let app = Router::new()
+        .route_service("/route", gate().layer(beta()))
+        .nest_service("/nested", gate().layer(Router::new().route("/in", beta())))
+        .route("/layer", beta().layer(gate()))
+        .layer(FlipswitchLayer::new(flags.provider()));
+    let ask = async |method: &Method, path: &str| {
+        let request = Request::builder().method(method.clone()).uri(path).body(Body::empty()).unwrap();
+        let response = app.clone().oneshot(request).await.unwrap();
+        (response.status().as_u16(), response.headers().clone())
+    };
+    for method in [Method::GET, Method::HEAD, Method::POST, Method::OPTIONS] {
+        let nothing = ask(&method, "/nowhere").await;
+        for path in ["/route", "/nested/in", "/nested/nowhere"] {
+            assert_eq!(ask(&method, path).await, nothing, "{method} {path}");
+        }
+    }
+    // What the documentation says of the other ways.
+    assert!(ask(&Method::POST, "/layer").await.1.contains_key("allow"));
+    flags.set("beta", true);
+    for path in ["/route", "/nested/in", "/layer"] {
+        assert_eq!(ask(&Method::GET, path).await.0, 200, "{path}");
+        assert_eq!(ask(&Method::POST, path).await.0, 405, "{path}");
     }
 }

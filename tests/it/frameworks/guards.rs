@@ -1,7 +1,11 @@
 //! Guards, which actix alone has: they cannot wait.
 
-use super::{Framework, Setup, provider, service};
-use crate::support;
+use actix_web::{App, test, web};
+use flipswitch::{FlipswitchProvider, serde_json::json};
+use flipswitch_actix::{Flipswitch, flag_on};
+
+use super::{Framework, Missing, Setup, provider, service};
+use crate::support::{self, Log};
 
 #[tokio::test]
 async fn with_prefetch_a_guard_knows_the_flags() {
@@ -30,6 +34,50 @@ async fn without_prefetch_a_guard_knows_what_is_in_memory() {
     assert_eq!(support::evaluations(&service), 1);
     provider.shutdown().await;
     assert_eq!(app.get("/guarded", "alice", "").await.1, "new", "the last known value");
+}
+
+#[tokio::test]
+async fn without_prefetch_a_guard_goes_by_what_was_known_last_and_asks_anew() {
+    let service = service().await;
+    let provider = support::provider(&service);
+    let app = Framework::Actix.serve(provider.clone()).await;
+    assert_eq!(app.get("/flag", "alice", "").await.1, "alice user");
+    assert_eq!(app.get("/guarded", "alice", "").await.1, "new");
+    // A change of any flag makes everything known out of date. Nobody else reads alice's flags meanwhile.
+    let (heard, changed) = std::sync::mpsc::channel();
+    let _subscription = provider.add_flag_change_listener_for("plain", move |_| heard.send(()).unwrap());
+    service.set_flag("plain", "light");
+    tokio::task::spawn_blocking(move || changed.recv().unwrap()).await.unwrap();
+    assert_eq!(app.get("/guarded", "alice", "").await.1, "new");
+    // The guarded flag itself: the last known value at first, and soon the new one.
+    service.set_flag("beta", false);
+    support::eventually(async || app.get("/guarded", "alice", "").await.1 == "old").await;
+    provider.shutdown().await;
+}
+
+#[actix_web::test]
+async fn a_guard_without_the_middleware_takes_the_default_and_says_so_once() {
+    let log = Log::of_this_thread();
+    let app = App::new()
+        .service(web::resource("/key").guard(flag_on("on")).get(async || "new"))
+        .service(web::resource("/key").get(async || "old"))
+        // What a resource is wrapped in runs after its guards.
+        .service(
+            web::resource("/typed")
+                .guard(flag_on(Missing))
+                .get(async || "new")
+                .wrap(Flipswitch::new(FlipswitchProvider::in_memory(json!({"missing": false})))),
+        );
+    let app = test::init_service(app).await;
+    for _ in 0..2 {
+        for (path, expected) in [("/key", "old"), ("/typed", "new")] {
+            let body = test::call_and_read_body(&app, test::TestRequest::get().uri(path).to_request()).await;
+            assert_eq!(body, expected, "{path}");
+        }
+    }
+    let lines = log.lines();
+    assert_eq!(lines.len(), 2, "one for each guard: {lines:?}");
+    assert!(lines.iter().all(|line| line.contains("ERROR") && line.contains("around what has the guard")), "{lines:?}");
 }
 
 #[tokio::test]

@@ -177,6 +177,7 @@ fn gates(config: &mut web::ServiceConfig) {
         .service(behind("/variant", FlagGate::variant("theme", "dark")))
         .service(behind("/variant-typed", FlagGate::variant(Theme, "dark".to_owned())))
         .service(behind("/variant-missing", FlagGate::variant("missing", "dark")))
+        .service(behind("/variant-none", FlagGate::variant("plain", "dark")))
         .service(behind("/and", FlagGate::requires("beta").and(FlagGate::variant(Theme, "dark"))))
         .service(behind("/and-other", FlagGate::requires("beta").and(FlagGate::requires("staff"))))
         .service(behind("/or", chain()))
@@ -185,6 +186,14 @@ fn gates(config: &mut web::ServiceConfig) {
         .service(behind("/otherwise", FlagGate::requires("beta").otherwise(StatusCode::FORBIDDEN)))
         .service(behind("/response", FlagGate::requires("beta").otherwise(message)))
         .service(behind("/second", FlagGate::requires("beta").and(chain().otherwise(StatusCode::FORBIDDEN))))
+        .service(behind(
+            "/both",
+            FlagGate::requires("beta").otherwise(StatusCode::FORBIDDEN).and(chain().otherwise(StatusCode::GONE)),
+        ))
+        .service(behind(
+            "/second-or",
+            FlagGate::requires("beta").or(FlagGate::requires("missing").otherwise(StatusCode::FORBIDDEN)),
+        ))
         .service(web::resource("/many").get(twice).wrap(FlagGate::requires("beta")).wrap(chain()));
 }
 

@@ -152,6 +152,7 @@ fn gates() -> Router {
         .route("/variant", behind(FlagGate::variant("theme", "dark")))
         .route("/variant-typed", behind(FlagGate::variant(Theme, "dark".to_owned())))
         .route("/variant-missing", behind(FlagGate::variant("missing", "dark")))
+        .route("/variant-none", behind(FlagGate::variant("plain", "dark")))
         .route("/and", behind(FlagGate::requires("beta").and(FlagGate::variant(Theme, "dark"))))
         .route("/and-other", behind(FlagGate::requires("beta").and(FlagGate::requires("staff"))))
         .route("/or", behind(chain()))
@@ -160,5 +161,15 @@ fn gates() -> Router {
         .route("/otherwise", behind(FlagGate::requires("beta").otherwise(StatusCode::FORBIDDEN)))
         .route("/response", behind(FlagGate::requires("beta").otherwise(message)))
         .route("/second", behind(FlagGate::requires("beta").and(chain().otherwise(StatusCode::FORBIDDEN))))
+        .route(
+            "/both",
+            behind(
+                FlagGate::requires("beta").otherwise(StatusCode::FORBIDDEN).and(chain().otherwise(StatusCode::GONE)),
+            ),
+        )
+        .route(
+            "/second-or",
+            behind(FlagGate::requires("beta").or(FlagGate::requires("missing").otherwise(StatusCode::FORBIDDEN))),
+        )
         .route("/many", get(twice).layer::<_, Infallible>(FlagGate::requires("beta")).layer(chain()))
 }

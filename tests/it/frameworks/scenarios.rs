@@ -30,6 +30,9 @@ async fn scenarios() {
         ("/me", "alice", "", 200, "alice", 1),
         ("/me", "alice", "premium", 200, "alice, premium", 1),
         ("/me", "", "premium", 200, "nobody, premium", 1),
+        // A targeting key that the request has stands.
+        ("/me", "", "keyed", 200, "from-the-request, keyed", 1),
+        ("/me", "alice", "keyed", 200, "alice, keyed", 1),
         ("/me", "member", "premium", 200, "nobody, premium", 1),
         ("/twice", "alice", "", 200, "alice user", 1),
         ("/typed", "alice", "", 200, "alice user", 1),
@@ -109,7 +112,7 @@ async fn two_users_in_parallel_are_never_mixed_in_axum() {
             let task = tokio::spawn(async move {
                 let user = user_of(number);
                 let request = Request::get("/flag").header("x-user", user).body(Body::empty()).unwrap();
-                let response = app.oneshot(request).await.unwrap();
+                let response = support::in_time(app.oneshot(request)).await.unwrap();
                 let body = axum::body::to_bytes(response.into_body(), 1_000).await.unwrap();
                 assert_eq!(body, format!("{user} user"));
             });
@@ -130,7 +133,7 @@ async fn two_users_in_parallel_are_never_mixed_in_actix() {
             let user = user_of(number);
             let request = TestRequest::get().uri("/flag").insert_header(("x-user", user)).to_request();
             let response = actix_web::test::call_and_read_body(&app, request);
-            async move { assert_eq!(response.await, format!("{user} user")) }
+            async move { assert_eq!(support::in_time(response).await, format!("{user} user")) }
         })
         .await;
     provider.shutdown().await;

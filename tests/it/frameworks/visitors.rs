@@ -1,6 +1,8 @@
 //! Visitors whom nobody knows: nobody in particular, by a header, by a cookie.
 
-use flipswitch::web::Anonymous;
+use flipswitch::{FlipswitchProvider, serde_json::json, web::Anonymous};
+use flipswitch_actix::Flipswitch;
+use flipswitch_axum::FlipswitchLayer;
 use reqwest::Response;
 
 use super::{Framework, Setup, provider, service};
@@ -200,4 +202,29 @@ async fn without_https_a_cookie_has_neither_the_attribute_nor_the_prefix() {
         assert_eq!(again.text().await.unwrap(), format!("anonymous-{number}"), "{framework:?}");
         setup.provider.shutdown().await;
     }
+}
+
+#[actix_web::test]
+async fn two_layers_make_one_visitor() {
+    use tower::ServiceExt;
+
+    let provider = FlipswitchProvider::in_memory(json!({"on": true}));
+    let read = async |flags: flipswitch_axum::Flags| flags.bool("on", false).to_string();
+    let layer = FlipswitchLayer::new(provider.clone()).with_anonymous(Anonymous::cookie());
+    let gate = flipswitch_axum::FlagGate::requires("on");
+    let app = axum::Router::new().route("/", axum::routing::get(read)).layer(layer.clone()).layer(gate).layer(layer);
+    let response = app.oneshot(http::Request::new(axum::body::Body::empty())).await.unwrap();
+    assert_eq!(response.headers().get_all("set-cookie").iter().count(), 1);
+
+    let read = async |flags: flipswitch_actix::Flags| flags.bool("on", false).to_string();
+    let middleware = Flipswitch::new(provider).with_anonymous(Anonymous::cookie());
+    let gate = flipswitch_actix::FlagGate::requires("on");
+    let app = actix_web::App::new()
+        .route("/", actix_web::web::get().to(read))
+        .wrap(middleware.clone())
+        .wrap(gate)
+        .wrap(middleware);
+    let app = actix_web::test::init_service(app).await;
+    let response = actix_web::test::call_service(&app, actix_web::test::TestRequest::get().to_request()).await;
+    assert_eq!(response.headers().get_all("set-cookie").count(), 1);
 }

@@ -2,7 +2,7 @@
 
 use actix_web::test::TestRequest;
 use axum::{body::Body, extract::Request};
-use flipswitch::{FlipswitchProvider, serde_json::json};
+use flipswitch::{FlipswitchProvider, serde_json::json, web::Anonymous};
 use tower::ServiceExt;
 
 use super::{Framework, Order, Setup, on_actix, on_axum, provider, service};
@@ -54,7 +54,11 @@ async fn an_authentication_inside_is_noticed_when_a_flag_is_read() {
     for framework in Framework::ALL {
         let unread = warnings(framework, &setup(Order::AuthenticationInside), &[("/free", "alice")]).await;
         assert!(unread.is_empty(), "{framework:?}: {unread:?}");
-        for path in ["/flag", "/typed", "/optional", "/together", "/gate/missing-not"] {
+        let mut paths = vec!["/flag", "/typed", "/optional", "/together", "/gate/missing-not"];
+        if matches!(framework, Framework::Actix) {
+            paths.push("/guarded");
+        }
+        for path in paths {
             let warnings = warnings(framework, &setup(Order::AuthenticationInside), &[(path, "alice")]).await;
             assert_one(&warnings, framework, &["WARN", "User`", "add it to the application after Flipswitch"]);
         }
@@ -93,4 +97,13 @@ async fn a_guard_without_flags_is_told() {
         }
         setup.provider.shutdown().await;
     }
+}
+
+#[test]
+fn a_name_that_no_header_can_have_is_told() {
+    let log = Log::of_this_thread();
+    let _ = (Anonymous::header("X-Device-Id"), Anonymous::header("x device"));
+    let lines = log.lines();
+    let [line] = lines.as_slice() else { panic!("{lines:?}") };
+    assert!(line.contains("ERROR") && line.contains("x device"), "{line}");
 }
