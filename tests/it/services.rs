@@ -58,15 +58,15 @@ async fn greeting(scope: Option<&RequestScope>) -> String {
 #[tokio::test]
 async fn the_scope_is_found_in_a_request_in_its_head_and_in_its_extensions() {
     let provider = FlipswitchProvider::in_memory(json!({"greeting": "Hello"}));
-    let inner = service_fn(async |request: Request<()>| {
+    async fn handle(request: Request<()>) -> Result<Response<Vec<String>>, Infallible> {
         let mut found = vec![greeting(request.scope()).await];
         let (parts, ()): (Parts, ()) = request.into_parts();
         found.push(greeting(parts.scope()).await);
         found.push(greeting(parts.extensions.scope()).await);
-        Ok::<_, Infallible>(Response::new(found))
-    });
+        Ok(Response::new(found))
+    }
     let request = Request::builder().header("x-user", "alice").body(()).unwrap();
-    let found = layer(&provider).layer(inner).call(request).await.unwrap();
+    let found = layer(&provider).layer(service_fn(handle)).call(request).await.unwrap();
     assert_eq!(found.into_body(), ["Hello, alice"; 3]);
 
     let (parts, ()) = Request::new(()).into_parts();
@@ -75,9 +75,10 @@ async fn the_scope_is_found_in_a_request_in_its_head_and_in_its_extensions() {
 
 /// An HTTP server with nothing but hyper: `/beta` is for those whose flag is on.
 async fn serve_with_hyper(provider: &FlipswitchProvider) -> SocketAddr {
-    let handler = service_fn(async |request: Request<hyper::body::Incoming>| {
-        Ok::<_, Infallible>(Response::new(greeting(request.scope()).await))
-    });
+    async fn handle(request: Request<hyper::body::Incoming>) -> Result<Response<String>, Infallible> {
+        Ok(Response::new(greeting(request.scope()).await))
+    }
+    let handler = service_fn(handle);
     let gated = FlagGate::requires("beta").otherwise((StatusCode::FORBIDDEN, "not yet")).layer(handler);
     let routes = service_fn(move |request: Request<hyper::body::Incoming>| {
         let (mut handler, mut gated) = (handler, gated.clone());

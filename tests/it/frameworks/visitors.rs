@@ -102,6 +102,12 @@ async fn a_cookie_is_set_when_a_flag_was_read_and_not_before() {
         let cookie = format!("__Host-flipswitch-anonymous={NUMBER}");
         let visitor = app.send("/me", &[("x-plan", b"premium"), ("cookie", cookie.as_bytes())]).await;
         assert_eq!(visitor.text().await.unwrap(), format!("anonymous-{NUMBER}, premium"), "{framework:?}");
+        // A targeting key that the request has is one, whatever the cookie says.
+        for cookie in [cookie.as_str(), "none=0"] {
+            let named = app.send("/me", &[("x-plan", b"keyed"), ("cookie", cookie.as_bytes())]).await;
+            assert!(cookies_set(&named).is_empty(), "{framework:?} {cookie}");
+            assert_eq!(named.text().await.unwrap(), "from-the-request, keyed", "{framework:?} {cookie}");
+        }
         setup.provider.shutdown().await;
     }
 }
