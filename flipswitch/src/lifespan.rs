@@ -128,6 +128,8 @@ impl LifespanBuilder {
     }
 
     /// Sets how long the server may drain after the signal. Default: 30 s.
+    ///
+    /// A server may have a limit of its own, as actix-web has with `shutdown_timeout`: the shorter one counts.
     pub fn drain_timeout(mut self, drain_timeout: Duration) -> Self {
         self.drain_timeout = drain_timeout;
         self

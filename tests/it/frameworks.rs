@@ -10,6 +10,7 @@ mod passing;
 mod scenarios;
 mod visitors;
 mod warnings;
+mod workers;
 
 use std::{sync::Arc, thread, time::Duration};
 

@@ -1,11 +1,14 @@
 //! A provider's life beside a server's.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use flipswitch::{Error, FlipswitchProvider, Lifespan, ReadyError, serde_json::json};
-use flipswitch_local::LocalServer;
+use flipswitch::{Error, FlipswitchProvider, HealthState, Lifespan, ReadyError, serde_json::json};
+use flipswitch_local::{Endpoint, Fault, LocalServer};
 
 use crate::support::{self, in_time, provider, user};
+
+/// Enough for anything on a busy machine, and yet less than the time to drain that there is by default.
+const SOON: Duration = Duration::from_secs(15);
 
 #[tokio::test]
 async fn the_provider_starts_before_the_server_and_ends_after_it() {
@@ -32,6 +35,23 @@ async fn without_the_service_the_server_starts_with_defaults_unless_told_otherwi
     let lifespan = Lifespan::builder(provider.clone()).ready_timeout(Duration::from_millis(10)).require_ready(true);
     assert!(in_time(lifespan.start()).await.is_err());
     assert!(matches!(provider.flags(&user("u")).await.error(), Some(Error::ShutDown)), "nothing is left running");
+}
+
+#[tokio::test]
+async fn the_service_is_waited_for_as_long_as_is_said() {
+    let service = LocalServer::start(json!({"on": true})).await.unwrap();
+    // Sooner than the time that is waited by default, so that a start which did not mind its own would go well.
+    service.faults().add(Fault::on(Endpoint::Bulk).delay(Duration::from_secs(3))).unwrap();
+    let lifespan = Lifespan::builder(provider(&service)).ready_timeout(Duration::from_millis(1)).require_ready(true);
+    let error = in_time(lifespan.start()).await.unwrap_err();
+    assert!(matches!(error, ReadyError::Timeout), "{error:?}");
+
+    let provider = provider(&service);
+    let lifespan = Lifespan::builder(provider.clone()).ready_timeout(Duration::from_millis(1));
+    let lifespan = in_time(lifespan.start()).await.unwrap();
+    assert_eq!(provider.health().state, HealthState::Starting);
+    in_time(lifespan.shutdown()).await;
+    assert_eq!(provider.health().state, HealthState::ShutDown);
 }
 
 #[tokio::test]
@@ -81,34 +101,83 @@ async fn the_time_to_drain_is_kept_even_if_the_provider_has_gone() {
             }
             lifespan.run(server).await
         };
-        let (output, ()) = in_time(async { tokio::join!(end, provider.shutdown()) }).await;
+        let end = async { tokio::join!(end, provider.shutdown()) };
+        let (output, ()) = tokio::time::timeout(SOON, end).await.expect("given up sooner than by default");
         assert_eq!(output, None);
+    }
+}
+
+/// actix-web has a time of its own for requests to finish in, and both begin with the signal.
+#[test]
+fn on_actix_the_shorter_time_to_drain_counts() {
+    use actix_web::{App, HttpServer, web};
+    use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Notify};
+
+    for (drain_timeout, shutdown_timeout, expected) in
+        [(Duration::from_millis(50), 600, None), (Duration::from_secs(600), 0, Some(()))]
+    {
+        actix_web::rt::System::new().block_on(async {
+            let provider = FlipswitchProvider::in_memory(json!({}));
+            let lifespan = Lifespan::builder(provider.clone()).drain_timeout(drain_timeout).start().await.unwrap();
+            let asked = Arc::new(Notify::new());
+            let stuck = {
+                let asked = Arc::clone(&asked);
+                move || {
+                    asked.notify_one();
+                    std::future::pending::<String>()
+                }
+            };
+            let server = HttpServer::new(move || App::new().route("/", web::get().to(stuck.clone())))
+                .workers(1)
+                .shutdown_timeout(shutdown_timeout)
+                .shutdown_signal(lifespan.signal())
+                .bind("127.0.0.1:0")
+                .unwrap();
+            let mut visitor = TcpStream::connect(server.addrs()[0]).await.unwrap();
+            visitor.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+            // The provider's end is the signal here.
+            let end = async {
+                asked.notified().await;
+                provider.shutdown().await;
+            };
+            let run = async { tokio::join!(lifespan.run(server.run()), end) };
+            let (output, ()) = tokio::time::timeout(SOON, run).await.expect("given up sooner than by default");
+            assert_eq!(output.map(Result::unwrap), expected);
+        });
     }
 }
 
 #[cfg(unix)]
 mod signals {
     use std::{
-        io::{BufRead, BufReader, Lines},
+        io::{BufRead, BufReader},
         os::unix::process::ExitStatusExt,
-        process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+        process::{Child, Command, ExitStatus, Stdio},
+        sync::mpsc::{self, Receiver, RecvTimeoutError},
+        thread,
+        time::Instant,
     };
 
-    use crate::scripted::{Reply, Scripted};
+    use crate::{
+        scripted::{Reply, Scripted},
+        support::PATIENCE,
+    };
 
-    /// The program `life`, up to where it prints a line.
-    struct Life(Child, Lines<BufReader<ChildStdout>>);
+    /// The program `life`, and the lines that it prints.
+    struct Life(Child, Receiver<String>);
 
     impl Life {
         fn start(arguments: &[&str]) -> Self {
             let program = env!("CARGO_BIN_EXE_life");
             let mut child = Command::new(program).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
             let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-            Self(child, lines)
+            let (sender, printed) = mpsc::channel();
+            thread::spawn(move || lines.map(Result::unwrap).try_for_each(|line| sender.send(line)));
+            Self(child, printed)
         }
 
         fn prints(&mut self, line: &str) {
-            assert_eq!(self.1.next().map(Result::unwrap).as_deref(), Some(line));
+            assert_eq!(self.1.recv_timeout(PATIENCE).as_deref(), Ok(line));
         }
 
         fn signal(&self, name: &str) {
@@ -117,7 +186,11 @@ mod signals {
         }
 
         fn ended(&mut self) -> ExitStatus {
-            self.1.by_ref().for_each(drop);
+            assert_eq!(
+                self.1.recv_timeout(PATIENCE),
+                Err(RecvTimeoutError::Disconnected),
+                "it says nothing more and ends"
+            );
             self.0.wait().unwrap()
         }
     }
@@ -147,7 +220,10 @@ mod signals {
         life.prints("listening");
         life.signal("TERM");
         life.prints("draining");
+        let draining = Instant::now();
         life.prints("given up");
+        assert!(draining.elapsed() < super::SOON, "{:?}", draining.elapsed());
+        life.prints("shut down");
         assert!(life.ended().success());
     }
 
@@ -158,6 +234,7 @@ mod signals {
         life.signal("INT");
         life.prints("draining");
         life.prints("drained");
+        life.prints("shut down");
         life.signal("TERM");
         assert_eq!(life.ended().signal(), Some(15));
     }
@@ -175,6 +252,7 @@ mod signals {
             life.prints("listening");
             life.prints("draining");
             life.prints("drained");
+            life.prints("shut down");
             life.ended()
         });
         assert!(ended.await.unwrap().success());

@@ -2,7 +2,6 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
 
 mod follow;
-#[cfg(unix)]
 pub mod testing;
 
 use std::{

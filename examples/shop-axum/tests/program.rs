@@ -12,3 +12,13 @@ fn it_serves_and_follows() {
 fn it_ends_at_ctrl_c() {
     shop_common::testing::ends_at_ctrl_c(PROGRAM);
 }
+
+#[test]
+fn it_finishes_what_it_began() {
+    shop_common::testing::finishes_what_it_began(PROGRAM);
+}
+
+#[test]
+fn it_ends_at_once_when_asked_twice() {
+    shop_common::testing::ends_at_once_when_asked_twice(PROGRAM);
+}

@@ -1,5 +1,5 @@
 //! What the tests of both shops share: a shop on loopback, browsers that visit it, and what they expect of it.
-#![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
 mod browser;
@@ -13,7 +13,7 @@ pub use quickstart_common::Stop;
 pub use quickstart_common::testing::ends_at_ctrl_c;
 
 #[cfg(unix)]
-pub use self::process::it_serves_and_follows;
+pub use self::process::{ends_at_once_when_asked_twice, finishes_what_it_began, it_serves_and_follows};
 pub use self::shop::Serve;
 
 /// Makes a test of each promise that a shop keeps. `serve` is the shop: an async function that serves it on a listener

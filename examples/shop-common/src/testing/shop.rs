@@ -1,16 +1,16 @@
 //! A shop on loopback, with a flag service behind it.
 
 use std::{
-    future::Future,
     io,
     net::{SocketAddr, TcpListener},
     thread,
-    time::Duration,
 };
 
 use flipswitch::FlipswitchProvider;
 use flipswitch_local::{Endpoint, Fault, LocalServer};
 use futures_util::FutureExt;
+pub(crate) use quickstart_common::testing::eventually;
+use quickstart_common::testing::in_time;
 use tokio::{runtime, sync::oneshot};
 
 use super::{Stop, browser::Browser};
@@ -27,9 +27,6 @@ pub(crate) struct Shop {
     address: SocketAddr,
     _open: oneshot::Sender<()>,
 }
-
-/// No state that a test waits for takes longer, however busy the machine.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Shop {
     /// Opens a shop with the flags of its file, and visits it.
@@ -69,19 +66,4 @@ impl Shop {
         browser.log_in(name).await;
         browser
     }
-}
-
-/// Fails the test if something takes longer than anything should.
-async fn in_time<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("takes too long")
-}
-
-/// Waits until a state is reached.
-pub(crate) async fn eventually(mut reached: impl AsyncFnMut() -> bool) {
-    in_time(async {
-        while !reached().await {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
 }
