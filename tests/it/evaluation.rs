@@ -99,7 +99,7 @@ async fn with_the_service_down_there_are_defaults_and_the_error() {
 
 #[tokio::test]
 async fn bootstrap_values_hold_until_the_service_answers() {
-    let address = support::closed_port();
+    let (address, taken) = support::port_taken();
     let provider = FlipswitchProvider::builder("key")
         .base_url(format!("http://{address}"))
         .bootstrap(json!({"on": true}))
@@ -112,6 +112,7 @@ async fn bootstrap_values_hold_until_the_service_answers() {
     let details = provider.resolve_bool_value("on", &user("u")).await.unwrap();
     assert_eq!(details.reason, Some(EvaluationReason::Other("STALE".into())));
 
+    drop(taken);
     let _service = LocalServer::builder().listen(address).flags(json!({"on": false})).start().await.unwrap();
     support::eventually(async || !provider.flags(&user("u")).await.bool("on", true)).await;
     assert!(!provider.flags(&user("u")).await.is_stale());
@@ -119,9 +120,10 @@ async fn bootstrap_values_hold_until_the_service_answers() {
 
 #[tokio::test]
 async fn a_service_that_comes_up_later_makes_the_provider_ready() {
-    let address = support::closed_port();
+    let (address, taken) = support::port_taken();
     let provider = FlipswitchProvider::builder("key").base_url(format!("http://{address}")).build().unwrap();
     assert!(in_time(provider.ready(Duration::from_millis(20))).await.is_err());
+    drop(taken);
     let _service = LocalServer::builder().listen(address).start().await.unwrap();
     // Nobody evaluates: the start-up check alone goes on trying.
     in_time(provider.ready(support::PATIENCE)).await.unwrap();

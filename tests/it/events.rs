@@ -290,13 +290,14 @@ async fn a_listener_may_shut_the_provider_down_and_nothing_is_heard_after() {
 /// Other SDKs' mistake 18: a failure at the start starts nothing, and is not tried again.
 #[tokio::test]
 async fn the_start_is_tried_on_until_it_succeeds() {
-    let address = support::closed_port();
+    let (address, taken) = support::port_taken();
     let provider = FlipswitchProvider::builder("key").base_url(format!("http://{address}")).build().unwrap();
     let mut events = provider.events();
     assert_eq!((provider.health().state, provider.status()), (HealthState::Starting, ProviderStatus::NotReady));
     assert!(!in_time(provider.flags(&user("u"))).await.bool("on", false));
     until(&mut events, is_error(false)).await;
     assert!(!provider.health().is_ready());
+    drop(taken);
     let service =
         LocalServer::builder().flags(json!({"on": true})).listen(address).api_key("key").start().await.unwrap();
     // Nobody asks for anything meanwhile.

@@ -1,10 +1,18 @@
 //! What the tests share.
 
-use std::{cell::RefCell, future::Future, io, sync::Once, time::Duration};
+use std::{
+    cell::RefCell,
+    future::Future,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    sync::Once,
+    time::Duration,
+};
 
 use flipswitch::{FlipswitchProvider, FlipswitchProviderBuilder, open_feature::EvaluationContext};
 use flipswitch_local::LocalServer;
 use serde_json::{Map, Value, json};
+use tokio::net::TcpSocket;
 use tracing_subscriber::filter::LevelFilter;
 
 /// No state that a test waits for takes longer, however busy the machine.
@@ -40,12 +48,19 @@ pub(crate) fn provider_of_nothing() -> FlipswitchProvider {
 }
 
 /// An address where nothing listens, nor will: it is taken, for as long as the process lives.
-pub(crate) fn closed_port() -> std::net::SocketAddr {
-    let socket = tokio::net::TcpSocket::new_v4().unwrap();
-    socket.bind((std::net::Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-    let address = socket.local_addr().unwrap();
-    std::mem::forget(socket);
+pub(crate) fn closed_port() -> SocketAddr {
+    let (address, taken) = port_taken();
+    std::mem::forget(taken);
     address
+}
+
+/// An address that is taken, and where nothing listens, until what comes with it is dropped.
+pub(crate) fn port_taken() -> (SocketAddr, TcpSocket) {
+    let socket = TcpSocket::new_v4().unwrap();
+    // So that a service can have the address at once.
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    (socket.local_addr().unwrap(), socket)
 }
 
 /// A flag `whoami` that has for each of these users the user's own id as value, and `nobody` for others.
