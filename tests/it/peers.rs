@@ -1,28 +1,23 @@
 //! Servers written by others: what they answer is what our reading of OFREP has to stand. And a client, which our own
 //! server has to suit.
 
+mod json;
+mod server;
 mod vendor;
 
-use std::{
-    env, fs,
-    io::{BufRead, BufReader, Read},
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::mpsc,
-    thread,
-    time::Instant,
-};
+use std::path::Path;
 
 use flipswitch::{
     FlagError, Flags, FlipswitchProvider,
     open_feature::{
-        self, EvaluationErrorCode, EvaluationReason, EvaluationResult, StructValue,
+        EvaluationErrorCode, EvaluationReason, EvaluationResult,
         provider::{FeatureProvider, ResolutionDetails},
     },
     serde_json::{self, Map, Value, json},
 };
 use reqwest::StatusCode;
 
+use self::{json::fields, server::Peer};
 use crate::support::{PATIENCE, in_time, user};
 
 /// The flags of all peers, in flagd's format.
@@ -30,9 +25,7 @@ const FLAGS: &str = include_str!("../peers/flags.json");
 
 #[tokio::test]
 async fn flagd_is_understood() {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers");
-    let script = directory.join("flagd_over_ofrep.py");
-    let peer = Peer::start(Command::new(installed("python")).arg(script).arg(directory.join("flags.json")).arg("0"));
+    let peer = Peer::flagd(&Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/flags.json"));
     let flagd = [
         ("disabled", "free", Says::Nothing(None, EvaluationReason::Disabled)),
         ("code-default", "free", Says::Nothing(None, EvaluationReason::Default)),
@@ -43,21 +36,16 @@ async fn flagd_is_understood() {
 
 #[tokio::test]
 async fn fast_feature_is_understood() {
-    let peer = Peer::start(
-        Command::new(installed("fast-feature"))
-            .args(["serve", "--port", "0"])
-            .env("FAST_FEATURE_BACKEND", "inmemory")
-            .env("FAST_FEATURE_ADMIN", "true"),
-    );
+    let peer = Peer::fast_feature();
     let flags: Value = serde_json::from_str(FLAGS).unwrap();
     for (key, flag) in flags["flags"].as_object().unwrap() {
         // Every flag has a default variant here, so there is none that leaves its value to the code.
         let expected =
             if flag["defaultVariant"].is_null() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::CREATED };
-        assert_eq!(create(&peer, key, flag).await, expected, "{key}");
+        assert_eq!(peer.create(key, flag).await, expected, "{key}");
     }
     let null = json!({"state": "ENABLED", "variants": {"none": null}, "defaultVariant": "none"});
-    assert_eq!(create(&peer, "null", &null).await, StatusCode::CREATED);
+    assert_eq!(peer.create("null", &null).await, StatusCode::CREATED);
 
     let fast_feature = [
         // A disabled flag is sent with the value of its default variant, and what is sent is the value.
@@ -68,17 +56,6 @@ async fn fast_feature_is_understood() {
         ("misdirected", "free", Says::Failed("PARSE_ERROR", EvaluationErrorCode::ParseError)),
     ];
     check(&peer, fast_feature).await;
-}
-
-/// Creates a flag through fast-feature's admin interface, whose words are not flagd's.
-async fn create(peer: &Peer, key: &str, flag: &Value) -> StatusCode {
-    let flag = json!({
-        "key": key, "state": flag["state"], "variants": flag["variants"], "default_variant": flag["defaultVariant"],
-        "targeting": flag["targeting"], "metadata": flag.get("metadata").unwrap_or(&json!({})),
-    });
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
-    let request = client.post(format!("{}/admin/api/flags", peer.url)).json(&flag);
-    in_time(request.send()).await.unwrap().status()
 }
 
 /// What a peer says about a flag.
@@ -206,76 +183,4 @@ fn resolution<T>(
 ) -> Result<ResolutionDetails<Typed>, EvaluationErrorCode> {
     let ResolutionDetails { value, variant, reason, flag_metadata } = result.map_err(|error| error.code)?;
     Ok(ResolutionDetails { value: read(value), variant, reason, flag_metadata })
-}
-
-fn fields(value: &StructValue) -> Map<String, Value> {
-    value.fields.iter().map(|(name, value)| (name.clone(), to_json(value))).collect()
-}
-
-fn to_json(value: &open_feature::Value) -> Value {
-    match value {
-        open_feature::Value::Bool(value) => json!(value),
-        open_feature::Value::Int(value) => json!(value),
-        open_feature::Value::Float(value) => json!(value),
-        open_feature::Value::String(value) => json!(value),
-        open_feature::Value::Array(values) => values.iter().map(to_json).collect(),
-        open_feature::Value::Struct(value) => Value::Object(fields(value)),
-    }
-}
-
-/// A server process. It ends with the test, however that ends.
-struct Peer {
-    process: Child,
-    url: String,
-}
-
-impl Peer {
-    /// Starts a server that takes a free port, and waits until it says which.
-    fn start(command: &mut Command) -> Self {
-        let process = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut peer = Self { process, url: String::new() };
-        let stdout = peer.process.stdout.take().unwrap();
-        let stderr = peer.process.stderr.take().unwrap();
-        let (sender, output) = mpsc::channel();
-        let pipes: [Box<dyn Read + Send>; 2] = [Box::new(stdout), Box::new(stderr)];
-        for pipe in pipes {
-            let sender = sender.clone();
-            thread::spawn(move || {
-                // Both are read to the end, whether or not anybody listens: a full pipe would stop the server.
-                for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
-                    sender.send(String::from_utf8_lossy(&line).into_owned()).ok();
-                }
-            });
-        }
-        drop(sender);
-
-        let deadline = Instant::now() + PATIENCE;
-        let mut said = String::new();
-        while let Ok(line) = output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            if let Some(url) = line.split_whitespace().find(|word| word.starts_with("http://")) {
-                url.clone_into(&mut peer.url);
-                return peer;
-            }
-            said += &line;
-            said.push('\n');
-        }
-        panic!("the server is not ready; it says:\n{said}")
-    }
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        self.process.kill().ok();
-        self.process.wait().ok();
-    }
-}
-
-/// A program among those installed.
-fn installed(program: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let peers = root.join(env::var_os("FLIPSWITCH_PEERS").unwrap_or_else(|| "target/peers".into()));
-    let requirements = fs::read_to_string(peers.join("requirements.txt")).unwrap_or_default();
-    let complete = requirements == include_str!("../peers/requirements.txt");
-    assert!(complete, "{} lacks the peers, or is out of date: run tests/peers/setup", peers.display());
-    peers.join("bin").join(program)
 }

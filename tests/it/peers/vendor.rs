@@ -14,7 +14,7 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 
-use super::{FLAGS, installed};
+use super::{FLAGS, server::installed};
 use crate::support::{eventually, in_time};
 
 const KEY: &str = "key";

@@ -1,0 +1,100 @@
+//! Servers written by others, as processes.
+
+use std::{
+    env, fs,
+    io::{BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::Instant,
+};
+
+use flipswitch::serde_json::{Value, json};
+use reqwest::StatusCode;
+
+use crate::support::{PATIENCE, in_time};
+
+/// A server process. It ends with the test, however that ends.
+pub(crate) struct Peer {
+    process: Child,
+    pub(crate) url: String,
+}
+
+impl Peer {
+    /// flagd's evaluator, with a file of flags.
+    pub(crate) fn flagd(flags: &Path) -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/flagd_over_ofrep.py");
+        Self::start(Command::new(installed("python")).arg(script).arg(flags).arg("0"))
+    }
+
+    /// fast-feature, which has no flags at first.
+    pub(crate) fn fast_feature() -> Self {
+        Self::start(
+            Command::new(installed("fast-feature"))
+                .args(["serve", "--port", "0"])
+                .env("FAST_FEATURE_BACKEND", "inmemory")
+                .env("FAST_FEATURE_ADMIN", "true"),
+        )
+    }
+
+    /// Starts a server that takes a free port, and waits until it says which.
+    fn start(command: &mut Command) -> Self {
+        let process = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut peer = Self { process, url: String::new() };
+        let stdout = peer.process.stdout.take().unwrap();
+        let stderr = peer.process.stderr.take().unwrap();
+        let (sender, output) = mpsc::channel();
+        let pipes: [Box<dyn Read + Send>; 2] = [Box::new(stdout), Box::new(stderr)];
+        for pipe in pipes {
+            let sender = sender.clone();
+            thread::spawn(move || {
+                // Both are read to the end, whether or not anybody listens: a full pipe would stop the server.
+                for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+                    sender.send(String::from_utf8_lossy(&line).into_owned()).ok();
+                }
+            });
+        }
+        drop(sender);
+
+        let deadline = Instant::now() + PATIENCE;
+        let mut said = String::new();
+        while let Ok(line) = output.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            if let Some(url) = line.split_whitespace().find(|word| word.starts_with("http://")) {
+                url.clone_into(&mut peer.url);
+                return peer;
+            }
+            said += &line;
+            said.push('\n');
+        }
+        panic!("the server is not ready; it says:\n{said}")
+    }
+
+    /// Creates a flag through fast-feature's admin interface, whose words are not flagd's.
+    pub(crate) async fn create(&self, key: &str, flag: &Value) -> StatusCode {
+        let flag = json!({
+            "key": key, "state": flag["state"], "variants": flag["variants"], "default_variant": flag["defaultVariant"],
+            "targeting": flag["targeting"], "metadata": flag.get("metadata").unwrap_or(&json!({})),
+        });
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let request = client.post(format!("{}/admin/api/flags", self.url)).json(&flag);
+        in_time(request.send()).await.unwrap().status()
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.process.kill().ok();
+        self.process.wait().ok();
+    }
+}
+
+/// A program among those installed.
+pub(crate) fn installed(program: &str) -> PathBuf {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let peers = root.join(env::var_os("FLIPSWITCH_PEERS").unwrap_or_else(|| "target/peers".into()));
+    let requirements = fs::read_to_string(peers.join("requirements.txt")).unwrap_or_default();
+    let complete = requirements == include_str!("../../peers/requirements.txt");
+    assert!(complete, "{} lacks the peers, or is out of date: run tests/peers/setup", peers.display());
+    peers.join("bin").join(program)
+}
