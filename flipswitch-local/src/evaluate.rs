@@ -233,6 +233,12 @@ mod tests {
     }
 
     #[test]
+    fn floats_are_read_to_their_last_digit() {
+        let context = context(br#"{"context":{"amount":3.4028234663852886e+38}}"#).unwrap();
+        assert_eq!(context.custom_fields["amount"], f64::from(f32::MAX).into());
+    }
+
+    #[test]
     fn contexts_that_ofrep_does_not_know_are_refused() {
         let cases = [
             ("", "PARSE_ERROR"),
