@@ -123,11 +123,12 @@ fn field(value: &Value) -> EvaluationContextFieldValue {
     }
 }
 
-/// A nested value for the evaluation engine, which has no null.
+/// A nested value for the evaluation engine. OpenFeature's values have no null, and so neither has the engine's context;
+/// but the engine turns it into JSON for its rules, where a number that JSON cannot write becomes null.
 fn structure(value: &Value) -> open_feature::Value {
     use open_feature::{StructValue, Value as FeatureValue};
     match value {
-        Value::Null => FeatureValue::String(String::new()),
+        Value::Null => FeatureValue::Float(f64::NAN),
         Value::Bool(value) => FeatureValue::Bool(*value),
         Value::String(value) => FeatureValue::String(value.clone()),
         Value::Number(number) => match number.as_i64() {
@@ -135,11 +136,9 @@ fn structure(value: &Value) -> open_feature::Value {
             None => FeatureValue::Float(number.as_f64().unwrap_or(f64::NAN)),
         },
         Value::Array(values) => FeatureValue::Array(values.iter().map(structure).collect()),
-        Value::Object(fields) => {
-            let fields = fields.iter().filter(|(_, value)| !value.is_null());
-            let fields = fields.map(|(name, value)| (name.clone(), structure(value))).collect();
-            FeatureValue::Struct(StructValue { fields })
-        }
+        Value::Object(fields) => FeatureValue::Struct(StructValue {
+            fields: fields.iter().map(|(name, value)| (name.clone(), structure(value))).collect(),
+        }),
     }
 }
 
@@ -180,6 +179,20 @@ mod tests {
                 assert_eq!((&miss["value"], &miss["reason"]), (&json!(false), &json!("DEFAULT")), "{condition}");
             }
         }
+    }
+
+    #[test]
+    fn null_within_a_field_stays_null() {
+        let has_empty_role = flag(&json!({"if": [{"in": ["", {"var": "roles"}]}, "on", null]}));
+        assert_eq!(evaluate(&has_empty_role, &json!({"roles": [""]}))["value"], true);
+        assert_eq!(evaluate(&has_empty_role, &json!({"roles": [null]}))["value"], false);
+        // A split by a whole structure sees the null, too.
+        let variants: Map<_, _> = (0..17).map(|number| (format!("v{number}"), json!(number))).collect();
+        let shares = variants.keys().map(|variant| json!([variant, 1]));
+        let shares: Vec<_> = std::iter::once(json!({"var": "address"})).chain(shares).collect();
+        let split = json!({"state": "ENABLED", "variants": variants, "targeting": {"fractional": shares}});
+        let value = |zip: &Value| evaluate(&split, &json!({"address": zip}))["value"].clone();
+        assert_ne!(value(&json!({"city": "Ulm", "zip": null})), value(&json!({"city": "Ulm"})));
     }
 
     #[test]
