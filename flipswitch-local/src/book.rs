@@ -6,6 +6,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    activity::{Activity, Topic},
     effect::Effect,
     fault::{Endpoint, Fault, FaultError},
     faults::FaultId,
@@ -32,8 +33,10 @@ pub struct ActiveFault {
 }
 
 /// The faults of one service, in the order in which they were added.
-#[derive(Debug, Default)]
-pub(crate) struct Book(Mutex<State>);
+pub(crate) struct Book {
+    state: Mutex<State>,
+    activity: Arc<Activity>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -63,6 +66,10 @@ pub(crate) struct Struck {
 }
 
 impl Book {
+    pub(crate) fn new(activity: Arc<Activity>) -> Self {
+        Self { state: Mutex::default(), activity }
+    }
+
     pub(crate) fn add(&self, fault: Fault) -> Result<ActiveFault, FaultError> {
         fault.check()?;
         let mut state = self.lock();
@@ -87,6 +94,7 @@ impl Book {
         if let Some(entry) = over {
             entry.end();
         }
+        self.activity.changed(Topic::Faults);
         Ok(active)
     }
 
@@ -104,6 +112,7 @@ impl Book {
         let entry = state.entries.remove(index);
         drop(state);
         entry.end();
+        self.activity.changed(Topic::Faults);
         true
     }
 
@@ -112,6 +121,7 @@ impl Book {
         for entry in entries {
             entry.end();
         }
+        self.activity.changed(Topic::Faults);
     }
 
     /// A request that comes in is struck by the first fault that is about it. An answer that is to be cut off is told so
@@ -124,6 +134,10 @@ impl Book {
             state.streams.retain(|stream| stream.strong_count() > 0);
             state.streams.push(Arc::downgrade(line));
         }
+        drop(state);
+        if struck.is_some() {
+            self.activity.changed(Topic::Faults);
+        }
         struck
     }
 
@@ -134,13 +148,19 @@ impl Book {
         if struck.effect == (Effect::Hang {}) {
             line.silence();
         }
+        drop(state);
+        self.activity.changed(Topic::Faults);
         Some(struck.effect)
     }
 
     /// Whether a heartbeat is left out.
     pub(crate) fn heartbeat(&self) -> bool {
         let left_out = |entry: &mut Entry| entry.fault.effect == Effect::NoHeartbeats {} && entry.strikes();
-        self.lock().entries.iter_mut().any(left_out)
+        let left_out = self.lock().entries.iter_mut().any(left_out);
+        if left_out {
+            self.activity.changed(Topic::Faults);
+        }
+        left_out
     }
 
     /// Ends the connections of all streams; returns how many there are.
@@ -153,7 +173,7 @@ impl Book {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -72,9 +72,16 @@ impl serve::Listener for Listener {
     }
 }
 
-impl Connected<serve::IncomingStream<'_, Listener>> for Wire {
+/// Whom a connection is with.
+#[derive(Clone, Debug)]
+pub(crate) struct Peer {
+    pub(crate) wire: Wire,
+    pub(crate) address: SocketAddr,
+}
+
+impl Connected<serve::IncomingStream<'_, Listener>> for Peer {
     fn connect_info(incoming: serve::IncomingStream<'_, Listener>) -> Self {
-        incoming.io().wire.clone()
+        Self { wire: incoming.io().wire.clone(), address: *incoming.remote_addr() }
     }
 }
 

@@ -4,31 +4,37 @@
 //! |---|---|
 //! | `GET /local/flags` | lists the flags |
 //! | `PUT`, `DELETE /local/flags/{key}` | sets and removes one |
+//! | `POST /local/evaluate` | evaluates all flags for a context: `{"context": {..}}`; `{"flags": [..]}`, OFREP's items |
 //! | `GET /local/faults` | lists the faults: `{"faults": [{"id", "on", "effect", "after", "times", "struck", "remaining"}]}` |
 //! | `POST /local/faults` | adds one: `{"on", "effect", "after", "times"}`, the last two as one likes; 201, and what is listed of it |
 //! | `DELETE /local/faults`, `DELETE /local/faults/{id}` | removes all, or one |
 //! | `GET /local/streams` | `{"open": n}` |
 //! | `POST /local/streams/finish`, `/drop`, `/reset` | ends the open streams; `{"streams": n}` |
 //! | `POST /local/streams/inject` | sends the bytes of the request's body into the open streams; `{"streams": n}` |
+//! | `GET /local/requests` | lists the latest requests of applications, newest first: `{"requests": [{"id", "at", "method", "path", "apiKey", "context", "status", "millis"}]}`; without `millis` it is still being answered, with it and without `status` it was not |
+//! | `GET /local/activity` | an event stream that names what has changed: `flags`, `streams`, `requests`, `faults`, `api-key`; first all of them |
+//! | `GET /local/api-key` | `{"key"}`, masked; null if any key is taken |
 //! | `POST /local/api-key` | rotates the key: `{"key", "validUntil"}`, each as one likes; `{"key", "validUntil"}` |
 //!
-//! Mistakes are answered with 400 and `{"error": ".."}`, which names the field.
+//! Mistakes are answered with a status of 4xx and `{"error": ".."}`, which names the field.
 
 use std::sync::Arc;
 
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::{Path, State},
+    extract::{FromRequestParts, Path, State},
     response::{IntoResponse, Response},
     routing::{delete, get, post, put},
 };
-use http::StatusCode;
-use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use http::{Method, StatusCode, Uri, header, request::Parts};
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::{Map, Value, json};
 
 use crate::{
+    activity::Topic,
     definition::Definition,
+    evaluate,
     fault::{Endpoint, Fault},
     faults::{FaultId, Faults},
     keys::KeyRotation,
@@ -38,20 +44,75 @@ use crate::{
 pub(crate) fn routes() -> Router<Arc<Shared>> {
     Router::new()
         .route("/local/flags", get(all))
+        .route("/local/evaluate", post(evaluate_all))
         .route("/local/flags/{*key}", put(set).delete(remove))
         .route("/local/faults", get(faults).post(add_fault).delete(clear_faults))
         .route("/local/faults/{id}", delete(remove_fault))
         .route("/local/streams", get(streams))
         .route("/local/streams/{action}", post(act_on_streams))
-        .route("/local/api-key", post(rotate_api_key))
+        .route("/local/requests", get(requests))
+        .route("/local/activity", get(activity))
+        .route("/local/api-key", get(api_key).post(rotate_api_key))
+}
+
+/// Whether a path is one of the controls' or the dashboard's, and no business of an application.
+pub(crate) fn is_about(path: &str) -> bool {
+    path == "/" || ["/local/", "/dashboard/"].iter().any(|folder| path.starts_with(folder))
+}
+
+/// Answers where there is nothing.
+pub(crate) async fn nothing(uri: Uri) -> Response {
+    unknown(&format!("there is nothing at {:?}", uri.path()))
+}
+
+/// Answers a method that a path does not have; which it has is in the header `Allow`.
+pub(crate) async fn not_so(method: Method, uri: Uri) -> Response {
+    let reason = format!("{:?} does not know {method}", uri.path());
+    (StatusCode::METHOD_NOT_ALLOWED, Json(json!({ "error": reason }))).into_response()
+}
+
+/// Answers a body that is not read.
+pub(crate) fn too_large(limit: usize) -> Response {
+    let reason = format!("the body is too large, or did not arrive; bodies are read up to {limit} bytes");
+    (StatusCode::PAYLOAD_TOO_LARGE, Json(json!({ "error": reason }))).into_response()
 }
 
 async fn all(State(shared): State<Arc<Shared>>) -> Json<Value> {
     Json(shared.store.to_json())
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Question {
+    context: Map<String, Value>,
+}
+
+async fn evaluate_all(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+    let question: Question = match read(&body) {
+        Ok(question) => question,
+        Err(error) => return refusal(&error),
+    };
+    match evaluate::fields(question.context) {
+        Ok(context) => Json(json!({"flags": shared.store.evaluate_all(&context)})).into_response(),
+        Err((_, details)) => refusal(&format!("context: {details}")),
+    }
+}
+
+async fn requests(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    Json(json!({"requests": shared.activity.listed()}))
+}
+
+async fn activity(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    let store = Arc::clone(&shared.store);
+    let data = move |topic| match topic {
+        Topic::Streams => store.events.listed(),
+        _ => json!({}),
+    };
+    ([(header::CONTENT_TYPE, "text/event-stream")], shared.activity.feed(shared.stop.clone(), data))
+}
+
 /// Takes any content type: `curl -d` says that its body is a form.
-async fn set(State(shared): State<Arc<Shared>>, Path(key): Path<String>, body: Bytes) -> Response {
+async fn set(State(shared): State<Arc<Shared>>, Name(key): Name, body: Bytes) -> Response {
     let source: Value = match serde_json::from_slice(&body) {
         Ok(source) => source,
         Err(error) => return refusal(&format!("the body is not JSON: {error}; send {{\"value\": true}}, say")),
@@ -66,7 +127,7 @@ async fn set(State(shared): State<Arc<Shared>>, Path(key): Path<String>, body: B
     }
 }
 
-async fn remove(State(shared): State<Arc<Shared>>, Path(key): Path<String>) -> Response {
+async fn remove(State(shared): State<Arc<Shared>>, Name(key): Name) -> Response {
     if shared.store.remove(&key) {
         StatusCode::NO_CONTENT.into_response()
     } else {
@@ -97,7 +158,7 @@ async fn clear_faults(State(shared): State<Arc<Shared>>) -> StatusCode {
     StatusCode::NO_CONTENT
 }
 
-async fn remove_fault(State(shared): State<Arc<Shared>>, Path(id): Path<String>) -> Response {
+async fn remove_fault(State(shared): State<Arc<Shared>>, Name(id): Name) -> Response {
     match id.parse() {
         Ok(known) if shared.faults.remove(FaultId(known)) => StatusCode::NO_CONTENT.into_response(),
         _ => unknown(&format!("there is no fault {id:?}")),
@@ -108,7 +169,7 @@ async fn streams(State(shared): State<Arc<Shared>>) -> Json<Value> {
     Json(json!({"open": shared.store.events.open()}))
 }
 
-async fn act_on_streams(State(shared): State<Arc<Shared>>, Path(action): Path<String>, body: Bytes) -> Response {
+async fn act_on_streams(State(shared): State<Arc<Shared>>, Name(action): Name, body: Bytes) -> Response {
     let faults = Faults(shared);
     let streams = match action.as_str() {
         "finish" => faults.finish_streams(),
@@ -120,6 +181,10 @@ async fn act_on_streams(State(shared): State<Arc<Shared>>, Path(action): Path<St
     Json(json!({"streams": streams})).into_response()
 }
 
+async fn api_key(State(shared): State<Arc<Shared>>) -> Json<Value> {
+    Json(json!({"key": shared.keys.shown()}))
+}
+
 async fn rotate_api_key(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     let rotation: KeyRotation = match if body.is_empty() { Ok(KeyRotation::default()) } else { read(&body) } {
         Ok(rotation) => rotation,
@@ -127,6 +192,18 @@ async fn rotate_api_key(State(shared): State<Arc<Shared>>, body: Bytes) -> Respo
     };
     let (key, valid_until) = shared.rotate_api_key(rotation);
     Json(json!({"key": key, "validUntil": valid_until})).into_response()
+}
+
+/// The part of a path that names something.
+struct Name(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for Name {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let path = Path::from_request_parts(parts, state).await;
+        path.map(|Path(name)| Self(name)).map_err(|_| refusal(&format!("the path {:?} is not UTF-8", parts.uri.path())))
+    }
 }
 
 /// Reads JSON; a mistake is told with its field and its place.

@@ -96,6 +96,15 @@ pub(crate) fn context(body: &[u8]) -> Result<EvaluationContext, (&'static str, S
         Value::Null => Map::new(),
         _ => return Err(("INVALID_CONTEXT", "the context must be an object".to_owned())),
     };
+    self::fields(fields)
+}
+
+/// Reads the fields of a context.
+///
+/// # Errors
+///
+/// As [`context`].
+pub(crate) fn fields(fields: Map<String, Value>) -> Result<EvaluationContext, (&'static str, String)> {
     let mut context = EvaluationContext::default();
     for (name, value) in fields {
         match value {

@@ -1,12 +1,10 @@
 //! The stream of changes.
 
 use std::{
+    collections::BTreeMap,
     convert::Infallible,
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -23,10 +21,16 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::book::Book;
+use crate::{
+    activity::{Activity, Topic},
+    book::Book,
+};
 
 /// A stream that falls behind by more than this many events is told that everything may have changed.
 const BACKLOG: usize = 1_024;
+
+/// This many open streams are listed one by one, the latest ones; all are counted.
+const LISTED: usize = 50;
 
 /// Sends events to every open stream.
 pub(crate) struct Events {
@@ -35,34 +39,48 @@ pub(crate) struct Events {
     finish: watch::Sender<()>,
     /// The last id given out, in milliseconds since the epoch; ids never repeat.
     last_id: Mutex<i64>,
-    open: Arc<AtomicUsize>,
+    open: Arc<OpenStreams>,
     heartbeat: Duration,
+    activity: Arc<Activity>,
 }
 
 impl Events {
-    pub(crate) fn new(heartbeat: Duration) -> Self {
+    pub(crate) fn new(heartbeat: Duration, activity: Arc<Activity>) -> Self {
         let (sender, _) = broadcast::channel(BACKLOG);
-        Self { sender, finish: watch::Sender::new(()), last_id: Mutex::new(0), open: Arc::default(), heartbeat }
+        let open = Arc::new(OpenStreams { streams: Mutex::default(), activity: Arc::clone(&activity) });
+        Self { sender, finish: watch::Sender::new(()), last_id: Mutex::new(0), open, heartbeat, activity }
     }
 
     /// How many streams are open.
     pub(crate) fn open(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
+        self.open.lock().len()
+    }
+
+    /// The streams that are open, as far as they are listed: `{"open": n, "streams": [{"since", "client"}]}`.
+    pub(crate) fn listed(&self) -> Value {
+        let streams = self.open.lock();
+        let listed = streams.values().rev().take(LISTED);
+        let listed: Vec<_> =
+            listed.map(|stream| json!({"since": timestamp(stream.since), "client": stream.client})).collect();
+        json!({"open": streams.len(), "streams": listed})
     }
 
     /// Tells that one flag was set or removed.
     pub(crate) fn flag_updated(&self, key: &str) {
         self.send("flag-updated", &json!({"flagKey": key, "timestamp": now()}));
+        self.activity.changed(Topic::Flags);
     }
 
     /// Tells that anything may have changed.
     pub(crate) fn config_updated(&self, reason: &str) {
         self.send("config-updated", &config_updated(reason));
+        self.activity.changed(Topic::Flags);
     }
 
     /// Tells that there is a new API key, and until when the old one is taken.
     pub(crate) fn api_key_rotated(&self, valid_until: &str) {
         self.send("api-key-rotated", &json!({"validUntil": valid_until, "timestamp": now()}));
+        self.activity.changed(Topic::ApiKey);
     }
 
     pub(crate) fn send(&self, event: &str, data: &Value) {
@@ -84,11 +102,11 @@ impl Events {
         self.finish.receiver_count()
     }
 
-    /// Opens a stream, which ends with `stop`.
-    pub(crate) fn stream(&self, stop: CancellationToken, faults: Arc<Book>) -> Body {
+    /// Opens a stream for a client that calls itself so; it ends with `stop`.
+    pub(crate) fn stream(&self, client: String, stop: CancellationToken, faults: Arc<Book>) -> Body {
         let mut heartbeat = tokio::time::interval_at(tokio::time::Instant::now() + self.heartbeat, self.heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let open = Open::new(Arc::clone(&self.open));
+        let open = OpenStreams::add(&self.open, client);
         let (events, finish) = (self.sender.subscribe(), self.finish.subscribe());
         let source = Source { events, finish, heartbeat, faults, stop, _open: open };
         let frames: Pin<Box<dyn Stream<Item = Result<Bytes, Infallible>> + Send>> =
@@ -129,19 +147,42 @@ impl Source {
     }
 }
 
-/// Counts a stream for as long as it is open.
-struct Open(Arc<AtomicUsize>);
+/// The streams that are open, oldest first.
+struct OpenStreams {
+    streams: Mutex<BTreeMap<u64, OpenStream>>,
+    activity: Arc<Activity>,
+}
 
-impl Open {
-    fn new(count: Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(count)
+struct OpenStream {
+    since: OffsetDateTime,
+    client: String,
+}
+
+impl OpenStreams {
+    fn add(open: &Arc<Self>, client: String) -> Open {
+        let mut streams = open.lock();
+        let id = streams.last_key_value().map_or(0, |(last, _)| last + 1);
+        streams.insert(id, OpenStream { since: OffsetDateTime::now_utc(), client });
+        drop(streams);
+        open.activity.changed(Topic::Streams);
+        Open { streams: Arc::clone(open), id }
     }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, OpenStream>> {
+        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Counts a stream for as long as it is open.
+struct Open {
+    streams: Arc<OpenStreams>,
+    id: u64,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.streams.lock().remove(&self.id);
+        self.streams.activity.changed(Topic::Streams);
     }
 }
 
@@ -179,7 +220,7 @@ mod tests {
     #[test]
     fn a_stream_sees_ids_grow_whichever_thread_sends() {
         const THREADS: usize = 8;
-        let events = Events::new(Duration::from_secs(1));
+        let events = Events::new(Duration::from_secs(1), Arc::default());
         for _ in 0..20 {
             let mut stream = events.sender.subscribe();
             let together = std::sync::Barrier::new(THREADS);

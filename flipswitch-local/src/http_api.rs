@@ -16,7 +16,7 @@ use axum::{
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
-use crate::{evaluate, fault::Endpoint, server::Shared, strike::strike};
+use crate::{activity::shortened, evaluate, fault::Endpoint, server::Shared, strike::strike};
 
 const BULK: &str = "/ofrep/v1/evaluate/flags";
 const EVENTS: &str = "/api/v1/flags/events";
@@ -86,14 +86,17 @@ async fn single(State(shared): State<Arc<Shared>>, Path(key): Path<String>, body
     }
 }
 
-async fn events(State(shared): State<Arc<Shared>>) -> Response {
+async fn events(State(shared): State<Arc<Shared>>, asked: HeaderMap) -> Response {
+    // Clients of the service say who they are in the first of these, other ones in the second.
+    let client = asked.get("x-flipswitch-sdk").or(asked.get(header::USER_AGENT));
+    let client = client.map_or_else(String::new, |client| shortened(&String::from_utf8_lossy(client.as_bytes())));
     let headers = [
         (header::CONTENT_TYPE, EVENT_STREAM),
         (header::CACHE_CONTROL, "no-cache"),
         // Asks nginx, and proxies that follow it, not to hold events back.
         (header::HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    (headers, shared.store.events.stream(shared.stop.clone(), Arc::clone(&shared.faults))).into_response()
+    (headers, shared.store.events.stream(client, shared.stop.clone(), Arc::clone(&shared.faults))).into_response()
 }
 
 fn refusal(body: &Value) -> Response {

@@ -76,6 +76,12 @@ impl Keys {
         state.current.clone().unwrap_or_else(|| "local".to_owned())
     }
 
+    /// The key that is taken, as far as it is shown; `None` if any is.
+    pub(crate) fn shown(&self) -> Option<String> {
+        let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        state.current.as_ref().map(|key| masked(key.as_bytes()))
+    }
+
     pub(crate) fn accept(&self, key: Option<&[u8]>) -> bool {
         let fits = |known: &Option<String>| known.as_ref().is_none_or(|known| key == Some(known.as_bytes()));
         let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -95,6 +101,15 @@ impl Keys {
         let old = state.current.replace(key.clone());
         state.earlier.push((old, until));
         (key, until)
+    }
+}
+
+/// A key as far as it is shown: the end of one that is long enough to stay secret, so that keys can be told apart.
+pub(crate) fn masked(key: &[u8]) -> String {
+    const END: usize = 4;
+    match str::from_utf8(key) {
+        Ok(text) if text.is_ascii() && text.len() >= 4 * END => format!("••••{}", &text[text.len() - END..]),
+        _ => "••••".to_owned(),
     }
 }
 
@@ -130,6 +145,17 @@ mod tests {
         let year = |time| utc(time).year();
         assert_eq!(year(SystemTime::UNIX_EPOCH - std::time::Duration::from_secs(1 << 40)), 1970);
         assert_eq!(year(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1 << 40)), 9999);
+    }
+
+    #[test]
+    fn little_is_shown_of_a_key() {
+        let cases = [("", "••••"), ("local", "••••"), ("fifteen letters", "••••"), ("0123456789abcdef", "••••cdef")];
+        for (key, shown) in cases {
+            assert_eq!(masked(key.as_bytes()), shown);
+            assert_eq!(Keys::new(Some(key.to_owned())).shown().as_deref(), Some(shown));
+        }
+        assert_eq!(masked(&[b'x'; 20].map(|_| 0xff)), "••••");
+        assert_eq!(Keys::new(None).shown(), None);
     }
 
     #[test]

@@ -1,8 +1,11 @@
 #![doc = include_str!("../README.md")]
 
+mod access;
+mod activity;
 mod book;
 mod connection;
 mod control;
+mod dashboard;
 mod definition;
 mod effect;
 mod evaluate;

@@ -15,6 +15,7 @@ Usage: flipswitch-local [OPTIONS]
   --listen ADDRESS    Address to listen on [default: 127.0.0.1:3001]
   --api-key KEY       Key that clients must send [default: any]
   --heartbeat SECONDS Time between two heartbeats on a stream [default: 15]
+  --expose-control    Lets other machines use the dashboard and change flags
   --help              This text
   --version           The version
 ";
@@ -24,6 +25,7 @@ struct Options {
     listen: SocketAddr,
     api_key: Option<String>,
     heartbeat: Duration,
+    expose_control: bool,
 }
 
 enum Command {
@@ -59,7 +61,10 @@ async fn main() -> ExitCode {
 }
 
 async fn serve(options: Options) -> std::io::Result<()> {
-    let mut builder = LocalServer::builder().listen(options.listen).heartbeat(options.heartbeat);
+    let mut builder = LocalServer::builder()
+        .listen(options.listen)
+        .heartbeat(options.heartbeat)
+        .expose_control(options.expose_control);
     if let Some(flags) = options.flags {
         builder = builder.flags_file(flags);
     }
@@ -75,6 +80,7 @@ async fn serve(options: Options) -> std::io::Result<()> {
     })?;
     let url = server.url();
     println!("Flags at {url}");
+    println!("  see and change them: {}", server.dashboard_url());
     println!("  set:    curl -X PUT {url}/local/flags/my-flag -d '{{\"value\": true}}'");
     println!("  remove: curl -X DELETE {url}/local/flags/my-flag");
     println!("  list:   curl {url}/local/flags");
@@ -105,6 +111,7 @@ fn command() -> Result<Command, lexopt::Error> {
         listen: SocketAddr::from(([127, 0, 0, 1], 3001)),
         api_key: None,
         heartbeat: Duration::from_secs(15),
+        expose_control: false,
     };
     let mut arguments = lexopt::Parser::from_env();
     while let Some(argument) = arguments.next()? {
@@ -122,6 +129,7 @@ fn command() -> Result<Command, lexopt::Error> {
                     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
                 })?;
             }
+            Long("expose-control") => options.expose_control = true,
             Long("help") => return Ok(Command::Print(HELP.to_owned())),
             Long("version") => {
                 return Ok(Command::Print(concat!("flipswitch-local ", env!("CARGO_PKG_VERSION")).to_owned()));

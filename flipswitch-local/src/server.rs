@@ -13,18 +13,18 @@ use axum::{
     body::{self, Body},
     extract::{Request, State},
     middleware::{self, Next},
-    response::{IntoResponse, Response},
+    response::Response,
 };
-use http::StatusCode;
 use serde_json::Value;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    DefinitionError,
+    DefinitionError, access,
+    activity::Activity,
     book::Book,
-    connection::Listener,
-    control,
+    connection::{Listener, Peer},
+    control, dashboard,
     definition::{self, Definition},
     events,
     faults::Faults,
@@ -32,7 +32,6 @@ use crate::{
     keys::{KeyRotation, Keys},
     record::{Record, RecordedRequest},
     store::Store,
-    wire::Wire,
 };
 
 /// Bodies are read up to this size.
@@ -71,6 +70,9 @@ pub(crate) struct Shared {
     pub(crate) keys: Keys,
     pub(crate) faults: Arc<Book>,
     pub(crate) stop: CancellationToken,
+    pub(crate) activity: Arc<Activity>,
+    /// Whether other machines may use the controls and the dashboard.
+    pub(crate) exposed: bool,
     record: Record,
 }
 
@@ -83,6 +85,7 @@ pub struct LocalServerBuilder {
     listen: SocketAddr,
     api_key: Option<String>,
     heartbeat: Duration,
+    expose_control: bool,
 }
 
 impl LocalServer {
@@ -103,6 +106,7 @@ impl LocalServer {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             api_key: None,
             heartbeat: Duration::from_secs(15),
+            expose_control: false,
         }
     }
 
@@ -110,6 +114,17 @@ impl LocalServer {
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Returns the address of the dashboard, for a browser on this machine.
+    ///
+    /// It is [`url`](Self::url) with a slash, unless the service listens on all addresses, of which none is one to go to.
+    #[must_use]
+    pub fn dashboard_url(&self) -> String {
+        if self.address.ip().is_unspecified() {
+            return format!("http://localhost:{}/", self.address.port());
+        }
+        format!("{}/", self.url())
     }
 
     /// Returns a key that the service takes.
@@ -223,7 +238,8 @@ impl LocalServerBuilder {
 
     /// Sets the address to listen on. Default: a free port of `127.0.0.1`.
     ///
-    /// Whoever can reach the address can change flags: keep it on loopback.
+    /// On another address than loopback, other machines are served flags and the stream of changes; they may not change
+    /// anything unless [`expose_control`](Self::expose_control) is set.
     pub fn listen(mut self, address: SocketAddr) -> Self {
         self.listen = address;
         self
@@ -241,6 +257,15 @@ impl LocalServerBuilder {
         self
     }
 
+    /// Sets whether other machines may use the dashboard and the endpoints under `/local`. Default: only this one.
+    ///
+    /// Whoever reaches the address can then change flags, without a key. Requests are taken for IP addresses, names without
+    /// dots, and those of loopback, so that pages elsewhere cannot reach the service by a name of their own.
+    pub fn expose_control(mut self, expose: bool) -> Self {
+        self.expose_control = expose;
+        self
+    }
+
     /// Starts the service on the current tokio runtime.
     ///
     /// # Errors
@@ -249,7 +274,7 @@ impl LocalServerBuilder {
     /// `InvalidData`, with the place, for flags that are none; of kind `InvalidInput` for a heartbeat of zero or of more
     /// than a day.
     pub async fn start(self) -> io::Result<LocalServer> {
-        let Self { flags, flags_file, listen, api_key, heartbeat } = self;
+        let Self { flags, flags_file, listen, api_key, heartbeat, expose_control: exposed } = self;
         if heartbeat.is_zero() || heartbeat > MAX_HEARTBEAT {
             let problem = format!("heartbeat is {heartbeat:?}; give it a duration above zero and of a day at most");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
@@ -272,9 +297,11 @@ impl LocalServerBuilder {
         let address = listener.local_addr()?;
 
         let stop = CancellationToken::new();
-        let store = Arc::new(Store::new(flags, heartbeat));
-        let (keys, faults) = (Keys::new(api_key), Arc::default());
-        let shared = Arc::new(Shared { store, keys, faults, stop: stop.clone(), record: Record::default() });
+        let activity = Arc::<Activity>::default();
+        let store = Arc::new(Store::new(flags, heartbeat, Arc::clone(&activity)));
+        let (keys, faults) = (Keys::new(api_key), Arc::new(Book::new(Arc::clone(&activity))));
+        let record = Record::default();
+        let shared = Arc::new(Shared { store, keys, faults, stop: stop.clone(), activity, exposed, record });
         let mut tasks = vec![tokio::spawn(serve(listener, Arc::clone(&shared)))];
         if let Some((watch, from_file)) = file {
             let (store, stop) = (Arc::clone(&shared.store), stop.clone());
@@ -294,10 +321,11 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     let faults = Arc::clone(&shared.faults);
     let app = Router::new()
         .merge(http_api::routes(&shared))
-        .merge(control::routes())
+        .merge(controls(&shared))
+        .fallback(control::nothing)
         .layer(middleware::from_fn_with_state(Arc::clone(&shared), record))
         .with_state(shared);
-    let app = app.into_make_service_with_connect_info::<Wire>();
+    let app = app.into_make_service_with_connect_info::<Peer>();
     let listener = Listener { listener, faults, stop: stop.clone(), cut: cut.clone() };
     let serving = axum::serve(listener, app).with_graceful_shutdown(stop.clone().cancelled_owned());
     let cutting = async {
@@ -317,11 +345,21 @@ async fn serve(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
+/// What only this machine may use.
+fn controls(shared: &Arc<Shared>) -> Router<Arc<Shared>> {
+    control::routes()
+        .merge(dashboard::routes())
+        .method_not_allowed_fallback(control::not_so)
+        .route_layer(middleware::from_fn_with_state(Arc::clone(shared), access::guard))
+}
+
 async fn record(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     let Ok(body) = body::to_bytes(body, MAX_BODY).await else {
-        return (StatusCode::PAYLOAD_TOO_LARGE, "bodies are read up to 1 MiB").into_response();
+        return control::too_large(MAX_BODY);
     };
+    let asking = (!control::is_about(parts.uri.path()))
+        .then(|| shared.activity.asked(&parts.method, &parts.uri, &parts.headers, &body));
     shared.record.add(RecordedRequest {
         method: parts.method.clone(),
         path: parts.uri.path_and_query().map_or_else(String::new, ToString::to_string),
@@ -329,5 +367,9 @@ async fn record(State(shared): State<Arc<Shared>>, request: Request, next: Next)
         body: body.clone(),
         at: Instant::now(),
     });
-    next.run(Request::from_parts(parts, Body::from(body))).await
+    let response = next.run(Request::from_parts(parts, Body::from(body))).await;
+    if let Some(asking) = asking {
+        asking.answered(response.status());
+    }
+    response
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::Duration,
 };
 
@@ -10,6 +10,7 @@ use open_feature::EvaluationContext;
 use serde_json::{Map, Value, json};
 
 use crate::{
+    activity::Activity,
     definition::{Definition, Flags},
     evaluate::Evaluator,
     events::Events,
@@ -22,8 +23,9 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    pub(crate) fn new(flags: Flags, heartbeat: Duration) -> Self {
-        Self { flags: RwLock::new(flags), evaluator: Evaluator::default(), events: Events::new(heartbeat) }
+    pub(crate) fn new(flags: Flags, heartbeat: Duration, activity: Arc<Activity>) -> Self {
+        let events = Events::new(heartbeat, activity);
+        Self { flags: RwLock::new(flags), evaluator: Evaluator::default(), events }
     }
 
     /// Evaluates one flag; `None` if there is none of that key.

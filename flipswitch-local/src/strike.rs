@@ -14,23 +14,24 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     book::Struck,
+    connection::Peer,
     effect::Effect,
     fault::Endpoint,
     http_api,
     line::{self, Line},
     server::Shared,
-    wire::{Order, Wire},
+    wire::Order,
 };
 
 /// Lets the faults have each request before its endpoint sees it.
 pub(crate) async fn strike(
     State(shared): State<Arc<Shared>>,
-    ConnectInfo(wire): ConnectInfo<Wire>,
+    ConnectInfo(peer): ConnectInfo<Peer>,
     request: Request,
     next: Next,
 ) -> Response {
     let Some(endpoint) = http_api::endpoint(request.uri().path()) else { return next.run(request).await };
-    let line = Arc::new(Line::new(wire));
+    let line = Arc::new(Line::new(peer.wire));
     match shared.faults.request(endpoint, &line) {
         Some(struck) => struck.carry_out(endpoint, line, &shared.stop, request, next).await,
         None => as_ever(endpoint, line, request, next).await,

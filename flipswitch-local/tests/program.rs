@@ -38,6 +38,8 @@ fn it_serves_the_flags_of_a_file_and_says_where() {
     let mut child = Running(program(&arguments).stdout(Stdio::piped()).spawn().unwrap());
     let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines().map(Result::unwrap);
     let url = lines.next().unwrap().strip_prefix("Flags at ").unwrap().to_owned();
+    let dashboard = lines.next().unwrap().trim().strip_prefix("see and change them: ").unwrap().to_owned();
+    assert_eq!(dashboard, format!("{url}/"));
     let body = |key: &'static str| {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let request = reqwest::Client::new().post(format!("{url}/ofrep/v1/evaluate/flags")).header("x-api-key", key);
@@ -71,6 +73,21 @@ fn mistakes_are_told_with_what_they_are_about() {
         let (output, said) = outcome(arguments);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
         assert!(said.contains(expected), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn the_controls_are_exposed_only_if_asked() {
+    for (exposed, status) in [(false, 421), (true, 200)] {
+        let mut arguments = vec!["--listen", "127.0.0.1:0"];
+        arguments.extend(exposed.then_some("--expose-control"));
+        let mut child = Running(program(&arguments).stdout(Stdio::piped()).spawn().unwrap());
+        let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+        let first = lines.next().unwrap().unwrap();
+        let url = first.strip_prefix("Flags at ").unwrap();
+        let request = reqwest::Client::new().get(format!("{url}/local/flags")).header("host", "flags:3001");
+        let answer = tokio::runtime::Runtime::new().unwrap().block_on(request.send()).unwrap();
+        assert_eq!(answer.status().as_u16(), status);
     }
 }
 

@@ -6,6 +6,7 @@ mod support;
 
 mod cost;
 mod crowd;
+mod dashboard;
 mod evaluation;
 mod events;
 mod faults;

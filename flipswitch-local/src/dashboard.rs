@@ -1,0 +1,35 @@
+//! The dashboard: a page that shows and does what the endpoints under `/local` do.
+
+use std::sync::Arc;
+
+use axum::{Router, response::IntoResponse, routing::get};
+use http::header;
+
+use crate::server::Shared;
+
+const PAGE: &str = include_str!("dashboard/page.html");
+const STYLE: &str = include_str!("dashboard/style.css");
+const SCRIPT: &str = include_str!("dashboard/script.js");
+const ICON: &str = include_str!("dashboard/icon.svg");
+
+/// What the page may do: only what it has brought along, and requests to the service it comes from. Nothing that it is
+/// given can become a script, not even by a mistake of its own.
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+                      frame-ancestors 'none'; base-uri 'none'; form-action 'self'; require-trusted-types-for 'script'; \
+                      trusted-types 'none'";
+
+pub(crate) fn routes() -> Router<Arc<Shared>> {
+    Router::new()
+        .route("/", get(page))
+        .route("/dashboard/style.css", get(async || asset("text/css; charset=utf-8", STYLE)))
+        .route("/dashboard/script.js", get(async || asset("text/javascript; charset=utf-8", SCRIPT)))
+        .route("/dashboard/icon.svg", get(async || asset("image/svg+xml", ICON)))
+}
+
+async fn page() -> impl IntoResponse {
+    ([(header::CONTENT_SECURITY_POLICY, POLICY)], asset("text/html; charset=utf-8", PAGE))
+}
+
+fn asset(content_type: &'static str, text: &'static str) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, content_type)], text)
+}
