@@ -139,6 +139,7 @@ impl FlagSource {
             Some(service) => {
                 let url = service.url();
                 println!("Flag service   {url} (or edit {file})");
+                println!("  dashboard    {}", service.dashboard_url());
                 println!("  flip a flag  curl -X PUT {url}/local/flags/{flag} -d '{{\"value\": true}}'");
             }
             None => println!("Flag service   {:?}", self.provider),
