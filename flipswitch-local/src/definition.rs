@@ -17,7 +17,7 @@ pub(crate) enum Definition {
     /// The same value for everyone.
     Plain(Value),
     /// A flag in [flagd's format](https://flagd.dev/reference/flag-definitions/).
-    Flagd(Flagd),
+    Flagd(Box<Flagd>),
 }
 
 /// A flag in flagd's format.
@@ -145,7 +145,9 @@ fn definition(
         Value::Object(mut fields) if fields.len() == 1 && fields.contains_key("value") => {
             Ok(Definition::Plain(fields.remove("value").unwrap_or_default()))
         }
-        source => flagd(key, source, evaluators, shared).map(Definition::Flagd).map_err(|error| error.of(key)),
+        source => flagd(key, source, evaluators, shared)
+            .map(|flag| Definition::Flagd(Box::new(flag)))
+            .map_err(|error| error.of(key)),
     }
 }
 
