@@ -162,7 +162,7 @@ fn describe(flags: &flipswitch::Flags) -> String {
 fn subject(flags: &flipswitch::Flags) -> String {
     let context = flags.context();
     let plan = context.custom_fields.get("plan").and_then(|plan| plan.as_str()).map(|plan| format!(", {plan}"));
-    context.targeting_key.unwrap_or_else(|| "nobody".to_owned()) + &plan.unwrap_or_default()
+    context.targeting_key.unwrap_or_else(|| "nobody".to_owned()) + plan.unwrap_or_default().as_str()
 }
 
 /// Flags that tell whom they were evaluated for, and where the context's field `origin` came from; `beta` is on for alice,

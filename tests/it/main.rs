@@ -4,6 +4,8 @@
 mod scripted;
 mod support;
 
+#[cfg(feature = "browser")]
+mod browser;
 mod cost;
 mod crowd;
 mod dashboard;

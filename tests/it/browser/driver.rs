@@ -1,0 +1,182 @@
+//! A browser and its driver, which end with the test however that ends.
+
+use std::process::Stdio;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use thirtyfour::{ChromiumLikeCapabilities, DesiredCapabilities, Key, LoggingPrefsLogLevel, WebDriver};
+use tokio::{
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+};
+
+use crate::support::{PATIENCE, eventually, in_time};
+
+/// Chromium, with a profile of its own.
+pub(crate) struct Browser {
+    // Dropped before the profile, so that nobody writes to it any more.
+    _driver: Driver,
+    session: WebDriver,
+    _profile: TempDir,
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        // Nobody need be told that it is over, and nobody would answer: the driver and its browser are killed.
+        self.session.clone().leak().ok();
+    }
+}
+
+impl Browser {
+    pub(crate) async fn start() -> Self {
+        let driver = Driver::start().await;
+        let profile = tempfile::tempdir().unwrap();
+        let mut wanted = DesiredCapabilities::chrome();
+        let folder = format!("--user-data-dir={}", profile.path().display());
+        for argument in [
+            "--headless",
+            // Chromium as root starts without it only; it opens nothing but our own pages.
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--window-size=1400,900",
+            &folder,
+        ] {
+            wanted.add_arg(argument).unwrap();
+        }
+        wanted.set_browser_log_level(LoggingPrefsLogLevel::All).unwrap();
+        let session = in_time(WebDriver::new(&driver.url, wanted)).await.expect("Chromium starts");
+        Self { _driver: driver, session, _profile: profile }
+    }
+
+    pub(crate) async fn open(&self, url: &str) {
+        in_time(self.session.goto(url)).await.unwrap();
+    }
+
+    /// Opens another tab, which is the current one from now on; returns the one before.
+    pub(crate) async fn open_beside(&self, url: &str) -> thirtyfour::WindowHandle {
+        let before = self.session.window().await.unwrap();
+        let tab = self.session.new_tab().await.unwrap();
+        self.switch_to(tab).await;
+        self.open(url).await;
+        before
+    }
+
+    pub(crate) async fn switch_to(&self, tab: thirtyfour::WindowHandle) {
+        self.session.switch_to_window(tab).await.unwrap();
+    }
+
+    /// What a JavaScript expression is in the page; `argument` is its `it`.
+    pub(crate) async fn look(&self, expression: &str, argument: impl Into<Value>) -> Value {
+        let script = format!("const it = arguments[0]; return ({expression});");
+        in_time(self.session.execute(script, vec![argument.into()])).await.expect(expression).json().clone()
+    }
+
+    /// Waits until an expression is true in the page.
+    pub(crate) async fn until(&self, expression: &str, argument: impl Into<Value>) {
+        let argument = argument.into();
+        let holds = eventually(async || self.look(expression, argument.clone()).await == true);
+        if tokio::time::timeout(PATIENCE / 2, holds).await.is_err() {
+            let page = self.look("document.body.innerText", Value::Null).await;
+            panic!("never: {expression}, of {argument}, on\n{}", page.as_str().unwrap_or_default());
+        }
+    }
+
+    /// Clicks on what a selector finds first.
+    pub(crate) async fn click(&self, selector: &str) {
+        self.session.find(thirtyfour::By::Css(selector)).await.expect(selector).click().await.expect(selector);
+    }
+
+    /// Types, wherever the focus is.
+    pub(crate) async fn keys(&self, keys: impl Into<thirtyfour::TypingData>) {
+        self.session.action_chain().send_keys(keys).perform().await.unwrap();
+    }
+
+    /// Types in the place of what a field has, wherever the focus is.
+    pub(crate) async fn retype(&self, text: &str) {
+        let select_all = self.session.action_chain().key_down(Key::Control).send_keys("a").key_up(Key::Control);
+        select_all.send_keys(text).perform().await.unwrap();
+    }
+
+    /// Goes with the tabulator until what a selector finds has the focus.
+    pub(crate) async fn tab_to(&self, selector: &str) {
+        for _ in 0..300 {
+            if self.look("document.activeElement.matches(it)", selector).await == true {
+                let shown = "getComputedStyle(document.activeElement).outlineStyle !== 'none'";
+                assert_eq!(self.look(shown, Value::Null).await, true, "the focus is seen on {selector}");
+                return;
+            }
+            self.keys(Key::Tab).await;
+        }
+        panic!("no way to {selector} by the keyboard");
+    }
+
+    /// Pretends that the user's system is `light` or `dark`.
+    pub(crate) async fn prefer(&self, scheme: &str) {
+        let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+        self.tell("Emulation.setEmulatedMedia", json!({ "features": features })).await;
+    }
+
+    /// Pretends to have a screen of this size.
+    pub(crate) async fn resize(&self, width: u32, height: u32) {
+        let mobile = width < 500;
+        let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile});
+        self.tell("Emulation.setDeviceMetricsOverride", metrics).await;
+    }
+
+    /// What the page's console has that is a warning or worse, violations of its policy among them.
+    pub(crate) async fn complaints(&self) -> Vec<String> {
+        let log = self.session.browser_log().await.unwrap();
+        log.into_iter()
+            .filter(|entry| matches!(entry.level.as_str(), "WARNING" | "SEVERE"))
+            .map(|entry| entry.message)
+            .collect()
+    }
+
+    async fn tell(&self, command: &str, parameters: Value) {
+        self.session.cdp().send_raw(command, parameters).await.expect(command);
+    }
+}
+
+/// The program that drives the browser, at the head of a group of processes.
+struct Driver {
+    process: Child,
+    url: String,
+    /// Kept, so that it can go on writing.
+    _output: Lines<BufReader<ChildStdout>>,
+}
+
+impl Driver {
+    async fn start() -> Self {
+        let mut process = Command::new("chromedriver")
+            .arg("--port=0")
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .expect("chromedriver, of Debian's packages chromium and chromium-driver");
+        let mut output = BufReader::new(process.stdout.take().unwrap()).lines();
+        loop {
+            let line = in_time(output.next_line()).await.unwrap().expect("the driver says where it listens");
+            if let Some((_, port)) = line.split_once("successfully on port ") {
+                let url = format!("http://127.0.0.1:{}", port.trim_end_matches('.'));
+                return Self { process, url, _output: output };
+            }
+        }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // The whole group: the driver leaves its browser behind when it is killed alone.
+        if let Some(id) = self.process.id() {
+            std::process::Command::new("kill").args(["-KILL", "--", &format!("-{id}")]).status().ok();
+        }
+    }
+}
