@@ -10,10 +10,10 @@ use std::{
 };
 
 use actix_web::{
-    FromRequest, HttpMessage, HttpRequest, ResponseError,
+    FromRequest, HttpMessage, HttpRequest, HttpResponse, ResponseError,
     dev::{Payload, ServiceRequest},
     guard::GuardContext,
-    http::StatusCode,
+    http::{StatusCode, header::ContentType},
 };
 use flipswitch::{FlagDef, RequestScope, web};
 
@@ -177,7 +177,7 @@ impl FlagsExt for GuardContext<'_> {
 }
 
 /// Error of a handler or gate that asks for flags where no [`Flipswitch`](crate::Flipswitch) middleware runs before it: a mistake
-/// in the application, answered with 500.
+/// in the application, answered with 500, and logged as an error.
 #[derive(Clone, Copy, Debug)]
 pub struct MissingMiddleware(pub(crate) ());
 
@@ -195,5 +195,11 @@ impl std::error::Error for MissingMiddleware {}
 impl ResponseError for MissingMiddleware {
     fn status_code(&self) -> StatusCode {
         StatusCode::INTERNAL_SERVER_ERROR
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        // Here, and not where it was found: for an `Option` of flags it is no mistake.
+        tracing::error!(target: "flipswitch", "{self}");
+        HttpResponse::build(self.status_code()).content_type(ContentType::plaintext()).body(self.to_string())
     }
 }

@@ -46,7 +46,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Flags {
     type Rejection = MissingLayer;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, MissingLayer> {
-        Self::of(parts).await.ok_or(MissingLayer(()))
+        Self::of(parts).await.ok_or_else(MissingLayer::found)
     }
 }
 
@@ -84,7 +84,7 @@ impl<F: FlagDef, S: Send + Sync> FromRequestParts<S> for Flag<F> {
     type Rejection = MissingLayer;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, MissingLayer> {
-        let scope = parts.scope().ok_or(MissingLayer(()))?;
+        let scope = parts.scope().ok_or_else(MissingLayer::found)?;
         Ok(Self(web::read::<F>(scope.flags().await)))
     }
 }
@@ -138,11 +138,18 @@ impl<B> FlagsExt for Request<B> {
 }
 
 /// Rejection of a handler or gate that asks for flags where no [`FlipswitchLayer`](crate::FlipswitchLayer) runs before it:
-/// a mistake in the application, answered with 500.
+/// a mistake in the application, answered with 500, and logged as an error.
 #[derive(Clone, Copy, Debug)]
-pub struct MissingLayer(pub(crate) ());
+pub struct MissingLayer(());
 
 impl MissingLayer {
+    /// A request without flags, which is logged.
+    pub(crate) fn found() -> Self {
+        let rejection = Self(());
+        tracing::error!(target: "flipswitch", "{rejection}");
+        rejection
+    }
+
     /// Returns the status of the response, 500.
     #[must_use]
     pub fn status(&self) -> StatusCode {

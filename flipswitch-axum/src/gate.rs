@@ -167,7 +167,7 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let Some(scope) = request.scope() else { return GateFuture::answer(MissingLayer(()).into_response()) };
+        let Some(scope) = request.scope() else { return GateFuture::answer(MissingLayer::found().into_response()) };
         if let Some(flags) = scope.flags_now() {
             return if self.gate.rule.is_open(flags) {
                 GateFuture { state: State::Open { response: self.inner.call(request) } }

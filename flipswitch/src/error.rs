@@ -95,7 +95,9 @@ pub enum FlagError {
 }
 
 /// Why a provider cannot be built. Each text names the option, its value (never the API key) and the remedy.
-#[derive(Clone, Debug, thiserror::Error)]
+///
+/// `Debug` shows the same text, since that is what `main` prints of the error that it returns.
+#[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// The API key is empty or blank.
@@ -200,6 +202,12 @@ pub enum ConfigError {
         /// The HTTP library's reason.
         cause: String,
     },
+}
+
+impl fmt::Debug for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
 }
 
 /// Why a provider is not ready yet. Evaluation works all the same, with bootstrap values or defaults.

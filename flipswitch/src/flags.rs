@@ -279,9 +279,8 @@ impl Flags {
     ) -> T {
         let flag = self.find(key);
         let value = flag.and_then(read);
-        if let (Some(flag), None) = (flag, &value) {
-            let found = FlagType::of_value(&flag.value);
-            tracing::debug!(target: "flipswitch", key, %expected, %found, "the default is used");
+        if value.is_none() {
+            self.tell_default(key, flag, expected);
         }
         value.unwrap_or(default)
     }
@@ -290,6 +289,17 @@ impl Flags {
     pub(crate) fn find(&self, key: &str) -> Option<&FlagEvaluation> {
         self.note(key);
         self.answer()?.evaluated(key)
+    }
+
+    /// Tells that a default is used, and why.
+    fn tell_default(&self, key: &str, flag: Option<&FlagEvaluation>, expected: FlagType) {
+        match flag {
+            Some(flag) => {
+                let found = FlagType::of_value(&flag.value);
+                tracing::debug!(target: "flipswitch", key, %expected, %found, "the default is used");
+            }
+            None => tracing::debug!(target: "flipswitch", key, "the default is used: there is no value of this flag"),
+        }
     }
 
     /// Why a flag cannot be read as one type.
@@ -302,7 +312,10 @@ impl Flags {
 
     /// Reads a flag as anything, if it has a value.
     fn read_as<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
-        let flag = self.find(key).filter(|flag| !flag.value.is_null())?;
+        let Some(flag) = self.find(key).filter(|flag| !flag.value.is_null()) else {
+            tracing::debug!(target: "flipswitch", key, "the default is used: there is no value of this flag");
+            return None;
+        };
         flag.read_as()
             .inspect_err(|error| {
                 let error = ofrep::printable(&error.to_string());

@@ -1,8 +1,14 @@
 //! When a gate is open.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
-use crate::{FlagDef, Flags};
+use crate::{FlagDef, FlagEvaluation, FlagType, Flags};
 
 /// What names a flag: its key, or a flag declared with [`flags!`](crate::flags).
 #[diagnostic::on_unimplemented(
@@ -55,13 +61,13 @@ impl<F: FlagDef<Value = bool>> GateFlag for F {
 ///
 /// A flag that is not known, has another type or no value counts as its default. For a key that is `false`: then
 /// [`requires`](Self::requires) is closed and [`requires_not`](Self::requires_not) is open. A variant that is not known is
-/// no variant.
+/// no variant. A flag that the service does not have, and one that is no boolean, are warned of, once by each gate.
 #[derive(Clone, Debug)]
 pub struct GateRule(Rule);
 
 #[derive(Clone, Debug)]
 enum Rule {
-    Flag { key: &'static str, default: bool, opens_if: bool },
+    Flag { key: &'static str, default: bool, opens_if: bool, told: Arc<AtomicBool> },
     Variant { key: &'static str, variant: Cow<'static, str> },
     Both(Box<(Rule, Rule)>),
     Either(Box<(Rule, Rule)>),
@@ -72,13 +78,13 @@ impl GateRule {
     /// Open where the flag is on.
     #[must_use]
     pub fn requires(flag: impl GateFlag) -> Self {
-        Self(Rule::Flag { key: flag.key(), default: flag.default_on(), opens_if: true })
+        Self(Rule::flag(&flag, true))
     }
 
     /// Open where the flag is off.
     #[must_use]
     pub fn requires_not(flag: impl GateFlag) -> Self {
-        Self(Rule::Flag { key: flag.key(), default: flag.default_on(), opens_if: false })
+        Self(Rule::flag(&flag, false))
     }
 
     /// Open where the service evaluated the flag to this variant.
@@ -107,14 +113,41 @@ impl GateRule {
 }
 
 impl Rule {
+    fn flag(flag: &impl GateFlag, opens_if: bool) -> Self {
+        Self::Flag { key: flag.key(), default: flag.default_on(), opens_if, told: Arc::default() }
+    }
+
     fn holds(&self, flags: &Flags) -> bool {
         match self {
-            Self::Flag { key, default, opens_if } => flags.bool(key, *default) == *opens_if,
+            Self::Flag { key, default, opens_if, told } => {
+                let flag = flags.find(key);
+                let on = flag.and_then(FlagEvaluation::as_bool).unwrap_or_else(|| {
+                    // Of a flag without a value, and while there are no flags at all, the default is what is meant.
+                    let is_mistake = flag.map_or(flags.known().is_ok(), |flag| !flag.value.is_null());
+                    if is_mistake && !told.swap(true, Ordering::Relaxed) {
+                        tell(key, flag, *default);
+                    }
+                    *default
+                });
+                on == *opens_if
+            }
             Self::Variant { key, variant } => {
                 flags.find(key).is_some_and(|flag| flag.variant.as_deref() == Some(variant))
             }
             Self::Both(rules) => rules.0.holds(flags) && rules.1.holds(flags),
             Self::Either(rules) => rules.0.holds(flags) || rules.1.holds(flags),
         }
+    }
+}
+
+/// Says that a gate goes by its default because of a mistake: in its key, or in the flag's type.
+fn tell(key: &str, flag: Option<&FlagEvaluation>, default: bool) {
+    match flag.map(|flag| FlagType::of_value(&flag.value)) {
+        Some(found) => tracing::warn!(
+            target: "flipswitch", key, %found, default, "a gate takes its default: the flag is no boolean"
+        ),
+        None => tracing::warn!(
+            target: "flipswitch", key, default, "a gate takes its default: the service has no such flag"
+        ),
     }
 }

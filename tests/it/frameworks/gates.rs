@@ -28,6 +28,7 @@ async fn gates_open_for_whom_their_rule_says() {
         ("missing-typed-not", false, false),
         // A flag that is no boolean is off.
         ("other-type", false, false),
+        ("other-type-not", true, true),
         ("variant", true, false),
         ("variant-typed", true, false),
         ("variant-missing", false, false),

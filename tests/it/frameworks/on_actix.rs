@@ -174,6 +174,7 @@ fn gates(config: &mut web::ServiceConfig) {
         .service(behind("/missing-typed", FlagGate::requires(Missing)))
         .service(behind("/missing-typed-not", FlagGate::requires_not(Missing)))
         .service(behind("/other-type", FlagGate::requires("whoami")))
+        .service(behind("/other-type-not", FlagGate::requires_not("whoami")))
         .service(behind("/variant", FlagGate::variant("theme", "dark")))
         .service(behind("/variant-typed", FlagGate::variant(Theme, "dark".to_owned())))
         .service(behind("/variant-missing", FlagGate::variant("missing", "dark")))

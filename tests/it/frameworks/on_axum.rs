@@ -149,6 +149,7 @@ fn gates() -> Router {
         .route("/missing-typed", behind(FlagGate::requires(Missing)))
         .route("/missing-typed-not", behind(FlagGate::requires_not(Missing)))
         .route("/other-type", behind(FlagGate::requires("whoami")))
+        .route("/other-type-not", behind(FlagGate::requires_not("whoami")))
         .route("/variant", behind(FlagGate::variant("theme", "dark")))
         .route("/variant-typed", behind(FlagGate::variant(Theme, "dark".to_owned())))
         .route("/variant-missing", behind(FlagGate::variant("missing", "dark")))

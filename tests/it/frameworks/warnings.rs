@@ -29,7 +29,7 @@ async fn warnings(framework: Framework, setup: &Setup, requests: &[(&str, &str)]
 }
 
 fn setup(order: Order) -> Setup {
-    Setup { order, ..FlipswitchProvider::in_memory(json!({"whoami": "known"})).into() }
+    Setup { order, ..FlipswitchProvider::in_memory(json!({"whoami": "known", "beta": false})).into() }
 }
 
 fn assert_one(warnings: &[String], framework: Framework, texts: &[&str]) {
@@ -54,7 +54,7 @@ async fn an_authentication_inside_is_noticed_when_a_flag_is_read() {
     for framework in Framework::ALL {
         let unread = warnings(framework, &setup(Order::AuthenticationInside), &[("/free", "alice")]).await;
         assert!(unread.is_empty(), "{framework:?}: {unread:?}");
-        let mut paths = vec!["/flag", "/typed", "/optional", "/together", "/gate/missing-not"];
+        let mut paths = vec!["/flag", "/typed", "/optional", "/together", "/gate/requires-not"];
         if matches!(framework, Framework::Actix) {
             paths.push("/guarded");
         }
@@ -62,6 +62,43 @@ async fn an_authentication_inside_is_noticed_when_a_flag_is_read() {
             let warnings = warnings(framework, &setup(Order::AuthenticationInside), &[(path, "alice")]).await;
             assert_one(&warnings, framework, &["WARN", "User`", "add it to the application after Flipswitch"]);
         }
+    }
+}
+
+#[actix_web::test]
+async fn a_gate_whose_flag_is_no_boolean_or_is_not_there_is_told() {
+    for framework in Framework::ALL {
+        for (path, key, told) in [
+            ("/gate/missing-not", "missing", "the service has no such flag"),
+            ("/gate/other-type-not", "whoami", "the flag is no boolean"),
+        ] {
+            let warnings = warnings(framework, &setup(Order::AsItShould), &[(path, "alice")]).await;
+            assert_one(&warnings, framework, &["WARN", told, key]);
+        }
+        // While there are no flags at all, nobody knows whether there is one.
+        let away: Setup = crate::support::provider_of_nothing().into();
+        away.provider.shutdown().await;
+        let warnings = warnings(framework, &away, &[("/gate/missing-not", "alice")]).await;
+        assert!(warnings.is_empty(), "{framework:?}: {warnings:?}");
+    }
+}
+
+#[actix_web::test]
+async fn a_missing_layer_is_logged() {
+    let log = Log::of_this_thread();
+    let axum = on_axum::app(&setup(Order::AsItShould));
+    let app = actix_web::App::new().configure(on_actix::app(&setup(Order::AsItShould)));
+    let actix = actix_web::test::init_service(app).await;
+    for path in ["/bare/flag", "/bare/typed", "/bare/gate"] {
+        let request = Request::get(path).body(Body::empty()).unwrap();
+        assert_eq!(axum.clone().oneshot(request).await.unwrap().status(), 500);
+        let request = TestRequest::get().uri(path).to_request();
+        assert_eq!(actix_web::test::call_service(&actix, request).await.status(), 500);
+    }
+    let lines = log.lines();
+    for remedy in [".layer(FlipswitchLayer::new(provider))", ".wrap(Flipswitch::new(provider))"] {
+        let told = lines.iter().filter(|line| line.contains("ERROR") && line.contains(remedy)).count();
+        assert_eq!(told, 3, "{lines:?}");
     }
 }
 
