@@ -79,7 +79,9 @@ impl Browser {
     /// Waits until an expression is true in the page.
     pub(crate) async fn until(&self, expression: &str, argument: impl Into<Value>) {
         let argument = argument.into();
-        let holds = eventually(async || self.look(expression, argument.clone()).await == true);
+        // What is looked at may not be there yet.
+        let guarded = format!("(() => {{ try {{ return ({expression}); }} catch {{ return false; }} }})()");
+        let holds = eventually(async || self.look(&guarded, argument.clone()).await == true);
         if tokio::time::timeout(PATIENCE / 2, holds).await.is_err() {
             let page = self.look("document.body.innerText", Value::Null).await;
             panic!("never: {expression}, of {argument}, on\n{}", page.as_str().unwrap_or_default());
