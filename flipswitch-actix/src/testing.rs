@@ -1,10 +1,10 @@
 //! For tests of handlers and gates by themselves: requests that have flags without a middleware.
 
 use actix_web::HttpMessage;
-use flipswitch::{FlipswitchProvider, RequestScope, open_feature::EvaluationContext, serde_json::Value};
+use flipswitch::{RequestScope, open_feature::EvaluationContext, serde_json::Value, testing::TestFlags};
 
 /// Gives a request of a test its flags, as the middleware would. Where the middleware is part of what is tested, hand that a
-/// provider [in memory](FlipswitchProvider::in_memory) or [`TestFlags`](flipswitch::testing::TestFlags) instead.
+/// provider [in memory](flipswitch::FlipswitchProvider::in_memory) or [`TestFlags`] instead.
 ///
 /// ```
 /// use actix_web::{App, test, web};
@@ -29,9 +29,14 @@ pub trait WithFlags: Sized {
     fn with_scope(self, scope: RequestScope) -> Self;
 
     /// Gives the request these flags, an object `{"key": value, ..}`, from nobody in particular.
+    ///
+    /// # Panics
+    ///
+    /// If `flags` is not an object.
     #[must_use]
+    #[track_caller]
     fn with_flags(self, flags: Value) -> Self {
-        self.with_scope(RequestScope::new(FlipswitchProvider::in_memory(flags), EvaluationContext::default()))
+        self.with_scope(RequestScope::new(TestFlags::new(flags).provider(), EvaluationContext::default()))
     }
 }
 

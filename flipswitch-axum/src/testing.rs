@@ -1,10 +1,10 @@
 //! For tests of handlers and gates by themselves: requests that have flags without a layer.
 
-use flipswitch::{FlipswitchProvider, RequestScope, open_feature::EvaluationContext, serde_json::Value};
+use flipswitch::{RequestScope, open_feature::EvaluationContext, serde_json::Value, testing::TestFlags};
 use http::{Request, request::Builder};
 
 /// Gives a request of a test its flags, as the layer would. Where the layer is part of what is tested, hand that a provider
-/// [in memory](FlipswitchProvider::in_memory) or [`TestFlags`](flipswitch::testing::TestFlags) instead.
+/// [in memory](flipswitch::FlipswitchProvider::in_memory) or [`TestFlags`] instead.
 ///
 /// ```
 /// use axum::{Router, body::{Body, to_bytes}, http::Request, routing::get};
@@ -30,9 +30,14 @@ pub trait WithFlags: Sized {
     fn with_scope(self, scope: RequestScope) -> Self;
 
     /// Gives the request these flags, an object `{"key": value, ..}`, from nobody in particular.
+    ///
+    /// # Panics
+    ///
+    /// If `flags` is not an object.
     #[must_use]
+    #[track_caller]
     fn with_flags(self, flags: Value) -> Self {
-        self.with_scope(RequestScope::new(FlipswitchProvider::in_memory(flags), EvaluationContext::default()))
+        self.with_scope(RequestScope::new(TestFlags::new(flags).provider(), EvaluationContext::default()))
     }
 }
 

@@ -119,6 +119,9 @@ async fn set(State(shared): State<Arc<Shared>>, Name(key): Name, body: Bytes) ->
     };
     match Definition::parse(&key, source) {
         Ok(definition) => {
+            if let Some(mistake) = definition.mistake(&key) {
+                return refusal(&mistake.to_string());
+            }
             let shown = Json(json!({ &key: definition.to_json() }));
             shared.store.set(&key, definition);
             shown.into_response()
@@ -139,6 +142,9 @@ async fn faults(State(shared): State<Arc<Shared>>) -> Json<Value> {
     Json(json!({"faults": shared.faults.all()}))
 }
 
+/// Faults on connections strike those of the controls as well. More than this many, and nobody gets to remove them.
+const CONNECTIONS: u64 = 100;
+
 async fn add_fault(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     let fault: Fault = match read(&body) {
         Ok(fault) => fault,
@@ -146,6 +152,9 @@ async fn add_fault(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     };
     if fault.on == Endpoint::Connections && fault.times.is_none() {
         return refusal("times: is missing; without it no connection is left to remove the fault by");
+    }
+    if fault.on == Endpoint::Connections && fault.times.is_some_and(|times| times > CONNECTIONS) {
+        return refusal(&format!("times: at most {CONNECTIONS} for connections, since the fault is removed by one"));
     }
     match shared.faults.add(fault) {
         Ok(active) => (StatusCode::CREATED, Json(active)).into_response(),
@@ -190,6 +199,9 @@ async fn rotate_api_key(State(shared): State<Arc<Shared>>, body: Bytes) -> Respo
         Ok(rotation) => rotation,
         Err(error) => return refusal(&error),
     };
+    if let Some(mistake) = rotation.mistake() {
+        return refusal(mistake);
+    }
     let (key, valid_until) = shared.rotate_api_key(rotation);
     Json(json!({"key": key, "validUntil": valid_until})).into_response()
 }

@@ -5,7 +5,8 @@ use std::{
     fmt,
 };
 
-use flagd_evaluation_engine::FlagParser;
+use flagd_evaluation_engine::{FlagParser, Operator};
+use open_feature::EvaluationContext;
 use serde_json::{Map, Value, json};
 
 /// Flags by key.
@@ -215,6 +216,17 @@ fn flagd(
     Ok(Flagd { enabled, variants, flag_type, default_variant, targeting: text, metadata, source })
 }
 
+impl Definition {
+    /// What is wrong with the flag's rule, if it can be seen without a context. flagd loads such a flag, and only who meets the
+    /// mistake gets an error for it; so do we, where the flag does not come from somebody who is there to be told.
+    pub(crate) fn mistake(&self, key: &str) -> Option<DefinitionError> {
+        let Self::Flagd(flag) = self else { return None };
+        let rule = serde_json::from_str(flag.targeting.as_deref()?).ok()?;
+        let operators = known_operators(&Operator::default(), &rule, "targeting");
+        operators.and_then(|()| known_variants(&flag.variants, &rule, "targeting")).err().map(|error| error.of(key))
+    }
+}
+
 /// Puts the document's `$evaluators` where a rule refers to them.
 fn resolve_references(key: &str, rule: &Value, evaluators: Option<&Value>) -> Result<Value, DefinitionError> {
     // The parser resolves references only as part of a document.
@@ -223,6 +235,53 @@ fn resolve_references(key: &str, rule: &Value, evaluators: Option<&Value>) -> Re
     let mut parsed = FlagParser::parse_string(&document.to_string())
         .map_err(|error| DefinitionError::new("targeting", error.to_string()))?;
     Ok(parsed.flags.remove(key).and_then(|flag| flag.targeting).unwrap_or_default())
+}
+
+/// Checks that a rule has only operators that there are. In rules each object of one field is an operator with its arguments.
+fn known_operators(operator: &Operator, rule: &Value, place: &str) -> Result<(), DefinitionError> {
+    match rule {
+        Value::Object(fields) => fields.iter().try_for_each(|(name, arguments)| {
+            let place = format!("{place}.{name}");
+            // The engine has no list of them. It finds an unknown one before it looks at the arguments.
+            let outcome = operator.apply("", &json!({name: []}).to_string(), &EvaluationContext::default());
+            if fields.len() == 1 && outcome.is_err_and(|error| error.to_string().contains("InvalidOperator")) {
+                return Err(DefinitionError::new(place, "is no operator of targeting rules"));
+            }
+            known_operators(operator, arguments, &place)
+        }),
+        Value::Array(items) => (0..)
+            .zip(items)
+            .try_for_each(|(index, item): (usize, _)| known_operators(operator, item, &format!("{place}[{index}]"))),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that what a rule chooses by name is a variant, as far as it is written there: in `if` and in `fractional`.
+fn known_variants(variants: &Map<String, Value>, rule: &Value, place: &str) -> Result<(), DefinitionError> {
+    let check = |chosen: &Value, place: String| match chosen {
+        Value::String(name) if !variants.contains_key(name) => {
+            let names: Vec<_> = variants.keys().map(String::as_str).collect();
+            Err(DefinitionError::new(place, format!("{chosen} is none of the variants {}", names.join(", "))))
+        }
+        Value::Object(_) => known_variants(variants, chosen, &place),
+        _ => Ok(()),
+    };
+    if let Some(Value::Array(arms)) = rule.get("if") {
+        for (index, arm) in arms.iter().enumerate() {
+            // Conditions and outcomes in turn, and at the end perhaps the outcome for all others.
+            if index % 2 == 1 || (index + 1 == arms.len() && index > 0) {
+                check(arm, format!("{place}.if[{index}]"))?;
+            }
+        }
+    }
+    if let Some(Value::Array(buckets)) = rule.get("fractional") {
+        for (index, bucket) in buckets.iter().enumerate() {
+            if let Some(chosen) = bucket.get(0) {
+                check(chosen, format!("{place}.fractional[{index}]"))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The type that all variants share, in the words of `metadata.flagType`.
@@ -336,6 +395,61 @@ mod tests {
         for (source, expected) in cases {
             let text = error(source);
             assert!(text.contains(expected), "{text:?} lacks {expected:?}");
+        }
+    }
+
+    #[test]
+    fn a_rule_that_cannot_work_is_told_with_flag_and_place() {
+        let mistake = |rule: Value| {
+            let variants = json!({"on": true, "off": false});
+            let flag = json!({"state": "ENABLED", "variants": variants, "targeting": rule});
+            Definition::parse("x", flag).unwrap().mistake("x").map(|error| error.to_string())
+        };
+        let cases = [
+            (json!({"iff": [true, "on"]}), "flag \"x\": targeting.iff: is no operator"),
+            (
+                json!({"if": [{"and": [true, {"equals": [1, 1]}]}, "on"]}),
+                "flag \"x\": targeting.if[0].and[1].equals: is no operator",
+            ),
+            (json!({"if": [true, "of"]}), "flag \"x\": targeting.if[1]: \"of\" is none of the variants"),
+        ];
+        for (rule, expected) in cases {
+            let text = mistake(rule).unwrap();
+            assert!(text.contains(expected), "{text:?} lacks {expected:?}");
+        }
+        for rule in [
+            json!({"if": [{"in": [{"var": "plan"}, ["a", "b"]]}, "on", "off"]}),
+            json!({"fractional": [{"cat": [{"var": "$flagd.flagKey"}, {"var": "email"}]}, ["on", 50], ["off", 50]]}),
+            json!({"if": [{"sem_ver": [{"var": "v"}, ">=", "1.0.0"]}, "on", {"if": [{"starts_with": [{"var": "e"}, "a"]}, "off"]}]}),
+            json!({"if": [{"ends_with": [{"var": "e"}, "a"]}, "on"]}),
+            json!({"if": [{"!": [{"missing": ["plan"]}]}, "on", "off"]}),
+        ] {
+            assert_eq!(mistake(rule.clone()), None, "{rule}");
+        }
+    }
+
+    #[test]
+    fn a_variant_that_there_is_not_is_found_where_it_is_written() {
+        let variants = Map::from_iter([("on".to_owned(), json!(true)), ("off".to_owned(), json!(false))]);
+        let cases = [
+            (
+                json!({"if": [true, "on", {"if": [true, "of"]}]}),
+                "targeting.if[2].if[1]: \"of\" is none of the variants off, on",
+            ),
+            (json!({"if": [true, "on", "none"]}), "targeting.if[2]: \"none\""),
+            (json!({"fractional": [["on", 50], ["no", 50]]}), "targeting.fractional[1]: \"no\""),
+        ];
+        for (rule, expected) in cases {
+            let text = known_variants(&variants, &rule, "targeting").unwrap_err().to_string();
+            assert!(text.contains(expected), "{text:?} lacks {expected:?}");
+        }
+        for rule in [
+            json!({"if": [{"==": [{"var": "plan"}, "premium"]}, "on", null]}),
+            json!({"if": ["on"]}),
+            json!({"fractional": [{"var": "email"}, ["on", 1], ["off"]]}),
+            json!({"cat": ["o", "n"]}),
+        ] {
+            assert_eq!(known_variants(&variants, &rule, "targeting"), Ok(()), "{rule}");
         }
     }
 

@@ -231,7 +231,7 @@ mod tests {
             ),
             (json!({"value": null}), json!({"key": "x", "reason": "STATIC", "metadata": {}})),
             (
-                flag(&json!({"if": [true, "oops"]})),
+                flag(&json!({"if": [true, {"cat": ["oo", "ps"]}]})),
                 json!({
                     "key": "x", "errorCode": "GENERAL",
                     "errorDetails": "targeting chose \"oops\", which is none of the variants",

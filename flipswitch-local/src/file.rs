@@ -36,6 +36,14 @@ pub(crate) fn read(path: &Path) -> io::Result<Flags> {
     definition::document(json).map_err(|error| invalid(format!("{name}: {error}")))
 }
 
+/// Warns of flags in a file that cannot work for everybody.
+pub(crate) fn warn_of_mistakes(path: &Path, flags: &Flags) {
+    for mistake in flags.iter().filter_map(|(key, flag)| flag.mistake(key)) {
+        let name = path.display();
+        tracing::warn!(target: "flipswitch_local", "{name}: {mistake}; who meets that gets an error for the flag");
+    }
+}
+
 /// What tells one state of a file from another without reading it; of a link, that of its target.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
@@ -113,6 +121,10 @@ impl Watch {
                 continue;
             };
             self.stamp = stamp;
+            // A file in the same folder, such as our own log, wakes us as well.
+            if let Some(flags) = flags.as_ref().ok().filter(|flags| **flags != follower.last) {
+                warn_of_mistakes(&self.path, flags);
+            }
             follower.take(flags);
         }
     }

@@ -31,6 +31,13 @@ pub struct KeyRotation {
 }
 
 impl KeyRotation {
+    /// What is wrong with the new key, if no client could send it.
+    pub(crate) fn mistake(&self) -> Option<&'static str> {
+        let key = self.key.as_deref()?;
+        let is_sendable = !key.is_empty() && key.len() <= 4_096 && key.bytes().all(|byte| byte.is_ascii_graphic());
+        (!is_sendable).then_some("key: must be 1 to 4096 visible ASCII characters, since it goes into a header")
+    }
+
     /// Begins a rotation to a generated key, after which the old one is refused at once.
     pub fn new() -> Self {
         Self::default()

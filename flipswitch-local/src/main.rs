@@ -80,10 +80,12 @@ async fn serve(options: Options) -> std::io::Result<()> {
     })?;
     let url = server.url();
     println!("Flags at {url}");
-    println!("  see and change them: {}", server.dashboard_url());
-    println!("  set:    curl -X PUT {url}/local/flags/my-flag -d '{{\"value\": true}}'");
-    println!("  remove: curl -X DELETE {url}/local/flags/my-flag");
-    println!("  list:   curl {url}/local/flags");
+    let dashboard = server.dashboard_url();
+    let control = dashboard.trim_end_matches('/');
+    println!("  see and change them: {dashboard}");
+    println!("  set:    curl -X PUT {control}/local/flags/my-flag -d '{{\"value\": true}}'");
+    println!("  remove: curl -X DELETE {control}/local/flags/my-flag");
+    println!("  list:   curl {control}/local/flags");
     asked_to_end().await?;
     server.shutdown().await;
     Ok(())

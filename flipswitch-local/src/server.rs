@@ -77,7 +77,7 @@ pub(crate) struct Shared {
 }
 
 /// Settings of a [`LocalServer`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[must_use = "a builder does nothing until `start`"]
 pub struct LocalServerBuilder {
     flags: Value,
@@ -86,6 +86,19 @@ pub struct LocalServerBuilder {
     api_key: Option<String>,
     heartbeat: Duration,
     expose_control: bool,
+}
+
+/// Shows everything but the API key.
+impl fmt::Debug for LocalServerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalServerBuilder")
+            .field("flags", &self.flags)
+            .field("flags_file", &self.flags_file)
+            .field("listen", &self.listen)
+            .field("heartbeat", &self.heartbeat)
+            .field("expose_control", &self.expose_control)
+            .finish_non_exhaustive()
+    }
 }
 
 impl LocalServer {
@@ -288,6 +301,7 @@ impl LocalServerBuilder {
                 file::read(path)?;
                 let watch = file::Watch::new(path)?;
                 let from_file = file::read(path)?;
+                file::warn_of_mistakes(path, &from_file);
                 flags.extend(from_file.clone());
                 Some((watch, from_file))
             }

@@ -30,6 +30,11 @@ impl Overrides {
         let text = fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
         let values: Value = serde_json::from_str(&text).map_err(|error| unusable(error.to_string()))?;
         let values: Map<String, Value> = match values {
+            Value::Object(values) if is_flagd(&values) => {
+                return Err(unusable(
+                    "it is in flagd's format, which has variants and rules; plain values are needed".to_owned(),
+                ));
+            }
             Value::Object(values) => values,
             other => {
                 return Err(unusable(format!("it holds no object, but this type: {}", FlagType::of_value(&other))));
@@ -52,6 +57,15 @@ impl Overrides {
             "OVERRIDDEN: these flags have the values of the file, for everybody, whatever the service says"
         );
     }
+}
+
+/// Whether the values are a whole document of another kind, as the local service has it.
+fn is_flagd(values: &Map<String, Value>) -> bool {
+    let is_definition = |flag: &Value| flag.get("state").is_some() || flag.get("value").is_some();
+    values
+        .get("flags")
+        .and_then(Value::as_object)
+        .is_some_and(|flags| !flags.is_empty() && flags.values().all(is_definition))
 }
 
 #[cfg(test)]
@@ -81,7 +95,12 @@ mod tests {
 
     #[test]
     fn a_file_that_cannot_be_used_is_told_with_its_name_and_its_mistake() {
-        for (text, problem) in [("{\"a\": tru}", "line 1 column 10"), ("[1]", "this type: array"), ("", "EOF")] {
+        for (text, problem) in [
+            (r#"{"flags": {"a": {"state": "ENABLED"}}}"#, "flagd's format"),
+            ("{\"a\": tru}", "line 1 column 10"),
+            ("[1]", "this type: array"),
+            ("", "EOF"),
+        ] {
             let file = file(text);
             let error = Overrides::read(file.path(), true).unwrap_err().to_string();
             let name = file.path().file_name().unwrap().to_str().unwrap();

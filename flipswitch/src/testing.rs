@@ -59,6 +59,7 @@ impl TestFlags {
     ///
     /// If `flags` is not an object.
     #[must_use]
+    #[track_caller]
     pub fn new(flags: Value) -> Self {
         let Value::Object(flags) = flags else { panic!("flags are an object `{{\"key\": value, ..}}`, not {flags}") };
         let log = Arc::new(Log::default());
@@ -99,7 +100,7 @@ impl TestFlags {
         self.provider.tell_change(key.to_owned());
     }
 
-    /// Returns what was read of a flag so far, through [`Flags`](crate::Flags), extractors, gates or OpenFeature. Reads of
+    /// Returns what was read of a flag so far by those whose context can be sent, through [`Flags`](crate::Flags), extractors, gates or OpenFeature. Reads of
     /// all flags at once ([`iter`](crate::Flags::iter), [`to_json`](crate::Flags::to_json)) do not count.
     #[must_use]
     pub fn evaluated(&self, key: &str) -> Evaluated {
@@ -114,7 +115,8 @@ impl fmt::Debug for TestFlags {
 }
 
 /// Makes every combination of the values that flags can have: of `{"a": [false, true], "b": ["x", "y"], "c": 1}` the four
-/// objects from `{"a": false, "b": "x", "c": 1}` to `{"a": true, "b": "y", "c": 1}`. What is not a list stays as it is.
+/// objects from `{"a": false, "b": "x", "c": 1}` to `{"a": true, "b": "y", "c": 1}`. What is not a list stays as it is; a flag
+/// whose value is a list is written as a list of lists.
 ///
 /// ```
 /// use flipswitch::{FlipswitchProvider, serde_json::json, testing::combinations};
@@ -131,7 +133,9 @@ impl fmt::Debug for TestFlags {
 ///
 /// # Panics
 ///
-/// If `flags` is not an object.
+/// If `flags` is not an object, if a list is empty, so that a test would pass without running, and if there are more
+/// combinations than a `usize` counts.
+#[track_caller]
 pub fn combinations(flags: Value) -> impl Iterator<Item = Value> {
     let Value::Object(flags) = flags else { panic!("flags are an object `{{\"key\": [value, ..], ..}}`, not {flags}") };
     let choices: Vec<(String, Vec<Value>)> = flags
@@ -141,7 +145,11 @@ pub fn combinations(flags: Value) -> impl Iterator<Item = Value> {
             value => (key, vec![value]),
         })
         .collect();
-    let all: usize = choices.iter().map(|(_, values)| values.len()).product();
+    for (key, values) in &choices {
+        assert!(!values.is_empty(), "flag {key:?} has no value to choose from, so that there is no combination");
+    }
+    let all = choices.iter().try_fold(1_usize, |all, (_, values)| all.checked_mul(values.len()));
+    let Some(all) = all else { panic!("there are more combinations of these flags than can be counted") };
     (0..all).map(move |number| {
         // The last flag turns fastest, as the last digit of a number.
         let mut rest = number;
@@ -242,6 +250,18 @@ mod tests {
         ];
         assert_eq!(made, expected);
         assert_eq!(combinations(json!({})).collect::<Vec<_>>(), [json!({})]);
-        assert_eq!(combinations(json!({"a": []})).count(), 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "flag \"a\" has no value to choose from")]
+    fn no_combination_is_a_mistake() {
+        let _ = combinations(json!({"a": [], "b": [1]}));
+    }
+
+    #[test]
+    #[should_panic(expected = "more combinations")]
+    fn too_many_combinations_are_a_mistake() {
+        let flags = (0..64).map(|number| (number.to_string(), json!([false, true]))).collect();
+        let _ = combinations(Value::Object(flags));
     }
 }

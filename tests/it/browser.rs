@@ -251,7 +251,7 @@ async fn hostile_text_is_text() {
     let service = LocalServer::start(json!({"__proto__": {"hurt": 1}, "constructor": true})).await.unwrap();
     service.set_flag(KEY, VALUE);
     service.set_definition("</b>", json!({
-        "state": "ENABLED", "variants": {KEY: VALUE}, "defaultVariant": KEY, "targeting": {"if": [true, format!("{KEY}!")]},
+        "state": "ENABLED", "variants": {KEY: VALUE}, "defaultVariant": KEY, "targeting": {"if": [true, {"cat": [KEY, "!"]}]},
     }))
     .unwrap();
     let browser = dashboard(&service).await;

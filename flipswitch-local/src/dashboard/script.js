@@ -128,8 +128,12 @@ function flagRow(key) {
   $('.flag-key', row).textContent = $('.flag-key', row).title = key;
   $('.edit', row).setAttribute('aria-label', `Edit ${key}`);
   $('.delete', row).setAttribute('aria-label', `Delete ${key}`);
-  const change = (changes, told) =>
-    act(() => put(key, JSON.stringify({ ...flags.get(key), ...changes })), () => `${key} ${told}.`);
+  const change = async (changes, told) => {
+    await act(() => put(key, JSON.stringify({ ...flags.get(key), ...changes })), () => `${key} ${told}.`);
+    // Where it was refused, the row has to show again what holds.
+    row.signature = undefined;
+    if (flags.has(key)) showFlag(row, key);
+  };
   $('.switch', row).onclick = () => {
     const { on, flipped } = flip(flags.get(key));
     change(flipped, on ? 'is off now' : 'is on now');
