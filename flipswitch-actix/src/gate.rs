@@ -55,9 +55,9 @@ use crate::{FlagsExt, MissingMiddleware};
 ///
 /// # Where to add it
 ///
-/// `wrap` of a scope or a resource hides all that it is added to, other methods included; `wrap` of one route of
-/// a resource lets requests of other methods pass, which answer 405 and so tell that there is something. What is to be served to whom the gate is closed for may stand under
-/// the same path with a guard instead: [`flag_on`](crate::flag_on).
+/// `wrap` of a scope or a resource hides all that it is added to, other methods included; `wrap` of one route of a resource
+/// lets requests of other methods pass, which answer 405 and so tell that there is something. What is to be served to whom
+/// the gate is closed for may stand under the same path with a guard instead: [`flag_on`](crate::flag_on).
 ///
 /// A visitor's [cookie](crate::Anonymous::cookie) comes with a closed gate as well, and an application with a 404 page of its
 /// own gives that to [`otherwise`](Self::otherwise).

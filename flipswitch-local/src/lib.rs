@@ -18,6 +18,7 @@ mod keys;
 mod line;
 mod payload;
 mod record;
+mod rule;
 mod server;
 mod store;
 mod strike;
