@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     FlipswitchProvider,
-    memory::{Exception, Log, Memory},
+    provider::in_memory::{Exception, Log, Memory},
 };
 
 /// Flags in memory, and the provider that has them.

@@ -1,0 +1,4 @@
+//! Evaluation contexts in the form in which they are sent and compared.
+
+pub(crate) mod buffer;
+pub(crate) mod canonical;

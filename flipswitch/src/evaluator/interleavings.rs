@@ -1,0 +1,587 @@
+//! Random interleavings of evaluations, requests and changes, against what must hold whatever the order.
+//!
+//! The table of flights, the cache and the clock are the real ones. Around them stand a service whose only value is how
+//! often it was changed, and evaluations taken apart into the steps between which anything may happen. Nothing sleeps
+//! and nothing runs by itself: an interleaving is a list of [`Op`]s, and a failing one shrinks to a short list.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use proptest::{collection::vec, prelude::*, test_runner::TestCaseResult};
+use serde_json::{Map, Value, json};
+use tokio_test::task::{self, Spawn};
+
+use crate::{
+    Error,
+    cache::cache::{Cache, Clock, Tick},
+    cache::entry::{Ages, Snapshot},
+    context::canonical::CanonicalContext,
+    evaluator::in_flight::{Flight, Flights, Heard, Joined},
+    flags::flag_set::Answer,
+};
+
+const CONTEXTS: usize = 3;
+
+const AGES: Ages =
+    Ages { open: Duration::from_secs(100), closed: Duration::from_secs(10), stale: Duration::from_secs(200) };
+
+/// One step. A number picks among whatever the step may be done to: the contexts, or the flights in order of departure.
+#[derive(Clone, Copy, Debug)]
+enum Op {
+    /// An evaluation reads the clock and looks into the cache.
+    Begin(usize),
+    /// An evaluation that found nothing asks for a flight; a slow one hears the outcome only when it is polled.
+    Join {
+        evaluation: usize,
+        slow: bool,
+    },
+    /// Both at once, as it mostly goes.
+    Evaluate(usize),
+    /// A slow evaluation hears whatever there is to hear.
+    Poll(usize),
+    /// The caller of an evaluation has lost interest.
+    Cancel(usize),
+    /// A flight starts for which nobody waits.
+    Probe(usize),
+    /// A request gets its slot and leaves.
+    Send(usize),
+    /// The service works out its answer to a request.
+    Work(usize),
+    /// The answer arrives: in full, even if the tag would have done.
+    Respond {
+        flight: usize,
+        in_full: bool,
+    },
+    /// A request fails, sent or not.
+    Fail(usize),
+    /// A request takes long.
+    Late(usize),
+    /// A flag is changed at the service.
+    Change,
+    /// The stream tells of the oldest change that it has not told yet.
+    Event,
+    /// There is another API key, of another environment: with other values, under tags that the first one had, too.
+    NewKey,
+    /// The clock is raised without a change.
+    Raise,
+    Close,
+    Open,
+    /// Other contexts need the room.
+    Evict,
+    Advance(u64),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let number = || 0..6_usize;
+    // Most of what can go wrong takes several flights of one context.
+    let context = || prop_oneof![3 => Just(0), 1 => 0..CONTEXTS];
+    prop_oneof![
+        3 => context().prop_map(Op::Begin),
+        3 => (number(), any::<bool>()).prop_map(|(evaluation, slow)| Op::Join { evaluation, slow }),
+        6 => context().prop_map(Op::Evaluate),
+        2 => number().prop_map(Op::Poll),
+        1 => number().prop_map(Op::Cancel),
+        1 => context().prop_map(Op::Probe),
+        6 => number().prop_map(Op::Send),
+        6 => number().prop_map(Op::Work),
+        6 => (number(), any::<bool>()).prop_map(|(flight, in_full)| Op::Respond { flight, in_full }),
+        2 => number().prop_map(Op::Fail),
+        1 => number().prop_map(Op::Late),
+        4 => Just(Op::Change),
+        4 => Just(Op::Event),
+        1 => Just(Op::NewKey),
+        1 => Just(Op::Raise),
+        1 => Just(Op::Close),
+        2 => Just(Op::Open),
+        1 => Just(Op::Evict),
+        1 => (1..40_u64).prop_map(Op::Advance),
+    ]
+}
+
+/// What an evaluation may demand of an answer that is called fresh, fixed when it begins.
+#[derive(Clone, Copy, Debug)]
+struct Evaluation {
+    context: usize,
+    tick: Tick,
+    /// What the service had when the clock was last raised.
+    announced: u64,
+    /// What an evaluation of the context was answered before this one began.
+    seen: u64,
+}
+
+struct Waiting {
+    evaluation: Evaluation,
+    has_old: bool,
+    slow: bool,
+    /// Two flights were under way that were both too old for it.
+    queued: bool,
+    /// The flights that landed while it needed just them.
+    waited: usize,
+    future: Spawn<Pin<Box<dyn Future<Output = Heard>>>>,
+}
+
+/// A flight from its departure to its landing.
+struct Underway {
+    flight: Flight,
+    sent: Option<Sent>,
+}
+
+struct Sent {
+    /// With the key of which environment.
+    environment: usize,
+    /// What is known from before this generation is another environment's.
+    key_generation: u64,
+    generation: u64,
+    at: Instant,
+    /// What the service answers, once it has worked that out.
+    version: Option<u64>,
+}
+
+struct World {
+    contexts: Vec<CanonicalContext>,
+    flights: Flights,
+    cache: Cache,
+    clock: Clock,
+    now: Instant,
+    /// The service's value, for every context.
+    version: u64,
+    /// The first version of each environment; the last one is in use.
+    environments: Vec<u64>,
+    key_generation: u64,
+    /// Whether the service works in the order in which requests were sent.
+    orderly: bool,
+    open: bool,
+    /// Changes that the stream has not told yet.
+    untold: u64,
+    announced: u64,
+    seen: [u64; CONTEXTS],
+    /// The age of what the cache held after the last step.
+    kept: [Option<(u64, Instant)>; CONTEXTS],
+    begun: Vec<Evaluation>,
+    waiting: Vec<Waiting>,
+    underway: Vec<Underway>,
+}
+
+fn pick<T>(items: &[T], number: usize) -> Option<usize> {
+    (!items.is_empty()).then(|| number % items.len())
+}
+
+fn canonical(name: &str) -> CanonicalContext {
+    CanonicalContext::from_bytes(name.as_bytes())
+}
+
+fn answer(context: usize, version: u64) -> Arc<Answer> {
+    let values = Map::from_iter([("flag".to_owned(), json!([context, version]))]);
+    Arc::new(Answer::of_values(values, "STATIC"))
+}
+
+/// The context and the version that an answer was made of.
+fn parts(answer: &Answer) -> (usize, u64) {
+    let number = |value: &Value| value.as_u64().unwrap();
+    let value = &answer.get("flag").unwrap().value;
+    (number(&value[0]) as usize, number(&value[1]))
+}
+
+impl World {
+    fn new(orderly: bool) -> Self {
+        let clock = Clock::default();
+        clock.open();
+        Self {
+            contexts: (0..CONTEXTS).map(|context| canonical(&format!("context {context}"))).collect(),
+            flights: Flights::default(),
+            // All contexts of the model and one more.
+            cache: Cache::new(CONTEXTS + 1, 1 << 16, AGES),
+            clock,
+            now: Instant::now(),
+            version: 1,
+            environments: vec![1],
+            key_generation: 0,
+            orderly,
+            open: true,
+            untold: 0,
+            announced: 1,
+            seen: [0; CONTEXTS],
+            kept: [None; CONTEXTS],
+            begun: Vec::new(),
+            waiting: Vec::new(),
+            underway: Vec::new(),
+        }
+    }
+
+    fn step(&mut self, op: Op) -> TestCaseResult {
+        match op {
+            Op::Begin(context) => self.begin(context)?,
+            Op::Join { evaluation, slow } => {
+                if let Some(position) = pick(&self.begun, evaluation) {
+                    let evaluation = self.begun.remove(position);
+                    self.join(evaluation, slow)?;
+                }
+            }
+            Op::Evaluate(context) => {
+                let before = self.begun.len();
+                self.begin(context)?;
+                if self.begun.len() > before {
+                    let evaluation = self.begun.remove(before);
+                    self.join(evaluation, false)?;
+                }
+            }
+            Op::Poll(number) => {
+                if let Some(position) = pick(&self.waiting, number) {
+                    self.poll(position)?;
+                }
+            }
+            Op::Cancel(number) => {
+                if let Some(position) = pick(&self.waiting, number) {
+                    self.waiting.remove(position);
+                }
+            }
+            Op::Probe(context) => self.probe(context)?,
+            Op::Send(number) => self.send(number),
+            Op::Work(number) => self.work(number),
+            Op::Respond { flight, in_full } => self.respond(flight, in_full)?,
+            Op::Fail(number) => {
+                if let Some(position) = pick(&self.underway, number) {
+                    self.fail(position)?;
+                }
+            }
+            Op::Late(number) => {
+                if let Some(position) = pick(&self.underway, number) {
+                    let flight = &self.underway[position].flight;
+                    self.flights.late(&flight.context, flight.id);
+                }
+            }
+            Op::Change => {
+                self.version += 1;
+                self.untold += 1;
+            }
+            Op::Event => {
+                if self.untold > 0 && self.open {
+                    self.untold -= 1;
+                    self.raise();
+                }
+            }
+            Op::NewKey => {
+                self.version += 1;
+                self.environments.push(self.version);
+                self.key_generation = self.clock.now().generation + 1;
+                self.raise();
+            }
+            Op::Raise => self.raise(),
+            Op::Close => {
+                self.open = false;
+                self.clock.close();
+            }
+            Op::Open => {
+                // What the old stream had not told, the new one does not tell either.
+                self.untold = 0;
+                self.open = true;
+                self.clock.open();
+                self.announced = self.version;
+            }
+            Op::Evict => self.evict(),
+            Op::Advance(seconds) => self.now += Duration::from_secs(seconds),
+        }
+        prop_assert_eq!(self.clock.now().open, self.open, "whether the stream is open");
+        self.listen()?;
+        self.check_flights()
+    }
+
+    /// Contexts that get the same flags may get the same tag, and so may environments. So a tag may be one that matches and
+    /// must not.
+    fn tag(&self, version: u64) -> Box<[u8]> {
+        let start = self.environments.iter().rfind(|start| **start <= version).unwrap();
+        format!("\"{}\"", version - start).into_bytes().into()
+    }
+
+    /// Whoever hears of the raised clock asks the service after now, so gets what the service has now, at the least.
+    /// That is as much as the event announced, or more.
+    fn raise(&mut self) {
+        self.clock.raise();
+        self.announced = self.version;
+    }
+
+    fn begin(&mut self, context: usize) -> TestCaseResult {
+        let tick = self.clock.now();
+        let known = self.cache.get(self.contexts[context].as_bytes());
+        // An answer that grew too old is gone like one that was evicted; see `remember`.
+        let aged = known.as_ref().is_some_and(|known| self.age(known) > Self::limit(tick));
+        let seen = if aged { 0 } else { self.seen[context] };
+        let evaluation = Evaluation { context, tick, announced: self.announced, seen };
+        match self.cache.fresh(self.contexts[context].as_bytes(), tick, self.now) {
+            Some(snapshot) => {
+                prop_assert!(self.age(&snapshot) <= Self::limit(tick), "a fresh answer is too old");
+                self.answered(evaluation, &snapshot)
+            }
+            None => {
+                let good = known.filter(|known| known.generation >= tick.generation && !aged);
+                prop_assert!(good.is_none(), "a good answer was not found: {good:?}");
+                self.begun.push(evaluation);
+                Ok(())
+            }
+        }
+    }
+
+    fn join(&mut self, evaluation: Evaluation, slow: bool) -> TestCaseResult {
+        let Evaluation { context, tick, .. } = evaluation;
+        let canonical = self.contexts[context].clone();
+        let (now, need) = (self.now, tick.generation);
+        let joined = self.flights.join(
+            &canonical,
+            need,
+            || self.cache.get(canonical.as_bytes()),
+            |known| known.is_fresh(tick, now, self.cache.ages()),
+        );
+        let (waiter, flight) = match joined {
+            Joined::Known(snapshot) => {
+                prop_assert!(self.age(&snapshot) <= Self::limit(tick), "a fresh answer is too old");
+                return self.answered(evaluation, &snapshot);
+            }
+            Joined::Wait(waiter, flight) => (waiter, flight),
+        };
+        let known = self.cache.fresh(canonical.as_bytes(), tick, now);
+        prop_assert!(known.is_none(), "an evaluation waits for what is known: {known:?}");
+        if let Some(flight) = flight {
+            prop_assert!(flight.generation >= need, "a flight is too old for whom it starts");
+            self.depart(flight)?;
+        }
+        let queued = !self.of(context).any(|underway| underway.flight.generation >= need);
+        prop_assert!(!queued || self.of(context).count() == 2, "an evaluation waits for nothing");
+        let old = self.cache.get(canonical.as_bytes());
+        let has_old = old.is_some_and(|old| old.may_be_served(now, self.cache.ages()));
+        let future: Pin<Box<dyn Future<Output = Heard>>> = Box::pin(waiter.wait(has_old));
+        self.waiting.push(Waiting { evaluation, has_old, slow, queued, waited: 0, future: task::spawn(future) });
+        Ok(())
+    }
+
+    fn probe(&mut self, context: usize) -> TestCaseResult {
+        let canonical = self.contexts[context].clone();
+        let base = self.cache.get(canonical.as_bytes());
+        let flight = self.flights.probe(&canonical, self.clock.now().generation, base);
+        prop_assert_eq!(flight.is_some(), self.of(context).count() == 0, "a probe goes where nothing is under way");
+        flight.map_or(Ok(()), |flight| self.depart(flight))
+    }
+
+    fn depart(&mut self, flight: Flight) -> TestCaseResult {
+        if let Some(base) = &flight.base {
+            let (context, version) = parts(&base.answer);
+            prop_assert_eq!(base.context(), flight.context.as_bytes());
+            prop_assert_eq!(&self.contexts[context], &flight.context, "a base with the answer of another context");
+            prop_assert_eq!(base.etag(), Some(&*self.tag(version)), "a base with the tag of another answer");
+        }
+        self.underway.push(Underway { flight, sent: None });
+        self.check_flights()
+    }
+
+    fn send(&mut self, number: usize) {
+        let mut unsent: Vec<_> = self.underway.iter_mut().filter(|underway| underway.sent.is_none()).collect();
+        let Some(position) = pick(&unsent, number) else { return };
+        // No two requests leave in the same moment: of two that did, the cache could not tell which saw more.
+        self.now += Duration::from_micros(1);
+        // Read when the request leaves: it may have waited for its slot while the clock was raised.
+        unsent[position].sent = Some(Sent {
+            environment: self.environments.len() - 1,
+            key_generation: self.key_generation,
+            generation: self.clock.now().generation,
+            at: self.now,
+            version: None,
+        });
+    }
+
+    fn work(&mut self, number: usize) {
+        let mut sent: Vec<_> = self.underway.iter_mut().filter_map(|underway| underway.sent.as_mut()).collect();
+        sent.retain(|sent| sent.version.is_none());
+        sent.sort_by_key(|sent| sent.at);
+        let Some(position) = pick(&sent, number) else { return };
+        let worked_out = if self.orderly { 0..=position } else { position..=position };
+        for sent in &mut sent[worked_out] {
+            let next = self.environments.get(sent.environment + 1);
+            sent.version = Some(next.map_or(self.version, |next| next - 1));
+        }
+    }
+
+    fn respond(&mut self, number: usize, in_full: bool) -> TestCaseResult {
+        let answered = |underway: &Underway| underway.sent.as_ref()?.version;
+        let ready: Vec<_> = (0..self.underway.len()).filter(|at| answered(&self.underway[*at]).is_some()).collect();
+        let Some(position) = pick(&ready, number) else { return Ok(()) };
+        let Underway { flight, sent } = self.underway.remove(ready[position]);
+        let Some(Sent { key_generation, generation, at, version: Some(version), .. }) = sent else { return Ok(()) };
+        let context = self.number_of(&flight.context);
+        let base = flight.base_since(key_generation);
+        let matching = base.filter(|base| base.etag() == Some(&*self.tag(version)));
+        let (answer, etag) = match matching {
+            Some(base) if !in_full => (Arc::clone(&base.answer), base.etag().map(Box::from)),
+            _ => (answer(context, version), Some(self.tag(version))),
+        };
+        let snapshot = Snapshot::new(&flight.context, answer, etag.as_deref(), base, generation, at);
+        let snapshot = Arc::new(snapshot);
+        self.land(&flight, Ok(Arc::clone(&snapshot)))?;
+        let kept = self.cache.get(flight.context.as_bytes());
+        let kept = kept.is_some_and(|kept| Self::age_order(&kept) >= Self::age_order(&snapshot));
+        prop_assert!(kept, "an answer that came was not kept");
+        Ok(())
+    }
+
+    fn fail(&mut self, position: usize) -> TestCaseResult {
+        let Underway { flight, .. } = self.underway.remove(position);
+        let context = self.number_of(&flight.context);
+        // One that nobody may hear of, since a newer flight is under way.
+        let overtaken = self.of(context).any(|underway| underway.flight.generation > flight.generation);
+        let details = (!overtaken).then(|| flight.generation.to_string());
+        self.land(&flight, Err(Error::Evaluation { code: context.to_string(), details }))
+    }
+
+    fn land(&mut self, flight: &Flight, outcome: Result<Arc<Snapshot>, Error>) -> TestCaseResult {
+        let context = self.number_of(&flight.context);
+        let overtaken = self.of(context).any(|underway| underway.flight.generation > flight.generation);
+        // Those who wait for an overtaken flight that fails wait on. It is the one case in which they wait for a third:
+        // the newer one may be overtaken and fail in its turn.
+        let counts = outcome.is_ok() || !overtaken;
+        for waiting in self.waiting.iter_mut().filter(|waiting| waiting.evaluation.context == context) {
+            if waiting.queued || (counts && flight.generation >= waiting.evaluation.tick.generation) {
+                waiting.waited += 1;
+            }
+            waiting.queued = false;
+        }
+        let next =
+            self.flights.land(flight, outcome, |snapshot| self.cache.put(snapshot), || self.clock.now().generation);
+        next.map_or(Ok(()), |next| self.depart(next))
+    }
+
+    /// Other contexts take the room of all.
+    fn evict(&self) {
+        for number in 0..32 {
+            let other = canonical(&format!("other {number}"));
+            self.cache.put(&Arc::new(Snapshot::timeless(&other, Arc::default())));
+            // Entries that are never read again would give way before those that are.
+            self.cache.get(other.as_bytes());
+            self.cache.get(other.as_bytes());
+        }
+    }
+
+    /// Lets the evaluations hear that listen, all but the slow ones.
+    fn listen(&mut self) -> TestCaseResult {
+        for position in (0..self.waiting.len()).rev() {
+            if !self.waiting[position].slow {
+                self.poll(position)?;
+            }
+        }
+        self.remember()
+    }
+
+    fn poll(&mut self, position: usize) -> TestCaseResult {
+        let Poll::Ready(heard) = self.waiting[position].future.poll() else { return Ok(()) };
+        let Waiting { evaluation, has_old, slow, waited, .. } = self.waiting.remove(position);
+        prop_assert!(slow || waited <= 2, "an evaluation waited for {} flights", waited);
+        match heard {
+            Heard::Answer(snapshot) => self.answered(evaluation, &snapshot)?,
+            Heard::Failed(error) => {
+                let Error::Evaluation { code, details } = &*error else { unreachable!("{error}") };
+                prop_assert_eq!(code, &evaluation.context.to_string(), "the failure of another context");
+                let generation = details.as_ref().and_then(|generation| generation.parse::<u64>().ok());
+                prop_assert!(generation.is_some(), "the failure of a flight that was overtaken");
+                let need = Some(evaluation.tick.generation);
+                prop_assert!(generation >= need, "the failure of a flight that was too old");
+            }
+            Heard::Late => prop_assert!(has_old, "an evaluation that has no old answer gives up"),
+            Heard::Gone => prop_assert!(false, "an evaluation was forgotten"),
+        }
+        Ok(())
+    }
+
+    /// Checks an answer that is handed out as fresh.
+    fn answered(&mut self, evaluation: Evaluation, snapshot: &Snapshot) -> TestCaseResult {
+        let Evaluation { context, announced, seen, .. } = evaluation;
+        let (answered, version) = parts(&snapshot.answer);
+        prop_assert_eq!(snapshot.context(), self.contexts[context].as_bytes());
+        prop_assert_eq!(answered, context, "the answer of another context");
+        prop_assert!(version >= announced, "version {version} after {announced} was announced: {evaluation:?}");
+        // A service that works out a later request first answers it with an older value, and nothing that it says tells
+        // so. Only of one that works in order can be demanded that values never go back.
+        prop_assert!(version >= seen || !self.orderly, "version {version} after {seen} was seen: {evaluation:?}");
+        // See `remember`: an answer that the cache holds no more binds nobody.
+        let kept = self.cache.get(snapshot.context());
+        if kept.is_some_and(|kept| Self::age_order(&kept) >= Self::age_order(snapshot)) {
+            self.seen[context] = self.seen[context].max(version);
+        }
+        Ok(())
+    }
+
+    /// Forgets what was seen where the cache did. It alone knows what was handed out: without it, an older request of the
+    /// same generation, which left its slot late, may bring an older value after a newer one.
+    fn remember(&mut self) -> TestCaseResult {
+        for (context, canonical) in self.contexts.iter().enumerate() {
+            let kept = self.cache.get(canonical.as_bytes()).map(|kept| Self::age_order(&kept));
+            match kept {
+                Some(_) => prop_assert!(kept >= self.kept[context], "an answer gave way to an older one"),
+                None => self.seen[context] = 0,
+            }
+            self.kept[context] = kept;
+        }
+        Ok(())
+    }
+
+    /// At most two flights of a context are under way, and all but the last are overtaken.
+    fn check_flights(&self) -> TestCaseResult {
+        for context in 0..CONTEXTS {
+            let generations: Vec<_> = self.of(context).map(|underway| underway.flight.generation).collect();
+            prop_assert!(generations.len() <= 2, "{generations:?} are under way");
+            prop_assert!(generations.is_sorted_by(|older, newer| older < newer), "{generations:?} are under way");
+        }
+        Ok(())
+    }
+
+    /// Ends all flights: nobody may be left waiting, and nothing left in the table.
+    fn end(mut self) -> TestCaseResult {
+        let mut steps = 0;
+        while !self.underway.is_empty() {
+            for op in [Op::Send(0), Op::Work(0), Op::Respond { flight: 0, in_full: false }] {
+                self.step(op)?;
+            }
+            steps += 1;
+            prop_assert!(steps < 100, "flights follow each other without end");
+        }
+        while let Some(last) = self.waiting.len().checked_sub(1) {
+            self.poll(last)?;
+            prop_assert_eq!(self.waiting.len(), last, "an evaluation waits though all flights have landed");
+        }
+        (0..CONTEXTS).try_for_each(|context| self.probe(context))
+    }
+
+    fn of(&self, context: usize) -> impl Iterator<Item = &Underway> {
+        self.underway.iter().filter(move |underway| underway.flight.context == self.contexts[context])
+    }
+
+    fn number_of(&self, context: &CanonicalContext) -> usize {
+        self.contexts.iter().position(|known| known == context).unwrap()
+    }
+
+    fn age(&self, snapshot: &Snapshot) -> Duration {
+        self.now.saturating_duration_since(snapshot.sent_at)
+    }
+
+    fn limit(tick: Tick) -> Duration {
+        if tick.open { AGES.open } else { AGES.closed }
+    }
+
+    fn age_order(snapshot: &Snapshot) -> (u64, Instant) {
+        (snapshot.generation, snapshot.sent_at)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_order_of_things_makes_an_old_answer_fresh(orderly in any::<bool>(), ops in vec(op(), 1..80)) {
+        let mut world = World::new(orderly);
+        for op in ops {
+            world.step(op)?;
+        }
+        world.end()?;
+    }
+}

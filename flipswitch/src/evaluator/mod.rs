@@ -1,0 +1,8 @@
+//! Evaluation with the help of the flag service: which requests are made, when, and who waits for them.
+
+pub(crate) mod circuit_breaker;
+pub(crate) mod evaluator;
+pub(crate) mod in_flight;
+#[cfg(test)]
+mod interleavings;
+pub(crate) mod limiter;

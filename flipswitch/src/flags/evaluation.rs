@@ -1,0 +1,250 @@
+//! One evaluated flag: its value, its type, and the rules for reading one as the other.
+
+use std::fmt;
+
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value};
+
+use crate::{FlagError, wire::ofrep};
+
+/// The result of evaluating one flag for one context, as the service sent it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct FlagEvaluation {
+    /// Key of the flag.
+    pub key: String,
+    /// Value of the flag; null when the service leaves it to the code (the flag is disabled, or has no default).
+    pub value: Value,
+    /// Type of the flag: what the service declares, or else what the value shows.
+    pub flag_type: FlagType,
+    /// Why the flag has this value, in the service's words (`STATIC`, `TARGETING_MATCH`, …); `UNKNOWN` if it gave none.
+    pub reason: String,
+    /// Name of the chosen variant, if the service gave one.
+    pub variant: Option<String>,
+    /// What else the service says about the flag.
+    pub metadata: Map<String, Value>,
+}
+
+/// Type of a flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum FlagType {
+    /// True or false.
+    Boolean,
+    /// Text.
+    String,
+    /// A whole number of 64 bits.
+    Integer,
+    /// A number with a fraction, or a whole one outside 64 bits.
+    Number,
+    /// A JSON object.
+    Object,
+    /// A JSON array.
+    Array,
+    /// No value.
+    Null,
+}
+
+impl FlagType {
+    /// Takes the type that the service declares in `metadata.flagType`, or else the one that the value shows.
+    pub(crate) fn of(value: &Value, metadata: &Map<String, Value>) -> Self {
+        match metadata.get("flagType").and_then(Value::as_str) {
+            Some("boolean") => Self::Boolean,
+            Some("string") => Self::String,
+            Some("integer") => Self::Integer,
+            Some("decimal") => Self::Number,
+            _ => Self::of_value(value),
+        }
+    }
+
+    /// The type that a JSON value shows.
+    pub(crate) fn of_value(value: &Value) -> Self {
+        match value {
+            Value::Null => Self::Null,
+            Value::Bool(_) => Self::Boolean,
+            Value::String(_) => Self::String,
+            Value::Array(_) => Self::Array,
+            Value::Object(_) => Self::Object,
+            Value::Number(number) if number.is_i64() => Self::Integer,
+            Value::Number(_) => Self::Number,
+        }
+    }
+}
+
+impl fmt::Display for FlagType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Boolean => "boolean",
+            Self::String => "string",
+            Self::Integer => "integer",
+            Self::Number => "number",
+            Self::Object => "object",
+            Self::Array => "array",
+            Self::Null => "null",
+        })
+    }
+}
+
+impl FlagEvaluation {
+    /// Returns the value if it is a boolean.
+    #[must_use]
+    pub fn as_bool(&self) -> Option<bool> {
+        self.value.as_bool()
+    }
+
+    /// Returns the value if it is a whole number within 64 bits; `42.0` and `4.2e1` are the whole number 42.
+    #[must_use]
+    pub fn as_i64(&self) -> Option<i64> {
+        let Value::Number(number) = &self.value else { return None };
+        number.as_i64().or_else(|| number.as_f64().filter(|_| number.is_f64()).and_then(whole))
+    }
+
+    /// Returns the value if it is a number; a whole number beyond 2⁵³ gives the nearest double.
+    #[must_use]
+    pub fn as_f64(&self) -> Option<f64> {
+        self.value.as_f64()
+    }
+
+    /// Returns the value if it is a string.
+    #[must_use]
+    pub fn as_str(&self) -> Option<&str> {
+        self.value.as_str()
+    }
+
+    /// Returns the value as text: strings in quotes, everything else as compact JSON, and a whole number of an integer
+    /// flag without a fraction however it was sent.
+    #[must_use]
+    pub fn value_as_string(&self) -> String {
+        match (self.flag_type, self.as_i64()) {
+            (FlagType::Integer, Some(number)) => number.to_string(),
+            _ => self.value.to_string(),
+        }
+    }
+
+    /// Reads the value as a type of the caller's. A whole number is one however it was sent, as for
+    /// [`as_i64`](Self::as_i64).
+    pub(crate) fn read_as<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
+        T::deserialize(&self.value).or_else(|error| match self.as_i64() {
+            Some(whole) if self.value.is_f64() => T::deserialize(Value::from(whole)),
+            _ => Err(error),
+        })
+    }
+
+    /// The error of reading the value as `expected`: there is none, or it has another type.
+    pub(crate) fn mismatch(&self, expected: FlagType) -> FlagError {
+        if self.value.is_null() {
+            FlagError::NoValue { reason: ofrep::printable(&self.reason) }
+        } else {
+            FlagError::TypeMismatch { expected, found: FlagType::of_value(&self.value) }
+        }
+    }
+}
+
+/// Writes key, type and value, the reason, and the variant if there is one:
+/// `color (string): "blue" [reason=TARGETING_MATCH, variant=v2]`.
+impl fmt::Display for FlagEvaluation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { key, flag_type, reason, .. } = self;
+        write!(f, "{key} ({flag_type}): {} [reason={reason}", self.value_as_string())?;
+        if let Some(variant) = &self.variant {
+            write!(f, ", variant={variant}")?;
+        }
+        f.write_str("]")
+    }
+}
+
+/// The whole number that a double stands for, if it stands for one within 64 bits.
+#[expect(clippy::cast_possible_truncation, reason = "the range is checked, and the fraction is zero")]
+fn whole(number: f64) -> Option<i64> {
+    // 2⁶³ itself is the first double that is too large; the least i64 is a double.
+    const LIMIT: f64 = 9_223_372_036_854_775_808.0;
+    (number.fract() == 0.0 && (-LIMIT..LIMIT).contains(&number)).then_some(number as i64)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn flag(value: Value, metadata: Value) -> FlagEvaluation {
+        let Value::Object(metadata) = metadata else { panic!("metadata is an object") };
+        FlagEvaluation {
+            key: "f".into(),
+            flag_type: FlagType::of(&value, &metadata),
+            value,
+            reason: "STATIC".into(),
+            variant: None,
+            metadata,
+        }
+    }
+
+    #[test]
+    fn numbers_are_read_as_integers_and_floats_by_their_value() {
+        let cases = [
+            ("42", Some(42), Some(42.0)),
+            ("42.0", Some(42), Some(42.0)),
+            ("4.2e1", Some(42), Some(42.0)),
+            ("-0.0", Some(0), Some(-0.0)),
+            ("3.25", None, Some(3.25)),
+            ("9007199254740993", Some(9_007_199_254_740_993), Some(9_007_199_254_740_992.0)),
+            ("9223372036854775807", Some(i64::MAX), Some(9_223_372_036_854_775_807.0)),
+            ("-9223372036854775808", Some(i64::MIN), Some(-9_223_372_036_854_775_808.0)),
+            ("9223372036854775808", None, Some(9_223_372_036_854_775_808.0)),
+            ("9223372036854775808.0", None, Some(9_223_372_036_854_775_808.0)),
+            ("1e300", None, Some(1e300)),
+            ("3.4028234663852886e+38", None, Some(f64::from(f32::MAX))),
+            ("\"42\"", None, None),
+            ("true", None, None),
+        ];
+        for (text, integer, float) in cases {
+            let flag = flag(serde_json::from_str(text).unwrap(), json!({}));
+            assert_eq!(flag.as_i64(), integer, "{text} as integer");
+            assert_eq!(flag.as_f64(), float, "{text} as float");
+        }
+    }
+
+    #[test]
+    fn the_declared_type_wins_over_the_inferred_one() {
+        let cases = [
+            (json!(true), json!({}), FlagType::Boolean),
+            (json!("a"), json!({"flagType": "string"}), FlagType::String),
+            (json!(1), json!({}), FlagType::Integer),
+            (json!(1.0), json!({}), FlagType::Number),
+            (json!(u64::MAX), json!({}), FlagType::Number),
+            (json!(1.0), json!({"flagType": "integer"}), FlagType::Integer),
+            (json!(1), json!({"flagType": "decimal"}), FlagType::Number),
+            (json!({"a": 1}), json!({"flagType": "json"}), FlagType::Object),
+            (json!([1]), json!({"flagType": 7}), FlagType::Array),
+            (json!(null), json!({}), FlagType::Null),
+            (json!(null), json!({"flagType": "boolean"}), FlagType::Boolean),
+        ];
+        for (value, metadata, expected) in cases {
+            assert_eq!(FlagType::of(&value, metadata.as_object().unwrap()), expected, "{value} {metadata}");
+        }
+    }
+
+    #[test]
+    fn values_are_shown_as_the_service_documents() {
+        let cases = [
+            (json!("hello"), json!({}), r#""hello""#),
+            (json!(null), json!({}), "null"),
+            (json!(true), json!({}), "true"),
+            (json!(42.0), json!({"flagType": "integer"}), "42"),
+            (json!(42.0), json!({}), "42.0"),
+            (json!(42), json!({}), "42"),
+            (json!({"a": [1, 2]}), json!({}), r#"{"a":[1,2]}"#),
+        ];
+        for (value, metadata, expected) in cases {
+            assert_eq!(flag(value, metadata).value_as_string(), expected);
+        }
+        let mut shown = flag(json!(true), json!({}));
+        shown.key = "dark-mode".into();
+        shown.reason = "DEFAULT".into();
+        assert_eq!(shown.to_string(), "dark-mode (boolean): true [reason=DEFAULT]");
+        shown.variant = Some("v2".into());
+        assert_eq!(shown.to_string(), "dark-mode (boolean): true [reason=DEFAULT, variant=v2]");
+    }
+}

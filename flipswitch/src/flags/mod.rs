@@ -1,0 +1,7 @@
+//! Flags as values: one evaluation, the set of all flags of a context, and declarations of flags as types.
+
+pub(crate) mod declare;
+pub(crate) mod evaluation;
+pub(crate) mod flag_set;
+pub(crate) mod intern;
+pub(crate) mod override_file;

@@ -1,0 +1,6 @@
+//! The handles that an application holds: the provider, its builder, and the flags that it returns.
+
+pub(crate) mod builder;
+pub(crate) mod flags;
+pub(crate) mod in_memory;
+pub(crate) mod provider;

@@ -1,0 +1,8 @@
+//! One request of a web application: its context, its flags, and what web frameworks need to connect them.
+
+pub(crate) mod gate;
+pub mod integration;
+pub(crate) mod scope;
+pub(crate) mod task_local;
+pub(crate) mod visitor;
+pub(crate) mod warnings;

@@ -1,0 +1,5 @@
+//! The protocol: HTTP requests, OFREP bodies, and how long to wait after failures.
+
+pub(crate) mod backoff;
+pub(crate) mod ofrep;
+pub(crate) mod transport;

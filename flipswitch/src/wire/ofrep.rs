@@ -1,0 +1,241 @@
+//! OFREP's answers, and what they mean to us. No I/O.
+//!
+//! Source: the OpenFeature Remote Evaluation Protocol, and where that is silent what the services that speak it send:
+//! items may be wrapped, doubled or without a key, and any field of an item may be absent, null or of another type.
+
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde_json::{Map, Value, value::RawValue};
+
+use crate::{
+    Error, FlagEvaluation, FlagType,
+    flags::flag_set::{Answer, Item, Outcome},
+    flags::intern::Interner,
+};
+
+/// Text of the service is cut at this many bytes before it is logged or put into an error.
+const PRINTABLE: usize = 256;
+
+#[derive(Deserialize)]
+struct Bulk<'a> {
+    #[serde(borrow)]
+    flags: Vec<&'a RawValue>,
+}
+
+/// Which flag an item is about, where the item as a whole cannot be read.
+#[derive(Deserialize)]
+struct Unreadable {
+    key: Option<String>,
+    result: Option<Box<Unreadable>>,
+}
+
+/// Reads the body of a bulk answer with status 200.
+///
+/// # Errors
+///
+/// [`Error::Decode`] if the body is not JSON or has no list of flags. What is wrong with one item is that flag's error
+/// and nobody else's.
+pub(crate) fn bulk(body: &[u8], interner: &Interner) -> Result<Arc<Answer>, Error> {
+    let Bulk { flags } = serde_json::from_slice(body).map_err(|error| Error::json(&error))?;
+    // Of their own, and no larger than need be: they stay, and what is cut off later is hard to use again.
+    let mut items = Vec::with_capacity(flags.len());
+    items.extend(flags.into_iter().filter_map(|raw| interner.item(raw.get(), || item(raw))));
+    Ok(interner.answer(items))
+}
+
+/// Reads one item; `None` for one without a key, which OFREP has us skip.
+fn item(raw: &RawValue) -> Option<Item> {
+    let fields = match serde_json::from_str::<Map<String, Value>>(raw.get()) {
+        Ok(fields) => fields,
+        Err(error) => {
+            let Unreadable { key, result } = serde_json::from_str(raw.get()).ok()?;
+            let key = key.or_else(|| result?.key)?;
+            let details = Some(printable(&error.to_string()));
+            return Some(Item { key, outcome: Outcome::Failed { code: "PARSE_ERROR".to_owned(), details } });
+        }
+    };
+    evaluated(fields)
+}
+
+fn evaluated(mut fields: Map<String, Value>) -> Option<Item> {
+    let is_wrapped = !fields.contains_key("value") && !fields.contains_key("errorCode");
+    if let (true, Some(Value::Object(mut inner))) = (is_wrapped, fields.remove("result")) {
+        if let (false, Some(key)) = (inner.contains_key("key"), fields.remove("key")) {
+            inner.insert("key".to_owned(), key);
+        }
+        fields = inner;
+    }
+    let key = text(fields.remove("key"))?;
+    if let Some(code) = text(fields.remove("errorCode")) {
+        let details = details(fields.remove("errorDetails"));
+        return Some(Item { key, outcome: Outcome::Failed { code: printable(&code), details } });
+    }
+    let value = fields.remove("value").unwrap_or(Value::Null);
+    let metadata = match fields.remove("metadata") {
+        Some(Value::Object(metadata)) => metadata,
+        _ => Map::new(),
+    };
+    let flag = FlagEvaluation {
+        key: key.clone(),
+        flag_type: FlagType::of(&value, &metadata),
+        value,
+        reason: text(fields.remove("reason")).unwrap_or_else(|| "UNKNOWN".to_owned()),
+        variant: text(fields.remove("variant")),
+        metadata,
+    };
+    Some(Item { key, outcome: Outcome::Evaluated(flag) })
+}
+
+/// Reads the body of an answer that refuses the evaluation; `None` if it is not in OFREP's form.
+pub(crate) fn refusal(body: &[u8]) -> Option<Error> {
+    let mut fields: Map<String, Value> = serde_json::from_slice(body).ok()?;
+    let code = text(fields.remove("errorCode"))?;
+    let details = details(fields.remove("errorDetails"));
+    Some(Error::Evaluation { code: printable(&code), details })
+}
+
+fn text(value: Option<Value>) -> Option<String> {
+    match value {
+        Some(Value::String(text)) => Some(text),
+        _ => None,
+    }
+}
+
+fn details(value: Option<Value>) -> Option<String> {
+    match value? {
+        Value::Null => None,
+        Value::String(text) => Some(printable(&text)),
+        other => Some(printable(&other.to_string())),
+    }
+}
+
+/// Text of the service, fit for logs: without control characters and not longer than 256 bytes.
+pub(crate) fn printable(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len().min(PRINTABLE));
+    for character in text.chars().filter(|character| !character.is_control()) {
+        if clean.len() + character.len_utf8() > PRINTABLE {
+            clean.push('…');
+            break;
+        }
+        clean.push(character);
+    }
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::FlagError;
+
+    fn read(body: &[u8]) -> Result<Arc<Answer>, Error> {
+        bulk(body, &Interner::default())
+    }
+
+    fn answer(items: &Value) -> Arc<Answer> {
+        read(json!({"flags": items}).to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_full_item_keeps_everything() {
+        let answer = answer(&json!([{
+            "key": "dark-mode", "value": true, "variant": "enabled", "reason": "TARGETING_MATCH",
+            "metadata": {"flagType": "boolean", "owner": "web"}, "future": {"field": 1}
+        }]));
+        let flag = answer.get("dark-mode").unwrap();
+        assert_eq!(flag.value, json!(true));
+        assert_eq!(flag.flag_type, FlagType::Boolean);
+        assert_eq!(flag.variant.as_deref(), Some("enabled"));
+        assert_eq!(flag.reason, "TARGETING_MATCH");
+        assert_eq!(flag.metadata["owner"], "web");
+    }
+
+    #[test]
+    fn absent_and_odd_fields_are_no_error() {
+        let answer = answer(&json!([
+            {"key": "bare", "value": 1},
+            {"key": "nulls", "value": "x", "variant": null, "reason": null, "metadata": null},
+            {"key": "odd", "value": 2, "variant": 7, "reason": [], "metadata": "none"},
+            {"key": "code-default", "reason": "DISABLED"},
+        ]));
+        for key in ["bare", "nulls", "odd"] {
+            let flag = answer.get(key).unwrap();
+            assert_eq!((flag.variant.as_deref(), flag.reason.as_str()), (None, "UNKNOWN"), "{key}");
+            assert!(flag.metadata.is_empty(), "{key}");
+        }
+        let flag = answer.get("code-default").unwrap();
+        assert_eq!((&flag.value, flag.reason.as_str()), (&Value::Null, "DISABLED"));
+    }
+
+    #[test]
+    fn items_may_be_wrapped_doubled_without_key_or_no_objects() {
+        let answer = answer(&json!([
+            {"key": "twice", "value": 1},
+            {"result": {"key": "inside", "value": 2}},
+            {"key": "outside", "result": {"value": 3}},
+            {"key": "own", "value": 5, "result": {"value": 6}},
+            {"value": 4}, {"key": null, "value": 4}, {"key": 5, "value": 4}, 6, null, [],
+            {"key": "twice", "value": 7},
+        ]));
+        let values: Vec<_> = answer.iter().map(|flag| (flag.key.as_str(), flag.as_i64().unwrap())).collect();
+        assert_eq!(values, [("inside", 2), ("outside", 3), ("own", 5), ("twice", 7)]);
+    }
+
+    #[test]
+    fn an_error_item_is_that_flags_error() {
+        let answer = answer(&json!([
+            {"key": "good", "value": 1},
+            {"key": "bad", "errorCode": "PARSE_ERROR", "errorDetails": "line 3\r\n\u{7}of targeting"},
+        ]));
+        assert!(answer.get("good").is_ok());
+        let Err(FlagError::Evaluation { code, details }) = answer.get("bad") else { panic!("an error") };
+        assert_eq!((code.as_str(), details.as_deref()), ("PARSE_ERROR", Some("line 3of targeting")));
+        assert!(matches!(answer.get("other"), Err(FlagError::NotFound)));
+        assert_eq!(answer.iter().count(), 1);
+    }
+
+    #[test]
+    fn a_number_that_nothing_can_hold_spoils_only_its_own_flag() {
+        let huge = br#"{"flags":[{"key":"huge","value":1e999},{"result":{"key":"in","value":1e999}},{"key":"good","value":1}]}"#;
+        let answer = read(huge).unwrap();
+        assert!(matches!(answer.get("in"), Err(FlagError::Evaluation { .. })));
+        assert!(matches!(answer.get("huge"), Err(FlagError::Evaluation { code, .. }) if code == "PARSE_ERROR"));
+        assert_eq!(answer.get("good").unwrap().as_i64(), Some(1));
+    }
+
+    #[test]
+    fn bodies_that_are_no_bulk_answer_are_refused() {
+        for body in ["", "null", "[]", "{}", "<html></html>", r#"{"flags":{}}"#, r#"{"flags":[}"#, "\u{0}"] {
+            assert!(matches!(read(body.as_bytes()), Err(Error::Decode(_))), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_quoted() {
+        let long = "A".repeat(100_000);
+        for body in [format!("\"{long}\""), format!(r#"{{"flags":"{long}"}}"#), format!(r#"{{"flags":[{{"{long}":1"#)] {
+            let text = crate::error::Chain(&read(body.as_bytes()).unwrap_err()).to_string();
+            assert!(!text.contains("AAA") && text.contains("line 1"), "{}", printable(&text));
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_read_from_its_code() {
+        let body = br#"{"key":"f","errorCode":"TARGETING_KEY_MISSING","errorDetails":"say who"}"#;
+        let Some(Error::Evaluation { code, details }) = refusal(body) else { panic!("a refusal") };
+        assert_eq!((code.as_str(), details.as_deref()), ("TARGETING_KEY_MISSING", Some("say who")));
+        for body in ["", "{}", "no", r#"{"errorCode":7}"#] {
+            assert!(refusal(body.as_bytes()).is_none(), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn text_of_the_service_is_made_fit_to_print() {
+        assert_eq!(printable("a\u{1b}[31mb\nc"), "a[31mbc");
+        let long = printable(&"ä".repeat(1_000));
+        assert_eq!(long.chars().count(), 129);
+        assert!(long.ends_with('…'));
+    }
+}
