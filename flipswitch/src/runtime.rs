@@ -5,7 +5,9 @@
 //! a thread of the provider's own. It starts at the first [`Home::spawn`], is woken by what is spawned onto it, and ends
 //! with [`Home::stop`].
 
-use std::{cell::Cell, future::Future, io, sync::Mutex, thread, time::Duration};
+use std::{cell::Cell, future::Future, io, thread, time::Duration};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use tokio::{
     runtime::{Builder, Handle},
@@ -175,9 +177,9 @@ impl Home {
         is_started.recv().unwrap_or_else(|_| Err(io::Error::other("the thread ended at once")))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing that runs under the lock can leave the state half-changed.
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

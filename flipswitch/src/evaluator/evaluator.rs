@@ -5,11 +5,13 @@ mod pilot;
 
 use std::{
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use quick_cache::sync::Cache as Entries;
 use time::OffsetDateTime;
@@ -463,5 +465,5 @@ impl Service {
 
 /// Nothing that runs under these locks leaves what they guard half changed.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }

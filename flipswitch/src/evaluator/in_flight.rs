@@ -4,10 +4,9 @@
 //! An evaluation joins a request only if that was sent late enough for it, so that it never waits for one older than
 //! itself; and it waits for at most two, so that changes without pause do not keep it waiting for ever.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use tokio::sync::watch;
 
@@ -224,7 +223,7 @@ impl Flights {
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 }
 

@@ -8,11 +8,13 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     task::Waker,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
     events::events::{ConnectionStatus, FlagChangeEvent, Mailbox, ProviderEvent, ProviderEvents, Queue},
@@ -202,7 +204,7 @@ impl Hub {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

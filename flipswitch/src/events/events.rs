@@ -5,9 +5,11 @@ use std::{
     fmt,
     future::poll_fn,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use futures_core::Stream;
 use time::OffsetDateTime;
@@ -164,7 +166,7 @@ struct Mail {
 
 impl Mailbox {
     fn lock(&self) -> MutexGuard<'_, Mail> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Adds an event, and returns whom to wake.

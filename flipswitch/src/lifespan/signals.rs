@@ -10,11 +10,12 @@ mod unix {
     use std::{
         io,
         sync::{
-            Arc, LazyLock, Mutex, PoisonError,
+            Arc, LazyLock,
             atomic::{AtomicBool, Ordering},
         },
     };
 
+    use parking_lot::Mutex;
     use signal_hook::{
         consts::{SIGINT, SIGTERM},
         flag,
@@ -70,7 +71,7 @@ mod unix {
 
     impl Listener {
         fn new() -> io::Result<Self> {
-            let mut waiting = PROCESS.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut waiting = PROCESS.waiting.lock();
             if !waiting.registered {
                 for number in [SIGINT, SIGTERM] {
                     // In this order: the first signal finds the flag down and raises it, the second finds it up.
@@ -89,7 +90,7 @@ mod unix {
 
     impl Drop for Listener {
         fn drop(&mut self) {
-            let mut waiting = PROCESS.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut waiting = PROCESS.waiting.lock();
             waiting.number -= 1;
             if waiting.number == 0 {
                 PROCESS.own_effect.store(true, Ordering::SeqCst);

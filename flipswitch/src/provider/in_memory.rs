@@ -1,9 +1,8 @@
 //! Flags without a service: values in memory, for tests and demonstrations.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use open_feature::EvaluationContext;
 use serde_json::{Map, Value};
@@ -84,7 +83,7 @@ impl Memory {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -100,7 +99,7 @@ pub(crate) struct Log(Mutex<HashMap<String, Evaluated>>);
 
 impl Log {
     pub(crate) fn read(&self, key: &str, context: &EvaluationContext) {
-        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut log = self.0.lock();
         let evaluated = log.entry(key.to_owned()).or_default();
         evaluated.count += 1;
         if !evaluated.contexts.contains(context) {
@@ -109,6 +108,6 @@ impl Log {
     }
 
     pub(crate) fn of(&self, key: &str) -> Evaluated {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned().unwrap_or_default()
+        self.0.lock().get(key).cloned().unwrap_or_default()
     }
 }

@@ -4,10 +4,12 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
+
+use parking_lot::Mutex;
 
 use open_feature::EvaluationContext;
 use tokio::sync::OnceCell;
@@ -173,7 +175,7 @@ impl RequestScope {
         let known = |additions: &[(EvaluationContext, Flags)]| {
             additions.iter().find(|(context, _)| *context == merged).map(|(_, flags)| flags.clone())
         };
-        let additions = || self.0.with_additions.lock().unwrap_or_else(PoisonError::into_inner);
+        let additions = || self.0.with_additions.lock();
         let before = known(&additions());
         if let Some(flags) = before {
             return flags;

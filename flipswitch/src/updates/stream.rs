@@ -10,11 +10,13 @@ use std::{
     future::{Future, pending},
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU8, Ordering},
     },
     time::Instant,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use tokio::sync::Notify;
 
@@ -204,8 +206,8 @@ impl Follower {
         }
     }
 
-    fn supervisor(&self) -> std::sync::MutexGuard<'_, Supervisor> {
-        self.supervisor.lock().unwrap_or_else(PoisonError::into_inner)
+    fn supervisor(&self) -> MutexGuard<'_, Supervisor> {
+        self.supervisor.lock()
     }
 }
 

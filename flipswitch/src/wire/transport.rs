@@ -2,11 +2,13 @@
 
 use std::{
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
+
+use parking_lot::RwLock;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -82,11 +84,11 @@ impl Transport {
 
     /// Sends another key from now on.
     pub(crate) fn set_api_key(&self, key: &ApiKey) {
-        self.headers.write().unwrap_or_else(PoisonError::into_inner).insert(API_KEY, key.header());
+        self.headers.write().insert(API_KEY, key.header());
     }
 
     fn headers(&self) -> HeaderMap {
-        self.headers.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.headers.read().clone()
     }
 
     /// Asks for all flags of one context; `etag` is the tag of the answer that is known for this very context.
