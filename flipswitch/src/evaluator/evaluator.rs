@@ -1,7 +1,7 @@
 //! The service as a provider knows it: what it answered, and when it is asked again.
 
 mod news;
-mod pilot;
+mod request_task;
 
 use std::{
     sync::{
@@ -17,7 +17,7 @@ use quick_cache::sync::Cache as Entries;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
 
-use self::pilot::{Pilot, Probe};
+use self::request_task::{Probe, RequestTask};
 use crate::{
     ConfigError, Error, Flags, Stats,
     cache::cache::{Cache, Clock, Tick},
@@ -25,7 +25,7 @@ use crate::{
     config::{ApiKey, BaseUrl},
     context::canonical::CanonicalContext,
     evaluator::circuit_breaker::{self as pause, Pause},
-    evaluator::in_flight::{self as flights, Flight, Flights, Joined},
+    evaluator::in_flight::{self as in_flight, InFlightRequest, InFlightRequests, JoinOutcome},
     evaluator::limiter::Slots,
     events::bus::Hub,
     events::events::{FlagChangeEvent, Untold},
@@ -50,7 +50,7 @@ pub(crate) struct Service {
     home: Arc<Home>,
     clock: Clock,
     cache: Cache,
-    flights: Flights,
+    in_flight: InFlightRequests,
     refusals: Entries<CanonicalContext, Refusal>,
     pause: Mutex<Pause>,
     slots: Slots,
@@ -124,7 +124,7 @@ impl Service {
             home,
             clock: Clock::default(),
             cache: Cache::new(settings.cache_capacity, settings.cache_bytes, ages),
-            flights: Flights::default(),
+            in_flight: InFlightRequests::default(),
             refusals: Entries::new(REFUSALS),
             pause: Mutex::default(),
             slots: Slots::new(settings.max_concurrent_requests),
@@ -283,10 +283,11 @@ impl Service {
         }
         let context = CanonicalContext::start_up();
         let base = || self.cache.get(context.as_bytes());
-        if let Joined::Wait(waiter, flight) = self.flights.join(&context, self.clock.now().generation, base, |_| false)
+        if let JoinOutcome::Wait(waiter, request) =
+            self.in_flight.join(&context, self.clock.now().generation, base, |_| false)
         {
-            if let Some(flight) = flight {
-                self.depart(flight);
+            if let Some(request) = request {
+                self.spawn(request);
             }
             waiter.wait(false).await;
         }
@@ -313,8 +314,8 @@ impl Service {
         self.counters.misses.count();
         self.counters.stale_served.count();
         let base = || Some(Arc::clone(&snapshot));
-        if let Joined::Wait(_, Some(flight)) = self.flights.join(context, tick.generation, base, |_| false) {
-            self.depart(flight);
+        if let JoinOutcome::Wait(_, Some(request)) = self.in_flight.join(context, tick.generation, base, |_| false) {
+            self.spawn(request);
         }
         Some(Flags::stale(snapshot, None))
     }
@@ -328,18 +329,18 @@ impl Service {
         }
         let base = || self.cache.get(context.as_bytes());
         let joined =
-            self.flights.join(&context, tick.generation, base, |known| known.is_fresh(tick, now, self.cache.ages()));
+            self.in_flight.join(&context, tick.generation, base, |known| known.is_fresh(tick, now, self.cache.ages()));
         let waiter = match joined {
-            Joined::Known(snapshot) => return Flags::fresh(snapshot),
-            Joined::Wait(waiter, None) => {
+            JoinOutcome::Cached(snapshot) => return Flags::fresh(snapshot),
+            JoinOutcome::Wait(waiter, None) => {
                 self.counters.coalesced.count();
-                if let Some(flight) = waiter.queued() {
-                    self.time(context.clone(), flight);
+                if let Some(request) = waiter.queued() {
+                    self.time(context.clone(), request);
                 }
                 waiter
             }
-            Joined::Wait(waiter, Some(flight)) => {
-                self.depart(flight);
+            JoinOutcome::Wait(waiter, Some(request)) => {
+                self.spawn(request);
                 waiter
             }
         };
@@ -348,19 +349,19 @@ impl Service {
             biased;
             heard = waiter.wait(old.is_some()) => heard,
             // Tasks on a given runtime that stands still never end, and never tell.
-            () = self.home.stopping() => flights::Heard::Gone,
+            () = self.home.stopping() => in_flight::WaitOutcome::Lost,
         };
         match heard {
-            flights::Heard::Answer(snapshot) => Flags::fresh(snapshot),
-            flights::Heard::Failed(error) => self.without(&context, Some(error)),
-            flights::Heard::Late => match old {
+            in_flight::WaitOutcome::Answered(snapshot) => Flags::fresh(snapshot),
+            in_flight::WaitOutcome::Failed(error) => self.without(&context, Some(error)),
+            in_flight::WaitOutcome::Slow => match old {
                 Some(old) => {
                     self.counters.stale_served.count();
                     Flags::stale(old, None)
                 }
                 None => self.without(&context, None),
             },
-            flights::Heard::Gone => self.without(&context, Some(Arc::new(Error::ShutDown))),
+            in_flight::WaitOutcome::Lost => self.without(&context, Some(Arc::new(Error::ShutDown))),
         }
     }
 
@@ -394,11 +395,11 @@ impl Service {
     }
 
     /// Keeps the time for a reader whose request has not even started.
-    fn time(self: &Arc<Self>, context: CanonicalContext, flight: u64) {
+    fn time(self: &Arc<Self>, context: CanonicalContext, request: u64) {
         let service = Arc::clone(self);
         drop(self.home.spawn(async move {
             tokio::time::sleep(service.max_wait).await;
-            service.flights.late(&context, flight);
+            service.in_flight.mark_slow(&context, request);
         }));
     }
 
@@ -425,37 +426,41 @@ impl Service {
         }
     }
 
-    /// Starts a flight at home. Nobody's leaving harms it: not the caller's, and not the waiters'.
-    fn depart(self: &Arc<Self>, flight: Flight) {
-        let pilot = Pilot::new(Arc::clone(self), flight);
-        // Where nothing can be spawned any more, the pilot is dropped, which ends the flight.
-        drop(self.home.spawn(pilot.fly()));
+    /// Starts a request at home. Nobody's leaving harms it: not the caller's, and not the waiters'.
+    fn spawn(self: &Arc<Self>, request: InFlightRequest) {
+        let request_task = RequestTask::new(Arc::clone(self), request);
+        // Where nothing can be spawned any more, the request_task is dropped, which ends the request.
+        drop(self.home.spawn(request_task.run()));
     }
 
-    fn land(&self, flight: &Flight, outcome: Result<Arc<Snapshot>, Error>) -> Option<Flight> {
+    fn complete(&self, request: &InFlightRequest, outcome: Result<Arc<Snapshot>, Error>) -> Option<InFlightRequest> {
         match &outcome {
-            Ok(_) => drop(self.refusals.remove(&flight.context)),
-            Err(error) if pause::concerns_one(error) => self.remember_refusal(flight, error),
+            Ok(_) => drop(self.refusals.remove(&request.context)),
+            Err(error) if pause::concerns_one(error) => self.remember_refusal(request, error),
             Err(_) => {}
         }
-        let answered = outcome.as_ref().ok().filter(|_| flight.context.is_start_up()).map(Arc::clone);
-        let next =
-            self.flights.land(flight, outcome, |snapshot| self.cache.put(snapshot), || self.clock.now().generation);
+        let answered = outcome.as_ref().ok().filter(|_| request.context.is_start_up()).map(Arc::clone);
+        let next = self.in_flight.complete(
+            request,
+            outcome,
+            |snapshot| self.cache.put(snapshot),
+            || self.clock.now().generation,
+        );
         if let Some(snapshot) = answered {
             self.start_up_answered(&snapshot);
         }
         next
     }
 
-    fn remember_refusal(&self, flight: &Flight, error: &Error) {
-        let failures = self.refusals.get(&flight.context).map_or(0, |refusal| refusal.failures).saturating_add(1);
+    fn remember_refusal(&self, request: &InFlightRequest, error: &Error) {
+        let failures = self.refusals.get(&request.context).map_or(0, |refusal| refusal.failures).saturating_add(1);
         let refusal = Refusal {
             error: Arc::new(error.clone()),
-            generation: flight.generation,
+            generation: request.generation,
             until: Instant::now() + backoff(pause::FIRST, failures, fastrand::f64()),
             failures,
         };
-        self.refusals.insert(flight.context.clone(), refusal);
+        self.refusals.insert(request.context.clone(), refusal);
     }
 
     fn pause(&self) -> MutexGuard<'_, Pause> {

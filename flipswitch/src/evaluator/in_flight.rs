@@ -1,7 +1,7 @@
 //! Requests under way, by context: who joins which, and who hears of what.
 //!
 //! At most two requests of one context are under way: one that may be used, and an older one that a change overtook.
-//! An evaluation joins a request only if that was sent late enough for it, so that it never waits for one older than
+//! An evaluation joins a request only if that was sent slow enough for it, so that it never waits for one older than
 //! itself; and it waits for at most two, so that changes without pause do not keep it waiting for ever.
 
 use std::{collections::HashMap, sync::Arc};
@@ -12,9 +12,9 @@ use tokio::sync::watch;
 
 use crate::{Error, cache::entry::Snapshot, context::canonical::CanonicalContext};
 
-/// The table of flights. It locks for the blink of an eye, never across an await.
+/// The table of in_flight. It locks for the blink of an eye, never across an await.
 #[derive(Default)]
-pub(crate) struct Flights {
+pub(crate) struct InFlightRequests {
     table: Mutex<Table>,
 }
 
@@ -29,7 +29,7 @@ struct Entry {
     running: Vec<Running>,
     /// Somebody needs a request newer than both.
     wanted: bool,
-    news: watch::Sender<News>,
+    progress: watch::Sender<Progress>,
 }
 
 #[derive(Clone, Copy)]
@@ -38,25 +38,25 @@ struct Running {
     generation: u64,
 }
 
-/// What those who wait are told. Flights are numbered as they start; a waiter waits for the end of one, or of one after it.
+/// What those who wait are told. InFlightRequests are numbered as they start; a waiter waits for the end of one, or of one after it.
 #[derive(Debug, Default)]
-struct News {
-    /// The latest flight that brought an answer, and the newest answer that was brought: a flight that started later may
+struct Progress {
+    /// The latest request that brought an answer, and the newest answer that was brought: a request that started later may
     /// have been sent earlier.
     answered: u64,
     answer: Option<Arc<Snapshot>>,
-    /// The latest flight that failed, and why.
+    /// The latest request that failed, and why.
     failed: u64,
     error: Option<Arc<Error>>,
-    /// The highest generation of the flights that ended.
+    /// The highest generation of the requests that ended.
     generation: u64,
-    /// The latest flight that takes longer than a reader with an old answer waits.
-    late: u64,
+    /// The latest request that takes longer than a reader with an old answer waits.
+    slow: u64,
 }
 
-/// A request that is to be sent; its end must be told to [`Flights::land`].
+/// A request that is to be sent; its end must be told to [`InFlightRequests::land`].
 #[derive(Debug)]
-pub(crate) struct Flight {
+pub(crate) struct InFlightRequest {
     pub(crate) id: u64,
     pub(crate) context: CanonicalContext,
     /// The generation that the request is sure to see.
@@ -67,7 +67,7 @@ pub(crate) struct Flight {
     pub(crate) probe: bool,
 }
 
-impl Flight {
+impl InFlightRequest {
     /// The answer that the request may build on: an answer of a generation before `since` was had with another API key.
     pub(crate) fn base_since(&self, since: u64) -> Option<&Snapshot> {
         self.base.as_deref().filter(|base| base.generation >= since)
@@ -76,80 +76,80 @@ impl Flight {
 
 /// What became of an evaluation that wants to join.
 #[derive(Debug)]
-pub(crate) enum Joined {
-    /// It waits, and, if there is one, this flight is to be started.
-    Wait(Waiter, Option<Flight>),
+pub(crate) enum JoinOutcome {
+    /// It waits, and, if there is one, this request is to be started.
+    Wait(Waiter, Option<InFlightRequest>),
     /// The answer has come meanwhile.
-    Known(Arc<Snapshot>),
+    Cached(Arc<Snapshot>),
 }
 
 /// A place among those who wait for a context.
 #[derive(Debug)]
 pub(crate) struct Waiter {
-    /// The flight that it waits for, or the first that may start after it joined.
-    flight: u64,
+    /// The request that it waits for, or the first that may start after it joined.
+    request: u64,
     queued: bool,
-    news: watch::Receiver<News>,
+    progress: watch::Receiver<Progress>,
 }
 
 /// What a waiter hears.
 #[derive(Debug)]
-pub(crate) enum Heard {
+pub(crate) enum WaitOutcome {
     /// An answer that is good enough.
-    Answer(Arc<Snapshot>),
+    Answered(Arc<Snapshot>),
     /// The request failed.
     Failed(Arc<Error>),
     /// It takes longer than a reader with an old answer waits.
-    Late,
+    Slow,
     /// Nobody will say anything any more.
-    Gone,
+    Lost,
 }
 
-impl Flights {
-    /// Joins a flight that is new enough for `need`, or prepares one. `known` looks into the cache: under the lock,
-    /// since a flight leaves its answer there before it leaves the table.
+impl InFlightRequests {
+    /// Joins a request that is new enough for `need`, or prepares one. `known` looks into the cache: under the lock,
+    /// since a request leaves its answer there before it leaves the table.
     pub(crate) fn join(
         &self,
         context: &CanonicalContext,
         need: u64,
         base: impl Fn() -> Option<Arc<Snapshot>>,
         known: impl FnOnce(&Arc<Snapshot>) -> bool,
-    ) -> Joined {
+    ) -> JoinOutcome {
         let mut table = self.lock();
         let base = base();
         if let Some(snapshot) = base.as_ref().filter(|snapshot| known(snapshot)) {
-            return Joined::Known(Arc::clone(snapshot));
+            return JoinOutcome::Cached(Arc::clone(snapshot));
         }
         let Table { entries, last_id } = &mut *table;
         let entry = entries.entry(context.clone()).or_insert_with(Entry::new);
-        let news = entry.news.subscribe();
-        // Whoever came before a later flight ended has heard of that; an older one that is still under way has nobody to
+        let progress = entry.progress.subscribe();
+        // Whoever came before a later request ended has heard of that; an older one that is still under way has nobody to
         // land for.
         let (ended, generation) = {
-            let news = news.borrow();
-            (news.ended(), news.generation)
+            let progress = progress.borrow();
+            (progress.ended(), progress.generation)
         };
-        let (flight, queued, departs) = match entry.running[..] {
+        let (request, queued, started) = match entry.running[..] {
             [.., newest] if newest.generation >= need && newest.id > ended => (newest.id, false, None),
             [_, newest] => {
                 entry.wanted = true;
                 (newest.id + 1, true, None)
             }
             _ => {
-                let departs = entry.start(context, need.max(generation), base, false, last_id);
-                (departs.id, false, Some(departs))
+                let started = entry.start(context, need.max(generation), base, false, last_id);
+                (started.id, false, Some(started))
             }
         };
-        Joined::Wait(Waiter { flight, queued, news }, departs)
+        JoinOutcome::Wait(Waiter { request, queued, progress }, started)
     }
 
-    /// Prepares a flight for which nobody waits, unless one of the context is under way.
+    /// Prepares a request for which nobody waits, unless one of the context is under way.
     pub(crate) fn probe(
         &self,
         context: &CanonicalContext,
         generation: u64,
         base: Option<Arc<Snapshot>>,
-    ) -> Option<Flight> {
+    ) -> Option<InFlightRequest> {
         let mut table = self.lock();
         let Table { entries, last_id } = &mut *table;
         if entries.contains_key(context) {
@@ -159,27 +159,27 @@ impl Flights {
         Some(entry.start(context, generation, base, true, last_id))
     }
 
-    /// Tells the waiters of a flight, and of those before it, that it takes long.
-    pub(crate) fn late(&self, context: &CanonicalContext, flight: u64) {
+    /// Tells the waiters of a request, and of those before it, that it takes long.
+    pub(crate) fn mark_slow(&self, context: &CanonicalContext, request: u64) {
         if let Some(entry) = self.lock().entries.get(context) {
-            entry.news.send_modify(|news| news.late = news.late.max(flight));
+            entry.progress.send_modify(|progress| progress.slow = progress.slow.max(request));
         }
     }
 
-    /// Ends a flight: keeps its answer, tells those for whom it is good enough, and returns the flight to start next,
-    /// if somebody needs a newer one. `keep` puts an answer into the cache; `generation` is what a flight that starts
+    /// Ends a request: keeps its answer, tells those for whom it is good enough, and returns the request to start next,
+    /// if somebody needs a newer one. `keep` puts an answer into the cache; `generation` is what a request that starts
     /// now is sure to see.
-    pub(crate) fn land(
+    pub(crate) fn complete(
         &self,
-        flight: &Flight,
+        request: &InFlightRequest,
         outcome: Result<Arc<Snapshot>, Error>,
         keep: impl FnOnce(&Arc<Snapshot>),
         generation: impl FnOnce() -> u64,
-    ) -> Option<Flight> {
+    ) -> Option<InFlightRequest> {
         let mut table = self.lock();
         let Table { entries, last_id } = &mut *table;
-        let entry = entries.get_mut(&flight.context)?;
-        let position = entry.running.iter().position(|running| running.id == flight.id)?;
+        let entry = entries.get_mut(&request.context)?;
+        let position = entry.running.iter().position(|running| running.id == request.id)?;
         let overtaken = position + 1 < entry.running.len();
         entry.running.remove(position);
         let base = match &outcome {
@@ -187,33 +187,33 @@ impl Flights {
                 keep(snapshot);
                 Some(Arc::clone(snapshot))
             }
-            Err(_) => flight.base.clone(),
+            Err(_) => request.base.clone(),
         };
         let next = entry.wanted.then(|| {
             entry.wanted = false;
-            entry.start(&flight.context, generation(), base, false, last_id)
+            entry.start(&request.context, generation(), base, false, last_id)
         });
-        let news = entry.news.clone();
+        let progress = entry.progress.clone();
         // Out of the table before anybody wakes: who comes from now on must find the cache, or start anew.
         if entry.running.is_empty() {
-            entries.remove(&flight.context);
+            entries.remove(&request.context);
         }
         drop(table);
-        news.send_if_modified(|news| {
-            news.generation = news.generation.max(flight.generation);
+        progress.send_if_modified(|progress| {
+            progress.generation = progress.generation.max(request.generation);
             match outcome {
                 Ok(snapshot) => {
-                    news.answered = news.answered.max(flight.id);
-                    if news.answer.as_ref().is_none_or(|known| snapshot.is_newer_than(known)) {
-                        news.answer = Some(snapshot);
+                    progress.answered = progress.answered.max(request.id);
+                    if progress.answer.as_ref().is_none_or(|known| snapshot.is_newer_than(known)) {
+                        progress.answer = Some(snapshot);
                     }
                     true
                 }
                 // Those who waited for it wait for the newer one.
                 Err(_) if overtaken => false,
                 Err(error) => {
-                    if flight.id > news.failed {
-                        (news.failed, news.error) = (flight.id, Some(Arc::new(error)));
+                    if request.id > progress.failed {
+                        (progress.failed, progress.error) = (request.id, Some(Arc::new(error)));
                     }
                     true
                 }
@@ -229,7 +229,7 @@ impl Flights {
 
 impl Entry {
     fn new() -> Self {
-        Self { running: Vec::with_capacity(2), wanted: false, news: watch::Sender::default() }
+        Self { running: Vec::with_capacity(2), wanted: false, progress: watch::Sender::default() }
     }
 
     fn start(
@@ -239,42 +239,42 @@ impl Entry {
         base: Option<Arc<Snapshot>>,
         probe: bool,
         last_id: &mut u64,
-    ) -> Flight {
+    ) -> InFlightRequest {
         *last_id += 1;
         let id = *last_id;
         self.running.push(Running { id, generation });
-        Flight { id, context: context.clone(), generation, base, probe }
+        InFlightRequest { id, context: context.clone(), generation, base, probe }
     }
 }
 
-impl News {
-    /// The latest flight that ended.
+impl Progress {
+    /// The latest request that ended.
     fn ended(&self) -> u64 {
         self.answered.max(self.failed)
     }
 
-    /// What there is to hear for those who wait for a flight.
-    fn of(&self, flight: u64, has_old: bool) -> Option<Heard> {
+    /// What there is to hear for those who wait for a request.
+    fn of(&self, request: u64, has_old: bool) -> Option<WaitOutcome> {
         match (&self.answer, &self.error) {
-            (Some(answer), _) if self.answered >= flight => Some(Heard::Answer(Arc::clone(answer))),
-            (_, Some(error)) if self.failed >= flight => Some(Heard::Failed(Arc::clone(error))),
-            _ => (has_old && self.late >= flight).then_some(Heard::Late),
+            (Some(answer), _) if self.answered >= request => Some(WaitOutcome::Answered(Arc::clone(answer))),
+            (_, Some(error)) if self.failed >= request => Some(WaitOutcome::Failed(Arc::clone(error))),
+            _ => (has_old && self.slow >= request).then_some(WaitOutcome::Slow),
         }
     }
 }
 
 impl Waiter {
-    /// The flight that it waits for, if that will start only when one under way has ended.
+    /// The request that it waits for, if that will start only when one under way has ended.
     pub(crate) fn queued(&self) -> Option<u64> {
-        self.queued.then_some(self.flight)
+        self.queued.then_some(self.request)
     }
 
-    /// Waits for the end of its flight. With an old answer at hand also for the word that it takes long.
-    pub(crate) async fn wait(mut self, has_old: bool) -> Heard {
-        let flight = self.flight;
-        match self.news.wait_for(|news| news.of(flight, has_old).is_some()).await {
-            Ok(news) => news.of(flight, has_old).unwrap_or(Heard::Gone),
-            Err(_) => Heard::Gone,
+    /// Waits for the end of its request. With an old answer at hand also for the word that it takes long.
+    pub(crate) async fn wait(mut self, has_old: bool) -> WaitOutcome {
+        let request = self.request;
+        match self.progress.wait_for(|progress| progress.of(request, has_old).is_some()).await {
+            Ok(progress) => progress.of(request, has_old).unwrap_or(WaitOutcome::Lost),
+            Err(_) => WaitOutcome::Lost,
         }
     }
 }
@@ -289,17 +289,17 @@ mod tests {
 
     #[test]
     fn whoever_listens_late_hears_the_newest_answer() {
-        let (flights, context, now) = (Flights::default(), CanonicalContext::start_up(), Instant::now());
-        let join = |need| match flights.join(&context, need, || None, |_| false) {
-            Joined::Wait(waiter, Some(flight)) => (waiter, flight),
+        let (in_flight, context, now) = (InFlightRequests::default(), CanonicalContext::start_up(), Instant::now());
+        let join = |need| match in_flight.join(&context, need, || None, |_| false) {
+            JoinOutcome::Wait(waiter, Some(request)) => (waiter, request),
             other => panic!("{other:?}"),
         };
         let ((_, first), (waiter, second)) = (join(0), join(1));
         let answer = |generation| Ok(Arc::new(Snapshot::new(&context, Arc::default(), None, None, generation, now)));
-        assert!(flights.land(&second, answer(1), |_| {}, || 1).is_none());
-        assert!(flights.land(&first, answer(0), |_| {}, || 1).is_none());
+        assert!(in_flight.complete(&second, answer(1), |_| {}, || 1).is_none());
+        assert!(in_flight.complete(&first, answer(0), |_| {}, || 1).is_none());
         match spawn(waiter.wait(false)).poll() {
-            Poll::Ready(Heard::Answer(snapshot)) => assert_eq!(snapshot.generation, 1),
+            Poll::Ready(WaitOutcome::Answered(snapshot)) => assert_eq!(snapshot.generation, 1),
             other => panic!("{other:?}"),
         }
     }

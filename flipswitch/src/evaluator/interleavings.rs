@@ -1,6 +1,6 @@
 //! Random interleavings of evaluations, requests and changes, against what must hold whatever the order.
 //!
-//! The table of flights, the cache and the clock are the real ones. Around them stand a service whose only value is how
+//! The table of in_flight, the cache and the clock are the real ones. Around them stand a service whose only value is how
 //! often it was changed, and evaluations taken apart into the steps between which anything may happen. Nothing sleeps
 //! and nothing runs by itself: an interleaving is a list of [`Op`]s, and a failing one shrinks to a short list.
 
@@ -21,7 +21,7 @@ use crate::{
     cache::cache::{Cache, Clock, Tick},
     cache::entry::{Ages, Snapshot},
     context::canonical::CanonicalContext,
-    evaluator::in_flight::{Flight, Flights, Heard, Joined},
+    evaluator::in_flight::{InFlightRequest, InFlightRequests, JoinOutcome, WaitOutcome},
     flags::flag_set::Answer,
 };
 
@@ -30,12 +30,12 @@ const CONTEXTS: usize = 3;
 const AGES: Ages =
     Ages { open: Duration::from_secs(100), closed: Duration::from_secs(10), stale: Duration::from_secs(200) };
 
-/// One step. A number picks among whatever the step may be done to: the contexts, or the flights in order of departure.
+/// One step. A number picks among whatever the step may be done to: the contexts, or the requests in order of departure.
 #[derive(Clone, Copy, Debug)]
 enum Op {
     /// An evaluation reads the clock and looks into the cache.
     Begin(usize),
-    /// An evaluation that found nothing asks for a flight; a slow one hears the outcome only when it is polled.
+    /// An evaluation that found nothing asks for a request; a slow one hears the outcome only when it is polled.
     Join {
         evaluation: usize,
         slow: bool,
@@ -46,7 +46,7 @@ enum Op {
     Poll(usize),
     /// The caller of an evaluation has lost interest.
     Cancel(usize),
-    /// A flight starts for which nobody waits.
+    /// A request starts for which nobody waits.
     Probe(usize),
     /// A request gets its slot and leaves.
     Send(usize),
@@ -54,7 +54,7 @@ enum Op {
     Work(usize),
     /// The answer arrives: in full, even if the tag would have done.
     Respond {
-        flight: usize,
+        request: usize,
         in_full: bool,
     },
     /// A request fails, sent or not.
@@ -78,7 +78,7 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     let number = || 0..6_usize;
-    // Most of what can go wrong takes several flights of one context.
+    // Most of what can go wrong takes several requests of one context.
     let context = || prop_oneof![3 => Just(0), 1 => 0..CONTEXTS];
     prop_oneof![
         3 => context().prop_map(Op::Begin),
@@ -89,7 +89,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => context().prop_map(Op::Probe),
         6 => number().prop_map(Op::Send),
         6 => number().prop_map(Op::Work),
-        6 => (number(), any::<bool>()).prop_map(|(flight, in_full)| Op::Respond { flight, in_full }),
+        6 => (number(), any::<bool>()).prop_map(|(request, in_full)| Op::Respond { request, in_full }),
         2 => number().prop_map(Op::Fail),
         1 => number().prop_map(Op::Late),
         4 => Just(Op::Change),
@@ -118,16 +118,16 @@ struct Waiting {
     evaluation: Evaluation,
     has_old: bool,
     slow: bool,
-    /// Two flights were under way that were both too old for it.
+    /// Two requests were under way that were both too old for it.
     queued: bool,
-    /// The flights that landed while it needed just them.
+    /// The requests that landed while it needed just them.
     waited: usize,
-    future: Spawn<Pin<Box<dyn Future<Output = Heard>>>>,
+    future: Spawn<Pin<Box<dyn Future<Output = WaitOutcome>>>>,
 }
 
-/// A flight from its departure to its landing.
+/// A request from its departure to its landing.
 struct Underway {
-    flight: Flight,
+    request: InFlightRequest,
     sent: Option<Sent>,
 }
 
@@ -144,7 +144,7 @@ struct Sent {
 
 struct World {
     contexts: Vec<CanonicalContext>,
-    flights: Flights,
+    in_flight: InFlightRequests,
     cache: Cache,
     clock: Clock,
     now: Instant,
@@ -193,7 +193,7 @@ impl World {
         clock.open();
         Self {
             contexts: (0..CONTEXTS).map(|context| canonical(&format!("context {context}"))).collect(),
-            flights: Flights::default(),
+            in_flight: InFlightRequests::default(),
             // All contexts of the model and one more.
             cache: Cache::new(CONTEXTS + 1, 1 << 16, AGES),
             clock,
@@ -243,7 +243,7 @@ impl World {
             Op::Probe(context) => self.probe(context)?,
             Op::Send(number) => self.send(number),
             Op::Work(number) => self.work(number),
-            Op::Respond { flight, in_full } => self.respond(flight, in_full)?,
+            Op::Respond { request, in_full } => self.respond(request, in_full)?,
             Op::Fail(number) => {
                 if let Some(position) = pick(&self.underway, number) {
                     self.fail(position)?;
@@ -251,8 +251,8 @@ impl World {
             }
             Op::Late(number) => {
                 if let Some(position) = pick(&self.underway, number) {
-                    let flight = &self.underway[position].flight;
-                    self.flights.late(&flight.context, flight.id);
+                    let request = &self.underway[position].request;
+                    self.in_flight.mark_slow(&request.context, request.id);
                 }
             }
             Op::Change => {
@@ -330,30 +330,30 @@ impl World {
         let Evaluation { context, tick, .. } = evaluation;
         let canonical = self.contexts[context].clone();
         let (now, need) = (self.now, tick.generation);
-        let joined = self.flights.join(
+        let joined = self.in_flight.join(
             &canonical,
             need,
             || self.cache.get(canonical.as_bytes()),
             |known| known.is_fresh(tick, now, self.cache.ages()),
         );
-        let (waiter, flight) = match joined {
-            Joined::Known(snapshot) => {
+        let (waiter, request) = match joined {
+            JoinOutcome::Cached(snapshot) => {
                 prop_assert!(self.age(&snapshot) <= Self::limit(tick), "a fresh answer is too old");
                 return self.answered(evaluation, &snapshot);
             }
-            Joined::Wait(waiter, flight) => (waiter, flight),
+            JoinOutcome::Wait(waiter, request) => (waiter, request),
         };
         let known = self.cache.fresh(canonical.as_bytes(), tick, now);
         prop_assert!(known.is_none(), "an evaluation waits for what is known: {known:?}");
-        if let Some(flight) = flight {
-            prop_assert!(flight.generation >= need, "a flight is too old for whom it starts");
-            self.depart(flight)?;
+        if let Some(request) = request {
+            prop_assert!(request.generation >= need, "a request is too old for whom it starts");
+            self.spawn(request)?;
         }
-        let queued = !self.of(context).any(|underway| underway.flight.generation >= need);
+        let queued = !self.of(context).any(|underway| underway.request.generation >= need);
         prop_assert!(!queued || self.of(context).count() == 2, "an evaluation waits for nothing");
         let old = self.cache.get(canonical.as_bytes());
         let has_old = old.is_some_and(|old| old.may_be_served(now, self.cache.ages()));
-        let future: Pin<Box<dyn Future<Output = Heard>>> = Box::pin(waiter.wait(has_old));
+        let future: Pin<Box<dyn Future<Output = WaitOutcome>>> = Box::pin(waiter.wait(has_old));
         self.waiting.push(Waiting { evaluation, has_old, slow, queued, waited: 0, future: task::spawn(future) });
         Ok(())
     }
@@ -361,19 +361,19 @@ impl World {
     fn probe(&mut self, context: usize) -> TestCaseResult {
         let canonical = self.contexts[context].clone();
         let base = self.cache.get(canonical.as_bytes());
-        let flight = self.flights.probe(&canonical, self.clock.now().generation, base);
-        prop_assert_eq!(flight.is_some(), self.of(context).count() == 0, "a probe goes where nothing is under way");
-        flight.map_or(Ok(()), |flight| self.depart(flight))
+        let request = self.in_flight.probe(&canonical, self.clock.now().generation, base);
+        prop_assert_eq!(request.is_some(), self.of(context).count() == 0, "a probe goes where nothing is under way");
+        request.map_or(Ok(()), |request| self.spawn(request))
     }
 
-    fn depart(&mut self, flight: Flight) -> TestCaseResult {
-        if let Some(base) = &flight.base {
+    fn spawn(&mut self, request: InFlightRequest) -> TestCaseResult {
+        if let Some(base) = &request.base {
             let (context, version) = parts(&base.answer);
-            prop_assert_eq!(base.context(), flight.context.as_bytes());
-            prop_assert_eq!(&self.contexts[context], &flight.context, "a base with the answer of another context");
+            prop_assert_eq!(base.context(), request.context.as_bytes());
+            prop_assert_eq!(&self.contexts[context], &request.context, "a base with the answer of another context");
             prop_assert_eq!(base.etag(), Some(&*self.tag(version)), "a base with the tag of another answer");
         }
-        self.underway.push(Underway { flight, sent: None });
+        self.underway.push(Underway { request, sent: None });
         self.check_flights()
     }
 
@@ -408,48 +408,52 @@ impl World {
         let answered = |underway: &Underway| underway.sent.as_ref()?.version;
         let ready: Vec<_> = (0..self.underway.len()).filter(|at| answered(&self.underway[*at]).is_some()).collect();
         let Some(position) = pick(&ready, number) else { return Ok(()) };
-        let Underway { flight, sent } = self.underway.remove(ready[position]);
+        let Underway { request, sent } = self.underway.remove(ready[position]);
         let Some(Sent { key_generation, generation, at, version: Some(version), .. }) = sent else { return Ok(()) };
-        let context = self.number_of(&flight.context);
-        let base = flight.base_since(key_generation);
+        let context = self.number_of(&request.context);
+        let base = request.base_since(key_generation);
         let matching = base.filter(|base| base.etag() == Some(&*self.tag(version)));
         let (answer, etag) = match matching {
             Some(base) if !in_full => (Arc::clone(&base.answer), base.etag().map(Box::from)),
             _ => (answer(context, version), Some(self.tag(version))),
         };
-        let snapshot = Snapshot::new(&flight.context, answer, etag.as_deref(), base, generation, at);
+        let snapshot = Snapshot::new(&request.context, answer, etag.as_deref(), base, generation, at);
         let snapshot = Arc::new(snapshot);
-        self.land(&flight, Ok(Arc::clone(&snapshot)))?;
-        let kept = self.cache.get(flight.context.as_bytes());
+        self.complete(&request, Ok(Arc::clone(&snapshot)))?;
+        let kept = self.cache.get(request.context.as_bytes());
         let kept = kept.is_some_and(|kept| Self::age_order(&kept) >= Self::age_order(&snapshot));
         prop_assert!(kept, "an answer that came was not kept");
         Ok(())
     }
 
     fn fail(&mut self, position: usize) -> TestCaseResult {
-        let Underway { flight, .. } = self.underway.remove(position);
-        let context = self.number_of(&flight.context);
-        // One that nobody may hear of, since a newer flight is under way.
-        let overtaken = self.of(context).any(|underway| underway.flight.generation > flight.generation);
-        let details = (!overtaken).then(|| flight.generation.to_string());
-        self.land(&flight, Err(Error::Evaluation { code: context.to_string(), details }))
+        let Underway { request, .. } = self.underway.remove(position);
+        let context = self.number_of(&request.context);
+        // One that nobody may hear of, since a newer request is under way.
+        let overtaken = self.of(context).any(|underway| underway.request.generation > request.generation);
+        let details = (!overtaken).then(|| request.generation.to_string());
+        self.complete(&request, Err(Error::Evaluation { code: context.to_string(), details }))
     }
 
-    fn land(&mut self, flight: &Flight, outcome: Result<Arc<Snapshot>, Error>) -> TestCaseResult {
-        let context = self.number_of(&flight.context);
-        let overtaken = self.of(context).any(|underway| underway.flight.generation > flight.generation);
-        // Those who wait for an overtaken flight that fails wait on. It is the one case in which they wait for a third:
+    fn complete(&mut self, request: &InFlightRequest, outcome: Result<Arc<Snapshot>, Error>) -> TestCaseResult {
+        let context = self.number_of(&request.context);
+        let overtaken = self.of(context).any(|underway| underway.request.generation > request.generation);
+        // Those who wait for an overtaken request that fails wait on. It is the one case in which they wait for a third:
         // the newer one may be overtaken and fail in its turn.
         let counts = outcome.is_ok() || !overtaken;
         for waiting in self.waiting.iter_mut().filter(|waiting| waiting.evaluation.context == context) {
-            if waiting.queued || (counts && flight.generation >= waiting.evaluation.tick.generation) {
+            if waiting.queued || (counts && request.generation >= waiting.evaluation.tick.generation) {
                 waiting.waited += 1;
             }
             waiting.queued = false;
         }
-        let next =
-            self.flights.land(flight, outcome, |snapshot| self.cache.put(snapshot), || self.clock.now().generation);
-        next.map_or(Ok(()), |next| self.depart(next))
+        let next = self.in_flight.complete(
+            request,
+            outcome,
+            |snapshot| self.cache.put(snapshot),
+            || self.clock.now().generation,
+        );
+        next.map_or(Ok(()), |next| self.spawn(next))
     }
 
     /// Other contexts take the room of all.
@@ -476,19 +480,19 @@ impl World {
     fn poll(&mut self, position: usize) -> TestCaseResult {
         let Poll::Ready(heard) = self.waiting[position].future.poll() else { return Ok(()) };
         let Waiting { evaluation, has_old, slow, waited, .. } = self.waiting.remove(position);
-        prop_assert!(slow || waited <= 2, "an evaluation waited for {} flights", waited);
+        prop_assert!(slow || waited <= 2, "an evaluation waited for {} requests", waited);
         match heard {
-            Heard::Answer(snapshot) => self.answered(evaluation, &snapshot)?,
-            Heard::Failed(error) => {
+            WaitOutcome::Answered(snapshot) => self.answered(evaluation, &snapshot)?,
+            WaitOutcome::Failed(error) => {
                 let Error::Evaluation { code, details } = &*error else { unreachable!("{error}") };
                 prop_assert_eq!(code, &evaluation.context.to_string(), "the failure of another context");
                 let generation = details.as_ref().and_then(|generation| generation.parse::<u64>().ok());
-                prop_assert!(generation.is_some(), "the failure of a flight that was overtaken");
+                prop_assert!(generation.is_some(), "the failure of a request that was overtaken");
                 let need = Some(evaluation.tick.generation);
-                prop_assert!(generation >= need, "the failure of a flight that was too old");
+                prop_assert!(generation >= need, "the failure of a request that was too old");
             }
-            Heard::Late => prop_assert!(has_old, "an evaluation that has no old answer gives up"),
-            Heard::Gone => prop_assert!(false, "an evaluation was forgotten"),
+            WaitOutcome::Slow => prop_assert!(has_old, "an evaluation that has no old answer gives up"),
+            WaitOutcome::Lost => prop_assert!(false, "an evaluation was forgotten"),
         }
         Ok(())
     }
@@ -525,35 +529,35 @@ impl World {
         Ok(())
     }
 
-    /// At most two flights of a context are under way, and all but the last are overtaken.
+    /// At most two requests of a context are under way, and all but the last are overtaken.
     fn check_flights(&self) -> TestCaseResult {
         for context in 0..CONTEXTS {
-            let generations: Vec<_> = self.of(context).map(|underway| underway.flight.generation).collect();
+            let generations: Vec<_> = self.of(context).map(|underway| underway.request.generation).collect();
             prop_assert!(generations.len() <= 2, "{generations:?} are under way");
             prop_assert!(generations.is_sorted_by(|older, newer| older < newer), "{generations:?} are under way");
         }
         Ok(())
     }
 
-    /// Ends all flights: nobody may be left waiting, and nothing left in the table.
+    /// Ends all in_flight: nobody may be left waiting, and nothing left in the table.
     fn end(mut self) -> TestCaseResult {
         let mut steps = 0;
         while !self.underway.is_empty() {
-            for op in [Op::Send(0), Op::Work(0), Op::Respond { flight: 0, in_full: false }] {
+            for op in [Op::Send(0), Op::Work(0), Op::Respond { request: 0, in_full: false }] {
                 self.step(op)?;
             }
             steps += 1;
-            prop_assert!(steps < 100, "flights follow each other without end");
+            prop_assert!(steps < 100, "requests follow each other without end");
         }
         while let Some(last) = self.waiting.len().checked_sub(1) {
             self.poll(last)?;
-            prop_assert_eq!(self.waiting.len(), last, "an evaluation waits though all flights have landed");
+            prop_assert_eq!(self.waiting.len(), last, "an evaluation waits though all requests have landed");
         }
         (0..CONTEXTS).try_for_each(|context| self.probe(context))
     }
 
     fn of(&self, context: usize) -> impl Iterator<Item = &Underway> {
-        self.underway.iter().filter(move |underway| underway.flight.context == self.contexts[context])
+        self.underway.iter().filter(move |underway| underway.request.context == self.contexts[context])
     }
 
     fn number_of(&self, context: &CanonicalContext) -> usize {

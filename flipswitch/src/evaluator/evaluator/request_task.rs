@@ -12,7 +12,7 @@ use crate::{
     context::canonical::CanonicalContext,
     error::Chain,
     evaluator::circuit_breaker as pause,
-    evaluator::in_flight::Flight,
+    evaluator::in_flight::InFlightRequest,
     events::health::Sign,
     wire::transport::{Bulk, Failure},
 };
@@ -22,28 +22,28 @@ const PROBE_RETRY: Duration = Duration::from_millis(500);
 
 /// Whoever brings a flight to its end. It lands in any case: also if its task is dropped, because it panicked or because
 /// the runtime that it was to run on is gone.
-pub(super) struct Pilot {
+pub(super) struct RequestTask {
     service: Arc<Service>,
-    flight: Option<Flight>,
+    flight: Option<InFlightRequest>,
 }
 
-impl Pilot {
-    pub(super) fn new(service: Arc<Service>, flight: Flight) -> Self {
+impl RequestTask {
+    pub(super) fn new(service: Arc<Service>, flight: InFlightRequest) -> Self {
         Self { service, flight: Some(flight) }
     }
 
-    pub(super) async fn fly(mut self) {
+    pub(super) async fn run(mut self) {
         while let Some(flight) = &self.flight {
             let outcome = self.service.request_in_sight(flight).await;
-            self.flight = self.service.land(flight, outcome);
+            self.flight = self.service.complete(flight, outcome);
         }
     }
 }
 
-impl Drop for Pilot {
+impl Drop for RequestTask {
     fn drop(&mut self) {
         while let Some(flight) = self.flight.take() {
-            self.flight = self.service.land(&flight, Err(Error::ShutDown));
+            self.flight = self.service.complete(&flight, Err(Error::ShutDown));
         }
     }
 }
@@ -66,8 +66,8 @@ impl Probe {
             }
             let context = CanonicalContext::start_up();
             let base = service.cache.get(context.as_bytes());
-            match service.flights.probe(&context, service.clock.now().generation, base) {
-                Some(flight) => Pilot::new(Arc::clone(service), flight).fly().await,
+            match service.in_flight.probe(&context, service.clock.now().generation, base) {
+                Some(flight) => RequestTask::new(Arc::clone(service), flight).run().await,
                 // One from before the failure is still under way, and will be heard of.
                 None => tokio::time::sleep(PROBE_RETRY).await,
             }
@@ -83,7 +83,7 @@ impl Drop for Probe {
 
 impl Service {
     /// Makes one request, and draws from it what it says about the service.
-    async fn request(self: &Arc<Self>, flight: &Flight) -> Result<Arc<Snapshot>, Error> {
+    async fn request(self: &Arc<Self>, flight: &InFlightRequest) -> Result<Arc<Snapshot>, Error> {
         let mut sent = None;
         let request = async {
             let slot = self.slots.acquire(flight.base.is_some()).await;
@@ -190,13 +190,13 @@ impl Service {
     }
 
     /// Makes the request of a flight; tells its waiters when it takes long.
-    async fn request_in_sight(self: &Arc<Self>, flight: &Flight) -> Result<Arc<Snapshot>, Error> {
+    async fn request_in_sight(self: &Arc<Self>, flight: &InFlightRequest) -> Result<Arc<Snapshot>, Error> {
         let mut request = std::pin::pin!(self.request(flight));
         tokio::select! {
             biased;
             outcome = &mut request => outcome,
             () = tokio::time::sleep(self.max_wait) => {
-                self.flights.late(&flight.context, flight.id);
+                self.in_flight.mark_slow(&flight.context, flight.id);
                 request.await
             }
         }
