@@ -14,7 +14,7 @@ use quick_cache::{
     sync::{Cache as Entries, DefaultLifecycle},
 };
 
-use crate::cache::entry::{Ages, ByContext, OVERHEAD, Snapshot};
+use crate::cache::entry::{Ages, ByContext, CacheEntry, OVERHEAD};
 
 /// The generation of what is known, and whether the stream that raises it is open. Both in one word, so that "open"
 /// cannot be seen before the generation that was raised with it.
@@ -60,7 +60,7 @@ impl Clock {
 
 /// The answers that are kept: as many as were asked for, within the bytes allowed.
 pub(crate) struct Cache {
-    entries: Entries<ByContext, Arc<Snapshot>, Weight, RandomState>,
+    entries: Entries<ByContext, Arc<CacheEntry>, Weight, RandomState>,
     ages: Ages,
 }
 
@@ -72,9 +72,9 @@ struct Weight {
     most: u64,
 }
 
-impl Weighter<ByContext, Arc<Snapshot>> for Weight {
-    fn weight(&self, _: &ByContext, snapshot: &Arc<Snapshot>) -> u64 {
-        self.share.max(snapshot.bytes() as u64).min(self.most)
+impl Weighter<ByContext, Arc<CacheEntry>> for Weight {
+    fn weight(&self, _: &ByContext, entry: &Arc<CacheEntry>) -> u64 {
+        self.share.max(entry.bytes() as u64).min(self.most)
     }
 }
 
@@ -103,27 +103,27 @@ impl Cache {
     }
 
     /// Finds the answer of a context, whatever its age.
-    pub(crate) fn get(&self, context: &[u8]) -> Option<Arc<Snapshot>> {
+    pub(crate) fn get(&self, context: &[u8]) -> Option<Arc<CacheEntry>> {
         self.entries.get(context)
     }
 
     /// Finds the answer of a context if it is as good as new.
-    pub(crate) fn fresh(&self, context: &[u8], tick: Tick, now: Instant) -> Option<Arc<Snapshot>> {
-        self.get(context).filter(|snapshot| snapshot.is_fresh(tick, now, &self.ages))
+    pub(crate) fn fresh(&self, context: &[u8], tick: Tick, now: Instant) -> Option<Arc<CacheEntry>> {
+        self.get(context).filter(|entry| entry.is_fresh(tick, now, &self.ages))
     }
 
     /// Keeps an answer, unless a newer one of the context is kept. Not atomic: whoever calls it for one context must do
     /// so one at a time.
-    pub(crate) fn put(&self, snapshot: &Arc<Snapshot>) {
-        let known = self.entries.peek(snapshot.context());
-        if known.is_none_or(|known| snapshot.is_newer_than(&known)) {
-            self.entries.insert(ByContext(Arc::clone(snapshot)), Arc::clone(snapshot));
+    pub(crate) fn put(&self, entry: &Arc<CacheEntry>) {
+        let known = self.entries.peek(entry.context());
+        if known.is_none_or(|known| entry.is_newer_than(&known)) {
+            self.entries.insert(ByContext(Arc::clone(entry)), Arc::clone(entry));
         }
     }
 
     /// How many contexts are kept, and how many bytes they take.
     pub(crate) fn size(&self) -> (u64, u64) {
-        let bytes = self.entries.iter().map(|(_, snapshot)| snapshot.bytes() as u64).sum();
+        let bytes = self.entries.iter().map(|(_, entry)| entry.bytes() as u64).sum();
         (self.entries.len() as u64, bytes)
     }
 }
@@ -135,7 +135,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{context::canonical::CanonicalContext, flags::flag_set::Answer};
+    use crate::{context::canonical::CanonicalContext, flags::flag_set::FlagSet};
 
     const HOUR: Duration = Duration::from_secs(3_600);
 
@@ -143,19 +143,19 @@ mod tests {
         Cache::new(contexts, bytes, Ages { open: HOUR, closed: HOUR, stale: HOUR })
     }
 
-    fn snapshot(context: usize, answer_bytes: usize) -> Arc<Snapshot> {
+    fn entry(context: usize, answer_bytes: usize) -> Arc<CacheEntry> {
         let context = CanonicalContext::from_bytes(format!("context {context}").as_bytes());
         let values = json!({"large": "x".repeat(answer_bytes)}).as_object().unwrap().clone();
-        Arc::new(Snapshot::timeless(&context, Arc::new(Answer::of_values(values, "STATIC"))))
+        Arc::new(CacheEntry::timeless(&context, Arc::new(FlagSet::of_values(values, "STATIC"))))
     }
 
     #[test]
     fn as_many_are_kept_as_were_asked_for() {
         for contexts in [1, 2, 10, 100] {
             let cache = cache(contexts, 256 << 20);
-            (0..contexts).for_each(|number| cache.put(&snapshot(number, 0)));
+            (0..contexts).for_each(|number| cache.put(&entry(number, 0)));
             assert_eq!(cache.size().0, contexts as u64);
-            (contexts..3 * contexts).for_each(|number| cache.put(&snapshot(number, 0)));
+            (contexts..3 * contexts).for_each(|number| cache.put(&entry(number, 0)));
             assert!((1..=contexts as u64).contains(&cache.size().0), "{} of {contexts}", cache.size().0);
         }
     }
@@ -165,12 +165,12 @@ mod tests {
         for (contexts, bytes) in [(10_000, 256 << 20), (10_000, 1 << 20), (1, 1 << 20)] {
             let cache = cache(contexts, bytes);
             for large in [1 << 20, 4 << 20, 16 << 20] {
-                let large = snapshot(0, large);
+                let large = entry(0, large);
                 cache.put(&large);
                 assert!(cache.get(large.context()).is_some(), "{} bytes of {bytes}", large.bytes());
                 // Others go on.
-                cache.put(&snapshot(1, 0));
-                assert!(cache.get(snapshot(1, 0).context()).is_some());
+                cache.put(&entry(1, 0));
+                assert!(cache.get(entry(1, 0).context()).is_some());
             }
         }
     }

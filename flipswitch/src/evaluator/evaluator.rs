@@ -21,7 +21,7 @@ use self::request_task::{Probe, RequestTask};
 use crate::{
     ConfigError, Error, Flags, Stats,
     cache::cache::{Cache, Clock, Tick},
-    cache::entry::{Ages, Snapshot},
+    cache::entry::{Ages, CacheEntry},
     config::{ApiKey, BaseUrl},
     context::canonical::CanonicalContext,
     evaluator::circuit_breaker::{self as pause, Pause},
@@ -30,7 +30,7 @@ use crate::{
     events::bus::Hub,
     events::events::{FlagChangeEvent, Untold},
     events::health::{Condition, Sign},
-    flags::flag_set::Answer,
+    flags::flag_set::FlagSet,
     flags::override_file::Overrides,
     provider::builder::Settings,
     runtime::Home,
@@ -56,7 +56,7 @@ pub(crate) struct Service {
     slots: Slots,
     startup: watch::Sender<Startup>,
     counters: Counters,
-    bootstrap: Option<Arc<Answer>>,
+    bootstrap: Option<Arc<FlagSet>>,
     overrides: Option<Overrides>,
     request_timeout: Duration,
     max_wait: Duration,
@@ -296,9 +296,9 @@ impl Service {
 
     /// Answers from memory if what is there is as good as new.
     pub(crate) fn known(&self, context: &[u8], tick: Tick) -> Option<Flags> {
-        let snapshot = self.cache.fresh(context, tick, Instant::now())?;
+        let entry = self.cache.fresh(context, tick, Instant::now())?;
         self.counters.hits.count();
-        Some(Flags::fresh(snapshot))
+        Some(Flags::fresh(entry))
     }
 
     /// Answers what [`known`](Self::known) does not know, where the service is not to be asked at present.
@@ -310,14 +310,14 @@ impl Service {
 
     /// Answers what [`known`](Self::known) does not know from what memory has nevertheless, and has it asked for anew.
     pub(crate) fn last_known(self: &Arc<Self>, context: &CanonicalContext, tick: Tick) -> Option<Flags> {
-        let snapshot = self.servable(context)?;
+        let entry = self.servable(context)?;
         self.counters.misses.count();
         self.counters.stale_served.count();
-        let base = || Some(Arc::clone(&snapshot));
+        let base = || Some(Arc::clone(&entry));
         if let JoinOutcome::Wait(_, Some(request)) = self.in_flight.join(context, tick.generation, base, |_| false) {
             self.spawn(request);
         }
-        Some(Flags::stale(snapshot, None))
+        Some(Flags::stale(entry, None))
     }
 
     /// Answers with the help of the service; for what [`known`](Self::known) does not know.
@@ -331,7 +331,7 @@ impl Service {
         let joined =
             self.in_flight.join(&context, tick.generation, base, |known| known.is_fresh(tick, now, self.cache.ages()));
         let waiter = match joined {
-            JoinOutcome::Cached(snapshot) => return Flags::fresh(snapshot),
+            JoinOutcome::Cached(entry) => return Flags::fresh(entry),
             JoinOutcome::Wait(waiter, None) => {
                 self.counters.coalesced.count();
                 if let Some(request) = waiter.queued() {
@@ -352,7 +352,7 @@ impl Service {
             () = self.home.stopping() => in_flight::WaitOutcome::Lost,
         };
         match heard {
-            in_flight::WaitOutcome::Answered(snapshot) => Flags::fresh(snapshot),
+            in_flight::WaitOutcome::Answered(entry) => Flags::fresh(entry),
             in_flight::WaitOutcome::Failed(error) => self.without(&context, Some(error)),
             in_flight::WaitOutcome::Slow => match old {
                 Some(old) => {
@@ -404,16 +404,16 @@ impl Service {
     }
 
     /// The last answer of a context, if it may still be served.
-    fn servable(&self, context: &CanonicalContext) -> Option<Arc<Snapshot>> {
-        let snapshot = self.cache.get(context.as_bytes())?;
-        snapshot.may_be_served(Instant::now(), self.cache.ages()).then_some(snapshot)
+    fn servable(&self, context: &CanonicalContext) -> Option<Arc<CacheEntry>> {
+        let entry = self.cache.get(context.as_bytes())?;
+        entry.may_be_served(Instant::now(), self.cache.ages()).then_some(entry)
     }
 
     /// Answers without the service: with what was known last, what the operator wrote down, or nothing.
     fn without(&self, context: &CanonicalContext, error: Option<Arc<Error>>) -> Flags {
-        if let Some(snapshot) = self.servable(context) {
+        if let Some(entry) = self.servable(context) {
             self.counters.stale_served.count();
-            return Flags::stale(snapshot, error);
+            return Flags::stale(entry, error);
         }
         // An old answer that was at hand a moment ago may have just been dropped or grown too old.
         let error = error.unwrap_or_else(|| Arc::new(Error::Timeout));
@@ -433,21 +433,17 @@ impl Service {
         drop(self.home.spawn(request_task.run()));
     }
 
-    fn complete(&self, request: &InFlightRequest, outcome: Result<Arc<Snapshot>, Error>) -> Option<InFlightRequest> {
+    fn complete(&self, request: &InFlightRequest, outcome: Result<Arc<CacheEntry>, Error>) -> Option<InFlightRequest> {
         match &outcome {
             Ok(_) => drop(self.refusals.remove(&request.context)),
             Err(error) if pause::concerns_one(error) => self.remember_refusal(request, error),
             Err(_) => {}
         }
         let answered = outcome.as_ref().ok().filter(|_| request.context.is_start_up()).map(Arc::clone);
-        let next = self.in_flight.complete(
-            request,
-            outcome,
-            |snapshot| self.cache.put(snapshot),
-            || self.clock.now().generation,
-        );
-        if let Some(snapshot) = answered {
-            self.start_up_answered(&snapshot);
+        let next =
+            self.in_flight.complete(request, outcome, |entry| self.cache.put(entry), || self.clock.now().generation);
+        if let Some(entry) = answered {
+            self.start_up_answered(&entry);
         }
         next
     }

@@ -10,7 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use tokio::sync::watch;
 
-use crate::{Error, cache::entry::Snapshot, context::canonical::CanonicalContext};
+use crate::{Error, cache::entry::CacheEntry, context::canonical::CanonicalContext};
 
 /// The table of in_flight. It locks for the blink of an eye, never across an await.
 #[derive(Default)]
@@ -44,7 +44,7 @@ struct Progress {
     /// The latest request that brought an answer, and the newest answer that was brought: a request that started later may
     /// have been sent earlier.
     answered: u64,
-    answer: Option<Arc<Snapshot>>,
+    answer: Option<Arc<CacheEntry>>,
     /// The latest request that failed, and why.
     failed: u64,
     error: Option<Arc<Error>>,
@@ -62,14 +62,14 @@ pub(crate) struct InFlightRequest {
     /// The generation that the request is sure to see.
     pub(crate) generation: u64,
     /// The answer that was known at the start, with its tag. It belongs to the request: the cache may lose its own.
-    pub(crate) base: Option<Arc<Snapshot>>,
+    pub(crate) base: Option<Arc<CacheEntry>>,
     /// Nobody waits for it: it tries whether the service is back.
     pub(crate) probe: bool,
 }
 
 impl InFlightRequest {
     /// The answer that the request may build on: an answer of a generation before `since` was had with another API key.
-    pub(crate) fn base_since(&self, since: u64) -> Option<&Snapshot> {
+    pub(crate) fn base_since(&self, since: u64) -> Option<&CacheEntry> {
         self.base.as_deref().filter(|base| base.generation >= since)
     }
 }
@@ -80,7 +80,7 @@ pub(crate) enum JoinOutcome {
     /// It waits, and, if there is one, this request is to be started.
     Wait(Waiter, Option<InFlightRequest>),
     /// The answer has come meanwhile.
-    Cached(Arc<Snapshot>),
+    Cached(Arc<CacheEntry>),
 }
 
 /// A place among those who wait for a context.
@@ -96,7 +96,7 @@ pub(crate) struct Waiter {
 #[derive(Debug)]
 pub(crate) enum WaitOutcome {
     /// An answer that is good enough.
-    Answered(Arc<Snapshot>),
+    Answered(Arc<CacheEntry>),
     /// The request failed.
     Failed(Arc<Error>),
     /// It takes longer than a reader with an old answer waits.
@@ -112,13 +112,13 @@ impl InFlightRequests {
         &self,
         context: &CanonicalContext,
         need: u64,
-        base: impl Fn() -> Option<Arc<Snapshot>>,
-        known: impl FnOnce(&Arc<Snapshot>) -> bool,
+        base: impl Fn() -> Option<Arc<CacheEntry>>,
+        known: impl FnOnce(&Arc<CacheEntry>) -> bool,
     ) -> JoinOutcome {
         let mut table = self.lock();
         let base = base();
-        if let Some(snapshot) = base.as_ref().filter(|snapshot| known(snapshot)) {
-            return JoinOutcome::Cached(Arc::clone(snapshot));
+        if let Some(entry) = base.as_ref().filter(|entry| known(entry)) {
+            return JoinOutcome::Cached(Arc::clone(entry));
         }
         let Table { entries, last_id } = &mut *table;
         let entry = entries.entry(context.clone()).or_insert_with(Entry::new);
@@ -148,7 +148,7 @@ impl InFlightRequests {
         &self,
         context: &CanonicalContext,
         generation: u64,
-        base: Option<Arc<Snapshot>>,
+        base: Option<Arc<CacheEntry>>,
     ) -> Option<InFlightRequest> {
         let mut table = self.lock();
         let Table { entries, last_id } = &mut *table;
@@ -172,8 +172,8 @@ impl InFlightRequests {
     pub(crate) fn complete(
         &self,
         request: &InFlightRequest,
-        outcome: Result<Arc<Snapshot>, Error>,
-        keep: impl FnOnce(&Arc<Snapshot>),
+        outcome: Result<Arc<CacheEntry>, Error>,
+        keep: impl FnOnce(&Arc<CacheEntry>),
         generation: impl FnOnce() -> u64,
     ) -> Option<InFlightRequest> {
         let mut table = self.lock();
@@ -183,9 +183,9 @@ impl InFlightRequests {
         let overtaken = position + 1 < entry.running.len();
         entry.running.remove(position);
         let base = match &outcome {
-            Ok(snapshot) => {
-                keep(snapshot);
-                Some(Arc::clone(snapshot))
+            Ok(entry) => {
+                keep(entry);
+                Some(Arc::clone(entry))
             }
             Err(_) => request.base.clone(),
         };
@@ -202,10 +202,10 @@ impl InFlightRequests {
         progress.send_if_modified(|progress| {
             progress.generation = progress.generation.max(request.generation);
             match outcome {
-                Ok(snapshot) => {
+                Ok(entry) => {
                     progress.answered = progress.answered.max(request.id);
-                    if progress.answer.as_ref().is_none_or(|known| snapshot.is_newer_than(known)) {
-                        progress.answer = Some(snapshot);
+                    if progress.answer.as_ref().is_none_or(|known| entry.is_newer_than(known)) {
+                        progress.answer = Some(entry);
                     }
                     true
                 }
@@ -236,7 +236,7 @@ impl Entry {
         &mut self,
         context: &CanonicalContext,
         generation: u64,
-        base: Option<Arc<Snapshot>>,
+        base: Option<Arc<CacheEntry>>,
         probe: bool,
         last_id: &mut u64,
     ) -> InFlightRequest {
@@ -295,11 +295,11 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let ((_, first), (waiter, second)) = (join(0), join(1));
-        let answer = |generation| Ok(Arc::new(Snapshot::new(&context, Arc::default(), None, None, generation, now)));
+        let answer = |generation| Ok(Arc::new(CacheEntry::new(&context, Arc::default(), None, None, generation, now)));
         assert!(in_flight.complete(&second, answer(1), |_| {}, || 1).is_none());
         assert!(in_flight.complete(&first, answer(0), |_| {}, || 1).is_none());
         match spawn(waiter.wait(false)).poll() {
-            Poll::Ready(WaitOutcome::Answered(snapshot)) => assert_eq!(snapshot.generation, 1),
+            Poll::Ready(WaitOutcome::Answered(entry)) => assert_eq!(entry.generation, 1),
             other => panic!("{other:?}"),
         }
     }

@@ -19,10 +19,10 @@ use tokio_test::task::{self, Spawn};
 use crate::{
     Error,
     cache::cache::{Cache, Clock, Tick},
-    cache::entry::{Ages, Snapshot},
+    cache::entry::{Ages, CacheEntry},
     context::canonical::CanonicalContext,
     evaluator::in_flight::{InFlightRequest, InFlightRequests, JoinOutcome, WaitOutcome},
-    flags::flag_set::Answer,
+    flags::flag_set::FlagSet,
 };
 
 const CONTEXTS: usize = 3;
@@ -175,13 +175,13 @@ fn canonical(name: &str) -> CanonicalContext {
     CanonicalContext::from_bytes(name.as_bytes())
 }
 
-fn answer(context: usize, version: u64) -> Arc<Answer> {
+fn answer(context: usize, version: u64) -> Arc<FlagSet> {
     let values = Map::from_iter([("flag".to_owned(), json!([context, version]))]);
-    Arc::new(Answer::of_values(values, "STATIC"))
+    Arc::new(FlagSet::of_values(values, "STATIC"))
 }
 
 /// The context and the version that an answer was made of.
-fn parts(answer: &Answer) -> (usize, u64) {
+fn parts(answer: &FlagSet) -> (usize, u64) {
     let number = |value: &Value| value.as_u64().unwrap();
     let value = &answer.get("flag").unwrap().value;
     (number(&value[0]) as usize, number(&value[1]))
@@ -313,9 +313,9 @@ impl World {
         let seen = if aged { 0 } else { self.seen[context] };
         let evaluation = Evaluation { context, tick, announced: self.announced, seen };
         match self.cache.fresh(self.contexts[context].as_bytes(), tick, self.now) {
-            Some(snapshot) => {
-                prop_assert!(self.age(&snapshot) <= Self::limit(tick), "a fresh answer is too old");
-                self.answered(evaluation, &snapshot)
+            Some(entry) => {
+                prop_assert!(self.age(&entry) <= Self::limit(tick), "a fresh answer is too old");
+                self.answered(evaluation, &entry)
             }
             None => {
                 let good = known.filter(|known| known.generation >= tick.generation && !aged);
@@ -337,9 +337,9 @@ impl World {
             |known| known.is_fresh(tick, now, self.cache.ages()),
         );
         let (waiter, request) = match joined {
-            JoinOutcome::Cached(snapshot) => {
-                prop_assert!(self.age(&snapshot) <= Self::limit(tick), "a fresh answer is too old");
-                return self.answered(evaluation, &snapshot);
+            JoinOutcome::Cached(entry) => {
+                prop_assert!(self.age(&entry) <= Self::limit(tick), "a fresh answer is too old");
+                return self.answered(evaluation, &entry);
             }
             JoinOutcome::Wait(waiter, request) => (waiter, request),
         };
@@ -368,7 +368,7 @@ impl World {
 
     fn spawn(&mut self, request: InFlightRequest) -> TestCaseResult {
         if let Some(base) = &request.base {
-            let (context, version) = parts(&base.answer);
+            let (context, version) = parts(&base.flag_set);
             prop_assert_eq!(base.context(), request.context.as_bytes());
             prop_assert_eq!(&self.contexts[context], &request.context, "a base with the answer of another context");
             prop_assert_eq!(base.etag(), Some(&*self.tag(version)), "a base with the tag of another answer");
@@ -414,14 +414,14 @@ impl World {
         let base = request.base_since(key_generation);
         let matching = base.filter(|base| base.etag() == Some(&*self.tag(version)));
         let (answer, etag) = match matching {
-            Some(base) if !in_full => (Arc::clone(&base.answer), base.etag().map(Box::from)),
+            Some(base) if !in_full => (Arc::clone(&base.flag_set), base.etag().map(Box::from)),
             _ => (answer(context, version), Some(self.tag(version))),
         };
-        let snapshot = Snapshot::new(&request.context, answer, etag.as_deref(), base, generation, at);
-        let snapshot = Arc::new(snapshot);
-        self.complete(&request, Ok(Arc::clone(&snapshot)))?;
+        let entry = CacheEntry::new(&request.context, answer, etag.as_deref(), base, generation, at);
+        let entry = Arc::new(entry);
+        self.complete(&request, Ok(Arc::clone(&entry)))?;
         let kept = self.cache.get(request.context.as_bytes());
-        let kept = kept.is_some_and(|kept| Self::age_order(&kept) >= Self::age_order(&snapshot));
+        let kept = kept.is_some_and(|kept| Self::age_order(&kept) >= Self::age_order(&entry));
         prop_assert!(kept, "an answer that came was not kept");
         Ok(())
     }
@@ -435,7 +435,7 @@ impl World {
         self.complete(&request, Err(Error::Evaluation { code: context.to_string(), details }))
     }
 
-    fn complete(&mut self, request: &InFlightRequest, outcome: Result<Arc<Snapshot>, Error>) -> TestCaseResult {
+    fn complete(&mut self, request: &InFlightRequest, outcome: Result<Arc<CacheEntry>, Error>) -> TestCaseResult {
         let context = self.number_of(&request.context);
         let overtaken = self.of(context).any(|underway| underway.request.generation > request.generation);
         // Those who wait for an overtaken request that fails wait on. It is the one case in which they wait for a third:
@@ -447,12 +447,8 @@ impl World {
             }
             waiting.queued = false;
         }
-        let next = self.in_flight.complete(
-            request,
-            outcome,
-            |snapshot| self.cache.put(snapshot),
-            || self.clock.now().generation,
-        );
+        let next =
+            self.in_flight.complete(request, outcome, |entry| self.cache.put(entry), || self.clock.now().generation);
         next.map_or(Ok(()), |next| self.spawn(next))
     }
 
@@ -460,7 +456,7 @@ impl World {
     fn evict(&self) {
         for number in 0..32 {
             let other = canonical(&format!("other {number}"));
-            self.cache.put(&Arc::new(Snapshot::timeless(&other, Arc::default())));
+            self.cache.put(&Arc::new(CacheEntry::timeless(&other, Arc::default())));
             // Entries that are never read again would give way before those that are.
             self.cache.get(other.as_bytes());
             self.cache.get(other.as_bytes());
@@ -482,7 +478,7 @@ impl World {
         let Waiting { evaluation, has_old, slow, waited, .. } = self.waiting.remove(position);
         prop_assert!(slow || waited <= 2, "an evaluation waited for {} requests", waited);
         match heard {
-            WaitOutcome::Answered(snapshot) => self.answered(evaluation, &snapshot)?,
+            WaitOutcome::Answered(entry) => self.answered(evaluation, &entry)?,
             WaitOutcome::Failed(error) => {
                 let Error::Evaluation { code, details } = &*error else { unreachable!("{error}") };
                 prop_assert_eq!(code, &evaluation.context.to_string(), "the failure of another context");
@@ -498,18 +494,18 @@ impl World {
     }
 
     /// Checks an answer that is handed out as fresh.
-    fn answered(&mut self, evaluation: Evaluation, snapshot: &Snapshot) -> TestCaseResult {
+    fn answered(&mut self, evaluation: Evaluation, entry: &CacheEntry) -> TestCaseResult {
         let Evaluation { context, announced, seen, .. } = evaluation;
-        let (answered, version) = parts(&snapshot.answer);
-        prop_assert_eq!(snapshot.context(), self.contexts[context].as_bytes());
+        let (answered, version) = parts(&entry.flag_set);
+        prop_assert_eq!(entry.context(), self.contexts[context].as_bytes());
         prop_assert_eq!(answered, context, "the answer of another context");
         prop_assert!(version >= announced, "version {version} after {announced} was announced: {evaluation:?}");
         // A service that works out a later request first answers it with an older value, and nothing that it says tells
         // so. Only of one that works in order can be demanded that values never go back.
         prop_assert!(version >= seen || !self.orderly, "version {version} after {seen} was seen: {evaluation:?}");
         // See `remember`: an answer that the cache holds no more binds nobody.
-        let kept = self.cache.get(snapshot.context());
-        if kept.is_some_and(|kept| Self::age_order(&kept) >= Self::age_order(snapshot)) {
+        let kept = self.cache.get(entry.context());
+        if kept.is_some_and(|kept| Self::age_order(&kept) >= Self::age_order(entry)) {
             self.seen[context] = self.seen[context].max(version);
         }
         Ok(())
@@ -564,16 +560,16 @@ impl World {
         self.contexts.iter().position(|known| known == context).unwrap()
     }
 
-    fn age(&self, snapshot: &Snapshot) -> Duration {
-        self.now.saturating_duration_since(snapshot.sent_at)
+    fn age(&self, entry: &CacheEntry) -> Duration {
+        self.now.saturating_duration_since(entry.sent_at)
     }
 
     fn limit(tick: Tick) -> Duration {
         if tick.open { AGES.open } else { AGES.closed }
     }
 
-    fn age_order(snapshot: &Snapshot) -> (u64, Instant) {
-        (snapshot.generation, snapshot.sent_at)
+    fn age_order(entry: &CacheEntry) -> (u64, Instant) {
+        (entry.generation, entry.sent_at)
     }
 }
 

@@ -1,7 +1,7 @@
 //! What the service answered for one context: all its flags, found by key.
 //!
 //! Contexts mostly get the same flags, and of each flag one of few evaluations. So the keys are kept once for all answers
-//! that have the same ones, and an evaluation once for all answers that have it: a further answer is a few pointers.
+//! that have the same ones, and an evaluation once for all answers that have it: a further flag_set is a few pointers.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::{FlagError, FlagEvaluation, FlagType};
 
-/// What an answer takes besides its items, those of it that no other has: itself, and its entry with the interner.
+/// What an flag_set takes besides its items, those of it that no other has: itself, and its entry with the interner.
 const ANSWER_OVERHEAD: usize = 112;
 
 /// What an item takes besides itself and its texts: what an allocator adds to them, and its entry with the interner.
@@ -21,21 +21,21 @@ const NODE: usize = 640;
 
 /// All flags of one context. Immutable: readers share it.
 #[derive(Debug, Default)]
-pub(crate) struct Answer {
+pub(crate) struct FlagSet {
     keys: Arc<Keys>,
     /// In the order of the keys.
     items: Box<[Arc<Item>]>,
-    /// Memory that only this answer needed when it was made, about.
+    /// Memory that only this flag_set needed when it was made, about.
     bytes: usize,
 }
 
-/// The keys of an answer, sorted.
+/// The keys of an flag_set, sorted.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
     position: HashMap<Box<str>, usize>,
 }
 
-/// One item of an answer.
+/// One item of an flag_set.
 #[derive(Debug)]
 pub(crate) struct Item {
     pub(crate) key: String,
@@ -51,7 +51,7 @@ pub(crate) enum Outcome {
     Failed { code: String, details: Option<String> },
 }
 
-impl Answer {
+impl FlagSet {
     /// Takes the items in the order in which they came; of two with the same key the later wins.
     pub(crate) fn new(items: Vec<Arc<Item>>) -> Self {
         let items = sorted(items);
@@ -88,7 +88,7 @@ impl Answer {
         &self.keys
     }
 
-    /// Memory that only this answer needed when it was made, about: what it shares with others is theirs.
+    /// Memory that only this flag_set needed when it was made, about: what it shares with others is theirs.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -119,7 +119,7 @@ impl Answer {
         }
     }
 
-    /// The keys of flags that another answer has otherwise, or only one of both has.
+    /// The keys of flags that another flag_set has otherwise, or only one of both has.
     pub(crate) fn changed_keys(&self, other: &Self) -> Vec<String> {
         let differs = |item: &Arc<Item>, other: Option<&Arc<Item>>| {
             other.is_none_or(|other| !Arc::ptr_eq(item, other) && item.outcome != other.outcome)

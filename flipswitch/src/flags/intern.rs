@@ -8,7 +8,7 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::flags::flag_set::{self as answer, Answer, Item, Keys};
+use crate::flags::flag_set::{self as flag_set, FlagSet, Item, Keys};
 
 /// What was seen of late, as long as somebody holds it.
 #[derive(Default)]
@@ -19,7 +19,7 @@ struct State {
     /// Evaluations by the text of their items, which is compared in full.
     items: HashMap<Box<str>, Weak<Item>>,
     /// Answers by a hash of their items; compared item by item.
-    answers: HashMap<u64, Weak<Answer>>,
+    answers: HashMap<u64, Weak<FlagSet>>,
     /// Sets of keys, by a hash of them; compared in full.
     keys: HashMap<u64, Weak<Keys>>,
     hasher: RandomState,
@@ -48,17 +48,17 @@ impl Interner {
         Some(item)
     }
 
-    /// Returns the answer of these items, given in any order: one that is held already, or a new one.
-    pub(crate) fn answer(&self, items: Vec<Arc<Item>>) -> Arc<Answer> {
-        let items = answer::sorted(items);
+    /// Returns the flag_set of these items, given in any order: one that is held already, or a new one.
+    pub(crate) fn flag_set(&self, items: Vec<Arc<Item>>) -> Arc<FlagSet> {
+        let items = flag_set::sorted(items);
         let mut state = self.lock();
         let hash = state.hasher.hash_one(items.iter().map(Arc::as_ptr).collect::<Vec<_>>());
-        let same = |answer: &Arc<Answer>| {
-            answer.items().len() == items.len()
-                && answer.items().iter().zip(&items).all(|(one, other)| Arc::ptr_eq(one, other))
+        let same = |flag_set: &Arc<FlagSet>| {
+            flag_set.items().len() == items.len()
+                && flag_set.items().iter().zip(&items).all(|(one, other)| Arc::ptr_eq(one, other))
         };
-        if let Some(answer) = state.answers.get(&hash).and_then(Weak::upgrade).filter(same) {
-            return answer;
+        if let Some(flag_set) = state.answers.get(&hash).and_then(Weak::upgrade).filter(same) {
+            return flag_set;
         }
         let keys_hash = state.hasher.hash_one(items.iter().map(|item| item.key.as_str()).collect::<Vec<_>>());
         let keys = match state.keys.get(&keys_hash).and_then(Weak::upgrade).filter(|keys| keys.fit(&items)) {
@@ -69,10 +69,10 @@ impl Interner {
                 keys
             }
         };
-        let answer = Arc::new(Answer::with_keys(items, keys));
-        state.answers.insert(hash, Arc::downgrade(&answer));
+        let flag_set = Arc::new(FlagSet::with_keys(items, keys));
+        state.answers.insert(hash, Arc::downgrade(&flag_set));
         state.sweep();
-        answer
+        flag_set
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -88,7 +88,7 @@ impl State {
             return;
         }
         self.items.retain(|_, item| item.strong_count() > 0);
-        self.answers.retain(|_, answer| answer.strong_count() > 0);
+        self.answers.retain(|_, flag_set| flag_set.strong_count() > 0);
         self.keys.retain(|_, keys| keys.strong_count() > 0);
         self.texts = self.items.keys().map(|text| text.len()).sum();
         self.sweep_at = (2 * self.entries(), 2 * self.texts);
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
     use crate::wire::ofrep;
 
-    fn answer(interner: &Interner, values: &[(&str, i64)]) -> Arc<Answer> {
+    fn flag_set(interner: &Interner, values: &[(&str, i64)]) -> Arc<FlagSet> {
         let items: Vec<_> = values.iter().map(|(key, value)| format!(r#"{{"key":"{key}","value":{value}}}"#)).collect();
         ofrep::bulk(format!(r#"{{"flags":[{}]}}"#, items.join(",")).as_bytes(), interner).unwrap()
     }
@@ -112,26 +112,26 @@ mod tests {
     #[test]
     fn equal_answers_evaluations_and_keys_are_kept_once() {
         let interner = Interner::default();
-        let (one, same) = (answer(&interner, &[("a", 1), ("b", 2)]), answer(&interner, &[("b", 2), ("a", 1)]));
+        let (one, same) = (flag_set(&interner, &[("a", 1), ("b", 2)]), flag_set(&interner, &[("b", 2), ("a", 1)]));
         assert!(Arc::ptr_eq(&one, &same));
-        let other = answer(&interner, &[("a", 1), ("b", 3)]);
+        let other = flag_set(&interner, &[("a", 1), ("b", 3)]);
         assert!(!Arc::ptr_eq(&one, &other));
         assert!(Arc::ptr_eq(&one.items()[0], &other.items()[0]));
         assert!(Arc::ptr_eq(one.keys(), other.keys()));
         assert_eq!((one.get("b").unwrap().as_i64(), other.get("b").unwrap().as_i64()), (Some(2), Some(3)));
-        let more = answer(&interner, &[("a", 1), ("b", 2), ("c", 3)]);
+        let more = flag_set(&interner, &[("a", 1), ("b", 2), ("c", 3)]);
         assert!(!Arc::ptr_eq(one.keys(), more.keys()));
         // Also if sets of keys take turns.
-        assert!(Arc::ptr_eq(one.keys(), answer(&interner, &[("a", 7), ("b", 2)]).keys()));
+        assert!(Arc::ptr_eq(one.keys(), flag_set(&interner, &[("a", 7), ("b", 2)]).keys()));
         assert_eq!(more.get("c").unwrap().as_i64(), Some(3));
     }
 
     #[test]
     fn what_nobody_holds_is_dropped() {
         let interner = Interner::default();
-        let held = answer(&interner, &[("held", 0)]);
+        let held = flag_set(&interner, &[("held", 0)]);
         for value in 0..20_000 {
-            answer(&interner, &[("passing", value)]);
+            flag_set(&interner, &[("passing", value)]);
         }
         let state = interner.lock();
         assert!(state.entries() <= 2 * FIRST_SWEEP.0, "{}", state.entries());
@@ -142,6 +142,6 @@ mod tests {
         }
         let texts: usize = interner.lock().items.keys().map(|text| text.len()).sum();
         assert!(texts <= 2 * FIRST_SWEEP.1, "{texts}");
-        assert!(Arc::ptr_eq(&held, &answer(&interner, &[("held", 0)])));
+        assert!(Arc::ptr_eq(&held, &flag_set(&interner, &[("held", 0)])));
     }
 }

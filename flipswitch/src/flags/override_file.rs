@@ -8,7 +8,7 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use crate::{ConfigError, FlagType, flags::flag_set::Answer};
+use crate::{ConfigError, FlagType, flags::flag_set::FlagSet};
 
 /// The reason of a value that comes from the file.
 const REASON: &str = "OVERRIDE";
@@ -17,7 +17,7 @@ const REASON: &str = "OVERRIDE";
 #[derive(Debug)]
 pub(crate) struct Overrides {
     path: PathBuf,
-    values: Answer,
+    values: FlagSet,
 }
 
 impl Overrides {
@@ -40,13 +40,13 @@ impl Overrides {
                 return Err(unusable(format!("it holds no object, but this type: {}", FlagType::of_value(&other))));
             }
         };
-        Ok(Self { path: path.to_owned(), values: Answer::of_values(values, REASON) })
+        Ok(Self { path: path.to_owned(), values: FlagSet::of_values(values, REASON) })
     }
 
-    /// Puts the values over an answer.
-    pub(crate) fn over(&self, answer: &Answer) -> Arc<Answer> {
+    /// Puts the values over an flag_set.
+    pub(crate) fn over(&self, flag_set: &FlagSet) -> Arc<FlagSet> {
         // Of two with the same key the later wins.
-        Arc::new(Answer::new(answer.items().iter().chain(self.values.items()).cloned().collect()))
+        Arc::new(FlagSet::new(flag_set.items().iter().chain(self.values.items()).cloned().collect()))
     }
 
     /// Says so, loudly: whoever wonders about a value finds out here.
@@ -85,9 +85,9 @@ mod tests {
         let file = file(r#"{"theme": "dark", "new": true}"#);
         let overrides = Overrides::read(file.path(), true).unwrap();
         let Value::Object(service) = json!({"theme": "light", "limit": 10}) else { unreachable!() };
-        let answer = overrides.over(&Answer::of_values(service, "STATIC"));
+        let flag_set = overrides.over(&FlagSet::of_values(service, "STATIC"));
         let values: Vec<_> =
-            answer.iter().map(|flag| (flag.key.as_str(), flag.value.clone(), flag.reason.as_str())).collect();
+            flag_set.iter().map(|flag| (flag.key.as_str(), flag.value.clone(), flag.reason.as_str())).collect();
         let expected =
             [("limit", json!(10), "STATIC"), ("new", json!(true), "OVERRIDE"), ("theme", json!("dark"), "OVERRIDE")];
         assert_eq!(values, expected);

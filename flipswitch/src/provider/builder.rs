@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use crate::{
     ConfigError, FlagType, FlipswitchProvider,
     config::{ApiKey, BaseUrl},
-    flags::flag_set::Answer,
+    flags::flag_set::FlagSet,
     flags::override_file::Overrides,
     wire::transport::{ClientBuilder, ClientFactory},
 };
@@ -72,7 +72,7 @@ pub(crate) struct Settings {
     pub(crate) connect_timeout: Duration,
     pub(crate) max_concurrent_requests: usize,
     pub(crate) telemetry: bool,
-    pub(crate) bootstrap: Option<Answer>,
+    pub(crate) bootstrap: Option<FlagSet>,
     pub(crate) overrides: Option<Overrides>,
     pub(crate) runtime: Option<Handle>,
     pub(crate) enable_realtime: bool,
@@ -307,7 +307,7 @@ impl FlipswitchProviderBuilder {
             connect_timeout: duration("connect_timeout", self.connect_timeout)?,
             max_concurrent_requests: number("max_concurrent_requests", self.max_concurrent_requests, 1..=1_000_000)?,
             telemetry: self.telemetry,
-            bootstrap: self.bootstrap.map(|values| Ok(Answer::of_values(object(values)?, "DEFAULT"))).transpose()?,
+            bootstrap: self.bootstrap.map(|values| Ok(FlagSet::of_values(object(values)?, "DEFAULT"))).transpose()?,
             overrides: self
                 .override_file
                 .map(|path| Overrides::read(&path, cfg!(debug_assertions) || self.override_in_release))

@@ -1,4 +1,4 @@
-//! The snapshot that a caller reads.
+//! The entry that a caller reads.
 
 use std::{fmt, sync::Arc};
 
@@ -8,9 +8,9 @@ use serde_json::{Map, Value};
 
 use crate::{
     Error, FlagDef, FlagError, FlagEvaluation, FlagType,
-    cache::entry::Snapshot,
+    cache::entry::CacheEntry,
     context::canonical::{self as context, CanonicalContext},
-    flags::flag_set::Answer,
+    flags::flag_set::FlagSet,
     provider::in_memory::Log,
     wire::ofrep,
 };
@@ -42,9 +42,9 @@ pub struct Flags(Source);
 #[derive(Clone)]
 enum Source {
     /// An answer that is as good as new.
-    Fresh(Arc<Snapshot>),
+    Fresh(Arc<CacheEntry>),
     /// An answer that may be out of date, and why, if a request failed.
-    Stale(Arc<Snapshot>, Option<Arc<Error>>),
+    Stale(Arc<CacheEntry>, Option<Arc<Error>>),
     /// No answer of the service.
     Absent(Arc<Absent>),
     /// Values of a test, which keeps a record.
@@ -52,7 +52,7 @@ enum Source {
 }
 
 struct Recorded {
-    snapshot: Arc<Snapshot>,
+    entry: Arc<CacheEntry>,
     context: EvaluationContext,
     log: Arc<Log>,
 }
@@ -61,7 +61,7 @@ struct Absent {
     error: Arc<Error>,
     context: Subject,
     /// The operator's values.
-    bootstrap: Option<Arc<Answer>>,
+    bootstrap: Option<Arc<FlagSet>>,
 }
 
 enum Subject {
@@ -71,12 +71,12 @@ enum Subject {
 }
 
 impl Flags {
-    pub(crate) fn fresh(snapshot: Arc<Snapshot>) -> Self {
-        Self(Source::Fresh(snapshot))
+    pub(crate) fn fresh(entry: Arc<CacheEntry>) -> Self {
+        Self(Source::Fresh(entry))
     }
 
-    pub(crate) fn stale(snapshot: Arc<Snapshot>, error: Option<Arc<Error>>) -> Self {
-        Self(Source::Stale(snapshot, error))
+    pub(crate) fn stale(entry: Arc<CacheEntry>, error: Option<Arc<Error>>) -> Self {
+        Self(Source::Stale(entry, error))
     }
 
     pub(crate) fn absent(error: Arc<Error>, context: CanonicalContext) -> Self {
@@ -84,7 +84,7 @@ impl Flags {
     }
 
     /// The operator's values, until the service has any.
-    pub(crate) fn bootstrapped(bootstrap: Arc<Answer>, error: Arc<Error>, context: CanonicalContext) -> Self {
+    pub(crate) fn bootstrapped(bootstrap: Arc<FlagSet>, error: Arc<Error>, context: CanonicalContext) -> Self {
         let context = Subject::Canonical(context);
         Self(Source::Absent(Arc::new(Absent { error, context, bootstrap: Some(bootstrap) })))
     }
@@ -96,8 +96,8 @@ impl Flags {
     }
 
     /// Values of a test.
-    pub(crate) fn recorded(snapshot: Arc<Snapshot>, context: EvaluationContext, log: Arc<Log>) -> Self {
-        Self(Source::Recorded(Arc::new(Recorded { snapshot, context, log })))
+    pub(crate) fn recorded(entry: Arc<CacheEntry>, context: EvaluationContext, log: Arc<Log>) -> Self {
+        Self(Source::Recorded(Arc::new(Recorded { entry, context, log })))
     }
 
     /// Notes that a flag is read, if somebody wants to know.
@@ -107,10 +107,10 @@ impl Flags {
         }
     }
 
-    fn answer(&self) -> Option<&Answer> {
+    fn flag_set(&self) -> Option<&FlagSet> {
         match &self.0 {
-            Source::Recorded(recorded) => Some(&recorded.snapshot.answer),
-            Source::Fresh(snapshot) | Source::Stale(snapshot, _) => Some(&snapshot.answer),
+            Source::Recorded(recorded) => Some(&recorded.entry.flag_set),
+            Source::Fresh(entry) | Source::Stale(entry, _) => Some(&entry.flag_set),
             Source::Absent(absent) => absent.bootstrap.as_deref(),
         }
     }
@@ -169,8 +169,8 @@ impl Flags {
     }
 
     fn look_up(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
-        match (self.answer(), &self.0) {
-            (Some(answer), _) => answer.get(key),
+        match (self.flag_set(), &self.0) {
+            (Some(flags), _) => flags.get(key),
             (None, Source::Absent(absent)) => Err(FlagError::Unavailable(Error::clone(&absent.error))),
             (None, _) => Err(FlagError::NotFound),
         }
@@ -178,7 +178,7 @@ impl Flags {
 
     /// Returns all evaluated flags, sorted by key. Flags that the service could not evaluate are not among them.
     pub fn iter(&self) -> impl Iterator<Item = &FlagEvaluation> {
-        self.answer().into_iter().flat_map(Answer::iter)
+        self.flag_set().into_iter().flat_map(FlagSet::iter)
     }
 
     /// Returns the context that the flags were evaluated for, in the form in which it goes over the wire: dates are
@@ -186,8 +186,8 @@ impl Flags {
     #[must_use]
     pub fn context(&self) -> EvaluationContext {
         match &self.0 {
-            Source::Fresh(snapshot) | Source::Stale(snapshot, _) => context::decode(snapshot.context()),
-            Source::Recorded(recorded) => context::decode(recorded.snapshot.context()),
+            Source::Fresh(entry) | Source::Stale(entry, _) => context::decode(entry.context()),
+            Source::Recorded(recorded) => context::decode(recorded.entry.context()),
             Source::Absent(absent) => match &absent.context {
                 Subject::Canonical(context) => context::decode(context.as_bytes()),
                 Subject::Raw(context) => context.clone(),
@@ -288,7 +288,7 @@ impl Flags {
     /// Finds a flag that the service could evaluate.
     pub(crate) fn find(&self, key: &str) -> Option<&FlagEvaluation> {
         self.note(key);
-        self.answer()?.evaluated(key)
+        self.flag_set()?.evaluated(key)
     }
 
     /// Tells that a default is used, and why.
@@ -345,7 +345,7 @@ mod tests {
     fn flags(items: &Value) -> Flags {
         let body = json!({"flags": items}).to_string();
         let answer = ofrep::bulk(body.as_bytes(), &crate::flags::intern::Interner::default()).unwrap();
-        Flags::fresh(Arc::new(Snapshot::timeless(&CanonicalContext::start_up(), answer)))
+        Flags::fresh(Arc::new(CacheEntry::timeless(&CanonicalContext::start_up(), answer)))
     }
 
     #[test]

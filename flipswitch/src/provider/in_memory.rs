@@ -7,7 +7,7 @@ use parking_lot::{Mutex, MutexGuard};
 use open_feature::EvaluationContext;
 use serde_json::{Map, Value};
 
-use crate::{flags::flag_set::Answer, testing::Evaluated};
+use crate::{flags::flag_set::FlagSet, testing::Evaluated};
 
 /// Why a flag has its value: nobody evaluates rules here.
 const REASON: &str = "STATIC";
@@ -24,7 +24,7 @@ struct State {
     values: Map<String, Value>,
     exceptions: Vec<Arc<Exception>>,
     /// The values without exceptions.
-    common: Arc<Answer>,
+    common: Arc<FlagSet>,
 }
 
 /// A value that some have.
@@ -36,12 +36,12 @@ pub(crate) struct Exception {
 
 impl Memory {
     pub(crate) fn new(values: Map<String, Value>, log: Option<Arc<Log>>) -> Self {
-        let common = Arc::new(Answer::of_values(values.clone(), REASON));
+        let common = Arc::new(FlagSet::of_values(values.clone(), REASON));
         Self { state: Mutex::new(State { values, exceptions: Vec::new(), common }), log }
     }
 
     /// All flags for a context.
-    pub(crate) fn answer(&self, context: &EvaluationContext) -> Arc<Answer> {
+    pub(crate) fn flag_set(&self, context: &EvaluationContext) -> Arc<FlagSet> {
         let (common, exceptions) = {
             let state = self.lock();
             (Arc::clone(&state.common), state.exceptions.clone())
@@ -54,8 +54,8 @@ impl Memory {
         if exceptional.is_empty() {
             return common;
         }
-        let exceptional = Answer::of_values(exceptional, EXCEPTIONAL);
-        Arc::new(Answer::new(common.items().iter().chain(exceptional.items()).cloned().collect()))
+        let exceptional = FlagSet::of_values(exceptional, EXCEPTIONAL);
+        Arc::new(FlagSet::new(common.items().iter().chain(exceptional.items()).cloned().collect()))
     }
 
     /// Sets a flag for everybody.
@@ -89,7 +89,7 @@ impl Memory {
 
 impl State {
     fn renew(&mut self) {
-        self.common = Arc::new(Answer::of_values(self.values.clone(), REASON));
+        self.common = Arc::new(FlagSet::of_values(self.values.clone(), REASON));
     }
 }
 

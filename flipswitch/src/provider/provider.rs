@@ -20,7 +20,7 @@ use time::OffsetDateTime;
 use crate::{
     ConfigError, Error, FlagEvaluation, FlagType, Flags, FlipswitchProviderBuilder, ReadyError, RequestScope, Stats,
     cache::cache::Tick,
-    cache::entry::Snapshot,
+    cache::entry::CacheEntry,
     config::ApiKey,
     context::buffer::Buffer,
     context::canonical::{self as context, CanonicalContext},
@@ -243,10 +243,10 @@ impl FlipswitchProvider {
             }
             Source::Memory(memory) => {
                 let canonical = CanonicalContext::from_bytes(&canonical);
-                let snapshot = Arc::new(Snapshot::timeless(&canonical, memory.answer(context)));
+                let entry = Arc::new(CacheEntry::timeless(&canonical, memory.flag_set(context)));
                 Ok(match &memory.log {
-                    None => Flags::fresh(snapshot),
-                    Some(log) => Flags::recorded(snapshot, context.clone(), Arc::clone(log)),
+                    None => Flags::fresh(entry),
+                    Some(log) => Flags::recorded(entry, context.clone(), Arc::clone(log)),
                 })
             }
         }

@@ -1,4 +1,4 @@
-//! Keeps the start-up context's answer up to date: what is asked for in the background, and nothing else is.
+//! Keeps the start-up context's flag_set up to date: what is asked for in the background, and nothing else is.
 //!
 //! It is how changes are noticed while the stream is away, and how they are named that happened meanwhile.
 
@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use crate::{
-    evaluator::evaluator::Service, events::events::FlagChangeEvent, events::health::Sign, flags::flag_set::Answer,
+    evaluator::evaluator::Service, events::events::FlagChangeEvent, events::health::Sign, flags::flag_set::FlagSet,
     wire::backoff,
 };
 
@@ -25,7 +25,7 @@ const SPREAD: Duration = Duration::from_millis(500);
 /// Names of flags whose change was told, up to this number; more count as all.
 const NAMES: usize = 1_024;
 
-/// What is to be asked for, and what is known of the answer.
+/// What is to be asked for, and what is known of the flag_set.
 #[derive(Debug)]
 pub(crate) struct Refresh {
     soon: Notify,
@@ -35,8 +35,8 @@ pub(crate) struct Refresh {
 
 #[derive(Debug, Default)]
 struct Known {
-    answer: Option<Arc<Answer>>,
-    /// What the application was told of since that answer.
+    flag_set: Option<Arc<FlagSet>>,
+    /// What the application was told of since that flag_set.
     told: Told,
 }
 
@@ -95,15 +95,15 @@ impl Refresh {
         self.lock().told = Told::default();
     }
 
-    /// Takes a new answer, and returns the keys of flags that changed and that the application was not told of.
-    pub(crate) fn answered(&self, answer: &Arc<Answer>) -> Vec<String> {
+    /// Takes a new flag_set, and returns the keys of flags that changed and that the application was not told of.
+    pub(crate) fn answered(&self, flag_set: &Arc<FlagSet>) -> Vec<String> {
         let (before, told) = {
             let mut known = self.lock();
-            (known.answer.replace(Arc::clone(answer)), std::mem::take(&mut known.told))
+            (known.flag_set.replace(Arc::clone(flag_set)), std::mem::take(&mut known.told))
         };
         match (before, told) {
             (Some(before), Told::Flags(told)) => {
-                let mut changed = before.changed_keys(answer);
+                let mut changed = before.changed_keys(flag_set);
                 changed.retain(|key| !told.contains(key));
                 changed
             }
@@ -187,23 +187,23 @@ mod tests {
 
     use super::*;
 
-    fn answer(values: &Value) -> Arc<Answer> {
-        Arc::new(Answer::of_values(values.as_object().unwrap().clone(), "STATIC"))
+    fn flag_set(values: &Value) -> Arc<FlagSet> {
+        Arc::new(FlagSet::of_values(values.as_object().unwrap().clone(), "STATIC"))
     }
 
     #[test]
     fn changes_are_named_unless_they_were_told() {
         let refresh = Refresh::new();
-        let first = answer(&json!({"a": 1, "b": 1, "c": 1}));
+        let first = flag_set(&json!({"a": 1, "b": 1, "c": 1}));
         assert!(refresh.answered(&first).is_empty(), "there was nothing before");
         assert!(refresh.answered(&first).is_empty());
-        let second = answer(&json!({"a": 2, "c": 1, "d": 1}));
+        let second = flag_set(&json!({"a": 2, "c": 1, "d": 1}));
         let mut changed = refresh.answered(&second);
         changed.sort();
         // Other allocations of an equal flag are equal as well.
         assert_eq!(changed, ["a", "b", "d"]);
         refresh.told(&FlagChangeEvent::of("a".into()));
-        let third = answer(&json!({"a": 3, "c": 2, "d": 1}));
+        let third = flag_set(&json!({"a": 3, "c": 2, "d": 1}));
         assert_eq!(refresh.answered(&third), ["c"]);
         refresh.told(&FlagChangeEvent::all());
         assert!(refresh.answered(&first).is_empty());

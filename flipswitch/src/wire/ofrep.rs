@@ -10,7 +10,7 @@ use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
     Error, FlagEvaluation, FlagType,
-    flags::flag_set::{Answer, Item, Outcome},
+    flags::flag_set::{FlagSet, Item, Outcome},
     flags::intern::Interner,
 };
 
@@ -30,18 +30,18 @@ struct Unreadable {
     result: Option<Box<Unreadable>>,
 }
 
-/// Reads the body of a bulk answer with status 200.
+/// Reads the body of a bulk flag_set with status 200.
 ///
 /// # Errors
 ///
 /// [`Error::Decode`] if the body is not JSON or has no list of flags. What is wrong with one item is that flag's error
 /// and nobody else's.
-pub(crate) fn bulk(body: &[u8], interner: &Interner) -> Result<Arc<Answer>, Error> {
+pub(crate) fn bulk(body: &[u8], interner: &Interner) -> Result<Arc<FlagSet>, Error> {
     let Bulk { flags } = serde_json::from_slice(body).map_err(|error| Error::json(&error))?;
     // Of their own, and no larger than need be: they stay, and what is cut off later is hard to use again.
     let mut items = Vec::with_capacity(flags.len());
     items.extend(flags.into_iter().filter_map(|raw| interner.item(raw.get(), || item(raw))));
-    Ok(interner.answer(items))
+    Ok(interner.flag_set(items))
 }
 
 /// Reads one item; `None` for one without a key, which OFREP has us skip.
@@ -87,7 +87,7 @@ fn evaluated(mut fields: Map<String, Value>) -> Option<Item> {
     Some(Item { key, outcome: Outcome::Evaluated(flag) })
 }
 
-/// Reads the body of an answer that refuses the evaluation; `None` if it is not in OFREP's form.
+/// Reads the body of an flag_set that refuses the evaluation; `None` if it is not in OFREP's form.
 pub(crate) fn refusal(body: &[u8]) -> Option<Error> {
     let mut fields: Map<String, Value> = serde_json::from_slice(body).ok()?;
     let code = text(fields.remove("errorCode"))?;
@@ -130,21 +130,21 @@ mod tests {
     use super::*;
     use crate::FlagError;
 
-    fn read(body: &[u8]) -> Result<Arc<Answer>, Error> {
+    fn read(body: &[u8]) -> Result<Arc<FlagSet>, Error> {
         bulk(body, &Interner::default())
     }
 
-    fn answer(items: &Value) -> Arc<Answer> {
+    fn flag_set(items: &Value) -> Arc<FlagSet> {
         read(json!({"flags": items}).to_string().as_bytes()).unwrap()
     }
 
     #[test]
     fn a_full_item_keeps_everything() {
-        let answer = answer(&json!([{
+        let flag_set = flag_set(&json!([{
             "key": "dark-mode", "value": true, "variant": "enabled", "reason": "TARGETING_MATCH",
             "metadata": {"flagType": "boolean", "owner": "web"}, "future": {"field": 1}
         }]));
-        let flag = answer.get("dark-mode").unwrap();
+        let flag = flag_set.get("dark-mode").unwrap();
         assert_eq!(flag.value, json!(true));
         assert_eq!(flag.flag_type, FlagType::Boolean);
         assert_eq!(flag.variant.as_deref(), Some("enabled"));
@@ -154,24 +154,24 @@ mod tests {
 
     #[test]
     fn absent_and_odd_fields_are_no_error() {
-        let answer = answer(&json!([
+        let flag_set = flag_set(&json!([
             {"key": "bare", "value": 1},
             {"key": "nulls", "value": "x", "variant": null, "reason": null, "metadata": null},
             {"key": "odd", "value": 2, "variant": 7, "reason": [], "metadata": "none"},
             {"key": "code-default", "reason": "DISABLED"},
         ]));
         for key in ["bare", "nulls", "odd"] {
-            let flag = answer.get(key).unwrap();
+            let flag = flag_set.get(key).unwrap();
             assert_eq!((flag.variant.as_deref(), flag.reason.as_str()), (None, "UNKNOWN"), "{key}");
             assert!(flag.metadata.is_empty(), "{key}");
         }
-        let flag = answer.get("code-default").unwrap();
+        let flag = flag_set.get("code-default").unwrap();
         assert_eq!((&flag.value, flag.reason.as_str()), (&Value::Null, "DISABLED"));
     }
 
     #[test]
     fn items_may_be_wrapped_doubled_without_key_or_no_objects() {
-        let answer = answer(&json!([
+        let flag_set = flag_set(&json!([
             {"key": "twice", "value": 1},
             {"result": {"key": "inside", "value": 2}},
             {"key": "outside", "result": {"value": 3}},
@@ -179,30 +179,30 @@ mod tests {
             {"value": 4}, {"key": null, "value": 4}, {"key": 5, "value": 4}, 6, null, [],
             {"key": "twice", "value": 7},
         ]));
-        let values: Vec<_> = answer.iter().map(|flag| (flag.key.as_str(), flag.as_i64().unwrap())).collect();
+        let values: Vec<_> = flag_set.iter().map(|flag| (flag.key.as_str(), flag.as_i64().unwrap())).collect();
         assert_eq!(values, [("inside", 2), ("outside", 3), ("own", 5), ("twice", 7)]);
     }
 
     #[test]
     fn an_error_item_is_that_flags_error() {
-        let answer = answer(&json!([
+        let flag_set = flag_set(&json!([
             {"key": "good", "value": 1},
             {"key": "bad", "errorCode": "PARSE_ERROR", "errorDetails": "line 3\r\n\u{7}of targeting"},
         ]));
-        assert!(answer.get("good").is_ok());
-        let Err(FlagError::Evaluation { code, details }) = answer.get("bad") else { panic!("an error") };
+        assert!(flag_set.get("good").is_ok());
+        let Err(FlagError::Evaluation { code, details }) = flag_set.get("bad") else { panic!("an error") };
         assert_eq!((code.as_str(), details.as_deref()), ("PARSE_ERROR", Some("line 3of targeting")));
-        assert!(matches!(answer.get("other"), Err(FlagError::NotFound)));
-        assert_eq!(answer.iter().count(), 1);
+        assert!(matches!(flag_set.get("other"), Err(FlagError::NotFound)));
+        assert_eq!(flag_set.iter().count(), 1);
     }
 
     #[test]
     fn a_number_that_nothing_can_hold_spoils_only_its_own_flag() {
         let huge = br#"{"flags":[{"key":"huge","value":1e999},{"result":{"key":"in","value":1e999}},{"key":"good","value":1}]}"#;
-        let answer = read(huge).unwrap();
-        assert!(matches!(answer.get("in"), Err(FlagError::Evaluation { .. })));
-        assert!(matches!(answer.get("huge"), Err(FlagError::Evaluation { code, .. }) if code == "PARSE_ERROR"));
-        assert_eq!(answer.get("good").unwrap().as_i64(), Some(1));
+        let flag_set = read(huge).unwrap();
+        assert!(matches!(flag_set.get("in"), Err(FlagError::Evaluation { .. })));
+        assert!(matches!(flag_set.get("huge"), Err(FlagError::Evaluation { code, .. }) if code == "PARSE_ERROR"));
+        assert_eq!(flag_set.get("good").unwrap().as_i64(), Some(1));
     }
 
     #[test]

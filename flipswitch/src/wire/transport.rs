@@ -22,7 +22,7 @@ use crate::{
     config::{ApiKey, BaseUrl},
     context::canonical::CanonicalContext,
     error::Chain,
-    flags::flag_set::Answer,
+    flags::flag_set::FlagSet,
     flags::intern::Interner,
     provider::builder::Settings,
     wire::ofrep,
@@ -117,8 +117,8 @@ impl Transport {
         let etag = etag.filter(|etag| (1..=MAX_ETAG).contains(&etag.len())).map(Box::from);
         match response.status() {
             StatusCode::OK => {
-                let answer = ofrep::bulk(&body(response, MAX_ANSWER).await?, &self.interner)?;
-                Ok(Bulk::Answer { answer, etag })
+                let flag_set = ofrep::bulk(&body(response, MAX_ANSWER).await?, &self.interner)?;
+                Ok(Bulk::Flags { flag_set, etag })
             }
             StatusCode::NOT_MODIFIED => Ok(Bulk::NotModified { etag }),
             // OFREP knows no 404 for bulk; services that have no flags yet send it.
@@ -126,7 +126,7 @@ impl Transport {
                 if !self.told_not_found.swap(true, Ordering::Relaxed) {
                     tracing::warn!(target: "flipswitch", url = %self.bulk, "404: taken for \"no flags yet\"; is the base URL right?");
                 }
-                Ok(Bulk::Answer { answer: Arc::default(), etag: None })
+                Ok(Bulk::Flags { flag_set: Arc::default(), etag: None })
             }
             _ => Err(failure(response).await),
         }
@@ -175,8 +175,8 @@ pub(crate) struct Refused {
 /// An answer to a bulk request.
 #[derive(Debug)]
 pub(crate) enum Bulk {
-    Answer {
-        answer: Arc<Answer>,
+    Flags {
+        flag_set: Arc<FlagSet>,
         etag: Option<Box<[u8]>>,
     },
     /// What is known under the tag is still right.

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use super::{Heard, Service, lock};
 use crate::{
-    cache::entry::Snapshot,
+    cache::entry::CacheEntry,
     events::bus::Wakers,
     events::events::{ConnectionStatus, FlagChangeEvent, ProviderEvent, ProviderEvents},
     events::health::{Health, Sign},
@@ -122,17 +122,17 @@ impl Service {
     }
 
     /// Takes a new answer for the start-up context: tells the application what changed in it.
-    pub(super) fn start_up_answered(&self, snapshot: &Arc<Snapshot>) {
-        let kept = self.cache.get(snapshot.context());
-        if kept.is_some_and(|kept| !Arc::ptr_eq(&kept, snapshot)) {
+    pub(super) fn start_up_answered(&self, entry: &Arc<CacheEntry>) {
+        let kept = self.cache.get(entry.context());
+        if kept.is_some_and(|kept| !Arc::ptr_eq(&kept, entry)) {
             // It was overtaken.
             return;
         }
         let tick = self.clock.now();
-        if snapshot.generation >= tick.generation {
+        if entry.generation >= tick.generation {
             self.commands.refetched();
         }
-        let changed = self.refresh.answered(&snapshot.answer);
+        let changed = self.refresh.answered(&entry.flag_set);
         if !changed.is_empty() && !tick.open {
             // Nobody has said so yet.
             self.clock.raise();

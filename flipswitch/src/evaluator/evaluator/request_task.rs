@@ -8,7 +8,7 @@ use std::{
 use super::{Service, Startup};
 use crate::{
     Error,
-    cache::entry::Snapshot,
+    cache::entry::CacheEntry,
     context::canonical::CanonicalContext,
     error::Chain,
     evaluator::circuit_breaker as pause,
@@ -83,7 +83,7 @@ impl Drop for Probe {
 
 impl Service {
     /// Makes one request, and draws from it what it says about the service.
-    async fn request(self: &Arc<Self>, flight: &InFlightRequest) -> Result<Arc<Snapshot>, Error> {
+    async fn request(self: &Arc<Self>, flight: &InFlightRequest) -> Result<Arc<CacheEntry>, Error> {
         let mut sent = None;
         let request = async {
             let slot = self.slots.acquire(flight.base.is_some()).await;
@@ -99,12 +99,12 @@ impl Service {
             self.counters.requests.count();
             let etag = base.and_then(|base| base.etag());
             let (answer, etag) = match (self.transport.bulk(&flight.context, etag).await?, base) {
-                (Bulk::Answer { answer, etag }, _) => {
-                    (self.overrides.as_ref().map_or_else(|| Arc::clone(&answer), |over| over.over(&answer)), etag)
+                (Bulk::Flags { flag_set, etag }, _) => {
+                    (self.overrides.as_ref().map_or_else(|| Arc::clone(&flag_set), |over| over.over(&flag_set)), etag)
                 }
                 (Bulk::NotModified { etag }, Some(base)) if base.etag().is_some() => {
                     self.counters.not_modified.count();
-                    (Arc::clone(&base.answer), etag.or_else(|| base.etag().map(Box::from)))
+                    (Arc::clone(&base.flag_set), etag.or_else(|| base.etag().map(Box::from)))
                 }
                 // Unchanged since when? We named no answer.
                 (Bulk::NotModified { .. }, _) => {
@@ -114,7 +114,7 @@ impl Service {
             if flight.base.is_none() {
                 self.counters.new_contexts.count();
             }
-            Ok(Arc::new(Snapshot::new(&flight.context, answer, etag.as_deref(), base, generation, sent_at)))
+            Ok(Arc::new(CacheEntry::new(&flight.context, answer, etag.as_deref(), base, generation, sent_at)))
         };
         let outcome = match tokio::time::timeout(self.request_timeout, request).await {
             Ok(outcome) => outcome,
@@ -132,7 +132,11 @@ impl Service {
     }
 
     /// Takes what an outcome says about the service.
-    fn heard(self: &Arc<Self>, sent: Instant, outcome: Result<Arc<Snapshot>, Failure>) -> Result<Arc<Snapshot>, Error> {
+    fn heard(
+        self: &Arc<Self>,
+        sent: Instant,
+        outcome: Result<Arc<CacheEntry>, Failure>,
+    ) -> Result<Arc<CacheEntry>, Error> {
         let now = Instant::now();
         let (outcome, before, after) = {
             let mut pause = self.pause();
@@ -190,7 +194,7 @@ impl Service {
     }
 
     /// Makes the request of a flight; tells its waiters when it takes long.
-    async fn request_in_sight(self: &Arc<Self>, flight: &InFlightRequest) -> Result<Arc<Snapshot>, Error> {
+    async fn request_in_sight(self: &Arc<Self>, flight: &InFlightRequest) -> Result<Arc<CacheEntry>, Error> {
         let mut request = std::pin::pin!(self.request(flight));
         tokio::select! {
             biased;
