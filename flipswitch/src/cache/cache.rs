@@ -1,71 +1,26 @@
-//! Answers by context, and when one may be handed out. No I/O; the time is passed in.
+//! Flag sets by context, within limits of number and memory.
 
-use std::{
-    hash::RandomState,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Instant,
-};
+use std::{hash::RandomState, sync::Arc, time::Instant};
 
 use quick_cache::{
     OptionsBuilder, Weighter,
     sync::{Cache as Entries, DefaultLifecycle},
 };
 
-use crate::cache::entry::{Ages, ByContext, CacheEntry, OVERHEAD};
+use crate::cache::{
+    entry::{ByContext, CacheEntry, Freshness, OVERHEAD},
+    epoch::EpochReading,
+};
 
-/// The generation of what is known, and whether the stream that raises it is open. Both in one word, so that "open"
-/// cannot be seen before the generation that was raised with it.
-#[derive(Debug, Default)]
-pub(crate) struct Clock(AtomicU64);
-
-/// A reading of the [`Clock`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Tick {
-    pub(crate) generation: u64,
-    pub(crate) open: bool,
-}
-
-impl Clock {
-    const OPEN: u64 = 1;
-    const GENERATION: u64 = 2;
-
-    pub(crate) fn now(&self) -> Tick {
-        let word = self.0.load(Ordering::Acquire);
-        Tick { generation: word / Self::GENERATION, open: word & Self::OPEN != 0 }
-    }
-
-    /// Anything may have changed: every answer known so far is out of date.
-    pub(crate) fn raise(&self) {
-        self.0.fetch_add(Self::GENERATION, Ordering::AcqRel);
-    }
-
-    /// The stream is open from now on. Whatever happened while it was not may have changed anything.
-    pub(crate) fn open(&self) {
-        self.update(|word| (word + Self::GENERATION) | Self::OPEN);
-    }
-
-    /// The stream is away: answers age faster.
-    pub(crate) fn close(&self) {
-        self.update(|word| word & !Self::OPEN);
-    }
-
-    fn update(&self, change: impl Fn(u64) -> u64) {
-        // Cannot fail: the change is never `None`.
-        let _ = self.0.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| Some(change(word)));
-    }
-}
-
-/// The answers that are kept: as many as were asked for, within the bytes allowed.
+/// The cached entries, limited in number and in memory.
 pub(crate) struct Cache {
     entries: Entries<ByContext, Arc<CacheEntry>, Weight, RandomState>,
-    ages: Ages,
+    freshness: Freshness,
 }
 
-/// Weighs an entry by its bytes, or by its share of the whole if that is more: so one limit keeps both numbers. But never
-/// by more than a shard takes in: a large answer is kept, if need be alone, and does not take the one before along.
+/// Weighs an entry by its bytes, or by its share of the whole if that is more, so that one limit enforces both.
+///
+/// The weight never exceeds what a shard holds: a large entry is cached, alone if need be, without evicting itself.
 #[derive(Clone)]
 struct Weight {
     share: u64,
@@ -79,12 +34,12 @@ impl Weighter<ByContext, Arc<CacheEntry>> for Weight {
 }
 
 impl Cache {
-    pub(crate) fn new(contexts: usize, bytes: usize, ages: Ages) -> Self {
-        // More than fit with nothing in them are as good as none of that limit.
+    pub(crate) fn new(contexts: usize, bytes: usize, freshness: Freshness) -> Self {
+        // A limit above the number of empty entries that fit has no effect.
         let contexts = contexts.clamp(1, (bytes / OVERHEAD).max(1));
         let share = (bytes / contexts) as u64;
-        // Each shard has its part of the limits. Few and large ones are evicted unevenly if shards are many, and a shard
-        // must have room for a large answer. A power of two, as the cache makes it in any case.
+        // Each shard has its part of the limits. Many shards evict few large entries unevenly, and a shard must have room
+        // for a large entry. The cache rounds up to a power of two itself; doing it here keeps `most` right.
         let shards = (contexts / 256).min(bytes >> 25).clamp(1, 64).next_power_of_two();
         let capacity = share * contexts as u64;
         let weight = Weight { share, most: (capacity / shards as u64 / 10 * 9).max(1) };
@@ -92,28 +47,28 @@ impl Cache {
         let options = options.shards(shards).estimated_items_capacity(contexts).weight_capacity(capacity).build();
         let entries = match options {
             Ok(options) => Entries::with_options(options, weight, RandomState::new(), DefaultLifecycle::default()),
-            // Options are complete, which is all that is checked.
+            // Cannot happen: only completeness is checked, and the options are complete.
             Err(_) => Entries::with(contexts, capacity, weight, RandomState::new(), DefaultLifecycle::default()),
         };
-        Self { entries, ages }
+        Self { entries, freshness }
     }
 
-    pub(crate) fn ages(&self) -> &Ages {
-        &self.ages
+    pub(crate) fn freshness(&self) -> &Freshness {
+        &self.freshness
     }
 
-    /// Finds the answer of a context, whatever its age.
+    /// Returns the entry of a context, whatever its age.
     pub(crate) fn get(&self, context: &[u8]) -> Option<Arc<CacheEntry>> {
         self.entries.get(context)
     }
 
-    /// Finds the answer of a context if it is as good as new.
-    pub(crate) fn fresh(&self, context: &[u8], tick: Tick, now: Instant) -> Option<Arc<CacheEntry>> {
-        self.get(context).filter(|entry| entry.is_fresh(tick, now, &self.ages))
+    /// Returns the entry of a context if it is fresh.
+    pub(crate) fn fresh(&self, context: &[u8], reading: EpochReading, now: Instant) -> Option<Arc<CacheEntry>> {
+        self.get(context).filter(|entry| entry.is_fresh(reading, now, &self.freshness))
     }
 
-    /// Keeps an answer, unless a newer one of the context is kept. Not atomic: whoever calls it for one context must do
-    /// so one at a time.
+    /// Stores an entry, unless a newer one of the same context is stored. Not atomic: calls for one context must not run
+    /// at the same time.
     pub(crate) fn put(&self, entry: &Arc<CacheEntry>) {
         let known = self.entries.peek(entry.context());
         if known.is_none_or(|known| entry.is_newer_than(&known)) {
@@ -121,7 +76,7 @@ impl Cache {
         }
     }
 
-    /// How many contexts are kept, and how many bytes they take.
+    /// Returns the number of cached contexts, and the bytes that they take.
     pub(crate) fn size(&self) -> (u64, u64) {
         let bytes = self.entries.iter().map(|(_, entry)| entry.bytes() as u64).sum();
         (self.entries.len() as u64, bytes)
@@ -140,7 +95,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3_600);
 
     fn cache(contexts: usize, bytes: usize) -> Cache {
-        Cache::new(contexts, bytes, Ages { open: HOUR, closed: HOUR, stale: HOUR })
+        Cache::new(contexts, bytes, Freshness { streaming: HOUR, polling: HOUR, max_stale: HOUR })
     }
 
     fn entry(context: usize, answer_bytes: usize) -> Arc<CacheEntry> {
@@ -150,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_are_kept_as_were_asked_for() {
+    fn the_cache_holds_as_many_contexts_as_configured() {
         for contexts in [1, 2, 10, 100] {
             let cache = cache(contexts, 256 << 20);
             (0..contexts).for_each(|number| cache.put(&entry(number, 0)));
@@ -161,14 +116,14 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_kept_however_large_it_is() {
+    fn an_entry_is_cached_however_large_it_is() {
         for (contexts, bytes) in [(10_000, 256 << 20), (10_000, 1 << 20), (1, 1 << 20)] {
             let cache = cache(contexts, bytes);
             for large in [1 << 20, 4 << 20, 16 << 20] {
                 let large = entry(0, large);
                 cache.put(&large);
                 assert!(cache.get(large.context()).is_some(), "{} bytes of {bytes}", large.bytes());
-                // Others go on.
+                // Others are cached as well.
                 cache.put(&entry(1, 0));
                 assert!(cache.get(entry(1, 0).context()).is_some());
             }

@@ -1,4 +1,4 @@
-//! One context's flag_set, and what is known about it.
+//! One context's flags, and what is known about them.
 
 use std::{
     borrow::Borrow,
@@ -8,107 +8,108 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{cache::cache::Tick, context::canonical::CanonicalContext, flags::flag_set::FlagSet};
+use crate::{cache::epoch::EpochReading, context::canonical::CanonicalContext, flags::flag_set::FlagSet};
 
-/// One flag_set, and what is known about it. Replaced whole, never changed.
+/// The flags of one context, and what is known about them. Replaced as a whole, never changed.
 pub(crate) struct CacheEntry {
     pub(crate) flag_set: Arc<FlagSet>,
-    /// The generation read before the request was sent.
-    pub(crate) generation: u64,
-    /// When the request was sent that brought the flag_set, or confirmed it.
+    /// The epoch that was read before the request was sent.
+    pub(crate) epoch: u64,
+    /// When the request was sent that brought or confirmed the flags.
     pub(crate) sent_at: Instant,
-    /// The context, and after it the tag: a million of them are kept in as few pieces as can be.
+    /// The context, followed by the tag: one allocation, since a cache may hold a million of them.
     text: Box<[u8]>,
-    context: u32,
-    /// Bytes that were needed for the flag_set: none if another context had the same.
+    context_len: u32,
+    /// Bytes that the flag set needed; zero if another context shared it already.
     flag_set_bytes: u32,
 }
 
-/// How old an flag_set may be.
+/// How old flags may become.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ages {
-    /// Fresh, while the stream is open.
-    pub(crate) open: Duration,
-    /// Fresh, while it is not.
-    pub(crate) closed: Duration,
-    /// Served at all.
-    pub(crate) stale: Duration,
+pub(crate) struct Freshness {
+    /// Limit of fresh flags while the stream of changes is open.
+    pub(crate) streaming: Duration,
+    /// Limit of fresh flags while it is closed.
+    pub(crate) polling: Duration,
+    /// Limit of flags that are served at all.
+    pub(crate) max_stale: Duration,
 }
 
-/// What a entry takes besides its text and its flag_set: itself, its entry in the cache, and what an allocator adds.
+/// Bytes of an entry besides its text and its flag set: the entry itself, its place in the cache, allocator overhead.
 pub(crate) const OVERHEAD: usize = 176;
 
 impl CacheEntry {
-    /// Keeps an flag_set. `base` is the entry that the request went out with; `etag` the service's tag, byte for byte.
+    /// Makes an entry. `base` is the entry that the request was sent with; `etag` is the service's tag, byte for byte.
     pub(crate) fn new(
         context: &CanonicalContext,
         flag_set: Arc<FlagSet>,
         etag: Option<&[u8]>,
         base: Option<&Self>,
-        generation: u64,
+        epoch: u64,
         sent_at: Instant,
     ) -> Self {
         let flag_set_bytes = match base {
             Some(base) if Arc::ptr_eq(&base.flag_set, &flag_set) => base.flag_set_bytes,
-            // Nobody else has it.
+            // No other entry shares it.
             _ if Arc::strong_count(&flag_set) == 1 => u32::try_from(flag_set.bytes()).unwrap_or(u32::MAX),
             _ => 0,
         };
         let text = [context.as_bytes(), etag.unwrap_or_default()].concat().into_boxed_slice();
-        // Contexts are far smaller.
-        let context = u32::try_from(context.as_bytes().len()).unwrap_or_default();
-        Self { flag_set, generation, sent_at, text, context, flag_set_bytes }
+        // Contexts are at most 64 KiB.
+        let context_len = u32::try_from(context.as_bytes().len()).unwrap_or_default();
+        Self { flag_set, epoch, sent_at, text, context_len, flag_set_bytes }
     }
 
-    /// An flag_set that never ages, of no service.
+    /// Makes an entry that never ages, for flags that come from no service.
     pub(crate) fn timeless(context: &CanonicalContext, flag_set: Arc<FlagSet>) -> Self {
         Self::new(context, flag_set, None, None, u64::MAX, Instant::now())
     }
 
-    /// The canonical context that the flag_set is for.
+    /// Returns the canonical context that the flags are for.
     pub(crate) fn context(&self) -> &[u8] {
-        self.text.get(..self.context as usize).unwrap_or_default()
+        self.text.get(..self.context_len as usize).unwrap_or_default()
     }
 
-    /// The service's tag for the flag_set, byte for byte.
+    /// Returns the service's tag, byte for byte.
     pub(crate) fn etag(&self) -> Option<&[u8]> {
-        self.text.get(self.context as usize..).filter(|etag| !etag.is_empty())
+        self.text.get(self.context_len as usize..).filter(|etag| !etag.is_empty())
     }
 
-    /// Whether the flag_set is as good as new for an evaluation that began at `tick`. More is not asked: else events
-    /// arriving without pause would keep it waiting for ever.
-    pub(crate) fn is_fresh(&self, tick: Tick, now: Instant, ages: &Ages) -> bool {
-        let age = if tick.open { ages.open } else { ages.closed };
-        self.generation >= tick.generation && now.saturating_duration_since(self.sent_at) <= age
+    /// Returns whether the flags are fresh for an evaluation that read the epoch when it began.
+    ///
+    /// Later invalidations do not count: otherwise events that arrive without pause would keep an evaluation waiting.
+    pub(crate) fn is_fresh(&self, reading: EpochReading, now: Instant, freshness: &Freshness) -> bool {
+        let limit = if reading.streaming { freshness.streaming } else { freshness.polling };
+        self.epoch >= reading.epoch && now.saturating_duration_since(self.sent_at) <= limit
     }
 
-    /// Whether the flag_set may be handed out as a stale one.
-    pub(crate) fn may_be_served(&self, now: Instant, ages: &Ages) -> bool {
-        now.saturating_duration_since(self.sent_at) <= ages.stale
+    /// Returns whether the flags may be served as stale ones.
+    pub(crate) fn may_be_served(&self, now: Instant, freshness: &Freshness) -> bool {
+        now.saturating_duration_since(self.sent_at) <= freshness.max_stale
     }
 
-    /// Whether this flag_set is younger than another of the same context.
+    /// Returns whether this entry is newer than another one of the same context.
     pub(crate) fn is_newer_than(&self, other: &Self) -> bool {
-        (self.generation, self.sent_at) > (other.generation, other.sent_at)
+        (self.epoch, self.sent_at) > (other.epoch, other.sent_at)
     }
 
-    /// What it takes in memory, about.
+    /// Returns the approximate memory that the entry takes, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         OVERHEAD + self.text.len() + self.flag_set_bytes as usize
     }
 }
 
-/// Never shows the context, which may hold personal data.
+/// Omits the context, which may hold personal data.
 impl fmt::Debug for CacheEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CacheEntry")
-            .field("generation", &self.generation)
+            .field("epoch", &self.epoch)
             .field("flags", &self.flag_set.items().len())
             .finish_non_exhaustive()
     }
 }
 
-/// A entry as the key of its own entry: found by its context, which need not be kept a second time.
+/// An entry as its own key in the cache: found by its context, which is then stored only once.
 #[derive(Clone)]
 pub(crate) struct ByContext(pub(crate) Arc<CacheEntry>);
 
@@ -134,17 +135,19 @@ impl Eq for ByContext {}
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
-    use crate::{flags::intern::Interner, wire::ofrep};
+    use crate::flags::{
+        flag_set::{Item, Outcome},
+        intern::Interner,
+    };
 
     #[test]
-    fn an_answer_counts_once_and_for_as_long_as_it_is_renewed() {
+    fn a_flag_set_counts_once_and_for_as_long_as_it_is_renewed() {
         let interner = Interner::default();
         let flag_set = |value: &str| {
-            let body = json!({"flags": [{"key": "f", "value": value}]}).to_string();
-            ofrep::bulk(body.as_bytes(), &interner).unwrap()
+            let outcome = || Outcome::Failed { code: value.to_owned(), details: None };
+            let item = interner.item(value, || Some(Item { key: "f".to_owned(), outcome: outcome() }));
+            interner.flag_set(item.into_iter().collect())
         };
         let context = CanonicalContext::start_up();
         let of = |flag_set, base| CacheEntry::new(&context, flag_set, Some(b"\"tag\""), base, 0, Instant::now());

@@ -20,8 +20,9 @@ use tokio::sync::{Notify, watch};
 use self::request_task::{Probe, RequestTask};
 use crate::{
     ConfigError, Error, Flags, Stats,
-    cache::cache::{Cache, Clock, Tick},
-    cache::entry::{Ages, CacheEntry},
+    cache::cache::Cache,
+    cache::entry::{CacheEntry, Freshness},
+    cache::epoch::{Epoch, EpochReading},
     config::{ApiKey, BaseUrl},
     context::canonical::CanonicalContext,
     evaluator::circuit_breaker::{self as pause, Pause},
@@ -48,7 +49,7 @@ const REFUSALS: usize = 1_024;
 pub(crate) struct Service {
     transport: Transport,
     home: Arc<Home>,
-    clock: Clock,
+    epoch: Epoch,
     cache: Cache,
     in_flight: InFlightRequests,
     refusals: Entries<CanonicalContext, Refusal>,
@@ -78,8 +79,8 @@ pub(crate) struct Service {
     heard: Mutex<Heard>,
     /// The pause after a failure is over before its time.
     pause_over: Notify,
-    /// Answers of an older generation were had with another API key.
-    key_generation: AtomicU64,
+    /// Answers of an older epoch were had with another API key.
+    key_epoch: AtomicU64,
 }
 
 /// What the stream said of itself.
@@ -103,7 +104,7 @@ pub(crate) enum Startup {
 #[derive(Clone)]
 struct Refusal {
     error: Arc<Error>,
-    generation: u64,
+    epoch: u64,
     until: Instant,
     failures: u32,
 }
@@ -118,12 +119,12 @@ impl Service {
         let (realtime, polling_fallback) = (settings.enable_realtime, settings.enable_polling_fallback);
         // Where nothing at all looks for changes, it was the application's choice that answers live so long.
         let closed = if realtime || polling_fallback { settings.polling_interval } else { settings.cache_ttl };
-        let ages = Ages { open: settings.cache_ttl, closed, stale: settings.max_stale };
+        let freshness = Freshness { streaming: settings.cache_ttl, polling: closed, max_stale: settings.max_stale };
         Ok(Self {
             transport,
             home,
-            clock: Clock::default(),
-            cache: Cache::new(settings.cache_capacity, settings.cache_bytes, ages),
+            epoch: Epoch::default(),
+            cache: Cache::new(settings.cache_capacity, settings.cache_bytes, freshness),
             in_flight: InFlightRequests::default(),
             refusals: Entries::new(REFUSALS),
             pause: Mutex::default(),
@@ -157,7 +158,7 @@ impl Service {
             condition_changed: Notify::new(),
             heard: Mutex::default(),
             pause_over: Notify::new(),
-            key_generation: AtomicU64::new(0),
+            key_epoch: AtomicU64::new(0),
         })
     }
 
@@ -173,8 +174,8 @@ impl Service {
         &self.transport
     }
 
-    pub(crate) fn clock(&self) -> &Clock {
-        &self.clock
+    pub(crate) fn epoch(&self) -> &Epoch {
+        &self.epoch
     }
 
     pub(crate) fn counters(&self) -> &Counters {
@@ -209,7 +210,7 @@ impl Service {
     pub(crate) fn start(self: &Arc<Self>) -> Result<(), Error> {
         let check = Arc::clone(self);
         // If it fails, it is tried on from then.
-        self.home.spawn(async move { check.flags(CanonicalContext::start_up(), check.clock.now()).await })?;
+        self.home.spawn(async move { check.flags(CanonicalContext::start_up(), check.epoch.read()).await })?;
         if self.realtime {
             self.home.spawn(stream::follow(Arc::clone(self), self.stream))?;
         } else if self.polling_fallback {
@@ -234,17 +235,17 @@ impl Service {
 
     /// Whatever was known counts as old from now on: nothing will keep it up to date any more.
     pub(crate) fn end(&self) {
-        self.clock.close();
-        self.clock.raise();
+        self.epoch.stream_closed();
+        self.epoch.invalidate_all();
     }
 
     /// Takes another key. Whatever was had with the one before may be another environment's.
     pub(crate) fn set_api_key(&self, key: ApiKey) {
         self.transport.set_api_key(&key);
         *lock(&self.api_key) = key;
-        self.key_generation.store(self.clock.now().generation + 1, Ordering::Release);
-        // After the key: a request that sees the new generation goes out with the new key.
-        self.clock.raise();
+        self.key_epoch.store(self.epoch.read().epoch + 1, Ordering::Release);
+        // After the key: a request that sees the new epoch goes out with the new key.
+        self.epoch.invalidate_all();
         self.pause().forget(Instant::now());
         self.pause_over.notify_waiters();
         lock(&self.heard).api_key_valid_until = None;
@@ -284,7 +285,7 @@ impl Service {
         let context = CanonicalContext::start_up();
         let base = || self.cache.get(context.as_bytes());
         if let JoinOutcome::Wait(waiter, request) =
-            self.in_flight.join(&context, self.clock.now().generation, base, |_| false)
+            self.in_flight.join(&context, self.epoch.read().epoch, base, |_| false)
         {
             if let Some(request) = request {
                 self.spawn(request);
@@ -295,41 +296,42 @@ impl Service {
     }
 
     /// Answers from memory if what is there is as good as new.
-    pub(crate) fn known(&self, context: &[u8], tick: Tick) -> Option<Flags> {
-        let entry = self.cache.fresh(context, tick, Instant::now())?;
+    pub(crate) fn known(&self, context: &[u8], reading: EpochReading) -> Option<Flags> {
+        let entry = self.cache.fresh(context, reading, Instant::now())?;
         self.counters.hits.count();
         Some(Flags::fresh(entry))
     }
 
     /// Answers what [`known`](Self::known) does not know, where the service is not to be asked at present.
-    pub(crate) fn at_once(self: &Arc<Self>, context: &CanonicalContext, tick: Tick) -> Option<Flags> {
-        let flags = self.without_asking(context, tick, Instant::now())?;
+    pub(crate) fn at_once(self: &Arc<Self>, context: &CanonicalContext, reading: EpochReading) -> Option<Flags> {
+        let flags = self.without_asking(context, reading, Instant::now())?;
         self.counters.misses.count();
         Some(flags)
     }
 
     /// Answers what [`known`](Self::known) does not know from what memory has nevertheless, and has it asked for anew.
-    pub(crate) fn last_known(self: &Arc<Self>, context: &CanonicalContext, tick: Tick) -> Option<Flags> {
+    pub(crate) fn last_known(self: &Arc<Self>, context: &CanonicalContext, reading: EpochReading) -> Option<Flags> {
         let entry = self.servable(context)?;
         self.counters.misses.count();
         self.counters.stale_served.count();
         let base = || Some(Arc::clone(&entry));
-        if let JoinOutcome::Wait(_, Some(request)) = self.in_flight.join(context, tick.generation, base, |_| false) {
+        if let JoinOutcome::Wait(_, Some(request)) = self.in_flight.join(context, reading.epoch, base, |_| false) {
             self.spawn(request);
         }
         Some(Flags::stale(entry, None))
     }
 
     /// Answers with the help of the service; for what [`known`](Self::known) does not know.
-    pub(crate) async fn flags(self: &Arc<Self>, context: CanonicalContext, tick: Tick) -> Flags {
+    pub(crate) async fn flags(self: &Arc<Self>, context: CanonicalContext, reading: EpochReading) -> Flags {
         self.counters.misses.count();
         let now = Instant::now();
-        if let Some(flags) = self.without_asking(&context, tick, now) {
+        if let Some(flags) = self.without_asking(&context, reading, now) {
             return flags;
         }
         let base = || self.cache.get(context.as_bytes());
-        let joined =
-            self.in_flight.join(&context, tick.generation, base, |known| known.is_fresh(tick, now, self.cache.ages()));
+        let joined = self
+            .in_flight
+            .join(&context, reading.epoch, base, |known| known.is_fresh(reading, now, self.cache.freshness()));
         let waiter = match joined {
             JoinOutcome::Cached(entry) => return Flags::fresh(entry),
             JoinOutcome::Wait(waiter, None) => {
@@ -366,19 +368,24 @@ impl Service {
     }
 
     /// The answer where the service is not asked: after the end, after a refusal, and after a failure.
-    fn without_asking(self: &Arc<Self>, context: &CanonicalContext, tick: Tick, now: Instant) -> Option<Flags> {
+    fn without_asking(
+        self: &Arc<Self>,
+        context: &CanonicalContext,
+        reading: EpochReading,
+        now: Instant,
+    ) -> Option<Flags> {
         let error = if self.home.is_stopped() {
             Arc::new(Error::ShutDown)
         } else {
-            self.refused(context, tick, now).or_else(|| self.paused())?
+            self.refused(context, reading, now).or_else(|| self.paused())?
         };
         Some(self.without(context, Some(error)))
     }
 
     /// The error of a context that the service refused a moment ago, unless something changed since.
-    fn refused(&self, context: &CanonicalContext, tick: Tick, now: Instant) -> Option<Arc<Error>> {
+    fn refused(&self, context: &CanonicalContext, reading: EpochReading, now: Instant) -> Option<Arc<Error>> {
         let refusal = self.refusals.get(context)?;
-        (refusal.generation >= tick.generation && now < refusal.until).then_some(refusal.error)
+        (refusal.epoch >= reading.epoch && now < refusal.until).then_some(refusal.error)
     }
 
     /// The failure because of which the service is not asked.
@@ -406,7 +413,7 @@ impl Service {
     /// The last answer of a context, if it may still be served.
     fn servable(&self, context: &CanonicalContext) -> Option<Arc<CacheEntry>> {
         let entry = self.cache.get(context.as_bytes())?;
-        entry.may_be_served(Instant::now(), self.cache.ages()).then_some(entry)
+        entry.may_be_served(Instant::now(), self.cache.freshness()).then_some(entry)
     }
 
     /// Answers without the service: with what was known last, what the operator wrote down, or nothing.
@@ -440,8 +447,7 @@ impl Service {
             Err(_) => {}
         }
         let answered = outcome.as_ref().ok().filter(|_| request.context.is_start_up()).map(Arc::clone);
-        let next =
-            self.in_flight.complete(request, outcome, |entry| self.cache.put(entry), || self.clock.now().generation);
+        let next = self.in_flight.complete(request, outcome, |entry| self.cache.put(entry), || self.epoch.read().epoch);
         if let Some(entry) = answered {
             self.start_up_answered(&entry);
         }
@@ -452,7 +458,7 @@ impl Service {
         let failures = self.refusals.get(&request.context).map_or(0, |refusal| refusal.failures).saturating_add(1);
         let refusal = Refusal {
             error: Arc::new(error.clone()),
-            generation: request.generation,
+            epoch: request.epoch,
             until: Instant::now() + backoff(pause::FIRST, failures, fastrand::f64()),
             failures,
         };

@@ -35,7 +35,7 @@ struct Entry {
 #[derive(Clone, Copy)]
 struct Running {
     id: u64,
-    generation: u64,
+    epoch: u64,
 }
 
 /// What those who wait are told. InFlightRequests are numbered as they start; a waiter waits for the end of one, or of one after it.
@@ -48,8 +48,8 @@ struct Progress {
     /// The latest request that failed, and why.
     failed: u64,
     error: Option<Arc<Error>>,
-    /// The highest generation of the requests that ended.
-    generation: u64,
+    /// The highest epoch of the requests that ended.
+    epoch: u64,
     /// The latest request that takes longer than a reader with an old answer waits.
     slow: u64,
 }
@@ -59,8 +59,8 @@ struct Progress {
 pub(crate) struct InFlightRequest {
     pub(crate) id: u64,
     pub(crate) context: CanonicalContext,
-    /// The generation that the request is sure to see.
-    pub(crate) generation: u64,
+    /// The epoch that the request is sure to see.
+    pub(crate) epoch: u64,
     /// The answer that was known at the start, with its tag. It belongs to the request: the cache may lose its own.
     pub(crate) base: Option<Arc<CacheEntry>>,
     /// Nobody waits for it: it tries whether the service is back.
@@ -68,9 +68,9 @@ pub(crate) struct InFlightRequest {
 }
 
 impl InFlightRequest {
-    /// The answer that the request may build on: an answer of a generation before `since` was had with another API key.
+    /// The answer that the request may build on: an answer of a epoch before `since` was had with another API key.
     pub(crate) fn base_since(&self, since: u64) -> Option<&CacheEntry> {
-        self.base.as_deref().filter(|base| base.generation >= since)
+        self.base.as_deref().filter(|base| base.epoch >= since)
     }
 }
 
@@ -125,18 +125,18 @@ impl InFlightRequests {
         let progress = entry.progress.subscribe();
         // Whoever came before a later request ended has heard of that; an older one that is still under way has nobody to
         // land for.
-        let (ended, generation) = {
+        let (ended, epoch) = {
             let progress = progress.borrow();
-            (progress.ended(), progress.generation)
+            (progress.ended(), progress.epoch)
         };
         let (request, queued, started) = match entry.running[..] {
-            [.., newest] if newest.generation >= need && newest.id > ended => (newest.id, false, None),
+            [.., newest] if newest.epoch >= need && newest.id > ended => (newest.id, false, None),
             [_, newest] => {
                 entry.wanted = true;
                 (newest.id + 1, true, None)
             }
             _ => {
-                let started = entry.start(context, need.max(generation), base, false, last_id);
+                let started = entry.start(context, need.max(epoch), base, false, last_id);
                 (started.id, false, Some(started))
             }
         };
@@ -147,7 +147,7 @@ impl InFlightRequests {
     pub(crate) fn probe(
         &self,
         context: &CanonicalContext,
-        generation: u64,
+        epoch: u64,
         base: Option<Arc<CacheEntry>>,
     ) -> Option<InFlightRequest> {
         let mut table = self.lock();
@@ -156,7 +156,7 @@ impl InFlightRequests {
             return None;
         }
         let entry = entries.entry(context.clone()).or_insert_with(Entry::new);
-        Some(entry.start(context, generation, base, true, last_id))
+        Some(entry.start(context, epoch, base, true, last_id))
     }
 
     /// Tells the waiters of a request, and of those before it, that it takes long.
@@ -167,14 +167,14 @@ impl InFlightRequests {
     }
 
     /// Ends a request: keeps its answer, tells those for whom it is good enough, and returns the request to start next,
-    /// if somebody needs a newer one. `keep` puts an answer into the cache; `generation` is what a request that starts
+    /// if somebody needs a newer one. `keep` puts an answer into the cache; `epoch` is what a request that starts
     /// now is sure to see.
     pub(crate) fn complete(
         &self,
         request: &InFlightRequest,
         outcome: Result<Arc<CacheEntry>, Error>,
         keep: impl FnOnce(&Arc<CacheEntry>),
-        generation: impl FnOnce() -> u64,
+        epoch: impl FnOnce() -> u64,
     ) -> Option<InFlightRequest> {
         let mut table = self.lock();
         let Table { entries, last_id } = &mut *table;
@@ -191,7 +191,7 @@ impl InFlightRequests {
         };
         let next = entry.wanted.then(|| {
             entry.wanted = false;
-            entry.start(&request.context, generation(), base, false, last_id)
+            entry.start(&request.context, epoch(), base, false, last_id)
         });
         let progress = entry.progress.clone();
         // Out of the table before anybody wakes: who comes from now on must find the cache, or start anew.
@@ -200,7 +200,7 @@ impl InFlightRequests {
         }
         drop(table);
         progress.send_if_modified(|progress| {
-            progress.generation = progress.generation.max(request.generation);
+            progress.epoch = progress.epoch.max(request.epoch);
             match outcome {
                 Ok(entry) => {
                     progress.answered = progress.answered.max(request.id);
@@ -235,15 +235,15 @@ impl Entry {
     fn start(
         &mut self,
         context: &CanonicalContext,
-        generation: u64,
+        epoch: u64,
         base: Option<Arc<CacheEntry>>,
         probe: bool,
         last_id: &mut u64,
     ) -> InFlightRequest {
         *last_id += 1;
         let id = *last_id;
-        self.running.push(Running { id, generation });
-        InFlightRequest { id, context: context.clone(), generation, base, probe }
+        self.running.push(Running { id, epoch });
+        InFlightRequest { id, context: context.clone(), epoch, base, probe }
     }
 }
 
@@ -295,11 +295,11 @@ mod tests {
             other => panic!("{other:?}"),
         };
         let ((_, first), (waiter, second)) = (join(0), join(1));
-        let answer = |generation| Ok(Arc::new(CacheEntry::new(&context, Arc::default(), None, None, generation, now)));
+        let answer = |epoch| Ok(Arc::new(CacheEntry::new(&context, Arc::default(), None, None, epoch, now)));
         assert!(in_flight.complete(&second, answer(1), |_| {}, || 1).is_none());
         assert!(in_flight.complete(&first, answer(0), |_| {}, || 1).is_none());
         match spawn(waiter.wait(false)).poll() {
-            Poll::Ready(WaitOutcome::Answered(entry)) => assert_eq!(entry.generation, 1),
+            Poll::Ready(WaitOutcome::Answered(entry)) => assert_eq!(entry.epoch, 1),
             other => panic!("{other:?}"),
         }
     }

@@ -18,8 +18,9 @@ use tokio_test::task::{self, Spawn};
 
 use crate::{
     Error,
-    cache::cache::{Cache, Clock, Tick},
-    cache::entry::{Ages, CacheEntry},
+    cache::cache::Cache,
+    cache::entry::{CacheEntry, Freshness},
+    cache::epoch::{Epoch, EpochReading},
     context::canonical::CanonicalContext,
     evaluator::in_flight::{InFlightRequest, InFlightRequests, JoinOutcome, WaitOutcome},
     flags::flag_set::FlagSet,
@@ -27,8 +28,11 @@ use crate::{
 
 const CONTEXTS: usize = 3;
 
-const AGES: Ages =
-    Ages { open: Duration::from_secs(100), closed: Duration::from_secs(10), stale: Duration::from_secs(200) };
+const FRESHNESS: Freshness = Freshness {
+    streaming: Duration::from_secs(100),
+    polling: Duration::from_secs(10),
+    max_stale: Duration::from_secs(200),
+};
 
 /// One step. A number picks among whatever the step may be done to: the contexts, or the requests in order of departure.
 #[derive(Clone, Copy, Debug)]
@@ -107,7 +111,7 @@ fn op() -> impl Strategy<Value = Op> {
 #[derive(Clone, Copy, Debug)]
 struct Evaluation {
     context: usize,
-    tick: Tick,
+    reading: EpochReading,
     /// What the service had when the clock was last raised.
     announced: u64,
     /// What an evaluation of the context was answered before this one began.
@@ -134,9 +138,9 @@ struct Underway {
 struct Sent {
     /// With the key of which environment.
     environment: usize,
-    /// What is known from before this generation is another environment's.
-    key_generation: u64,
-    generation: u64,
+    /// What is known from before this epoch is another environment's.
+    key_epoch: u64,
+    epoch: u64,
     at: Instant,
     /// What the service answers, once it has worked that out.
     version: Option<u64>,
@@ -146,13 +150,13 @@ struct World {
     contexts: Vec<CanonicalContext>,
     in_flight: InFlightRequests,
     cache: Cache,
-    clock: Clock,
+    epoch: Epoch,
     now: Instant,
     /// The service's value, for every context.
     version: u64,
     /// The first version of each environment; the last one is in use.
     environments: Vec<u64>,
-    key_generation: u64,
+    key_epoch: u64,
     /// Whether the service works in the order in which requests were sent.
     orderly: bool,
     open: bool,
@@ -189,18 +193,18 @@ fn parts(answer: &FlagSet) -> (usize, u64) {
 
 impl World {
     fn new(orderly: bool) -> Self {
-        let clock = Clock::default();
-        clock.open();
+        let epoch = Epoch::default();
+        epoch.stream_opened();
         Self {
             contexts: (0..CONTEXTS).map(|context| canonical(&format!("context {context}"))).collect(),
             in_flight: InFlightRequests::default(),
             // All contexts of the model and one more.
-            cache: Cache::new(CONTEXTS + 1, 1 << 16, AGES),
-            clock,
+            cache: Cache::new(CONTEXTS + 1, 1 << 16, FRESHNESS),
+            epoch,
             now: Instant::now(),
             version: 1,
             environments: vec![1],
-            key_generation: 0,
+            key_epoch: 0,
             orderly,
             open: true,
             untold: 0,
@@ -268,25 +272,25 @@ impl World {
             Op::NewKey => {
                 self.version += 1;
                 self.environments.push(self.version);
-                self.key_generation = self.clock.now().generation + 1;
+                self.key_epoch = self.epoch.read().epoch + 1;
                 self.raise();
             }
             Op::Raise => self.raise(),
             Op::Close => {
                 self.open = false;
-                self.clock.close();
+                self.epoch.stream_closed();
             }
             Op::Open => {
                 // What the old stream had not told, the new one does not tell either.
                 self.untold = 0;
                 self.open = true;
-                self.clock.open();
+                self.epoch.stream_opened();
                 self.announced = self.version;
             }
             Op::Evict => self.evict(),
             Op::Advance(seconds) => self.now += Duration::from_secs(seconds),
         }
-        prop_assert_eq!(self.clock.now().open, self.open, "whether the stream is open");
+        prop_assert_eq!(self.epoch.read().streaming, self.open, "whether the stream is open");
         self.listen()?;
         self.check_flights()
     }
@@ -301,24 +305,24 @@ impl World {
     /// Whoever hears of the raised clock asks the service after now, so gets what the service has now, at the least.
     /// That is as much as the event announced, or more.
     fn raise(&mut self) {
-        self.clock.raise();
+        self.epoch.invalidate_all();
         self.announced = self.version;
     }
 
     fn begin(&mut self, context: usize) -> TestCaseResult {
-        let tick = self.clock.now();
+        let reading = self.epoch.read();
         let known = self.cache.get(self.contexts[context].as_bytes());
         // An answer that grew too old is gone like one that was evicted; see `remember`.
-        let aged = known.as_ref().is_some_and(|known| self.age(known) > Self::limit(tick));
+        let aged = known.as_ref().is_some_and(|known| self.age(known) > Self::limit(reading));
         let seen = if aged { 0 } else { self.seen[context] };
-        let evaluation = Evaluation { context, tick, announced: self.announced, seen };
-        match self.cache.fresh(self.contexts[context].as_bytes(), tick, self.now) {
+        let evaluation = Evaluation { context, reading, announced: self.announced, seen };
+        match self.cache.fresh(self.contexts[context].as_bytes(), reading, self.now) {
             Some(entry) => {
-                prop_assert!(self.age(&entry) <= Self::limit(tick), "a fresh answer is too old");
+                prop_assert!(self.age(&entry) <= Self::limit(reading), "a fresh answer is too old");
                 self.answered(evaluation, &entry)
             }
             None => {
-                let good = known.filter(|known| known.generation >= tick.generation && !aged);
+                let good = known.filter(|known| known.epoch >= reading.epoch && !aged);
                 prop_assert!(good.is_none(), "a good answer was not found: {good:?}");
                 self.begun.push(evaluation);
                 Ok(())
@@ -327,32 +331,32 @@ impl World {
     }
 
     fn join(&mut self, evaluation: Evaluation, slow: bool) -> TestCaseResult {
-        let Evaluation { context, tick, .. } = evaluation;
+        let Evaluation { context, reading, .. } = evaluation;
         let canonical = self.contexts[context].clone();
-        let (now, need) = (self.now, tick.generation);
+        let (now, need) = (self.now, reading.epoch);
         let joined = self.in_flight.join(
             &canonical,
             need,
             || self.cache.get(canonical.as_bytes()),
-            |known| known.is_fresh(tick, now, self.cache.ages()),
+            |known| known.is_fresh(reading, now, self.cache.freshness()),
         );
         let (waiter, request) = match joined {
             JoinOutcome::Cached(entry) => {
-                prop_assert!(self.age(&entry) <= Self::limit(tick), "a fresh answer is too old");
+                prop_assert!(self.age(&entry) <= Self::limit(reading), "a fresh answer is too old");
                 return self.answered(evaluation, &entry);
             }
             JoinOutcome::Wait(waiter, request) => (waiter, request),
         };
-        let known = self.cache.fresh(canonical.as_bytes(), tick, now);
+        let known = self.cache.fresh(canonical.as_bytes(), reading, now);
         prop_assert!(known.is_none(), "an evaluation waits for what is known: {known:?}");
         if let Some(request) = request {
-            prop_assert!(request.generation >= need, "a request is too old for whom it starts");
+            prop_assert!(request.epoch >= need, "a request is too old for whom it starts");
             self.spawn(request)?;
         }
-        let queued = !self.of(context).any(|underway| underway.request.generation >= need);
+        let queued = !self.of(context).any(|underway| underway.request.epoch >= need);
         prop_assert!(!queued || self.of(context).count() == 2, "an evaluation waits for nothing");
         let old = self.cache.get(canonical.as_bytes());
-        let has_old = old.is_some_and(|old| old.may_be_served(now, self.cache.ages()));
+        let has_old = old.is_some_and(|old| old.may_be_served(now, self.cache.freshness()));
         let future: Pin<Box<dyn Future<Output = WaitOutcome>>> = Box::pin(waiter.wait(has_old));
         self.waiting.push(Waiting { evaluation, has_old, slow, queued, waited: 0, future: task::spawn(future) });
         Ok(())
@@ -361,7 +365,7 @@ impl World {
     fn probe(&mut self, context: usize) -> TestCaseResult {
         let canonical = self.contexts[context].clone();
         let base = self.cache.get(canonical.as_bytes());
-        let request = self.in_flight.probe(&canonical, self.clock.now().generation, base);
+        let request = self.in_flight.probe(&canonical, self.epoch.read().epoch, base);
         prop_assert_eq!(request.is_some(), self.of(context).count() == 0, "a probe goes where nothing is under way");
         request.map_or(Ok(()), |request| self.spawn(request))
     }
@@ -385,8 +389,8 @@ impl World {
         // Read when the request leaves: it may have waited for its slot while the clock was raised.
         unsent[position].sent = Some(Sent {
             environment: self.environments.len() - 1,
-            key_generation: self.key_generation,
-            generation: self.clock.now().generation,
+            key_epoch: self.key_epoch,
+            epoch: self.epoch.read().epoch,
             at: self.now,
             version: None,
         });
@@ -409,15 +413,15 @@ impl World {
         let ready: Vec<_> = (0..self.underway.len()).filter(|at| answered(&self.underway[*at]).is_some()).collect();
         let Some(position) = pick(&ready, number) else { return Ok(()) };
         let Underway { request, sent } = self.underway.remove(ready[position]);
-        let Some(Sent { key_generation, generation, at, version: Some(version), .. }) = sent else { return Ok(()) };
+        let Some(Sent { key_epoch, epoch, at, version: Some(version), .. }) = sent else { return Ok(()) };
         let context = self.number_of(&request.context);
-        let base = request.base_since(key_generation);
+        let base = request.base_since(key_epoch);
         let matching = base.filter(|base| base.etag() == Some(&*self.tag(version)));
         let (answer, etag) = match matching {
             Some(base) if !in_full => (Arc::clone(&base.flag_set), base.etag().map(Box::from)),
             _ => (answer(context, version), Some(self.tag(version))),
         };
-        let entry = CacheEntry::new(&request.context, answer, etag.as_deref(), base, generation, at);
+        let entry = CacheEntry::new(&request.context, answer, etag.as_deref(), base, epoch, at);
         let entry = Arc::new(entry);
         self.complete(&request, Ok(Arc::clone(&entry)))?;
         let kept = self.cache.get(request.context.as_bytes());
@@ -430,25 +434,24 @@ impl World {
         let Underway { request, .. } = self.underway.remove(position);
         let context = self.number_of(&request.context);
         // One that nobody may hear of, since a newer request is under way.
-        let overtaken = self.of(context).any(|underway| underway.request.generation > request.generation);
-        let details = (!overtaken).then(|| request.generation.to_string());
+        let overtaken = self.of(context).any(|underway| underway.request.epoch > request.epoch);
+        let details = (!overtaken).then(|| request.epoch.to_string());
         self.complete(&request, Err(Error::Evaluation { code: context.to_string(), details }))
     }
 
     fn complete(&mut self, request: &InFlightRequest, outcome: Result<Arc<CacheEntry>, Error>) -> TestCaseResult {
         let context = self.number_of(&request.context);
-        let overtaken = self.of(context).any(|underway| underway.request.generation > request.generation);
+        let overtaken = self.of(context).any(|underway| underway.request.epoch > request.epoch);
         // Those who wait for an overtaken request that fails wait on. It is the one case in which they wait for a third:
         // the newer one may be overtaken and fail in its turn.
         let counts = outcome.is_ok() || !overtaken;
         for waiting in self.waiting.iter_mut().filter(|waiting| waiting.evaluation.context == context) {
-            if waiting.queued || (counts && request.generation >= waiting.evaluation.tick.generation) {
+            if waiting.queued || (counts && request.epoch >= waiting.evaluation.reading.epoch) {
                 waiting.waited += 1;
             }
             waiting.queued = false;
         }
-        let next =
-            self.in_flight.complete(request, outcome, |entry| self.cache.put(entry), || self.clock.now().generation);
+        let next = self.in_flight.complete(request, outcome, |entry| self.cache.put(entry), || self.epoch.read().epoch);
         next.map_or(Ok(()), |next| self.spawn(next))
     }
 
@@ -482,10 +485,10 @@ impl World {
             WaitOutcome::Failed(error) => {
                 let Error::Evaluation { code, details } = &*error else { unreachable!("{error}") };
                 prop_assert_eq!(code, &evaluation.context.to_string(), "the failure of another context");
-                let generation = details.as_ref().and_then(|generation| generation.parse::<u64>().ok());
-                prop_assert!(generation.is_some(), "the failure of a request that was overtaken");
-                let need = Some(evaluation.tick.generation);
-                prop_assert!(generation >= need, "the failure of a request that was too old");
+                let epoch = details.as_ref().and_then(|epoch| epoch.parse::<u64>().ok());
+                prop_assert!(epoch.is_some(), "the failure of a request that was overtaken");
+                let need = Some(evaluation.reading.epoch);
+                prop_assert!(epoch >= need, "the failure of a request that was too old");
             }
             WaitOutcome::Slow => prop_assert!(has_old, "an evaluation that has no old answer gives up"),
             WaitOutcome::Lost => prop_assert!(false, "an evaluation was forgotten"),
@@ -512,7 +515,7 @@ impl World {
     }
 
     /// Forgets what was seen where the cache did. It alone knows what was handed out: without it, an older request of the
-    /// same generation, which left its slot late, may bring an older value after a newer one.
+    /// same epoch, which left its slot late, may bring an older value after a newer one.
     fn remember(&mut self) -> TestCaseResult {
         for (context, canonical) in self.contexts.iter().enumerate() {
             let kept = self.cache.get(canonical.as_bytes()).map(|kept| Self::age_order(&kept));
@@ -528,9 +531,9 @@ impl World {
     /// At most two requests of a context are under way, and all but the last are overtaken.
     fn check_flights(&self) -> TestCaseResult {
         for context in 0..CONTEXTS {
-            let generations: Vec<_> = self.of(context).map(|underway| underway.request.generation).collect();
-            prop_assert!(generations.len() <= 2, "{generations:?} are under way");
-            prop_assert!(generations.is_sorted_by(|older, newer| older < newer), "{generations:?} are under way");
+            let epochs: Vec<_> = self.of(context).map(|underway| underway.request.epoch).collect();
+            prop_assert!(epochs.len() <= 2, "{epochs:?} are under way");
+            prop_assert!(epochs.is_sorted_by(|older, newer| older < newer), "{epochs:?} are under way");
         }
         Ok(())
     }
@@ -564,12 +567,12 @@ impl World {
         self.now.saturating_duration_since(entry.sent_at)
     }
 
-    fn limit(tick: Tick) -> Duration {
-        if tick.open { AGES.open } else { AGES.closed }
+    fn limit(reading: EpochReading) -> Duration {
+        if reading.streaming { FRESHNESS.streaming } else { FRESHNESS.polling }
     }
 
     fn age_order(entry: &CacheEntry) -> (u64, Instant) {
-        (entry.generation, entry.sent_at)
+        (entry.epoch, entry.sent_at)
     }
 }
 

@@ -19,8 +19,8 @@ use time::OffsetDateTime;
 
 use crate::{
     ConfigError, Error, FlagEvaluation, FlagType, Flags, FlipswitchProviderBuilder, ReadyError, RequestScope, Stats,
-    cache::cache::Tick,
     cache::entry::CacheEntry,
+    cache::epoch::EpochReading,
     config::ApiKey,
     context::buffer::Buffer,
     context::canonical::{self as context, CanonicalContext},
@@ -201,9 +201,9 @@ impl FlipswitchProvider {
         match self.known(context) {
             Ok(flags) => flags,
             // In a box, since this is seldom needed, and its future is large.
-            Err((context, tick, service)) => {
+            Err((context, reading, service)) => {
                 self.handle.start();
-                Box::pin(service.flags(context, tick)).await
+                Box::pin(service.flags(context, reading)).await
             }
         }
     }
@@ -212,7 +212,7 @@ impl FlipswitchProvider {
     pub(crate) fn flags_now(&self, context: &EvaluationContext) -> Option<Flags> {
         match self.known(context) {
             Ok(flags) => Some(flags),
-            Err((context, tick, service)) => service.at_once(&context, tick),
+            Err((context, reading, service)) => service.at_once(&context, reading),
         }
     }
 
@@ -220,7 +220,7 @@ impl FlipswitchProvider {
     pub(crate) fn last_known(&self, context: &EvaluationContext) -> Option<Flags> {
         match self.known(context) {
             Ok(flags) => Some(flags),
-            Err((context, tick, service)) => service.last_known(&context, tick),
+            Err((context, reading, service)) => service.last_known(&context, reading),
         }
     }
 
@@ -231,15 +231,17 @@ impl FlipswitchProvider {
 
     /// Returns what memory has for a context, or the service that is to be asked. Apart, since the context is written on
     /// the stack, which a future would take along.
-    fn known(&self, context: &EvaluationContext) -> Result<Flags, (CanonicalContext, Tick, &Arc<Service>)> {
+    fn known(&self, context: &EvaluationContext) -> Result<Flags, (CanonicalContext, EpochReading, &Arc<Service>)> {
         let mut canonical = Buffer::new();
         if let Err(error) = context::write(context, &mut canonical) {
             return Ok(Flags::refused(error, context.clone()));
         }
         match &self.handle.source {
             Source::Service(service) => {
-                let tick = service.clock().now();
-                service.known(&canonical, tick).ok_or_else(|| (CanonicalContext::from_bytes(&canonical), tick, service))
+                let reading = service.epoch().read();
+                service
+                    .known(&canonical, reading)
+                    .ok_or_else(|| (CanonicalContext::from_bytes(&canonical), reading, service))
             }
             Source::Memory(memory) => {
                 let canonical = CanonicalContext::from_bytes(&canonical);

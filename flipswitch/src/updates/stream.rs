@@ -193,7 +193,7 @@ impl Follower {
             Action::Disconnect => self.link = Link::None,
             Action::Open => service.stream_opened(),
             Action::Away => service.stream_away(),
-            Action::Raise => service.clock().raise(),
+            Action::Raise => service.epoch().invalidate_all(),
             Action::Changed(change) => service.changed(change),
             Action::KeyRotated { valid_until } => service.key_rotated(valid_until),
             Action::Status(status) => service.show(status),

@@ -19,7 +19,7 @@ use crate::{
 impl Service {
     /// The stream is open: from now on changes are heard of.
     pub(crate) fn stream_opened(&self) {
-        self.clock.open();
+        self.epoch.stream_opened();
         if self.connected_before.swap(true, Ordering::Relaxed) {
             self.counters.reconnects.count();
         }
@@ -29,7 +29,7 @@ impl Service {
 
     /// The stream is away.
     pub(crate) fn stream_away(&self) {
-        self.clock.close();
+        self.epoch.stream_closed();
         self.refresh.forget_told();
         self.sign(Sign::Away);
     }
@@ -128,14 +128,14 @@ impl Service {
             // It was overtaken.
             return;
         }
-        let tick = self.clock.now();
-        if entry.generation >= tick.generation {
+        let reading = self.epoch.read();
+        if entry.epoch >= reading.epoch {
             self.commands.refetched();
         }
         let changed = self.refresh.answered(&entry.flag_set);
-        if !changed.is_empty() && !tick.open {
+        if !changed.is_empty() && !reading.streaming {
             // Nobody has said so yet.
-            self.clock.raise();
+            self.epoch.invalidate_all();
         }
         for key in changed {
             drop(self.hub.tell(ProviderEvent::ConfigurationChanged(FlagChangeEvent::of(key))));

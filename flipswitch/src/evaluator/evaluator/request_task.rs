@@ -66,7 +66,7 @@ impl Probe {
             }
             let context = CanonicalContext::start_up();
             let base = service.cache.get(context.as_bytes());
-            match service.in_flight.probe(&context, service.clock.now().generation, base) {
+            match service.in_flight.probe(&context, service.epoch.read().epoch, base) {
                 Some(flight) => RequestTask::new(Arc::clone(service), flight).run().await,
                 // One from before the failure is still under way, and will be heard of.
                 None => tokio::time::sleep(PROBE_RETRY).await,
@@ -93,9 +93,9 @@ impl Service {
             if let Some(error) = overtaken {
                 return Err(Failure::of(error));
             }
-            let (sent_at, generation) = (Instant::now(), self.clock.now().generation);
+            let (sent_at, epoch) = (Instant::now(), self.epoch.read().epoch);
             sent = Some(sent_at);
-            let base = flight.base_since(self.key_generation.load(Ordering::Acquire));
+            let base = flight.base_since(self.key_epoch.load(Ordering::Acquire));
             self.counters.requests.count();
             let etag = base.and_then(|base| base.etag());
             let (answer, etag) = match (self.transport.bulk(&flight.context, etag).await?, base) {
@@ -114,7 +114,7 @@ impl Service {
             if flight.base.is_none() {
                 self.counters.new_contexts.count();
             }
-            Ok(Arc::new(CacheEntry::new(&flight.context, answer, etag.as_deref(), base, generation, sent_at)))
+            Ok(Arc::new(CacheEntry::new(&flight.context, answer, etag.as_deref(), base, epoch, sent_at)))
         };
         let outcome = match tokio::time::timeout(self.request_timeout, request).await {
             Ok(outcome) => outcome,
