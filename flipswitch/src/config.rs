@@ -1,15 +1,139 @@
-//! Whom we speak to, and as whom: the base URL and the API key.
+//! The configuration of a provider: options with their defaults and limits, the base URL, and the API key.
 
-use std::{fmt, net::IpAddr};
+use std::{fmt, net::IpAddr, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use http::HeaderValue;
+use reqwest::{ClientBuilder, Url};
+use tokio::runtime::Handle;
 
-use crate::{ConfigError, wire::ofrep, wire::transport::Url};
+use crate::{
+    error::ConfigError,
+    flags::{flag_set::FlagSet, override_file::OverrideFile},
+    sanitize::printable,
+};
 
-/// An API key longer than this is a mistake.
-const MAX_KEY: usize = 4_096;
+/// Accepted durations: the sum of any two is a valid instant.
+const DURATIONS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(7 * 24 * 3600);
 
-/// The API key, as the header value that it is sent as.
+/// A valid configuration.
+pub(crate) struct Config {
+    pub(crate) api_key: ApiKey,
+    pub(crate) base_url: BaseUrl,
+    pub(crate) bootstrap: Option<FlagSet>,
+    pub(crate) override_file: Option<OverrideFile>,
+    pub(crate) options: Options,
+}
+
+/// The options that are used as they are set. `FlipswitchProviderBuilder` documents each of them at its setter.
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) http_client: Option<ClientFactory>,
+    pub(crate) runtime: Option<Handle>,
+    pub(crate) request_timeout: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) max_concurrent_requests: usize,
+    pub(crate) telemetry: bool,
+    pub(crate) enable_realtime: bool,
+    pub(crate) enable_polling_fallback: bool,
+    pub(crate) polling_interval: Duration,
+    pub(crate) max_sse_retries: u32,
+    pub(crate) stream_idle_timeout: Duration,
+    pub(crate) stale_wait: Duration,
+    pub(crate) cache_capacity: usize,
+    pub(crate) cache_bytes: usize,
+    pub(crate) cache_ttl: Duration,
+    pub(crate) max_stale: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            http_client: None,
+            runtime: None,
+            request_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(5),
+            max_concurrent_requests: 64,
+            telemetry: true,
+            enable_realtime: true,
+            enable_polling_fallback: true,
+            polling_interval: Duration::from_secs(30),
+            max_sse_retries: 5,
+            stream_idle_timeout: Duration::from_secs(60),
+            stale_wait: Duration::from_millis(250),
+            cache_capacity: 10_000,
+            cache_bytes: 256 << 20,
+            cache_ttl: Duration::from_secs(15 * 60),
+            max_stale: Duration::from_secs(24 * 3600),
+        }
+    }
+}
+
+impl Options {
+    /// Checks every option against its limits.
+    ///
+    /// # Errors
+    ///
+    /// A [`ConfigError`] naming the first option whose value cannot work.
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        duration("request_timeout", self.request_timeout)?;
+        duration("connect_timeout", self.connect_timeout)?;
+        number("max_concurrent_requests", self.max_concurrent_requests, 1..=1_000_000)?;
+        duration("polling_interval", self.polling_interval)?;
+        number("max_sse_retries", self.max_sse_retries as usize, 1..=1_000_000)?;
+        duration("stream_idle_timeout", self.stream_idle_timeout)?;
+        duration_or_zero("stale_wait", self.stale_wait)?;
+        number("cache_capacity", self.cache_capacity, 1..=1_000_000_000)?;
+        number("cache_bytes", self.cache_bytes, 1 << 20..=usize::MAX)?;
+        duration("cache_ttl", self.cache_ttl)?;
+        duration_or_zero("max_stale", self.max_stale)
+    }
+}
+
+fn duration(option: &'static str, value: Duration) -> Result<(), ConfigError> {
+    if DURATIONS.contains(&value) {
+        Ok(())
+    } else {
+        Err(ConfigError::Duration { option, value, min: *DURATIONS.start(), max: *DURATIONS.end() })
+    }
+}
+
+fn duration_or_zero(option: &'static str, value: Duration) -> Result<(), ConfigError> {
+    if value.is_zero() { Ok(()) } else { duration(option, value) }
+}
+
+fn number(option: &'static str, value: usize, range: RangeInclusive<usize>) -> Result<(), ConfigError> {
+    if range.contains(&value) {
+        Ok(())
+    } else {
+        let [value, min, max] = [value, *range.start(), *range.end()].map(|number| number as u64);
+        Err(ConfigError::Number { option, value, min, max })
+    }
+}
+
+/// Makes the builders of HTTP clients; set by the application.
+#[derive(Clone)]
+pub(crate) struct ClientFactory(Arc<dyn Fn() -> ClientBuilder + Send + Sync>);
+
+impl ClientFactory {
+    pub(crate) fn new(factory: impl Fn() -> ClientBuilder + Send + Sync + 'static) -> Self {
+        Self(Arc::new(factory))
+    }
+
+    pub(crate) fn client_builder(&self) -> ClientBuilder {
+        (self.0)()
+    }
+}
+
+impl fmt::Debug for ClientFactory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientFactory").finish_non_exhaustive()
+    }
+}
+
+/// Longest accepted API key, in bytes.
+const MAX_KEY_BYTES: usize = 4_096;
+
+/// The API key, as the header value that is sent.
 #[derive(Clone)]
 pub(crate) struct ApiKey(HeaderValue);
 
@@ -19,7 +143,7 @@ impl ApiKey {
         if key.is_empty() {
             return Err(ConfigError::EmptyApiKey);
         }
-        if key.len() > MAX_KEY {
+        if key.len() > MAX_KEY_BYTES {
             return Err(ConfigError::LongApiKey { length: key.len() });
         }
         if let Some(position) = key.chars().position(|character| !matches!(character, ' '..='~')) {
@@ -29,15 +153,13 @@ impl ApiKey {
         value.set_sensitive(true);
         Ok(Self(value))
     }
-}
 
-impl ApiKey {
-    /// The header that is sent, marked as sensitive.
+    /// Returns the header value, marked as sensitive.
     pub(crate) fn header(&self) -> HeaderValue {
         self.0.clone()
     }
 
-    /// Whether it looks like what examples have in place of a key.
+    /// Returns whether the key looks like a placeholder from an example.
     pub(crate) fn is_placeholder(&self) -> bool {
         let key = self.0.to_str().unwrap_or_default().to_ascii_lowercase().replace(['_', ' '], "-");
         key.starts_with('<')
@@ -48,7 +170,7 @@ impl ApiKey {
     }
 }
 
-/// Shows the end of a key that is long enough to stay secret.
+/// Shows the last four characters of a key of at least 16, and nothing of a shorter one.
 impl fmt::Display for ApiKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.to_str() {
@@ -58,7 +180,7 @@ impl fmt::Display for ApiKey {
     }
 }
 
-/// Where the service is: an origin, and a path that may be empty.
+/// The URL of the flag service: an origin, and a path that may be empty.
 #[derive(Clone)]
 pub(crate) struct BaseUrl(Url);
 
@@ -70,13 +192,13 @@ impl BaseUrl {
         };
         let mut url = Url::parse(text.trim()).map_err(|error| refuse(&error.to_string()))?;
         if !matches!(url.scheme(), "http" | "https") {
-            return Err(refuse("only http or https can be spoken"));
+            return Err(refuse("only http and https are supported"));
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(refuse("credentials in a URL end up in logs; the API key is all the service needs"));
+            return Err(refuse("credentials in a URL end up in logs; the service needs the API key only"));
         }
         if url.query().is_some() {
-            return Err(refuse("a query cannot be kept, since paths are appended"));
+            return Err(refuse("a query is not supported, because paths are appended"));
         }
         if url.fragment().is_some() {
             return Err(refuse("a fragment is never sent"));
@@ -86,24 +208,24 @@ impl BaseUrl {
         Ok(Self(url))
     }
 
-    /// What may be shown of a text that was meant to be a URL: nothing that could be a credential, or a key that was
-    /// taken for a URL.
+    /// Returns what may be shown of a text that was passed as a URL: without anything that could be a credential, in case
+    /// it is an API key.
     pub(crate) fn without_credentials(text: &str) -> String {
         let text = text.trim();
         let Some((scheme, rest)) = text.split_once("://").filter(|(scheme, _)| scheme.len() <= 10) else {
             return format!("({} characters)", text.chars().count());
         };
-        // Whatever stands before an @ may be a password, with any character in it.
+        // Anything before an @ may be a password, which may contain any character.
         let (hidden, rest) = rest.rsplit_once('@').map_or(("", rest), |(_, rest)| ("…@", rest));
         let rest = rest.split(['?', '#']).next().unwrap_or_default();
-        ofrep::printable(&format!("{scheme}://{hidden}{rest}"))
+        printable(&format!("{scheme}://{hidden}{rest}"))
     }
 
     pub(crate) fn url(&self) -> &Url {
         &self.0
     }
 
-    /// Whether requests to it stay on this machine.
+    /// Returns whether requests stay on this machine.
     pub(crate) fn is_loopback(&self) -> bool {
         let host = self.0.host_str().unwrap_or_default();
         match host.trim_matches(['[', ']']).parse::<IpAddr>() {
@@ -112,12 +234,12 @@ impl BaseUrl {
         }
     }
 
-    /// Whether the API key crosses the network readable by anybody on the way.
+    /// Returns whether the API key crosses the network unencrypted.
     pub(crate) fn is_plain_and_remote(&self) -> bool {
         self.0.scheme() == "http" && !self.is_loopback()
     }
 
-    /// The URL of a path of the service.
+    /// Returns the URL of a path of the service.
     pub(crate) fn join(&self, path: &str) -> Url {
         let mut url = self.0.clone();
         let base = url.path().trim_end_matches('/').to_owned();
@@ -149,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_known_by_address_and_by_name() {
+    fn loopback_is_recognized_by_address_and_by_name() {
         for text in
             ["http://127.0.0.1:1", "http://127.8.9.1", "http://[::1]:1", "http://localhost", "http://a.localhost"]
         {
@@ -161,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_crosses_the_network_unencrypted_is_noticed() {
+    fn an_unencrypted_remote_url_is_recognized() {
         let cases = [("http://flags.example", true), ("https://flags.example", false), ("http://127.0.0.1", false)];
         for (url, expected) in cases {
             assert_eq!(BaseUrl::new(url).unwrap().is_plain_and_remote(), expected, "{url}");
@@ -169,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_examples_are_recognised() {
+    fn placeholder_keys_are_recognized() {
         for key in ["your-api-key", "YOUR_API_KEY", "<key>", "changeme", "xxxx", "api_key", "my-api-key-here"] {
             assert!(ApiKey::new(key).unwrap().is_placeholder(), "{key}");
         }
@@ -179,13 +301,13 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_shown_by_its_end_if_at_all() {
+    fn at_most_the_end_of_a_key_is_shown() {
         assert_eq!(ApiKey::new("0123456789abcdef").unwrap().to_string(), "…cdef");
         assert_eq!(ApiKey::new("short-key").unwrap().to_string(), "…");
     }
 
     #[test]
-    fn credentials_are_cut_out_of_what_is_shown() {
+    fn credentials_are_not_shown() {
         let cases = [
             ("https://me:secret@flags.example/x?token=secret#secret", "https://…@flags.example/x"),
             ("https://me:pa?ss#word@flags.example/x", "https://…@flags.example/x"),

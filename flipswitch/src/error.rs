@@ -1,102 +1,113 @@
-//! Every error of the crate, and the one place where they become OpenFeature's.
+//! All errors of the crate, and their one mapping to OpenFeature's.
 
 use std::{error::Error as StdError, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use open_feature::{EvaluationError, EvaluationErrorCode};
 use serde_json::error::Category;
 
-use crate::FlagType;
+use crate::flag_type::FlagType;
 
-/// A cause that several waiters can hold at once.
+/// A cause that several waiters share.
 pub(crate) type SharedError = Arc<dyn StdError + Send + Sync + 'static>;
 
-/// Why no answer could be had from the flag service.
+/// Reason why the flag service gave no flags.
 ///
-/// An evaluation never fails because of it: [`Flags`](crate::Flags) hands out the last known values or the caller's
-/// defaults and keeps the error in [`Flags::error`](crate::Flags::error).
+/// An evaluation never fails because of it: [`Flags`](crate::Flags) returns the last known values or the caller's
+/// defaults, and keeps the error in [`Flags::error`](crate::Flags::error).
+///
+/// Most applications only log it. Worth handling:
+///
+/// - [`Unauthorized`](Self::Unauthorized): only another API key helps; see
+///   [`set_api_key`](crate::FlipswitchProvider::set_api_key).
+/// - [`InvalidContext`](Self::InvalidContext): the application builds a context that cannot be sent; fix what the text
+///   names.
+/// - [`Evaluation`](Self::Evaluation): the service refuses this context, for instance for want of a targeting key.
+/// - [`ShutDown`](Self::ShutDown): the application evaluates after it shut the provider down.
+///
+/// All other variants describe a service that is slow, unreachable or overloaded. The provider retries by itself.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The service refused the API key (401 or 403).
+    /// The flag service refused the API key (401 or 403).
     #[error("the flag service refused the API key")]
     Unauthorized,
-    /// The service asked for a pause (429). No request is made before it is over.
-    #[error("the flag service limits the rate of requests and asked for a pause of {retry_after:?}")]
+    /// The flag service limits the rate of requests (429). No request is sent until `retry_after` is over.
+    #[error("the flag service limits the rate of requests; retrying after {retry_after:?}")]
     RateLimited {
-        /// How long the service asked us to wait.
+        /// Wait that the service asked for.
         retry_after: Duration,
     },
-    /// The service answered with a status that OFREP gives no meaning to.
-    #[error("the flag service answered {0}")]
+    /// The flag service responded with a status that OFREP does not define.
+    #[error("the flag service responded with {0}")]
     Status(http::StatusCode),
-    /// The service refused this evaluation with an OFREP error code, for instance `TARGETING_KEY_MISSING`.
+    /// The flag service refused this evaluation with an OFREP error code, such as `TARGETING_KEY_MISSING`.
     #[error("the flag service refused the evaluation with {code}{}", Details(.details.as_deref()))]
     Evaluation {
         /// The OFREP error code as sent.
         code: String,
-        /// The service's own words, if it had any.
+        /// Details from the service, if it sent any.
         details: Option<String>,
     },
-    /// The request failed on its way: name resolution, connection, TLS, a broken body, a refused redirect.
+    /// The request failed: name resolution, connection, TLS, an incomplete body, or a refused redirect.
     #[error("the request to the flag service failed")]
     Transport(#[source] SharedError),
-    /// No answer came within the request timeout.
-    #[error("the flag service did not answer in time")]
+    /// The flag service did not respond within the request timeout.
+    #[error("the flag service did not respond in time")]
     Timeout,
-    /// The answer is not what OFREP describes.
-    #[error("the answer of the flag service could not be read")]
+    /// The response is not valid OFREP.
+    #[error("the response of the flag service could not be read")]
     Decode(#[source] SharedError),
-    /// The answer is larger than 16 MiB.
-    #[error("the answer of the flag service is larger than 16 MiB")]
+    /// The response is larger than 16 MiB.
+    #[error("the response of the flag service is larger than 16 MiB")]
     TooLarge,
     /// The evaluation context cannot be sent; the text names the field.
     #[error("invalid evaluation context: {0}")]
     InvalidContext(String),
-    /// So many requests wait for their turn already that this one was not even made to.
-    #[error("too many requests to the flag service wait already")]
-    Crowded,
+    /// The queue of waiting requests is full.
+    #[error("too many requests to the flag service are waiting")]
+    QueueFull,
     /// The provider was shut down.
     #[error("the provider was shut down")]
     ShutDown,
 }
 
-/// Why a flag has no value in an answer.
+/// Reason why a flag has no value.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FlagError {
-    /// The answer does not have the flag.
+    /// The flag service does not have the flag.
     #[error("no such flag")]
     NotFound,
-    /// The flag has another type than the one asked for.
+    /// The flag has another type than requested.
     #[error("expected a flag of type {expected}, found {found}")]
     TypeMismatch {
-        /// The type asked for.
+        /// The requested type.
         expected: FlagType,
         /// The type of the flag.
         found: FlagType,
     },
-    /// The service leaves the value to the code: the flag is disabled or has no default variant.
+    /// The flag service defers to the code default: the flag is disabled, or has no default variant.
     #[error("the flag service gave no value (reason {reason})")]
     NoValue {
-        /// The service's reason.
+        /// The reason that the service gives.
         reason: String,
     },
-    /// The service could not evaluate the flag.
-    #[error("the flag service answered {code}{}", Details(.details.as_deref()))]
+    /// The flag service could not evaluate the flag.
+    #[error("the flag service responded with {code}{}", Details(.details.as_deref()))]
     Evaluation {
         /// The OFREP error code as sent.
         code: String,
-        /// The service's own words, if it had any.
+        /// Details from the service, if it sent any.
         details: Option<String>,
     },
-    /// There is no answer for this context.
-    #[error("no answer from the flag service")]
+    /// There are no flags for this context.
+    #[error("no flags from the flag service")]
     Unavailable(#[source] Error),
 }
 
-/// Why a provider cannot be built. Each text names the option, its value (never the API key) and the remedy.
+/// Reason why a provider cannot be built. The text names the option, its value (never the API key) and a remedy.
 ///
-/// `Debug` shows the same text, since that is what `main` prints of the error that it returns.
+/// `Debug` shows the same text, because that is what Rust prints of an error that `main` returns.
 #[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -105,15 +116,15 @@ pub enum ConfigError {
     EmptyApiKey,
     /// The API key cannot be sent in a header.
     #[error(
-        "api_key has a character at position {position} that no HTTP header can carry; \
-         look for a line break, a quote from an editor or a stray byte"
+        "api_key has a character at position {position} that an HTTP header cannot carry; \
+         look for a line break, a typographic quote or a stray byte"
     )]
     IllegalApiKey {
         /// Position of the first offending character, counted from 1.
         position: usize,
     },
     /// The API key is longer than 4 096 bytes.
-    #[error("api_key has {length} bytes; at most 4096 are sent in a header, so this is hardly a key")]
+    #[error("api_key has {length} bytes, and at most 4096 are accepted; check that it is a key")]
     LongApiKey {
         /// Length of the key in bytes.
         length: usize,
@@ -129,64 +140,70 @@ pub enum ConfigError {
     BaseUrl {
         /// The URL as given, without credentials, query and fragment.
         value: String,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: String,
     },
     /// A duration is outside its range.
-    #[error("{option} is {value:?}; give it a duration from {min:?} to {max:?}")]
+    #[error("{option} is {value:?}; pass a duration from {min:?} to {max:?}")]
     Duration {
         /// Name of the option.
         option: &'static str,
         /// The value given.
         value: Duration,
-        /// The least value taken.
+        /// The smallest accepted value.
         min: Duration,
-        /// The greatest value taken.
+        /// The largest accepted value.
         max: Duration,
     },
     /// A number is outside its range.
-    #[error("{option} is {value}; give it a number from {min} to {max}")]
+    #[error("{option} is {value}; pass a number from {min} to {max}")]
     Number {
         /// Name of the option.
         option: &'static str,
         /// The value given.
         value: u64,
-        /// The least value taken.
+        /// The smallest accepted value.
         min: u64,
-        /// The greatest value taken.
+        /// The largest accepted value.
         max: u64,
     },
     /// The bootstrap values are not a JSON object.
-    #[error("bootstrap is {found}; give it a JSON object of flag keys and values, like {{\"dark-mode\": true}}")]
+    #[error("bootstrap is a JSON {found}; pass a JSON object of flag keys and values, like {{\"dark-mode\": true}}")]
     Bootstrap {
-        /// What was given instead of an object.
-        found: &'static str,
+        /// The type that was passed instead.
+        found: FlagType,
     },
     /// The override file cannot be used.
     #[error(
-        "override_file {}: {problem}; it holds a JSON object of flag keys and values, like {{\"dark-mode\": true}}",
+        "override_file {}: {problem}; write a JSON object of flag keys and values, like {{\"dark-mode\": true}}",
         path.display()
     )]
     OverrideFile {
         /// Path of the file.
         path: PathBuf,
-        /// What is wrong with it, and where.
+        /// The problem with it, and where.
         problem: String,
     },
-    /// An override file in a release build.
+    /// An override file is set in a release build.
     #[error(
-        "override_file {}: files are for development, and this is a release build; leave it out, or allow it by \
-         override_in_release(true)",
+        "override_file {}: override files are for development, and this is a release build; leave it out, or allow it \
+         with override_in_release(true)",
         path.display()
     )]
     OverrideInRelease {
         /// Path of the file.
         path: PathBuf,
     },
-    /// The base URL needs TLS, and the crate was built without it.
+    /// No header can have this name.
+    #[error("{name:?} is not a header name; pass a name like \"x-device-id\"")]
+    HeaderName {
+        /// The name as passed.
+        name: String,
+    },
+    /// The base URL needs TLS, but the crate was built without it.
     #[error(
-        "base_url is {value:?}, and flipswitch was built without TLS; enable its feature `rustls` (the default), \
-         `native-tls` or `rustls-no-provider`, or give it an http_client that speaks TLS"
+        "base_url is {value:?}, but flipswitch was built without TLS; enable its feature `rustls` (the default), \
+         `native-tls` or `rustls-no-provider`, or set an http_client that supports TLS"
     )]
     NoTls {
         /// The base URL.
@@ -194,12 +211,12 @@ pub enum ConfigError {
     },
     /// The HTTP client cannot be built.
     #[error(
-        "http_client: no client could be built ({cause}). Without a custom client this means that TLS has nothing to \
-         trust or to work with: install the system's CA certificates, or, with the feature `rustls-no-provider`, \
-         install a crypto provider first; the features `rustls` and `native-tls` choose another TLS library"
+        "http_client: no client could be built ({cause}). Without a custom client, TLS lacks certificates or a crypto \
+         provider: install the system's CA certificates or, with the feature `rustls-no-provider`, install a crypto \
+         provider first; the features `rustls` and `native-tls` select another TLS library"
     )]
     HttpClient {
-        /// The HTTP library's reason.
+        /// The reason that the HTTP client gives.
         cause: String,
     },
 }
@@ -210,21 +227,21 @@ impl fmt::Debug for ConfigError {
     }
 }
 
-/// Why a provider is not ready yet. Evaluation works all the same, with bootstrap values or defaults.
+/// Reason why a provider is not ready. Evaluation works nevertheless, with bootstrap values or defaults.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadyError {
-    /// The service refused the API key; waiting longer does not help.
+    /// The flag service refused the API key. Waiting longer does not help.
     #[error("the flag service refused the API key; check it on the environment's page in the Flipswitch dashboard")]
     Unauthorized,
-    /// Requests failed until the time was over. The provider keeps trying.
+    /// All requests failed until the timeout. The provider keeps trying.
     #[error("the flag service could not be reached in time")]
     Unreachable(#[source] Error),
-    /// The signals that ask the process to end cannot be listened for.
-    #[error("signals cannot be listened for")]
+    /// Handlers for the signals that end the process could not be installed.
+    #[error("signal handlers could not be installed")]
     Signals(#[source] Arc<std::io::Error>),
-    /// Nothing was heard until the time was over. The provider keeps trying.
-    #[error("the flag service did not answer in time")]
+    /// The flag service did not respond until the timeout. The provider keeps trying.
+    #[error("the flag service did not respond in time")]
     Timeout,
     /// The provider was shut down.
     #[error("the provider was shut down")]
@@ -232,24 +249,37 @@ pub enum ReadyError {
 }
 
 impl Error {
-    /// Wraps a failure on the way to the service.
+    /// Wraps a failed request.
     pub(crate) fn transport(source: impl StdError + Send + Sync + 'static) -> Self {
         Self::Transport(Arc::new(source))
     }
 
-    /// Wraps a failure to read JSON. Of the parser's words only the place is kept: they quote the text.
+    /// Wraps a JSON error. Keeps only kind and position, because the parser's text quotes the input.
     pub(crate) fn json(error: &serde_json::Error) -> Self {
-        Self::decode(NotAsExpected { category: error.classify(), line: error.line(), column: error.column() })
+        Self::decode(JsonError { category: error.classify(), line: error.line(), column: error.column() })
     }
 
-    /// Wraps a failure to read an answer.
+    /// Wraps an unreadable response.
     pub(crate) fn decode(source: impl StdError + Send + Sync + 'static) -> Self {
         Self::Decode(Arc::new(source))
     }
 }
 
+/// A failed request, with the service's `Retry-After` if it sent one.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) error: Error,
+    pub(crate) retry_after: Option<Duration>,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { error, retry_after: None }
+    }
+}
+
 impl FlagError {
-    /// Maps the error to OpenFeature's codes. The message names the flag and, where there is one, the cause.
+    /// Maps the error to OpenFeature's codes. The message names the flag and the causes.
     pub(crate) fn to_evaluation_error(&self, key: &str) -> EvaluationError {
         let message = format!("flag {key:?}: {}", Chain(self));
         let code = match self {
@@ -269,7 +299,7 @@ impl FlagError {
     }
 }
 
-/// OFREP's error codes are OpenFeature's; one that is unknown is kept as it is.
+/// Maps OFREP's error codes, which are OpenFeature's. An unknown code is kept.
 fn from_ofrep(code: &str) -> EvaluationErrorCode {
     match code {
         "FLAG_NOT_FOUND" => EvaluationErrorCode::FlagNotFound,
@@ -282,15 +312,15 @@ fn from_ofrep(code: &str) -> EvaluationErrorCode {
     }
 }
 
-/// Where and how a text is not the JSON that was expected.
+/// Kind and position of an error in JSON.
 #[derive(Debug, thiserror::Error)]
 #[error("{} at line {line} column {column}", match .category {
     Category::Io => "unreadable",
-    Category::Syntax => "no JSON",
-    Category::Data => "other JSON than expected",
-    Category::Eof => "JSON that ends too early",
+    Category::Syntax => "invalid JSON",
+    Category::Data => "unexpected JSON",
+    Category::Eof => "incomplete JSON",
 })]
-struct NotAsExpected {
+struct JsonError {
     category: Category,
     line: usize,
     column: usize,
@@ -311,7 +341,7 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
-/// Optional words of the service behind a code.
+/// Details behind an error code.
 struct Details<'a>(Option<&'a str>);
 
 impl fmt::Display for Details<'_> {

@@ -1,17 +1,108 @@
-//! Our evaluations in OpenFeature's terms.
+//! The OpenFeature provider: evaluations in OpenFeature's terms.
 
+use async_trait::async_trait;
 use open_feature::{
-    EvaluationReason, FlagMetadata, FlagMetadataValue, StructValue, Value as FeatureValue, provider::ResolutionDetails,
+    EvaluationContext, EvaluationReason, EvaluationResult, FlagMetadata, FlagMetadataValue, StructValue,
+    Value as FeatureValue,
+    provider::{FeatureProvider, ProviderMetadata, ProviderStatus, ResolutionDetails},
 };
 use serde_json::{Map, Number, Value};
 
-use crate::FlagEvaluation;
+use crate::{
+    flag_type::FlagType,
+    flags::evaluation::FlagEvaluation,
+    provider::{flags::Flags, provider::FlipswitchProvider},
+    request::{scope::RequestScope, warnings::SetupWarning},
+};
 
-/// Metadata field that keeps the service's reason where the reason itself says that the value is stale.
+/// Metadata field with the service's reason, if the reason of the resolution is `STALE`.
 const REASON_FIELD: &str = "serverReason";
 
-/// Puts a value together with what the service says about it.
-pub(crate) fn details<T>(value: T, flag: &FlagEvaluation, stale: bool) -> ResolutionDetails<T> {
+#[async_trait]
+impl FeatureProvider for FlipswitchProvider {
+    /// Starts the provider without waiting for it, because OpenFeature holds a global lock meanwhile. Use
+    /// [`ready`](FlipswitchProvider::ready) to wait.
+    async fn initialize(&mut self, context: &EvaluationContext) {
+        if context.targeting_key.is_some() {
+            SetupWarning::GlobalTargetingKey.log(self.warned());
+        }
+        self.start();
+    }
+
+    fn status(&self) -> ProviderStatus {
+        self.health().state.status()
+    }
+
+    fn metadata(&self) -> &ProviderMetadata {
+        self.metadata_ref()
+    }
+
+    async fn resolve_bool_value(
+        &self,
+        key: &str,
+        context: &EvaluationContext,
+    ) -> EvaluationResult<ResolutionDetails<bool>> {
+        resolve(self, key, context, FlagType::Boolean, FlagEvaluation::as_bool).await
+    }
+
+    async fn resolve_int_value(
+        &self,
+        key: &str,
+        context: &EvaluationContext,
+    ) -> EvaluationResult<ResolutionDetails<i64>> {
+        resolve(self, key, context, FlagType::Integer, FlagEvaluation::as_i64).await
+    }
+
+    async fn resolve_float_value(
+        &self,
+        key: &str,
+        context: &EvaluationContext,
+    ) -> EvaluationResult<ResolutionDetails<f64>> {
+        resolve(self, key, context, FlagType::Number, FlagEvaluation::as_f64).await
+    }
+
+    async fn resolve_string_value(
+        &self,
+        key: &str,
+        context: &EvaluationContext,
+    ) -> EvaluationResult<ResolutionDetails<String>> {
+        resolve(self, key, context, FlagType::String, |flag| flag.as_str().map(str::to_owned)).await
+    }
+
+    async fn resolve_struct_value(
+        &self,
+        key: &str,
+        context: &EvaluationContext,
+    ) -> EvaluationResult<ResolutionDetails<StructValue>> {
+        resolve(self, key, context, FlagType::Object, |flag| flag.value.as_object().map(structure)).await
+    }
+}
+
+/// Evaluates the flags for a context that OpenFeature passes. If the caller runs in a request of this provider, that
+/// request's context fills in missing fields.
+async fn flags(provider: &FlipswitchProvider, context: &EvaluationContext) -> Flags {
+    match RequestScope::current().filter(|scope| scope.provider().is_same(provider)) {
+        Some(scope) => scope.flags_with(context).await,
+        None => provider.flags(context).await,
+    }
+}
+
+async fn resolve<T>(
+    provider: &FlipswitchProvider,
+    key: &str,
+    context: &EvaluationContext,
+    expected: FlagType,
+    read: impl FnOnce(&FlagEvaluation) -> Option<T>,
+) -> EvaluationResult<ResolutionDetails<T>> {
+    let flags = flags(provider, context).await;
+    match flags.find(key).and_then(|flag| Some((flag, read(flag)?))) {
+        Some((flag, value)) => Ok(details(value, flag, flags.is_stale())),
+        None => Err(flags.read_error(key, expected).to_evaluation_error(key)),
+    }
+}
+
+/// Combines a value with variant, reason and metadata of its evaluation.
+fn details<T>(value: T, flag: &FlagEvaluation, stale: bool) -> ResolutionDetails<T> {
     let mut metadata = FlagMetadata::default();
     for (name, value) in &flag.metadata {
         if let Some(value) = metadata_value(value) {
@@ -41,7 +132,7 @@ fn reason(text: &str) -> EvaluationReason {
     }
 }
 
-/// OpenFeature's metadata is flat: anything nested is kept as its JSON text.
+/// Converts metadata. OpenFeature's metadata is flat: a nested value becomes its JSON text.
 fn metadata_value(value: &Value) -> Option<FlagMetadataValue> {
     match value {
         Value::Null => None,
@@ -55,13 +146,13 @@ fn metadata_value(value: &Value) -> Option<FlagMetadataValue> {
     }
 }
 
-/// A JSON object as OpenFeature's structure.
-pub(crate) fn structure(fields: &Map<String, Value>) -> StructValue {
+/// Converts a JSON object to OpenFeature's structure.
+fn structure(fields: &Map<String, Value>) -> StructValue {
     let fields = fields.iter().filter_map(|(name, value)| Some((name.clone(), feature_value(value)?)));
     StructValue { fields: fields.collect() }
 }
 
-/// `None` for null, which OpenFeature's values do not have: the field or element is left out.
+/// Converts a JSON value. Returns `None` for null, which OpenFeature does not have: the field or element is left out.
 fn feature_value(value: &Value) -> Option<FeatureValue> {
     Some(match value {
         Value::Null => return None,
@@ -73,7 +164,7 @@ fn feature_value(value: &Value) -> Option<FeatureValue> {
     })
 }
 
-/// A whole number stays one if 64 bits with a sign can hold it.
+/// Converts a number. A whole number within 64 bits stays one.
 fn number(number: &Number) -> FeatureValue {
     match number.as_i64() {
         Some(integer) => FeatureValue::Int(integer),
@@ -86,7 +177,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::FlagType;
 
     fn flag(reason: &str, metadata: &Value) -> FlagEvaluation {
         FlagEvaluation {
@@ -100,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn reasons_keep_their_meaning_and_unknown_ones_their_name() {
+    fn known_reasons_are_mapped_and_others_keep_their_name() {
         for text in ["STATIC", "DEFAULT", "TARGETING_MATCH", "SPLIT", "CACHED", "DISABLED", "UNKNOWN", "ERROR"] {
             let reason = reason(text);
             assert_eq!(reason.to_string(), text);
@@ -110,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn metadata_is_kept_whatever_its_shape() {
+    fn nested_metadata_becomes_text() {
         let metadata = json!({"s": "x", "b": true, "i": 7, "f": 0.5, "l": [1, {"a": 2}], "n": null});
         let details = details((), &flag("SPLIT", &metadata), false);
         assert_eq!(details.reason, Some(EvaluationReason::Split));
@@ -125,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_value_says_so_and_keeps_the_services_reason() {
+    fn a_stale_value_keeps_the_services_reason_in_its_metadata() {
         let details = details((), &flag("SPLIT", &json!({})), true);
         assert_eq!(details.reason, Some(EvaluationReason::Other("STALE".into())));
         let metadata = details.flag_metadata.unwrap();
@@ -133,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn structures_keep_every_value_that_openfeature_can_hold() {
+    fn structures_keep_every_value_that_openfeature_has() {
         let json = json!({
             "b": true, "i": 9_007_199_254_740_993_i64, "f": 1.5, "u": u64::MAX, "s": "x", "n": null, "l": [1, null, [2]],
             "o": {"k": {}},

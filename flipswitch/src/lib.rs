@@ -7,36 +7,43 @@ mod error;
 mod evaluator;
 mod events;
 mod feature_provider;
+mod flag_type;
 mod flags;
 mod lifespan;
 mod provider;
 mod request;
 mod runtime;
+mod sanitize;
 mod stats;
 pub mod testing;
 mod updates;
+mod warn_once;
 mod wire;
 
-pub use open_feature;
+pub use http;
+pub use open_feature::{self, EvaluationContext};
 pub use reqwest;
 pub use serde_json;
+pub use time;
 
 pub use crate::{
+    context::into_context::IntoContext,
     error::{ConfigError, Error, FlagError, ReadyError},
     events::{
         bus::Subscription,
         events::{ConnectionStatus, FlagChangeEvent, ProviderEvent, ProviderEvents},
         health::{Health, HealthState},
     },
+    flag_type::FlagType,
     flags::{
         declare::{FlagDef, FlagDefault},
-        evaluation::{FlagEvaluation, FlagType},
+        evaluation::FlagEvaluation,
     },
     lifespan::lifespan::{Lifespan, LifespanBuilder},
     provider::{builder::FlipswitchProviderBuilder, flags::Flags, provider::FlipswitchProvider},
     request::{
-        integration as web,
-        scope::{IntoContext, RequestScope},
+        integration,
+        scope::RequestScope,
         task_local::{Carried, InRequest, Scoped},
     },
     stats::Stats,

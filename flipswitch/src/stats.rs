@@ -1,4 +1,4 @@
-//! Counters of what a provider did.
+//! Counters of a provider.
 
 use std::{
     cell::Cell,
@@ -7,44 +7,43 @@ use std::{
 
 use serde::Serialize;
 
-/// What a provider did since it was made, and what it keeps. All counts are of events; `contexts` and `bytes` are as of
-/// now.
+/// Counters since the provider was built. `contexts` and `bytes` are current sizes of the cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Stats {
-    /// Evaluations: calls of `flags()` and, through OpenFeature, of `resolve_*`. Reads of a `Flags` are not counted.
+    /// Evaluations: calls of `flags()`, and of `resolve_*` through OpenFeature. Reads of a `Flags` do not count.
     pub evaluations: u64,
-    /// Evaluations answered at once from memory, as good as new.
+    /// Evaluations answered from the cache with fresh flags.
     pub hits: u64,
-    /// Requests for flags that were sent.
+    /// Requests for flags that were sent to the service.
     pub requests: u64,
-    /// Requests of these that the service answered with "unchanged" (304).
+    /// Requests that the service answered with 304 Not Modified.
     pub not_modified: u64,
-    /// Evaluations that waited for a request which another one had started.
+    /// Evaluations that joined an in-flight request.
     pub coalesced: u64,
-    /// Evaluations answered with a value that may be out of date.
+    /// Evaluations answered with stale flags or bootstrap values.
     pub stale_served: u64,
-    /// Contexts that were answered for the first time, or again after they had been forgotten.
+    /// Contexts that entered the cache, including contexts that had been evicted before.
     pub new_contexts: u64,
-    /// Connections of the stream of changes after the first.
+    /// Connections of the stream of changes after the first one.
     pub reconnects: u64,
-    /// Polls while the stream was away.
+    /// Polls while the stream of changes was closed.
     pub polls: u64,
-    /// Contexts whose answers are kept.
+    /// Contexts in the cache.
     pub contexts: u64,
-    /// Bytes that these take, about.
+    /// Approximate memory of the cache, in bytes.
     pub bytes: u64,
 }
 
-/// Shards of a counter. Threads that count at once should not meet in one.
+/// Shards of a counter, so that threads that count at the same time rarely share one.
 const SHARDS: usize = 8;
 
 /// A counter that threads rarely contend for.
 #[derive(Debug, Default)]
 pub(crate) struct Counter([Shard; SHARDS]);
 
-/// A line of the processor's cache, or two that it fetches together.
+/// One cache line of the processor, or two that it fetches together.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Shard(AtomicU64);
@@ -53,10 +52,10 @@ thread_local! {
     static SHARD: Cell<usize> = const { Cell::new(usize::MAX) };
 }
 
-/// The shard of this thread, handed out in turn.
+/// Returns the shard of this thread, assigned round-robin.
 fn shard() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    // While the thread ends, its own shard may be gone.
+    // The thread-local value may be gone while the thread ends.
     SHARD
         .try_with(|shard| {
             if shard.get() == usize::MAX {
@@ -81,7 +80,7 @@ impl Counter {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) hits: Counter,
-    /// Evaluations that are no hits.
+    /// Evaluations that were not answered from the cache.
     pub(crate) misses: Counter,
     pub(crate) requests: Counter,
     pub(crate) not_modified: Counter,
@@ -93,7 +92,7 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    /// The counts as of now; `size` is how many contexts are kept, and their bytes.
+    /// Returns the counters together with the number of cached contexts and their bytes.
     pub(crate) fn stats(&self, (contexts, bytes): (u64, u64)) -> Stats {
         Stats {
             evaluations: self.hits.total() + self.misses.total(),
@@ -116,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn counts_of_all_threads_add_up() {
+    fn counts_from_all_threads_are_summed() {
         let counter = Counter::default();
         std::thread::scope(|scope| {
             for _ in 0..20 {

@@ -1,7 +1,7 @@
-//! Flags for the tests of an application: without a service, changed while a test runs, and with a record of what was read.
+//! Flags for the tests of an application: without a service, changeable while a test runs, with a record of reads.
 //!
-//! Nothing here is global, so tests run in parallel. For a test over sockets, or of what an application does in an outage,
-//! there is a whole service in `flipswitch-local`.
+//! Nothing here is global, so tests can run in parallel. For tests over sockets, or of outages, use the service in
+//! `flipswitch-local`.
 
 use std::{fmt, sync::Arc};
 
@@ -9,21 +9,27 @@ use open_feature::EvaluationContext;
 use serde_json::{Map, Value};
 
 use crate::{
-    FlipswitchProvider,
-    provider::in_memory::{Exception, Log, Memory},
+    flags::flag_set::object,
+    provider::{
+        flags::ReadLog,
+        in_memory::{InMemory, TargetedValue},
+        provider::FlipswitchProvider,
+    },
 };
 
-/// Flags in memory, and the provider that has them.
+pub use crate::provider::flags::FlagReads;
+
+/// Flags in memory, and their provider.
 ///
 /// ```
-/// use flipswitch::{open_feature::EvaluationContext, serde_json::json, testing::TestFlags};
+/// use flipswitch::{EvaluationContext, serde_json::json, testing::TestFlags};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// let flags = TestFlags::new(json!({"new-checkout": false, "max-items": 10}));
 /// flags.set_when("max-items", 100, |context| context.targeting_key.as_deref() == Some("alice"));
 ///
-/// // What is tested gets `flags.provider()`.
+/// // The tested code gets `flags.provider()`.
 /// let alice = EvaluationContext::default().with_targeting_key("alice");
 /// assert_eq!(flags.provider().flags(&alice).await.int("max-items", 1), 100);
 /// assert!(!flags.provider().flags(&alice).await.bool("new-checkout", true));
@@ -31,58 +37,48 @@ use crate::{
 /// flags.set("new-checkout", true);
 /// assert!(flags.provider().flags(&alice).await.bool("new-checkout", false));
 ///
-/// assert_eq!(flags.evaluated("new-checkout").count, 2);
-/// assert_eq!(flags.evaluated("new-checkout").contexts, [alice]);
+/// assert_eq!(flags.reads("new-checkout").count, 2);
+/// assert_eq!(flags.reads("new-checkout").contexts, [alice]);
 /// # }
 /// ```
 #[derive(Clone)]
 pub struct TestFlags {
-    memory: Arc<Memory>,
-    log: Arc<Log>,
+    in_memory: Arc<InMemory>,
+    reads: Arc<ReadLog>,
     provider: FlipswitchProvider,
 }
 
-/// What was read of a flag.
-#[derive(Clone, Debug, Default, PartialEq)]
-#[non_exhaustive]
-pub struct Evaluated {
-    /// How many times it was read.
-    pub count: usize,
-    /// For whom, each context once, in the order of their first reads.
-    pub contexts: Vec<EvaluationContext>,
-}
-
 impl TestFlags {
-    /// Makes flags from an object `{"new-checkout": true, ..}`, which everybody has.
+    /// Makes flags from a JSON object of flag keys and values, which apply to every context.
     ///
     /// # Panics
     ///
-    /// If `flags` is not an object.
+    /// If `flags` is not a JSON object.
     #[must_use]
     #[track_caller]
     pub fn new(flags: Value) -> Self {
-        let Value::Object(flags) = flags else { panic!("flags are an object `{{\"key\": value, ..}}`, not {flags}") };
-        let log = Arc::new(Log::default());
-        let memory = Arc::new(Memory::new(flags, Some(Arc::clone(&log))));
-        let provider = FlipswitchProvider::with_memory(Arc::clone(&memory));
-        Self { memory, log, provider }
+        let values = object(flags).unwrap_or_else(|error| panic!("{error}"));
+        let reads = Arc::new(ReadLog::default());
+        let in_memory = Arc::new(InMemory::new(values, Some(Arc::clone(&reads))));
+        let provider = FlipswitchProvider::with_in_memory(Arc::clone(&in_memory));
+        Self { in_memory, reads, provider }
     }
 
-    /// Returns the provider that has these flags; each time the same one.
+    /// Returns the provider of these flags, which is always the same one.
     #[must_use]
     pub fn provider(&self) -> FlipswitchProvider {
         self.provider.clone()
     }
 
-    /// Sets a flag for everybody, whatever was set for it before. Listeners hear of it.
+    /// Sets a flag for every context, replacing all its values. Listeners are notified.
     pub fn set(&self, key: impl Into<String>, value: impl Into<Value>) {
         let key = key.into();
-        self.memory.set(key.clone(), value.into());
-        self.provider.tell_change(key);
+        self.in_memory.set(key.clone(), value.into());
+        self.provider.publish_change(key);
     }
 
-    /// Sets a flag for those whose context a function is true of. Of several that are, the one that was set last counts.
-    /// Listeners hear of it.
+    /// Sets a flag for contexts for which a predicate returns `true`. If several apply, the last one counts. Listeners are
+    /// notified.
     pub fn set_when(
         &self,
         key: impl Into<String>,
@@ -90,21 +86,24 @@ impl TestFlags {
         applies: impl Fn(&EvaluationContext) -> bool + Send + Sync + 'static,
     ) {
         let key = key.into();
-        self.memory.except(Exception { key: key.clone(), value: value.into(), applies: Box::new(applies) });
-        self.provider.tell_change(key);
+        let applies = Box::new(applies);
+        self.in_memory.set_targeted(TargetedValue { key: key.clone(), value: value.into(), applies });
+        self.provider.publish_change(key);
     }
 
-    /// Removes a flag, so that code has its default. Listeners hear of it.
+    /// Removes a flag: reads return the code default. Listeners are notified.
     pub fn remove(&self, key: &str) {
-        self.memory.remove(key);
-        self.provider.tell_change(key.to_owned());
+        self.in_memory.remove(key);
+        self.provider.publish_change(key.to_owned());
     }
 
-    /// Returns what was read of a flag so far by those whose context can be sent, through [`Flags`](crate::Flags), extractors, gates or OpenFeature. Reads of
-    /// all flags at once ([`iter`](crate::Flags::iter), [`to_json`](crate::Flags::to_json)) do not count.
+    /// Returns the reads of a flag so far, through [`Flags`](crate::Flags), extractors, gates or OpenFeature.
+    ///
+    /// Reads of all flags at once ([`iter`](crate::Flags::iter), [`to_json`](crate::Flags::to_json)) do not count, nor do
+    /// reads for a context that cannot be sent.
     #[must_use]
-    pub fn evaluated(&self, key: &str) -> Evaluated {
-        self.log.of(key)
+    pub fn reads(&self, key: &str) -> FlagReads {
+        self.reads.reads(key)
     }
 }
 
@@ -114,9 +113,11 @@ impl fmt::Debug for TestFlags {
     }
 }
 
-/// Makes every combination of the values that flags can have: of `{"a": [false, true], "b": ["x", "y"], "c": 1}` the four
-/// objects from `{"a": false, "b": "x", "c": 1}` to `{"a": true, "b": "y", "c": 1}`. What is not a list stays as it is; a flag
-/// whose value is a list is written as a list of lists.
+/// Returns every combination of the values that flags can have.
+///
+/// Of `{"a": [false, true], "b": ["x", "y"], "c": 1}` these are the four objects from `{"a": false, "b": "x", "c": 1}` to
+/// `{"a": true, "b": "y", "c": 1}`. A value that is no list is the only choice; a flag whose value is a list is written as a
+/// list of lists.
 ///
 /// ```
 /// use flipswitch::{FlipswitchProvider, serde_json::json, testing::combinations};
@@ -133,11 +134,11 @@ impl fmt::Debug for TestFlags {
 ///
 /// # Panics
 ///
-/// If `flags` is not an object, if a list is empty, so that a test would pass without running, and if there are more
-/// combinations than a `usize` counts.
+/// If `flags` is not a JSON object, if a list is empty, because the test would not run, or if there are more combinations
+/// than a `usize` can count.
 #[track_caller]
 pub fn combinations(flags: Value) -> impl Iterator<Item = Value> {
-    let Value::Object(flags) = flags else { panic!("flags are an object `{{\"key\": [value, ..], ..}}`, not {flags}") };
+    let flags = object(flags).unwrap_or_else(|error| panic!("{error}"));
     let choices: Vec<(String, Vec<Value>)> = flags
         .into_iter()
         .map(|(key, values)| match values {
@@ -146,12 +147,12 @@ pub fn combinations(flags: Value) -> impl Iterator<Item = Value> {
         })
         .collect();
     for (key, values) in &choices {
-        assert!(!values.is_empty(), "flag {key:?} has no value to choose from, so that there is no combination");
+        assert!(!values.is_empty(), "flag {key:?} has no value to choose from, so there is no combination");
     }
     let all = choices.iter().try_fold(1_usize, |all, (_, values)| all.checked_mul(values.len()));
     let Some(all) = all else { panic!("there are more combinations of these flags than can be counted") };
     (0..all).map(move |number| {
-        // The last flag turns fastest, as the last digit of a number.
+        // The last flag changes fastest, like the last digit of a number.
         let mut rest = number;
         let chosen = choices.iter().rev().map(|(key, values)| {
             let value = values[rest % values.len()].clone();
@@ -160,108 +161,4 @@ pub fn combinations(flags: Value) -> impl Iterator<Item = Value> {
         });
         Value::Object(chosen.collect::<Map<_, _>>())
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::mpsc;
-
-    use futures_util::FutureExt;
-    use serde_json::json;
-
-    use super::*;
-    use crate::{FlagEvaluation, Flags, ProviderEvent};
-
-    fn user(id: &str) -> EvaluationContext {
-        EvaluationContext::default().with_targeting_key(id)
-    }
-
-    fn flags(flags: &TestFlags, id: &str) -> Flags {
-        flags.provider().flags(&user(id)).now_or_never().unwrap()
-    }
-
-    #[test]
-    fn values_are_everybodys_or_some_peoples() {
-        let test = TestFlags::new(json!({"limit": 10}));
-        test.set_when("limit", 20, |context| context.targeting_key.is_some());
-        test.set_when("limit", 30, |context| context.targeting_key.as_deref() == Some("alice"));
-        test.set_when("new", "only", |context| context.targeting_key.as_deref() == Some("alice"));
-        assert_eq!((flags(&test, "alice").int("limit", 0), flags(&test, "bob").int("limit", 0)), (30, 20));
-        assert_eq!((flags(&test, "alice").string("new", "-"), flags(&test, "bob").string("new", "-")), ("only", "-"));
-        let nobody = test.provider().flags(&EvaluationContext::default()).now_or_never().unwrap();
-        assert_eq!(nobody.evaluation("limit").unwrap().reason, "STATIC");
-        assert_eq!(flags(&test, "bob").evaluation("limit").unwrap().reason, "TARGETING_MATCH");
-        // Set for everybody means for everybody.
-        let before = flags(&test, "alice");
-        test.set("limit", 40);
-        assert_eq!((before.int("limit", 0), flags(&test, "alice").int("limit", 0)), (30, 40));
-        test.remove("limit");
-        test.remove("new");
-        assert_eq!(flags(&test, "alice").iter().collect::<Vec<&FlagEvaluation>>().len(), 0);
-    }
-
-    #[test]
-    fn reads_are_recorded() {
-        let test = TestFlags::new(json!({"on": true, "other": 1}));
-        assert_eq!(test.evaluated("on"), Evaluated::default());
-        let alice = flags(&test, "alice");
-        assert!(alice.bool("on", false) && alice.bool("on", false) && flags(&test, "bob").clone().bool("on", false));
-        // A flag that there is not was read nevertheless.
-        assert!(alice.evaluation("missing").is_err());
-        assert_eq!(test.evaluated("on"), Evaluated { count: 3, contexts: vec![user("alice"), user("bob")] });
-        assert_eq!(test.evaluated("missing").count, 1);
-        let (_, _) = (alice.to_json(), alice.iter().count());
-        assert_eq!(test.evaluated("other").count, 0);
-        // Nothing is shared.
-        assert_eq!(TestFlags::new(json!({"on": true})).evaluated("on").count, 0);
-    }
-
-    #[test]
-    fn changes_are_heard_of_when_they_can_be_seen() {
-        let test = TestFlags::new(json!({"on": false}));
-        let (heard, changes) = mpsc::channel();
-        let provider = test.provider();
-        let mut events = provider.events();
-        test.provider()
-            .add_flag_change_listener(move |change| {
-                let on = provider.flags(&user("alice")).now_or_never().unwrap().bool("on", false);
-                heard.send((change.flag_key.clone().unwrap(), on)).unwrap();
-            })
-            .detach();
-        test.set("on", true);
-        assert_eq!(changes.recv().unwrap(), ("on".to_owned(), true));
-        test.set_when("on", false, |_| true);
-        assert_eq!(changes.recv().unwrap(), ("on".to_owned(), false));
-        test.remove("on");
-        assert_eq!(changes.recv().unwrap(), ("on".to_owned(), false));
-        let told = std::iter::from_fn(|| events.recv().now_or_never().flatten());
-        let changed = told.filter(|event| matches!(event, ProviderEvent::ConfigurationChanged(_)));
-        assert_eq!(changed.count(), 3);
-    }
-
-    #[test]
-    fn every_combination_is_made_once() {
-        let made: Vec<_> = combinations(json!({"a": [false, true], "b": ["x", "y"], "c": 1})).collect();
-        let expected = [
-            json!({"a": false, "b": "x", "c": 1}),
-            json!({"a": false, "b": "y", "c": 1}),
-            json!({"a": true, "b": "x", "c": 1}),
-            json!({"a": true, "b": "y", "c": 1}),
-        ];
-        assert_eq!(made, expected);
-        assert_eq!(combinations(json!({})).collect::<Vec<_>>(), [json!({})]);
-    }
-
-    #[test]
-    #[should_panic(expected = "flag \"a\" has no value to choose from")]
-    fn no_combination_is_a_mistake() {
-        let _ = combinations(json!({"a": [], "b": [1]}));
-    }
-
-    #[test]
-    #[should_panic(expected = "more combinations")]
-    fn too_many_combinations_are_a_mistake() {
-        let flags = (0..64).map(|number| (number.to_string(), json!([false, true]))).collect();
-        let _ = combinations(Value::Object(flags));
-    }
 }

@@ -12,7 +12,7 @@ use serde_json::{Map, Value as Json};
 use smallvec::SmallVec;
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
-use crate::{Error, context::buffer::Buffer};
+use crate::{context::buffer::Buffer, error::Error};
 
 /// How OFREP spells the targeting key among the other fields.
 const TARGETING_KEY: &str = "targetingKey";

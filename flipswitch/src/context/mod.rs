@@ -2,3 +2,4 @@
 
 pub(crate) mod buffer;
 pub(crate) mod canonical;
+pub(crate) mod into_context;

@@ -1,173 +1,130 @@
-//! The service as a provider knows it: what it answered, and when it is asked again.
-
-mod news;
-mod request_task;
+//! The evaluator: answers an evaluation from the cache, or with the help of the flag service.
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
 
-use parking_lot::{Mutex, MutexGuard};
-
-use quick_cache::sync::Cache as Entries;
-use time::OffsetDateTime;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use self::request_task::{Probe, RequestTask};
 use crate::{
-    ConfigError, Error, Flags, Stats,
-    cache::cache::Cache,
-    cache::entry::{CacheEntry, Freshness},
-    cache::epoch::{Epoch, EpochReading},
-    config::{ApiKey, BaseUrl},
+    cache::{
+        cache::Cache,
+        entry::{CacheEntry, Freshness},
+        epoch::{Epoch, EpochReading},
+    },
+    config::{ApiKey, Config},
     context::canonical::CanonicalContext,
-    evaluator::circuit_breaker::{self as pause, Pause},
-    evaluator::in_flight::{self as in_flight, InFlightRequest, InFlightRequests, JoinOutcome},
-    evaluator::limiter::Slots,
-    events::bus::Hub,
-    events::events::{FlagChangeEvent, Untold},
-    events::health::{Condition, Sign},
-    flags::flag_set::FlagSet,
-    flags::override_file::Overrides,
-    provider::builder::Settings,
-    runtime::Home,
-    stats::Counters,
-    updates::polling::{self as refresh, Refresh},
-    updates::stream::{self, Commands},
-    wire::backoff::backoff,
+    error::{ConfigError, Error},
+    evaluator::{
+        circuit_breaker::{CircuitBreaker, concerns_one_context},
+        in_flight::{InFlightRequest, InFlightRequests, JoinOutcome, WaitOutcome},
+        limiter::Limiter,
+        rejections::Rejections,
+        request_task::{ProbeTask, RequestTask},
+    },
+    events::notifier::Notifier,
+    flags::{flag_set::FlagSet, override_file::OverrideFile},
+    runtime::ProviderRuntime,
+    stats::{Counters, Stats},
     wire::transport::Transport,
 };
 
-/// Contexts that the service refused are remembered up to this number.
-const REFUSALS: usize = 1_024;
-
-/// Everything between an evaluation and the wire.
-pub(crate) struct Service {
-    transport: Transport,
-    home: Arc<Home>,
-    epoch: Epoch,
-    cache: Cache,
-    in_flight: InFlightRequests,
-    refusals: Entries<CanonicalContext, Refusal>,
-    pause: Mutex<Pause>,
-    slots: Slots,
-    startup: watch::Sender<Startup>,
-    counters: Counters,
+/// Answers evaluations. The fields are shared with [`RequestTask`] and [`ProbeTask`].
+pub(crate) struct Evaluator {
+    pub(super) transport: Transport,
+    pub(super) runtime: Arc<ProviderRuntime>,
+    pub(super) epoch: Epoch,
+    pub(super) cache: Cache,
+    pub(super) in_flight: InFlightRequests,
+    rejections: Rejections,
+    pub(super) breaker: Mutex<CircuitBreaker>,
+    /// Wakes the probe task when the next probe is due earlier than planned, or the breaker was reset.
+    pub(super) breaker_changed: Notify,
+    pub(super) limiter: Limiter,
+    pub(super) startup: watch::Sender<Startup>,
+    pub(super) counters: Counters,
     bootstrap: Option<Arc<FlagSet>>,
-    overrides: Option<Overrides>,
-    request_timeout: Duration,
-    max_wait: Duration,
-    polling_interval: Duration,
-    base_url: BaseUrl,
-    api_key: Mutex<ApiKey>,
-    realtime: bool,
-    polling_fallback: bool,
-    stream: stream::Options,
-    commands: Commands,
-    connected_before: AtomicBool,
-    refresh: Refresh,
-    hub: Arc<Hub>,
-    condition: Mutex<Condition>,
-    /// Changes that are told when requests succeed again.
-    untold: Mutex<Untold>,
-    /// The time at which the condition changes by itself is another than before.
-    condition_changed: Notify,
-    heard: Mutex<Heard>,
-    /// The pause after a failure is over before its time.
-    pause_over: Notify,
-    /// Answers of an older epoch were had with another API key.
-    key_epoch: AtomicU64,
+    pub(super) override_file: Option<OverrideFile>,
+    pub(super) request_timeout: Duration,
+    pub(super) stale_wait: Duration,
+    /// Entries from before this epoch were requested with another API key.
+    pub(super) key_epoch: AtomicU64,
+    pub(super) notifier: Arc<Notifier>,
+    pub(super) observer: Arc<dyn Observer>,
 }
 
-/// What the stream said of itself.
-#[derive(Debug, Default)]
-struct Heard {
-    last_event: Option<OffsetDateTime>,
-    api_key_valid_until: Option<OffsetDateTime>,
+/// What the evaluator reports to the sources of updates, which it does not know.
+pub(crate) trait Observer: Send + Sync {
+    /// Takes the flags of the start-up context. `is_current` tells that nothing was invalidated since they were requested.
+    /// Returns the keys of flags that changed without an event having announced it.
+    fn start_up_answered(&self, flag_set: &Arc<FlagSet>, is_current: bool) -> Vec<String>;
+
+    /// Notes that the service refused the API key.
+    fn key_refused(&self);
 }
 
-/// What is known of the service since the start.
+/// State of the service since the start.
 pub(crate) enum Startup {
-    /// It never answered; with the last failure, if there was one.
+    /// No request has succeeded yet. Holds the last error, if there was one.
     Waiting(Option<Error>),
-    /// It answered once.
+    /// A request has succeeded.
     Ready,
-    /// It refused the API key, and never answered before.
+    /// The service refused the API key before any request succeeded.
     Unauthorized,
 }
 
-/// A context that the service refused while it was well.
-#[derive(Clone)]
-struct Refusal {
-    error: Arc<Error>,
-    epoch: u64,
-    until: Instant,
-    failures: u32,
+/// Outcome of an evaluation.
+pub(crate) enum EvaluationOutcome {
+    /// Fresh flags.
+    Fresh(Arc<CacheEntry>),
+    /// Flags that may be out of date, and the error of the request for newer ones, if it failed.
+    Stale(Arc<CacheEntry>, Option<Arc<Error>>),
+    /// No flags from the service. Holds the bootstrap values, if there are any.
+    Unavailable(Arc<Error>, Option<Arc<FlagSet>>),
 }
 
-impl Service {
-    pub(crate) fn new(settings: Settings, home: Arc<Home>, hub: Arc<Hub>) -> Result<Self, ConfigError> {
-        let transport = Transport::new(&settings)?;
-        let bootstrap = match (settings.bootstrap, &settings.overrides) {
+impl Evaluator {
+    pub(crate) fn new(
+        config: Config,
+        runtime: Arc<ProviderRuntime>,
+        notifier: Arc<Notifier>,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, ConfigError> {
+        let transport = Transport::new(&config)?;
+        let Config { bootstrap, override_file, options, .. } = config;
+        let bootstrap = match (bootstrap, &override_file) {
             (bootstrap, None) => bootstrap.map(Arc::new),
-            (bootstrap, Some(overrides)) => Some(overrides.over(&bootstrap.unwrap_or_default())),
+            (bootstrap, Some(file)) => Some(file.apply_to(&bootstrap.unwrap_or_default())),
         };
-        let (realtime, polling_fallback) = (settings.enable_realtime, settings.enable_polling_fallback);
-        // Where nothing at all looks for changes, it was the application's choice that answers live so long.
-        let closed = if realtime || polling_fallback { settings.polling_interval } else { settings.cache_ttl };
-        let freshness = Freshness { streaming: settings.cache_ttl, polling: closed, max_stale: settings.max_stale };
+        // Without any updates, the application accepts flags as old as `cache_ttl`.
+        let is_updated = options.enable_realtime || options.enable_polling_fallback;
+        let polling = if is_updated { options.polling_interval } else { options.cache_ttl };
+        let freshness = Freshness { streaming: options.cache_ttl, polling, max_stale: options.max_stale };
         Ok(Self {
             transport,
-            home,
+            runtime,
             epoch: Epoch::default(),
-            cache: Cache::new(settings.cache_capacity, settings.cache_bytes, freshness),
+            cache: Cache::new(options.cache_capacity, options.cache_bytes, freshness),
             in_flight: InFlightRequests::default(),
-            refusals: Entries::new(REFUSALS),
-            pause: Mutex::default(),
-            slots: Slots::new(settings.max_concurrent_requests),
+            rejections: Rejections::new(),
+            breaker: Mutex::default(),
+            breaker_changed: Notify::new(),
+            limiter: Limiter::new(options.max_concurrent_requests),
             startup: watch::Sender::new(Startup::Waiting(None)),
             counters: Counters::default(),
             bootstrap,
-            overrides: settings.overrides,
-            request_timeout: settings.request_timeout,
-            max_wait: settings.max_wait,
-            polling_interval: settings.polling_interval,
-            base_url: settings.base_url,
-            api_key: Mutex::new(settings.api_key),
-            realtime,
-            polling_fallback,
-            stream: stream::Options {
-                max_retries: settings.max_sse_retries,
-                polling_fallback,
-                idle_timeout: settings.idle_timeout,
-            },
-            commands: Commands::default(),
-            connected_before: AtomicBool::new(false),
-            refresh: Refresh::new(),
-            hub,
-            condition: Mutex::new(Condition::new(
-                (realtime || polling_fallback).then_some(settings.polling_interval),
-                !realtime,
-                Instant::now(),
-            )),
-            untold: Mutex::default(),
-            condition_changed: Notify::new(),
-            heard: Mutex::default(),
-            pause_over: Notify::new(),
+            override_file,
+            request_timeout: options.request_timeout,
+            stale_wait: options.stale_wait,
             key_epoch: AtomicU64::new(0),
+            notifier,
+            observer,
         })
-    }
-
-    pub(crate) fn base_url(&self) -> &BaseUrl {
-        &self.base_url
-    }
-
-    pub(crate) fn api_key(&self) -> ApiKey {
-        lock(&self.api_key).clone()
     }
 
     pub(crate) fn transport(&self) -> &Transport {
@@ -182,18 +139,6 @@ impl Service {
         &self.counters
     }
 
-    pub(crate) fn home(&self) -> &Home {
-        &self.home
-    }
-
-    pub(crate) fn commands(&self) -> &Commands {
-        &self.commands
-    }
-
-    pub(crate) fn refresh(&self) -> &Refresh {
-        &self.refresh
-    }
-
     pub(crate) fn startup(&self) -> watch::Receiver<Startup> {
         self.startup.subscribe()
     }
@@ -202,53 +147,43 @@ impl Service {
         self.counters.stats(self.cache.size())
     }
 
-    /// Starts what runs in the background: the start-up check, and the stream of changes.
+    /// Starts the request that checks the API key.
     ///
     /// # Errors
     ///
-    /// An [`Error`] if nothing can be started now.
+    /// An [`Error`] if no task can be started.
     pub(crate) fn start(self: &Arc<Self>) -> Result<(), Error> {
+        if let Some(file) = &self.override_file {
+            file.announce();
+        }
         let check = Arc::clone(self);
-        // If it fails, it is tried on from then.
-        self.home.spawn(async move { check.flags(CanonicalContext::start_up(), check.epoch.read()).await })?;
-        if self.realtime {
-            self.home.spawn(stream::follow(Arc::clone(self), self.stream))?;
-        } else if self.polling_fallback {
-            self.refresh.poll_only();
-        }
-        if self.realtime || self.polling_fallback {
-            self.home.spawn(refresh::keep(Arc::clone(self), self.polling_interval))?;
-        }
-        let (Self { base_url, realtime, .. }, api_key) = (&**self, self.api_key());
-        tracing::info!(target: "flipswitch", %base_url, %api_key, realtime, "starting");
-        if let Some(overrides) = &self.overrides {
-            overrides.announce();
-        }
-        if base_url.is_plain_and_remote() {
-            tracing::warn!(target: "flipswitch", %base_url, "the API key goes over the network unencrypted; use https");
-        }
-        if api_key.is_placeholder() {
-            tracing::warn!(target: "flipswitch", "the API key looks like a placeholder; use one from the dashboard");
-        }
+        // If it fails, a probe task takes over.
+        self.runtime
+            .spawn(async move { drop(check.evaluate(CanonicalContext::start_up(), check.epoch.read()).await) })?;
         Ok(())
     }
 
-    /// Whatever was known counts as old from now on: nothing will keep it up to date any more.
+    /// Marks all flags as out of date, because nothing keeps them up to date any more.
     pub(crate) fn end(&self) {
         self.epoch.stream_closed();
         self.epoch.invalidate_all();
     }
 
-    /// Takes another key. Whatever was had with the one before may be another environment's.
-    pub(crate) fn set_api_key(&self, key: ApiKey) {
-        self.transport.set_api_key(&key);
-        *lock(&self.api_key) = key;
+    /// Notes that the stream of changes is open. A pending probe is sent at `retry_at` at the latest.
+    pub(crate) fn stream_opened(&self, retry_at: Instant) {
+        self.epoch.stream_opened();
+        self.breaker.lock().retry_at_latest(retry_at);
+        self.breaker_changed.notify_waiters();
+    }
+
+    /// Sends another API key from now on, and marks all flags as out of date: they may be those of another environment.
+    pub(crate) fn set_api_key(&self, key: &ApiKey) {
+        self.transport.set_api_key(key);
         self.key_epoch.store(self.epoch.read().epoch + 1, Ordering::Release);
-        // After the key: a request that sees the new epoch goes out with the new key.
+        // After the key: a request that sees the new epoch is sent with the new key.
         self.epoch.invalidate_all();
-        self.pause().forget(Instant::now());
-        self.pause_over.notify_waiters();
-        lock(&self.heard).api_key_valid_until = None;
+        self.breaker.lock().reset(Instant::now());
+        self.breaker_changed.notify_waiters();
         self.startup.send_if_modified(|state| {
             let was_refused = matches!(state, Startup::Unauthorized);
             if was_refused {
@@ -256,194 +191,194 @@ impl Service {
             }
             was_refused
         });
-        self.sign(Sign::NewKey);
-        // It may be another environment's, of which the start-up context need not show anything.
-        self.changed(FlagChangeEvent::all());
-        self.commands.reconnect();
-        self.refresh.soon();
-        tracing::info!(target: "flipswitch", api_key = %self.api_key(), "there is another API key");
     }
 
-    /// Asks with another key where nothing else in the background does.
-    pub(crate) fn ask_again(self: &Arc<Self>) {
-        if !self.realtime && !self.polling_fallback {
-            let service = Arc::clone(self);
-            drop(self.home.spawn(async move { service.ask_start_up().await }));
-        }
+    /// Requests the flags of the start-up context in the background.
+    pub(crate) fn spawn_refetch(self: &Arc<Self>) {
+        let evaluator = Arc::clone(self);
+        drop(self.runtime.spawn(async move { evaluator.refetch_start_up().await }));
     }
 
-    /// Asks for the start-up context again, whatever is known of it, unless the service is not to be asked now; returns
-    /// whether it was.
-    pub(crate) async fn ask_start_up(self: &Arc<Self>) -> bool {
-        if let Some(error) = self.paused() {
+    /// Requests the flags of the start-up context, even if they are cached. Returns whether a request was possible.
+    pub(crate) async fn refetch_start_up(self: &Arc<Self>) -> bool {
+        if let Some(error) = self.breaker_error() {
             if matches!(*error, Error::Unauthorized) {
-                // The stream may not have been waiting for that yet when the request was refused.
-                self.commands.unauthorized();
+                // Repeated, because the stream may not have been waiting for it when the request was refused.
+                self.observer.key_refused();
             }
             return false;
         }
         let context = CanonicalContext::start_up();
-        let base = || self.cache.get(context.as_bytes());
-        if let JoinOutcome::Wait(waiter, request) =
-            self.in_flight.join(&context, self.epoch.read().epoch, base, |_| false)
-        {
+        let cached = || self.cache.get(context.as_bytes());
+        let joined = self.in_flight.join(&context, self.epoch.read().epoch, cached, |_| false);
+        if let JoinOutcome::Wait(waiter, request) = joined {
             if let Some(request) = request {
-                self.spawn(request);
+                self.spawn_request(request);
             }
             waiter.wait(false).await;
         }
         true
     }
 
-    /// Answers from memory if what is there is as good as new.
-    pub(crate) fn known(&self, context: &[u8], reading: EpochReading) -> Option<Flags> {
+    /// Returns fresh flags from the cache.
+    pub(crate) fn fresh(&self, context: &[u8], reading: EpochReading) -> Option<Arc<CacheEntry>> {
         let entry = self.cache.fresh(context, reading, Instant::now())?;
         self.counters.hits.count();
-        Some(Flags::fresh(entry))
+        Some(entry)
     }
 
-    /// Answers what [`known`](Self::known) does not know, where the service is not to be asked at present.
-    pub(crate) fn at_once(self: &Arc<Self>, context: &CanonicalContext, reading: EpochReading) -> Option<Flags> {
-        let flags = self.without_asking(context, reading, Instant::now())?;
+    /// Answers an evaluation that [`fresh`](Self::fresh) did not, if no request is possible at present.
+    pub(crate) fn try_evaluate(
+        self: &Arc<Self>,
+        context: &CanonicalContext,
+        reading: EpochReading,
+    ) -> Option<EvaluationOutcome> {
+        let outcome = self.fallback_if_unavailable(context, reading, Instant::now())?;
         self.counters.misses.count();
-        Some(flags)
+        Some(outcome)
     }
 
-    /// Answers what [`known`](Self::known) does not know from what memory has nevertheless, and has it asked for anew.
-    pub(crate) fn last_known(self: &Arc<Self>, context: &CanonicalContext, reading: EpochReading) -> Option<Flags> {
+    /// Answers an evaluation that [`fresh`](Self::fresh) did not with the last known flags, if there are any, and requests
+    /// new ones in the background.
+    pub(crate) fn last_known(
+        self: &Arc<Self>,
+        context: &CanonicalContext,
+        reading: EpochReading,
+    ) -> Option<EvaluationOutcome> {
         let entry = self.servable(context)?;
         self.counters.misses.count();
         self.counters.stale_served.count();
-        let base = || Some(Arc::clone(&entry));
-        if let JoinOutcome::Wait(_, Some(request)) = self.in_flight.join(context, reading.epoch, base, |_| false) {
-            self.spawn(request);
+        let cached = || Some(Arc::clone(&entry));
+        if let JoinOutcome::Wait(_, Some(request)) = self.in_flight.join(context, reading.epoch, cached, |_| false) {
+            self.spawn_request(request);
         }
-        Some(Flags::stale(entry, None))
+        Some(EvaluationOutcome::Stale(entry, None))
     }
 
-    /// Answers with the help of the service; for what [`known`](Self::known) does not know.
-    pub(crate) async fn flags(self: &Arc<Self>, context: CanonicalContext, reading: EpochReading) -> Flags {
+    /// Answers an evaluation that [`fresh`](Self::fresh) did not, with the help of the service.
+    pub(crate) async fn evaluate(
+        self: &Arc<Self>,
+        context: CanonicalContext,
+        reading: EpochReading,
+    ) -> EvaluationOutcome {
         self.counters.misses.count();
         let now = Instant::now();
-        if let Some(flags) = self.without_asking(&context, reading, now) {
-            return flags;
+        if let Some(outcome) = self.fallback_if_unavailable(&context, reading, now) {
+            return outcome;
         }
-        let base = || self.cache.get(context.as_bytes());
-        let joined = self
-            .in_flight
-            .join(&context, reading.epoch, base, |known| known.is_fresh(reading, now, self.cache.freshness()));
-        let waiter = match joined {
-            JoinOutcome::Cached(entry) => return Flags::fresh(entry),
+        let cached = || self.cache.get(context.as_bytes());
+        let is_usable = |entry: &Arc<CacheEntry>| entry.is_fresh(reading, now, self.cache.freshness());
+        let waiter = match self.in_flight.join(&context, reading.epoch, cached, is_usable) {
+            JoinOutcome::Cached(entry) => return EvaluationOutcome::Fresh(entry),
             JoinOutcome::Wait(waiter, None) => {
                 self.counters.coalesced.count();
                 if let Some(request) = waiter.queued() {
-                    self.time(context.clone(), request);
+                    self.mark_slow_later(context.clone(), request);
                 }
                 waiter
             }
             JoinOutcome::Wait(waiter, Some(request)) => {
-                self.spawn(request);
+                self.spawn_request(request);
                 waiter
             }
         };
-        let old = self.servable(&context);
-        let heard = tokio::select! {
+        let stale = self.servable(&context);
+        let outcome = tokio::select! {
             biased;
-            heard = waiter.wait(old.is_some()) => heard,
-            // Tasks on a given runtime that stands still never end, and never tell.
-            () = self.home.stopping() => in_flight::WaitOutcome::Lost,
+            outcome = waiter.wait(stale.is_some()) => outcome,
+            // Tasks on an external runtime that is blocked never end, and never complete their requests.
+            () = self.runtime.cancelled() => WaitOutcome::Lost,
         };
-        match heard {
-            in_flight::WaitOutcome::Answered(entry) => Flags::fresh(entry),
-            in_flight::WaitOutcome::Failed(error) => self.without(&context, Some(error)),
-            in_flight::WaitOutcome::Slow => match old {
-                Some(old) => {
+        match outcome {
+            WaitOutcome::Answered(entry) => EvaluationOutcome::Fresh(entry),
+            WaitOutcome::Failed(error) => self.fallback(&context, Some(error)),
+            WaitOutcome::Slow => match stale {
+                Some(stale) => {
                     self.counters.stale_served.count();
-                    Flags::stale(old, None)
+                    EvaluationOutcome::Stale(stale, None)
                 }
-                None => self.without(&context, None),
+                None => self.fallback(&context, None),
             },
-            in_flight::WaitOutcome::Lost => self.without(&context, Some(Arc::new(Error::ShutDown))),
+            WaitOutcome::Lost => self.fallback(&context, Some(Arc::new(Error::ShutDown))),
         }
     }
 
-    /// The answer where the service is not asked: after the end, after a refusal, and after a failure.
-    fn without_asking(
+    /// Answers without the service where no request is possible: after shutdown, after a rejection of the context, and
+    /// while the breaker is open.
+    fn fallback_if_unavailable(
         self: &Arc<Self>,
         context: &CanonicalContext,
         reading: EpochReading,
         now: Instant,
-    ) -> Option<Flags> {
-        let error = if self.home.is_stopped() {
+    ) -> Option<EvaluationOutcome> {
+        let error = if self.runtime.is_stopped() {
             Arc::new(Error::ShutDown)
         } else {
-            self.refused(context, reading, now).or_else(|| self.paused())?
+            self.rejections.error(context, reading, now).or_else(|| self.breaker_error())?
         };
-        Some(self.without(context, Some(error)))
+        Some(self.fallback(context, Some(error)))
     }
 
-    /// The error of a context that the service refused a moment ago, unless something changed since.
-    fn refused(&self, context: &CanonicalContext, reading: EpochReading, now: Instant) -> Option<Arc<Error>> {
-        let refusal = self.refusals.get(context)?;
-        (refusal.epoch >= reading.epoch && now < refusal.until).then_some(refusal.error)
-    }
-
-    /// The failure because of which the service is not asked.
-    fn paused(self: &Arc<Self>) -> Option<Arc<Error>> {
-        let (error, begin) = {
-            let mut pause = self.pause();
-            (pause.refusal()?, pause.begin_probing())
-        };
-        if begin {
-            // Without the lock: where nothing can be spawned, the probe ends here and takes it.
-            drop(self.home.spawn(Probe(Arc::clone(self)).run()));
+    /// Answers without the service: with the last known flags, with the bootstrap values, or with none.
+    fn fallback(&self, context: &CanonicalContext, error: Option<Arc<Error>>) -> EvaluationOutcome {
+        if let Some(entry) = self.servable(context) {
+            self.counters.stale_served.count();
+            return EvaluationOutcome::Stale(entry, error);
         }
-        Some(Arc::new(error))
+        // Without an error, stale flags were at hand that have just been evicted, or have become too old.
+        let error = error.unwrap_or_else(|| Arc::new(Error::Timeout));
+        if self.bootstrap.is_some() {
+            self.counters.stale_served.count();
+        }
+        EvaluationOutcome::Unavailable(error, self.bootstrap.clone())
     }
 
-    /// Keeps the time for a reader whose request has not even started.
-    fn time(self: &Arc<Self>, context: CanonicalContext, request: u64) {
-        let service = Arc::clone(self);
-        drop(self.home.spawn(async move {
-            tokio::time::sleep(service.max_wait).await;
-            service.in_flight.mark_slow(&context, request);
-        }));
-    }
-
-    /// The last answer of a context, if it may still be served.
+    /// Returns the last flags of a context, if they may still be served.
     fn servable(&self, context: &CanonicalContext) -> Option<Arc<CacheEntry>> {
         let entry = self.cache.get(context.as_bytes())?;
         entry.may_be_served(Instant::now(), self.cache.freshness()).then_some(entry)
     }
 
-    /// Answers without the service: with what was known last, what the operator wrote down, or nothing.
-    fn without(&self, context: &CanonicalContext, error: Option<Arc<Error>>) -> Flags {
-        if let Some(entry) = self.servable(context) {
-            self.counters.stale_served.count();
-            return Flags::stale(entry, error);
+    /// Returns the error because of which no request is sent, and starts the probe task if none runs.
+    pub(super) fn breaker_error(self: &Arc<Self>) -> Option<Arc<Error>> {
+        let (error, must_probe) = {
+            let mut breaker = self.breaker.lock();
+            (breaker.error()?, breaker.try_half_open())
+        };
+        if must_probe {
+            // Without the lock: if the task cannot be spawned, it is dropped here, and takes the lock.
+            drop(self.runtime.spawn(ProbeTask(Arc::clone(self)).run()));
         }
-        // An old answer that was at hand a moment ago may have just been dropped or grown too old.
-        let error = error.unwrap_or_else(|| Arc::new(Error::Timeout));
-        match &self.bootstrap {
-            Some(bootstrap) => {
-                self.counters.stale_served.count();
-                Flags::bootstrapped(Arc::clone(bootstrap), error, context.clone())
-            }
-            None => Flags::absent(error, context.clone()),
-        }
+        Some(Arc::new(error))
     }
 
-    /// Starts a request at home. Nobody's leaving harms it: not the caller's, and not the waiters'.
-    fn spawn(self: &Arc<Self>, request: InFlightRequest) {
-        let request_task = RequestTask::new(Arc::clone(self), request);
-        // Where nothing can be spawned any more, the request_task is dropped, which ends the request.
-        drop(self.home.spawn(request_task.run()));
+    /// Ends the wait of readers with stale flags for a request that has not even started.
+    fn mark_slow_later(self: &Arc<Self>, context: CanonicalContext, request: u64) {
+        let evaluator = Arc::clone(self);
+        drop(self.runtime.spawn(async move {
+            tokio::time::sleep(evaluator.stale_wait).await;
+            evaluator.in_flight.mark_slow(&context, request);
+        }));
     }
 
-    fn complete(&self, request: &InFlightRequest, outcome: Result<Arc<CacheEntry>, Error>) -> Option<InFlightRequest> {
+    /// Sends a request on the provider's runtime, where dropping a waiter does not cancel it.
+    fn spawn_request(self: &Arc<Self>, request: InFlightRequest) {
+        let task = RequestTask::new(Arc::clone(self), request);
+        // If the task cannot be spawned, it is dropped, which fails the request.
+        drop(self.runtime.spawn(task.run()));
+    }
+
+    /// Completes a request, and returns the next one to send for its context, if there is one.
+    pub(super) fn complete(
+        &self,
+        request: &InFlightRequest,
+        outcome: Result<Arc<CacheEntry>, Error>,
+    ) -> Option<InFlightRequest> {
         match &outcome {
-            Ok(_) => drop(self.refusals.remove(&request.context)),
-            Err(error) if pause::concerns_one(error) => self.remember_refusal(request, error),
+            Ok(_) => self.rejections.remove(&request.context),
+            Err(error) if concerns_one_context(error) => {
+                self.rejections.add(&request.context, request.epoch, error, Instant::now(), fastrand::f64());
+            }
             Err(_) => {}
         }
         let answered = outcome.as_ref().ok().filter(|_| request.context.is_start_up()).map(Arc::clone);
@@ -454,23 +389,21 @@ impl Service {
         next
     }
 
-    fn remember_refusal(&self, request: &InFlightRequest, error: &Error) {
-        let failures = self.refusals.get(&request.context).map_or(0, |refusal| refusal.failures).saturating_add(1);
-        let refusal = Refusal {
-            error: Arc::new(error.clone()),
-            epoch: request.epoch,
-            until: Instant::now() + backoff(pause::FIRST, failures, fastrand::f64()),
-            failures,
-        };
-        self.refusals.insert(request.context.clone(), refusal);
+    /// Publishes what changed in the flags of the start-up context.
+    fn start_up_answered(&self, entry: &Arc<CacheEntry>) {
+        let cached = self.cache.get(entry.context());
+        if cached.is_some_and(|cached| !Arc::ptr_eq(&cached, entry)) {
+            // A newer one is cached already.
+            return;
+        }
+        let reading = self.epoch.read();
+        let changed = self.observer.start_up_answered(&entry.flag_set, entry.epoch >= reading.epoch);
+        if !changed.is_empty() && !reading.streaming {
+            // No event has invalidated the flags of other contexts.
+            self.epoch.invalidate_all();
+        }
+        for key in changed {
+            self.notifier.changed_in_response(key);
+        }
     }
-
-    fn pause(&self) -> MutexGuard<'_, Pause> {
-        lock(&self.pause)
-    }
-}
-
-/// Nothing that runs under these locks leaves what they guard half changed.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock()
 }

@@ -1,18 +1,17 @@
-//! Requests under way, by context: who joins which, and who hears of what.
+//! The requests in flight, by context: which evaluation joins which request, and what its waiters are told.
 //!
-//! At most two requests of one context are under way: one that may be used, and an older one that a change overtook.
-//! An evaluation joins a request only if that was sent slow enough for it, so that it never waits for one older than
-//! itself; and it waits for at most two, so that changes without pause do not keep it waiting for ever.
+//! At most two requests of one context are in flight: one that can be joined, and an older one that was superseded by a
+//! change. An evaluation joins only a request that was sent late enough for it, so that it never gets flags older than
+//! itself. It waits for at most two requests, so that changes without pause do not delay it forever.
 
 use std::{collections::HashMap, sync::Arc};
 
-use parking_lot::{Mutex, MutexGuard};
-
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::{Error, cache::entry::CacheEntry, context::canonical::CanonicalContext};
+use crate::{cache::entry::CacheEntry, context::canonical::CanonicalContext, error::Error};
 
-/// The table of in_flight. It locks for the blink of an eye, never across an await.
+/// The table of requests in flight. Its lock is held for short moments, never across an await.
 #[derive(Default)]
 pub(crate) struct InFlightRequests {
     table: Mutex<Table>,
@@ -20,15 +19,16 @@ pub(crate) struct InFlightRequests {
 
 #[derive(Default)]
 struct Table {
-    entries: HashMap<CanonicalContext, Entry>,
+    contexts: HashMap<CanonicalContext, Context>,
     last_id: u64,
 }
 
-struct Entry {
+/// The requests of one context.
+struct Context {
     /// One or two, the newer one last.
     running: Vec<Running>,
-    /// Somebody needs a request newer than both.
-    wanted: bool,
+    /// An evaluation needs a request that is newer than both.
+    wants_next: bool,
     progress: watch::Sender<Progress>,
 }
 
@@ -38,179 +38,183 @@ struct Running {
     epoch: u64,
 }
 
-/// What those who wait are told. InFlightRequests are numbered as they start; a waiter waits for the end of one, or of one after it.
+/// What waiters are told. Requests are numbered as they start; a waiter waits for one of them, or for a later one.
 #[derive(Debug, Default)]
 struct Progress {
-    /// The latest request that brought an answer, and the newest answer that was brought: a request that started later may
-    /// have been sent earlier.
-    answered: u64,
-    answer: Option<Arc<CacheEntry>>,
-    /// The latest request that failed, and why.
+    /// The latest request that succeeded, and the newest of all entries: a request that started later may have been sent
+    /// earlier.
+    succeeded: u64,
+    entry: Option<Arc<CacheEntry>>,
+    /// The latest request that failed, and its error.
     failed: u64,
     error: Option<Arc<Error>>,
-    /// The highest epoch of the requests that ended.
+    /// The highest epoch of the completed requests.
     epoch: u64,
-    /// The latest request that takes longer than a reader with an old answer waits.
+    /// The latest request that is slow, so that a reader with stale flags stops waiting.
     slow: u64,
 }
 
-/// A request that is to be sent; its end must be told to [`InFlightRequests::land`].
+/// A request to be sent. Its outcome must be passed to [`InFlightRequests::complete`].
 #[derive(Debug)]
 pub(crate) struct InFlightRequest {
     pub(crate) id: u64,
     pub(crate) context: CanonicalContext,
-    /// The epoch that the request is sure to see.
+    /// The epoch that the request is certain to see.
     pub(crate) epoch: u64,
-    /// The answer that was known at the start, with its tag. It belongs to the request: the cache may lose its own.
+    /// The entry that was cached at the start, with its tag. Kept here, because the cache may evict it.
     pub(crate) base: Option<Arc<CacheEntry>>,
-    /// Nobody waits for it: it tries whether the service is back.
-    pub(crate) probe: bool,
+    /// Whether the request probes if the service has recovered; nothing waits for it.
+    pub(crate) is_probe: bool,
 }
 
 impl InFlightRequest {
-    /// The answer that the request may build on: an answer of a epoch before `since` was had with another API key.
+    /// Returns the entry that the request may be conditional on. An entry from before the epoch `since` was requested with
+    /// another API key.
     pub(crate) fn base_since(&self, since: u64) -> Option<&CacheEntry> {
         self.base.as_deref().filter(|base| base.epoch >= since)
     }
 }
 
-/// What became of an evaluation that wants to join.
+/// Outcome of [`InFlightRequests::join`].
 #[derive(Debug)]
 pub(crate) enum JoinOutcome {
-    /// It waits, and, if there is one, this request is to be started.
+    /// The evaluation waits. The request, if there is one, must be started.
     Wait(Waiter, Option<InFlightRequest>),
-    /// The answer has come meanwhile.
+    /// A usable entry was cached meanwhile.
     Cached(Arc<CacheEntry>),
 }
 
-/// A place among those who wait for a context.
+/// An evaluation that waits for a request.
 #[derive(Debug)]
 pub(crate) struct Waiter {
-    /// The request that it waits for, or the first that may start after it joined.
+    /// The request that it waits for, or the first one that may start after it joined.
     request: u64,
-    queued: bool,
+    is_queued: bool,
     progress: watch::Receiver<Progress>,
 }
 
-/// What a waiter hears.
+/// Outcome of [`Waiter::wait`].
 #[derive(Debug)]
 pub(crate) enum WaitOutcome {
-    /// An answer that is good enough.
+    /// The request succeeded.
     Answered(Arc<CacheEntry>),
     /// The request failed.
     Failed(Arc<Error>),
-    /// It takes longer than a reader with an old answer waits.
+    /// The request takes longer than a reader with stale flags waits.
     Slow,
-    /// Nobody will say anything any more.
+    /// The request was lost: there will be no outcome.
     Lost,
 }
 
 impl InFlightRequests {
-    /// Joins a request that is new enough for `need`, or prepares one. `known` looks into the cache: under the lock,
-    /// since a request leaves its answer there before it leaves the table.
+    /// Joins a request that is new enough for `need`, or prepares one.
+    ///
+    /// `cached` reads the cache, and `is_usable` tells whether its entry makes a request unnecessary. Both are called under
+    /// the lock, because a request stores its entry before it leaves the table.
     pub(crate) fn join(
         &self,
         context: &CanonicalContext,
         need: u64,
-        base: impl Fn() -> Option<Arc<CacheEntry>>,
-        known: impl FnOnce(&Arc<CacheEntry>) -> bool,
+        cached: impl Fn() -> Option<Arc<CacheEntry>>,
+        is_usable: impl FnOnce(&Arc<CacheEntry>) -> bool,
     ) -> JoinOutcome {
-        let mut table = self.lock();
-        let base = base();
-        if let Some(entry) = base.as_ref().filter(|entry| known(entry)) {
+        let mut table = self.table.lock();
+        let base = cached();
+        if let Some(entry) = base.as_ref().filter(|entry| is_usable(entry)) {
             return JoinOutcome::Cached(Arc::clone(entry));
         }
-        let Table { entries, last_id } = &mut *table;
-        let entry = entries.entry(context.clone()).or_insert_with(Entry::new);
-        let progress = entry.progress.subscribe();
-        // Whoever came before a later request ended has heard of that; an older one that is still under way has nobody to
-        // land for.
-        let (ended, epoch) = {
+        let Table { contexts, last_id } = &mut *table;
+        let requests = contexts.entry(context.clone()).or_insert_with(Context::new);
+        let progress = requests.progress.subscribe();
+        // Waiters from before a later request completed were told then. An older request that is still running has no
+        // waiters left, and must not be joined.
+        let (completed, epoch) = {
             let progress = progress.borrow();
-            (progress.ended(), progress.epoch)
+            (progress.completed(), progress.epoch)
         };
-        let (request, queued, started) = match entry.running[..] {
-            [.., newest] if newest.epoch >= need && newest.id > ended => (newest.id, false, None),
+        let (request, is_queued, started) = match requests.running[..] {
+            [.., newest] if newest.epoch >= need && newest.id > completed => (newest.id, false, None),
             [_, newest] => {
-                entry.wanted = true;
+                requests.wants_next = true;
                 (newest.id + 1, true, None)
             }
             _ => {
-                let started = entry.start(context, need.max(epoch), base, false, last_id);
+                let started = requests.start(context, need.max(epoch), base, false, last_id);
                 (started.id, false, Some(started))
             }
         };
-        JoinOutcome::Wait(Waiter { request, queued, progress }, started)
+        JoinOutcome::Wait(Waiter { request, is_queued, progress }, started)
     }
 
-    /// Prepares a request for which nobody waits, unless one of the context is under way.
+    /// Prepares a probe, unless a request of the context is in flight.
     pub(crate) fn probe(
         &self,
         context: &CanonicalContext,
         epoch: u64,
         base: Option<Arc<CacheEntry>>,
     ) -> Option<InFlightRequest> {
-        let mut table = self.lock();
-        let Table { entries, last_id } = &mut *table;
-        if entries.contains_key(context) {
+        let mut table = self.table.lock();
+        let Table { contexts, last_id } = &mut *table;
+        if contexts.contains_key(context) {
             return None;
         }
-        let entry = entries.entry(context.clone()).or_insert_with(Entry::new);
-        Some(entry.start(context, epoch, base, true, last_id))
+        let requests = contexts.entry(context.clone()).or_insert_with(Context::new);
+        Some(requests.start(context, epoch, base, true, last_id))
     }
 
-    /// Tells the waiters of a request, and of those before it, that it takes long.
+    /// Tells the waiters of a request, and of earlier ones, that it is slow.
     pub(crate) fn mark_slow(&self, context: &CanonicalContext, request: u64) {
-        if let Some(entry) = self.lock().entries.get(context) {
-            entry.progress.send_modify(|progress| progress.slow = progress.slow.max(request));
+        if let Some(requests) = self.table.lock().contexts.get(context) {
+            requests.progress.send_modify(|progress| progress.slow = progress.slow.max(request));
         }
     }
 
-    /// Ends a request: keeps its answer, tells those for whom it is good enough, and returns the request to start next,
-    /// if somebody needs a newer one. `keep` puts an answer into the cache; `epoch` is what a request that starts
-    /// now is sure to see.
+    /// Completes a request: stores its entry, tells the waiters that can use it, and returns the request to start next, if
+    /// an evaluation needs a newer one.
+    ///
+    /// `store` puts an entry into the cache. `epoch` returns the epoch that a request which starts now is certain to see.
     pub(crate) fn complete(
         &self,
         request: &InFlightRequest,
         outcome: Result<Arc<CacheEntry>, Error>,
-        keep: impl FnOnce(&Arc<CacheEntry>),
+        store: impl FnOnce(&Arc<CacheEntry>),
         epoch: impl FnOnce() -> u64,
     ) -> Option<InFlightRequest> {
-        let mut table = self.lock();
-        let Table { entries, last_id } = &mut *table;
-        let entry = entries.get_mut(&request.context)?;
-        let position = entry.running.iter().position(|running| running.id == request.id)?;
-        let overtaken = position + 1 < entry.running.len();
-        entry.running.remove(position);
+        let mut table = self.table.lock();
+        let Table { contexts, last_id } = &mut *table;
+        let requests = contexts.get_mut(&request.context)?;
+        let position = requests.running.iter().position(|running| running.id == request.id)?;
+        let is_superseded = position + 1 < requests.running.len();
+        requests.running.remove(position);
         let base = match &outcome {
             Ok(entry) => {
-                keep(entry);
+                store(entry);
                 Some(Arc::clone(entry))
             }
             Err(_) => request.base.clone(),
         };
-        let next = entry.wanted.then(|| {
-            entry.wanted = false;
-            entry.start(&request.context, epoch(), base, false, last_id)
+        let next = requests.wants_next.then(|| {
+            requests.wants_next = false;
+            requests.start(&request.context, epoch(), base, false, last_id)
         });
-        let progress = entry.progress.clone();
-        // Out of the table before anybody wakes: who comes from now on must find the cache, or start anew.
-        if entry.running.is_empty() {
-            entries.remove(&request.context);
+        let progress = requests.progress.clone();
+        // Removed before waiters wake: evaluations from now on must find the cache, or start a request.
+        if requests.running.is_empty() {
+            contexts.remove(&request.context);
         }
         drop(table);
         progress.send_if_modified(|progress| {
             progress.epoch = progress.epoch.max(request.epoch);
             match outcome {
                 Ok(entry) => {
-                    progress.answered = progress.answered.max(request.id);
-                    if progress.answer.as_ref().is_none_or(|known| entry.is_newer_than(known)) {
-                        progress.answer = Some(entry);
+                    progress.succeeded = progress.succeeded.max(request.id);
+                    if progress.entry.as_ref().is_none_or(|known| entry.is_newer_than(known)) {
+                        progress.entry = Some(entry);
                     }
                     true
                 }
-                // Those who waited for it wait for the newer one.
-                Err(_) if overtaken => false,
+                // Its waiters wait for the newer one.
+                Err(_) if is_superseded => false,
                 Err(error) => {
                     if request.id > progress.failed {
                         (progress.failed, progress.error) = (request.id, Some(Arc::new(error)));
@@ -221,15 +225,11 @@ impl InFlightRequests {
         });
         next
     }
-
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock()
-    }
 }
 
-impl Entry {
+impl Context {
     fn new() -> Self {
-        Self { running: Vec::with_capacity(2), wanted: false, progress: watch::Sender::default() }
+        Self { running: Vec::with_capacity(2), wants_next: false, progress: watch::Sender::default() }
     }
 
     fn start(
@@ -237,43 +237,43 @@ impl Entry {
         context: &CanonicalContext,
         epoch: u64,
         base: Option<Arc<CacheEntry>>,
-        probe: bool,
+        is_probe: bool,
         last_id: &mut u64,
     ) -> InFlightRequest {
         *last_id += 1;
         let id = *last_id;
         self.running.push(Running { id, epoch });
-        InFlightRequest { id, context: context.clone(), epoch, base, probe }
+        InFlightRequest { id, context: context.clone(), epoch, base, is_probe }
     }
 }
 
 impl Progress {
-    /// The latest request that ended.
-    fn ended(&self) -> u64 {
-        self.answered.max(self.failed)
+    /// Returns the latest request that completed.
+    fn completed(&self) -> u64 {
+        self.succeeded.max(self.failed)
     }
 
-    /// What there is to hear for those who wait for a request.
-    fn of(&self, request: u64, has_old: bool) -> Option<WaitOutcome> {
-        match (&self.answer, &self.error) {
-            (Some(answer), _) if self.answered >= request => Some(WaitOutcome::Answered(Arc::clone(answer))),
+    /// Returns the outcome for waiters of a request, if there is one.
+    fn outcome(&self, request: u64, has_stale: bool) -> Option<WaitOutcome> {
+        match (&self.entry, &self.error) {
+            (Some(entry), _) if self.succeeded >= request => Some(WaitOutcome::Answered(Arc::clone(entry))),
             (_, Some(error)) if self.failed >= request => Some(WaitOutcome::Failed(Arc::clone(error))),
-            _ => (has_old && self.slow >= request).then_some(WaitOutcome::Slow),
+            _ => (has_stale && self.slow >= request).then_some(WaitOutcome::Slow),
         }
     }
 }
 
 impl Waiter {
-    /// The request that it waits for, if that will start only when one under way has ended.
+    /// Returns the request that it waits for, if that starts only when a running one has completed.
     pub(crate) fn queued(&self) -> Option<u64> {
-        self.queued.then_some(self.request)
+        self.is_queued.then_some(self.request)
     }
 
-    /// Waits for the end of its request. With an old answer at hand also for the word that it takes long.
-    pub(crate) async fn wait(mut self, has_old: bool) -> WaitOutcome {
+    /// Waits for the outcome of the request. A waiter with stale flags at hand also stops when the request is slow.
+    pub(crate) async fn wait(mut self, has_stale: bool) -> WaitOutcome {
         let request = self.request;
-        match self.progress.wait_for(|progress| progress.of(request, has_old).is_some()).await {
-            Ok(progress) => progress.of(request, has_old).unwrap_or(WaitOutcome::Lost),
+        match self.progress.wait_for(|progress| progress.outcome(request, has_stale).is_some()).await {
+            Ok(progress) => progress.outcome(request, has_stale).unwrap_or(WaitOutcome::Lost),
             Err(_) => WaitOutcome::Lost,
         }
     }
@@ -288,16 +288,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_listens_late_hears_the_newest_answer() {
+    fn a_waiter_that_polls_late_gets_the_newest_entry() {
         let (in_flight, context, now) = (InFlightRequests::default(), CanonicalContext::start_up(), Instant::now());
         let join = |need| match in_flight.join(&context, need, || None, |_| false) {
             JoinOutcome::Wait(waiter, Some(request)) => (waiter, request),
             other => panic!("{other:?}"),
         };
         let ((_, first), (waiter, second)) = (join(0), join(1));
-        let answer = |epoch| Ok(Arc::new(CacheEntry::new(&context, Arc::default(), None, None, epoch, now)));
-        assert!(in_flight.complete(&second, answer(1), |_| {}, || 1).is_none());
-        assert!(in_flight.complete(&first, answer(0), |_| {}, || 1).is_none());
+        let entry = |epoch| Ok(Arc::new(CacheEntry::new(&context, Arc::default(), None, None, epoch, now)));
+        assert!(in_flight.complete(&second, entry(1), |_| {}, || 1).is_none());
+        assert!(in_flight.complete(&first, entry(0), |_| {}, || 1).is_none());
         match spawn(waiter.wait(false)).poll() {
             Poll::Ready(WaitOutcome::Answered(entry)) => assert_eq!(entry.epoch, 1),
             other => panic!("{other:?}"),

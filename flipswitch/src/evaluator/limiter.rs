@@ -1,93 +1,92 @@
-//! How many requests may be on the wire, and who is next.
+//! How many requests may be in flight, and which one is next.
 
 use std::{collections::VecDeque, sync::Arc};
 
-use parking_lot::{Mutex, MutexGuard};
-
+use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-/// At most this many wait for a slot.
-const WAITING: usize = 1_024;
+/// How many requests may wait for a permit.
+const MAX_WAITING: usize = 1_024;
 
-/// A number of slots. Those who wait are served in order, contexts that are known before those that are not.
+/// A number of permits. Waiting requests are served in order, those of cached contexts before all others.
 #[derive(Clone)]
-pub(crate) struct Slots(Arc<Mutex<State>>);
+pub(crate) struct Limiter(Arc<Mutex<State>>);
 
 #[derive(Debug)]
 struct State {
     free: usize,
-    known: VecDeque<oneshot::Sender<Slot>>,
-    unknown: VecDeque<oneshot::Sender<Slot>>,
+    /// Waiting requests for contexts that are cached.
+    cached: VecDeque<oneshot::Sender<Permit>>,
+    /// Waiting requests for all other contexts.
+    uncached: VecDeque<oneshot::Sender<Permit>>,
 }
 
-/// A slot; free again when dropped.
+/// Permission for one request. Returned when dropped.
 #[derive(Debug)]
-pub(crate) struct Slot(Option<Arc<Mutex<State>>>);
+pub(crate) struct Permit(Option<Arc<Mutex<State>>>);
 
-/// Too many wait already.
+/// Too many requests are waiting.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Crowded;
+pub(crate) struct QueueFull;
 
-impl Slots {
-    pub(crate) fn new(free: usize) -> Self {
-        Self(Arc::new(Mutex::new(State { free, known: VecDeque::new(), unknown: VecDeque::new() })))
+impl Limiter {
+    pub(crate) fn new(permits: usize) -> Self {
+        Self(Arc::new(Mutex::new(State { free: permits, cached: VecDeque::new(), uncached: VecDeque::new() })))
     }
 
-    /// Waits for a slot.
+    /// Waits for a permit.
     ///
     /// # Errors
     ///
-    /// [`Crowded`] at once if 1 024 wait already, or later if it had to give way to a context that is known.
-    pub(crate) async fn acquire(&self, known: bool) -> Result<Slot, Crowded> {
+    /// [`QueueFull`] immediately if 1 024 requests are waiting, or later if this one is displaced by one for a cached
+    /// context.
+    pub(crate) async fn acquire(&self, is_cached: bool) -> Result<Permit, QueueFull> {
         let granted = {
-            let mut state = lock(&self.0);
+            let mut state = self.0.lock();
             if state.free > 0 {
                 state.free -= 1;
-                return Ok(Slot(Some(Arc::clone(&self.0))));
+                return Ok(Permit(Some(Arc::clone(&self.0))));
             }
-            // Those who gave up are still in the queues; they do not count.
-            if state.known.len() + state.unknown.len() >= WAITING {
-                state.known.retain(|waiter| !waiter.is_closed());
-                state.unknown.retain(|waiter| !waiter.is_closed());
+            // Requests that gave up are still queued, and do not count.
+            if state.cached.len() + state.uncached.len() >= MAX_WAITING {
+                state.cached.retain(|waiter| !waiter.is_closed());
+                state.uncached.retain(|waiter| !waiter.is_closed());
             }
-            // The last of the unknown gives way to a known one; its sender is dropped, which it hears.
-            if state.known.len() + state.unknown.len() >= WAITING && !(known && state.unknown.pop_back().is_some()) {
-                return Err(Crowded);
+            // Dropping the sender tells the displaced request.
+            let is_full = state.cached.len() + state.uncached.len() >= MAX_WAITING;
+            if is_full && !(is_cached && state.uncached.pop_back().is_some()) {
+                return Err(QueueFull);
             }
             let (grant, granted) = oneshot::channel();
-            if known {
-                state.known.push_back(grant);
+            if is_cached {
+                state.cached.push_back(grant);
             } else {
-                state.unknown.push_back(grant);
+                state.uncached.push_back(grant);
             }
             granted
         };
-        granted.await.map_err(|_| Crowded)
+        granted.await.map_err(|_| QueueFull)
     }
 }
 
-impl Drop for Slot {
+impl Drop for Permit {
     fn drop(&mut self) {
         let Some(state) = self.0.take() else { return };
         loop {
-            let mut locked = lock(&state);
-            let waiter = locked.known.pop_front();
-            let Some(waiter) = waiter.or_else(|| locked.unknown.pop_front()) else {
+            let mut locked = state.lock();
+            let waiter = locked.cached.pop_front();
+            let Some(waiter) = waiter.or_else(|| locked.uncached.pop_front()) else {
                 locked.free += 1;
                 return;
             };
             drop(locked);
-            match waiter.send(Slot(Some(Arc::clone(&state)))) {
+            match waiter.send(Permit(Some(Arc::clone(&state)))) {
                 Ok(()) => return,
-                // Whoever waited gave up: the next one then.
-                Err(mut slot) => slot.0 = None,
+                // That request gave up: the next one then.
+                Err(mut permit) => permit.0 = None,
             }
         }
     }
-}
-
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock()
 }
 
 #[cfg(test)]
@@ -97,17 +96,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn known_contexts_go_first_and_each_kind_in_order() {
-        let slots = Slots::new(1);
-        let slot = assert_ready_ok!(spawn(slots.acquire(false)).poll());
-        let mut waiting = [false, false, true, true].map(|known| spawn(slots.acquire(known)));
+    fn cached_contexts_go_first_and_each_kind_in_order() {
+        let limiter = Limiter::new(1);
+        let permit = assert_ready_ok!(spawn(limiter.acquire(false)).poll());
+        let mut waiting = [false, false, true, true].map(|is_cached| spawn(limiter.acquire(is_cached)));
         for waiter in &mut waiting {
             assert_pending!(waiter.poll());
         }
-        let (mut held, mut served) = (Some(slot), Vec::new());
+        let (mut held, mut served) = (Some(permit), Vec::new());
         for next in [2, 3, 0, 1] {
             drop(held.take());
-            // Everybody else still waits.
+            // All others still wait.
             for (other, waiter) in waiting.iter_mut().enumerate().filter(|(other, _)| served.iter().all(|s| s != other))
             {
                 if other == next {
@@ -121,36 +120,36 @@ mod tests {
     }
 
     #[test]
-    fn who_gives_up_loses_no_slot() {
-        let slots = Slots::new(1);
-        let slot = assert_ready_ok!(spawn(slots.acquire(true)).poll());
-        let mut gives_up = spawn(slots.acquire(true));
+    fn giving_up_loses_no_permit() {
+        let limiter = Limiter::new(1);
+        let permit = assert_ready_ok!(spawn(limiter.acquire(true)).poll());
+        let mut gives_up = spawn(limiter.acquire(true));
         assert_pending!(gives_up.poll());
         drop(gives_up);
-        drop(slot);
-        let slot = assert_ready_ok!(spawn(slots.acquire(true)).poll());
-        // Granted, and dropped before it was looked at.
-        let mut granted = spawn(slots.acquire(true));
+        drop(permit);
+        let permit = assert_ready_ok!(spawn(limiter.acquire(true)).poll());
+        // Granted, and dropped before it was polled.
+        let mut granted = spawn(limiter.acquire(true));
         assert_pending!(granted.poll());
-        drop(slot);
+        drop(permit);
         drop(granted);
-        assert_ready_ok!(spawn(slots.acquire(true)).poll());
+        assert_ready_ok!(spawn(limiter.acquire(true)).poll());
     }
 
     #[test]
-    fn the_queue_is_bounded_and_the_unknown_give_way() {
-        let slots = Slots::new(1);
-        let _slot = assert_ready_ok!(spawn(slots.acquire(true)).poll());
-        let mut waiting: Vec<_> = (0..WAITING).map(|_| spawn(slots.acquire(false))).collect();
+    fn the_queue_is_bounded_and_uncached_contexts_give_way() {
+        let limiter = Limiter::new(1);
+        let _permit = assert_ready_ok!(spawn(limiter.acquire(true)).poll());
+        let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| spawn(limiter.acquire(false))).collect();
         for waiter in &mut waiting {
             assert_pending!(waiter.poll());
         }
-        assert!(matches!(spawn(slots.acquire(false)).poll(), std::task::Poll::Ready(Err(Crowded))));
-        let mut known = spawn(slots.acquire(true));
-        assert_pending!(known.poll());
-        assert!(assert_ready_err!(waiting[WAITING - 1].poll()) == Crowded);
-        // One that gave up makes room.
+        assert!(matches!(spawn(limiter.acquire(false)).poll(), std::task::Poll::Ready(Err(QueueFull))));
+        let mut cached = spawn(limiter.acquire(true));
+        assert_pending!(cached.poll());
+        assert!(assert_ready_err!(waiting[MAX_WAITING - 1].poll()) == QueueFull);
+        // A request that gave up makes room.
         drop(waiting.remove(0));
-        assert_pending!(spawn(slots.acquire(false)).poll());
+        assert_pending!(spawn(limiter.acquire(false)).poll());
     }
 }

@@ -1,4 +1,4 @@
-//! Evaluation with the help of the flag service: which requests are made, when, and who waits for them.
+//! Evaluation with the help of the flag service: which requests are made, when, and what waits for them.
 
 pub(crate) mod circuit_breaker;
 pub(crate) mod evaluator;
@@ -6,3 +6,5 @@ pub(crate) mod in_flight;
 #[cfg(test)]
 mod interleavings;
 pub(crate) mod limiter;
+pub(crate) mod rejections;
+pub(crate) mod request_task;

@@ -1,7 +1,7 @@
-//! Who listens, and how they are told.
+//! The event bus: delivers events to listeners and event streams.
 //!
-//! Listeners run one at a time, in the order of what happened, on a thread where they may block; never on the reader of
-//! the stream, which waits for nobody.
+//! Listeners run one at a time, in the order of the events, on a thread where they may block; never on the task that reads
+//! the stream of changes.
 
 use std::{
     any::Any,
@@ -17,20 +17,19 @@ use std::{
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::{
-    events::events::{ConnectionStatus, FlagChangeEvent, Mailbox, ProviderEvent, ProviderEvents, Queue},
-    runtime::Home,
+    events::events::{Backlog, ConnectionStatus, EventQueue, FlagChangeEvent, ProviderEvent, ProviderEvents},
+    runtime::ProviderRuntime,
 };
 
-/// A listener's place. Dropping it ends the listening; [`detach`](Self::detach) keeps it for as long as the provider
-/// lives.
-#[must_use = "dropping it unsubscribes the listener at once"]
+/// Subscription of a listener. Dropping it unsubscribes the listener.
+#[must_use = "dropping it unsubscribes the listener; keep it, or call `detach()`"]
 pub struct Subscription {
     listener: Option<Arc<Listener>>,
-    hub: Weak<Hub>,
+    bus: Weak<EventBus>,
 }
 
 impl Subscription {
-    /// Keeps the listener for as long as the provider lives.
+    /// Keeps the listener subscribed for the lifetime of the provider.
     pub fn detach(mut self) {
         self.listener = None;
     }
@@ -39,9 +38,9 @@ impl Subscription {
 impl Drop for Subscription {
     fn drop(&mut self) {
         let Some(listener) = self.listener.take() else { return };
-        listener.active.store(false, Ordering::Release);
-        if let Some(hub) = self.hub.upgrade() {
-            hub.lock().listeners.retain(|other| !Arc::ptr_eq(other, &listener));
+        listener.is_active.store(false, Ordering::Release);
+        if let Some(bus) = self.bus.upgrade() {
+            bus.state.lock().listeners.retain(|other| !Arc::ptr_eq(other, &listener));
         }
     }
 }
@@ -53,49 +52,50 @@ impl fmt::Debug for Subscription {
 }
 
 struct Listener {
-    /// Becomes false when it is unsubscribed: what is on its way does not reach it any more.
-    active: AtomicBool,
-    hears: Hears,
+    /// False once it is unsubscribed: events that are being delivered do not reach it any more.
+    is_active: AtomicBool,
+    callback: Callback,
 }
 
-enum Hears {
-    /// Changes: all, or those that may concern one flag.
+enum Callback {
+    /// Called with changes: all, or those that may concern one flag.
     Changes(Option<String>, Box<dyn Fn(&FlagChangeEvent) + Send + Sync>),
-    Statuses(Box<dyn Fn(ConnectionStatus) + Send + Sync>),
+    Status(Box<dyn Fn(ConnectionStatus) + Send + Sync>),
 }
 
-/// Knows who listens, and tells them.
-pub(crate) struct Hub {
-    home: Arc<Home>,
+/// Delivers events to listeners and event streams.
+pub(crate) struct EventBus {
+    runtime: Arc<ProviderRuntime>,
     state: Mutex<State>,
 }
 
 struct State {
     status: ConnectionStatus,
     listeners: Vec<Arc<Listener>>,
-    mailboxes: Vec<Weak<Mailbox>>,
-    queue: Queue,
-    /// Somebody empties the queue.
-    telling: bool,
+    queues: Vec<Weak<EventQueue>>,
+    /// Events for the listeners.
+    backlog: Backlog,
+    /// Whether a thread delivers the backlog.
+    is_delivering: bool,
     closed: bool,
 }
 
-impl Hub {
-    pub(crate) fn new(home: Arc<Home>) -> Self {
+impl EventBus {
+    pub(crate) fn new(runtime: Arc<ProviderRuntime>) -> Self {
         let state = State {
             status: ConnectionStatus::Disconnected,
             listeners: Vec::new(),
-            mailboxes: Vec::new(),
-            queue: Queue::default(),
-            telling: false,
+            queues: Vec::new(),
+            backlog: Backlog::default(),
+            is_delivering: false,
             closed: false,
         };
-        Self { home, state: Mutex::new(state) }
+        Self { runtime, state: Mutex::new(state) }
     }
 
-    /// How the connection is.
+    /// Returns the status of the connection that was published last.
     pub(crate) fn status(&self) -> ConnectionStatus {
-        self.lock().status
+        self.state.lock().status
     }
 
     pub(crate) fn on_change(
@@ -103,138 +103,134 @@ impl Hub {
         key: Option<String>,
         listener: impl Fn(&FlagChangeEvent) + Send + Sync + 'static,
     ) -> Subscription {
-        self.subscribe(Hears::Changes(key, Box::new(listener)))
+        self.subscribe(Callback::Changes(key, Box::new(listener)))
     }
 
     pub(crate) fn on_status(
         self: &Arc<Self>,
         listener: impl Fn(ConnectionStatus) + Send + Sync + 'static,
     ) -> Subscription {
-        self.subscribe(Hears::Statuses(Box::new(listener)))
+        self.subscribe(Callback::Status(Box::new(listener)))
     }
 
-    fn subscribe(self: &Arc<Self>, hears: Hears) -> Subscription {
-        let listener = Arc::new(Listener { active: AtomicBool::new(true), hears });
-        self.lock().listeners.push(Arc::clone(&listener));
-        Subscription { listener: Some(listener), hub: Arc::downgrade(self) }
+    fn subscribe(self: &Arc<Self>, callback: Callback) -> Subscription {
+        let listener = Arc::new(Listener { is_active: AtomicBool::new(true), callback });
+        self.state.lock().listeners.push(Arc::clone(&listener));
+        Subscription { listener: Some(listener), bus: Arc::downgrade(self) }
     }
 
-    /// The events from now on, after how the connection is and `current`.
+    /// Returns the events from now on, after the connection status and `current`.
     pub(crate) fn events(&self, current: Option<ProviderEvent>) -> ProviderEvents {
-        let mailbox = Arc::new(Mailbox::default());
-        let mut state = self.lock();
+        let queue = Arc::new(EventQueue::default());
+        let mut state = self.state.lock();
         if state.closed {
-            mailbox.close();
+            queue.close();
         } else {
-            let now = [Some(ProviderEvent::Status(state.status)), current];
-            now.into_iter().flatten().for_each(|event| drop(mailbox.push(event)));
-            state.mailboxes.retain(|mailbox| mailbox.strong_count() > 0);
-            state.mailboxes.push(Arc::downgrade(&mailbox));
+            let first = [Some(ProviderEvent::Status(state.status)), current];
+            first.into_iter().flatten().for_each(|event| drop(queue.push(event)));
+            state.queues.retain(|queue| queue.strong_count() > 0);
+            state.queues.push(Arc::downgrade(&queue));
         }
-        ProviderEvents::new(mailbox)
+        ProviderEvents::new(queue)
     }
 
-    /// Tells how the connection is, if that is news.
-    pub(crate) fn connection(self: &Arc<Self>, status: ConnectionStatus) {
-        let mut state = self.lock();
+    /// Publishes the status of the connection, if it differs from the last one.
+    pub(crate) fn publish_status(self: &Arc<Self>, status: ConnectionStatus) {
+        let mut state = self.state.lock();
         if !state.closed && std::mem::replace(&mut state.status, status) != status {
-            drop(self.tell_all(state, ProviderEvent::Status(status)));
+            drop(self.publish_locked(state, ProviderEvent::Status(status)));
         }
     }
 
-    /// Nobody is told anything from now on.
-    pub(crate) fn close(&self) {
-        let mut state = self.lock();
-        (state.closed, state.status) = (true, ConnectionStatus::Disconnected);
-        let mailboxes = std::mem::take(&mut state.mailboxes);
-        let (listeners, queue) = (std::mem::take(&mut state.listeners), std::mem::take(&mut state.queue));
-        // What listeners own may do anything when it is dropped.
-        drop(state);
-        drop(queue);
-        listeners.into_iter().for_each(|listener| contained(|| drop(listener)));
-        mailboxes.iter().filter_map(Weak::upgrade).for_each(|mailbox| mailbox.close());
+    /// Publishes an event.
+    pub(crate) fn publish(self: &Arc<Self>, event: ProviderEvent) -> Wakers {
+        self.publish_locked(self.state.lock(), event)
     }
 
-    /// Tells of something that happened.
-    pub(crate) fn tell(self: &Arc<Self>, event: ProviderEvent) -> Wakers {
-        self.tell_all(self.lock(), event)
-    }
-
-    fn tell_all(self: &Arc<Self>, mut state: MutexGuard<'_, State>, event: ProviderEvent) -> Wakers {
+    fn publish_locked(self: &Arc<Self>, mut state: MutexGuard<'_, State>, event: ProviderEvent) -> Wakers {
         if state.closed {
             return Wakers::default();
         }
-        let mailboxes = state.mailboxes.iter().filter_map(Weak::upgrade);
-        let wakers = Wakers(mailboxes.filter_map(|mailbox| mailbox.push(event.clone())).collect());
+        let queues = state.queues.iter().filter_map(Weak::upgrade);
+        let wakers = Wakers(queues.filter_map(|queue| queue.push(event.clone())).collect());
         if state.listeners.is_empty() {
             return wakers;
         }
-        state.queue.push(event);
-        if !std::mem::replace(&mut state.telling, true) {
+        state.backlog.push(event);
+        if !std::mem::replace(&mut state.is_delivering, true) {
             drop(state);
-            let hub = Arc::clone(self);
-            // Where nothing can be started any more, nobody is to hear anything either.
-            self.home.spawn_blocking(move || hub.empty_queue());
+            let bus = Arc::clone(self);
+            // Does nothing if the provider is shut down, after which listeners are not called any more.
+            self.runtime.spawn_callback(move || bus.deliver());
         }
         wakers
     }
 
-    fn empty_queue(&self) {
+    /// Ends the delivery: no listener and no event stream gets anything from now on.
+    pub(crate) fn close(&self) {
+        let mut state = self.state.lock();
+        (state.closed, state.status) = (true, ConnectionStatus::Disconnected);
+        let queues = std::mem::take(&mut state.queues);
+        let (listeners, backlog) = (std::mem::take(&mut state.listeners), std::mem::take(&mut state.backlog));
+        // Unlocked first: dropping a listener runs code of the application.
+        drop(state);
+        drop(backlog);
+        listeners.into_iter().for_each(|listener| catch_panic(|| drop(listener)));
+        queues.iter().filter_map(Weak::upgrade).for_each(|queue| queue.close());
+    }
+
+    fn deliver(&self) {
         while let Some((event, listeners)) = self.next() {
             for listener in listeners {
-                // Looked at before each call: one listener may have unsubscribed the next, or shut the provider down.
-                if listener.active.load(Ordering::Acquire) && !self.lock().closed {
-                    contained(|| listener.hear(&event));
+                // Checked before each call: a listener may unsubscribe the next one, or shut the provider down.
+                if listener.is_active.load(Ordering::Acquire) && !self.state.lock().closed {
+                    catch_panic(|| listener.call(&event));
                 }
-                // Perhaps the last of it: what it owns may panic as well.
-                contained(|| drop(listener));
+                // This may be the last reference, and dropping what the listener owns may panic, too.
+                catch_panic(|| drop(listener));
             }
         }
     }
 
     fn next(&self) -> Option<(ProviderEvent, Vec<Arc<Listener>>)> {
-        let mut state = self.lock();
-        match state.queue.pop() {
+        let mut state = self.state.lock();
+        match state.backlog.pop() {
             Some(event) => Some((event, state.listeners.clone())),
             None => {
-                state.telling = false;
+                state.is_delivering = false;
                 None
             }
         }
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
-    }
 }
 
 impl Listener {
-    fn hear(&self, event: &ProviderEvent) {
-        match (&self.hears, event) {
-            (Hears::Changes(None, listener), ProviderEvent::ConfigurationChanged(change)) => listener(change),
-            (Hears::Changes(Some(key), listener), ProviderEvent::ConfigurationChanged(change))
+    fn call(&self, event: &ProviderEvent) {
+        match (&self.callback, event) {
+            (Callback::Changes(None, listener), ProviderEvent::ConfigurationChanged(change)) => listener(change),
+            (Callback::Changes(Some(key), listener), ProviderEvent::ConfigurationChanged(change))
                 if change.flag_key.as_ref().is_none_or(|changed| changed == key) =>
             {
                 listener(change);
             }
-            (Hears::Statuses(listener), ProviderEvent::Status(status)) => listener(*status),
+            (Callback::Status(listener), ProviderEvent::Status(status)) => listener(*status),
             _ => {}
         }
     }
 }
 
-/// Runs what belongs to the application.
-fn contained(run: impl FnOnce()) {
+/// Runs code of the application, and logs a panic.
+fn catch_panic(run: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
         tracing::error!(target: "flipswitch", panic = text(&*panic), "a listener panicked");
-        // Also the panic's own value is the application's.
+        // Dropping the value of the panic runs code of the application, too.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
             std::mem::forget(panic);
         }
     }
 }
 
-/// Those who wait for events: woken when this is dropped, which is to be after all locks are open.
+/// Tasks that wait for events. Wakes them when dropped, which must happen after all locks are released.
 #[must_use]
 #[derive(Default)]
 pub(crate) struct Wakers(Vec<Waker>);
@@ -251,7 +247,7 @@ impl Drop for Wakers {
     }
 }
 
-/// What a panic says.
+/// Returns the message of a panic.
 fn text(panic: &(dyn Any + Send)) -> &str {
     let owned = panic.downcast_ref::<String>().map(String::as_str);
     owned.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text")

@@ -1,4 +1,4 @@
-//! What the application hears: changes of flags, how the connection is, and what that means; and those events as a stream.
+//! The events of a provider, and receiving them as a stream.
 
 use std::{
     collections::VecDeque,
@@ -9,24 +9,24 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use parking_lot::{Mutex, MutexGuard};
-
 use futures_core::Stream;
+use parking_lot::Mutex;
 use time::OffsetDateTime;
 
-/// Events that wait to be heard; more of them become one of a change of everything.
-const QUEUE: usize = 1_024;
+use crate::error::{Chain, Error};
 
-/// A flag changed, or possibly all did.
+/// How many events may wait to be received. Further ones are merged into a change of any flag.
+pub(crate) const MAX_WAITING: usize = 1_024;
+
+/// A change of one flag, or possibly of all flags.
 ///
-/// It is told after everything known so far has become out of date: whoever evaluates on hearing of it gets the new
-/// value.
+/// It is published after all cached flags have been invalidated: a listener that evaluates gets the new value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FlagChangeEvent {
-    /// Key of the flag; `None` if any flag may have changed.
+    /// Key of the flag. `None` if any flag may have changed.
     pub flag_key: Option<String>,
-    /// When it changed, if the service says so.
+    /// Time of the change, if the service sent it.
     pub timestamp: Option<OffsetDateTime>,
 }
 
@@ -40,47 +40,22 @@ impl FlagChangeEvent {
     }
 }
 
-/// Changes that are to be told later: each flag once.
-#[derive(Debug, Default)]
-pub(crate) struct Untold(Vec<FlagChangeEvent>);
-
-impl Untold {
-    pub(crate) fn push(&mut self, change: FlagChangeEvent) {
-        let is_everything = |known: &FlagChangeEvent| known.flag_key.is_none();
-        if self.0.iter().any(is_everything) {
-            return;
-        }
-        if is_everything(&change) || self.0.len() >= QUEUE {
-            self.0.clear();
-            self.0.push(FlagChangeEvent { flag_key: None, ..change });
-        } else if let Some(known) = self.0.iter_mut().find(|known| known.flag_key == change.flag_key) {
-            *known = change;
-        } else {
-            self.0.push(change);
-        }
-    }
-
-    pub(crate) fn take(&mut self) -> Vec<FlagChangeEvent> {
-        std::mem::take(&mut self.0)
-    }
-}
-
-/// How the connection to the stream of changes is.
+/// State of the connection to the stream of changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ConnectionStatus {
-    /// A connection is being made.
+    /// The provider is connecting.
     Connecting,
-    /// Changes are heard of as they happen.
+    /// The stream is open: changes arrive as they happen.
     Connected,
-    /// There is no connection, and that is no failure: not started, switched off, between two connections, or not wanted
-    /// by the service.
+    /// There is no connection, and that is no failure: the provider is not started, realtime updates are disabled, the
+    /// provider is about to reconnect, or the service declines connections.
     Disconnected,
-    /// Connecting failed, or the connection broke; it is tried on.
+    /// Connecting failed, or the connection broke. The provider retries.
     Error,
 }
 
-/// In lower case, as the other Flipswitch SDKs name them.
+/// Shows the status in lower case, as the other Flipswitch SDKs name it.
 impl fmt::Display for ConnectionStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -92,118 +67,151 @@ impl fmt::Display for ConnectionStatus {
     }
 }
 
-/// Something that happened to a provider.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// An event of a provider.
+///
+/// Two [`Error`](Self::Error) events are equal if the texts of their errors are.
+#[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ProviderEvent {
-    /// Values are as good as they can be: after the first answer, and again after [`Stale`](Self::Stale) or
+    /// Flags are up to date: after the first response, and again after [`Stale`](Self::Stale) or
     /// [`Error`](Self::Error).
     Ready,
-    /// Values may be out of date: the service fails, or was not heard of for longer than the polling interval.
+    /// Flags may be out of date: requests fail, or nothing was received for longer than the polling interval.
     Stale,
-    /// Something is wrong that the service or the operator must mend; told once for as long as it lasts.
+    /// The service or the operator must fix something. Published once for as long as the problem lasts.
     Error {
-        /// Only another API key will help. Otherwise it is tried on.
+        /// The problem.
+        error: Error,
+        /// Whether only another API key helps. Otherwise the provider retries.
         fatal: bool,
-        /// What is wrong.
-        message: String,
     },
-    /// A flag changed, or possibly all did. Everything that was known has become out of date before this is told.
+    /// A flag changed, or possibly all flags. All cached flags have been invalidated before.
     ConfigurationChanged(FlagChangeEvent),
     /// The API key is being replaced: see [`set_api_key`](crate::FlipswitchProvider::set_api_key).
     ApiKeyRotated {
-        /// Until when the present key can be used; `None` if the replacement was called off.
+        /// Until when the present key is valid. `None` if the replacement was cancelled.
         valid_until: Option<OffsetDateTime>,
     },
-    /// The connection to the stream of changes is in another state.
+    /// The connection to the stream of changes has another status.
     Status(ConnectionStatus),
 }
 
-/// What waits to be heard.
-#[derive(Debug, Default)]
-pub(crate) struct Queue(VecDeque<ProviderEvent>);
+impl PartialEq for ProviderEvent {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Ready, Self::Ready) | (Self::Stale, Self::Stale) => true,
+            (Self::Error { error, fatal }, Self::Error { error: other, fatal: other_fatal }) => {
+                fatal == other_fatal && Chain(error).to_string() == Chain(other).to_string()
+            }
+            (Self::ConfigurationChanged(change), Self::ConfigurationChanged(other)) => change == other,
+            (Self::ApiKeyRotated { valid_until }, Self::ApiKeyRotated { valid_until: other }) => valid_until == other,
+            (Self::Status(status), Self::Status(other)) => status == other,
+            _ => false,
+        }
+    }
+}
 
-impl Queue {
+impl Eq for ProviderEvent {}
+
+/// Events that wait to be received, limited in number.
+#[derive(Debug, Default)]
+pub(crate) struct Backlog(VecDeque<ProviderEvent>);
+
+impl Backlog {
     pub(crate) fn pop(&mut self) -> Option<ProviderEvent> {
         self.0.pop_front()
     }
 
-    /// Adds an event. Whoever is too slow for all of them learns how things are now, and that anything may have changed.
+    /// Adds an event. A full backlog is reduced to the last event of each kind, and a change of any flag.
     pub(crate) fn push(&mut self, event: ProviderEvent) {
-        if self.0.len() >= QUEUE {
-            let is_condition = |event: &ProviderEvent| {
+        if self.0.len() >= MAX_WAITING {
+            let is_health = |event: &ProviderEvent| {
                 matches!(event, ProviderEvent::Ready | ProviderEvent::Stale | ProviderEvent::Error { .. })
             };
             let last = |kind: &dyn Fn(&ProviderEvent) -> bool| self.0.iter().rfind(|event| kind(event)).cloned();
             let rotated = last(&|event| matches!(event, ProviderEvent::ApiKeyRotated { .. }));
             let status = last(&|event| matches!(event, ProviderEvent::Status(_)));
-            let everything = ProviderEvent::ConfigurationChanged(FlagChangeEvent::all());
-            let kept = [rotated, status, last(&is_condition), Some(everything)];
+            let change = ProviderEvent::ConfigurationChanged(FlagChangeEvent::all());
+            let kept = [rotated, status, last(&is_health), Some(change)];
             self.0 = kept.into_iter().flatten().collect();
         }
         self.0.push_back(event);
     }
 }
 
-/// The events of a provider, from how things are when it is made: a [`Stream`], and [`recv`](Self::recv) for those who
-/// have no use for one. It ends when the provider is shut down.
+/// The events of a provider as a [`Stream`], beginning with the current state. Ends when the provider is shut down.
 ///
-/// Whoever does not keep up misses nothing that matters: more than 1 024 events that were not taken become the last of
-/// each kind, and one that any flag may have changed.
+/// [`recv`](Self::recv) receives events without a stream library. A receiver that falls more than 1 024 events behind
+/// gets the last event of each kind, and one that says that any flag may have changed.
+///
+/// ```
+/// # use flipswitch::{ConnectionStatus, FlipswitchProvider, ProviderEvent, serde_json::json};
+/// use futures_util::StreamExt;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// # let provider = FlipswitchProvider::in_memory(json!({}));
+/// let mut changes = std::pin::pin!(provider.events().filter_map(async |event| match event {
+///     ProviderEvent::ConfigurationChanged(change) => Some(change),
+///     _ => None,
+/// }));
+/// # provider.shutdown().await;
+/// while let Some(change) = changes.next().await {
+///     println!("changed: {:?}", change.flag_key);
+/// }
+/// # }
+/// ```
 #[derive(Debug)]
-pub struct ProviderEvents(Arc<Mailbox>);
+pub struct ProviderEvents(Arc<EventQueue>);
 
-/// The events of one [`ProviderEvents`].
+/// The queue behind one [`ProviderEvents`].
 #[derive(Debug, Default)]
-pub(crate) struct Mailbox(Mutex<Mail>);
+pub(crate) struct EventQueue(Mutex<Queue>);
 
 #[derive(Debug, Default)]
-struct Mail {
-    queue: Queue,
+struct Queue {
+    backlog: Backlog,
     waker: Option<Waker>,
     closed: bool,
 }
 
-impl Mailbox {
-    fn lock(&self) -> MutexGuard<'_, Mail> {
-        self.0.lock()
-    }
-
-    /// Adds an event, and returns whom to wake.
+impl EventQueue {
+    /// Adds an event, and returns the task to wake.
     pub(crate) fn push(&self, event: ProviderEvent) -> Option<Waker> {
-        let mut mail = self.lock();
-        mail.queue.push(event);
-        mail.waker.take()
+        let mut queue = self.0.lock();
+        queue.backlog.push(event);
+        queue.waker.take()
     }
 
     pub(crate) fn close(&self) {
         let waker = {
-            let mut mail = self.lock();
-            mail.closed = true;
-            mail.waker.take()
+            let mut queue = self.0.lock();
+            queue.closed = true;
+            queue.waker.take()
         };
         waker.into_iter().for_each(Waker::wake);
     }
 }
 
 impl ProviderEvents {
-    pub(crate) fn new(mailbox: Arc<Mailbox>) -> Self {
-        Self(mailbox)
+    pub(crate) fn new(queue: Arc<EventQueue>) -> Self {
+        Self(queue)
     }
 
-    /// Waits for the next event; `None` once the provider was shut down and all events were taken. May be dropped while it
-    /// waits: no event is lost.
+    /// Waits for the next event. Returns `None` once the provider was shut down and all events were received.
+    ///
+    /// Cancel safe: dropping the future loses no event.
     pub async fn recv(&mut self) -> Option<ProviderEvent> {
         poll_fn(|context| self.poll_recv(context)).await
     }
 
     fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Option<ProviderEvent>> {
-        let mut mail = self.0.lock();
-        match mail.queue.pop() {
+        let mut queue = self.0.0.lock();
+        match queue.backlog.pop() {
             Some(event) => Poll::Ready(Some(event)),
-            None if mail.closed => Poll::Ready(None),
+            None if queue.closed => Poll::Ready(None),
             None => {
-                mail.waker = Some(context.waker().clone());
+                queue.waker = Some(context.waker().clone());
                 Poll::Pending
             }
         }
@@ -215,26 +223,5 @@ impl Stream for ProviderEvents {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<ProviderEvent>> {
         self.poll_recv(context)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn changes_that_wait_are_each_told_once_and_bounded() {
-        let mut untold = Untold::default();
-        for key in ["a", "b", "a"] {
-            untold.push(FlagChangeEvent::of(key.to_owned()));
-        }
-        assert_eq!(untold.take(), [FlagChangeEvent::of("a".into()), FlagChangeEvent::of("b".into())]);
-        for change in [FlagChangeEvent::of("a".into()), FlagChangeEvent::all(), FlagChangeEvent::of("b".into())] {
-            untold.push(change);
-        }
-        assert_eq!(untold.take(), [FlagChangeEvent::all()]);
-        (0..=QUEUE).for_each(|number| untold.push(FlagChangeEvent::of(number.to_string())));
-        assert_eq!(untold.take(), [FlagChangeEvent::all()]);
-        assert!(untold.take().is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! How the provider is as a whole, and when the application hears of that. No I/O, time passed in.
+//! The health of a provider, and the events that follow from it. No I/O; the time is passed in.
 
 use std::time::{Duration, Instant};
 
@@ -6,46 +6,64 @@ use open_feature::provider::ProviderStatus;
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use crate::{Error, FlipswitchProvider, error::Chain, events::events::ProviderEvent};
+use crate::{error::Error, events::events::ProviderEvent};
 
-/// How a provider is. Made for health checks: it serialises to JSON, dates as RFC 3339.
+/// Health of a provider, for liveness and readiness probes. Serializes to JSON with dates in RFC 3339.
+///
+/// ```
+/// # use flipswitch::{FlipswitchProvider, HealthState, serde_json::{self, json}};
+/// let provider = FlipswitchProvider::in_memory(json!({"dark-mode": true}));
+/// let health = provider.health();
+/// assert!(health.is_live() && health.is_ready());
+/// assert_eq!(health.state, HealthState::Streaming);
+///
+/// let body = serde_json::to_value(&health).unwrap();
+/// assert_eq!(body["state"], "streaming");
+/// assert_eq!(body["ready"], true);
+/// assert!(body["since"].is_string());
+/// for unknown in ["lastEvent", "lastSuccess", "apiKeyValidUntil"] {
+///     assert!(body[unknown].is_null());
+/// }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Health {
-    /// How it is now.
+    /// Current state.
     pub state: HealthState,
-    /// Since when it has been so.
+    /// Time of the last change of the state.
     #[serde(with = "time::serde::rfc3339")]
     pub since: OffsetDateTime,
-    /// When the last event came over the stream of changes, heartbeats included.
+    /// Time of the last event on the stream of changes, heartbeats included.
     #[serde(with = "time::serde::rfc3339::option")]
     pub last_event: Option<OffsetDateTime>,
-    /// When the service last answered a request for flags.
+    /// Time of the last successful request for flags.
     #[serde(with = "time::serde::rfc3339::option")]
     pub last_success: Option<OffsetDateTime>,
-    /// Until when the API key can be used, if it is being rotated.
+    /// End of validity of the API key, if it is being replaced.
     #[serde(with = "time::serde::rfc3339::option")]
     pub api_key_valid_until: Option<OffsetDateTime>,
     ready: bool,
 }
 
-/// What a provider's values are worth at present.
+/// State of a provider, which tells how up to date its flags are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub enum HealthState {
-    /// The service has not answered yet: values are [bootstrap](crate::FlipswitchProviderBuilder::bootstrap) values or
+    /// The service has not responded yet. Flags are [bootstrap](crate::FlipswitchProviderBuilder::bootstrap) values or
     /// defaults.
     Starting,
-    /// Changes are heard of as they happen.
-    Live,
-    /// Changes are asked for: values are as old as the polling interval at most. Where nothing is polled either, answers are
-    /// asked for anew when they are read and older than [`cache_ttl`](crate::FlipswitchProviderBuilder::cache_ttl).
+    /// The stream of changes is open, and changes arrive as they happen. Also the state of a provider
+    /// [in memory](crate::FlipswitchProvider::in_memory).
+    Streaming,
+    /// The service is polled, and flags are at most as old as the polling interval. If polling is disabled as well, flags
+    /// are requested again when they are read and older than
+    /// [`cache_ttl`](crate::FlipswitchProviderBuilder::cache_ttl).
     Polling,
-    /// The service fails, or has not been heard of for longer than the polling interval: values are the last known ones.
+    /// Requests fail, or nothing was received for longer than the polling interval. Flags are the last known ones.
     Stale,
-    /// The service refuses the API key: values are the last known ones, or defaults.
+    /// The service refuses the API key. Flags are the last known ones, or defaults.
     Unauthorized,
     /// The provider was shut down.
     ShutDown,
@@ -56,100 +74,69 @@ impl Health {
         Self { state, since, last_event: None, last_success: None, api_key_valid_until: None, ready }
     }
 
-    /// Returns whether the service answered once, or there is none to answer. It stays so in an outage: known users keep
-    /// their values then, and a process that is taken out of service helps nobody.
+    /// Returns whether the service has responded at least once. Always true without a service.
+    ///
+    /// Stays true in an outage: known users keep their flags then, and taking the process out of service would not help.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.ready
     }
 
-    /// Returns whether the provider works: anything but [shut down](HealthState::ShutDown).
+    /// Returns whether the provider works, that is, was not [shut down](HealthState::ShutDown).
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.state != HealthState::ShutDown
     }
 }
 
-/// A provider's health as a probe over HTTP asks for it, in the query: `ready`, or `live`, or nothing, which is the same
-/// as `live`.
-#[derive(Clone, Debug)]
-pub struct HealthProbe {
-    health: Health,
-    ready: bool,
-}
-
-impl HealthProbe {
-    /// Takes the health of a provider, for a request with this query.
-    #[must_use]
-    pub fn new(provider: &FlipswitchProvider, query: Option<&str>) -> Self {
-        let mut names = query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split('=').next());
-        Self { health: provider.health(), ready: names.any(|name| name == "ready") }
-    }
-
-    /// Returns whether the answer is good: 200, and else 503.
-    #[must_use]
-    pub fn is_passed(&self) -> bool {
-        self.health.is_live() && (self.health.is_ready() || !self.ready)
-    }
-
-    /// Returns the body of the answer.
-    #[must_use]
-    pub fn json(&self) -> String {
-        // A plain structure of strings and booleans, which JSON can hold; nothing is worth a panic in a probe.
-        serde_json::to_string(&self.health).unwrap_or_default()
-    }
-}
-
 impl HealthState {
-    /// The same in OpenFeature's terms.
+    /// Returns the state in OpenFeature's terms.
     pub(crate) fn status(self) -> ProviderStatus {
         match self {
             Self::Starting | Self::ShutDown => ProviderStatus::NotReady,
-            Self::Live | Self::Polling => ProviderStatus::Ready,
+            Self::Streaming | Self::Polling => ProviderStatus::Ready,
             Self::Stale => ProviderStatus::STALE,
             Self::Unauthorized => ProviderStatus::Error,
         }
     }
 }
 
-/// What bears on how the provider is.
+/// Something that affects the health of the provider.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Sign<'a> {
-    /// The service answered a request for flags.
-    Answered,
-    /// It answers again, if only that it refuses one context.
-    Alive,
-    /// It failed, as a whole and not for one context.
+pub(crate) enum HealthSignal<'a> {
+    /// A request for flags succeeded.
+    Succeeded,
+    /// The service responds again, although it rejected one context.
+    Responsive,
+    /// A request failed, and not for its context alone.
     Failed(&'a Error),
-    /// The stream of changes is open.
-    Opened,
-    /// It is away.
-    Away,
-    /// The key was refused for the stream.
-    KeyRefused,
+    StreamOpened,
+    StreamClosed,
+    /// The service refused the API key for the stream.
+    StreamUnauthorized,
     /// Polling began or ended.
     Polling(bool),
-    /// There is another key.
-    NewKey,
-    /// The time of [`Condition::deadline`] has come.
-    Timer,
+    /// The application set another API key.
+    ApiKeyReplaced,
+    /// The time of [`HealthMonitor::deadline`] has come.
+    DeadlineReached,
 }
 
-/// Follows how a provider is.
+/// Derives the health of the provider from signals.
 #[derive(Debug)]
-pub(crate) struct Condition {
-    /// The time between polls, if anything is asked for in the background at all.
+pub(crate) struct HealthMonitor {
+    /// The polling interval, if anything is requested in the background.
     interval: Option<Duration>,
-    open: bool,
-    polling: bool,
-    answered: bool,
-    /// When something was last heard that proves that values are as good as they can be: the stream until it was away, an
-    /// answer since.
-    well_at: Instant,
+    is_streaming: bool,
+    is_polling: bool,
+    /// Whether a request ever succeeded.
+    is_ready: bool,
+    /// Last time at which flags were known to be up to date: the stream until it closed, a successful request since.
+    up_to_date_at: Instant,
     failing: Option<Failing>,
-    /// The state of which the application was last told.
-    told: Option<HealthState>,
-    told_refused: bool,
+    /// The state that was last published.
+    published: Option<HealthState>,
+    published_unauthorized: bool,
     state: HealthState,
     since: OffsetDateTime,
     last_success: Option<OffsetDateTime>,
@@ -157,109 +144,109 @@ pub(crate) struct Condition {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Failing {
-    Refused,
-    Otherwise,
-    /// It answers, and what it says makes no sense.
+    Unauthorized,
+    /// The service responds, but its responses cannot be read.
     Unreadable,
+    Otherwise,
 }
 
-impl Condition {
-    /// `interval` is the time between polls, if anything is asked for in the background at all; `polls` says that no stream
-    /// is followed.
-    pub(crate) fn new(interval: Option<Duration>, polls: bool, now: Instant) -> Self {
+impl HealthMonitor {
+    /// `interval` is the polling interval, if anything is requested in the background; `polls_only` tells that there is no
+    /// stream of changes.
+    pub(crate) fn new(interval: Option<Duration>, polls_only: bool, now: Instant) -> Self {
         Self {
             interval,
-            open: false,
-            polling: polls,
-            answered: false,
-            well_at: now,
+            is_streaming: false,
+            is_polling: polls_only,
+            is_ready: false,
+            up_to_date_at: now,
             failing: None,
-            told: None,
-            told_refused: false,
+            published: None,
+            published_unauthorized: false,
             state: HealthState::Starting,
             since: OffsetDateTime::now_utc(),
             last_success: None,
         }
     }
 
-    /// How the provider is.
+    /// Returns the current state.
     pub(crate) fn state(&self, now: Instant) -> HealthState {
         match self.failing {
-            Some(Failing::Refused) => HealthState::Unauthorized,
-            _ if !self.answered => HealthState::Starting,
+            Some(Failing::Unauthorized) => HealthState::Unauthorized,
+            _ if !self.is_ready => HealthState::Starting,
             Some(Failing::Otherwise | Failing::Unreadable) => HealthState::Stale,
             None if self.deadline().is_some_and(|deadline| now >= deadline) => HealthState::Stale,
-            None if self.polling && !self.open => HealthState::Polling,
+            None if self.is_polling && !self.is_streaming => HealthState::Polling,
             // Also for the moment between two connections.
-            None => HealthState::Live,
+            None => HealthState::Streaming,
         }
     }
 
-    /// Whether requests fail.
+    /// Returns whether requests fail.
     pub(crate) fn is_failing(&self) -> bool {
         self.failing.is_some()
     }
 
-    /// How the provider is, since when, when it was last answered, and whether it ever was.
+    /// Returns the health, without the times of the stream.
     pub(crate) fn health(&self, now: Instant) -> Health {
-        let mut health = Health::new(self.state(now), self.since, self.answered);
+        let mut health = Health::new(self.state(now), self.since, self.is_ready);
         health.last_success = self.last_success;
         health
     }
 
-    /// When [`Sign::Timer`] is due, unless something happens before: values are not called good for ever after the
-    /// service was last heard of.
+    /// Returns when [`HealthSignal::DeadlineReached`] is due, unless another signal comes first: without any news, flags
+    /// become stale after a time.
     pub(crate) fn deadline(&self) -> Option<Instant> {
-        let is_waiting = !self.open && self.answered && self.failing.is_none();
-        // Polls come a tenth later than the interval at most, and take their time.
+        let is_waiting = !self.is_streaming && self.is_ready && self.failing.is_none();
+        // A poll comes up to a tenth later than the interval, and takes its time.
         let interval = self.interval.filter(|_| is_waiting)?;
-        Some(self.well_at + interval.mul_f64(1.25) + Duration::from_secs(1))
+        Some(self.up_to_date_at + interval.mul_f64(1.25) + Duration::from_secs(1))
     }
 
-    /// Takes a sign, and returns what the application is to be told.
-    pub(crate) fn take(&mut self, sign: Sign<'_>, now: Instant) -> Vec<ProviderEvent> {
+    /// Takes a signal, and returns the events to publish.
+    pub(crate) fn observe(&mut self, signal: HealthSignal<'_>, now: Instant) -> Vec<ProviderEvent> {
         let mut events = Vec::new();
-        match sign {
-            Sign::Answered => {
-                // Should the key be refused again, that is news.
-                self.told_refused &= self.failing != Some(Failing::Refused);
-                (self.answered, self.failing) = (true, None);
+        match signal {
+            HealthSignal::Succeeded => {
+                // A later refusal of the key is published again.
+                self.published_unauthorized &= self.failing != Some(Failing::Unauthorized);
+                (self.is_ready, self.failing) = (true, None);
                 self.last_success = Some(OffsetDateTime::now_utc());
-                if !self.open {
-                    self.well_at = now;
+                if !self.is_streaming {
+                    self.up_to_date_at = now;
                 }
             }
-            Sign::Alive if self.answered => self.failing = None,
-            Sign::Alive => {}
-            Sign::Failed(error) => self.failed(error, &mut events),
-            Sign::Opened => {
-                (self.open, self.well_at) = (true, now);
-                self.told_refused = false;
+            HealthSignal::Responsive if self.is_ready => self.failing = None,
+            HealthSignal::Responsive => {}
+            HealthSignal::Failed(error) => self.failed(error, &mut events),
+            HealthSignal::StreamOpened => {
+                (self.is_streaming, self.up_to_date_at) = (true, now);
+                self.published_unauthorized = false;
             }
-            Sign::Away => {
-                if std::mem::take(&mut self.open) {
-                    self.well_at = now;
+            HealthSignal::StreamClosed => {
+                if std::mem::take(&mut self.is_streaming) {
+                    self.up_to_date_at = now;
                 }
             }
-            Sign::KeyRefused => self.refused(&mut events),
-            Sign::Polling(polling) => self.polling = polling,
-            Sign::NewKey => {
-                self.told_refused = false;
-                // That it is well is not known before it answers.
-                self.failing = self.failing.filter(|_| self.answered).map(|_| Failing::Otherwise);
+            HealthSignal::StreamUnauthorized => self.unauthorized(&mut events),
+            HealthSignal::Polling(is_polling) => self.is_polling = is_polling,
+            HealthSignal::ApiKeyReplaced => {
+                self.published_unauthorized = false;
+                // Whether the service works is unknown until it responds.
+                self.failing = self.failing.filter(|_| self.is_ready).map(|_| Failing::Otherwise);
             }
-            Sign::Timer => {}
+            HealthSignal::DeadlineReached => {}
         }
         let state = self.state(now);
         if state != self.state {
             (self.state, self.since) = (state, OffsetDateTime::now_utc());
         }
-        // What a reader of values would call good is told as one.
-        let told = if state == HealthState::Polling { HealthState::Live } else { state };
-        if self.told != Some(told) && state != HealthState::Starting {
-            self.told = Some(told);
-            match told {
-                HealthState::Live => events.push(ProviderEvent::Ready),
+        // To a reader of flags, polling is as good as streaming.
+        let published = if state == HealthState::Polling { HealthState::Streaming } else { state };
+        if self.published != Some(published) && state != HealthState::Starting {
+            self.published = Some(published);
+            match published {
+                HealthState::Streaming => events.push(ProviderEvent::Ready),
                 HealthState::Stale => events.push(ProviderEvent::Stale),
                 _ => {}
             }
@@ -267,43 +254,43 @@ impl Condition {
         events
     }
 
-    /// The event that says how the provider is, for those who come later.
+    /// Returns the event that describes the current state, for new event streams.
     pub(crate) fn current(&self) -> Option<ProviderEvent> {
-        match self.told? {
-            HealthState::Live => Some(ProviderEvent::Ready),
+        match self.published? {
+            HealthState::Streaming => Some(ProviderEvent::Ready),
             HealthState::Stale => Some(ProviderEvent::Stale),
-            HealthState::Unauthorized => Some(refused()),
+            HealthState::Unauthorized => Some(unauthorized()),
             _ => None,
         }
     }
 
     fn failed(&mut self, error: &Error, events: &mut Vec<ProviderEvent>) {
         let failing = match error {
-            Error::Unauthorized => Failing::Refused,
+            Error::Unauthorized => Failing::Unauthorized,
             Error::Decode(_) | Error::TooLarge => Failing::Unreadable,
             _ => Failing::Otherwise,
         };
-        if self.failing == Some(Failing::Refused) && failing != Failing::Refused {
-            // It was under way already, or says nothing that would matter as much.
+        if self.failing == Some(Failing::Unauthorized) && failing != Failing::Unauthorized {
+            // The refused key matters more, and the request may have been in flight before.
             return;
         }
         let before = self.failing.replace(failing);
-        if failing == Failing::Refused {
-            self.refused(events);
-        } else if before.is_none() && !self.answered || failing == Failing::Unreadable && before != Some(failing) {
-            events.push(ProviderEvent::Error { fatal: false, message: Chain(error).to_string() });
+        if failing == Failing::Unauthorized {
+            self.unauthorized(events);
+        } else if before.is_none() && !self.is_ready || failing == Failing::Unreadable && before != Some(failing) {
+            events.push(ProviderEvent::Error { error: error.clone(), fatal: false });
         }
     }
 
-    fn refused(&mut self, events: &mut Vec<ProviderEvent>) {
-        if !std::mem::replace(&mut self.told_refused, true) {
-            events.push(refused());
+    fn unauthorized(&mut self, events: &mut Vec<ProviderEvent>) {
+        if !std::mem::replace(&mut self.published_unauthorized, true) {
+            events.push(unauthorized());
         }
     }
 }
 
-fn refused() -> ProviderEvent {
-    ProviderEvent::Error { fatal: true, message: Error::Unauthorized.to_string() }
+fn unauthorized() -> ProviderEvent {
+    ProviderEvent::Error { error: Error::Unauthorized, fatal: true }
 }
 
 #[cfg(test)]
@@ -312,127 +299,127 @@ mod tests {
 
     const INTERVAL: Duration = Duration::from_secs(30);
 
-    struct Watched {
-        condition: Condition,
+    struct Provider {
+        monitor: HealthMonitor,
         now: Instant,
     }
 
-    impl Watched {
-        fn new(polls: bool) -> Self {
+    impl Provider {
+        fn new(polls_only: bool) -> Self {
             let now = Instant::now();
-            Self { condition: Condition::new(Some(INTERVAL), polls, now), now }
+            Self { monitor: HealthMonitor::new(Some(INTERVAL), polls_only, now), now }
         }
 
-        fn takes(&mut self, sign: Sign<'_>, expected: &[ProviderEvent], state: HealthState) {
-            let told = format!("{sign:?}");
-            assert_eq!(self.condition.take(sign, self.now), expected, "{told}");
-            assert_eq!(self.condition.state(self.now), state, "{told}");
+        fn observes(&mut self, signal: HealthSignal<'_>, expected: &[ProviderEvent], state: HealthState) {
+            let case = format!("{signal:?}");
+            assert_eq!(self.monitor.observe(signal, self.now), expected, "{case}");
+            assert_eq!(self.monitor.state(self.now), state, "{case}");
         }
     }
 
     fn error(error: &Error) -> ProviderEvent {
-        ProviderEvent::Error { fatal: false, message: Chain(error).to_string() }
+        ProviderEvent::Error { error: error.clone(), fatal: false }
     }
 
     const READY: &[ProviderEvent] = &[ProviderEvent::Ready];
     const STALE: &[ProviderEvent] = &[ProviderEvent::Stale];
 
     #[test]
-    fn a_service_that_is_down_at_the_start_is_told_of_once() {
-        let mut watched = Watched::new(false);
-        watched.takes(Sign::Failed(&Error::Timeout), &[error(&Error::Timeout)], HealthState::Starting);
-        watched.takes(Sign::Failed(&Error::Timeout), &[], HealthState::Starting);
-        assert!(!watched.condition.health(watched.now).is_ready());
-        watched.takes(Sign::Answered, READY, HealthState::Live);
-        watched.takes(Sign::Opened, &[], HealthState::Live);
-        assert!(watched.condition.health(watched.now).is_ready());
+    fn a_service_that_is_down_at_the_start_is_published_once() {
+        let mut provider = Provider::new(false);
+        provider.observes(HealthSignal::Failed(&Error::Timeout), &[error(&Error::Timeout)], HealthState::Starting);
+        provider.observes(HealthSignal::Failed(&Error::Timeout), &[], HealthState::Starting);
+        assert!(!provider.monitor.health(provider.now).is_ready());
+        provider.observes(HealthSignal::Succeeded, READY, HealthState::Streaming);
+        provider.observes(HealthSignal::StreamOpened, &[], HealthState::Streaming);
+        assert!(provider.monitor.health(provider.now).is_ready());
     }
 
     #[test]
-    fn failures_later_are_told_as_stale_and_their_end_as_ready() {
-        let mut watched = Watched::new(false);
-        watched.takes(Sign::Answered, READY, HealthState::Live);
-        watched.takes(Sign::Opened, &[], HealthState::Live);
+    fn later_failures_are_published_as_stale_and_their_end_as_ready() {
+        let mut provider = Provider::new(false);
+        provider.observes(HealthSignal::Succeeded, READY, HealthState::Streaming);
+        provider.observes(HealthSignal::StreamOpened, &[], HealthState::Streaming);
         for _ in 0..2 {
-            watched.takes(Sign::Failed(&Error::Timeout), STALE, HealthState::Stale);
-            watched.takes(Sign::Failed(&Error::Timeout), &[], HealthState::Stale);
-            assert!(watched.condition.health(watched.now).is_ready(), "values are served nevertheless");
-            watched.takes(Sign::Answered, READY, HealthState::Live);
-            watched.takes(Sign::Answered, &[], HealthState::Live);
+            provider.observes(HealthSignal::Failed(&Error::Timeout), STALE, HealthState::Stale);
+            provider.observes(HealthSignal::Failed(&Error::Timeout), &[], HealthState::Stale);
+            assert!(provider.monitor.health(provider.now).is_ready(), "flags are served nevertheless");
+            provider.observes(HealthSignal::Succeeded, READY, HealthState::Streaming);
+            provider.observes(HealthSignal::Succeeded, &[], HealthState::Streaming);
         }
-        // An answer that cannot be read is worth a word of its own.
+        // An unreadable response is published as well.
         let events = [error(&Error::TooLarge), ProviderEvent::Stale];
-        watched.takes(Sign::Failed(&Error::TooLarge), &events, HealthState::Stale);
-        watched.takes(Sign::Failed(&Error::TooLarge), &[], HealthState::Stale);
+        provider.observes(HealthSignal::Failed(&Error::TooLarge), &events, HealthState::Stale);
+        provider.observes(HealthSignal::Failed(&Error::TooLarge), &[], HealthState::Stale);
     }
 
     #[test]
-    fn a_refused_key_is_told_once_whoever_notices_it() {
-        let mut watched = Watched::new(false);
-        watched.takes(Sign::Failed(&Error::Unauthorized), &[refused()], HealthState::Unauthorized);
-        watched.takes(Sign::KeyRefused, &[], HealthState::Unauthorized);
-        watched.takes(Sign::Failed(&Error::Unauthorized), &[], HealthState::Unauthorized);
-        assert_eq!(watched.condition.current(), Some(refused()));
-        watched.takes(Sign::NewKey, &[], HealthState::Starting);
-        watched.takes(Sign::Answered, READY, HealthState::Live);
-        // For the stream only: values are good, as long as polling brings them.
-        watched.takes(Sign::KeyRefused, &[refused()], HealthState::Live);
-        watched.takes(Sign::Polling(true), &[], HealthState::Polling);
-        watched.takes(Sign::KeyRefused, &[], HealthState::Polling);
+    fn a_refused_key_is_published_once_whatever_request_noticed_it() {
+        let mut provider = Provider::new(false);
+        provider.observes(HealthSignal::Failed(&Error::Unauthorized), &[unauthorized()], HealthState::Unauthorized);
+        provider.observes(HealthSignal::StreamUnauthorized, &[], HealthState::Unauthorized);
+        provider.observes(HealthSignal::Failed(&Error::Unauthorized), &[], HealthState::Unauthorized);
+        assert_eq!(provider.monitor.current(), Some(unauthorized()));
+        provider.observes(HealthSignal::ApiKeyReplaced, &[], HealthState::Starting);
+        provider.observes(HealthSignal::Succeeded, READY, HealthState::Streaming);
+        // For the stream only: flags are up to date as long as polls succeed.
+        provider.observes(HealthSignal::StreamUnauthorized, &[unauthorized()], HealthState::Streaming);
+        provider.observes(HealthSignal::Polling(true), &[], HealthState::Polling);
+        provider.observes(HealthSignal::StreamUnauthorized, &[], HealthState::Polling);
     }
 
     #[test]
-    fn a_key_that_is_refused_again_is_told_again() {
-        let mut watched = Watched::new(true);
-        watched.takes(Sign::Answered, READY, HealthState::Polling);
+    fn a_key_that_is_refused_again_is_published_again() {
+        let mut provider = Provider::new(true);
+        provider.observes(HealthSignal::Succeeded, READY, HealthState::Polling);
         for _ in 0..2 {
-            watched.takes(Sign::Failed(&Error::Unauthorized), &[refused()], HealthState::Unauthorized);
-            // One that was under way before does not hide it.
-            watched.takes(Sign::Failed(&Error::Timeout), &[], HealthState::Unauthorized);
-            watched.takes(Sign::Answered, READY, HealthState::Polling);
+            provider.observes(HealthSignal::Failed(&Error::Unauthorized), &[unauthorized()], HealthState::Unauthorized);
+            // A request that was in flight before does not hide it.
+            provider.observes(HealthSignal::Failed(&Error::Timeout), &[], HealthState::Unauthorized);
+            provider.observes(HealthSignal::Succeeded, READY, HealthState::Polling);
         }
     }
 
     #[test]
-    fn another_key_is_no_proof_that_the_service_is_well() {
-        let mut watched = Watched::new(false);
-        watched.takes(Sign::Answered, READY, HealthState::Live);
-        watched.takes(Sign::Failed(&Error::Timeout), STALE, HealthState::Stale);
-        watched.takes(Sign::NewKey, &[], HealthState::Stale);
-        watched.takes(Sign::Alive, READY, HealthState::Live);
+    fn another_key_does_not_prove_that_the_service_works() {
+        let mut provider = Provider::new(false);
+        provider.observes(HealthSignal::Succeeded, READY, HealthState::Streaming);
+        provider.observes(HealthSignal::Failed(&Error::Timeout), STALE, HealthState::Stale);
+        provider.observes(HealthSignal::ApiKeyReplaced, &[], HealthState::Stale);
+        provider.observes(HealthSignal::Responsive, READY, HealthState::Streaming);
     }
 
     #[test]
-    fn a_stream_that_is_away_for_long_is_stale_unless_something_is_heard_otherwise() {
-        let mut watched = Watched::new(false);
-        watched.takes(Sign::Answered, READY, HealthState::Live);
-        watched.takes(Sign::Opened, &[], HealthState::Live);
-        assert_eq!(watched.condition.deadline(), None);
-        watched.now += 10 * INTERVAL;
-        // A mere rotation is no news.
-        watched.takes(Sign::Away, &[], HealthState::Live);
-        watched.now += INTERVAL;
-        watched.takes(Sign::Opened, &[], HealthState::Live);
-        watched.takes(Sign::Away, &[], HealthState::Live);
-        watched.now = watched.condition.deadline().unwrap();
-        watched.takes(Sign::Timer, STALE, HealthState::Stale);
-        watched.takes(Sign::Polling(true), &[], HealthState::Stale);
-        watched.takes(Sign::Answered, READY, HealthState::Polling);
+    fn flags_become_stale_when_the_stream_is_closed_for_long_and_no_request_succeeds() {
+        let mut provider = Provider::new(false);
+        provider.observes(HealthSignal::Succeeded, READY, HealthState::Streaming);
+        provider.observes(HealthSignal::StreamOpened, &[], HealthState::Streaming);
+        assert_eq!(provider.monitor.deadline(), None);
+        provider.now += 10 * INTERVAL;
+        // A rotation is not published.
+        provider.observes(HealthSignal::StreamClosed, &[], HealthState::Streaming);
+        provider.now += INTERVAL;
+        provider.observes(HealthSignal::StreamOpened, &[], HealthState::Streaming);
+        provider.observes(HealthSignal::StreamClosed, &[], HealthState::Streaming);
+        provider.now = provider.monitor.deadline().unwrap();
+        provider.observes(HealthSignal::DeadlineReached, STALE, HealthState::Stale);
+        provider.observes(HealthSignal::Polling(true), &[], HealthState::Stale);
+        provider.observes(HealthSignal::Succeeded, READY, HealthState::Polling);
         for _ in 0..10 {
-            watched.now += INTERVAL.mul_f64(1.1);
-            watched.takes(Sign::Timer, &[], HealthState::Polling);
-            watched.takes(Sign::Answered, &[], HealthState::Polling);
+            provider.now += INTERVAL.mul_f64(1.1);
+            provider.observes(HealthSignal::DeadlineReached, &[], HealthState::Polling);
+            provider.observes(HealthSignal::Succeeded, &[], HealthState::Polling);
         }
-        watched.takes(Sign::Opened, &[], HealthState::Live);
-        watched.now += 10 * INTERVAL;
-        watched.takes(Sign::Timer, &[], HealthState::Live);
+        provider.observes(HealthSignal::StreamOpened, &[], HealthState::Streaming);
+        provider.now += 10 * INTERVAL;
+        provider.observes(HealthSignal::DeadlineReached, &[], HealthState::Streaming);
     }
 
     #[test]
-    fn without_a_stream_polls_are_all_there_is() {
-        let mut watched = Watched::new(true);
-        watched.takes(Sign::Answered, READY, HealthState::Polling);
-        watched.now = watched.condition.deadline().unwrap();
-        watched.takes(Sign::Timer, STALE, HealthState::Stale);
+    fn without_a_stream_flags_become_stale_when_polls_stop() {
+        let mut provider = Provider::new(true);
+        provider.observes(HealthSignal::Succeeded, READY, HealthState::Polling);
+        provider.now = provider.monitor.deadline().unwrap();
+        provider.observes(HealthSignal::DeadlineReached, STALE, HealthState::Stale);
     }
 }

@@ -1,11 +1,11 @@
-//! One evaluated flag: its value, its type, and the rules for reading one as the other.
+//! One evaluated flag, and the rules for reading its value as a type.
 
 use std::fmt;
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 
-use crate::{FlagError, wire::ofrep};
+use crate::{error::FlagError, flag_type::FlagType, sanitize::printable};
 
 /// The result of evaluating one flag for one context, as the service sent it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -14,77 +14,16 @@ use crate::{FlagError, wire::ofrep};
 pub struct FlagEvaluation {
     /// Key of the flag.
     pub key: String,
-    /// Value of the flag; null when the service leaves it to the code (the flag is disabled, or has no default).
+    /// Value of the flag. Null if the service defers to the code default: the flag is disabled, or has no default variant.
     pub value: Value,
-    /// Type of the flag: what the service declares, or else what the value shows.
+    /// Type of the flag, as declared by the service, otherwise the type of the value.
     pub flag_type: FlagType,
-    /// Why the flag has this value, in the service's words (`STATIC`, `TARGETING_MATCH`, …); `UNKNOWN` if it gave none.
+    /// Reason for this value as the service gives it (`STATIC`, `TARGETING_MATCH`, …), `UNKNOWN` if it gives none.
     pub reason: String,
     /// Name of the chosen variant, if the service gave one.
     pub variant: Option<String>,
-    /// What else the service says about the flag.
+    /// Further metadata of the flag.
     pub metadata: Map<String, Value>,
-}
-
-/// Type of a flag.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum FlagType {
-    /// True or false.
-    Boolean,
-    /// Text.
-    String,
-    /// A whole number of 64 bits.
-    Integer,
-    /// A number with a fraction, or a whole one outside 64 bits.
-    Number,
-    /// A JSON object.
-    Object,
-    /// A JSON array.
-    Array,
-    /// No value.
-    Null,
-}
-
-impl FlagType {
-    /// Takes the type that the service declares in `metadata.flagType`, or else the one that the value shows.
-    pub(crate) fn of(value: &Value, metadata: &Map<String, Value>) -> Self {
-        match metadata.get("flagType").and_then(Value::as_str) {
-            Some("boolean") => Self::Boolean,
-            Some("string") => Self::String,
-            Some("integer") => Self::Integer,
-            Some("decimal") => Self::Number,
-            _ => Self::of_value(value),
-        }
-    }
-
-    /// The type that a JSON value shows.
-    pub(crate) fn of_value(value: &Value) -> Self {
-        match value {
-            Value::Null => Self::Null,
-            Value::Bool(_) => Self::Boolean,
-            Value::String(_) => Self::String,
-            Value::Array(_) => Self::Array,
-            Value::Object(_) => Self::Object,
-            Value::Number(number) if number.is_i64() => Self::Integer,
-            Value::Number(_) => Self::Number,
-        }
-    }
-}
-
-impl fmt::Display for FlagType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Boolean => "boolean",
-            Self::String => "string",
-            Self::Integer => "integer",
-            Self::Number => "number",
-            Self::Object => "object",
-            Self::Array => "array",
-            Self::Null => "null",
-        })
-    }
 }
 
 impl FlagEvaluation {
@@ -113,8 +52,7 @@ impl FlagEvaluation {
         self.value.as_str()
     }
 
-    /// Returns the value as text: strings in quotes, everything else as compact JSON, and a whole number of an integer
-    /// flag without a fraction however it was sent.
+    /// Returns the value as compact JSON. A whole number of an integer flag has no fraction, even if it was sent with one.
     #[must_use]
     pub fn value_as_string(&self) -> String {
         match (self.flag_type, self.as_i64()) {
@@ -123,7 +61,7 @@ impl FlagEvaluation {
         }
     }
 
-    /// Reads the value as a type of the caller's. A whole number is one however it was sent, as for
+    /// Deserializes the value. A float without a fraction is accepted as a whole number, as in
     /// [`as_i64`](Self::as_i64).
     pub(crate) fn read_as<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
         T::deserialize(&self.value).or_else(|error| match self.as_i64() {
@@ -132,17 +70,17 @@ impl FlagEvaluation {
         })
     }
 
-    /// The error of reading the value as `expected`: there is none, or it has another type.
+    /// Returns the error for a value that cannot be read as `expected`: it is null, or has another type.
     pub(crate) fn mismatch(&self, expected: FlagType) -> FlagError {
         if self.value.is_null() {
-            FlagError::NoValue { reason: ofrep::printable(&self.reason) }
+            FlagError::NoValue { reason: printable(&self.reason) }
         } else {
             FlagError::TypeMismatch { expected, found: FlagType::of_value(&self.value) }
         }
     }
 }
 
-/// Writes key, type and value, the reason, and the variant if there is one:
+/// Shows key, type, value, reason and, if there is one, the variant:
 /// `color (string): "blue" [reason=TARGETING_MATCH, variant=v2]`.
 impl fmt::Display for FlagEvaluation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -155,7 +93,7 @@ impl fmt::Display for FlagEvaluation {
     }
 }
 
-/// The whole number that a double stands for, if it stands for one within 64 bits.
+/// Converts a float without a fraction to an integer, if it is within 64 bits.
 #[expect(clippy::cast_possible_truncation, reason = "the range is checked, and the fraction is zero")]
 fn whole(number: f64) -> Option<i64> {
     // 2⁶³ itself is the first double that is too large; the least i64 is a double.
@@ -203,26 +141,6 @@ mod tests {
             let flag = flag(serde_json::from_str(text).unwrap(), json!({}));
             assert_eq!(flag.as_i64(), integer, "{text} as integer");
             assert_eq!(flag.as_f64(), float, "{text} as float");
-        }
-    }
-
-    #[test]
-    fn the_declared_type_wins_over_the_inferred_one() {
-        let cases = [
-            (json!(true), json!({}), FlagType::Boolean),
-            (json!("a"), json!({"flagType": "string"}), FlagType::String),
-            (json!(1), json!({}), FlagType::Integer),
-            (json!(1.0), json!({}), FlagType::Number),
-            (json!(u64::MAX), json!({}), FlagType::Number),
-            (json!(1.0), json!({"flagType": "integer"}), FlagType::Integer),
-            (json!(1), json!({"flagType": "decimal"}), FlagType::Number),
-            (json!({"a": 1}), json!({"flagType": "json"}), FlagType::Object),
-            (json!([1]), json!({"flagType": 7}), FlagType::Array),
-            (json!(null), json!({}), FlagType::Null),
-            (json!(null), json!({"flagType": "boolean"}), FlagType::Boolean),
-        ];
-        for (value, metadata, expected) in cases {
-            assert_eq!(FlagType::of(&value, metadata.as_object().unwrap()), expected, "{value} {metadata}");
         }
     }
 

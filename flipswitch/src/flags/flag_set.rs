@@ -1,73 +1,73 @@
-//! What the service answered for one context: all its flags, found by key.
+//! All flags of one context, found by key.
 //!
-//! Contexts mostly get the same flags, and of each flag one of few evaluations. So the keys are kept once for all answers
-//! that have the same ones, and an evaluation once for all answers that have it: a further flag_set is a few pointers.
+//! Most contexts get the same flags, and each flag has few different evaluations. Flag sets therefore share their table of
+//! keys and their items: a further flag set is a few pointers.
 
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 use serde_json::{Map, Value};
 
-use crate::{FlagError, FlagEvaluation, FlagType};
+use crate::{error::FlagError, flag_type::FlagType, flags::evaluation::FlagEvaluation};
 
-/// What an flag_set takes besides its items, those of it that no other has: itself, and its entry with the interner.
-const ANSWER_OVERHEAD: usize = 112;
+/// Bytes of a flag set besides its own items: the set itself, and its entry in the interner.
+const SET_OVERHEAD: usize = 112;
 
-/// What an item takes besides itself and its texts: what an allocator adds to them, and its entry with the interner.
+/// Bytes of an item besides itself and its texts: allocator overhead, and its entry in the interner.
 const ITEM_OVERHEAD: usize = 160;
 
-/// A node of a JSON object's tree, which has room for eleven fields.
+/// Bytes of a node of a JSON object's tree, which holds up to eleven fields.
 const NODE: usize = 640;
 
-/// All flags of one context. Immutable: readers share it.
+/// All flags of one context. Immutable, shared by readers.
 #[derive(Debug, Default)]
 pub(crate) struct FlagSet {
     keys: Arc<Keys>,
     /// In the order of the keys.
     items: Box<[Arc<Item>]>,
-    /// Memory that only this flag_set needed when it was made, about.
+    /// Approximate memory that was allocated for this set alone.
     bytes: usize,
 }
 
-/// The keys of an flag_set, sorted.
+/// The keys of a flag set, with the positions of their items.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
     position: HashMap<Box<str>, usize>,
 }
 
-/// One item of an flag_set.
+/// One item of a flag set.
 #[derive(Debug)]
 pub(crate) struct Item {
     pub(crate) key: String,
     pub(crate) outcome: Outcome,
 }
 
-/// What the service made of one flag.
+/// Outcome of evaluating one flag.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Outcome {
-    /// A value, or the word that there is none.
+    /// A value, which is null where the service defers to the code default.
     Evaluated(FlagEvaluation),
     /// The service could not evaluate the flag.
     Failed { code: String, details: Option<String> },
 }
 
 impl FlagSet {
-    /// Takes the items in the order in which they came; of two with the same key the later wins.
+    /// Makes a set of items in any order. Of two items with the same key, the later one wins.
     pub(crate) fn new(items: Vec<Arc<Item>>) -> Self {
         let items = sorted(items);
         let keys = Arc::new(Keys::of(&items));
         Self::with_keys(items, keys)
     }
 
-    /// Takes sorted items and their keys.
+    /// Makes a set of sorted items and their keys.
     pub(crate) fn with_keys(items: Box<[Arc<Item>]>, keys: Arc<Keys>) -> Self {
         let own = items.iter().filter(|item| Arc::strong_count(item) == 1).map(|item| item.bytes());
         let keys_bytes = if Arc::strong_count(&keys) == 1 { keys.bytes() } else { 0 };
-        let bytes = ANSWER_OVERHEAD + size_of_val(&*items) + own.sum::<usize>() + keys_bytes;
+        let bytes = SET_OVERHEAD + size_of_val(&*items) + own.sum::<usize>() + keys_bytes;
         Self { keys, items, bytes }
     }
 
-    /// Takes plain values, as an operator writes them.
+    /// Makes a set of plain values.
     pub(crate) fn of_values(values: Map<String, Value>, reason: &str) -> Self {
         let items = values.into_iter().map(|(key, value)| {
             let flag = FlagEvaluation {
@@ -88,7 +88,7 @@ impl FlagSet {
         &self.keys
     }
 
-    /// Memory that only this flag_set needed when it was made, about: what it shares with others is theirs.
+    /// Returns the approximate memory that was allocated for this set alone, in bytes. Shared parts count elsewhere.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -101,7 +101,7 @@ impl FlagSet {
         self.items.get(*self.keys.position.get(key)?)
     }
 
-    /// Finds a flag by its key.
+    /// Returns the evaluation of a flag.
     pub(crate) fn get(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
         match &self.item(key).ok_or(FlagError::NotFound)?.outcome {
             Outcome::Evaluated(flag) => Ok(flag),
@@ -111,7 +111,7 @@ impl FlagSet {
         }
     }
 
-    /// Finds a flag by its key, if the service could evaluate it.
+    /// Returns the evaluation of a flag, if there is one.
     pub(crate) fn evaluated(&self, key: &str) -> Option<&FlagEvaluation> {
         match &self.item(key)?.outcome {
             Outcome::Evaluated(flag) => Some(flag),
@@ -119,7 +119,7 @@ impl FlagSet {
         }
     }
 
-    /// The keys of flags that another flag_set has otherwise, or only one of both has.
+    /// Returns the keys of flags that differ in another set, or are missing in one of the two.
     pub(crate) fn changed_keys(&self, other: &Self) -> Vec<String> {
         let differs = |item: &Arc<Item>, other: Option<&Arc<Item>>| {
             other.is_none_or(|other| !Arc::ptr_eq(item, other) && item.outcome != other.outcome)
@@ -129,7 +129,7 @@ impl FlagSet {
         changed.chain(new).map(|item| item.key.clone()).collect()
     }
 
-    /// All evaluated flags, by key. Those that the service could not evaluate have no value to show.
+    /// Returns all evaluated flags, sorted by key. Flags that the service could not evaluate are left out.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &FlagEvaluation> {
         self.items.iter().filter_map(|item| match &item.outcome {
             Outcome::Evaluated(flag) => Some(flag),
@@ -139,12 +139,12 @@ impl FlagSet {
 }
 
 impl Item {
-    /// Its memory, and that of its text with the interner, about.
+    /// Returns the approximate memory of the item, and of its text in the interner.
     fn bytes(&self) -> usize {
         let outcome = match &self.outcome {
             Outcome::Evaluated(flag) => {
                 let texts = flag.key.len() + flag.reason.len() + flag.variant.as_ref().map_or(0, String::len);
-                2 * texts + 2 * heap(&flag.value) + object(&flag.metadata)
+                2 * texts + 2 * heap_bytes(&flag.value) + object_bytes(&flag.metadata)
             }
             Outcome::Failed { code, details } => code.len() + details.as_ref().map_or(0, String::len),
         };
@@ -152,18 +152,18 @@ impl Item {
     }
 }
 
-/// What a JSON value holds on the heap, about.
-fn heap(value: &Value) -> usize {
+/// Returns the approximate heap memory of a JSON value.
+fn heap_bytes(value: &Value) -> usize {
     match value {
         Value::Null | Value::Bool(_) | Value::Number(_) => 0,
         Value::String(text) => text.len(),
-        Value::Array(values) => values.iter().map(|value| size_of::<Value>() + heap(value)).sum(),
-        Value::Object(fields) => object(fields),
+        Value::Array(values) => values.iter().map(|value| size_of::<Value>() + heap_bytes(value)).sum(),
+        Value::Object(fields) => object_bytes(fields),
     }
 }
 
-fn object(fields: &Map<String, Value>) -> usize {
-    fields.len().div_ceil(8) * NODE + fields.iter().map(|(name, value)| name.len() + heap(value)).sum::<usize>()
+fn object_bytes(fields: &Map<String, Value>) -> usize {
+    fields.len().div_ceil(8) * NODE + fields.iter().map(|(name, value)| name.len() + heap_bytes(value)).sum::<usize>()
 }
 
 impl Keys {
@@ -172,19 +172,19 @@ impl Keys {
         Self { position: position.collect() }
     }
 
-    /// Their memory, about.
+    /// Returns the approximate memory of the keys.
     fn bytes(&self) -> usize {
         self.position.keys().map(|key| key.len() + 48).sum()
     }
 
-    /// Whether they are the keys of these items.
+    /// Returns whether these are the keys of the items.
     pub(crate) fn fit(&self, items: &[Arc<Item>]) -> bool {
         self.position.len() == items.len()
             && items.iter().enumerate().all(|(position, item)| self.position.get(item.key.as_str()) == Some(&position))
     }
 }
 
-/// Brings items into the order of their keys; of two with the same key the later stays.
+/// Sorts items by key. Of two items with the same key, the later one is kept.
 pub(crate) fn sorted(mut items: Vec<Arc<Item>>) -> Box<[Arc<Item>]> {
     // The sort is stable, so among equal keys the later item stands last.
     items.sort_by(|a, b| a.key.cmp(&b.key));
@@ -192,4 +192,23 @@ pub(crate) fn sorted(mut items: Vec<Arc<Item>>) -> Box<[Arc<Item>]> {
     items.dedup_by(|earlier, later| earlier.key == later.key);
     items.reverse();
     items.into()
+}
+
+/// Returns the fields of a JSON object of flag keys and values, as an application passes them.
+///
+/// # Errors
+///
+/// [`NotAnObject`] for any other JSON value.
+pub(crate) fn object(values: Value) -> Result<Map<String, Value>, NotAnObject> {
+    match values {
+        Value::Object(values) => Ok(values),
+        other => Err(NotAnObject { found: FlagType::of_value(&other) }),
+    }
+}
+
+/// Flag values that are not a JSON object.
+#[derive(Debug, thiserror::Error)]
+#[error("a JSON {found} where a JSON object of flag keys and values is needed, like {{\"dark-mode\": true}}")]
+pub(crate) struct NotAnObject {
+    pub(crate) found: FlagType,
 }

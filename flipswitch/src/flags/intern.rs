@@ -1,4 +1,4 @@
-//! Keeps equal things once: evaluations that read alike, the keys of answers, and whole answers.
+//! Shares equal items, tables of keys, and whole flag sets.
 
 use std::{
     collections::HashMap,
@@ -8,37 +8,37 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::flags::flag_set::{self as flag_set, FlagSet, Item, Keys};
+use crate::flags::flag_set::{self, FlagSet, Item, Keys};
 
-/// What was seen of late, as long as somebody holds it.
+/// Items and flag sets that were received, for as long as they are in use.
 #[derive(Default)]
 pub(crate) struct Interner(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// Evaluations by the text of their items, which is compared in full.
+    /// Items by their JSON text, which is compared in full.
     items: HashMap<Box<str>, Weak<Item>>,
-    /// Answers by a hash of their items; compared item by item.
-    answers: HashMap<u64, Weak<FlagSet>>,
-    /// Sets of keys, by a hash of them; compared in full.
+    /// Flag sets by a hash of their items; compared item by item.
+    flag_sets: HashMap<u64, Weak<FlagSet>>,
+    /// Tables of keys by a hash of the keys; compared in full.
     keys: HashMap<u64, Weak<Keys>>,
     hasher: RandomState,
-    /// The texts of items, in bytes.
+    /// Bytes of the texts of all items.
     texts: usize,
-    /// When there are this many entries, or bytes of texts, those that nobody holds any more are dropped.
+    /// Number of entries, and bytes of texts, at which unused entries are dropped next.
     sweep_at: (usize, usize),
 }
 
-/// Before there is so much nothing is swept.
-const FIRST_SWEEP: (usize, usize) = (1_024, 1 << 20);
+/// Number of entries, and bytes of texts, below which nothing is dropped.
+const MIN_SWEEP: (usize, usize) = (1_024, 1 << 20);
 
 impl Interner {
-    /// Returns the item of this text: one that is held already, or a new one.
+    /// Returns the item of a JSON text: the one in use, or a new one.
     pub(crate) fn item(&self, text: &str, read: impl FnOnce() -> Option<Item>) -> Option<Arc<Item>> {
         if let Some(item) = self.lock().items.get(text).and_then(Weak::upgrade) {
             return Some(item);
         }
-        // Read without the lock; if two read the same text at once, the later is kept.
+        // Parsed without the lock. If two threads parse the same text, the later item is shared from then on.
         let item = Arc::new(read()?);
         let mut state = self.lock();
         if state.items.insert(text.into(), Arc::downgrade(&item)).is_none() {
@@ -48,7 +48,7 @@ impl Interner {
         Some(item)
     }
 
-    /// Returns the flag_set of these items, given in any order: one that is held already, or a new one.
+    /// Returns the flag set of items in any order: the one in use, or a new one.
     pub(crate) fn flag_set(&self, items: Vec<Arc<Item>>) -> Arc<FlagSet> {
         let items = flag_set::sorted(items);
         let mut state = self.lock();
@@ -57,7 +57,7 @@ impl Interner {
             flag_set.items().len() == items.len()
                 && flag_set.items().iter().zip(&items).all(|(one, other)| Arc::ptr_eq(one, other))
         };
-        if let Some(flag_set) = state.answers.get(&hash).and_then(Weak::upgrade).filter(same) {
+        if let Some(flag_set) = state.flag_sets.get(&hash).and_then(Weak::upgrade).filter(same) {
             return flag_set;
         }
         let keys_hash = state.hasher.hash_one(items.iter().map(|item| item.key.as_str()).collect::<Vec<_>>());
@@ -70,7 +70,7 @@ impl Interner {
             }
         };
         let flag_set = Arc::new(FlagSet::with_keys(items, keys));
-        state.answers.insert(hash, Arc::downgrade(&flag_set));
+        state.flag_sets.insert(hash, Arc::downgrade(&flag_set));
         state.sweep();
         flag_set
     }
@@ -81,67 +81,72 @@ impl Interner {
 }
 
 impl State {
-    /// Drops what nobody holds, each time there is twice as much as there was after the last time.
+    /// Drops unused entries whenever the map has doubled since the last time.
     fn sweep(&mut self) {
         let (entries, texts) = self.sweep_at;
-        if self.entries() < entries.max(FIRST_SWEEP.0) && self.texts < texts.max(FIRST_SWEEP.1) {
+        if self.entries() < entries.max(MIN_SWEEP.0) && self.texts < texts.max(MIN_SWEEP.1) {
             return;
         }
         self.items.retain(|_, item| item.strong_count() > 0);
-        self.answers.retain(|_, flag_set| flag_set.strong_count() > 0);
+        self.flag_sets.retain(|_, flag_set| flag_set.strong_count() > 0);
         self.keys.retain(|_, keys| keys.strong_count() > 0);
         self.texts = self.items.keys().map(|text| text.len()).sum();
         self.sweep_at = (2 * self.entries(), 2 * self.texts);
     }
 
     fn entries(&self) -> usize {
-        self.items.len() + self.answers.len() + self.keys.len()
+        self.items.len() + self.flag_sets.len() + self.keys.len()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::ofrep;
+    use crate::flags::flag_set::Outcome;
 
-    fn flag_set(interner: &Interner, values: &[(&str, i64)]) -> Arc<FlagSet> {
-        let items: Vec<_> = values.iter().map(|(key, value)| format!(r#"{{"key":"{key}","value":{value}}}"#)).collect();
-        ofrep::bulk(format!(r#"{{"flags":[{}]}}"#, items.join(",")).as_bytes(), interner).unwrap()
+    /// Receives a set of flags that failed with these codes.
+    fn flag_set(interner: &Interner, codes: &[(&str, &str)]) -> Arc<FlagSet> {
+        let item = |key: &str, code: &str| Item {
+            key: key.to_owned(),
+            outcome: Outcome::Failed { code: code.to_owned(), details: None },
+        };
+        let items = codes.iter().map(|(key, code)| interner.item(&format!("{key} {code}"), || Some(item(key, code))));
+        interner.flag_set(items.map(Option::unwrap).collect())
     }
 
     #[test]
-    fn equal_answers_evaluations_and_keys_are_kept_once() {
+    fn equal_sets_items_and_keys_are_shared() {
         let interner = Interner::default();
-        let (one, same) = (flag_set(&interner, &[("a", 1), ("b", 2)]), flag_set(&interner, &[("b", 2), ("a", 1)]));
+        let (one, same) =
+            (flag_set(&interner, &[("a", "1"), ("b", "2")]), flag_set(&interner, &[("b", "2"), ("a", "1")]));
         assert!(Arc::ptr_eq(&one, &same));
-        let other = flag_set(&interner, &[("a", 1), ("b", 3)]);
+        let other = flag_set(&interner, &[("a", "1"), ("b", "3")]);
         assert!(!Arc::ptr_eq(&one, &other));
         assert!(Arc::ptr_eq(&one.items()[0], &other.items()[0]));
         assert!(Arc::ptr_eq(one.keys(), other.keys()));
-        assert_eq!((one.get("b").unwrap().as_i64(), other.get("b").unwrap().as_i64()), (Some(2), Some(3)));
-        let more = flag_set(&interner, &[("a", 1), ("b", 2), ("c", 3)]);
+        assert_ne!(one.items()[1].outcome, other.items()[1].outcome);
+        let more = flag_set(&interner, &[("a", "1"), ("b", "2"), ("c", "3")]);
         assert!(!Arc::ptr_eq(one.keys(), more.keys()));
-        // Also if sets of keys take turns.
-        assert!(Arc::ptr_eq(one.keys(), flag_set(&interner, &[("a", 7), ("b", 2)]).keys()));
-        assert_eq!(more.get("c").unwrap().as_i64(), Some(3));
+        // Also after another table of keys was used.
+        assert!(Arc::ptr_eq(one.keys(), flag_set(&interner, &[("a", "7"), ("b", "2")]).keys()));
+        assert_eq!(more.items()[2].key, "c");
     }
 
     #[test]
-    fn what_nobody_holds_is_dropped() {
+    fn unused_entries_are_dropped() {
         let interner = Interner::default();
-        let held = flag_set(&interner, &[("held", 0)]);
+        let held = flag_set(&interner, &[("held", "0")]);
         for value in 0..20_000 {
-            flag_set(&interner, &[("passing", value)]);
+            flag_set(&interner, &[("passing", &value.to_string())]);
         }
         let state = interner.lock();
-        assert!(state.entries() <= 2 * FIRST_SWEEP.0, "{}", state.entries());
+        assert!(state.entries() <= 2 * MIN_SWEEP.0, "{}", state.entries());
         drop(state);
         for value in 0..100 {
-            let value = value.to_string().repeat(100_000);
-            ofrep::bulk(format!(r#"{{"flags":[{{"key":"large","value":"{value}"}}]}}"#).as_bytes(), &interner).unwrap();
+            flag_set(&interner, &[("large", &value.to_string().repeat(100_000))]);
         }
         let texts: usize = interner.lock().items.keys().map(|text| text.len()).sum();
-        assert!(texts <= 2 * FIRST_SWEEP.1, "{texts}");
-        assert!(Arc::ptr_eq(&held, &flag_set(&interner, &[("held", 0)])));
+        assert!(texts <= 2 * MIN_SWEEP.1, "{texts}");
+        assert!(Arc::ptr_eq(&held, &flag_set(&interner, &[("held", "0")])));
     }
 }

@@ -1,4 +1,4 @@
-//! Values that a developer sets over the service's, in a file.
+//! Flag values that a developer sets over those of the service, in a file.
 
 use std::{
     fs,
@@ -8,20 +8,23 @@ use std::{
 
 use serde_json::{Map, Value};
 
-use crate::{ConfigError, FlagType, flags::flag_set::FlagSet};
+use crate::{
+    error::ConfigError,
+    flags::flag_set::{FlagSet, object},
+};
 
-/// The reason of a value that comes from the file.
+/// Reason of a value from the file.
 const REASON: &str = "OVERRIDE";
 
 /// The values of an override file.
 #[derive(Debug)]
-pub(crate) struct Overrides {
+pub(crate) struct OverrideFile {
     path: PathBuf,
-    values: FlagSet,
+    flag_set: FlagSet,
 }
 
-impl Overrides {
-    /// Reads a file, where that is allowed.
+impl OverrideFile {
+    /// Reads a file, if that is allowed.
     pub(crate) fn read(path: &Path, is_allowed: bool) -> Result<Self, ConfigError> {
         if !is_allowed {
             return Err(ConfigError::OverrideInRelease { path: path.to_owned() });
@@ -29,37 +32,30 @@ impl Overrides {
         let unusable = |problem: String| ConfigError::OverrideFile { path: path.to_owned(), problem };
         let text = fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
         let values: Value = serde_json::from_str(&text).map_err(|error| unusable(error.to_string()))?;
-        let values: Map<String, Value> = match values {
-            Value::Object(values) if is_flagd(&values) => {
-                return Err(unusable(
-                    "it is in flagd's format, which has variants and rules; plain values are needed".to_owned(),
-                ));
-            }
-            Value::Object(values) => values,
-            other => {
-                return Err(unusable(format!("it holds no object, but this type: {}", FlagType::of_value(&other))));
-            }
-        };
-        Ok(Self { path: path.to_owned(), values: FlagSet::of_values(values, REASON) })
+        let values = object(values).map_err(|error| unusable(error.to_string()))?;
+        if is_flagd(&values) {
+            return Err(unusable("flagd's format with variants and rules is not supported".to_owned()));
+        }
+        Ok(Self { path: path.to_owned(), flag_set: FlagSet::of_values(values, REASON) })
     }
 
-    /// Puts the values over an flag_set.
-    pub(crate) fn over(&self, flag_set: &FlagSet) -> Arc<FlagSet> {
-        // Of two with the same key the later wins.
-        Arc::new(FlagSet::new(flag_set.items().iter().chain(self.values.items()).cloned().collect()))
+    /// Puts the values over a flag set.
+    pub(crate) fn apply_to(&self, flag_set: &FlagSet) -> Arc<FlagSet> {
+        // Of two items with the same key, the later one wins.
+        Arc::new(FlagSet::new(flag_set.items().iter().chain(self.flag_set.items()).cloned().collect()))
     }
 
-    /// Says so, loudly: whoever wonders about a value finds out here.
+    /// Logs a warning that names the overridden flags.
     pub(crate) fn announce(&self) {
-        let flags: Vec<_> = self.values.iter().map(|flag| flag.key.as_str()).collect();
+        let flags: Vec<_> = self.flag_set.iter().map(|flag| flag.key.as_str()).collect();
         tracing::warn!(
             target: "flipswitch", file = %self.path.display(), ?flags,
-            "OVERRIDDEN: these flags have the values of the file, for everybody, whatever the service says"
+            "flags are OVERRIDDEN: the file's values replace those of the flag service for every context"
         );
     }
 }
 
-/// Whether the values are a whole document of another kind, as the local service has it.
+/// Returns whether the values are a whole document in flagd's format.
 fn is_flagd(values: &Map<String, Value>) -> bool {
     let is_definition = |flag: &Value| flag.get("state").is_some() || flag.get("value").is_some();
     values
@@ -81,11 +77,11 @@ mod tests {
     }
 
     #[test]
-    fn the_files_values_win_and_others_stay() {
+    fn the_files_values_replace_the_services() {
         let file = file(r#"{"theme": "dark", "new": true}"#);
-        let overrides = Overrides::read(file.path(), true).unwrap();
+        let overrides = OverrideFile::read(file.path(), true).unwrap();
         let Value::Object(service) = json!({"theme": "light", "limit": 10}) else { unreachable!() };
-        let flag_set = overrides.over(&FlagSet::of_values(service, "STATIC"));
+        let flag_set = overrides.apply_to(&FlagSet::of_values(service, "STATIC"));
         let values: Vec<_> =
             flag_set.iter().map(|flag| (flag.key.as_str(), flag.value.clone(), flag.reason.as_str())).collect();
         let expected =
@@ -94,26 +90,26 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_cannot_be_used_is_told_with_its_name_and_its_mistake() {
+    fn an_unusable_file_is_refused_with_its_path_and_the_problem() {
         for (text, problem) in [
             (r#"{"flags": {"a": {"state": "ENABLED"}}}"#, "flagd's format"),
             ("{\"a\": tru}", "line 1 column 10"),
-            ("[1]", "this type: array"),
+            ("[1]", "a JSON array"),
             ("", "EOF"),
         ] {
             let file = file(text);
-            let error = Overrides::read(file.path(), true).unwrap_err().to_string();
+            let error = OverrideFile::read(file.path(), true).unwrap_err().to_string();
             let name = file.path().file_name().unwrap().to_str().unwrap();
             assert!(error.contains("override_file") && error.contains(name) && error.contains(problem), "{error}");
         }
-        let error = Overrides::read(Path::new("no/such/file.json"), true).unwrap_err().to_string();
+        let error = OverrideFile::read(Path::new("no/such/file.json"), true).unwrap_err().to_string();
         assert!(error.contains("no/such/file.json"), "{error}");
     }
 
     #[test]
-    fn where_it_is_not_allowed_the_file_is_refused() {
+    fn a_file_is_refused_in_a_release_build() {
         let file = file("{}");
-        let error = Overrides::read(file.path(), false).unwrap_err().to_string();
+        let error = OverrideFile::read(file.path(), false).unwrap_err().to_string();
         assert!(error.contains("override_file") && error.contains("override_in_release"), "{error}");
     }
 }

@@ -1,8 +1,9 @@
-//! A provider's life beside a server's: started before it, and ended after it.
+//! A provider's life beside a server: started before it, shut down after it.
 
 use std::{
     fmt,
     future::{Future, IntoFuture},
+    io,
     pin::pin,
     sync::Arc,
     time::Duration,
@@ -10,13 +11,18 @@ use std::{
 
 use tokio::sync::watch;
 
-use crate::{FlipswitchProvider, ReadyError, error::Chain, lifespan::signals::Signals, runtime::until};
+use crate::{
+    error::{Chain, ReadyError},
+    lifespan::signals::Signals,
+    provider::provider::FlipswitchProvider,
+    runtime::with_timeout,
+};
 
-/// Ties a provider to a server: starts it before the server, tells the server when the process is asked to end, and
-/// shuts the provider down when the server has drained.
+/// Ties a provider to a server: starts the provider before the server, tells the server when the process is asked to end,
+/// and shuts the provider down when the server has drained.
 ///
 /// ```no_run
-/// use std::{future::IntoFuture, time::Duration};
+/// use std::time::Duration;
 ///
 /// use flipswitch::{FlipswitchProvider, Lifespan};
 /// # async fn serve_until(_: impl Future<Output = ()>) -> std::io::Result<()> { Ok(()) }
@@ -25,10 +31,7 @@ use crate::{FlipswitchProvider, ReadyError, error::Chain, lifespan::signals::Sig
 /// let provider = FlipswitchProvider::from_env()?;
 /// let lifespan = Lifespan::builder(provider.clone()).ready_timeout(Duration::from_secs(2)).start().await?;
 /// let server = serve_until(lifespan.signal());
-/// match lifespan.run(server).await {
-///     Some(served) => served?,
-///     None => eprintln!("requests were still running when the time to drain was over"),
-/// }
+/// lifespan.run(server).await?;
 /// # Ok(())
 /// # }
 /// ```
@@ -38,7 +41,7 @@ pub struct Lifespan {
     signalled: watch::Receiver<bool>,
 }
 
-/// Settings of a [`Lifespan`].
+/// Builder of a [`Lifespan`].
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `start`"]
 pub struct LifespanBuilder {
@@ -49,7 +52,7 @@ pub struct LifespanBuilder {
 }
 
 impl Lifespan {
-    /// Begins a life for a provider.
+    /// Returns a builder for a provider.
     pub fn builder(provider: FlipswitchProvider) -> LifespanBuilder {
         LifespanBuilder {
             provider,
@@ -59,36 +62,47 @@ impl Lifespan {
         }
     }
 
-    /// Returns a future that resolves when the process is asked to end: by SIGINT, SIGTERM or ctrl-c. May be called any
-    /// number of times, also after the signal. It resolves as well when the provider is shut down, since nothing listens
-    /// for signals from then on.
+    /// Returns a future that resolves when the process is asked to end, by SIGINT, SIGTERM or ctrl-c. May be called any
+    /// number of times, also after the signal.
     ///
-    /// A second signal ends the process at once, as it does where nobody listens; so does a signal after the provider
-    /// was shut down.
+    /// Also resolves when the provider is shut down, because signals are not handled from then on. A second signal ends the
+    /// process immediately, and so does a signal after shutdown.
     pub fn signal(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut signalled = self.signalled.clone();
         async move {
-            // An error means that the listener has ended with the provider.
+            // An error means that the provider was shut down.
             let _ = signalled.wait_for(|signalled| *signalled).await;
         }
     }
 
-    /// Waits for a server that drains on [`signal`](Self::signal), and then shuts the provider down.
+    /// Runs a server that drains on [`signal`](Self::signal), then shuts the provider down.
     ///
-    /// Returns what the server returned, or `None` if it was still draining `drain_timeout` after the signal.
-    pub async fn run<T>(&self, server: impl IntoFuture<Output = T>) -> Option<T> {
+    /// If the server still drains `drain_timeout` after the signal, it is dropped with its connections, and a warning is
+    /// logged.
+    ///
+    /// # Errors
+    ///
+    /// The error of the server.
+    pub async fn run(&self, server: impl IntoFuture<Output = io::Result<()>>) -> io::Result<()> {
         let mut server = pin!(server.into_future());
         let mut signal = pin!(self.signal());
-        let before = tokio::select! {
-            output = &mut server => Some(output),
+        let ended = tokio::select! {
+            served = &mut server => Some(served),
             () = &mut signal => None,
         };
-        let output = match before {
-            Some(output) => Some(output),
-            None => until(server, self.drain_timeout).await,
+        let served = match ended {
+            Some(served) => served,
+            None => with_timeout(server, self.drain_timeout).await.unwrap_or_else(|| {
+                let seconds = self.drain_timeout.as_secs_f64();
+                tracing::warn!(
+                    target: "flipswitch", seconds,
+                    "the server did not drain within {seconds} seconds; open connections are dropped"
+                );
+                Ok(())
+            }),
         };
         self.provider.shutdown().await;
-        output
+        served
     }
 
     /// Shuts the provider down, for servers that [`run`](Self::run) cannot wait for.
@@ -114,50 +128,50 @@ impl fmt::Debug for Lifespan {
 }
 
 impl LifespanBuilder {
-    /// Sets how long [`start`](Self::start) waits for the flag service. Default: 5 s.
+    /// Sets how long [`start`](Self::start) waits for the flag service. Defaults to 5 seconds.
     pub fn ready_timeout(mut self, ready_timeout: Duration) -> Self {
         self.ready_timeout = ready_timeout;
         self
     }
 
-    /// Sets whether [`start`](Self::start) fails if the flag service has not answered in time. Default: false, so that
-    /// the server comes up with bootstrap values or defaults.
+    /// Sets whether [`start`](Self::start) fails if the flag service has not responded in time. Defaults to `false`: the
+    /// server starts with bootstrap values or defaults.
     pub fn require_ready(mut self, require_ready: bool) -> Self {
         self.require_ready = require_ready;
         self
     }
 
-    /// Sets how long the server may drain after the signal. Default: 30 s.
+    /// Sets how long the server may drain after the signal. Defaults to 30 seconds.
     ///
-    /// A server may have a limit of its own, as actix-web has with `shutdown_timeout`: the shorter one counts.
+    /// If the server has its own limit, as actix-web has with `shutdown_timeout`, the shorter one counts.
     pub fn drain_timeout(mut self, drain_timeout: Duration) -> Self {
         self.drain_timeout = drain_timeout;
         self
     }
 
-    /// Starts the provider, waits for the flag service, and begins to listen for signals.
+    /// Starts the provider, waits for the flag service, and begins to handle signals.
     ///
     /// # Errors
     ///
-    /// A [`ReadyError`] if [`require_ready`](Self::require_ready) is set and the service did not answer, if signals cannot
-    /// be listened for, or if the provider was shut down before; it is shut down then.
+    /// A [`ReadyError`] if [`require_ready`](Self::require_ready) is set and the service did not respond, if signals cannot
+    /// be handled, or if the provider was shut down before. The provider is shut down then.
     pub async fn start(self) -> Result<Lifespan, ReadyError> {
         let Self { provider, ready_timeout, require_ready, drain_timeout } = self;
         let (sender, signalled) = watch::channel(false);
-        // Before the wait for the service, so that a signal is heard during it as well.
-        let signals = match provider.home().run(async { Signals::catch() }).await {
+        // Before waiting for the service, so that a signal during the wait is handled as well.
+        let signals = match provider.runtime().run(async { Signals::catch() }).await {
             Ok(Ok(signals)) => signals,
             Ok(Err(error)) => {
                 provider.shutdown().await;
                 return Err(ReadyError::Signals(Arc::new(error)));
             }
             Err(error) => {
-                tracing::error!(target: "flipswitch", error = %Chain(&error), "signals are not listened for");
+                tracing::error!(target: "flipswitch", error = %Chain(&error), "signals are not handled");
                 provider.shutdown().await;
                 return Err(ReadyError::ShutDown);
             }
         };
-        if provider.home().spawn(listen(signals, sender)).is_err() {
+        if provider.runtime().spawn(wait_for_signal(signals, sender)).is_err() {
             return Err(ReadyError::ShutDown);
         }
         let mut asked_to_end = signalled.clone();
@@ -179,9 +193,9 @@ impl LifespanBuilder {
     }
 }
 
-/// Waits for the first signal and tells it. Holds on to the signals until the provider ends, so that the process is not
-/// deaf to them meanwhile.
-async fn listen(mut signals: Signals, signalled: watch::Sender<bool>) {
+/// Waits for the first signal, and reports it. Holds the handlers until the provider is shut down, so that a second signal
+/// is handled as well.
+async fn wait_for_signal(mut signals: Signals, signalled: watch::Sender<bool>) {
     let signal = signals.first().await;
     tracing::info!(target: "flipswitch", signal, "asked to end; draining");
     signalled.send_replace(true);

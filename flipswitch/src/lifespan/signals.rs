@@ -1,4 +1,4 @@
-//! The signals that ask a process to end: the first is told, the second ends it at once.
+//! The signals that ask a process to end: the first one is reported, the second one ends it immediately.
 
 #[cfg(unix)]
 pub(crate) use self::unix::Signals;
@@ -22,14 +22,15 @@ mod unix {
     };
     use tokio::signal::unix::{Signal, SignalKind, signal};
 
-    /// What a signal does belongs to the process, and so does this: how many wait for one, and whether a signal has its
-    /// own effect, which is to end the process. It has when nobody waits, and after the first one.
+    /// The effect of a signal belongs to the process, and so does this state: how many listeners wait for one, and whether
+    /// signals have their default effect, which is to end the process. They have it without a listener, and after the first
+    /// signal.
     static PROCESS: LazyLock<Process> = LazyLock::new(Process::default);
 
     #[derive(Default)]
     struct Process {
         waiting: Mutex<Waiting>,
-        own_effect: Arc<AtomicBool>,
+        default_effect: Arc<AtomicBool>,
     }
 
     #[derive(Default)]
@@ -38,7 +39,7 @@ mod unix {
         registered: bool,
     }
 
-    /// The signals, from now on.
+    /// Handlers of the signals.
     pub(crate) struct Signals {
         interrupt: Signal,
         terminate: Signal,
@@ -46,14 +47,14 @@ mod unix {
     }
 
     impl Signals {
-        /// Catches the signals. Must be called within a runtime.
+        /// Installs the handlers. Must be called within a runtime.
         pub(crate) fn catch() -> io::Result<Self> {
             let listener = Listener::new()?;
             let (interrupt, terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
             Ok(Self { interrupt, terminate, _listener: listener })
         }
 
-        /// The number of the first signal.
+        /// Waits for the first signal, and returns its number.
         pub(crate) async fn first(&mut self) -> i32 {
             tokio::select! {
                 _ = self.interrupt.recv() => SIGINT,
@@ -61,7 +62,7 @@ mod unix {
             }
         }
 
-        /// Stays. The next signal ends the process within its handler, even if no task can run.
+        /// Keeps the handlers. The next signal ends the process within its handler, even if no task can run.
         pub(crate) async fn hold(self) {
             std::future::pending::<()>().await;
         }
@@ -74,15 +75,15 @@ mod unix {
             let mut waiting = PROCESS.waiting.lock();
             if !waiting.registered {
                 for number in [SIGINT, SIGTERM] {
-                    // In this order: the first signal finds the flag down and raises it, the second finds it up.
-                    flag::register_conditional_default(number, Arc::clone(&PROCESS.own_effect))?;
-                    flag::register(number, Arc::clone(&PROCESS.own_effect))?;
+                    // In this order: the first signal finds the flag unset and sets it, the second one finds it set.
+                    flag::register_conditional_default(number, Arc::clone(&PROCESS.default_effect))?;
+                    flag::register(number, Arc::clone(&PROCESS.default_effect))?;
                 }
                 waiting.registered = true;
             }
             waiting.number += 1;
             if waiting.number == 1 {
-                PROCESS.own_effect.store(false, Ordering::SeqCst);
+                PROCESS.default_effect.store(false, Ordering::SeqCst);
             }
             Ok(Self)
         }
@@ -93,7 +94,7 @@ mod unix {
             let mut waiting = PROCESS.waiting.lock();
             waiting.number -= 1;
             if waiting.number == 0 {
-                PROCESS.own_effect.store(true, Ordering::SeqCst);
+                PROCESS.default_effect.store(true, Ordering::SeqCst);
             }
         }
     }
@@ -105,19 +106,19 @@ mod windows {
 
     use tokio::signal::windows::{CtrlC, CtrlClose, ctrl_c, ctrl_close};
 
-    /// The signals, from now on.
+    /// Handlers of the signals.
     pub(crate) struct Signals {
         ctrl_c: CtrlC,
         ctrl_close: CtrlClose,
     }
 
     impl Signals {
-        /// Catches the signals. Must be called within a runtime.
+        /// Installs the handlers. Must be called within a runtime.
         pub(crate) fn catch() -> io::Result<Self> {
             Ok(Self { ctrl_c: ctrl_c()?, ctrl_close: ctrl_close()? })
         }
 
-        /// The number that Unix gives to the first signal.
+        /// Waits for the first signal, and returns the number that it has on Unix.
         pub(crate) async fn first(&mut self) -> i32 {
             tokio::select! {
                 _ = self.ctrl_c.recv() => 2,
@@ -125,7 +126,7 @@ mod windows {
             }
         }
 
-        /// Stays, and ends the process at the next signal.
+        /// Ends the process at the next signal.
         pub(crate) async fn hold(mut self) {
             std::process::exit(128 + self.first().await)
         }

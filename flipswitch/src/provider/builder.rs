@@ -1,28 +1,28 @@
-//! Settings: their defaults, their limits, and where they come from.
+//! The builder of a provider.
 
-use std::{env, fmt, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
+use std::{env, fmt, path::PathBuf, time::Duration};
 
-use serde_json::{Map, Value};
+use reqwest::ClientBuilder;
+use serde_json::Value;
 use tokio::runtime::Handle;
 
 use crate::{
-    ConfigError, FlagType, FlipswitchProvider,
-    config::{ApiKey, BaseUrl},
-    flags::flag_set::FlagSet,
-    flags::override_file::Overrides,
-    wire::transport::{ClientBuilder, ClientFactory},
+    config::{ApiKey, BaseUrl, ClientFactory, Config, Options},
+    error::ConfigError,
+    flags::{
+        flag_set::{FlagSet, object},
+        override_file::OverrideFile,
+    },
+    provider::provider::FlipswitchProvider,
 };
 
-/// The service itself.
+/// The hosted service.
 const DEFAULT_BASE_URL: &str = "https://api.flipswitch.io";
 
 const API_KEY_VARIABLE: &str = "FLIPSWITCH_API_KEY";
 const BASE_URL_VARIABLE: &str = "FLIPSWITCH_BASE_URL";
 
-/// No interval and no time-out makes sense outside these; within them every sum of two is a valid instant.
-const DURATIONS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(7 * 24 * 3600);
-
-/// Builds a [`FlipswitchProvider`]. Setters take any value; [`build`](Self::build) reports the ones that cannot work.
+/// Builder of a [`FlipswitchProvider`]. Setters accept any value; [`build`](Self::build) reports those that cannot work.
 ///
 /// ```
 /// # fn main() -> Result<(), flipswitch::ConfigError> {
@@ -42,49 +42,10 @@ const DURATIONS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration:
 pub struct FlipswitchProviderBuilder {
     api_key: String,
     base_url: String,
-    http_client: Option<ClientFactory>,
-    request_timeout: Duration,
-    connect_timeout: Duration,
-    max_concurrent_requests: usize,
-    telemetry: bool,
     bootstrap: Option<Value>,
     override_file: Option<PathBuf>,
     override_in_release: bool,
-    runtime: Option<Handle>,
-    enable_realtime: bool,
-    enable_polling_fallback: bool,
-    polling_interval: Duration,
-    max_sse_retries: u32,
-    idle_timeout: Duration,
-    max_wait: Duration,
-    cache_capacity: usize,
-    cache_bytes: usize,
-    cache_ttl: Duration,
-    max_stale: Duration,
-}
-
-/// Settings that were found to be good.
-pub(crate) struct Settings {
-    pub(crate) api_key: ApiKey,
-    pub(crate) base_url: BaseUrl,
-    pub(crate) http_client: Option<ClientFactory>,
-    pub(crate) request_timeout: Duration,
-    pub(crate) connect_timeout: Duration,
-    pub(crate) max_concurrent_requests: usize,
-    pub(crate) telemetry: bool,
-    pub(crate) bootstrap: Option<FlagSet>,
-    pub(crate) overrides: Option<Overrides>,
-    pub(crate) runtime: Option<Handle>,
-    pub(crate) enable_realtime: bool,
-    pub(crate) polling_interval: Duration,
-    pub(crate) enable_polling_fallback: bool,
-    pub(crate) max_sse_retries: u32,
-    pub(crate) idle_timeout: Duration,
-    pub(crate) max_wait: Duration,
-    pub(crate) cache_capacity: usize,
-    pub(crate) cache_bytes: usize,
-    pub(crate) cache_ttl: Duration,
-    pub(crate) max_stale: Duration,
+    options: Options,
 }
 
 impl FlipswitchProviderBuilder {
@@ -92,32 +53,17 @@ impl FlipswitchProviderBuilder {
         Self {
             api_key,
             base_url: DEFAULT_BASE_URL.to_owned(),
-            http_client: None,
-            request_timeout: Duration::from_secs(10),
-            connect_timeout: Duration::from_secs(5),
-            max_concurrent_requests: 64,
-            telemetry: true,
             bootstrap: None,
             override_file: None,
             override_in_release: false,
-            runtime: None,
-            enable_realtime: true,
-            enable_polling_fallback: true,
-            polling_interval: Duration::from_secs(30),
-            max_sse_retries: 5,
-            idle_timeout: Duration::from_secs(60),
-            max_wait: Duration::from_millis(250),
-            cache_capacity: 10_000,
-            cache_bytes: 256 << 20,
-            cache_ttl: Duration::from_secs(15 * 60),
-            max_stale: Duration::from_secs(24 * 3600),
+            options: Options::default(),
         }
     }
 
     /// Reads `FLIPSWITCH_API_KEY` and `FLIPSWITCH_BASE_URL`. OFREP's own variables are not read: they may name another
-    /// service, and the key would go there.
+    /// service, to which the key would be sent.
     pub(crate) fn from_env() -> Result<Self, ConfigError> {
-        // What is not Unicode is no good key and no good URL either, and is refused as such.
+        // A value that is not Unicode is no valid key and no valid URL either, and is refused as such.
         let variable = |name| env::var_os(name).map(|value| value.to_string_lossy().trim().to_owned());
         let api_key = variable(API_KEY_VARIABLE).ok_or(ConfigError::MissingVariable { variable: API_KEY_VARIABLE })?;
         let builder = Self::new(api_key);
@@ -127,62 +73,103 @@ impl FlipswitchProviderBuilder {
         })
     }
 
-    /// Sets where the flag service is. Default: `https://api.flipswitch.io`.
+    /// Sets the URL of the flag service. Defaults to `https://api.flipswitch.io`.
     ///
-    /// An `http` or `https` URL, with a path if the service lives under one, without credentials, query and fragment.
-    /// Proxies from the environment are used, but not for a loopback address.
+    /// The URL has the scheme `http` or `https`, and may have a path, but no credentials, query or fragment. Proxies from
+    /// the environment are used, except for a loopback address.
     pub fn base_url(mut self, base_url: impl Into<String>) -> Self {
         self.base_url = base_url.into();
         self
     }
 
-    /// Sets where HTTP clients come from: a proxy, a private certificate authority, mutual TLS. Default: a plain
-    /// [`reqwest::ClientBuilder`].
+    /// Sets a function that configures the HTTP clients: a proxy, a certificate authority, mutual TLS, default headers.
+    /// Defaults to a plain [`reqwest::ClientBuilder`].
     ///
-    /// The function is called for every client the provider needs. Redirects, time-outs and encodings are set by the
-    /// provider afterwards.
+    /// The function is called for every client that the provider needs. Redirects, timeouts and content encodings are set
+    /// by the provider afterwards.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use flipswitch::{FlipswitchProvider, reqwest};
+    ///
+    /// let proxy = reqwest::Proxy::https("http://proxy.internal:3128")?;
+    /// let authority = reqwest::Certificate::from_pem(&std::fs::read("internal-ca.pem")?)?;
+    /// let mut headers = reqwest::header::HeaderMap::new();
+    /// headers.insert("x-team", "checkout".parse()?);
+    ///
+    /// let provider = FlipswitchProvider::builder("my-key")
+    ///     .http_client(move || {
+    ///         reqwest::ClientBuilder::new()
+    ///             .proxy(proxy.clone())
+    ///             .tls_certs_merge([authority.clone()])
+    ///             .default_headers(headers.clone())
+    ///     })
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn http_client(mut self, factory: impl Fn() -> ClientBuilder + Send + Sync + 'static) -> Self {
-        self.http_client = Some(Arc::new(factory));
+        self.options.http_client = Some(ClientFactory::new(factory));
         self
     }
 
-    /// Sets how long one request may take, from the wait for a slot to the last byte. Default: 10 s.
+    /// Sets the time limit of a request, from waiting for a permit to the last byte of the response. Defaults to 10
+    /// seconds.
     pub fn request_timeout(mut self, request_timeout: Duration) -> Self {
-        self.request_timeout = request_timeout;
+        self.options.request_timeout = request_timeout;
         self
     }
 
-    /// Sets how long connecting may take, TLS included. Default: 5 s.
+    /// Sets the time limit for connecting, TLS included. Defaults to 5 seconds.
     pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
-        self.connect_timeout = connect_timeout;
+        self.options.connect_timeout = connect_timeout;
         self
     }
 
-    /// Sets how many requests may be on the wire at once; further ones wait. Default: 64.
+    /// Sets how many requests may be in flight at the same time. Further requests wait. Defaults to 64.
     pub fn max_concurrent_requests(mut self, max_concurrent_requests: usize) -> Self {
-        self.max_concurrent_requests = max_concurrent_requests;
+        self.options.max_concurrent_requests = max_concurrent_requests;
         self
     }
 
-    /// Sets whether requests tell the service the versions of this crate and of the compiler, the operating system and
-    /// the features in use, as every Flipswitch SDK does. Default: true.
+    /// Sets whether requests report the versions of this crate and of the compiler, the operating system and the enabled
+    /// features, as those of every Flipswitch SDK do. Defaults to `true`.
     pub fn telemetry(mut self, telemetry: bool) -> Self {
-        self.telemetry = telemetry;
+        self.options.telemetry = telemetry;
         self
     }
 
-    /// Sets values that hold for every context until the service has answered: an object, `{"dark-mode": true, ..}`.
-    /// Default: none, so that the defaults given in code hold.
+    /// Sets flag values that apply to every context until the service has responded, as a JSON object. Defaults to none:
+    /// the defaults in code apply.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), flipswitch::ConfigError> {
+    /// use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
+    ///
+    /// // Nothing listens at this address.
+    /// let provider = FlipswitchProvider::builder("my-key")
+    ///     .base_url("http://127.0.0.1:9")
+    ///     .bootstrap(json!({"checkout": true}))
+    ///     .build()?;
+    /// let flags = provider.flags(&EvaluationContext::default()).await;
+    /// assert!(flags.bool("checkout", false));
+    /// assert!(flags.is_stale());
+    /// # provider.shutdown().await;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn bootstrap(mut self, values: Value) -> Self {
         self.bootstrap = Some(values);
         self
     }
 
-    /// Sets a file of flags that win over the service's, for development: a JSON object `{"dark-mode": true, ..}`, with values
-    /// for everybody. It is read by [`build`](Self::build), and told in a warning when the provider starts; the values have
-    /// the reason `OVERRIDE`. Default: none.
+    /// Sets a file of flag values that override those of the service, for development. Defaults to none.
     ///
-    /// Release builds refuse it, so that no such file goes into production unnoticed; see
+    /// The file holds a JSON object of flag keys and values, which apply to every context, with the reason `OVERRIDE`. It
+    /// is read by [`build`](Self::build), and a warning names the flags when the provider starts.
+    ///
+    /// A release build refuses the file, so that none is deployed by mistake; see
     /// [`override_in_release`](Self::override_in_release).
     ///
     /// ```no_run
@@ -200,189 +187,139 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets whether an [`override_file`](Self::override_file) is taken in a release build, that is in one without debug
-    /// assertions. Default: false.
+    /// Sets whether an [`override_file`](Self::override_file) is accepted in a release build, that is, in a build without
+    /// debug assertions. Defaults to `false`.
     pub fn override_in_release(mut self, allowed: bool) -> Self {
         self.override_in_release = allowed;
         self
     }
 
-    /// Sets the runtime that requests and listeners run on; it must have I/O and time enabled and must be running: while it
-    /// stands still, an evaluation that memory has no answer for waits. Default: a thread of the provider's own, started at
-    /// first use.
+    /// Sets the runtime for requests and listeners. Defaults to a thread of the provider, which starts at first use.
+    ///
+    /// The runtime must have I/O and time enabled, and must be running: while it is blocked, evaluations of contexts that
+    /// are not cached wait.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use flipswitch::FlipswitchProvider;
+    ///
+    /// let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    /// let provider = FlipswitchProvider::builder("my-key").runtime(runtime.handle().clone()).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn runtime(mut self, runtime: Handle) -> Self {
-        self.runtime = Some(runtime);
+        self.options.runtime = Some(runtime);
         self
     }
 
-    /// Sets whether changes are followed as they happen, over the service's event stream. Default: true. Without it the
-    /// service is polled, unless [polling](Self::enable_polling_fallback) is switched off as well.
+    /// Sets whether the provider opens the service's stream of changes, which updates flags in milliseconds. Defaults to
+    /// `true`. Otherwise the service is polled, unless [polling](Self::enable_polling_fallback) is disabled as well.
     pub fn enable_realtime(mut self, enable_realtime: bool) -> Self {
-        self.enable_realtime = enable_realtime;
+        self.options.enable_realtime = enable_realtime;
         self
     }
 
-    /// Sets whether the service is polled while the stream of changes is away, or where it is not followed. Default: true.
+    /// Sets whether the service is polled while the stream of changes is closed or disabled. Defaults to `true`.
     ///
-    /// A poll asks for the context of the start-up check, with the tag of its last answer, and tells listeners which of
-    /// its flags changed. Other contexts are asked for at their next use, once their answer is older than the
-    /// [polling interval](Self::polling_interval). Without the stream and without polling nothing is asked for in the
-    /// background, and answers live for [`cache_ttl`](Self::cache_ttl).
+    /// A poll requests the flags of the start-up context conditionally, and notifies listeners of changed flags. The flags
+    /// of other contexts are requested at their next use, once they are older than the
+    /// [polling interval](Self::polling_interval). Without stream and polling, nothing is requested in the background, and
+    /// flags are fresh for [`cache_ttl`](Self::cache_ttl).
     pub fn enable_polling_fallback(mut self, enable_polling_fallback: bool) -> Self {
-        self.enable_polling_fallback = enable_polling_fallback;
+        self.options.enable_polling_fallback = enable_polling_fallback;
         self
     }
 
-    /// Sets the time between two polls, give or take a tenth, and how old an answer may grow while the stream is away. Default: 30 s.
+    /// Sets the time between two polls, give or take a tenth, which is also how old fresh flags may be while the stream of
+    /// changes is closed. Defaults to 30 seconds.
     pub fn polling_interval(mut self, polling_interval: Duration) -> Self {
-        self.polling_interval = polling_interval;
+        self.options.polling_interval = polling_interval;
         self
     }
 
-    /// Sets after how many failures of the stream in a row polling begins; the stream goes on trying. Default: 5, at
-    /// least 1.
+    /// Sets after how many failures of the stream in a row polling begins. The stream is retried nevertheless. Defaults to
+    /// 5; at least 1.
     pub fn max_sse_retries(mut self, max_sse_retries: u32) -> Self {
-        self.max_sse_retries = max_sse_retries;
+        self.options.max_sse_retries = max_sse_retries;
         self
     }
 
-    /// Sets after how long without a byte the stream counts as broken. The service sends one every 15 s. Default: 60 s.
-    pub fn idle_timeout(mut self, idle_timeout: Duration) -> Self {
-        self.idle_timeout = idle_timeout;
+    /// Sets how long the stream of changes may be silent before it counts as broken. Defaults to 60 seconds; the service
+    /// sends a heartbeat every 15 seconds.
+    pub fn stream_idle_timeout(mut self, stream_idle_timeout: Duration) -> Self {
+        self.options.stream_idle_timeout = stream_idle_timeout;
         self
     }
 
-    /// Sets how long a reader that has an old answer waits for a new one before it takes the old one. Default: 250 ms;
-    /// zero never waits.
-    pub fn max_wait(mut self, max_wait: Duration) -> Self {
-        self.max_wait = max_wait;
+    /// Sets how long an evaluation waits for fresh flags if stale ones are cached. Defaults to 250 milliseconds; with zero
+    /// it never waits.
+    pub fn stale_wait(mut self, stale_wait: Duration) -> Self {
+        self.options.stale_wait = stale_wait;
         self
     }
 
-    /// Sets how many contexts have their answers kept at most; a few less if their hashes fall unevenly. Default: 10 000.
+    /// Sets the maximum number of contexts in the cache. Defaults to 10 000. The actual limit is slightly lower if their
+    /// hashes are distributed unevenly.
     pub fn cache_capacity(mut self, contexts: usize) -> Self {
-        self.cache_capacity = contexts;
+        self.options.cache_capacity = contexts;
         self
     }
 
-    /// Sets how many bytes the kept answers may take, about. Default: 256 MiB, at least 1 MiB.
+    /// Sets the approximate memory limit of the cache, in bytes. Defaults to 256 MiB; at least 1 MiB.
     ///
-    /// What contexts have in common is kept once and counts for the one that had it first, so that memory may be more for a
-    /// while after that one was forgotten. An answer is kept in any case, also one that is larger than this.
+    /// Parts that contexts share are stored once, and count for the context that had them first. After that one is
+    /// evicted, the cache may exceed its limit for a while. Flags that are larger than the limit are cached nevertheless.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
-        self.cache_bytes = bytes;
+        self.options.cache_bytes = bytes;
         self
     }
 
-    /// Sets how old an answer may grow while the stream is open and tells of no change. Default: 15 min.
+    /// Sets how old fresh flags may be while the stream of changes is open. Defaults to 15 minutes.
     pub fn cache_ttl(mut self, cache_ttl: Duration) -> Self {
-        self.cache_ttl = cache_ttl;
+        self.options.cache_ttl = cache_ttl;
         self
     }
 
-    /// Sets how old the last known values may be when the service cannot be asked; after that, defaults. Default: 24 h;
-    /// zero never serves an old value. What is still [fresh](Self::cache_ttl) is no old one.
+    /// Sets how old stale flags may be, which are served when the service does not respond. Older ones are replaced by
+    /// defaults. Defaults to 24 hours; with zero, stale flags are never served. Does not limit
+    /// [fresh](Self::cache_ttl) flags.
     pub fn max_stale(mut self, max_stale: Duration) -> Self {
-        self.max_stale = max_stale;
+        self.options.max_stale = max_stale;
         self
     }
 
-    /// Builds the provider. Nothing is requested and nothing started: that is left to the first use, or to
-    /// [`ready`](FlipswitchProvider::ready). Only an [`override_file`](Self::override_file) is read.
+    /// Builds the provider, and reads the [`override_file`](Self::override_file) if there is one.
+    ///
+    /// The provider starts at its first use, or with [`ready`](FlipswitchProvider::ready).
     ///
     /// # Errors
     ///
     /// A [`ConfigError`] naming the first option whose value cannot work.
     pub fn build(self) -> Result<FlipswitchProvider, ConfigError> {
-        FlipswitchProvider::with_settings(self.validate()?)
-    }
-
-    pub(crate) fn validate(self) -> Result<Settings, ConfigError> {
-        number("max_sse_retries", self.max_sse_retries as usize, 1..=1_000_000)?;
-        Ok(Settings {
-            api_key: ApiKey::new(&self.api_key)?,
-            base_url: BaseUrl::new(&self.base_url)?,
-            http_client: self.http_client,
-            request_timeout: duration("request_timeout", self.request_timeout)?,
-            connect_timeout: duration("connect_timeout", self.connect_timeout)?,
-            max_concurrent_requests: number("max_concurrent_requests", self.max_concurrent_requests, 1..=1_000_000)?,
-            telemetry: self.telemetry,
-            bootstrap: self.bootstrap.map(|values| Ok(FlagSet::of_values(object(values)?, "DEFAULT"))).transpose()?,
-            overrides: self
-                .override_file
-                .map(|path| Overrides::read(&path, cfg!(debug_assertions) || self.override_in_release))
-                .transpose()?,
-            runtime: self.runtime,
-            enable_realtime: self.enable_realtime,
-            polling_interval: duration("polling_interval", self.polling_interval)?,
-            enable_polling_fallback: self.enable_polling_fallback,
-            max_sse_retries: self.max_sse_retries,
-            idle_timeout: duration("idle_timeout", self.idle_timeout)?,
-            max_wait: duration_or_zero("max_wait", self.max_wait)?,
-            cache_capacity: number("cache_capacity", self.cache_capacity, 1..=1_000_000_000)?,
-            cache_bytes: number("cache_bytes", self.cache_bytes, 1 << 20..=usize::MAX)?,
-            cache_ttl: duration("cache_ttl", self.cache_ttl)?,
-            max_stale: duration_or_zero("max_stale", self.max_stale)?,
+        let Self { api_key, base_url, bootstrap, override_file, override_in_release, options } = self;
+        let (api_key, base_url) = (ApiKey::new(&api_key)?, BaseUrl::new(&base_url)?);
+        options.validate()?;
+        let bootstrap = bootstrap.map(object).transpose();
+        let bootstrap = bootstrap.map_err(|error| ConfigError::Bootstrap { found: error.found })?;
+        let is_allowed = cfg!(debug_assertions) || override_in_release;
+        FlipswitchProvider::with_config(Config {
+            api_key,
+            base_url,
+            bootstrap: bootstrap.map(|values| FlagSet::of_values(values, "DEFAULT")),
+            override_file: override_file.map(|path| OverrideFile::read(&path, is_allowed)).transpose()?,
+            options,
         })
     }
 }
 
-fn duration(option: &'static str, value: Duration) -> Result<Duration, ConfigError> {
-    if DURATIONS.contains(&value) {
-        Ok(value)
-    } else {
-        Err(ConfigError::Duration { option, value, min: *DURATIONS.start(), max: *DURATIONS.end() })
-    }
-}
-
-fn duration_or_zero(option: &'static str, value: Duration) -> Result<Duration, ConfigError> {
-    if value.is_zero() { Ok(value) } else { duration(option, value) }
-}
-
-fn number(option: &'static str, value: usize, range: RangeInclusive<usize>) -> Result<usize, ConfigError> {
-    if range.contains(&value) {
-        Ok(value)
-    } else {
-        let [value, min, max] = [value, *range.start(), *range.end()].map(|number| number as u64);
-        Err(ConfigError::Number { option, value, min, max })
-    }
-}
-
-fn object(values: Value) -> Result<Map<String, Value>, ConfigError> {
-    match values {
-        Value::Object(values) => Ok(values),
-        other => Err(ConfigError::Bootstrap {
-            found: match FlagType::of_value(&other) {
-                FlagType::Null => "null",
-                FlagType::Boolean => "a boolean",
-                FlagType::String => "a string",
-                FlagType::Array => "an array",
-                _ => "a number",
-            },
-        }),
-    }
-}
-
-/// Shows everything but the API key.
+/// Omits the API key and the bootstrap values.
 impl fmt::Debug for FlipswitchProviderBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FlipswitchProviderBuilder")
             .field("base_url", &BaseUrl::without_credentials(&self.base_url))
-            .field("request_timeout", &self.request_timeout)
-            .field("connect_timeout", &self.connect_timeout)
-            .field("max_concurrent_requests", &self.max_concurrent_requests)
-            .field("telemetry", &self.telemetry)
             .field("override_file", &self.override_file)
-            .field("enable_realtime", &self.enable_realtime)
-            .field("enable_polling_fallback", &self.enable_polling_fallback)
-            .field("polling_interval", &self.polling_interval)
-            .field("max_sse_retries", &self.max_sse_retries)
-            .field("idle_timeout", &self.idle_timeout)
-            .field("max_wait", &self.max_wait)
-            .field("cache_capacity", &self.cache_capacity)
-            .field("cache_bytes", &self.cache_bytes)
-            .field("cache_ttl", &self.cache_ttl)
-            .field("max_stale", &self.max_stale)
+            .field("options", &self.options)
             .finish_non_exhaustive()
     }
 }
@@ -396,11 +333,11 @@ mod tests {
     type Change = fn(FlipswitchProviderBuilder) -> FlipswitchProviderBuilder;
 
     #[test]
-    fn an_option_that_cannot_work_is_refused_by_name_with_a_remedy() {
+    fn an_invalid_option_is_refused_by_name_with_a_remedy() {
         let cases: &[(Change, &str, &str)] = &[
             (|b| b.base_url(""), "base_url", "write it like"),
             (|b| b.base_url("api.flipswitch.io"), "base_url", "write it like"),
-            (|b| b.base_url("ftp://flags.example"), "base_url", "http or https"),
+            (|b| b.base_url("ftp://flags.example"), "base_url", "http and https"),
             (|b| b.base_url("https://me:secret@flags.example"), "base_url", "credentials"),
             (|b| b.base_url("https://flags.example?env=1"), "base_url", "query"),
             (|b| b.base_url("https://flags.example#top"), "base_url", "fragment"),
@@ -409,8 +346,8 @@ mod tests {
             (|b| b.max_concurrent_requests(0), "max_concurrent_requests", "from 1"),
             (|b| b.polling_interval(Duration::ZERO), "polling_interval", "from 1ms"),
             (|b| b.max_sse_retries(0), "max_sse_retries", "from 1"),
-            (|b| b.idle_timeout(Duration::ZERO), "idle_timeout", "from 1ms"),
-            (|b| b.max_wait(Duration::MAX), "max_wait", "to 604800s"),
+            (|b| b.stream_idle_timeout(Duration::ZERO), "stream_idle_timeout", "from 1ms"),
+            (|b| b.stale_wait(Duration::MAX), "stale_wait", "to 604800s"),
             (|b| b.cache_capacity(0), "cache_capacity", "from 1"),
             (|b| b.cache_bytes(1_000), "cache_bytes", "from 1048576"),
             (|b| b.cache_ttl(Duration::ZERO), "cache_ttl", "from 1ms"),
@@ -426,7 +363,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_cannot_be_sent_is_refused_and_not_shown() {
+    fn an_invalid_key_is_refused_and_not_shown() {
         let cases = [("", "empty"), (" \t", "empty"), ("abc\ndef", "position 4"), ("clé", "position 3")];
         for (key, expected) in cases {
             let error = FlipswitchProviderBuilder::new(key.into()).build().unwrap_err().to_string();
@@ -438,9 +375,9 @@ mod tests {
     }
 
     #[test]
-    fn zero_is_a_good_wait_and_a_good_staleness() {
+    fn zero_is_accepted_for_waiting_and_for_staleness() {
         let builder = FlipswitchProviderBuilder::new("key".into());
-        assert!(builder.max_wait(Duration::ZERO).max_stale(Duration::ZERO).build().is_ok());
+        assert!(builder.stale_wait(Duration::ZERO).max_stale(Duration::ZERO).build().is_ok());
     }
 
     #[test]

@@ -1,28 +1,30 @@
-//! The entry that a caller reads.
+//! The flags of one context, as a caller reads them.
 
-use std::{fmt, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc};
 
 use open_feature::EvaluationContext;
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::{
-    Error, FlagDef, FlagError, FlagEvaluation, FlagType,
     cache::entry::CacheEntry,
-    context::canonical::{self as context, CanonicalContext},
-    flags::flag_set::FlagSet,
-    provider::in_memory::Log,
-    wire::ofrep,
+    context::canonical::{self, CanonicalContext},
+    error::{Error, FlagError},
+    evaluator::evaluator::EvaluationOutcome,
+    flag_type::FlagType,
+    flags::{declare::FlagDef, evaluation::FlagEvaluation, flag_set::FlagSet},
+    sanitize::printable,
 };
 
-/// All flags of one context, from one answer of the service.
+/// All flags of one context, evaluated together.
 ///
-/// Reading a flag is a search in memory: nothing is requested, locked or, for booleans, numbers and `&str`, allocated.
-/// All reads of one `Flags` agree with each other, whatever changes meanwhile; take a new one for each request. A clone
-/// shares the answer.
+/// Reading a flag is a lookup in memory: nothing is requested or locked, and for booleans, numbers and `&str` nothing is
+/// allocated. All reads of one `Flags` are consistent, whatever changes meanwhile; evaluate a new one for each request. A
+/// clone shares the flags.
 ///
 /// Reading never fails. A flag that is unknown, has another type or no value gives the caller's default;
-/// [`evaluation`](Self::evaluation) tells why.
+/// [`evaluation`](Self::evaluation) returns the reason.
 ///
 /// ```
 /// # use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
@@ -41,33 +43,31 @@ pub struct Flags(Source);
 
 #[derive(Clone)]
 enum Source {
-    /// An answer that is as good as new.
     Fresh(Arc<CacheEntry>),
-    /// An answer that may be out of date, and why, if a request failed.
+    /// Flags that may be out of date, and the error of the request for newer ones, if it failed.
     Stale(Arc<CacheEntry>, Option<Arc<Error>>),
-    /// No answer of the service.
-    Absent(Arc<Absent>),
-    /// Values of a test, which keeps a record.
+    /// No flags from the service.
+    Unavailable(Arc<Unavailable>),
+    /// Flags of a test that records reads.
     Recorded(Arc<Recorded>),
 }
 
 struct Recorded {
     entry: Arc<CacheEntry>,
     context: EvaluationContext,
-    log: Arc<Log>,
+    reads: Arc<ReadLog>,
 }
 
-struct Absent {
+struct Unavailable {
     error: Arc<Error>,
-    context: Subject,
-    /// The operator's values.
+    context: Context,
     bootstrap: Option<Arc<FlagSet>>,
 }
 
-enum Subject {
+enum Context {
     Canonical(CanonicalContext),
-    /// A context that has no canonical form, because it is invalid.
-    Raw(EvaluationContext),
+    /// A context without a canonical form, because it is invalid.
+    Invalid(EvaluationContext),
 }
 
 impl Flags {
@@ -75,35 +75,33 @@ impl Flags {
         Self(Source::Fresh(entry))
     }
 
-    pub(crate) fn stale(entry: Arc<CacheEntry>, error: Option<Arc<Error>>) -> Self {
-        Self(Source::Stale(entry, error))
+    /// Makes the flags of an outcome for this context.
+    pub(crate) fn new(outcome: EvaluationOutcome, context: CanonicalContext) -> Self {
+        Self(match outcome {
+            EvaluationOutcome::Fresh(entry) => Source::Fresh(entry),
+            EvaluationOutcome::Stale(entry, error) => Source::Stale(entry, error),
+            EvaluationOutcome::Unavailable(error, bootstrap) => {
+                let context = Context::Canonical(context);
+                Source::Unavailable(Arc::new(Unavailable { error, context, bootstrap }))
+            }
+        })
     }
 
-    pub(crate) fn absent(error: Arc<Error>, context: CanonicalContext) -> Self {
-        Self(Source::Absent(Arc::new(Absent { error, context: Subject::Canonical(context), bootstrap: None })))
+    /// Makes the flags of a context that cannot be sent: none.
+    pub(crate) fn invalid(error: Error, context: EvaluationContext) -> Self {
+        let (error, context) = (Arc::new(error), Context::Invalid(context));
+        Self(Source::Unavailable(Arc::new(Unavailable { error, context, bootstrap: None })))
     }
 
-    /// The operator's values, until the service has any.
-    pub(crate) fn bootstrapped(bootstrap: Arc<FlagSet>, error: Arc<Error>, context: CanonicalContext) -> Self {
-        let context = Subject::Canonical(context);
-        Self(Source::Absent(Arc::new(Absent { error, context, bootstrap: Some(bootstrap) })))
+    /// Makes flags whose reads are recorded.
+    pub(crate) fn recorded(entry: Arc<CacheEntry>, context: EvaluationContext, reads: Arc<ReadLog>) -> Self {
+        Self(Source::Recorded(Arc::new(Recorded { entry, context, reads })))
     }
 
-    /// No values for a context that cannot be sent.
-    pub(crate) fn refused(error: Error, context: EvaluationContext) -> Self {
-        let (error, context) = (Arc::new(error), Subject::Raw(context));
-        Self(Source::Absent(Arc::new(Absent { error, context, bootstrap: None })))
-    }
-
-    /// Values of a test.
-    pub(crate) fn recorded(entry: Arc<CacheEntry>, context: EvaluationContext, log: Arc<Log>) -> Self {
-        Self(Source::Recorded(Arc::new(Recorded { entry, context, log })))
-    }
-
-    /// Notes that a flag is read, if somebody wants to know.
-    fn note(&self, key: &str) {
+    /// Records the read of a flag, if reads are recorded.
+    fn record(&self, key: &str) {
         if let Source::Recorded(recorded) = &self.0 {
-            recorded.log.read(key, &recorded.context);
+            recorded.reads.record(key, &recorded.context);
         }
     }
 
@@ -111,7 +109,7 @@ impl Flags {
         match &self.0 {
             Source::Recorded(recorded) => Some(&recorded.entry.flag_set),
             Source::Fresh(entry) | Source::Stale(entry, _) => Some(&entry.flag_set),
-            Source::Absent(absent) => absent.bootstrap.as_deref(),
+            Source::Unavailable(unavailable) => unavailable.bootstrap.as_deref(),
         }
     }
 
@@ -121,7 +119,7 @@ impl Flags {
         self.value(key, FlagType::Boolean, FlagEvaluation::as_bool, default)
     }
 
-    /// Returns the flag `key` as a whole number, or `default`. `42.0` is the whole number 42; `3.14` is none.
+    /// Returns the flag `key` as a whole number, or `default`. A value of `42.0` is 42; a value of `3.14` gives the default.
     #[must_use]
     pub fn int(&self, key: &str, default: i64) -> i64 {
         self.value(key, FlagType::Integer, FlagEvaluation::as_i64, default)
@@ -139,7 +137,24 @@ impl Flags {
         self.value(key, FlagType::String, FlagEvaluation::as_str, default)
     }
 
-    /// Returns the flag `key` as anything that its JSON value can be read as, or `default`.
+    /// Returns the flag `key` deserialized from its JSON value, or `default`.
+    ///
+    /// ```
+    /// # use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// #[derive(serde::Deserialize)]
+    /// struct Limits {
+    ///     items: u32,
+    ///     coupons: u32,
+    /// }
+    ///
+    /// let provider = FlipswitchProvider::in_memory(json!({"limits": {"items": 20, "coupons": 2}}));
+    /// let flags = provider.flags(&EvaluationContext::default()).await;
+    /// let limits = flags.object("limits", Limits { items: 10, coupons: 1 });
+    /// assert_eq!((limits.items, limits.coupons), (20, 2));
+    /// # }
+    /// ```
     #[must_use]
     pub fn object<T: DeserializeOwned>(&self, key: &str, default: T) -> T {
         self.read_as(key).unwrap_or(default)
@@ -155,74 +170,87 @@ impl Flags {
         self.read_as(F::KEY).unwrap_or_else(F::default_value)
     }
 
-    /// Returns everything that is known about the flag `key`.
+    /// Returns the evaluation of the flag `key`: value, type, reason, variant and metadata.
     ///
-    /// A flag whose value the service leaves to the code is no error: its value is null, its reason says why.
+    /// A flag for which the service defers to the code default is no error: its value is null, and its reason tells why.
+    ///
+    /// ```
+    /// # use flipswitch::{FlagError, FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), FlagError> {
+    /// let provider = FlipswitchProvider::in_memory(json!({"theme": "dark"}));
+    /// let flags = provider.flags(&EvaluationContext::default()).await;
+    /// let theme = flags.evaluation("theme")?;
+    /// assert_eq!((theme.as_str(), theme.reason.as_str()), (Some("dark"), "STATIC"));
+    /// assert!(matches!(flags.evaluation("unknown"), Err(FlagError::NotFound)));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`FlagError::NotFound`] if the answer does not have the flag, [`FlagError::Evaluation`] if the service could not
-    /// evaluate it, [`FlagError::Unavailable`] if there is no answer.
+    /// [`FlagError::NotFound`] if the service does not have the flag, [`FlagError::Evaluation`] if it could not evaluate it,
+    /// [`FlagError::Unavailable`] if there are no flags for the context.
     pub fn evaluation(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
-        self.note(key);
+        self.record(key);
         self.look_up(key)
     }
 
     fn look_up(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
         match (self.flag_set(), &self.0) {
             (Some(flags), _) => flags.get(key),
-            (None, Source::Absent(absent)) => Err(FlagError::Unavailable(Error::clone(&absent.error))),
+            (None, Source::Unavailable(unavailable)) => Err(FlagError::Unavailable(Error::clone(&unavailable.error))),
             (None, _) => Err(FlagError::NotFound),
         }
     }
 
-    /// Returns all evaluated flags, sorted by key. Flags that the service could not evaluate are not among them.
+    /// Returns all evaluated flags, sorted by key. Flags that the service could not evaluate are left out.
     pub fn iter(&self) -> impl Iterator<Item = &FlagEvaluation> {
         self.flag_set().into_iter().flat_map(FlagSet::iter)
     }
 
-    /// Returns the context that the flags were evaluated for, in the form in which it goes over the wire: dates are
-    /// RFC 3339 strings, structures [`serde_json::Value`]s.
+    /// Returns the context that the flags were evaluated for, as it was sent: dates are RFC 3339 strings, structures are
+    /// [`serde_json::Value`]s.
     #[must_use]
     pub fn context(&self) -> EvaluationContext {
         match &self.0 {
-            Source::Fresh(entry) | Source::Stale(entry, _) => context::decode(entry.context()),
-            Source::Recorded(recorded) => context::decode(recorded.entry.context()),
-            Source::Absent(absent) => match &absent.context {
-                Subject::Canonical(context) => context::decode(context.as_bytes()),
-                Subject::Raw(context) => context.clone(),
+            Source::Fresh(entry) | Source::Stale(entry, _) => canonical::decode(entry.context()),
+            Source::Recorded(recorded) => canonical::decode(recorded.entry.context()),
+            Source::Unavailable(unavailable) => match &unavailable.context {
+                Context::Canonical(context) => canonical::decode(context.as_bytes()),
+                Context::Invalid(context) => context.clone(),
             },
         }
     }
 
-    /// Returns whether the values may be out of date: the service could not be asked again in time.
+    /// Returns whether the flags may be out of date, because the service did not respond in time.
     #[must_use]
     pub fn is_stale(&self) -> bool {
         match &self.0 {
             Source::Fresh(_) | Source::Recorded(_) => false,
             Source::Stale(..) => true,
-            Source::Absent(absent) => absent.bootstrap.is_some(),
+            Source::Unavailable(unavailable) => unavailable.bootstrap.is_some(),
         }
     }
 
-    /// Returns why there is no answer, or none newer than this one.
+    /// Returns the error because of which there are no flags, or no newer ones.
     #[must_use]
     pub fn error(&self) -> Option<&Error> {
         match &self.0 {
             Source::Fresh(_) | Source::Recorded(_) => None,
             Source::Stale(_, error) => error.as_deref(),
-            Source::Absent(absent) => Some(&absent.error),
+            Source::Unavailable(unavailable) => Some(&unavailable.error),
         }
     }
 
-    /// Returns all values as one JSON object, key → value.
+    /// Returns all flags as one JSON object of keys and values.
     #[must_use]
     pub fn to_json(&self) -> Value {
         Value::Object(self.iter().map(|flag| (flag.key.clone(), flag.value.clone())).collect::<Map<_, _>>())
     }
 
-    /// Returns all values as one JSON object that may stand inside a `<script>` of an HTML page: whatever a flag holds, it
-    /// ends no element and begins no comment.
+    /// Returns all flags as one JSON object that is safe inside a `<script>` element of an HTML page: no value can end the
+    /// element or begin a comment.
     ///
     /// ```
     /// # use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
@@ -237,7 +265,7 @@ impl Flags {
     #[must_use]
     pub fn to_script_json(&self) -> String {
         let json = self.to_json().to_string();
-        // All of these stand in strings only, where an escape means the same. The last two end lines in older scripts.
+        // These occur in strings only, where an escape is equivalent. The last two are line ends in older scripts.
         json.chars().fold(String::with_capacity(json.len()), |mut safe, character| {
             match character {
                 '<' => safe.push_str(r"\u003c"),
@@ -251,16 +279,18 @@ impl Flags {
         })
     }
 
-    /// Whether there is an answer at all.
-    pub(crate) fn known(&self) -> Result<(), Error> {
+    /// Returns an error if there are neither flags nor bootstrap values.
+    pub(crate) fn available(&self) -> Result<(), Error> {
         match &self.0 {
-            Source::Absent(absent) if absent.bootstrap.is_none() => Err(Error::clone(&absent.error)),
+            Source::Unavailable(unavailable) if unavailable.bootstrap.is_none() => {
+                Err(Error::clone(&unavailable.error))
+            }
             _ => Ok(()),
         }
     }
 
-    /// The evaluation of a flag, `None` only if the answer does not have it.
-    pub(crate) fn evaluation_if_any(&self, key: &str) -> Result<Option<FlagEvaluation>, Error> {
+    /// Returns the evaluation of a flag, or `None` if the service does not have it.
+    pub(crate) fn evaluation_if_known(&self, key: &str) -> Result<Option<FlagEvaluation>, Error> {
         match self.evaluation(key) {
             Ok(flag) => Ok(Some(flag.clone())),
             Err(FlagError::Evaluation { code, details }) => Err(Error::Evaluation { code, details }),
@@ -269,7 +299,7 @@ impl Flags {
         }
     }
 
-    /// Reads a flag as one type, or takes the default; nothing is made of why.
+    /// Reads a flag as one type, or returns the default.
     fn value<'a, T>(
         &'a self,
         key: &str,
@@ -280,52 +310,52 @@ impl Flags {
         let flag = self.find(key);
         let value = flag.and_then(read);
         if value.is_none() {
-            self.tell_default(key, flag, expected);
+            log_default(key, flag, expected);
         }
         value.unwrap_or(default)
     }
 
-    /// Finds a flag that the service could evaluate.
+    /// Returns the evaluation of a flag, if the service could evaluate it.
     pub(crate) fn find(&self, key: &str) -> Option<&FlagEvaluation> {
-        self.note(key);
+        self.record(key);
         self.flag_set()?.evaluated(key)
     }
 
-    /// Tells that a default is used, and why.
-    fn tell_default(&self, key: &str, flag: Option<&FlagEvaluation>, expected: FlagType) {
-        match flag {
-            Some(flag) => {
-                let found = FlagType::of_value(&flag.value);
-                tracing::debug!(target: "flipswitch", key, %expected, %found, "the default is used");
-            }
-            None => tracing::debug!(target: "flipswitch", key, "the default is used: there is no value of this flag"),
-        }
-    }
-
-    /// Why a flag cannot be read as one type.
+    /// Returns the error of a flag that cannot be read as one type.
     #[cold]
-    pub(crate) fn why_not(&self, key: &str, expected: FlagType) -> FlagError {
+    pub(crate) fn read_error(&self, key: &str, expected: FlagType) -> FlagError {
         let error = self.look_up(key).map_or_else(|error| error, |flag| flag.mismatch(expected));
-        tracing::debug!(target: "flipswitch", key, %error, "the default is used");
+        tracing::debug!(target: "flipswitch", key, %error, "using the default");
         error
     }
 
-    /// Reads a flag as anything, if it has a value.
+    /// Deserializes a flag, if it has a value.
     fn read_as<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
         let Some(flag) = self.find(key).filter(|flag| !flag.value.is_null()) else {
-            tracing::debug!(target: "flipswitch", key, "the default is used: there is no value of this flag");
+            tracing::debug!(target: "flipswitch", key, "using the default: the flag has no value");
             return None;
         };
         flag.read_as()
             .inspect_err(|error| {
-                let error = ofrep::printable(&error.to_string());
-                tracing::debug!(target: "flipswitch", key, error, "not of the type asked for; the default is used");
+                let error = printable(&error.to_string());
+                tracing::debug!(target: "flipswitch", key, error, "using the default: the value has another type");
             })
             .ok()
     }
 }
 
-/// Shows how many flags there are and how good they are; never the context, which may hold personal data.
+/// Logs that a default is used, and the reason.
+fn log_default(key: &str, flag: Option<&FlagEvaluation>, expected: FlagType) {
+    match flag {
+        Some(flag) => {
+            let found = FlagType::of_value(&flag.value);
+            tracing::debug!(target: "flipswitch", key, %expected, %found, "using the default: the value has another type");
+        }
+        None => tracing::debug!(target: "flipswitch", key, "using the default: the flag has no value"),
+    }
+}
+
+/// Shows the number of flags and their state. Omits the context, which may hold personal data.
 impl fmt::Debug for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Flags")
@@ -336,16 +366,46 @@ impl fmt::Debug for Flags {
     }
 }
 
+/// The recorded reads of one flag.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct FlagReads {
+    /// Number of reads.
+    pub count: usize,
+    /// Contexts of the reads, each once, in the order of their first reads.
+    pub contexts: Vec<EvaluationContext>,
+}
+
+/// The recorded reads of all flags.
+#[derive(Default)]
+pub(crate) struct ReadLog(Mutex<HashMap<String, FlagReads>>);
+
+impl ReadLog {
+    fn record(&self, key: &str, context: &EvaluationContext) {
+        let mut log = self.0.lock();
+        let reads = log.entry(key.to_owned()).or_default();
+        reads.count += 1;
+        if !reads.contexts.contains(context) {
+            reads.contexts.push(context.clone());
+        }
+    }
+
+    pub(crate) fn reads(&self, key: &str) -> FlagReads {
+        self.0.lock().get(key).cloned().unwrap_or_default()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::{flags::intern::Interner, wire::ofrep};
 
     fn flags(items: &Value) -> Flags {
         let body = json!({"flags": items}).to_string();
-        let answer = ofrep::bulk(body.as_bytes(), &crate::flags::intern::Interner::default()).unwrap();
-        Flags::fresh(Arc::new(CacheEntry::timeless(&CanonicalContext::start_up(), answer)))
+        let flag_set = ofrep::bulk(body.as_bytes(), &Interner::default()).unwrap();
+        Flags::fresh(Arc::new(CacheEntry::timeless(&CanonicalContext::start_up(), flag_set)))
     }
 
     #[test]
@@ -372,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_are_read_as_any_type_that_fits() {
+    fn objects_are_deserialized_as_any_type_that_fits() {
         let flags = flags(&json!([
             {"key": "object", "value": {"a": 1}}, {"key": "list", "value": [1, 2]}, {"key": "none", "value": null},
         ]));
@@ -394,13 +454,14 @@ mod tests {
     #[test]
     fn debug_output_does_not_show_the_context() {
         let context = EvaluationContext::default().with_targeting_key("secret-user");
-        let flags = Flags::absent(Arc::new(Error::Timeout), CanonicalContext::new(&context).unwrap());
+        let outcome = EvaluationOutcome::Unavailable(Arc::new(Error::Timeout), None);
+        let flags = Flags::new(outcome, CanonicalContext::new(&context).unwrap());
         assert!(!format!("{flags:?}").contains("secret-user"));
         assert_eq!(flags.context(), context);
     }
 
     #[test]
-    fn values_in_a_script_are_the_same_and_end_nothing() {
+    fn values_in_a_script_are_unchanged_and_end_nothing() {
         let values = json!([
             {"key": "</script><script>alert(1)</script>", "value": "<!-- <script> ]]> & \u{2028}\u{2029} \" \\ </SCRIPT >"},
             {"key": "nested", "value": {"<": ["&amp;", null, 1.5, "ä"]}},

@@ -1,113 +1,90 @@
 //! Flags without a service: values in memory, for tests and demonstrations.
 
-use std::{collections::HashMap, sync::Arc};
-
-use parking_lot::{Mutex, MutexGuard};
+use std::sync::Arc;
 
 use open_feature::EvaluationContext;
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
-use crate::{flags::flag_set::FlagSet, testing::Evaluated};
+use crate::{flags::flag_set::FlagSet, provider::flags::ReadLog};
 
-/// Why a flag has its value: nobody evaluates rules here.
+/// Reason of a value that applies to every context.
 const REASON: &str = "STATIC";
-/// Why a flag has a value that not everybody has.
-const EXCEPTIONAL: &str = "TARGETING_MATCH";
+/// Reason of a value that applies to some contexts.
+const TARGETED_REASON: &str = "TARGETING_MATCH";
 
-/// Values, and who has others.
-pub(crate) struct Memory {
+/// Flag values in memory.
+pub(crate) struct InMemory {
     state: Mutex<State>,
-    pub(crate) log: Option<Arc<Log>>,
+    pub(crate) reads: Option<Arc<ReadLog>>,
 }
 
 struct State {
     values: Map<String, Value>,
-    exceptions: Vec<Arc<Exception>>,
-    /// The values without exceptions.
+    targeted: Vec<Arc<TargetedValue>>,
+    /// The values without targeted ones.
     common: Arc<FlagSet>,
 }
 
-/// A value that some have.
-pub(crate) struct Exception {
+/// A value that applies to some contexts.
+pub(crate) struct TargetedValue {
     pub(crate) key: String,
     pub(crate) value: Value,
     pub(crate) applies: Box<dyn Fn(&EvaluationContext) -> bool + Send + Sync>,
 }
 
-impl Memory {
-    pub(crate) fn new(values: Map<String, Value>, log: Option<Arc<Log>>) -> Self {
+impl InMemory {
+    pub(crate) fn new(values: Map<String, Value>, reads: Option<Arc<ReadLog>>) -> Self {
         let common = Arc::new(FlagSet::of_values(values.clone(), REASON));
-        Self { state: Mutex::new(State { values, exceptions: Vec::new(), common }), log }
+        Self { state: Mutex::new(State { values, targeted: Vec::new(), common }), reads }
     }
 
-    /// All flags for a context.
+    /// Returns the flags of a context.
     pub(crate) fn flag_set(&self, context: &EvaluationContext) -> Arc<FlagSet> {
-        let (common, exceptions) = {
-            let state = self.lock();
-            (Arc::clone(&state.common), state.exceptions.clone())
+        let (common, targeted) = {
+            let state = self.state.lock();
+            (Arc::clone(&state.common), state.targeted.clone())
         };
-        // Without the lock, since these are the application's.
-        let mut exceptional = Map::new();
-        for exception in exceptions.iter().filter(|exception| (exception.applies)(context)) {
-            exceptional.insert(exception.key.clone(), exception.value.clone());
+        // Without the lock, because the predicates belong to the application.
+        let mut matching = Map::new();
+        for targeted in targeted.iter().filter(|targeted| (targeted.applies)(context)) {
+            matching.insert(targeted.key.clone(), targeted.value.clone());
         }
-        if exceptional.is_empty() {
+        if matching.is_empty() {
             return common;
         }
-        let exceptional = FlagSet::of_values(exceptional, EXCEPTIONAL);
-        Arc::new(FlagSet::new(common.items().iter().chain(exceptional.items()).cloned().collect()))
+        let matching = FlagSet::of_values(matching, TARGETED_REASON);
+        Arc::new(FlagSet::new(common.items().iter().chain(matching.items()).cloned().collect()))
     }
 
-    /// Sets a flag for everybody.
+    /// Sets a flag for every context.
     pub(crate) fn set(&self, key: String, value: Value) {
-        let mut state = self.lock();
-        state.exceptions.retain(|exception| exception.key != key);
+        let mut state = self.state.lock();
+        state.targeted.retain(|targeted| targeted.key != key);
         state.values.insert(key, value);
-        state.renew();
+        state.rebuild();
     }
 
-    /// Sets a flag for some.
-    pub(crate) fn except(&self, exception: Exception) {
-        self.lock().exceptions.push(Arc::new(exception));
+    /// Sets a flag for some contexts.
+    pub(crate) fn set_targeted(&self, targeted: TargetedValue) {
+        self.state.lock().targeted.push(Arc::new(targeted));
     }
 
     pub(crate) fn remove(&self, key: &str) {
-        let mut state = self.lock();
-        state.exceptions.retain(|exception| exception.key != key);
+        let mut state = self.state.lock();
+        state.targeted.retain(|targeted| targeted.key != key);
         state.values.remove(key);
-        state.renew();
+        state.rebuild();
     }
 
-    pub(crate) fn flags(&self) -> usize {
-        self.lock().values.len()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock()
+    /// Returns the number of flags.
+    pub(crate) fn len(&self) -> usize {
+        self.state.lock().values.len()
     }
 }
 
 impl State {
-    fn renew(&mut self) {
+    fn rebuild(&mut self) {
         self.common = Arc::new(FlagSet::of_values(self.values.clone(), REASON));
-    }
-}
-
-/// What was read of flags, and for whom.
-#[derive(Default)]
-pub(crate) struct Log(Mutex<HashMap<String, Evaluated>>);
-
-impl Log {
-    pub(crate) fn read(&self, key: &str, context: &EvaluationContext) {
-        let mut log = self.0.lock();
-        let evaluated = log.entry(key.to_owned()).or_default();
-        evaluated.count += 1;
-        if !evaluated.contexts.contains(context) {
-            evaluated.contexts.push(context.clone());
-        }
-    }
-
-    pub(crate) fn of(&self, key: &str) -> Evaluated {
-        self.0.lock().get(key).cloned().unwrap_or_default()
     }
 }

@@ -9,63 +9,74 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
-use open_feature::{
-    EvaluationContext, EvaluationResult, StructValue,
-    provider::{FeatureProvider, ProviderMetadata, ProviderStatus, ResolutionDetails},
-};
+use open_feature::{EvaluationContext, provider::ProviderMetadata};
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use crate::{
-    ConfigError, Error, FlagEvaluation, FlagType, Flags, FlipswitchProviderBuilder, ReadyError, RequestScope, Stats,
-    cache::entry::CacheEntry,
-    cache::epoch::EpochReading,
-    config::ApiKey,
-    context::buffer::Buffer,
-    context::canonical::{self as context, CanonicalContext},
-    error::Chain,
-    evaluator::evaluator::{Service, Startup},
-    events::bus::{Hub, Subscription},
-    events::events::{ConnectionStatus, FlagChangeEvent, ProviderEvent, ProviderEvents},
-    events::health::{Health, HealthState},
-    feature_provider as resolution,
-    provider::builder::Settings,
-    provider::in_memory::Memory,
-    request::warnings::{Misuse, Told},
-    runtime::{Home, until},
+    cache::{entry::CacheEntry, epoch::EpochReading},
+    config::{ApiKey, BaseUrl, Config},
+    context::{
+        buffer::Buffer,
+        canonical::{self, CanonicalContext},
+    },
+    error::{Chain, ConfigError, Error, ReadyError},
+    evaluator::evaluator::{Evaluator, Startup},
+    events::{
+        bus::{EventBus, Subscription},
+        events::{ConnectionStatus, FlagChangeEvent, ProviderEvent, ProviderEvents},
+        health::{Health, HealthState},
+        notifier::Notifier,
+    },
+    flags::{evaluation::FlagEvaluation, flag_set::object},
+    provider::{builder::FlipswitchProviderBuilder, flags::Flags, in_memory::InMemory},
+    runtime::{ProviderRuntime, with_timeout},
+    stats::Stats,
+    updates::{changes::Changes, updates::Updates},
+    warn_once::WarnOnce,
 };
 
-/// The OpenFeature provider for Flipswitch. A handle: a clone is the same provider.
+/// The OpenFeature provider for Flipswitch. A clone is a handle to the same provider.
 ///
-/// Made by [`new`](Self::new), [`builder`](Self::builder) or [`from_env`](Self::from_env), it does nothing until it is
-/// used; [`ready`](Self::ready) starts it and waits for the service. Evaluation never fails: what the service cannot
-/// tell is the caller's default. It ends with [`shutdown`](Self::shutdown), or when its last handle is dropped;
-/// OpenFeature keeps the handle it was given for ever.
+/// [`new`](Self::new), [`builder`](Self::builder) and [`from_env`](Self::from_env) build a provider, which starts at its
+/// first use; [`ready`](Self::ready) starts it and waits for the service. Evaluation never fails: without flags from the
+/// service it returns the caller's defaults. The provider ends with [`shutdown`](Self::shutdown), or when its last handle
+/// is dropped. OpenFeature keeps the handle that it was given for the lifetime of the process.
 #[derive(Clone)]
 pub struct FlipswitchProvider {
     handle: Arc<Handle>,
 }
 
-/// What the application's handles share. Dropping it ends the provider; tasks hold the [`Service`] only.
+/// What all handles of a provider share. Dropping it ends the provider; tasks do not hold it.
 struct Handle {
     source: Source,
-    home: Arc<Home>,
-    hub: Arc<Hub>,
-    started: AtomicBool,
-    told: Told,
-    made: OffsetDateTime,
+    runtime: Arc<ProviderRuntime>,
+    bus: Arc<EventBus>,
+    is_started: AtomicBool,
+    warned: WarnOnce,
+    built_at: OffsetDateTime,
     metadata: ProviderMetadata,
 }
 
-/// Where values come from.
+/// Where flags come from.
 enum Source {
-    Service(Arc<Service>),
-    Memory(Arc<Memory>),
+    Service(Service),
+    InMemory(Arc<InMemory>),
+}
+
+/// The parts of a provider that is connected to a flag service.
+struct Service {
+    evaluator: Arc<Evaluator>,
+    notifier: Arc<Notifier>,
+    updates: Arc<Updates>,
+    base_url: BaseUrl,
+    api_key: Mutex<ApiKey>,
+    is_realtime: bool,
 }
 
 impl FlipswitchProvider {
-    /// Makes a provider for the service at `https://api.flipswitch.io`.
+    /// Builds a provider for the service at `https://api.flipswitch.io`.
     ///
     /// # Errors
     ///
@@ -74,12 +85,12 @@ impl FlipswitchProvider {
         Self::builder(api_key).build()
     }
 
-    /// Begins a provider with other settings than the defaults.
+    /// Returns a builder, for other settings than the defaults.
     pub fn builder(api_key: impl Into<String>) -> FlipswitchProviderBuilder {
         FlipswitchProviderBuilder::new(api_key.into())
     }
 
-    /// Makes a provider from the environment: `FLIPSWITCH_API_KEY`, and `FLIPSWITCH_BASE_URL` if it is set.
+    /// Builds a provider from the environment: `FLIPSWITCH_API_KEY`, and `FLIPSWITCH_BASE_URL` if it is set.
     ///
     /// # Errors
     ///
@@ -88,82 +99,90 @@ impl FlipswitchProvider {
         FlipswitchProviderBuilder::from_env()?.build()
     }
 
-    /// Makes a provider that answers from the given values, an object `{"dark-mode": true, ..}`, the same for every
-    /// context; for tests and demonstrations. There is no service, no network and no thread behind it.
-    /// [`TestFlags`](crate::testing::TestFlags) is the same with values that change and differ.
+    /// Makes a provider with flag values in memory, for tests and demonstrations: no service, no network, no thread.
     ///
-    /// Anything but an object holds no flags, and is logged as an error.
+    /// The values are a JSON object of flag keys and values, and apply to every context. For values that change or differ
+    /// by context use [`TestFlags`](crate::testing::TestFlags). Any other JSON value is logged as an error, and the provider
+    /// has no flags.
     #[must_use]
     pub fn in_memory(flags: Value) -> Self {
-        let values = match flags {
-            Value::Object(values) => values,
-            other => {
-                let found = FlagType::of_value(&other);
-                tracing::error!(target: "flipswitch", %found, "in_memory takes a JSON object of flags; there are none now");
-                Map::new()
-            }
-        };
-        Self::with_memory(Arc::new(Memory::new(values, None)))
+        let values = object(flags).unwrap_or_else(|error| {
+            tracing::error!(target: "flipswitch", %error, "in_memory has no flags");
+            Map::new()
+        });
+        Self::with_in_memory(Arc::new(InMemory::new(values, None)))
     }
 
-    pub(crate) fn with_memory(memory: Arc<Memory>) -> Self {
-        let home = Arc::new(Home::new(None));
-        let hub = Arc::new(Hub::new(Arc::clone(&home)));
-        Self::with_source(Source::Memory(memory), home, hub)
+    pub(crate) fn with_in_memory(in_memory: Arc<InMemory>) -> Self {
+        let runtime = Arc::new(ProviderRuntime::new(None));
+        let bus = Arc::new(EventBus::new(Arc::clone(&runtime)));
+        Self::with_source(Source::InMemory(in_memory), runtime, bus)
     }
 
-    /// Tells the application that a flag changed.
-    pub(crate) fn tell_change(&self, key: String) {
-        drop(self.handle.hub.tell(ProviderEvent::ConfigurationChanged(FlagChangeEvent::of(key))));
+    /// Publishes a change of a flag in memory.
+    pub(crate) fn publish_change(&self, key: String) {
+        drop(self.handle.bus.publish(ProviderEvent::ConfigurationChanged(FlagChangeEvent::of(key))));
     }
 
-    pub(crate) fn with_settings(settings: Settings) -> Result<Self, ConfigError> {
-        let home = Arc::new(Home::new(settings.runtime.clone()));
-        let hub = Arc::new(Hub::new(Arc::clone(&home)));
-        let service = Service::new(settings, Arc::clone(&home), Arc::clone(&hub))?;
-        Ok(Self::with_source(Source::Service(Arc::new(service)), home, hub))
+    pub(crate) fn with_config(config: Config) -> Result<Self, ConfigError> {
+        let options = config.options.clone();
+        let (base_url, api_key) = (config.base_url.clone(), Mutex::new(config.api_key.clone()));
+        let runtime = Arc::new(ProviderRuntime::new(options.runtime.clone()));
+        let bus = Arc::new(EventBus::new(Arc::clone(&runtime)));
+        let notifier = Arc::new(Notifier::new(&options, Arc::clone(&bus)));
+        let changes = Arc::new(Changes::default());
+        let evaluator =
+            Evaluator::new(config, Arc::clone(&runtime), Arc::clone(&notifier), Arc::<Changes>::clone(&changes))?;
+        let evaluator = Arc::new(evaluator);
+        let updates = Arc::new(Updates::new(
+            &options,
+            Arc::clone(&runtime),
+            Arc::clone(&evaluator),
+            Arc::clone(&notifier),
+            changes,
+        ));
+        let service = Service { evaluator, notifier, updates, base_url, api_key, is_realtime: options.enable_realtime };
+        Ok(Self::with_source(Source::Service(service), runtime, bus))
     }
 
-    fn with_source(source: Source, home: Arc<Home>, hub: Arc<Hub>) -> Self {
-        let metadata = ProviderMetadata::new("flipswitch");
+    fn with_source(source: Source, runtime: Arc<ProviderRuntime>, bus: Arc<EventBus>) -> Self {
         Self {
             handle: Arc::new(Handle {
                 source,
-                home,
-                hub,
-                started: AtomicBool::new(false),
-                told: Told::default(),
-                made: OffsetDateTime::now_utc(),
-                metadata,
+                runtime,
+                bus,
+                is_started: AtomicBool::new(false),
+                warned: WarnOnce::default(),
+                built_at: OffsetDateTime::now_utc(),
+                metadata: ProviderMetadata::new("flipswitch"),
             }),
         }
     }
 
-    /// Starts the provider if it is not started, and waits until the service has answered once.
+    /// Starts the provider if it is not started, and waits until the service has responded once.
     ///
-    /// Not needed for evaluation, which starts the provider as well; it tells whether values will be real ones. May be
-    /// called again, and from several places.
+    /// Evaluation does not need it, and starts the provider as well. May be called again, and concurrently.
     ///
     /// # Errors
     ///
-    /// [`ReadyError::Unauthorized`] as soon as the key is refused; after `timeout` [`ReadyError::Unreachable`] with the
-    /// last failure, or [`ReadyError::Timeout`] if nothing was heard at all; [`ReadyError::ShutDown`]. The first three
-    /// leave the provider trying.
+    /// [`ReadyError::Unauthorized`] as soon as the service refuses the key. After `timeout`,
+    /// [`ReadyError::Unreachable`] with the last error, or [`ReadyError::Timeout`] if there was no response at all. After
+    /// these three the provider keeps trying. [`ReadyError::ShutDown`] after shutdown.
     pub async fn ready(&self, timeout: Duration) -> Result<(), ReadyError> {
-        let Handle { source, home, .. } = &*self.handle;
-        if home.is_stopped() {
+        let Handle { source, runtime, .. } = &*self.handle;
+        if runtime.is_stopped() {
             return Err(ReadyError::ShutDown);
         }
         let Source::Service(service) = source else { return Ok(()) };
-        self.handle.start();
-        let mut startup = service.startup();
+        self.start();
+        let mut startup = service.evaluator.startup();
         let settled = startup.wait_for(|state| !matches!(state, Startup::Waiting(_)));
-        // The caller's time, not the home's: that may stand still, if it was given.
-        let stopped = until(
+        // Measures the time without the provider's runtime, which may be external and blocked.
+        let stopped = with_timeout(
             async {
                 tokio::select! {
                     biased;
-                    () = home.stopping() => true,
+                    () = runtime.cancelled() => true,
                     _ = settled => false,
                 }
             },
@@ -172,7 +191,7 @@ impl FlipswitchProvider {
         if stopped.await == Some(true) {
             return Err(ReadyError::ShutDown);
         }
-        let state = service.startup();
+        let state = service.evaluator.startup();
         let state = state.borrow();
         match &*state {
             Startup::Ready => Ok(()),
@@ -182,133 +201,138 @@ impl FlipswitchProvider {
         }
     }
 
-    /// Ends the provider: its thread, its tasks and its connections. Takes at most 5 s, may be called again, and also
-    /// while evaluations are under way, which then give their defaults.
+    /// Shuts the provider down: its thread, its tasks and its connections. Takes at most 5 seconds, and may be called
+    /// again.
     ///
-    /// Handles stay usable: an evaluation gives the last known values, stale, or else defaults.
+    /// Evaluations in progress return their fallbacks. Handles stay usable: an evaluation returns the last known flags as
+    /// stale, otherwise defaults.
     pub async fn shutdown(&self) {
-        let Handle { home, .. } = &*self.handle;
-        if !home.is_stopped() {
+        let Handle { runtime, .. } = &*self.handle;
+        if !runtime.is_stopped() {
             tracing::info!(target: "flipswitch", "shutting down");
         }
         self.handle.end();
-        home.stopped().await;
+        runtime.join().await;
     }
 
-    /// Returns all flags for a context. Never fails: without an answer of the service the flags hold the
-    /// [bootstrap](FlipswitchProviderBuilder::bootstrap) values, or none, and [`Flags::error`] tells why.
+    /// Evaluates all flags for a context.
+    ///
+    /// Never fails: without flags from the service, the result holds the
+    /// [bootstrap](FlipswitchProviderBuilder::bootstrap) values or none, and [`Flags::error`] tells why.
     pub async fn flags(&self, context: &EvaluationContext) -> Flags {
-        match self.known(context) {
+        match self.fresh(context) {
             Ok(flags) => flags,
-            // In a box, since this is seldom needed, and its future is large.
-            Err((context, reading, service)) => {
-                self.handle.start();
-                Box::pin(service.flags(context, reading)).await
+            // Boxed, because it is rarely needed and its future is large.
+            Err((context, reading, evaluator)) => {
+                self.start();
+                Flags::new(Box::pin(evaluator.evaluate(context.clone(), reading)).await, context)
             }
         }
     }
 
-    /// Returns the flags for a context if nobody has to be asked for them, or can be.
-    pub(crate) fn flags_now(&self, context: &EvaluationContext) -> Option<Flags> {
-        match self.known(context) {
+    /// Returns the flags for a context if that needs no request, or if no request is possible.
+    pub(crate) fn try_flags(&self, context: &EvaluationContext) -> Option<Flags> {
+        match self.fresh(context) {
             Ok(flags) => Some(flags),
-            Err((context, reading, service)) => service.at_once(&context, reading),
+            Err((context, reading, evaluator)) => {
+                evaluator.try_evaluate(&context, reading).map(|outcome| Flags::new(outcome, context))
+            }
         }
     }
 
-    /// Returns the last known flags for a context, if there are any, and asks for new ones that nobody waits for.
-    pub(crate) fn last_known(&self, context: &EvaluationContext) -> Option<Flags> {
-        match self.known(context) {
+    /// Returns the last known flags for a context, if there are any, and requests new ones in the background.
+    pub(crate) fn last_known_flags(&self, context: &EvaluationContext) -> Option<Flags> {
+        match self.fresh(context) {
             Ok(flags) => Some(flags),
-            Err((context, reading, service)) => service.last_known(&context, reading),
+            Err((context, reading, evaluator)) => {
+                evaluator.last_known(&context, reading).map(|outcome| Flags::new(outcome, context))
+            }
         }
     }
 
-    /// Which mistakes of the application were told.
-    pub(crate) fn told(&self) -> &Told {
-        &self.handle.told
-    }
-
-    /// Returns what memory has for a context, or the service that is to be asked. Apart, since the context is written on
-    /// the stack, which a future would take along.
-    fn known(&self, context: &EvaluationContext) -> Result<Flags, (CanonicalContext, EpochReading, &Arc<Service>)> {
+    /// Returns fresh flags from memory, or what an evaluation needs. A function of its own, because the context is written
+    /// to the stack, which would enlarge the future.
+    fn fresh(&self, context: &EvaluationContext) -> Result<Flags, (CanonicalContext, EpochReading, &Arc<Evaluator>)> {
         let mut canonical = Buffer::new();
-        if let Err(error) = context::write(context, &mut canonical) {
-            return Ok(Flags::refused(error, context.clone()));
+        if let Err(error) = canonical::write(context, &mut canonical) {
+            return Ok(Flags::invalid(error, context.clone()));
         }
         match &self.handle.source {
-            Source::Service(service) => {
-                let reading = service.epoch().read();
-                service
-                    .known(&canonical, reading)
-                    .ok_or_else(|| (CanonicalContext::from_bytes(&canonical), reading, service))
+            Source::Service(Service { evaluator, .. }) => {
+                let reading = evaluator.epoch().read();
+                match evaluator.fresh(&canonical, reading) {
+                    Some(entry) => Ok(Flags::fresh(entry)),
+                    None => Err((CanonicalContext::from_bytes(&canonical), reading, evaluator)),
+                }
             }
-            Source::Memory(memory) => {
+            Source::InMemory(in_memory) => {
                 let canonical = CanonicalContext::from_bytes(&canonical);
-                let entry = Arc::new(CacheEntry::timeless(&canonical, memory.flag_set(context)));
-                Ok(match &memory.log {
+                let entry = Arc::new(CacheEntry::timeless(&canonical, in_memory.flag_set(context)));
+                Ok(match &in_memory.reads {
                     None => Flags::fresh(entry),
-                    Some(log) => Flags::recorded(entry, context.clone(), Arc::clone(log)),
+                    Some(reads) => Flags::recorded(entry, context.clone(), Arc::clone(reads)),
                 })
             }
         }
     }
 
-    /// Returns all evaluated flags for a context, sorted by key.
+    /// Evaluates all flags for a context, sorted by key.
     ///
     /// # Errors
     ///
-    /// An [`Error`] if there is no answer for the context.
+    /// An [`Error`] if there are no flags for the context.
     pub async fn evaluate_all_flags(&self, context: &EvaluationContext) -> Result<Vec<FlagEvaluation>, Error> {
         let flags = self.flags(context).await;
-        flags.known()?;
+        flags.available()?;
         Ok(flags.iter().cloned().collect())
     }
 
-    /// Returns everything that is known about one flag, or `None` if the service does not have it.
+    /// Evaluates one flag for a context. Returns `None` if the service does not have the flag.
     ///
     /// # Errors
     ///
-    /// An [`Error`] if there is no answer for the context; [`Error::Evaluation`] if the service could not evaluate the
+    /// An [`Error`] if there are no flags for the context; [`Error::Evaluation`] if the service could not evaluate the
     /// flag.
     pub async fn evaluate_flag(&self, key: &str, context: &EvaluationContext) -> Result<Option<FlagEvaluation>, Error> {
-        self.flags(context).await.evaluation_if_any(key)
+        self.flags(context).await.evaluation_if_known(key)
     }
 
-    /// Returns how the connection to the stream of changes is. Always disconnected before the start, after the end, with
-    /// [realtime](FlipswitchProviderBuilder::enable_realtime) switched off, and [in memory](Self::in_memory).
+    /// Returns the status of the connection to the stream of changes.
+    ///
+    /// Always [`Disconnected`](ConnectionStatus::Disconnected) before the start, after shutdown, without
+    /// [realtime updates](FlipswitchProviderBuilder::enable_realtime), and [in memory](Self::in_memory).
     #[must_use]
     pub fn sse_status(&self) -> ConnectionStatus {
-        self.handle.hub.status()
+        self.handle.bus.status()
     }
 
-    /// Makes a new connection to the stream of changes: at once, whatever wait was under way, and also in place of one
-    /// that is open. Starts the provider if it is not started. Does nothing where there is no stream.
+    /// Opens a new connection to the stream of changes immediately, also in place of an open one. Starts the provider if it
+    /// is not started. Does nothing without a stream.
     pub fn reconnect_sse(&self) {
         if let Source::Service(service) = &self.handle.source {
-            self.handle.start();
-            service.commands().reconnect();
+            self.start();
+            service.updates.reconnect();
         }
     }
 
-    /// Returns whether the service is polled at present: because the stream of changes is away, or not followed.
+    /// Returns whether the service is being polled, because the stream of changes is closed or disabled.
     #[must_use]
     pub fn is_polling_active(&self) -> bool {
         match &self.handle.source {
-            Source::Service(service) => service.refresh().is_polling() && !self.handle.home.is_stopped(),
-            Source::Memory(_) => false,
+            Source::Service(service) => service.updates.is_polling() && !self.handle.runtime.is_stopped(),
+            Source::InMemory(_) => false,
         }
     }
 
-    /// Calls a function at every change of a flag, until the subscription is dropped.
+    /// Subscribes a listener to all changes of flags. Dropping the subscription unsubscribes it.
     ///
-    /// Listeners run one at a time, in the order of what happened, on a thread of the provider where they may block, and
-    /// after everything that was known has become out of date: a listener that evaluates gets the new value. One that
-    /// panics is logged, and heard of again at the next change. More than 1 024 notices that nobody has taken yet become
-    /// one that any flag may have changed.
+    /// Listeners run one at a time, in the order of the events, on a thread of the provider where they may block. All
+    /// cached flags have been invalidated before: a listener that evaluates gets the new value. A panic is logged, and the
+    /// listener stays subscribed. More than 1 024 events that are not delivered yet are merged into one that says that any
+    /// flag may have changed.
     ///
-    /// While the stream of changes is away, what polling finds out about the context of the start-up check is told; and
-    /// when the stream is back after a failure, that any flag may have changed.
+    /// While the stream of changes is closed, the changes that polling finds for the start-up context are published. When
+    /// the stream opens again after a failure, an event says that any flag may have changed.
     ///
     /// ```
     /// # use flipswitch::{FlipswitchProvider, serde_json::json};
@@ -317,37 +341,37 @@ impl FlipswitchProvider {
     ///     Some(key) => println!("{key} changed"),
     ///     None => println!("any flag may have changed"),
     /// });
-    /// // Dropping it unsubscribes; `detach` keeps the listener for as long as the provider lives.
+    /// // Dropping it unsubscribes; `detach` keeps the listener for the lifetime of the provider.
     /// subscription.detach();
     /// ```
     pub fn add_flag_change_listener(
         &self,
         listener: impl Fn(&FlagChangeEvent) + Send + Sync + 'static,
     ) -> Subscription {
-        self.handle.hub.on_change(None, listener)
+        self.handle.bus.on_change(None, listener)
     }
 
-    /// Calls a function at every change that may concern one flag: changes of it, and those that may concern any. As
-    /// [`add_flag_change_listener`](Self::add_flag_change_listener) else.
+    /// Subscribes a listener to changes that concern one flag, or any flag. Otherwise behaves like
+    /// [`add_flag_change_listener`](Self::add_flag_change_listener).
     pub fn add_flag_change_listener_for(
         &self,
         key: impl Into<String>,
         listener: impl Fn(&FlagChangeEvent) + Send + Sync + 'static,
     ) -> Subscription {
-        self.handle.hub.on_change(Some(key.into()), listener)
+        self.handle.bus.on_change(Some(key.into()), listener)
     }
 
-    /// Calls a function whenever the connection to the stream of changes is in another state than before, until the
-    /// subscription is dropped. Runs as [`add_flag_change_listener`](Self::add_flag_change_listener) says.
+    /// Subscribes a listener to the status of the connection to the stream of changes. Runs like
+    /// [`add_flag_change_listener`](Self::add_flag_change_listener).
     pub fn add_connection_status_listener(
         &self,
         listener: impl Fn(ConnectionStatus) + Send + Sync + 'static,
     ) -> Subscription {
-        self.handle.hub.on_status(listener)
+        self.handle.bus.on_status(listener)
     }
 
-    /// Returns the events of the provider, beginning with how things are: a stream, for those who would rather wait than be
-    /// called back. Any number of them may be had.
+    /// Returns the events of the provider as a stream, beginning with the current state. May be called any number of
+    /// times.
     ///
     /// ```
     /// # use flipswitch::{FlipswitchProvider, ProviderEvent, serde_json::json};
@@ -369,104 +393,130 @@ impl FlipswitchProvider {
     #[must_use]
     pub fn events(&self) -> ProviderEvents {
         match &self.handle.source {
-            Source::Service(service) => service.events(),
-            Source::Memory(_) => self.handle.hub.events(Some(ProviderEvent::Ready)),
+            Source::Service(service) => service.notifier.events(),
+            Source::InMemory(_) => self.handle.bus.events(Some(ProviderEvent::Ready)),
         }
     }
 
-    /// Returns how the provider is: for health checks.
+    /// Returns the provider's health, for liveness and readiness probes.
     #[must_use]
     pub fn health(&self) -> Health {
-        let Handle { source, home, made, .. } = &*self.handle;
+        let Handle { source, runtime, built_at, .. } = &*self.handle;
         let mut health = match source {
-            Source::Service(service) => service.health(),
-            Source::Memory(_) => Health::new(HealthState::Live, *made, true),
+            Source::Service(service) => service.notifier.health(),
+            Source::InMemory(_) => Health::new(HealthState::Streaming, *built_at, true),
         };
-        if home.is_stopped() {
+        if runtime.is_stopped() {
             health.state = HealthState::ShutDown;
         }
         health
     }
 
-    /// Sets the API key that is used from now on: after [`ApiKeyRotated`](ProviderEvent::ApiKeyRotated), or to mend a wrong
-    /// one. A connection to the stream of changes is made with it, and a pause because of the other key ends.
+    /// Sets the API key from now on: after [`ApiKeyRotated`](ProviderEvent::ApiKeyRotated), or to correct a wrong one.
     ///
-    /// The key may be another environment's. So everything known counts as out of date; it is served, as stale, only
-    /// where the service cannot be asked. Requests that are under way with the other key still end, and are no news to
-    /// evaluations that begin from now on. Does nothing [in memory](Self::in_memory).
+    /// The provider reconnects to the stream of changes with the new key, and a wait after a refused key ends.
+    ///
+    /// The key may be that of another environment. Therefore all cached flags are out of date, and are served as stale only
+    /// while the service does not respond. Requests in flight with the old key complete, but do not answer evaluations that
+    /// begin from now on. Does nothing [in memory](Self::in_memory).
+    ///
+    /// ```no_run
+    /// # use flipswitch::{FlipswitchProvider, ProviderEvent};
+    /// # fn key_from_vault() -> String { String::new() }
+    /// # async fn rotate(provider: FlipswitchProvider) -> Result<(), flipswitch::ConfigError> {
+    /// let mut events = provider.events();
+    /// while let Some(event) = events.recv().await {
+    ///     if let ProviderEvent::ApiKeyRotated { valid_until: Some(_) } = event {
+    ///         provider.set_api_key(key_from_vault())?;
+    ///     }
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// A [`ConfigError`] if the key cannot be sent; the one before stays.
+    /// A [`ConfigError`] if the key cannot be sent. The old key stays in use.
     pub fn set_api_key(&self, api_key: impl Into<String>) -> Result<(), ConfigError> {
         let api_key = ApiKey::new(&api_key.into())?;
-        if let Source::Service(service) = &self.handle.source {
-            service.set_api_key(api_key);
-            if self.handle.started.load(Ordering::Relaxed) {
-                service.ask_again();
-            }
+        let Source::Service(service) = &self.handle.source else { return Ok(()) };
+        service.evaluator.set_api_key(&api_key);
+        service.notifier.api_key_replaced();
+        service.updates.api_key_replaced();
+        tracing::info!(target: "flipswitch", %api_key, "the API key was replaced");
+        *service.api_key.lock() = api_key;
+        if self.handle.is_started.load(Ordering::Relaxed) && !service.updates.are_enabled() {
+            // Nothing else in the background tries the key.
+            service.evaluator.spawn_refetch();
         }
         Ok(())
     }
 
-    /// Returns what the provider did since it was made, and what it keeps. All zero for one [in memory](Self::in_memory).
+    /// Returns counters since the provider was built. All zero [in memory](Self::in_memory).
     #[must_use]
     pub fn stats(&self) -> Stats {
         match &self.handle.source {
-            Source::Service(service) => service.stats(),
-            Source::Memory(_) => Stats::default(),
+            Source::Service(service) => service.evaluator.stats(),
+            Source::InMemory(_) => Stats::default(),
         }
     }
 
-    /// The runtime that the provider's work is done on.
-    pub(crate) fn home(&self) -> &Home {
-        &self.handle.home
-    }
-
-    /// Returns the flags for a context that OpenFeature gives: below it comes that of the request in which the caller runs,
-    /// if it is a request of this provider.
-    async fn flags_in_request(&self, context: &EvaluationContext) -> Flags {
-        let scope = RequestScope::current().filter(|scope| Arc::ptr_eq(&scope.provider().handle, &self.handle));
-        match scope {
-            Some(scope) => scope.flags_with(context).await,
-            None => self.flags(context).await,
+    /// Starts what runs in the background, unless it is started.
+    pub(crate) fn start(&self) {
+        let Handle { source, runtime, is_started, .. } = &*self.handle;
+        if runtime.is_stopped() || is_started.load(Ordering::Relaxed) || is_started.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let Source::Service(service) = source else { return };
+        if let Err(error) = service.start() {
+            tracing::error!(target: "flipswitch", error = %Chain(&error), "could not start; retrying at the next use");
+            is_started.store(false, Ordering::Relaxed);
         }
     }
 
-    async fn resolve<T>(
-        &self,
-        key: &str,
-        context: &EvaluationContext,
-        expected: FlagType,
-        read: impl FnOnce(&FlagEvaluation) -> Option<T>,
-    ) -> EvaluationResult<ResolutionDetails<T>> {
-        let flags = self.flags_in_request(context).await;
-        match flags.find(key).and_then(|flag| Some((flag, read(flag)?))) {
-            Some((flag, value)) => Ok(resolution::details(value, flag, flags.is_stale())),
-            None => Err(flags.why_not(key, expected).to_evaluation_error(key)),
+    /// Returns the runtime of the provider's tasks.
+    pub(crate) fn runtime(&self) -> &ProviderRuntime {
+        &self.handle.runtime
+    }
+
+    /// Returns the warnings that were logged.
+    pub(crate) fn warned(&self) -> &WarnOnce {
+        &self.handle.warned
+    }
+
+    pub(crate) fn metadata_ref(&self) -> &ProviderMetadata {
+        &self.handle.metadata
+    }
+
+    /// Returns whether two handles are of the same provider.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.handle, &other.handle)
+    }
+}
+
+impl Service {
+    fn start(&self) -> Result<(), Error> {
+        self.evaluator.start()?;
+        self.updates.start()?;
+        let Self { base_url, is_realtime, .. } = self;
+        let api_key = self.api_key.lock().clone();
+        tracing::info!(target: "flipswitch", %base_url, %api_key, realtime = is_realtime, "starting");
+        if base_url.is_plain_and_remote() {
+            tracing::warn!(target: "flipswitch", %base_url, "the API key is sent unencrypted; use https");
         }
+        if api_key.is_placeholder() {
+            tracing::warn!(target: "flipswitch", "the API key looks like a placeholder; use one from the dashboard");
+        }
+        Ok(())
     }
 }
 
 impl Handle {
-    /// Starts what runs in the background, once.
-    fn start(&self) {
-        if self.home.is_stopped() || self.started.load(Ordering::Relaxed) || self.started.swap(true, Ordering::Relaxed)
-        {
-            return;
-        }
-        let Source::Service(service) = &self.source else { return };
-        if let Err(error) = service.start() {
-            tracing::error!(target: "flipswitch", error = %Chain(&error), "could not start; trying again at the next use");
-            self.started.store(false, Ordering::Relaxed);
-        }
-    }
-
     fn end(&self) {
-        self.hub.close();
-        self.home.stop();
+        self.bus.close();
+        self.runtime.stop();
         if let Source::Service(service) = &self.source {
-            service.end();
+            service.evaluator.end();
         }
     }
 }
@@ -477,83 +527,16 @@ impl Drop for Handle {
     }
 }
 
-/// Shows where values come from; of the API key at most its end.
+/// Shows where flags come from, and at most the end of the API key.
 impl fmt::Debug for FlipswitchProvider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("FlipswitchProvider");
         match &self.handle.source {
             Source::Service(service) => shown
-                .field("base_url", &format_args!("{}", service.base_url()))
-                .field("api_key", &format_args!("{}", service.api_key())),
-            Source::Memory(memory) => shown.field("flags", &memory.flags()),
+                .field("base_url", &format_args!("{}", service.base_url))
+                .field("api_key", &format_args!("{}", service.api_key.lock())),
+            Source::InMemory(in_memory) => shown.field("flags", &in_memory.len()),
         }
         .finish_non_exhaustive()
-    }
-}
-
-#[async_trait]
-impl FeatureProvider for FlipswitchProvider {
-    /// Starts the provider and returns at once: OpenFeature holds its global lock meanwhile. Use
-    /// [`ready`](FlipswitchProvider::ready) to wait.
-    async fn initialize(&mut self, context: &EvaluationContext) {
-        if context.targeting_key.is_some() {
-            Misuse::GlobalTargetingKey.warn(self);
-        }
-        self.handle.start();
-    }
-
-    fn status(&self) -> ProviderStatus {
-        let Handle { source, home, .. } = &*self.handle;
-        if home.is_stopped() {
-            return ProviderStatus::NotReady;
-        }
-        match source {
-            Source::Memory(_) => ProviderStatus::Ready,
-            Source::Service(service) => service.health().state.status(),
-        }
-    }
-
-    fn metadata(&self) -> &ProviderMetadata {
-        &self.handle.metadata
-    }
-
-    async fn resolve_bool_value(
-        &self,
-        key: &str,
-        context: &EvaluationContext,
-    ) -> EvaluationResult<ResolutionDetails<bool>> {
-        self.resolve(key, context, FlagType::Boolean, FlagEvaluation::as_bool).await
-    }
-
-    async fn resolve_int_value(
-        &self,
-        key: &str,
-        context: &EvaluationContext,
-    ) -> EvaluationResult<ResolutionDetails<i64>> {
-        self.resolve(key, context, FlagType::Integer, FlagEvaluation::as_i64).await
-    }
-
-    async fn resolve_float_value(
-        &self,
-        key: &str,
-        context: &EvaluationContext,
-    ) -> EvaluationResult<ResolutionDetails<f64>> {
-        self.resolve(key, context, FlagType::Number, FlagEvaluation::as_f64).await
-    }
-
-    async fn resolve_string_value(
-        &self,
-        key: &str,
-        context: &EvaluationContext,
-    ) -> EvaluationResult<ResolutionDetails<String>> {
-        self.resolve(key, context, FlagType::String, |flag| flag.as_str().map(str::to_owned)).await
-    }
-
-    async fn resolve_struct_value(
-        &self,
-        key: &str,
-        context: &EvaluationContext,
-    ) -> EvaluationResult<ResolutionDetails<StructValue>> {
-        self.resolve(key, context, FlagType::Object, |flag| flag.value.as_object().map(resolution::structure)).await
     }
 }

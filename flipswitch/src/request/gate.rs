@@ -1,19 +1,25 @@
-//! When a gate is open.
+//! The rule of a gate: whether a request may pass.
 
 use std::{
     borrow::Cow,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use crate::{FlagDef, FlagEvaluation, FlagType, Flags};
+use crate::{
+    flag_type::FlagType,
+    flags::{declare::FlagDef, evaluation::FlagEvaluation},
+    provider::flags::Flags,
+    request::{scope::RequestScope, warnings::SetupWarning},
+};
 
-/// What names a flag: its key, or a flag declared with [`flags!`](crate::flags).
+/// The name of a flag: its key, or a flag declared with [`flags!`](crate::flags).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` names no flag",
-    label = "give the flag's key, a `&'static str`, or a flag declared with `flags!`"
+    label = "pass the flag's key, a `&'static str`, or a flag declared with `flags!`"
 )]
 pub trait FlagKey {
     /// Returns the key of the flag.
@@ -32,14 +38,14 @@ impl<F: FlagDef> FlagKey for F {
     }
 }
 
-/// What a gate can ask: the key of a boolean flag, whose default is then `false`, or a boolean flag declared with
+/// A flag that a gate can check: the key of a boolean flag, which defaults to `false`, or a boolean flag declared with
 /// [`flags!`](crate::flags), with its own default.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no boolean flag",
-    label = "give the flag's key, a `&'static str`, or a flag declared with `flags!` as `bool`"
+    label = "pass the flag's key, a `&'static str`, or a flag declared with `flags!` as `bool`"
 )]
 pub trait GateFlag: FlagKey {
-    /// Returns what counts while the flag is not known.
+    /// Returns the value that counts if the flag has none.
     fn default_on(&self) -> bool;
 }
 
@@ -49,7 +55,7 @@ impl GateFlag for &'static str {
     }
 }
 
-// Else the compiler would say of a flag of another type which types differ, and nothing of gates.
+// Otherwise the compiler would report differing types for a flag of another type, and not mention gates.
 #[diagnostic::do_not_recommend]
 impl<F: FlagDef<Value = bool>> GateFlag for F {
     fn default_on(&self) -> bool {
@@ -57,75 +63,108 @@ impl<F: FlagDef<Value = bool>> GateFlag for F {
     }
 }
 
-/// When a gate is open: the rule behind the `FlagGate` of each web package.
+/// Whether a gate is open for a request: the rule behind the `FlagGate` of each web crate.
 ///
-/// A flag that is not known, has another type or no value counts as its default. For a key that is `false`: then
-/// [`requires`](Self::requires) is closed and [`requires_not`](Self::requires_not) is open. A variant that is not known is
-/// no variant. A flag that the service does not have, and one that is no boolean, are warned of, once by each gate.
+/// A flag that is unknown, has another type or no value counts as its default, which is `false` for a key. A flag that the
+/// service does not have and one that is no boolean are logged as a warning, once per gate.
 #[derive(Clone, Debug)]
-pub struct GateRule(Rule);
-
-#[derive(Clone, Debug)]
-enum Rule {
-    Flag { key: &'static str, default: bool, opens_if: bool, told: Arc<AtomicBool> },
-    Variant { key: &'static str, variant: Cow<'static, str> },
-    Both(Box<(Rule, Rule)>),
-    Either(Box<(Rule, Rule)>),
+pub struct GateRule {
+    condition: Condition,
+    unknown: Option<Unknown>,
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "a name is given as it is: `\"beta\"`, `NewCheckout`")]
+/// What a gate does for a request whose flags are not known at all: the service has not responded for its context, and there
+/// are no bootstrap values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// Closes the gate.
+    Closed,
+    /// Opens the gate.
+    Open,
+}
+
+#[derive(Clone)]
+enum Condition {
+    Flag { key: &'static str, default: bool, opens_if: bool, warned: Arc<AtomicBool> },
+    Variant { key: &'static str, variant: Cow<'static, str> },
+    When(Arc<dyn Fn(&Flags) -> bool + Send + Sync>),
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "flags are passed by name: `\"beta\"`, `NewCheckout`")]
 impl GateRule {
-    /// Open where the flag is on.
+    /// Opens if the flag is on.
     #[must_use]
-    pub fn requires(flag: impl GateFlag) -> Self {
-        Self(Rule::flag(&flag, true))
+    pub fn enabled(flag: impl GateFlag) -> Self {
+        Self::new(Condition::flag(&flag, true))
     }
 
-    /// Open where the flag is off.
+    /// Opens if the flag is off.
     #[must_use]
-    pub fn requires_not(flag: impl GateFlag) -> Self {
-        Self(Rule::flag(&flag, false))
+    pub fn disabled(flag: impl GateFlag) -> Self {
+        Self::new(Condition::flag(&flag, false))
     }
 
-    /// Open where the service evaluated the flag to this variant.
+    /// Opens if the service evaluated the flag to this variant.
     #[must_use]
     pub fn variant(flag: impl FlagKey, variant: impl Into<Cow<'static, str>>) -> Self {
-        Self(Rule::Variant { key: flag.key(), variant: variant.into() })
+        Self::new(Condition::Variant { key: flag.key(), variant: variant.into() })
     }
 
-    /// Open where both are.
+    /// Opens if the predicate returns `true` for the flags of the request.
     #[must_use]
-    pub fn and(self, other: Self) -> Self {
-        Self(Rule::Both(Box::new((self.0, other.0))))
+    pub fn when(predicate: impl Fn(&Flags) -> bool + Send + Sync + 'static) -> Self {
+        Self::new(Condition::When(Arc::new(predicate)))
     }
 
-    /// Open where one of both is.
+    /// Sets what happens while the flags of the request are not known. Defaults to the rule itself, for which the defaults
+    /// of the flags count.
     #[must_use]
-    pub fn or(self, other: Self) -> Self {
-        Self(Rule::Either(Box::new((self.0, other.0))))
+    pub fn unknown(mut self, unknown: Unknown) -> Self {
+        self.unknown = Some(unknown);
+        self
     }
 
-    /// Returns whether the gate is open for whoever has these flags.
+    /// Returns whether the gate is open for a request with these flags.
     #[must_use]
     pub fn is_open(&self, flags: &Flags) -> bool {
-        self.0.holds(flags)
+        match self.unknown {
+            Some(unknown) if flags.available().is_err() => unknown == Unknown::Open,
+            _ => self.condition.holds(flags),
+        }
+    }
+
+    /// Returns whether the gate is open by the last known flags of a request, for guards, which cannot wait. Without any,
+    /// the default of `flag` counts, and a warning is logged. New flags are requested in the background.
+    #[must_use]
+    pub fn is_open_by_last_known(&self, scope: &RequestScope, flag: &impl GateFlag) -> bool {
+        scope.last_known_flags().map_or_else(
+            || {
+                SetupWarning::GuardWithoutFlags { key: flag.key() }.log(scope.provider().warned());
+                flag.default_on()
+            },
+            |flags| self.is_open(&flags),
+        )
+    }
+
+    fn new(condition: Condition) -> Self {
+        Self { condition, unknown: None }
     }
 }
 
-impl Rule {
+impl Condition {
     fn flag(flag: &impl GateFlag, opens_if: bool) -> Self {
-        Self::Flag { key: flag.key(), default: flag.default_on(), opens_if, told: Arc::default() }
+        Self::Flag { key: flag.key(), default: flag.default_on(), opens_if, warned: Arc::default() }
     }
 
     fn holds(&self, flags: &Flags) -> bool {
         match self {
-            Self::Flag { key, default, opens_if, told } => {
+            Self::Flag { key, default, opens_if, warned } => {
                 let flag = flags.find(key);
                 let on = flag.and_then(FlagEvaluation::as_bool).unwrap_or_else(|| {
-                    // Of a flag without a value, and while there are no flags at all, the default is what is meant.
-                    let is_mistake = flag.map_or(flags.known().is_ok(), |flag| !flag.value.is_null());
-                    if is_mistake && !told.swap(true, Ordering::Relaxed) {
-                        tell(key, flag, *default);
+                    // A flag without a value, or no flags at all, is no mistake.
+                    let is_mistake = flag.map_or(flags.available().is_ok(), |flag| !flag.value.is_null());
+                    if is_mistake && !warned.swap(true, Ordering::Relaxed) {
+                        warn(key, flag, *default);
                     }
                     *default
                 });
@@ -134,20 +173,30 @@ impl Rule {
             Self::Variant { key, variant } => {
                 flags.find(key).is_some_and(|flag| flag.variant.as_deref() == Some(variant))
             }
-            Self::Both(rules) => rules.0.holds(flags) && rules.1.holds(flags),
-            Self::Either(rules) => rules.0.holds(flags) || rules.1.holds(flags),
+            Self::When(predicate) => predicate(flags),
         }
     }
 }
 
-/// Says that a gate goes by its default because of a mistake: in its key, or in the flag's type.
-fn tell(key: &str, flag: Option<&FlagEvaluation>, default: bool) {
+impl fmt::Debug for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Flag { key, opens_if: true, .. } => write!(f, "enabled({key:?})"),
+            Self::Flag { key, .. } => write!(f, "disabled({key:?})"),
+            Self::Variant { key, variant } => write!(f, "variant({key:?}, {variant:?})"),
+            Self::When(_) => f.write_str("when(..)"),
+        }
+    }
+}
+
+/// Warns that a gate uses its default because of a mistake in its key, or in the type of the flag.
+fn warn(key: &str, flag: Option<&FlagEvaluation>, default: bool) {
     match flag.map(|flag| FlagType::of_value(&flag.value)) {
         Some(found) => tracing::warn!(
-            target: "flipswitch", key, %found, default, "a gate takes its default: the flag is no boolean"
+            target: "flipswitch", key, %found, default, "a gate uses its default: the flag is not a boolean"
         ),
         None => tracing::warn!(
-            target: "flipswitch", key, default, "a gate takes its default: the service has no such flag"
+            target: "flipswitch", key, default, "a gate uses its default: the flag service does not have the flag"
         ),
     }
 }

@@ -1,55 +1,289 @@
-//! What packages for web frameworks are made of: whom a request is from, the rule of a gate, and a probe's.
+//! Building blocks for integrations with web frameworks.
 //!
-//! Applications use `flipswitch-axum` or `flipswitch-actix`, which hand on what they need of this. A package for another
-//! framework [opens](open) a scope in each request, runs what is inside of it [in it](RequestScope::scope), sets the
-//! [cookie of a new visitor](new_cookie), and adds what is the framework's own.
+//! Applications use `flipswitch-axum` or `flipswitch-actix`, which re-export what they need. An integration of another
+//! framework consists of three parts:
+//!
+//! 1. It implements [`RequestParts`] for the framework's request, unless that is an [`http::request::Parts`].
+//! 2. Its middleware [opens](ScopeBuilder::open) a scope in each request, [runs](RequestScope::run) the inner service in
+//!    it, and adds the [cookie](new_cookie) of a new visitor to the response.
+//! 3. Its extractors look up the scope with [`scope`], and read its flags.
+//!
+//! A minimal integration of a made-up framework, whose requests and responses are plain structures:
+//!
+//! ```
+//! use flipswitch::{
+//!     EvaluationContext, FlipswitchProvider, RequestScope,
+//!     integration::{self, RequestParts, ScopeBuilder},
+//! };
+//!
+//! #[derive(Default)]
+//! struct Request {
+//!     headers: Vec<(String, String)>,
+//!     extensions: Extensions,
+//! }
+//!
+//! #[derive(Default)]
+//! struct Extensions {
+//!     user: Option<User>,
+//!     scope: Option<RequestScope>,
+//! }
+//!
+//! struct User(String);
+//!
+//! struct Response {
+//!     body: String,
+//!     cookies: Vec<String>,
+//! }
+//!
+//! // 1. The request.
+//! impl RequestParts for Request {
+//!     fn header_values<'a>(&'a self, name: &str) -> Box<dyn Iterator<Item = &'a [u8]> + 'a> {
+//!         let name = name.to_owned();
+//!         Box::new(self.headers.iter().filter(move |(other, _)| *other == name).map(|(_, value)| value.as_bytes()))
+//!     }
+//!
+//!     fn insert_scope(&mut self, scope: RequestScope) -> Option<RequestScope> {
+//!         self.extensions.scope.replace(scope)
+//!     }
+//! }
+//!
+//! // 2. The middleware.
+//! struct Middleware<H> {
+//!     scopes: ScopeBuilder<Request>,
+//!     handler: H,
+//! }
+//!
+//! impl<H: AsyncFn(Request) -> Response> Middleware<H> {
+//!     async fn call(&self, mut request: Request) -> Response {
+//!         let scope = self.scopes.open(&mut request);
+//!         let mut response = scope.clone().run((self.handler)(request)).await;
+//!         let cookie = integration::new_cookie(&scope, response.cookies.iter().map(String::as_bytes));
+//!         response.cookies.extend(cookie);
+//!         response
+//!     }
+//! }
+//!
+//! // 3. The extractor.
+//! async fn flags(request: &Request) -> Option<flipswitch::Flags> {
+//!     let scope = integration::scope(request.extensions.scope.as_ref(), &request.extensions)?;
+//!     Some(scope.flags().await.clone())
+//! }
+//!
+//! // An application.
+//! async fn checkout(request: Request) -> Response {
+//!     let flags = flags(&request).await.expect("the middleware is installed");
+//!     let page = if flags.bool("new-checkout", false) { "new" } else { "old" };
+//!     Response { body: page.to_owned(), cookies: Vec::new() }
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! let provider = FlipswitchProvider::in_memory(flipswitch::serde_json::json!({"new-checkout": true}));
+//! let scopes = ScopeBuilder::new(provider).with_user::<User, Extensions, _>(
+//!     |extensions| extensions.user.is_some(),
+//!     |request: &Request| {
+//!         let user = request.extensions.user.as_ref()?;
+//!         Some(EvaluationContext::default().with_targeting_key(&user.0))
+//!     },
+//! );
+//! let app = Middleware { scopes, handler: checkout };
+//! let request = Request {
+//!     extensions: Extensions { user: Some(User("alice".to_owned())), scope: None },
+//!     ..Request::default()
+//! };
+//! assert_eq!(app.call(request).await.body, "new");
+//! # }
+//! ```
 
-use open_feature::EvaluationContext;
-
-use crate::{FlagDef, Flags, FlipswitchProvider, RequestScope};
-pub use crate::{
-    events::health::HealthProbe,
-    request::gate::{FlagKey, GateFlag, GateRule},
-    request::visitor::Anonymous,
-    request::warnings::Misuse,
+use std::{
+    any::{Any, type_name},
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
 };
 
-/// Opens a scope for a request whose context has to be found: by the functions that an application gave, and in the request's
-/// headers.
+use http::HeaderValue;
+use open_feature::EvaluationContext;
+
+pub use crate::request::{
+    gate::{FlagKey, GateFlag, GateRule, Unknown},
+    probe::HealthProbe,
+    visitor::{Anonymous, AnonymousCookie},
+};
+use crate::{
+    context::into_context::IntoContext,
+    flags::declare::FlagDef,
+    provider::{flags::Flags, provider::FlipswitchProvider},
+    request::{
+        scope::{MissingUser, RequestScope},
+        visitor::Visitor,
+        warnings::SetupWarning,
+    },
+};
+
+/// The request of a web framework, as far as a scope needs it.
+pub trait RequestParts {
+    /// Returns the values of all headers of a name, in their order. The name is in lower case.
+    fn header_values<'a>(&'a self, name: &str) -> Box<dyn Iterator<Item = &'a [u8]> + 'a>;
+
+    /// Puts a scope into the extensions of the request, and returns the one that was there.
+    fn insert_scope(&mut self, scope: RequestScope) -> Option<RequestScope>;
+}
+
+impl RequestParts for http::request::Parts {
+    fn header_values<'a>(&'a self, name: &str) -> Box<dyn Iterator<Item = &'a [u8]> + 'a> {
+        Box::new(self.headers.get_all(name).iter().map(HeaderValue::as_bytes))
+    }
+
+    fn insert_scope(&mut self, scope: RequestScope) -> Option<RequestScope> {
+        self.extensions.insert(scope)
+    }
+}
+
+/// Opens the scopes of requests: builds the context of each request from its user, its head, or its visitor.
+pub struct ScopeBuilder<R> {
+    provider: FlipswitchProvider,
+    context: Option<Arc<ContextFn<R>>>,
+    user: Option<User<R>>,
+    anonymous: Anonymous,
+}
+
+type ContextFn<R> = dyn Fn(&R) -> Option<EvaluationContext> + Send + Sync;
+
+/// How the user of a request is found.
+struct User<R> {
+    missing: MissingUser,
+    /// Returns `None` if there is no user, and `Some(None)` if the user has no context.
+    context: Arc<dyn Fn(&R) -> Option<Option<EvaluationContext>> + Send + Sync>,
+}
+
+impl<R: RequestParts> ScopeBuilder<R> {
+    /// Makes a builder that evaluates all requests with one shared context, without a targeting key.
+    #[must_use]
+    pub fn new(provider: FlipswitchProvider) -> Self {
+        Self { provider, context: None, user: None, anonymous: Anonymous::shared() }
+    }
+
+    /// Sets a function that builds a context from the request. Defaults to none.
+    ///
+    /// If the function panics, its context is ignored and a warning is logged once.
+    #[must_use]
+    pub fn with_context<C: IntoContext>(mut self, context: impl Fn(&R) -> C + Send + Sync + 'static) -> Self {
+        self.context = Some(Arc::new(move |request| context(request).into_context()));
+        self
+    }
+
+    /// Sets how the context is built from a user of type `U` in the extensions `E` of the request. Defaults to none.
+    ///
+    /// `context` returns `None` if the request has no user. Its fields take precedence over those of
+    /// [`with_context`](Self::with_context). If it panics, its context is ignored and a warning is logged once.
+    ///
+    /// `is_present` tells whether the extensions have a user when flags are read. If they had none when the scope was
+    /// opened, the user was set too late, and a warning is logged once.
+    #[must_use]
+    pub fn with_user<U, E: 'static, C: IntoContext>(
+        mut self,
+        is_present: fn(&E) -> bool,
+        context: impl Fn(&R) -> Option<C> + Send + Sync + 'static,
+    ) -> Self {
+        let is_present = move |extensions: &dyn Any| extensions.downcast_ref().is_some_and(is_present);
+        self.user = Some(User {
+            missing: MissingUser { name: type_name::<U>(), is_present: Arc::new(is_present) },
+            context: Arc::new(move |request| context(request).map(IntoContext::into_context)),
+        });
+        self
+    }
+
+    /// Sets how requests without a user are evaluated. Defaults to [`Anonymous::shared`].
+    #[must_use]
+    pub fn with_anonymous(mut self, anonymous: impl Into<Anonymous>) -> Self {
+        self.anonymous = anonymous.into();
+        self
+    }
+
+    /// Opens the scope of a request, and puts it into the request's extensions.
+    ///
+    /// A scope that is there already is replaced, and a warning is logged once.
+    pub fn open(&self, request: &mut R) -> RequestScope {
+        let Self { provider, context, user, anonymous } = self;
+        // After a panic, the user counts as present without a context.
+        let find = |user: &User<R>| self.catch_panic(|| (user.context)(request)).unwrap_or(Some(None));
+        let (user, missing_user) = match user.as_ref().map(|user| (user, find(user))) {
+            Some((_, Some(context))) => (context, None),
+            Some((user, None)) => (None, Some(user.missing.clone())),
+            None => (None, None),
+        };
+        let has_user = user.is_some();
+        let request_context = context.as_ref().and_then(|context| self.catch_panic(|| context(request)).flatten());
+        let mut context = match (user, request_context) {
+            (Some(mut user), Some(request)) => {
+                user.merge_missing(&request);
+                user
+            }
+            (Some(context), None) | (None, Some(context)) => context,
+            (None, None) => EvaluationContext::default(),
+        };
+        let mut cookie = None;
+        if !has_user && context.targeting_key.is_none() {
+            match anonymous.find(|name| request.header_values(name)) {
+                Visitor::Known(key) => context.targeting_key = Some(key),
+                Visitor::New(new) => cookie = Some(new.clone()),
+                Visitor::Shared => {}
+            }
+        }
+        let scope = RequestScope::open(provider.clone(), context, cookie, missing_user);
+        if request.insert_scope(scope.clone()).is_some() {
+            SetupWarning::DuplicateLayer.log(provider.warned());
+        }
+        scope
+    }
+
+    /// Calls a function of the application. Returns `None` if it panics.
+    fn catch_panic<T>(&self, call: impl FnOnce() -> T) -> Option<T> {
+        let outcome = catch_unwind(AssertUnwindSafe(call));
+        outcome.map_err(|_| SetupWarning::ContextPanicked.log(self.provider.warned())).ok()
+    }
+}
+
+impl<R> Clone for ScopeBuilder<R> {
+    fn clone(&self) -> Self {
+        let user = self.user.as_ref();
+        let user = user.map(|user| User { missing: user.missing.clone(), context: Arc::clone(&user.context) });
+        Self { provider: self.provider.clone(), context: self.context.clone(), user, anonymous: self.anonymous.clone() }
+    }
+}
+
+impl<R> fmt::Debug for ScopeBuilder<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ScopeBuilder")
+            .field("provider", &self.provider)
+            .field("with_context", &self.context.is_some())
+            .field("with_user", &self.user.as_ref().map(|user| user.missing.name))
+            .field("anonymous", &self.anonymous)
+            .finish()
+    }
+}
+
+/// Returns the scope from a request's extensions, for code that is about to read flags.
 ///
-/// What is known of the `user` and what is known of the `request` are merged, and the user's fields win. Without a user and
-/// without a targeting key, `anonymous` says who the visitor is; `headers` gives the values of all headers of a name. A
-/// function that panics finds nothing, which is logged once.
-#[must_use]
-pub fn open<'a, I>(
-    provider: &FlipswitchProvider,
-    user: impl FnOnce() -> Option<EvaluationContext>,
-    request: impl FnOnce() -> Option<EvaluationContext>,
-    anonymous: &Anonymous,
-    headers: impl FnOnce(&str) -> I,
-) -> RequestScope
-where
-    I: Iterator<Item = &'a [u8]>,
-{
-    RequestScope::open(provider, user, request, anonymous, headers)
+/// `extensions` are those of the type that [`with_user`](ScopeBuilder::with_user) was given. They are checked for a user
+/// that was set too late.
+pub fn scope<'a>(scope: Option<&'a RequestScope>, extensions: &dyn Any) -> Option<&'a RequestScope> {
+    scope.inspect(|scope| scope.check_user(extensions))
 }
 
-/// Returns the value of the `Set-Cookie` header that the response to a request is to have: if flags were read for a visitor
-/// who has no cookie yet ([`Anonymous::cookie`]), and none of the `Set-Cookie` headers that the response has, `set`, is for
-/// it. Each call makes another visitor.
+/// Returns the value of the `Set-Cookie` header for a new visitor, if the request read flags and [`Anonymous::cookie`] is
+/// in use.
+///
+/// `set` are the values of all `Set-Cookie` headers that the response has. If one of them sets the cookie, there is nothing
+/// to add. Each call makes another visitor.
 #[must_use]
-pub fn new_cookie<'a>(scope: &RequestScope, set: impl Iterator<Item = &'a [u8]>) -> Option<String> {
-    scope.new_cookie(set)
+pub fn new_cookie<'a>(scope: &RequestScope, mut set: impl Iterator<Item = &'a [u8]>) -> Option<String> {
+    let cookie = scope.new_cookie()?;
+    if set.any(|header| cookie.is_set_by(header)) { None } else { cookie.mint() }
 }
 
-/// Returns the last known flags of a request, which may be out of date, for whoever cannot wait: routing by guards. They are
-/// asked for anew, for the next time. Counts as reading.
-#[must_use]
-pub fn last_known(scope: &RequestScope) -> Option<Flags> {
-    scope.last_known()
-}
-
-/// Reads a declared flag by its type, as [`Flags::get`] does by its value: for extractors.
+/// Reads a declared flag by its type, for extractors. Otherwise behaves like [`Flags::get`].
 #[must_use]
 pub fn read<F: FlagDef>(flags: &Flags) -> F::Value {
     flags.read::<F>()

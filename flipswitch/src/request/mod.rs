@@ -2,6 +2,7 @@
 
 pub(crate) mod gate;
 pub mod integration;
+pub(crate) mod probe;
 pub(crate) mod scope;
 pub(crate) mod task_local;
 pub(crate) mod visitor;

@@ -1,32 +1,48 @@
-//! One request of a web application: whose it is, and the flags that it was given.
+//! One request: its provider, its context, and its flags.
 
 use std::{
+    any::Any,
     fmt,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
 };
 
-use parking_lot::Mutex;
-
 use open_feature::EvaluationContext;
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use crate::{
-    Flags, FlipswitchProvider,
-    request::visitor::{Anonymous, Visitor, VisitorCookie},
-    request::warnings::Misuse,
+    provider::{flags::Flags, provider::FlipswitchProvider},
+    request::{visitor::AnonymousCookie, warnings::SetupWarning},
 };
 
-/// What OpenFeature clients added to a request's context is remembered up to this number of different additions.
-const ADDITIONS: usize = 8;
+/// How many different contexts of OpenFeature clients are remembered in a request.
+const MAX_CLIENT_CONTEXTS: usize = 8;
 
-/// One request's provider, context and flags. The web crates put one into each request; a clone is the same scope.
+/// The provider, the context and the flags of one request. A clone is the same scope.
 ///
-/// Nothing is asked of the flag service before the first read, and however many parts of the request read, also at the
-/// same time, they share one answer.
+/// The web crates open a scope in each request. Nothing is requested from the flag service until the first read, and all
+/// parts of the request share one evaluation, also if they read at the same time.
+///
+/// ```
+/// use flipswitch::{EvaluationContext, FlipswitchProvider, RequestScope, serde_json::json};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let provider = FlipswitchProvider::in_memory(json!({"new-checkout": true}));
+/// let alice = EvaluationContext::default().with_targeting_key("alice");
+/// let scope = RequestScope::new(provider, alice);
+///
+/// // What runs in the scope finds it without being passed anything.
+/// let is_new = scope.run(async {
+///     let scope = RequestScope::current().expect("runs in a scope");
+///     scope.flags().await.bool("new-checkout", false)
+/// });
+/// assert!(is_new.await);
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct RequestScope(Arc<Inner>);
 
@@ -34,70 +50,64 @@ struct Inner {
     provider: FlipswitchProvider,
     context: EvaluationContext,
     flags: OnceCell<Flags>,
-    /// The flags for what clients added to the context.
-    with_additions: Mutex<Vec<(EvaluationContext, Flags)>>,
-    read: AtomicBool,
-    /// What a visitor gets whose flags were read.
-    cookie: Option<VisitorCookie>,
-    /// The request from which this was carried into other work.
+    /// The flags for contexts of OpenFeature clients, merged with that of the request.
+    client_flags: Mutex<Vec<(EvaluationContext, Flags)>>,
+    was_read: AtomicBool,
+    /// The cookie for a new visitor whose flags are read.
+    cookie: Option<AnonymousCookie>,
+    /// How to find out that the request's user was set after the scope was opened.
+    missing_user: Option<MissingUser>,
+    /// The scope of the request from which this one was carried into other work.
     origin: Option<RequestScope>,
 }
 
+/// The user that a request had not when its scope was opened.
+#[derive(Clone)]
+pub(super) struct MissingUser {
+    pub(super) name: &'static str,
+    pub(super) is_present: Arc<dyn Fn(&dyn Any) -> bool + Send + Sync>,
+}
+
 impl RequestScope {
-    /// Opens a scope for one request.
+    /// Opens a scope.
     #[must_use]
     pub fn new(provider: FlipswitchProvider, context: EvaluationContext) -> Self {
-        Self::with(provider, context, None, None)
+        Self::open(provider, context, None, None)
     }
 
-    /// Opens a scope for a request whose context has to be found; see [`web::open`](crate::web::open).
-    pub(crate) fn open<'a, I>(
-        provider: &FlipswitchProvider,
-        user: impl FnOnce() -> Option<EvaluationContext>,
-        request: impl FnOnce() -> Option<EvaluationContext>,
-        anonymous: &Anonymous,
-        headers: impl FnOnce(&str) -> I,
-    ) -> Self
-    where
-        I: Iterator<Item = &'a [u8]>,
-    {
-        let (user, request) = (contained(provider, user), contained(provider, request));
-        let has_user = user.is_some();
-        let mut context = match (user, request) {
-            (Some(mut user), Some(request)) => {
-                user.merge_missing(&request);
-                user
-            }
-            (Some(one), None) | (None, Some(one)) => one,
-            (None, None) => EvaluationContext::default(),
-        };
-        let mut cookie = None;
-        if !has_user && context.targeting_key.is_none() {
-            match anonymous.find(headers) {
-                Visitor::Known(key) => context.targeting_key = Some(key),
-                Visitor::New(new) => cookie = Some(new),
-                Visitor::Nobody => {}
-            }
-        }
-        Self::with(provider.clone(), context, cookie, None)
-    }
-
-    fn with(
+    pub(super) fn open(
         provider: FlipswitchProvider,
         context: EvaluationContext,
-        cookie: Option<VisitorCookie>,
-        origin: Option<Self>,
+        cookie: Option<AnonymousCookie>,
+        missing_user: Option<MissingUser>,
     ) -> Self {
-        let (flags, with_additions, read) = (OnceCell::new(), Mutex::default(), AtomicBool::new(false));
-        Self(Arc::new(Inner { provider, context, flags, with_additions, read, cookie, origin }))
+        Self(Arc::new(Inner {
+            provider,
+            context,
+            flags: OnceCell::new(),
+            client_flags: Mutex::default(),
+            was_read: AtomicBool::new(false),
+            cookie,
+            missing_user,
+            origin: None,
+        }))
     }
 
-    /// The same provider and context for other work, which reads for the same visitor.
-    pub(crate) fn carried(&self) -> Self {
-        Self::with(self.0.provider.clone(), self.0.context.clone(), None, Some(self.clone()))
+    /// Opens a scope for other work with the same provider and context. Its reads count as reads of this request.
+    pub(super) fn carried(&self) -> Self {
+        Self(Arc::new(Inner {
+            provider: self.0.provider.clone(),
+            context: self.0.context.clone(),
+            flags: OnceCell::new(),
+            client_flags: Mutex::default(),
+            was_read: AtomicBool::new(false),
+            cookie: None,
+            missing_user: None,
+            origin: Some(self.clone()),
+        }))
     }
 
-    /// Returns the provider that evaluates for the request.
+    /// Returns the provider of the request.
     #[must_use]
     pub fn provider(&self) -> &FlipswitchProvider {
         &self.0.provider
@@ -111,60 +121,64 @@ impl RequestScope {
 
     /// Returns the flags of the request, evaluated at the first call. Never fails; see [`Flags`].
     ///
-    /// Waits at most [`max_wait`](crate::FlipswitchProviderBuilder::max_wait) for a context that is known and out of date,
-    /// at most [`request_timeout`](crate::FlipswitchProviderBuilder::request_timeout) for one that is not known, and not at
-    /// all while the service fails.
+    /// Waits at most [`stale_wait`](crate::FlipswitchProviderBuilder::stale_wait) for a context with stale flags, at most
+    /// [`request_timeout`](crate::FlipswitchProviderBuilder::request_timeout) for one without any, and not at all while
+    /// the service fails.
     pub async fn flags(&self) -> &Flags {
         self.mark_read();
-        self.evaluated().await
+        self.evaluate().await
     }
 
-    /// Returns the flags of the request if that needs no waiting: they were evaluated before, memory has a fresh answer for
-    /// the context, or the service cannot be asked at present. Asking counts as reading.
+    /// Returns the flags of the request if that needs no waiting: they are evaluated already, fresh flags are cached, or no
+    /// request is possible at present. Counts as a read.
     #[must_use]
-    pub fn flags_now(&self) -> Option<&Flags> {
+    pub fn try_flags(&self) -> Option<&Flags> {
         self.mark_read();
         self.0.flags.get().or_else(|| {
-            let flags = self.0.provider.flags_now(&self.0.context)?;
-            // Refused while somebody waits for an answer, which is the request's one then.
+            let flags = self.0.provider.try_flags(&self.0.context)?;
+            // Fails while another part of the request evaluates; its flags are then those of the request.
             let _ = self.0.flags.set(flags);
             self.0.flags.get()
         })
     }
 
-    /// The last known flags, which may be out of date, for whoever can neither wait nor do without. They are asked for anew,
-    /// for the next time.
-    pub(crate) fn last_known(&self) -> Option<Flags> {
-        self.mark_read();
-        self.flags_now().cloned().or_else(|| self.0.provider.last_known(&self.0.context))
+    /// Returns the last known flags, which may be out of date, and requests new ones in the background.
+    pub(super) fn last_known_flags(&self) -> Option<Flags> {
+        self.try_flags().cloned().or_else(|| self.0.provider.last_known_flags(&self.0.context))
     }
 
-    /// Evaluates the flags of the request, so that [`flags_now`](Self::flags_now) has them. This is not reading them.
+    /// Evaluates the flags of the request, so that [`try_flags`](Self::try_flags) returns them. Does not count as a read.
     pub async fn prefetch(&self) {
-        self.evaluated().await;
+        self.evaluate().await;
     }
 
-    /// Returns whether something has read the flags of the request.
+    /// Returns whether the flags of the request were read.
     #[must_use]
     pub fn was_read(&self) -> bool {
-        self.0.read.load(Ordering::Relaxed)
+        self.0.was_read.load(Ordering::Relaxed)
     }
 
-    /// The cookie of a new visitor; see [`web::new_cookie`](crate::web::new_cookie).
-    pub(crate) fn new_cookie<'a>(&self, mut set: impl Iterator<Item = &'a [u8]>) -> Option<String> {
-        let cookie = self.0.cookie.filter(|_| self.was_read())?;
-        if set.any(|header| cookie.is_set_by(header)) { None } else { cookie.mint() }
+    /// Returns the cookie for a new visitor, if flags were read.
+    pub(super) fn new_cookie(&self) -> Option<&AnonymousCookie> {
+        self.0.cookie.as_ref().filter(|_| self.was_read())
     }
 
-    /// Returns the flags for what an OpenFeature client gives, whose fields win over the request's own. The same addition
-    /// has the same answer in the whole request.
+    /// Warns if the user that the request had not when the scope was opened is in its extensions now.
+    pub(super) fn check_user(&self, extensions: &dyn Any) {
+        if let Some(user) = self.0.missing_user.as_ref().filter(|user| (user.is_present)(extensions)) {
+            SetupWarning::UserSetTooLate { user: user.name }.log(self.0.provider.warned());
+        }
+    }
+
+    /// Returns the flags for the context of an OpenFeature client, which the request's context completes. The same context
+    /// has the same flags in the whole request.
     pub(crate) async fn flags_with(&self, given: &EvaluationContext) -> Flags {
         let own = &self.0.context;
         if given.targeting_key.is_none() && given.custom_fields.is_empty() {
             return self.flags().await.clone();
         }
         if given.targeting_key.is_some() && own.targeting_key.is_some() && given.targeting_key != own.targeting_key {
-            Misuse::OtherTargetingKey.warn(&self.0.provider);
+            SetupWarning::OtherTargetingKey.log(self.0.provider.warned());
         }
         let mut merged = given.clone();
         merged.merge_missing(own);
@@ -172,75 +186,41 @@ impl RequestScope {
             return self.flags().await.clone();
         }
         self.mark_read();
-        let known = |additions: &[(EvaluationContext, Flags)]| {
-            additions.iter().find(|(context, _)| *context == merged).map(|(_, flags)| flags.clone())
+        let known = |contexts: &[(EvaluationContext, Flags)]| {
+            contexts.iter().find(|(context, _)| *context == merged).map(|(_, flags)| flags.clone())
         };
-        let additions = || self.0.with_additions.lock();
-        let before = known(&additions());
+        let before = known(&self.0.client_flags.lock());
         if let Some(flags) = before {
             return flags;
         }
         let flags = self.0.provider.flags(&merged).await;
-        let mut additions = additions();
-        // Somebody else may have been answered meanwhile.
-        if let Some(flags) = known(&additions) {
+        let mut contexts = self.0.client_flags.lock();
+        // Another part of the request may have evaluated meanwhile.
+        if let Some(flags) = known(&contexts) {
             return flags;
         }
-        if additions.len() < ADDITIONS {
-            additions.push((merged, flags.clone()));
+        if contexts.len() < MAX_CLIENT_CONTEXTS {
+            contexts.push((merged, flags.clone()));
         }
         flags
     }
 
-    async fn evaluated(&self) -> &Flags {
+    async fn evaluate(&self) -> &Flags {
         self.0.flags.get_or_init(|| self.0.provider.flags(&self.0.context)).await
     }
 
     fn mark_read(&self) {
-        self.0.read.store(true, Ordering::Relaxed);
+        self.0.was_read.store(true, Ordering::Relaxed);
         if let Some(origin) = &self.0.origin {
             origin.mark_read();
         }
     }
 }
 
-/// Asks a function of the application's, which may panic.
-fn contained(
-    provider: &FlipswitchProvider,
-    find: impl FnOnce() -> Option<EvaluationContext>,
-) -> Option<EvaluationContext> {
-    catch_unwind(AssertUnwindSafe(find)).unwrap_or_else(|_| {
-        Misuse::ContextPanicked.warn(provider);
-        None
-    })
-}
-
-/// Shows the flags, if they were evaluated; never the context, which may hold personal data.
+/// Shows the flags, if they are evaluated. Omits the context, which may hold personal data.
 impl fmt::Debug for RequestScope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RequestScope").field("flags", &self.0.flags.get()).finish_non_exhaustive()
-    }
-}
-
-/// What a function that looks for a request's context may return: a context, or `None` where it finds no user.
-#[diagnostic::on_unimplemented(
-    message = "`{Self}` is no evaluation context",
-    label = "return an `EvaluationContext` or an `Option<EvaluationContext>`"
-)]
-pub trait IntoContext {
-    /// Returns the context, or `None` to fall through to the anonymous one.
-    fn into_context(self) -> Option<EvaluationContext>;
-}
-
-impl IntoContext for EvaluationContext {
-    fn into_context(self) -> Option<EvaluationContext> {
-        Some(self)
-    }
-}
-
-impl IntoContext for Option<EvaluationContext> {
-    fn into_context(self) -> Option<EvaluationContext> {
-        self
     }
 }
 
@@ -255,19 +235,8 @@ mod tests {
         let provider = FlipswitchProvider::in_memory(json!({"on": true}));
         let scope = RequestScope::new(provider, EvaluationContext::default().with_targeting_key("secret-user"));
         assert!(!format!("{scope:?}").contains("secret-user"));
-        assert!(scope.flags_now().is_some());
+        assert!(scope.try_flags().is_some());
         let shown = format!("{scope:?}");
         assert!(!shown.contains("secret-user") && shown.contains("flags: 1"), "{shown}");
-    }
-
-    #[test]
-    fn what_is_known_at_once_is_the_requests_answer() {
-        let test = crate::testing::TestFlags::new(json!({"on": true}));
-        let scope = RequestScope::new(test.provider(), EvaluationContext::default());
-        assert!(scope.flags_now().unwrap().bool("on", false));
-        test.set("on", false);
-        assert!(scope.flags_now().unwrap().bool("on", false));
-        let later = futures_util::FutureExt::now_or_never(scope.flags()).unwrap();
-        assert!(later.bool("on", false));
     }
 }

@@ -1,4 +1,4 @@
-//! The scope that a task runs in, so that code below a handler needs no context handed down to it.
+//! The scope in which a task runs.
 
 use std::{
     fmt,
@@ -10,36 +10,36 @@ use std::{
 use pin_project_lite::pin_project;
 use tokio::task::futures::TaskLocalFuture;
 
-use crate::RequestScope;
+use crate::request::scope::RequestScope;
 
 tokio::task_local! {
     static CURRENT: RequestScope;
 }
 
 impl RequestScope {
-    /// Returns the scope that the caller runs in: below the layer of a web package, and wherever it was carried to by
-    /// [`scope`](Self::scope) or [`InRequest`].
+    /// Returns the scope in which the caller runs: that of a request below the layer of a web crate, or one set with
+    /// [`run`](Self::run) or [`InRequest`].
     #[must_use]
     pub fn current() -> Option<Self> {
         CURRENT.try_with(Clone::clone).ok()
     }
 
-    /// Runs a future in this scope: an OpenFeature client in it, of the same provider, evaluates in this context where its
-    /// caller gives none. Work that goes on beside the request is better carried by [`InRequest`], which gives it an answer
-    /// of its own.
+    /// Runs a future in this scope. In it, OpenFeature clients of the same provider evaluate with this context.
+    ///
+    /// For work that continues beside the request use [`InRequest`], which evaluates its own flags.
     #[must_use = "futures do nothing unless polled"]
-    pub fn scope<F: Future>(self, future: F) -> Scoped<F> {
+    pub fn run<F: Future>(self, future: F) -> Scoped<F> {
         Scoped { future: CURRENT.scope(self, future) }
     }
 
     /// Calls a function in this scope.
-    pub fn sync_scope<T>(self, function: impl FnOnce() -> T) -> T {
+    pub fn run_sync<T>(self, function: impl FnOnce() -> T) -> T {
         CURRENT.sync_scope(self, function)
     }
 }
 
 pin_project! {
-    /// Future that runs in a [`RequestScope`]; made by [`RequestScope::scope`].
+    /// Future of [`RequestScope::run`].
     #[must_use = "futures do nothing unless polled"]
     pub struct Scoped<F> {
         #[pin]
@@ -61,23 +61,19 @@ impl<F> fmt::Debug for Scoped<F> {
     }
 }
 
-/// Carries the provider and the context of a request into work that does not run below its handler: spawned tasks, streamed
-/// bodies, background jobs. Without it, a plain OpenFeature client there evaluates anonymously.
+/// Carries the provider and the context of a request into work outside its handler: spawned tasks, streamed bodies,
+/// background jobs. Without it, a plain OpenFeature client there evaluates without a context.
 ///
-/// The work gets an answer of its own, evaluated when it first reads a flag, since it may go on for long after the request.
-/// A future that several requests share evaluates for the one that polls it: carry it into one.
+/// The work has its own flags, evaluated when it first reads one, because it may continue long after the request. A future
+/// that several requests share would evaluate for the request that polls it: carry it into one of them.
 ///
 /// ```
-/// use flipswitch::{
-///     FlipswitchProvider, InRequest, RequestScope,
-///     open_feature::EvaluationContext,
-///     serde_json::json,
-/// };
+/// use flipswitch::{EvaluationContext, FlipswitchProvider, InRequest, RequestScope, serde_json::json};
 ///
 /// async fn handler() {
-///     // Runs in a request, and so does what it spawns.
+///     // Runs in a request, and so does the task that it spawns.
 ///     let mail = async { RequestScope::current().map(|scope| scope.context().clone()) };
-///     let sent_to = tokio::spawn(mail.in_current_request()).await.ok().flatten();
+///     let sent_to = tokio::spawn(mail.with_current_scope()).await.ok().flatten();
 ///     assert_eq!(sent_to.and_then(|context| context.targeting_key).as_deref(), Some("alice"));
 /// }
 ///
@@ -85,30 +81,30 @@ impl<F> fmt::Debug for Scoped<F> {
 /// # async fn main() {
 /// # let provider = FlipswitchProvider::in_memory(json!({}));
 /// # let alice = EvaluationContext::default().with_targeting_key("alice");
-/// # RequestScope::new(provider, alice).scope(handler()).await;
+/// # RequestScope::new(provider, alice).run(handler()).await;
 /// # }
 /// ```
 pub trait InRequest: Future + Sized {
-    /// Carries the request that the caller runs in. Outside of any, the future runs as it is.
+    /// Runs the future in the request of the caller. Outside of a request, the future runs unchanged.
     #[must_use = "futures do nothing unless polled"]
-    fn in_current_request(self) -> Carried<Self> {
+    fn with_current_scope(self) -> Carried<Self> {
         match RequestScope::current() {
-            Some(scope) => self.in_request_of(&scope),
-            None => Carried { work: Work::Alone { future: self } },
+            Some(scope) => self.with_scope(&scope),
+            None => Carried { work: Work::Unscoped { future: self } },
         }
     }
 
-    /// Carries the request of a scope, for where that is at hand and the caller does not run in it, such as a streamed body.
+    /// Runs the future in the request of a scope, where the caller does not run in it, such as in a streamed body.
     #[must_use = "futures do nothing unless polled"]
-    fn in_request_of(self, scope: &RequestScope) -> Carried<Self> {
-        Carried { work: Work::Scoped { future: scope.carried().scope(self) } }
+    fn with_scope(self, scope: &RequestScope) -> Carried<Self> {
+        Carried { work: Work::Scoped { future: scope.carried().run(self) } }
     }
 }
 
 impl<F: Future> InRequest for F {}
 
 pin_project! {
-    /// Future that was carried into a request; made by [`InRequest`].
+    /// Future of [`InRequest`].
     #[must_use = "futures do nothing unless polled"]
     pub struct Carried<F> {
         #[pin]
@@ -120,7 +116,7 @@ pin_project! {
     #[project = WorkProjection]
     enum Work<F> {
         Scoped { #[pin] future: Scoped<F> },
-        Alone { #[pin] future: F },
+        Unscoped { #[pin] future: F },
     }
 }
 
@@ -130,7 +126,7 @@ impl<F: Future> Future for Carried<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().work.project() {
             WorkProjection::Scoped { future } => future.poll(cx),
-            WorkProjection::Alone { future } => future.poll(cx),
+            WorkProjection::Unscoped { future } => future.poll(cx),
         }
     }
 }
@@ -145,11 +141,10 @@ impl<F> fmt::Debug for Carried<F> {
 mod tests {
     use super::*;
 
-    /// What spawning needs.
     fn assert_send<T: Send>() {}
 
     #[test]
-    fn what_carries_work_can_be_sent_if_the_work_can() {
+    fn futures_in_a_scope_are_send() {
         assert_send::<Scoped<std::future::Ready<()>>>();
         assert_send::<Carried<std::future::Ready<()>>>();
         fn assert_shared<T: Send + Sync + Clone + 'static>() {}

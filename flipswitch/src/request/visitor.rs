@@ -1,138 +1,172 @@
-//! Who a request is from when nobody is logged in.
+//! Visitors: requests without a user, and how they are told apart.
 
 use std::fmt::Write as _;
 
 use http::HeaderName;
 
-/// Whom a request is evaluated for when no user is found: the targeting key of a visitor whom nobody knows.
+use crate::{error::ConfigError, sanitize::printable};
+
+/// How requests without a user are evaluated: the targeting key of an anonymous visitor.
 ///
-/// A user is found where `with_user` gives a context, or `with_context` one with a targeting key. Fields that
-/// `with_context` gives beside are kept.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// A request has a user if `with_user` returns a context, or `with_context` one with a targeting key. Other fields from
+/// `with_context` are kept.
+///
+/// ```
+/// use flipswitch::integration::Anonymous;
+///
+/// # fn main() -> Result<(), flipswitch::ConfigError> {
+/// // All visitors share one context. This is the default.
+/// let anonymous = Anonymous::shared();
+///
+/// // A visitor is identified by a header, which clients can forge.
+/// let anonymous = Anonymous::header("x-device-id")?;
+///
+/// // A visitor is identified by a cookie with a random number.
+/// let anonymous: Anonymous = Anonymous::cookie().into();
+///
+/// // The same without `Secure`, for sites without HTTPS.
+/// let anonymous: Anonymous = Anonymous::cookie().secure(false).into();
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Anonymous(Kind);
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Kind {
-    #[default]
-    Nobody,
+    Shared,
     Header(HeaderName),
-    Cookie(VisitorCookie),
+    Cookie(AnonymousCookie),
 }
 
-/// The cookie that [`Anonymous::cookie`] reads and sets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct VisitorCookie {
+/// Cookie that identifies a visitor, made by [`Anonymous::cookie`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use = "a cookie does nothing until it is passed to `with_anonymous`"]
+pub struct AnonymousCookie {
     secure: bool,
 }
 
-/// What of a header is taken for an identity, in bytes.
-const HEADER_LIMIT: usize = 256;
-/// A visitor's number in a cookie, in hexadecimal digits.
+/// Longest header value that identifies a visitor, in bytes.
+const MAX_HEADER_BYTES: usize = 256;
+/// Length of a visitor's number in a cookie, in hexadecimal digits.
 const DIGITS: usize = 32;
 /// A year, in seconds.
 const MAX_AGE: u32 = 31_536_000;
 
 impl Anonymous {
-    /// Nobody in particular: no targeting key, and so one context that all visitors share. The default.
-    #[expect(non_upper_case_globals, reason = "one of several ways, as a variant would be")]
-    pub const None: Self = Self(Kind::Nobody);
-
-    /// The value of a header, such as a device's own number. It counts if the request has it once, and it is UTF-8, not
-    /// empty and at most 256 bytes long; else the visitor is nobody in particular.
-    ///
-    /// Clients can send what they want: with another's number they see the other's flags. A `name` that no header can
-    /// have is logged as an error, and never found.
+    /// Evaluates all visitors with one shared context, without a targeting key. The default.
     #[must_use]
-    pub fn header(name: impl AsRef<str>) -> Self {
+    pub fn shared() -> Self {
+        Self(Kind::Shared)
+    }
+
+    /// Identifies a visitor by the value of a header, such as a device id.
+    ///
+    /// The value counts if the request has the header once, and if it is UTF-8 of 1 to 256 bytes. Otherwise the visitor is
+    /// evaluated with the [shared](Self::shared) context. Clients can send any value: with the id of another visitor they
+    /// get that visitor's flags.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::HeaderName`] if no header can have this name.
+    pub fn header(name: impl AsRef<str>) -> Result<Self, ConfigError> {
         let name = name.as_ref();
-        HeaderName::try_from(name).map_or_else(
-            |_| {
-                tracing::error!(target: "flipswitch", name, "no header can have this name; visitors stay anonymous");
-                Self::None
-            },
-            |name| Self(Kind::Header(name)),
-        )
+        let header = HeaderName::try_from(name).map_err(|_| ConfigError::HeaderName { name: printable(name) })?;
+        Ok(Self(Kind::Header(header)))
     }
 
-    /// A random number in a cookie, so that a visitor stays the same one until a year later.
+    /// Identifies a visitor by a cookie with a random number, which is valid for a year.
     ///
-    /// The cookie is `__Host-flipswitch-anonymous`, with `HttpOnly`, `Secure`, `SameSite=Lax` and `Path=/`; its 128 random
-    /// bits are written as 32 hexadecimal digits, and `anonymous-` and those are the targeting key, so that nobody can
-    /// forge one that is a user's. A cookie with anything else in it is replaced.
+    /// The cookie is `__Host-flipswitch-anonymous`, with `HttpOnly`, `Secure`, `SameSite=Lax` and `Path=/`. Its value is a
+    /// random number of 128 bits in 32 hexadecimal digits. The targeting key is `anonymous-` followed by the digits, so that
+    /// no cookie can name a user. A cookie with another value is replaced.
     ///
-    /// It is set by the first response to a request that read a flag, which itself is still evaluated for nobody in
-    /// particular: a robot that never sends a cookie back costs the flag service nothing. One that makes up cookies is a
-    /// new visitor each time. Where responses are marked for shared caches, mark those that depend on flags as private.
+    /// The first response to a request that read a flag sets the cookie. That request itself is evaluated with the
+    /// [shared](Self::shared) context, so that robots that never return a cookie cost the flag service nothing. A client
+    /// that invents cookies is a new visitor each time. Mark responses that depend on flags as private, where shared caches
+    /// may store them.
     ///
-    /// A browser takes the cookie over HTTPS only, and most over plain HTTP from `localhost`;
-    /// [`insecure_cookie`](Self::insecure_cookie) is for whoever needs it elsewhere.
-    #[must_use]
-    pub fn cookie() -> Self {
-        Self(Kind::Cookie(VisitorCookie { secure: true }))
+    /// Browsers accept the cookie over HTTPS only, and most of them from `localhost` over plain HTTP. For other sites
+    /// without HTTPS see [`secure`](AnonymousCookie::secure).
+    pub fn cookie() -> AnonymousCookie {
+        AnonymousCookie { secure: true }
     }
 
-    /// The same as [`cookie`](Self::cookie) for sites without HTTPS: without `Secure`, and therefore without the prefix of
-    /// the name, which is `flipswitch-anonymous`.
-    #[must_use]
-    pub fn insecure_cookie() -> Self {
-        Self(Kind::Cookie(VisitorCookie { secure: false }))
-    }
-
-    /// Looks for the visitor in a request, whose headers of one name `values` gives.
-    pub(crate) fn find<'a, I>(&self, values: impl FnOnce(&str) -> I) -> Visitor
+    /// Finds the visitor of a request, given a function that returns all values of a header.
+    pub(super) fn find<'a, I>(&self, header_values: impl FnOnce(&str) -> I) -> Visitor<'_>
     where
         I: Iterator<Item = &'a [u8]>,
     {
         match &self.0 {
-            Kind::Nobody => Visitor::Nobody,
-            Kind::Header(name) => header_value(values(name.as_str())).map_or(Visitor::Nobody, Visitor::Known),
-            Kind::Cookie(cookie) => values("cookie")
+            Kind::Shared => Visitor::Shared,
+            Kind::Header(name) => single_value(header_values(name.as_str())).map_or(Visitor::Shared, Visitor::Known),
+            Kind::Cookie(cookie) => header_values("cookie")
                 .find_map(|line| cookie.value(line))
-                .map_or(Visitor::New(*cookie), |number| Visitor::Known(format!("anonymous-{number}"))),
+                .map_or(Visitor::New(cookie), |number| Visitor::Known(format!("anonymous-{number}"))),
         }
     }
 }
 
-/// Who a visitor is.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Visitor {
-    /// The targeting key.
-    Known(String),
-    /// Somebody without a cookie, who gets one if it turns out to be needed.
-    New(VisitorCookie),
-    Nobody,
+impl Default for Anonymous {
+    fn default() -> Self {
+        Self::shared()
+    }
 }
 
-fn header_value<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Option<String> {
-    let value = values.next().filter(|value| (1..=HEADER_LIMIT).contains(&value.len()))?;
-    // Two of them are the sender's and somebody else's, and nobody knows which.
+impl From<AnonymousCookie> for Anonymous {
+    fn from(cookie: AnonymousCookie) -> Self {
+        Self(Kind::Cookie(cookie))
+    }
+}
+
+/// The visitor of a request.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Visitor<'a> {
+    /// Identified by this targeting key.
+    Known(String),
+    /// Without a cookie yet.
+    New(&'a AnonymousCookie),
+    /// Not identified.
+    Shared,
+}
+
+fn single_value<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Option<String> {
+    let value = values.next().filter(|value| (1..=MAX_HEADER_BYTES).contains(&value.len()))?;
+    // Of two values, one may have been added by someone else.
     values.next().is_none().then(|| std::str::from_utf8(value).ok().map(str::to_owned))?
 }
 
-impl VisitorCookie {
-    fn name(self) -> &'static str {
+impl AnonymousCookie {
+    /// Sets whether the cookie is `Secure`, that is, accepted over HTTPS only. Defaults to `true`. Without it, the name has
+    /// no prefix: `flipswitch-anonymous`.
+    pub fn secure(mut self, secure: bool) -> Self {
+        self.secure = secure;
+        self
+    }
+
+    fn name(&self) -> &'static str {
         if self.secure { "__Host-flipswitch-anonymous" } else { "flipswitch-anonymous" }
     }
 
     /// Finds the visitor's number in a `Cookie` header.
-    fn value(self, line: &[u8]) -> Option<&str> {
+    fn value<'a>(&self, line: &'a [u8]) -> Option<&'a str> {
         line.split(|byte| *byte == b';').find_map(|pair| {
             let pair = std::str::from_utf8(pair.trim_ascii()).ok()?;
             let (name, value) = pair.split_once('=')?;
-            let is_ours = name == self.name()
+            let is_valid = name == self.name()
                 && value.len() == DIGITS
                 && value.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-            is_ours.then_some(value)
+            is_valid.then_some(value)
         })
     }
 
-    /// Whether a `Set-Cookie` header sets this cookie.
-    pub(crate) fn is_set_by(self, header: &[u8]) -> bool {
+    /// Returns whether a `Set-Cookie` header sets this cookie.
+    pub(super) fn is_set_by(&self, header: &[u8]) -> bool {
         header.strip_prefix(self.name().as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
     }
 
-    /// Makes a visitor: the `Set-Cookie` header. `None` where the system has no random numbers.
-    pub(crate) fn mint(self) -> Option<String> {
+    /// Makes the `Set-Cookie` header for a new visitor. Returns `None` if the system has no random numbers.
+    pub(super) fn mint(&self) -> Option<String> {
         let mut bits = [0; DIGITS / 2];
         getrandom::fill(&mut bits)
             .inspect_err(|error| tracing::error!(target: "flipswitch", %error, "no random numbers: no cookie is set"))
@@ -154,46 +188,53 @@ mod tests {
 
     const NUMBER: &str = "0123456789abcdef0123456789abcdef";
 
-    fn find(anonymous: &Anonymous, values: &[&[u8]]) -> Visitor {
+    fn find<'a>(anonymous: &'a Anonymous, values: &[&[u8]]) -> Visitor<'a> {
         anonymous.find(|_| values.iter().copied())
     }
 
-    fn known(key: &str) -> Visitor {
+    fn cookie(secure: bool) -> Anonymous {
+        Anonymous::cookie().secure(secure).into()
+    }
+
+    fn known(key: &str) -> Visitor<'static> {
         Visitor::Known(key.to_owned())
     }
 
     #[test]
     fn a_header_counts_if_there_is_one_that_is_text_and_short() {
-        let header = Anonymous::header("X-Device-Id");
+        let header = Anonymous::header("X-Device-Id").unwrap();
         let (longest, longer) = ("x".repeat(256), "x".repeat(257));
         assert_eq!(find(&header, &[b"device 7"]), known("device 7"));
         assert_eq!(find(&header, &["gerät".as_bytes()]), known("gerät"));
         assert_eq!(find(&header, &[longest.as_bytes()]), known(&longest));
         let refused: [&[&[u8]]; 5] = [&[], &[b""], &[b"one", b"two"], &[b"\xff"], &[longer.as_bytes()]];
         for values in refused {
-            assert_eq!(find(&header, values), Visitor::Nobody, "{values:?}");
+            assert_eq!(find(&header, values), Visitor::Shared, "{values:?}");
         }
         let asked = header.find(|name| {
             assert_eq!(name, "x-device-id");
             std::iter::empty()
         });
-        assert_eq!(asked, Visitor::Nobody);
+        assert_eq!(asked, Visitor::Shared);
     }
 
     #[test]
-    fn a_name_that_no_header_has_is_never_found() {
-        assert_eq!(find(&Anonymous::header("x device"), &[b"7"]), Visitor::Nobody);
-        assert_eq!(find(&Anonymous::None, &[b"7"]), Visitor::Nobody);
+    fn a_name_that_no_header_has_is_refused() {
+        let error = Anonymous::header("x device").unwrap_err().to_string();
+        assert!(error.contains("\"x device\""), "{error}");
+        assert_eq!(find(&Anonymous::shared(), &[b"7"]), Visitor::Shared);
     }
 
     #[test]
     fn a_cookie_is_found_among_others() {
         let line = format!("a=b; __Host-flipswitch-anonymous={NUMBER};c=\"d\"");
-        let found = find(&Anonymous::cookie(), &[b"session=\xff; x", line.as_bytes()]);
+        let secure = cookie(true);
+        let found = find(&secure, &[b"session=\xff; x", line.as_bytes()]);
         assert_eq!(found, known(&format!("anonymous-{NUMBER}")));
-        // One that is not ours does not hide one that is.
+        // A forged cookie does not hide a valid one.
         let line = format!("flipswitch-anonymous=forged; flipswitch-anonymous={NUMBER}");
-        let found = find(&Anonymous::insecure_cookie(), &[line.as_bytes()]);
+        let insecure = cookie(false);
+        let found = find(&insecure, &[line.as_bytes()]);
         assert_eq!(found, known(&format!("anonymous-{NUMBER}")));
     }
 
@@ -211,20 +252,20 @@ mod tests {
         ];
         for form in forms {
             let line = format!("__Host-flipswitch-anonymous={form}");
-            let found = find(&Anonymous::cookie(), &[line.as_bytes()]);
-            assert_eq!(found, Visitor::New(VisitorCookie { secure: true }), "{form}");
+            let anonymous = cookie(true);
+            let found = find(&anonymous, &[line.as_bytes()]);
+            assert_eq!(found, Visitor::New(&AnonymousCookie { secure: true }), "{form}");
         }
-        // Whoever can set a cookie without the prefix cannot set one with it.
+        // Other origins of the same site can set a cookie without the prefix only.
         let line = format!("flipswitch-anonymous={NUMBER}; x__Host-flipswitch-anonymous={NUMBER}");
-        assert_eq!(find(&Anonymous::cookie(), &[line.as_bytes()]), Visitor::New(VisitorCookie { secure: true }));
+        assert_eq!(find(&cookie(true), &[line.as_bytes()]), Visitor::New(&AnonymousCookie { secure: true }));
     }
 
     #[test]
-    fn what_is_set_is_found_again() {
-        for (anonymous, name, secure) in [
-            (Anonymous::cookie(), "__Host-flipswitch-anonymous=", "; Secure"),
-            (Anonymous::insecure_cookie(), "flipswitch-anonymous=", ""),
-        ] {
+    fn a_cookie_that_was_set_is_found() {
+        for (anonymous, name, secure) in
+            [(cookie(true), "__Host-flipswitch-anonymous=", "; Secure"), (cookie(false), "flipswitch-anonymous=", "")]
+        {
             let Visitor::New(cookie) = find(&anonymous, &[]) else { panic!("there is no cookie") };
             let (header, other) = (cookie.mint().unwrap(), cookie.mint().unwrap());
             assert_ne!(header, other);

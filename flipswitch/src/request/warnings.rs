@@ -1,48 +1,44 @@
-//! Mistakes of applications that show while they run.
+//! Warnings about how an application is put together.
 
-use std::{
-    fmt,
-    sync::atomic::{AtomicU8, Ordering},
-};
+use std::fmt;
 
-use crate::FlipswitchProvider;
+use crate::warn_once::WarnOnce;
 
-/// A mistake in how an application is put together, which shows in its requests. Each is told once per provider.
+/// A mistake in the setup of an application that shows in its requests. Each kind is logged once per provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Misuse {
+pub(crate) enum SetupWarning {
     /// Two layers open a scope in the same request.
-    TwoLayers,
-    /// The user was not there when the scope was opened, and was there when a flag was read.
-    UserFoundLater {
+    DuplicateLayer,
+    /// The user was set after the scope was opened, and before a flag was read.
+    UserSetTooLate {
         /// Name of the user's type.
         user: &'static str,
     },
-    /// A function that finds the context of a request panicked.
+    /// A function that builds the context of a request panicked.
     ContextPanicked,
-    /// A guard was asked about a flag that was not in memory.
+    /// A guard needed a flag that was not in memory.
     GuardWithoutFlags {
         /// Key of the flag.
         key: &'static str,
     },
     /// OpenFeature's global context has a targeting key.
     GlobalTargetingKey,
-    /// An OpenFeature client evaluated for another targeting key than that of the request in which it was called.
+    /// An OpenFeature client evaluated for another targeting key than that of its request.
     OtherTargetingKey,
 }
 
-impl Misuse {
-    /// Logs a warning, the first time that this kind of mistake shows with this provider.
-    pub fn warn(self, provider: &FlipswitchProvider) {
-        if provider.told().is_news(self) {
+impl SetupWarning {
+    /// Logs the warning, unless one of its kind was logged before.
+    pub(crate) fn log(self, warned: &WarnOnce) {
+        if warned.is_first(self.kind()) {
             tracing::warn!(target: "flipswitch", "{self}");
         }
     }
 
-    fn bit(self) -> u8 {
+    fn kind(self) -> u8 {
         match self {
-            Self::TwoLayers => 1,
-            Self::UserFoundLater { .. } => 1 << 1,
+            Self::DuplicateLayer => 1,
+            Self::UserSetTooLate { .. } => 1 << 1,
             Self::ContextPanicked => 1 << 2,
             Self::GuardWithoutFlags { .. } => 1 << 3,
             Self::GlobalTargetingKey => 1 << 4,
@@ -51,49 +47,39 @@ impl Misuse {
     }
 }
 
-impl fmt::Display for Misuse {
+impl fmt::Display for SetupWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TwoLayers => f.write_str(
-                "two layers of Flipswitch are around the same handler: the inner one decides; keep one of them, or put them \
-                 beside each other, around different routes",
+            Self::DuplicateLayer => f.write_str(
+                "two Flipswitch layers surround the same handler, and the inner one decides; remove one of them, or add \
+                 them to different routes",
             ),
-            Self::UserFoundLater { user } => write!(
+            Self::UserSetTooLate { user } => write!(
                 f,
-                "no `{user}` was in the request when Flipswitch looked for its user, but there was one when a flag was \
-                 read: requests are evaluated anonymously. What finds the user must run before Flipswitch: add it to the \
-                 application after Flipswitch, since what is added last runs first",
+                "the request had no `{user}` when Flipswitch looked for its user, but had one when a flag was read: \
+                 requests are evaluated anonymously. The middleware that sets the user must run before Flipswitch: add it \
+                 to the application after Flipswitch, because the middleware that is added last runs first",
             ),
             Self::ContextPanicked => f.write_str(
-                "a function given to `with_user` or `with_context` panicked: requests are evaluated without what it would \
-                 have told. If it needs what another middleware leaves in the request, such as a session, add that to the \
-                 application after Flipswitch, since what is added last runs first",
+                "a function passed to `with_user` or `with_context` panicked, and its context is ignored. If it needs what \
+                 another middleware sets in the request, such as a session, add that middleware to the application after \
+                 Flipswitch, because the middleware that is added last runs first",
             ),
             Self::GuardWithoutFlags { key } => write!(
                 f,
-                "the guard `flag_on` took the default of {key:?}, since the request's flags were not in memory: a guard \
-                 cannot wait for them; have them fetched before with `Flipswitch::new(provider).prefetch(true)`, around \
-                 what is guarded",
+                "the guard `flag_on` used the default of {key:?}, because the flags of the request were not in memory, and a \
+                 guard cannot wait for them; prefetch them with `FlipswitchMiddleware::new(provider).prefetch(true)` around \
+                 the guarded routes",
             ),
             Self::GlobalTargetingKey => f.write_str(
-                "OpenFeature's global context has a targeting key: it goes before that of every request, so that an \
-                 OpenFeature client evaluates all users as this one; leave the targeting key to the requests",
+                "OpenFeature's global context has a targeting key, which takes precedence over that of every request: an \
+                 OpenFeature client evaluates all users as this one; set the targeting key in requests only",
             ),
             Self::OtherTargetingKey => f.write_str(
-                "an OpenFeature client evaluated in a request for another targeting key than the request's: the one that \
-                 the caller, the client or the global context gives goes first; if it was not meant, remove it there",
+                "an OpenFeature client evaluated in a request for another targeting key than the request's: the key of the \
+                 caller, the client or the global context takes precedence; remove it there if that is not intended",
             ),
         }
-    }
-}
-
-/// Which mistakes were told.
-#[derive(Debug, Default)]
-pub(crate) struct Told(AtomicU8);
-
-impl Told {
-    fn is_news(&self, misuse: Misuse) -> bool {
-        self.0.fetch_or(misuse.bit(), Ordering::Relaxed) & misuse.bit() == 0
     }
 }
 
@@ -102,21 +88,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_mistake_is_news_once() {
+    fn every_warning_is_of_its_own_kind() {
         let all = [
-            Misuse::TwoLayers,
-            Misuse::UserFoundLater { user: "User" },
-            Misuse::ContextPanicked,
-            Misuse::GuardWithoutFlags { key: "flag" },
-            Misuse::GlobalTargetingKey,
-            Misuse::OtherTargetingKey,
+            SetupWarning::DuplicateLayer,
+            SetupWarning::UserSetTooLate { user: "User" },
+            SetupWarning::ContextPanicked,
+            SetupWarning::GuardWithoutFlags { key: "flag" },
+            SetupWarning::GlobalTargetingKey,
+            SetupWarning::OtherTargetingKey,
         ];
-        let told = Told::default();
-        for misuse in all {
-            assert!(told.is_news(misuse), "{misuse}");
-        }
-        for misuse in all {
-            assert!(!told.is_news(misuse), "{misuse}");
+        let warned = WarnOnce::default();
+        for warning in all {
+            assert!(warned.is_first(warning.kind()), "{warning}");
         }
     }
 }

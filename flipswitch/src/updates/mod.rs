@@ -1,4 +1,6 @@
-//! Where changes are learned from: the stream of changes, and polling while it is away.
+//! Where changes come from: the stream of changes, and polling while it is closed.
 
+pub(crate) mod changes;
 pub(crate) mod polling;
 pub(crate) mod stream;
+pub(crate) mod updates;

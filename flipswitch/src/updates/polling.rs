@@ -1,10 +1,8 @@
-//! Keeps the start-up context's flag_set up to date: what is asked for in the background, and nothing else is.
+//! Requests the flags of the start-up context in the background, and no others.
 //!
-//! It is how changes are noticed while the stream is away, and how they are named that happened meanwhile.
+//! That is how changes are noticed while the stream is closed, and how the changes during that time are named.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
-
-use parking_lot::{Mutex, MutexGuard};
+use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Notify, watch},
@@ -12,215 +10,103 @@ use tokio::{
 };
 
 use crate::{
-    evaluator::evaluator::Service, events::events::FlagChangeEvent, events::health::Sign, flags::flag_set::FlagSet,
-    wire::backoff,
+    evaluator::evaluator::Evaluator,
+    events::{health::HealthSignal, notifier::Notifier},
 };
 
-/// Requests that come within this time of each other become one.
-const TOGETHER: Duration = Duration::from_millis(50);
+/// Refetches that are asked for within this time become one.
+const REFETCH_DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// They are spread over this time, so that clients do not all ask at once when a service is back.
-const SPREAD: Duration = Duration::from_millis(500);
+/// Refetches are spread over this time, so that clients do not all return at once when a service recovers.
+const REFETCH_JITTER: Duration = Duration::from_millis(450);
 
-/// Names of flags whose change was told, up to this number; more count as all.
-const NAMES: usize = 1_024;
+/// Share of the polling interval by which a poll may come earlier or later, so that clients do not poll in step.
+const POLL_JITTER: f64 = 0.1;
 
-/// What is to be asked for, and what is known of the flag_set.
+/// What is to be requested in the background.
 #[derive(Debug)]
-pub(crate) struct Refresh {
-    soon: Notify,
-    polling: watch::Sender<bool>,
-    known: Mutex<Known>,
+pub(crate) struct Polling {
+    refetch: Notify,
+    is_active: watch::Sender<bool>,
 }
 
-#[derive(Debug, Default)]
-struct Known {
-    flag_set: Option<Arc<FlagSet>>,
-    /// What the application was told of since that flag_set.
-    told: Told,
-}
-
-#[derive(Debug)]
-enum Told {
-    Flags(BTreeSet<String>),
-    Everything,
-}
-
-impl Default for Told {
-    fn default() -> Self {
-        Self::Flags(BTreeSet::new())
-    }
-}
-
-impl Refresh {
+impl Polling {
     pub(crate) fn new() -> Self {
-        Self { soon: Notify::new(), polling: watch::Sender::new(false), known: Mutex::default() }
+        Self { refetch: Notify::new(), is_active: watch::Sender::new(false) }
     }
 
-    /// Asks soon.
-    pub(crate) fn soon(&self) {
-        self.soon.notify_one();
+    /// Requests the flags soon, once.
+    pub(crate) fn refetch(&self) {
+        self.refetch.notify_one();
     }
 
-    /// Begins to poll, or ends it. Where the stream failed, the first poll is due at once.
-    pub(crate) fn poll(&self, on: bool) {
-        if self.polling.send_replace(on) != on {
-            tracing::info!(target: "flipswitch", "{}", if on { "polling begins" } else { "polling ends" });
-            if on {
-                self.soon();
+    /// Begins polling without a stream: the start-up check takes the place of the first poll.
+    pub(crate) fn start_active(&self) {
+        self.is_active.send_replace(true);
+    }
+
+    /// Begins or ends polling. The first poll is due soon.
+    pub(crate) fn set_active(&self, is_active: bool) {
+        if self.is_active.send_replace(is_active) != is_active {
+            tracing::info!(target: "flipswitch", "{}", if is_active { "polling begins" } else { "polling ends" });
+            if is_active {
+                self.refetch();
             }
         }
     }
 
-    /// Polls from the start, there being no stream.
-    pub(crate) fn poll_only(&self) {
-        self.polling.send_replace(true);
+    pub(crate) fn is_active(&self) -> bool {
+        *self.is_active.borrow()
     }
 
-    pub(crate) fn is_polling(&self) -> bool {
-        *self.polling.borrow()
-    }
-
-    /// Remembers what the application is told, so that it is not told the same again.
-    pub(crate) fn told(&self, change: &FlagChangeEvent) {
-        let told = &mut self.lock().told;
-        match (&change.flag_key, &mut *told) {
-            (Some(key), Told::Flags(keys)) if keys.len() < NAMES => drop(keys.insert(key.clone())),
-            _ => *told = Told::Everything,
-        }
-    }
-
-    /// Forgets what the application was told: a flag that it knows to have changed may change once more without a word.
-    pub(crate) fn forget_told(&self) {
-        self.lock().told = Told::default();
-    }
-
-    /// Takes a new flag_set, and returns the keys of flags that changed and that the application was not told of.
-    pub(crate) fn answered(&self, flag_set: &Arc<FlagSet>) -> Vec<String> {
-        let (before, told) = {
-            let mut known = self.lock();
-            (known.flag_set.replace(Arc::clone(flag_set)), std::mem::take(&mut known.told))
-        };
-        match (before, told) {
-            (Some(before), Told::Flags(told)) => {
-                let mut changed = before.changed_keys(flag_set);
-                changed.retain(|key| !told.contains(key));
-                changed
+    /// Sends the requests, for the lifetime of the provider. Also tells the notifier when its deadline is reached.
+    pub(crate) async fn run(self: Arc<Self>, evaluator: Arc<Evaluator>, notifier: Arc<Notifier>, interval: Duration) {
+        let mut is_active = self.is_active.subscribe();
+        let mut next_poll = None;
+        loop {
+            if !*is_active.borrow_and_update() {
+                next_poll = None;
+            } else if next_poll.is_none() {
+                next_poll = Some(Instant::now() + with_jitter(interval));
             }
-            _ => Vec::new(),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.known.lock()
-    }
-}
-
-/// Asks in the background for as long as the provider lives, also if what does so panics.
-pub(crate) async fn keep(service: Arc<Service>, interval: Duration) {
-    while let Ok(asking) = service.home().spawn(ask(Arc::clone(&service), interval)) {
-        match asking.await {
-            Err(error) if error.is_panic() => {
-                tracing::error!(target: "flipswitch", "what asks for flags in the background panicked; it begins again");
-                tokio::time::sleep(interval.min(backoff::LONGEST)).await;
+            let mut is_poll = false;
+            tokio::select! {
+                biased;
+                // Cannot fail: the sender is part of `self`.
+                _ = is_active.changed() => continue,
+                () = self.refetch.notified() => {
+                    tokio::time::sleep(refetch_delay()).await;
+                    // Refetches that were asked for meanwhile are served as well.
+                    let _ = tokio::time::timeout(Duration::ZERO, self.refetch.notified()).await;
+                }
+                () = sleep_until(next_poll) => {
+                    is_poll = true;
+                    next_poll = Some(Instant::now() + with_jitter(interval));
+                }
+                () = notifier.deadline_reached() => {
+                    notifier.observe(HealthSignal::DeadlineReached);
+                    continue;
+                }
             }
-            _ => break,
+            if evaluator.refetch_start_up().await && is_poll {
+                evaluator.counters().polls.count();
+            }
         }
     }
 }
 
-async fn ask(service: Arc<Service>, interval: Duration) {
-    let refresh = service.refresh();
-    let mut polling = refresh.polling.subscribe();
-    let mut next_poll = None;
-    loop {
-        if !*polling.borrow_and_update() {
-            next_poll = None;
-        } else if next_poll.is_none() {
-            next_poll = Some(Instant::now() + about(interval));
-        }
-        let mut is_poll = false;
-        tokio::select! {
-            biased;
-            // Cannot fail: the sender lives in the service.
-            _ = polling.changed() => continue,
-            () = refresh.soon.notified() => {
-                tokio::time::sleep(delay()).await;
-                // Whatever asked meanwhile is served by this as well.
-                let _ = tokio::time::timeout(Duration::ZERO, refresh.soon.notified()).await;
-            }
-            () = sleep_until(next_poll) => {
-                is_poll = true;
-                next_poll = Some(Instant::now() + about(interval));
-            }
-            () = service.condition_due() => {
-                service.sign(Sign::Timer);
-                continue;
-            }
-        }
-        if service.ask_start_up().await && is_poll {
-            service.counters().polls.count();
-        }
-    }
+/// Returns how long to wait before a request that other clients make for the same reason.
+pub(crate) fn refetch_delay() -> Duration {
+    REFETCH_DEBOUNCE + REFETCH_JITTER.mul_f64(fastrand::f64())
 }
 
-/// How long to wait before asking because of something that other clients heard of, too.
-pub(crate) fn delay() -> Duration {
-    TOGETHER + (SPREAD - TOGETHER).mul_f64(fastrand::f64())
-}
-
-/// The interval, give or take a tenth: clients that were started together drift apart.
-fn about(interval: Duration) -> Duration {
-    interval.mul_f64(0.9 + 0.2 * fastrand::f64())
+fn with_jitter(interval: Duration) -> Duration {
+    interval.mul_f64(1.0 - POLL_JITTER + 2.0 * POLL_JITTER * fastrand::f64())
 }
 
 async fn sleep_until(instant: Option<Instant>) {
     match instant {
         Some(instant) => tokio::time::sleep_until(instant).await,
         None => std::future::pending().await,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::{Value, json};
-
-    use super::*;
-
-    fn flag_set(values: &Value) -> Arc<FlagSet> {
-        Arc::new(FlagSet::of_values(values.as_object().unwrap().clone(), "STATIC"))
-    }
-
-    #[test]
-    fn changes_are_named_unless_they_were_told() {
-        let refresh = Refresh::new();
-        let first = flag_set(&json!({"a": 1, "b": 1, "c": 1}));
-        assert!(refresh.answered(&first).is_empty(), "there was nothing before");
-        assert!(refresh.answered(&first).is_empty());
-        let second = flag_set(&json!({"a": 2, "c": 1, "d": 1}));
-        let mut changed = refresh.answered(&second);
-        changed.sort();
-        // Other allocations of an equal flag are equal as well.
-        assert_eq!(changed, ["a", "b", "d"]);
-        refresh.told(&FlagChangeEvent::of("a".into()));
-        let third = flag_set(&json!({"a": 3, "c": 2, "d": 1}));
-        assert_eq!(refresh.answered(&third), ["c"]);
-        refresh.told(&FlagChangeEvent::all());
-        assert!(refresh.answered(&first).is_empty());
-        assert_eq!(refresh.answered(&second).len(), 3);
-        refresh.told(&FlagChangeEvent::of("a".into()));
-        refresh.forget_told();
-        let mut changed = refresh.answered(&third);
-        changed.sort();
-        assert_eq!(changed, ["a", "c"], "told twice rather than never");
-    }
-
-    #[test]
-    fn names_are_bounded() {
-        let refresh = Refresh::new();
-        for number in 0..=NAMES {
-            refresh.told(&FlagChangeEvent::of(number.to_string()));
-        }
-        assert!(matches!(refresh.lock().told, Told::Everything));
     }
 }

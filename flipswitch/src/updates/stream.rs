@@ -1,14 +1,13 @@
-//! The stream of changes: the connection, and what its supervisor decides.
+//! The stream of changes: its connection, and carrying out what the supervisor decides.
 
 #[cfg(test)]
 mod conformance;
-mod event;
-mod reader;
-mod supervisor;
+mod decoder;
+pub(crate) mod event;
+pub(crate) mod supervisor;
 
 use std::{
-    future::{Future, pending},
-    pin::Pin,
+    future::pending,
     sync::{
         Arc,
         atomic::{AtomicU8, Ordering},
@@ -16,63 +15,62 @@ use std::{
     time::Instant,
 };
 
-use parking_lot::{Mutex, MutexGuard};
-
+use bytes::Bytes;
 use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
 
-pub(crate) use self::supervisor::Options;
 use self::{
-    event::Event,
-    reader::{Message, Reader},
-    supervisor::{Action, Input, Supervisor},
+    decoder::{Decoder, Message},
+    event::StreamEvent,
+    supervisor::{Action, Input, StreamOptions, Supervisor},
 };
 use crate::{
-    Error,
-    evaluator::evaluator::Service,
-    events::health::Sign,
-    wire::transport::{Events, Refused},
+    error::Error,
+    events::health::HealthSignal,
+    updates::updates::Updates,
+    wire::transport::{EventStream, StreamRefused},
 };
 
-/// What others have to say to the supervisor. However often it is said before it is heard, it is heard once.
+/// Commands for the stream. A command that is given several times before it is read counts once.
 #[derive(Debug, Default)]
-pub(crate) struct Commands {
-    said: AtomicU8,
+pub(crate) struct StreamCommands {
+    pending: AtomicU8,
     notify: Notify,
 }
 
-impl Commands {
+impl StreamCommands {
     const RECONNECT: u8 = 1;
     const REFETCHED: u8 = 2;
     const UNAUTHORIZED: u8 = 4;
 
-    /// The application wants a new connection.
+    /// Tells that the application asks for a new connection.
     pub(crate) fn reconnect(&self) {
-        self.say(Self::RECONNECT);
+        self.send(Self::RECONNECT);
     }
 
-    /// The start-up context was asked for again, and answered.
+    /// Tells that a request for the start-up context has succeeded.
     pub(crate) fn refetched(&self) {
-        self.say(Self::REFETCHED);
+        self.send(Self::REFETCHED);
     }
 
-    /// A request for flags was refused because of the API key.
+    /// Tells that a request for flags was refused because of the API key.
     pub(crate) fn unauthorized(&self) {
-        self.say(Self::UNAUTHORIZED);
+        self.send(Self::UNAUTHORIZED);
     }
 
-    fn say(&self, what: u8) {
-        self.said.fetch_or(what, Ordering::AcqRel);
+    fn send(&self, command: u8) {
+        self.pending.fetch_or(command, Ordering::AcqRel);
         self.notify.notify_one();
     }
 
-    async fn next(&self) -> Input {
+    pub(super) async fn next(&self) -> Input {
         loop {
             for (bit, input) in [
                 (Self::RECONNECT, Input::Reconnect),
                 (Self::REFETCHED, Input::Refetched),
                 (Self::UNAUTHORIZED, Input::Unauthorized),
             ] {
-                if self.said.fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
+                if self.pending.fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
                     return input;
                 }
             }
@@ -81,90 +79,85 @@ impl Commands {
     }
 }
 
-/// Follows the stream for as long as the provider lives, also if what does so panics.
-pub(crate) async fn follow(service: Arc<Service>, options: Options) {
-    let supervisor = Arc::new(Mutex::new(Supervisor::new(options)));
-    let mut input = Input::Start;
-    loop {
-        let follower =
-            Follower { service: Arc::clone(&service), supervisor: Arc::clone(&supervisor), link: Link::None };
-        let following = service.home().spawn(follower.run(input));
-        match following {
-            Ok(following) => match following.await {
-                Err(error) if error.is_panic() => input = Input::Panicked,
-                _ => break,
-            },
-            Err(_) => break,
-        }
-    }
+/// Reads the stream for the lifetime of the provider.
+pub(super) async fn run(updates: Arc<Updates>, options: StreamOptions) {
+    StreamTask { updates, supervisor: Supervisor::new(options), connection: Connection::None }.run().await;
 }
 
 /// Carries out what the supervisor decides.
-struct Follower {
-    service: Arc<Service>,
-    supervisor: Arc<Mutex<Supervisor>>,
-    link: Link,
+struct StreamTask {
+    updates: Arc<Updates>,
+    supervisor: Supervisor,
+    connection: Connection,
 }
 
-/// The connection.
-enum Link {
+enum Connection {
     None,
-    Connecting(Pin<Box<dyn Future<Output = Result<Connection, Refused>> + Send>>),
-    Open(Box<Connection>),
+    /// A task of its own, because it runs code of the application (a resolver, a connector) that may panic.
+    Connecting(AbortOnDropHandle<Option<Result<Open, StreamRefused>>>),
+    Open(Box<Open>),
 }
 
-struct Connection {
-    events: Events,
-    reader: Reader,
+struct Open {
+    events: EventStream,
+    decoder: Decoder,
 }
 
-impl Follower {
-    async fn run(mut self, first: Input) {
-        self.input(first);
+/// Something that happened to the connection.
+enum ConnectionEvent {
+    Opened(Box<Open>),
+    Refused(StreamRefused),
+    Bytes(Bytes),
+    Ended,
+    Broken(Error),
+}
+
+impl StreamTask {
+    async fn run(mut self) {
+        self.input(Input::Start);
         loop {
-            let deadline = self.supervisor().deadline();
+            let deadline = self.supervisor.deadline();
             tokio::select! {
                 biased;
-                command = next_command(&self.service) => self.input(command),
-                said = self.link.next() => self.said(said),
-                () = sleep_until(deadline) => self.input(Input::Timer),
+                command = self.updates.next_command() => self.input(command),
+                event = self.connection.next() => self.connection_event(event),
+                () = sleep_until(deadline) => self.input(Input::DeadlineReached),
             }
         }
     }
 
-    /// Takes what the connection has to say.
-    fn said(&mut self, said: Said) {
-        match said {
-            Said::Opened(connection) => {
-                self.link = Link::Open(connection);
+    fn connection_event(&mut self, event: ConnectionEvent) {
+        match event {
+            ConnectionEvent::Opened(open) => {
+                self.connection = Connection::Open(open);
                 self.input(Input::Opened);
             }
-            Said::Refused(Refused { status, failure }) => {
-                self.link = Link::None;
+            ConnectionEvent::Refused(StreamRefused { status, failure }) => {
+                self.connection = Connection::None;
                 self.input(Input::Refused(status, failure));
             }
-            Said::Bytes(bytes) => {
+            ConnectionEvent::Bytes(bytes) => {
                 self.input(Input::Bytes);
-                self.read(bytes);
+                self.decode(bytes);
             }
-            Said::Ended => self.input(Input::Ended),
-            Said::Broken(error) => self.input(Input::Broken(error)),
+            ConnectionEvent::Ended => self.input(Input::Ended),
+            ConnectionEvent::Broken(error) => self.input(Input::Broken(error)),
         }
     }
 
-    fn read(&mut self, mut bytes: bytes::Bytes) {
-        // An event may end the connection that it came by.
-        while let Link::Open(connection) = &mut self.link {
-            let message = connection.reader.next(&mut bytes);
-            // An id that is too long is none to go on after.
+    fn decode(&mut self, mut bytes: Bytes) {
+        // A message may end the connection that it came on.
+        while let Connection::Open(open) = &mut self.connection {
+            let message = open.decoder.next(&mut bytes);
+            // After an error, the id may be one that exceeds the limit.
             if !matches!(message, Some(Err(_))) {
-                let last_id = connection.reader.last_id().cloned();
+                let last_id = open.decoder.last_id().cloned();
                 self.input(Input::LastId(last_id));
             }
             match message {
                 Some(Ok(Message::Event { event, data })) => {
-                    self.service.heard_an_event();
-                    self.input(Input::Event(Event::read(&event, &data)));
+                    self.updates.notifier.event_received();
+                    self.input(Input::Event(StreamEvent::parse(&event, &data)));
                 }
                 Some(Ok(Message::Retry(wait))) => self.input(Input::Retry(wait)),
                 Some(Err(error)) => self.input(Input::Broken(Error::decode(error))),
@@ -174,71 +167,62 @@ impl Follower {
     }
 
     fn input(&mut self, input: Input) {
-        let actions = self.supervisor().input(input, Instant::now(), fastrand::f64());
-        for action in actions {
+        for action in self.supervisor.input(input, Instant::now(), fastrand::f64()) {
             self.act(action);
         }
     }
 
     fn act(&mut self, action: Action) {
-        let service = &self.service;
+        let updates = &self.updates;
         match action {
-            Action::Connect { last_id } => {
-                let service = Arc::clone(service);
-                self.link = Link::Connecting(Box::pin(async move {
-                    let events = service.transport().events(last_id.as_deref()).await?;
-                    Ok(Connection { events, reader: Reader::new(last_id) })
-                }));
-            }
-            Action::Disconnect => self.link = Link::None,
-            Action::Open => service.stream_opened(),
-            Action::Away => service.stream_away(),
-            Action::Raise => service.epoch().invalidate_all(),
-            Action::Changed(change) => service.changed(change),
-            Action::KeyRotated { valid_until } => service.key_rotated(valid_until),
-            Action::Status(status) => service.show(status),
-            Action::Refetch => service.refresh().soon(),
-            Action::Polling(on) => {
-                service.refresh().poll(on);
-                service.sign(Sign::Polling(on));
-            }
-            Action::KeyRefused => service.sign(Sign::KeyRefused),
+            Action::Connect { last_id } => self.connection = connect(updates, last_id),
+            Action::Disconnect => self.connection = Connection::None,
+            Action::StreamOpened => updates.stream_opened(),
+            Action::StreamClosed => updates.stream_closed(),
+            Action::Invalidate => updates.invalidate(),
+            Action::Notify(notification) => updates.notify(notification),
+            Action::Status(status) => updates.status(status),
+            Action::Refetch => updates.refetch(),
+            Action::Polling(is_active) => updates.set_polling(is_active),
+            Action::Unauthorized => updates.notifier.observe(HealthSignal::StreamUnauthorized),
         }
     }
+}
 
-    fn supervisor(&self) -> MutexGuard<'_, Supervisor> {
-        self.supervisor.lock()
+fn connect(updates: &Updates, last_id: Option<Arc<str>>) -> Connection {
+    let evaluator = Arc::clone(&updates.evaluator);
+    let connecting = updates.runtime.spawn(async move {
+        let events = evaluator.transport().events(last_id.as_deref()).await?;
+        Ok(Open { events, decoder: Decoder::new(last_id) })
+    });
+    match connecting {
+        Ok(task) => Connection::Connecting(AbortOnDropHandle::new(task)),
+        // The provider is shut down, and this task is about to be cancelled.
+        Err(_) => Connection::None,
     }
 }
 
-/// What a connection has to say.
-enum Said {
-    Opened(Box<Connection>),
-    Refused(Refused),
-    Bytes(bytes::Bytes),
-    Ended,
-    Broken(Error),
-}
-
-impl Link {
-    async fn next(&mut self) -> Said {
+impl Connection {
+    async fn next(&mut self) -> ConnectionEvent {
         match self {
             Self::None => pending().await,
-            Self::Connecting(connecting) => match connecting.await {
-                Ok(connection) => Said::Opened(Box::new(connection)),
-                Err(refused) => Said::Refused(refused),
+            Self::Connecting(task) => match task.await {
+                Ok(Some(Ok(open))) => ConnectionEvent::Opened(Box::new(open)),
+                Ok(Some(Err(refused))) => ConnectionEvent::Refused(refused),
+                // Cancelled by the shutdown of the provider.
+                Ok(None) => pending().await,
+                Err(panic) => {
+                    let failure = Error::transport(panic).into();
+                    ConnectionEvent::Refused(StreamRefused { status: None, failure })
+                }
             },
-            Self::Open(connection) => match connection.events.chunk().await {
-                Ok(Some(bytes)) => Said::Bytes(bytes),
-                Ok(None) => Said::Ended,
-                Err(error) => Said::Broken(error),
+            Self::Open(open) => match open.events.chunk().await {
+                Ok(Some(bytes)) => ConnectionEvent::Bytes(bytes),
+                Ok(None) => ConnectionEvent::Ended,
+                Err(error) => ConnectionEvent::Broken(error),
             },
         }
     }
-}
-
-async fn next_command(service: &Service) -> Input {
-    service.commands().next().await
 }
 
 async fn sleep_until(instant: Option<Instant>) {

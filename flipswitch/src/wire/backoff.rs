@@ -2,26 +2,27 @@
 
 use std::time::Duration;
 
-/// The longest wait.
-pub(crate) const LONGEST: Duration = Duration::from_secs(30);
+/// Longest wait between retries.
+pub(crate) const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// What a service asks for in `Retry-After` is heeded up to here.
-pub(crate) const LONGEST_ASKED: Duration = Duration::from_secs(300);
+/// Longest `Retry-After` that is respected.
+pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// The wait after this many failures in a row, at least one: `base`, doubled for each further one, and spread over its
-/// second half, so that clients do not return together. `random` is from [0, 1).
+/// Returns the wait after a number of failures in a row, at least one: `base`, doubled for each further failure, up to
+/// [`MAX_BACKOFF`]. `random`, from [0, 1), places it in the second half of that time, so that clients do not return
+/// together.
 pub(crate) fn backoff(base: Duration, failures: u32, random: f64) -> Duration {
-    doubled(base, failures).min(LONGEST).mul_f64(0.5 + random / 2.0)
+    doubled(base, failures).min(MAX_BACKOFF).mul_f64(0.5 + random / 2.0)
 }
 
-/// `base`, doubled for each failure after the first.
+/// Returns `base`, doubled for each failure after the first.
 pub(crate) fn doubled(base: Duration, failures: u32) -> Duration {
     base.saturating_mul(1 << failures.saturating_sub(1).min(16))
 }
 
-/// What a service asked for: never shorter, up to a tenth longer, and not for ever.
-pub(crate) fn asked(retry_after: Duration, random: f64) -> Duration {
-    retry_after.min(LONGEST_ASKED).mul_f64(1.0 + random / 10.0)
+/// Returns the wait for a `Retry-After`: never shorter, up to a tenth longer, and at most about [`MAX_RETRY_AFTER`].
+pub(crate) fn retry_after_wait(retry_after: Duration, random: f64) -> Duration {
+    retry_after.min(MAX_RETRY_AFTER).mul_f64(1.0 + random / 10.0)
 }
 
 #[cfg(test)]
@@ -31,7 +32,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn waits_double_up_to_the_longest_and_are_spread() {
+    fn waits_double_up_to_the_maximum_and_are_spread() {
         let ends = |failures| (backoff(SECOND, failures, 0.0), backoff(SECOND, failures, 1.0));
         let expected = [1, 2, 4, 8, 16, 30, 30];
         for (failures, seconds) in (1..).zip(expected) {
@@ -42,8 +43,11 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_for_is_kept_and_bounded() {
-        assert_eq!((asked(SECOND * 10, 0.0), asked(SECOND * 10, 1.0)), (SECOND * 10, SECOND * 11));
-        assert_eq!(asked(Duration::MAX, 0.0), SECOND * 300);
+    fn retry_after_is_respected_and_bounded() {
+        assert_eq!(
+            (retry_after_wait(SECOND * 10, 0.0), retry_after_wait(SECOND * 10, 1.0)),
+            (SECOND * 10, SECOND * 11)
+        );
+        assert_eq!(retry_after_wait(Duration::MAX, 0.0), SECOND * 300);
     }
 }

@@ -1,7 +1,7 @@
-//! OFREP's answers, and what they mean to us. No I/O.
+//! Response bodies of OFREP. No I/O.
 //!
-//! Source: the OpenFeature Remote Evaluation Protocol, and where that is silent what the services that speak it send:
-//! items may be wrapped, doubled or without a key, and any field of an item may be absent, null or of another type.
+//! Source: the OpenFeature Remote Evaluation Protocol and, where it is silent, what its servers send: items may be wrapped,
+//! duplicated or without a key, and any field of an item may be absent, null or of another type.
 
 use std::sync::Arc;
 
@@ -9,13 +9,15 @@ use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
-    Error, FlagEvaluation, FlagType,
-    flags::flag_set::{FlagSet, Item, Outcome},
-    flags::intern::Interner,
+    error::Error,
+    flag_type::FlagType,
+    flags::{
+        evaluation::FlagEvaluation,
+        flag_set::{FlagSet, Item, Outcome},
+        intern::Interner,
+    },
+    sanitize::printable,
 };
-
-/// Text of the service is cut at this many bytes before it is logged or put into an error.
-const PRINTABLE: usize = 256;
 
 #[derive(Deserialize)]
 struct Bulk<'a> {
@@ -23,28 +25,27 @@ struct Bulk<'a> {
     flags: Vec<&'a RawValue>,
 }
 
-/// Which flag an item is about, where the item as a whole cannot be read.
+/// The key of an item that cannot be read as a whole.
 #[derive(Deserialize)]
 struct Unreadable {
     key: Option<String>,
     result: Option<Box<Unreadable>>,
 }
 
-/// Reads the body of a bulk flag_set with status 200.
+/// Parses the body of a bulk response with status 200.
 ///
 /// # Errors
 ///
-/// [`Error::Decode`] if the body is not JSON or has no list of flags. What is wrong with one item is that flag's error
-/// and nobody else's.
+/// [`Error::Decode`] if the body is not JSON or has no list of flags. An invalid item becomes an error of that flag only.
 pub(crate) fn bulk(body: &[u8], interner: &Interner) -> Result<Arc<FlagSet>, Error> {
     let Bulk { flags } = serde_json::from_slice(body).map_err(|error| Error::json(&error))?;
-    // Of their own, and no larger than need be: they stay, and what is cut off later is hard to use again.
+    // Allocated at its final size: the items stay in memory for long, and shrinking later fragments the heap.
     let mut items = Vec::with_capacity(flags.len());
     items.extend(flags.into_iter().filter_map(|raw| interner.item(raw.get(), || item(raw))));
     Ok(interner.flag_set(items))
 }
 
-/// Reads one item; `None` for one without a key, which OFREP has us skip.
+/// Parses one item. Returns `None` for an item without a key, which OFREP tells clients to skip.
 fn item(raw: &RawValue) -> Option<Item> {
     let fields = match serde_json::from_str::<Map<String, Value>>(raw.get()) {
         Ok(fields) => fields,
@@ -87,8 +88,8 @@ fn evaluated(mut fields: Map<String, Value>) -> Option<Item> {
     Some(Item { key, outcome: Outcome::Evaluated(flag) })
 }
 
-/// Reads the body of an flag_set that refuses the evaluation; `None` if it is not in OFREP's form.
-pub(crate) fn refusal(body: &[u8]) -> Option<Error> {
+/// Parses the body of a response that rejects the evaluation. Returns `None` if it is not in OFREP's form.
+pub(crate) fn rejection(body: &[u8]) -> Option<Error> {
     let mut fields: Map<String, Value> = serde_json::from_slice(body).ok()?;
     let code = text(fields.remove("errorCode"))?;
     let details = details(fields.remove("errorDetails"));
@@ -110,25 +111,12 @@ fn details(value: Option<Value>) -> Option<String> {
     }
 }
 
-/// Text of the service, fit for logs: without control characters and not longer than 256 bytes.
-pub(crate) fn printable(text: &str) -> String {
-    let mut clean = String::with_capacity(text.len().min(PRINTABLE));
-    for character in text.chars().filter(|character| !character.is_control()) {
-        if clean.len() + character.len_utf8() > PRINTABLE {
-            clean.push('…');
-            break;
-        }
-        clean.push(character);
-    }
-    clean
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::FlagError;
+    use crate::error::{Chain, FlagError};
 
     fn read(body: &[u8]) -> Result<Arc<FlagSet>, Error> {
         bulk(body, &Interner::default())
@@ -153,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn absent_and_odd_fields_are_no_error() {
+    fn absent_fields_and_fields_of_other_types_are_accepted() {
         let flag_set = flag_set(&json!([
             {"key": "bare", "value": 1},
             {"key": "nulls", "value": "x", "variant": null, "reason": null, "metadata": null},
@@ -170,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn items_may_be_wrapped_doubled_without_key_or_no_objects() {
+    fn items_may_be_wrapped_duplicated_without_key_or_no_objects() {
         let flag_set = flag_set(&json!([
             {"key": "twice", "value": 1},
             {"result": {"key": "inside", "value": 2}},
@@ -197,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_number_that_nothing_can_hold_spoils_only_its_own_flag() {
+    fn a_number_out_of_range_fails_only_its_own_flag() {
         let huge = br#"{"flags":[{"key":"huge","value":1e999},{"result":{"key":"in","value":1e999}},{"key":"good","value":1}]}"#;
         let flag_set = read(huge).unwrap();
         assert!(matches!(flag_set.get("in"), Err(FlagError::Evaluation { .. })));
@@ -206,36 +194,28 @@ mod tests {
     }
 
     #[test]
-    fn bodies_that_are_no_bulk_answer_are_refused() {
+    fn a_body_that_is_no_bulk_response_is_an_error() {
         for body in ["", "null", "[]", "{}", "<html></html>", r#"{"flags":{}}"#, r#"{"flags":[}"#, "\u{0}"] {
             assert!(matches!(read(body.as_bytes()), Err(Error::Decode(_))), "{body:?}");
         }
     }
 
     #[test]
-    fn what_cannot_be_read_is_not_quoted() {
+    fn errors_do_not_quote_the_body() {
         let long = "A".repeat(100_000);
         for body in [format!("\"{long}\""), format!(r#"{{"flags":"{long}"}}"#), format!(r#"{{"flags":[{{"{long}":1"#)] {
-            let text = crate::error::Chain(&read(body.as_bytes()).unwrap_err()).to_string();
+            let text = Chain(&read(body.as_bytes()).unwrap_err()).to_string();
             assert!(!text.contains("AAA") && text.contains("line 1"), "{}", printable(&text));
         }
     }
 
     #[test]
-    fn a_refusal_is_read_from_its_code() {
+    fn a_rejection_is_read_from_its_code() {
         let body = br#"{"key":"f","errorCode":"TARGETING_KEY_MISSING","errorDetails":"say who"}"#;
-        let Some(Error::Evaluation { code, details }) = refusal(body) else { panic!("a refusal") };
+        let Some(Error::Evaluation { code, details }) = rejection(body) else { panic!("a rejection") };
         assert_eq!((code.as_str(), details.as_deref()), ("TARGETING_KEY_MISSING", Some("say who")));
         for body in ["", "{}", "no", r#"{"errorCode":7}"#] {
-            assert!(refusal(body.as_bytes()).is_none(), "{body:?}");
+            assert!(rejection(body.as_bytes()).is_none(), "{body:?}");
         }
-    }
-
-    #[test]
-    fn text_of_the_service_is_made_fit_to_print() {
-        assert_eq!(printable("a\u{1b}[31mb\nc"), "a[31mbc");
-        let long = printable(&"ä".repeat(1_000));
-        assert_eq!(long.chars().count(), 129);
-        assert!(long.ends_with('…'));
     }
 }

@@ -1,4 +1,4 @@
-//! HTTP. The only file that knows the client library: URLs, headers, limits, and what a status means.
+//! HTTP: URLs, headers, limits, and the meaning of status codes. The only file that sends requests.
 
 use std::{
     sync::{
@@ -8,81 +8,79 @@ use std::{
     time::Duration,
 };
 
-use parking_lot::RwLock;
-
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-pub(crate) use reqwest::ClientBuilder;
-pub(crate) use reqwest::Url;
-use reqwest::{Client, Response, redirect};
+use parking_lot::RwLock;
+use reqwest::{Client, ClientBuilder, Response, Url, redirect};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
-    ConfigError, Error,
-    config::{ApiKey, BaseUrl},
+    config::{ApiKey, BaseUrl, Config},
     context::canonical::CanonicalContext,
-    error::Chain,
-    flags::flag_set::FlagSet,
-    flags::intern::Interner,
-    provider::builder::Settings,
+    error::{Chain, ConfigError, Error, Failure},
+    flags::{flag_set::FlagSet, intern::Interner},
+    sanitize::printable,
     wire::ofrep,
 };
 
-/// Makes the clients: one factory for every request there is.
-pub(crate) type ClientFactory = Arc<dyn Fn() -> ClientBuilder + Send + Sync>;
+/// Largest body of a bulk response, in bytes.
+const MAX_BODY: usize = 16 << 20;
 
-/// A bulk answer may not be larger than this.
-const MAX_ANSWER: usize = 16 << 20;
+/// How much of the body of an error response is read, in bytes.
+const MAX_ERROR_BODY: usize = 64 << 10;
 
-/// Of the body of an error this much is read, and the rest left alone.
-const MAX_REFUSAL: usize = 64 << 10;
-
-/// At most this many redirects are followed, all within the origin.
+/// Number of redirects that are followed, all of them within the origin.
 const MAX_REDIRECTS: usize = 5;
 
-/// A longer tag is not kept.
+/// Longest tag that is kept, in bytes.
 const MAX_ETAG: usize = 1_024;
 
-/// How long the head of the stream's response may take: some servers send it with the first event.
-const HEADERS: Duration = Duration::from_secs(30);
+/// Time limit for the head of the stream's response: some servers send it with the first event.
+const STREAM_HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A time limit that never applies.
+const NO_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// A limit that is none.
-const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-
-/// Sends requests to the service. Lives on the home runtime.
+/// Sends requests to the flag service. Must be used on the provider's runtime.
 pub(crate) struct Transport {
-    /// Two clients of one factory, so that a stream whose reader stalls cannot hold up requests.
+    /// Two clients of one factory, so that a stalled stream cannot hold up requests on a shared connection.
     requests: Client,
     streams: Client,
-    bulk: Url,
-    events: Url,
+    bulk_url: Url,
+    events_url: Url,
+    /// Headers of every request; the API key among them may be replaced.
     headers: RwLock<HeaderMap>,
-    told_not_found: AtomicBool,
+    warned_not_found: AtomicBool,
     interner: Interner,
 }
 
+/// Returns the headers that are sent with every request, those of the stream included.
+fn common_headers(config: &Config) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(API_KEY, config.api_key.header());
+    if config.options.telemetry {
+        insert_telemetry(&mut headers, config.options.enable_realtime);
+    }
+    headers
+}
+
 impl Transport {
-    pub(crate) fn new(settings: &Settings) -> Result<Self, ConfigError> {
-        let mut headers = HeaderMap::new();
-        headers.insert(API_KEY, settings.api_key.header());
-        if settings.telemetry {
-            telemetry(&mut headers, settings.enable_realtime);
-        }
+    pub(crate) fn new(config: &Config) -> Result<Self, ConfigError> {
         Ok(Self {
-            requests: client(settings, Method::POST, settings.request_timeout)?,
-            // Nothing limits a stream as a whole; how long it may be silent is its reader's business.
-            streams: client(settings, Method::GET, FOR_EVER)?,
-            bulk: settings.base_url.join("/ofrep/v1/evaluate/flags"),
-            events: settings.base_url.join("/api/v1/flags/events"),
-            headers: RwLock::new(headers),
-            told_not_found: AtomicBool::new(false),
+            requests: client(config, Method::POST, config.options.request_timeout)?,
+            // The duration of a stream is unlimited; its reader limits how long it may be silent.
+            streams: client(config, Method::GET, NO_TIMEOUT)?,
+            bulk_url: config.base_url.join("/ofrep/v1/evaluate/flags"),
+            events_url: config.base_url.join("/api/v1/flags/events"),
+            headers: RwLock::new(common_headers(config)),
+            warned_not_found: AtomicBool::new(false),
             interner: Interner::default(),
         })
     }
 
-    /// Sends another key from now on.
+    /// Sends another API key from now on.
     pub(crate) fn set_api_key(&self, key: &ApiKey) {
         self.headers.write().insert(API_KEY, key.header());
     }
@@ -91,58 +89,61 @@ impl Transport {
         self.headers.read().clone()
     }
 
-    /// Asks for all flags of one context; `etag` is the tag of the answer that is known for this very context.
+    /// Requests all flags of one context. `etag` is the tag of the flag set that is cached for this very context.
     ///
-    /// Takes as long as it takes: the caller sets the limit.
+    /// Has no time limit of its own.
     pub(crate) async fn bulk(&self, context: &CanonicalContext, etag: Option<&[u8]>) -> Result<Bulk, Failure> {
         let mut request = self
             .requests
-            .post(self.bulk.clone())
+            .post(self.bulk_url.clone())
             .headers(self.headers())
             .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
             .body(context.as_bytes().to_vec());
         if let Some(etag) = etag.and_then(|etag| HeaderValue::from_bytes(etag).ok()) {
             request = request.header(header::IF_NONE_MATCH, etag);
         }
-        let again = request.try_clone();
-        let response = match (request.send().await, again) {
-            // A connection that was kept open was closed by the service just then; asking twice does no harm.
-            (Err(error), Some(again)) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
-                again.send().await.map_err(transport)?
+        let retry = request.try_clone();
+        let response = match (request.send().await, retry) {
+            // The service closed a pooled connection at that moment. Evaluation is idempotent, so the request is repeated.
+            (Err(error), Some(retry)) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
+                retry.send().await.map_err(request_failure)?
             }
-            (outcome, _) => outcome.map_err(transport)?,
+            (outcome, _) => outcome.map_err(request_failure)?,
         };
         let etag = response.headers().get(header::ETAG).map(HeaderValue::as_bytes);
-        // Copied, since a header keeps the whole head of its response in memory.
+        // Copied, because a header value keeps the whole head of its response in memory.
         let etag = etag.filter(|etag| (1..=MAX_ETAG).contains(&etag.len())).map(Box::from);
         match response.status() {
             StatusCode::OK => {
-                let flag_set = ofrep::bulk(&body(response, MAX_ANSWER).await?, &self.interner)?;
+                let flag_set = ofrep::bulk(&body(response, MAX_BODY).await?, &self.interner)?;
                 Ok(Bulk::Flags { flag_set, etag })
             }
             StatusCode::NOT_MODIFIED => Ok(Bulk::NotModified { etag }),
-            // OFREP knows no 404 for bulk; services that have no flags yet send it.
+            // OFREP defines no 404 for bulk requests. Services that have no flags yet send it.
             StatusCode::NOT_FOUND => {
-                if !self.told_not_found.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(target: "flipswitch", url = %self.bulk, "404: taken for \"no flags yet\"; is the base URL right?");
+                if !self.warned_not_found.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        target: "flipswitch", url = %self.bulk_url,
+                        "the flag service responded with 404, which is read as \"no flags yet\"; check the base URL"
+                    );
                 }
                 Ok(Bulk::Flags { flag_set: Arc::default(), etag: None })
             }
-            _ => Err(failure(response).await),
+            _ => Err(status_failure(response).await),
         }
     }
 
-    /// Opens the stream of changes, from after the event of this id.
-    pub(crate) async fn events(&self, last_id: Option<&str>) -> Result<Events, Refused> {
-        // The body of a refusal may not come either.
-        let late = |_| Err(Refused { status: None, failure: Failure::of(Error::Timeout) });
-        tokio::time::timeout(HEADERS, self.open(last_id)).await.unwrap_or_else(late)
+    /// Opens the stream of changes, after the event with this id.
+    pub(crate) async fn events(&self, last_id: Option<&str>) -> Result<EventStream, StreamRefused> {
+        // The limit includes the body of an error response, which may stall as well.
+        let timed_out = |_| Err(StreamRefused { status: None, failure: Error::Timeout.into() });
+        tokio::time::timeout(STREAM_HEAD_TIMEOUT, self.open_stream(last_id)).await.unwrap_or_else(timed_out)
     }
 
-    async fn open(&self, last_id: Option<&str>) -> Result<Events, Refused> {
+    async fn open_stream(&self, last_id: Option<&str>) -> Result<EventStream, StreamRefused> {
         let mut request = self
             .streams
-            .get(self.events.clone())
+            .get(self.events_url.clone())
             .headers(self.headers())
             .header(header::ACCEPT, HeaderValue::from_static("text/event-stream"))
             .header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))
@@ -150,101 +151,83 @@ impl Transport {
         if let Some(last_id) = last_id.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok()) {
             request = request.header(HeaderName::from_static("last-event-id"), last_id);
         }
-        let response = request.send().await.map_err(|error| Refused { status: None, failure: transport(error) })?;
+        let response =
+            request.send().await.map_err(|error| StreamRefused { status: None, failure: request_failure(error) })?;
         let status = response.status();
         if status != StatusCode::OK {
-            return Err(Refused { status: Some(status), failure: failure(response).await });
+            return Err(StreamRefused { status: Some(status), failure: status_failure(response).await });
         }
         let media_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let media_type = media_type.unwrap_or_default();
         if media_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("text/event-stream") {
-            return Ok(Events(response));
+            return Ok(EventStream(response));
         }
-        let error = Error::decode(NoEventStream(ofrep::printable(media_type)));
-        Err(Refused { status: Some(status), failure: Failure::of(error) })
+        let error = Error::decode(NoEventStream(printable(media_type)));
+        Err(StreamRefused { status: Some(status), failure: error.into() })
     }
 }
 
-/// What asking for the stream came to, if not to a stream.
-#[derive(Debug)]
-pub(crate) struct Refused {
-    pub(crate) status: Option<StatusCode>,
-    pub(crate) failure: Failure,
-}
-
-/// An answer to a bulk request.
+/// A response to a bulk request.
 #[derive(Debug)]
 pub(crate) enum Bulk {
     Flags {
         flag_set: Arc<FlagSet>,
         etag: Option<Box<[u8]>>,
     },
-    /// What is known under the tag is still right.
+    /// The flag set that the request's tag stands for is still valid.
     NotModified {
         etag: Option<Box<[u8]>>,
     },
 }
 
-/// A request that failed, and when the service wants to be asked again, if it said so.
+/// Reason why the stream did not open.
 #[derive(Debug)]
-pub(crate) struct Failure {
-    pub(crate) error: Error,
-    pub(crate) retry_after: Option<Duration>,
+pub(crate) struct StreamRefused {
+    pub(crate) status: Option<StatusCode>,
+    pub(crate) failure: Failure,
 }
 
-impl Failure {
-    pub(crate) fn of(error: Error) -> Self {
-        Self { error, retry_after: None }
+/// The open stream of changes.
+#[derive(Debug)]
+pub(crate) struct EventStream(Response);
+
+impl EventStream {
+    /// Returns the next bytes, or `None` at the end.
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        self.0.chunk().await.map_err(|error| request_failure(error).error)
     }
 }
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        Self::of(error)
-    }
+/// The response is not an event stream: a page of a proxy, for instance.
+#[derive(Debug, thiserror::Error)]
+#[error("content of type {0:?} instead of an event stream")]
+struct NoEventStream(String);
+
+fn request_failure(error: reqwest::Error) -> Failure {
+    // Without the URL, which may come from the service after a redirect.
+    if error.is_timeout() { Error::Timeout } else { Error::transport(error.without_url()) }.into()
 }
 
-fn transport(error: reqwest::Error) -> Failure {
-    // Without the URL: after a redirect it is the service's text.
-    Failure::of(if error.is_timeout() { Error::Timeout } else { Error::transport(error.without_url()) })
-}
-
-/// What a status means that is neither an answer nor "unchanged".
-async fn failure(response: Response) -> Failure {
+/// Returns the failure for a status that is neither success nor 304.
+async fn status_failure(response: Response) -> Failure {
     let retry_after = retry_after(response.headers().get(header::RETRY_AFTER), OffsetDateTime::now_utc());
     let error = match response.status() {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Unauthorized,
         StatusCode::TOO_MANY_REQUESTS => Error::RateLimited { retry_after: retry_after.unwrap_or_default() },
         status @ StatusCode::BAD_REQUEST => {
-            let refusal = body(response, MAX_REFUSAL).await.ok().and_then(|body| ofrep::refusal(&body));
-            refusal.unwrap_or(Error::Status(status))
+            let rejection = body(response, MAX_ERROR_BODY).await.ok().and_then(|body| ofrep::rejection(&body));
+            rejection.unwrap_or(Error::Status(status))
         }
         status => Error::Status(status),
     };
     Failure { error, retry_after }
 }
 
-/// What answered instead of the stream: a page of a proxy, for instance.
-#[derive(Debug, thiserror::Error)]
-#[error("no event stream, but content of type {0:?}")]
-struct NoEventStream(String);
-
-/// The open stream of changes.
-#[derive(Debug)]
-pub(crate) struct Events(Response);
-
-impl Events {
-    /// The next bytes; `None` at the end.
-    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
-        self.0.chunk().await.map_err(|error| transport(error).error)
-    }
-}
-
-/// A client of the application's factory, with what must hold for every request set last.
-fn client(settings: &Settings, method: Method, timeout: Duration) -> Result<Client, ConfigError> {
-    let base_url = &settings.base_url;
-    let mut builder = match &settings.http_client {
-        Some(factory) => factory(),
+/// Makes a client with the application's factory. What must hold for every request is set last.
+fn client(config: &Config, method: Method, timeout: Duration) -> Result<Client, ConfigError> {
+    let Config { base_url, options, .. } = config;
+    let mut builder = match &options.http_client {
+        Some(factory) => factory.client_builder(),
         None => default_client(base_url)?,
     };
     if base_url.is_loopback() {
@@ -252,10 +235,10 @@ fn client(settings: &Settings, method: Method, timeout: Duration) -> Result<Clie
     }
     let builder = builder
         .redirect(same_origin(base_url.url().clone(), method))
-        .connect_timeout(settings.connect_timeout)
+        .connect_timeout(options.connect_timeout)
         .timeout(timeout)
         .read_timeout(timeout)
-        // It would log every byte, the key among them.
+        // Verbose logging would include the API key.
         .connection_verbose(false)
         .no_gzip()
         .no_brotli()
@@ -267,7 +250,7 @@ fn client(settings: &Settings, method: Method, timeout: Duration) -> Result<Clie
 #[cfg(any(feature = "rustls", feature = "rustls-no-provider", feature = "native-tls"))]
 fn default_client(base_url: &BaseUrl) -> Result<ClientBuilder, ConfigError> {
     Ok(match base_url.url().scheme() {
-        // Without TLS there is nothing to trust: the system's certificates need not even be there.
+        // Certificates are not needed, and need not be installed.
         "http" => ClientBuilder::new().tls_certs_only([]),
         _ => ClientBuilder::new(),
     })
@@ -286,7 +269,7 @@ fn build(builder: ClientBuilder) -> Result<Client, String> {
     builder.build().map_err(|error| Chain(&error).to_string())
 }
 
-/// The client library panics where it finds no crypto provider, which is the application's to install.
+/// The HTTP client panics if the application has not installed a crypto provider.
 #[cfg(feature = "rustls-no-provider")]
 fn build(builder: ClientBuilder) -> Result<Client, String> {
     use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -297,14 +280,14 @@ fn build(builder: ClientBuilder) -> Result<Client, String> {
     }
 }
 
-/// Redirects stay within the origin, since they carry the API key, and keep the method: a redirect that would turn a
-/// POST into a GET is an answer like any other.
+/// Follows redirects within the origin only, because requests carry the API key. A redirect that would turn a POST into a
+/// GET is not followed, and counts as a response.
 fn same_origin(base: Url, method: Method) -> redirect::Policy {
     redirect::Policy::custom(move |attempt| {
         let keeps_method = method == Method::GET
             || matches!(attempt.status(), StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT);
         if attempt.url().origin() != base.origin() {
-            let refused = RefusedRedirect::OtherOrigin(ofrep::printable(&attempt.url().origin().ascii_serialization()));
+            let refused = RefusedRedirect::OtherOrigin(printable(&attempt.url().origin().ascii_serialization()));
             attempt.error(refused)
         } else if attempt.previous().len() > MAX_REDIRECTS {
             attempt.error(RefusedRedirect::TooMany)
@@ -316,17 +299,17 @@ fn same_origin(base: Url, method: Method) -> redirect::Policy {
     })
 }
 
-/// Why a redirect was not followed.
+/// Reason why a redirect was not followed.
 #[derive(Debug, thiserror::Error)]
 enum RefusedRedirect {
-    #[error("redirected to another origin, {0}, which the API key must not reach")]
+    #[error("redirected to another origin, {0}, to which the API key is not sent")]
     OtherOrigin(String),
     #[error("redirected more than {MAX_REDIRECTS} times")]
     TooMany,
 }
 
-/// What every Flipswitch SDK tells the service about itself.
-fn telemetry(headers: &mut HeaderMap, realtime: bool) {
+/// Adds what every Flipswitch SDK reports about itself.
+fn insert_telemetry(headers: &mut HeaderMap, realtime: bool) {
     let os = match std::env::consts::OS {
         "macos" => "darwin",
         os => os,
@@ -349,7 +332,7 @@ fn telemetry(headers: &mut HeaderMap, realtime: bool) {
     }
 }
 
-/// Reads a body up to `limit` bytes.
+/// Reads a body of up to `limit` bytes.
 async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, Error> {
     let announced = response.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
     if announced > limit {
@@ -362,7 +345,7 @@ async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, Error> {
             return Err(Error::TooLarge);
         }
         if needed > body.capacity() {
-            // Doubled, as a vector does it, but not to twice what may ever be needed.
+            // Doubles like a vector, but never beyond the limit.
             let capacity = (body.capacity() * 2).clamp(needed, limit);
             body.reserve_exact(capacity - body.len());
         }
@@ -371,12 +354,12 @@ async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, Error> {
     Ok(body)
 }
 
-/// Reads `Retry-After`: seconds or an HTTP date (RFC 9110 §10.2.3), or an ISO 8601 date, which services send too. `None`
-/// for anything else, and for a time that is over.
+/// Parses `Retry-After`: seconds or an HTTP date (RFC 9110 §10.2.3), or an ISO 8601 date, which some services send.
+/// Returns `None` for anything else, and for a time in the past.
 fn retry_after(value: Option<&HeaderValue>, now: OffsetDateTime) -> Option<Duration> {
     let text = value?.to_str().ok()?.trim();
     let all_digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    // More seconds than fit are more than anybody waits.
+    // A number that does not fit is longer than any wait.
     let seconds = || all_digits.then(|| Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     let http_date = || httpdate::parse_http_date(text).ok().map(OffsetDateTime::from);
     let iso_date = || OffsetDateTime::parse(text, &Rfc3339).ok();
@@ -389,9 +372,10 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
+    use crate::config::Options;
 
     #[test]
-    fn retry_after_is_read_in_its_three_forms() {
+    fn retry_after_is_parsed_in_its_three_forms() {
         let now = datetime!(2024-01-21 10:30:00 UTC);
         let cases = [
             (Some("7"), Some(7)),
@@ -416,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn what_tls_lacks_is_told_before_any_request() {
+    fn missing_tls_is_reported_before_any_request() {
         let expected: &[&str] = if cfg!(any(feature = "rustls", feature = "native-tls")) {
             &[]
         } else if cfg!(feature = "rustls-no-provider") {
@@ -424,10 +408,17 @@ mod tests {
         } else {
             &["built without TLS", "`rustls`"]
         };
-        let told = crate::FlipswitchProvider::new("key").err().map_or_else(String::new, |error| error.to_string());
-        assert_eq!(told.is_empty(), expected.is_empty(), "{told}");
+        let config = Config {
+            api_key: ApiKey::new("key").unwrap(),
+            base_url: BaseUrl::new("https://flags.example").unwrap(),
+            bootstrap: None,
+            override_file: None,
+            options: Options::default(),
+        };
+        let text = Transport::new(&config).err().map_or_else(String::new, |error| error.to_string());
+        assert_eq!(text.is_empty(), expected.is_empty(), "{text}");
         for words in expected {
-            assert!(told.contains(words), "{told}");
+            assert!(text.contains(words), "{text}");
         }
     }
 }

@@ -1,4 +1,7 @@
-//! The events that the service sends, and what they mean.
+//! The events of the stream of changes, and what each of them changes.
+//!
+//! A new kind of event is added in two places: [`StreamEvent::parse`] reads it, and [`StreamEvent::effect`] decides what
+//! follows from it.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -6,20 +9,39 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::events::events::FlagChangeEvent;
 
-/// What an event means.
+/// An event of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
-    /// A flag changed, or possibly all did.
+pub(crate) enum StreamEvent {
+    /// A flag changed, or possibly all flags.
     Changed(FlagChangeEvent),
-    /// The API key is to be replaced by then; `None` if that was called off.
+    /// The API key is being replaced, or, with `None`, its replacement was cancelled.
     KeyRotated { valid_until: Option<OffsetDateTime> },
     /// The stream is alive.
     Heartbeat,
-    /// Something that later versions of the service may say.
+    /// An event of a later version of the service.
     Unknown,
 }
 
-/// The fields of all events. Whatever has another type than expected is taken as absent.
+/// What follows from an event. Every kind of event decides all three.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Effect {
+    /// Whether cached flags are out of date from now on.
+    pub(crate) invalidate: bool,
+    /// Whether they are invalidated once more a moment later, because the service may evaluate with old rules for a moment
+    /// after its own event.
+    pub(crate) reinvalidate: bool,
+    /// What to notify the application of.
+    pub(crate) notify: Option<Notification>,
+}
+
+/// What the application is notified of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Notification {
+    Changed(FlagChangeEvent),
+    KeyRotated { valid_until: Option<OffsetDateTime> },
+}
+
+/// The fields of all events. A field of another type than expected counts as absent.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Data {
@@ -28,9 +50,9 @@ struct Data {
     valid_until: Value,
 }
 
-impl Event {
-    /// Reads an event by its name. One of a change that cannot be read may be about any flag.
-    pub(crate) fn read(name: &str, data: &str) -> Self {
+impl StreamEvent {
+    /// Parses an event. A change that cannot be read may concern any flag.
+    pub(crate) fn parse(name: &str, data: &str) -> Self {
         let data = || serde_json::from_str::<Data>(data).unwrap_or_default();
         match name {
             "flag-updated" => {
@@ -47,6 +69,22 @@ impl Event {
             _ => Self::Unknown,
         }
     }
+
+    /// Returns what follows from the event. `is_first_heartbeat` tells that no heartbeat came before on this connection.
+    pub(crate) fn effect(self, is_first_heartbeat: bool) -> Effect {
+        match self {
+            Self::Changed(change) => {
+                Effect { invalidate: true, reinvalidate: true, notify: Some(Notification::Changed(change)) }
+            }
+            Self::KeyRotated { valid_until } => {
+                let notify = Some(Notification::KeyRotated { valid_until });
+                Effect { invalidate: false, reinvalidate: false, notify }
+            }
+            // The service may have subscribed this connection to changes only after it sent the response head.
+            Self::Heartbeat => Effect { invalidate: is_first_heartbeat, reinvalidate: false, notify: None },
+            Self::Unknown => Effect { invalidate: false, reinvalidate: false, notify: None },
+        }
+    }
 }
 
 fn date(value: &Value) -> Option<OffsetDateTime> {
@@ -59,39 +97,44 @@ mod tests {
 
     use super::*;
 
-    fn changed(flag_key: Option<&str>, timestamp: Option<OffsetDateTime>) -> Event {
-        Event::Changed(FlagChangeEvent { flag_key: flag_key.map(str::to_owned), timestamp })
+    fn changed(flag_key: Option<&str>, timestamp: Option<OffsetDateTime>) -> StreamEvent {
+        StreamEvent::Changed(FlagChangeEvent { flag_key: flag_key.map(str::to_owned), timestamp })
     }
 
     #[test]
-    fn events_are_read_as_the_service_sends_them() {
+    fn events_are_parsed_as_the_service_sends_them() {
         let at = datetime!(2024-01-21 10:30:45.123 UTC);
-        let read = Event::read("flag-updated", r#"{"flagKey":"my-feature","timestamp":"2024-01-21T10:30:45.123Z"}"#);
+        let read =
+            StreamEvent::parse("flag-updated", r#"{"flagKey":"my-feature","timestamp":"2024-01-21T10:30:45.123Z"}"#);
         assert_eq!(read, changed(Some("my-feature"), Some(at)));
         let segment = r#"{"timestamp":"2024-01-21T10:30:45.123Z","reason":"segment-modified"}"#;
-        assert_eq!(Event::read("config-updated", segment), changed(None, Some(at)));
-        let rotated = Event::read("api-key-rotated", r#"{"validUntil":"2025-06-01T00:00:00Z","timestamp":"…"}"#);
-        assert_eq!(rotated, Event::KeyRotated { valid_until: Some(datetime!(2025-06-01 0:00 UTC)) });
-        assert_eq!(Event::read("heartbeat", "{}"), Event::Heartbeat);
-        assert_eq!(Event::read("message", "{}"), Event::Unknown);
-        assert_eq!(Event::read("Flag-Updated", "{}"), Event::Unknown);
+        assert_eq!(StreamEvent::parse("config-updated", segment), changed(None, Some(at)));
+        let rotated = StreamEvent::parse("api-key-rotated", r#"{"validUntil":"2025-06-01T00:00:00Z","timestamp":"…"}"#);
+        assert_eq!(rotated, StreamEvent::KeyRotated { valid_until: Some(datetime!(2025-06-01 0:00 UTC)) });
+        assert_eq!(StreamEvent::parse("heartbeat", "{}"), StreamEvent::Heartbeat);
+        assert_eq!(StreamEvent::parse("message", "{}"), StreamEvent::Unknown);
+        assert_eq!(StreamEvent::parse("Flag-Updated", "{}"), StreamEvent::Unknown);
     }
 
     #[test]
-    fn a_change_that_cannot_be_read_may_be_about_any_flag() {
+    fn a_change_that_cannot_be_read_may_concern_any_flag() {
         for data in ["", "{", "null", "7", "[]", r#"{"flagKey":null}"#, r#"{"flagKey":7}"#, r#"{"flagKey":""}"#, "{}"] {
-            assert_eq!(Event::read("flag-updated", data), changed(None, None), "{data}");
-            assert_eq!(Event::read("config-updated", data), changed(None, None), "{data}");
+            assert_eq!(StreamEvent::parse("flag-updated", data), changed(None, None), "{data}");
+            assert_eq!(StreamEvent::parse("config-updated", data), changed(None, None), "{data}");
         }
-        // What can be read of it is kept.
+        // Readable fields are kept.
         let data = r#"{"flagKey":"f","timestamp":1705833045123}"#;
-        assert_eq!(Event::read("flag-updated", data), changed(Some("f"), None));
+        assert_eq!(StreamEvent::parse("flag-updated", data), changed(Some("f"), None));
     }
 
     #[test]
-    fn a_rotation_that_names_no_date_was_called_off() {
+    fn a_rotation_without_a_date_was_cancelled() {
         for data in [r#"{"validUntil":null}"#, r#"{"validUntil":""}"#, "{}", "nonsense"] {
-            assert_eq!(Event::read("api-key-rotated", data), Event::KeyRotated { valid_until: None }, "{data}");
+            assert_eq!(
+                StreamEvent::parse("api-key-rotated", data),
+                StreamEvent::KeyRotated { valid_until: None },
+                "{data}"
+            );
         }
     }
 }

@@ -1,5 +1,4 @@
-//! The stream of changes, state by state. No I/O: inputs, the time and chance are passed in, and what is to be done comes
-//! out.
+//! The states of the stream of changes. No I/O: inputs, the time and random numbers are passed in, and actions come out.
 
 use std::{
     sync::Arc,
@@ -8,115 +7,108 @@ use std::{
 
 use http::StatusCode;
 
-use super::event::Event;
+use super::event::{Effect, Notification, StreamEvent};
 use crate::{
-    Error,
-    error::Chain,
+    error::{Chain, Error, Failure},
     events::events::{ConnectionStatus, FlagChangeEvent},
-    wire::backoff::{LONGEST, asked, backoff},
-    wire::transport::Failure,
+    wire::backoff::{MAX_BACKOFF, backoff, retry_after_wait},
 };
 
-/// The wait after the first failure, unless the service names another.
-const BASE: Duration = Duration::from_secs(1);
+/// Wait after the first failure, unless the service names another one.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
 
-/// A connection is sound when it has lasted this long and said something: then the waits begin anew, and its end is no
-/// failure.
-const STABLE: Duration = Duration::from_secs(60);
+/// A connection is stable once it has lasted this long and received something. Then the row of failures ends, and an orderly
+/// end is no failure.
+const STABLE_AFTER: Duration = Duration::from_secs(60);
 
-/// A refused key, or a service without a stream, is tried again after about this time.
-const PROBE: Duration = Duration::from_secs(300);
+/// About how long to wait after the service refused the API key, or if it has no stream.
+const REFUSED_WAIT: Duration = Duration::from_secs(300);
 
-/// The service may evaluate a moment behind its own event: this long after the last one, everything counts as changed
-/// once more.
-const ECHO: Duration = Duration::from_secs(2);
+/// How long after the last change flags are invalidated once more: the service may evaluate with old rules for a moment.
+const REINVALIDATE_AFTER: Duration = Duration::from_secs(2);
 
-/// What of the provider's options concerns the stream.
+/// The provider's options for the stream.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Options {
+pub(crate) struct StreamOptions {
     /// Failures in a row before polling begins.
     pub(crate) max_retries: u32,
     /// Whether polling may begin at all.
     pub(crate) polling_fallback: bool,
-    /// Without a byte for this long a connection counts as broken.
+    /// How long a connection may be silent before it counts as broken.
     pub(crate) idle_timeout: Duration,
 }
 
-/// What happened.
+/// Something that happened.
 #[derive(Debug)]
 pub(crate) enum Input {
     /// The provider starts.
     Start,
-    /// The service answered with an event stream.
+    /// The service responded with an event stream.
     Opened,
-    /// Connecting came to something else, with this status if there was one.
+    /// Connecting failed, with this status if there was a response.
     Refused(Option<StatusCode>, Failure),
-    /// Bytes came, whatever they are.
+    /// Bytes arrived, whatever they are.
     Bytes,
-    /// The service names how long to wait before connecting again.
+    /// The service names how long to wait before reconnecting.
     Retry(Duration),
-    /// The id to go on after is this from now on.
+    /// The id to continue after has changed, or not.
     LastId(Option<Arc<str>>),
-    /// An event came.
-    Event(Event),
-    /// The service closed the stream.
+    /// An event arrived.
+    Event(StreamEvent),
+    /// The service ended the stream.
     Ended,
-    /// The stream broke, or said more than it may.
+    /// The stream broke, or exceeded a limit.
     Broken(Error),
     /// The time of [`Supervisor::deadline`] has come.
-    Timer,
-    /// The application wants a new connection.
+    DeadlineReached,
+    /// The application asks for a new connection.
     Reconnect,
-    /// The start-up context was asked for again, and answered.
+    /// A request for the start-up context has succeeded since the stream opened.
     Refetched,
     /// A request for flags was refused because of the API key.
     Unauthorized,
-    /// Whoever carries this out panicked.
-    Panicked,
 }
 
-/// What is to be done, in this order.
+/// Something to do. Actions must be carried out in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Give up the connection that there is, and ask for the stream, from after this id.
+    /// Drop the connection, and open another one after this id.
     Connect { last_id: Option<Arc<str>> },
-    /// Close the connection.
+    /// Drop the connection.
     Disconnect,
-    /// From now on changes are heard of; whatever happened before may have changed anything.
-    Open,
-    /// Changes are not heard of any more.
-    Away,
+    /// Changes arrive from now on; anything may have changed before.
+    StreamOpened,
+    /// Changes do not arrive any more.
+    StreamClosed,
     /// Anything may have changed.
-    Raise,
-    /// Tell the application of a change.
-    Changed(FlagChangeEvent),
-    /// Tell the application that its key is to be replaced.
-    KeyRotated { valid_until: Option<time::OffsetDateTime> },
-    /// Tell the application how the connection is.
+    Invalidate,
+    /// Notify the application.
+    Notify(Notification),
+    /// Publish the status of the connection.
     Status(ConnectionStatus),
-    /// Ask for the start-up context again.
+    /// Request the flags of the start-up context.
     Refetch,
     /// Begin or end polling.
     Polling(bool),
-    /// Tell the application that the key is refused.
-    KeyRefused,
+    /// Publish that the service refuses the API key.
+    Unauthorized,
 }
 
-/// Follows one provider's stream.
+/// Decides about the connection of one provider.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
-    options: Options,
+    options: StreamOptions,
     state: State,
     /// Failures in a row.
     failures: u32,
-    base: Duration,
+    first_wait: Duration,
     last_id: Option<Arc<str>>,
-    polling: bool,
+    is_polling: bool,
     status: ConnectionStatus,
-    /// The stream was away for longer than between two connections: not all that happened may have been told.
-    missed: bool,
-    told_refused: bool,
-    told_no_stream: bool,
+    /// Whether changes may have been missed: the stream was closed for longer than between two connections.
+    missed_changes: bool,
+    reported_unauthorized: bool,
+    reported_no_stream: bool,
 }
 
 #[derive(Debug)]
@@ -126,112 +118,95 @@ enum State {
         after_id: bool,
     },
     Open(Open),
-    /// Until the next attempt.
+    /// Waits for the next attempt.
     Waiting {
         until: Instant,
     },
-    /// The key is refused: until the next attempt.
+    /// Waits for the next attempt after the API key was refused.
     Unauthorized {
         until: Instant,
     },
-    /// The service wants no connections.
-    Parked,
+    /// The service declines connections.
+    Declined,
 }
 
 #[derive(Debug)]
 struct Open {
     since: Instant,
-    heard_at: Instant,
-    heard: bool,
-    /// No heartbeat has come yet.
-    silent: bool,
-    echo_at: Option<Instant>,
+    received_at: Instant,
+    has_received: bool,
+    has_heartbeat: bool,
+    reinvalidate_at: Option<Instant>,
 }
 
 impl Open {
-    /// From when on it is sound.
-    fn sound_at(&self) -> Option<Instant> {
-        self.heard.then_some(self.since + STABLE)
+    /// Returns from when on the connection is stable.
+    fn stable_at(&self) -> Option<Instant> {
+        self.has_received.then_some(self.since + STABLE_AFTER)
     }
 
-    fn is_sound(&self, now: Instant) -> bool {
-        self.sound_at().is_some_and(|at| now >= at)
+    fn is_stable(&self, now: Instant) -> bool {
+        self.stable_at().is_some_and(|at| now >= at)
     }
 }
 
 impl Supervisor {
-    pub(crate) fn new(options: Options) -> Self {
+    pub(crate) fn new(options: StreamOptions) -> Self {
         Self {
             options,
             state: State::Idle,
             failures: 0,
-            base: BASE,
+            first_wait: FIRST_WAIT,
             last_id: None,
-            polling: false,
+            is_polling: false,
             status: ConnectionStatus::Disconnected,
-            missed: false,
-            told_refused: false,
-            told_no_stream: false,
+            missed_changes: false,
+            reported_unauthorized: false,
+            reported_no_stream: false,
         }
     }
 
-    /// When [`Input::Timer`] is due, unless something happens before.
+    /// Returns when [`Input::DeadlineReached`] is due, unless another input comes first.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match &self.state {
             State::Waiting { until } | State::Unauthorized { until } => Some(*until),
             State::Open(open) => {
-                let sound_at = open.sound_at().filter(|_| self.failures > 0);
-                [Some(open.heard_at + self.options.idle_timeout), open.echo_at, sound_at].into_iter().flatten().min()
+                let stable_at = open.stable_at().filter(|_| self.failures > 0);
+                let idle_at = open.received_at + self.options.idle_timeout;
+                [Some(idle_at), open.reinvalidate_at, stable_at].into_iter().flatten().min()
             }
-            State::Idle | State::Connecting { .. } | State::Parked => None,
+            State::Idle | State::Connecting { .. } | State::Declined => None,
         }
     }
 
-    /// Takes what happened, and says what is to be done. `random` is from [0, 1).
+    /// Takes an input, and returns what to do. `random` is from [0, 1).
     pub(crate) fn input(&mut self, input: Input, now: Instant, random: f64) -> Vec<Action> {
         let mut actions = Vec::new();
         let todo = &mut actions;
         match (&mut self.state, input) {
             (State::Idle, Input::Start) => self.connect(todo),
             (State::Idle, _) => {}
-            (_, Input::Panicked) => {
-                tracing::error!(target: "flipswitch", "the follower of the stream of changes panicked; connecting again");
-                self.failed(None, now, random, todo);
-            }
             (State::Connecting { .. }, Input::Opened) => self.opened(now, todo),
             (State::Connecting { after_id }, Input::Refused(status, failure)) => {
                 let after_id = *after_id;
                 self.refused(status, after_id, failure, now, random, todo);
             }
             (State::Open(open), Input::Bytes) => {
-                (open.heard_at, open.heard) = (now, true);
-                if open.is_sound(now) {
+                (open.received_at, open.has_received) = (now, true);
+                if open.is_stable(now) {
                     self.failures = 0;
                 }
             }
-            (State::Open(_), Input::Retry(wait)) => self.base = wait.clamp(BASE, LONGEST),
+            (State::Open(_), Input::Retry(wait)) => self.first_wait = wait.clamp(FIRST_WAIT, MAX_BACKOFF),
             (State::Open(_), Input::LastId(id)) => self.last_id = id,
-            (State::Open(open), Input::Event(event)) => match event {
-                Event::Changed(change) => {
-                    open.echo_at = Some(now + ECHO);
-                    todo.push(Action::Raise);
-                    if change.flag_key.is_none() {
-                        todo.push(Action::Refetch);
-                    }
-                    todo.push(Action::Changed(change));
-                }
-                Event::KeyRotated { valid_until } => todo.push(Action::KeyRotated { valid_until }),
-                // The service may have begun to tell us of changes only after its headers.
-                Event::Heartbeat if std::mem::take(&mut open.silent) => todo.push(Action::Raise),
-                Event::Heartbeat | Event::Unknown => {}
-            },
+            (State::Open(open), Input::Event(event)) => open.event(event, now, todo),
             (State::Open(open), Input::Ended) => {
-                if open.is_sound(now) {
-                    let wait = BASE.mul_f64(0.5 + random / 2.0);
-                    tracing::debug!(target: "flipswitch", ?wait, "the service ended the stream of changes; connecting again");
+                if open.is_stable(now) {
+                    let wait = FIRST_WAIT.mul_f64(0.5 + random / 2.0);
+                    tracing::debug!(target: "flipswitch", ?wait, "the service ended the stream of changes; reconnecting");
                     self.wait(wait, now, todo);
                 } else {
-                    self.log("the service ended the stream of changes early");
+                    self.log("the service ended the stream early");
                     self.failed(None, now, random, todo);
                 }
             }
@@ -239,25 +214,25 @@ impl Supervisor {
                 self.log(Chain(&error));
                 self.failed(None, now, random, todo);
             }
-            (State::Open(_), Input::Timer) => self.while_open(now, random, todo),
+            (State::Open(_), Input::DeadlineReached) => self.deadline_while_open(now, random, todo),
             (State::Open(_), Input::Refetched) => self.poll(false, todo),
-            (State::Waiting { until } | State::Unauthorized { until }, Input::Timer) if now >= *until => {
+            (State::Waiting { until } | State::Unauthorized { until }, Input::DeadlineReached) if now >= *until => {
                 self.connect(todo);
             }
-            // With the same key nothing else will come of polling.
+            // Polling with the same key would fail as well.
             (State::Unauthorized { .. }, Input::Unauthorized) => self.poll(false, todo),
             (State::Open(_), Input::Reconnect) => {
                 self.failures = 0;
-                todo.extend([Action::Disconnect, Action::Away]);
+                todo.extend([Action::Disconnect, Action::StreamClosed]);
                 self.connect(todo);
             }
-            // Also in place of an attempt under way, which may have gone out with another API key.
+            // Replaces an attempt in flight as well, which may have been sent with another API key.
             (_, Input::Reconnect) => {
                 self.failures = 0;
-                self.told_refused = false;
+                self.reported_unauthorized = false;
                 self.connect(todo);
             }
-            // Of a connection that is no more.
+            // From a connection that has been dropped.
             _ => {}
         }
         actions
@@ -265,20 +240,25 @@ impl Supervisor {
 
     fn connect(&mut self, todo: &mut Vec<Action>) {
         self.state = State::Connecting { after_id: self.last_id.is_some() };
-        self.show(ConnectionStatus::Connecting, todo);
+        self.set_status(ConnectionStatus::Connecting, todo);
         todo.push(Action::Connect { last_id: self.last_id.clone() });
     }
 
     fn opened(&mut self, now: Instant, todo: &mut Vec<Action>) {
-        let open = Open { since: now, heard_at: now, heard: false, silent: true, echo_at: None };
-        self.state = State::Open(open);
-        (self.told_refused, self.told_no_stream) = (false, false);
+        self.state = State::Open(Open {
+            since: now,
+            received_at: now,
+            has_received: false,
+            has_heartbeat: false,
+            reinvalidate_at: None,
+        });
+        (self.reported_unauthorized, self.reported_no_stream) = (false, false);
         tracing::info!(target: "flipswitch", "the stream of changes is open");
-        todo.push(Action::Open);
-        self.show(ConnectionStatus::Connected, todo);
-        if std::mem::take(&mut self.missed) {
-            // Something may have happened meanwhile that only its readers would notice.
-            todo.push(Action::Changed(FlagChangeEvent::all()));
+        todo.push(Action::StreamOpened);
+        self.set_status(ConnectionStatus::Connected, todo);
+        if std::mem::take(&mut self.missed_changes) {
+            // A change that was missed may concern other contexts than the start-up context.
+            todo.push(Action::Notify(Notification::Changed(FlagChangeEvent::all())));
         }
         todo.push(Action::Refetch);
     }
@@ -292,30 +272,30 @@ impl Supervisor {
         random: f64,
         todo: &mut Vec<Action>,
     ) {
-        let probe = PROBE.mul_f64(0.8 + 0.4 * random);
-        self.missed = true;
+        let wait = REFUSED_WAIT.mul_f64(0.8 + 0.4 * random);
+        self.missed_changes = true;
         match status.map(|status| status.as_u16()) {
             Some(204) => {
-                tracing::warn!(target: "flipswitch", "the service wants no connections for changes (204); polling");
-                self.state = State::Parked;
+                tracing::warn!(target: "flipswitch", "the service declines the stream of changes (204); polling");
+                self.state = State::Declined;
                 self.poll(true, todo);
-                self.show(ConnectionStatus::Disconnected, todo);
+                self.set_status(ConnectionStatus::Disconnected, todo);
             }
             Some(401 | 403) => {
-                self.state = State::Unauthorized { until: now + probe };
-                if !std::mem::replace(&mut self.told_refused, true) {
-                    tracing::error!(target: "flipswitch", ?probe, "the service refuses the API key for the stream of changes");
-                    todo.push(Action::KeyRefused);
+                self.state = State::Unauthorized { until: now + wait };
+                if !std::mem::replace(&mut self.reported_unauthorized, true) {
+                    tracing::error!(target: "flipswitch", ?wait, "the service refuses the API key for the stream of changes");
+                    todo.push(Action::Unauthorized);
                 }
                 self.poll(true, todo);
-                self.show(ConnectionStatus::Error, todo);
+                self.set_status(ConnectionStatus::Error, todo);
             }
             Some(code @ (404 | 405 | 406 | 410 | 501)) => {
-                if !std::mem::replace(&mut self.told_no_stream, true) {
-                    tracing::warn!(target: "flipswitch", code, ?probe, "the service has no stream of changes; polling");
+                if !std::mem::replace(&mut self.reported_no_stream, true) {
+                    tracing::warn!(target: "flipswitch", code, ?wait, "the service has no stream of changes; polling");
                 }
                 self.poll(true, todo);
-                self.wait(probe, now, todo);
+                self.wait(wait, now, todo);
             }
             code => {
                 if after_id && matches!(code, Some(400 | 431)) {
@@ -327,20 +307,19 @@ impl Supervisor {
         }
     }
 
-    /// What of an open connection is due by now.
-    fn while_open(&mut self, now: Instant, random: f64, todo: &mut Vec<Action>) {
+    fn deadline_while_open(&mut self, now: Instant, random: f64, todo: &mut Vec<Action>) {
         let State::Open(open) = &mut self.state else { return };
-        if open.echo_at.is_some_and(|at| now >= at) {
-            open.echo_at = None;
-            todo.push(Action::Raise);
+        if open.reinvalidate_at.is_some_and(|at| now >= at) {
+            open.reinvalidate_at = None;
+            todo.push(Action::Invalidate);
         }
-        if open.is_sound(now) {
+        if open.is_stable(now) {
             self.failures = 0;
         }
         let idle = self.options.idle_timeout;
-        if now >= open.heard_at + idle {
+        if now >= open.received_at + idle {
             self.log(format_args!(
-                "no bytes for {idle:?}: a half-open connection, or a proxy that holds them back (see X-Accel-Buffering)"
+                "nothing received for {idle:?}: a half-open connection, or a proxy that buffers (see X-Accel-Buffering)"
             ));
             self.failed(None, now, random, todo);
         }
@@ -348,48 +327,67 @@ impl Supervisor {
 
     fn failed(&mut self, retry_after: Option<Duration>, now: Instant, random: f64, todo: &mut Vec<Action>) {
         self.failures = self.failures.saturating_add(1);
-        self.missed = true;
-        let wait = backoff(self.base, self.failures, random);
-        let wait = retry_after.map_or(wait, |retry_after| wait.max(asked(retry_after, random)));
-        // Before the status: whoever hears that may ask whether there is polling.
+        self.missed_changes = true;
+        let wait = backoff(self.first_wait, self.failures, random);
+        let wait = retry_after.map_or(wait, |retry_after| wait.max(retry_after_wait(retry_after, random)));
+        // Before the status: a listener may ask whether the provider polls.
         if self.failures >= self.options.max_retries {
             self.poll(true, todo);
         }
         self.wait(wait, now, todo);
     }
 
-    /// Lets go of the connection, if there is one, until the next attempt.
+    /// Drops the connection, if there is one, and waits for the next attempt.
     fn wait(&mut self, wait: Duration, now: Instant, todo: &mut Vec<Action>) {
         todo.push(Action::Disconnect);
         if matches!(self.state, State::Open(_)) {
-            todo.push(Action::Away);
+            todo.push(Action::StreamClosed);
         }
         self.state = State::Waiting { until: now + wait };
         let status = if self.failures > 0 { ConnectionStatus::Error } else { ConnectionStatus::Disconnected };
-        self.show(status, todo);
+        self.set_status(status, todo);
     }
 
     fn poll(&mut self, poll: bool, todo: &mut Vec<Action>) {
         let poll = poll && self.options.polling_fallback;
-        if std::mem::replace(&mut self.polling, poll) != poll {
+        if std::mem::replace(&mut self.is_polling, poll) != poll {
             todo.push(Action::Polling(poll));
         }
     }
 
-    fn show(&mut self, status: ConnectionStatus, todo: &mut Vec<Action>) {
+    fn set_status(&mut self, status: ConnectionStatus, todo: &mut Vec<Action>) {
         if std::mem::replace(&mut self.status, status) != status {
             todo.push(Action::Status(status));
         }
     }
 
-    /// Logs a failure: loudly the first of a row, and the one after which polling begins.
+    /// Logs a failure: as a warning the first one of a row, and the one after which polling begins.
     fn log(&self, error: impl std::fmt::Display) {
         let failures = self.failures.saturating_add(1);
         if failures == 1 || failures == self.options.max_retries {
-            tracing::warn!(target: "flipswitch", %error, failures, "the stream of changes failed; trying on");
+            tracing::warn!(target: "flipswitch", %error, failures, "stream of changes failed; retrying");
         } else {
-            tracing::debug!(target: "flipswitch", %error, failures, "the stream of changes failed; trying on");
+            tracing::debug!(target: "flipswitch", %error, failures, "stream of changes failed; retrying");
         }
+    }
+}
+
+impl Open {
+    fn event(&mut self, event: StreamEvent, now: Instant, todo: &mut Vec<Action>) {
+        let is_heartbeat = event == StreamEvent::Heartbeat;
+        let Effect { invalidate, reinvalidate, notify } = event.effect(!self.has_heartbeat);
+        self.has_heartbeat |= is_heartbeat;
+        if reinvalidate {
+            self.reinvalidate_at = Some(now + REINVALIDATE_AFTER);
+        }
+        if invalidate {
+            todo.push(Action::Invalidate);
+        }
+        if let Some(Notification::Changed(FlagChangeEvent { flag_key: None, .. })) = notify {
+            // Finds out which flags changed.
+            todo.push(Action::Refetch);
+        }
+        todo.extend(notify.map(Action::Notify));
     }
 }
 
@@ -402,9 +400,9 @@ mod tests {
     const MILLISECOND: Duration = Duration::from_millis(1);
     const SECOND: Duration = Duration::from_secs(1);
     const MINUTE: Duration = Duration::from_secs(60);
-    const OPTIONS: Options = Options { max_retries: 5, polling_fallback: true, idle_timeout: MINUTE };
+    const OPTIONS: StreamOptions = StreamOptions { max_retries: 5, polling_fallback: true, idle_timeout: MINUTE };
 
-    /// A supervisor with a clock that goes on when it is told to, and chance that is the same each time.
+    /// A supervisor with a clock that the test advances, and a fixed random number.
     struct Stream {
         supervisor: Supervisor,
         now: Instant,
@@ -412,7 +410,7 @@ mod tests {
     }
 
     impl Stream {
-        fn new(options: Options) -> Self {
+        fn new(options: StreamOptions) -> Self {
             Self { supervisor: Supervisor::new(options), now: Instant::now(), random: 1.0 }
         }
 
@@ -426,27 +424,27 @@ mod tests {
         /// One that is open, and has no failure behind it.
         fn open() -> Self {
             let mut stream = Self::connecting();
-            stream.does(Input::Opened, [Action::Open, status(ConnectionStatus::Connected), Action::Refetch]);
+            stream.does(Input::Opened, [Action::StreamOpened, status(ConnectionStatus::Connected), Action::Refetch]);
             stream
         }
 
         fn does(&mut self, input: Input, expected: impl IntoIterator<Item = Action>) {
-            let told = format!("{input:?} in {:?}", self.supervisor.state);
+            let case = format!("{input:?} in {:?}", self.supervisor.state);
             let actions = self.supervisor.input(input, self.now, self.random);
-            assert_eq!(actions, expected.into_iter().collect::<Vec<_>>(), "{told}");
+            assert_eq!(actions, expected.into_iter().collect::<Vec<_>>(), "{case}");
         }
 
-        /// Passes the time up to the deadline, which must be `wait` from now; then it connects.
+        /// Advances the time to the deadline, which must be `wait` from now, and expects it to connect.
         fn connects_after(&mut self, wait: Duration) {
             self.waits(wait);
             let last_id = self.supervisor.last_id.clone();
-            self.does(Input::Timer, [status(ConnectionStatus::Connecting), connect(last_id.as_deref())]);
+            self.does(Input::DeadlineReached, [status(ConnectionStatus::Connecting), connect(last_id.as_deref())]);
         }
 
         fn waits(&mut self, wait: Duration) {
             assert_eq!(self.supervisor.deadline(), Some(self.now + wait), "{:?}", self.supervisor.state);
             self.now += wait.saturating_sub(MILLISECOND);
-            self.does(Input::Timer, []);
+            self.does(Input::DeadlineReached, []);
             self.now += MILLISECOND;
         }
 
@@ -480,18 +478,22 @@ mod tests {
         FlagChangeEvent { flag_key: key.map(str::to_owned), timestamp: None }
     }
 
-    fn event(event: Event) -> Input {
+    fn notify(key: Option<&str>) -> Action {
+        Action::Notify(Notification::Changed(changed(key)))
+    }
+
+    fn event(event: StreamEvent) -> Input {
         Input::Event(event)
     }
 
     const FAILED: [Action; 2] = [Action::Disconnect, Action::Status(ConnectionStatus::Error)];
-    const BROKE: [Action; 3] = [Action::Disconnect, Action::Away, Action::Status(ConnectionStatus::Error)];
+    const BROKE: [Action; 3] = [Action::Disconnect, Action::StreamClosed, Action::Status(ConnectionStatus::Error)];
 
     #[test]
-    fn before_the_start_nothing_is_done() {
+    fn before_the_start_nothing_happens() {
         let mut stream = Stream::new(OPTIONS);
         assert_eq!(stream.supervisor.deadline(), None);
-        for input in [Input::Opened, Input::Timer, Input::Reconnect, Input::Panicked, Input::Refetched] {
+        for input in [Input::Opened, Input::DeadlineReached, Input::Reconnect, Input::Refetched] {
             stream.does(input, []);
         }
     }
@@ -516,7 +518,7 @@ mod tests {
 
     #[test]
     fn without_the_fallback_nothing_is_polled() {
-        let mut stream = Stream::new(Options { polling_fallback: false, max_retries: 1, ..OPTIONS });
+        let mut stream = Stream::new(StreamOptions { polling_fallback: false, max_retries: 1, ..OPTIONS });
         stream.does(Input::Start, [status(ConnectionStatus::Connecting), connect(None)]);
         stream.does(unreachable(), FAILED);
         stream.connects_after(SECOND);
@@ -524,8 +526,8 @@ mod tests {
     }
 
     #[test]
-    fn every_status_that_is_not_told_apart_is_a_failure() {
-        // 200 is one with another media type: a page of a proxy.
+    fn every_other_status_is_a_failure() {
+        // A response with 200 has another media type here: a page of a proxy.
         for code in [200, 202, 302, 307, 402, 408, 418, 425, 429, 500, 502, 503, 504] {
             let mut stream = Stream::connecting();
             stream.refuse(code, FAILED);
@@ -534,13 +536,13 @@ mod tests {
     }
 
     #[test]
-    fn a_service_is_not_asked_before_the_time_it_names() {
+    fn retry_after_is_respected() {
         for (asked, random, wait) in [
             (SECOND * 10, 0.0, SECOND * 10),
             (SECOND * 10, 1.0, SECOND * 11),
-            // Shorter than what is waited anyway.
+            // Shorter than the ordinary wait.
             (MILLISECOND, 1.0, SECOND),
-            // And not for ever.
+            // Bounded.
             (Duration::MAX, 0.0, SECOND * 300),
         ] {
             let mut stream = Stream::connecting();
@@ -552,21 +554,21 @@ mod tests {
     }
 
     #[test]
-    fn a_service_that_wants_no_connections_is_left_alone() {
+    fn a_service_that_declines_connections_is_polled() {
         let mut stream = Stream::connecting();
         stream.refuse(204, [Action::Polling(true), status(ConnectionStatus::Disconnected)]);
         assert_eq!(stream.supervisor.deadline(), None);
-        stream.does(Input::Timer, []);
+        stream.does(Input::DeadlineReached, []);
         stream.does(Input::Reconnect, [status(ConnectionStatus::Connecting), connect(None)]);
     }
 
     #[test]
-    fn a_refused_key_is_told_once_and_tried_seldom() {
+    fn a_refused_key_is_reported_once_and_retried_rarely() {
         for code in [401, 403] {
             let mut stream = Stream::connecting();
-            let entry = [Action::KeyRefused, Action::Polling(true), status(ConnectionStatus::Error)];
+            let entry = [Action::Unauthorized, Action::Polling(true), status(ConnectionStatus::Error)];
             stream.refuse(code, entry);
-            // The key is refused for flags as well: nothing more comes of polling.
+            // The key is refused for flags as well, so polling ends.
             stream.does(Input::Unauthorized, [Action::Polling(false)]);
             stream.does(Input::Unauthorized, []);
             for (random, seconds) in [(0.0, 240), (0.5, 300), (1.0, 360)] {
@@ -577,12 +579,13 @@ mod tests {
                 stream.does(Input::Unauthorized, [Action::Polling(false)]);
             }
             stream.does(Input::Reconnect, [status(ConnectionStatus::Connecting), connect(None)]);
-            let all = Action::Changed(changed(None));
-            stream.does(Input::Opened, [Action::Open, status(ConnectionStatus::Connected), all, Action::Refetch]);
-            // Once it was accepted, a refusal is news again.
+            let all = notify(None);
+            stream
+                .does(Input::Opened, [Action::StreamOpened, status(ConnectionStatus::Connected), all, Action::Refetch]);
+            // Once it was accepted, a refusal is reported again.
             stream.does(Input::Ended, BROKE);
             stream.connects_after(SECOND);
-            stream.refuse(code, [Action::KeyRefused, Action::Polling(true), status(ConnectionStatus::Error)]);
+            stream.refuse(code, [Action::Unauthorized, Action::Polling(true), status(ConnectionStatus::Error)]);
         }
     }
 
@@ -592,7 +595,7 @@ mod tests {
     }
 
     #[test]
-    fn a_service_without_a_stream_is_polled_and_tried_seldom() {
+    fn a_service_without_a_stream_is_polled_and_retried_rarely() {
         for code in [404, 405, 406, 410, 501] {
             let mut stream = Stream::connecting();
             stream.random = 0.5;
@@ -606,7 +609,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_that_may_have_been_refused_is_forgotten() {
+    fn an_id_that_may_have_been_rejected_is_dropped() {
         for code in [400, 431] {
             let mut stream = Stream::open();
             stream.does(Input::LastId(Some("7".into())), []);
@@ -624,36 +627,36 @@ mod tests {
     }
 
     #[test]
-    fn an_id_survives_connections_until_another_comes() {
+    fn an_id_is_kept_across_connections() {
         let mut stream = Stream::open();
         stream.does(Input::LastId(Some("7".into())), []);
         stream.does(Input::Broken(Error::Timeout), BROKE);
         stream.waits(SECOND);
-        stream.does(Input::Timer, [status(ConnectionStatus::Connecting), connect(Some("7"))]);
+        stream.does(Input::DeadlineReached, [status(ConnectionStatus::Connecting), connect(Some("7"))]);
         stream.supervisor.input(Input::Opened, stream.now, 0.0);
         stream.does(Input::LastId(None), []);
         stream.does(
             Input::Reconnect,
-            [Action::Disconnect, Action::Away, status(ConnectionStatus::Connecting), connect(None)],
+            [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Connecting), connect(None)],
         );
     }
 
     #[test]
-    fn when_it_opens_everything_counts_as_changed_and_polling_ends_after_a_refetch() {
+    fn an_opened_stream_invalidates_everything_and_polling_ends_after_a_refetch() {
         let mut stream = Stream::connecting();
         for _ in 0..5 {
             stream.supervisor.input(unreachable(), stream.now, 1.0);
             stream.now = stream.supervisor.deadline().unwrap();
-            stream.supervisor.input(Input::Timer, stream.now, 1.0);
+            stream.supervisor.input(Input::DeadlineReached, stream.now, 1.0);
         }
-        // Answers to polls that were asked for before do not count.
+        // Responses to earlier polls do not count.
         stream.does(Input::Refetched, []);
-        let all = Action::Changed(changed(None));
-        stream.does(Input::Opened, [Action::Open, status(ConnectionStatus::Connected), all, Action::Refetch]);
+        let all = notify(None);
+        stream.does(Input::Opened, [Action::StreamOpened, status(ConnectionStatus::Connected), all, Action::Refetch]);
         assert_eq!(stream.supervisor.failures, 5, "headers alone prove nothing");
         stream.does(Input::Refetched, [Action::Polling(false)]);
         stream.does(Input::Refetched, []);
-        // A failure now begins where it was: connect-and-close does not go on for ever without polling.
+        // The row of failures goes on: a service that accepts and closes is polled in the end.
         stream.does(Input::Ended, [&[Action::Polling(true)], BROKE.as_slice()].concat());
         stream.connects_after(SECOND * 30);
     }
@@ -661,31 +664,34 @@ mod tests {
     #[test]
     fn events_invalidate_before_anything_else() {
         let mut stream = Stream::open();
-        let flag = || Event::Changed(changed(Some("f")));
-        stream.does(event(flag()), [Action::Raise, Action::Changed(changed(Some("f")))]);
-        let all = || Event::Changed(changed(None));
-        stream.does(event(all()), [Action::Raise, Action::Refetch, Action::Changed(changed(None))]);
+        let flag = || StreamEvent::Changed(changed(Some("f")));
+        stream.does(event(flag()), [Action::Invalidate, notify(Some("f"))]);
+        let all = || StreamEvent::Changed(changed(None));
+        stream.does(event(all()), [Action::Invalidate, Action::Refetch, notify(None)]);
         let valid_until = Some(datetime!(2025-06-01 0:00 UTC));
-        stream.does(event(Event::KeyRotated { valid_until }), [Action::KeyRotated { valid_until }]);
-        stream.does(event(Event::Unknown), []);
-        // The first heartbeat: the service may have subscribed us after its headers.
-        stream.does(event(Event::Heartbeat), [Action::Raise]);
-        stream.does(event(Event::Heartbeat), []);
+        stream.does(
+            event(StreamEvent::KeyRotated { valid_until }),
+            [Action::Notify(Notification::KeyRotated { valid_until })],
+        );
+        stream.does(event(StreamEvent::Unknown), []);
+        // The first heartbeat: the service may have subscribed the connection after it sent the head.
+        stream.does(event(StreamEvent::Heartbeat), [Action::Invalidate]);
+        stream.does(event(StreamEvent::Heartbeat), []);
     }
 
     #[test]
-    fn two_seconds_after_the_last_event_everything_counts_as_changed_once_more() {
+    fn two_seconds_after_the_last_change_everything_is_invalidated_once_more() {
         let mut stream = Stream::open();
-        let flag = || event(Event::Changed(changed(Some("f"))));
+        let flag = || event(StreamEvent::Changed(changed(Some("f"))));
         stream.supervisor.input(flag(), stream.now, 0.0);
         stream.now += SECOND;
         stream.supervisor.input(flag(), stream.now, 0.0);
         stream.waits(SECOND * 2);
-        stream.does(Input::Timer, [Action::Raise]);
-        stream.does(Input::Timer, []);
+        stream.does(Input::DeadlineReached, [Action::Invalidate]);
+        stream.does(Input::DeadlineReached, []);
         // Nothing else does so.
         stream.does(Input::Bytes, []);
-        stream.does(event(Event::Unknown), []);
+        stream.does(event(StreamEvent::Unknown), []);
         stream.waits(MINUTE);
     }
 
@@ -694,42 +700,42 @@ mod tests {
         let mut stream = Stream::open();
         for _ in 0..3 {
             stream.now += MINUTE - MILLISECOND;
-            stream.does(Input::Timer, []);
+            stream.does(Input::DeadlineReached, []);
             stream.does(Input::Bytes, []);
         }
         stream.waits(MINUTE);
-        stream.does(Input::Timer, BROKE);
+        stream.does(Input::DeadlineReached, BROKE);
         stream.connects_after(SECOND);
-        // From the opening on, if nothing came at all.
+        // Counted from the opening, if nothing arrived at all.
         let mut stream = Stream::open();
         stream.waits(MINUTE);
-        stream.does(Input::Timer, BROKE);
+        stream.does(Input::DeadlineReached, BROKE);
     }
 
     #[test]
-    fn a_sound_minute_ends_the_row_of_failures() {
+    fn a_stable_connection_ends_the_row_of_failures() {
         let mut stream = Stream::connecting();
         stream.supervisor.failures = 3;
         stream.supervisor.input(Input::Opened, stream.now, 0.0);
         stream.now += SECOND;
         stream.does(Input::Bytes, []);
         stream.waits(MINUTE - SECOND);
-        stream.does(Input::Timer, []);
+        stream.does(Input::DeadlineReached, []);
         assert_eq!(stream.supervisor.failures, 0);
-        // And an end is no failure then, but a rotation: statuses and nothing else.
-        stream.does(Input::Ended, [Action::Disconnect, Action::Away, status(ConnectionStatus::Disconnected)]);
+        // An end is then a rotation, and no failure.
+        stream.does(Input::Ended, [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Disconnected)]);
         stream.connects_after(SECOND);
-        stream.does(Input::Opened, [Action::Open, status(ConnectionStatus::Connected), Action::Refetch]);
+        stream.does(Input::Opened, [Action::StreamOpened, status(ConnectionStatus::Connected), Action::Refetch]);
     }
 
     #[test]
-    fn a_minute_without_a_byte_is_not_sound() {
-        let mut stream = Stream::new(Options { idle_timeout: MINUTE * 3, ..OPTIONS });
+    fn a_connection_that_received_nothing_is_not_stable() {
+        let mut stream = Stream::new(StreamOptions { idle_timeout: MINUTE * 3, ..OPTIONS });
         stream.supervisor.input(Input::Start, stream.now, 0.0);
         stream.supervisor.failures = 3;
         stream.supervisor.input(Input::Opened, stream.now, 0.0);
         stream.now += MINUTE * 2;
-        stream.does(Input::Timer, []);
+        stream.does(Input::DeadlineReached, []);
         assert_eq!(stream.supervisor.failures, 3);
         stream.does(Input::Bytes, []);
         assert_eq!(stream.supervisor.failures, 0);
@@ -744,7 +750,7 @@ mod tests {
             stream.does(input, BROKE);
             stream.connects_after(SECOND);
         }
-        // Also of a connection that was sound: only its end is none.
+        // Also of a stable connection: only its end is no failure.
         let mut stream = Stream::open();
         stream.does(Input::Bytes, []);
         stream.now += MINUTE;
@@ -753,7 +759,7 @@ mod tests {
     }
 
     #[test]
-    fn the_service_names_the_first_wait_within_limits() {
+    fn the_service_sets_the_first_wait_within_limits() {
         for (named, wait) in
             [(Duration::ZERO, SECOND), (SECOND * 5, SECOND * 5), (Duration::from_millis(u64::MAX), SECOND * 30)]
         {
@@ -765,7 +771,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_connection_may_be_asked_for_in_any_state() {
+    fn a_reconnect_is_possible_in_every_state() {
         let mut waiting = Stream::connecting();
         for _ in 0..2 {
             waiting.supervisor.input(unreachable(), waiting.now, 1.0);
@@ -778,23 +784,14 @@ mod tests {
         let mut open = Stream::open();
         open.does(
             Input::Reconnect,
-            [Action::Disconnect, Action::Away, status(ConnectionStatus::Connecting), connect(None)],
+            [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Connecting), connect(None)],
         );
     }
 
     #[test]
-    fn a_panic_is_a_failure_in_every_state() {
-        let mut stream = Stream::open();
-        stream.does(Input::Panicked, BROKE);
-        stream.connects_after(SECOND);
-        stream.does(Input::Panicked, FAILED);
-        stream.connects_after(SECOND * 2);
-    }
-
-    #[test]
-    fn what_belongs_to_a_connection_that_is_no_more_is_dropped() {
+    fn inputs_of_a_dropped_connection_are_ignored() {
         let of_a_connection = || {
-            let change = event(Event::Changed(changed(None)));
+            let change = event(StreamEvent::Changed(changed(None)));
             [Input::Opened, Input::Bytes, change, Input::Ended, Input::Broken(Error::Timeout), Input::Refetched]
         };
         let mut waiting = Stream::connecting();

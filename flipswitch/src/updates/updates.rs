@@ -1,0 +1,156 @@
+//! Everything that keeps flags up to date, and what it does to the rest of the provider.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use crate::{
+    config::Options,
+    error::Error,
+    evaluator::evaluator::Evaluator,
+    events::{
+        events::{ConnectionStatus, FlagChangeEvent},
+        health::HealthSignal,
+        notifier::Notifier,
+    },
+    runtime::ProviderRuntime,
+    updates::{
+        changes::Changes,
+        polling::{Polling, refetch_delay},
+        stream::{self, event::Notification, supervisor::StreamOptions},
+    },
+};
+
+/// The sources of updates: the stream of changes, and polling.
+pub(crate) struct Updates {
+    pub(super) evaluator: Arc<Evaluator>,
+    pub(super) notifier: Arc<Notifier>,
+    pub(super) runtime: Arc<ProviderRuntime>,
+    changes: Arc<Changes>,
+    polling: Arc<Polling>,
+    /// Options of the stream, if realtime updates are enabled.
+    stream: Option<StreamOptions>,
+    /// Interval of polls, if anything is requested in the background.
+    polling_interval: Option<Duration>,
+    was_connected: AtomicBool,
+}
+
+impl Updates {
+    pub(crate) fn new(
+        options: &Options,
+        runtime: Arc<ProviderRuntime>,
+        evaluator: Arc<Evaluator>,
+        notifier: Arc<Notifier>,
+        changes: Arc<Changes>,
+    ) -> Self {
+        let stream = options.enable_realtime.then_some(StreamOptions {
+            max_retries: options.max_sse_retries,
+            polling_fallback: options.enable_polling_fallback,
+            idle_timeout: options.stream_idle_timeout,
+        });
+        let is_updated = options.enable_realtime || options.enable_polling_fallback;
+        Self {
+            evaluator,
+            notifier,
+            runtime,
+            changes,
+            polling: Arc::new(Polling::new()),
+            stream,
+            polling_interval: is_updated.then_some(options.polling_interval),
+            was_connected: AtomicBool::new(false),
+        }
+    }
+
+    /// Starts the tasks.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error`] if no task can be started.
+    pub(crate) fn start(self: &Arc<Self>) -> Result<(), Error> {
+        let Some(interval) = self.polling_interval else { return Ok(()) };
+        match self.stream {
+            Some(options) => drop(self.runtime.spawn(stream::run(Arc::clone(self), options))?),
+            None => self.polling.start_active(),
+        }
+        let polling = Arc::clone(&self.polling);
+        self.runtime.spawn(polling.run(Arc::clone(&self.evaluator), Arc::clone(&self.notifier), interval))?;
+        Ok(())
+    }
+
+    /// Opens a new connection for the stream of changes.
+    pub(crate) fn reconnect(&self) {
+        self.changes.stream.reconnect();
+    }
+
+    /// Returns whether anything is requested in the background.
+    pub(crate) fn are_enabled(&self) -> bool {
+        self.polling_interval.is_some()
+    }
+
+    pub(crate) fn is_polling(&self) -> bool {
+        self.polling.is_active()
+    }
+
+    /// Notes that another API key is in use: reconnects, and finds out what changed.
+    pub(crate) fn api_key_replaced(&self) {
+        // The key may be that of another environment, whose flags may differ for any context.
+        self.notify(Notification::Changed(FlagChangeEvent::all()));
+        self.reconnect();
+        self.refetch();
+    }
+
+    pub(super) async fn next_command(&self) -> stream::supervisor::Input {
+        self.changes.stream.next().await
+    }
+
+    /// Notes that changes arrive from now on, and invalidates all flags.
+    pub(super) fn stream_opened(&self) {
+        // A service with an open stream has probably recovered.
+        self.evaluator.stream_opened(Instant::now() + refetch_delay());
+        if self.was_connected.swap(true, Ordering::Relaxed) {
+            self.evaluator.counters().reconnects.count();
+        }
+    }
+
+    /// Notes that changes do not arrive any more.
+    pub(super) fn stream_closed(&self) {
+        self.evaluator.epoch().stream_closed();
+        self.changes.forget_notified();
+        self.notifier.observe(HealthSignal::StreamClosed);
+    }
+
+    /// Marks all flags as out of date.
+    pub(super) fn invalidate(&self) {
+        self.evaluator.epoch().invalidate_all();
+    }
+
+    /// Requests the flags of the start-up context soon.
+    pub(super) fn refetch(&self) {
+        self.polling.refetch();
+    }
+
+    pub(super) fn set_polling(&self, is_active: bool) {
+        self.polling.set_active(is_active);
+        self.notifier.observe(HealthSignal::Polling(is_active));
+    }
+
+    /// Publishes the status of the stream's connection.
+    pub(super) fn status(&self, status: ConnectionStatus) {
+        self.notifier.status(status);
+    }
+
+    /// Notifies the application. All flags must have been invalidated before a change.
+    pub(super) fn notify(&self, notification: Notification) {
+        match notification {
+            Notification::Changed(change) => {
+                self.changes.notified(&change);
+                self.notifier.changed(change);
+            }
+            Notification::KeyRotated { valid_until } => self.notifier.api_key_rotated(valid_until),
+        }
+    }
+}
