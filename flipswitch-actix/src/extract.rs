@@ -1,4 +1,4 @@
-//! Extractors: a handler's way to the request's flags.
+//! Extractors: how handlers read the flags of a request.
 
 use std::{
     fmt,
@@ -11,18 +11,16 @@ use std::{
 
 use actix_web::{
     FromRequest, HttpMessage, HttpRequest, HttpResponse, ResponseError,
-    dev::{Payload, ServiceRequest},
+    dev::{Extensions, Payload, ServiceRequest},
     guard::GuardContext,
     http::{StatusCode, header::ContentType},
 };
-use flipswitch::{FlagDef, RequestScope, web};
+use flipswitch::{FlagDef, RequestScope, integration};
 
-use crate::middleware;
-
-/// The flags of the request. As an extractor it evaluates at first use; all extractors of a request share one answer.
+/// Extractor for the flags of the request, which are evaluated at first use and shared by all extractors.
 ///
-/// Dereferences to [`flipswitch::Flags`]. `Option<Flags>` is `None` where no [`Flipswitch`](crate::Flipswitch) runs
-/// before the handler; plain `Flags` is [`MissingMiddleware`] there.
+/// Dereferences to [`flipswitch::Flags`]. Without a [`FlipswitchMiddleware`](crate::FlipswitchMiddleware) the error is
+/// [`MissingMiddleware`], and `Option<Flags>` is `None`.
 ///
 /// ```
 /// use flipswitch_actix::Flags;
@@ -48,9 +46,9 @@ impl FromRequest for Flags {
     type Future = FlagsFuture;
 
     fn from_request(request: &HttpRequest, _payload: &mut Payload) -> FlagsFuture {
-        FlagsFuture(match request.scope() {
+        FlagsFuture(match request.flag_scope() {
             None => State::Done(Some(Err(MissingMiddleware(())))),
-            Some(scope) => match scope.flags_now() {
+            Some(scope) => match scope.try_flags() {
                 Some(flags) => State::Done(Some(Ok(Flags(flags.clone())))),
                 None => State::Evaluating(Box::pin(async move { Flags(scope.flags().await.clone()) })),
             },
@@ -71,7 +69,7 @@ impl Future for FlagsFuture {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
-            // Polled again after it was ready, which no executor does: pending, as a fused future would be.
+            // Pending when it is polled again after completion, as a fused future is.
             State::Done(outcome) => outcome.take().map_or(Poll::Pending, Poll::Ready),
             State::Evaluating(flags) => flags.as_mut().poll(cx).map(Ok),
         }
@@ -84,15 +82,14 @@ impl fmt::Debug for FlagsFuture {
     }
 }
 
-/// The value of one flag that was declared with [`flags!`](flipswitch::flags).
+/// Extractor for one flag that was declared with [`flags!`](flipswitch::flags), by its value.
 ///
-/// Evaluated as [`Flags`] are: however many a handler takes, all of a request share one answer. Where no
-/// [`Flipswitch`](crate::Flipswitch) runs before the handler it is [`MissingMiddleware`], and `Option<Flag<..>>` is `None`.
+/// Errors are those of [`Flags`].
 ///
 /// ```
 /// use flipswitch_actix::Flag;
 ///
-/// flipswitch_actix::flipswitch::flags! {
+/// flipswitch_actix::flags! {
 ///     /// The checkout on one page.
 ///     NewCheckout: bool = "new-checkout", default false;
 /// }
@@ -122,7 +119,7 @@ impl<F: FlagDef> Future for FlagFuture<F> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let flags = Pin::new(&mut self.0).poll(cx);
-        flags.map_ok(|flags| Flag(web::read::<F>(&flags)))
+        flags.map_ok(|flags| Flag(integration::read::<F>(&flags)))
     }
 }
 
@@ -132,14 +129,14 @@ impl<F> fmt::Debug for FlagFuture<F> {
     }
 }
 
-/// The request's scope where there are no extractors: in middleware and guards.
+/// Access to the flags of a request without extractors: in middleware and guards.
 ///
 /// ```
 /// use actix_web::HttpRequest;
 /// use flipswitch_actix::FlagsExt;
 ///
 /// async fn greeting(request: HttpRequest) -> &'static str {
-///     match request.scope() {
+///     match request.flag_scope() {
 ///         Some(scope) if scope.flags().await.bool("new-greeting", false) => "Good day",
 ///         _ => "Hello",
 ///     }
@@ -147,44 +144,47 @@ impl<F> fmt::Debug for FlagFuture<F> {
 /// # actix_web::web::get().to(greeting);
 /// ```
 pub trait FlagsExt {
-    /// Returns the scope of the request: its provider, context and flags. `None` where no
-    /// [`Flipswitch`](crate::Flipswitch) ran before.
-    fn scope(&self) -> Option<RequestScope>;
+    /// Returns the scope of the request, or `None` without a [`FlipswitchMiddleware`](crate::FlipswitchMiddleware).
+    fn flag_scope(&self) -> Option<RequestScope>;
 
-    /// Returns the flags of the request if that needs no waiting: they were evaluated before, memory has a fresh answer for
-    /// the context, or the service cannot be asked at present. Asking counts as reading.
-    fn flags_now(&self) -> Option<Flags> {
-        self.scope()?.flags_now().cloned().map(Flags)
+    /// Returns the flags of the request if that needs no waiting; see [`RequestScope::try_flags`].
+    fn try_flags(&self) -> Option<Flags> {
+        self.flag_scope()?.try_flags().cloned().map(Flags)
     }
 }
 
 impl FlagsExt for HttpRequest {
-    fn scope(&self) -> Option<RequestScope> {
-        middleware::scope(&self.extensions())
+    fn flag_scope(&self) -> Option<RequestScope> {
+        scope(&self.extensions())
     }
 }
 
 impl FlagsExt for ServiceRequest {
-    fn scope(&self) -> Option<RequestScope> {
-        middleware::scope(&self.extensions())
+    fn flag_scope(&self) -> Option<RequestScope> {
+        scope(&self.extensions())
     }
 }
 
 impl FlagsExt for GuardContext<'_> {
-    fn scope(&self) -> Option<RequestScope> {
-        middleware::scope(&self.req_data())
+    fn flag_scope(&self) -> Option<RequestScope> {
+        scope(&self.req_data())
     }
 }
 
-/// Error of a handler or gate that asks for flags where no [`Flipswitch`](crate::Flipswitch) middleware runs before it: a mistake
-/// in the application, answered with 500, and logged as an error.
+/// Returns the scope of a request whose flags are about to be read.
+fn scope(extensions: &Extensions) -> Option<RequestScope> {
+    integration::scope(extensions.get(), extensions).cloned()
+}
+
+/// Error of an extractor or gate without a [`FlipswitchMiddleware`](crate::FlipswitchMiddleware): a mistake in the
+/// application, which is logged as an error and answered with 500.
 #[derive(Clone, Copy, Debug)]
 pub struct MissingMiddleware(pub(crate) ());
 
 impl fmt::Display for MissingMiddleware {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(
-            "No flags in this request: add `.wrap(Flipswitch::new(provider))` to the app, scope or resource of \
+            "No flags in this request: add `.wrap(FlipswitchMiddleware::new(provider))` to the app, scope or resource of \
              this route, after any `FlagGate`",
         )
     }
@@ -198,7 +198,7 @@ impl ResponseError for MissingMiddleware {
     }
 
     fn error_response(&self) -> HttpResponse {
-        // Here, and not where it was found: for an `Option` of flags it is no mistake.
+        // Logged here, because it is no mistake for an `Option` of flags.
         tracing::error!(target: "flipswitch", "{self}");
         HttpResponse::build(self.status_code()).content_type(ContentType::plaintext()).body(self.to_string())
     }

@@ -16,134 +16,130 @@ use actix_web::{
     dev::{Service, ServiceRequest, ServiceResponse, Transform},
     http::StatusCode,
 };
-use flipswitch::web::{FlagKey, GateFlag, GateRule};
+use flipswitch::integration::{FlagKey, GateFlag, GateRule, Unknown};
 use pin_project_lite::pin_project;
 
 use crate::{FlagsExt, MissingMiddleware};
 
-/// Lets requests through if a flag says so, and else answers 404 with an empty body, as if there were nothing.
+/// Middleware that responds with `404 Not Found` unless a flag is on for the request.
 ///
-/// A gate reads the flags that handlers read, so that both agree; it needs a [`Flipswitch`](crate::Flipswitch) that runs
-/// before it, that is one registered after it, and answers 500 without ([`MissingMiddleware`]).
+/// A gate reads the same flags as handlers. It needs a [`FlipswitchMiddleware`](crate::FlipswitchMiddleware) that runs before
+/// it, that is, one that is registered after it, and responds with 500 without it ([`MissingMiddleware`]).
 ///
 /// ```
 /// use actix_web::{App, http::StatusCode, web};
-/// use flipswitch_actix::{
-///     FlagGate, Flipswitch,
-///     flipswitch::{FlipswitchProvider, serde_json::json},
-/// };
+/// use flipswitch_actix::{FlagGate, FlipswitchMiddleware, FlipswitchProvider};
+/// # use flipswitch_actix::flipswitch::serde_json::json;
 ///
-/// flipswitch_actix::flipswitch::flags! {
+/// flipswitch_actix::flags! {
 ///     /// The checkout on one page.
 ///     NewCheckout: bool = "new-checkout", default false;
 /// }
 ///
+/// let gate = FlagGate::when(|flags| flags.bool("beta", false) || flags.bool("staff", false));
 /// let beta = web::scope("/beta")
 ///     .route("/", web::get().to(async || "Welcome"))
-///     .wrap(FlagGate::requires("beta").or(FlagGate::requires("staff")).otherwise(StatusCode::FORBIDDEN));
-/// let checkout = web::resource("/checkout").get(async || "new").wrap(FlagGate::requires(NewCheckout));
+///     .wrap(gate.fallback(StatusCode::FORBIDDEN));
+/// let checkout = web::resource("/checkout").get(async || "new").wrap(FlagGate::enabled(NewCheckout));
 ///
 /// # let provider = FlipswitchProvider::in_memory(json!({}));
-/// let app = App::new().service(checkout).service(beta).wrap(Flipswitch::new(provider));
+/// let app = App::new().service(checkout).service(beta).wrap(FlipswitchMiddleware::new(provider));
 /// ```
 ///
-/// # When the flag is not known
+/// # Unknown flags
 ///
-/// A flag that is not known, has another type or no value counts as its default, which is `false` for one that is named by
-/// its key: then [`requires`](Self::requires) is closed and [`requires_not`](Self::requires_not) is open. A variant that is
-/// not known is no variant.
+/// A flag that is unknown, has another type or no value counts as its default, which is `false` for a key:
+/// [`enabled`](Self::enabled) is then closed, and [`disabled`](Self::disabled) open. [`unknown`](Self::unknown) sets what
+/// happens while no flags of the request are known.
 ///
 /// # Where to add it
 ///
-/// `wrap` of a scope or a resource hides all that it is added to, other methods included; `wrap` of one route of a resource
-/// lets requests of other methods pass, which answer 405 and so tell that there is something. What is to be served to whom
-/// the gate is closed for may stand under the same path with a guard instead: [`flag_on`](crate::flag_on).
+/// `wrap` of a scope or a resource closes all methods of its paths. `wrap` of one route of a resource does not apply to other
+/// methods, which are answered with 405 and reveal the path. To serve other users by another route of the same path, use a
+/// guard: [`flag_on`](crate::flag_on).
 ///
-/// A visitor's [cookie](crate::Anonymous::cookie) comes with a closed gate as well, and an application with a 404 page of its
-/// own gives that to [`otherwise`](Self::otherwise).
+/// The response of a closed gate may set the [cookie](crate::Anonymous::cookie) of a visitor. An application with its own
+/// 404 page passes it to [`fallback`](Self::fallback).
 ///
-/// # How long it takes
+/// # Waiting
 ///
-/// As long as the [flags](crate::RequestScope::flags) take: no time for a user who is known, and not longer than
-/// `request_timeout` for one who is not.
+/// A gate waits for flags like [`RequestScope::flags`](crate::RequestScope::flags): not at all for a user with cached flags,
+/// and at most `request_timeout` for another one.
 #[derive(Clone)]
 #[must_use = "a gate does nothing until it is added to a scope or resource with `.wrap(..)`"]
 pub struct FlagGate {
-    rule: Arc<GateRule>,
-    otherwise: Option<Arc<Answer>>,
+    rule: GateRule,
+    fallback: Option<Arc<dyn Fallback>>,
 }
 
-type Answer = dyn Fn(&HttpRequest) -> HttpResponse + Send + Sync;
-
 impl FlagGate {
-    /// Opens where the flag is on: one named by its key, whose default is `false`, or a boolean one declared with
+    /// Opens if the flag is on: a key, which defaults to `false`, or a boolean flag declared with
     /// [`flags!`](flipswitch::flags).
-    pub fn requires(flag: impl GateFlag) -> Self {
-        Self::new(GateRule::requires(flag))
+    pub fn enabled(flag: impl GateFlag) -> Self {
+        GateRule::enabled(flag).into()
     }
 
-    /// Opens where the flag is off.
-    pub fn requires_not(flag: impl GateFlag) -> Self {
-        Self::new(GateRule::requires_not(flag))
+    /// Opens if the flag is off.
+    pub fn disabled(flag: impl GateFlag) -> Self {
+        GateRule::disabled(flag).into()
     }
 
-    /// Opens where the service evaluated the flag to this variant.
+    /// Opens if the service evaluated the flag to this variant.
     pub fn variant(flag: impl FlagKey, variant: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(GateRule::variant(flag, variant))
+        GateRule::variant(flag, variant).into()
     }
 
-    /// Opens where both gates are open. A chain is read from left to right: `a.or(b).and(c)` is "(a or b) and c".
-    pub fn and(self, other: Self) -> Self {
-        self.joined(other, GateRule::and)
+    /// Opens if the predicate returns `true` for the flags of the request.
+    pub fn when(predicate: impl Fn(&flipswitch::Flags) -> bool + Send + Sync + 'static) -> Self {
+        GateRule::when(predicate).into()
     }
 
-    /// Opens where one of both gates is open.
-    pub fn or(self, other: Self) -> Self {
-        self.joined(other, GateRule::or)
-    }
-
-    /// Says what a closed gate answers: a status, or what a function returns, such as `|| ("..", StatusCode::GONE)` or
-    /// `|| HttpResponse::Gone().json(..)`. Default: 404 with an empty body. Of two gates that were joined, the first one's is
-    /// taken if it has one.
-    pub fn otherwise(mut self, response: impl Otherwise) -> Self {
-        self.otherwise = Some(Arc::new(move |request| response.respond(request)));
+    /// Sets the response of a closed gate: a status, or what a function returns, such as `|| ("..", StatusCode::GONE)` or
+    /// `|| HttpResponse::Gone().json(..)`. Defaults to 404 with an empty body.
+    pub fn fallback(mut self, fallback: impl Fallback) -> Self {
+        self.fallback = Some(Arc::new(fallback));
         self
     }
 
-    fn new(rule: GateRule) -> Self {
-        Self { rule: Arc::new(rule), otherwise: None }
-    }
-
-    fn joined(self, other: Self, join: fn(GateRule, GateRule) -> GateRule) -> Self {
-        let rule = join(Arc::unwrap_or_clone(self.rule), Arc::unwrap_or_clone(other.rule));
-        Self { rule: Arc::new(rule), otherwise: self.otherwise.or(other.otherwise) }
+    /// Sets what happens while no flags of the request are known, because the service has not responded and there are no
+    /// bootstrap values. By default the defaults of the flags count.
+    pub fn unknown(mut self, unknown: Unknown) -> Self {
+        self.rule = self.rule.unknown(unknown);
+        self
     }
 
     fn closed(&self, request: &HttpRequest) -> HttpResponse {
-        self.otherwise.as_ref().map_or_else(|| HttpResponse::new(StatusCode::NOT_FOUND), |otherwise| otherwise(request))
+        let not_found = || HttpResponse::new(StatusCode::NOT_FOUND);
+        self.fallback.as_ref().map_or_else(not_found, |fallback| fallback.respond(request))
     }
 }
 
-/// What a closed gate may answer: a status, or a function whose result is made into the response.
+impl From<GateRule> for FlagGate {
+    fn from(rule: GateRule) -> Self {
+        Self { rule, fallback: None }
+    }
+}
+
+/// Response of a closed gate: a status, or a function that returns a responder.
 #[diagnostic::on_unimplemented(
-    message = "a gate cannot answer with `{Self}`",
-    label = "give a `StatusCode`, or a function that returns a response: `|| HttpResponse::Gone()`",
-    note = "all workers share the function: it is `Send + Sync + 'static`, and what it returns is a `Responder`"
+    message = "a gate cannot respond with `{Self}`",
+    label = "pass a `StatusCode`, or a function that returns a response: `|| HttpResponse::Gone()`",
+    note = "all workers share the function, so it is `Send + Sync + 'static`; it returns a `Responder`"
 )]
-pub trait Otherwise: Send + Sync + 'static {
+pub trait Fallback: Send + Sync + 'static {
     /// Makes the response.
     fn respond(&self, request: &HttpRequest) -> HttpResponse;
 }
 
-impl Otherwise for StatusCode {
+impl Fallback for StatusCode {
     fn respond(&self, _: &HttpRequest) -> HttpResponse {
         HttpResponse::new(*self)
     }
 }
 
-// Else the compiler would list whatever within a response cannot be sent to another thread.
+// Otherwise the compiler would list the parts of a response that are not `Send`.
 #[diagnostic::do_not_recommend]
-impl<F, R> Otherwise for F
+impl<F, R> Fallback for F
 where
     F: Fn() -> R + Send + Sync + 'static,
     R: Responder,
@@ -175,7 +171,7 @@ impl fmt::Debug for FlagGate {
     }
 }
 
-/// The service of a [`FlagGate`]: the inner one, for those who may.
+/// Service of a [`FlagGate`].
 #[derive(Debug)]
 pub struct GateService<S> {
     inner: Rc<S>,
@@ -196,21 +192,20 @@ where
     }
 
     fn call(&self, request: ServiceRequest) -> Self::Future {
-        let Some(scope) = request.scope() else {
-            return GateFuture::answer(request.into_response(MissingMiddleware(()).error_response()));
+        let Some(scope) = request.flag_scope() else {
+            return GateFuture::respond(request.into_response(MissingMiddleware(()).error_response()));
         };
-        if let Some(flags) = scope.flags_now() {
+        if let Some(flags) = scope.try_flags() {
             return if self.gate.rule.is_open(flags) {
                 GateFuture { state: State::Open { response: self.inner.call(request) } }
             } else {
                 let closed = self.gate.closed(request.request());
-                GateFuture::answer(request.into_response(closed))
+                GateFuture::respond(request.into_response(closed))
             };
         }
-        let rule = Arc::clone(&self.gate.rule);
-        let evaluated = Box::pin(async move { rule.is_open(scope.flags().await) });
-        let (gate, on) = (self.gate.clone(), Some((Rc::clone(&self.inner), request)));
-        GateFuture { state: State::Asking { evaluated, gate, on } }
+        let (gate, rule) = (self.gate.clone(), self.gate.rule.clone());
+        let is_open = Box::pin(async move { rule.is_open(scope.flags().await) });
+        GateFuture { state: State::Deciding { is_open, gate, call: Some((Rc::clone(&self.inner), request)) } }
     }
 }
 
@@ -225,15 +220,15 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     enum State<S: Service<ServiceRequest>> {
-        Asking { evaluated: Pin<Box<dyn Future<Output = bool>>>, gate: FlagGate, on: Option<(Rc<S>, ServiceRequest)> },
+        Deciding { is_open: Pin<Box<dyn Future<Output = bool>>>, gate: FlagGate, call: Option<(Rc<S>, ServiceRequest)> },
         Open { #[pin] response: S::Future },
-        Answered { response: Option<ServiceResponse> },
+        Done { response: Option<ServiceResponse> },
     }
 }
 
 impl<S: Service<ServiceRequest>> GateFuture<S> {
-    fn answer(response: ServiceResponse) -> Self {
-        Self { state: State::Answered { response: Some(response) } }
+    fn respond(response: ServiceResponse) -> Self {
+        Self { state: State::Done { response: Some(response) } }
     }
 }
 
@@ -251,20 +246,20 @@ where
                 StateProjection::Open { response } => {
                     return response.poll(cx).map_ok(ServiceResponse::map_into_left_body);
                 }
-                // Polled again after it was ready, which no executor does: pending, as a fused future would be.
-                StateProjection::Answered { response } => {
+                // Pending when it is polled again after completion, as a fused future is.
+                StateProjection::Done { response } => {
                     return response
                         .take()
                         .map_or(Poll::Pending, |response| Poll::Ready(Ok(response.map_into_right_body())));
                 }
-                StateProjection::Asking { evaluated, gate, on } => {
-                    match (ready!(evaluated.as_mut().poll(cx)), on.take()) {
+                StateProjection::Deciding { is_open, gate, call } => {
+                    match (ready!(is_open.as_mut().poll(cx)), call.take()) {
                         (true, Some((inner, request))) => State::Open { response: inner.call(request) },
                         (false, Some((_, request))) => {
                             let closed = gate.closed(request.request());
-                            State::Answered { response: Some(request.into_response(closed)) }
+                            State::Done { response: Some(request.into_response(closed)) }
                         }
-                        (_, None) => State::Answered { response: None },
+                        (_, None) => State::Done { response: None },
                     }
                 }
             };

@@ -1,4 +1,4 @@
-//! The provider's health, for probes.
+//! Health probes.
 
 use std::future::{Ready, ready};
 
@@ -6,29 +6,29 @@ use actix_web::{
     Handler, HttpRequest, HttpResponse,
     http::{StatusCode, header},
 };
-use flipswitch::{FlipswitchProvider, web::HealthProbe};
+use flipswitch::{FlipswitchProvider, integration::HealthProbe};
 
-/// Makes a handler that answers a provider's [`Health`](flipswitch::Health) as JSON: 200, or 503 once the provider was
-/// shut down.
+/// Creates a handler that responds with a provider's [`Health`](flipswitch::Health) as JSON: with 200, or with 503 after the
+/// provider was shut down.
 ///
-/// With the query `?ready` it is 503 also while the service has never answered, and with `?live` it is as without. An
-/// outage is no reason for either: flags keep their last values then, and a process that is taken out of service or
-/// restarted would help nobody. Ask for `?ready` only where no request may be served with defaults.
+/// With the query `?ready`, it responds with 503 also before the flag service has responded for the first time; `?live` is
+/// the default. An outage changes neither, because flags keep their last values. Use `?ready` only if no request may be
+/// served with defaults.
 ///
 /// ```
 /// use actix_web::{App, web};
-/// # use flipswitch_actix::flipswitch::{FlipswitchProvider, serde_json::json};
+/// # use flipswitch_actix::{FlipswitchProvider, flipswitch::serde_json::json};
 ///
 /// # let provider = FlipswitchProvider::in_memory(json!({}));
 /// let app = App::new().route("/health/flags", web::get().to(flipswitch_actix::health(provider)));
 /// ```
 #[must_use]
 pub fn health(provider: FlipswitchProvider) -> impl Handler<(HttpRequest,), Output = HttpResponse> {
-    move |request| answer(&provider, &request)
+    move |request| respond(&provider, &request)
 }
 
-fn answer(provider: &FlipswitchProvider, request: &HttpRequest) -> Ready<HttpResponse> {
-    let probe = HealthProbe::new(provider, request.uri().query());
+fn respond(provider: &FlipswitchProvider, request: &HttpRequest) -> Ready<HttpResponse> {
+    let probe = HealthProbe::new(provider.health(), request.uri().query());
     let status = if probe.is_passed() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let mut response = HttpResponse::build(status);
     response.insert_header((header::CONTENT_TYPE, "application/json"));

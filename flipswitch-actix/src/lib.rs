@@ -8,14 +8,15 @@ mod middleware;
 pub mod testing;
 
 pub use flipswitch::{
-    self, InRequest, IntoContext, Lifespan, RequestScope,
-    web::{Anonymous, FlagKey, GateFlag},
+    self, EvaluationContext, FlipswitchProvider, InRequest, IntoContext, Lifespan, RequestScope, flags, http,
+    integration::{Anonymous, AnonymousCookie, FlagKey, GateFlag, Unknown},
+    time,
 };
 
 pub use crate::{
     extract::{Flag, FlagFuture, Flags, FlagsExt, FlagsFuture, MissingMiddleware},
-    gate::{FlagGate, GateFuture, GateService, Otherwise},
+    gate::{Fallback, FlagGate, GateFuture, GateService},
     guard::flag_on,
     health::health,
-    middleware::{Flipswitch, FlipswitchService, ResponseFuture},
+    middleware::{FlipswitchMiddleware, FlipswitchService, ResponseFuture},
 };

@@ -1,7 +1,6 @@
 //! The middleware: opens a [`RequestScope`] in every request.
 
 use std::{
-    any::type_name,
     fmt,
     future::{Future, Ready, ready},
     pin::Pin,
@@ -17,34 +16,30 @@ use actix_web::{
 };
 use flipswitch::{
     FlipswitchProvider, IntoContext, RequestScope, Scoped,
-    open_feature::EvaluationContext,
-    web::{self, Anonymous, Misuse},
+    integration::{self, Anonymous, RequestParts, ScopeBuilder},
 };
 use pin_project_lite::pin_project;
 
-/// Gives every request its flags: a [`RequestScope`] with the context of the request's user in its extensions.
+/// Middleware that gives every request its flags: a [`RequestScope`] with the context of its user in the extensions.
 ///
-/// Nothing is asked of the flag service until a handler reads a flag, so the middleware can stand before all routes, on
-/// an `App`, a `Scope` or a `Resource`.
+/// Nothing is requested from the flag service until a handler reads a flag, so the middleware can wrap an `App`, a `Scope`
+/// or a `Resource`. Handlers read flags with [extractors](crate::Flags), other code with [`FlagsExt`](crate::FlagsExt).
 ///
 /// # One provider for all workers
 ///
-/// actix runs the closure of `HttpServer::new` once per worker. Build the provider *before* it and hand each worker a
-/// clone, which is a handle to the same provider.
+/// actix calls the closure of `HttpServer::new` once per worker. Build the provider *before* it, and clone it into each
+/// worker: a clone is a handle to the same provider.
 ///
 /// # Order of middleware
 ///
-/// A middleware that finds the user (authentication, sessions) must run before this one, and actix runs the middleware
-/// that was registered *last* first: register the authentication after, that is below, this one. Where a user turns up too
-/// late, a warning says so, once. Of two of these middlewares around one handler the inner one decides, which is warned of
-/// as well.
+/// The middleware that sets the user (authentication, sessions) must run before this one. actix runs the middleware that is
+/// registered *last* first: register the authentication after, that is below, this one. If the user is set too late, a
+/// warning is logged once. If two of these surround a handler, the inner one decides, and a warning is logged.
 ///
 /// ```
 /// use actix_web::{App, HttpServer, web};
-/// use flipswitch_actix::{
-///     Flags, Flipswitch,
-///     flipswitch::{FlipswitchProvider, open_feature::EvaluationContext, serde_json::json},
-/// };
+/// use flipswitch_actix::{EvaluationContext, Flags, FlipswitchMiddleware, FlipswitchProvider};
+/// # use flipswitch_actix::flipswitch::serde_json::json;
 ///
 /// struct User {
 ///     id: String,
@@ -57,7 +52,7 @@ use pin_project_lite::pin_project;
 ///
 /// let provider = FlipswitchProvider::in_memory(json!({"new-home": true}));
 /// let server = HttpServer::new(move || {
-///     let flags = Flipswitch::new(provider.clone()).with_user(|user: &User| {
+///     let flags = FlipswitchMiddleware::new(provider.clone()).with_user(|user: &User| {
 ///         EvaluationContext::default()
 ///             .with_targeting_key(&user.id)
 ///             .with_custom_field("plan", user.plan.as_str())
@@ -68,146 +63,100 @@ use pin_project_lite::pin_project;
 ///
 /// # Contexts and cost
 ///
-/// Every distinct context is one evaluation at the service. Put into it what rules decide on (user, plan, country), and
-/// not what differs from request to request: with a path, an address or a time in it, every request is a new context.
+/// Every distinct context is one evaluation at the service. Use attributes that rules refer to (user, plan, country), and
+/// leave out what differs between requests: with a path, an address or a time, every request has a new context.
 #[derive(Clone)]
 #[must_use = "a middleware does nothing until it is added with `.wrap(..)`"]
-pub struct Flipswitch(Arc<Settings>);
-
-#[derive(Clone)]
-struct Settings {
-    provider: FlipswitchProvider,
-    with_context: Option<Arc<ContextFn>>,
-    with_user: Option<User>,
-    anonymous: Anonymous,
+pub struct FlipswitchMiddleware {
+    scopes: Arc<ScopeBuilder<Head>>,
     prefetch: bool,
 }
 
-/// How the user is found in the extensions.
-#[derive(Clone)]
-struct User {
-    context: Arc<UserFn>,
-    kind: UserType,
+/// The request while its scope is opened.
+struct Head(ServiceRequest);
+
+impl RequestParts for Head {
+    fn header_values<'a>(&'a self, name: &str) -> Box<dyn Iterator<Item = &'a [u8]> + 'a> {
+        Box::new(self.0.headers().get_all(name).map(HeaderValue::as_bytes))
+    }
+
+    fn insert_scope(&mut self, scope: RequestScope) -> Option<RequestScope> {
+        self.0.extensions_mut().insert(scope)
+    }
 }
 
-/// The type that a user has in the extensions.
-#[derive(Clone, Copy)]
-struct UserType {
-    name: &'static str,
-    is_in: fn(&Extensions) -> bool,
-}
-
-/// In the extensions of a request that has no user yet.
-#[derive(Clone, Copy)]
-struct Awaited(UserType);
-
-type ContextFn = dyn Fn(&ServiceRequest) -> Option<EvaluationContext> + Send + Sync;
-type UserFn = dyn Fn(&Extensions) -> Option<EvaluationContext> + Send + Sync;
-
-impl Flipswitch {
-    /// Makes a middleware that evaluates every request anonymously: one context without targeting key, shared by all.
+impl FlipswitchMiddleware {
+    /// Creates a middleware that evaluates all requests with one shared context, without a targeting key.
     pub fn new(provider: FlipswitchProvider) -> Self {
-        let (with_context, with_user, anonymous, prefetch) = (None, None, Anonymous::None, false);
-        Self(Arc::new(Settings { provider, with_context, with_user, anonymous, prefetch }))
+        Self { scopes: Arc::new(ScopeBuilder::new(provider)), prefetch: false }
     }
 
-    fn settings(&mut self) -> &mut Settings {
-        Arc::make_mut(&mut self.0)
-    }
-
-    /// Takes the context from the request: headers, cookies, extensions. Default: none.
+    /// Sets a function that builds the context from the request: headers, cookies, extensions. Defaults to none.
     ///
-    /// The function returns an [`EvaluationContext`] or an `Option` of one. It is asked as well as
-    /// [`with_user`](Self::with_user), whose fields win; where there is no user and no targeting key,
-    /// [`with_anonymous`](Self::with_anonymous) says who the visitor is. What a client sends can be forged: use headers only
-    /// if something before the application sets them. A function that panics found nothing, which is warned of once.
-    pub fn with_context<C: IntoContext>(
-        mut self,
-        context: impl Fn(&ServiceRequest) -> C + Send + Sync + 'static,
-    ) -> Self {
-        self.settings().with_context = Some(Arc::new(move |request| context(request).into_context()));
-        self
+    /// The function returns an [`EvaluationContext`](flipswitch::EvaluationContext) or an `Option` of one. Fields of the
+    /// context from [`with_user`](Self::with_user) win. Headers can be forged: use only those that a trusted proxy sets. A
+    /// panic of the function is logged once, and its context is ignored.
+    ///
+    /// ```
+    /// use flipswitch_actix::{EvaluationContext, FlipswitchMiddleware};
+    /// # use flipswitch_actix::{FlipswitchProvider, flipswitch::serde_json::json};
+    ///
+    /// # let provider = FlipswitchProvider::in_memory(json!({}));
+    /// let middleware = FlipswitchMiddleware::new(provider).with_context(|request| {
+    ///     let country = request.headers().get("x-country")?.to_str().ok()?;
+    ///     Some(EvaluationContext::default().with_custom_field("country", country))
+    /// });
+    /// ```
+    pub fn with_context<C>(self, context: impl Fn(&ServiceRequest) -> C + Send + Sync + 'static) -> Self
+    where
+        C: IntoContext,
+    {
+        self.map(|scopes| scopes.with_context(move |head: &Head| context(&head.0)))
     }
 
-    /// Takes the context from the user that another middleware put into the request's extensions, if it did. Default:
+    /// Sets a function that builds the context from the user, which another middleware puts into the extensions. Defaults to
     /// none.
     ///
-    /// Together with [`with_context`](Self::with_context) both are merged, and the user's fields win. The function may find
-    /// that there is nobody (`None`), as where the extension is a session. One that panics found nobody, which is warned
-    /// of once.
-    pub fn with_user<U, C>(mut self, context: impl Fn(&U) -> C + Send + Sync + 'static) -> Self
+    /// The function returns `None` if the extension holds no user, such as a session without login. A panic of the function
+    /// is logged once, and its context is ignored.
+    pub fn with_user<U, C>(self, context: impl Fn(&U) -> C + Send + Sync + 'static) -> Self
     where
         U: 'static,
         C: IntoContext,
     {
-        self.settings().with_user = Some(User {
-            context: Arc::new(move |extensions| context(extensions.get::<U>()?).into_context()),
-            kind: UserType { name: type_name::<U>(), is_in: |extensions| extensions.contains::<U>() },
-        });
-        self
+        let context = move |head: &Head| head.0.extensions().get().map(&context);
+        self.map(|scopes| scopes.with_user::<U, _, _>(Extensions::contains::<U>, context))
     }
 
-    /// Says who a visitor is when no user is found. Default: [`Anonymous::None`], nobody in particular.
-    pub fn with_anonymous(mut self, anonymous: Anonymous) -> Self {
-        self.settings().anonymous = anonymous;
-        self
+    /// Sets how requests without a user are evaluated. Defaults to [`Anonymous::shared`].
+    pub fn with_anonymous(self, anonymous: impl Into<Anonymous>) -> Self {
+        self.map(|scopes| scopes.with_anonymous(anonymous))
     }
 
-    /// Evaluates the flags of every request before it is routed, for guards, which cannot wait ([`flag_on`](crate::flag_on)).
-    /// Default: `false`.
+    /// Sets whether the flags of every request are evaluated before it is routed, for guards, which cannot wait
+    /// ([`flag_on`](crate::flag_on)). Defaults to `false`.
     ///
-    /// Requests of known users do not notice; others wait for the flag service, also where no flag is read: at most
-    /// [`request_timeout`](flipswitch::FlipswitchProviderBuilder::request_timeout), and while the service fails not at all. So
-    /// put it around what is guarded, and not around static files.
+    /// Requests of users with cached flags are not delayed. Others wait for the flag service, even if no flag is read: at
+    /// most [`request_timeout`](flipswitch::FlipswitchProviderBuilder::request_timeout), and not at all while the service
+    /// fails. Wrap the guarded routes only, not static files.
     pub fn prefetch(mut self, prefetch: bool) -> Self {
-        self.settings().prefetch = prefetch;
+        self.prefetch = prefetch;
         self
     }
 
-    /// Opens the scope of a request, and puts it into the request's extensions.
-    fn open(&self, request: &ServiceRequest) -> RequestScope {
-        let Settings { provider, with_context, with_user, anonymous, .. } = &*self.0;
-        let scope = web::open(
-            provider,
-            || with_user.as_ref().and_then(|user| (user.context)(&request.extensions())),
-            || with_context.as_ref().and_then(|context| context(request)),
-            anonymous,
-            |name| request.headers().get_all(name).map(HeaderValue::as_bytes),
-        );
-        let mut extensions = request.extensions_mut();
-        if extensions.insert(scope.clone()).is_some() {
-            Misuse::TwoLayers.warn(provider);
-            extensions.remove::<Awaited>();
-        }
-        if let Some(User { kind, .. }) = with_user.as_ref().filter(|user| !(user.kind.is_in)(&extensions)) {
-            extensions.insert(Awaited(*kind));
-        }
-        scope
+    fn map(self, change: impl FnOnce(ScopeBuilder<Head>) -> ScopeBuilder<Head>) -> Self {
+        Self { scopes: Arc::new(change(Arc::unwrap_or_clone(self.scopes))), ..self }
     }
 }
 
-/// Returns the scope of a request whose flags are about to be read. That is when a user shows who came too late.
-pub(crate) fn scope(extensions: &Extensions) -> Option<RequestScope> {
-    let scope = extensions.get::<RequestScope>()?;
-    if let Some(Awaited(user)) = extensions.get().filter(|Awaited(user)| (user.is_in)(extensions)) {
-        Misuse::UserFoundLater { user: user.name }.warn(scope.provider());
-    }
-    Some(scope.clone())
-}
-
-impl fmt::Debug for Flipswitch {
+impl fmt::Debug for FlipswitchMiddleware {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Flipswitch")
-            .field("provider", &self.0.provider)
-            .field("with_context", &self.0.with_context.is_some())
-            .field("with_user", &self.0.with_user.as_ref().map(|user| user.kind.name))
-            .field("anonymous", &self.0.anonymous)
-            .field("prefetch", &self.0.prefetch)
-            .finish()
+        let Self { scopes, prefetch } = self;
+        f.debug_struct("FlipswitchMiddleware").field("scopes", scopes).field("prefetch", prefetch).finish()
     }
 }
 
-impl<S, B> Transform<S, ServiceRequest> for Flipswitch
+impl<S, B> Transform<S, ServiceRequest> for FlipswitchMiddleware
 where
     S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
 {
@@ -222,11 +171,11 @@ where
     }
 }
 
-/// The service of a [`Flipswitch`] middleware: the inner one, whose requests carry a [`RequestScope`].
+/// Service of a [`FlipswitchMiddleware`].
 #[derive(Debug)]
 pub struct FlipswitchService<S> {
     inner: Rc<S>,
-    middleware: Flipswitch,
+    middleware: FlipswitchMiddleware,
 }
 
 impl<S, B> Service<ServiceRequest> for FlipswitchService<S>
@@ -242,20 +191,22 @@ where
     }
 
     fn call(&self, request: ServiceRequest) -> Self::Future {
-        let scope = self.middleware.open(&request);
-        let state = if self.middleware.0.prefetch {
+        let mut head = Head(request);
+        let scope = self.middleware.scopes.open(&mut head);
+        let Head(request) = head;
+        let state = if self.middleware.prefetch {
             let scope = scope.clone();
-            let fetched = Box::pin(async move { scope.prefetch().await });
-            State::Fetching { fetched, on: Some((Rc::clone(&self.inner), request)) }
+            let prefetch = Box::pin(async move { scope.prefetch().await });
+            State::Prefetching { prefetch, call: Some((Rc::clone(&self.inner), request)) }
         } else {
-            State::answering(&self.inner, request, &scope)
+            State::responding(&self.inner, request, &scope)
         };
         ResponseFuture { state, scope }
     }
 }
 
 pin_project! {
-    /// Future of a [`FlipswitchService`]: the inner service's, and the cookie of a new visitor.
+    /// Future of a [`FlipswitchService`].
     pub struct ResponseFuture<S: Service<ServiceRequest>> {
         #[pin]
         state: State<S>,
@@ -266,16 +217,16 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     enum State<S: Service<ServiceRequest>> {
-        Fetching { fetched: Pin<Box<dyn Future<Output = ()>>>, on: Option<(Rc<S>, ServiceRequest)> },
-        Answering { #[pin] response: Scoped<S::Future> },
+        Prefetching { prefetch: Pin<Box<dyn Future<Output = ()>>>, call: Option<(Rc<S>, ServiceRequest)> },
+        Responding { #[pin] response: Scoped<S::Future> },
     }
 }
 
 impl<S: Service<ServiceRequest>> State<S> {
-    /// Hands a request on, in its scope.
-    fn answering(inner: &Rc<S>, request: ServiceRequest, scope: &RequestScope) -> Self {
-        let response = scope.clone().sync_scope(|| inner.call(request));
-        Self::Answering { response: scope.clone().scope(response) }
+    /// Calls the inner service in the scope of the request.
+    fn responding(inner: &Rc<S>, request: ServiceRequest, scope: &RequestScope) -> Self {
+        let response = scope.clone().run_sync(|| inner.call(request));
+        Self::Responding { response: scope.clone().run(response) }
     }
 }
 
@@ -289,27 +240,31 @@ where
         let mut this = self.project();
         loop {
             let next = match this.state.as_mut().project() {
-                StateProjection::Answering { response } => {
+                StateProjection::Responding { response } => {
                     let mut response = ready!(response.poll(cx));
                     if let Ok(response) = &mut response {
-                        let headers = response.headers_mut();
-                        let set = headers.get_all(SET_COOKIE).map(HeaderValue::as_bytes);
-                        let cookie = web::new_cookie(this.scope, set);
-                        if let Some(cookie) = cookie.and_then(|cookie| HeaderValue::try_from(cookie).ok()) {
-                            headers.append(SET_COOKIE, cookie);
-                        }
+                        add_cookie(response, this.scope);
                     }
                     return Poll::Ready(response);
                 }
-                StateProjection::Fetching { fetched, on } => {
-                    ready!(fetched.as_mut().poll(cx));
-                    // Taken once, here, where the state is left.
-                    let Some((inner, request)) = on.take() else { return Poll::Pending };
-                    State::answering(&inner, request, this.scope)
+                StateProjection::Prefetching { prefetch, call } => {
+                    ready!(prefetch.as_mut().poll(cx));
+                    // Taken once, here, where the state ends.
+                    let Some((inner, request)) = call.take() else { return Poll::Pending };
+                    State::responding(&inner, request, this.scope)
                 }
             };
             this.state.set(next);
         }
+    }
+}
+
+/// Adds the cookie of a new visitor to a response.
+fn add_cookie<B>(response: &mut ServiceResponse<B>, scope: &RequestScope) {
+    let headers = response.headers_mut();
+    let cookie = integration::new_cookie(scope, headers.get_all(SET_COOKIE).map(HeaderValue::as_bytes));
+    if let Some(Ok(cookie)) = cookie.map(HeaderValue::try_from) {
+        headers.append(SET_COOKIE, cookie);
     }
 }
 

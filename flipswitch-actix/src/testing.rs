@@ -1,10 +1,10 @@
-//! For tests of handlers and gates by themselves: requests that have flags without a middleware.
+//! Requests with flags, for tests of handlers and gates without the middleware.
 
 use actix_web::HttpMessage;
-use flipswitch::{RequestScope, open_feature::EvaluationContext, serde_json::Value, testing::TestFlags};
+use flipswitch::{EvaluationContext, RequestScope, serde_json::Value, testing::TestFlags};
 
-/// Gives a request of a test its flags, as the middleware would. Where the middleware is part of what is tested, hand that a
-/// provider [in memory](flipswitch::FlipswitchProvider::in_memory) or [`TestFlags`] instead.
+/// Gives the request of a test its flags, as the middleware would. To test the middleware as well, pass it a provider
+/// [in memory](flipswitch::FlipswitchProvider::in_memory) or [`TestFlags`].
 ///
 /// ```
 /// use actix_web::{App, test, web};
@@ -24,15 +24,15 @@ use flipswitch::{RequestScope, open_feature::EvaluationContext, serde_json::Valu
 /// # }
 /// ```
 pub trait WithFlags: Sized {
-    /// Puts a scope into the request: a provider, and whom the request is from.
+    /// Puts a scope into the request.
     #[must_use]
     fn with_scope(self, scope: RequestScope) -> Self;
 
-    /// Gives the request these flags, an object `{"key": value, ..}`, from nobody in particular.
+    /// Puts a scope with these flags and an empty context into the request.
     ///
     /// # Panics
     ///
-    /// If `flags` is not an object.
+    /// If `flags` is not a JSON object of flag keys and values.
     #[must_use]
     #[track_caller]
     fn with_flags(self, flags: Value) -> Self {

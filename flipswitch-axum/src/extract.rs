@@ -1,4 +1,4 @@
-//! Extractors: a handler's way to the request's flags.
+//! Extractors: how handlers read the flags of a request.
 
 use std::{convert::Infallible, fmt, ops::Deref};
 
@@ -6,15 +6,13 @@ use axum_core::{
     extract::{FromRequestParts, OptionalFromRequestParts},
     response::{IntoResponse, Response},
 };
-use flipswitch::{FlagDef, RequestScope, web};
+use flipswitch::{FlagDef, RequestScope, integration};
 use http::{Extensions, Request, StatusCode, request::Parts};
 
-use crate::layer;
-
-/// The flags of the request. As an extractor it evaluates at first use; all extractors of a request share one answer.
+/// Extractor for the flags of the request, which are evaluated at first use. All extractors of a request share them.
 ///
-/// Dereferences to [`flipswitch::Flags`]. `Option<Flags>` is `None` where no
-/// [`FlipswitchLayer`](crate::FlipswitchLayer) runs before the handler; plain `Flags` is [`MissingLayer`] there.
+/// Dereferences to [`flipswitch::Flags`]. Without a [`FlipswitchLayer`](crate::FlipswitchLayer) the rejection is
+/// [`MissingLayer`], and `Option<Flags>` is `None`.
 ///
 /// ```
 /// use flipswitch_axum::Flags;
@@ -35,18 +33,12 @@ impl Deref for Flags {
     }
 }
 
-impl Flags {
-    async fn of(parts: &Parts) -> Option<Self> {
-        let scope = parts.scope()?;
-        Some(Self(scope.flags().await.clone()))
-    }
-}
-
 impl<S: Send + Sync> FromRequestParts<S> for Flags {
     type Rejection = MissingLayer;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, MissingLayer> {
-        Self::of(parts).await.ok_or_else(MissingLayer::found)
+        let scope = scope(&parts.extensions).ok_or_else(MissingLayer::logged)?;
+        Ok(Self(scope.flags().await.clone()))
     }
 }
 
@@ -54,20 +46,21 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Flags {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Option<Self>, Infallible> {
-        Ok(Self::of(parts).await)
+        Ok(match scope(&parts.extensions) {
+            Some(scope) => Some(Self(scope.flags().await.clone())),
+            None => None,
+        })
     }
 }
 
-/// The value of one flag that was declared with [`flags!`](flipswitch::flags).
+/// Extractor for the value of one flag that was declared with [`flags!`](flipswitch::flags).
 ///
-/// Evaluated as [`Flags`] are: however many a handler takes, all of a request share one answer. Where no
-/// [`FlipswitchLayer`](crate::FlipswitchLayer) runs before the handler it is [`MissingLayer`], and `Option<Flag<..>>` is
-/// `None`.
+/// Rejections are those of [`Flags`].
 ///
 /// ```
 /// use flipswitch_axum::Flag;
 ///
-/// flipswitch_axum::flipswitch::flags! {
+/// flipswitch_axum::flags! {
 ///     /// The checkout on one page.
 ///     NewCheckout: bool = "new-checkout", default false;
 /// }
@@ -84,8 +77,8 @@ impl<F: FlagDef, S: Send + Sync> FromRequestParts<S> for Flag<F> {
     type Rejection = MissingLayer;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, MissingLayer> {
-        let scope = parts.scope().ok_or_else(MissingLayer::found)?;
-        Ok(Self(web::read::<F>(scope.flags().await)))
+        let scope = scope(&parts.extensions).ok_or_else(MissingLayer::logged)?;
+        Ok(Self(integration::read::<F>(scope.flags().await)))
     }
 }
 
@@ -93,20 +86,20 @@ impl<F: FlagDef, S: Send + Sync> OptionalFromRequestParts<S> for Flag<F> {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Option<Self>, Infallible> {
-        Ok(match parts.scope() {
-            Some(scope) => Some(Self(web::read::<F>(scope.flags().await))),
+        Ok(match scope(&parts.extensions) {
+            Some(scope) => Some(Self(integration::read::<F>(scope.flags().await))),
             None => None,
         })
     }
 }
 
-/// The request's scope where there are no extractors: in middleware, under tonic or bare hyper.
+/// Access to the flags of a request without extractors: in middleware, under tonic or plain hyper.
 ///
 /// ```
 /// use flipswitch_axum::FlagsExt;
 ///
 /// async fn greeting<B>(request: http::Request<B>) -> &'static str {
-///     match request.scope() {
+///     match request.flag_scope() {
 ///         Some(scope) if scope.flags().await.bool("new-greeting", false) => "Good day",
 ///         _ => "Hello",
 ///     }
@@ -114,37 +107,46 @@ impl<F: FlagDef, S: Send + Sync> OptionalFromRequestParts<S> for Flag<F> {
 /// # let _ = greeting::<()>;
 /// ```
 pub trait FlagsExt {
-    /// Returns the scope of the request: its provider, context and flags. `None` where no
-    /// [`FlipswitchLayer`](crate::FlipswitchLayer) ran before.
-    fn scope(&self) -> Option<&RequestScope>;
+    /// Returns the scope of the request, or `None` without a [`FlipswitchLayer`](crate::FlipswitchLayer).
+    fn flag_scope(&self) -> Option<RequestScope>;
+
+    /// Returns the flags of the request if that needs no waiting; see [`RequestScope::try_flags`].
+    fn try_flags(&self) -> Option<Flags> {
+        self.flag_scope()?.try_flags().cloned().map(Flags)
+    }
 }
 
 impl FlagsExt for Extensions {
-    fn scope(&self) -> Option<&RequestScope> {
-        layer::scope(self)
+    fn flag_scope(&self) -> Option<RequestScope> {
+        scope(self).cloned()
     }
 }
 
 impl FlagsExt for Parts {
-    fn scope(&self) -> Option<&RequestScope> {
-        self.extensions.scope()
+    fn flag_scope(&self) -> Option<RequestScope> {
+        scope(&self.extensions).cloned()
     }
 }
 
 impl<B> FlagsExt for Request<B> {
-    fn scope(&self) -> Option<&RequestScope> {
-        self.extensions().scope()
+    fn flag_scope(&self) -> Option<RequestScope> {
+        scope(self.extensions()).cloned()
     }
 }
 
-/// Rejection of a handler or gate that asks for flags where no [`FlipswitchLayer`](crate::FlipswitchLayer) runs before it:
-/// a mistake in the application, answered with 500, and logged as an error.
+/// Returns the scope of a request whose flags are about to be read.
+pub(crate) fn scope(extensions: &Extensions) -> Option<&RequestScope> {
+    integration::scope(extensions.get(), extensions)
+}
+
+/// Rejection of an extractor or gate without a [`FlipswitchLayer`](crate::FlipswitchLayer): a mistake in the application,
+/// which is logged as an error and answered with 500.
 #[derive(Clone, Copy, Debug)]
 pub struct MissingLayer(());
 
 impl MissingLayer {
-    /// A request without flags, which is logged.
-    pub(crate) fn found() -> Self {
+    /// Makes and logs the rejection.
+    pub(crate) fn logged() -> Self {
         let rejection = Self(());
         tracing::error!(target: "flipswitch", "{rejection}");
         rejection

@@ -11,35 +11,36 @@ use std::{
 };
 
 use axum_core::response::{IntoResponse, Response};
-use flipswitch::web::{FlagKey, GateFlag, GateRule};
+use flipswitch::integration::{FlagKey, GateFlag, GateRule, Unknown};
 use http::{Request, StatusCode};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-use crate::{FlagsExt, MissingLayer};
+use crate::extract::{self, MissingLayer};
 
-/// Lets requests through if a flag says so, and else answers 404 with an empty body, as if there were nothing.
+/// Layer that responds with `404 Not Found` unless a flag is on for the request.
 ///
-/// A gate reads the flags that handlers read, so that both agree; it needs a [`FlipswitchLayer`](crate::FlipswitchLayer)
-/// that runs before it, that is one added after it, and answers 500 without ([`MissingLayer`]).
+/// A gate reads the same flags as handlers. It needs a [`FlipswitchLayer`](crate::FlipswitchLayer) that runs before it, that
+/// is, one that is added after it, and responds with 500 without it ([`MissingLayer`]).
 ///
 /// ```
 /// use axum::{Router, http::StatusCode, routing::get};
-/// use flipswitch_axum::{
-///     FlagGate, FlipswitchLayer,
-///     flipswitch::{FlipswitchProvider, serde_json::json},
-/// };
+/// use flipswitch_axum::{FlagGate, FlipswitchLayer, FlipswitchProvider};
+/// # use flipswitch_axum::flipswitch::serde_json::json;
 ///
-/// flipswitch_axum::flipswitch::flags! {
+/// flipswitch_axum::flags! {
 ///     /// The checkout on one page.
 ///     NewCheckout: bool = "new-checkout", default false;
 /// }
 ///
 /// let beta = Router::new()
 ///     .route("/beta", get(async || "Welcome"))
-///     .route_layer(FlagGate::requires("beta").or(FlagGate::requires("staff")).otherwise(StatusCode::FORBIDDEN));
-/// let checkout = get(async || "new").layer(FlagGate::requires(NewCheckout));
+///     .route_layer(
+///         FlagGate::when(|flags| flags.bool("beta", false) || flags.bool("staff", false))
+///             .fallback(StatusCode::FORBIDDEN),
+///     );
+/// let checkout = get(async || "new").layer(FlagGate::enabled(NewCheckout));
 ///
 /// # let provider = FlipswitchProvider::in_memory(json!({}));
 /// let app: Router = Router::new()
@@ -48,87 +49,84 @@ use crate::{FlagsExt, MissingLayer};
 ///     .layer(FlipswitchLayer::new(provider));
 /// ```
 ///
-/// # When the flag is not known
+/// # Unknown flags
 ///
-/// A flag that is not known, has another type or no value counts as its default, which is `false` for one that is named by
-/// its key: then [`requires`](Self::requires) is closed and [`requires_not`](Self::requires_not) is open. A variant that is
-/// not known is no variant.
+/// A flag that is unknown, has another type or no value counts as its default, which is `false` for a key: then
+/// [`enabled`](Self::enabled) is closed and [`disabled`](Self::disabled) is open. [`unknown`](Self::unknown) sets what
+/// happens while no flags of the request are known.
 ///
 /// # Where to add it
 ///
-/// - To some routes: `route_layer` of a router that has only those, which is merged or nested then. All methods of these
+/// - To several routes: `route_layer` of a router that has only these routes, and is merged or nested. All methods of their
 ///   paths are closed, and no other path.
-/// - To one route: `layer` of its handler or method router. `route_layer` of a *method router* lets requests of other
-///   methods pass, which answer 405.
-/// - `layer` of a router is for a nested one: of a merged one it also covers what is not found anywhere, so that unknown
-///   paths read flags, and answer what the gate says.
+/// - To one route: `layer` of its handler or method router. `route_layer` of a *method router* does not apply to other
+///   methods, which are answered with 405.
+/// - `layer` of a nested router. On a merged router, `layer` also applies to paths that are not found, which then read
+///   flags, and get the response of the gate.
 ///
-/// With these axum adds an `Allow` header to the 404 that another method than the route's gets, which tells that there is
-/// something. Where nobody must notice, add the gate to the service: `.route_service("/beta", gate.layer(get(beta)))`, or
-/// `.nest_service("/beta", gate.layer(router))`. A visitor's [cookie](crate::Anonymous::cookie) comes with a closed gate as
-/// well, and an application with a 404 page of its own gives that to [`otherwise`](Self::otherwise).
+/// In these places, axum adds an `Allow` header to the 404 for another method than the route's, which reveals that the route
+/// exists. To hide it, add the gate to a service: `.route_service("/beta", gate.layer(get(beta)))`, or
+/// `.nest_service("/beta", gate.layer(router))`. The response of a closed gate may set the
+/// [cookie](crate::Anonymous::cookie) of a visitor. An application with its own 404 page passes it to
+/// [`fallback`](Self::fallback).
 ///
-/// # How long it takes
+/// # Waiting
 ///
-/// As long as the [flags](crate::RequestScope::flags) take: no time for a user who is known, and not longer than
-/// `request_timeout` for one who is not. The service behind the gate is held ready meanwhile.
+/// A gate waits for flags like [`RequestScope::flags`](crate::RequestScope::flags): not at all for a user with cached flags,
+/// and at most `request_timeout` for another one. The inner service is kept ready meanwhile.
 ///
-/// Under gRPC a 404 is what clients know as `UNIMPLEMENTED`. With tonic, `Server::layer` puts a gate before all services,
-/// and `gate.named_layer(service)`, of `tonic::service::LayerExt`, before one.
+/// Under gRPC, clients see a 404 as `UNIMPLEMENTED`. With tonic, `Server::layer` adds a gate to all services, and
+/// `gate.named_layer(service)`, from `tonic::service::LayerExt`, to one.
 #[derive(Clone)]
 #[must_use = "a gate does nothing until it is added to a router with `.layer(..)`"]
 pub struct FlagGate {
-    rule: Arc<GateRule>,
-    otherwise: Option<Arc<Answer>>,
+    rule: GateRule,
+    fallback: Option<Arc<dyn Fn() -> Response + Send + Sync>>,
 }
 
-type Answer = dyn Fn() -> Response + Send + Sync;
-
 impl FlagGate {
-    /// Opens where the flag is on: one named by its key, whose default is `false`, or a boolean one declared with
+    /// Opens if the flag is on: a key, which defaults to `false`, or a boolean flag declared with
     /// [`flags!`](flipswitch::flags).
-    pub fn requires(flag: impl GateFlag) -> Self {
-        Self::new(GateRule::requires(flag))
+    pub fn enabled(flag: impl GateFlag) -> Self {
+        GateRule::enabled(flag).into()
     }
 
-    /// Opens where the flag is off.
-    pub fn requires_not(flag: impl GateFlag) -> Self {
-        Self::new(GateRule::requires_not(flag))
+    /// Opens if the flag is off.
+    pub fn disabled(flag: impl GateFlag) -> Self {
+        GateRule::disabled(flag).into()
     }
 
-    /// Opens where the service evaluated the flag to this variant.
+    /// Opens if the service evaluated the flag to this variant.
     pub fn variant(flag: impl FlagKey, variant: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(GateRule::variant(flag, variant))
+        GateRule::variant(flag, variant).into()
     }
 
-    /// Opens where both gates are open. A chain is read from left to right: `a.or(b).and(c)` is "(a or b) and c".
-    pub fn and(self, other: Self) -> Self {
-        self.joined(other, GateRule::and)
+    /// Opens if the predicate returns `true` for the flags of the request.
+    pub fn when(predicate: impl Fn(&flipswitch::Flags) -> bool + Send + Sync + 'static) -> Self {
+        GateRule::when(predicate).into()
     }
 
-    /// Opens where one of both gates is open.
-    pub fn or(self, other: Self) -> Self {
-        self.joined(other, GateRule::or)
-    }
-
-    /// Says what a closed gate answers: a status, or any response. Default: 404 with an empty body. Of two gates that were
-    /// joined, the first one's is taken if it has one.
-    pub fn otherwise(mut self, response: impl IntoResponse + Clone + Send + Sync + 'static) -> Self {
-        self.otherwise = Some(Arc::new(move || response.clone().into_response()));
+    /// Sets the response of a closed gate: a status, or any response. Defaults to 404 with an empty body.
+    pub fn fallback(mut self, response: impl IntoResponse + Clone + Send + Sync + 'static) -> Self {
+        self.fallback = Some(Arc::new(move || response.clone().into_response()));
         self
     }
 
-    fn new(rule: GateRule) -> Self {
-        Self { rule: Arc::new(rule), otherwise: None }
-    }
-
-    fn joined(self, other: Self, join: fn(GateRule, GateRule) -> GateRule) -> Self {
-        let rule = join(Arc::unwrap_or_clone(self.rule), Arc::unwrap_or_clone(other.rule));
-        Self { rule: Arc::new(rule), otherwise: self.otherwise.or(other.otherwise) }
+    /// Sets what happens while no flags of the request are known: the service has not responded, and there are no bootstrap
+    /// values. By default the defaults of the flags count.
+    pub fn unknown(mut self, unknown: Unknown) -> Self {
+        self.rule = self.rule.unknown(unknown);
+        self
     }
 
     fn closed(&self) -> Response {
-        self.otherwise.as_ref().map_or_else(|| StatusCode::NOT_FOUND.into_response(), |otherwise| otherwise())
+        self.fallback.as_ref().map_or_else(|| StatusCode::NOT_FOUND.into_response(), |fallback| fallback())
+    }
+}
+
+impl From<GateRule> for FlagGate {
+    fn from(rule: GateRule) -> Self {
+        Self { rule, fallback: None }
     }
 }
 
@@ -146,7 +144,7 @@ impl fmt::Debug for FlagGate {
     }
 }
 
-/// The service of a [`FlagGate`]: the inner one, for those who may.
+/// Service of a [`FlagGate`].
 #[derive(Clone, Debug)]
 pub struct GateService<S> {
     inner: S,
@@ -167,21 +165,23 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let Some(scope) = request.scope() else { return GateFuture::answer(MissingLayer::found().into_response()) };
-        if let Some(flags) = scope.flags_now() {
+        let Some(scope) = extract::scope(request.extensions()) else {
+            return GateFuture::respond(MissingLayer::logged().into_response());
+        };
+        if let Some(flags) = scope.try_flags() {
             return if self.gate.rule.is_open(flags) {
                 GateFuture { state: State::Open { response: self.inner.call(request) } }
             } else {
-                GateFuture::answer(self.gate.closed())
+                GateFuture::respond(self.gate.closed())
             };
         }
         let (scope, gate) = (scope.clone(), self.gate.clone());
-        let evaluated =
+        let decision =
             Box::pin(async move { if gate.rule.is_open(scope.flags().await) { Ok(()) } else { Err(gate.closed()) } });
-        // The one that is ready goes along; what stays will be asked for its readiness again.
+        // The service that is ready moves into the future. Its clone must become ready again.
         let inner = self.inner.clone();
         let inner = mem::replace(&mut self.inner, inner);
-        GateFuture { state: State::Asking { evaluated, on: Some((inner, request)) } }
+        GateFuture { state: State::Deciding { decision, call: Some((inner, request)) } }
     }
 }
 
@@ -196,18 +196,18 @@ pin_project! {
 pin_project! {
     #[project = StateProjection]
     enum State<S: Service<Request<B>>, B> {
-        Asking { evaluated: Evaluated, on: Option<(S, Request<B>)> },
+        Deciding { decision: Decision, call: Option<(S, Request<B>)> },
         Open { #[pin] response: S::Future },
-        Answered { response: Option<Response> },
+        Done { response: Option<Response> },
     }
 }
 
-/// Whether the gate is open, or else what it answers.
-type Evaluated = Pin<Box<dyn Future<Output = Result<(), Response>> + Send>>;
+/// Whether the gate is open, otherwise its response.
+type Decision = Pin<Box<dyn Future<Output = Result<(), Response>> + Send>>;
 
 impl<S: Service<Request<B>>, B> GateFuture<S, B> {
-    fn answer(response: Response) -> Self {
-        Self { state: State::Answered { response: Some(response) } }
+    fn respond(response: Response) -> Self {
+        Self { state: State::Done { response: Some(response) } }
     }
 }
 
@@ -223,14 +223,15 @@ where
         loop {
             let next = match state.as_mut().project() {
                 StateProjection::Open { response } => return response.poll(cx).map_ok(IntoResponse::into_response),
-                // Polled again after it was ready, which no executor does: pending, as a fused future would be.
-                StateProjection::Answered { response } => {
+                // Pending when polled again after completion, like a fused future.
+                StateProjection::Done { response } => {
                     return response.take().map_or(Poll::Pending, |response| Poll::Ready(Ok(response)));
                 }
-                StateProjection::Asking { evaluated, on } => match (ready!(evaluated.as_mut().poll(cx)), on.take()) {
+                StateProjection::Deciding { decision, call } => match (ready!(decision.as_mut().poll(cx)), call.take())
+                {
                     (Ok(()), Some((mut inner, request))) => State::Open { response: inner.call(request) },
-                    (Ok(()), None) => State::Answered { response: None },
-                    (Err(response), _) => State::Answered { response: Some(response) },
+                    (Ok(()), None) => State::Done { response: None },
+                    (Err(response), _) => State::Done { response: Some(response) },
                 },
             };
             state.set(next);

@@ -1,4 +1,4 @@
-//! The provider's health, for probes.
+//! Health probes.
 
 use std::{
     convert::Infallible,
@@ -7,20 +7,20 @@ use std::{
 };
 
 use axum_core::response::{IntoResponse, Response};
-use flipswitch::{FlipswitchProvider, web::HealthProbe};
+use flipswitch::{FlipswitchProvider, integration::HealthProbe};
 use http::{Request, StatusCode, header};
 use tower_service::Service;
 
-/// Makes a service that answers a provider's [`Health`](flipswitch::Health) as JSON: 200, or 503 once the provider was
-/// shut down.
+/// Creates a service that responds with a provider's [`Health`](flipswitch::Health) as JSON: with 200, or with 503 once the
+/// provider is shut down.
 ///
-/// With the query `?ready` it is 503 also while the service has never answered, and with `?live` it is as without. An
-/// outage is no reason for either: flags keep their last values then, and a process that is taken out of service or
-/// restarted would help nobody. Ask for `?ready` only where no request may be served with defaults.
+/// With the query `?ready`, it also responds with 503 until the flag service has responded once; `?live` is the default. An
+/// outage changes neither: flags keep their last values, and taking the process out of service would not help. Use `?ready`
+/// only if no request may be served with defaults.
 ///
 /// ```
 /// use axum::Router;
-/// # use flipswitch_axum::flipswitch::{FlipswitchProvider, serde_json::json};
+/// # use flipswitch_axum::{FlipswitchProvider, flipswitch::serde_json::json};
 ///
 /// # let provider = FlipswitchProvider::in_memory(json!({}));
 /// let app: Router = Router::new().route_service("/health/flags", flipswitch_axum::health(provider));
@@ -30,7 +30,7 @@ pub fn health(provider: FlipswitchProvider) -> HealthService {
     HealthService(provider)
 }
 
-/// Answers every request with a provider's health; made by [`health`].
+/// Service of [`health`].
 #[derive(Clone, Debug)]
 pub struct HealthService(FlipswitchProvider);
 
@@ -44,7 +44,7 @@ impl<B> Service<Request<B>> for HealthService {
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let probe = HealthProbe::new(&self.0, request.uri().query());
+        let probe = HealthProbe::new(self.0.health(), request.uri().query());
         let status = if probe.is_passed() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
         ready(Ok((status, headers, probe.json()).into_response()))

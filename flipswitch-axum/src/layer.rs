@@ -1,7 +1,6 @@
 //! The layer: opens a [`RequestScope`] in every request.
 
 use std::{
-    any::type_name,
     fmt,
     future::Future,
     pin::Pin,
@@ -11,33 +10,31 @@ use std::{
 
 use flipswitch::{
     FlipswitchProvider, IntoContext, RequestScope, Scoped,
-    open_feature::EvaluationContext,
-    web::{self, Anonymous, Misuse},
+    integration::{self, Anonymous, ScopeBuilder},
 };
 use http::{Extensions, HeaderValue, Request, Response, header::SET_COOKIE, request::Parts};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Gives every request its flags: a [`RequestScope`] with the context of the request's user in its extensions.
+/// Layer that gives every request its flags: a [`RequestScope`] with the context of the request's user in the extensions.
 ///
-/// Nothing is asked of the flag service until a handler reads a flag, so the layer can stand before all routes. It works
-/// on a [`Router`](https://docs.rs/axum/0.8/axum/struct.Router.html), nested or not, on a method router, and on any
-/// tower service of HTTP requests; [`FlagsExt`](crate::FlagsExt) is for handlers that have no extractors.
+/// Nothing is requested from the flag service until a handler reads a flag, so the layer can be added to all routes. It
+/// works on a [`Router`](https://docs.rs/axum/0.8/axum/struct.Router.html), nested or not, on a method router, and on any
+/// tower service of HTTP requests. Handlers read flags with [extractors](crate::Flags), other code with
+/// [`FlagsExt`](crate::FlagsExt).
 ///
 /// # Order of layers
 ///
-/// A layer that finds the user (authentication, sessions) must run before this one, and axum runs the layer that was
-/// added *last* first: add the authentication after, that is below, this layer. With a `tower::ServiceBuilder` it is the
-/// other way round. Where a user turns up too late, a warning says so, once. Of two of these layers around one handler the
-/// inner one decides, which is warned of as well.
+/// The layer that sets the user (authentication, sessions) must run before this one. axum runs the layer that is added
+/// *last* first: add the authentication after, that is below, this layer. In a `tower::ServiceBuilder` the order is the
+/// opposite. If the user is set too late, a warning is logged once. If two of these layers surround a handler, the inner
+/// one decides, and a warning is logged.
 ///
 /// ```
 /// use axum::{Extension, Router, routing::get};
-/// use flipswitch_axum::{
-///     Flags, FlipswitchLayer,
-///     flipswitch::{FlipswitchProvider, open_feature::EvaluationContext, serde_json::json},
-/// };
+/// use flipswitch_axum::{EvaluationContext, Flags, FlipswitchLayer, FlipswitchProvider};
+/// # use flipswitch_axum::flipswitch::serde_json::json;
 ///
 /// #[derive(Clone)]
 /// struct User {
@@ -64,108 +61,69 @@ use tower_service::Service;
 ///
 /// # Contexts and cost
 ///
-/// Every distinct context is one evaluation at the service. Put into it what rules decide on (user, plan, country), and
-/// not what differs from request to request: with a path, an address or a time in it, every request is a new context.
+/// Every distinct context is one evaluation at the service. Put attributes into it that rules use (user, plan, country),
+/// and none that differ between requests: with a path, an address or a time in it, every request is a new context.
 #[derive(Clone)]
 #[must_use = "a layer does nothing until it is added with `.layer(..)`"]
-pub struct FlipswitchLayer(Arc<Settings>);
-
-#[derive(Clone)]
-struct Settings {
-    provider: FlipswitchProvider,
-    with_context: Option<Arc<ContextFn>>,
-    with_user: Option<User>,
-    anonymous: Anonymous,
-}
-
-/// How the user is found in the extensions.
-#[derive(Clone)]
-struct User {
-    context: Arc<UserFn>,
-    kind: UserType,
-}
-
-/// The type that a user has in the extensions.
-#[derive(Clone, Copy)]
-struct UserType {
-    name: &'static str,
-    is_in: fn(&Extensions) -> bool,
-}
-
-/// In the extensions of a request that has no user yet.
-#[derive(Clone, Copy)]
-struct Awaited(UserType);
-
-type ContextFn = dyn Fn(&Parts) -> Option<EvaluationContext> + Send + Sync;
-type UserFn = dyn Fn(&Extensions) -> Option<EvaluationContext> + Send + Sync;
+pub struct FlipswitchLayer(Arc<ScopeBuilder<Parts>>);
 
 impl FlipswitchLayer {
-    /// Makes a layer that evaluates every request anonymously: one context without targeting key, shared by all.
+    /// Creates a layer that evaluates all requests with one shared context, without a targeting key.
     pub fn new(provider: FlipswitchProvider) -> Self {
-        Self(Arc::new(Settings { provider, with_context: None, with_user: None, anonymous: Anonymous::None }))
+        Self(Arc::new(ScopeBuilder::new(provider)))
     }
 
-    fn settings(&mut self) -> &mut Settings {
-        Arc::make_mut(&mut self.0)
-    }
-
-    /// Takes the context from the request's head: headers, cookies, extensions. Default: none.
+    /// Sets a function that builds the context from the head of the request: headers, cookies, extensions. Defaults to none.
     ///
-    /// The function returns an [`EvaluationContext`] or an `Option` of one. It is asked as well as
-    /// [`with_user`](Self::with_user), whose fields win; where there is no user and no targeting key,
-    /// [`with_anonymous`](Self::with_anonymous) says who the visitor is. What a client sends can be forged: use headers only
-    /// if something before the application sets them. A function that panics found nothing, which is warned of once.
-    pub fn with_context<C: IntoContext>(mut self, context: impl Fn(&Parts) -> C + Send + Sync + 'static) -> Self {
-        self.settings().with_context = Some(Arc::new(move |parts| context(parts).into_context()));
-        self
-    }
-
-    /// Takes the context from the user that another layer put into the extensions, if it did. Default: none.
+    /// The function returns an [`EvaluationContext`](flipswitch::EvaluationContext) or an `Option` of one. Fields from
+    /// [`with_user`](Self::with_user) take precedence. Clients can send any header: use only those that a trusted proxy
+    /// sets. If the function panics, its context is ignored and a warning is logged once.
     ///
-    /// Together with [`with_context`](Self::with_context) both are merged, and the user's fields win. The function may find
-    /// that there is nobody (`None`), as where the extension is a session. One that panics found nobody, which is warned
-    /// of once.
-    pub fn with_user<U, C>(mut self, context: impl Fn(&U) -> C + Send + Sync + 'static) -> Self
-    where
-        U: RequestExtension,
-        C: IntoContext,
-    {
-        self.settings().with_user = Some(User {
-            context: Arc::new(move |extensions| context(extensions.get::<U>()?).into_context()),
-            kind: UserType { name: type_name::<U>(), is_in: |extensions| extensions.get::<U>().is_some() },
-        });
-        self
+    /// ```
+    /// use flipswitch_axum::{EvaluationContext, FlipswitchLayer};
+    /// # use flipswitch_axum::{FlipswitchProvider, flipswitch::serde_json::json};
+    ///
+    /// # let provider = FlipswitchProvider::in_memory(json!({}));
+    /// let layer = FlipswitchLayer::new(provider).with_context(|parts| {
+    ///     let country = parts.headers.get("x-country")?.to_str().ok()?;
+    ///     Some(EvaluationContext::default().with_custom_field("country", country))
+    /// });
+    /// ```
+    pub fn with_context<C: IntoContext>(self, context: impl Fn(&Parts) -> C + Send + Sync + 'static) -> Self {
+        self.map(|scopes| scopes.with_context(context))
     }
 
-    /// Says who a visitor is when no user is found. Default: [`Anonymous::None`], nobody in particular.
-    pub fn with_anonymous(mut self, anonymous: Anonymous) -> Self {
-        self.settings().anonymous = anonymous;
-        self
+    /// Sets a function that builds the context from the user, which another layer puts into the extensions. Defaults to
+    /// none.
+    ///
+    /// The function returns `None` if the extension holds no user, as a session without login. If it panics, its context is
+    /// ignored and a warning is logged once.
+    pub fn with_user<U: RequestExtension, C: IntoContext>(
+        self,
+        context: impl Fn(&U) -> C + Send + Sync + 'static,
+    ) -> Self {
+        let is_present = |extensions: &Extensions| extensions.get::<U>().is_some();
+        let context = move |parts: &Parts| parts.extensions.get().map(&context);
+        self.map(|scopes| scopes.with_user::<U, _, _>(is_present, context))
     }
 
-    /// Opens the scope of a request, and puts it into the request's extensions.
-    fn open(&self, parts: &mut Parts) -> RequestScope {
-        let Settings { provider, with_context, with_user, anonymous } = &*self.0;
-        let scope = web::open(
-            provider,
-            || with_user.as_ref().and_then(|user| (user.context)(&parts.extensions)),
-            || with_context.as_ref().and_then(|context| context(parts)),
-            anonymous,
-            |name| parts.headers.get_all(name).iter().map(HeaderValue::as_bytes),
-        );
-        let extensions = &mut parts.extensions;
-        if extensions.insert(scope.clone()).is_some() {
-            Misuse::TwoLayers.warn(provider);
-            extensions.remove::<Awaited>();
-        }
-        if let Some(User { kind, .. }) = with_user.as_ref().filter(|user| !(user.kind.is_in)(extensions)) {
-            extensions.insert(Awaited(*kind));
-        }
-        scope
+    /// Sets how requests without a user are evaluated. Defaults to [`Anonymous::shared`].
+    pub fn with_anonymous(self, anonymous: impl Into<Anonymous>) -> Self {
+        self.map(|scopes| scopes.with_anonymous(anonymous))
+    }
+
+    fn map(self, change: impl FnOnce(ScopeBuilder<Parts>) -> ScopeBuilder<Parts>) -> Self {
+        Self(Arc::new(change(Arc::unwrap_or_clone(self.0))))
     }
 }
 
-/// What can be in the [`Extensions`] of a request: whatever is `Clone + Send + Sync + 'static`.
+impl fmt::Debug for FlipswitchLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("FlipswitchLayer").field(&self.0).finish()
+    }
+}
+
+/// Type that can be in the [`Extensions`] of a request: any type that is `Clone + Send + Sync + 'static`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be in the extensions of a request",
     label = "not `Clone + Send + Sync + 'static`, as extensions are",
@@ -173,43 +131,23 @@ impl FlipswitchLayer {
 )]
 pub trait RequestExtension: Clone + Send + Sync + 'static {}
 
-// Else the compiler would say which of the three is missing, and not what for.
+// Otherwise the compiler would report one of the three bounds, and not its purpose.
 #[diagnostic::do_not_recommend]
 impl<T: Clone + Send + Sync + 'static> RequestExtension for T {}
-
-/// Returns the scope of a request whose flags are about to be read. That is when a user shows who came too late.
-pub(crate) fn scope(extensions: &Extensions) -> Option<&RequestScope> {
-    let scope = extensions.get::<RequestScope>()?;
-    if let Some(Awaited(user)) = extensions.get().filter(|Awaited(user)| (user.is_in)(extensions)) {
-        Misuse::UserFoundLater { user: user.name }.warn(scope.provider());
-    }
-    Some(scope)
-}
 
 impl<S> Layer<S> for FlipswitchLayer {
     type Service = FlipswitchService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        FlipswitchService { inner, layer: self.clone() }
+        FlipswitchService { inner, scopes: Arc::clone(&self.0) }
     }
 }
 
-impl fmt::Debug for FlipswitchLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FlipswitchLayer")
-            .field("provider", &self.0.provider)
-            .field("with_context", &self.0.with_context.is_some())
-            .field("with_user", &self.0.with_user.as_ref().map(|user| user.kind.name))
-            .field("anonymous", &self.0.anonymous)
-            .finish()
-    }
-}
-
-/// The service of a [`FlipswitchLayer`]: the inner one, whose requests carry a [`RequestScope`].
+/// Service of a [`FlipswitchLayer`].
 #[derive(Clone, Debug)]
 pub struct FlipswitchService<S> {
     inner: S,
-    layer: FlipswitchLayer,
+    scopes: Arc<ScopeBuilder<Parts>>,
 }
 
 impl<S, B, R> Service<Request<B>> for FlipswitchService<S>
@@ -226,15 +164,15 @@ where
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
-        let scope = self.layer.open(&mut parts);
+        let scope = self.scopes.open(&mut parts);
         let request = Request::from_parts(parts, body);
-        let response = scope.clone().sync_scope(|| self.inner.call(request));
-        ResponseFuture { response: scope.clone().scope(response), scope }
+        let response = scope.clone().run_sync(|| self.inner.call(request));
+        ResponseFuture { response: scope.clone().run(response), scope }
     }
 }
 
 pin_project! {
-    /// Future of a [`FlipswitchService`]: the inner service's, and the cookie of a new visitor.
+    /// Future of a [`FlipswitchService`].
     #[derive(Debug)]
     pub struct ResponseFuture<F> {
         #[pin]
@@ -254,8 +192,8 @@ where
         let mut response = ready!(this.response.poll(cx));
         if let Ok(response) = &mut response {
             let headers = response.headers_mut();
-            let cookie = web::new_cookie(this.scope, headers.get_all(SET_COOKIE).iter().map(HeaderValue::as_bytes));
-            if let Some(cookie) = cookie.and_then(|cookie| HeaderValue::try_from(cookie).ok()) {
+            let set = headers.get_all(SET_COOKIE).iter().map(HeaderValue::as_bytes);
+            if let Some(Ok(cookie)) = integration::new_cookie(this.scope, set).map(HeaderValue::try_from) {
                 headers.append(SET_COOKIE, cookie);
             }
         }

@@ -7,8 +7,9 @@ mod layer;
 pub mod testing;
 
 pub use flipswitch::{
-    self, InRequest, IntoContext, Lifespan, RequestScope,
-    web::{Anonymous, FlagKey, GateFlag},
+    self, EvaluationContext, FlipswitchProvider, InRequest, IntoContext, Lifespan, RequestScope, flags, http,
+    integration::{Anonymous, AnonymousCookie, FlagKey, GateFlag, Unknown},
+    time,
 };
 
 pub use crate::{

@@ -1,10 +1,10 @@
-//! For tests of handlers and gates by themselves: requests that have flags without a layer.
+//! Requests with flags, for tests of handlers and gates without the layer.
 
-use flipswitch::{RequestScope, open_feature::EvaluationContext, serde_json::Value, testing::TestFlags};
+use flipswitch::{EvaluationContext, RequestScope, serde_json::Value, testing::TestFlags};
 use http::{Request, request::Builder};
 
-/// Gives a request of a test its flags, as the layer would. Where the layer is part of what is tested, hand that a provider
-/// [in memory](flipswitch::FlipswitchProvider::in_memory) or [`TestFlags`] instead.
+/// Gives the request of a test its flags, as the layer would. To test the layer as well, pass it a provider
+/// [in memory](flipswitch::FlipswitchProvider::in_memory) or [`TestFlags`].
 ///
 /// ```
 /// use axum::{Router, body::{Body, to_bytes}, http::Request, routing::get};
@@ -25,15 +25,15 @@ use http::{Request, request::Builder};
 /// # }
 /// ```
 pub trait WithFlags: Sized {
-    /// Puts a scope into the request: a provider, and whom the request is from.
+    /// Puts a scope into the request.
     #[must_use]
     fn with_scope(self, scope: RequestScope) -> Self;
 
-    /// Gives the request these flags, an object `{"key": value, ..}`, from nobody in particular.
+    /// Puts a scope with these flags and an empty context into the request.
     ///
     /// # Panics
     ///
-    /// If `flags` is not an object.
+    /// If `flags` is not a JSON object of flag keys and values.
     #[must_use]
     #[track_caller]
     fn with_flags(self, flags: Value) -> Self {

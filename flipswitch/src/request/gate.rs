@@ -133,14 +133,18 @@ impl GateRule {
         }
     }
 
-    /// Returns whether the gate is open by the last known flags of a request, for guards, which cannot wait. Without any,
-    /// the default of `flag` counts, and a warning is logged. New flags are requested in the background.
+    /// Returns whether the gate is open by the last known flags of a request, for guards, which cannot wait. New flags are
+    /// requested in the background.
+    ///
+    /// Without any flags, the default of the rule's flag counts, and a warning is logged once. A rule without a default is
+    /// closed then.
     #[must_use]
-    pub fn is_open_by_last_known(&self, scope: &RequestScope, flag: &impl GateFlag) -> bool {
+    pub fn is_open_by_last_known(&self, scope: &RequestScope) -> bool {
         scope.last_known_flags().map_or_else(
             || {
-                SetupWarning::GuardWithoutFlags { key: flag.key() }.log(scope.provider().warned());
-                flag.default_on()
+                let (key, is_open) = self.condition.without_flags();
+                SetupWarning::GuardWithoutFlags { key }.log(scope.provider().warned());
+                is_open
             },
             |flags| self.is_open(&flags),
         )
@@ -154,6 +158,15 @@ impl GateRule {
 impl Condition {
     fn flag(flag: &impl GateFlag, opens_if: bool) -> Self {
         Self::Flag { key: flag.key(), default: flag.default_on(), opens_if, warned: Arc::default() }
+    }
+
+    /// Returns the key of the flag, and whether the gate is open without any flags.
+    fn without_flags(&self) -> (&'static str, bool) {
+        match self {
+            Self::Flag { key, default, opens_if, .. } => (key, default == opens_if),
+            Self::Variant { key, .. } => (key, false),
+            Self::When(_) => ("(predicate)", false),
+        }
     }
 
     fn holds(&self, flags: &Flags) -> bool {
