@@ -1,9 +1,8 @@
-//! Extractors: how handlers read the flags of a request.
+//! Extractors for the flags of a request.
 
 use std::{
     fmt,
     future::Future,
-    marker::PhantomData,
     ops::Deref,
     pin::Pin,
     task::{Context, Poll},
@@ -25,10 +24,10 @@ use flipswitch::{FlagDef, RequestScope, integration};
 /// ```
 /// use flipswitch_actix::Flags;
 ///
-/// async fn banner(flags: Flags) -> String {
+/// async fn welcome(flags: Flags) -> String {
 ///     flags.string("banner", "Welcome").to_owned()
 /// }
-/// # actix_web::web::get().to(banner);
+/// # actix_web::web::get().to(welcome);
 /// ```
 #[derive(Clone, Debug)]
 pub struct Flags(pub flipswitch::Flags);
@@ -43,42 +42,10 @@ impl Deref for Flags {
 
 impl FromRequest for Flags {
     type Error = MissingMiddleware;
-    type Future = FlagsFuture;
+    type Future = ExtractFuture<Self>;
 
-    fn from_request(request: &HttpRequest, _payload: &mut Payload) -> FlagsFuture {
-        FlagsFuture(match request.flag_scope() {
-            None => State::Done(Some(Err(MissingMiddleware(())))),
-            Some(scope) => match scope.try_flags() {
-                Some(flags) => State::Done(Some(Ok(Flags(flags.clone())))),
-                None => State::Evaluating(Box::pin(async move { Flags(scope.flags().await.clone()) })),
-            },
-        })
-    }
-}
-
-/// Future of the [`Flags`] extractor.
-pub struct FlagsFuture(State);
-
-enum State {
-    Done(Option<Result<Flags, MissingMiddleware>>),
-    Evaluating(Pin<Box<dyn Future<Output = Flags>>>),
-}
-
-impl Future for FlagsFuture {
-    type Output = Result<Flags, MissingMiddleware>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut self.0 {
-            // Pending when it is polled again after completion, as a fused future is.
-            State::Done(outcome) => outcome.take().map_or(Poll::Pending, Poll::Ready),
-            State::Evaluating(flags) => flags.as_mut().poll(cx).map(Ok),
-        }
-    }
-}
-
-impl fmt::Debug for FlagsFuture {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FlagsFuture").finish_non_exhaustive()
+    fn from_request(request: &HttpRequest, _payload: &mut Payload) -> ExtractFuture<Self> {
+        ExtractFuture::new(request, |flags| Self(flags.clone()))
     }
 }
 
@@ -104,28 +71,51 @@ pub struct Flag<F: FlagDef>(pub F::Value);
 
 impl<F: FlagDef> FromRequest for Flag<F> {
     type Error = MissingMiddleware;
-    type Future = FlagFuture<F>;
+    type Future = ExtractFuture<Self>;
 
-    fn from_request(request: &HttpRequest, payload: &mut Payload) -> FlagFuture<F> {
-        FlagFuture(Flags::from_request(request, payload), PhantomData)
+    fn from_request(request: &HttpRequest, _payload: &mut Payload) -> ExtractFuture<Self> {
+        ExtractFuture::new(request, |flags| Self(integration::read::<F>(flags)))
     }
 }
 
-/// Future of the [`Flag`] extractor.
-pub struct FlagFuture<F>(FlagsFuture, PhantomData<fn() -> F>);
+/// Future of the extractors [`Flags`] and [`Flag`].
+pub struct ExtractFuture<T>(State<T>);
 
-impl<F: FlagDef> Future for FlagFuture<F> {
-    type Output = Result<Flag<F>, MissingMiddleware>;
+enum State<T> {
+    Done(Option<Result<T, MissingMiddleware>>),
+    Evaluating { flags: Pin<Box<dyn Future<Output = flipswitch::Flags>>>, read: fn(&flipswitch::Flags) -> T },
+}
+
+impl<T> ExtractFuture<T> {
+    fn new(request: &HttpRequest, read: fn(&flipswitch::Flags) -> T) -> Self {
+        Self(match request.flag_scope() {
+            None => State::Done(Some(Err(MissingMiddleware(())))),
+            Some(scope) => match scope.try_flags() {
+                Some(flags) => State::Done(Some(Ok(read(flags)))),
+                None => State::Evaluating { flags: Box::pin(async move { scope.flags().await.clone() }), read },
+            },
+        })
+    }
+}
+
+/// The value is never pinned.
+impl<T> Unpin for ExtractFuture<T> {}
+
+impl<T> Future for ExtractFuture<T> {
+    type Output = Result<T, MissingMiddleware>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let flags = Pin::new(&mut self.0).poll(cx);
-        flags.map_ok(|flags| Flag(integration::read::<F>(&flags)))
+        match &mut self.0 {
+            // Pending when it is polled again after completion, as a fused future is.
+            State::Done(outcome) => outcome.take().map_or(Poll::Pending, Poll::Ready),
+            State::Evaluating { flags, read } => flags.as_mut().poll(cx).map(|flags| Ok(read(&flags))),
+        }
     }
 }
 
-impl<F> fmt::Debug for FlagFuture<F> {
+impl<T> fmt::Debug for ExtractFuture<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("FlagFuture").finish_non_exhaustive()
+        f.debug_struct("ExtractFuture").finish_non_exhaustive()
     }
 }
 

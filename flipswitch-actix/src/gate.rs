@@ -1,4 +1,4 @@
-//! The gate: routes that exist for some users only.
+//! The gate: scopes and resources that exist for some users only.
 
 use std::{
     borrow::Cow,
@@ -52,7 +52,7 @@ use crate::{FlagsExt, MissingMiddleware};
 /// [`enabled`](Self::enabled) is then closed, and [`disabled`](Self::disabled) open. [`unknown`](Self::unknown) sets what
 /// happens while no flags of the request are known.
 ///
-/// # Where to add it
+/// # Where to wrap
 ///
 /// `wrap` of a scope or a resource closes all methods of its paths. `wrap` of one route of a resource does not apply to other
 /// methods, which are answered with 405 and reveal the path. To serve other users by another route of the same path, use a
@@ -79,7 +79,7 @@ impl FlagGate {
         GateRule::enabled(flag).into()
     }
 
-    /// Opens if the flag is off.
+    /// Opens if the flag is off. The default of a key is `false`.
     pub fn disabled(flag: impl GateFlag) -> Self {
         GateRule::disabled(flag).into()
     }

@@ -14,7 +14,7 @@ pub use flipswitch::{
 };
 
 pub use crate::{
-    extract::{Flag, FlagFuture, Flags, FlagsExt, FlagsFuture, MissingMiddleware},
+    extract::{ExtractFuture, Flag, Flags, FlagsExt, MissingMiddleware},
     gate::{Fallback, FlagGate, GateFuture, GateService},
     guard::flag_on,
     health::health,

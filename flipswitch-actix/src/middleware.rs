@@ -47,7 +47,7 @@ use pin_project_lite::pin_project;
 /// }
 ///
 /// async fn home(flags: Flags) -> &'static str {
-///     if flags.bool("new-home", false) { "new" } else { "old" }
+///     if flags.bool("new-home", false) { "new home" } else { "home" }
 /// }
 ///
 /// let provider = FlipswitchProvider::in_memory(json!({"new-home": true}));
@@ -61,11 +61,11 @@ use pin_project_lite::pin_project;
 /// });
 /// ```
 ///
-/// # Contexts and cost
+/// # Cost of contexts
 ///
 /// Every distinct context is one evaluation at the service. Use attributes that rules refer to (user, plan, country), and
 /// leave out what differs between requests: with a path, an address or a time, every request has a new context.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 #[must_use = "a middleware does nothing until it is added with `.wrap(..)`"]
 pub struct FlipswitchMiddleware {
     scopes: Arc<ScopeBuilder<Head>>,
@@ -146,13 +146,6 @@ impl FlipswitchMiddleware {
 
     fn map(self, change: impl FnOnce(ScopeBuilder<Head>) -> ScopeBuilder<Head>) -> Self {
         Self { scopes: Arc::new(change(Arc::unwrap_or_clone(self.scopes))), ..self }
-    }
-}
-
-impl fmt::Debug for FlipswitchMiddleware {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { scopes, prefetch } = self;
-        f.debug_struct("FlipswitchMiddleware").field("scopes", scopes).field("prefetch", prefetch).finish()
     }
 }
 

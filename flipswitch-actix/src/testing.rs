@@ -24,11 +24,11 @@ use flipswitch::{EvaluationContext, RequestScope, serde_json::Value, testing::Te
 /// # }
 /// ```
 pub trait WithFlags: Sized {
-    /// Puts a scope into the request.
+    /// Puts a scope into the extensions of the request.
     #[must_use]
     fn with_scope(self, scope: RequestScope) -> Self;
 
-    /// Puts a scope with these flags and an empty context into the request.
+    /// Puts a scope with these flags and an empty context into the extensions of the request.
     ///
     /// # Panics
     ///

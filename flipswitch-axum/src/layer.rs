@@ -1,7 +1,6 @@
 //! The layer: opens a [`RequestScope`] in every request.
 
 use std::{
-    fmt,
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -63,7 +62,7 @@ use tower_service::Service;
 ///
 /// Every distinct context is one evaluation at the service. Put attributes into it that rules use (user, plan, country),
 /// and none that differ between requests: with a path, an address or a time in it, every request is a new context.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is added with `.layer(..)`"]
 pub struct FlipswitchLayer(Arc<ScopeBuilder<Parts>>);
 
@@ -114,12 +113,6 @@ impl FlipswitchLayer {
 
     fn map(self, change: impl FnOnce(ScopeBuilder<Parts>) -> ScopeBuilder<Parts>) -> Self {
         Self(Arc::new(change(Arc::unwrap_or_clone(self.0))))
-    }
-}
-
-impl fmt::Debug for FlipswitchLayer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("FlipswitchLayer").field(&self.0).finish()
     }
 }
 
