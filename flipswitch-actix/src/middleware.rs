@@ -128,7 +128,7 @@ impl FlipswitchMiddleware {
         self.map(|scopes| scopes.with_user::<U, _, _>(Extensions::contains::<U>, context))
     }
 
-    /// Sets how requests without a user are evaluated. Defaults to [`Anonymous::shared`].
+    /// Sets how visitors without a user are evaluated. Defaults to [`Anonymous::shared`].
     pub fn with_anonymous(self, anonymous: impl Into<Anonymous>) -> Self {
         self.map(|scopes| scopes.with_anonymous(anonymous))
     }

@@ -149,12 +149,13 @@ pub struct ScopeBuilder<R> {
 }
 
 type ContextFn<R> = dyn Fn(&R) -> Option<EvaluationContext> + Send + Sync;
+type UserFn<R> = dyn Fn(&R) -> Option<Option<EvaluationContext>> + Send + Sync;
 
 /// How the user of a request is found.
 struct User<R> {
     missing: MissingUser,
     /// Returns `None` if there is no user, and `Some(None)` if the user has no context.
-    context: Arc<dyn Fn(&R) -> Option<Option<EvaluationContext>> + Send + Sync>,
+    context: Arc<UserFn<R>>,
 }
 
 impl<R: RequestParts> ScopeBuilder<R> {

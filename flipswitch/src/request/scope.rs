@@ -65,8 +65,11 @@ struct Inner {
 #[derive(Clone)]
 pub(super) struct MissingUser {
     pub(super) name: &'static str,
-    pub(super) is_present: Arc<dyn Fn(&dyn Any) -> bool + Send + Sync>,
+    pub(super) is_present: Arc<IsPresent>,
 }
+
+/// Returns whether the extensions of a request have a user.
+pub(super) type IsPresent = dyn Fn(&dyn Any) -> bool + Send + Sync;
 
 impl RequestScope {
     /// Opens a scope.
