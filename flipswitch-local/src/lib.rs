@@ -1,35 +1,21 @@
 #![doc = include_str!("../README.md")]
 
-mod access;
-mod activity;
-mod book;
-mod connection;
-mod control;
-mod dashboard;
-mod definition;
-mod effect;
-mod evaluate;
-mod events;
-mod fault;
+mod admin;
+mod api;
 mod faults;
-mod file;
-mod http_api;
+mod flags;
 mod keys;
-mod line;
-mod payload;
-mod record;
-mod rule;
+mod request_log;
 mod server;
-mod store;
-mod strike;
-mod wire;
 
 pub use crate::{
-    book::ActiveFault,
-    definition::DefinitionError,
-    fault::{Endpoint, Fault, FaultError, FaultOn},
-    faults::{FaultId, Faults},
+    faults::{
+        fault::{Endpoint, Fault, FaultError, FaultOn},
+        faults::{FaultId, Faults},
+        registry::ActiveFault,
+    },
+    flags::definition::DefinitionError,
     keys::KeyRotation,
-    record::RecordedRequest,
+    request_log::RecordedRequest,
     server::{LocalServer, LocalServerBuilder},
 };

@@ -20,18 +20,21 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    DefinitionError, access,
-    activity::Activity,
-    book::Book,
-    connection::{Listener, Peer},
-    control, dashboard,
-    definition::{self, Definition},
-    events,
-    faults::Faults,
-    file, http_api,
+    admin::access,
+    admin::activity::Activity,
+    admin::control,
+    admin::dashboard,
+    api::ofrep as http_api,
+    api::stream as events,
+    faults::connection::{Listener, Peer},
+    faults::faults::Faults,
+    faults::registry::Book,
+    flags::definition::DefinitionError,
+    flags::definition::{self, Definition},
+    flags::file,
+    flags::store::Store,
     keys::{KeyRotation, Keys},
-    record::{Record, RecordedRequest},
-    store::Store,
+    request_log::{Record, RecordedRequest},
 };
 
 /// Bodies are read up to this size.

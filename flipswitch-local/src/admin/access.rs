@@ -18,7 +18,7 @@ use axum::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, uri::Authority};
 use serde_json::json;
 
-use crate::{connection::Peer, server::Shared};
+use crate::{faults::connection::Peer, server::Shared};
 
 /// Why a request is refused.
 type Refusal = (StatusCode, String);

@@ -16,7 +16,9 @@ use axum::{
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
-use crate::{activity::shortened, evaluate, fault::Endpoint, server::Shared, strike::strike};
+use crate::{
+    admin::activity::shortened, faults::fault::Endpoint, faults::middleware::strike, flags::evaluate, server::Shared,
+};
 
 const BULK: &str = "/ofrep/v1/evaluate/flags";
 const EVENTS: &str = "/api/v1/flags/events";

@@ -6,8 +6,8 @@ use axum::body::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    effect::{self, Effect},
-    payload::Payload,
+    faults::effect::{self, Effect},
+    faults::payload::Payload,
 };
 
 /// Where a fault strikes.

@@ -8,7 +8,7 @@ use serde::{
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use crate::{fault::FaultError, payload::Payload, wire::Order};
+use crate::{faults::fault::FaultError, faults::handle::Order, faults::payload::Payload};
 
 /// What a fault does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

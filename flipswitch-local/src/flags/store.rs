@@ -10,10 +10,10 @@ use open_feature::EvaluationContext;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    activity::Activity,
-    definition::{Definition, Flags},
-    evaluate::Evaluator,
-    events::Events,
+    admin::activity::Activity,
+    api::stream::Events,
+    flags::definition::{Definition, Flags},
+    flags::evaluate::Evaluator,
 };
 
 pub(crate) struct Store {

@@ -17,10 +17,10 @@ use tokio::{
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::{
-    book::Book,
-    effect::Effect,
-    line::Line,
-    wire::{Now, Order, Wire},
+    faults::effect::Effect,
+    faults::handle::{Now, Order, Wire},
+    faults::registry::Book,
+    faults::response::Line,
 };
 
 /// Accepts connections that fail once `cut` is cancelled, and those that a fault holds already with `stop`.

@@ -32,11 +32,11 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    activity::Topic,
-    definition::Definition,
-    evaluate,
-    fault::{Endpoint, Fault},
-    faults::{FaultId, Faults},
+    admin::activity::Topic,
+    faults::fault::{Endpoint, Fault},
+    faults::faults::{FaultId, Faults},
+    flags::definition::Definition,
+    flags::evaluate,
     keys::KeyRotation,
     server::Shared,
 };

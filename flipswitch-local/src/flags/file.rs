@@ -11,8 +11,8 @@ use notify::{RecursiveMode, Watcher};
 use tokio::{sync::Notify, time::MissedTickBehavior};
 
 use crate::{
-    definition::{self, Flags},
-    store::Store,
+    flags::definition::{self, Flags},
+    flags::store::Store,
 };
 
 /// Editors write a file in several steps; this long after the first of them it is read.

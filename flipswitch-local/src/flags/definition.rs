@@ -8,7 +8,7 @@ use std::{
 use flagd_evaluation_engine::FlagParser;
 use serde_json::{Map, Value, json};
 
-use crate::rule;
+use crate::flags::rule;
 
 /// Flags by key.
 pub(crate) type Flags = BTreeMap<String, Definition>;

@@ -13,14 +13,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    book::Struck,
-    connection::Peer,
-    effect::Effect,
-    fault::Endpoint,
-    http_api,
-    line::{self, Line},
+    api::ofrep as http_api,
+    faults::connection::Peer,
+    faults::effect::Effect,
+    faults::fault::Endpoint,
+    faults::handle::Order,
+    faults::registry::Struck,
+    faults::response::{self as line, Line},
     server::Shared,
-    wire::Order,
 };
 
 /// Lets the faults have each request before its endpoint sees it.

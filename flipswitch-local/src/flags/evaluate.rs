@@ -4,7 +4,7 @@ use flagd_evaluation_engine::Operator;
 use open_feature::{EvaluationContext, EvaluationContextFieldValue};
 use serde_json::{Map, Value, json};
 
-use crate::definition::{self, Definition, Flagd};
+use crate::flags::definition::{self, Definition, Flagd};
 
 /// Evaluates flags; holds the compiled operators of targeting rules.
 #[derive(Default)]

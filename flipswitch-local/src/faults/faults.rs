@@ -6,10 +6,10 @@ use axum::body::Bytes;
 use serde::Serialize;
 
 use crate::{
-    book::ActiveFault,
-    fault::{Fault, FaultError},
+    faults::fault::{Fault, FaultError},
+    faults::handle::Order,
+    faults::registry::ActiveFault,
     server::Shared,
-    wire::Order,
 };
 
 /// What goes wrong with a [`LocalServer`](crate::LocalServer), for tests that an application stands it. Clones are

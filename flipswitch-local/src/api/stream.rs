@@ -22,8 +22,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    activity::{Activity, Topic},
-    book::Book,
+    admin::activity::{Activity, Topic},
+    faults::registry::Book,
 };
 
 /// A stream that falls behind by more than this many events is told that everything may have changed.

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::{events, keys};
+use crate::{api::stream as events, keys};
 
 /// This many requests are listed, the latest ones.
 const KEPT: usize = 200;

@@ -6,12 +6,12 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    activity::{Activity, Topic},
-    effect::Effect,
-    fault::{Endpoint, Fault, FaultError},
-    faults::FaultId,
-    line::Line,
-    wire::Order,
+    admin::activity::{Activity, Topic},
+    faults::effect::Effect,
+    faults::fault::{Endpoint, Fault, FaultError},
+    faults::faults::FaultId,
+    faults::handle::Order,
+    faults::response::Line,
 };
 
 /// This many faults are kept. Those that have struck as often as they were to go first.

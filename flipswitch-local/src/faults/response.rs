@@ -13,7 +13,7 @@ use axum::{
 use futures_util::{Stream, StreamExt};
 use http::header;
 
-use crate::wire::{Order, Wire};
+use crate::faults::handle::{Order, Wire};
 
 /// One answer and the connection it is sent on.
 #[derive(Debug)]

@@ -1,0 +1,4 @@
+//! The endpoints that applications use: OFREP, and the stream of changes.
+
+pub(crate) mod ofrep;
+pub(crate) mod stream;

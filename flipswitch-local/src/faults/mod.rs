@@ -1,0 +1,12 @@
+//! Faults: failures that the server simulates in requests, responses and connections.
+
+pub(crate) mod connection;
+pub(crate) mod effect;
+pub(crate) mod fault;
+#[allow(clippy::module_inception, reason = "the folder is named after its main type")]
+pub(crate) mod faults;
+pub(crate) mod handle;
+pub(crate) mod middleware;
+pub(crate) mod payload;
+pub(crate) mod registry;
+pub(crate) mod response;
