@@ -3,10 +3,10 @@
 use std::{
     fmt,
     hash::{BuildHasher, Hasher, RandomState},
-    sync::{PoisonError, RwLock},
     time::SystemTime,
 };
 
+use parking_lot::RwLock;
 use serde::{Deserialize, Deserializer, de};
 use time::{Duration, OffsetDateTime, PrimitiveDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
@@ -79,19 +79,19 @@ impl Keys {
 
     /// A key that is taken.
     pub(crate) fn current(&self) -> String {
-        let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let state = self.0.read();
         state.current.clone().unwrap_or_else(|| "local".to_owned())
     }
 
     /// The key that is taken, as far as it is shown; `None` if any is.
     pub(crate) fn shown(&self) -> Option<String> {
-        let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let state = self.0.read();
         state.current.as_ref().map(|key| masked(key.as_bytes()))
     }
 
     pub(crate) fn accept(&self, key: Option<&[u8]>) -> bool {
         let fits = |known: &Option<String>| known.as_ref().is_none_or(|known| key == Some(known.as_bytes()));
-        let state = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let state = self.0.read();
         fits(&state.current) || {
             let now = OffsetDateTime::now_utc();
             state.earlier.iter().any(|(known, until)| now < *until && fits(known))
@@ -103,7 +103,7 @@ impl Keys {
         let now = OffsetDateTime::now_utc();
         let key = rotation.key.unwrap_or_else(generated);
         let until = rotation.valid_until.unwrap_or(now);
-        let mut state = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.write();
         state.earlier.retain(|(_, until)| now < *until);
         let old = state.current.replace(key.clone());
         state.earlier.push((old, until));

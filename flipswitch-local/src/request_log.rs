@@ -1,13 +1,10 @@
 //! What came in, for tests to look at.
 
-use std::{
-    collections::VecDeque,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Instant,
-};
+use std::{collections::VecDeque, time::Instant};
 
 use axum::body::Bytes;
 use http::{HeaderMap, HeaderValue, Method};
+use parking_lot::Mutex;
 
 /// This many requests are kept, the latest ones.
 const KEPT: usize = 16_384;
@@ -45,7 +42,7 @@ struct Kept {
 impl Record {
     pub(crate) fn add(&self, request: RecordedRequest) {
         let request = request.alone();
-        let mut kept = self.lock();
+        let mut kept = self.0.lock();
         kept.bytes += size(&request);
         kept.requests.push_back(request);
         while kept.requests.len() > KEPT || kept.bytes > KEPT_BYTES {
@@ -55,11 +52,7 @@ impl Record {
     }
 
     pub(crate) fn all(&self) -> Vec<RecordedRequest> {
-        self.lock().requests.iter().cloned().collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Kept> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().requests.iter().cloned().collect()
     }
 }
 

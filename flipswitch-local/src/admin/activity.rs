@@ -1,16 +1,11 @@
 //! What goes on, for whoever watches: which lists have changed, and the latest requests of applications.
 
-use std::{
-    collections::VecDeque,
-    convert::Infallible,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::VecDeque, convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
 use axum::body::{Body, Bytes};
 use futures_util::{Stream, stream};
 use http::{HeaderMap, Method, StatusCode, Uri};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::{sync::watch, time::Instant};
@@ -89,7 +84,7 @@ impl Activity {
 
     /// Lists a request that has come in.
     pub(crate) fn asked(self: &Arc<Self>, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Asking {
-        let mut requests = self.requests();
+        let mut requests = self.requests.lock();
         let id = requests.back().map_or(1, |last| last.id + 1);
         requests.push_back(Asked {
             id,
@@ -111,7 +106,7 @@ impl Activity {
 
     /// The requests, newest first.
     pub(crate) fn listed(&self) -> Vec<Value> {
-        self.requests().iter().rev().map(Asked::to_json).collect()
+        self.requests.lock().iter().rev().map(Asked::to_json).collect()
     }
 
     /// Tells a watcher at once of everything, and then of what changes, until `stop`. `data` is what is said of a topic.
@@ -130,7 +125,7 @@ impl Activity {
     }
 
     fn ended(&self, id: u64, status: Option<StatusCode>) {
-        let mut requests = self.requests();
+        let mut requests = self.requests.lock();
         let first = requests.front().map_or(0, |first| first.id);
         let index = id.checked_sub(first).and_then(|index| usize::try_from(index).ok());
         let Some(request) = index.and_then(|index| requests.get_mut(index)) else { return };
@@ -139,10 +134,6 @@ impl Activity {
         request.outcome = status.map_or(Outcome::Unanswered(took), |status| Outcome::Answered(status, took));
         drop(requests);
         self.changed(Topic::Requests);
-    }
-
-    fn requests(&self) -> MutexGuard<'_, VecDeque<Asked>> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

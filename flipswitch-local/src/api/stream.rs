@@ -1,15 +1,10 @@
 //! The stream of changes.
 
-use std::{
-    collections::BTreeMap,
-    convert::Infallible,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
 use axum::body::{Body, Bytes};
 use futures_util::{Stream, stream};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use tokio::{
@@ -53,12 +48,12 @@ impl Events {
 
     /// How many streams are open.
     pub(crate) fn open(&self) -> usize {
-        self.open.lock().len()
+        self.open.streams.lock().len()
     }
 
     /// The streams that are open, as far as they are listed: `{"open": n, "streams": [{"since", "client"}]}`.
     pub(crate) fn listed(&self) -> Value {
-        let streams = self.open.lock();
+        let streams = self.open.streams.lock();
         let listed = streams.values().rev().take(LISTED);
         let listed: Vec<_> =
             listed.map(|stream| json!({"since": timestamp(stream.since), "client": stream.client})).collect();
@@ -85,7 +80,7 @@ impl Events {
 
     pub(crate) fn send(&self, event: &str, data: &Value) {
         // Held until the event is sent: a stream must never see ids go backwards.
-        let mut last_id = self.last_id.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last_id = self.last_id.lock();
         *last_id = millis(OffsetDateTime::now_utc()).max(*last_id + 1);
         // Without an open stream there is nobody to tell.
         let _ = self.sender.send(frame(event, data, Some(*last_id)));
@@ -160,16 +155,12 @@ struct OpenStream {
 
 impl OpenStreams {
     fn add(open: &Arc<Self>, client: String) -> Open {
-        let mut streams = open.lock();
+        let mut streams = open.streams.lock();
         let id = streams.last_key_value().map_or(0, |(last, _)| last + 1);
         streams.insert(id, OpenStream { since: OffsetDateTime::now_utc(), client });
         drop(streams);
         open.activity.changed(Topic::Streams);
         Open { streams: Arc::clone(open), id }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, OpenStream>> {
-        self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -181,7 +172,7 @@ struct Open {
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.streams.lock().remove(&self.id);
+        self.streams.streams.lock().remove(&self.id);
         self.streams.activity.changed(Topic::Streams);
     }
 }

@@ -1,9 +1,8 @@
 //! What a fault tells a connection, from wherever in the service it strikes.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::Waker,
-};
+use std::{sync::Arc, task::Waker};
+
+use parking_lot::Mutex;
 
 /// What is to become of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +48,7 @@ impl Wire {
     }
 
     fn give(&self, order: Order, at_once: bool) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         // Of a connection that is to end nothing else is wanted.
         if order == Order::Silence && state.now.order.is_some() {
             return;
@@ -65,7 +64,7 @@ impl Wire {
 
     /// Silences a connection without waiting for anything.
     pub(crate) fn silence(&self) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         state.now.silent = true;
         if state.now.order == Some(Order::Silence) {
             state.now.order = None;
@@ -74,7 +73,7 @@ impl Wire {
 
     /// How the connection stands; `waker` hears of the next order.
     pub(crate) fn watch(&self, waker: &Waker) -> Now {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         match &mut state.waker {
             Some(known) => known.clone_from(waker),
             none => *none = Some(waker.clone()),
@@ -84,17 +83,13 @@ impl Wire {
 
     /// Tells that the connection is no more.
     pub(crate) fn end(&self) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         state.gone = true;
         state.waker = None;
     }
 
     /// Whether the connection is no more.
     pub(crate) fn is_gone(&self) -> bool {
-        self.lock().gone
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().gone
     }
 }

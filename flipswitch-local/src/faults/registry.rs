@@ -1,7 +1,8 @@
 //! Which faults there are, and whom they strike.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
@@ -72,7 +73,7 @@ impl Book {
 
     pub(crate) fn add(&self, fault: Fault) -> Result<ActiveFault, FaultError> {
         fault.check()?;
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let mut over = None;
         if state.entries.len() >= KEPT {
             let Some(index) = state.entries.iter().position(|entry| entry.remaining() == Some(0)) else {
@@ -99,15 +100,15 @@ impl Book {
     }
 
     pub(crate) fn all(&self) -> Vec<ActiveFault> {
-        self.lock().entries.iter().map(Entry::active).collect()
+        self.state.lock().entries.iter().map(Entry::active).collect()
     }
 
     pub(crate) fn get(&self, id: FaultId) -> Option<ActiveFault> {
-        self.lock().entries.iter().find(|entry| entry.id == id).map(Entry::active)
+        self.state.lock().entries.iter().find(|entry| entry.id == id).map(Entry::active)
     }
 
     pub(crate) fn remove(&self, id: FaultId) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let Some(index) = state.entries.iter().position(|entry| entry.id == id) else { return false };
         let entry = state.entries.remove(index);
         drop(state);
@@ -117,7 +118,7 @@ impl Book {
     }
 
     pub(crate) fn clear(&self) {
-        let entries = std::mem::take(&mut self.lock().entries);
+        let entries = std::mem::take(&mut self.state.lock().entries);
         for entry in entries {
             entry.end();
         }
@@ -127,7 +128,7 @@ impl Book {
     /// A request that comes in is struck by the first fault that is about it. An answer that is to be cut off is told so
     /// here, along with the open streams, so that no stream slips in between.
     pub(crate) fn request(&self, endpoint: Endpoint, line: &Arc<Line>) -> Option<Struck> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let struck = state.strike(|fault| fault.is_about(endpoint), line);
         let answers = struck.as_ref().is_none_or(|struck| struck.effect.asks_the_endpoint());
         if endpoint == Endpoint::Stream && answers {
@@ -143,7 +144,7 @@ impl Book {
 
     /// The same for a new connection, which is silenced here if it is to hang.
     pub(crate) fn connection(&self, line: &Arc<Line>) -> Option<Effect> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let struck = state.strike(|fault| fault.on == Endpoint::Connections, line)?;
         if struck.effect == (Effect::Hang {}) {
             line.silence();
@@ -156,7 +157,7 @@ impl Book {
     /// Whether a heartbeat is left out.
     pub(crate) fn heartbeat(&self) -> bool {
         let left_out = |entry: &mut Entry| entry.fault.effect == Effect::NoHeartbeats {} && entry.strikes();
-        let left_out = self.lock().entries.iter_mut().any(left_out);
+        let left_out = self.state.lock().entries.iter_mut().any(left_out);
         if left_out {
             self.activity.changed(Topic::Faults);
         }
@@ -165,15 +166,11 @@ impl Book {
 
     /// Ends the connections of all streams; returns how many there are.
     pub(crate) fn end_streams(&self, order: Order) -> usize {
-        let streams = self.lock().streams();
+        let streams = self.state.lock().streams();
         for stream in &streams {
             stream.wire.at_once(order);
         }
         streams.len()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

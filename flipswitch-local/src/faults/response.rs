@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -12,6 +12,7 @@ use axum::{
 };
 use futures_util::{Stream, StreamExt};
 use http::header;
+use parking_lot::Mutex;
 
 use crate::faults::handle::{Order, Wire};
 
@@ -38,7 +39,7 @@ impl Line {
 
     /// Lets the answer be cut off after this many bytes more of its body; `false` if it has been cut off already.
     pub(crate) fn cut(&self, after: u64, order: Order) -> bool {
-        let mut cut = self.lock();
+        let mut cut = self.cut.lock();
         if matches!(*cut, Cut::Done(_)) {
             return false;
         }
@@ -48,18 +49,18 @@ impl Line {
 
     /// Whether the answer has been cut off.
     pub(crate) fn is_cut_off(&self) -> bool {
-        matches!(*self.lock(), Cut::Done(_))
+        matches!(*self.cut.lock(), Cut::Done(_))
     }
 
     /// Silences the connection, whether an answer is on its way or not.
     pub(crate) fn silence(&self) {
-        *self.lock() = Cut::Done(Order::Silence);
+        *self.cut.lock() = Cut::Done(Order::Silence);
         self.wire.silence();
     }
 
     /// Closes the connection if it has been silenced; if there were bytes to come before that, it is called off.
     pub(crate) fn release(&self) {
-        let mut cut = self.lock();
+        let mut cut = self.cut.lock();
         match *cut {
             Cut::After(0, Order::Silence) | Cut::Done(Order::Silence) => self.wire.at_once(Order::Close),
             Cut::After(_, Order::Silence) => *cut = Cut::No,
@@ -69,7 +70,7 @@ impl Line {
 
     /// Cuts the answer off if this is the place, as the end is if it comes earlier; returns whether it is cut off.
     fn cuts_off(&self, at_the_end: bool) -> bool {
-        let mut cut = self.lock();
+        let mut cut = self.cut.lock();
         if let Cut::After(left, order) = *cut
             && (left == 0 || at_the_end)
         {
@@ -81,7 +82,7 @@ impl Line {
 
     /// Counts bytes that are to be sent; returns how many of them may be.
     fn pass(&self, bytes: usize) -> usize {
-        match &mut *self.lock() {
+        match &mut *self.cut.lock() {
             Cut::No => bytes,
             Cut::After(left, _) => {
                 let passed = usize::try_from(*left).map_or(bytes, |left| left.min(bytes));
@@ -90,10 +91,6 @@ impl Line {
             }
             Cut::Done(_) => 0,
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Cut> {
-        self.cut.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

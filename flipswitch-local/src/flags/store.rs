@@ -1,12 +1,9 @@
 //! The flags as they are now. Every change is told to the open streams.
 
-use std::{
-    collections::BTreeSet,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use open_feature::EvaluationContext;
+use parking_lot::RwLock;
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -30,23 +27,23 @@ impl Store {
 
     /// Evaluates one flag; `None` if there is none of that key.
     pub(crate) fn evaluate(&self, key: &str, context: &EvaluationContext) -> Option<Value> {
-        self.read().get(key).map(|flag| self.evaluator.item(key, flag, context))
+        self.flags.read().get(key).map(|flag| self.evaluator.item(key, flag, context))
     }
 
     /// Evaluates all flags, by key.
     pub(crate) fn evaluate_all(&self, context: &EvaluationContext) -> Vec<Value> {
-        self.read().iter().map(|(key, flag)| self.evaluator.item(key, flag, context)).collect()
+        self.flags.read().iter().map(|(key, flag)| self.evaluator.item(key, flag, context)).collect()
     }
 
     /// Sets a flag and tells so, also if it is what it was.
     pub(crate) fn set(&self, key: &str, definition: Definition) {
-        self.write().insert(key.to_owned(), definition);
+        self.flags.write().insert(key.to_owned(), definition);
         self.events.flag_updated(key);
     }
 
     /// Removes a flag and tells so; `false` if there is none of that key.
     pub(crate) fn remove(&self, key: &str) -> bool {
-        let existed = self.write().remove(key).is_some();
+        let existed = self.flags.write().remove(key).is_some();
         if existed {
             self.events.flag_updated(key);
         }
@@ -59,7 +56,7 @@ impl Store {
         let keys: BTreeSet<_> = before.keys().chain(after.keys()).collect();
         let changed: BTreeSet<_> =
             keys.into_iter().filter(|key| before.get(*key) != after.get(*key)).cloned().collect();
-        let mut flags = self.write();
+        let mut flags = self.flags.write();
         for key in &changed {
             match after.get(key) {
                 Some(flag) => flags.insert(key.clone(), flag.clone()),
@@ -78,15 +75,7 @@ impl Store {
 
     /// All definitions, as a document.
     pub(crate) fn to_json(&self) -> Value {
-        let flags: Map<_, _> = self.read().iter().map(|(key, flag)| (key.clone(), flag.to_json())).collect();
+        let flags: Map<_, _> = self.flags.read().iter().map(|(key, flag)| (key.clone(), flag.to_json())).collect();
         json!({ "flags": flags })
-    }
-
-    fn read(&self) -> RwLockReadGuard<'_, Flags> {
-        self.flags.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn write(&self) -> RwLockWriteGuard<'_, Flags> {
-        self.flags.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
