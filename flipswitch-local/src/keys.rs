@@ -6,9 +6,11 @@ use std::{
     time::SystemTime,
 };
 
+use ::time::OffsetDateTime;
 use parking_lot::RwLock;
-use serde::{Deserialize, Deserializer, de};
-use time::{Duration, OffsetDateTime, PrimitiveDateTime, UtcOffset, format_description::well_known::Rfc3339};
+use serde::Deserialize;
+
+use crate::{mask, time};
 
 /// Another API key, for [`LocalServer::rotate_api_key`](crate::LocalServer::rotate_api_key).
 ///
@@ -26,7 +28,7 @@ use time::{Duration, OffsetDateTime, PrimitiveDateTime, UtcOffset, format_descri
 pub struct KeyRotation {
     #[serde(default)]
     key: Option<String>,
-    #[serde(default, deserialize_with = "rfc_3339")]
+    #[serde(default, deserialize_with = "time::deserialize_optional")]
     valid_until: Option<OffsetDateTime>,
 }
 
@@ -50,8 +52,8 @@ impl KeyRotation {
     }
 
     /// Sets until when the old key is taken as well. Default: it is refused at once.
-    pub fn valid_until(mut self, time: SystemTime) -> Self {
-        self.valid_until = Some(utc(time));
+    pub fn valid_until(mut self, until: SystemTime) -> Self {
+        self.valid_until = Some(time::from_system_time(until));
         self
     }
 }
@@ -86,7 +88,7 @@ impl Keys {
     /// The key that is taken, as far as it is shown; `None` if any is.
     pub(crate) fn shown(&self) -> Option<String> {
         let state = self.0.read();
-        state.current.as_ref().map(|key| masked(key.as_bytes()))
+        state.current.as_ref().map(|key| mask::mask_key(key.as_bytes()))
     }
 
     pub(crate) fn accept(&self, key: Option<&[u8]>) -> bool {
@@ -111,36 +113,10 @@ impl Keys {
     }
 }
 
-/// A key as far as it is shown: the end of one that is long enough to stay secret, so that keys can be told apart.
-pub(crate) fn masked(key: &[u8]) -> String {
-    const END: usize = 4;
-    match str::from_utf8(key) {
-        Ok(text) if text.is_ascii() && text.len() >= 4 * END => format!("••••{}", &text[text.len() - END..]),
-        _ => "••••".to_owned(),
-    }
-}
-
 /// A key that nobody has met. The standard library seeds its hash tables at random.
 fn generated() -> String {
     let random = || RandomState::new().build_hasher().finish();
     format!("local-{:016x}{:016x}", random(), random())
-}
-
-/// A time as far as it can be written down: from 1970 to 9999.
-fn utc(time: SystemTime) -> OffsetDateTime {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let since = Duration::try_from(since).unwrap_or(Duration::MAX);
-    OffsetDateTime::UNIX_EPOCH.checked_add(since).unwrap_or(PrimitiveDateTime::MAX.assume_utc())
-}
-
-fn rfc_3339<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<OffsetDateTime>, D::Error> {
-    let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
-    let time = OffsetDateTime::parse(&text, &Rfc3339)
-        .map_err(|error| de::Error::custom(format!("{text:?} is no time such as 2030-01-01T00:00:00Z: {error}")))?;
-    match time.checked_to_offset(UtcOffset::UTC) {
-        Some(time) => Ok(Some(time)),
-        None => Err(de::Error::custom(format!("{text:?} is out of range"))),
-    }
 }
 
 #[cfg(test)]
@@ -148,20 +124,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_time_is_too_early_or_too_late() {
-        let year = |time| utc(time).year();
-        assert_eq!(year(SystemTime::UNIX_EPOCH - std::time::Duration::from_secs(1 << 40)), 1970);
-        assert_eq!(year(SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1 << 40)), 9999);
-    }
-
-    #[test]
-    fn little_is_shown_of_a_key() {
-        let cases = [("", "••••"), ("local", "••••"), ("fifteen letters", "••••"), ("0123456789abcdef", "••••cdef")];
-        for (key, shown) in cases {
-            assert_eq!(masked(key.as_bytes()), shown);
-            assert_eq!(Keys::new(Some(key.to_owned())).shown().as_deref(), Some(shown));
-        }
-        assert_eq!(masked(&[b'x'; 20].map(|_| 0xff)), "••••");
+    fn the_current_key_is_shown_masked() {
+        assert_eq!(Keys::new(Some("0123456789abcdef".to_owned())).shown().as_deref(), Some("••••cdef"));
         assert_eq!(Keys::new(None).shown(), None);
     }
 

@@ -5,8 +5,10 @@ mod api;
 mod faults;
 mod flags;
 mod keys;
+mod mask;
 mod request_log;
 mod server;
+mod time;
 
 pub use crate::{
     faults::{

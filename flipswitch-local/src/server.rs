@@ -25,7 +25,6 @@ use crate::{
     admin::control,
     admin::dashboard,
     api::ofrep as http_api,
-    api::stream as events,
     faults::connection::{Listener, Peer},
     faults::faults::Faults,
     faults::registry::Book,
@@ -35,6 +34,7 @@ use crate::{
     flags::store::Store,
     keys::{KeyRotation, Keys},
     request_log::{Record, RecordedRequest},
+    time,
 };
 
 /// Bodies are read up to this size.
@@ -223,7 +223,7 @@ impl Shared {
     /// Rotates the API key and tells so; returns the new key and until when the old one is taken.
     pub(crate) fn rotate_api_key(&self, rotation: KeyRotation) -> (String, String) {
         let (key, valid_until) = self.keys.rotate(rotation);
-        let valid_until = events::timestamp(valid_until);
+        let valid_until = time::timestamp(valid_until);
         self.store.events.api_key_rotated(&valid_until);
         (key, valid_until)
     }

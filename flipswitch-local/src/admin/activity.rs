@@ -2,22 +2,19 @@
 
 use std::{collections::VecDeque, convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
+use ::time::OffsetDateTime;
 use axum::body::{Body, Bytes};
 use futures_util::{Stream, stream};
 use http::{HeaderMap, Method, StatusCode, Uri};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use time::OffsetDateTime;
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::{api::stream as events, keys};
+use crate::{mask, time};
 
 /// This many requests are listed, the latest ones.
 const KEPT: usize = 200;
-
-/// Paths, contexts and names of clients are listed up to so many characters.
-const SHOWN: usize = 240;
 
 /// So much of a body is kept, which is enough for what is shown of it.
 const BODY: usize = 1_024;
@@ -89,9 +86,9 @@ impl Activity {
         requests.push_back(Asked {
             id,
             method: method.clone(),
-            path: shortened(uri.path_and_query().map_or("", |path| path.as_str())),
+            path: mask::truncate(uri.path_and_query().map_or("", |path| path.as_str())),
             body: (Bytes::copy_from_slice(&body[..body.len().min(BODY)]), body.len()),
-            api_key: headers.get("x-api-key").map(|key| keys::masked(key.as_bytes())),
+            api_key: headers.get("x-api-key").map(|key| mask::mask_key(key.as_bytes())),
             at: OffsetDateTime::now_utc(),
             begun: Instant::now(),
             outcome: Outcome::Pending,
@@ -164,7 +161,7 @@ impl Asked {
         };
         json!({
             "id": self.id,
-            "at": events::timestamp(self.at),
+            "at": time::timestamp(self.at),
             "method": self.method.as_str(),
             "path": self.path,
             "apiKey": self.api_key,
@@ -179,11 +176,11 @@ impl Asked {
         let (body, length) = &self.body;
         let whole: Option<Value> = serde_json::from_slice(body).ok();
         if let Some(context) = whole.as_ref().and_then(|body| body.get("context")) {
-            return Some(shortened(&context.to_string()));
+            return Some(mask::truncate(&context.to_string()));
         }
         let text = String::from_utf8_lossy(body);
         let start = text.strip_prefix("{\"context\":").filter(|_| *length > BODY).unwrap_or(&text);
-        (!start.is_empty()).then(|| shortened(start))
+        (!start.is_empty()).then(|| mask::truncate(start))
     }
 }
 
@@ -226,14 +223,6 @@ impl Watcher {
     }
 }
 
-/// A text as far as it is shown.
-pub(crate) fn shortened(text: &str) -> String {
-    match text.char_indices().nth(SHOWN) {
-        None => text.to_owned(),
-        Some((end, _)) => format!("{}…", &text[..end]),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -250,13 +239,13 @@ mod tests {
         let pending = ask("/pending", br#"{"context":{"targetingKey":"alice"}}"#);
         drop(ask("/dropped", b"<html>"));
         let long = format!("{{\"context\":{{\"a\":\"{}\"}}}}", "é".repeat(BODY));
-        ask(&format!("/{}", "p".repeat(2 * SHOWN)), long.as_bytes()).answered(StatusCode::NOT_FOUND);
+        ask(&format!("/{}", "p".repeat(500)), long.as_bytes()).answered(StatusCode::NOT_FOUND);
         let listed = activity.listed();
         assert_eq!(listed.len(), KEPT);
         let seen: Vec<_> = listed.iter().take(3).map(|request| &request["status"]).collect();
         assert_eq!(seen, [&json!(404), &json!(null), &json!(null)]);
         let length = |field: &str| listed[0][field].as_str().unwrap().chars().count();
-        assert_eq!((length("path"), length("context")), (SHOWN + 1, SHOWN + 1));
+        assert_eq!((length("path"), length("context")), (241, 241));
         assert!(listed[0]["context"].as_str().unwrap().starts_with("{\"a\":\"éé"), "{}", listed[0]);
         assert_eq!((&listed[1]["context"], listed[1]["millis"].is_u64()), (&json!("<html>"), true));
         assert_eq!(

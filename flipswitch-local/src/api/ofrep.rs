@@ -16,9 +16,7 @@ use axum::{
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
-use crate::{
-    admin::activity::shortened, faults::fault::Endpoint, faults::middleware::strike, flags::evaluate, server::Shared,
-};
+use crate::{faults::fault::Endpoint, faults::middleware::strike, flags::evaluate, mask, server::Shared};
 
 const BULK: &str = "/ofrep/v1/evaluate/flags";
 const EVENTS: &str = "/api/v1/flags/events";
@@ -91,7 +89,7 @@ async fn single(State(shared): State<Arc<Shared>>, Path(key): Path<String>, body
 async fn events(State(shared): State<Arc<Shared>>, asked: HeaderMap) -> Response {
     // Clients of the service say who they are in the first of these, other ones in the second.
     let client = asked.get("x-flipswitch-sdk").or(asked.get(header::USER_AGENT));
-    let client = client.map_or_else(String::new, |client| shortened(&String::from_utf8_lossy(client.as_bytes())));
+    let client = client.map_or_else(String::new, |client| mask::truncate(&String::from_utf8_lossy(client.as_bytes())));
     let headers = [
         (header::CONTENT_TYPE, EVENT_STREAM),
         (header::CACHE_CONTROL, "no-cache"),

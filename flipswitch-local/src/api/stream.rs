@@ -2,11 +2,11 @@
 
 use std::{collections::BTreeMap, convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
+use ::time::OffsetDateTime;
 use axum::body::{Body, Bytes};
 use futures_util::{Stream, stream};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use time::OffsetDateTime;
 use tokio::{
     sync::{
         broadcast::{self, error::RecvError},
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     admin::activity::{Activity, Topic},
     faults::registry::Book,
+    time,
 };
 
 /// A stream that falls behind by more than this many events is told that everything may have changed.
@@ -56,13 +57,13 @@ impl Events {
         let streams = self.open.streams.lock();
         let listed = streams.values().rev().take(LISTED);
         let listed: Vec<_> =
-            listed.map(|stream| json!({"since": timestamp(stream.since), "client": stream.client})).collect();
+            listed.map(|stream| json!({"since": time::timestamp(stream.since), "client": stream.client})).collect();
         json!({"open": streams.len(), "streams": listed})
     }
 
     /// Tells that one flag was set or removed.
     pub(crate) fn flag_updated(&self, key: &str) {
-        self.send("flag-updated", &json!({"flagKey": key, "timestamp": now()}));
+        self.send("flag-updated", &json!({"flagKey": key, "timestamp": time::now()}));
         self.activity.changed(Topic::Flags);
     }
 
@@ -74,7 +75,7 @@ impl Events {
 
     /// Tells that there is a new API key, and until when the old one is taken.
     pub(crate) fn api_key_rotated(&self, valid_until: &str) {
-        self.send("api-key-rotated", &json!({"validUntil": valid_until, "timestamp": now()}));
+        self.send("api-key-rotated", &json!({"validUntil": valid_until, "timestamp": time::now()}));
         self.activity.changed(Topic::ApiKey);
     }
 
@@ -178,26 +179,13 @@ impl Drop for Open {
 }
 
 fn config_updated(reason: &str) -> Value {
-    json!({"timestamp": now(), "reason": reason})
+    json!({"timestamp": time::now(), "reason": reason})
 }
 
 /// One event as it goes over the wire: the service sends the id after the data.
 fn frame(event: &str, data: &Value, id: Option<i64>) -> Bytes {
     let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
     format!("event: {event}\ndata: {data}\n{id}\n").into()
-}
-
-fn now() -> String {
-    timestamp(OffsetDateTime::now_utc())
-}
-
-/// A time of UTC in RFC 3339, as the service writes it: always with three digits of milliseconds, which the well-known
-/// format of the library shortens.
-pub(crate) fn timestamp(time: OffsetDateTime) -> String {
-    let (year, month, day) = time.to_calendar_date();
-    let (hour, minute, second, millisecond) = time.to_hms_milli();
-    let month = u8::from(month);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millisecond:03}Z")
 }
 
 fn millis(time: OffsetDateTime) -> i64 {
@@ -233,18 +221,6 @@ mod tests {
                 assert!(id > last, "{id} after {last}");
                 last = id;
             }
-        }
-    }
-
-    #[test]
-    fn timestamps_have_three_digits_of_milliseconds() {
-        let cases = [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (1_700_000_000_500_000_000, "2023-11-14T22:13:20.500Z"),
-            (1_700_000_000_007_999_999, "2023-11-14T22:13:20.007Z"),
-        ];
-        for (nanos, expected) in cases {
-            assert_eq!(timestamp(OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap()), expected);
         }
     }
 }
