@@ -2,19 +2,23 @@
 
 mod admin;
 mod api;
+mod broadcast;
 mod faults;
 mod flags;
 mod keys;
 mod mask;
 mod request_log;
+mod serve;
 mod server;
+mod state;
 mod time;
 
 pub use crate::{
     faults::{
-        fault::{Endpoint, Fault, FaultError, FaultOn},
-        faults::{FaultId, Faults},
-        registry::ActiveFault,
+        error::FaultError,
+        fault::{Endpoint, Fault, FaultOn},
+        faults::Faults,
+        registry::{ActiveFault, FaultId},
     },
     flags::definition::DefinitionError,
     keys::KeyRotation,

@@ -1,47 +1,24 @@
 //! The server: built, started, and stopped.
 
-use std::{
-    fmt, io,
-    net::SocketAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{fmt, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use axum::{
-    Router,
-    body::{self, Body},
-    extract::{Request, State},
-    middleware::{self, Next},
-    response::Response,
-};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
-    admin::access,
-    admin::activity::Activity,
-    admin::control,
-    admin::dashboard,
-    api::ofrep as http_api,
-    faults::connection::{Listener, Peer},
-    faults::faults::Faults,
-    faults::registry::Book,
-    flags::definition::DefinitionError,
-    flags::definition::{self, Definition},
-    flags::file,
-    flags::store::Store,
+    broadcast::Broadcaster,
+    faults::{faults::Faults, registry::Book},
+    flags::{
+        definition::{self, Definition, DefinitionError},
+        file,
+        store::Store,
+    },
     keys::{KeyRotation, Keys},
-    request_log::{Record, RecordedRequest},
-    time,
+    request_log::{RecordedRequest, RequestLog},
+    serve::{self, SHUTDOWN_TIMEOUT},
+    state::AppState,
 };
-
-/// Bodies are read up to this size.
-const MAX_BODY: usize = 1 << 20;
-
-/// How long connections may take to end at shutdown, before they are cut.
-const END: Duration = Duration::from_secs(2);
 
 /// Heartbeats are at most this far apart: they show that a stream is alive, and clocks have an end.
 const MAX_HEARTBEAT: Duration = Duration::from_secs(24 * 60 * 60);
@@ -61,22 +38,10 @@ const MAX_HEARTBEAT: Duration = Duration::from_secs(24 * 60 * 60);
 /// # }
 /// ```
 pub struct LocalServer {
-    shared: Arc<Shared>,
+    state: Arc<AppState>,
     address: SocketAddr,
     tasks: Vec<JoinHandle<()>>,
     _stop_on_drop: DropGuard,
-}
-
-/// What the endpoints share.
-pub(crate) struct Shared {
-    pub(crate) store: Arc<Store>,
-    pub(crate) keys: Keys,
-    pub(crate) faults: Arc<Book>,
-    pub(crate) stop: CancellationToken,
-    pub(crate) activity: Arc<Activity>,
-    /// Whether other machines may use the controls and the dashboard.
-    pub(crate) exposed: bool,
-    record: Record,
 }
 
 /// Settings of a [`LocalServer`].
@@ -117,7 +82,7 @@ impl LocalServer {
     /// Begins a service with other settings than the defaults.
     pub fn builder() -> LocalServerBuilder {
         LocalServerBuilder {
-            flags: Value::Object(serde_json::Map::new()),
+            flags: Value::Object(Map::new()),
             flags_file: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             api_key: None,
@@ -146,7 +111,7 @@ impl LocalServer {
     /// Returns a key that the service takes.
     #[must_use]
     pub fn api_key(&self) -> String {
-        self.shared.keys.current()
+        self.state.keys.current()
     }
 
     /// Gives the service another API key, and tells the open streams (`api-key-rotated`); returns the new key, which
@@ -155,18 +120,18 @@ impl LocalServer {
     /// A service that took any key takes only the new one afterwards. Streams that are open stay open.
     #[expect(clippy::must_use_candidate, reason = "called for its effect")]
     pub fn rotate_api_key(&self, rotation: KeyRotation) -> String {
-        self.shared.rotate_api_key(rotation).0
+        self.state.rotate_api_key(rotation).0
     }
 
     /// Returns the handle on what goes wrong.
     #[must_use]
     pub fn faults(&self) -> Faults {
-        Faults(Arc::clone(&self.shared))
+        Faults(Arc::clone(&self.state.faults))
     }
 
     /// Sets a flag to one value for everyone, and tells the open streams.
     pub fn set_flag(&self, key: &str, value: impl Into<Value>) {
-        self.shared.store.set(key, Definition::Plain(value.into()));
+        self.state.flags.set(key, Definition::Plain(value.into()));
     }
 
     /// Sets a flag to a definition in flagd's format, or to `{"value": ..}`, and tells the open streams.
@@ -175,33 +140,33 @@ impl LocalServer {
     ///
     /// A [`DefinitionError`] naming what is wrong with the definition; the flag stays as it was.
     pub fn set_definition(&self, key: &str, definition: Value) -> Result<(), DefinitionError> {
-        self.shared.store.set(key, Definition::parse(key, definition)?);
+        self.state.flags.set(key, Definition::parse(key, definition)?);
         Ok(())
     }
 
     /// Removes a flag, and tells the open streams; returns whether there was one.
     #[expect(clippy::must_use_candidate, reason = "called for its effect")]
     pub fn remove_flag(&self, key: &str) -> bool {
-        self.shared.store.remove(key)
+        self.state.flags.remove(key)
     }
 
     /// Sends any event to the open streams.
     #[expect(clippy::needless_pass_by_value, reason = "callers write `json!(..)` on the spot")]
     pub fn send_event(&self, event: &str, data: Value) {
-        self.shared.store.events.send(event, &data);
+        self.state.broadcaster.send(event, &data);
     }
 
     /// Returns the requests received so far, oldest first; of many the latest: at most 16 384 of them, with at most
     /// 32 MiB of bodies and paths together.
     #[must_use]
     pub fn requests(&self) -> Vec<RecordedRequest> {
-        self.shared.record.all()
+        self.state.request_log.all()
     }
 
     /// Returns how many streams of changes are open.
     #[must_use]
     pub fn streams(&self) -> usize {
-        self.shared.store.events.open()
+        self.state.broadcaster.stream_count()
     }
 
     /// Stops the service: streams end, connections close, the port is free.
@@ -209,23 +174,13 @@ impl LocalServer {
     /// No new connection is taken. Requests that have come in are answered; a connection that has not ended within 2 s,
     /// with half a request sent or an answer that nobody reads, is cut. No request is answered after this has returned.
     pub async fn shutdown(self) {
-        self.shared.stop.cancel();
+        self.state.stop.cancel();
         for mut task in self.tasks {
             // Tasks end by themselves, unless their runtime does not run any more.
-            if tokio::time::timeout(END * 2, &mut task).await.is_err() {
+            if tokio::time::timeout(SHUTDOWN_TIMEOUT * 2, &mut task).await.is_err() {
                 task.abort();
             }
         }
-    }
-}
-
-impl Shared {
-    /// Rotates the API key and tells so; returns the new key and until when the old one is taken.
-    pub(crate) fn rotate_api_key(&self, rotation: KeyRotation) -> (String, String) {
-        let (key, valid_until) = self.keys.rotate(rotation);
-        let valid_until = time::timestamp(valid_until);
-        self.store.events.api_key_rotated(&valid_until);
-        (key, valid_until)
     }
 }
 
@@ -290,7 +245,7 @@ impl LocalServerBuilder {
     /// `InvalidData`, with the place, for flags that are none; of kind `InvalidInput` for a heartbeat of zero or of more
     /// than a day.
     pub async fn start(self) -> io::Result<LocalServer> {
-        let Self { flags, flags_file, listen, api_key, heartbeat, expose_control: exposed } = self;
+        let Self { flags, flags_file, listen, api_key, heartbeat, expose_control } = self;
         if heartbeat.is_zero() || heartbeat > MAX_HEARTBEAT {
             let problem = format!("heartbeat is {heartbeat:?}; give it a duration above zero and of a day at most");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
@@ -314,79 +269,24 @@ impl LocalServerBuilder {
         let address = listener.local_addr()?;
 
         let stop = CancellationToken::new();
-        let activity = Arc::<Activity>::default();
-        let store = Arc::new(Store::new(flags, heartbeat, Arc::clone(&activity)));
-        let (keys, faults) = (Keys::new(api_key), Arc::new(Book::new(Arc::clone(&activity))));
-        let record = Record::default();
-        let shared = Arc::new(Shared { store, keys, faults, stop: stop.clone(), activity, exposed, record });
-        let mut tasks = vec![tokio::spawn(serve(listener, Arc::clone(&shared)))];
+        let broadcaster = Arc::<Broadcaster>::default();
+        let state = Arc::new(AppState {
+            flags: Arc::new(Store::new(flags, Arc::clone(&broadcaster))),
+            keys: Keys::new(api_key),
+            faults: Arc::new(Book::new(Arc::clone(&broadcaster), stop.clone())),
+            request_log: RequestLog::new(Arc::clone(&broadcaster)),
+            broadcaster,
+            heartbeat,
+            expose_control,
+            stop: stop.clone(),
+        });
+        let mut tasks = vec![tokio::spawn(serve::serve(listener, Arc::clone(&state)))];
         if let Some((watch, from_file)) = file {
-            let (store, stop) = (Arc::clone(&shared.store), stop.clone());
+            let (store, stop) = (Arc::clone(&state.flags), stop.clone());
             tasks.push(tokio::spawn(async move {
                 stop.run_until_cancelled(watch.follow(store, from_file)).await;
             }));
         }
-        Ok(LocalServer { shared, address, tasks, _stop_on_drop: stop.drop_guard() })
+        Ok(LocalServer { state, address, tasks, _stop_on_drop: stop.drop_guard() })
     }
-}
-
-async fn serve(listener: TcpListener, shared: Arc<Shared>) {
-    let stop = shared.stop.clone();
-    let cut = CancellationToken::new();
-    // However this ends, no connection outlives it.
-    let _cut_at_end = cut.clone().drop_guard();
-    let faults = Arc::clone(&shared.faults);
-    let app = Router::new()
-        .merge(http_api::routes(&shared))
-        .merge(controls(&shared))
-        .fallback(control::nothing)
-        .layer(middleware::from_fn_with_state(Arc::clone(&shared), record))
-        .with_state(shared);
-    let app = app.into_make_service_with_connect_info::<Peer>();
-    let listener = Listener { listener, faults, stop: stop.clone(), cut: cut.clone() };
-    let serving = axum::serve(listener, app).with_graceful_shutdown(stop.clone().cancelled_owned());
-    let cutting = async {
-        stop.cancelled().await;
-        tokio::time::sleep(END).await;
-        cut.cancel();
-        // The connections that were cut are what the server still waits for.
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        outcome = serving.into_future() => {
-            if let Err(error) = outcome {
-                tracing::error!(target: "flipswitch_local", %error, "the server ended");
-            }
-        }
-        () = cutting => {}
-    }
-}
-
-/// What only this machine may use.
-fn controls(shared: &Arc<Shared>) -> Router<Arc<Shared>> {
-    control::routes()
-        .merge(dashboard::routes())
-        .method_not_allowed_fallback(control::not_so)
-        .route_layer(middleware::from_fn_with_state(Arc::clone(shared), access::guard))
-}
-
-async fn record(State(shared): State<Arc<Shared>>, request: Request, next: Next) -> Response {
-    let (parts, body) = request.into_parts();
-    let Ok(body) = body::to_bytes(body, MAX_BODY).await else {
-        return control::too_large(MAX_BODY);
-    };
-    let asking = (!control::is_about(parts.uri.path()))
-        .then(|| shared.activity.asked(&parts.method, &parts.uri, &parts.headers, &body));
-    shared.record.add(RecordedRequest {
-        method: parts.method.clone(),
-        path: parts.uri.path_and_query().map_or_else(String::new, ToString::to_string),
-        headers: parts.headers.clone(),
-        body: body.clone(),
-        at: Instant::now(),
-    });
-    let response = next.run(Request::from_parts(parts, Body::from(body))).await;
-    if let Some(asking) = asking {
-        asking.answered(response.status());
-    }
-    response
 }

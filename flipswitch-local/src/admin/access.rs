@@ -18,7 +18,7 @@ use axum::{
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, uri::Authority};
 use serde_json::json;
 
-use crate::{faults::connection::Peer, server::Shared};
+use crate::{faults::connection::Peer, state::AppState};
 
 /// Why a request is refused.
 type Refusal = (StatusCode, String);
@@ -40,13 +40,13 @@ const HEADERS: [(HeaderName, &str); 6] = [
 
 /// Lets a request through to the controls and the dashboard, or refuses it.
 pub(crate) async fn guard(
-    State(shared): State<Arc<Shared>>,
+    State(state): State<Arc<AppState>>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Request,
     next: Next,
 ) -> Response {
     let (method, uri, headers) = (request.method(), request.uri(), request.headers());
-    let mut response = match check(shared.exposed, peer.address.ip(), method, uri, headers) {
+    let mut response = match check(state.expose_control, peer.address.ip(), method, uri, headers) {
         Ok(()) => next.run(request).await,
         Err((status, reason)) => (status, Json(json!({ "error": reason }))).into_response(),
     };

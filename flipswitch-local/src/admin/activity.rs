@@ -1,247 +1,163 @@
-//! What goes on, for whoever watches: which lists have changed, and the latest requests of applications.
+//! What the dashboard watches: the topics that change, the open streams, and the latest requests of applications.
 
-use std::{collections::VecDeque, convert::Infallible, pin::Pin, sync::Arc, time::Duration};
+use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
-use ::time::OffsetDateTime;
 use axum::body::{Body, Bytes};
 use futures_util::{Stream, stream};
-use http::{HeaderMap, Method, StatusCode, Uri};
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::{mask, time};
+use crate::{
+    broadcast::{Broadcaster, Topic, TopicCounts},
+    mask,
+    request_log::{LoggedRequest, RequestLog},
+    state::AppState,
+    time,
+};
 
 /// This many requests are listed, the latest ones.
-const KEPT: usize = 200;
+const LISTED_REQUESTS: usize = 200;
 
-/// So much of a body is kept, which is enough for what is shown of it.
-const BODY: usize = 1_024;
+/// This many open streams are listed, the latest ones. All are counted.
+const LISTED_STREAMS: usize = 50;
 
-/// Whoever watches is told at most this often; whatever happens meanwhile is told together.
-const PAUSE: Duration = Duration::from_millis(50);
+/// The part of a body, in bytes, that is searched for the context to list.
+const BODY_PREFIX: usize = 1_024;
 
-/// A sign of life, without which a watcher that has left silently would be kept for ever.
-const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
+/// Watchers get at most one update in this time; changes in between are sent together.
+const UPDATE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Something that changes, and is told of by this name.
-#[derive(Clone, Copy)]
-pub(crate) enum Topic {
-    Flags,
-    Streams,
-    Requests,
-    Faults,
-    ApiKey,
+/// Time without a change after which a comment is sent, so that connections of watchers that are gone are noticed.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Returns the latest requests of applications, newest first.
+pub(crate) fn requests(log: &RequestLog) -> Vec<Value> {
+    log.latest_of_applications(LISTED_REQUESTS).iter().map(|request| request_json(request)).collect()
 }
 
-const TOPICS: [(Topic, &str); 5] = [
-    (Topic::Flags, "flags"),
-    (Topic::Streams, "streams"),
-    (Topic::Requests, "requests"),
-    (Topic::Faults, "faults"),
-    (Topic::ApiKey, "api-key"),
-];
-
-/// How often each topic has changed. Counters need no queue: a watcher that falls behind misses nothing.
-type Changes = [u64; TOPICS.len()];
-
-#[derive(Default)]
-pub(crate) struct Activity {
-    changes: watch::Sender<Changes>,
-    requests: Mutex<VecDeque<Asked>>,
+fn request_json(logged: &LoggedRequest) -> Value {
+    let request = &logged.request;
+    let outcome = logged.outcome();
+    json!({
+        "id": logged.application_id,
+        "at": time::timestamp(logged.received_at),
+        "method": request.method.as_str(),
+        "path": mask::truncate(&request.path),
+        "apiKey": request.headers.get("x-api-key").map(|key| mask::mask_key(key.as_bytes())),
+        "context": context(&request.body),
+        "status": outcome.and_then(|outcome| outcome.status).map(|status| status.as_u16()),
+        "millis": outcome.map(|outcome| u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX)),
+    })
 }
 
-/// A request of an application.
-struct Asked {
-    id: u64,
-    method: Method,
-    path: String,
-    /// The beginning of the body, and how long all of it is.
-    body: (Bytes, usize),
-    api_key: Option<String>,
-    at: OffsetDateTime,
-    begun: Instant,
-    outcome: Outcome,
+/// Returns the context in a body, or the body itself if there is none.
+fn context(body: &[u8]) -> Option<String> {
+    let prefix = &body[..body.len().min(BODY_PREFIX)];
+    let json: Option<Value> = serde_json::from_slice(prefix).ok();
+    if let Some(context) = json.as_ref().and_then(|body| body.get("context")) {
+        return Some(mask::truncate(&context.to_string()));
+    }
+    let text = String::from_utf8_lossy(prefix);
+    let start = text.strip_prefix("{\"context\":").filter(|_| body.len() > BODY_PREFIX).unwrap_or(&text);
+    (!start.is_empty()).then(|| mask::truncate(start))
 }
 
-#[derive(Clone, Copy)]
-enum Outcome {
-    Pending,
-    Answered(StatusCode, Duration),
-    /// The connection ended before there was an answer.
-    Unanswered(Duration),
-}
-
-impl Activity {
-    /// Tells that something has changed.
-    pub(crate) fn changed(&self, topic: Topic) {
-        self.changes.send_modify(|changes| changes[topic as usize] += 1);
-    }
-
-    /// Lists a request that has come in.
-    pub(crate) fn asked(self: &Arc<Self>, method: &Method, uri: &Uri, headers: &HeaderMap, body: &[u8]) -> Asking {
-        let mut requests = self.requests.lock();
-        let id = requests.back().map_or(1, |last| last.id + 1);
-        requests.push_back(Asked {
-            id,
-            method: method.clone(),
-            path: mask::truncate(uri.path_and_query().map_or("", |path| path.as_str())),
-            body: (Bytes::copy_from_slice(&body[..body.len().min(BODY)]), body.len()),
-            api_key: headers.get("x-api-key").map(|key| mask::mask_key(key.as_bytes())),
-            at: OffsetDateTime::now_utc(),
-            begun: Instant::now(),
-            outcome: Outcome::Pending,
-        });
-        if requests.len() > KEPT {
-            requests.pop_front();
-        }
-        drop(requests);
-        self.changed(Topic::Requests);
-        Asking { activity: Arc::clone(self), id }
-    }
-
-    /// The requests, newest first.
-    pub(crate) fn listed(&self) -> Vec<Value> {
-        self.requests.lock().iter().rev().map(Asked::to_json).collect()
-    }
-
-    /// Tells a watcher at once of everything, and then of what changes, until `stop`. `data` is what is said of a topic.
-    pub(crate) fn feed(
-        self: &Arc<Self>,
-        stop: CancellationToken,
-        data: impl Fn(Topic) -> Value + Send + Sync + 'static,
-    ) -> Body {
-        let watcher = Watcher { changes: self.changes.subscribe(), told: None, pause: Instant::now(), stop };
-        let frames: Pin<Box<dyn Stream<Item = Result<Bytes, Infallible>> + Send>> =
-            Box::pin(stream::unfold((watcher, data), async |(mut watcher, data)| {
-                let frame = watcher.next(&data).await?;
-                Some((Ok(frame), (watcher, data)))
-            }));
-        Body::from_stream(frames)
-    }
-
-    fn ended(&self, id: u64, status: Option<StatusCode>) {
-        let mut requests = self.requests.lock();
-        let first = requests.front().map_or(0, |first| first.id);
-        let index = id.checked_sub(first).and_then(|index| usize::try_from(index).ok());
-        let Some(request) = index.and_then(|index| requests.get_mut(index)) else { return };
-        let Outcome::Pending = request.outcome else { return };
-        let took = request.begun.elapsed();
-        request.outcome = status.map_or(Outcome::Unanswered(took), |status| Outcome::Answered(status, took));
-        drop(requests);
-        self.changed(Topic::Requests);
-    }
-}
-
-/// A request that is being answered. One that is dropped before was not.
-pub(crate) struct Asking {
-    activity: Arc<Activity>,
-    id: u64,
-}
-
-impl Asking {
-    pub(crate) fn answered(self, status: StatusCode) {
-        self.activity.ended(self.id, Some(status));
-    }
-}
-
-impl Drop for Asking {
-    fn drop(&mut self) {
-        self.activity.ended(self.id, None);
-    }
-}
-
-impl Asked {
-    fn to_json(&self) -> Value {
-        let (status, took) = match self.outcome {
-            Outcome::Pending => (None, None),
-            Outcome::Answered(status, took) => (Some(status.as_u16()), Some(took)),
-            Outcome::Unanswered(took) => (None, Some(took)),
-        };
-        json!({
-            "id": self.id,
-            "at": time::timestamp(self.at),
-            "method": self.method.as_str(),
-            "path": self.path,
-            "apiKey": self.api_key,
-            "context": self.context(),
-            "status": status,
-            "millis": took.map(|took| u64::try_from(took.as_millis()).unwrap_or(u64::MAX)),
-        })
-    }
-
-    /// What the request is about: its context, or its body as far as that is none.
-    fn context(&self) -> Option<String> {
-        let (body, length) = &self.body;
-        let whole: Option<Value> = serde_json::from_slice(body).ok();
-        if let Some(context) = whole.as_ref().and_then(|body| body.get("context")) {
-            return Some(mask::truncate(&context.to_string()));
-        }
-        let text = String::from_utf8_lossy(body);
-        let start = text.strip_prefix("{\"context\":").filter(|_| *length > BODY).unwrap_or(&text);
-        (!start.is_empty()).then(|| mask::truncate(start))
-    }
+/// Returns an event stream that names all topics at first, and then each topic that changes. It ends when the server
+/// stops.
+pub(crate) fn feed(state: &AppState) -> Body {
+    let watcher = Watcher::new(Arc::clone(&state.broadcaster), state.stop.clone());
+    let frames: Pin<Box<dyn Stream<Item = Result<Bytes, Infallible>> + Send>> =
+        Box::pin(stream::unfold(watcher, async |mut watcher| Some((Ok(watcher.next().await?), watcher))));
+    Body::from_stream(frames)
 }
 
 struct Watcher {
-    changes: watch::Receiver<Changes>,
-    told: Option<Changes>,
-    /// Nothing is told before.
-    pause: Instant,
+    broadcaster: Arc<Broadcaster>,
+    counts: watch::Receiver<TopicCounts>,
+    /// The counts of the last update.
+    sent: Option<TopicCounts>,
+    /// The earliest time of the next update.
+    next_update: Instant,
     stop: CancellationToken,
 }
 
 impl Watcher {
-    async fn next(&mut self, data: &impl Fn(Topic) -> Value) -> Option<Bytes> {
+    fn new(broadcaster: Arc<Broadcaster>, stop: CancellationToken) -> Self {
+        let counts = broadcaster.watch_topics();
+        Self { broadcaster, counts, sent: None, next_update: Instant::now(), stop }
+    }
+
+    async fn next(&mut self) -> Option<Bytes> {
         let change = async {
-            if self.told.is_some() {
-                self.changes.changed().await.ok()?;
+            if self.sent.is_some() {
+                self.counts.changed().await.ok()?;
             }
-            tokio::time::sleep_until(self.pause).await;
+            tokio::time::sleep_until(self.next_update).await;
             Some(true)
         };
-        let something = tokio::select! {
+        let has_changed = tokio::select! {
             () = self.stop.cancelled() => return None,
             change = change => change?,
-            () = tokio::time::sleep(SIGN_OF_LIFE) => false,
+            () = tokio::time::sleep(KEEP_ALIVE) => false,
         };
-        if !something {
+        if !has_changed {
             return Some(Bytes::from_static(b":\n\n"));
         }
-        self.pause = Instant::now() + PAUSE;
-        let now = *self.changes.borrow_and_update();
-        let before = self.told.replace(now);
-        // Browsers come back a second after the service has gone.
+        self.next_update = Instant::now() + UPDATE_INTERVAL;
+        let now = *self.counts.borrow_and_update();
+        let before = self.sent.replace(now);
+        // Browsers reconnect a second after the stream has ended.
         let mut frames = if before.is_none() { "retry: 1000\n\n".to_owned() } else { String::new() };
-        for (topic, name) in TOPICS {
+        for topic in Topic::ALL {
             if before.is_none_or(|before| before[topic as usize] != now[topic as usize]) {
-                frames.push_str(&format!("event: {name}\ndata: {}\n\n", data(topic)));
+                frames.push_str(&format!("event: {}\ndata: {}\n\n", topic.name(), self.data(topic)));
             }
         }
         Some(frames.into())
+    }
+
+    fn data(&self, topic: Topic) -> Value {
+        match topic {
+            Topic::Streams => self.open_streams(),
+            Topic::Flags | Topic::Requests | Topic::Faults | Topic::ApiKey => json!({}),
+        }
+    }
+
+    fn open_streams(&self) -> Value {
+        let (open, streams) = self.broadcaster.open_streams(LISTED_STREAMS);
+        let streams: Vec<_> = streams
+            .into_iter()
+            .map(|stream| json!({"since": time::timestamp(stream.since), "client": stream.client}))
+            .collect();
+        json!({"open": open, "streams": streams})
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use http::{HeaderMap, Method, StatusCode};
+
     use super::*;
+    use crate::request_log::{PendingRequest, RecordedRequest};
+
+    fn add(log: &RequestLog, path: &str, body: &str) -> PendingRequest {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-api-key", "a-key-of-some-length-1234".parse().unwrap());
+        let (path, body) = (path.to_owned(), body.to_owned().into());
+        log.add(RecordedRequest { method: Method::POST, path, headers, body, at: std::time::Instant::now() }, true)
+    }
 
     #[test]
-    fn the_latest_requests_are_listed_newest_first_with_what_became_of_them() {
-        let activity = Arc::new(Activity::default());
-        let ask = |path: &str, body: &[u8]| {
-            let mut headers = HeaderMap::new();
-            headers.insert("x-api-key", "a-key-of-some-length-1234".parse().unwrap());
-            activity.asked(&Method::POST, &path.parse().unwrap(), &headers, body)
-        };
-        (0..KEPT).for_each(|_| ask("/old", b"").answered(StatusCode::OK));
-        let pending = ask("/pending", br#"{"context":{"targetingKey":"alice"}}"#);
-        drop(ask("/dropped", b"<html>"));
-        let long = format!("{{\"context\":{{\"a\":\"{}\"}}}}", "é".repeat(BODY));
-        ask(&format!("/{}", "p".repeat(500)), long.as_bytes()).answered(StatusCode::NOT_FOUND);
-        let listed = activity.listed();
-        assert_eq!(listed.len(), KEPT);
+    fn the_latest_requests_are_listed_newest_first_with_their_outcomes() {
+        let log = RequestLog::new(Arc::default());
+        (0..LISTED_REQUESTS).for_each(|_| add(&log, "/old", "").complete(StatusCode::OK));
+        let pending = add(&log, "/pending", r#"{"context":{"targetingKey":"alice"}}"#);
+        drop(add(&log, "/dropped", "<html>"));
+        let long = format!("{{\"context\":{{\"a\":\"{}\"}}}}", "é".repeat(BODY_PREFIX));
+        add(&log, &format!("/{}", "p".repeat(500)), &long).complete(StatusCode::NOT_FOUND);
+        let listed = requests(&log);
+        assert_eq!(listed.len(), LISTED_REQUESTS);
         let seen: Vec<_> = listed.iter().take(3).map(|request| &request["status"]).collect();
         assert_eq!(seen, [&json!(404), &json!(null), &json!(null)]);
         let length = |field: &str| listed[0][field].as_str().unwrap().chars().count();
@@ -254,30 +170,28 @@ mod tests {
         );
         assert_eq!(listed[2]["apiKey"], "••••1234");
         drop(pending);
-        assert!(activity.listed()[2]["millis"].is_u64());
-        // The oldest of those that are answered late are no longer listed.
-        let late = ask("/late", b"");
-        (0..KEPT).for_each(|_| drop(ask("/", b"")));
-        late.answered(StatusCode::OK);
-        assert!(activity.listed().iter().all(|request| request["status"].is_null()));
+        assert!(requests(&log)[2]["millis"].is_u64());
+        // A request that is completed after 200 others is no longer listed.
+        let late = add(&log, "/late", "");
+        (0..LISTED_REQUESTS).for_each(|_| drop(add(&log, "/", "")));
+        late.complete(StatusCode::OK);
+        assert!(requests(&log).iter().all(|request| request["status"].is_null()));
     }
 
     #[tokio::test]
-    async fn a_watcher_that_falls_behind_is_told_everything_together() {
-        let activity = Arc::new(Activity::default());
+    async fn changes_that_a_watcher_missed_are_sent_together() {
+        let broadcaster = Arc::<Broadcaster>::default();
         let stop = CancellationToken::new();
-        let mut watcher =
-            Watcher { changes: activity.changes.subscribe(), told: None, pause: Instant::now(), stop: stop.clone() };
-        let data = |_: Topic| json!({});
-        let first = watcher.next(&data).await.unwrap();
+        let mut watcher = Watcher::new(Arc::clone(&broadcaster), stop.clone());
+        let first = watcher.next().await.unwrap();
         let names: Vec<_> =
             str::from_utf8(&first).unwrap().lines().filter_map(|line| line.strip_prefix("event: ")).collect();
         assert_eq!(names, ["flags", "streams", "requests", "faults", "api-key"]);
-        (0..100_000).for_each(|_| activity.changed(Topic::Faults));
-        activity.changed(Topic::Flags);
-        let next = watcher.next(&data).await.unwrap();
+        (0..100_000).for_each(|_| broadcaster.changed(Topic::Faults));
+        broadcaster.changed(Topic::Flags);
+        let next = watcher.next().await.unwrap();
         assert_eq!(str::from_utf8(&next).unwrap(), "event: flags\ndata: {}\n\nevent: faults\ndata: {}\n\n");
         stop.cancel();
-        assert!(watcher.next(&data).await.is_none());
+        assert!(watcher.next().await.is_none());
     }
 }

@@ -32,16 +32,18 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
 use crate::{
-    admin::activity::Topic,
-    faults::fault::{Endpoint, Fault},
-    faults::faults::{FaultId, Faults},
-    flags::definition::Definition,
-    flags::evaluate,
+    admin::activity,
+    faults::{
+        fault::{Endpoint, Fault},
+        faults::Faults,
+        registry::FaultId,
+    },
+    flags::{definition::Definition, evaluate},
     keys::KeyRotation,
-    server::Shared,
+    state::AppState,
 };
 
-pub(crate) fn routes() -> Router<Arc<Shared>> {
+pub(crate) fn routes() -> Router<Arc<AppState>> {
     Router::new()
         .route("/local/flags", get(all))
         .route("/local/evaluate", post(evaluate_all))
@@ -77,8 +79,8 @@ pub(crate) fn too_large(limit: usize) -> Response {
     (StatusCode::PAYLOAD_TOO_LARGE, Json(json!({ "error": reason }))).into_response()
 }
 
-async fn all(State(shared): State<Arc<Shared>>) -> Json<Value> {
-    Json(shared.store.to_json())
+async fn all(State(state): State<Arc<AppState>>) -> Json<Value> {
+    Json(state.flags.to_json())
 }
 
 #[derive(Deserialize)]
@@ -87,32 +89,27 @@ struct Question {
     context: Map<String, Value>,
 }
 
-async fn evaluate_all(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+async fn evaluate_all(State(state): State<Arc<AppState>>, body: Bytes) -> Response {
     let question: Question = match read(&body) {
         Ok(question) => question,
         Err(error) => return refusal(&error),
     };
     match evaluate::fields(question.context) {
-        Ok(context) => Json(json!({"flags": shared.store.evaluate_all(&context)})).into_response(),
+        Ok(context) => Json(json!({"flags": state.flags.evaluate_all(&context)})).into_response(),
         Err((_, details)) => refusal(&format!("context: {details}")),
     }
 }
 
-async fn requests(State(shared): State<Arc<Shared>>) -> Json<Value> {
-    Json(json!({"requests": shared.activity.listed()}))
+async fn requests(State(state): State<Arc<AppState>>) -> Json<Value> {
+    Json(json!({"requests": activity::requests(&state.request_log)}))
 }
 
-async fn activity(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
-    let store = Arc::clone(&shared.store);
-    let data = move |topic| match topic {
-        Topic::Streams => store.events.listed(),
-        _ => json!({}),
-    };
-    ([(header::CONTENT_TYPE, "text/event-stream")], shared.activity.feed(shared.stop.clone(), data))
+async fn activity(State(state): State<Arc<AppState>>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "text/event-stream")], activity::feed(&state))
 }
 
 /// Takes any content type: `curl -d` says that its body is a form.
-async fn set(State(shared): State<Arc<Shared>>, Name(key): Name, body: Bytes) -> Response {
+async fn set(State(state): State<Arc<AppState>>, Name(key): Name, body: Bytes) -> Response {
     let source: Value = match serde_json::from_slice(&body) {
         Ok(source) => source,
         Err(error) => return refusal(&format!("the body is not JSON: {error}; send {{\"value\": true}}, say")),
@@ -123,29 +120,29 @@ async fn set(State(shared): State<Arc<Shared>>, Name(key): Name, body: Bytes) ->
                 return refusal(&mistake.to_string());
             }
             let shown = Json(json!({ &key: definition.to_json() }));
-            shared.store.set(&key, definition);
+            state.flags.set(&key, definition);
             shown.into_response()
         }
         Err(error) => refusal(&error.to_string()),
     }
 }
 
-async fn remove(State(shared): State<Arc<Shared>>, Name(key): Name) -> Response {
-    if shared.store.remove(&key) {
+async fn remove(State(state): State<Arc<AppState>>, Name(key): Name) -> Response {
+    if state.flags.remove(&key) {
         StatusCode::NO_CONTENT.into_response()
     } else {
         unknown(&format!("there is no flag {key:?}"))
     }
 }
 
-async fn faults(State(shared): State<Arc<Shared>>) -> Json<Value> {
-    Json(json!({"faults": shared.faults.all()}))
+async fn faults(State(state): State<Arc<AppState>>) -> Json<Value> {
+    Json(json!({"faults": state.faults.all()}))
 }
 
 /// Faults on connections strike those of the controls as well. More than this many, and nobody gets to remove them.
 const CONNECTIONS: u64 = 100;
 
-async fn add_fault(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+async fn add_fault(State(state): State<Arc<AppState>>, body: Bytes) -> Response {
     let fault: Fault = match read(&body) {
         Ok(fault) => fault,
         Err(error) => return refusal(&error),
@@ -156,30 +153,30 @@ async fn add_fault(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
     if fault.on == Endpoint::Connections && fault.times.is_some_and(|times| times > CONNECTIONS) {
         return refusal(&format!("times: at most {CONNECTIONS} for connections, since the fault is removed by one"));
     }
-    match shared.faults.add(fault) {
+    match state.faults.add(fault) {
         Ok(active) => (StatusCode::CREATED, Json(active)).into_response(),
         Err(error) => refusal(&error.to_string()),
     }
 }
 
-async fn clear_faults(State(shared): State<Arc<Shared>>) -> StatusCode {
-    shared.faults.clear();
+async fn clear_faults(State(state): State<Arc<AppState>>) -> StatusCode {
+    state.faults.clear();
     StatusCode::NO_CONTENT
 }
 
-async fn remove_fault(State(shared): State<Arc<Shared>>, Name(id): Name) -> Response {
+async fn remove_fault(State(state): State<Arc<AppState>>, Name(id): Name) -> Response {
     match id.parse() {
-        Ok(known) if shared.faults.remove(FaultId(known)) => StatusCode::NO_CONTENT.into_response(),
+        Ok(known) if state.faults.remove(FaultId(known)) => StatusCode::NO_CONTENT.into_response(),
         _ => unknown(&format!("there is no fault {id:?}")),
     }
 }
 
-async fn streams(State(shared): State<Arc<Shared>>) -> Json<Value> {
-    Json(json!({"open": shared.store.events.open()}))
+async fn streams(State(state): State<Arc<AppState>>) -> Json<Value> {
+    Json(json!({"open": state.broadcaster.stream_count()}))
 }
 
-async fn act_on_streams(State(shared): State<Arc<Shared>>, Name(action): Name, body: Bytes) -> Response {
-    let faults = Faults(shared);
+async fn act_on_streams(State(state): State<Arc<AppState>>, Name(action): Name, body: Bytes) -> Response {
+    let faults = Faults(Arc::clone(&state.faults));
     let streams = match action.as_str() {
         "finish" => faults.finish_streams(),
         "drop" => faults.drop_streams(),
@@ -190,11 +187,11 @@ async fn act_on_streams(State(shared): State<Arc<Shared>>, Name(action): Name, b
     Json(json!({"streams": streams})).into_response()
 }
 
-async fn api_key(State(shared): State<Arc<Shared>>) -> Json<Value> {
-    Json(json!({"key": shared.keys.shown()}))
+async fn api_key(State(state): State<Arc<AppState>>) -> Json<Value> {
+    Json(json!({"key": state.keys.shown()}))
 }
 
-async fn rotate_api_key(State(shared): State<Arc<Shared>>, body: Bytes) -> Response {
+async fn rotate_api_key(State(state): State<Arc<AppState>>, body: Bytes) -> Response {
     let rotation: KeyRotation = match if body.is_empty() { Ok(KeyRotation::default()) } else { read(&body) } {
         Ok(rotation) => rotation,
         Err(error) => return refusal(&error),
@@ -202,7 +199,7 @@ async fn rotate_api_key(State(shared): State<Arc<Shared>>, body: Bytes) -> Respo
     if let Some(mistake) = rotation.mistake() {
         return refusal(mistake);
     }
-    let (key, valid_until) = shared.rotate_api_key(rotation);
+    let (key, valid_until) = state.rotate_api_key(rotation);
     Json(json!({"key": key, "validUntil": valid_until})).into_response()
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{Router, response::IntoResponse, routing::get};
 use http::header;
 
-use crate::server::Shared;
+use crate::state::AppState;
 
 const PAGE: &str = include_str!("dashboard/page.html");
 const STYLE: &str = include_str!("dashboard/style.css");
@@ -18,7 +18,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; i
                       frame-ancestors 'none'; base-uri 'none'; form-action 'self'; require-trusted-types-for 'script'; \
                       trusted-types 'none'";
 
-pub(crate) fn routes() -> Router<Arc<Shared>> {
+pub(crate) fn routes() -> Router<Arc<AppState>> {
     Router::new()
         .route("/", get(page))
         .route("/dashboard/style.css", get(async || asset("text/css; charset=utf-8", STYLE)))

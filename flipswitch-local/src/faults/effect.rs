@@ -8,7 +8,7 @@ use serde::{
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use crate::{faults::fault::FaultError, faults::handle::Order, faults::payload::Payload};
+use crate::{faults::error::FaultError, faults::handle::Order, faults::payload::Payload};
 
 /// What a fault does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -1,14 +1,21 @@
 //! What a fault is: where it strikes, which requests, and with which effect.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use axum::body::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     faults::effect::{self, Effect},
+    faults::error::FaultError,
     faults::payload::Payload,
 };
+
+/// Path of the evaluation of all flags; that of one flag is `{BULK_PATH}/{key}`.
+pub(crate) const BULK_PATH: &str = "/ofrep/v1/evaluate/flags";
+
+/// Path of the stream of changes.
+pub(crate) const STREAM_PATH: &str = "/api/v1/flags/events";
 
 /// Where a fault strikes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -27,6 +34,22 @@ pub enum Endpoint {
     /// something of `/local` are struck as well. For [`close`](FaultOn::close), [`reset`](FaultOn::reset) and
     /// [`hang`](FaultOn::hang).
     Connections,
+}
+
+impl Endpoint {
+    /// Returns the endpoint at this path.
+    pub(crate) fn of_path(path: &str) -> Option<Self> {
+        match path.strip_prefix(BULK_PATH) {
+            Some("") => Some(Self::Bulk),
+            Some(key) if key.starts_with('/') => Some(Self::Single),
+            _ => (path == STREAM_PATH).then_some(Self::Stream),
+        }
+    }
+
+    /// Returns the content type of the endpoint's responses.
+    pub(crate) fn content_type(self) -> &'static str {
+        if self == Self::Stream { "text/event-stream" } else { "application/json" }
+    }
 }
 
 /// Something that goes wrong, for [`Faults::add`](crate::Faults::add).
@@ -60,30 +83,6 @@ pub struct Fault {
 #[derive(Clone, Copy, Debug)]
 #[must_use = "a fault needs an effect"]
 pub struct FaultOn(Endpoint);
-
-/// Why a fault cannot be added: the field, as it is called in JSON, and what is wrong with it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FaultError {
-    field: &'static str,
-    problem: String,
-}
-
-impl FaultError {
-    pub(crate) fn new(field: &'static str, problem: impl Into<String>) -> Self {
-        Self { field, problem: problem.into() }
-    }
-}
-
-impl fmt::Display for FaultError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if !self.field.is_empty() {
-            write!(f, "{}: ", self.field)?;
-        }
-        f.write_str(&self.problem)
-    }
-}
-
-impl std::error::Error for FaultError {}
 
 impl FaultOn {
     /// Answers with this status, and with [`header`](Fault::header)s and a [`body`](Fault::body), instead of what was

@@ -3,13 +3,12 @@
 use std::{fmt, sync::Arc};
 
 use axum::body::Bytes;
-use serde::Serialize;
 
 use crate::{
-    faults::fault::{Fault, FaultError},
+    faults::error::FaultError,
+    faults::fault::Fault,
     faults::handle::Order,
-    faults::registry::ActiveFault,
-    server::Shared,
+    faults::registry::{ActiveFault, Book, FaultId},
 };
 
 /// What goes wrong with a [`LocalServer`](crate::LocalServer), for tests that an application stands it. Clones are
@@ -35,17 +34,7 @@ use crate::{
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Faults(pub(crate) Arc<Shared>);
-
-/// Names a fault among those of its service. Ids are not used again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub struct FaultId(pub(crate) u64);
-
-impl fmt::Display for FaultId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
+pub struct Faults(pub(crate) Arc<Book>);
 
 impl Faults {
     /// Adds a fault, which strikes from now on.
@@ -55,54 +44,54 @@ impl Faults {
     /// A [`FaultError`] that names what of the fault cannot be. Of 1 024 faults one must be over, or be removed, before
     /// another is added.
     pub fn add(&self, fault: Fault) -> Result<FaultId, FaultError> {
-        self.0.faults.add(fault).map(|active| active.id)
+        self.0.add(fault).map(|active| active.id)
     }
 
     /// Returns the faults that were added and not removed since, oldest first: also those that are over.
     #[must_use]
     pub fn active(&self) -> Vec<ActiveFault> {
-        self.0.faults.all()
+        self.0.all()
     }
 
     /// Returns how many requests a fault has struck; zero for one that was removed.
     #[must_use]
     pub fn struck(&self, id: FaultId) -> u64 {
-        self.0.faults.get(id).map_or(0, |active| active.struck)
+        self.0.get(id).map_or(0, |active| active.struck)
     }
 
     /// Removes a fault; returns whether it was there. Connections that it keeps without an answer are closed.
     #[expect(clippy::must_use_candidate, reason = "called for its effect")]
     pub fn remove(&self, id: FaultId) -> bool {
-        self.0.faults.remove(id)
+        self.0.remove(id)
     }
 
     /// Removes all faults. Connections that they keep without an answer are closed.
     pub fn clear(&self) {
-        self.0.faults.clear();
+        self.0.clear();
     }
 
     /// Ends the open streams in good order, as a service does that is restarted; returns how many there were.
     #[expect(clippy::must_use_candidate, reason = "called for its effect")]
     pub fn finish_streams(&self) -> usize {
-        self.0.store.events.finish()
+        self.0.broadcaster.finish_streams()
     }
 
     /// Closes the connections (FIN) of the open streams in the middle of their answers; returns how many there were.
     /// Events that were sent before still arrive, unless the client is slow to read.
     #[expect(clippy::must_use_candidate, reason = "called for its effect")]
     pub fn drop_streams(&self) -> usize {
-        self.0.faults.end_streams(Order::Close)
+        self.0.end_streams(Order::Close)
     }
 
     /// Resets the connections (RST) of the open streams; returns how many there were.
     #[expect(clippy::must_use_candidate, reason = "called for its effect")]
     pub fn reset_streams(&self) -> usize {
-        self.0.faults.end_streams(Order::Reset)
+        self.0.end_streams(Order::Reset)
     }
 
     /// Sends any bytes into the open streams, as they are; returns how many streams there were.
     pub fn inject(&self, bytes: impl Into<Vec<u8>>) -> usize {
-        self.0.store.events.inject(Bytes::from(bytes.into()))
+        self.0.broadcaster.inject(Bytes::from(bytes.into()))
     }
 }
 

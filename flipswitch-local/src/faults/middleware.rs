@@ -12,28 +12,26 @@ use futures_util::{StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    api::ofrep as http_api,
-    faults::connection::Peer,
-    faults::effect::Effect,
-    faults::fault::Endpoint,
-    faults::handle::Order,
-    faults::registry::Struck,
-    faults::response::{self as line, Line},
-    server::Shared,
+use crate::faults::{
+    connection::Peer,
+    effect::Effect,
+    fault::Endpoint,
+    handle::Order,
+    registry::{Book, Struck},
+    response::{self as line, Line},
 };
 
 /// Lets the faults have each request before its endpoint sees it.
 pub(crate) async fn strike(
-    State(shared): State<Arc<Shared>>,
+    State(faults): State<Arc<Book>>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Request,
     next: Next,
 ) -> Response {
-    let Some(endpoint) = http_api::endpoint(request.uri().path()) else { return next.run(request).await };
+    let Some(endpoint) = Endpoint::of_path(request.uri().path()) else { return next.run(request).await };
     let line = Arc::new(Line::new(peer.wire));
-    match shared.faults.request(endpoint, &line) {
-        Some(struck) => struck.carry_out(endpoint, line, &shared.stop, request, next).await,
+    match faults.request(endpoint, &line) {
+        Some(struck) => struck.carry_out(endpoint, line, &faults.stop, request, next).await,
         None => as_ever(endpoint, line, request, next).await,
     }
 }
@@ -61,7 +59,7 @@ impl Struck {
             Effect::Status { code, headers, body } => answer(code, &headers, body.0),
             Effect::Redirect { code, location } => answer(code, [(&"location".to_owned(), &location)], Bytes::new()),
             Effect::Garbage { body, content_type } => {
-                let content_type = content_type.unwrap_or_else(|| http_api::content_type(endpoint).to_owned());
+                let content_type = content_type.unwrap_or_else(|| endpoint.content_type().to_owned());
                 answer(200, [(&"content-type".to_owned(), &content_type)], body.0)
             }
             Effect::Hang {} => {

@@ -2,6 +2,7 @@
 
 pub(crate) mod connection;
 pub(crate) mod effect;
+pub(crate) mod error;
 pub(crate) mod fault;
 #[allow(clippy::module_inception, reason = "the folder is named after its main type")]
 pub(crate) mod faults;

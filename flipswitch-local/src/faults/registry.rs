@@ -1,22 +1,35 @@
 //! Which faults there are, and whom they strike.
 
-use std::sync::{Arc, Weak};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+};
 
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    admin::activity::{Activity, Topic},
+    broadcast::{Broadcaster, Topic},
     faults::effect::Effect,
-    faults::fault::{Endpoint, Fault, FaultError},
-    faults::faults::FaultId,
+    faults::error::FaultError,
+    faults::fault::{Endpoint, Fault},
     faults::handle::Order,
     faults::response::Line,
 };
 
 /// This many faults are kept. Those that have struck as often as they were to go first.
 const KEPT: usize = 1_024;
+
+/// Names a fault among those of its service. Ids are not used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+pub struct FaultId(pub(crate) u64);
+
+impl fmt::Display for FaultId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
 
 /// A fault that was added and not removed since.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -36,7 +49,9 @@ pub struct ActiveFault {
 /// The faults of one service, in the order in which they were added.
 pub(crate) struct Book {
     state: Mutex<State>,
-    activity: Arc<Activity>,
+    pub(crate) broadcaster: Arc<Broadcaster>,
+    /// Cancelled when the server shuts down.
+    pub(crate) stop: CancellationToken,
 }
 
 #[derive(Debug, Default)]
@@ -67,8 +82,8 @@ pub(crate) struct Struck {
 }
 
 impl Book {
-    pub(crate) fn new(activity: Arc<Activity>) -> Self {
-        Self { state: Mutex::default(), activity }
+    pub(crate) fn new(broadcaster: Arc<Broadcaster>, stop: CancellationToken) -> Self {
+        Self { state: Mutex::default(), broadcaster, stop }
     }
 
     pub(crate) fn add(&self, fault: Fault) -> Result<ActiveFault, FaultError> {
@@ -95,7 +110,7 @@ impl Book {
         if let Some(entry) = over {
             entry.end();
         }
-        self.activity.changed(Topic::Faults);
+        self.broadcaster.changed(Topic::Faults);
         Ok(active)
     }
 
@@ -113,7 +128,7 @@ impl Book {
         let entry = state.entries.remove(index);
         drop(state);
         entry.end();
-        self.activity.changed(Topic::Faults);
+        self.broadcaster.changed(Topic::Faults);
         true
     }
 
@@ -122,7 +137,7 @@ impl Book {
         for entry in entries {
             entry.end();
         }
-        self.activity.changed(Topic::Faults);
+        self.broadcaster.changed(Topic::Faults);
     }
 
     /// A request that comes in is struck by the first fault that is about it. An answer that is to be cut off is told so
@@ -137,7 +152,7 @@ impl Book {
         }
         drop(state);
         if struck.is_some() {
-            self.activity.changed(Topic::Faults);
+            self.broadcaster.changed(Topic::Faults);
         }
         struck
     }
@@ -150,7 +165,7 @@ impl Book {
             line.silence();
         }
         drop(state);
-        self.activity.changed(Topic::Faults);
+        self.broadcaster.changed(Topic::Faults);
         Some(struck.effect)
     }
 
@@ -159,7 +174,7 @@ impl Book {
         let left_out = |entry: &mut Entry| entry.fault.effect == Effect::NoHeartbeats {} && entry.strikes();
         let left_out = self.state.lock().entries.iter_mut().any(left_out);
         if left_out {
-            self.activity.changed(Topic::Faults);
+            self.broadcaster.changed(Topic::Faults);
         }
         left_out
     }

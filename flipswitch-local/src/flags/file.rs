@@ -178,7 +178,7 @@ mod tests {
             read(&path)
         };
         let good = write(r#"{"a": 1, "b": 1}"#).unwrap();
-        let store = Arc::new(Store::new(good.clone(), Duration::from_secs(1), Arc::default()));
+        let store = Arc::new(Store::new(good.clone(), Arc::default()));
         let mut follower = Follower { store: Arc::clone(&store), last: good.clone(), complaint: None };
         store.set("b", definition::Definition::Plain(json!("by hand")));
         let served = store.to_json();

@@ -1,28 +1,28 @@
 //! The flags as they are now. Every change is told to the open streams.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc};
 
 use open_feature::EvaluationContext;
 use parking_lot::RwLock;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    admin::activity::Activity,
-    api::stream::Events,
-    flags::definition::{Definition, Flags},
-    flags::evaluate::Evaluator,
+    broadcast::Broadcaster,
+    flags::{
+        definition::{Definition, Flags},
+        evaluate::Evaluator,
+    },
 };
 
 pub(crate) struct Store {
     flags: RwLock<Flags>,
     evaluator: Evaluator,
-    pub(crate) events: Events,
+    broadcaster: Arc<Broadcaster>,
 }
 
 impl Store {
-    pub(crate) fn new(flags: Flags, heartbeat: Duration, activity: Arc<Activity>) -> Self {
-        let events = Events::new(heartbeat, activity);
-        Self { flags: RwLock::new(flags), evaluator: Evaluator::default(), events }
+    pub(crate) fn new(flags: Flags, broadcaster: Arc<Broadcaster>) -> Self {
+        Self { flags: RwLock::new(flags), evaluator: Evaluator::default(), broadcaster }
     }
 
     /// Evaluates one flag; `None` if there is none of that key.
@@ -38,14 +38,14 @@ impl Store {
     /// Sets a flag and tells so, also if it is what it was.
     pub(crate) fn set(&self, key: &str, definition: Definition) {
         self.flags.write().insert(key.to_owned(), definition);
-        self.events.flag_updated(key);
+        self.broadcaster.flag_updated(key);
     }
 
     /// Removes a flag and tells so; `false` if there is none of that key.
     pub(crate) fn remove(&self, key: &str) -> bool {
         let existed = self.flags.write().remove(key).is_some();
         if existed {
-            self.events.flag_updated(key);
+            self.broadcaster.flag_updated(key);
         }
         existed
     }
@@ -67,8 +67,8 @@ impl Store {
         let mut keys = changed.iter();
         match (keys.next(), keys.next()) {
             (None, _) => {}
-            (Some(key), None) => self.events.flag_updated(key),
-            (Some(_), Some(_)) => self.events.config_updated("flags-file-changed"),
+            (Some(key), None) => self.broadcaster.flag_updated(key),
+            (Some(_), Some(_)) => self.broadcaster.config_updated("flags-file-changed"),
         }
         changed
     }
