@@ -5,6 +5,7 @@ mod api;
 mod broadcast;
 mod faults;
 mod flags;
+mod json;
 mod keys;
 mod mask;
 mod request_log;
@@ -20,7 +21,7 @@ pub use crate::{
         faults::Faults,
         registry::{ActiveFault, FaultId},
     },
-    flags::definition::DefinitionError,
+    flags::error::DefinitionError,
     keys::KeyRotation,
     request_log::RecordedRequest,
     server::{LocalServer, LocalServerBuilder},

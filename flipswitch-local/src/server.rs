@@ -10,7 +10,8 @@ use crate::{
     broadcast::Broadcaster,
     faults::{faults::Faults, registry::Book},
     flags::{
-        definition::{self, Definition, DefinitionError},
+        definition::{self, Definition},
+        error::DefinitionError,
         file,
         store::Store,
     },

@@ -203,7 +203,9 @@ async fn flags_are_set_and_removed_with_plain_curl() {
     assert_eq!(put("dir/b", definition).await.unwrap().status(), StatusCode::OK);
     assert_eq!(value(&service, "dir/b").await, json!(1));
 
-    for (body, reason) in [("true", "must be an object"), ("{", "not JSON"), (r#"{"state": "ON"}"#, "state")] {
+    for (body, reason) in
+        [("true", "must be a JSON object, not a boolean"), ("{", "not JSON"), (r#"{"state": "ON"}"#, "state")]
+    {
         let answer = put("a", body).await.unwrap();
         assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{body}");
         let answer: Value = answer.json().await.unwrap();

@@ -29,7 +29,7 @@ use axum::{
 };
 use http::{Method, StatusCode, Uri, header, request::Parts};
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::{
     admin::activity,
@@ -86,7 +86,7 @@ async fn all(State(state): State<Arc<AppState>>) -> Json<Value> {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Question {
-    context: Map<String, Value>,
+    context: Value,
 }
 
 async fn evaluate_all(State(state): State<Arc<AppState>>, body: Bytes) -> Response {
@@ -94,9 +94,9 @@ async fn evaluate_all(State(state): State<Arc<AppState>>, body: Bytes) -> Respon
         Ok(question) => question,
         Err(error) => return refusal(&error),
     };
-    match evaluate::fields(question.context) {
+    match evaluate::context(question.context) {
         Ok(context) => Json(json!({"flags": state.flags.evaluate_all(&context)})).into_response(),
-        Err((_, details)) => refusal(&format!("context: {details}")),
+        Err(error) => refusal(&error.details),
     }
 }
 

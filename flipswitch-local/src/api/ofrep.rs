@@ -18,9 +18,9 @@ use crate::{faults::fault::Endpoint, flags::evaluate, state::AppState};
 
 /// Evaluates all flags.
 pub(crate) async fn bulk(State(state): State<Arc<AppState>>, headers: HeaderMap, body: Bytes) -> Response {
-    let context = match evaluate::context(&body) {
+    let context = match evaluate::context_of_body(&body) {
         Ok(context) => context,
-        Err((code, details)) => return bad_request(&json!({"errorCode": code, "errorDetails": details})),
+        Err(error) => return bad_request(&json!({"errorCode": error.code, "errorDetails": error.details})),
     };
     let body = json!({"flags": state.flags.evaluate_all(&context), "metadata": {}}).to_string();
     let tag = entity_tag(&body);
@@ -33,9 +33,11 @@ pub(crate) async fn bulk(State(state): State<Arc<AppState>>, headers: HeaderMap,
 
 /// Evaluates one flag.
 pub(crate) async fn single(State(state): State<Arc<AppState>>, Path(key): Path<String>, body: Bytes) -> Response {
-    let context = match evaluate::context(&body) {
+    let context = match evaluate::context_of_body(&body) {
         Ok(context) => context,
-        Err((code, details)) => return bad_request(&json!({"key": key, "errorCode": code, "errorDetails": details})),
+        Err(error) => {
+            return bad_request(&json!({"key": key, "errorCode": error.code, "errorDetails": error.details}));
+        }
     };
     match state.flags.evaluate(&key, &context) {
         Some(item) if item.get("errorCode").is_some() => bad_request(&item),

@@ -1,14 +1,14 @@
 //! What a flag is, and how one is written down: in flagd's format, or as a plain value.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    fmt,
-};
+use std::collections::{BTreeMap, HashMap};
 
 use flagd_evaluation_engine::FlagParser;
 use serde_json::{Map, Value, json};
 
-use crate::flags::rule;
+use crate::{
+    flags::{error::DefinitionError, rule},
+    json,
+};
 
 /// Flags by key.
 pub(crate) type Flags = BTreeMap<String, Definition>;
@@ -39,41 +39,6 @@ pub(crate) struct Flagd {
     source: Value,
 }
 
-/// Why flags cannot be taken: which flag, where in it, and what is wrong.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DefinitionError {
-    /// Key of the flag, if it is about one.
-    flag: Option<String>,
-    /// Field within the flag or the document.
-    place: String,
-    problem: String,
-}
-
-impl DefinitionError {
-    pub(crate) fn new(place: impl Into<String>, problem: impl Into<String>) -> Self {
-        Self { flag: None, place: place.into(), problem: problem.into() }
-    }
-
-    fn of(mut self, flag: &str) -> Self {
-        self.flag = Some(flag.to_owned());
-        self
-    }
-}
-
-impl fmt::Display for DefinitionError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(flag) = &self.flag {
-            write!(f, "flag {flag:?}: ")?;
-        }
-        if !self.place.is_empty() {
-            write!(f, "{}: ", self.place)?;
-        }
-        f.write_str(&self.problem)
-    }
-}
-
-impl std::error::Error for DefinitionError {}
-
 /// The fields that flagd knows in a document.
 const DOCUMENT_FIELDS: [&str; 5] = ["flags", "$schema", "$id", "$evaluators", "metadata"];
 
@@ -85,9 +50,8 @@ const DOCUMENT_FIELDS: [&str; 5] = ["flags", "$schema", "$id", "$evaluators", "m
 /// One that names the flag and the field. A field that flagd does not know, beside flags that are clearly flagd's, is
 /// an error too: read as plain values, all of these flags would be lost without a word.
 pub(crate) fn document(document: Value) -> Result<Flags, DefinitionError> {
-    let Value::Object(mut fields) = document else {
-        return Err(DefinitionError::new("", "a JSON object of flags is needed, {\"key\": value} or flagd's format"));
-    };
+    let mut fields = json::object("flags", document)
+        .map_err(|error| DefinitionError::from(error).with_hint("write {\"key\": value}, or flagd's format"))?;
     let unknown = fields.keys().find(|field| !DOCUMENT_FIELDS.contains(&field.as_str()));
     match (fields.get("flags"), unknown) {
         (Some(Value::Object(_)), None) => {}
@@ -99,11 +63,10 @@ pub(crate) fn document(document: Value) -> Result<Flags, DefinitionError> {
     }
     let evaluators = fields.remove("$evaluators");
     let shared = match fields.remove("metadata") {
-        Some(Value::Object(metadata)) => metadata,
+        Some(metadata) => json::object("metadata", metadata)?,
         None => Map::new(),
-        Some(_) => return Err(DefinitionError::new("metadata", "must be an object")),
     };
-    let Some(Value::Object(flags)) = fields.remove("flags") else { return Ok(Flags::new()) };
+    let flags = json::object("flags", fields.remove("flags").unwrap_or_default())?;
     let flag = |(key, source): (String, Value)| {
         let key = checked(key)?;
         let flag = definition(&key, source, evaluators.as_ref(), &shared)?;
@@ -149,7 +112,7 @@ fn definition(
         }
         source => flagd(key, source, evaluators, shared)
             .map(|flag| Definition::Flagd(Box::new(flag)))
-            .map_err(|error| error.of(key)),
+            .map_err(|error| error.with_flag(key)),
     }
 }
 
@@ -159,12 +122,9 @@ fn flagd(
     evaluators: Option<&Value>,
     shared: &Map<String, Value>,
 ) -> Result<Flagd, DefinitionError> {
-    let Value::Object(mut fields) = source else {
-        return Err(DefinitionError::new(
-            "",
-            "must be an object with state, variants and defaultVariant, or {\"value\": ..}",
-        ));
-    };
+    let mut fields = json::object("", source).map_err(|error| {
+        DefinitionError::from(error).with_hint("write {\"value\": true}, or state, variants and defaultVariant")
+    })?;
     let enabled = match fields.get("state") {
         Some(Value::String(state)) if state == "ENABLED" => true,
         Some(Value::String(state)) if state == "DISABLED" => false,
@@ -174,9 +134,13 @@ fn flagd(
         None => return Err(DefinitionError::new("state", "is missing; write \"ENABLED\" or \"DISABLED\"")),
     };
     let variants = match fields.get("variants") {
-        Some(Value::Object(variants)) if !variants.is_empty() => variants.clone(),
-        Some(_) => return Err(DefinitionError::new("variants", "must be an object with at least one variant")),
-        None => return Err(DefinitionError::new("variants", "are missing; write {\"on\": true, \"off\": false}, say")),
+        Some(variants) => json::object("variants", variants.clone())?,
+        None => {
+            return Err(DefinitionError::new(
+                "variants",
+                "are missing; write, for example, {\"on\": true, \"off\": false}",
+            ));
+        }
     };
     let flag_type = flag_type(&variants)?;
     let default_variant = match fields.get("defaultVariant") {
@@ -193,15 +157,11 @@ fn flagd(
     let targeting = match fields.get("targeting") {
         None | Some(Value::Null) => None,
         Some(Value::Object(rule)) if rule.is_empty() => None,
-        Some(rule) => match resolve_references(key, rule, evaluators)? {
-            rule @ Value::Object(_) => Some(rule),
-            _ => return Err(DefinitionError::new("targeting", "must be an object, a JSONLogic rule")),
-        },
+        Some(rule) => Some(Value::Object(json::object("targeting", resolve_references(key, rule, evaluators)?)?)),
     };
     let mut metadata = match fields.get("metadata") {
-        Some(Value::Object(metadata)) => metadata.clone(),
         None | Some(Value::Null) => Map::new(),
-        Some(_) => return Err(DefinitionError::new("metadata", "must be an object")),
+        Some(metadata) => json::object("metadata", metadata.clone())?,
     };
     for (field, value) in shared {
         metadata.entry(field.clone()).or_insert_with(|| value.clone());
@@ -223,7 +183,7 @@ impl Definition {
     pub(crate) fn mistake(&self, key: &str) -> Option<DefinitionError> {
         let Self::Flagd(flag) = self else { return None };
         let rule = serde_json::from_str(flag.targeting.as_deref()?).ok()?;
-        rule::check(&rule, &flag.variants).err().map(|error| error.of(key))
+        rule::check(&rule, &flag.variants).err().map(|error| error.with_flag(key))
     }
 }
 
@@ -314,15 +274,19 @@ mod tests {
             json!({"flags": {"x": flag}})
         };
         let cases = [
-            (json!([]), "a JSON object of flags is needed"),
+            (json!([]), "flags: must be a JSON object, not an array; write {\"key\": value}"),
             (json!({"": 1}), "a key that is not empty"),
-            (json!({"flags": {"x": true}}), "flag \"x\": must be an object with state"),
-            (json!({"flags": {}, "metadata": 1}), "metadata: must be an object"),
+            (
+                json!({"flags": {"x": true}}),
+                "flag \"x\": must be a JSON object, not a boolean; write {\"value\": true}, or state",
+            ),
+            (json!({"flags": {}, "metadata": 1}), "metadata: must be a JSON object, not a number"),
             (json!({"flags": {"x": {"state": "ENABLED"}}, "flagSets": {}}), "flagSets: is no field of flagd's format"),
             (json!({"flags": {"y": 1, "x": {"variants": {}}}, "$scheme": ""}), "$scheme: is no field"),
             (flag(json!({"state": "on"})), "flag \"x\": state: \"on\" is neither"),
             (flag(json!({"state": null})), "flag \"x\": state: null is neither"),
-            (flag(json!({"variants": {}})), "flag \"x\": variants: must be an object with at least one"),
+            (flag(json!({"variants": {}})), "flag \"x\": variants: must have at least one variant"),
+            (flag(json!({"variants": []})), "flag \"x\": variants: must be a JSON object, not an array"),
             (
                 flag(json!({"variants": {"on": true, "off": "no"}})),
                 "variants: must be of one type, but on is of type boolean",
@@ -332,7 +296,7 @@ mod tests {
                 flag(json!({"defaultVariant": "of"})),
                 "flag \"x\": defaultVariant: \"of\" is none of the variants off, on",
             ),
-            (flag(json!({"targeting": "on"})), "flag \"x\": targeting: must be an object"),
+            (flag(json!({"targeting": "on"})), "flag \"x\": targeting: must be a JSON object, not a string"),
             (
                 flag(json!({"targeting": {"$ref": "who"}})),
                 "flag \"x\": targeting: Parse error: Evaluator reference 'who'",
@@ -341,9 +305,9 @@ mod tests {
                 json!({"$evaluators": {"all": "on"}, "flags": {"x": {
                     "state": "ENABLED", "variants": {"on": true}, "targeting": {"$ref": "all"},
                 }}}),
-                "flag \"x\": targeting: must be an object",
+                "flag \"x\": targeting: must be a JSON object, not a string",
             ),
-            (flag(json!({"metadata": 1})), "flag \"x\": metadata: must be an object"),
+            (flag(json!({"metadata": 1})), "flag \"x\": metadata: must be a JSON object, not a number"),
         ];
         for (source, expected) in cases {
             let text = error(source);

@@ -4,7 +4,10 @@ use flagd_evaluation_engine::Operator;
 use open_feature::{EvaluationContext, EvaluationContextFieldValue};
 use serde_json::{Map, Value, json};
 
-use crate::flags::definition::{self, Definition, Flagd};
+use crate::{
+    flags::definition::{self, Definition, Flagd},
+    json,
+};
 
 /// Evaluates flags; holds the compiled operators of targeting rules.
 #[derive(Default)]
@@ -80,39 +83,44 @@ fn metadata(own: &Map<String, Value>, flag_type: Option<&'static str>) -> Value 
     Value::Object(metadata)
 }
 
-/// Reads the context of an OFREP request.
-///
-/// # Errors
-///
-/// The code and the details of OFREP's answer.
-pub(crate) fn context(body: &[u8]) -> Result<EvaluationContext, (&'static str, String)> {
-    let body: Value = serde_json::from_slice(body).map_err(|error| ("PARSE_ERROR", error.to_string()))?;
-    let fields = match body {
-        Value::Object(mut body) => body.remove("context").unwrap_or(Value::Null),
-        _ => return Err(("PARSE_ERROR", "the body must be an object with a context".to_owned())),
-    };
-    let fields = match fields {
-        Value::Object(fields) => fields,
-        Value::Null => Map::new(),
-        _ => return Err(("INVALID_CONTEXT", "the context must be an object".to_owned())),
-    };
-    self::fields(fields)
+/// The error of an invalid evaluation request, as OFREP expresses it.
+#[derive(Debug, PartialEq)]
+pub(crate) struct ContextError {
+    pub(crate) code: &'static str,
+    pub(crate) details: String,
 }
 
-/// Reads the fields of a context.
-///
-/// # Errors
-///
-/// As [`context`].
-pub(crate) fn fields(fields: Map<String, Value>) -> Result<EvaluationContext, (&'static str, String)> {
+impl ContextError {
+    fn parse(details: String) -> Self {
+        Self { code: "PARSE_ERROR", details }
+    }
+
+    fn invalid(details: String) -> Self {
+        Self { code: "INVALID_CONTEXT", details }
+    }
+}
+
+/// Reads the context from the body of an OFREP request. A missing context is empty.
+pub(crate) fn context_of_body(body: &[u8]) -> Result<EvaluationContext, ContextError> {
+    let body = serde_json::from_slice(body).map_err(|error| ContextError::parse(error.to_string()))?;
+    let mut body = json::object("body", body).map_err(|error| ContextError::parse(error.to_string()))?;
+    match body.remove("context") {
+        None | Some(Value::Null) => Ok(EvaluationContext::default()),
+        Some(value) => context(value),
+    }
+}
+
+/// Reads a context.
+pub(crate) fn context(value: Value) -> Result<EvaluationContext, ContextError> {
+    let fields = json::object("context", value).map_err(|error| ContextError::invalid(error.to_string()))?;
     let mut context = EvaluationContext::default();
     for (name, value) in fields {
         match value {
             Value::String(key) if name == "targetingKey" => context.targeting_key = Some(key),
             _ if name == "targetingKey" => {
-                return Err(("INVALID_CONTEXT", "the targeting key must be a string".to_owned()));
+                return Err(ContextError::invalid("context.targetingKey: must be a string".to_owned()));
             }
-            // What rules see of a field that is null is what they see of one that is absent.
+            // To rules, a field that is null is the same as a missing one.
             Value::Null => {}
             value => context.add_custom_field(name, field(&value)),
         }
@@ -158,7 +166,7 @@ mod tests {
     fn evaluate(flag: &Value, context: &Value) -> Value {
         let definition = Definition::parse("x", flag.clone()).unwrap();
         let body = json!({ "context": context }).to_string();
-        Evaluator::default().item("x", &definition, &super::context(body.as_bytes()).unwrap())
+        Evaluator::default().item("x", &definition, &context_of_body(body.as_bytes()).unwrap())
     }
 
     fn flag(targeting: &Value) -> Value {
@@ -256,21 +264,25 @@ mod tests {
 
     #[test]
     fn floats_are_read_to_their_last_digit() {
-        let context = context(br#"{"context":{"amount":3.4028234663852886e+38}}"#).unwrap();
+        let context = context_of_body(br#"{"context":{"amount":3.4028234663852886e+38}}"#).unwrap();
         assert_eq!(context.custom_fields["amount"], f64::from(f32::MAX).into());
     }
 
     #[test]
-    fn contexts_that_ofrep_does_not_know_are_refused() {
+    fn invalid_contexts_are_rejected() {
         let cases = [
-            ("", "PARSE_ERROR"),
-            ("[]", "PARSE_ERROR"),
-            (r#"{"context":1}"#, "INVALID_CONTEXT"),
-            (r#"{"context":{"targetingKey":1}}"#, "INVALID_CONTEXT"),
+            ("", "PARSE_ERROR", "EOF"),
+            ("[]", "PARSE_ERROR", "body: must be a JSON object, not an array"),
+            (r#"{"context":1}"#, "INVALID_CONTEXT", "context: must be a JSON object, not a number"),
+            (r#"{"context":{"targetingKey":1}}"#, "INVALID_CONTEXT", "context.targetingKey: must be a string"),
         ];
-        for (body, code) in cases {
-            assert_eq!(context(body.as_bytes()).unwrap_err().0, code, "{body}");
+        for (body, code, details) in cases {
+            let error = context_of_body(body.as_bytes()).unwrap_err();
+            assert_eq!(error.code, code, "{body}");
+            assert!(error.details.contains(details), "{body}: {}", error.details);
         }
-        assert_eq!(context(b"{}").unwrap(), EvaluationContext::default());
+        for body in ["{}", r#"{"context":null}"#] {
+            assert_eq!(context_of_body(body.as_bytes()).unwrap(), EvaluationContext::default());
+        }
     }
 }

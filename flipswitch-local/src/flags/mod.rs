@@ -1,6 +1,7 @@
 //! Flags: how they are defined, evaluated, stored, and read from a file.
 
 pub(crate) mod definition;
+pub(crate) mod error;
 pub(crate) mod evaluate;
 pub(crate) mod file;
 pub(crate) mod rule;

@@ -4,7 +4,7 @@ use flagd_evaluation_engine::Operator;
 use open_feature::EvaluationContext;
 use serde_json::{Map, Value, json};
 
-use crate::flags::definition::DefinitionError;
+use crate::flags::error::DefinitionError;
 
 /// Checks a flag's rule: its operators, and the variants that it names.
 pub(crate) fn check(rule: &Value, variants: &Map<String, Value>) -> Result<(), DefinitionError> {
