@@ -38,7 +38,7 @@ pub(crate) async fn serve(listener: TcpListener, state: Arc<AppState>) {
     let stop = state.stop.clone();
     let abort = CancellationToken::new();
     let _abort_on_return = abort.clone().drop_guard();
-    let listener = Listener { listener, faults: Arc::clone(&state.faults), stop: stop.clone(), cut: abort.clone() };
+    let listener = Listener { listener, faults: Arc::clone(&state.faults), abort: abort.clone() };
     let app = app(state).into_make_service_with_connect_info::<Peer>();
     let serving = axum::serve(listener, app).with_graceful_shutdown(stop.clone().cancelled_owned());
     let abort_late = async {

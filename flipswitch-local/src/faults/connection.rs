@@ -1,4 +1,4 @@
-//! Connections that end when the service does, whatever their clients still want, and that do what faults tell them.
+//! Connections that end when the server stops, whatever their clients do, and on which faults can act.
 
 use std::{
     future::poll_fn,
@@ -16,30 +16,30 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::{
-    faults::effect::Effect,
-    faults::handle::{Now, Order, Wire},
-    faults::registry::Book,
-    faults::response::Line,
+use crate::faults::{
+    effect::Effect,
+    handle::{ConnectionAction, ConnectionHandle, ConnectionStatus},
+    registry::Book,
+    response::Line,
 };
 
-/// Accepts connections that fail once `cut` is cancelled, and those that a fault holds already with `stop`.
+/// Accepts connections, after the faults on connections.
 pub(crate) struct Listener {
     pub(crate) listener: TcpListener,
     pub(crate) faults: Arc<Book>,
-    pub(crate) stop: CancellationToken,
-    pub(crate) cut: CancellationToken,
+    /// Aborts all connections when cancelled.
+    pub(crate) abort: CancellationToken,
 }
 
 impl Listener {
-    /// Lets the faults have a new connection; returns it unless one of them ends it.
-    async fn spared(&self, mut stream: TcpStream, wire: &Wire) -> Option<TcpStream> {
-        match self.faults.connection(&Arc::new(Line::new(wire.clone()))) {
-            Some(Effect::Reset { .. }) => reset(&stream),
+    /// Applies the faults to a new connection. Returns the connection unless one of them has ended it.
+    async fn apply_faults(&self, mut stream: TcpStream, handle: &ConnectionHandle) -> Option<TcpStream> {
+        match self.faults.connection(&Arc::new(Line::new(handle.clone()))) {
+            Some(Effect::Reset { .. }) => reset_on_close(&stream),
             Some(Effect::Close { .. }) => {
-                // What the client has sent is not read; without this FIN the system would answer it with a RST.
+                // Sends a FIN first: data of the client that is never read would make the system send a RST.
                 if let Err(error) = poll_fn(|context| Pin::new(&mut stream).poll_shutdown(context)).await {
-                    tracing::debug!(target: "flipswitch_local", %error, "closing a connection");
+                    tracing::debug!(target: "flipswitch_local", %error, "cannot close a connection");
                 }
             }
             _ => return Some(stream),
@@ -55,15 +55,15 @@ impl serve::Listener for Listener {
     async fn accept(&mut self) -> (Connection, SocketAddr) {
         loop {
             let (stream, peer) = serve::Listener::accept(&mut self.listener).await;
-            let wire = Wire::default();
-            let Some(stream) = self.spared(stream, &wire).await else { continue };
-            // Events are small and must not wait for one another.
+            let handle = ConnectionHandle::default();
+            let Some(stream) = self.apply_faults(stream, &handle).await else { continue };
+            // Events are small and must be sent without delay.
             if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(target: "flipswitch_local", %error, "TCP_NODELAY");
+                tracing::debug!(target: "flipswitch_local", %error, "cannot set TCP_NODELAY");
             }
-            let stop = Box::pin(self.stop.clone().cancelled_owned());
-            let cut = Box::pin(self.cut.clone().cancelled_owned());
-            return (Connection { stream, wire, stop, cut }, peer);
+            let stop = Box::pin(self.faults.stop.clone().cancelled_owned());
+            let abort = Box::pin(self.abort.clone().cancelled_owned());
+            return (Connection { stream, handle, stop, abort }, peer);
         }
     }
 
@@ -72,54 +72,56 @@ impl serve::Listener for Listener {
     }
 }
 
-/// Whom a connection is with.
+/// The peer of a connection, and the handle on the connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
-    pub(crate) wire: Wire,
+    pub(crate) handle: ConnectionHandle,
     pub(crate) address: SocketAddr,
 }
 
 impl Connected<serve::IncomingStream<'_, Listener>> for Peer {
     fn connect_info(incoming: serve::IncomingStream<'_, Listener>) -> Self {
-        Self { wire: incoming.io().wire.clone(), address: *incoming.remote_addr() }
+        Self { handle: incoming.io().handle.clone(), address: *incoming.remote_addr() }
     }
 }
 
-/// A connection in the hands of axum, which has tasks of its own for them and lets none of them be aborted.
+/// A connection. axum drives it in a task that cannot be aborted, so the connection itself fails when it must end.
 pub(crate) struct Connection {
     stream: TcpStream,
-    wire: Wire,
+    handle: ConnectionHandle,
     stop: Pin<Box<WaitForCancellationFutureOwned>>,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
+    abort: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl Connection {
-    /// How the connection stands, unless it has ended. Asks again when that changes.
-    fn look(&mut self, context: &mut Context<'_>) -> io::Result<Now> {
-        if self.cut.as_mut().poll(context).is_ready() {
-            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the service has been shut down"));
+    /// Returns the status, or an error if the connection must end now. Wakes the task when that changes.
+    fn status(&mut self, context: &mut Context<'_>) -> io::Result<ConnectionStatus> {
+        if self.abort.as_mut().poll(context).is_ready() {
+            return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the server has been shut down"));
         }
         let stopping = self.stop.as_mut().poll(context).is_ready();
-        let now = self.wire.watch(context.waker());
-        match now.order {
-            Some(order @ (Order::Close | Order::Reset)) if now.silent => Err(self.end(order, context)),
-            _ if now.silent && stopping => Err(self.end(Order::Close, context)),
-            _ => Ok(now),
+        let status = self.handle.watch(context.waker());
+        match status.action {
+            Some(action @ (ConnectionAction::Close | ConnectionAction::Reset)) if status.silent => {
+                Err(self.end(action, context))
+            }
+            _ if status.silent && stopping => Err(self.end(ConnectionAction::Close, context)),
+            _ => Ok(status),
         }
     }
 
-    /// Ends the connection, which is dropped for the error.
-    fn end(&mut self, order: Order, context: &mut Context<'_>) -> io::Error {
-        if order == Order::Reset {
-            reset(&self.stream);
+    /// Ends the connection, and returns the error with which it fails.
+    fn end(&mut self, action: ConnectionAction, context: &mut Context<'_>) -> io::Error {
+        if action == ConnectionAction::Reset {
+            reset_on_close(&self.stream);
         } else {
-            // A socket is shut down without waiting, and one that cannot be is gone.
+            // Shutting down a socket never blocks, and an error means that it is closed already.
             let _ = Pin::new(&mut self.stream).poll_shutdown(context);
         }
         io::Error::new(io::ErrorKind::ConnectionAborted, "a fault has ended the connection")
     }
 
-    /// Reads what a client sends to nobody, until it leaves.
+    /// Reads and discards what the client sends, until it closes the connection.
     fn drain(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut scratch = [0; 1024];
         loop {
@@ -131,21 +133,23 @@ impl Connection {
         }
     }
 
-    /// Writes, unless the connection is silent: then the bytes are lost.
+    /// Writes, or discards the bytes if the connection is silent.
     fn write(
         &mut self,
         context: &mut Context<'_>,
         length: usize,
         write: impl FnOnce(Pin<&mut TcpStream>, &mut Context<'_>) -> Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        let now = self.look(context)?;
-        if now.silent {
+        let status = self.status(context)?;
+        if status.silent {
             return Poll::Ready(Ok(length));
         }
         let outcome = write(Pin::new(&mut self.stream), context);
-        match now.order {
-            Some(order @ (Order::Close | Order::Reset)) if now.at_once && outcome.is_pending() => {
-                Poll::Ready(Err(self.end(order, context)))
+        match status.action {
+            Some(action @ (ConnectionAction::Close | ConnectionAction::Reset))
+                if status.immediate && outcome.is_pending() =>
+            {
+                Poll::Ready(Err(self.end(action, context)))
             }
             _ => outcome,
         }
@@ -154,7 +158,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.wire.end();
+        self.handle.mark_closed();
     }
 }
 
@@ -164,7 +168,7 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.look(context)?.silent {
+        if self.status(context)?.silent {
             return self.drain(context);
         }
         Pin::new(&mut self.stream).poll_read(context, buffer)
@@ -189,38 +193,38 @@ impl AsyncWrite for Connection {
         self.stream.is_write_vectored()
     }
 
-    /// The server flushes whenever it has nothing more to write, which is when orders are carried out.
+    /// The server flushes whenever it has nothing more to write, so actions that are due after that happen here.
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let now = self.look(context)?;
-        if now.silent {
+        let status = self.status(context)?;
+        if status.silent {
             return Poll::Ready(Ok(()));
         }
         ready!(Pin::new(&mut self.stream).poll_flush(context))?;
-        match now.order {
+        match status.action {
             None => {}
-            Some(Order::Silence) => {
-                self.wire.silence();
-                self.look(context)?;
+            Some(ConnectionAction::Silence) => {
+                self.handle.silence();
+                self.status(context)?;
             }
-            Some(order) => return Poll::Ready(Err(self.end(order, context))),
+            Some(action) => return Poll::Ready(Err(self.end(action, context))),
         }
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let now = self.look(context)?;
-        if now.silent {
+        let status = self.status(context)?;
+        if status.silent {
             ready!(self.drain(context))?;
-        } else if let Some(order @ (Order::Close | Order::Reset)) = now.order {
-            return Poll::Ready(Err(self.end(order, context)));
+        } else if let Some(action @ (ConnectionAction::Close | ConnectionAction::Reset)) = status.action {
+            return Poll::Ready(Err(self.end(action, context)));
         }
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
-/// Lets the end of a connection be a RST.
-fn reset(stream: &TcpStream) {
+/// Makes closing the connection send a RST.
+fn reset_on_close(stream: &TcpStream) {
     if let Err(error) = stream.set_zero_linger() {
-        tracing::debug!(target: "flipswitch_local", %error, "SO_LINGER");
+        tracing::debug!(target: "flipswitch_local", %error, "cannot set SO_LINGER");
     }
 }

@@ -8,7 +8,7 @@ use serde::{
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use crate::{faults::error::FaultError, faults::handle::Order, faults::payload::Payload};
+use crate::{faults::error::FaultError, faults::handle::ConnectionAction, faults::payload::Payload};
 
 /// What a fault does.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -59,11 +59,11 @@ pub(crate) enum Effect {
 
 impl Effect {
     /// Where in the body an answer is cut off, and how.
-    pub(crate) fn cut(&self) -> Option<(u64, Order)> {
+    pub(crate) fn cut(&self) -> Option<(u64, ConnectionAction)> {
         match *self {
-            Self::Close { after_bytes } => Some((after_bytes?, Order::Close)),
-            Self::Reset { after_bytes } => Some((after_bytes?, Order::Reset)),
-            Self::HalfOpen { after_bytes } => Some((after_bytes, Order::Silence)),
+            Self::Close { after_bytes } => Some((after_bytes?, ConnectionAction::Close)),
+            Self::Reset { after_bytes } => Some((after_bytes?, ConnectionAction::Reset)),
+            Self::HalfOpen { after_bytes } => Some((after_bytes, ConnectionAction::Silence)),
             _ => None,
         }
     }

@@ -7,7 +7,7 @@ use axum::body::Bytes;
 use crate::{
     faults::error::FaultError,
     faults::fault::Fault,
-    faults::handle::Order,
+    faults::handle::ConnectionAction,
     faults::registry::{ActiveFault, Book, FaultId},
 };
 
@@ -80,13 +80,13 @@ impl Faults {
     /// Events that were sent before still arrive, unless the client is slow to read.
     #[expect(clippy::must_use_candidate, reason = "called for its effect")]
     pub fn drop_streams(&self) -> usize {
-        self.0.end_streams(Order::Close)
+        self.0.end_streams(ConnectionAction::Close)
     }
 
     /// Resets the connections (RST) of the open streams; returns how many there were.
     #[expect(clippy::must_use_candidate, reason = "called for its effect")]
     pub fn reset_streams(&self) -> usize {
-        self.0.end_streams(Order::Reset)
+        self.0.end_streams(ConnectionAction::Reset)
     }
 
     /// Sends any bytes into the open streams, as they are; returns how many streams there were.

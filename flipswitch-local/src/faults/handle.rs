@@ -1,60 +1,61 @@
-//! What a fault tells a connection, from wherever in the service it strikes.
+//! The handle with which faults act on a connection that they do not own.
 
 use std::{sync::Arc, task::Waker};
 
 use parking_lot::Mutex;
 
-/// What is to become of a connection.
+/// What a fault does to a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// No byte is sent any more and none is read, and the connection stays.
+pub(crate) enum ConnectionAction {
+    /// Keeps it open without sending or reading anything.
     Silence,
-    /// It is closed, with a FIN.
+    /// Closes it with a FIN.
     Close,
-    /// It is closed, with a RST.
+    /// Closes it with a RST.
     Reset,
 }
 
-/// A handle on one connection, for those who do not own it.
+/// A handle on one connection. Clones are handles on the same connection.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Wire(Arc<Mutex<State>>);
+pub(crate) struct ConnectionHandle(Arc<Mutex<State>>);
 
 #[derive(Debug, Default)]
 struct State {
-    now: Now,
-    /// The task of the connection.
+    status: ConnectionStatus,
+    /// Wakes the task of the connection.
     waker: Option<Waker>,
-    gone: bool,
+    closed: bool,
 }
 
-/// How a connection stands.
+/// The status of a connection, as far as faults determine it.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Now {
+pub(crate) struct ConnectionStatus {
     pub(crate) silent: bool,
-    pub(crate) order: Option<Order>,
-    /// The order does not wait for bytes that cannot be sent.
-    pub(crate) at_once: bool,
+    /// The action that is due.
+    pub(crate) action: Option<ConnectionAction>,
+    /// Whether the action is due even while bytes cannot be sent.
+    pub(crate) immediate: bool,
 }
 
-impl Wire {
-    /// Gives an order that is carried out as soon as everything written so far has been sent.
-    pub(crate) fn after_flush(&self, order: Order) {
-        self.give(order, false);
+impl ConnectionHandle {
+    /// Requests an action once everything written so far has been sent.
+    pub(crate) fn act_after_flush(&self, action: ConnectionAction) {
+        self.request(action, false);
     }
 
-    /// Gives an order that waits only for bytes that can be sent right away.
-    pub(crate) fn at_once(&self, order: Order) {
-        self.give(order, true);
+    /// Requests an action that waits for no more than the bytes that can be sent without delay.
+    pub(crate) fn act_now(&self, action: ConnectionAction) {
+        self.request(action, true);
     }
 
-    fn give(&self, order: Order, at_once: bool) {
+    fn request(&self, action: ConnectionAction, immediate: bool) {
         let mut state = self.0.lock();
-        // Of a connection that is to end nothing else is wanted.
-        if order == Order::Silence && state.now.order.is_some() {
+        // A connection that is about to end stays so.
+        if action == ConnectionAction::Silence && state.status.action.is_some() {
             return;
         }
-        state.now.order = Some(order);
-        state.now.at_once |= at_once;
+        state.status.action = Some(action);
+        state.status.immediate |= immediate;
         let waker = state.waker.take();
         drop(state);
         if let Some(waker) = waker {
@@ -62,34 +63,34 @@ impl Wire {
         }
     }
 
-    /// Silences a connection without waiting for anything.
+    /// Silences the connection without waiting.
     pub(crate) fn silence(&self) {
         let mut state = self.0.lock();
-        state.now.silent = true;
-        if state.now.order == Some(Order::Silence) {
-            state.now.order = None;
+        state.status.silent = true;
+        if state.status.action == Some(ConnectionAction::Silence) {
+            state.status.action = None;
         }
     }
 
-    /// How the connection stands; `waker` hears of the next order.
-    pub(crate) fn watch(&self, waker: &Waker) -> Now {
+    /// Returns the status, and registers the waker for the next request of an action.
+    pub(crate) fn watch(&self, waker: &Waker) -> ConnectionStatus {
         let mut state = self.0.lock();
         match &mut state.waker {
-            Some(known) => known.clone_from(waker),
+            Some(registered) => registered.clone_from(waker),
             none => *none = Some(waker.clone()),
         }
-        state.now
+        state.status
     }
 
-    /// Tells that the connection is no more.
-    pub(crate) fn end(&self) {
+    /// Records that the connection has been closed.
+    pub(crate) fn mark_closed(&self) {
         let mut state = self.0.lock();
-        state.gone = true;
+        state.closed = true;
         state.waker = None;
     }
 
-    /// Whether the connection is no more.
-    pub(crate) fn is_gone(&self) -> bool {
-        self.0.lock().gone
+    /// Returns whether the connection has been closed.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.lock().closed
     }
 }

@@ -16,7 +16,7 @@ use crate::faults::{
     connection::Peer,
     effect::Effect,
     fault::Endpoint,
-    handle::Order,
+    handle::ConnectionAction,
     registry::{Book, Struck},
     response::{self as line, Line},
 };
@@ -29,7 +29,7 @@ pub(crate) async fn strike(
     next: Next,
 ) -> Response {
     let Some(endpoint) = Endpoint::of_path(request.uri().path()) else { return next.run(request).await };
-    let line = Arc::new(Line::new(peer.wire));
+    let line = Arc::new(Line::new(peer.handle));
     match faults.request(endpoint, &line) {
         Some(struck) => struck.carry_out(endpoint, line, &faults.stop, request, next).await,
         None => as_ever(endpoint, line, request, next).await,
@@ -64,10 +64,10 @@ impl Struck {
             }
             Effect::Hang {} => {
                 over.wait().await;
-                end(&line, Order::Close).await
+                end(&line, ConnectionAction::Close).await
             }
-            Effect::Close { after_bytes: None } => end(&line, Order::Close).await,
-            Effect::Reset { after_bytes: None } => end(&line, Order::Reset).await,
+            Effect::Close { after_bytes: None } => end(&line, ConnectionAction::Close).await,
+            Effect::Reset { after_bytes: None } => end(&line, ConnectionAction::Reset).await,
             Effect::Delay { millis } => {
                 over.wait_at_most(millis).await;
                 as_ever(endpoint, line, request, next).await
@@ -112,8 +112,8 @@ impl Over {
 }
 
 /// Ends the connection in the place of an answer.
-async fn end(line: &Line, order: Order) -> Response {
-    line.wire.at_once(order);
+async fn end(line: &Line, action: ConnectionAction) -> Response {
+    line.connection.act_now(action);
     future::pending().await
 }
 

@@ -14,7 +14,7 @@ use crate::{
     faults::effect::Effect,
     faults::error::FaultError,
     faults::fault::{Endpoint, Fault},
-    faults::handle::Order,
+    faults::handle::ConnectionAction,
     faults::response::Line,
 };
 
@@ -180,10 +180,10 @@ impl Book {
     }
 
     /// Ends the connections of all streams; returns how many there are.
-    pub(crate) fn end_streams(&self, order: Order) -> usize {
+    pub(crate) fn end_streams(&self, action: ConnectionAction) -> usize {
         let streams = self.state.lock().streams();
         for stream in &streams {
-            stream.wire.at_once(order);
+            stream.connection.act_now(action);
         }
         streams.len()
     }
@@ -193,8 +193,8 @@ impl State {
     fn strike(&mut self, is_about: impl Fn(&Fault) -> bool, line: &Arc<Line>) -> Option<Struck> {
         let entry =
             self.entries.iter_mut().find_map(|entry| (is_about(&entry.fault) && entry.strikes()).then_some(entry))?;
-        if let Some((after, order)) = entry.fault.effect.cut() {
-            line.cut(after, order);
+        if let Some((after, action)) = entry.fault.effect.cut() {
+            line.cut(after, action);
         }
         let silences = match entry.fault.effect {
             Effect::HalfOpen { .. } => true,
@@ -209,7 +209,7 @@ impl State {
     }
 
     fn streams(&self) -> Vec<Arc<Line>> {
-        self.streams.iter().filter_map(Weak::upgrade).filter(|stream| !stream.wire.is_gone()).collect()
+        self.streams.iter().filter_map(Weak::upgrade).filter(|stream| !stream.connection.is_closed()).collect()
     }
 }
 
@@ -225,16 +225,16 @@ impl Entry {
     }
 
     fn strike_open(&mut self, stream: &Arc<Line>) {
-        let Some((after, order)) = self.fault.effect.cut() else { return };
+        let Some((after, action)) = self.fault.effect.cut() else { return };
         // Whatever has been cut off already is no longer there to be struck.
-        if !stream.is_cut_off() && self.strikes() && stream.cut(after, order) {
+        if !stream.is_cut_off() && self.strikes() && stream.cut(after, action) {
             self.hold(stream);
         }
     }
 
     fn hold(&mut self, line: &Arc<Line>) {
         // An answer may be complete long before its connection ends.
-        self.held.retain(|line| !line.wire.is_gone());
+        self.held.retain(|line| !line.connection.is_closed());
         self.held.push(Arc::clone(line));
     }
 

@@ -14,12 +14,12 @@ use futures_util::{Stream, StreamExt};
 use http::header;
 use parking_lot::Mutex;
 
-use crate::faults::handle::{Order, Wire};
+use crate::faults::handle::{ConnectionAction, ConnectionHandle};
 
 /// One answer and the connection it is sent on.
 #[derive(Debug)]
 pub(crate) struct Line {
-    pub(crate) wire: Wire,
+    pub(crate) connection: ConnectionHandle,
     cut: Mutex<Cut>,
 }
 
@@ -27,23 +27,23 @@ pub(crate) struct Line {
 enum Cut {
     No,
     /// To be cut off after this many bytes more of the body.
-    After(u64, Order),
+    After(u64, ConnectionAction),
     /// Cut off.
-    Done(Order),
+    Done(ConnectionAction),
 }
 
 impl Line {
-    pub(crate) fn new(wire: Wire) -> Self {
-        Self { wire, cut: Mutex::new(Cut::No) }
+    pub(crate) fn new(connection: ConnectionHandle) -> Self {
+        Self { connection, cut: Mutex::new(Cut::No) }
     }
 
     /// Lets the answer be cut off after this many bytes more of its body; `false` if it has been cut off already.
-    pub(crate) fn cut(&self, after: u64, order: Order) -> bool {
+    pub(crate) fn cut(&self, after: u64, action: ConnectionAction) -> bool {
         let mut cut = self.cut.lock();
         if matches!(*cut, Cut::Done(_)) {
             return false;
         }
-        *cut = Cut::After(after, order);
+        *cut = Cut::After(after, action);
         true
     }
 
@@ -54,16 +54,18 @@ impl Line {
 
     /// Silences the connection, whether an answer is on its way or not.
     pub(crate) fn silence(&self) {
-        *self.cut.lock() = Cut::Done(Order::Silence);
-        self.wire.silence();
+        *self.cut.lock() = Cut::Done(ConnectionAction::Silence);
+        self.connection.silence();
     }
 
     /// Closes the connection if it has been silenced; if there were bytes to come before that, it is called off.
     pub(crate) fn release(&self) {
         let mut cut = self.cut.lock();
         match *cut {
-            Cut::After(0, Order::Silence) | Cut::Done(Order::Silence) => self.wire.at_once(Order::Close),
-            Cut::After(_, Order::Silence) => *cut = Cut::No,
+            Cut::After(0, ConnectionAction::Silence) | Cut::Done(ConnectionAction::Silence) => {
+                self.connection.act_now(ConnectionAction::Close)
+            }
+            Cut::After(_, ConnectionAction::Silence) => *cut = Cut::No,
             _ => {}
         }
     }
@@ -71,11 +73,11 @@ impl Line {
     /// Cuts the answer off if this is the place, as the end is if it comes earlier; returns whether it is cut off.
     fn cuts_off(&self, at_the_end: bool) -> bool {
         let mut cut = self.cut.lock();
-        if let Cut::After(left, order) = *cut
+        if let Cut::After(left, action) = *cut
             && (left == 0 || at_the_end)
         {
-            *cut = Cut::Done(order);
-            self.wire.after_flush(order);
+            *cut = Cut::Done(action);
+            self.connection.act_after_flush(action);
         }
         matches!(*cut, Cut::Done(_))
     }
