@@ -18,7 +18,7 @@ use crate::faults::{
     fault::Endpoint,
     handle::ConnectionAction,
     registry::{Book, Struck},
-    response::{self as line, Line},
+    response::{self, ResponseCutter},
 };
 
 /// Lets the faults have each request before its endpoint sees it.
@@ -29,24 +29,24 @@ pub(crate) async fn strike(
     next: Next,
 ) -> Response {
     let Some(endpoint) = Endpoint::of_path(request.uri().path()) else { return next.run(request).await };
-    let line = Arc::new(Line::new(peer.handle));
-    match faults.request(endpoint, &line) {
-        Some(struck) => struck.carry_out(endpoint, line, &faults.stop, request, next).await,
-        None => as_ever(endpoint, line, request, next).await,
+    let cutter = Arc::new(ResponseCutter::new(peer.handle));
+    match faults.request(endpoint, &cutter) {
+        Some(struck) => struck.carry_out(endpoint, cutter, &faults.stop, request, next).await,
+        None => as_ever(endpoint, cutter, request, next).await,
     }
 }
 
 /// Answers as if nothing were wrong. Faults to come may cut off a stream that is open; other answers are short.
-async fn as_ever(endpoint: Endpoint, line: Arc<Line>, request: Request, next: Next) -> Response {
+async fn as_ever(endpoint: Endpoint, cutter: Arc<ResponseCutter>, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
-    if endpoint == Endpoint::Stream { line::over(line, response) } else { response }
+    if endpoint == Endpoint::Stream { response::cuttable(response, cutter) } else { response }
 }
 
 impl Struck {
     async fn carry_out(
         self,
         endpoint: Endpoint,
-        line: Arc<Line>,
+        cutter: Arc<ResponseCutter>,
         stop: &CancellationToken,
         mut request: Request,
         next: Next,
@@ -64,28 +64,28 @@ impl Struck {
             }
             Effect::Hang {} => {
                 over.wait().await;
-                end(&line, ConnectionAction::Close).await
+                end(&cutter, ConnectionAction::Close).await
             }
-            Effect::Close { after_bytes: None } => end(&line, ConnectionAction::Close).await,
-            Effect::Reset { after_bytes: None } => end(&line, ConnectionAction::Reset).await,
+            Effect::Close { after_bytes: None } => end(&cutter, ConnectionAction::Close).await,
+            Effect::Reset { after_bytes: None } => end(&cutter, ConnectionAction::Reset).await,
             Effect::Delay { millis } => {
                 over.wait_at_most(millis).await;
-                as_ever(endpoint, line, request, next).await
+                as_ever(endpoint, cutter, request, next).await
             }
             Effect::ContentType(content_type) => {
-                let mut response = line::over(line, next.run(request).await);
+                let mut response = response::cuttable(next.run(request).await, cutter);
                 if let Ok(content_type) = HeaderValue::from_str(&content_type) {
                     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
                 }
                 response
             }
             Effect::Trickle { bytes, every_millis } => {
-                let response = line::tell_length(next.run(request).await);
-                line::over(line, response.map(|body| trickle(body, bytes, every_millis, over)))
+                let response = response::set_content_length(next.run(request).await);
+                response::cuttable(response.map(|body| trickle(body, bytes, every_millis, over)), cutter)
             }
-            // Those that cut the answer off: the line knows where. Heartbeats are no requests.
+            // Those that cut the answer off: the cutter knows where. Heartbeats are no requests.
             Effect::Close { .. } | Effect::Reset { .. } | Effect::HalfOpen { .. } | Effect::NoHeartbeats {} => {
-                line::over(line, next.run(request).await)
+                response::cuttable(next.run(request).await, cutter)
             }
         }
     }
@@ -112,8 +112,8 @@ impl Over {
 }
 
 /// Ends the connection in the place of an answer.
-async fn end(line: &Line, action: ConnectionAction) -> Response {
-    line.connection.act_now(action);
+async fn end(cutter: &ResponseCutter, action: ConnectionAction) -> Response {
+    cutter.connection.act_now(action);
     future::pending().await
 }
 

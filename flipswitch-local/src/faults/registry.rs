@@ -15,7 +15,7 @@ use crate::{
     faults::error::FaultError,
     faults::fault::{Endpoint, Fault},
     faults::handle::ConnectionAction,
-    faults::response::Line,
+    faults::response::ResponseCutter,
 };
 
 /// This many faults are kept. Those that have struck as often as they were to go first.
@@ -59,7 +59,7 @@ struct State {
     last_id: u64,
     entries: Vec<Entry>,
     /// The streams, oldest first.
-    streams: Vec<Weak<Line>>,
+    streams: Vec<Weak<ResponseCutter>>,
 }
 
 #[derive(Debug)]
@@ -71,7 +71,7 @@ struct Entry {
     /// Cancelled when the fault is removed.
     removed: CancellationToken,
     /// What it has silenced, or will.
-    held: Vec<Arc<Line>>,
+    held: Vec<Arc<ResponseCutter>>,
 }
 
 /// What a fault does to the request that it struck.
@@ -142,13 +142,13 @@ impl Book {
 
     /// A request that comes in is struck by the first fault that is about it. An answer that is to be cut off is told so
     /// here, along with the open streams, so that no stream slips in between.
-    pub(crate) fn request(&self, endpoint: Endpoint, line: &Arc<Line>) -> Option<Struck> {
+    pub(crate) fn request(&self, endpoint: Endpoint, cutter: &Arc<ResponseCutter>) -> Option<Struck> {
         let mut state = self.state.lock();
-        let struck = state.strike(|fault| fault.is_about(endpoint), line);
+        let struck = state.strike(|fault| fault.is_about(endpoint), cutter);
         let answers = struck.as_ref().is_none_or(|struck| struck.effect.asks_the_endpoint());
         if endpoint == Endpoint::Stream && answers {
             state.streams.retain(|stream| stream.strong_count() > 0);
-            state.streams.push(Arc::downgrade(line));
+            state.streams.push(Arc::downgrade(cutter));
         }
         drop(state);
         if struck.is_some() {
@@ -158,11 +158,11 @@ impl Book {
     }
 
     /// The same for a new connection, which is silenced here if it is to hang.
-    pub(crate) fn connection(&self, line: &Arc<Line>) -> Option<Effect> {
+    pub(crate) fn connection(&self, cutter: &Arc<ResponseCutter>) -> Option<Effect> {
         let mut state = self.state.lock();
-        let struck = state.strike(|fault| fault.on == Endpoint::Connections, line)?;
+        let struck = state.strike(|fault| fault.on == Endpoint::Connections, cutter)?;
         if struck.effect == (Effect::Hang {}) {
-            line.silence();
+            cutter.silence();
         }
         drop(state);
         self.broadcaster.changed(Topic::Faults);
@@ -190,11 +190,11 @@ impl Book {
 }
 
 impl State {
-    fn strike(&mut self, is_about: impl Fn(&Fault) -> bool, line: &Arc<Line>) -> Option<Struck> {
+    fn strike(&mut self, is_about: impl Fn(&Fault) -> bool, cutter: &Arc<ResponseCutter>) -> Option<Struck> {
         let entry =
             self.entries.iter_mut().find_map(|entry| (is_about(&entry.fault) && entry.strikes()).then_some(entry))?;
         if let Some((after, action)) = entry.fault.effect.cut() {
-            line.cut(after, action);
+            cutter.cut_after(after, action);
         }
         let silences = match entry.fault.effect {
             Effect::HalfOpen { .. } => true,
@@ -203,12 +203,12 @@ impl State {
             _ => false,
         };
         if silences {
-            entry.hold(line);
+            entry.hold(cutter);
         }
         Some(Struck { effect: entry.fault.effect.clone(), removed: entry.removed.clone() })
     }
 
-    fn streams(&self) -> Vec<Arc<Line>> {
+    fn streams(&self) -> Vec<Arc<ResponseCutter>> {
         self.streams.iter().filter_map(Weak::upgrade).filter(|stream| !stream.connection.is_closed()).collect()
     }
 }
@@ -224,18 +224,18 @@ impl Entry {
         !passes
     }
 
-    fn strike_open(&mut self, stream: &Arc<Line>) {
+    fn strike_open(&mut self, stream: &Arc<ResponseCutter>) {
         let Some((after, action)) = self.fault.effect.cut() else { return };
         // Whatever has been cut off already is no longer there to be struck.
-        if !stream.is_cut_off() && self.strikes() && stream.cut(after, action) {
+        if !stream.is_cut() && self.strikes() && stream.cut_after(after, action) {
             self.hold(stream);
         }
     }
 
-    fn hold(&mut self, line: &Arc<Line>) {
+    fn hold(&mut self, cutter: &Arc<ResponseCutter>) {
         // An answer may be complete long before its connection ends.
-        self.held.retain(|line| !line.connection.is_closed());
-        self.held.push(Arc::clone(line));
+        self.held.retain(|cutter| !cutter.connection.is_closed());
+        self.held.push(Arc::clone(cutter));
     }
 
     fn remaining(&self) -> Option<u64> {
@@ -248,8 +248,8 @@ impl Entry {
 
     fn end(self) {
         self.removed.cancel();
-        for line in self.held {
-            line.release();
+        for cutter in self.held {
+            cutter.release();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! An answer on its way, which a fault may cut off.
+//! Cutting off a response in the middle of its body.
 
 use std::{
     pin::Pin,
@@ -16,65 +16,64 @@ use parking_lot::Mutex;
 
 use crate::faults::handle::{ConnectionAction, ConnectionHandle};
 
-/// One answer and the connection it is sent on.
+/// Cuts off one response, and acts on its connection then.
 #[derive(Debug)]
-pub(crate) struct Line {
+pub(crate) struct ResponseCutter {
     pub(crate) connection: ConnectionHandle,
     cut: Mutex<Cut>,
 }
 
 #[derive(Debug)]
 enum Cut {
-    No,
-    /// To be cut off after this many bytes more of the body.
+    None,
+    /// Due after this many more bytes of the body.
     After(u64, ConnectionAction),
-    /// Cut off.
     Done(ConnectionAction),
 }
 
-impl Line {
+impl ResponseCutter {
     pub(crate) fn new(connection: ConnectionHandle) -> Self {
-        Self { connection, cut: Mutex::new(Cut::No) }
+        Self { connection, cut: Mutex::new(Cut::None) }
     }
 
-    /// Lets the answer be cut off after this many bytes more of its body; `false` if it has been cut off already.
-    pub(crate) fn cut(&self, after: u64, action: ConnectionAction) -> bool {
+    /// Cuts off the response after this many more bytes of its body. Returns `false` if it has been cut off already.
+    pub(crate) fn cut_after(&self, bytes: u64, action: ConnectionAction) -> bool {
         let mut cut = self.cut.lock();
         if matches!(*cut, Cut::Done(_)) {
             return false;
         }
-        *cut = Cut::After(after, action);
+        *cut = Cut::After(bytes, action);
         true
     }
 
-    /// Whether the answer has been cut off.
-    pub(crate) fn is_cut_off(&self) -> bool {
+    /// Returns whether the response has been cut off.
+    pub(crate) fn is_cut(&self) -> bool {
         matches!(*self.cut.lock(), Cut::Done(_))
     }
 
-    /// Silences the connection, whether an answer is on its way or not.
+    /// Silences the connection, even if there is no response yet.
     pub(crate) fn silence(&self) {
         *self.cut.lock() = Cut::Done(ConnectionAction::Silence);
         self.connection.silence();
     }
 
-    /// Closes the connection if it has been silenced; if there were bytes to come before that, it is called off.
+    /// Closes the connection if it has been silenced, or cancels the cut that would silence it later.
     pub(crate) fn release(&self) {
         let mut cut = self.cut.lock();
         match *cut {
             Cut::After(0, ConnectionAction::Silence) | Cut::Done(ConnectionAction::Silence) => {
-                self.connection.act_now(ConnectionAction::Close)
+                self.connection.act_now(ConnectionAction::Close);
             }
-            Cut::After(_, ConnectionAction::Silence) => *cut = Cut::No,
+            Cut::After(_, ConnectionAction::Silence) => *cut = Cut::None,
             _ => {}
         }
     }
 
-    /// Cuts the answer off if this is the place, as the end is if it comes earlier; returns whether it is cut off.
-    fn cuts_off(&self, at_the_end: bool) -> bool {
+    /// Cuts off the response if that is due here, or if the body ends. Returns whether it has been cut off.
+    fn cut_if_due(&self, at_end: bool) -> bool {
         let mut cut = self.cut.lock();
         if let Cut::After(left, action) = *cut
-            && (left == 0 || at_the_end)
+            && (left == 0 || at_end)
         {
             *cut = Cut::Done(action);
             self.connection.act_after_flush(action);
@@ -82,65 +81,65 @@ impl Line {
         matches!(*cut, Cut::Done(_))
     }
 
-    /// Counts bytes that are to be sent; returns how many of them may be.
-    fn pass(&self, bytes: usize) -> usize {
+    /// Counts bytes that are ready to be sent. Returns how many of them may be sent.
+    fn admit(&self, bytes: usize) -> usize {
         match &mut *self.cut.lock() {
-            Cut::No => bytes,
+            Cut::None => bytes,
             Cut::After(left, _) => {
-                let passed = usize::try_from(*left).map_or(bytes, |left| left.min(bytes));
-                *left -= passed as u64;
-                passed
+                let admitted = usize::try_from(*left).map_or(bytes, |left| left.min(bytes));
+                *left -= admitted as u64;
+                admitted
             }
             Cut::Done(_) => 0,
         }
     }
 }
 
-/// The body of an answer, as far as its line lets it pass.
-struct Gate {
-    body: BodyDataStream,
-    line: Arc<Line>,
-    /// What is still to come of a body whose length was told.
-    left: Option<u64>,
-}
-
-/// Sends an answer over a line.
-pub(crate) fn over(line: Arc<Line>, response: Response) -> Response {
+/// Makes a response one that the cutter can cut off.
+pub(crate) fn cuttable(response: Response, cutter: Arc<ResponseCutter>) -> Response {
     let left = response.body().size_hint().exact();
-    tell_length(response).map(|body| Body::from_stream(Gate { body: body.into_data_stream(), line, left }))
+    set_content_length(response)
+        .map(|body| Body::from_stream(CuttableBody { body: body.into_data_stream(), cutter, left }))
 }
 
-/// Writes the length of the body into the head, as the server would if it could see it through what is put around it.
-pub(crate) fn tell_length(mut response: Response) -> Response {
+/// Sets the `Content-Length`. The server itself only does so for bodies that it can see the length of.
+pub(crate) fn set_content_length(mut response: Response) -> Response {
     if let Some(length) = response.body().size_hint().exact() {
         response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
     }
     response
 }
 
-impl Stream for Gate {
+struct CuttableBody {
+    body: BodyDataStream,
+    cutter: Arc<ResponseCutter>,
+    /// The bytes that remain of a body of known length.
+    left: Option<u64>,
+}
+
+impl Stream for CuttableBody {
     type Item = Result<Bytes, axum::Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         loop {
-            if self.line.cuts_off(false) {
-                // The body neither goes on nor ends, until the connection does.
+            if self.cutter.cut_if_due(false) {
+                // The body neither continues nor ends until the connection does.
                 return Poll::Pending;
             }
             match ready!(self.body.poll_next_unpin(context)) {
                 Some(Ok(mut bytes)) => {
-                    let passed = self.line.pass(bytes.len());
-                    bytes.truncate(passed);
+                    let admitted = self.cutter.admit(bytes.len());
+                    bytes.truncate(admitted);
                     if let Some(left) = &mut self.left {
-                        *left = left.saturating_sub(passed as u64);
+                        *left = left.saturating_sub(admitted as u64);
                     }
-                    // Nobody asks for more of a body that is complete.
-                    self.line.cuts_off(self.left == Some(0));
+                    // A body that is complete is not polled again.
+                    self.cutter.cut_if_due(self.left == Some(0));
                     if !bytes.is_empty() {
                         return Poll::Ready(Some(Ok(bytes)));
                     }
                 }
-                None if self.line.cuts_off(true) => return Poll::Pending,
+                None if self.cutter.cut_if_due(true) => return Poll::Pending,
                 end => return Poll::Ready(end),
             }
         }
