@@ -21,7 +21,7 @@ use crate::{
     api::routes,
     faults::{
         connection::{Listener, Peer},
-        middleware::strike,
+        middleware::apply_faults,
     },
     request_log::RecordedRequest,
     state::AppState,
@@ -61,7 +61,7 @@ pub(crate) async fn serve(listener: TcpListener, state: Arc<AppState>) {
 fn app(state: Arc<AppState>) -> Router {
     let faults = Arc::clone(&state.faults);
     // Faults come before the API key is checked, so that they apply whatever the key is.
-    let api = routes::routes(&state).route_layer(middleware::from_fn_with_state(faults, strike));
+    let api = routes::routes(&state).route_layer(middleware::from_fn_with_state(faults, apply_faults));
     let admin = control::routes()
         .merge(dashboard::routes())
         .method_not_allowed_fallback(control::not_so)

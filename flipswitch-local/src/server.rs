@@ -8,7 +8,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
     broadcast::Broadcaster,
-    faults::{faults::Faults, registry::Book},
+    faults::{faults::Faults, registry::FaultRegistry},
     flags::{
         definition::{self, Definition},
         error::DefinitionError,
@@ -274,7 +274,7 @@ impl LocalServerBuilder {
         let state = Arc::new(AppState {
             flags: Arc::new(Store::new(flags, Arc::clone(&broadcaster))),
             keys: Keys::new(api_key),
-            faults: Arc::new(Book::new(Arc::clone(&broadcaster), stop.clone())),
+            faults: Arc::new(FaultRegistry::new(Arc::clone(&broadcaster), stop.clone())),
             request_log: RequestLog::new(Arc::clone(&broadcaster)),
             broadcaster,
             heartbeat,

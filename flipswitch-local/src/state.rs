@@ -6,7 +6,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     broadcast::Broadcaster,
-    faults::registry::Book,
+    faults::registry::FaultRegistry,
     flags::store::Store,
     keys::{KeyRotation, Keys},
     request_log::RequestLog,
@@ -17,7 +17,7 @@ use crate::{
 pub(crate) struct AppState {
     pub(crate) flags: Arc<Store>,
     pub(crate) keys: Keys,
-    pub(crate) faults: Arc<Book>,
+    pub(crate) faults: Arc<FaultRegistry>,
     pub(crate) broadcaster: Arc<Broadcaster>,
     pub(crate) request_log: RequestLog,
     pub(crate) heartbeat: Duration,

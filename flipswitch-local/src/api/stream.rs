@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     broadcast::{self, Subscription},
-    faults::{fault::Endpoint, registry::Book},
+    faults::{fault::Endpoint, registry::FaultRegistry},
     mask,
     state::AppState,
 };
@@ -38,7 +38,7 @@ pub(crate) async fn stream(State(state): State<Arc<AppState>>, request: HeaderMa
 struct EventSource {
     subscription: Subscription,
     heartbeat: Interval,
-    faults: Arc<Book>,
+    faults: Arc<FaultRegistry>,
     stop: CancellationToken,
 }
 
@@ -63,7 +63,7 @@ impl EventSource {
                 () = self.stop.cancelled() => None,
                 event = self.subscription.next() => event,
                 _ = self.heartbeat.tick() => {
-                    if self.faults.heartbeat() {
+                    if self.faults.suppresses_heartbeat() {
                         continue;
                     }
                     Some(broadcast::frame("heartbeat", &json!({}), None))

@@ -19,14 +19,14 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use crate::faults::{
     effect::Effect,
     handle::{ConnectionAction, ConnectionHandle, ConnectionStatus},
-    registry::Book,
+    registry::FaultRegistry,
     response::ResponseCutter,
 };
 
 /// Accepts connections, after the faults on connections.
 pub(crate) struct Listener {
     pub(crate) listener: TcpListener,
-    pub(crate) faults: Arc<Book>,
+    pub(crate) faults: Arc<FaultRegistry>,
     /// Aborts all connections when cancelled.
     pub(crate) abort: CancellationToken,
 }
@@ -34,7 +34,7 @@ pub(crate) struct Listener {
 impl Listener {
     /// Applies the faults to a new connection. Returns the connection unless one of them has ended it.
     async fn apply_faults(&self, mut stream: TcpStream, handle: &ConnectionHandle) -> Option<TcpStream> {
-        match self.faults.connection(&Arc::new(ResponseCutter::new(handle.clone()))) {
+        match self.faults.apply_to_connection(&Arc::new(ResponseCutter::new(handle.clone()))) {
             Some(Effect::Reset { .. }) => reset_on_close(&stream),
             Some(Effect::Close { .. }) => {
                 // Sends a FIN first: data of the client that is never read would make the system send a RST.

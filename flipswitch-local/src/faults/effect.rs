@@ -1,4 +1,4 @@
-//! What a fault does, and how that is written in JSON.
+//! The effects of faults, and their JSON.
 
 use std::{collections::BTreeMap, fmt, ops::RangeInclusive, time::Duration};
 
@@ -8,9 +8,9 @@ use serde::{
     de::{self, MapAccess, Visitor, value::MapAccessDeserializer},
 };
 
-use crate::{faults::error::FaultError, faults::handle::ConnectionAction, faults::payload::Payload};
+use crate::faults::{error::FaultError, handle::ConnectionAction, payload::Payload};
 
-/// What a fault does.
+/// The effect of a fault. Its variants and fields are those of the JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub(crate) enum Effect {
@@ -58,7 +58,7 @@ pub(crate) enum Effect {
 }
 
 impl Effect {
-    /// Where in the body an answer is cut off, and how.
+    /// Returns after how many bytes of its body the response is cut off, and what happens to the connection then.
     pub(crate) fn cut(&self) -> Option<(u64, ConnectionAction)> {
         match *self {
             Self::Close { after_bytes } => Some((after_bytes?, ConnectionAction::Close)),
@@ -68,18 +68,18 @@ impl Effect {
         }
     }
 
-    /// Whether a request is answered by its endpoint nevertheless.
-    pub(crate) fn asks_the_endpoint(&self) -> bool {
+    /// Returns whether the endpoint still handles the request.
+    pub(crate) fn reaches_endpoint(&self) -> bool {
         self.cut().is_some() || matches!(self, Self::Delay { .. } | Self::Trickle { .. } | Self::ContentType(_))
     }
 
-    /// Whether it befalls the body of an answer, so that there must be one.
-    pub(crate) fn needs_a_body(&self) -> bool {
-        self.asks_the_endpoint() && !matches!(self, Self::Delay { .. })
+    /// Returns whether the effect changes the body of the response, so that there must be one.
+    pub(crate) fn needs_body(&self) -> bool {
+        self.reaches_endpoint() && !matches!(self, Self::Delay { .. })
     }
 
-    /// Looks for what cannot be.
-    pub(crate) fn check(&self) -> Result<(), FaultError> {
+    /// Checks the values that headers and status lines cannot contain.
+    pub(crate) fn validate(&self) -> Result<(), FaultError> {
         match self {
             Self::Status { code, headers, .. } => {
                 check_code(*code, 200..=999, "effect.status.code")?;
@@ -89,9 +89,7 @@ impl Effect {
                 check_code(*code, 300..=399, "effect.redirect.code")?;
                 check_value(location, "effect.redirect.location")
             }
-            Self::Trickle { bytes: 0, .. } => {
-                Err(FaultError::new("effect.trickle.bytes", "pieces of 0 bytes never make a body"))
-            }
+            Self::Trickle { bytes: 0, .. } => Err(FaultError::new("effect.trickle.bytes", "must be at least 1")),
             Self::Garbage { content_type: Some(content_type), .. } => {
                 check_value(content_type, "effect.garbage.contentType")
             }
@@ -111,20 +109,21 @@ fn check_code(code: u16, allowed: RangeInclusive<u16>, field: &'static str) -> R
 fn check_header(name: &str, value: &str) -> Result<(), FaultError> {
     const FIELD: &str = "effect.status.headers";
     let Ok(known) = name.parse::<HeaderName>() else {
-        return Err(FaultError::new(FIELD, format!("{name:?} is no name of a header")));
+        return Err(FaultError::new(FIELD, format!("{name:?} is not a valid header name")));
     };
     if known == header::CONTENT_LENGTH || known == header::TRANSFER_ENCODING {
-        let problem = format!("{name:?} is the server's; close with afterBytes makes a body shorter than its length");
+        let problem =
+            format!("{name:?} is set by the server; to send a shorter body than announced, close with afterBytes");
         return Err(FaultError::new(FIELD, problem));
     }
     HeaderValue::from_str(value)
-        .map_err(|_| FaultError::new(FIELD, format!("{value:?} cannot be the value of {name:?}")))
+        .map_err(|_| FaultError::new(FIELD, format!("{value:?} is not a valid value of {name:?}")))
         .map(drop)
 }
 
 fn check_value(value: &str, field: &'static str) -> Result<(), FaultError> {
     HeaderValue::from_str(value)
-        .map_err(|_| FaultError::new(field, format!("{value:?} cannot be the value of a header")))
+        .map_err(|_| FaultError::new(field, format!("{value:?} is not a valid header value")))
         .map(drop)
 }
 
@@ -132,8 +131,8 @@ fn temporary_redirect() -> u16 {
     307
 }
 
-/// Reads an effect as `{"name": {..}}`, or as `"name"` if nothing is to be said about it.
-pub(crate) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Effect, D::Error> {
+/// Deserializes an effect from `{"name": {..}}`, or from `"name"` if it has no required fields.
+pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Effect, D::Error> {
     struct NameOrMap;
 
     impl<'de> Visitor<'de> for NameOrMap {
@@ -151,7 +150,9 @@ pub(crate) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Effect,
             let effect = Effect::deserialize(MapAccessDeserializer::new(&mut map))?;
             match map.next_key::<String>()? {
                 None => Ok(effect),
-                Some(other) => Err(de::Error::custom(format!("a fault has one effect, and {other:?} is a second one"))),
+                Some(other) => {
+                    Err(de::Error::custom(format!("a fault has only one effect, but {other:?} is a second one")))
+                }
             }
         }
     }

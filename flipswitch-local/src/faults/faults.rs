@@ -1,23 +1,23 @@
-//! The handle on what goes wrong.
+//! The handle with which tests add and remove faults.
 
 use std::{fmt, sync::Arc};
 
 use axum::body::Bytes;
 
-use crate::{
-    faults::error::FaultError,
-    faults::fault::Fault,
-    faults::handle::ConnectionAction,
-    faults::registry::{ActiveFault, Book, FaultId},
+use crate::faults::{
+    error::FaultError,
+    fault::Fault,
+    handle::ConnectionAction,
+    registry::{ActiveFault, FaultId, FaultRegistry},
 };
 
-/// What goes wrong with a [`LocalServer`](crate::LocalServer), for tests that an application stands it. Clones are
+/// The faults of a [`LocalServer`](crate::LocalServer), for testing how an application copes with failures. Clones are
 /// handles on the same faults.
 ///
-/// A request is struck by at most one fault: the oldest that is about it and not over. So faults with
-/// [`times`](Fault::times) that are added in turn make a sequence. Requests are struck whatever their API key is, and
-/// [`requests`](crate::LocalServer::requests) has those that were struck, too. The endpoints under `/local` are never
-/// struck.
+/// At most one fault applies to a request: the oldest that matches it and is not exhausted. Several faults with
+/// [`times`](Fault::times) therefore make a sequence. Faults apply whatever the API key of the request is, and
+/// [`requests`](crate::LocalServer::requests) includes the requests that faults were applied to. Faults never apply to
+/// the endpoints under `/local`, except for faults on [`Endpoint::Connections`](crate::Endpoint::Connections).
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -27,69 +27,72 @@ use crate::{
 /// let service = LocalServer::start(serde_json::json!({"new-home": false})).await?;
 /// let faults = service.faults();
 /// let outage = faults.add(Fault::on(Endpoint::Bulk).status(503).times(2))?;
-/// // Let the application evaluate, and then:
-/// assert_eq!(faults.struck(outage), 0, "nobody has asked yet");
+/// // Here the application evaluates its flags.
+/// assert_eq!(faults.applied(outage), 0, "no request so far");
 /// faults.clear();
 /// # Ok(())
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct Faults(pub(crate) Arc<Book>);
+pub struct Faults(pub(crate) Arc<FaultRegistry>);
 
 impl Faults {
-    /// Adds a fault, which strikes from now on.
+    /// Adds a fault, which applies from now on.
     ///
     /// # Errors
     ///
-    /// A [`FaultError`] that names what of the fault cannot be. Of 1 024 faults one must be over, or be removed, before
-    /// another is added.
+    /// Returns a [`FaultError`] that names the invalid field, or if there are 1 024 faults and none of them is exhausted.
     pub fn add(&self, fault: Fault) -> Result<FaultId, FaultError> {
         self.0.add(fault).map(|active| active.id)
     }
 
-    /// Returns the faults that were added and not removed since, oldest first: also those that are over.
+    /// Returns the faults that were added and not removed since, oldest first, including exhausted ones.
     #[must_use]
     pub fn active(&self) -> Vec<ActiveFault> {
         self.0.all()
     }
 
-    /// Returns how many requests a fault has struck; zero for one that was removed.
+    /// Returns how many requests a fault has been applied to, or zero if the fault was removed.
     #[must_use]
-    pub fn struck(&self, id: FaultId) -> u64 {
-        self.0.get(id).map_or(0, |active| active.struck)
+    pub fn applied(&self, id: FaultId) -> u64 {
+        self.0.get(id).map_or(0, |active| active.applied)
     }
 
-    /// Removes a fault; returns whether it was there. Connections that it keeps without an answer are closed.
+    /// Removes a fault. Connections that it keeps open without a response are closed.
+    ///
+    /// Returns whether the fault existed.
     #[expect(clippy::must_use_candidate, reason = "called for its effect")]
     pub fn remove(&self, id: FaultId) -> bool {
         self.0.remove(id)
     }
 
-    /// Removes all faults. Connections that they keep without an answer are closed.
+    /// Removes all faults. Connections that they keep open without a response are closed.
     pub fn clear(&self) {
         self.0.clear();
     }
 
-    /// Ends the open streams in good order, as a service does that is restarted; returns how many there were.
+    /// Ends the open streams gracefully, like a service that restarts. Returns the number of streams.
     #[expect(clippy::must_use_candidate, reason = "called for its effect")]
     pub fn finish_streams(&self) -> usize {
         self.0.broadcaster.finish_streams()
     }
 
-    /// Closes the connections (FIN) of the open streams in the middle of their answers; returns how many there were.
-    /// Events that were sent before still arrive, unless the client is slow to read.
+    /// Closes the connections of the open streams (FIN) in the middle of their responses. Returns the number of
+    /// streams.
+    ///
+    /// Events that were sent before still arrive, unless the client reads too slowly.
     #[expect(clippy::must_use_candidate, reason = "called for its effect")]
     pub fn drop_streams(&self) -> usize {
         self.0.end_streams(ConnectionAction::Close)
     }
 
-    /// Resets the connections (RST) of the open streams; returns how many there were.
+    /// Resets the connections of the open streams (RST). Returns the number of streams.
     #[expect(clippy::must_use_candidate, reason = "called for its effect")]
     pub fn reset_streams(&self) -> usize {
         self.0.end_streams(ConnectionAction::Reset)
     }
 
-    /// Sends any bytes into the open streams, as they are; returns how many streams there were.
+    /// Sends bytes unchanged into the open streams. Returns the number of streams.
     pub fn inject(&self, bytes: impl Into<Vec<u8>>) -> usize {
         self.0.broadcaster.inject(Bytes::from(bytes.into()))
     }

@@ -1,4 +1,4 @@
-//! Bytes in JSON: as text, or as `{"base64": ".."}`.
+//! Bytes in JSON: a string, or `{"base64": ".."}`.
 
 use std::fmt;
 
@@ -10,7 +10,7 @@ use serde::{
     ser::SerializeMap,
 };
 
-/// Any bytes.
+/// Bytes, which need not be UTF-8.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Payload(pub(crate) Bytes);
 
@@ -39,7 +39,7 @@ impl<'de> Visitor<'de> for TextOrBase64 {
     type Value = Payload;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a text, or {\"base64\": \"..\"}")
+        f.write_str("a string, or {\"base64\": \"..\"}")
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Payload, E> {

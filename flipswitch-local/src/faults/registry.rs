@@ -1,4 +1,4 @@
-//! Which faults there are, and whom they strike.
+//! The faults that are active, and the requests that they apply to.
 
 use std::{
     fmt,
@@ -11,17 +11,19 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     broadcast::{Broadcaster, Topic},
-    faults::effect::Effect,
-    faults::error::FaultError,
-    faults::fault::{Endpoint, Fault},
-    faults::handle::ConnectionAction,
-    faults::response::ResponseCutter,
+    faults::{
+        effect::Effect,
+        error::FaultError,
+        fault::{Endpoint, Fault},
+        handle::ConnectionAction,
+        response::ResponseCutter,
+    },
 };
 
-/// This many faults are kept. Those that have struck as often as they were to go first.
-const KEPT: usize = 1_024;
+/// Limits the number of faults. Faults that are exhausted make room for new ones.
+const MAX_FAULTS: usize = 1_024;
 
-/// Names a fault among those of its service. Ids are not used again.
+/// Identifies a fault of one server. Ids are not reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
 pub struct FaultId(pub(crate) u64);
 
@@ -31,23 +33,24 @@ impl fmt::Display for FaultId {
     }
 }
 
-/// A fault that was added and not removed since.
+/// A fault that has been added and not removed since.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ActiveFault {
-    /// Names the fault.
+    /// Identifies the fault.
     pub id: FaultId,
     /// The fault as it was added.
     #[serde(flatten)]
     pub fault: Fault,
-    /// How many requests it has struck; connections or heartbeats, if it is about these.
-    pub struck: u64,
-    /// How many more it will strike: zero if it is over, `None` if it is never over.
+    /// How many requests it has been applied to, or how many connections or heartbeats if it applies to those.
+    #[serde(rename = "struck")]
+    pub applied: u64,
+    /// How many more times it will be applied: zero if it is exhausted, `None` if there is no limit.
     pub remaining: Option<u64>,
 }
 
-/// The faults of one service, in the order in which they were added.
-pub(crate) struct Book {
+/// The faults of one server, in the order in which they were added.
+pub(crate) struct FaultRegistry {
     state: Mutex<State>,
     pub(crate) broadcaster: Arc<Broadcaster>,
     /// Cancelled when the server shuts down.
@@ -58,7 +61,7 @@ pub(crate) struct Book {
 struct State {
     last_id: u64,
     entries: Vec<Entry>,
-    /// The streams, oldest first.
+    /// The open streams, oldest first.
     streams: Vec<Weak<ResponseCutter>>,
 }
 
@@ -66,49 +69,48 @@ struct State {
 struct Entry {
     id: FaultId,
     fault: Fault,
-    passed: u64,
-    struck: u64,
+    skipped: u64,
+    applied: u64,
     /// Cancelled when the fault is removed.
     removed: CancellationToken,
-    /// What it has silenced, or will.
-    held: Vec<Arc<ResponseCutter>>,
+    /// The connections that it has silenced or will silence.
+    silenced: Vec<Arc<ResponseCutter>>,
 }
 
-/// What a fault does to the request that it struck.
-pub(crate) struct Struck {
+/// A fault that applies to a request.
+pub(crate) struct AppliedFault {
     pub(crate) effect: Effect,
     /// Cancelled when the fault is removed.
     pub(crate) removed: CancellationToken,
 }
 
-impl Book {
+impl FaultRegistry {
     pub(crate) fn new(broadcaster: Arc<Broadcaster>, stop: CancellationToken) -> Self {
         Self { state: Mutex::default(), broadcaster, stop }
     }
 
     pub(crate) fn add(&self, fault: Fault) -> Result<ActiveFault, FaultError> {
-        fault.check()?;
+        fault.validate()?;
         let mut state = self.state.lock();
-        let mut over = None;
-        if state.entries.len() >= KEPT {
+        let mut exhausted = None;
+        if state.entries.len() >= MAX_FAULTS {
             let Some(index) = state.entries.iter().position(|entry| entry.remaining() == Some(0)) else {
-                return Err(FaultError::new("", format!("there are {KEPT} faults; remove some")));
+                return Err(FaultError::new("", format!("there are {MAX_FAULTS} faults, which is the limit")));
             };
-            over = Some(state.entries.remove(index));
+            exhausted = Some(state.entries.remove(index));
         }
         state.last_id += 1;
-        let id = FaultId(state.last_id);
-        let mut entry = Entry { id, fault, passed: 0, struck: 0, removed: CancellationToken::new(), held: Vec::new() };
-        if entry.fault.is_about_open_streams() {
-            for stream in state.streams() {
-                entry.strike_open(&stream);
+        let mut entry = Entry::new(FaultId(state.last_id), fault);
+        if entry.fault.applies_to_open_streams() {
+            for stream in state.open_streams() {
+                entry.apply_to_open_stream(&stream);
             }
         }
         let active = entry.active();
         state.entries.push(entry);
         drop(state);
-        if let Some(entry) = over {
-            entry.end();
+        if let Some(entry) = exhausted {
+            entry.release();
         }
         self.broadcaster.changed(Topic::Faults);
         Ok(active)
@@ -127,7 +129,7 @@ impl Book {
         let Some(index) = state.entries.iter().position(|entry| entry.id == id) else { return false };
         let entry = state.entries.remove(index);
         drop(state);
-        entry.end();
+        entry.release();
         self.broadcaster.changed(Topic::Faults);
         true
     }
@@ -135,53 +137,53 @@ impl Book {
     pub(crate) fn clear(&self) {
         let entries = std::mem::take(&mut self.state.lock().entries);
         for entry in entries {
-            entry.end();
+            entry.release();
         }
         self.broadcaster.changed(Topic::Faults);
     }
 
-    /// A request that comes in is struck by the first fault that is about it. An answer that is to be cut off is told so
-    /// here, along with the open streams, so that no stream slips in between.
-    pub(crate) fn request(&self, endpoint: Endpoint, cutter: &Arc<ResponseCutter>) -> Option<Struck> {
+    /// Applies the first matching fault to a request. A cut of the response is set up here, under the same lock that
+    /// registers the stream as open, so that no stream escapes a fault that is added meanwhile.
+    pub(crate) fn apply_to_request(&self, endpoint: Endpoint, response: &Arc<ResponseCutter>) -> Option<AppliedFault> {
         let mut state = self.state.lock();
-        let struck = state.strike(|fault| fault.is_about(endpoint), cutter);
-        let answers = struck.as_ref().is_none_or(|struck| struck.effect.asks_the_endpoint());
-        if endpoint == Endpoint::Stream && answers {
+        let applied = state.apply(|fault| fault.applies_to(endpoint), response);
+        let reaches_endpoint = applied.as_ref().is_none_or(|applied| applied.effect.reaches_endpoint());
+        if endpoint == Endpoint::Stream && reaches_endpoint {
             state.streams.retain(|stream| stream.strong_count() > 0);
-            state.streams.push(Arc::downgrade(cutter));
+            state.streams.push(Arc::downgrade(response));
         }
         drop(state);
-        if struck.is_some() {
+        if applied.is_some() {
             self.broadcaster.changed(Topic::Faults);
         }
-        struck
+        applied
     }
 
-    /// The same for a new connection, which is silenced here if it is to hang.
-    pub(crate) fn connection(&self, cutter: &Arc<ResponseCutter>) -> Option<Effect> {
+    /// Applies the first matching fault to a new connection. A connection that is to hang is silenced here.
+    pub(crate) fn apply_to_connection(&self, response: &Arc<ResponseCutter>) -> Option<Effect> {
         let mut state = self.state.lock();
-        let struck = state.strike(|fault| fault.on == Endpoint::Connections, cutter)?;
-        if struck.effect == (Effect::Hang {}) {
-            cutter.silence();
+        let applied = state.apply(|fault| fault.on == Endpoint::Connections, response)?;
+        if applied.effect == (Effect::Hang {}) {
+            response.silence();
         }
         drop(state);
         self.broadcaster.changed(Topic::Faults);
-        Some(struck.effect)
+        Some(applied.effect)
     }
 
-    /// Whether a heartbeat is left out.
-    pub(crate) fn heartbeat(&self) -> bool {
-        let left_out = |entry: &mut Entry| entry.fault.effect == Effect::NoHeartbeats {} && entry.strikes();
-        let left_out = self.state.lock().entries.iter_mut().any(left_out);
-        if left_out {
+    /// Applies the faults to a heartbeat that is due. Returns whether one of them suppresses it.
+    pub(crate) fn suppresses_heartbeat(&self) -> bool {
+        let suppresses = |entry: &mut Entry| entry.fault.effect == Effect::NoHeartbeats {} && entry.try_apply();
+        let suppressed = self.state.lock().entries.iter_mut().any(suppresses);
+        if suppressed {
             self.broadcaster.changed(Topic::Faults);
         }
-        left_out
+        suppressed
     }
 
-    /// Ends the connections of all streams; returns how many there are.
+    /// Ends the connections of the open streams. Returns the number of streams.
     pub(crate) fn end_streams(&self, action: ConnectionAction) -> usize {
-        let streams = self.state.lock().streams();
+        let streams = self.state.lock().open_streams();
         for stream in &streams {
             stream.connection.act_now(action);
         }
@@ -190,66 +192,72 @@ impl Book {
 }
 
 impl State {
-    fn strike(&mut self, is_about: impl Fn(&Fault) -> bool, cutter: &Arc<ResponseCutter>) -> Option<Struck> {
-        let entry =
-            self.entries.iter_mut().find_map(|entry| (is_about(&entry.fault) && entry.strikes()).then_some(entry))?;
-        if let Some((after, action)) = entry.fault.effect.cut() {
-            cutter.cut_after(after, action);
+    fn apply(&mut self, matches: impl Fn(&Fault) -> bool, response: &Arc<ResponseCutter>) -> Option<AppliedFault> {
+        let mut matching = self.entries.iter_mut().filter(|entry| matches(&entry.fault));
+        let entry = matching.find_map(|entry| entry.try_apply().then_some(entry))?;
+        if let Some((bytes, action)) = entry.fault.effect.cut() {
+            response.cut_after(bytes, action);
         }
         let silences = match entry.fault.effect {
             Effect::HalfOpen { .. } => true,
-            // A request that hangs has a task that sees the end of the fault.
+            // A request that hangs ends by itself when the fault is removed.
             Effect::Hang {} => entry.fault.on == Endpoint::Connections,
             _ => false,
         };
         if silences {
-            entry.hold(cutter);
+            entry.keep_silenced(response);
         }
-        Some(Struck { effect: entry.fault.effect.clone(), removed: entry.removed.clone() })
+        Some(AppliedFault { effect: entry.fault.effect.clone(), removed: entry.removed.clone() })
     }
 
-    fn streams(&self) -> Vec<Arc<ResponseCutter>> {
+    fn open_streams(&self) -> Vec<Arc<ResponseCutter>> {
         self.streams.iter().filter_map(Weak::upgrade).filter(|stream| !stream.connection.is_closed()).collect()
     }
 }
 
 impl Entry {
-    /// Counts a request that the fault is about; returns whether it is struck.
-    fn strikes(&mut self) -> bool {
+    fn new(id: FaultId, fault: Fault) -> Self {
+        Self { id, fault, skipped: 0, applied: 0, removed: CancellationToken::new(), silenced: Vec::new() }
+    }
+
+    /// Counts a matching request. Returns whether the fault applies to it.
+    fn try_apply(&mut self) -> bool {
         if self.remaining() == Some(0) {
             return false;
         }
-        let passes = self.passed < self.fault.after;
-        *(if passes { &mut self.passed } else { &mut self.struck }) += 1;
-        !passes
+        let skips = self.skipped < self.fault.after;
+        *(if skips { &mut self.skipped } else { &mut self.applied }) += 1;
+        !skips
     }
 
-    fn strike_open(&mut self, stream: &Arc<ResponseCutter>) {
-        let Some((after, action)) = self.fault.effect.cut() else { return };
-        // Whatever has been cut off already is no longer there to be struck.
-        if !stream.is_cut() && self.strikes() && stream.cut_after(after, action) {
-            self.hold(stream);
+    fn apply_to_open_stream(&mut self, stream: &Arc<ResponseCutter>) {
+        let Some((bytes, action)) = self.fault.effect.cut() else { return };
+        // A stream that has been cut off does not count.
+        if !stream.is_cut() && self.try_apply() && stream.cut_after(bytes, action) {
+            self.keep_silenced(stream);
         }
     }
 
-    fn hold(&mut self, cutter: &Arc<ResponseCutter>) {
-        // An answer may be complete long before its connection ends.
-        self.held.retain(|cutter| !cutter.connection.is_closed());
-        self.held.push(Arc::clone(cutter));
+    fn keep_silenced(&mut self, response: &Arc<ResponseCutter>) {
+        // A response can complete long before its connection closes.
+        self.silenced.retain(|response| !response.connection.is_closed());
+        self.silenced.push(Arc::clone(response));
     }
 
     fn remaining(&self) -> Option<u64> {
-        self.fault.times.map(|times| times.saturating_sub(self.struck))
+        self.fault.times.map(|times| times.saturating_sub(self.applied))
     }
 
     fn active(&self) -> ActiveFault {
-        ActiveFault { id: self.id, fault: self.fault.clone(), struck: self.struck, remaining: self.remaining() }
+        let (id, fault) = (self.id, self.fault.clone());
+        ActiveFault { id, fault, applied: self.applied, remaining: self.remaining() }
     }
 
-    fn end(self) {
+    /// Ends the effects of a fault that has been removed.
+    fn release(self) {
         self.removed.cancel();
-        for cutter in self.held {
-            cutter.release();
+        for response in self.silenced {
+            response.release();
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use flipswitch_local::{Endpoint, Fault, LocalServer};
 use serde_json::Value;
 
-use crate::socket::{BULK, End, HOUR, SINGLE, STREAM, Socket, in_time, is_well, length, service, struck};
+use crate::socket::{BULK, End, HOUR, SINGLE, STREAM, Socket, applied, in_time, is_well, length, service};
 
 #[tokio::test]
 async fn a_fault_strikes_its_endpoint_and_no_other() {
@@ -22,7 +22,7 @@ async fn a_fault_strikes_its_endpoint_and_no_other() {
             let head = Socket::ask(&service, path).await.head().await;
             assert_eq!(head.starts_with("http/1.1 503"), expected, "{endpoint:?} {path}: {head}");
         }
-        assert_eq!(faults.struck(id), expected.into_iter().filter(|struck| *struck).count() as u64);
+        assert_eq!(faults.applied(id), expected.into_iter().filter(|struck| *struck).count() as u64);
     }
 }
 
@@ -60,7 +60,7 @@ async fn faults_strike_in_turn_as_often_as_they_were_told() {
     // Let through by both, the first, the first, the second, and nothing any more.
     assert_eq!(codes, ["200", "503", "503", "429", "200", "200"]);
     let active = faults.active();
-    let counted: Vec<_> = active.iter().map(|fault| (fault.id, fault.struck, fault.remaining)).collect();
+    let counted: Vec<_> = active.iter().map(|fault| (fault.id, fault.applied, fault.remaining)).collect();
     assert_eq!(counted, [(first, 2, Some(0)), (second, 1, Some(0))]);
     assert_eq!(service.requests().len(), 6, "those that were struck are recorded as well");
 
@@ -147,11 +147,11 @@ async fn a_delay_is_waited_for_and_ends_with_its_fault() {
     let begun = Instant::now();
     assert_eq!(is_well(&service, BULK).await, normal);
     assert!(begun.elapsed() >= delay);
-    assert_eq!(faults.struck(short), 1);
+    assert_eq!(faults.applied(short), 1);
 
     let long = faults.add(Fault::on(Endpoint::Bulk).delay(HOUR).times(1)).unwrap();
     let mut socket = Socket::ask(&service, BULK).await;
-    struck(&faults, long, 1).await;
+    applied(&faults, long, 1).await;
     is_well(&service, BULK).await;
     socket.is_quiet();
     faults.clear();
@@ -165,7 +165,7 @@ async fn a_request_that_hangs_is_closed_when_the_fault_is_removed() {
     for path in [BULK, STREAM] {
         let id = faults.add(Fault::on(Endpoint::All).hang().times(1)).unwrap();
         let socket = Socket::ask(&service, path).await;
-        struck(&faults, id, 1).await;
+        applied(&faults, id, 1).await;
         is_well(&service, path).await;
         socket.is_quiet();
         faults.remove(id);
@@ -179,7 +179,7 @@ async fn a_connection_is_closed_in_order_although_there_is_more_to_read() {
     let (service, faults) = service().await;
     let id = faults.add(Fault::on(Endpoint::All).hang()).unwrap();
     let mut socket = Socket::ask(&service, BULK).await;
-    struck(&faults, id, 1).await;
+    applied(&faults, id, 1).await;
     socket.send(BULK, "any", &format!("x: {}\r\n", "y".repeat(100_000))).await;
     faults.clear();
     assert_eq!(socket.end().await, (vec![], End::Closed));
@@ -195,7 +195,7 @@ async fn connections_end_without_an_answer() {
             let socket = Socket::ask(&service, path).await;
             assert_eq!(socket.end().await, (vec![], end), "{path}");
         }
-        assert_eq!(faults.struck(id), 3);
+        assert_eq!(faults.applied(id), 3);
         assert_eq!(service.requests().len(), 3);
     }
 }
@@ -214,7 +214,7 @@ async fn connections_end_before_anything_is_read() {
             assert_eq!(Socket::open(&service).await.end().await, (vec![], end));
         }
         is_well(&service, BULK).await;
-        assert_eq!(faults.struck(id), 2);
+        assert_eq!(faults.applied(id), 2);
         before.send(SINGLE, "any", "").await;
         before.until("HTTP/1.1 200").await;
     }
@@ -230,7 +230,7 @@ async fn a_connection_hangs_from_its_beginning() {
     let (service, faults) = service().await;
     let id = faults.add(Fault::on(Endpoint::Connections).hang().times(1)).unwrap();
     let socket = Socket::ask(&service, BULK).await;
-    struck(&faults, id, 1).await;
+    applied(&faults, id, 1).await;
     is_well(&service, BULK).await;
     socket.is_quiet();
     assert_eq!(service.requests().len(), 1, "the request that hangs has not been read");
@@ -330,7 +330,7 @@ async fn shutdown_is_not_held_up() {
             let (service, faults) = service().await;
             let id = faults.add(fault.clone()).unwrap();
             let mut socket = Socket::ask(&service, path).await;
-            struck(&faults, id, 1).await;
+            applied(&faults, id, 1).await;
             let begun = Instant::now();
             in_time(service.shutdown()).await;
             // Whatever does not end by itself is cut after 2 s.

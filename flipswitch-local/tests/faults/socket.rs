@@ -139,8 +139,8 @@ pub(crate) async fn in_time<T>(future: impl Future<Output = T>) -> T {
 }
 
 /// Waits until a fault has struck so often.
-pub(crate) async fn struck(faults: &Faults, id: FaultId, times: u64) {
-    eventually(|| faults.struck(id) == times).await;
+pub(crate) async fn applied(faults: &Faults, id: FaultId, times: u64) {
+    eventually(|| faults.applied(id) == times).await;
 }
 
 /// Waits until a state is reached.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use flipswitch_local::{Endpoint, Fault, LocalServer};
 use serde_json::json;
 
-use crate::socket::{BULK, End, STREAM, Socket, eventually, is_well, service, struck};
+use crate::socket::{BULK, End, STREAM, Socket, applied, eventually, is_well, service};
 
 #[tokio::test]
 async fn open_streams_are_ended_in_three_ways_after_what_was_sent_before() {
@@ -74,10 +74,10 @@ async fn half_open_strikes_open_streams_and_those_to_come() {
     let (service, faults) = service().await;
     let mut open = [Socket::listen(&service).await, Socket::listen(&service).await];
     let id = faults.add(Fault::on(Endpoint::Stream).half_open().times(3)).unwrap();
-    assert_eq!(faults.struck(id), 2);
+    assert_eq!(faults.applied(id), 2);
     let mut later = Socket::ask(&service, STREAM).await;
     later.head().await;
-    assert_eq!(faults.struck(id), 3);
+    assert_eq!(faults.applied(id), 3);
     let mut spared = Socket::listen(&service).await;
     assert_eq!(service.streams(), 4);
     // Several times, since the streams are served side by side.
@@ -130,7 +130,7 @@ async fn streams_are_cut_off_within_an_event() {
     let mut waiting = Socket::listen(&service).await;
     let far = faults.add(Fault::on(Endpoint::Stream).half_open().after_bytes(500)).unwrap();
     // One of the three had been cut off.
-    assert_eq!((faults.struck(id), faults.struck(far)), (1, 2));
+    assert_eq!((faults.applied(id), faults.applied(far)), (1, 2));
     faults.clear();
     open.end().await;
     faults.inject([b'\n'; 600]);
@@ -173,7 +173,7 @@ async fn events_trickle() {
     let (service, faults) = service().await;
     let id = faults.add(Fault::on(Endpoint::Stream).trickle(5, crate::socket::HOUR)).unwrap();
     let mut stream = Socket::listen(&service).await;
-    struck(&faults, id, 1).await;
+    applied(&faults, id, 1).await;
     service.set_flag("a", 1);
     assert_eq!(stream.bytes(10).await, "5\r\nevent\r\n");
     is_well(&service, BULK).await;
@@ -191,7 +191,7 @@ async fn heartbeats_stop_while_they_are_to() {
     let id = faults.add(Fault::on(Endpoint::Stream).no_heartbeats()).unwrap();
     faults.inject(": here\n\n");
     stream.until(": here\n\n").await;
-    eventually(|| faults.struck(id) >= 3).await;
+    eventually(|| faults.applied(id) >= 3).await;
     service.send_event("there", json!({}));
     let between = stream.until("event: there").await;
     assert!(!between.contains("heartbeat"), "{between}");
@@ -199,12 +199,12 @@ async fn heartbeats_stop_while_they_are_to() {
     stream.until("heartbeat").await;
 
     let three = faults.add(Fault::on(Endpoint::All).no_heartbeats().times(3)).unwrap();
-    struck(&faults, three, 3).await;
+    applied(&faults, three, 3).await;
     stream.until("heartbeat").await;
 
     // Here no heartbeat is due.
     let (service, faults) = self::service().await;
     let id = faults.add(Fault::on(Endpoint::All).no_heartbeats()).unwrap();
     is_well(&service, BULK).await;
-    assert_eq!(faults.struck(id), 0, "requests are not concerned");
+    assert_eq!(faults.applied(id), 0, "requests are not concerned");
 }

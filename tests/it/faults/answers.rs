@@ -48,7 +48,7 @@ async fn what_is_no_answer_leaves_the_last_values_until_the_service_is_asked_aga
         service.set_flag("f", 2);
         row.keeps(1).await;
         row.sees(2).await;
-        assert_eq!(service.faults().struck(fault), 1, "{told}");
+        assert_eq!(service.faults().applied(fault), 1, "{told}");
         assert_eq!(row.provider.sse_status(), ConnectionStatus::Connected, "{told}");
         row.ends("connecting connected", service.asked()).await;
     }))
@@ -67,7 +67,7 @@ async fn a_burst_of_failures_is_met_by_waits_that_double() {
     service.set_flag("f", 2);
     row.keeps(1).await;
     row.sees(2).await;
-    assert_eq!(service.faults().struck(fault), 2);
+    assert_eq!(service.faults().applied(fault), 2);
     let asked = service.asked().split_off(before);
     assert!(asked[1].1 - asked[0].1 >= Duration::from_millis(490), "{asked:?}");
     assert!(asked[2].1 - asked[1].1 >= Duration::from_millis(990), "{asked:?}");

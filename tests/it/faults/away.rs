@@ -141,7 +141,7 @@ async fn connections_that_are_accepted_and_stay_silent_cost_the_request_timeout_
     assert!(began.elapsed() < 100 * TIMEOUT / 2, "{:?}", began.elapsed());
     assert_eq!(row.provider.sse_status(), ConnectionStatus::Connecting);
     // A stream, and requests by their schedule.
-    let struck = service.faults().struck(silence);
+    let struck = service.faults().applied(silence);
     assert!(struck as usize <= 2 * (1 + scheduled(row.began.elapsed())), "{struck} connections");
     // The connections that were kept are closed.
     service.faults().clear();
@@ -165,7 +165,7 @@ async fn connections_that_are_closed_or_reset_at_once_are_made_again_by_the_sche
         })
         .await;
         // Of the stream and of requests, of which each is sent twice.
-        let (struck, elapsed) = (service.faults().struck(fault), row.began.elapsed());
+        let (struck, elapsed) = (service.faults().applied(fault), row.began.elapsed());
         assert!(struck as usize <= 2 * 3 * scheduled(elapsed) + 2, "{struck} connections in {elapsed:?}");
         service.faults().clear();
         row.sees(1).await;

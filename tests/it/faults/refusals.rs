@@ -41,7 +41,7 @@ async fn whatever_is_no_stream_is_a_failure_and_tried_again() {
         let row = Row::new(support::builder(&service)).named(&told);
         row.sees(1).await;
         row.shows(ConnectionStatus::Connected).await;
-        assert_eq!(service.faults().struck(struck), 1, "{told}");
+        assert_eq!(service.faults().applied(struck), 1, "{told}");
         service.set_flag("f", 2);
         row.sees(2).await;
         row.ends("connecting error connecting connected", service.asked()).await;
