@@ -12,8 +12,8 @@ use crate::{
     flags::{
         definition::{self, Definition},
         error::DefinitionError,
-        file,
-        store::Store,
+        file::{self, FileWatcher},
+        store::FlagStore,
     },
     keys::{KeyRotation, Keys},
     request_log::{RecordedRequest, RequestLog},
@@ -252,17 +252,17 @@ impl LocalServerBuilder {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
         let mut flags =
-            definition::document(flags).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            definition::parse_document(flags).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         let file = match &flags_file {
             None => None,
             Some(path) => {
                 // Read once for its mistakes, and again when it is watched, so that no change is lost in between.
                 file::read(path)?;
-                let watch = file::Watch::new(path)?;
+                let watcher = FileWatcher::new(path)?;
                 let from_file = file::read(path)?;
-                file::warn_of_mistakes(path, &from_file);
+                file::warn_of_invalid_rules(path, &from_file);
                 flags.extend(from_file.clone());
-                Some((watch, from_file))
+                Some((watcher, from_file))
             }
         };
         let refuse = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}"));
@@ -272,7 +272,7 @@ impl LocalServerBuilder {
         let stop = CancellationToken::new();
         let broadcaster = Arc::<Broadcaster>::default();
         let state = Arc::new(AppState {
-            flags: Arc::new(Store::new(flags, Arc::clone(&broadcaster))),
+            flags: Arc::new(FlagStore::new(flags, Arc::clone(&broadcaster))),
             keys: Keys::new(api_key),
             faults: Arc::new(FaultRegistry::new(Arc::clone(&broadcaster), stop.clone())),
             request_log: RequestLog::new(Arc::clone(&broadcaster)),
@@ -282,10 +282,10 @@ impl LocalServerBuilder {
             stop: stop.clone(),
         });
         let mut tasks = vec![tokio::spawn(serve::serve(listener, Arc::clone(&state)))];
-        if let Some((watch, from_file)) = file {
+        if let Some((watcher, from_file)) = file {
             let (store, stop) = (Arc::clone(&state.flags), stop.clone());
             tasks.push(tokio::spawn(async move {
-                stop.run_until_cancelled(watch.follow(store, from_file)).await;
+                stop.run_until_cancelled(watcher.run(store, from_file)).await;
             }));
         }
         Ok(LocalServer { state, address, tasks, _stop_on_drop: stop.drop_guard() })

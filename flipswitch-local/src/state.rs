@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     broadcast::Broadcaster,
     faults::registry::FaultRegistry,
-    flags::store::Store,
+    flags::store::FlagStore,
     keys::{KeyRotation, Keys},
     request_log::RequestLog,
     time,
@@ -15,7 +15,7 @@ use crate::{
 
 /// The state of one server.
 pub(crate) struct AppState {
-    pub(crate) flags: Arc<Store>,
+    pub(crate) flags: Arc<FlagStore>,
     pub(crate) keys: Keys,
     pub(crate) faults: Arc<FaultRegistry>,
     pub(crate) broadcaster: Arc<Broadcaster>,

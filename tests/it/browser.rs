@@ -117,7 +117,7 @@ async fn flags_are_added_edited_and_deleted_by_the_keyboard_alone() {
         ("{", "not JSON: EOF"),
         (
             r#"{"state": "ENABLED", "variants": {"few": 3}, "defaultVariant": "many"}"#,
-            "defaultVariant: \"many\" is none",
+            "defaultVariant: \"many\" is not one of",
         ),
     ] {
         browser.retype(text).await;

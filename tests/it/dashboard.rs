@@ -245,9 +245,15 @@ async fn mistakes_at_the_controls_are_told_with_their_place() {
         ("PUT", "/local/flags/a", "\u{0}".into(), 400, "not JSON"),
         ("PUT", "/local/flags/a", "[]".into(), 400, "flag \"a\": must be a JSON object, not an array"),
         ("PUT", "/local/flags/a", deep, 400, "recursion"),
-        ("PUT", "/local/flags/a", flag("state", json!("ON")), 400, "flag \"a\": state: \"ON\""),
-        ("PUT", "/local/flags/a", flag("defaultVariant", json!("of")), 400, "defaultVariant: \"of\" is none of"),
-        ("PUT", "/local/flags/a", flag("variants", json!({"on": 1, "off": "x"})), 400, "variants: must be of one type"),
+        (
+            "PUT",
+            "/local/flags/a",
+            flag("state", json!("ON")),
+            400,
+            "flag \"a\": state: must be \"ENABLED\" or \"DISABLED\", not \"ON\"",
+        ),
+        ("PUT", "/local/flags/a", flag("defaultVariant", json!("of")), 400, "defaultVariant: \"of\" is not one of"),
+        ("PUT", "/local/flags/a", flag("variants", json!({"on": 1, "off": "x"})), 400, "variants: must have one type"),
         (
             "PUT",
             "/local/flags/a",

@@ -332,7 +332,7 @@ async fn a_flags_file_that_cannot_be_read_is_told_with_its_place() {
     for (text, place) in [
         ("{\n  \"a\": yes\n}", "flags.json:2:8"),
         (r#"{"flags": {"x": {"state": "ENABLED"}}}"#, "flags.json: flag \"x\": variants"),
-        (r#"{"flags": {"x": {"state": "ENABLED"}}, "flagSets": {}}"#, "flags.json: flagSets: is no field"),
+        (r#"{"flags": {"x": {"state": "ENABLED"}}, "flagSets": {}}"#, "flags.json: flagSets: is not a field"),
     ] {
         std::fs::write(&path, text).unwrap();
         let error = start().await.unwrap_err();

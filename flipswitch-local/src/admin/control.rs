@@ -116,8 +116,8 @@ async fn set(State(state): State<Arc<AppState>>, Name(key): Name, body: Bytes) -
     };
     match Definition::parse(&key, source) {
         Ok(definition) => {
-            if let Some(mistake) = definition.mistake(&key) {
-                return refusal(&mistake.to_string());
+            if let Err(error) = definition.validate_rule(&key) {
+                return refusal(&error.to_string());
             }
             let shown = Json(json!({ &key: definition.to_json() }));
             state.flags.set(&key, definition);

@@ -1,4 +1,4 @@
-//! What a flag is, and how one is written down: in flagd's format, or as a plain value.
+//! Flag definitions, in flagd's format or as plain values.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -16,7 +16,7 @@ pub(crate) type Flags = BTreeMap<String, Definition>;
 /// One flag.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Definition {
-    /// The same value for everyone.
+    /// One value for every context.
     Plain(Value),
     /// A flag in [flagd's format](https://flagd.dev/reference/flag-definitions/).
     Flagd(Box<Flagd>),
@@ -27,39 +27,40 @@ pub(crate) enum Definition {
 pub(crate) struct Flagd {
     pub(crate) enabled: bool,
     pub(crate) variants: Map<String, Value>,
-    /// The type that all variants share, in the words of `metadata.flagType`.
+    /// The type of all variants, as `metadata.flagType` names it.
     pub(crate) flag_type: &'static str,
-    /// `None` leaves the value to the code.
+    /// Without a default variant, applications use the default value in their code.
     pub(crate) default_variant: Option<String>,
-    /// The targeting rule as JSON text, references resolved; `None` if there is none.
+    /// The targeting rule as JSON, with references resolved.
     pub(crate) targeting: Option<String>,
     pub(crate) metadata: Map<String, Value>,
-    /// The definition as it was written, but for what it had from its document: that is written out in it, so that it
-    /// can stand alone.
+    /// The definition as written. References to its document are resolved in it, so that it is complete by itself.
     source: Value,
 }
 
-/// The fields that flagd knows in a document.
+/// The fields of a document in flagd's format.
 const DOCUMENT_FIELDS: [&str; 5] = ["flags", "$schema", "$id", "$evaluators", "metadata"];
 
-/// Reads a document: flagd's format if it has an object `flags` and nothing that flagd does not know, or else
-/// `{"key": value, ..}`.
+/// Parses a document. It is in flagd's format if it has an object `flags` and no field that is unknown to flagd.
+/// Otherwise it is `{"key": value, ..}`.
 ///
 /// # Errors
 ///
-/// One that names the flag and the field. A field that flagd does not know, beside flags that are clearly flagd's, is
-/// an error too: read as plain values, all of these flags would be lost without a word.
-pub(crate) fn document(document: Value) -> Result<Flags, DefinitionError> {
+/// Returns an error that names the flag and the field. An unknown field beside flags that are clearly in flagd's format
+/// is an error as well, since parsing the document as plain values would silently lose these flags.
+pub(crate) fn parse_document(document: Value) -> Result<Flags, DefinitionError> {
     let mut fields = json::object("flags", document)
         .map_err(|error| DefinitionError::from(error).with_hint("write {\"key\": value}, or flagd's format"))?;
     let unknown = fields.keys().find(|field| !DOCUMENT_FIELDS.contains(&field.as_str()));
     match (fields.get("flags"), unknown) {
         (Some(Value::Object(_)), None) => {}
         (Some(Value::Object(flags)), Some(unknown)) if flags.values().any(looks_like_flagd) => {
-            let problem = format!("is no field of flagd's format, which has {}", DOCUMENT_FIELDS.join(", "));
+            let problem = format!("is not a field of flagd's format, which has {}", DOCUMENT_FIELDS.join(", "));
             return Err(DefinitionError::new(unknown.as_str(), problem));
         }
-        _ => return fields.into_iter().map(|(key, value)| Ok((checked(key)?, Definition::Plain(value)))).collect(),
+        _ => {
+            return fields.into_iter().map(|(key, value)| Ok((validate_key(key)?, Definition::Plain(value)))).collect();
+        }
     }
     let evaluators = fields.remove("$evaluators");
     let shared = match fields.remove("metadata") {
@@ -68,21 +69,21 @@ pub(crate) fn document(document: Value) -> Result<Flags, DefinitionError> {
     };
     let flags = json::object("flags", fields.remove("flags").unwrap_or_default())?;
     let flag = |(key, source): (String, Value)| {
-        let key = checked(key)?;
-        let flag = definition(&key, source, evaluators.as_ref(), &shared)?;
+        let key = validate_key(key)?;
+        let flag = parse_definition(&key, source, evaluators.as_ref(), &shared)?;
         Ok((key, flag))
     };
     flags.into_iter().map(flag).collect()
 }
 
 impl Definition {
-    /// Reads one definition: `{"value": ..}`, or flagd's format.
+    /// Parses one definition: `{"value": ..}`, or flagd's format.
     pub(crate) fn parse(key: &str, source: Value) -> Result<Self, DefinitionError> {
-        checked(key.to_owned())?;
-        definition(key, source, None, &Map::new())
+        validate_key(key.to_owned())?;
+        parse_definition(key, source, None, &Map::new())
     }
 
-    /// The definition in a form that [`parse`](Self::parse) reads again, and [`document`] among its `flags`.
+    /// Returns the definition in a form that [`parse`](Self::parse) and [`parse_document`] accept.
     pub(crate) fn to_json(&self) -> Value {
         match self {
             Self::Plain(value) => json!({ "value": value }),
@@ -91,16 +92,16 @@ impl Definition {
     }
 }
 
-fn checked(key: String) -> Result<String, DefinitionError> {
-    if key.is_empty() { Err(DefinitionError::new("", "a flag needs a key that is not empty")) } else { Ok(key) }
+fn validate_key(key: String) -> Result<String, DefinitionError> {
+    if key.is_empty() { Err(DefinitionError::new("", "the key of a flag must not be empty")) } else { Ok(key) }
 }
 
 fn looks_like_flagd(flag: &Value) -> bool {
     flag.get("state").is_some() || flag.get("variants").is_some()
 }
 
-/// Reads one definition, with what its document has for all: evaluators to refer to, and metadata.
-fn definition(
+/// Parses one definition, with the evaluators and the metadata of its document.
+fn parse_definition(
     key: &str,
     source: Value,
     evaluators: Option<&Value>,
@@ -110,13 +111,13 @@ fn definition(
         Value::Object(mut fields) if fields.len() == 1 && fields.contains_key("value") => {
             Ok(Definition::Plain(fields.remove("value").unwrap_or_default()))
         }
-        source => flagd(key, source, evaluators, shared)
+        source => parse_flagd(key, source, evaluators, shared)
             .map(|flag| Definition::Flagd(Box::new(flag)))
             .map_err(|error| error.with_flag(key)),
     }
 }
 
-fn flagd(
+fn parse_flagd(
     key: &str,
     source: Value,
     evaluators: Option<&Value>,
@@ -129,7 +130,7 @@ fn flagd(
         Some(Value::String(state)) if state == "ENABLED" => true,
         Some(Value::String(state)) if state == "DISABLED" => false,
         Some(other) => {
-            return Err(DefinitionError::new("state", format!("{other} is neither \"ENABLED\" nor \"DISABLED\"")));
+            return Err(DefinitionError::new("state", format!("must be \"ENABLED\" or \"DISABLED\", not {other}")));
         }
         None => return Err(DefinitionError::new("state", "is missing; write \"ENABLED\" or \"DISABLED\"")),
     };
@@ -150,7 +151,7 @@ fn flagd(
             let names: Vec<_> = variants.keys().map(String::as_str).collect();
             return Err(DefinitionError::new(
                 "defaultVariant",
-                format!("{other} is none of the variants {}", names.join(", ")),
+                format!("{other} is not one of the variants {}", names.join(", ")),
             ));
         }
     };
@@ -178,18 +179,20 @@ fn flagd(
 }
 
 impl Definition {
-    /// What is wrong with the flag's rule, if it can be seen without a context. flagd loads such a flag, and only who meets the
-    /// mistake gets an error for it; so do we, where the flag does not come from somebody who is there to be told.
-    pub(crate) fn mistake(&self, key: &str) -> Option<DefinitionError> {
-        let Self::Flagd(flag) = self else { return None };
-        let rule = serde_json::from_str(flag.targeting.as_deref()?).ok()?;
-        rule::check(&rule, &flag.variants).err().map(|error| error.with_flag(key))
+    /// Checks the targeting rule, as far as that is possible without a context.
+    ///
+    /// Like flagd, the server loads a file with invalid rules, and evaluations that reach one return an error. Requests
+    /// to set a flag with an invalid rule are rejected.
+    pub(crate) fn validate_rule(&self, key: &str) -> Result<(), DefinitionError> {
+        let Self::Flagd(flag) = self else { return Ok(()) };
+        let Some(Ok(rule)) = flag.targeting.as_deref().map(serde_json::from_str) else { return Ok(()) };
+        rule::validate(&rule, &flag.variants).map_err(|error| error.with_flag(key))
     }
 }
 
-/// Puts the document's `$evaluators` where a rule refers to them.
+/// Replaces references to the `$evaluators` of the document.
 fn resolve_references(key: &str, rule: &Value, evaluators: Option<&Value>) -> Result<Value, DefinitionError> {
-    // The parser resolves references only as part of a document.
+    // flagd's parser only resolves references within a document.
     let flag = json!({"state": "ENABLED", "defaultVariant": "", "variants": {}, "targeting": rule});
     let document = json!({"$evaluators": evaluators, "flags": {key: flag}});
     let mut parsed = FlagParser::parse_string(&document.to_string())
@@ -197,11 +200,12 @@ fn resolve_references(key: &str, rule: &Value, evaluators: Option<&Value>) -> Re
     Ok(parsed.flags.remove(key).and_then(|flag| flag.targeting).unwrap_or_default())
 }
 
-/// The type that all variants share, in the words of `metadata.flagType`.
+/// Returns the type of all variants, as `metadata.flagType` names it.
 fn flag_type(variants: &Map<String, Value>) -> Result<&'static str, DefinitionError> {
     let mut found: HashMap<&'static str, &str> = HashMap::new();
     for (name, value) in variants {
-        let kind = value_type(value).ok_or_else(|| DefinitionError::new(format!("variants.{name}"), "is null"))?;
+        let kind =
+            value_type(value).ok_or_else(|| DefinitionError::new(format!("variants.{name}"), "must not be null"))?;
         found.entry(kind).or_insert(name);
     }
     let mut kinds: Vec<_> = found.into_iter().collect();
@@ -211,13 +215,13 @@ fn flag_type(variants: &Map<String, Value>) -> Result<&'static str, DefinitionEr
         [("decimal", _), ("integer", _)] => Ok("decimal"),
         [(one, first), (other, second), ..] => Err(DefinitionError::new(
             "variants",
-            format!("must be of one type, but {first} is of type {one} and {second} of type {other}"),
+            format!("must have one type, but {first} has type {one} and {second} has type {other}"),
         )),
         [] => Err(DefinitionError::new("variants", "must have at least one variant")),
     }
 }
 
-/// The type of a value in the words of `metadata.flagType`; null has none.
+/// Returns the type of a value, as `metadata.flagType` names it. Null has no type.
 pub(crate) fn value_type(value: &Value) -> Option<&'static str> {
     match value {
         Value::Null => None,
@@ -235,15 +239,15 @@ mod tests {
     use super::*;
 
     fn error(source: Value) -> String {
-        document(source).unwrap_err().to_string()
+        parse_document(source).unwrap_err().to_string()
     }
 
     #[test]
-    fn both_formats_are_read() {
-        let plain = document(json!({"a": true, "b": {"flags": 1}, "flags": 7})).unwrap();
+    fn both_formats_are_parsed() {
+        let plain = parse_document(json!({"a": true, "b": {"flags": 1}, "flags": 7})).unwrap();
         assert_eq!(plain["b"], Definition::Plain(json!({"flags": 1})));
         assert_eq!(plain.len(), 3);
-        let flagd = document(json!({
+        let flagd = parse_document(json!({
             "$schema": "https://flagd.dev/schema/v0/flags.json",
             "$evaluators": {"premium": {"==": [{"var": "plan"}, "premium"]}},
             "metadata": {"owner": "web", "flagSetId": "f"},
@@ -265,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_told_with_flag_and_place() {
+    fn errors_name_the_flag_and_the_place() {
         let flag = |changes: Value| {
             let mut flag = json!({"state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": "on"});
             for (field, value) in changes.as_object().unwrap() {
@@ -275,26 +279,29 @@ mod tests {
         };
         let cases = [
             (json!([]), "flags: must be a JSON object, not an array; write {\"key\": value}"),
-            (json!({"": 1}), "a key that is not empty"),
+            (json!({"": 1}), "must not be empty"),
             (
                 json!({"flags": {"x": true}}),
                 "flag \"x\": must be a JSON object, not a boolean; write {\"value\": true}, or state",
             ),
             (json!({"flags": {}, "metadata": 1}), "metadata: must be a JSON object, not a number"),
-            (json!({"flags": {"x": {"state": "ENABLED"}}, "flagSets": {}}), "flagSets: is no field of flagd's format"),
-            (json!({"flags": {"y": 1, "x": {"variants": {}}}, "$scheme": ""}), "$scheme: is no field"),
-            (flag(json!({"state": "on"})), "flag \"x\": state: \"on\" is neither"),
-            (flag(json!({"state": null})), "flag \"x\": state: null is neither"),
+            (
+                json!({"flags": {"x": {"state": "ENABLED"}}, "flagSets": {}}),
+                "flagSets: is not a field of flagd's format",
+            ),
+            (json!({"flags": {"y": 1, "x": {"variants": {}}}, "$scheme": ""}), "$scheme: is not a field"),
+            (flag(json!({"state": "on"})), "flag \"x\": state: must be \"ENABLED\" or \"DISABLED\", not \"on\""),
+            (flag(json!({"state": null})), "flag \"x\": state: must be \"ENABLED\" or \"DISABLED\", not null"),
             (flag(json!({"variants": {}})), "flag \"x\": variants: must have at least one variant"),
             (flag(json!({"variants": []})), "flag \"x\": variants: must be a JSON object, not an array"),
             (
                 flag(json!({"variants": {"on": true, "off": "no"}})),
-                "variants: must be of one type, but on is of type boolean",
+                "variants: must have one type, but on has type boolean",
             ),
-            (flag(json!({"variants": {"on": null}})), "variants.on: is null"),
+            (flag(json!({"variants": {"on": null}})), "variants.on: must not be null"),
             (
                 flag(json!({"defaultVariant": "of"})),
-                "flag \"x\": defaultVariant: \"of\" is none of the variants off, on",
+                "flag \"x\": defaultVariant: \"of\" is not one of the variants off, on",
             ),
             (flag(json!({"targeting": "on"})), "flag \"x\": targeting: must be a JSON object, not a string"),
             (
@@ -316,22 +323,22 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_that_cannot_work_is_told_with_flag_and_place() {
-        let mistake = |rule: Value| {
+    fn errors_of_rules_name_the_flag_and_the_place() {
+        let validate = |rule: Value| {
             let variants = json!({"on": true, "off": false});
             let flag = json!({"state": "ENABLED", "variants": variants, "targeting": rule});
-            Definition::parse("x", flag).unwrap().mistake("x").map(|error| error.to_string())
+            Definition::parse("x", flag).unwrap().validate_rule("x").map_err(|error| error.to_string())
         };
         let cases = [
-            (json!({"iff": [true, "on"]}), "flag \"x\": targeting.iff: is no operator"),
+            (json!({"iff": [true, "on"]}), "flag \"x\": targeting.iff: is not an operator"),
             (
                 json!({"if": [{"and": [true, {"equals": [1, 1]}]}, "on"]}),
-                "flag \"x\": targeting.if[0].and[1].equals: is no operator",
+                "flag \"x\": targeting.if[0].and[1].equals: is not an operator",
             ),
-            (json!({"if": [true, "of"]}), "flag \"x\": targeting.if[1]: \"of\" is none of the variants"),
+            (json!({"if": [true, "of"]}), "flag \"x\": targeting.if[1]: \"of\" is not one of the variants"),
         ];
         for (rule, expected) in cases {
-            let text = mistake(rule).unwrap();
+            let text = validate(rule).unwrap_err();
             assert!(text.contains(expected), "{text:?} lacks {expected:?}");
         }
         for rule in [
@@ -341,20 +348,20 @@ mod tests {
             json!({"if": [{"ends_with": [{"var": "e"}, "a"]}, "on"]}),
             json!({"if": [{"!": [{"missing": ["plan"]}]}, "on", "off"]}),
         ] {
-            assert_eq!(mistake(rule.clone()), None, "{rule}");
+            assert_eq!(validate(rule.clone()), Ok(()), "{rule}");
         }
     }
 
     #[test]
-    fn plain_values_may_be_called_flags() {
-        let plain = document(json!({"flags": {"state-of-mind": {"mood": 1}}, "other": true})).unwrap();
+    fn a_plain_value_may_have_the_key_flags() {
+        let plain = parse_document(json!({"flags": {"state-of-mind": {"mood": 1}}, "other": true})).unwrap();
         assert_eq!(plain["flags"], Definition::Plain(json!({"state-of-mind": {"mood": 1}})));
         assert_eq!(plain["other"], Definition::Plain(json!(true)));
     }
 
     #[test]
-    fn what_a_flag_has_from_its_document_is_written_out() {
-        let flags = document(json!({
+    fn references_to_the_document_are_resolved() {
+        let flags = parse_document(json!({
             "$evaluators": {"premium": {"==": [{"var": "plan"}, "premium"]}},
             "metadata": {"owner": "web"},
             "flags": {
@@ -372,11 +379,11 @@ mod tests {
         for (key, source) in &written {
             assert_eq!(Definition::parse(key, source.clone()).as_ref(), Ok(&flags[key]));
         }
-        assert_eq!(document(json!({ "flags": written })), Ok(flags));
+        assert_eq!(parse_document(json!({ "flags": written })), Ok(flags));
     }
 
     #[test]
-    fn a_single_definition_is_read_and_written_again() {
+    fn a_definition_survives_a_round_trip() {
         let sources = [
             json!({"value": null}),
             json!({"value": {"a": 1}}),

@@ -1,4 +1,4 @@
-//! Evaluation of a flag for a context, as an OFREP item.
+//! Evaluation of flags for a context, to items of OFREP.
 
 use flagd_evaluation_engine::Operator;
 use open_feature::{EvaluationContext, EvaluationContextFieldValue};
@@ -9,14 +9,14 @@ use crate::{
     json,
 };
 
-/// Evaluates flags; holds the compiled operators of targeting rules.
+/// Evaluates flags with the operators of targeting rules.
 #[derive(Default)]
 pub(crate) struct Evaluator {
     operator: Operator,
 }
 
 impl Evaluator {
-    /// Evaluates one flag to the item that OFREP has for it: `{"key", "value", ..}` or `{"key", "errorCode", ..}`.
+    /// Evaluates one flag to an OFREP item: `{"key", "value", ..}` or `{"key", "errorCode", ..}`.
     pub(crate) fn item(&self, key: &str, definition: &Definition, context: &EvaluationContext) -> Value {
         match definition {
             Definition::Plain(value) => {
@@ -52,14 +52,14 @@ impl Evaluator {
             Ok(None) => Ok(Choice { variant: default, reason: "DEFAULT" }),
             Ok(Some(name)) => match flag.variants.get_key_value(&name) {
                 Some((name, _)) => Ok(Choice { variant: Some(name), reason: "TARGETING_MATCH" }),
-                None => Err(("GENERAL", format!("targeting chose {name:?}, which is none of the variants"))),
+                None => Err(("GENERAL", format!("targeting chose {name:?}, which is not one of the variants"))),
             },
             Err(error) => Err(("PARSE_ERROR", format!("targeting: {error}"))),
         }
     }
 }
 
-/// A variant, or none where the value is left to the code.
+/// The variant that was chosen, if any, and the reason.
 struct Choice<'a> {
     variant: Option<&'a str>,
     reason: &'static str,
@@ -140,8 +140,10 @@ fn field(value: &Value) -> EvaluationContextFieldValue {
     }
 }
 
-/// A nested value for the evaluation engine. OpenFeature's values have no null, and so neither has the engine's context;
-/// but the engine turns it into JSON for its rules, where a number that JSON cannot write becomes null.
+/// Converts a nested value for the evaluation engine.
+///
+/// OpenFeature's values, and thus the engine's contexts, have no null. Since the engine converts a context to JSON for
+/// its rules, NaN stands for null: JSON has no NaN, so that it becomes null there.
 fn structure(value: &Value) -> open_feature::Value {
     use open_feature::{StructValue, Value as FeatureValue};
     match value {
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_decide_by_every_kind_of_field() {
+    fn rules_match_every_type_of_field() {
         let cases = [
             (json!({"==": [{"var": "plan"}, "premium"]}), json!({"plan": "premium"})),
             (json!({"==": [{"var": "targetingKey"}, "u1"]}), json!({"targetingKey": "u1"})),
@@ -203,7 +205,7 @@ mod tests {
         let has_empty_role = flag(&json!({"if": [{"in": ["", {"var": "roles"}]}, "on", null]}));
         assert_eq!(evaluate(&has_empty_role, &json!({"roles": [""]}))["value"], true);
         assert_eq!(evaluate(&has_empty_role, &json!({"roles": [null]}))["value"], false);
-        // A split by a whole structure sees the null, too.
+        // A split by a whole structure includes the null as well.
         let variants: Map<_, _> = (0..17).map(|number| (format!("v{number}"), json!(number))).collect();
         let shares = variants.keys().map(|variant| json!([variant, 1]));
         let shares: Vec<_> = std::iter::once(json!({"var": "address"})).chain(shares).collect();
@@ -222,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn items_say_what_was_decided() {
+    fn items_have_the_value_the_variant_and_the_reason() {
         let static_flag = json!({"state": "ENABLED", "variants": {"a": 1}, "defaultVariant": "a"});
         let disabled = json!({"state": "DISABLED", "variants": {"a": "s"}, "defaultVariant": "a"});
         let code_default = json!({"state": "ENABLED", "variants": {"a": 0.5}, "defaultVariant": null});
@@ -242,7 +244,7 @@ mod tests {
                 flag(&json!({"if": [true, {"cat": ["oo", "ps"]}]})),
                 json!({
                     "key": "x", "errorCode": "GENERAL",
-                    "errorDetails": "targeting chose \"oops\", which is none of the variants",
+                    "errorDetails": "targeting chose \"oops\", which is not one of the variants",
                 }),
             ),
         ];
@@ -254,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_boolean_outcome_names_a_variant() {
+    fn a_boolean_outcome_is_the_name_of_a_variant() {
         let flag = json!({
             "state": "ENABLED", "variants": {"true": 1, "false": 0}, "defaultVariant": "false",
             "targeting": {"==": [1, 1]},
@@ -263,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn floats_are_read_to_their_last_digit() {
+    fn floats_keep_their_precision() {
         let context = context_of_body(br#"{"context":{"amount":3.4028234663852886e+38}}"#).unwrap();
         assert_eq!(context.custom_fields["amount"], f64::from(f32::MAX).into());
     }

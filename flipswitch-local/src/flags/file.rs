@@ -1,4 +1,4 @@
-//! The flags file: read at the start, and again when it changes.
+//! The flags file: read at startup, and again whenever it changes.
 
 use std::{
     io,
@@ -10,52 +10,52 @@ use std::{
 use notify::{RecursiveMode, Watcher};
 use tokio::{sync::Notify, time::MissedTickBehavior};
 
-use crate::{
-    flags::definition::{self, Flags},
-    flags::store::Store,
+use crate::flags::{
+    definition::{self, Flags},
+    store::FlagStore,
 };
 
-/// Editors write a file in several steps; this long after the first of them it is read.
-const SETTLE: Duration = Duration::from_millis(50);
+/// Time from the first notification to reading the file. Editors write a file in several steps.
+const SETTLE_TIME: Duration = Duration::from_millis(50);
 
-/// The operating system tells of changes at once, but not of all of them: it watches the folder that the path names, not
-/// that of a link's target, and not one that takes a removed folder's place. So we look for ourselves this often.
-const LOOK: Duration = Duration::from_secs(1);
+/// Interval of checks without a notification. The operating system watches the folder of the path, so it misses changes
+/// of the target of a link, and changes in a folder that replaces a removed one.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Reads a flags file.
 ///
 /// # Errors
 ///
-/// An error that names the file, and the place in it: line and column, or flag and field.
+/// Returns an error that names the file and the place in it: line and column, or flag and field.
 pub(crate) fn read(path: &Path) -> io::Result<Flags> {
     let name = path.display();
     let text = std::fs::read(path).map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
     let invalid = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
     let json = serde_json::from_slice(&text)
         .map_err(|error| invalid(format!("{name}:{}:{}: not JSON: {error}", error.line(), error.column())))?;
-    definition::document(json).map_err(|error| invalid(format!("{name}: {error}")))
+    definition::parse_document(json).map_err(|error| invalid(format!("{name}: {error}")))
 }
 
-/// Warns of flags in a file that cannot work for everybody.
-pub(crate) fn warn_of_mistakes(path: &Path, flags: &Flags) {
-    for mistake in flags.iter().filter_map(|(key, flag)| flag.mistake(key)) {
+/// Logs a warning for each flag whose targeting rule is invalid.
+pub(crate) fn warn_of_invalid_rules(path: &Path, flags: &Flags) {
+    for error in flags.iter().filter_map(|(key, flag)| flag.validate_rule(key).err()) {
         let name = path.display();
-        tracing::warn!(target: "flipswitch_local", "{name}: {mistake}; who meets that gets an error for the flag");
+        tracing::warn!(target: "flipswitch_local", "{name}: {error}; evaluations that reach it return an error");
     }
 }
 
-/// What tells one state of a file from another without reading it; of a link, that of its target.
+/// Metadata that differs between two versions of a file. For a link, those of its target.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
     modified: Option<SystemTime>,
     length: u64,
-    /// Device and inode: a file that replaces another may be as long and as old.
+    /// Device and inode: a file that replaces another one can have its length and time.
     #[cfg(unix)]
     file: (u64, u64),
 }
 
 impl Stamp {
-    /// `None` while there is no file, or none that can be looked at.
+    /// Returns `None` if the metadata cannot be read, for example if there is no file.
     fn of(path: &Path) -> Option<Self> {
         #[cfg(unix)]
         use std::os::unix::fs::MetadataExt;
@@ -70,43 +70,43 @@ impl Stamp {
     }
 }
 
-/// Watches a file for changes.
-pub(crate) struct Watch {
+/// Watches a flags file for changes.
+pub(crate) struct FileWatcher {
     path: PathBuf,
-    /// Of the state that was read last, or of an earlier one.
+    /// The stamp of the version that was read last, or of an earlier one.
     stamp: Option<Stamp>,
     changed: Arc<Notify>,
-    /// Keeps the operating system telling us.
+    /// Dropping it ends the notifications.
     _watcher: notify::RecommendedWatcher,
 }
 
-impl Watch {
+impl FileWatcher {
     pub(crate) fn new(path: &Path) -> io::Result<Self> {
         let path = std::path::absolute(path)?;
         let changed = Arc::new(Notify::new());
         let notify = Arc::clone(&changed);
-        let told = move |event: notify::Result<notify::Event>| {
+        let on_event = move |event: notify::Result<notify::Event>| {
             if !matches!(&event, Ok(event) if event.kind.is_access()) {
                 notify.notify_one();
             }
         };
-        let mut watcher = notify::recommended_watcher(told).map_err(io::Error::other)?;
-        // The folder, not the file: editors replace the file, and a watch would go with the old one.
+        let mut watcher = notify::recommended_watcher(on_event).map_err(io::Error::other)?;
+        // Watches the folder: editors replace the file, and a watch on the file would stay with the old one.
         let folder = path.parent().unwrap_or(&path);
         watcher.watch(folder, RecursiveMode::NonRecursive).map_err(io::Error::other)?;
         let stamp = Stamp::of(&path);
         Ok(Self { path, stamp, changed, _watcher: watcher })
     }
 
-    /// Brings every change of the file into the store.
-    pub(crate) async fn follow(mut self, store: Arc<Store>, last: Flags) {
-        let mut follower = Follower { store, last, complaint: None };
-        let mut look = tokio::time::interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    /// Applies every change of the file to the store. `flags` are those that have been read from the file.
+    pub(crate) async fn run(mut self, store: Arc<FlagStore>, flags: Flags) {
+        let mut reloader = Reloader { store, flags, last_error: None };
+        let mut check = tokio::time::interval(CHECK_INTERVAL);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = self.changed.notified() => {}
-                _ = look.tick() => {
+                _ = check.tick() => {
                     let path = self.path.clone();
                     match tokio::task::spawn_blocking(move || Stamp::of(&path)).await {
                         Ok(stamp) if stamp != self.stamp => {}
@@ -114,49 +114,49 @@ impl Watch {
                     }
                 }
             }
-            tokio::time::sleep(SETTLE).await;
+            tokio::time::sleep(SETTLE_TIME).await;
             let path = self.path.clone();
-            // The stamp comes first: a change after it makes the next look find another one.
+            // The stamp comes first, so that the next check notices a change after it.
             let Ok((stamp, flags)) = tokio::task::spawn_blocking(move || (Stamp::of(&path), read(&path))).await else {
                 continue;
             };
             self.stamp = stamp;
-            // A file in the same folder, such as our own log, wakes us as well.
-            if let Some(flags) = flags.as_ref().ok().filter(|flags| **flags != follower.last) {
-                warn_of_mistakes(&self.path, flags);
+            // Other files in the folder, such as a log, cause notifications as well.
+            if let Some(flags) = flags.as_ref().ok().filter(|flags| **flags != reloader.flags) {
+                warn_of_invalid_rules(&self.path, flags);
             }
-            follower.take(flags);
+            reloader.reload(flags);
         }
     }
 }
 
-/// What has come of the file so far.
-struct Follower {
-    store: Arc<Store>,
-    /// The flags that the file had when it could last be read.
-    last: Flags,
-    /// What was wrong with the file after that.
-    complaint: Option<String>,
+/// Brings versions of the file into the store.
+struct Reloader {
+    store: Arc<FlagStore>,
+    /// The flags of the last valid version.
+    flags: Flags,
+    /// The error of the latest version, if it is invalid.
+    last_error: Option<String>,
 }
 
-impl Follower {
-    /// Takes over what the file has now. A file that cannot be read changes nothing.
-    fn take(&mut self, flags: io::Result<Flags>) {
+impl Reloader {
+    /// Applies a version of the file. An invalid one changes nothing.
+    fn reload(&mut self, flags: io::Result<Flags>) {
         match flags {
             Ok(flags) => {
-                let changed = self.store.apply(&self.last, &flags);
-                if !changed.is_empty() || self.complaint.is_some() {
-                    tracing::info!(target: "flipswitch_local", flags = flags.len(), ?changed, "read the flags file");
+                let changed = self.store.apply_changes(&self.flags, &flags);
+                if !changed.is_empty() || self.last_error.is_some() {
+                    tracing::info!(target: "flipswitch_local", flags = flags.len(), ?changed, "reloaded the flags file");
                 }
-                self.last = flags;
-                self.complaint = None;
+                self.flags = flags;
+                self.last_error = None;
             }
             Err(error) => {
-                let text = error.to_string();
-                // Any change in the folder wakes us; one mistake is told once.
-                if self.complaint.as_ref() != Some(&text) {
-                    tracing::error!(target: "flipswitch_local", "{text}; the flags stay as they were");
-                    self.complaint = Some(text);
+                let error = error.to_string();
+                // Any change in the folder leads here, so the same error is logged once.
+                if self.last_error.as_ref() != Some(&error) {
+                    tracing::error!(target: "flipswitch_local", "{error}; keeping the previous flags");
+                    self.last_error = Some(error);
                 }
             }
         }
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mistake_changes_nothing_and_is_no_state_to_compare_with() {
+    fn an_invalid_version_changes_nothing_and_is_not_compared_with() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("flags.json");
         let write = |text: &str| {
@@ -178,28 +178,28 @@ mod tests {
             read(&path)
         };
         let good = write(r#"{"a": 1, "b": 1}"#).unwrap();
-        let store = Arc::new(Store::new(good.clone(), Arc::default()));
-        let mut follower = Follower { store: Arc::clone(&store), last: good.clone(), complaint: None };
-        store.set("b", definition::Definition::Plain(json!("by hand")));
+        let store = Arc::new(FlagStore::new(good.clone(), Arc::default()));
+        let mut reloader = Reloader { store: Arc::clone(&store), flags: good.clone(), last_error: None };
+        store.set("b", definition::Definition::Plain(json!("changed")));
         let served = store.to_json();
 
-        for mistake in [r#"{"a": "#, "", r#"{"flags": {"a": {"state": "ON"}}}"#] {
-            let outcome = write(mistake);
+        for invalid in [r#"{"a": "#, "", r#"{"flags": {"a": {"state": "ON"}}}"#] {
+            let outcome = write(invalid);
             let text = outcome.as_ref().unwrap_err().to_string();
-            follower.take(outcome);
-            assert_eq!(store.to_json(), served, "after {mistake:?}");
-            assert_eq!(follower.last, good, "after {mistake:?}");
-            assert_eq!(follower.complaint, Some(text));
+            reloader.reload(outcome);
+            assert_eq!(store.to_json(), served, "after {invalid:?}");
+            assert_eq!(reloader.flags, good, "after {invalid:?}");
+            assert_eq!(reloader.last_error, Some(text));
         }
 
-        // Compared with the last good state: nothing new about b, which was set by hand.
-        follower.take(write(r#"{"a": 2, "b": 1}"#));
-        assert_eq!(store.to_json(), json!({"flags": {"a": {"value": 2}, "b": {"value": "by hand"}}}));
-        assert_eq!(follower.complaint, None);
+        // The file is compared with its last valid version, in which b is the same, so the changed b stays.
+        reloader.reload(write(r#"{"a": 2, "b": 1}"#));
+        assert_eq!(store.to_json(), json!({"flags": {"a": {"value": 2}, "b": {"value": "changed"}}}));
+        assert_eq!(reloader.last_error, None);
     }
 
     #[test]
-    fn a_stamp_tells_states_apart() {
+    fn stamps_of_different_versions_differ() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("flags.json");
         assert_eq!(Stamp::of(&path), None);

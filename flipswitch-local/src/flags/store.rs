@@ -1,4 +1,4 @@
-//! The flags as they are now. Every change is told to the open streams.
+//! The current flags. Every change is announced to the open streams.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -14,34 +14,35 @@ use crate::{
     },
 };
 
-pub(crate) struct Store {
+/// The flags of one server.
+pub(crate) struct FlagStore {
     flags: RwLock<Flags>,
     evaluator: Evaluator,
     broadcaster: Arc<Broadcaster>,
 }
 
-impl Store {
+impl FlagStore {
     pub(crate) fn new(flags: Flags, broadcaster: Arc<Broadcaster>) -> Self {
         Self { flags: RwLock::new(flags), evaluator: Evaluator::default(), broadcaster }
     }
 
-    /// Evaluates one flag; `None` if there is none of that key.
+    /// Evaluates one flag to its OFREP item. Returns `None` if there is no flag with this key.
     pub(crate) fn evaluate(&self, key: &str, context: &EvaluationContext) -> Option<Value> {
         self.flags.read().get(key).map(|flag| self.evaluator.item(key, flag, context))
     }
 
-    /// Evaluates all flags, by key.
+    /// Evaluates all flags to their OFREP items, sorted by key.
     pub(crate) fn evaluate_all(&self, context: &EvaluationContext) -> Vec<Value> {
         self.flags.read().iter().map(|(key, flag)| self.evaluator.item(key, flag, context)).collect()
     }
 
-    /// Sets a flag and tells so, also if it is what it was.
+    /// Sets a flag. Announces that even if the flag was the same before.
     pub(crate) fn set(&self, key: &str, definition: Definition) {
         self.flags.write().insert(key.to_owned(), definition);
         self.broadcaster.flag_updated(key);
     }
 
-    /// Removes a flag and tells so; `false` if there is none of that key.
+    /// Removes a flag. Returns whether it existed.
     pub(crate) fn remove(&self, key: &str) -> bool {
         let existed = self.flags.write().remove(key).is_some();
         if existed {
@@ -50,9 +51,11 @@ impl Store {
         existed
     }
 
-    /// Takes over what differs between two states of a file, so that a change made by hand lasts until the file says
-    /// something else about that flag. Returns the keys that differ.
-    pub(crate) fn apply(&self, before: &Flags, after: &Flags) -> BTreeSet<String> {
+    /// Applies the differences between two versions of a flags file. Returns the keys that differ.
+    ///
+    /// Flags that are the same in both versions are left alone, so that a change through the API lasts until the file
+    /// changes that flag.
+    pub(crate) fn apply_changes(&self, before: &Flags, after: &Flags) -> BTreeSet<String> {
         let keys: BTreeSet<_> = before.keys().chain(after.keys()).collect();
         let changed: BTreeSet<_> =
             keys.into_iter().filter(|key| before.get(*key) != after.get(*key)).cloned().collect();
@@ -73,7 +76,7 @@ impl Store {
         changed
     }
 
-    /// All definitions, as a document.
+    /// Returns all definitions as a document in flagd's format.
     pub(crate) fn to_json(&self) -> Value {
         let flags: Map<_, _> = self.flags.read().iter().map(|(key, flag)| (key.clone(), flag.to_json())).collect();
         json!({ "flags": flags })
