@@ -1,4 +1,4 @@
-//! The API keys that the service takes.
+//! The API keys that the server accepts.
 
 use std::{
     fmt,
@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use crate::{mask, time};
 
-/// Another API key, for [`LocalServer::rotate_api_key`](crate::LocalServer::rotate_api_key).
+/// A rotation of the API key, for [`LocalServer::rotate_api_key`](crate::LocalServer::rotate_api_key).
 ///
 /// ```
 /// use std::time::{Duration, SystemTime};
@@ -24,7 +24,7 @@ use crate::{mask, time};
 /// ```
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[must_use = "a rotation does nothing until it is handed to a service"]
+#[must_use = "a rotation does nothing until it is passed to a server"]
 pub struct KeyRotation {
     #[serde(default)]
     key: Option<String>,
@@ -33,28 +33,32 @@ pub struct KeyRotation {
 }
 
 impl KeyRotation {
-    /// What is wrong with the new key, if no client could send it.
-    pub(crate) fn mistake(&self) -> Option<&'static str> {
-        let key = self.key.as_deref()?;
-        let is_sendable = !key.is_empty() && key.len() <= 4_096 && key.bytes().all(|byte| byte.is_ascii_graphic());
-        (!is_sendable).then_some("key: must be 1 to 4096 visible ASCII characters, since it goes into a header")
-    }
-
-    /// Begins a rotation to a generated key, after which the old one is refused at once.
+    /// Creates a rotation to a generated key.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets the new key. Default: a generated one.
+    /// Sets the new key. Defaults to a generated key.
     pub fn key(mut self, key: impl Into<String>) -> Self {
         self.key = Some(key.into());
         self
     }
 
-    /// Sets until when the old key is taken as well. Default: it is refused at once.
+    /// Sets until when the old key is accepted as well. By default, the old key is rejected from now on.
     pub fn valid_until(mut self, until: SystemTime) -> Self {
         self.valid_until = Some(time::from_system_time(until));
         self
+    }
+
+    /// Checks that clients can send the new key.
+    pub(crate) fn validate(&self) -> Result<(), &'static str> {
+        let is_sendable =
+            |key: &str| !key.is_empty() && key.len() <= 4_096 && key.bytes().all(|byte| byte.is_ascii_graphic());
+        if self.key.as_deref().is_none_or(is_sendable) {
+            Ok(())
+        } else {
+            Err("key: must be 1 to 4096 visible ASCII characters, since it is sent in a header")
+        }
     }
 }
 
@@ -64,13 +68,13 @@ impl fmt::Debug for KeyRotation {
     }
 }
 
-/// The keys of one service.
+/// The keys of one server.
 pub(crate) struct Keys(RwLock<State>);
 
 struct State {
-    /// `None` takes any key.
+    /// `None` accepts any key.
     current: Option<String>,
-    /// Earlier ones, and until when they are taken.
+    /// Earlier keys, and until when they are accepted.
     earlier: Vec<(Option<String>, OffsetDateTime)>,
 }
 
@@ -79,31 +83,32 @@ impl Keys {
         Self(RwLock::new(State { current: key, earlier: Vec::new() }))
     }
 
-    /// A key that is taken.
+    /// Returns a key that is accepted.
     pub(crate) fn current(&self) -> String {
         let state = self.0.read();
         state.current.clone().unwrap_or_else(|| "local".to_owned())
     }
 
-    /// The key that is taken, as far as it is shown; `None` if any is.
-    pub(crate) fn shown(&self) -> Option<String> {
+    /// Returns the current key, masked, or `None` if any key is accepted.
+    pub(crate) fn masked(&self) -> Option<String> {
         let state = self.0.read();
         state.current.as_ref().map(|key| mask::mask_key(key.as_bytes()))
     }
 
-    pub(crate) fn accept(&self, key: Option<&[u8]>) -> bool {
-        let fits = |known: &Option<String>| known.as_ref().is_none_or(|known| key == Some(known.as_bytes()));
+    /// Returns whether a request with this key is accepted.
+    pub(crate) fn accepts(&self, key: Option<&[u8]>) -> bool {
+        let matches = |known: &Option<String>| known.as_ref().is_none_or(|known| key == Some(known.as_bytes()));
         let state = self.0.read();
-        fits(&state.current) || {
+        matches(&state.current) || {
             let now = OffsetDateTime::now_utc();
-            state.earlier.iter().any(|(known, until)| now < *until && fits(known))
+            state.earlier.iter().any(|(known, until)| now < *until && matches(known))
         }
     }
 
-    /// Takes another key from now on; returns it, and until when the old one is taken.
+    /// Replaces the key. Returns the new key, and until when the old one is accepted.
     pub(crate) fn rotate(&self, rotation: KeyRotation) -> (String, OffsetDateTime) {
         let now = OffsetDateTime::now_utc();
-        let key = rotation.key.unwrap_or_else(generated);
+        let key = rotation.key.unwrap_or_else(generate_key);
         let until = rotation.valid_until.unwrap_or(now);
         let mut state = self.0.write();
         state.earlier.retain(|(_, until)| now < *until);
@@ -113,8 +118,8 @@ impl Keys {
     }
 }
 
-/// A key that nobody has met. The standard library seeds its hash tables at random.
-fn generated() -> String {
+/// Generates a key, with the random seeds that the standard library has for hash tables.
+fn generate_key() -> String {
     let random = || RandomState::new().build_hasher().finish();
     format!("local-{:016x}{:016x}", random(), random())
 }
@@ -124,23 +129,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_current_key_is_shown_masked() {
-        assert_eq!(Keys::new(Some("0123456789abcdef".to_owned())).shown().as_deref(), Some("••••cdef"));
-        assert_eq!(Keys::new(None).shown(), None);
+    fn the_current_key_is_masked() {
+        assert_eq!(Keys::new(Some("0123456789abcdef".to_owned())).masked().as_deref(), Some("••••cdef"));
+        assert_eq!(Keys::new(None).masked(), None);
     }
 
     #[test]
-    fn an_old_key_is_taken_until_its_time_and_others_never() {
+    fn an_old_key_is_accepted_until_it_expires() {
         let hour = std::time::Duration::from_secs(3600);
         let keys = Keys::new(Some("1".into()));
         keys.rotate(KeyRotation::new().key("2").valid_until(SystemTime::now() + hour));
         keys.rotate(KeyRotation::new().key("3").valid_until(SystemTime::now() - hour));
         for (key, accepted) in [("1", true), ("2", false), ("3", true), ("4", false)] {
-            assert_eq!(keys.accept(Some(key.as_bytes())), accepted, "{key}");
+            assert_eq!(keys.accepts(Some(key.as_bytes())), accepted, "{key}");
         }
-        assert!(!keys.accept(None));
+        assert!(!keys.accepts(None));
         let (generated, _) = keys.rotate(KeyRotation::new());
         assert_eq!(keys.current(), generated);
-        assert!(keys.accept(Some(generated.as_bytes())) && !keys.accept(Some(b"3")));
+        assert!(keys.accepts(Some(generated.as_bytes())) && !keys.accepts(Some(b"3")));
     }
 }

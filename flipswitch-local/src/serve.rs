@@ -11,7 +11,7 @@ use axum::{
     body::{self, Body},
     extract::{Request, State},
     middleware::{self, Next},
-    response::Response,
+    response::{IntoResponse, Response},
 };
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -64,12 +64,12 @@ fn app(state: Arc<AppState>) -> Router {
     let api = routes::routes(&state).route_layer(middleware::from_fn_with_state(faults, apply_faults));
     let admin = control::routes()
         .merge(dashboard::routes())
-        .method_not_allowed_fallback(control::not_so)
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&state), access::guard));
+        .method_not_allowed_fallback(control::method_not_allowed)
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&state), access::restrict));
     Router::new()
         .merge(api)
         .merge(admin)
-        .fallback(control::nothing)
+        .fallback(control::not_found)
         .layer(middleware::from_fn_with_state(Arc::clone(&state), log_request))
         .with_state(state)
 }
@@ -77,7 +77,7 @@ fn app(state: Arc<AppState>) -> Router {
 async fn log_request(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     let Ok(body) = body::to_bytes(body, MAX_BODY).await else {
-        return control::too_large(MAX_BODY);
+        return control::payload_too_large(MAX_BODY).into_response();
     };
     let recorded = RecordedRequest {
         method: parts.method.clone(),
@@ -86,7 +86,7 @@ async fn log_request(State(state): State<Arc<AppState>>, request: Request, next:
         body: body.clone(),
         at: Instant::now(),
     };
-    let pending = state.request_log.add(recorded, !control::is_about(parts.uri.path()));
+    let pending = state.request_log.add(recorded, !control::is_admin_path(parts.uri.path()));
     let response = next.run(Request::from_parts(parts, Body::from(body))).await;
     pending.complete(response.status());
     response

@@ -1,8 +1,8 @@
-//! Who may use the controls and the dashboard: this machine, and no page of anybody else's.
+//! Restricts the control endpoints and the dashboard to this machine, and to the pages of this server.
 //!
-//! A browser sends requests for any page that asks it to. Such a page names itself in `Origin`, and one that has pointed a
-//! name of its own at a loopback address (DNS rebinding) shows that name in `Host`; so both are looked at. Clients that are
-//! no browsers send no `Origin` and are let through.
+//! A browser sends requests on behalf of any page. The page is in `Origin`, and a page that has pointed a name of its own
+//! at a loopback address (DNS rebinding) shows that name in `Host`, so both are checked. Clients other than browsers send
+//! no `Origin` and are allowed.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -10,22 +10,18 @@ use std::{
 };
 
 use axum::{
-    Json,
     extract::{ConnectInfo, Request, State},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, uri::Authority};
-use serde_json::json;
 
-use crate::{faults::connection::Peer, state::AppState};
-
-/// Why a request is refused.
-type Refusal = (StatusCode, String);
+use crate::{admin::error::AdminError, faults::connection::Peer, state::AppState};
 
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// What every answer of the controls and the dashboard carries. The dashboard's page has a policy of its own.
+/// Headers of every response of the control endpoints and the dashboard. The page of the dashboard has a policy of its
+/// own.
 const HEADERS: [(HeaderName, &str); 6] = [
     (
         header::CONTENT_SECURITY_POLICY,
@@ -38,8 +34,8 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-/// Lets a request through to the controls and the dashboard, or refuses it.
-pub(crate) async fn guard(
+/// Rejects requests from other machines and from pages of other servers.
+pub(crate) async fn restrict(
     State(state): State<Arc<AppState>>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Request,
@@ -48,7 +44,7 @@ pub(crate) async fn guard(
     let (method, uri, headers) = (request.method(), request.uri(), request.headers());
     let mut response = match check(state.expose_control, peer.address.ip(), method, uri, headers) {
         Ok(()) => next.run(request).await,
-        Err((status, reason)) => (status, Json(json!({ "error": reason }))).into_response(),
+        Err(error) => error.into_response(),
     };
     for (name, value) in HEADERS {
         response.headers_mut().entry(name).or_insert(HeaderValue::from_static(value));
@@ -56,71 +52,68 @@ pub(crate) async fn guard(
     response
 }
 
-fn check(exposed: bool, peer: IpAddr, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), Refusal> {
+fn check(exposed: bool, peer: IpAddr, method: &Method, uri: &Uri, headers: &HeaderMap) -> Result<(), AdminError> {
     if !exposed && !peer.to_canonical().is_loopback() {
-        let reason = format!(
-            "{peer} is another machine, and the controls are for this one; start with --expose-control (in Rust, \
-             expose_control(true)) to open them"
-        );
-        return Err((StatusCode::FORBIDDEN, reason));
+        return Err(forbidden(format!(
+            "{peer} is another machine, and only this machine may use the dashboard and /local; to allow other machines, \
+             start with --expose-control (in Rust, expose_control(true))"
+        )));
     }
     let host = host(exposed, uri, headers)?;
     let changes = *method != Method::GET && *method != Method::HEAD;
-    if let Some(origin) = only(headers, &header::ORIGIN).map_err(forbidden)? {
+    if let Some(origin) = single_value(headers, &header::ORIGIN).map_err(forbidden)? {
         let Some(authority) = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")) else {
-            return Err(forbidden(format!("Origin: {origin:?} is no page of this service")));
+            return Err(forbidden(format!("Origin: {origin:?} is not a page of this server")));
         };
-        if !named(authority).is_some_and(|authority| is_ours(authority.host(), exposed)) {
-            return Err(forbidden(format!("Origin: {origin:?} is no page of this machine")));
+        if !parse_host(authority).is_some_and(|authority| is_this_machine(authority.host(), exposed)) {
+            return Err(forbidden(format!("Origin: {origin:?} is not a page of this machine")));
         }
         if changes && !authority.eq_ignore_ascii_case(&host) {
-            let reason =
-                format!("Origin: {origin:?} is another page than those of {host:?}, and only these may change things");
-            return Err(forbidden(reason));
+            return Err(forbidden(format!("Origin: only pages of {host:?} may make changes, not those of {origin:?}")));
         }
     }
-    // Browsers that say more than `Origin` does are taken at their word.
+    // Browsers that send this header distinguish more than `Origin` does.
     let site = headers.get(FETCH_SITE).map(HeaderValue::as_bytes);
     if changes && !matches!(site, None | Some(b"same-origin" | b"none")) {
-        return Err(forbidden("Sec-Fetch-Site: only this service's own pages may change things".to_owned()));
+        return Err(forbidden("Sec-Fetch-Site: only pages of this server may make changes"));
     }
     Ok(())
 }
 
-/// The host that a request is for, if it is one of ours.
-fn host(exposed: bool, uri: &Uri, headers: &HeaderMap) -> Result<String, Refusal> {
-    let misdirected = |reason| (StatusCode::MISDIRECTED_REQUEST, reason);
-    let Some(host) = only(headers, &header::HOST).map_err(misdirected)? else {
+/// Returns the host that a request is for, if it is this machine.
+fn host(exposed: bool, uri: &Uri, headers: &HeaderMap) -> Result<String, AdminError> {
+    let misdirected = |message: String| AdminError::new(StatusCode::MISDIRECTED_REQUEST, message);
+    let Some(host) = single_value(headers, &header::HOST).map_err(misdirected)? else {
         return Err(misdirected("Host: is missing".to_owned()));
     };
     let target = uri.authority().is_none_or(|target| target.as_str().eq_ignore_ascii_case(host));
-    match named(host) {
-        Some(authority) if target && is_ours(authority.host(), exposed) => Ok(host.to_owned()),
+    match parse_host(host) {
+        Some(authority) if target && is_this_machine(authority.host(), exposed) => Ok(host.to_owned()),
         _ if exposed => Err(misdirected(format!(
-            "Host: {host:?} is no address of this service; use its IP address, localhost, or a name without dots"
+            "Host: {host:?} is not an address of this server; use its IP address, localhost, or a name without dots"
         ))),
-        _ => Err(misdirected(format!("Host: {host:?} is no name of this machine; use localhost or 127.0.0.1"))),
+        _ => Err(misdirected(format!("Host: {host:?} is not a name of this machine; use localhost or 127.0.0.1"))),
     }
 }
 
-/// The value of a header that may come once.
-fn only<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, String> {
+/// Returns the value of a header that may occur once.
+fn single_value<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, String> {
     let mut values = headers.get_all(name).iter();
     match (values.next().map(HeaderValue::to_str), values.next()) {
         (None, _) => Ok(None),
         (Some(Ok(value)), None) => Ok(Some(value)),
-        _ => Err(format!("{name}: one value of plain text is needed")),
+        _ => Err(format!("{name}: must have one value, in ASCII")),
     }
 }
 
-/// Reads a host with or without a port.
-fn named(text: &str) -> Option<Authority> {
+/// Parses a host with or without a port.
+fn parse_host(text: &str) -> Option<Authority> {
     text.parse().ok().filter(|authority: &Authority| !authority.as_str().contains('@'))
 }
 
-/// Whether a host is this machine by definition, so that no name server has a say in it. Where the controls are exposed,
-/// addresses and names without dots are taken as well: nobody can point these at another machine from outside.
-fn is_ours(host: &str, exposed: bool) -> bool {
+/// Returns whether a host is this machine whatever a name server says. If the control endpoints are exposed, IP addresses
+/// and names without dots are allowed as well, since no page from outside can have them.
+fn is_this_machine(host: &str, exposed: bool) -> bool {
     if let Some(address) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         return address.parse().is_ok_and(|address: Ipv6Addr| exposed || address.is_loopback());
     }
@@ -133,24 +126,24 @@ fn is_ours(host: &str, exposed: bool) -> bool {
         || exposed && !host.is_empty() && !host.contains('.')
 }
 
-fn forbidden(reason: String) -> Refusal {
-    (StatusCode::FORBIDDEN, reason)
+fn forbidden(message: impl Into<String>) -> AdminError {
+    AdminError::new(StatusCode::FORBIDDEN, message)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The status of a refusal, or 200.
+    /// Returns the status of the error, or 200.
     fn outcome(exposed: bool, peer: &str, method: &Method, uri: &str, headers: &[(HeaderName, &str)]) -> u16 {
         let headers =
             headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_str(value).unwrap())).collect();
         let checked = check(exposed, peer.parse().unwrap(), method, &uri.parse().unwrap(), &headers);
-        checked.map_or_else(|(status, _)| status.as_u16(), |()| 200)
+        checked.map_or_else(|error| error.status.as_u16(), |()| 200)
     }
 
     #[test]
-    fn only_this_machine_is_served_unless_the_controls_are_exposed() {
+    fn other_machines_are_rejected_unless_control_is_exposed() {
         for (peer, closed) in [
             ("127.0.0.1", 200),
             ("127.9.9.9", 200),
@@ -168,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn hosts_are_names_that_no_name_server_decides_about() {
+    fn hosts_that_a_name_server_could_redirect_are_rejected() {
         for (host, closed, exposed) in [
             ("localhost", 200, 200),
             ("LocalHost:80", 200, 200),
@@ -204,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn pages_of_others_change_nothing() {
+    fn pages_of_other_servers_make_no_changes() {
         for (origin, get, put) in [
             ("http://localhost:3001", 200, 200),
             ("https://localhost:3001", 200, 200),
@@ -234,6 +227,10 @@ mod tests {
             assert_eq!(outcome(false, "::1", &Method::PUT, "/", &headers), put, "{site}");
         }
         let rebound = [(header::HOST, "evil.example"), (header::ORIGIN, "http://evil.example")];
-        assert_eq!(outcome(true, "10.0.0.1", &Method::PUT, "/", &rebound), 421, "exposed, and still not rebound");
+        assert_eq!(
+            outcome(true, "10.0.0.1", &Method::PUT, "/", &rebound),
+            421,
+            "exposed, and still protected from rebinding"
+        );
     }
 }

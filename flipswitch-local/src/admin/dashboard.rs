@@ -1,4 +1,4 @@
-//! The dashboard: a page that shows and does what the endpoints under `/local` do.
+//! The dashboard, a page that uses the control endpoints.
 
 use std::sync::Arc;
 
@@ -12,8 +12,8 @@ const STYLE: &str = include_str!("dashboard/style.css");
 const SCRIPT: &str = include_str!("dashboard/script.js");
 const ICON: &str = include_str!("dashboard/icon.svg");
 
-/// What the page may do: only what it has brought along, and requests to the service it comes from. Nothing that it is
-/// given can become a script, not even by a mistake of its own.
+/// Limits the page to its own files, and to requests to this server. Trusted types keep data from becoming a script, even
+/// through a mistake in the page.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
                       frame-ancestors 'none'; base-uri 'none'; form-action 'self'; require-trusted-types-for 'script'; \
                       trusted-types 'none'";

@@ -28,7 +28,7 @@ pub(crate) fn routes(state: &Arc<AppState>) -> Router<Arc<AppState>> {
 
 async fn require_api_key(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
     let key = request.headers().get("x-api-key").map(HeaderValue::as_bytes);
-    if state.keys.accept(key) {
+    if state.keys.accepts(key) {
         next.run(request).await
     } else {
         (StatusCode::UNAUTHORIZED, Json(json!({"errorDetails": "unknown API key"}))).into_response()
