@@ -1,5 +1,5 @@
 //! The program: `flipswitch-local --flags FILE --listen 127.0.0.1:3001 --api-key KEY`.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program writes to its terminal")]
 
 use std::{ffi::OsStr, io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -11,13 +11,13 @@ Flipswitch in a box: a local flag service for development and tests.
 
 Usage: flipswitch-local [OPTIONS]
 
-  --flags FILE        Flags, in flagd's format or as {\"key\": value}; followed as they change
+  --flags FILE        File of flags, in flagd's format or {\"key\": value}; reloaded on changes
   --listen ADDRESS    Address to listen on [default: 127.0.0.1:3001]
-  --api-key KEY       Key that clients must send [default: any]
-  --heartbeat SECONDS Time between two heartbeats on a stream [default: 15]
-  --expose-control    Lets other machines use the dashboard and change flags
-  --help              This text
-  --version           The version
+  --api-key KEY       API key that clients must send [default: any]
+  --heartbeat SECONDS Interval of heartbeats on streams [default: 15]
+  --expose-control    Allow other machines to use the dashboard and change flags
+  --help              Print this help
+  --version           Print the version
 ";
 
 struct Options {
@@ -72,7 +72,7 @@ async fn serve(options: Options) -> std::io::Result<()> {
         builder = builder.api_key(api_key);
     }
     let server = builder.start().await.map_err(|error| match error.kind() {
-        // Of these kinds no error is about the flags file.
+        // Errors of these kinds are never about the flags file.
         std::io::ErrorKind::AddrInUse | std::io::ErrorKind::AddrNotAvailable => {
             std::io::Error::new(error.kind(), format!("--listen: {error}"))
         }
@@ -82,17 +82,17 @@ async fn serve(options: Options) -> std::io::Result<()> {
     println!("Flags at {url}");
     let dashboard = server.dashboard_url();
     let control = dashboard.trim_end_matches('/');
-    println!("  see and change them: {dashboard}");
+    println!("  dashboard: {dashboard}");
     println!("  set:    curl -X PUT {control}/local/flags/my-flag -d '{{\"value\": true}}'");
     println!("  remove: curl -X DELETE {control}/local/flags/my-flag");
     println!("  list:   curl {control}/local/flags");
-    asked_to_end().await?;
+    termination_requested().await?;
     server.shutdown().await;
     Ok(())
 }
 
 #[cfg(unix)]
-async fn asked_to_end() -> std::io::Result<()> {
+async fn termination_requested() -> std::io::Result<()> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         outcome = tokio::signal::ctrl_c() => outcome,
@@ -101,7 +101,7 @@ async fn asked_to_end() -> std::io::Result<()> {
 }
 
 #[cfg(not(unix))]
-async fn asked_to_end() -> std::io::Result<()> {
+async fn termination_requested() -> std::io::Result<()> {
     tokio::signal::ctrl_c().await
 }
 
@@ -120,14 +120,14 @@ fn command() -> Result<Command, lexopt::Error> {
         match argument {
             Long("flags") => options.flags = Some(arguments.value()?.into()),
             Long("listen") => {
-                options.listen = parsed("--listen", &arguments.value()?, |text| {
-                    text.parse().map_err(|_| "an IP address with a port is needed, such as 127.0.0.1:3001".to_owned())
+                options.listen = parse_value("--listen", &arguments.value()?, |text| {
+                    text.parse().map_err(|_| "must be an IP address with a port, such as 127.0.0.1:3001".to_owned())
                 })?;
             }
             Long("api-key") => options.api_key = Some(arguments.value()?.string()?),
             Long("heartbeat") => {
-                options.heartbeat = parsed("--heartbeat", &arguments.value()?, |text| {
-                    let seconds = text.parse().map_err(|_| "a number of seconds is needed, such as 15".to_owned())?;
+                options.heartbeat = parse_value("--heartbeat", &arguments.value()?, |text| {
+                    let seconds = text.parse().map_err(|_| "must be a number of seconds, such as 15".to_owned())?;
                     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
                 })?;
             }
@@ -142,8 +142,12 @@ fn command() -> Result<Command, lexopt::Error> {
     Ok(Command::Serve(options))
 }
 
-/// Reads the value of an option; an error names both.
-fn parsed<T>(option: &str, value: &OsStr, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<T, lexopt::Error> {
+/// Parses the value of an option. An error names both.
+fn parse_value<T>(
+    option: &str,
+    value: &OsStr,
+    parse: impl FnOnce(&str) -> Result<T, String>,
+) -> Result<T, lexopt::Error> {
     let text = value.to_string_lossy();
     parse(&text).map_err(|problem| format!("{option} {text}: {problem}").into())
 }

@@ -1,4 +1,4 @@
-//! The server: built, started, and stopped.
+//! The server: configuration, startup, and shutdown.
 
 use std::{fmt, io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -21,10 +21,10 @@ use crate::{
     state::AppState,
 };
 
-/// Heartbeats are at most this far apart: they show that a stream is alive, and clocks have an end.
+/// Limits the interval of heartbeats, which show that a stream is alive.
 const MAX_HEARTBEAT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A flag service in this process, on a loopback port. It stops when it is shut down or dropped.
+/// A flag service in this process. It stops when it is shut down or dropped.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -45,7 +45,26 @@ pub struct LocalServer {
     _stop_on_drop: DropGuard,
 }
 
-/// Settings of a [`LocalServer`].
+/// Configures a [`LocalServer`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> std::io::Result<()> {
+/// use std::time::Duration;
+///
+/// use flipswitch_local::LocalServer;
+/// use serde_json::json;
+///
+/// let service = LocalServer::builder()
+///     .flags(json!({"new-home": true}))
+///     .api_key("test-key")
+///     .heartbeat(Duration::from_secs(1))
+///     .start()
+///     .await?;
+/// assert_eq!(service.api_key(), "test-key");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 #[must_use = "a builder does nothing until `start`"]
 pub struct LocalServerBuilder {
@@ -57,30 +76,18 @@ pub struct LocalServerBuilder {
     expose_control: bool,
 }
 
-/// Shows everything but the API key.
-impl fmt::Debug for LocalServerBuilder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("LocalServerBuilder")
-            .field("flags", &self.flags)
-            .field("flags_file", &self.flags_file)
-            .field("listen", &self.listen)
-            .field("heartbeat", &self.heartbeat)
-            .field("expose_control", &self.expose_control)
-            .finish_non_exhaustive()
-    }
-}
-
 impl LocalServer {
-    /// Starts a service with these flags on a free loopback port: `{"key": value, ..}`, or flagd's format.
+    /// Starts a server with these flags on a free loopback port. The flags are `{"key": value, ..}`, or a document in
+    /// [flagd's format](https://flagd.dev/reference/flag-definitions/).
     ///
     /// # Errors
     ///
-    /// As [`LocalServerBuilder::start`].
+    /// Returns the errors of [`LocalServerBuilder::start`].
     pub async fn start(flags: Value) -> io::Result<Self> {
         Self::builder().flags(flags).start().await
     }
 
-    /// Begins a service with other settings than the defaults.
+    /// Returns a builder with the default settings.
     pub fn builder() -> LocalServerBuilder {
         LocalServerBuilder {
             flags: Value::Object(Map::new()),
@@ -98,9 +105,9 @@ impl LocalServer {
         format!("http://{}", self.address)
     }
 
-    /// Returns the address of the dashboard, for a browser on this machine.
+    /// Returns the URL of the dashboard, for a browser on this machine.
     ///
-    /// It is [`url`](Self::url) with a slash, unless the service listens on all addresses, of which none is one to go to.
+    /// This is [`url`](Self::url) with a slash. If the server listens on all addresses, the host is `localhost`.
     #[must_use]
     pub fn dashboard_url(&self) -> String {
         if self.address.ip().is_unspecified() {
@@ -109,75 +116,76 @@ impl LocalServer {
         format!("{}/", self.url())
     }
 
-    /// Returns a key that the service takes.
+    /// Returns an API key that the server accepts.
     #[must_use]
     pub fn api_key(&self) -> String {
         self.state.keys.current()
     }
 
-    /// Gives the service another API key, and tells the open streams (`api-key-rotated`); returns the new key, which
-    /// [`api_key`](Self::api_key) returns from now on.
+    /// Replaces the API key, and announces that on the open streams (`api-key-rotated`). Returns the new key.
     ///
-    /// A service that took any key takes only the new one afterwards. Streams that are open stay open.
+    /// Open streams stay open. A server that accepted any key accepts only the new one afterwards.
     #[expect(clippy::must_use_candidate, reason = "called for its effect")]
     pub fn rotate_api_key(&self, rotation: KeyRotation) -> String {
         self.state.rotate_api_key(rotation).0
     }
 
-    /// Returns the handle on what goes wrong.
+    /// Returns the handle with which tests add and remove faults.
     #[must_use]
     pub fn faults(&self) -> Faults {
         Faults(Arc::clone(&self.state.faults))
     }
 
-    /// Sets a flag to one value for everyone, and tells the open streams.
+    /// Sets a flag to one value for every context, and announces the change on the open streams.
     pub fn set_flag(&self, key: &str, value: impl Into<Value>) {
         self.state.flags.set(key, Definition::Plain(value.into()));
     }
 
-    /// Sets a flag to a definition in flagd's format, or to `{"value": ..}`, and tells the open streams.
+    /// Sets a flag to a definition in flagd's format, or to `{"value": ..}`, and announces the change on the open
+    /// streams.
     ///
     /// # Errors
     ///
-    /// A [`DefinitionError`] naming what is wrong with the definition; the flag stays as it was.
+    /// Returns a [`DefinitionError`] if the definition is invalid. The flag stays the same then.
     pub fn set_definition(&self, key: &str, definition: Value) -> Result<(), DefinitionError> {
         self.state.flags.set(key, Definition::parse(key, definition)?);
         Ok(())
     }
 
-    /// Removes a flag, and tells the open streams; returns whether there was one.
+    /// Removes a flag, and announces the change on the open streams. Returns whether the flag existed.
     #[expect(clippy::must_use_candidate, reason = "called for its effect")]
     pub fn remove_flag(&self, key: &str) -> bool {
         self.state.flags.remove(key)
     }
 
-    /// Sends any event to the open streams.
+    /// Sends an event to the open streams.
     #[expect(clippy::needless_pass_by_value, reason = "callers write `json!(..)` on the spot")]
     pub fn send_event(&self, event: &str, data: Value) {
         self.state.broadcaster.send(event, &data);
     }
 
-    /// Returns the requests received so far, oldest first; of many the latest: at most 16 384 of them, with at most
-    /// 32 MiB of bodies and paths together.
+    /// Returns the latest requests, oldest first, including those of the dashboard.
+    ///
+    /// The server keeps at most 16 384 requests, with at most 32 MiB of bodies, headers and paths.
     #[must_use]
     pub fn requests(&self) -> Vec<RecordedRequest> {
         self.state.request_log.all()
     }
 
-    /// Returns how many streams of changes are open.
+    /// Returns the number of open streams.
     #[must_use]
     pub fn streams(&self) -> usize {
         self.state.broadcaster.stream_count()
     }
 
-    /// Stops the service: streams end, connections close, the port is free.
+    /// Stops the server: ends the streams, closes the connections, and frees the port.
     ///
-    /// No new connection is taken. Requests that have come in are answered; a connection that has not ended within 2 s,
-    /// with half a request sent or an answer that nobody reads, is cut. No request is answered after this has returned.
+    /// Requests that have been received are answered. Connections that are still open after 2 seconds, because of an
+    /// incomplete request or an unread response, are aborted. No response is sent after this method has returned.
     pub async fn shutdown(self) {
         self.state.stop.cancel();
         for mut task in self.tasks {
-            // Tasks end by themselves, unless their runtime does not run any more.
+            // Tasks end by themselves, unless their runtime is no longer running.
             if tokio::time::timeout(SHUTDOWN_TIMEOUT * 2, &mut task).await.is_err() {
                 task.abort();
             }
@@ -195,60 +203,59 @@ impl fmt::Debug for LocalServer {
 }
 
 impl LocalServerBuilder {
-    /// Sets the flags: `{"key": value, ..}`, or flagd's format. Default: none.
+    /// Sets the flags: `{"key": value, ..}`, or a document in flagd's format. Defaults to no flags.
     pub fn flags(mut self, flags: Value) -> Self {
         self.flags = flags;
         self
     }
 
-    /// Sets a file of flags, in either form, that is followed as it changes; its flags win over
-    /// [`flags`](Self::flags). Default: none.
+    /// Sets a file of flags, in either format. The server reloads it whenever it changes. Its flags replace those of
+    /// [`flags`](Self::flags) with the same key. Defaults to no file.
     pub fn flags_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.flags_file = Some(path.into());
         self
     }
 
-    /// Sets the address to listen on. Default: a free port of `127.0.0.1`.
+    /// Sets the address to listen on. Defaults to a free port of `127.0.0.1`.
     ///
-    /// On another address than loopback, other machines are served flags and the stream of changes; they may not change
-    /// anything unless [`expose_control`](Self::expose_control) is set.
+    /// On an address other than loopback, other machines can evaluate flags and open streams. Changes require
+    /// [`expose_control`](Self::expose_control).
     pub fn listen(mut self, address: SocketAddr) -> Self {
         self.listen = address;
         self
     }
 
-    /// Sets the API key that clients must send. Default: any key, or none, will do.
+    /// Sets the API key that clients must send. By default, the server accepts any key, and requests without one.
     pub fn api_key(mut self, api_key: impl Into<String>) -> Self {
         self.api_key = Some(api_key.into());
         self
     }
 
-    /// Sets the time between two heartbeats on a stream, at most a day. Default: 15 s, as the service has it.
+    /// Sets the interval of heartbeats on streams, at most a day. Defaults to 15 seconds, like the real service.
     pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
         self.heartbeat = heartbeat;
         self
     }
 
-    /// Sets whether other machines may use the dashboard and the endpoints under `/local`. Default: only this one.
+    /// Sets whether other machines can use the dashboard and the endpoints under `/local`. Defaults to `false`.
     ///
-    /// Whoever reaches the address can then change flags, without a key. Requests are taken for IP addresses, names without
-    /// dots, and those of loopback, so that pages elsewhere cannot reach the service by a name of their own.
+    /// Anyone who can reach the address can then change flags, without a key. The `Host` of a request must be an IP
+    /// address, a loopback name, or a name without dots, so that web pages cannot reach the server through DNS rebinding.
     pub fn expose_control(mut self, expose: bool) -> Self {
         self.expose_control = expose;
         self
     }
 
-    /// Starts the service on the current tokio runtime.
+    /// Starts the server on the current tokio runtime.
     ///
     /// # Errors
     ///
-    /// An I/O error naming the address if it cannot be listened on, or the file if it cannot be read; of kind
-    /// `InvalidData`, with the place, for flags that are none; of kind `InvalidInput` for a heartbeat of zero or of more
-    /// than a day.
+    /// Returns an I/O error that names the address if the server cannot listen on it, or the file if it cannot be read.
+    /// The kind is `InvalidData` for invalid flags, and `InvalidInput` for a heartbeat of zero or more than a day.
     pub async fn start(self) -> io::Result<LocalServer> {
         let Self { flags, flags_file, listen, api_key, heartbeat, expose_control } = self;
         if heartbeat.is_zero() || heartbeat > MAX_HEARTBEAT {
-            let problem = format!("heartbeat is {heartbeat:?}; give it a duration above zero and of a day at most");
+            let problem = format!("heartbeat is {heartbeat:?}, but must be more than zero and at most a day");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
         let mut flags =
@@ -256,7 +263,7 @@ impl LocalServerBuilder {
         let file = match &flags_file {
             None => None,
             Some(path) => {
-                // Read once for its mistakes, and again when it is watched, so that no change is lost in between.
+                // Read before it is watched for a good error, and again afterwards, so that no change is missed.
                 file::read(path)?;
                 let watcher = FileWatcher::new(path)?;
                 let from_file = file::read(path)?;
@@ -265,8 +272,9 @@ impl LocalServerBuilder {
                 Some((watcher, from_file))
             }
         };
-        let refuse = |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}"));
-        let listener = TcpListener::bind(listen).await.map_err(refuse)?;
+        let cannot_listen =
+            |error: io::Error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}"));
+        let listener = TcpListener::bind(listen).await.map_err(cannot_listen)?;
         let address = listener.local_addr()?;
 
         let stop = CancellationToken::new();
@@ -289,5 +297,18 @@ impl LocalServerBuilder {
             }));
         }
         Ok(LocalServer { state, address, tasks, _stop_on_drop: stop.drop_guard() })
+    }
+}
+
+/// Shows all settings but the API key.
+impl fmt::Debug for LocalServerBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalServerBuilder")
+            .field("flags", &self.flags)
+            .field("flags_file", &self.flags_file)
+            .field("listen", &self.listen)
+            .field("heartbeat", &self.heartbeat)
+            .field("expose_control", &self.expose_control)
+            .finish_non_exhaustive()
     }
 }

@@ -38,7 +38,7 @@ fn it_serves_the_flags_of_a_file_and_says_where() {
     let mut child = Running(program(&arguments).stdout(Stdio::piped()).spawn().unwrap());
     let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines().map(Result::unwrap);
     let url = lines.next().unwrap().strip_prefix("Flags at ").unwrap().to_owned();
-    let dashboard = lines.next().unwrap().trim().strip_prefix("see and change them: ").unwrap().to_owned();
+    let dashboard = lines.next().unwrap().trim().strip_prefix("dashboard: ").unwrap().to_owned();
     assert_eq!(dashboard, format!("{url}/"));
     let body = |key: &'static str| {
         let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -60,9 +60,9 @@ fn it_serves_the_flags_of_a_file_and_says_where() {
 fn mistakes_are_told_with_what_they_are_about() {
     let cases: [(&[&str], i32, &str); 9] = [
         (&["--flag", "x"], 2, "--flag"),
-        (&["--listen", "nowhere"], 2, "--listen nowhere: an IP address with a port is needed"),
-        (&["--listen=localhost:4000"], 2, "--listen localhost:4000: an IP address with a port is needed"),
-        (&["--heartbeat", "often"], 2, "--heartbeat often: a number of seconds is needed"),
+        (&["--listen", "nowhere"], 2, "--listen nowhere: must be an IP address with a port"),
+        (&["--listen=localhost:4000"], 2, "--listen localhost:4000: must be an IP address with a port"),
+        (&["--heartbeat", "often"], 2, "--heartbeat often: must be a number of seconds"),
         (&["--heartbeat=-1"], 2, "--heartbeat -1: "),
         (&["--heartbeat", "86401"], 1, "heartbeat is 86401s"),
         (&["--heartbeat", "0"], 1, "heartbeat"),
