@@ -1,4 +1,36 @@
-#![doc = include_str!("../README.md")]
+//! A feature-flag service on your own machine, for development and tests.
+//!
+//! The service implements the protocol of the real one, OFREP and a stream of changes, without an account or a network.
+//! This crate has the service as a library, for tests. It is also a program with a dashboard; see the
+//! [README](https://crates.io/crates/flipswitch-local) for its options, the format of its flags file, and the endpoints
+//! under `/local` with which `curl` changes flags and faults.
+//!
+//! # Example
+//!
+//! ```
+//! use flipswitch_local::{Endpoint, Fault, LocalServer};
+//! use serde_json::json;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let service = LocalServer::start(json!({"new-checkout": false})).await?;
+//!
+//! // Start the application with this URL and this key.
+//! let (base_url, api_key) = (service.url(), service.api_key());
+//!
+//! // Change a flag. The application receives the change on its stream.
+//! service.set_flag("new-checkout", true);
+//!
+//! // Let the next two evaluations fail.
+//! service.faults().add(Fault::on(Endpoint::Bulk).status(503).times(2))?;
+//!
+//! // Check the requests of the application.
+//! assert!(service.requests().is_empty());
+//!
+//! service.shutdown().await;
+//! # Ok(())
+//! # }
+//! ```
 
 mod admin;
 mod api;
@@ -26,3 +58,8 @@ pub use crate::{
     request_log::RecordedRequest,
     server::{LocalServer, LocalServerBuilder},
 };
+
+/// Compiles the code in the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
