@@ -13,7 +13,7 @@ use self::driver::Browser;
 use crate::support::{eventually, in_time, provider, user};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/flags.json");
-const LIVE: &str = "document.querySelector('#link').textContent === 'Live'";
+const LIVE: &str = "document.querySelector('#connection').textContent === 'Live'";
 
 /// What one flag's row says in one of its cells: `it` is `[key, selector]`.
 const CELL: &str = "[...document.querySelectorAll('.flag')]
@@ -69,7 +69,7 @@ async fn a_flag_is_flipped_and_an_applications_page_changes() {
     browser.click("[role=switch][aria-label='new-feature']").await;
     shows(&browser, "new-feature", ".value code", "true").await;
     browser.until("document.querySelector('[aria-label=new-feature]').ariaChecked === 'true'", Value::Null).await;
-    browser.until("document.querySelector('#said').textContent === it", "new-feature is on now.").await;
+    browser.until("document.querySelector('#message').textContent === it", "new-feature is on now.").await;
     is_well(&browser).await;
 
     browser.switch_to(application).await;
@@ -177,7 +177,7 @@ async fn flags_are_evaluated_for_a_context() {
         // Changes are evaluated for the same context.
         service.set_flag("new-feature", key);
         shows(&browser, "new-feature", ".value code", &json!(key).to_string()).await;
-        browser.until("document.querySelector('#whose').textContent.includes(it)", "alice").await;
+        browser.until("document.querySelector('#evaluated-for').textContent.includes(it)", "alice").await;
         browser.click("#context [type=reset]").await;
         shows(&browser, "max-projects", ".value code", "3").await;
     }
@@ -215,7 +215,7 @@ async fn streams_requests_and_faults_are_seen_and_changed_live() {
     browser.click("#presets button").await;
     browser.until("document.querySelector('#faults code').textContent === it", "status · code 503").await;
     assert_eq!(asked().await, StatusCode::SERVICE_UNAVAILABLE);
-    browser.until("document.querySelector('.struck').textContent === it", "struck 1").await;
+    browser.until("document.querySelector('.applied').textContent === it", "applied 1").await;
     browser.until("document.querySelector('.status').textContent === it", "503").await;
     browser.click("[aria-label='Remove fault 1']").await;
     browser.until("document.querySelector('#faults').children.length === it", 0).await;
@@ -278,11 +278,11 @@ async fn hostile_text_is_text() {
     browser.look(button, KEY).await;
     browser.until("document.querySelector('#editor [name=key]').value === it", KEY).await;
     browser.click("#editor .primary").await;
-    browser.until("document.querySelector('#said').textContent.includes(it)", KEY).await;
+    browser.until("document.querySelector('#message').textContent.includes(it)", KEY).await;
     let remove =
         "[...document.querySelectorAll('.delete')].find((button) => button.ariaLabel === 'Delete ' + it).click()";
     browser.look(remove, KEY).await;
-    browser.until("document.querySelector('#removed').textContent === it", KEY).await;
+    browser.until("document.querySelector('#flag-to-delete').textContent === it", KEY).await;
     browser.click("#remover .danger").await;
     browser.until("document.querySelectorAll('.flag').length === it", 3).await;
     let harm = "window.hurt !== undefined || ({}).hurt !== undefined || document.querySelector('[src=x], main script, td b') !== null";
@@ -358,12 +358,12 @@ async fn a_service_that_is_gone_is_told_and_found_again() {
     shows(&browser, "a", ".value code", "1").await;
     is_well(&browser).await;
     in_time(service.shutdown()).await;
-    browser.until("!document.querySelector('#gone').hidden", Value::Null).await;
+    browser.until("!document.querySelector('#offline').hidden", Value::Null).await;
     browser.click("#presets button").await;
-    browser.until("document.querySelector('#said').textContent === it", "The service does not answer.").await;
+    browser.until("document.querySelector('#message').textContent === it", "The server is not responding.").await;
     shows(&browser, "a", ".value code", "1").await;
     let service = LocalServer::builder().flags(json!({"a": 2})).listen(address).start().await.unwrap();
     shows(&browser, "a", ".value code", "2").await;
-    browser.until("document.querySelector('#gone').hidden", Value::Null).await;
+    browser.until("document.querySelector('#offline').hidden", Value::Null).await;
     drop(service);
 }

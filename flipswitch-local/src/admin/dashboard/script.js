@@ -1,5 +1,5 @@
 'use strict';
-// Everything that is shown goes through textContent and properties: no text becomes markup, whatever a flag is called.
+// All data is shown through textContent and properties, so that no text becomes markup.
 
 const $ = (selector, within = document) => within.querySelector(selector);
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];
@@ -11,7 +11,7 @@ function make(tag, className, text = '') {
   return element;
 }
 
-// Numbers that change when they are read as a double (9007199254740993, 1.0) are kept as they are written.
+// Keeps the notation of numbers that a double would change, such as 9007199254740993 and 1.0.
 const isRaw = (value) => JSON.isRawJSON?.(value) ?? false;
 const parse = (text) => JSON.parse(text, (_, value, written) =>
   typeof value === 'number' && JSON.rawJSON && written?.source !== String(value) ? JSON.rawJSON(written.source) : value);
@@ -27,43 +27,43 @@ const time = (at) => new Date(at).toLocaleTimeString([], { hour12: false });
 const isPlain = (flag) => 'value' in flag && Object.keys(flag).length === 1;
 const isTargeted = (flag) => Object.keys(flag.targeting ?? {}).length > 0;
 
-// The service ------------------------------------------------------------------------------------------------------
+// Requests ---------------------------------------------------------------------------------------------------------
 
-/** Asks an endpoint under /local; a refusal is an error with the service's reason. `body` is JSON text. */
-async function ask(method, path, body) {
+/** Sends a request to an endpoint under /local, with JSON text as the body. Throws the message of an error response. */
+async function request(method, path, body) {
   let answer;
   try {
     answer = await fetch('/local' + path, { method, body, headers: body ? { 'content-type': 'application/json' } : {} });
   } catch {
-    throw new Error('The service does not answer.');
+    throw new Error('The server is not responding.');
   }
   const text = await answer.text();
   let json = null;
-  try { json = text ? parse(text) : null; } catch { /* Nothing of ours; its status says enough. */ }
-  if (!answer.ok) throw new Error(json?.error ?? `The service answered ${answer.status}.`);
+  try { json = text ? parse(text) : null; } catch { /* The response is not from this server; its status is enough. */ }
+  if (!answer.ok) throw new Error(json?.error ?? `The server responded with ${answer.status}.`);
   return json;
 }
 
-let quiet;
-function say(text, bad = false) {
-  const said = $('#said');
-  said.textContent = text;
-  said.className = bad ? 'bad' : '';
-  clearTimeout(quiet);
-  quiet = setTimeout(() => { said.textContent = ''; }, 8000);
+let messageTimeout;
+function showMessage(text, bad = false) {
+  const message = $('#message');
+  message.textContent = text;
+  message.className = bad ? 'bad' : '';
+  clearTimeout(messageTimeout);
+  messageTimeout = setTimeout(() => { message.textContent = ''; }, 8000);
 }
 
-/** Does something to the service that a button stands for, and tells how it went. */
-async function act(what, done) {
+/** Performs the action of a button, and shows its outcome. */
+async function act(action, describe) {
   try {
-    say(done(await what()));
+    showMessage(describe(await action()));
   } catch (error) {
-    say(error.message, true);
+    showMessage(error.message, true);
   }
 }
 
-/** Shows a form's mistake at its field; without a text there is none. */
-function mistake(form, field, text = '') {
+/** Shows an error at a field of a form. Without a text, removes the error of the form. */
+function showError(form, field, text = '') {
   const error = $('.error', form);
   for (const other of form.elements) {
     other.removeAttribute('aria-invalid');
@@ -77,7 +77,7 @@ function mistake(form, field, text = '') {
   field.focus();
 }
 
-/** Keeps a list's elements by key, so that focus stays where it is while other things change. */
+/** Updates the elements of a list by key, so that the focus stays while others change. */
 function keyed(parent, items, keyOf, create, update) {
   const known = parent.rows ??= new Map();
   const wanted = new Set(items.map(keyOf));
@@ -102,11 +102,11 @@ function keyed(parent, items, keyOf, create, update) {
 let flags = new Map();
 let items = new Map();
 let context = {};
-const put = (key, definition) => ask('PUT', '/flags/' + encodeURIComponent(key), definition);
+const put = (key, definition) => request('PUT', '/flags/' + encodeURIComponent(key), definition);
 
 async function readFlags() {
   const [listed, evaluated] =
-    await Promise.all([ask('GET', '/flags'), ask('POST', '/evaluate', JSON.stringify({ context }))]);
+    await Promise.all([request('GET', '/flags'), request('POST', '/evaluate', JSON.stringify({ context }))]);
   flags = new Map(Object.entries(listed.flags));
   items = new Map(evaluated.flags.map((item) => [item.key, item]));
   showFlags();
@@ -118,9 +118,9 @@ function showFlags() {
   keyed($('#flag-table'), shown, (key) => key, flagRow, showFlag);
   $('#flag-count').textContent = filter ? `${shown.length} of ${flags.size}` : flags.size;
   $('#no-flags').hidden = shown.length > 0;
-  $('#no-flags').textContent = flags.size ? 'No flag is called like that.' : 'No flags yet. Add one, or start with --flags FILE.';
-  const isNobody = Object.keys(context).length === 0;
-  $('#whose').textContent = isNobody ? 'for nobody in particular' : 'for ' + short(JSON.stringify(context), 80);
+  $('#no-flags').textContent = flags.size ? 'No flag matches.' : 'No flags yet. Add one, or start with --flags FILE.';
+  const isAnonymous = Object.keys(context).length === 0;
+  $('#evaluated-for').textContent = isAnonymous ? 'for anonymous' : 'for ' + short(JSON.stringify(context), 80);
 }
 
 function flagRow(key) {
@@ -128,9 +128,9 @@ function flagRow(key) {
   $('.flag-key', row).textContent = $('.flag-key', row).title = key;
   $('.edit', row).setAttribute('aria-label', `Edit ${key}`);
   $('.delete', row).setAttribute('aria-label', `Delete ${key}`);
-  const change = async (changes, told) => {
-    await act(() => put(key, JSON.stringify({ ...flags.get(key), ...changes })), () => `${key} ${told}.`);
-    // Where it was refused, the row has to show again what holds.
+  const change = async (changes, outcome) => {
+    await act(() => put(key, JSON.stringify({ ...flags.get(key), ...changes })), () => `${key} ${outcome}.`);
+    // If the change was rejected, the row shows the actual state again.
     row.signature = undefined;
     if (flags.has(key)) showFlag(row, key);
   };
@@ -144,14 +144,14 @@ function flagRow(key) {
   };
   $('select', row).onchange = ({ target }) => {
     const name = target.selectedOptions[0].dataset.variant;
-    change({ defaultVariant: name ?? null }, name === undefined ? 'is left to the code now' : `serves ${name} now`);
+    change({ defaultVariant: name ?? null }, name === undefined ? 'uses the code default now' : `serves ${name} now`);
   };
   $('.edit', row).onclick = () => edit(key);
-  $('.delete', row).onclick = () => askToRemove(key);
+  $('.delete', row).onclick = () => confirmRemoval(key);
   return row;
 }
 
-/** How a flag stands that is either on or off, and what flips it; nothing for flags that rules or more values decide. */
+/** Returns the state of a flag that is either on or off, and the change that flips it; null for other flags. */
 function flip(flag) {
   if (isPlain(flag)) return typeof flag.value === 'boolean' ? { on: flag.value, flipped: { value: !flag.value } } : null;
   const on = flag.variants[flag.defaultVariant];
@@ -188,7 +188,7 @@ function showFlag(row, key) {
   }), ...(variants.length > 4 ? [make('li', 'more', `and ${variants.length - 4} more`)] : []));
 
   const failed = item.errorCode !== undefined;
-  const text = failed ? item.errorCode : 'value' in item ? JSON.stringify(item.value) : 'left to the code';
+  const text = failed ? item.errorCode : 'value' in item ? JSON.stringify(item.value) : 'code default';
   const value = $('.value code', row);
   if (value.title && value.title !== short(text, 4000)) {
     row.classList.remove('changed');
@@ -206,10 +206,10 @@ function showFlag(row, key) {
   button.setAttribute('aria-label', key);
   const select = $('select', row);
   select.hidden = plain || switched !== null;
-  select.setAttribute('aria-label', `Variant of ${key}${isTargeted(flag) ? ' where no rule decides' : ''}`);
+  select.setAttribute('aria-label', `Variant of ${key}${isTargeted(flag) ? ' if no rule matches' : ''}`);
   const choices = [...variants.map(([name]) => name), undefined];
   select.replaceChildren(...choices.map((name) => {
-    const option = new Option(name === undefined ? '— code decides' : (isTargeted(flag) ? 'else ' : '') + short(name, 40));
+    const option = new Option(name === undefined ? '— code default' : (isTargeted(flag) ? 'default: ' : '') + short(name, 40));
     if (name !== undefined) option.dataset.variant = name;
     option.selected = name === (flag.defaultVariant ?? undefined);
     return option;
@@ -226,7 +226,7 @@ const EXAMPLE = {
 function edit(key) {
   const form = $('form', editor);
   form.reset();
-  mistake(form);
+  showError(form);
   const flag = key === undefined ? { value: false } : flags.get(key);
   const fields = form.elements;
   $('#editor-title').textContent = key === undefined ? 'Add a flag' : 'Edit flag';
@@ -254,11 +254,11 @@ function showEditor() {
 async function save(form) {
   const fields = form.elements;
   const key = fields.key.value;
-  mistake(form);
-  if (!key) return mistake(form, fields.key, 'A flag needs a key.');
-  if (!fields.key.readOnly && flags.has(key)) return mistake(form, fields.key, 'There is a flag of this key; edit that one.');
+  showError(form);
+  if (!key) return showError(form, fields.key, 'A key is required.');
+  if (!fields.key.readOnly && flags.has(key)) return showError(form, fields.key, 'A flag with this key exists already.');
   let field = fields.definition;
-  // Sent as it was typed, so that the service's error points into it.
+  // Sent as typed, so that an error of the server points to its place.
   let definition = field.value;
   if (fields.kind.value === 'value') {
     const type = fields.type.value;
@@ -266,50 +266,50 @@ async function save(form) {
     const text = type === 'string' ? JSON.stringify(field.value) : field.value.trim();
     try {
       const found = typeOf(parse(text));
-      if (type === 'number' && found !== 'number') return mistake(form, field, 'This is no number.');
+      if (type === 'number' && found !== 'number') return showError(form, field, 'This is not a number.');
     } catch (error) {
-      return mistake(form, field, type === 'number' ? 'This is no number.' : error.message);
+      return showError(form, field, type === 'number' ? 'This is not a number.' : error.message);
     }
     definition = `{"value": ${text}}`;
   }
   try {
     await put(key, definition);
   } catch (error) {
-    return mistake(form, field, error.message);
+    return showError(form, field, error.message);
   }
   editor.close();
-  say(`${key} is saved.`);
+  showMessage(`${key} is saved.`);
 }
 
 const remover = $('#remover');
-function askToRemove(key) {
-  mistake($('form', remover));
-  $('#removed').textContent = key;
+function confirmRemoval(key) {
+  showError($('form', remover));
+  $('#flag-to-delete').textContent = key;
   remover.showModal();
 }
 
 async function remove(form) {
-  const key = $('#removed').textContent;
+  const key = $('#flag-to-delete').textContent;
   const row = $('#flag-table').rows.get(key);
   const neighbour = row?.nextElementSibling ?? row?.previousElementSibling;
   try {
-    await ask('DELETE', '/flags/' + encodeURIComponent(key));
+    await request('DELETE', '/flags/' + encodeURIComponent(key));
   } catch (error) {
-    return mistake(form, null, error.message);
+    return showError(form, null, error.message);
   }
   remover.close();
   ($('.edit', neighbour ?? document.body) ?? $('#add')).focus();
-  say(`${key} is deleted.`);
+  showMessage(`${key} is deleted.`);
 }
 
-/** Reads `plan=premium, age=18`, where values are JSON or else texts, or an object as JSON. */
+/** Parses `plan=premium, age=18`, where values are JSON or plain text, or a JSON object. */
 function attributes(text) {
   text = text.trim();
   if (text.startsWith('{')) return parse(text);
   const fields = {};
   for (const field of text.split(',').filter((field) => field.trim())) {
     const [name, value] = [field.slice(0, field.indexOf('=')).trim(), field.slice(field.indexOf('=') + 1).trim()];
-    if (!name || !field.includes('=')) throw new Error(`${field.trim()}: write name=value, or an object as JSON.`);
+    if (!name || !field.includes('=')) throw new Error(`${field.trim()}: write name=value, or a JSON object.`);
     try { fields[name] = parse(value); } catch { fields[name] = value; }
   }
   return fields;
@@ -317,18 +317,18 @@ function attributes(text) {
 
 async function evaluate(form) {
   const fields = form.elements;
-  mistake(form);
+  showError(form);
   let wanted;
   try {
     wanted = attributes(fields.attributes.value);
     if (fields.targetingKey.value) wanted.targetingKey = fields.targetingKey.value;
-    await ask('POST', '/evaluate', JSON.stringify({ context: wanted }));
+    await request('POST', '/evaluate', JSON.stringify({ context: wanted }));
   } catch (error) {
-    return mistake(form, fields.attributes, error.message);
+    return showError(form, fields.attributes, error.message);
   }
   context = wanted;
   changed('flags');
-  say('The values are evaluated for this context.');
+  showMessage('Showing the values for this context.');
 }
 
 // Faults, streams, requests, the key ---------------------------------------------------------------------------------
@@ -344,7 +344,7 @@ const PRESETS = [
   ['Everything reset', { on: 'all', effect: 'reset' }],
 ];
 
-// What a number should be is told by the service, if it is none.
+// A text that is not a number is sent as it is, and the server responds with an error.
 const number = (text) => /^\d+$/.test(text) ? Number(text) : text;
 const afterBytes = (text) => text ? { afterBytes: number(text) } : {};
 const EFFECTS = {
@@ -361,8 +361,8 @@ const EFFECTS = {
   noHeartbeats: [null, '', () => ({})],
 };
 
-const addFault = (fault) => ask('POST', '/faults', JSON.stringify(fault));
-const faultAdded = (fault) => `Fault ${fault.id} strikes from now on.`;
+const addFault = (fault) => request('POST', '/faults', JSON.stringify(fault));
+const faultAdded = (fault) => `Fault ${fault.id} is active.`;
 
 function showEffect() {
   const { effect, parameter } = $('#fault').elements;
@@ -374,38 +374,38 @@ function showEffect() {
 
 async function submitFault(form) {
   const { on, effect, parameter, after, times } = form.elements;
-  mistake(form);
+  showError(form);
   const fault = { on: on.value, effect: { [effect.value]: EFFECTS[effect.value][2](parameter.value) } };
   if (after.value) fault.after = number(after.value);
   if (times.value) fault.times = number(times.value);
   try {
-    say(faultAdded(await addFault(fault)));
+    showMessage(faultAdded(await addFault(fault)));
   } catch ({ message }) {
     const field = { on, times, after }[message.split(':')[0]] ?? (parameter.closest('label').hidden ? effect : parameter);
-    mistake(form, field, message);
+    showError(form, field, message);
   }
 }
 
 async function readFaults() {
-  const { faults } = await ask('GET', '/faults');
+  const { faults } = await request('GET', '/faults');
   keyed($('#faults'), faults, ({ id }) => id, ({ id }) => {
     const line = make('li', 'fault');
     const button = make('button', '', 'Remove');
     button.type = 'button';
     button.setAttribute('aria-label', `Remove fault ${id}`);
-    button.onclick = () => act(() => ask('DELETE', `/faults/${id}`), () => `Fault ${id} is removed.`);
-    line.append(make('b', ''), make('code', ''), make('span', 'struck'), button);
+    button.onclick = () => act(() => request('DELETE', `/faults/${id}`), () => `Fault ${id} is removed.`);
+    line.append(make('b', ''), make('code', ''), make('span', 'applied'), button);
     return line;
   }, (line, { on, effect, after, struck, remaining }) => {
     const [name, parameters] = Object.entries(effect)[0];
-    const isTold = ([, value]) => value && JSON.stringify(value) !== '{}';
-    const told = typeof parameters === 'string' ? [['', parameters]] : Object.entries(parameters).filter(isTold);
-    const text = [name, ...told.map(([field, value]) => `${field} ${JSON.stringify(value)}`.trim())].join(' · ');
+    const isShown = ([, value]) => value && JSON.stringify(value) !== '{}';
+    const shown = typeof parameters === 'string' ? [['', parameters]] : Object.entries(parameters).filter(isShown);
+    const text = [name, ...shown.map(([field, value]) => `${field} ${JSON.stringify(value)}`.trim())].join(' · ');
     line.classList.toggle('over', remaining === 0);
     $('b', line).textContent = on;
     $('code', line).textContent = short(text, 200);
-    $('.struck', line).textContent = [after ? `after ${after}` : '', `struck ${struck}`,
-      remaining === 0 ? 'over' : remaining === null ? '' : `${remaining} left`].filter(Boolean).join(' · ');
+    $('.applied', line).textContent = [after ? `skips ${after}` : '', `applied ${struck}`,
+      remaining === 0 ? 'exhausted' : remaining === null ? '' : `${remaining} left`].filter(Boolean).join(' · ');
   });
   $('#no-faults').hidden = faults.length > 0;
   $('#clear-faults').hidden = faults.length === 0;
@@ -423,16 +423,16 @@ function showStreams({ open, streams }) {
 }
 
 async function readRequests() {
-  const { requests } = await ask('GET', '/requests');
+  const { requests } = await request('GET', '/requests');
   keyed($('#requests'), requests.slice(0, 100), ({ id }) => id, ({ at, method, path, apiKey, context }) => {
     const line = make('li', 'request');
     line.append(make('time', '', time(at)), make('b', 'status'), make('code', 'path', `${method} ${path}`),
-      make('span', 'took'), make('code', 'asked', [context, apiKey && `key ${apiKey}`].filter(Boolean).join('  ')));
+      make('span', 'took'), make('code', 'context', [context, apiKey && `key ${apiKey}`].filter(Boolean).join('  ')));
     return line;
   }, (line, { status, millis }) => {
     const shown = $('.status', line);
     shown.textContent = status ?? (millis === null ? '…' : 'none');
-    shown.title = status ? '' : millis === null ? 'Being answered' : 'The connection ended without an answer';
+    shown.title = status ? '' : millis === null ? 'Pending' : 'The connection ended without a response';
     shown.className = 'status ' + (status === null ? millis === null ? '' : 'bad' : status < 400 ? 'good' : 'bad');
     $('.took', line).textContent = millis === null ? '' : `${millis} ms`;
   });
@@ -440,7 +440,7 @@ async function readRequests() {
 }
 
 async function readKey() {
-  const { key } = await ask('GET', '/api-key');
+  const { key } = await request('GET', '/api-key');
   $('#api-key').textContent = key ?? 'any';
 }
 
@@ -448,33 +448,33 @@ const rotator = $('#rotator');
 let newKey;
 async function rotate(form) {
   const { key, minutes } = form.elements;
-  mistake(form);
+  showError(form);
   const rotation = {};
   if (key.value) rotation.key = key.value;
   if (minutes.value) {
     const until = new Date(Date.now() + Number(minutes.value) * 60_000);
-    if (Number.isNaN(until.valueOf())) return mistake(form, minutes, 'This is no number of minutes.');
+    if (Number.isNaN(until.valueOf())) return showError(form, minutes, 'This is not a number of minutes.');
     rotation.validUntil = until.toISOString();
   }
   try {
-    ({ key: newKey } = await ask('POST', '/api-key', JSON.stringify(rotation)));
+    ({ key: newKey } = await request('POST', '/api-key', JSON.stringify(rotation)));
     form.reset();
-    $('#rotated code').textContent = (await ask('GET', '/api-key')).key;
+    $('#rotated code').textContent = (await request('GET', '/api-key')).key;
     $('#rotated').hidden = false;
     $('#copy').focus();
-    say('The API key is another one now.');
+    showMessage('The API key has been replaced.');
   } catch (error) {
-    mistake(form, key, error.message);
+    showError(form, key, error.message);
   }
 }
 
-// What goes on -----------------------------------------------------------------------------------------------------
+// Live updates -----------------------------------------------------------------------------------------------------
 
 const readers = { flags: readFlags, faults: readFaults, requests: readRequests, 'api-key': readKey };
 const stale = new Set();
 let reading = false;
 
-/** Reads anew what has changed, one after the other: a list that changes often is not asked for twice at a time. */
+/** Reloads what has changed, one topic after the other, so that no list is loaded twice at a time. */
 async function changed(topic) {
   stale.add(topic);
   if (reading) return;
@@ -494,24 +494,24 @@ let feed;
 function follow() {
   feed?.close();
   feed = new EventSource('/local/activity');
-  feed.onopen = () => connected(true);
+  feed.onopen = () => setConnected(true);
   feed.onerror = () => {
-    connected(false);
-    // After an answer that is no stream the browser does not try again.
+    setConnected(false);
+    // The browser does not reconnect after a response that is not a stream.
     if (feed.readyState === EventSource.CLOSED) setTimeout(follow, 1000);
   };
   for (const topic of Object.keys(readers)) feed.addEventListener(topic, () => changed(topic));
   feed.addEventListener('streams', ({ data }) => showStreams(JSON.parse(data)));
 }
 
-function connected(well) {
-  $('#link').textContent = well ? 'Live' : 'Not connected';
-  $('#link').className = well ? 'good' : 'bad';
-  $('#gone').hidden = well;
-  document.body.classList.toggle('lost', !well);
+function setConnected(connected) {
+  $('#connection').textContent = connected ? 'Live' : 'Not connected';
+  $('#connection').className = connected ? 'good' : 'bad';
+  $('#offline').hidden = connected;
+  document.body.classList.toggle('lost', !connected);
 }
 
-// Browsers open six connections to a service, and a page that nobody sees needs none.
+// Browsers limit the connections to a server, so a hidden page keeps none.
 document.addEventListener('visibilitychange', () => { if (document.hidden) feed?.close(); else follow(); });
 
 for (const [form, submit] of [['#context', evaluate], ['#fault', submitFault], ['#editor form', save], ['#remover form', remove], ['#rotator form', rotate]]) {
@@ -521,7 +521,7 @@ for (const [form, submit] of [['#context', evaluate], ['#fault', submitFault], [
   });
 }
 $('#context').addEventListener('reset', ({ target }) => {
-  mistake(target);
+  showError(target);
   context = {};
   changed('flags');
 });
@@ -530,15 +530,15 @@ $('#add').onclick = () => edit();
 $('#editor form').addEventListener('change', showEditor);
 for (const button of all('[data-close]')) button.onclick = () => button.closest('dialog').close();
 $('#rotate').onclick = () => {
-  mistake($('form', rotator));
+  showError($('form', rotator));
   $('#rotated').hidden = true;
   rotator.showModal();
 };
 rotator.addEventListener('close', () => { newKey = undefined; });
-$('#copy').onclick = () => act(() => navigator.clipboard.writeText(newKey), () => 'The key is copied.');
-$('#clear-faults').onclick = () => act(() => ask('DELETE', '/faults'), () => 'All faults are removed.');
+$('#copy').onclick = () => act(() => navigator.clipboard.writeText(newKey), () => 'Copied the key.');
+$('#clear-faults').onclick = () => act(() => request('DELETE', '/faults'), () => 'Removed all faults.');
 for (const button of all('[data-end]')) {
-  button.onclick = () => act(() => ask('POST', `/streams/${button.dataset.end}`), ({ streams }) => `Ended ${streams} streams.`);
+  button.onclick = () => act(() => request('POST', `/streams/${button.dataset.end}`), ({ streams }) => `Ended ${streams} streams.`);
 }
 for (const [name, fault] of PRESETS) {
   const button = make('button', '', name);
