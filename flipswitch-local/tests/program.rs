@@ -1,4 +1,4 @@
-//! The program, as its user meets it: options, what it prints, and how it ends.
+//! The program: its options, its output, and its exit codes.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -14,11 +14,11 @@ fn program(arguments: &[&str]) -> Command {
 
 fn outcome(arguments: &[&str]) -> (Output, String) {
     let output = program(arguments).output().unwrap();
-    let said = String::from_utf8(output.stderr.clone()).unwrap();
-    (output, said)
+    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+    (output, stderr)
 }
 
-/// Ends the program when the test ends, however that is.
+/// Kills the program at the end of the test, even if the test fails.
 struct Running(Child);
 
 impl Drop for Running {
@@ -29,7 +29,7 @@ impl Drop for Running {
 }
 
 #[test]
-fn it_serves_the_flags_of_a_file_and_says_where() {
+fn it_serves_a_flags_file_and_prints_its_url() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("flags.json");
     std::fs::write(&file, r#"{"dark-mode": true}"#).unwrap();
@@ -52,12 +52,12 @@ fn it_serves_the_flags_of_a_file_and_says_where() {
     {
         let terminated = Command::new("kill").arg("-TERM").arg(child.0.id().to_string()).status().unwrap();
         assert!(terminated.success());
-        assert!(child.0.wait().unwrap().success(), "a request to end is no failure");
+        assert!(child.0.wait().unwrap().success(), "termination is a success");
     }
 }
 
 #[test]
-fn mistakes_are_told_with_what_they_are_about() {
+fn errors_name_the_option() {
     let cases: [(&[&str], i32, &str); 9] = [
         (&["--flag", "x"], 2, "--flag"),
         (&["--listen", "nowhere"], 2, "--listen nowhere: must be an IP address with a port"),
@@ -70,14 +70,14 @@ fn mistakes_are_told_with_what_they_are_about() {
         (&["--listen", "192.0.2.1:1"], 1, "--listen: cannot listen on 192.0.2.1:1"),
     ];
     for (arguments, code, expected) in cases {
-        let (output, said) = outcome(arguments);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
-        assert!(said.contains(expected), "{arguments:?}: {said}");
+        let (output, stderr) = outcome(arguments);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+        assert!(stderr.contains(expected), "{arguments:?}: {stderr}");
     }
 }
 
 #[test]
-fn the_controls_are_exposed_only_if_asked() {
+fn control_is_exposed_only_with_the_option() {
     for (exposed, status) in [(false, 421), (true, 200)] {
         let mut arguments = vec!["--listen", "127.0.0.1:0"];
         arguments.extend(exposed.then_some("--expose-control"));
@@ -86,8 +86,8 @@ fn the_controls_are_exposed_only_if_asked() {
         let first = lines.next().unwrap().unwrap();
         let url = first.strip_prefix("Flags at ").unwrap();
         let request = reqwest::Client::new().get(format!("{url}/local/flags")).header("host", "flags:3001");
-        let answer = tokio::runtime::Runtime::new().unwrap().block_on(request.send()).unwrap();
-        assert_eq!(answer.status().as_u16(), status);
+        let response = tokio::runtime::Runtime::new().unwrap().block_on(request.send()).unwrap();
+        assert_eq!(response.status().as_u16(), status);
     }
 }
 

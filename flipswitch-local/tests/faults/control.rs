@@ -1,16 +1,16 @@
-//! Faults by HTTP, as `curl` and tests in other languages meet them.
+//! Faults over HTTP, with the endpoints under `/local`.
 
 use flipswitch_local::{Endpoint, Fault, LocalServer};
 use reqwest::{Client, Method, StatusCode};
 use serde_json::{Value, json};
 
-use crate::socket::{BULK, End, STREAM, Socket, eventually, in_time, is_well, service};
+use crate::support::{BULK, End, STREAM, Socket, assert_responds, eventually, in_time, service};
 
 async fn call(service: &LocalServer, method: Method, path: &str, body: &str) -> (StatusCode, Value) {
     let request = Client::new().request(method, format!("{}/local{path}", service.url())).body(body.to_owned());
-    let answer = in_time(request.send()).await.unwrap();
-    let status = answer.status();
-    let text = in_time(answer.text()).await.unwrap();
+    let response = in_time(request.send()).await.unwrap();
+    let status = response.status();
+    let text = in_time(response.text()).await.unwrap();
     (status, if text.is_empty() { Value::Null } else { serde_json::from_str(&text).unwrap() })
 }
 
@@ -28,8 +28,8 @@ async fn faults_are_added_listed_and_removed() {
         listed[field] = value;
     }
     assert_eq!(added, listed);
-    is_well(&service, BULK).await;
-    let mut socket = Socket::ask(&service, BULK).await;
+    assert_responds(&service, BULK).await;
+    let mut socket = Socket::request(&service, BULK).await;
     let head = socket.head().await;
     assert!(head.starts_with("http/1.1 429") && head.contains("retry-after: 1\r\n"), "{head}");
     assert_eq!(socket.body(&head).await, "slow down");
@@ -48,7 +48,7 @@ async fn faults_are_added_listed_and_removed() {
 }
 
 #[tokio::test]
-async fn every_fault_can_be_written_in_json() {
+async fn every_fault_has_a_json_form() {
     let on = Fault::on(Endpoint::Stream);
     let second = std::time::Duration::from_secs(1);
     let cases = [
@@ -76,7 +76,7 @@ async fn every_fault_can_be_written_in_json() {
         let (status, added) = call(&service, Method::POST, "/faults", &body).await;
         assert_eq!(status, StatusCode::CREATED, "{body}: {added}");
         assert_eq!(faults.active()[0].fault, fault, "{body}");
-        // What is listed can be added again.
+        // A listed fault can be added again.
         let again = json!({"on": added["on"], "effect": added["effect"], "after": 0, "times": null});
         assert_eq!(serde_json::from_value::<Fault>(again).unwrap(), fault, "{added}");
         faults.clear();
@@ -84,7 +84,7 @@ async fn every_fault_can_be_written_in_json() {
 }
 
 #[tokio::test]
-async fn mistakes_are_told_with_their_field() {
+async fn errors_name_the_field() {
     let cases = [
         ("", &["EOF"][..]),
         ("7", &["invalid type"]),
@@ -113,19 +113,19 @@ async fn mistakes_are_told_with_their_field() {
     ];
     let (service, faults) = service().await;
     for (body, expected) in cases {
-        let (status, answer) = call(&service, Method::POST, "/faults", body).await;
+        let (status, response) = call(&service, Method::POST, "/faults", body).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
-        let error = answer["error"].as_str().unwrap();
+        let error = response["error"].as_str().unwrap();
         assert!(expected.iter().all(|part| error.contains(part)), "{body}: {error}");
     }
     assert_eq!(faults.active(), []);
 }
 
 #[tokio::test]
-async fn streams_are_acted_on() {
+async fn streams_are_ended_and_injected_into() {
     let (service, _) = service().await;
     let act = async |action: &str, body: &str| call(&service, Method::POST, &format!("/streams/{action}"), body).await;
-    let mut stream = Socket::listen(&service).await;
+    let mut stream = Socket::open_stream(&service).await;
     assert_eq!(call(&service, Method::GET, "/streams", "").await, (StatusCode::OK, json!({"open": 1})));
     let one = (StatusCode::OK, json!({"streams": 1}));
     assert_eq!(act("inject", ":\u{0}raw\n").await, one);
@@ -134,7 +134,7 @@ async fn streams_are_acted_on() {
     stream.until("0\r\n\r\n").await;
     for (action, end) in [("drop", End::Closed), ("reset", End::Reset)] {
         eventually(|| service.streams() == 0).await;
-        let stream = Socket::listen(&service).await;
+        let stream = Socket::open_stream(&service).await;
         assert_eq!(act(action, "").await, one);
         assert_eq!(stream.end().await.1, end);
     }
@@ -144,28 +144,28 @@ async fn streams_are_acted_on() {
 }
 
 #[tokio::test]
-async fn the_key_is_rotated() {
+async fn the_api_key_is_rotated() {
     let (service, _) = service().await;
-    let mut stream = Socket::ask(&service, STREAM).await;
+    let mut stream = Socket::request(&service, STREAM).await;
     stream.head().await;
     let body = r#"{"key": "next", "validUntil": "2100-01-01T01:00:00+01:00"}"#;
-    let (status, answer) = call(&service, Method::POST, "/api-key", body).await;
-    let told = json!({"key": "next", "validUntil": "2100-01-01T00:00:00.000Z"});
-    assert_eq!((status, answer), (StatusCode::OK, told));
+    let (status, response) = call(&service, Method::POST, "/api-key", body).await;
+    let expected = json!({"key": "next", "validUntil": "2100-01-01T00:00:00.000Z"});
+    assert_eq!((status, response), (StatusCode::OK, expected));
     assert_eq!(service.api_key(), "next");
     stream.until("api-key-rotated").await;
-    let (_, answer) = call(&service, Method::POST, "/api-key", "").await;
-    assert_eq!(answer["key"], service.api_key());
-    assert_ne!(answer["key"], "next");
+    let (_, response) = call(&service, Method::POST, "/api-key", "").await;
+    assert_eq!(response["key"], service.api_key());
+    assert_ne!(response["key"], "next");
     for (body, field) in [
         (r#"{"kee": "x"}"#, "`kee`"),
         (r#"{"key": 1}"#, "key: "),
         (r#"{"validUntil": "tomorrow"}"#, "validUntil: \"tomorrow\""),
         (r#"{"validUntil": "9999-12-31T23:59:59-01:00"}"#, "validUntil: "),
     ] {
-        let (status, answer) = call(&service, Method::POST, "/api-key", body).await;
+        let (status, response) = call(&service, Method::POST, "/api-key", body).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
-        assert!(answer["error"].as_str().unwrap().contains(field), "{answer}");
+        assert!(response["error"].as_str().unwrap().contains(field), "{response}");
     }
     assert_eq!(call(&service, Method::POST, "/api-key", "").await.0, StatusCode::OK);
 }

@@ -1,14 +1,16 @@
-//! What befalls requests, connections and answers.
+//! The effects of faults on requests, connections and responses.
 
 use std::time::{Duration, Instant};
 
 use flipswitch_local::{Endpoint, Fault, LocalServer};
 use serde_json::Value;
 
-use crate::socket::{BULK, End, HOUR, SINGLE, STREAM, Socket, applied, in_time, is_well, length, service};
+use crate::support::{
+    BULK, End, HOUR, SINGLE, STREAM, Socket, assert_responds, in_time, length, service, until_applied,
+};
 
 #[tokio::test]
-async fn a_fault_strikes_its_endpoint_and_no_other() {
+async fn a_fault_applies_to_its_endpoint_only() {
     let cases = [
         (Endpoint::Bulk, [true, false, false]),
         (Endpoint::Single, [false, true, false]),
@@ -19,25 +21,25 @@ async fn a_fault_strikes_its_endpoint_and_no_other() {
         let (service, faults) = service().await;
         let id = faults.add(Fault::on(endpoint).status(503)).unwrap();
         for (path, expected) in [BULK, SINGLE, STREAM].into_iter().zip(expected) {
-            let head = Socket::ask(&service, path).await.head().await;
+            let head = Socket::request(&service, path).await.head().await;
             assert_eq!(head.starts_with("http/1.1 503"), expected, "{endpoint:?} {path}: {head}");
         }
-        assert_eq!(faults.applied(id), expected.into_iter().filter(|struck| *struck).count() as u64);
+        assert_eq!(faults.applied(id), expected.into_iter().filter(|expected| *expected).count() as u64);
     }
 }
 
 #[tokio::test]
-async fn controls_and_other_services_are_never_struck() {
+async fn faults_apply_neither_to_control_endpoints_nor_to_other_servers() {
     let (service, faults) = service().await;
     let (other, _) = self::service().await;
     faults.add(Fault::on(Endpoint::All).status(503)).unwrap();
-    is_well(&other, BULK).await;
+    assert_responds(&other, BULK).await;
     let listed = reqwest::get(format!("{}/local/flags", service.url())).await.unwrap();
     assert_eq!(listed.status(), 200);
 }
 
 #[tokio::test]
-async fn requests_are_struck_whatever_their_key_is() {
+async fn faults_apply_before_the_api_key_is_checked() {
     let service = LocalServer::builder().api_key("right").start().await.unwrap();
     service.faults().add(Fault::on(Endpoint::All).status(503).times(1)).unwrap();
     for expected in ["503", "401"] {
@@ -48,34 +50,34 @@ async fn requests_are_struck_whatever_their_key_is() {
 }
 
 #[tokio::test]
-async fn faults_strike_in_turn_as_often_as_they_were_told() {
+async fn faults_apply_in_order_and_up_to_their_limits() {
     let (service, faults) = service().await;
     let first = faults.add(Fault::on(Endpoint::Bulk).status(503).after(1).times(2)).unwrap();
     let second = faults.add(Fault::on(Endpoint::All).status(429).after(1).times(1)).unwrap();
     let mut codes = Vec::new();
     for _ in 0..6 {
-        let head = Socket::ask(&service, BULK).await.head().await;
+        let head = Socket::request(&service, BULK).await.head().await;
         codes.push(head[9..12].to_owned());
     }
-    // Let through by both, the first, the first, the second, and nothing any more.
+    // Skipped by both, the first fault twice, the second fault, and both are exhausted.
     assert_eq!(codes, ["200", "503", "503", "429", "200", "200"]);
     let active = faults.active();
     let counted: Vec<_> = active.iter().map(|fault| (fault.id, fault.applied, fault.remaining)).collect();
     assert_eq!(counted, [(first, 2, Some(0)), (second, 1, Some(0))]);
-    assert_eq!(service.requests().len(), 6, "those that were struck are recorded as well");
+    assert_eq!(service.requests().len(), 6, "requests are recorded whether a fault applied or not");
 
     let endless = faults.add(Fault::on(Endpoint::Bulk).status(500)).unwrap();
     assert_eq!(faults.active()[2].remaining, None);
-    assert!(Socket::ask(&service, BULK).await.head().await.starts_with("http/1.1 500"));
+    assert!(Socket::request(&service, BULK).await.head().await.starts_with("http/1.1 500"));
     assert!(faults.remove(endless) && !faults.remove(endless));
-    is_well(&service, BULK).await;
+    assert_responds(&service, BULK).await;
     assert_eq!(faults.active().len(), 2);
     faults.clear();
     assert_eq!(faults.active(), []);
 }
 
 #[tokio::test]
-async fn answers_are_given_as_they_were_written() {
+async fn responses_have_the_status_headers_and_body_of_the_fault() {
     let (service, faults) = service().await;
     let on = Fault::on(Endpoint::All);
     let cases = [
@@ -89,7 +91,7 @@ async fn answers_are_given_as_they_were_written() {
     for (fault, status, headers, body) in cases {
         let id = faults.add(fault).unwrap();
         for path in [BULK, STREAM] {
-            let mut socket = Socket::ask(&service, path).await;
+            let mut socket = Socket::request(&service, path).await;
             let head = socket.head().await;
             assert!(head.starts_with(status), "{head}");
             for header in &headers {
@@ -100,23 +102,23 @@ async fn answers_are_given_as_they_were_written() {
         faults.remove(id);
     }
     let empty = faults.add(on.status(204).body("never sent")).unwrap();
-    let mut socket = Socket::ask(&service, BULK).await;
+    let mut socket = Socket::request(&service, BULK).await;
     assert!(socket.head().await.starts_with("http/1.1 204"));
-    socket.is_quiet();
+    socket.assert_quiet();
     faults.remove(empty);
-    // The connection goes on.
+    // The connection stays usable.
     socket.send(BULK, "any", "").await;
     assert!(socket.head().await.starts_with("http/1.1 200"));
 }
 
 #[tokio::test]
-async fn garbage_comes_as_what_the_endpoint_would_say() {
+async fn garbage_has_the_content_type_of_the_endpoint() {
     let (service, faults) = service().await;
     faults.add(Fault::on(Endpoint::All).garbage([0xff, 0x00])).unwrap();
     for (path, content_type) in
         [(BULK, "application/json"), (SINGLE, "application/json"), (STREAM, "text/event-stream")]
     {
-        let mut socket = Socket::ask(&service, path).await;
+        let mut socket = Socket::request(&service, path).await;
         assert!(socket.head().await.contains(&format!("content-type: {content_type}\r\n")));
         socket.send("/ofrep/v1/elsewhere", "", "connection: close\r\n").await;
         assert!(socket.end().await.0.starts_with(&[0xff, 0x00]), "{path}");
@@ -124,36 +126,36 @@ async fn garbage_comes_as_what_the_endpoint_would_say() {
 }
 
 #[tokio::test]
-async fn an_answer_comes_under_another_content_type() {
+async fn a_fault_replaces_the_content_type() {
     let (service, faults) = service().await;
-    let normal = is_well(&service, BULK).await;
+    let normal = assert_responds(&service, BULK).await;
     faults.add(Fault::on(Endpoint::All).content_type("text/html")).unwrap();
-    let mut socket = Socket::ask(&service, BULK).await;
+    let mut socket = Socket::request(&service, BULK).await;
     let head = socket.head().await;
     assert!(head.contains("content-type: text/html\r\n") && !head.contains("application/json"), "{head}");
     assert_eq!(socket.body(&head).await, normal);
-    let mut stream = Socket::ask(&service, STREAM).await;
+    let mut stream = Socket::request(&service, STREAM).await;
     assert!(stream.head().await.contains("content-type: text/html\r\n"));
     service.set_flag("a", 1);
     stream.until("flag-updated").await;
 }
 
 #[tokio::test]
-async fn a_delay_is_waited_for_and_ends_with_its_fault() {
+async fn a_delay_ends_when_the_fault_is_removed() {
     let (service, faults) = service().await;
-    let normal = is_well(&service, BULK).await;
+    let normal = assert_responds(&service, BULK).await;
     let delay = Duration::from_millis(50);
     let short = faults.add(Fault::on(Endpoint::Bulk).delay(delay).times(1)).unwrap();
     let begun = Instant::now();
-    assert_eq!(is_well(&service, BULK).await, normal);
+    assert_eq!(assert_responds(&service, BULK).await, normal);
     assert!(begun.elapsed() >= delay);
     assert_eq!(faults.applied(short), 1);
 
     let long = faults.add(Fault::on(Endpoint::Bulk).delay(HOUR).times(1)).unwrap();
-    let mut socket = Socket::ask(&service, BULK).await;
-    applied(&faults, long, 1).await;
-    is_well(&service, BULK).await;
-    socket.is_quiet();
+    let mut socket = Socket::request(&service, BULK).await;
+    until_applied(&faults, long, 1).await;
+    assert_responds(&service, BULK).await;
+    socket.assert_quiet();
     faults.clear();
     let head = socket.head().await;
     assert_eq!(socket.body(&head).await, normal);
@@ -164,10 +166,10 @@ async fn a_request_that_hangs_is_closed_when_the_fault_is_removed() {
     let (service, faults) = service().await;
     for path in [BULK, STREAM] {
         let id = faults.add(Fault::on(Endpoint::All).hang().times(1)).unwrap();
-        let socket = Socket::ask(&service, path).await;
-        applied(&faults, id, 1).await;
-        is_well(&service, path).await;
-        socket.is_quiet();
+        let socket = Socket::request(&service, path).await;
+        until_applied(&faults, id, 1).await;
+        assert_responds(&service, path).await;
+        socket.assert_quiet();
         faults.remove(id);
         assert_eq!(socket.end().await, (vec![], End::Closed), "{path}");
     }
@@ -175,24 +177,24 @@ async fn a_request_that_hangs_is_closed_when_the_fault_is_removed() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_connection_is_closed_in_order_although_there_is_more_to_read() {
+async fn a_connection_with_unread_data_is_closed_with_a_fin() {
     let (service, faults) = service().await;
     let id = faults.add(Fault::on(Endpoint::All).hang()).unwrap();
-    let mut socket = Socket::ask(&service, BULK).await;
-    applied(&faults, id, 1).await;
+    let mut socket = Socket::request(&service, BULK).await;
+    until_applied(&faults, id, 1).await;
     socket.send(BULK, "any", &format!("x: {}\r\n", "y".repeat(100_000))).await;
     faults.clear();
     assert_eq!(socket.end().await, (vec![], End::Closed));
 }
 
 #[tokio::test]
-async fn connections_end_without_an_answer() {
+async fn connections_end_without_a_response() {
     let on = Fault::on(Endpoint::All);
     for (fault, end) in [(on.close(), End::Closed), (on.reset(), End::Reset)] {
         let (service, faults) = service().await;
         let id = faults.add(fault).unwrap();
         for path in [BULK, SINGLE, STREAM] {
-            let socket = Socket::ask(&service, path).await;
+            let socket = Socket::request(&service, path).await;
             assert_eq!(socket.end().await, (vec![], end), "{path}");
         }
         assert_eq!(faults.applied(id), 3);
@@ -210,52 +212,52 @@ async fn connections_end_before_anything_is_read() {
         before.head().await;
         let id = faults.add(fault.times(2)).unwrap();
         for _ in 0..2 {
-            // Nothing is sent.
+            // The client sends nothing.
             assert_eq!(Socket::open(&service).await.end().await, (vec![], end));
         }
-        is_well(&service, BULK).await;
+        assert_responds(&service, BULK).await;
         assert_eq!(faults.applied(id), 2);
         before.send(SINGLE, "any", "").await;
         before.until("HTTP/1.1 200").await;
     }
     let (service, faults) = service().await;
     faults.add(on.close()).unwrap();
-    // Also when the client was quick to send something.
-    assert_eq!(Socket::ask(&service, BULK).await.end().await.0, b"");
+    // The client has sent a request already.
+    assert_eq!(Socket::request(&service, BULK).await.end().await.0, b"");
     assert_eq!(service.requests().len(), 0);
 }
 
 #[tokio::test]
-async fn a_connection_hangs_from_its_beginning() {
+async fn a_new_connection_hangs() {
     let (service, faults) = service().await;
     let id = faults.add(Fault::on(Endpoint::Connections).hang().times(1)).unwrap();
-    let socket = Socket::ask(&service, BULK).await;
-    applied(&faults, id, 1).await;
-    is_well(&service, BULK).await;
-    socket.is_quiet();
-    assert_eq!(service.requests().len(), 1, "the request that hangs has not been read");
+    let socket = Socket::request(&service, BULK).await;
+    until_applied(&faults, id, 1).await;
+    assert_responds(&service, BULK).await;
+    socket.assert_quiet();
+    assert_eq!(service.requests().len(), 1, "the request that hangs was not read");
     faults.clear();
     assert_eq!(socket.end().await, (vec![], End::Closed));
 }
 
 #[tokio::test]
-async fn an_answer_is_cut_off_in_its_body() {
+async fn a_response_is_cut_off_in_its_body() {
     let (service, faults) = service().await;
-    let whole = is_well(&service, BULK).await;
+    let whole = assert_responds(&service, BULK).await;
     for (bytes, expected) in [(0, 0), (10, 10), (whole.len(), whole.len()), (1 << 20, whole.len())] {
         let on = Fault::on(Endpoint::Bulk);
         for (fault, end) in [(on.close(), End::Closed), (on.reset(), End::Reset), (on.half_open(), End::Closed)] {
             let halts = fault == on.half_open();
             let id = faults.add(fault.after_bytes(bytes as u64).times(1)).unwrap();
-            let mut socket = Socket::ask(&service, BULK).await;
+            let mut socket = Socket::request(&service, BULK).await;
             let head = socket.head().await;
-            assert_eq!(length(&head), whole.len(), "the head tells nothing of what will follow");
+            assert_eq!(length(&head), whole.len(), "the head announces the whole body");
             assert_eq!(socket.bytes(expected).await, whole[..expected]);
             if halts {
-                // Nobody reads any more either.
+                // Requests on a silent connection are not read.
                 socket.send(BULK, "any", "").await;
-                is_well(&service, BULK).await;
-                socket.is_quiet();
+                assert_responds(&service, BULK).await;
+                socket.assert_quiet();
                 faults.remove(id);
             }
             assert_eq!(socket.end().await, (vec![], end), "{bytes}");
@@ -264,20 +266,20 @@ async fn an_answer_is_cut_off_in_its_body() {
 }
 
 #[tokio::test]
-async fn a_big_answer_is_cut_off_where_it_was_to_be() {
+async fn a_large_response_is_cut_off_at_the_exact_byte() {
     let big = "x".repeat(6 << 20);
     let service = LocalServer::start(serde_json::json!({ "a": big })).await.unwrap();
     service.faults().add(Fault::on(Endpoint::Bulk).close().after_bytes(5 << 20)).unwrap();
-    let mut socket = Socket::ask(&service, BULK).await;
+    let mut socket = Socket::request(&service, BULK).await;
     socket.head().await;
     let (body, end) = socket.end().await;
     assert_eq!((body.len(), end), (5 << 20, End::Closed));
 }
 
 #[tokio::test]
-async fn an_answer_that_is_befallen_has_a_body() {
+async fn effects_on_the_body_prevent_not_modified_responses() {
     let (service, faults) = service().await;
-    let mut socket = Socket::ask(&service, BULK).await;
+    let mut socket = Socket::request(&service, BULK).await;
     let head = socket.head().await;
     socket.body(&head).await;
     let tag = head.split("etag: ").nth(1).unwrap().split("\r\n").next().unwrap();
@@ -296,26 +298,26 @@ async fn an_answer_that_is_befallen_has_a_body() {
 #[tokio::test]
 async fn a_body_trickles() {
     let (service, faults) = service().await;
-    let whole = is_well(&service, BULK).await;
+    let whole = assert_responds(&service, BULK).await;
     let id = faults.add(Fault::on(Endpoint::Bulk).trickle(4, HOUR)).unwrap();
-    let mut socket = Socket::ask(&service, BULK).await;
+    let mut socket = Socket::request(&service, BULK).await;
     let head = socket.head().await;
     assert_eq!(length(&head), whole.len());
     assert_eq!(socket.bytes(4).await, whole[..4]);
-    is_well(&service, SINGLE).await;
-    socket.is_quiet();
+    assert_responds(&service, SINGLE).await;
+    socket.assert_quiet();
     faults.remove(id);
     assert_eq!(socket.bytes(whole.len() - 4).await, whole[4..]);
 
     let every = Duration::from_millis(1);
     faults.add(Fault::on(Endpoint::Bulk).trickle(8, every)).unwrap();
     let begun = Instant::now();
-    assert_eq!(is_well(&service, BULK).await, whole);
+    assert_eq!(assert_responds(&service, BULK).await, whole);
     assert!(begun.elapsed() >= every * u32::try_from(whole.len() / 8).unwrap());
 }
 
 #[tokio::test]
-async fn shutdown_is_not_held_up() {
+async fn faults_do_not_delay_shutdown() {
     let on = Fault::on(Endpoint::All);
     let faults = [
         (on.hang(), 0, "hang"),
@@ -329,11 +331,11 @@ async fn shutdown_is_not_held_up() {
         for path in [BULK, STREAM] {
             let (service, faults) = service().await;
             let id = faults.add(fault.clone()).unwrap();
-            let mut socket = Socket::ask(&service, path).await;
-            applied(&faults, id, 1).await;
+            let mut socket = Socket::request(&service, path).await;
+            until_applied(&faults, id, 1).await;
             let begun = Instant::now();
             in_time(service.shutdown()).await;
-            // Whatever does not end by itself is cut after 2 s.
+            // Connections that do not end by themselves are aborted after 2 s.
             assert!(begun.elapsed() < Duration::from_secs(2), "{name} {path}");
             for _ in 0..heads {
                 assert!(socket.head().await.starts_with("http/1.1 200"), "{name} {path}");
@@ -344,7 +346,7 @@ async fn shutdown_is_not_held_up() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_is_refused_by_its_field() {
+async fn errors_of_invalid_faults_name_the_field() {
     let on = Fault::on(Endpoint::Bulk);
     let connections = Fault::on(Endpoint::Connections);
     let cases = [
@@ -373,11 +375,11 @@ async fn what_cannot_be_is_refused_by_its_field() {
         assert!(error.starts_with(expected), "{error}");
     }
     assert_eq!(faults.active(), []);
-    is_well(&service, BULK).await;
+    assert_responds(&service, BULK).await;
 }
 
 #[tokio::test]
-async fn faults_that_are_over_make_room_for_others() {
+async fn exhausted_faults_make_room_for_new_ones() {
     let (service, faults) = service().await;
     let once = faults.add(Fault::on(Endpoint::Bulk).status(500).times(1)).unwrap();
     for _ in 1..1024 {
@@ -385,7 +387,7 @@ async fn faults_that_are_over_make_room_for_others() {
     }
     let another = || Fault::on(Endpoint::Single).status(500);
     assert!(faults.add(another()).unwrap_err().to_string().contains("1024"));
-    assert!(Socket::ask(&service, BULK).await.head().await.starts_with("http/1.1 500"));
+    assert!(Socket::request(&service, BULK).await.head().await.starts_with("http/1.1 500"));
     assert!(faults.add(another()).is_ok());
     assert!(faults.active().iter().all(|fault| fault.id != once));
     let json: Value = serde_json::to_value(&faults.active()[0]).unwrap();

@@ -1,8 +1,8 @@
-//! What goes wrong on purpose, as a client meets it on its socket.
+//! Faults as a client sees them on its socket.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod api_key;
 mod control;
 mod effects;
-mod key;
-mod socket;
 mod streams;
+mod support;

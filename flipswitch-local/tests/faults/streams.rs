@@ -1,17 +1,17 @@
-//! What befalls streams, those that are open and those to come.
+//! The effects of faults on open and new streams.
 
 use std::time::Duration;
 
 use flipswitch_local::{Endpoint, Fault, LocalServer};
 use serde_json::json;
 
-use crate::socket::{BULK, End, STREAM, Socket, applied, eventually, is_well, service};
+use crate::support::{BULK, End, STREAM, Socket, assert_responds, eventually, service, until_applied};
 
 #[tokio::test]
-async fn open_streams_are_ended_in_three_ways_after_what_was_sent_before() {
+async fn open_streams_end_after_the_events_sent_before() {
     let (service, faults) = service().await;
     for (name, end) in [("finish", None), ("drop", Some(End::Closed)), ("reset", Some(End::Reset))] {
-        let mut streams = [Socket::listen(&service).await, Socket::listen(&service).await];
+        let mut streams = [Socket::open_stream(&service).await, Socket::open_stream(&service).await];
         service.set_flag("a", name);
         let ended = match name {
             "finish" => faults.finish_streams(),
@@ -24,7 +24,7 @@ async fn open_streams_are_ended_in_three_ways_after_what_was_sent_before() {
         }
         for mut stream in streams {
             match end {
-                // The end of the body, after which the connection goes on.
+                // The body ends, and the connection stays usable.
                 None => {
                     stream.until("0\r\n\r\n").await;
                     stream.send(BULK, "any", "").await;
@@ -32,24 +32,24 @@ async fn open_streams_are_ended_in_three_ways_after_what_was_sent_before() {
                 }
                 Some(end) => {
                     let (rest, ended) = stream.end().await;
-                    assert!(!rest.ends_with(b"\r\n0\r\n\r\n"), "in the middle of the answer");
+                    assert!(!rest.ends_with(b"\r\n0\r\n\r\n"), "in the middle of the response");
                     assert_eq!(ended, end);
                 }
             }
         }
         eventually(|| service.streams() == 0).await;
     }
-    // Later streams are not concerned.
-    let mut stream = Socket::listen(&service).await;
+    // Later streams are not affected.
+    let mut stream = Socket::open_stream(&service).await;
     service.set_flag("a", 1);
     stream.until("flag-updated").await;
 }
 
 #[tokio::test]
-async fn a_stream_that_nobody_reads_is_dropped_as_well() {
+async fn a_stream_that_is_not_read_is_reset_as_well() {
     let (service, faults) = service().await;
-    let stream = Socket::listen(&service).await;
-    // More than the buffers of any socket hold.
+    let stream = Socket::open_stream(&service).await;
+    // More than the buffers of a socket hold.
     assert_eq!(faults.inject(vec![b'x'; 64 << 20]), 1);
     assert_eq!(faults.reset_streams(), 1);
     eventually(|| service.streams() == 0).await;
@@ -57,10 +57,10 @@ async fn a_stream_that_nobody_reads_is_dropped_as_well() {
 }
 
 #[tokio::test]
-async fn bytes_are_injected_as_they_are() {
+async fn bytes_are_injected_unchanged() {
     let (service, faults) = service().await;
-    assert_eq!(faults.inject("nobody"), 0);
-    let mut streams = [Socket::listen(&service).await, Socket::listen(&service).await];
+    assert_eq!(faults.inject("no stream"), 0);
+    let mut streams = [Socket::open_stream(&service).await, Socket::open_stream(&service).await];
     assert_eq!(faults.inject(b"data: {\nevent:\r\r".to_vec()), 2);
     service.set_flag("a", 1);
     for stream in &mut streams {
@@ -70,25 +70,25 @@ async fn bytes_are_injected_as_they_are() {
 }
 
 #[tokio::test]
-async fn half_open_strikes_open_streams_and_those_to_come() {
+async fn half_open_applies_to_open_and_new_streams() {
     let (service, faults) = service().await;
-    let mut open = [Socket::listen(&service).await, Socket::listen(&service).await];
+    let mut open = [Socket::open_stream(&service).await, Socket::open_stream(&service).await];
     let id = faults.add(Fault::on(Endpoint::Stream).half_open().times(3)).unwrap();
     assert_eq!(faults.applied(id), 2);
-    let mut later = Socket::ask(&service, STREAM).await;
+    let mut later = Socket::request(&service, STREAM).await;
     later.head().await;
     assert_eq!(faults.applied(id), 3);
-    let mut spared = Socket::listen(&service).await;
+    let mut spared = Socket::open_stream(&service).await;
     assert_eq!(service.streams(), 4);
-    // Several times, since the streams are served side by side.
+    // Several times, since the streams are served concurrently.
     for value in 0..5 {
         service.set_flag("a", value);
         spared.until("flag-updated").await;
     }
     for stream in &mut open {
-        stream.is_quiet();
+        stream.assert_quiet();
     }
-    later.is_quiet();
+    later.assert_quiet();
 
     let [leaves, stays] = open;
     drop(leaves);
@@ -104,7 +104,7 @@ async fn half_open_strikes_open_streams_and_those_to_come() {
 #[tokio::test]
 async fn half_open_streams_can_be_dropped() {
     let (service, faults) = service().await;
-    let stream = Socket::listen(&service).await;
+    let stream = Socket::open_stream(&service).await;
     faults.add(Fault::on(Endpoint::Stream).half_open()).unwrap();
     eventually(|| {
         faults.reset_streams();
@@ -118,16 +118,16 @@ async fn half_open_streams_can_be_dropped() {
 #[tokio::test]
 async fn streams_are_cut_off_within_an_event() {
     let (service, faults) = service().await;
-    let mut open = Socket::listen(&service).await;
-    let mut spared = Socket::listen(&service).await;
+    let mut open = Socket::open_stream(&service).await;
+    let mut spared = Socket::open_stream(&service).await;
     let id = faults.add(Fault::on(Endpoint::Stream).half_open().after_bytes(20).times(1)).unwrap();
     service.set_flag("a", 1);
     spared.until("flag-updated").await;
     assert_eq!(open.until("event: flag-updated\n").await.lines().last(), Some("event: flag-updated"));
     assert_eq!(open.until("\r\n").await, "\r\n", "the end of a chunk");
-    open.is_quiet();
-    // Before it is cut off, a stream is let go.
-    let mut waiting = Socket::listen(&service).await;
+    open.assert_quiet();
+    // A stream is released before its cut is due.
+    let mut waiting = Socket::open_stream(&service).await;
     let far = faults.add(Fault::on(Endpoint::Stream).half_open().after_bytes(500)).unwrap();
     // One of the three had been cut off.
     assert_eq!((faults.applied(id), faults.applied(far)), (1, 2));
@@ -140,7 +140,7 @@ async fn streams_are_cut_off_within_an_event() {
     let on = Fault::on(Endpoint::Stream);
     for (fault, expected) in [(on.close(), End::Closed), (on.reset(), End::Reset)] {
         let id = faults.add(fault.after_bytes(10)).unwrap();
-        let mut stream = Socket::listen(&service).await;
+        let mut stream = Socket::open_stream(&service).await;
         service.set_flag("a", 3);
         stream.until("event: fla").await;
         assert_eq!(stream.end().await, (b"\r\n".to_vec(), expected));
@@ -151,19 +151,19 @@ async fn streams_are_cut_off_within_an_event() {
 }
 
 #[tokio::test]
-async fn half_open_streams_are_closed_whether_anything_was_to_be_sent_or_not() {
+async fn a_half_open_stream_without_events_is_closed_with_its_fault() {
     let (service, faults) = service().await;
-    let stream = Socket::listen(&service).await;
+    let stream = Socket::open_stream(&service).await;
     faults.add(Fault::on(Endpoint::Stream).half_open()).unwrap();
     faults.clear();
     assert_eq!(stream.end().await, (vec![], End::Closed));
 }
 
 #[tokio::test]
-async fn a_stream_that_ends_before_it_is_cut_off_is_cut_off_there() {
+async fn a_stream_that_ends_before_its_cut_is_cut_off_at_its_end() {
     let (service, faults) = service().await;
     faults.add(Fault::on(Endpoint::Stream).reset().after_bytes(1 << 20)).unwrap();
-    let stream = Socket::listen(&service).await;
+    let stream = Socket::open_stream(&service).await;
     assert_eq!(faults.finish_streams(), 1);
     assert_eq!(stream.end().await, (vec![], End::Reset));
 }
@@ -171,22 +171,22 @@ async fn a_stream_that_ends_before_it_is_cut_off_is_cut_off_there() {
 #[tokio::test]
 async fn events_trickle() {
     let (service, faults) = service().await;
-    let id = faults.add(Fault::on(Endpoint::Stream).trickle(5, crate::socket::HOUR)).unwrap();
-    let mut stream = Socket::listen(&service).await;
-    applied(&faults, id, 1).await;
+    let id = faults.add(Fault::on(Endpoint::Stream).trickle(5, crate::support::HOUR)).unwrap();
+    let mut stream = Socket::open_stream(&service).await;
+    until_applied(&faults, id, 1).await;
     service.set_flag("a", 1);
     assert_eq!(stream.bytes(10).await, "5\r\nevent\r\n");
-    is_well(&service, BULK).await;
-    stream.is_quiet();
+    assert_responds(&service, BULK).await;
+    stream.assert_quiet();
     assert_eq!(faults.drop_streams(), 1);
-    assert_eq!(stream.end().await, (vec![], End::Closed), "pauses hold nobody up");
+    assert_eq!(stream.end().await, (vec![], End::Closed), "pauses do not delay the end");
 }
 
 #[tokio::test]
-async fn heartbeats_stop_while_they_are_to() {
+async fn heartbeats_stop_while_the_fault_applies() {
     let service = LocalServer::builder().heartbeat(Duration::from_millis(5)).start().await.unwrap();
     let faults = service.faults();
-    let mut stream = Socket::listen(&service).await;
+    let mut stream = Socket::open_stream(&service).await;
     stream.until("heartbeat").await;
     let id = faults.add(Fault::on(Endpoint::Stream).no_heartbeats()).unwrap();
     faults.inject(": here\n\n");
@@ -199,12 +199,12 @@ async fn heartbeats_stop_while_they_are_to() {
     stream.until("heartbeat").await;
 
     let three = faults.add(Fault::on(Endpoint::All).no_heartbeats().times(3)).unwrap();
-    applied(&faults, three, 3).await;
+    until_applied(&faults, three, 3).await;
     stream.until("heartbeat").await;
 
-    // Here no heartbeat is due.
+    // No heartbeat is due on this server.
     let (service, faults) = self::service().await;
     let id = faults.add(Fault::on(Endpoint::All).no_heartbeats()).unwrap();
-    is_well(&service, BULK).await;
-    assert_eq!(faults.applied(id), 0, "requests are not concerned");
+    assert_responds(&service, BULK).await;
+    assert_eq!(faults.applied(id), 0, "the fault does not apply to requests");
 }

@@ -1,4 +1,4 @@
-//! A client that sees every byte.
+//! A client that sees every byte, and other helpers.
 
 use std::{
     io::{self, ErrorKind},
@@ -16,7 +16,7 @@ pub(crate) const BULK: &str = "/ofrep/v1/evaluate/flags";
 pub(crate) const SINGLE: &str = "/ofrep/v1/evaluate/flags/a";
 pub(crate) const STREAM: &str = "/api/v1/flags/events";
 
-/// No test waits so long.
+/// Longer than any test takes.
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
 
 /// How a connection ended.
@@ -26,28 +26,28 @@ pub(crate) enum End {
     Reset,
 }
 
-/// A connection, and what came over it and was not looked at yet.
+/// A connection, and the bytes received from it that the test has not read yet.
 pub(crate) struct Socket {
     stream: TcpStream,
-    got: Vec<u8>,
+    received: Vec<u8>,
 }
 
 impl Socket {
     pub(crate) async fn open(service: &LocalServer) -> Self {
         let stream = TcpStream::connect(service.url().trim_start_matches("http://")).await.unwrap();
-        Self { stream, got: Vec::new() }
+        Self { stream, received: Vec::new() }
     }
 
     /// Opens a connection and sends a request over it.
-    pub(crate) async fn ask(service: &LocalServer, path: &str) -> Self {
+    pub(crate) async fn request(service: &LocalServer, path: &str) -> Self {
         let mut socket = Self::open(service).await;
         socket.send(path, &service.api_key(), "").await;
         socket
     }
 
     /// Opens a stream, and waits until it is open.
-    pub(crate) async fn listen(service: &LocalServer) -> Self {
-        let mut socket = Self::ask(service, STREAM).await;
+    pub(crate) async fn open_stream(service: &LocalServer) -> Self {
+        let mut socket = Self::request(service, STREAM).await;
         socket.head().await;
         socket
     }
@@ -58,92 +58,92 @@ impl Socket {
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: local\r\nx-api-key: {key}\r\n{headers}content-length: {length}\r\n\r\n{body}"
         );
-        // A connection that ends at once may not take it; what it gives is what counts.
+        // Fails if the connection has ended already. Tests look at what is received.
         self.stream.write_all(request.as_bytes()).await.ok();
     }
 
-    /// Reads up to here and returns that much.
+    /// Reads up to and including this text.
     pub(crate) async fn until(&mut self, mark: &str) -> String {
         loop {
-            if let Some(at) = self.got.windows(mark.len()).position(|window| window == mark.as_bytes()) {
-                let bytes: Vec<u8> = self.got.drain(..at + mark.len()).collect();
+            if let Some(at) = self.received.windows(mark.len()).position(|window| window == mark.as_bytes()) {
+                let bytes: Vec<u8> = self.received.drain(..at + mark.len()).collect();
                 return String::from_utf8(bytes).unwrap();
             }
-            let read = in_time(self.stream.read_buf(&mut self.got)).await.unwrap();
-            assert_ne!(read, 0, "the connection ended before {mark:?}: {:?}", String::from_utf8_lossy(&self.got));
+            let read = in_time(self.stream.read_buf(&mut self.received)).await.unwrap();
+            assert_ne!(read, 0, "the connection ended before {mark:?}: {:?}", String::from_utf8_lossy(&self.received));
         }
     }
 
-    /// Reads a head, in small letters.
+    /// Reads a head, in lower case.
     pub(crate) async fn head(&mut self) -> String {
         self.until("\r\n\r\n").await.to_lowercase()
     }
 
-    /// Reads exactly so many bytes.
+    /// Reads this many bytes.
     pub(crate) async fn bytes(&mut self, count: usize) -> String {
-        while self.got.len() < count {
-            assert_ne!(in_time(self.stream.read_buf(&mut self.got)).await.unwrap(), 0, "the connection ended");
+        while self.received.len() < count {
+            assert_ne!(in_time(self.stream.read_buf(&mut self.received)).await.unwrap(), 0, "the connection ended");
         }
-        String::from_utf8(self.got.drain(..count).collect()).unwrap()
+        String::from_utf8(self.received.drain(..count).collect()).unwrap()
     }
 
-    /// Reads a body of which the head has told the length.
+    /// Reads the body, whose length is in the head.
     pub(crate) async fn body(&mut self, head: &str) -> String {
         self.bytes(length(head)).await
     }
 
-    /// Reads to the end; returns what came, and how it ended.
+    /// Reads to the end of the connection.
     pub(crate) async fn end(mut self) -> (Vec<u8>, End) {
         loop {
-            match in_time(self.stream.read_buf(&mut self.got)).await {
-                Ok(0) => return (self.got, End::Closed),
+            match in_time(self.stream.read_buf(&mut self.received)).await {
+                Ok(0) => return (self.received, End::Closed),
                 Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::ConnectionReset => return (self.got, End::Reset),
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => return (self.received, End::Reset),
                 Err(error) => panic!("{error}"),
             }
         }
     }
 
-    /// Fails the test if there are bytes or an end.
-    pub(crate) fn is_quiet(&self) {
-        assert_eq!(String::from_utf8_lossy(&self.got), "");
+    /// Fails the test if there are bytes, or if the connection has ended.
+    pub(crate) fn assert_quiet(&self) {
+        assert_eq!(String::from_utf8_lossy(&self.received), "");
         let mut byte = [0];
         let outcome = self.stream.try_read(&mut byte);
         assert_eq!(outcome.map_err(|error: io::Error| error.kind()), Err(ErrorKind::WouldBlock));
     }
 }
 
-/// The length of a body as its head tells it.
+/// Returns the length of a body from its head.
 pub(crate) fn length(head: &str) -> usize {
     head.split("content-length: ").nth(1).unwrap().split("\r\n").next().unwrap().parse().unwrap()
 }
 
-/// A service with a flag `a`.
+/// Starts a server with a flag `a`.
 pub(crate) async fn service() -> (LocalServer, Faults) {
-    let service = LocalServer::start(json!({"a": "some text that gives the answer a length"})).await.unwrap();
+    let service = LocalServer::start(json!({"a": "some text that gives the response a length"})).await.unwrap();
     let faults = service.faults();
     (service, faults)
 }
 
-/// Fails the test unless a request over a new connection is answered in full.
-pub(crate) async fn is_well(service: &LocalServer, path: &str) -> String {
-    let mut socket = Socket::ask(service, path).await;
+/// Fails the test unless a request on a new connection gets a whole response. Returns its body.
+pub(crate) async fn assert_responds(service: &LocalServer, path: &str) -> String {
+    let mut socket = Socket::request(service, path).await;
     let head = socket.head().await;
     assert!(head.starts_with("http/1.1 200"), "{head}");
     if path == STREAM { String::new() } else { socket.body(&head).await }
 }
 
-/// Fails the test if something takes longer than anything should.
+/// Fails the test if a future takes too long.
 pub(crate) async fn in_time<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(30), future).await.unwrap()
 }
 
-/// Waits until a fault has struck so often.
-pub(crate) async fn applied(faults: &Faults, id: FaultId, times: u64) {
+/// Waits until a fault has been applied this many times.
+pub(crate) async fn until_applied(faults: &Faults, id: FaultId, times: u64) {
     eventually(|| faults.applied(id) == times).await;
 }
 
-/// Waits until a state is reached.
+/// Waits until a condition holds.
 pub(crate) async fn eventually(mut reached: impl FnMut() -> bool) {
     in_time(async {
         while !reached() {
