@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_that_misses_events_is_told_that_anything_may_have_changed() {
+    async fn a_stream_that_misses_events_gets_config_updated_instead() {
         let broadcaster = Arc::new(Broadcaster::default());
         let mut stream = broadcaster.subscribe("client".to_owned());
         for _ in 0..=BACKLOG {

@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 /// A JSON value that must be an object and is not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct NotAnObject {
-    /// What the value stands for. Empty if the context of the error says it.
+    /// The name of the value. Empty for a value that the rest of the error names.
     pub(crate) place: &'static str,
     found: &'static str,
 }

@@ -3,8 +3,7 @@
 /// Paths, contexts and client names are listed up to this many characters.
 const MAX_CHARS: usize = 240;
 
-/// Masks an API key. Of a key long enough to stay secret, the last four characters remain, so that keys can be told
-/// apart.
+/// Masks an API key. The last four characters of a long key remain, to distinguish keys.
 pub(crate) fn mask_key(key: &[u8]) -> String {
     const SHOWN: usize = 4;
     match str::from_utf8(key) {

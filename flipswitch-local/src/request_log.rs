@@ -71,7 +71,7 @@ impl RequestLog {
         Self { entries: Mutex::default(), broadcaster }
     }
 
-    /// Adds a request, which is pending until the returned guard says otherwise.
+    /// Adds a request. It is pending until the returned guard is completed or dropped.
     pub(crate) fn add(&self, request: RecordedRequest, is_of_application: bool) -> PendingRequest {
         let request = request.detach();
         let bytes = request.size();

@@ -28,7 +28,7 @@ const BODY_PREFIX: usize = 1_024;
 /// Watchers get at most one update in this time; changes in between are sent together.
 const UPDATE_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Time without a change after which a comment is sent, so that connections of watchers that are gone are noticed.
+/// Time without a change after which a comment is sent, so that a closed connection is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Returns the latest requests of applications, newest first.

@@ -278,7 +278,7 @@ async function save(form) {
     return showError(form, field, error.message);
   }
   editor.close();
-  showMessage(`${key} is saved.`);
+  showMessage(`Saved ${key}.`);
 }
 
 const remover = $('#remover');
@@ -299,7 +299,7 @@ async function remove(form) {
   }
   remover.close();
   ($('.edit', neighbour ?? document.body) ?? $('#add')).focus();
-  showMessage(`${key} is deleted.`);
+  showMessage(`Deleted ${key}.`);
 }
 
 /** Parses `plan=premium, age=18`, where values are JSON or plain text, or a JSON object. */
@@ -339,7 +339,7 @@ const PRESETS = [
   ['Evaluations slow', { on: 'bulk', effect: { delay: { millis: 2000 } } }],
   ['Evaluations hang', { on: 'bulk', effect: 'hang' }],
   ['Evaluations garbage', { on: 'bulk', effect: { garbage: { body: '<html>' } } }],
-  ['Streams refused', { on: 'stream', effect: { status: { code: 503 } } }],
+  ['Streams 503', { on: 'stream', effect: { status: { code: 503 } } }],
   ['Streams half-open', { on: 'stream', effect: 'halfOpen' }],
   ['Everything reset', { on: 'all', effect: 'reset' }],
 ];
@@ -393,7 +393,7 @@ async function readFaults() {
     const button = make('button', '', 'Remove');
     button.type = 'button';
     button.setAttribute('aria-label', `Remove fault ${id}`);
-    button.onclick = () => act(() => request('DELETE', `/faults/${id}`), () => `Fault ${id} is removed.`);
+    button.onclick = () => act(() => request('DELETE', `/faults/${id}`), () => `Removed fault ${id}.`);
     line.append(make('b', ''), make('code', ''), make('span', 'applied'), button);
     return line;
   }, (line, { on, effect, after, struck, remaining }) => {
