@@ -7,7 +7,7 @@ use flipswitch_local::LocalServer;
 use tracing_subscriber::EnvFilter;
 
 const HELP: &str = "\
-Flipswitch in a box: a local flag service for development and tests.
+A local feature-flag service for development and tests.
 
 Usage: flipswitch-local [OPTIONS]
 
