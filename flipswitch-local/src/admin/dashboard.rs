@@ -9,7 +9,13 @@ use crate::state::AppState;
 
 const PAGE: &str = include_str!("dashboard/page.html");
 const STYLE: &str = include_str!("dashboard/style.css");
-const SCRIPT: &str = include_str!("dashboard/script.js");
+/// One script in the order of its dependencies.
+const SCRIPT: &str = concat!(
+    include_str!("dashboard/common.js"),
+    include_str!("dashboard/flags.js"),
+    include_str!("dashboard/faults.js"),
+    include_str!("dashboard/live.js"),
+);
 const ICON: &str = include_str!("dashboard/icon.svg");
 
 /// Limits the page to its own files, and to requests to this server. Trusted types keep data from becoming a script, even
