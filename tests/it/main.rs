@@ -1,28 +1,85 @@
 //! Tests across the crates, over real sockets.
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod scripted;
-mod support;
+/// Evaluating flags: values, caching, limits, the provider's life.
+mod evaluation {
+    mod caching;
+    mod http_client;
+    mod lifecycle;
+    mod limits;
+    mod ofrep;
+    mod open_feature;
+    #[cfg(feature = "peers")]
+    mod peers;
+}
 
-#[cfg(feature = "browser")]
-mod browser;
-mod cost;
-mod crowd;
-mod dashboard;
-mod evaluation;
-mod events;
-mod faults;
-mod frameworks;
-mod hostile;
-mod key;
-mod layer;
-mod life;
-mod local;
+/// Changes in real time: the stream, polling, events.
+mod stream {
+    mod changes;
+    mod events;
+    mod malformed;
+    mod oversized;
+    mod polling;
+    mod rejected;
+}
+
+/// The flag service is slow, failing or down.
+mod outage {
+    mod failed_requests;
+    mod lost_connections;
+    mod slow_service;
+    mod stale_values;
+}
+
+/// API keys.
+mod auth {
+    mod api_key;
+    mod key_rotation;
+}
+
+/// axum, actix-web and other servers.
+mod web {
+    mod actix_workers;
+    mod anonymous;
+    mod gates;
+    mod guards;
+    mod health;
+    mod html;
+    mod hyper_and_tonic;
+    mod lifespan;
+    mod open_feature_client;
+    mod passthrough;
+    mod requests;
+    mod service_contract;
+    mod setup_warnings;
+}
+
+/// The local flag service and its dashboard.
+mod local {
+    mod admin;
+    #[cfg(feature = "browser")]
+    mod browser;
+    #[cfg(feature = "peers")]
+    mod peers;
+    mod service;
+}
+
 mod mistakes;
-mod open_feature;
-mod outage;
-mod page;
-#[cfg(feature = "peers")]
-mod peers;
-mod services;
-mod wire;
+
+/// What the tests share.
+mod support {
+    pub(crate) mod apps;
+    #[cfg(feature = "browser")]
+    pub(crate) mod browser;
+    mod common;
+    pub(crate) mod events;
+    pub(crate) mod faults;
+    #[cfg(feature = "peers")]
+    pub(crate) mod json;
+    #[cfg(feature = "peers")]
+    pub(crate) mod peer;
+    pub(crate) mod scripted;
+    pub(crate) mod session;
+
+    pub(crate) use self::common::*;
+}
