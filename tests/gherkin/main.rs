@@ -6,11 +6,11 @@
 
 mod bed;
 mod exceptions;
-#[path = "../it/peers/json.rs"]
+#[path = "../it/support/json.rs"]
 mod json;
-#[path = "../it/peers/server.rs"]
+#[path = "../it/support/peer.rs"]
 mod server;
-#[path = "../it/support.rs"]
+#[path = "../it/support/common.rs"]
 #[expect(dead_code, reason = "what the tests in `it` share is more than what these need")]
 mod support;
 mod tally;

@@ -13,10 +13,12 @@ use flipswitch::{
 use flipswitch_local::{KeyRotation, LocalServer};
 use tokio::sync::{Semaphore, broadcast};
 
-use crate::{
+use crate::support::{
+    PATIENCE,
     events::{CONNECTED, connected, is, is_change_of, is_error, until},
+    eventually, in_time,
     scripted::{Received, Reply, Scripted},
-    support::{PATIENCE, eventually, in_time, user},
+    user,
 };
 
 /// Other SDKs' mistake 14: a rotation of the key is only logged, and the key cannot be exchanged.

@@ -16,9 +16,10 @@ use flipswitch_local::LocalServer;
 use futures_util::{FutureExt, future::join_all};
 use tokio::sync::{Semaphore, broadcast};
 
-use crate::{
+use crate::support::{
+    self, builder, eventually, in_time,
     scripted::{Reply, Scripted},
-    support::{self, builder, eventually, in_time, user},
+    user,
 };
 
 #[tokio::test]

@@ -16,9 +16,10 @@ use tokio::{
     task::{self, JoinSet},
 };
 
-use crate::{
+use crate::support::{
+    PATIENCE, eventually, in_time,
     scripted::{Received, Reply, Scripted},
-    support::{PATIENCE, eventually, in_time, user},
+    user,
 };
 
 /// A user of whom a request is about.

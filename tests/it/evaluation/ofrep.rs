@@ -12,9 +12,10 @@ use flipswitch::{
     serde_json::{Map, Value, json},
 };
 
-use crate::{
+use crate::support::{
+    in_time,
     scripted::{Reply, Scripted},
-    support::{in_time, user},
+    user,
 };
 
 /// What a caller gets when it reads the flag `f` as one type: the value, or OpenFeature's error code.
@@ -383,7 +384,7 @@ async fn requests_carry_what_the_service_asks_for() {
     assert_eq!(request.header("x-flipswitch-features"), Some("sse=false"));
     assert!(of("untold").header("x-flipswitch-sdk").is_none(), "telemetry can be switched off");
     // No flag key is ever part of a URL.
-    assert!(received.iter().all(crate::scripted::Received::is_bulk), "{received:?}");
+    assert!(received.iter().all(crate::support::scripted::Received::is_bulk), "{received:?}");
 }
 
 #[tokio::test]

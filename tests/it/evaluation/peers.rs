@@ -1,9 +1,4 @@
-//! Servers written by others: what they answer is what our reading of OFREP has to stand. And a client, which our own
-//! server has to suit.
-
-mod json;
-mod server;
-mod vendor;
+//! Servers written by others: what they answer is what our reading of OFREP has to stand.
 
 use std::path::Path;
 
@@ -17,11 +12,10 @@ use flipswitch::{
 };
 use reqwest::StatusCode;
 
-use self::{json::fields, server::Peer};
-use crate::support::{PATIENCE, in_time, user};
+use crate::support::{PATIENCE, in_time, json::fields, peer::Peer, user};
 
 /// The flags of all peers, in flagd's format.
-const FLAGS: &str = include_str!("../peers/flags.json");
+const FLAGS: &str = include_str!("../../peers/flags.json");
 
 #[tokio::test]
 async fn flagd_is_understood() {

@@ -1,7 +1,5 @@
 //! The dashboard in a real browser, and a page of an application beside it.
 
-mod driver;
-
 use std::net::SocketAddr;
 
 use flipswitch_local::{Endpoint, LocalServer};
@@ -9,8 +7,7 @@ use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use thirtyfour::Key;
 
-use self::driver::Browser;
-use crate::support::{eventually, in_time, provider, user};
+use crate::support::{browser::Browser, eventually, in_time, provider, user};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/flags.json");
 const LIVE: &str = "document.querySelector('#connection').textContent === 'Live'";

@@ -14,9 +14,10 @@ use tokio::{
     process::{Child, ChildStdin, ChildStdout, Command},
 };
 
-use super::{FLAGS, server::installed};
-use crate::support::{eventually, in_time};
+use crate::support::{eventually, in_time, peer::installed};
 
+/// The flags of all peers, in flagd's format.
+const FLAGS: &str = include_str!("../../peers/flags.json");
 const KEY: &str = "key";
 const STREAM: &str = "/api/v1/flags/events";
 

@@ -10,8 +10,10 @@ use flipswitch_local::{Endpoint, Fault};
 use futures_util::future::join_all;
 use serde_json::json;
 
-use super::{Row, Service, scheduled, service};
-use crate::support;
+use crate::support::{
+    self,
+    faults::{Row, Service, scheduled, service},
+};
 
 /// Whatever is no answer leaves the last values, marked as stale, for as long as the schedule has it, and no longer.
 #[tokio::test]

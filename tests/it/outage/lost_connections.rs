@@ -7,8 +7,10 @@ use flipswitch_local::{Endpoint, Fault, Faults, LocalServer};
 use futures_util::future::join_all;
 use serde_json::json;
 
-use super::{Kind, Mute, Port, Row, Service, folded, scheduled, service};
-use crate::support::{self, eventually};
+use crate::support::{
+    self, eventually,
+    faults::{Kind, Mute, POLLING, Port, Row, Service, folded, scheduled, service},
+};
 
 const CAME_BACK: &str = "connecting connected error connecting connected";
 const CAME_LATE: &str = "connecting error connecting connected";
@@ -182,10 +184,7 @@ async fn connections_that_are_closed_or_reset_at_once_are_made_again_by_the_sche
 async fn streams_that_are_opened_and_closed_at_once_lead_to_longer_waits_and_to_polling() {
     let service = service(1).await;
     service.faults().add(Fault::on(Endpoint::Stream).close().after_bytes(0)).unwrap();
-    let row = Row::with_polling(
-        support::builder(&service).polling_interval(super::POLLING).max_sse_retries(2),
-        super::POLLING,
-    );
+    let row = Row::with_polling(support::builder(&service).polling_interval(POLLING).max_sse_retries(2), POLLING);
     row.sees(1).await;
     eventually(async || service.asked_for(Kind::Stream).len() == 3).await;
     row.polls(true).await;

@@ -11,9 +11,10 @@ use std::{
 use flipswitch::{FlipswitchProvider, serde_json::json};
 use flipswitch_local::LocalServer;
 
-use crate::{
+use crate::support::{
+    self, builder, eventually, in_time,
     scripted::{Reply, Scripted},
-    support::{self, builder, eventually, in_time, user},
+    user,
 };
 
 #[tokio::test]

@@ -9,8 +9,11 @@ use flipswitch_local::LocalServer;
 use futures_util::future::join_all;
 use serde_json::{Map, json};
 
-use super::{CHANGED, Kind, Mute, Row, Service, service};
-use crate::support::{self, eventually, user};
+use crate::support::{
+    self, eventually,
+    faults::{CHANGED, Kind, Mute, Row, Service, service},
+    user,
+};
 
 /// The service may begin to tell us of changes only after its headers: what happens in between nobody tells.
 #[tokio::test]

@@ -6,8 +6,10 @@ use flipswitch::ConnectionStatus;
 use flipswitch_local::{Endpoint, Fault};
 use futures_util::future::join_all;
 
-use super::{CHANGED, Kind, Mute, Row, Service, service};
-use crate::support::{self, eventually};
+use crate::support::{
+    self, eventually,
+    faults::{CHANGED, Kind, Mute, Row, Service, service},
+};
 
 /// Bytes after which everything counts as changed, on a stream that stays open: none of this is a reason to give it up,
 /// to miss the change, or to panic.

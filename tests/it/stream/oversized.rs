@@ -10,10 +10,10 @@ use tokio::{
     sync::broadcast,
 };
 
-use super::{CHANGED, Row, Service};
-use crate::{
+use crate::support::{
+    self,
+    faults::{CHANGED, Kind, Mute, Row, Service},
     scripted::{Reply, Scripted},
-    support,
 };
 
 /// A provider may take this much more while it is flooded.
@@ -77,7 +77,7 @@ async fn a_stream_with_more_than_an_event_may_be_is_left() {
         })
         .await;
         assert!(most <= ROOM, "{name}: {most} bytes");
-        assert_eq!(service.asked_for(super::Kind::Stream).len(), 2, "{name}");
+        assert_eq!(service.asked_for(Kind::Stream).len(), 2, "{name}");
     }))
     .await;
 }
@@ -87,7 +87,7 @@ async fn events_of_nearly_a_mebibyte_are_read() {
     let mut large = b"event: config-updated\ndata: ".to_vec();
     large.resize((1 << 20) - 100, b'x');
     large.extend(b"\n\n");
-    let service = super::Mute::start().await;
+    let service = Mute::start().await;
     let row = Row::new(service.builder());
     row.opens(&service.service, 1).await;
     service.set(2);

@@ -7,8 +7,11 @@ use flipswitch_local::{Endpoint, Fault};
 use futures_util::future::join_all;
 use tokio::runtime::Builder;
 
-use super::{Kind, Mute, POLLING, Row, Service, service};
-use crate::support::{self, eventually, in_time};
+use crate::support::{
+    self, eventually,
+    faults::{Kind, Mute, POLLING, Row, Service, service},
+    in_time,
+};
 
 /// Polling asks the service, and what it finds out holds for everybody: without a stream, and with one that is away.
 #[tokio::test]

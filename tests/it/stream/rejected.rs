@@ -8,8 +8,10 @@ use futures_util::future::join_all;
 use serde_json::json;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use super::{Kind, Row, Service, service};
-use crate::support::{self, eventually};
+use crate::support::{
+    self, eventually,
+    faults::{Kind, Row, Service, service},
+};
 
 #[tokio::test]
 async fn whatever_is_no_stream_is_a_failure_and_tried_again() {

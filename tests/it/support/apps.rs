@@ -1,16 +1,8 @@
 //! Both frameworks, with one set of expectations: the same application in each, over real sockets.
 
-mod clients;
-mod gates;
-mod guards;
-mod health;
-mod on_actix;
-mod on_axum;
-mod passing;
-mod scenarios;
-mod visitors;
-mod warnings;
-mod workers;
+pub(crate) mod clients;
+pub(crate) mod on_actix;
+pub(crate) mod on_axum;
 
 use std::{sync::Arc, thread, time::Duration};
 
@@ -27,29 +19,29 @@ use crate::support::{self, in_time};
 
 /// The user, as an authentication layer would leave one in the request's extensions.
 #[derive(Clone)]
-struct User(String);
+pub(crate) struct User(pub(crate) String);
 
 #[derive(Clone, Copy, Debug)]
-enum Framework {
+pub(crate) enum Framework {
     Axum,
     Actix,
 }
 
 /// How an application is put together.
 #[derive(Clone)]
-struct Setup {
-    provider: FlipswitchProvider,
-    anonymous: Anonymous,
-    order: Order,
+pub(crate) struct Setup {
+    pub(crate) provider: FlipswitchProvider,
+    pub(crate) anonymous: Anonymous,
+    pub(crate) order: Order,
     /// On actix only.
-    prefetch: bool,
+    pub(crate) prefetch: bool,
     /// A client of OpenFeature's for the routes that evaluate with one.
-    client: Option<Arc<Client>>,
+    pub(crate) client: Option<Arc<Client>>,
 }
 
 /// What stands around what.
 #[derive(Clone, Copy, PartialEq)]
-enum Order {
+pub(crate) enum Order {
     /// First the authentication, then Flipswitch, then the routes.
     AsItShould,
     /// The authentication runs when Flipswitch has looked for the user.
@@ -66,21 +58,21 @@ impl From<FlipswitchProvider> for Setup {
 }
 
 /// An application on loopback, in one of the frameworks.
-struct App {
-    url: String,
-    client: reqwest::Client,
+pub(crate) struct App {
+    pub(crate) url: String,
+    pub(crate) client: reqwest::Client,
     _stop: tokio_util::sync::DropGuard,
 }
 
 flipswitch::flags! {
-    Whoami: String = "whoami", default "default";
-    Origin: String = "origin", default "default";
-    Theme: String = "theme", default "light";
-    Beta: bool = "beta", default false;
+    pub(crate) Whoami: String = "whoami", default "default";
+    pub(crate) Origin: String = "origin", default "default";
+    pub(crate) Theme: String = "theme", default "light";
+    pub(crate) Beta: bool = "beta", default false;
     /// There is none of this name.
-    Limit: u16 = "limit", default 7;
+    pub(crate) Limit: u16 = "limit", default 7;
     /// There is none of this name either.
-    Missing: bool = "missing", default true;
+    pub(crate) Missing: bool = "missing", default true;
 }
 
 /// The routes of both applications, which `on_axum` and `on_actix` have: `/free` reads no flag; `/flag` reads one,
@@ -89,9 +81,9 @@ flipswitch::flags! {
 /// `/gate/..` are behind gates; `/nested/..` are below a nested router or scope; `/single/flag` has its own layer;
 /// `/bare/..` have none.
 impl Framework {
-    const ALL: [Self; 2] = [Self::Axum, Self::Actix];
+    pub(crate) const ALL: [Self; 2] = [Self::Axum, Self::Actix];
 
-    async fn serve(self, setup: impl Into<Setup>) -> App {
+    pub(crate) async fn serve(self, setup: impl Into<Setup>) -> App {
         let setup = setup.into();
         let stop = tokio_util::sync::CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
@@ -124,7 +116,7 @@ impl Framework {
 
 impl App {
     /// Sends a request with these headers.
-    async fn send(&self, path: &str, headers: &[(&str, &[u8])]) -> reqwest::Response {
+    pub(crate) async fn send(&self, path: &str, headers: &[(&str, &[u8])]) -> reqwest::Response {
         let mut request = self.client.get(format!("{}{path}", self.url));
         for (name, value) in headers {
             request = request.header(*name, *value);
@@ -133,7 +125,7 @@ impl App {
     }
 
     /// Sends a request as a user (or as nobody, if empty) with a plan; returns status and body.
-    async fn get(&self, path: &str, user: &str, plan: &str) -> (u16, String) {
+    pub(crate) async fn get(&self, path: &str, user: &str, plan: &str) -> (u16, String) {
         let headers = [("x-plan", plan.as_bytes()), ("x-user", user.as_bytes())];
         let response = self.send(path, if user.is_empty() { &headers[..1] } else { &headers }).await;
         (response.status().as_u16(), in_time(response.text()).await.unwrap())
@@ -141,25 +133,25 @@ impl App {
 }
 
 /// The context of a user; of `guest` there is none, that of a `member` names nobody, and of `panic` there is no saying.
-fn context_of_user(user: &User) -> Option<EvaluationContext> {
+pub(crate) fn context_of_user(user: &User) -> Option<EvaluationContext> {
     assert_ne!(user.0, "panic", "a user of whom the application's function knows nothing");
     let context = if user.0 == "member" { EvaluationContext::default() } else { support::user(&user.0) };
     (user.0 != "guest").then(|| context.with_custom_field("origin", "user"))
 }
 
-fn context_of_plan(plan: Option<&str>) -> Option<EvaluationContext> {
+pub(crate) fn context_of_plan(plan: Option<&str>) -> Option<EvaluationContext> {
     assert_ne!(plan, Some("panic"), "a plan of which the application's function knows nothing");
     let context = EvaluationContext::default().with_custom_field("origin", "request");
     let context = if plan == Some("keyed") { context.with_targeting_key("from-the-request") } else { context };
     plan.filter(|plan| !plan.is_empty()).map(|plan| context.with_custom_field("plan", plan))
 }
 
-fn describe(flags: &flipswitch::Flags) -> String {
+pub(crate) fn describe(flags: &flipswitch::Flags) -> String {
     format!("{} {}", flags.string("whoami", "default"), flags.string("origin", "default"))
 }
 
 /// Whom the flags were evaluated for, and the plan, if it is known.
-fn subject(flags: &flipswitch::Flags) -> String {
+pub(crate) fn subject(flags: &flipswitch::Flags) -> String {
     let context = flags.context();
     let plan = context.custom_fields.get("plan").and_then(|plan| plan.as_str()).map(|plan| format!(", {plan}"));
     context.targeting_key.unwrap_or_else(|| "nobody".to_owned()) + plan.unwrap_or_default().as_str()
@@ -167,7 +159,7 @@ fn subject(flags: &flipswitch::Flags) -> String {
 
 /// Flags that tell whom they were evaluated for, and where the context's field `origin` came from; `beta` is on for alice,
 /// `staff` for bob, and the theme is alice's own; `plain` has no variants.
-async fn service() -> LocalServer {
+pub(crate) async fn service() -> LocalServer {
     let service = LocalServer::start(support::whoami(["alice".into(), "bob".into()])).await.unwrap();
     let switch = |user: &str| {
         json!({
@@ -201,6 +193,6 @@ async fn service() -> LocalServer {
 }
 
 /// A provider without the stream, whose opening would count as a change in the middle.
-fn provider(service: &LocalServer) -> FlipswitchProvider {
+pub(crate) fn provider(service: &LocalServer) -> FlipswitchProvider {
     support::builder(service).enable_realtime(false).polling_interval(Duration::from_secs(3_600)).build().unwrap()
 }

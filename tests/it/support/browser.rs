@@ -10,7 +10,7 @@ use tokio::{
     process::{Child, ChildStdout, Command},
 };
 
-use crate::support::{PATIENCE, eventually, in_time};
+use super::{PATIENCE, eventually, in_time};
 
 /// Chromium, with a profile of its own.
 pub(crate) struct Browser {

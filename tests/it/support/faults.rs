@@ -1,14 +1,6 @@
 //! Faults of every kind, over real sockets: whatever goes wrong, the provider has the service's values again when it is
 //! over, has told how its connection was, has not asked more often than its schedule has it, and has not panicked.
 
-mod answers;
-mod away;
-mod changes;
-mod contents;
-mod memory;
-mod polling;
-mod refusals;
-
 use std::{
     net::SocketAddr,
     panic,
@@ -26,44 +18,45 @@ use flipswitch_local::LocalServer;
 use serde_json::json;
 use tokio::{net::TcpSocket, sync::broadcast};
 
-use crate::{
+use super::{
+    PATIENCE, in_time,
     scripted::{Reply, Scripted},
-    support::{PATIENCE, in_time, user},
+    user,
 };
 
 /// The time between two polls where there is polling.
-const POLLING: Duration = Duration::from_millis(100);
+pub(crate) const POLLING: Duration = Duration::from_millis(100);
 
 /// The provider's own, unless it is set.
 const POLLING_BY_DEFAULT: Duration = Duration::from_secs(30);
 
 /// A provider that a fault befalls, and what is seen of it. The user `u` reads its flag `f`.
-struct Row {
+pub(crate) struct Row {
     /// Which row of a table it is.
-    name: String,
-    provider: FlipswitchProvider,
-    statuses: Arc<Mutex<Vec<String>>>,
+    pub(crate) name: String,
+    pub(crate) provider: FlipswitchProvider,
+    pub(crate) statuses: Arc<Mutex<Vec<String>>>,
     /// Keys of flags that changed; `None` for all.
-    changes: Arc<Mutex<Vec<Option<String>>>>,
+    pub(crate) changes: Arc<Mutex<Vec<Option<String>>>>,
     _listening: [Subscription; 2],
     polling: Duration,
-    began: Instant,
+    pub(crate) began: Instant,
     /// How often the schedule began anew because a new connection was asked for.
     reconnects: AtomicUsize,
 }
 
 impl Row {
     /// A provider with its own defaults where the row does not need others.
-    fn new(builder: FlipswitchProviderBuilder) -> Self {
+    pub(crate) fn new(builder: FlipswitchProviderBuilder) -> Self {
         Self::with_polling(builder, POLLING_BY_DEFAULT)
     }
 
     /// One that polls often, and from the first failure of the stream on.
-    fn polling(builder: FlipswitchProviderBuilder) -> Self {
+    pub(crate) fn polling(builder: FlipswitchProviderBuilder) -> Self {
         Self::with_polling(builder.polling_interval(POLLING).max_sse_retries(1), POLLING)
     }
 
-    fn with_polling(builder: FlipswitchProviderBuilder, polling: Duration) -> Self {
+    pub(crate) fn with_polling(builder: FlipswitchProviderBuilder, polling: Duration) -> Self {
         count_panics();
         let provider = builder.build().unwrap();
         let (statuses, changes) = (Arc::<Mutex<Vec<_>>>::default(), Arc::<Mutex<Vec<_>>>::default());
@@ -81,13 +74,13 @@ impl Row {
         Self { name: String::new(), provider, statuses, changes, _listening: listening, polling, began, reconnects }
     }
 
-    fn named(mut self, name: impl Into<String>) -> Self {
+    pub(crate) fn named(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
         self
     }
 
     /// Waits until a state is reached; says which, if it is not.
-    async fn eventually(&self, state: impl std::fmt::Display, mut reached: impl AsyncFnMut() -> bool) {
+    pub(crate) async fn eventually(&self, state: impl std::fmt::Display, mut reached: impl AsyncFnMut() -> bool) {
         let began = Instant::now();
         while !reached().await {
             let heard = self.statuses.lock().unwrap().join(" ");
@@ -96,12 +89,12 @@ impl Row {
         }
     }
 
-    async fn read(&self) -> Flags {
+    pub(crate) async fn read(&self) -> Flags {
         in_time(self.provider.flags(&user("u"))).await
     }
 
     /// Waits until the value is this one, as good as new.
-    async fn sees(&self, value: i64) {
+    pub(crate) async fn sees(&self, value: i64) {
         self.eventually(format_args!("fresh with {value}"), async || {
             let flags = self.read().await;
             flags.int("f", -1) == value && !flags.is_stale() && flags.error().is_none()
@@ -110,7 +103,7 @@ impl Row {
     }
 
     /// Waits until the value is this one, which the service could not confirm.
-    async fn keeps(&self, value: i64) {
+    pub(crate) async fn keeps(&self, value: i64) {
         self.eventually(format_args!("stale with {value}"), async || {
             let flags = self.read().await;
             assert_eq!(flags.int("f", -1), value, "{}: the last known value", self.name);
@@ -119,18 +112,18 @@ impl Row {
         .await;
     }
 
-    async fn shows(&self, status: ConnectionStatus) {
+    pub(crate) async fn shows(&self, status: ConnectionStatus) {
         self.eventually(status, async || self.provider.sse_status() == status).await;
     }
 
-    async fn polls(&self, polls: bool) {
+    pub(crate) async fn polls(&self, polls: bool) {
         let state = if polls { "polling" } else { "done with polling" };
         self.eventually(state, async || self.provider.is_polling_active() == polls).await;
     }
 
     /// Waits until the stream is open, the value is this one, and nothing is left to be asked for because of the
     /// opening.
-    async fn opens(&self, service: &impl Service, value: i64) {
+    pub(crate) async fn opens(&self, service: &impl Service, value: i64) {
         self.provider.ready(PATIENCE).await.unwrap();
         self.shows(ConnectionStatus::Connected).await;
         // The request that began with the start may have been young enough.
@@ -140,20 +133,20 @@ impl Row {
         self.sees(value).await;
     }
 
-    fn reconnect(&self) {
+    pub(crate) fn reconnect(&self) {
         self.reconnects.fetch_add(1, Ordering::Relaxed);
         self.provider.reconnect_sse();
     }
 
     /// Waits until the application was told of a change of this flag, though nobody evaluates.
-    async fn hears_of(&self, key: &str) {
+    pub(crate) async fn hears_of(&self, key: &str) {
         let heard = || self.changes.lock().unwrap().iter().any(|change| change.as_deref() == Some(key));
         self.eventually(format_args!("told of {key}"), async || heard()).await;
     }
 
     /// Looks at the row as a whole: the statuses told in this order, where what came several times in a row is written
     /// once; and the requests.
-    async fn ends(self, statuses: &str, asked: Vec<(Kind, Instant)>) {
+    pub(crate) async fn ends(self, statuses: &str, asked: Vec<(Kind, Instant)>) {
         let heard = || self.statuses.lock().unwrap().clone();
         let told = async || heard().last() == Some(&self.provider.sse_status().to_string());
         self.eventually("told of its status", told).await;
@@ -177,12 +170,12 @@ impl Row {
 }
 
 /// How many attempts the schedule has in a time: at once, a second later, two seconds after that, and so on.
-fn scheduled(time: Duration) -> usize {
+pub(crate) fn scheduled(time: Duration) -> usize {
     (0..).take_while(|failures| Duration::from_secs((1 << failures) - 1) <= time).count()
 }
 
 /// Leaves out what only repeats what came right before it.
-fn folded(mut statuses: Vec<String>) -> Vec<String> {
+pub(crate) fn folded(mut statuses: Vec<String>) -> Vec<String> {
     let repeated = |statuses: &[String]| {
         let of_length = |length| (2 * length..=statuses.len()).map(move |end| (end, length));
         (1..=3)
@@ -222,7 +215,7 @@ fn count_panics() {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+pub(crate) enum Kind {
     Stream,
     /// For the context of the start-up check.
     StartUp,
@@ -230,7 +223,7 @@ enum Kind {
 }
 
 impl Kind {
-    fn of(path: &str, body: &[u8]) -> Self {
+    pub(crate) fn of(path: &str, body: &[u8]) -> Self {
         match path {
             "/api/v1/flags/events" => Self::Stream,
             _ if body == json!({"context": {"targetingKey": "_init_"}}).to_string().as_bytes() => Self::StartUp,
@@ -239,7 +232,7 @@ impl Kind {
     }
 }
 
-trait Service {
+pub(crate) trait Service {
     /// What it was asked for, and when.
     fn asked(&self) -> Vec<(Kind, Instant)>;
 
@@ -256,33 +249,33 @@ impl Service for LocalServer {
 
 impl Service for Scripted {
     fn asked(&self) -> Vec<(Kind, Instant)> {
-        let of = |request: &crate::scripted::Received| Kind::of(&request.path, request.body.as_bytes());
+        let of = |request: &crate::support::scripted::Received| Kind::of(&request.path, request.body.as_bytes());
         self.received().iter().map(|request| (of(request), request.at)).collect()
     }
 }
 
 /// A service with the flag `f`.
-async fn service(value: i64) -> LocalServer {
+pub(crate) async fn service(value: i64) -> LocalServer {
     LocalServer::start(json!({"f": value})).await.unwrap()
 }
 
 /// A service whose flag `f` changes without a word, and that sends on its streams what it is told to.
-struct Mute {
-    service: Scripted,
+pub(crate) struct Mute {
+    pub(crate) service: Scripted,
     value: Arc<AtomicI64>,
-    pieces: broadcast::Sender<Bytes>,
+    pub(crate) pieces: broadcast::Sender<Bytes>,
 }
 
 /// An event that may be about any flag.
-const CHANGED: &[u8] = b"event: config-updated\ndata: {}\n\n";
+pub(crate) const CHANGED: &[u8] = b"event: config-updated\ndata: {}\n\n";
 
 impl Mute {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::with_head("").await
     }
 
     /// With further lines in the heads of the streams.
-    async fn with_head(head: &'static str) -> Self {
+    pub(crate) async fn with_head(head: &'static str) -> Self {
         let (value, pieces) = (Arc::new(AtomicI64::new(1)), broadcast::channel(16).0);
         let service = {
             let (value, pieces) = (Arc::clone(&value), pieces.clone());
@@ -295,26 +288,26 @@ impl Mute {
         Self { service, value, pieces }
     }
 
-    fn set(&self, value: i64) {
+    pub(crate) fn set(&self, value: i64) {
         self.value.store(value, Ordering::SeqCst);
     }
 
-    fn say(&self, bytes: impl Into<Vec<u8>>) {
+    pub(crate) fn say(&self, bytes: impl Into<Vec<u8>>) {
         self.pieces.send(bytes.into().into()).unwrap();
     }
 
     /// Ends the streams in good order.
-    fn finish(&self) {
+    pub(crate) fn finish(&self) {
         self.pieces.send(Bytes::new()).unwrap();
     }
 
-    fn builder(&self) -> FlipswitchProviderBuilder {
+    pub(crate) fn builder(&self) -> FlipswitchProviderBuilder {
         FlipswitchProvider::builder("key").base_url(self.service.url())
     }
 }
 
 /// A port of its own for services that come and go.
-struct Port {
+pub(crate) struct Port {
     address: SocketAddr,
     /// Bound and not listening: connections are refused, and nobody else is given the port. Only Linux lets a service
     /// listen beside it.
@@ -322,7 +315,7 @@ struct Port {
 }
 
 impl Port {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_reuseaddr(true).unwrap();
         socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
@@ -330,11 +323,11 @@ impl Port {
         Self { address, _held: cfg!(target_os = "linux").then_some(socket) }
     }
 
-    async fn service(&self, value: i64) -> LocalServer {
+    pub(crate) async fn service(&self, value: i64) -> LocalServer {
         LocalServer::builder().flags(json!({"f": value})).listen(self.address).start().await.unwrap()
     }
 
-    fn builder(&self) -> FlipswitchProviderBuilder {
+    pub(crate) fn builder(&self) -> FlipswitchProviderBuilder {
         FlipswitchProvider::builder("key").base_url(format!("http://{}", self.address))
     }
 }

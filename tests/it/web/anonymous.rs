@@ -5,8 +5,10 @@ use flipswitch_actix::Flipswitch;
 use flipswitch_axum::FlipswitchLayer;
 use reqwest::Response;
 
-use super::{Framework, Setup, provider, service};
-use crate::support;
+use crate::support::{
+    self,
+    apps::{App, Framework, Setup, provider, service},
+};
 
 const NUMBER: &str = "0123456789abcdef0123456789abcdef";
 
@@ -64,7 +66,7 @@ async fn a_header_tells_visitors_apart() {
 }
 
 /// An application whose visitors have cookies, and what its flag service heard.
-async fn with_cookies(framework: Framework) -> (super::App, Setup, flipswitch_local::LocalServer) {
+async fn with_cookies(framework: Framework) -> (App, Setup, flipswitch_local::LocalServer) {
     let service = service().await;
     let setup = Setup { anonymous: Anonymous::cookie(), ..provider(&service).into() };
     (framework.serve(setup.clone()).await, setup, service)

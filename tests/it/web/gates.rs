@@ -10,8 +10,10 @@ use flipswitch::{FlipswitchProvider, serde_json::json, testing::TestFlags};
 use flipswitch_axum::{FlagGate, FlipswitchLayer};
 use tower::{Layer, ServiceExt};
 
-use super::{Framework, provider, service};
-use crate::support;
+use crate::support::{
+    self,
+    apps::{Framework, provider, service},
+};
 
 #[tokio::test]
 async fn gates_open_for_whom_their_rule_says() {

@@ -4,8 +4,10 @@ use actix_web::{App, test, web};
 use flipswitch::{FlipswitchProvider, serde_json::json};
 use flipswitch_actix::{Flipswitch, flag_on};
 
-use super::{Framework, Missing, Setup, provider, service};
-use crate::support::{self, Log};
+use crate::support::{
+    self, Log,
+    apps::{Framework, Missing, Setup, provider, service},
+};
 
 #[tokio::test]
 async fn with_prefetch_a_guard_knows_the_flags() {

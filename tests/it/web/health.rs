@@ -5,8 +5,10 @@ use flipswitch::{
     serde_json::{Value, json},
 };
 
-use super::{Framework, service};
-use crate::support;
+use crate::support::{
+    self,
+    apps::{Framework, service},
+};
 
 #[tokio::test]
 async fn probes_tell_whether_flags_work() {

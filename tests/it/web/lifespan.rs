@@ -158,9 +158,9 @@ mod signals {
         time::Instant,
     };
 
-    use crate::{
+    use crate::support::{
+        PATIENCE,
         scripted::{Reply, Scripted},
-        support::PATIENCE,
     };
 
     /// The program `life`, and the lines that it prints.

@@ -10,12 +10,14 @@ use flipswitch::{
     testing::TestFlags,
 };
 use flipswitch_local::LocalServer;
-use futures_util::{Stream, StreamExt, stream};
-use tokio::task::{JoinSet, yield_now};
+use futures_util::{StreamExt, stream};
 use tower::ServiceExt;
 
-use super::{Framework, Setup, on_actix, on_axum};
-use crate::support::{self, Log, in_time, user};
+use crate::support::{
+    self, Log,
+    apps::{self, Framework, Setup, clients::whoami, on_actix, on_axum},
+    in_time, user,
+};
 
 /// A client for a provider. OpenFeature's registry is one for the process, so each test takes a name.
 async fn client(name: &str, provider: &FlipswitchProvider) -> Arc<Client> {
@@ -27,58 +29,9 @@ async fn client(name: &str, provider: &FlipswitchProvider) -> Arc<Client> {
 async fn setup(name: &str) -> (Setup, LocalServer) {
     let users = (0..100).map(|number| format!("user-{number}")).chain(["alice".to_owned()]);
     let service = LocalServer::start(support::whoami(users)).await.unwrap();
-    let provider = super::provider(&service);
+    let provider = apps::provider(&service);
     let client = client(name, &provider).await;
     (Setup { client: Some(client), ..provider.into() }, service)
-}
-
-/// Whom a client without a context evaluates for.
-pub(super) async fn whoami(client: &Client) -> String {
-    client.get_string_value("whoami", None, None).await.unwrap_or_else(|error| format!("{error:?}"))
-}
-
-/// Whom clients evaluate for wherever a handler has them work.
-pub(super) async fn deep(client: Arc<Client>) -> String {
-    let here = whoami(&client).await;
-    let later = async || {
-        yield_now().await;
-        whoami(&client).await
-    };
-    let nested = async { tokio::join!(later(), async { tokio::join!(later(), later()) }) };
-    let (one, (two, three)) = nested.await;
-    let own = |client: &Arc<Client>| {
-        let client = Arc::clone(client);
-        async move {
-            yield_now().await;
-            whoami(&client).await
-        }
-    };
-    let spawned = tokio::spawn(own(&client).in_current_request()).await.unwrap();
-    let mut set = JoinSet::new();
-    for _ in 0..2 {
-        set.spawn(own(&client).in_current_request());
-    }
-    let in_set = set.join_all().await;
-    // A task begins outside of every request.
-    let client = &client;
-    let twice = async { tokio::spawn(own(client)).await.unwrap() }.in_current_request().await;
-    assert_eq!(twice, "nobody");
-    for other in [one, two, three, spawned].iter().chain(&in_set) {
-        assert_eq!(*other, here);
-    }
-    here
-}
-
-/// A body that evaluates as it streams: first carried into the request, then not.
-pub(super) fn streamed(client: Arc<Client>) -> impl Stream<Item = Result<String, Infallible>> + Send + 'static {
-    let scope = RequestScope::current().unwrap();
-    stream::iter([true, false]).then(move |carried| {
-        let (client, scope) = (Arc::clone(&client), scope.clone());
-        async move {
-            let whose = async move { whoami(&client).await };
-            Ok(if carried { whose.in_request_of(&scope).await } else { whose.await } + ".")
-        }
-    })
 }
 
 #[tokio::test]
@@ -104,7 +57,7 @@ async fn a_plain_client_evaluates_for_the_requests_user() {
 #[tokio::test]
 async fn a_plain_client_reads_the_requests_own_answer() {
     let service = LocalServer::start(support::whoami(["alice".to_owned()])).await.unwrap();
-    let provider = super::provider(&service);
+    let provider = apps::provider(&service);
     let client = client("own answer", &provider).await;
     let scope = RequestScope::new(provider.clone(), user("alice"));
     assert!(!scope.was_read());
@@ -126,8 +79,8 @@ async fn a_plain_client_reads_the_requests_own_answer() {
 
 #[tokio::test]
 async fn what_the_caller_gives_goes_before_the_request() {
-    let service = super::service().await;
-    let provider = super::provider(&service);
+    let service = apps::service().await;
+    let provider = apps::provider(&service);
     let client = client("merging", &provider).await;
     let evaluate = async |given: EvaluationContext| {
         let whose = client.get_string_value("whoami", Some(&given), None).await.unwrap();
@@ -197,8 +150,8 @@ async fn asking_at_once_counts_as_an_evaluation() {
 
 #[tokio::test]
 async fn only_the_scopes_own_provider_evaluates_for_it() {
-    let (ours, theirs) = (super::service().await, super::service().await);
-    let (our_provider, their_provider) = (super::provider(&ours), super::provider(&theirs));
+    let (ours, theirs) = (apps::service().await, apps::service().await);
+    let (our_provider, their_provider) = (apps::provider(&ours), apps::provider(&theirs));
     let (our_client, their_client) = (client("ours", &our_provider).await, client("theirs", &their_provider).await);
     let outer = RequestScope::new(our_provider.clone(), user("alice"));
     let inner = RequestScope::new(our_provider.clone(), user("bob"));

@@ -8,10 +8,11 @@ use serde_json::json;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
 
-use super::{Framework, Setup, provider, service};
-use crate::{
+use crate::support::{
+    self,
+    apps::{Framework, Setup, provider, service},
+    eventually, in_time,
     scripted::{Reply, Scripted},
-    support::{self, eventually, in_time},
 };
 
 #[tokio::test]
@@ -84,7 +85,7 @@ async fn a_handler_that_panics_harms_no_other_request() {
 }
 
 /// A flag service that answers when it is allowed to.
-async fn held() -> (Scripted, Arc<Semaphore>, super::FlipswitchProvider) {
+async fn held() -> (Scripted, Arc<Semaphore>, flipswitch::FlipswitchProvider) {
     let release = Arc::new(Semaphore::new(0));
     let answer = Reply::json(json!({"flags": [{"key": "whoami", "value": "known"}, {"key": "beta", "value": true}]}));
     let reply = Reply::Held(Arc::clone(&release), Box::new(answer));

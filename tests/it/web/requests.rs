@@ -6,8 +6,10 @@ use flipswitch::{FlipswitchProvider, serde_json::json};
 use futures_util::{StreamExt, stream};
 use tower::ServiceExt;
 
-use super::{Framework, on_actix, on_axum, provider, service};
-use crate::support;
+use crate::support::{
+    self,
+    apps::{Framework, on_actix, on_axum, provider, service},
+};
 
 #[tokio::test]
 async fn scenarios() {

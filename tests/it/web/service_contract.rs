@@ -8,9 +8,10 @@ use http::{Request, Response};
 use tokio::sync::Semaphore;
 use tower_test::mock;
 
-use crate::{
+use crate::support::{
+    PATIENCE, in_time,
     scripted::{Reply, Scripted},
-    support::{PATIENCE, in_time, unattended},
+    unattended,
 };
 
 fn layer() -> FlipswitchLayer {

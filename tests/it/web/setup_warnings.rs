@@ -5,8 +5,10 @@ use axum::{body::Body, extract::Request};
 use flipswitch::{FlipswitchProvider, serde_json::json, web::Anonymous};
 use tower::ServiceExt;
 
-use super::{Framework, Order, Setup, on_actix, on_axum, provider, service};
-use crate::support::Log;
+use crate::support::{
+    Log,
+    apps::{Framework, Order, Setup, on_actix, on_axum, provider, service},
+};
 
 /// Sends requests of users to an application on this thread, each of them twice; returns what was logged here meanwhile.
 async fn warnings(framework: Framework, setup: &Setup, requests: &[(&str, &str)]) -> Vec<String> {

@@ -16,7 +16,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami, clients};
 
-pub(super) fn app(setup: &Setup) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
+pub(crate) fn app(setup: &Setup) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
     let Setup { provider, anonymous, order, prefetch, client } = setup.clone();
     let middleware = Flipswitch::new(provider.clone())
         .with_user(super::context_of_user)

@@ -20,7 +20,7 @@ use futures_util::{StreamExt, stream};
 
 use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami, clients};
 
-pub(super) fn app(setup: &Setup) -> Router {
+pub(crate) fn app(setup: &Setup) -> Router {
     let layer = FlipswitchLayer::new(setup.provider.clone())
         .with_user(super::context_of_user)
         .with_context(|parts| super::context_of_plan(parts.headers.get("x-plan").and_then(|plan| plan.to_str().ok())))

@@ -1,0 +1,60 @@
+//! Services that are slow, wrong or gone, or that would have the API key.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use flipswitch::{FlipswitchProvider, serde_json::json};
+
+use crate::support::{
+    eventually, in_time,
+    scripted::{Reply, Scripted},
+    session::session,
+    user,
+};
+
+#[tokio::test]
+async fn requests_to_this_machine_go_through_no_proxy() {
+    let proxy = Scripted::answering(Reply::status(502, "")).await;
+    let service = Scripted::answering(Reply::json(json!({"flags": [{"key": "f", "value": true}]}))).await;
+    let environment = [("http_proxy", proxy.url()), ("HTTP_PROXY", proxy.url()), ("ALL_PROXY", proxy.url())];
+    let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let (output, said) = session("key", vec![service.url()], &environment).await;
+    assert!(output.status.success(), "{said}");
+    assert!(proxy.received().is_empty() && !service.received().is_empty(), "{said}");
+}
+
+#[tokio::test]
+async fn one_factory_makes_every_client() {
+    let service = Scripted::start(|request, _| {
+        if request.method == "GET" {
+            Reply::Raw(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n".to_vec())
+        } else {
+            Reply::json(json!({"flags": []}))
+        }
+    })
+    .await;
+    let made = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&made);
+    let provider = FlipswitchProvider::builder("key")
+        .base_url(service.url())
+        .http_client(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            let headers = http::HeaderMap::from_iter([(http::header::FORWARDED, "for=proxy".parse().unwrap())]);
+            // Time-outs of the factory do not cut the stream.
+            reqwest::Client::builder().default_headers(headers).timeout(Duration::from_nanos(1))
+        })
+        .build()
+        .unwrap();
+    assert!(in_time(provider.flags(&user("u"))).await.error().is_none());
+    eventually(async || service.received().iter().any(|request| request.method == "GET")).await;
+    provider.shutdown().await;
+    assert_eq!(made.load(Ordering::Relaxed), 2);
+    for request in service.received() {
+        assert_eq!(request.header("forwarded"), Some("for=proxy"), "{request:?}");
+    }
+}

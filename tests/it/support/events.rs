@@ -1,0 +1,42 @@
+//! Providers with an open stream, and waiting for their events.
+
+use flipswitch::{ConnectionStatus, FlipswitchProvider, ProviderEvent, ProviderEvents};
+use flipswitch_local::LocalServer;
+use futures_util::StreamExt;
+
+use super::{PATIENCE, builder, eventually, in_time};
+
+pub(crate) const CONNECTED: ProviderEvent = ProviderEvent::Status(ConnectionStatus::Connected);
+
+/// A provider whose stream is open.
+pub(crate) async fn connected(service: &LocalServer) -> FlipswitchProvider {
+    let provider = builder(service).max_wait(PATIENCE).build().unwrap();
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
+    provider
+}
+
+/// Waits for an event, and returns those before it.
+pub(crate) async fn until(events: &mut ProviderEvents, wanted: impl Fn(&ProviderEvent) -> bool) -> Vec<ProviderEvent> {
+    let mut before = Vec::new();
+    loop {
+        // As a stream; `recv` is used elsewhere.
+        let event = in_time(events.next()).await.expect("the provider lives");
+        if wanted(&event) {
+            return before;
+        }
+        before.push(event);
+    }
+}
+
+pub(crate) fn is(wanted: ProviderEvent) -> impl Fn(&ProviderEvent) -> bool {
+    move |event| *event == wanted
+}
+
+pub(crate) fn is_change_of(key: &str) -> impl Fn(&ProviderEvent) -> bool {
+    move |event| matches!(event, ProviderEvent::ConfigurationChanged(change) if change.flag_key.as_deref() == Some(key))
+}
+
+pub(crate) fn is_error(fatal: bool) -> impl Fn(&ProviderEvent) -> bool {
+    move |event| matches!(event, ProviderEvent::Error { fatal: told, .. } if *told == fatal)
+}
