@@ -1,4 +1,4 @@
-//! Services that are slow, wrong or gone, or that would have the API key.
+//! The API key stays secret: it goes to no other origin, and into no log or error.
 
 use flipswitch::{Error, FlipswitchProvider, serde_json::json};
 use futures_util::future::join_all;

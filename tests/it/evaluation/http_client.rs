@@ -1,4 +1,4 @@
-//! Services that are slow, wrong or gone, or that would have the API key.
+//! The HTTP client: proxies, and the client that the application configures.
 
 use std::{
     sync::{

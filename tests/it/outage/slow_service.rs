@@ -1,4 +1,4 @@
-//! Services that are slow, wrong or gone, or that would have the API key.
+//! A service that is slow, fails, or refuses requests.
 
 use std::{
     sync::{
