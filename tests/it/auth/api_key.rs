@@ -19,7 +19,7 @@ fn provider(service: &Scripted) -> FlipswitchProvider {
 }
 
 #[tokio::test]
-async fn no_redirect_takes_the_key_to_another_origin() {
+async fn redirects_to_another_origin_are_refused() {
     for status in [301, 302, 303, 307, 308] {
         let other = Scripted::answering(Reply::json(json!({"flags": [{"key": "f", "value": true}]}))).await;
         let url = other.url();
@@ -51,7 +51,7 @@ async fn another_scheme_host_or_port_is_another_origin() {
 }
 
 #[tokio::test]
-async fn redirects_within_the_origin_are_followed_where_they_keep_the_method() {
+async fn redirects_within_the_origin_are_followed_if_they_keep_the_method() {
     for (status, followed) in [(307, true), (308, true), (301, false), (302, false), (303, false)] {
         let service = Scripted::start(move |request, _| {
             if request.path == "/moved" {
@@ -71,7 +71,7 @@ async fn redirects_within_the_origin_are_followed_where_they_keep_the_method() {
 }
 
 #[tokio::test]
-async fn redirects_in_a_circle_end() {
+async fn redirect_loops_end() {
     let service = Scripted::start(|request, _| redirect(307, format!("{}/x", request.path))).await;
     let provider = FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false).build().unwrap();
     let error = in_time(provider.evaluate_all_flags(&user("u"))).await.unwrap_err();
@@ -81,7 +81,7 @@ async fn redirects_in_a_circle_end() {
 }
 
 #[tokio::test]
-async fn the_key_is_never_shown() {
+async fn the_key_is_in_no_output_log_or_error() {
     const KEY: &str = "sk-5f0d1c7e9a3b-do-not-show";
     let elsewhere = Scripted::answering(Reply::status(200, "")).await;
     let services = [
@@ -123,7 +123,7 @@ async fn the_key_is_never_shown() {
 }
 
 #[tokio::test]
-async fn without_certificates_or_a_key_the_remedy_is_named() {
+async fn missing_certificates_and_empty_keys_are_explained() {
     let secure = vec!["https://api.flipswitch.io".to_owned()];
     let nothing = [("SSL_CERT_FILE", "/dev/null"), ("SSL_CERT_DIR", "/dev/null"), ("FLIPSWITCH_BASE_URL", "")];
     let (_, said) = session("key", secure, &nothing).await;

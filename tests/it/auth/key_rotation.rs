@@ -23,7 +23,7 @@ use crate::support::{
 
 /// Other SDKs' mistake 14: a rotation of the key is only logged, and the key cannot be exchanged.
 #[tokio::test]
-async fn a_key_that_is_replaced_in_time_is_no_interruption() {
+async fn replacing_a_valid_key_interrupts_nothing() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = connected(&service).await;
     let mut events = provider.events();
@@ -45,7 +45,7 @@ async fn a_key_that_is_replaced_in_time_is_no_interruption() {
 }
 
 #[tokio::test]
-async fn a_refused_key_is_told_once_and_another_ends_it_at_once() {
+async fn a_rejected_key_is_reported_once_and_a_new_key_recovers_immediately() {
     let service = LocalServer::builder().flags(json!({"on": true})).api_key("good").start().await.unwrap();
     let provider = FlipswitchProvider::builder("wrong").base_url(service.url()).build().unwrap();
     let mut events = provider.events();
@@ -62,7 +62,7 @@ async fn a_refused_key_is_told_once_and_another_ends_it_at_once() {
 }
 
 #[tokio::test]
-async fn with_another_key_nothing_of_the_one_before_is_taken_for_good() {
+async fn etags_of_the_old_key_are_not_sent_with_a_new_key() {
     // Two environments, with tags that happen to be equal.
     let service = Scripted::start(|request, _| {
         let value = request.header("x-api-key").unwrap_or_default().to_owned();
@@ -87,7 +87,7 @@ async fn with_another_key_nothing_of_the_one_before_is_taken_for_good() {
 }
 
 #[tokio::test]
-async fn a_request_that_was_under_way_with_another_key_is_no_news() {
+async fn a_request_sent_with_the_old_key_does_not_affect_health() {
     let held = Arc::new(Semaphore::new(0));
     let service = {
         let held = Arc::clone(&held);
@@ -119,7 +119,7 @@ fn quiet(request: &Received) -> Option<Reply> {
 }
 
 #[tokio::test]
-async fn a_key_that_is_set_while_the_stream_connects_is_used_for_it() {
+async fn a_key_set_while_the_stream_connects_is_used_for_the_stream() {
     let held = Arc::new(Semaphore::new(0));
     let service = {
         let held = Arc::clone(&held);
@@ -139,7 +139,7 @@ async fn a_key_that_is_set_while_the_stream_connects_is_used_for_it() {
 }
 
 #[tokio::test]
-async fn ready_waits_for_the_key_that_was_set_last() {
+async fn ready_waits_for_the_latest_key() {
     for polls in [true, false] {
         let held = Arc::new(Semaphore::new(0));
         let service = {
@@ -168,7 +168,7 @@ async fn ready_waits_for_the_key_that_was_set_last() {
 }
 
 #[tokio::test]
-async fn another_key_is_told_as_a_change_of_everything() {
+async fn a_new_key_is_reported_as_a_change_of_all_flags() {
     // Of the user only: the start-up context does not show it.
     let service = Scripted::start(|request, _| {
         let of_another = request.header("x-api-key") == Some("two") && !request.body.contains("_init_");

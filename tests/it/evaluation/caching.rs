@@ -23,7 +23,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn reading_allocates_nothing() {
+async fn reading_a_flag_allocates_nothing() {
     let flags: Map<_, _> = (0..100).map(|number| (format!("flag-{number}"), json!(true))).collect();
     let service = LocalServer::start(flags.into()).await.unwrap();
     for (key, value) in [("int", json!(42)), ("float", json!(0.5)), ("string", json!("text"))] {
@@ -118,7 +118,7 @@ async fn a_thousand_first_reads_of_one_user_cost_one_request() {
 }
 
 #[tokio::test]
-async fn callers_that_leave_or_panic_harm_nobody() {
+async fn cancelled_and_panicking_callers_do_not_affect_others() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = builder(&service).enable_realtime(false).build().unwrap();
     for _ in 0..100 {
@@ -136,7 +136,7 @@ async fn callers_that_leave_or_panic_harm_nobody() {
 }
 
 #[tokio::test]
-async fn the_number_of_contexts_is_bounded() {
+async fn the_number_of_cached_contexts_is_bounded() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = builder(&service).enable_realtime(false).cache_capacity(10).build().unwrap();
     for id in 0..200 {
@@ -147,7 +147,7 @@ async fn the_number_of_contexts_is_bounded() {
 }
 
 #[tokio::test]
-async fn requests_at_once_are_bounded() {
+async fn concurrent_requests_are_bounded() {
     let service = Scripted::answering(Reply::Silence).await;
     let provider = FlipswitchProvider::builder("key")
         .base_url(service.url())
@@ -165,7 +165,7 @@ async fn requests_at_once_are_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_change_during_a_request_makes_its_answer_old() {
+async fn a_change_during_a_request_makes_its_answer_stale() {
     const CHANGE: &str = "event: flag-updated\ndata: {\"flagKey\":\"f\"}\n\n";
     let (released, events) = (Arc::new(Semaphore::new(0)), broadcast::channel(16).0);
     let service = {
@@ -234,7 +234,7 @@ async fn quiet() -> Scripted {
 }
 
 #[tokio::test]
-async fn a_stream_without_a_byte_is_broken_after_the_idle_time() {
+async fn a_silent_stream_is_replaced_after_the_idle_timeout() {
     let service = quiet().await;
     let provider = FlipswitchProvider::builder("key")
         .base_url(service.url())
@@ -246,7 +246,7 @@ async fn a_stream_without_a_byte_is_broken_after_the_idle_time() {
 }
 
 #[tokio::test]
-async fn while_the_stream_is_open_answers_age_by_their_own_time() {
+async fn cache_ttl_applies_while_the_stream_is_open() {
     let service = quiet().await;
     let provider = FlipswitchProvider::builder("key")
         .base_url(service.url())
@@ -281,7 +281,7 @@ fn asked_for_u(service: &Scripted) -> usize {
 }
 
 #[tokio::test]
-async fn what_is_unchanged_is_young_again() {
+async fn not_modified_makes_a_stale_answer_fresh() {
     let service = unchanging(None).await;
     let provider =
         support::unattended(service.url(), Duration::from_secs(1)).max_wait(support::PATIENCE).build().unwrap();
@@ -302,7 +302,7 @@ async fn what_is_unchanged_is_young_again() {
 }
 
 #[tokio::test]
-async fn what_is_unchanged_after_a_change_is_fresh_for_it() {
+async fn not_modified_after_a_change_makes_an_answer_fresh() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = builder(&service).max_wait(support::PATIENCE).build().unwrap();
     provider.ready(support::PATIENCE).await.unwrap();
@@ -322,7 +322,7 @@ async fn what_is_unchanged_after_a_change_is_fresh_for_it() {
 }
 
 #[tokio::test]
-async fn a_request_has_its_base_though_the_cache_lost_it() {
+async fn not_modified_works_after_the_entry_was_evicted() {
     let released = Arc::new(Semaphore::new(0));
     let service = unchanging(Some(Arc::clone(&released))).await;
     let provider = support::unattended(service.url(), Duration::from_millis(1))

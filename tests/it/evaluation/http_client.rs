@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn requests_to_this_machine_go_through_no_proxy() {
+async fn requests_to_localhost_bypass_proxies() {
     let proxy = Scripted::answering(Reply::status(502, "")).await;
     let service = Scripted::answering(Reply::json(json!({"flags": [{"key": "f", "value": true}]}))).await;
     let environment = [("http_proxy", proxy.url()), ("HTTP_PROXY", proxy.url()), ("ALL_PROXY", proxy.url())];
@@ -29,7 +29,7 @@ async fn requests_to_this_machine_go_through_no_proxy() {
 }
 
 #[tokio::test]
-async fn one_factory_makes_every_client() {
+async fn the_http_client_factory_is_used_for_requests_and_stream() {
     let service = Scripted::start(|request, _| {
         if request.method == "GET" {
             Reply::Raw(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n".to_vec())

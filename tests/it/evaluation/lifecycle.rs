@@ -13,7 +13,7 @@ use tokio::{io::AsyncReadExt, net::TcpListener};
 use crate::support::{self, builder, in_time, provider, user};
 
 #[tokio::test]
-async fn a_flag_is_read_with_everything_the_service_says() {
+async fn a_flag_has_all_details_that_the_service_sends() {
     let service = LocalServer::start(json!({"flags": {
         "color": {
             "state": "ENABLED", "variants": {"v1": "red", "v2": "blue"}, "defaultVariant": "v1",
@@ -55,7 +55,7 @@ async fn evaluation_before_ready_starts_the_provider() {
 }
 
 #[tokio::test]
-async fn after_shutdown_the_last_values_or_defaults_are_given() {
+async fn after_shutdown_evaluation_returns_last_values_or_defaults() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = provider(&service);
     in_time(provider.ready(support::PATIENCE)).await.unwrap();
@@ -76,14 +76,14 @@ async fn after_shutdown_the_last_values_or_defaults_are_given() {
 }
 
 #[tokio::test]
-async fn shutdown_before_the_first_use_needs_no_start() {
+async fn shutdown_before_the_first_use_starts_nothing() {
     let provider = support::provider_of_nothing();
     in_time(provider.shutdown()).await;
     assert!(matches!(in_time(provider.flags(&user("u"))).await.error(), Some(Error::ShutDown)));
 }
 
 #[tokio::test]
-async fn with_the_service_down_there_are_defaults_and_the_error() {
+async fn with_the_service_down_evaluation_returns_defaults_and_the_error() {
     let provider = support::provider_of_nothing();
     let flags = in_time(provider.flags(&user("u"))).await;
     assert_eq!(flags.int("limit", 7), 7);
@@ -98,7 +98,7 @@ async fn with_the_service_down_there_are_defaults_and_the_error() {
 }
 
 #[tokio::test]
-async fn bootstrap_values_hold_until_the_service_answers() {
+async fn bootstrap_values_are_used_until_the_service_answers() {
     let (address, taken) = support::port_taken();
     let provider = FlipswitchProvider::builder("key")
         .base_url(format!("http://{address}"))
@@ -119,7 +119,7 @@ async fn bootstrap_values_hold_until_the_service_answers() {
 }
 
 #[tokio::test]
-async fn a_service_that_comes_up_later_makes_the_provider_ready() {
+async fn the_provider_becomes_ready_when_the_service_comes_up() {
     let (address, taken) = support::port_taken();
     let provider = FlipswitchProvider::builder("key").base_url(format!("http://{address}")).build().unwrap();
     assert!(in_time(provider.ready(Duration::from_millis(20))).await.is_err());
@@ -130,7 +130,7 @@ async fn a_service_that_comes_up_later_makes_the_provider_ready() {
 }
 
 #[tokio::test]
-async fn a_refused_key_is_known_at_once() {
+async fn a_rejected_key_fails_ready_immediately() {
     let service = LocalServer::builder().flags(json!({"on": true})).api_key("right").start().await.unwrap();
     let provider = FlipswitchProvider::builder("wrong").base_url(service.url()).build().unwrap();
     let ready = in_time(provider.ready(Duration::from_secs(600))).await;
@@ -202,7 +202,7 @@ fn evaluation_needs_no_runtime() {
 }
 
 #[test]
-fn a_given_runtime_is_used_and_may_end() {
+fn a_configured_runtime_is_used_and_may_end() {
     let service_runtime = tokio::runtime::Runtime::new().unwrap();
     let service = service_runtime.block_on(LocalServer::start(json!({"on": true}))).unwrap();
     let given = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -218,7 +218,7 @@ fn a_given_runtime_is_used_and_may_end() {
 }
 
 #[tokio::test]
-async fn dropping_the_last_handle_ends_the_provider() {
+async fn dropping_the_last_handle_shuts_the_provider_down() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", silent.local_addr().unwrap());
     let provider =
@@ -234,7 +234,7 @@ async fn dropping_the_last_handle_ends_the_provider() {
 }
 
 #[tokio::test]
-async fn values_in_memory_need_no_service() {
+async fn in_memory_values_need_no_service() {
     let provider = FlipswitchProvider::in_memory(json!({"on": true, "limit": 5, "none": null}));
     provider.ready(Duration::ZERO).await.unwrap();
     let flags = provider.flags(&user("u")).await;
@@ -248,7 +248,7 @@ async fn values_in_memory_need_no_service() {
 }
 
 #[tokio::test]
-async fn a_context_that_cannot_be_sent_is_refused_without_a_request() {
+async fn an_invalid_context_is_rejected_without_a_request() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = provider(&service);
     let context = user("u").with_custom_field("score", f64::NAN);
@@ -261,7 +261,7 @@ async fn a_context_that_cannot_be_sent_is_refused_without_a_request() {
 }
 
 #[test]
-fn promises_about_threads_hold() {
+fn public_types_are_send_and_sync() {
     fn shared<T: Send + Sync + 'static>(_: Option<T>) {}
     fn sent<T: Send>(_: T) {}
     shared::<FlipswitchProvider>(None);

@@ -59,7 +59,7 @@ async fn begin(reads: &mut JoinSet<()>, provider: &FlipswitchProvider, id: &'sta
 }
 
 #[tokio::test]
-async fn known_users_go_first() {
+async fn requests_for_cached_users_are_sent_first() {
     let released = Arc::new(Semaphore::new(0));
     let service = {
         let released = Arc::clone(&released);
@@ -103,7 +103,7 @@ async fn known_users_go_first() {
 }
 
 #[tokio::test]
-async fn who_waits_while_the_service_fails_does_not_try_for_itself() {
+async fn queued_requests_are_not_sent_after_a_failure() {
     let released = Arc::new(Semaphore::new(0));
     let service = {
         let released = Arc::clone(&released);
@@ -130,7 +130,7 @@ async fn who_waits_while_the_service_fails_does_not_try_for_itself() {
 }
 
 #[tokio::test]
-async fn a_refused_user_is_asked_for_again_after_a_change() {
+async fn a_rejected_context_is_requested_again_after_a_change() {
     const CHANGE: &str = "event: flag-updated\ndata: {\"flagKey\":\"f\"}\n\n";
     let (mended, events) = (Arc::new(AtomicBool::new(false)), broadcast::channel(16).0);
     let service = {
@@ -170,7 +170,7 @@ async fn a_refused_user_is_asked_for_again_after_a_change() {
 }
 
 #[tokio::test]
-async fn the_bytes_of_contexts_and_answers_are_bounded() {
+async fn the_bytes_of_cached_contexts_and_answers_are_bounded() {
     const LIMIT: usize = 4 << 20;
     /// Large contexts, and large values that nobody else has.
     const LARGE: usize = 50_000;
@@ -193,7 +193,7 @@ async fn the_bytes_of_contexts_and_answers_are_bounded() {
 }
 
 #[tokio::test]
-async fn a_service_that_does_not_take_the_connection_is_given_up_after_connect_timeout() {
+async fn connecting_fails_after_connect_timeout() {
     // Nobody accepts, and those who queue for it are as many as may.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();

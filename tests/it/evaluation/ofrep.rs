@@ -187,7 +187,7 @@ fn rows() -> Vec<(&'static str, Reply, Reads)> {
 }
 
 #[tokio::test]
-async fn every_answer_is_read_alike_by_every_caller() {
+async fn all_readers_agree_on_every_answer() {
     for (number, (label, reply, expected)) in rows().into_iter().enumerate() {
         let label = format!("row {number}, {label}, {}", shown(&reply));
         let service = Scripted::answering(reply).await;
@@ -321,7 +321,7 @@ fn json_of(structure: &StructValue) -> Value {
 }
 
 #[tokio::test]
-async fn the_errors_are_told_apart() {
+async fn errors_are_distinguished() {
     type Check = fn(&Error) -> bool;
     let rows: [(Reply, Check); 12] = [
         (Reply::status(401, ""), |error| matches!(error, Error::Unauthorized)),
@@ -360,7 +360,7 @@ async fn the_errors_are_told_apart() {
 }
 
 #[tokio::test]
-async fn requests_carry_what_the_service_asks_for() {
+async fn requests_have_the_expected_headers_and_body() {
     let service = Scripted::answering(items(json!([]))).await;
     let told = FlipswitchProvider::builder("the-key").base_url(service.url()).enable_realtime(false).build().unwrap();
     told.flags(&user("../../admin")).await;
@@ -388,7 +388,7 @@ async fn requests_carry_what_the_service_asks_for() {
 }
 
 #[tokio::test]
-async fn a_base_url_with_a_path_keeps_it() {
+async fn the_path_of_a_base_url_is_kept() {
     let service = Scripted::answering(items(json!([]))).await;
     let base_url = format!("{}/flags/", service.url());
     let provider = FlipswitchProvider::builder("k").base_url(base_url).enable_realtime(false).build().unwrap();
@@ -397,7 +397,7 @@ async fn a_base_url_with_a_path_keeps_it() {
 }
 
 #[tokio::test]
-async fn a_tag_is_sent_back_byte_for_byte_for_its_own_context_only() {
+async fn etags_are_sent_back_unchanged_for_their_own_context_only() {
     for tag in ["\"quoted\"", "W/\"weak\"", "bare", "\"with \u{e4}\"", "\"twö\""] {
         let service = Scripted::start(move |request, _| match request.header("if-none-match") {
             Some(_) => Reply::status(304, ""),
@@ -426,7 +426,7 @@ async fn a_tag_is_sent_back_byte_for_byte_for_its_own_context_only() {
 }
 
 #[tokio::test]
-async fn details_keep_what_the_service_says() {
+async fn evaluation_details_are_kept() {
     let service = Scripted::answering(items(json!([
         {"key": "f", "value": true, "variant": "on", "reason": "HOLIDAY", "metadata": {"flagType": "boolean", "owner": "web"}},
         {"key": "bare", "value": true},
@@ -442,7 +442,7 @@ async fn details_keep_what_the_service_says() {
 }
 
 #[tokio::test]
-async fn unchanged_is_no_answer_where_no_tag_was_sent() {
+async fn not_modified_without_an_etag_is_an_error() {
     for tag in [None, Some("")] {
         let service = Scripted::start(move |request, before| {
             assert!(request.header("if-none-match").is_none(), "{request:?}");

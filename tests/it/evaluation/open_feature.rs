@@ -19,7 +19,7 @@ async fn client(name: &str, provider: &FlipswitchProvider) -> Client {
 }
 
 #[tokio::test]
-async fn every_type_is_had_through_the_client() {
+async fn the_client_reads_every_type() {
     let service = LocalServer::start(json!({"flags": {
         "bool": {"state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": "on"},
         "string": {

@@ -18,7 +18,7 @@ use crate::support::{PATIENCE, in_time, json::fields, peer::Peer, user};
 const FLAGS: &str = include_str!("../../peers/flags.json");
 
 #[tokio::test]
-async fn flagd_is_understood() {
+async fn answers_of_flagd_are_understood() {
     let peer = Peer::flagd(&Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/flags.json"));
     let flagd = [
         ("disabled", "free", Says::Nothing(None, EvaluationReason::Disabled)),
@@ -29,7 +29,7 @@ async fn flagd_is_understood() {
 }
 
 #[tokio::test]
-async fn fast_feature_is_understood() {
+async fn answers_of_fast_feature_are_understood() {
     let peer = Peer::fast_feature();
     let flags: Value = serde_json::from_str(FLAGS).unwrap();
     for (key, flag) in flags["flags"].as_object().unwrap() {

@@ -55,7 +55,7 @@ async fn post(service: &LocalServer, path: &str, body: impl Into<reqwest::Body>)
 }
 
 #[tokio::test]
-async fn no_page_of_anybody_else_reaches_the_controls() {
+async fn pages_of_other_origins_cannot_use_the_controls() {
     let service = LocalServer::builder().flags(json!({"a": 1})).api_key(KEY).start().await.unwrap();
     let here = service.url();
     let host = here.trim_start_matches("http://");
@@ -126,7 +126,7 @@ fn another_address() -> Option<IpAddr> {
 }
 
 #[tokio::test]
-async fn other_machines_get_flags_and_no_controls_unless_these_are_exposed() {
+async fn other_machines_can_use_the_controls_only_if_they_are_exposed() {
     let Some(address) = another_address() else { return };
     for (exposed, status) in [(false, 403), (true, 200)] {
         let any = SocketAddr::from(([0, 0, 0, 0], 0));
@@ -153,7 +153,7 @@ async fn other_machines_get_flags_and_no_controls_unless_these_are_exposed() {
 }
 
 #[tokio::test]
-async fn the_page_may_do_little_and_brings_everything_along() {
+async fn the_dashboard_loads_nothing_from_elsewhere() {
     let service = LocalServer::start(json!({})).await.unwrap();
     let mut types = Vec::new();
     for (method, path) in CONTROLS.iter().filter(|(method, _)| *method == "GET") {
@@ -188,7 +188,7 @@ async fn the_page_may_do_little_and_brings_everything_along() {
 }
 
 #[tokio::test]
-async fn keys_are_listed_masked() {
+async fn api_keys_are_listed_masked() {
     let service = LocalServer::builder().api_key(KEY).start().await.unwrap();
     assert_eq!(get(&service, "/local/api-key").await, json!({"key": "••••4711"}));
     post(&service, BULK, r#"{"context":{"targetingKey":"alice"}}"#).await;
@@ -230,7 +230,7 @@ async fn all_flags_are_evaluated_for_a_context() {
 }
 
 #[tokio::test]
-async fn mistakes_at_the_controls_are_told_with_their_place() {
+async fn errors_in_control_requests_are_reported_with_their_position() {
     let service = LocalServer::start(json!({"a": 1})).await.unwrap();
     let flag = |field: &str, value: Value| {
         let mut flag = json!({"state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": "on"});
@@ -303,7 +303,7 @@ async fn mistakes_at_the_controls_are_told_with_their_place() {
 }
 
 #[tokio::test]
-async fn requests_are_listed_newest_first_with_what_became_of_them() {
+async fn requests_are_listed_newest_first_with_their_outcome() {
     let service = LocalServer::start(json!({"a": 1})).await.unwrap();
     post(&service, BULK, r#"{"context":{"targetingKey":"alice","plan":"premium"}}"#).await;
     post(&service, &format!("{BULK}/b"), "{}").await;
@@ -383,7 +383,7 @@ impl Activity {
 }
 
 #[tokio::test]
-async fn whoever_watches_is_told_what_changes() {
+async fn watchers_receive_the_topics_that_change() {
     let service = LocalServer::start(json!({"a": 1})).await.unwrap();
     let mut activity = Activity::open(&service).await;
     // Everything at first, so that a watcher that comes back misses nothing.
@@ -417,7 +417,7 @@ async fn whoever_watches_is_told_what_changes() {
 }
 
 #[tokio::test]
-async fn hostile_names_and_values_are_data_everywhere() {
+async fn hostile_names_and_values_are_treated_as_data() {
     let service = LocalServer::start(json!({})).await.unwrap();
     let key = "<img src=x onerror=alert(1)>";
     let value = "</script><script>alert(1)</script>\u{2028}\u{0}";

@@ -41,7 +41,7 @@ async fn definition(service: &LocalServer, key: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_flag_is_flipped_and_an_applications_page_changes() {
+async fn toggling_a_flag_updates_an_applications_page() {
     let service = LocalServer::builder().flags_file(EXAMPLE).start().await.unwrap();
     let provider = provider(&service);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -77,7 +77,7 @@ async fn a_flag_is_flipped_and_an_applications_page_changes() {
 }
 
 #[tokio::test]
-async fn flags_are_added_edited_and_deleted_by_the_keyboard_alone() {
+async fn flags_can_be_added_edited_and_deleted_by_keyboard() {
     let service = LocalServer::start(json!({"a": {"list": [9_007_199_254_740_993_u64]}, "z": true})).await.unwrap();
     let browser = dashboard(&service).await;
     shows(&browser, "a", ".value code", r#"{"list":[9007199254740993]}"#).await;
@@ -188,7 +188,7 @@ async fn flags_are_evaluated_for_a_context() {
 }
 
 #[tokio::test]
-async fn streams_requests_and_faults_are_seen_and_changed_live() {
+async fn streams_requests_and_faults_are_shown_and_changed_live() {
     let service =
         LocalServer::builder().flags(json!({"a": 1})).api_key("a-key-not-to-be-seen-0815").start().await.unwrap();
     let browser = dashboard(&service).await;
@@ -242,7 +242,7 @@ async fn streams_requests_and_faults_are_seen_and_changed_live() {
 }
 
 #[tokio::test]
-async fn hostile_text_is_text() {
+async fn hostile_text_is_shown_as_text() {
     const KEY: &str = r#"<img src=x onerror="window.hurt = 1; alert(1)">"#;
     const VALUE: &str = "</script><script>window.hurt = 2</script><b>bold</b>";
     let service = LocalServer::start(json!({"__proto__": {"hurt": 1}, "constructor": true})).await.unwrap();
@@ -309,7 +309,7 @@ const CONTRAST: &str = "(() => {
 })()";
 
 #[tokio::test]
-async fn it_reads_well_in_light_and_dark_and_on_a_phone() {
+async fn the_dashboard_is_readable_in_light_and_dark_and_on_a_phone() {
     let service = LocalServer::builder().flags_file(EXAMPLE).start().await.unwrap();
     let long = "a-long-key-".repeat(30);
     service.set_flag(&long, json!({"list": (0..1_000).collect::<Vec<_>>(), "text": "x".repeat(5_000)}));
@@ -348,7 +348,7 @@ async fn it_reads_well_in_light_and_dark_and_on_a_phone() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_gone_is_told_and_found_again() {
+async fn the_dashboard_reconnects_to_a_restarted_service() {
     let service = LocalServer::start(json!({"a": 1})).await.unwrap();
     let address: SocketAddr = service.url().trim_start_matches("http://").parse().unwrap();
     let browser = dashboard(&service).await;

@@ -25,7 +25,7 @@ const STREAM: &str = "/api/v1/flags/events";
 const HEARTBEAT: Duration = Duration::from_millis(100);
 
 #[tokio::test]
-async fn the_vendors_client_reads_every_kind_of_flag() {
+async fn the_vendor_client_reads_every_type_of_flag() {
     let service = service().start().await.unwrap();
     let mut client = Client::start(&service).await;
     // A number that is no integer has the type `decimal` in the metadata, and `number` where the client shows it.
@@ -94,7 +94,7 @@ async fn the_vendors_client_reads_every_kind_of_flag() {
 }
 
 #[tokio::test]
-async fn the_vendors_client_says_with_each_request_who_it_is() {
+async fn the_vendor_client_identifies_itself_in_each_request() {
     let service = service().start().await.unwrap();
     let mut client = Client::start(&service).await;
     client.details("boolean", "bool", "premium").await;
@@ -139,7 +139,7 @@ async fn the_vendors_client_says_with_each_request_who_it_is() {
 }
 
 #[tokio::test]
-async fn the_vendors_client_hears_of_changes_and_of_heartbeats() {
+async fn the_vendor_client_receives_changes_and_heartbeats() {
     let service = service().start().await.unwrap();
     let mut client = Client::start(&service).await;
     // It throws heartbeats away, but for a line in its log.
@@ -172,7 +172,7 @@ async fn the_vendors_client_hears_of_changes_and_of_heartbeats() {
 }
 
 #[tokio::test]
-async fn the_vendors_client_hears_of_another_api_key_and_goes_on() {
+async fn the_vendor_client_continues_after_a_key_rotation() {
     let service = service().start().await.unwrap();
     let mut client = Client::start(&service).await;
     let in_an_hour = SystemTime::now() + Duration::from_secs(3_600);
@@ -193,7 +193,7 @@ async fn the_vendors_client_hears_of_another_api_key_and_goes_on() {
 }
 
 #[tokio::test]
-async fn the_vendors_client_is_refused_once_its_api_key_is_no_more_but_hears_on() {
+async fn the_vendor_client_keeps_its_stream_after_its_key_expired() {
     let service = service().start().await.unwrap();
     let mut client = Client::start(&service).await;
     let next = service.rotate_api_key(KeyRotation::new());
@@ -208,7 +208,7 @@ async fn the_vendors_client_is_refused_once_its_api_key_is_no_more_but_hears_on(
 }
 
 #[tokio::test]
-async fn the_vendors_client_comes_back_when_the_service_does() {
+async fn the_vendor_client_reconnects_to_a_restarted_service() {
     let first = service().start().await.unwrap();
     let address = first.url().trim_start_matches("http://").parse().unwrap();
     let mut client = Client::start(&first).await;

@@ -61,7 +61,7 @@ impl Events {
 }
 
 #[tokio::test]
-async fn bulk_answers_carry_a_tag_and_are_not_sent_twice() {
+async fn bulk_answers_have_an_etag_and_are_not_sent_twice() {
     let service = LocalServer::start(json!({"a": 1, "b": "x"})).await.unwrap();
     let answer = post(&service, BULK, r#"{"context":{"targetingKey":"u"}}"#).await;
     assert_eq!(answer.status(), StatusCode::OK);
@@ -86,7 +86,7 @@ async fn bulk_answers_carry_a_tag_and_are_not_sent_twice() {
 }
 
 #[tokio::test]
-async fn single_flags_and_errors_are_answered_as_ofrep_has_it() {
+async fn single_flags_and_errors_follow_ofrep() {
     let service = LocalServer::start(json!({"flags": {
         "on/off": {"state": "ENABLED", "variants": {"on": true}, "defaultVariant": "on"},
         "broken": {"state": "ENABLED", "variants": {"on": true}, "targeting": {"if": [true, "of"]}},
@@ -116,7 +116,7 @@ async fn single_flags_and_errors_are_answered_as_ofrep_has_it() {
 }
 
 #[tokio::test]
-async fn a_wrong_key_is_refused_everywhere_but_at_the_controls() {
+async fn a_wrong_key_is_rejected_everywhere_except_by_the_controls() {
     let service = LocalServer::builder().flags(json!({"a": 1})).api_key("right").start().await.unwrap();
     let url = service.url();
     let client = Client::new();
@@ -137,7 +137,7 @@ async fn a_wrong_key_is_refused_everywhere_but_at_the_controls() {
 }
 
 #[tokio::test]
-async fn every_change_is_told_with_growing_ids() {
+async fn every_change_is_an_event_with_an_increasing_id() {
     let service = LocalServer::start(json!({"a": 1})).await.unwrap();
     let mut events = Events::open(&service).await;
     eventually(async || service.streams() == 1).await;
@@ -164,7 +164,7 @@ async fn every_change_is_told_with_growing_ids() {
 }
 
 #[tokio::test]
-async fn heartbeats_come_at_their_interval() {
+async fn heartbeats_are_sent_at_their_interval() {
     let service = LocalServer::builder().heartbeat(Duration::from_millis(20)).start().await.unwrap();
     let mut stream = Events::open(&service).await;
     let mut text = String::new();
@@ -175,7 +175,7 @@ async fn heartbeats_come_at_their_interval() {
 }
 
 #[tokio::test]
-async fn heartbeats_that_no_clock_can_keep_are_refused() {
+async fn impossible_heartbeat_intervals_are_rejected() {
     const DAY: Duration = Duration::from_secs(24 * 60 * 60);
     for heartbeat in [Duration::ZERO, DAY + Duration::from_nanos(1), Duration::MAX] {
         let error = LocalServer::builder().heartbeat(heartbeat).start().await.unwrap_err();
@@ -188,7 +188,7 @@ async fn heartbeats_that_no_clock_can_keep_are_refused() {
 }
 
 #[tokio::test]
-async fn flags_are_set_and_removed_with_plain_curl() {
+async fn flags_can_be_set_and_removed_with_curl() {
     let service = LocalServer::start(json!({"a": 1})).await.unwrap();
     let url = format!("{}/local/flags", service.url());
     let client = Client::new();
@@ -222,7 +222,7 @@ async fn flags_are_set_and_removed_with_plain_curl() {
 }
 
 #[tokio::test]
-async fn the_flags_file_is_followed() {
+async fn changes_of_the_flags_file_are_applied() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("flags.json");
     std::fs::write(&path, r#"{"a": 1, "b": 1}"#).unwrap();
@@ -249,7 +249,7 @@ async fn the_flags_file_is_followed() {
 
 #[cfg(unix)]
 #[tokio::test]
-async fn a_flags_file_behind_a_link_is_followed() {
+async fn changes_of_a_flags_file_behind_a_symlink_are_applied() {
     let (here, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let target = elsewhere.path().join("target.json");
     let link = here.path().join("flags.json");
@@ -262,7 +262,7 @@ async fn a_flags_file_behind_a_link_is_followed() {
 }
 
 #[tokio::test]
-async fn a_flags_file_is_followed_into_a_folder_made_anew() {
+async fn changes_of_a_flags_file_in_a_recreated_folder_are_applied() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("config");
     let path = folder.join("flags.json");
@@ -287,7 +287,7 @@ async fn seen(service: &LocalServer) -> [Value; 2] {
 }
 
 #[tokio::test]
-async fn what_is_listed_can_be_put_back_and_saved_as_a_file() {
+async fn listed_flags_can_be_set_again_and_saved_as_a_file() {
     let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/flags.json");
     let service = LocalServer::builder().flags_file(example).start().await.unwrap();
     service.set_flag("plain", true);
@@ -323,7 +323,7 @@ async fn what_is_listed_can_be_put_back_and_saved_as_a_file() {
 }
 
 #[tokio::test]
-async fn a_flags_file_that_cannot_be_read_is_told_with_its_place() {
+async fn errors_in_a_flags_file_are_reported_with_their_position() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("flags.json");
     let start = || LocalServer::builder().flags_file(&path).start();
@@ -358,7 +358,7 @@ async fn shutdown_ends_streams_and_frees_the_port() {
 }
 
 #[tokio::test]
-async fn half_a_request_is_not_answered_after_shutdown() {
+async fn an_incomplete_request_is_not_answered_after_shutdown() {
     let service = LocalServer::start(json!({"a": 1})).await.unwrap();
     let mut connection = TcpStream::connect(service.url().trim_start_matches("http://")).await.unwrap();
     let head = format!("POST {BULK} HTTP/1.1\r\nhost: local\r\nexpect: 100-continue\r\ncontent-length: 14\r\n\r\n{{");
@@ -377,7 +377,7 @@ async fn half_a_request_is_not_answered_after_shutdown() {
 }
 
 #[tokio::test]
-async fn an_address_in_use_is_named() {
+async fn an_address_in_use_is_named_in_the_error() {
     let service = LocalServer::start(json!({})).await.unwrap();
     let address: std::net::SocketAddr = service.url().trim_start_matches("http://").parse().unwrap();
     let error = LocalServer::builder().listen(address).start().await.unwrap_err();
@@ -386,7 +386,7 @@ async fn an_address_in_use_is_named() {
 }
 
 #[tokio::test]
-async fn requests_are_recorded_as_they_came() {
+async fn requests_are_recorded_as_received() {
     let service = LocalServer::start(json!({})).await.unwrap();
     post(&service, &format!("{BULK}?trace=1"), r#"{"context":{"a":1}}"#).await;
     let requests = service.requests();

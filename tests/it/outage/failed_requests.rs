@@ -17,7 +17,7 @@ use crate::support::{
 
 /// Whatever is no answer leaves the last values, marked as stale, for as long as the schedule has it, and no longer.
 #[tokio::test]
-async fn what_is_no_answer_leaves_the_last_values_until_the_service_is_asked_again() {
+async fn invalid_answers_keep_the_last_values_until_the_next_request() {
     let bulk = || Fault::on(Endpoint::Bulk);
     let page = "<!doctype html><title>Sign in to this network</title>";
     let faults = [
@@ -59,7 +59,7 @@ async fn what_is_no_answer_leaves_the_last_values_until_the_service_is_asked_aga
 
 /// While the service fails, nobody's reading makes a request: one at a time is made, by the schedule.
 #[tokio::test]
-async fn a_burst_of_failures_is_met_by_waits_that_double() {
+async fn repeated_failures_double_the_wait() {
     let service = service(1).await;
     let row = Row::new(support::builder(&service));
     row.opens(&service, 1).await;
@@ -79,7 +79,7 @@ async fn a_burst_of_failures_is_met_by_waits_that_double() {
 
 /// An answer that is called compressed and is not is read as it is: we ask for no encoding.
 #[tokio::test]
-async fn an_answer_that_is_called_compressed_and_is_not_is_read_as_it_is() {
+async fn a_wrong_content_encoding_of_an_answer_is_ignored() {
     let service = service(1).await;
     let answer = json!({"flags": [{"key": "f", "value": 2}]}).to_string();
     service
@@ -97,7 +97,7 @@ async fn an_answer_that_is_called_compressed_and_is_not_is_read_as_it_is() {
 
 /// The API key is for the service alone: where a redirect names another origin, not even a connection is made.
 #[tokio::test]
-async fn where_a_redirect_leads_elsewhere_nothing_arrives() {
+async fn redirected_requests_do_not_reach_another_origin() {
     join_all([301, 302, 303, 307, 308].map(async |code| {
         let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
         elsewhere.set_nonblocking(true).unwrap();

@@ -16,7 +16,7 @@ const CAME_BACK: &str = "connecting connected error connecting connected";
 const CAME_LATE: &str = "connecting error connecting connected";
 
 #[tokio::test]
-async fn a_service_that_refuses_connections_at_the_start_is_found_when_it_is_up() {
+async fn a_service_that_starts_late_is_found() {
     let port = Port::new();
     let row = Row::new(port.builder());
     let flags = row.read().await;
@@ -32,7 +32,7 @@ async fn a_service_that_refuses_connections_at_the_start_is_found_when_it_is_up(
 /// A change that nobody told of, because nobody was connected, is found by the reconnect: also when it happened while
 /// the service was down.
 #[tokio::test]
-async fn a_service_that_was_restarted_with_another_value_is_asked_again() {
+async fn a_restarted_service_is_asked_again() {
     let port = Port::new();
     let service = port.service(1).await;
     let row = Row::new(port.builder());
@@ -50,7 +50,7 @@ async fn a_service_that_was_restarted_with_another_value_is_asked_again() {
 /// However a stream ends, what changed while it was away is found when it is back: a reconnect asks again, whether the
 /// service has said something or not.
 #[tokio::test]
-async fn whatever_ends_a_stream_what_changed_meanwhile_is_seen_when_it_is_back() {
+async fn changes_missed_while_the_stream_was_down_are_seen_after_reconnecting() {
     let ends: [fn(&Faults) -> usize; 3] = [Faults::finish_streams, Faults::drop_streams, Faults::reset_streams];
     join_all(ends.map(async |end| {
         let service = service(1).await;
@@ -69,7 +69,7 @@ async fn whatever_ends_a_stream_what_changed_meanwhile_is_seen_when_it_is_back()
 
 /// A stream that ended in good order and does not come back is not taken for one that is well.
 #[tokio::test]
-async fn a_stream_that_ends_in_good_order_and_stays_away_is_shown_as_failed_and_polled_for() {
+async fn polling_starts_when_a_finished_stream_cannot_be_reopened() {
     let service = service(1).await;
     let row = Row::polling(support::builder(&service));
     row.opens(&service, 1).await;
@@ -86,7 +86,7 @@ async fn a_stream_that_ends_in_good_order_and_stays_away_is_shown_as_failed_and_
 }
 
 #[tokio::test]
-async fn a_stream_that_is_reset_in_the_middle_of_an_event_is_made_up_for_by_the_next() {
+async fn an_event_cut_by_a_reset_is_recovered_by_the_next_stream() {
     let service = service(1).await;
     service.faults().add(Fault::on(Endpoint::Stream).reset().after_bytes(20).times(1)).unwrap();
     let row = Row::new(support::builder(&service));
@@ -102,7 +102,7 @@ async fn a_stream_that_is_reset_in_the_middle_of_an_event_is_made_up_for_by_the_
 /// A connection whose other end is gone says nothing, not even that it is gone. Silence beyond the idle time is a
 /// failure; heartbeats are what ends silence.
 #[tokio::test]
-async fn a_half_open_stream_is_replaced_after_the_idle_time() {
+async fn a_half_open_stream_is_replaced_after_the_idle_timeout() {
     let service =
         LocalServer::builder().flags(json!({"f": 1})).heartbeat(Duration::from_millis(50)).start().await.unwrap();
     let row = Row::new(support::builder(&service).idle_timeout(Duration::from_millis(500)));
@@ -116,7 +116,7 @@ async fn a_half_open_stream_is_replaced_after_the_idle_time() {
 }
 
 #[tokio::test]
-async fn a_stream_with_nothing_but_heartbeats_is_not_idle() {
+async fn a_stream_with_only_heartbeats_is_not_idle() {
     const IDLE: Duration = Duration::from_secs(1);
     let service =
         LocalServer::builder().flags(json!({"f": 1})).heartbeat(Duration::from_millis(50)).start().await.unwrap();
@@ -129,7 +129,7 @@ async fn a_stream_with_nothing_but_heartbeats_is_not_idle() {
 }
 
 #[tokio::test]
-async fn connections_that_are_accepted_and_stay_silent_cost_the_request_timeout_once() {
+async fn silent_connections_cost_one_request_timeout() {
     const TIMEOUT: Duration = Duration::from_millis(300);
     let service = service(1).await;
     let silence = service.faults().add(Fault::on(Endpoint::Connections).hang()).unwrap();
@@ -153,7 +153,7 @@ async fn connections_that_are_accepted_and_stay_silent_cost_the_request_timeout_
 }
 
 #[tokio::test]
-async fn connections_that_are_closed_or_reset_at_once_are_made_again_by_the_schedule() {
+async fn closed_and_reset_connections_are_retried_with_backoff() {
     let faults = [Fault::on(Endpoint::Connections).close(), Fault::on(Endpoint::Connections).reset()];
     join_all(faults.map(async |fault| {
         let service = service(1).await;
@@ -181,7 +181,7 @@ async fn connections_that_are_closed_or_reset_at_once_are_made_again_by_the_sche
 /// Headers alone prove nothing: a service, or a proxy, that opens each stream and closes it at once is tried less and
 /// less often, and polled.
 #[tokio::test]
-async fn streams_that_are_opened_and_closed_at_once_lead_to_longer_waits_and_to_polling() {
+async fn streams_that_close_immediately_lead_to_backoff_and_polling() {
     let service = service(1).await;
     service.faults().add(Fault::on(Endpoint::Stream).close().after_bytes(0)).unwrap();
     let row = Row::with_polling(support::builder(&service).polling_interval(POLLING).max_sse_retries(2), POLLING);
@@ -206,7 +206,7 @@ async fn streams_that_are_opened_and_closed_at_once_lead_to_longer_waits_and_to_
 
 /// Clients that failed together do not come back together: the first wait is spread over its second half.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_fail_together_come_back_spread() {
+async fn reconnects_of_many_clients_are_spread_over_time() {
     const CLIENTS: usize = 16;
     let service = service(1).await;
     service.faults().add(Fault::on(Endpoint::Stream).status(503)).unwrap();
@@ -237,7 +237,7 @@ async fn clients_that_fail_together_come_back_spread() {
 }
 
 #[tokio::test]
-async fn the_service_names_the_first_wait_within_limits() {
+async fn the_retry_field_sets_the_first_wait_within_limits() {
     // Not at once, and not never: the second one waits for 15 s at least, so that a new connection is asked for.
     join_all([("0", true), ("1000000000000000000", false)].map(async |(named, asks_by_itself)| {
         let service = Mute::start().await;

@@ -19,7 +19,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn a_service_that_is_silent_costs_one_timeout_and_then_nothing() {
+async fn a_silent_service_costs_one_timeout() {
     const TIMEOUT: Duration = Duration::from_millis(300);
     let service = Scripted::answering(Reply::Silence).await;
     let provider = FlipswitchProvider::builder("key")
@@ -50,7 +50,7 @@ async fn a_service_that_is_silent_costs_one_timeout_and_then_nothing() {
 }
 
 #[tokio::test]
-async fn one_slow_user_harms_no_other() {
+async fn one_slow_context_does_not_delay_others() {
     let service = Scripted::start(|request, _| {
         if request.body.contains("slow") {
             Reply::Silence
@@ -80,7 +80,7 @@ async fn one_slow_user_harms_no_other() {
 }
 
 #[tokio::test]
-async fn after_a_failure_nobody_gets_the_old_error_for_long() {
+async fn the_provider_recovers_without_evaluations() {
     let service = Scripted::start(|_, before| match before {
         0 | 1 => Reply::status(503, ""),
         _ => Reply::json(json!({"flags": [{"key": "f", "value": true}]})),
@@ -94,7 +94,7 @@ async fn after_a_failure_nobody_gets_the_old_error_for_long() {
 }
 
 #[tokio::test]
-async fn a_connection_closed_under_a_request_is_tried_again() {
+async fn a_request_is_retried_if_its_connection_closes() {
     let closed = Arc::new(AtomicBool::new(false));
     let service = Scripted::start(move |request, _| {
         if request.body.contains("\"u\"") && !closed.swap(true, Ordering::Relaxed) {
@@ -110,7 +110,7 @@ async fn a_connection_closed_under_a_request_is_tried_again() {
 }
 
 #[tokio::test]
-async fn the_time_for_a_request_does_not_cut_the_stream() {
+async fn request_timeout_does_not_end_the_stream() {
     const TIMEOUT: Duration = Duration::from_millis(50);
     let service = LocalServer::builder().heartbeat(Duration::from_millis(10)).start().await.unwrap();
     let provider = support::builder(&service)
@@ -127,7 +127,7 @@ async fn the_time_for_a_request_does_not_cut_the_stream() {
 }
 
 #[tokio::test]
-async fn a_failing_service_is_asked_by_the_schedule_whoever_wants_to_know() {
+async fn evaluations_add_no_requests_to_a_failing_service() {
     let service = Scripted::answering(Reply::status(503, "")).await;
     let provider = FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false).build().unwrap();
     let mut id = 0;
@@ -147,7 +147,7 @@ async fn a_failing_service_is_asked_by_the_schedule_whoever_wants_to_know() {
 }
 
 #[tokio::test]
-async fn a_limit_of_the_service_is_kept_and_known_users_keep_their_values() {
+async fn rate_limits_are_respected_and_cached_users_keep_their_values() {
     let service = Scripted::start(|request, _| {
         if request.body.contains("known") || request.body.contains("_init_") {
             Reply::json(json!({"flags": [{"key": "f", "value": true}]}))
@@ -180,7 +180,7 @@ async fn a_limit_of_the_service_is_kept_and_known_users_keep_their_values() {
 }
 
 #[tokio::test]
-async fn a_context_that_is_refused_harms_no_other_and_is_not_asked_for_at_once_again() {
+async fn a_rejected_context_pauses_only_itself() {
     let service = Scripted::start(|request, _| {
         if request.body.contains("targetingKey") {
             Reply::json(json!({"flags": [{"key": "f", "value": true}]}))

@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn an_override_file_wins_over_the_service_and_holds_without_it() {
+async fn an_override_file_wins_over_the_service_and_works_without_it() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, json!({"theme": "mine", "new": true}).to_string()).unwrap();
     let service = LocalServer::start(json!({"theme": "theirs", "limit": 10})).await.unwrap();
@@ -46,7 +46,7 @@ async fn an_override_file_wins_over_the_service_and_holds_without_it() {
 }
 
 #[tokio::test]
-async fn with_the_service_gone_known_users_keep_their_values_and_it_may_come_back() {
+async fn cached_users_keep_their_values_until_the_service_is_back() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let address = service.url().trim_start_matches("http://").parse().unwrap();
     let provider = builder(&service).polling_interval(Duration::from_millis(1)).build().unwrap();
@@ -78,7 +78,7 @@ async fn with_the_service_gone_known_users_keep_their_values_and_it_may_come_bac
 }
 
 #[tokio::test]
-async fn a_slow_service_holds_up_a_reader_with_an_old_answer_no_longer_than_max_wait() {
+async fn a_slow_service_delays_a_stale_read_by_stale_wait_at_most() {
     let service = Scripted::start(|_, before| match before {
         // The start-up check and the first evaluation.
         0 | 1 => Reply::json(json!({"flags": [{"key": "on", "value": true}]})),
@@ -107,7 +107,7 @@ async fn a_slow_service_holds_up_a_reader_with_an_old_answer_no_longer_than_max_
 }
 
 #[tokio::test]
-async fn after_max_stale_nothing_old_is_served() {
+async fn values_older_than_max_stale_are_not_served() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = builder(&service)
         .enable_realtime(false)
@@ -122,7 +122,7 @@ async fn after_max_stale_nothing_old_is_served() {
 }
 
 #[tokio::test]
-async fn a_second_outage_ends_like_the_first() {
+async fn the_provider_recovers_from_a_second_outage() {
     let down = Arc::new(AtomicBool::new(false));
     let service = {
         let down = Arc::clone(&down);
@@ -143,7 +143,7 @@ async fn a_second_outage_ends_like_the_first() {
 }
 
 #[tokio::test]
-async fn the_first_reader_in_an_outage_waits_no_longer_than_max_wait() {
+async fn the_first_read_in_an_outage_waits_stale_wait_at_most() {
     let silent = Arc::new(AtomicBool::new(false));
     let service = {
         let silent = Arc::clone(&silent);

@@ -17,7 +17,7 @@ use crate::support::{
 
 /// The service may begin to tell us of changes only after its headers: what happens in between nobody tells.
 #[tokio::test]
-async fn a_change_before_the_first_heartbeat_is_seen_after_it() {
+async fn a_change_before_the_first_heartbeat_is_seen() {
     let service = Mute::start().await;
     let row = Row::new(service.builder());
     row.opens(&service.service, 1).await;
@@ -30,7 +30,7 @@ async fn a_change_before_the_first_heartbeat_is_seen_after_it() {
 
 /// The service may evaluate a moment behind its own event.
 #[tokio::test]
-async fn a_service_that_is_behind_its_own_event_is_asked_once_more() {
+async fn a_service_that_lags_behind_its_event_is_asked_again() {
     let service = Mute::start().await;
     let row = Row::new(service.builder());
     row.opens(&service.service, 1).await;
@@ -48,7 +48,7 @@ async fn a_service_that_is_behind_its_own_event_is_asked_once_more() {
 
 /// A listener that evaluates sees the new value: it is told after what was known has become old.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_listener_that_evaluates_sees_the_new_value() {
+async fn a_listener_that_evaluates_sees_each_new_value() {
     let service = service(1).await;
     let row = Row::new(support::builder(&service).max_wait(support::PATIENCE));
     row.opens(&service, 1).await;
@@ -68,7 +68,7 @@ async fn a_listener_that_evaluates_sees_the_new_value() {
 
 /// Ten thousand events at once, of three kinds: the last value is seen, and the service is not asked for each.
 #[tokio::test]
-async fn a_burst_of_events_is_a_handful_of_requests() {
+async fn a_burst_of_events_causes_few_requests() {
     const EVENTS: i64 = 10_000;
     let flag = |key: i64| format!("event: flag-updated\ndata: {{\"flagKey\":\"flag-{key}\"}}\nid: {key}\n\n");
     let bursts: [&dyn Fn(&LocalServer); 3] = [
@@ -103,7 +103,7 @@ async fn a_burst_of_events_is_a_handful_of_requests() {
 
 /// What is asked for in the background is put together: events that come one after the other are one request.
 #[tokio::test]
-async fn changes_that_come_one_after_the_other_are_asked_about_together() {
+async fn consecutive_changes_share_requests() {
     const EVENTS: usize = 20;
     // Within this time, at least, they are put together.
     const TOGETHER: Duration = Duration::from_millis(50);
@@ -124,7 +124,7 @@ async fn changes_that_come_one_after_the_other_are_asked_about_together() {
 
 /// A user whose reads wait for nobody: events without pause do not keep them from an answer.
 #[tokio::test]
-async fn changes_without_pause_keep_nobody_waiting() {
+async fn continuous_changes_do_not_delay_evaluations() {
     let flags: Map<_, _> = [("f".to_owned(), json!(0))].into_iter().collect();
     let service = LocalServer::start(flags.into()).await.unwrap();
     let row = Row::new(support::builder(&service).max_wait(support::PATIENCE));

@@ -57,7 +57,7 @@ async fn a_listener_that_evaluates_sees_the_new_value() {
 }
 
 #[tokio::test]
-async fn events_begin_with_how_things_are_and_come_in_their_order() {
+async fn events_start_with_the_current_state_and_are_in_order() {
     let service = LocalServer::start(json!({"f": 0})).await.unwrap();
     let provider = builder(&service).build().unwrap();
     let mut events = provider.events();
@@ -82,7 +82,7 @@ async fn events_begin_with_how_things_are_and_come_in_their_order() {
 }
 
 #[tokio::test]
-async fn after_an_outage_the_status_is_told_first_then_ready_and_then_the_change() {
+async fn after_an_outage_status_ready_and_change_arrive_in_this_order() {
     let service = LocalServer::start(json!({"f": 0})).await.unwrap();
     let address = service.url().trim_start_matches("http://").parse().unwrap();
     let api_key = service.api_key();
@@ -108,7 +108,7 @@ async fn after_an_outage_the_status_is_told_first_then_ready_and_then_the_change
 
 /// Other SDKs' mistake 15, first part: listeners run on the reader, and a slow one stops the stream.
 #[tokio::test]
-async fn a_listener_that_blocks_holds_up_nothing_and_misses_nothing_that_matters() {
+async fn a_blocking_listener_delays_nothing_and_gets_the_latest_events() {
     const CHANGES: i64 = 3_000;
     let service = LocalServer::start(json!({"counter": 0})).await.unwrap();
     let provider = connected(&service).await;
@@ -150,7 +150,7 @@ async fn a_listener_that_blocks_holds_up_nothing_and_misses_nothing_that_matters
 
 /// Other SDKs' mistake 15, second part: a listener that panics loses others.
 #[tokio::test]
-async fn a_listener_that_panics_harms_neither_others_nor_itself() {
+async fn a_panicking_listener_stays_subscribed_and_affects_no_other() {
     let service = LocalServer::start(json!({"f": 0})).await.unwrap();
     let provider = connected(&service).await;
     let (panicked, heard) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -173,7 +173,7 @@ async fn a_listener_that_panics_harms_neither_others_nor_itself() {
 
 /// Other SDKs' mistake 15, third part: unsubscribing itself loses others, and unsubscribing twice removes a stranger.
 #[tokio::test]
-async fn a_listener_may_unsubscribe_itself_and_others_and_only_those() {
+async fn listeners_can_unsubscribe_themselves_and_others() {
     let service = LocalServer::start(json!({"f": 0})).await.unwrap();
     let provider = connected(&service).await;
     let heard = Arc::new(Mutex::new(Vec::new()));
@@ -207,7 +207,7 @@ async fn a_listener_may_unsubscribe_itself_and_others_and_only_those() {
 }
 
 #[tokio::test]
-async fn a_subscription_may_outlive_its_provider() {
+async fn a_subscription_can_outlive_its_provider() {
     let service = LocalServer::start(json!({"f": 0})).await.unwrap();
     let provider = connected(&service).await;
     let changes = provider.add_flag_change_listener(|_| {});
@@ -220,7 +220,7 @@ async fn a_subscription_may_outlive_its_provider() {
 
 /// Other SDKs' mistake 19, first part: a status is told after the end.
 #[tokio::test]
-async fn a_listener_may_shut_the_provider_down_and_nothing_is_heard_after() {
+async fn no_events_follow_a_shutdown_from_a_listener() {
     for given in [false, true] {
         let service = LocalServer::start(json!({"f": 0})).await.unwrap();
         let mut builder = builder(&service);
@@ -258,7 +258,7 @@ async fn a_listener_may_shut_the_provider_down_and_nothing_is_heard_after() {
 
 /// Other SDKs' mistake 18: a failure at the start starts nothing, and is not tried again.
 #[tokio::test]
-async fn the_start_is_tried_on_until_it_succeeds() {
+async fn the_start_up_request_is_retried_until_it_succeeds() {
     let (address, taken) = support::port_taken();
     let provider = FlipswitchProvider::builder("key").base_url(format!("http://{address}")).build().unwrap();
     let mut events = provider.events();
@@ -279,7 +279,7 @@ async fn the_start_is_tried_on_until_it_succeeds() {
 }
 
 #[tokio::test]
-async fn an_answer_that_makes_no_sense_is_told() {
+async fn an_invalid_answer_is_an_error_event() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider =
         builder(&service).polling_interval(Duration::from_millis(20)).enable_realtime(false).build().unwrap();
@@ -294,7 +294,7 @@ async fn an_answer_that_makes_no_sense_is_told() {
 }
 
 #[tokio::test]
-async fn health_is_json_for_probes() {
+async fn health_serializes_to_json() {
     let service = LocalServer::start(json!({})).await.unwrap();
     let provider = connected(&service).await;
     service.set_flag("f", 1);
@@ -316,7 +316,7 @@ async fn health_is_json_for_probes() {
 
 /// Other SDKs' mistake 19, second part: after the end something reads on.
 #[tokio::test]
-async fn initialize_returns_at_once_and_shutdown_is_quick_whatever_the_service_does() {
+async fn initialize_and_shutdown_do_not_wait_for_the_service() {
     let service = LocalServer::start(json!({})).await.unwrap();
     service.faults().add(Fault::on(Endpoint::All).hang()).unwrap();
     let mut provider = builder(&service).build().unwrap();
@@ -339,7 +339,7 @@ async fn initialize_returns_at_once_and_shutdown_is_quick_whatever_the_service_d
 /// The operating system counts: threads and sockets, after a thousand lives in one process as after one.
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn a_thousand_lives_leave_nothing_behind() {
+async fn a_thousand_providers_leak_no_threads_or_files() {
     let service = LocalServer::builder().flags(json!({"on": true})).api_key("key").start().await.unwrap();
     let output =
         tokio::process::Command::new(env!("CARGO_BIN_EXE_cycles")).args([service.url(), "1000".into()]).output();
@@ -352,7 +352,7 @@ async fn a_thousand_lives_leave_nothing_behind() {
 }
 
 #[tokio::test]
-async fn what_was_missed_in_an_outage_is_told_however_it_ends() {
+async fn changes_missed_in_an_outage_are_reported() {
     let definition = |targeting| json!({"state": "ENABLED", "variants": {"a": 1, "b": 2}, "defaultVariant": "a", "targeting": targeting});
     let service = LocalServer::start(json!({"flags": {"f": definition(json!({}))}})).await.unwrap();
     let provider = connected(&service).await;
@@ -370,7 +370,7 @@ async fn what_was_missed_in_an_outage_is_told_however_it_ends() {
 }
 
 #[tokio::test]
-async fn stale_is_told_also_where_nothing_polls() {
+async fn stale_is_reported_without_polling() {
     let service = LocalServer::start(json!({})).await.unwrap();
     service.faults().add(Fault::on(Endpoint::Stream).hang()).unwrap();
     let provider =
@@ -391,7 +391,7 @@ impl Drop for Bomb {
 }
 
 #[tokio::test]
-async fn what_a_listener_owns_may_panic_too() {
+async fn values_owned_by_a_listener_may_panic_on_drop() {
     let service = LocalServer::start(json!({"f": 0})).await.unwrap();
     let provider = connected(&service).await;
     let place: Arc<Mutex<Option<Subscription>>> = Arc::default();
@@ -422,7 +422,7 @@ async fn what_a_listener_owns_may_panic_too() {
 }
 
 #[tokio::test]
-async fn whoever_is_woken_may_ask_at_once() {
+async fn a_waker_may_call_the_provider() {
     struct Asks(FlipswitchProvider, AtomicUsize);
 
     impl Wake for Asks {
@@ -445,7 +445,7 @@ async fn whoever_is_woken_may_ask_at_once() {
 }
 
 #[test]
-fn a_provider_ends_in_time_also_with_a_runtime_that_is_ending() {
+fn shutdown_completes_on_a_runtime_that_shuts_down() {
     let services = tokio::runtime::Runtime::new().unwrap();
     let service = services.block_on(LocalServer::start(json!({"on": true}))).unwrap();
     service.faults().add(Fault::on(Endpoint::Stream).hang()).unwrap();

@@ -14,7 +14,7 @@ use crate::support::{
 /// Bytes after which everything counts as changed, on a stream that stays open: none of this is a reason to give it up,
 /// to miss the change, or to panic.
 #[tokio::test]
-async fn odd_bytes_are_no_reason_to_miss_a_change_or_to_leave() {
+async fn malformed_bytes_do_not_end_the_stream() {
     let after = |odd: &[u8]| [odd, CHANGED].concat();
     let rows: Vec<(&str, Vec<u8>)> = vec![
         ("a byte-order mark", after(b"\xef\xbb\xbf")),
@@ -63,7 +63,7 @@ async fn odd_bytes_are_no_reason_to_miss_a_change_or_to_leave() {
 /// Events are read as the rules of event streams have it: data of several lines, any end of lines, in pieces of any
 /// size; and the name of one event is not that of the next.
 #[tokio::test]
-async fn events_are_read_whole_and_one_by_one_however_they_come() {
+async fn events_are_parsed_however_they_are_split() {
     let update = |key: &str| format!("event: flag-updated\ndata: {{\"flagKey\":\"{key}\"}}\n\n");
     let end = update("end");
     let (a, b) = (update("a"), update("b"));
@@ -107,7 +107,7 @@ async fn events_are_read_whole_and_one_by_one_however_they_come() {
 
 /// We ask for no encoding and take none: bytes that are called compressed are read as they are.
 #[tokio::test]
-async fn bytes_that_are_called_compressed_and_are_not_are_read_as_they_are() {
+async fn a_wrong_content_encoding_of_the_stream_is_ignored() {
     let service = Mute::with_head("content-encoding: gzip\r\n").await;
     let row = Row::new(service.builder());
     row.opens(&service.service, 1).await;
@@ -128,7 +128,7 @@ async fn bytes_that_are_called_compressed_and_are_not_are_read_as_they_are() {
 /// The id to go on after is the last good one: one with a NUL is none, and one that is too long ends the stream and
 /// spoils no other.
 #[tokio::test]
-async fn only_an_id_that_can_be_sent_is_sent_back() {
+async fn only_valid_event_ids_are_sent_back() {
     let long = "7".repeat(1_025);
     let rows = [
         ("id: 1\n\n".to_owned(), Some("1"), true),
@@ -170,7 +170,7 @@ async fn only_an_id_that_can_be_sent_is_sent_back() {
 
 /// Bytes that come one by one are no different from those that come together.
 #[tokio::test]
-async fn a_stream_that_trickles_is_read() {
+async fn a_trickling_stream_is_read() {
     let service = service(1).await;
     service.faults().add(Fault::on(Endpoint::Stream).trickle(1, Duration::from_millis(1))).unwrap();
     let row = Row::new(support::builder(&service));

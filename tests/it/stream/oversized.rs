@@ -52,7 +52,7 @@ fn stream(body: &[u8]) -> Reply {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn a_stream_with_more_than_an_event_may_be_is_left() {
+async fn a_stream_with_an_oversized_event_is_closed() {
     const MIB: usize = 1 << 20;
     let large = vec![b'x'; 10 * MIB];
     let rows = [
@@ -83,7 +83,7 @@ async fn a_stream_with_more_than_an_event_may_be_is_left() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn events_of_nearly_a_mebibyte_are_read() {
+async fn events_just_below_the_limit_are_read() {
     let mut large = b"event: config-updated\ndata: ".to_vec();
     large.resize((1 << 20) - 100, b'x');
     large.extend(b"\n\n");
@@ -100,7 +100,7 @@ async fn events_of_nearly_a_mebibyte_are_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_answer_without_end_is_left() {
+async fn an_endless_answer_is_abandoned() {
     let ended = AtomicBool::new(false);
     let service = Scripted::start(move |request, _| match request.method.as_str() {
         "GET" => Reply::status(404, ""),

@@ -15,7 +15,7 @@ use crate::support::{
 
 /// Polling asks the service, and what it finds out holds for everybody: without a stream, and with one that is away.
 #[tokio::test]
-async fn polling_asks_and_tells_of_changes_though_nobody_evaluates() {
+async fn polling_reports_changes_without_evaluations() {
     for realtime in [false, true] {
         let service = service(1).await;
         service.faults().add(Fault::on(Endpoint::Stream).status(404)).unwrap();
@@ -42,7 +42,7 @@ async fn polling_asks_and_tells_of_changes_though_nobody_evaluates() {
 
 /// A flag of which the application was told while the stream was open may change once more while it is away.
 #[tokio::test]
-async fn what_was_told_by_the_stream_does_not_hide_what_polling_finds() {
+async fn changes_reported_by_the_stream_do_not_hide_those_found_by_polling() {
     let events = ["event: flag-updated\ndata: {\"flagKey\":\"f\"}\n\n", "event: flag-updated\ndata: {}\n\n"];
     join_all(events.map(async |told| {
         let service = Mute::start().await;
@@ -65,7 +65,7 @@ async fn what_was_told_by_the_stream_does_not_hide_what_polling_finds() {
 
 /// However often polling begins and ends, one polls while it is on, and nobody while it is off.
 #[test]
-fn polling_that_begins_and_ends_leaves_nothing_behind() {
+fn polling_leaves_no_tasks_behind() {
     const TIMES: usize = 5;
     let own = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -110,7 +110,7 @@ fn polling_that_begins_and_ends_leaves_nothing_behind() {
 
 /// Without realtime and without the fallback nothing is asked in the background.
 #[tokio::test]
-async fn without_the_fallback_nobody_polls() {
+async fn without_the_fallback_nothing_polls() {
     let service = service(1).await;
     service.faults().add(Fault::on(Endpoint::Stream).status(404)).unwrap();
     let row = Row::polling(support::builder(&service).enable_polling_fallback(false));

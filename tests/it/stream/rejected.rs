@@ -14,7 +14,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn whatever_is_no_stream_is_a_failure_and_tried_again() {
+async fn responses_that_are_no_event_stream_are_retried() {
     let stream = || Fault::on(Endpoint::Stream);
     let page = "<!doctype html><title>Sign in to this network</title>";
     let faults = [
@@ -52,7 +52,7 @@ async fn whatever_is_no_stream_is_a_failure_and_tried_again() {
 }
 
 #[tokio::test]
-async fn a_stream_is_known_by_its_media_type_however_that_is_written() {
+async fn the_media_type_of_a_stream_is_accepted_in_every_spelling() {
     for content_type in ["Text/Event-Stream", "text/event-stream; charset=utf-8", "text/event-stream ;x=y"] {
         let service = service(1).await;
         service.faults().add(Fault::on(Endpoint::Stream).content_type(content_type)).unwrap();
@@ -66,7 +66,7 @@ async fn a_stream_is_known_by_its_media_type_however_that_is_written() {
 
 /// A burst of refusals is met by waits that double; the application hears of each, and values stay.
 #[tokio::test]
-async fn a_burst_of_refusals_is_met_by_waits_that_double() {
+async fn repeated_rejections_double_the_wait() {
     let service = service(1).await;
     service.faults().add(Fault::on(Endpoint::Stream).status(503).times(2)).unwrap();
     let row = Row::new(support::builder(&service));
@@ -82,7 +82,7 @@ async fn a_burst_of_refusals_is_met_by_waits_that_double() {
 /// A service that has no stream, wants none, or refuses the key for it, is left alone: shown once, tried seldom, and
 /// polled meanwhile.
 #[tokio::test]
-async fn a_stream_that_is_not_to_be_had_is_asked_for_once_and_polling_keeps_values_fresh() {
+async fn polling_replaces_a_stream_that_does_not_exist() {
     let cases = [
         (204, "disconnected"),
         (404, "disconnected"),
@@ -122,7 +122,7 @@ async fn a_stream_that_is_not_to_be_had_is_asked_for_once_and_polling_keeps_valu
 /// A key that is refused everywhere, in whichever order, is shown once and asked about seldom: one request and one
 /// stream, whoever reads. When the service takes it, a stream is had by asking for a new connection.
 #[tokio::test]
-async fn a_refused_key_is_shown_once_and_nothing_more_is_sent_until_a_new_connection_is_asked_for() {
+async fn a_rejected_key_stops_requests_until_reconnect_sse() {
     join_all([Endpoint::Single, Endpoint::Stream, Endpoint::Bulk].map(async |late| {
         let service = LocalServer::builder().flags(json!({"f": 1})).api_key("other").start().await.unwrap();
         service.faults().add(Fault::on(late).delay(Duration::from_millis(300))).unwrap();
@@ -151,7 +151,7 @@ async fn a_refused_key_is_shown_once_and_nothing_more_is_sent_until_a_new_connec
 
 /// A key that is refused in the middle of a provider's life leaves the last values.
 #[tokio::test]
-async fn a_key_that_is_refused_later_leaves_the_last_values() {
+async fn a_key_that_is_rejected_later_keeps_the_last_values() {
     let service = service(1).await;
     let row = Row::new(support::builder(&service));
     row.opens(&service, 1).await;
@@ -184,7 +184,7 @@ fn times() -> impl Iterator<Item = (u16, String, SystemTime)> {
 }
 
 #[tokio::test]
-async fn a_stream_is_not_asked_for_before_the_time_that_the_service_names() {
+async fn retry_after_delays_the_stream() {
     join_all(times().map(async |(code, named, time)| {
         let service = service(1).await;
         service.faults().add(Fault::on(Endpoint::Stream).status(code).header("retry-after", &named).times(1)).unwrap();
@@ -199,7 +199,7 @@ async fn a_stream_is_not_asked_for_before_the_time_that_the_service_names() {
 }
 
 #[tokio::test]
-async fn flags_are_not_asked_for_before_the_time_that_the_service_names() {
+async fn retry_after_delays_requests_for_flags() {
     join_all(times().map(async |(code, named, time)| {
         let service = service(1).await;
         let row = Row::new(support::builder(&service));

@@ -189,7 +189,7 @@ pub(crate) fn folded(mut statuses: Vec<String>) -> Vec<String> {
 }
 
 #[test]
-fn what_is_repeated_is_written_once() {
+fn repeated_statuses_are_folded() {
     let folded = |statuses: &str| folded(statuses.split(' ').map(str::to_owned).collect()).join(" ");
     assert_eq!(folded("a b c b c b c d"), "a b c d");
     assert_eq!(folded("a b c d b c d e"), "a b c d e");

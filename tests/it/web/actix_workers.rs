@@ -12,7 +12,7 @@ use crate::support::{PATIENCE, evaluations, eventually, in_time, provider, user}
 const WORKERS: usize = 4;
 
 #[tokio::test]
-async fn all_workers_have_one_stream_and_one_evaluation_of_a_user() {
+async fn all_workers_share_one_stream_and_one_request_for_a_user() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = provider(&service);
     in_time(provider.ready(PATIENCE)).await.unwrap();

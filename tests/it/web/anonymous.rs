@@ -17,7 +17,7 @@ fn cookies_set(response: &Response) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn by_default_visitors_are_nobody_in_particular() {
+async fn by_default_visitors_share_one_context() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = provider(&service);
@@ -35,7 +35,7 @@ async fn by_default_visitors_are_nobody_in_particular() {
 }
 
 #[tokio::test]
-async fn a_header_tells_visitors_apart() {
+async fn a_header_identifies_visitors() {
     let longer = [b'x'; 257];
     let cases: [(&[&[u8]], &str, &str); 8] = [
         (&[b"device-7"], "", "device-7"),
@@ -73,7 +73,7 @@ async fn with_cookies(framework: Framework) -> (App, Setup, flipswitch_local::Lo
 }
 
 #[tokio::test]
-async fn a_cookie_is_set_when_a_flag_was_read_and_not_before() {
+async fn a_cookie_is_set_only_when_a_flag_is_read() {
     for framework in Framework::ALL {
         let (app, setup, service) = with_cookies(framework).await;
         for (path, cookies) in [
@@ -115,7 +115,7 @@ async fn a_cookie_is_set_when_a_flag_was_read_and_not_before() {
 }
 
 #[tokio::test]
-async fn prefetching_is_not_reading_and_guards_read() {
+async fn prefetching_sets_no_cookie_and_a_guard_does() {
     let service = service().await;
     let anonymous = Anonymous::cookie();
     for prefetch in [true, false] {
@@ -128,7 +128,7 @@ async fn prefetching_is_not_reading_and_guards_read() {
 }
 
 #[tokio::test]
-async fn a_cookie_makes_its_visitor_the_same_one_again() {
+async fn a_cookie_identifies_a_returning_visitor() {
     for framework in Framework::ALL {
         let (app, setup, _service) = with_cookies(framework).await;
         let first = app.send("/me", &[]).await;
@@ -186,7 +186,7 @@ async fn tampered_and_foreign_cookies_are_replaced() {
 }
 
 #[tokio::test]
-async fn the_applications_own_cookies_stay() {
+async fn the_applications_cookies_are_kept() {
     for framework in Framework::ALL {
         let (app, setup, _service) = with_cookies(framework).await;
         let cookies = cookies_set(&app.send("/cookie", &[]).await);
@@ -197,7 +197,7 @@ async fn the_applications_own_cookies_stay() {
 }
 
 #[tokio::test]
-async fn without_https_a_cookie_has_neither_the_attribute_nor_the_prefix() {
+async fn without_https_the_cookie_has_no_secure_attribute_and_no_prefix() {
     for framework in Framework::ALL {
         let service = service().await;
         let setup = Setup { anonymous: Anonymous::insecure_cookie(), ..provider(&service).into() };
@@ -213,7 +213,7 @@ async fn without_https_a_cookie_has_neither_the_attribute_nor_the_prefix() {
 }
 
 #[actix_web::test]
-async fn two_layers_make_one_visitor() {
+async fn two_layers_set_one_cookie() {
     use tower::ServiceExt;
 
     let provider = FlipswitchProvider::in_memory(json!({"on": true}));

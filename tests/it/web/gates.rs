@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn gates_open_for_whom_their_rule_says() {
+async fn gates_open_when_their_rule_matches() {
     // path; for alice, for bob
     let gates = [
         ("requires", true, false),
@@ -59,7 +59,7 @@ async fn gates_open_for_whom_their_rule_says() {
 }
 
 #[tokio::test]
-async fn with_the_flag_service_away_gates_are_as_their_flags_defaults() {
+async fn with_the_service_down_gates_use_the_defaults_of_their_flags() {
     for framework in Framework::ALL {
         let provider = support::provider_of_nothing();
         let app = framework.serve(provider.clone()).await;
@@ -82,7 +82,7 @@ async fn with_the_flag_service_away_gates_are_as_their_flags_defaults() {
 }
 
 #[tokio::test]
-async fn a_closed_gate_answers_as_it_is_told() {
+async fn a_closed_gate_responds_as_configured() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = provider(&service);
@@ -141,7 +141,7 @@ async fn a_gate_follows_its_flag() {
 }
 
 #[tokio::test]
-async fn on_axum_a_gate_hides_what_it_is_added_to() {
+async fn on_axum_a_gate_hides_the_routes_it_is_added_to() {
     let gate = || FlagGate::requires("beta").otherwise(StatusCode::FORBIDDEN);
     let beta = || Router::new().route("/beta", get(async || "open"));
     // how it is added; the path; what GET and POST there answer, and what a path answers that there is not
@@ -179,7 +179,7 @@ async fn on_axum_a_gate_hides_what_it_is_added_to() {
 }
 
 #[tokio::test]
-async fn on_axum_a_gate_around_a_service_leaves_no_trace() {
+async fn on_axum_a_closed_gate_around_a_service_looks_like_a_missing_route() {
     let beta = || get(async || "open");
     let gate = || FlagGate::requires("beta");
     let flags = TestFlags::new(json!({"beta": false}));

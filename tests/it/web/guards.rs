@@ -10,7 +10,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn with_prefetch_a_guard_knows_the_flags() {
+async fn with_prefetch_a_guard_reads_fresh_flags() {
     let service = service().await;
     let setup = Setup { prefetch: true, ..provider(&service).into() };
     let app = Framework::Actix.serve(setup.clone()).await;
@@ -23,7 +23,7 @@ async fn with_prefetch_a_guard_knows_the_flags() {
 }
 
 #[tokio::test]
-async fn without_prefetch_a_guard_knows_what_is_in_memory() {
+async fn without_prefetch_a_guard_reads_cached_flags() {
     let service = service().await;
     let provider = provider(&service);
     let app = Framework::Actix.serve(provider.clone()).await;
@@ -39,7 +39,7 @@ async fn without_prefetch_a_guard_knows_what_is_in_memory() {
 }
 
 #[tokio::test]
-async fn without_prefetch_a_guard_goes_by_what_was_known_last_and_asks_anew() {
+async fn without_prefetch_a_guard_reads_stale_flags_and_refreshes_them() {
     let service = service().await;
     let provider = support::provider(&service);
     let app = Framework::Actix.serve(provider.clone()).await;
@@ -58,7 +58,7 @@ async fn without_prefetch_a_guard_goes_by_what_was_known_last_and_asks_anew() {
 }
 
 #[actix_web::test]
-async fn a_guard_without_the_middleware_takes_the_default_and_says_so_once() {
+async fn a_guard_without_the_middleware_uses_the_default_and_warns_once() {
     let log = Log::of_this_thread();
     let app = App::new()
         .service(web::resource("/key").guard(flag_on("on")).get(async || "new"))
@@ -83,7 +83,7 @@ async fn a_guard_without_the_middleware_takes_the_default_and_says_so_once() {
 }
 
 #[tokio::test]
-async fn with_the_flag_service_away_a_guard_takes_the_default() {
+async fn with_the_service_down_a_guard_uses_the_default() {
     for prefetch in [true, false] {
         let setup = Setup { prefetch, ..support::provider_of_nothing().into() };
         let app = Framework::Actix.serve(setup.clone()).await;
@@ -97,7 +97,7 @@ async fn with_the_flag_service_away_a_guard_takes_the_default() {
 }
 
 #[tokio::test]
-async fn prefetching_is_for_all_requests_and_only_on_demand() {
+async fn prefetching_is_opt_in_and_covers_all_requests() {
     for (prefetch, requests) in [(true, 1), (false, 0)] {
         let service = service().await;
         let setup = Setup { prefetch, ..provider(&service).into() };

@@ -11,7 +11,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn probes_tell_whether_flags_work() {
+async fn probes_report_whether_flags_work() {
     for framework in Framework::ALL {
         let service = service().await;
         let (well, away) = (support::provider(&service), support::provider_of_nothing());

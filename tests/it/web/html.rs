@@ -140,7 +140,7 @@ fn check(values: Value) -> bool {
 }
 
 #[test]
-fn no_value_leaves_the_script_that_it_stands_in() {
+fn no_value_breaks_out_of_its_script_element() {
     // Whether a page stays whole with the plain JSON in it.
     let cases = [
         ("harmless", true),
@@ -207,7 +207,7 @@ const PIECES: [&str; 29] = [
 ];
 
 #[test]
-fn no_text_made_of_dangerous_pieces_leaves_the_script() {
+fn no_combination_of_dangerous_text_breaks_out_of_its_script_element() {
     let text = || vec(select(&PIECES[..]), 0..12).prop_map(|pieces| pieces.concat());
     let broken = Cell::new(0);
     let config = ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() };

@@ -56,7 +56,7 @@ async fn greeting(scope: Option<&RequestScope>) -> String {
 }
 
 #[tokio::test]
-async fn the_scope_is_found_in_a_request_in_its_head_and_in_its_extensions() {
+async fn the_scope_is_found_in_a_request_its_parts_and_its_extensions() {
     let provider = FlipswitchProvider::in_memory(json!({"greeting": "Hello"}));
     async fn handle(request: Request<()>) -> Result<Response<Vec<String>>, Infallible> {
         let mut found = vec![greeting(request.scope()).await];
@@ -102,7 +102,7 @@ async fn serve_with_hyper(provider: &FlipswitchProvider) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn under_bare_hyper_flags_are_read_and_gates_hold() {
+async fn flags_and_gates_work_under_hyper() {
     let service = service().await;
     let provider = provider(&service);
     let address = serve_with_hyper(&provider).await;
@@ -257,7 +257,7 @@ impl Call {
 }
 
 #[tokio::test]
-async fn under_grpc_flags_are_read_and_a_closed_gate_is_an_unimplemented_service() {
+async fn flags_work_under_grpc_and_a_closed_gate_is_unimplemented() {
     let service = service().await;
     let provider = provider(&service);
     let channel = serve_with_tonic(&provider).await;
@@ -284,7 +284,7 @@ async fn under_grpc_flags_are_read_and_a_closed_gate_is_an_unimplemented_service
 }
 
 #[tokio::test]
-async fn streams_of_grpc_pass_with_what_is_behind_them() {
+async fn grpc_streams_pass_with_their_trailers() {
     let service = service().await;
     let provider = provider(&service);
     let channel = serve_with_tonic(&provider).await;

@@ -25,7 +25,7 @@ async fn the_provider_starts_before_the_server_and_ends_after_it() {
 }
 
 #[tokio::test]
-async fn without_the_service_the_server_starts_with_defaults_unless_told_otherwise() {
+async fn without_the_service_the_server_starts_with_defaults_unless_readiness_is_required() {
     let provider = support::provider_of_nothing();
     let lifespan = Lifespan::builder(provider.clone()).ready_timeout(Duration::from_millis(10));
     let started = in_time(lifespan.start()).await.unwrap();
@@ -38,7 +38,7 @@ async fn without_the_service_the_server_starts_with_defaults_unless_told_otherwi
 }
 
 #[tokio::test]
-async fn the_service_is_waited_for_as_long_as_is_said() {
+async fn ready_timeout_limits_the_wait_for_the_service() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     // Sooner than the time that is waited by default, so that a start which did not mind its own would go well.
     service.faults().add(Fault::on(Endpoint::Bulk).delay(Duration::from_secs(3))).unwrap();
@@ -55,7 +55,7 @@ async fn the_service_is_waited_for_as_long_as_is_said() {
 }
 
 #[tokio::test]
-async fn a_refused_key_fails_a_start_that_requires_readiness() {
+async fn a_rejected_key_fails_a_start_that_requires_readiness() {
     let service = LocalServer::builder().api_key("right").start().await.unwrap();
     let provider = FlipswitchProvider::builder("wrong").base_url(service.url()).build().unwrap();
     let lifespan = Lifespan::builder(provider).ready_timeout(Duration::from_secs(600)).require_ready(true);
@@ -63,7 +63,7 @@ async fn a_refused_key_fails_a_start_that_requires_readiness() {
 }
 
 #[tokio::test]
-async fn the_end_of_the_provider_is_the_end_of_the_life() {
+async fn shutting_the_provider_down_ends_the_lifespan() {
     let provider = FlipswitchProvider::in_memory(json!({}));
     let lifespan = Lifespan::builder(provider.clone()).start().await.unwrap();
     let early = lifespan.signal();
@@ -78,7 +78,7 @@ async fn the_end_of_the_provider_is_the_end_of_the_life() {
 }
 
 #[test]
-fn a_life_needs_no_runtime_of_the_callers() {
+fn a_lifespan_needs_no_runtime_of_the_caller() {
     let provider = FlipswitchProvider::in_memory(json!({"on": true}));
     pollster::block_on(async {
         let lifespan = Lifespan::builder(provider).start().await.unwrap();
@@ -88,7 +88,7 @@ fn a_life_needs_no_runtime_of_the_callers() {
 }
 
 #[tokio::test]
-async fn the_time_to_drain_is_kept_even_if_the_provider_has_gone() {
+async fn drain_timeout_applies_after_the_provider_was_shut_down() {
     for shut_down_before in [false, true] {
         let provider = FlipswitchProvider::in_memory(json!({}));
         let lifespan =
@@ -109,7 +109,7 @@ async fn the_time_to_drain_is_kept_even_if_the_provider_has_gone() {
 
 /// actix-web has a time of its own for requests to finish in, and both begin with the signal.
 #[test]
-fn on_actix_the_shorter_time_to_drain_counts() {
+fn on_actix_the_shorter_drain_timeout_applies() {
     use actix_web::{App, HttpServer, web};
     use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Notify};
 
@@ -203,7 +203,7 @@ mod signals {
     }
 
     #[test]
-    fn a_second_signal_ends_the_process_at_once() {
+    fn a_second_signal_ends_the_process_immediately() {
         for (first, second, number) in [("TERM", "TERM", 15), ("INT", "TERM", 15), ("TERM", "INT", 2)] {
             let mut life = Life::start(&["forever"]);
             life.prints("listening");
@@ -215,7 +215,7 @@ mod signals {
     }
 
     #[test]
-    fn a_server_that_does_not_drain_is_given_up_in_time() {
+    fn a_server_that_does_not_drain_is_dropped_after_drain_timeout() {
         let mut life = Life::start(&["stuck"]);
         life.prints("listening");
         life.signal("TERM");
@@ -228,7 +228,7 @@ mod signals {
     }
 
     #[test]
-    fn after_the_life_signals_have_their_own_effect_again() {
+    fn after_the_lifespan_signals_have_their_default_effect() {
         let mut life = Life::start(&["after"]);
         life.prints("listening");
         life.signal("INT");
@@ -240,7 +240,7 @@ mod signals {
     }
 
     #[tokio::test]
-    async fn a_signal_is_heard_while_the_service_is_waited_for() {
+    async fn a_signal_ends_the_wait_for_the_service() {
         let silent = Scripted::answering(Reply::Silence).await;
         let url = silent.url();
         let mut life = Life::start(&["start", &url]);

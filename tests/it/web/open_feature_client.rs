@@ -35,7 +35,7 @@ async fn setup(name: &str) -> (Setup, LocalServer) {
 }
 
 #[tokio::test]
-async fn a_plain_client_evaluates_for_the_requests_user() {
+async fn a_client_evaluates_for_the_user_of_the_request() {
     for framework in Framework::ALL {
         let (setup, service) = setup(&format!("plain {framework:?}")).await;
         let app = framework.serve(setup.clone()).await;
@@ -55,7 +55,7 @@ async fn a_plain_client_evaluates_for_the_requests_user() {
 }
 
 #[tokio::test]
-async fn a_plain_client_reads_the_requests_own_answer() {
+async fn a_client_reads_the_flags_of_the_request() {
     let service = LocalServer::start(support::whoami(["alice".to_owned()])).await.unwrap();
     let provider = apps::provider(&service);
     let client = client("own answer", &provider).await;
@@ -78,7 +78,7 @@ async fn a_plain_client_reads_the_requests_own_answer() {
 }
 
 #[tokio::test]
-async fn what_the_caller_gives_goes_before_the_request() {
+async fn the_callers_context_overrides_the_context_of_the_request() {
     let service = apps::service().await;
     let provider = apps::provider(&service);
     let client = client("merging", &provider).await;
@@ -109,7 +109,7 @@ async fn what_the_caller_gives_goes_before_the_request() {
 }
 
 #[tokio::test]
-async fn what_is_added_to_the_context_has_one_answer_in_the_request() {
+async fn an_extended_context_is_evaluated_once_in_a_request() {
     let flags = TestFlags::new(flipswitch::serde_json::json!({"whoami": "before"}));
     let client = client("additions", &flags.provider()).await;
     let visitor = EvaluationContext::default().with_custom_field("plan", "free");
@@ -129,7 +129,7 @@ async fn what_is_added_to_the_context_has_one_answer_in_the_request() {
 }
 
 #[tokio::test]
-async fn what_is_carried_reads_for_the_requests_visitor() {
+async fn a_read_in_a_spawned_task_counts_for_the_request() {
     let flags = TestFlags::new(flipswitch::serde_json::json!({"whoami": "known"}));
     let client = client("carried", &flags.provider()).await;
     let scope = RequestScope::new(flags.provider(), EvaluationContext::default());
@@ -140,7 +140,7 @@ async fn what_is_carried_reads_for_the_requests_visitor() {
 }
 
 #[tokio::test]
-async fn asking_at_once_counts_as_an_evaluation() {
+async fn a_failed_read_counts_as_an_evaluation() {
     let provider = support::provider_of_nothing();
     provider.shutdown().await;
     let scope = RequestScope::new(provider.clone(), user("alice"));
@@ -149,7 +149,7 @@ async fn asking_at_once_counts_as_an_evaluation() {
 }
 
 #[tokio::test]
-async fn only_the_scopes_own_provider_evaluates_for_it() {
+async fn only_the_provider_of_a_scope_uses_its_context() {
     let (ours, theirs) = (apps::service().await, apps::service().await);
     let (our_provider, their_provider) = (apps::provider(&ours), apps::provider(&theirs));
     let (our_client, their_client) = (client("ours", &our_provider).await, client("theirs", &their_provider).await);
@@ -172,7 +172,7 @@ async fn only_the_scopes_own_provider_evaluates_for_it() {
 }
 
 #[tokio::test]
-async fn a_global_targeting_key_is_warned_of() {
+async fn a_global_targeting_key_causes_a_warning() {
     use flipswitch::open_feature::provider::FeatureProvider;
 
     let mut provider = FlipswitchProvider::in_memory(flipswitch::serde_json::json!({}));
@@ -193,7 +193,7 @@ const USERS: usize = 100;
 const AT_ONCE: usize = 64;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn interleaved_users_are_never_mixed_by_clients_in_axum() {
+async fn clients_never_mix_users_in_axum() {
     let (setup, service) = setup("interleaved in axum").await;
     let app = on_axum::app(&setup);
     let requests = stream::iter(0..REQUESTS).for_each_concurrent(AT_ONCE, |number| {
@@ -212,7 +212,7 @@ async fn interleaved_users_are_never_mixed_by_clients_in_axum() {
 }
 
 #[actix_web::test]
-async fn interleaved_users_are_never_mixed_by_clients_in_actix() {
+async fn clients_never_mix_users_in_actix() {
     let (setup, service) = setup("interleaved in actix").await;
     let app = actix_web::test::init_service(actix_web::App::new().configure(on_actix::app(&setup))).await;
     let requests = stream::iter(0..REQUESTS).for_each_concurrent(AT_ONCE, |number| {
@@ -227,7 +227,7 @@ async fn interleaved_users_are_never_mixed_by_clients_in_actix() {
 }
 
 #[actix_web::test]
-async fn also_what_inner_services_do_before_their_future_is_polled_is_in_the_request() {
+async fn inner_services_are_in_the_scope_before_their_future_is_polled() {
     use actix_web::dev::Service as _;
     use flipswitch_actix::Flipswitch;
     use flipswitch_axum::FlipswitchLayer;

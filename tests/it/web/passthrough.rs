@@ -69,7 +69,7 @@ async fn bodies_stream_in_both_directions() {
 }
 
 #[tokio::test]
-async fn a_handler_that_panics_harms_no_other_request() {
+async fn a_panicking_handler_does_not_affect_other_requests() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = provider(&service);
@@ -99,7 +99,7 @@ fn evaluations_of(service: &Scripted, user: &str) -> usize {
 }
 
 #[tokio::test]
-async fn a_request_that_is_given_up_leaves_its_answer_to_the_next() {
+async fn the_answer_of_a_cancelled_request_is_cached() {
     for framework in Framework::ALL {
         for path in ["/flag", "/gated/flag"] {
             let (service, release, provider) = held().await;
@@ -121,7 +121,7 @@ async fn a_request_that_is_given_up_leaves_its_answer_to_the_next() {
 }
 
 #[tokio::test]
-async fn requests_during_the_shutdown_get_their_defaults() {
+async fn requests_during_shutdown_get_defaults() {
     for framework in Framework::ALL {
         let (service, _release, provider) = held().await;
         let app = Arc::new(framework.serve(provider.clone()).await);
@@ -140,7 +140,7 @@ async fn requests_during_the_shutdown_get_their_defaults() {
 }
 
 #[tokio::test]
-async fn extractors_and_gates_at_the_same_time_share_one_evaluation() {
+async fn concurrent_extractors_and_gates_share_one_evaluation() {
     for framework in Framework::ALL {
         let (service, release, provider) = held().await;
         let app = Arc::new(framework.serve(provider.clone()).await);

@@ -12,7 +12,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn scenarios() {
+async fn both_frameworks_answer_alike() {
     // path, user, plan; status, body, requests to the flag service
     let scenarios = [
         ("/free", "alice", "", 200, "free", 0),
@@ -68,7 +68,7 @@ async fn scenarios() {
 }
 
 #[tokio::test]
-async fn a_missing_layer_is_told_with_its_remedy() {
+async fn a_missing_layer_is_an_error_that_names_the_remedy() {
     let remedies = [
         (Framework::Axum, "add `.layer(FlipswitchLayer::new(provider))`"),
         (Framework::Actix, "add `.wrap(Flipswitch::new(provider))`"),
@@ -84,7 +84,7 @@ async fn a_missing_layer_is_told_with_its_remedy() {
 }
 
 #[tokio::test]
-async fn with_the_flag_service_away_requests_succeed_with_defaults() {
+async fn with_the_service_down_requests_succeed_with_defaults() {
     for framework in Framework::ALL {
         let provider = support::provider_of_nothing();
         let app = framework.serve(provider.clone()).await;
@@ -103,7 +103,7 @@ fn user_of(request: usize) -> &'static str {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_users_in_parallel_are_never_mixed_in_axum() {
+async fn parallel_users_are_never_mixed_in_axum() {
     let service = service().await;
     let provider = support::provider(&service);
     let app = on_axum::app(&provider.clone().into());
@@ -125,7 +125,7 @@ async fn two_users_in_parallel_are_never_mixed_in_axum() {
 }
 
 #[actix_web::test]
-async fn two_users_in_parallel_are_never_mixed_in_actix() {
+async fn parallel_users_are_never_mixed_in_actix() {
     let service = service().await;
     let provider = support::provider(&service);
     let app = actix_web::App::new().configure(on_actix::app(&provider.clone().into()));

@@ -19,7 +19,7 @@ fn layer() -> FlipswitchLayer {
 }
 
 #[tokio::test]
-async fn readiness_is_the_inner_services() {
+async fn readiness_is_that_of_the_inner_service() {
     let (mut service, mut handle) = mock::spawn_layer::<_, Response<&'static str>, _>(layer());
     handle.allow(0);
     tokio_test::assert_pending!(service.poll_ready());
@@ -41,7 +41,7 @@ async fn readiness_is_the_inner_services() {
 }
 
 #[tokio::test]
-async fn the_inner_services_errors_pass_through_as_they_are() {
+async fn errors_of_the_inner_service_pass_through() {
     let (mut service, mut handle) = mock::spawn_layer::<_, Response<&'static str>, _>(layer());
     tokio_test::assert_ready_ok!(service.poll_ready());
     let answer = service.call(Request::new("ping"));
@@ -67,7 +67,7 @@ async fn a_clone_does_not_take_the_ready_service() {
 }
 
 #[tokio::test]
-async fn every_request_has_a_scope_of_its_own() {
+async fn every_request_has_its_own_scope() {
     let (mut service, mut handle) = mock::spawn_layer::<Request<&'static str>, Response<&'static str>, _>(layer());
     let mut scopes = Vec::new();
     for body in ["one", "two"] {
@@ -81,7 +81,7 @@ async fn every_request_has_a_scope_of_its_own() {
 }
 
 #[tokio::test]
-async fn requests_and_responses_of_any_body_pass_untouched() {
+async fn bodies_of_any_type_pass_unchanged() {
     let (mut service, mut handle) = mock::spawn_layer(layer());
     tokio_test::assert_ready_ok!(service.poll_ready());
     let answer = service.call(Request::post("/path?query").header("x-any", "thing").body(vec![1_u8]).unwrap());
@@ -101,7 +101,7 @@ fn request(provider: &FlipswitchProvider) -> Request<&'static str> {
 }
 
 #[tokio::test]
-async fn a_gates_readiness_and_errors_are_the_inner_services() {
+async fn readiness_and_errors_of_a_gate_are_those_of_the_inner_service() {
     let provider = FlipswitchProvider::in_memory(json!({"on": true}));
     let (mut service, mut handle) = mock::spawn_layer::<_, Response<String>, _>(FlagGate::requires("on"));
     handle.allow(0);
@@ -153,7 +153,7 @@ async fn a_gate_that_waits_for_flags_calls_the_service_that_was_ready() {
 }
 
 #[actix_web::test]
-async fn on_actix_readiness_is_the_inner_services() {
+async fn on_actix_readiness_is_that_of_the_inner_service() {
     use std::{
         future::{Ready, ready},
         task::{Context, Poll, Waker},

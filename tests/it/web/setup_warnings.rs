@@ -42,7 +42,7 @@ fn assert_one(warnings: &[String], framework: Framework, texts: &[&str]) {
 }
 
 #[actix_web::test]
-async fn an_application_in_order_is_not_warned() {
+async fn a_correct_application_causes_no_warnings() {
     for framework in Framework::ALL {
         let paths = ["/free", "/flag", "/nested/flag", "/single/flag", "/typed", "/optional", "/bare/optional"];
         let requests: Vec<_> = paths.iter().flat_map(|path| [(*path, "alice"), (*path, "guest")]).collect();
@@ -52,7 +52,7 @@ async fn an_application_in_order_is_not_warned() {
 }
 
 #[actix_web::test]
-async fn an_authentication_inside_is_noticed_when_a_flag_is_read() {
+async fn authentication_inside_the_layer_causes_a_warning() {
     for framework in Framework::ALL {
         let unread = warnings(framework, &setup(Order::AuthenticationInside), &[("/free", "alice")]).await;
         assert!(unread.is_empty(), "{framework:?}: {unread:?}");
@@ -68,7 +68,7 @@ async fn an_authentication_inside_is_noticed_when_a_flag_is_read() {
 }
 
 #[actix_web::test]
-async fn a_gate_whose_flag_is_no_boolean_or_is_not_there_is_told() {
+async fn a_gate_on_a_missing_or_non_boolean_flag_causes_a_warning() {
     for framework in Framework::ALL {
         for (path, key, told) in [
             ("/gate/missing-not", "missing", "the service has no such flag"),
@@ -86,7 +86,7 @@ async fn a_gate_whose_flag_is_no_boolean_or_is_not_there_is_told() {
 }
 
 #[actix_web::test]
-async fn a_missing_layer_is_logged() {
+async fn a_missing_layer_causes_a_warning() {
     let log = Log::of_this_thread();
     let axum = on_axum::app(&setup(Order::AsItShould));
     let app = actix_web::App::new().configure(on_actix::app(&setup(Order::AsItShould)));
@@ -105,7 +105,7 @@ async fn a_missing_layer_is_logged() {
 }
 
 #[actix_web::test]
-async fn of_two_layers_the_inner_one_decides_and_that_is_told() {
+async fn two_layers_cause_a_warning_and_the_inner_one_applies() {
     for framework in Framework::ALL {
         let setup = setup(Order::Twice);
         let warnings = warnings(framework, &setup, &[("/flag", "alice"), ("/me", "bob")]).await;
@@ -116,7 +116,7 @@ async fn of_two_layers_the_inner_one_decides_and_that_is_told() {
 }
 
 #[actix_web::test]
-async fn a_function_that_panics_is_told() {
+async fn a_panicking_context_function_causes_a_warning() {
     for framework in Framework::ALL {
         let warnings = warnings(framework, &setup(Order::AsItShould), &[("/flag", "panic"), ("/me", "panic")]).await;
         assert_one(&warnings, framework, &["WARN", "`with_user` or `with_context` panicked"]);
@@ -124,7 +124,7 @@ async fn a_function_that_panics_is_told() {
 }
 
 #[actix_web::test]
-async fn a_guard_without_flags_is_told() {
+async fn a_guard_without_flags_causes_a_warning() {
     for (prefetch, told) in [(true, false), (false, true)] {
         let service = service().await;
         let setup = Setup { prefetch, ..provider(&service).into() };
@@ -139,7 +139,7 @@ async fn a_guard_without_flags_is_told() {
 }
 
 #[test]
-fn a_name_that_no_header_can_have_is_told() {
+fn an_invalid_header_name_causes_a_warning() {
     let log = Log::of_this_thread();
     let _ = (Anonymous::header("X-Device-Id"), Anonymous::header("x device"));
     let lines = log.lines();
