@@ -1,4 +1,4 @@
-// What the other files do, done right.
+// The correct counterparts of the other files.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-// Defaults that are not of the flag's type.
+// Defaults whose type is not that of the flag.
 
 flipswitch::flags! {
     //~ a flag of type `i64` cannot have a default of type `&str`

@@ -1,4 +1,4 @@
-// What no closed gate can answer.
+// Values that a closed gate cannot respond with.
 
 use std::rc::Rc;
 

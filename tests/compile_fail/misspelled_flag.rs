@@ -1,4 +1,4 @@
-// A flag whose name is not spelled as it was declared.
+// A flag whose name is misspelled.
 
 flipswitch::flags! {
     pub NewCheckout: bool = "new-checkout", default false;

@@ -1,4 +1,4 @@
-// Users that cannot be in the extensions of a request.
+// User types that the extensions of a request cannot hold.
 
 use std::{cell::Cell, rc::Rc};
 

@@ -1,4 +1,4 @@
-// A flag that is used as one of another type.
+// A flag that is used as a flag of another type.
 
 use flipswitch::Flags;
 

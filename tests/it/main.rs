@@ -64,7 +64,7 @@ mod local {
     mod service;
 }
 
-mod mistakes;
+mod compile_fail;
 
 /// What the tests share.
 mod support {

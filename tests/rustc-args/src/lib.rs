@@ -1,19 +1,19 @@
-//! How the compiler was called, told to what it compiles.
+//! The compiler's command line, for tests that call the compiler.
 
 use std::env;
 
 use proc_macro::TokenStream;
 
-/// Becomes a slice of strings: the compiler's path, and each of its arguments.
+/// Expands to a slice of strings: the path of the running compiler, then its arguments.
 ///
-/// Tests call the compiler once more with it, with the very libraries that they themselves were built with. Only cargo
-/// knows which of the files in its folders those are; another cargo would build them anew wherever it was asked for other
-/// packages, features or settings than the first one. A macro runs within the compiler, and can look.
+/// A test needs them to compile a file with the libraries that the test itself was built with. Only cargo knows which of
+/// the files in its target folder those are, and another call of cargo would rebuild them whenever it selects other
+/// packages or features than the first one. A macro runs inside the compiler and can read the arguments.
 #[proc_macro]
-#[expect(clippy::expect_used, clippy::missing_panics_doc, reason = "strings in quotes are Rust")]
-pub fn invocation(_: TokenStream) -> TokenStream {
+#[expect(clippy::expect_used, clippy::missing_panics_doc, reason = "quoted strings are valid Rust")]
+pub fn rustc_args(_: TokenStream) -> TokenStream {
     let compiler = env::current_exe().unwrap_or_else(|_| "rustc".into()).into_os_string();
-    let words: Vec<_> =
-        [compiler].into_iter().chain(env::args_os().skip(1)).map(|word| word.to_string_lossy().into_owned()).collect();
+    let words = [compiler].into_iter().chain(env::args_os().skip(1));
+    let words: Vec<_> = words.map(|word| word.to_string_lossy().into_owned()).collect();
     format!("&{words:?}").parse().expect("a slice of strings")
 }
