@@ -1,5 +1,5 @@
 //! What it costs to read one boolean flag out of a hundred, for a context with a targeting key and three attributes: from
-//! Flipswitch, and from SDKs that others wrote, each set up so that it does as little as it can. README.md says what each
+//! FlipswitchMiddleware, and from SDKs that others wrote, each set up so that it does as little as it can. README.md says what each
 //! of them does in an evaluation.
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 

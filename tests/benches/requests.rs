@@ -71,11 +71,11 @@ fn on_axum(criterion: &mut Criterion, provider: &FlipswitchProvider, client: &'s
 
 fn on_actix(criterion: &mut Criterion, provider: &FlipswitchProvider, client: &'static Client) {
     use actix_web::HttpMessage;
-    use flipswitch_actix::{Flags, Flipswitch};
+    use flipswitch_actix::{Flags, FlipswitchMiddleware};
 
     let system = actix_web::rt::System::new();
     let mut group = criterion.benchmark_group("actix");
-    let middleware = Flipswitch::new(provider.clone()).with_user(context);
+    let middleware = FlipswitchMiddleware::new(provider.clone()).with_user(context);
     let reading = async |flags: Flags| word(flags.bool("flag-50", false));
     let asking = async move || word(client.get_bool_value("flag-50", None, None).await.unwrap());
     macro_rules! measure {

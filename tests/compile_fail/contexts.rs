@@ -1,7 +1,7 @@
 // Functions that must return a context and return something else.
 
 use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext};
-use flipswitch_actix::Flipswitch;
+use flipswitch_actix::FlipswitchMiddleware;
 use flipswitch_axum::FlipswitchLayer;
 
 #[derive(Clone)]
@@ -23,13 +23,13 @@ pub fn axum_user_that_may_fail(provider: FlipswitchProvider) -> FlipswitchLayer 
     FlipswitchLayer::new(provider).with_user(|_: &User| Ok::<_, String>(EvaluationContext::default()))
 }
 
-pub fn actix_user(provider: FlipswitchProvider) -> Flipswitch {
+pub fn actix_user(provider: FlipswitchProvider) -> FlipswitchMiddleware {
     //~ String` is no evaluation context
     //~ return an `EvaluationContext` or an `Option<EvaluationContext>`
-    Flipswitch::new(provider).with_user(|user: &User| user.0.clone())
+    FlipswitchMiddleware::new(provider).with_user(|user: &User| user.0.clone())
 }
 
-pub fn actix_request(provider: FlipswitchProvider) -> Flipswitch {
+pub fn actix_request(provider: FlipswitchProvider) -> FlipswitchMiddleware {
     //~ `u8` is no evaluation context
-    Flipswitch::new(provider).with_context(|_| 1_u8)
+    FlipswitchMiddleware::new(provider).with_context(|_| 1_u8)
 }

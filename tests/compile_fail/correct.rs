@@ -30,10 +30,10 @@ pub fn with_axum(provider: FlipswitchProvider) -> axum::Router {
     async fn handler(Flag(new): Flag<NewCheckout>, Flag(items): Flag<MaxItems>) -> String {
         if new { items.to_string() } else { String::new() }
     }
-    let gate = FlagGate::requires(NewCheckout)
-        .and(FlagGate::requires_not("beta"))
+    let gate = FlagGate::enabled(NewCheckout)
+        .and(FlagGate::disabled("beta"))
         .or(FlagGate::variant(Theme, "dark"))
-        .otherwise(StatusCode::FORBIDDEN);
+        .fallback(StatusCode::FORBIDDEN);
     let layer = FlipswitchLayer::new(provider)
         .with_user(|account: &Arc<Account>| context(account))
         .with_context(|_| None::<EvaluationContext>);
@@ -42,16 +42,16 @@ pub fn with_axum(provider: FlipswitchProvider) -> axum::Router {
 
 pub fn with_actix(provider: FlipswitchProvider, settings: &mut actix_web::web::ServiceConfig) {
     use actix_web::web;
-    use flipswitch_actix::{Flag, FlagGate, Flipswitch, flag_on};
+    use flipswitch_actix::{Flag, FlagGate, FlipswitchMiddleware, flag_on};
 
     async fn handler(Flag(new): Flag<NewCheckout>, Flag(items): Flag<MaxItems>) -> String {
         if new { items.to_string() } else { String::new() }
     }
     let text: Arc<str> = "gone".into();
-    let gate = FlagGate::requires(NewCheckout)
-        .and(FlagGate::requires("beta").otherwise(|| HttpResponse::Gone()))
-        .or(FlagGate::variant("theme", "dark").otherwise(move || text.to_string()));
-    let middleware = Flipswitch::new(provider).with_user(context).with_context(|_| Some(EvaluationContext::default()));
+    let gate = FlagGate::enabled(NewCheckout)
+        .and(FlagGate::enabled("beta").fallback(|| HttpResponse::Gone()))
+        .or(FlagGate::variant("theme", "dark").fallback(move || text.to_string()));
+    let middleware = FlipswitchMiddleware::new(provider).with_user(context).with_context(|_| Some(EvaluationContext::default()));
     let resource = web::resource("/").guard(flag_on(NewCheckout)).guard(flag_on("beta")).get(handler);
     settings.service(web::scope("/of").service(resource).wrap(gate).wrap(middleware));
 }

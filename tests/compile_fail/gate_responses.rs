@@ -8,22 +8,22 @@ use flipswitch_actix::FlagGate;
 pub fn a_number() -> FlagGate {
     //~ a gate cannot answer with `{integer}`
     //~ give a `StatusCode`, or a function that returns a response: `|| HttpResponse::Gone()`
-    FlagGate::requires("beta").otherwise(403)
+    FlagGate::enabled("beta").fallback(403)
 }
 
 pub fn a_response() -> FlagGate {
     //~ a gate cannot answer with `HttpResponse`
-    FlagGate::requires("beta").otherwise(HttpResponse::Gone().finish())
+    FlagGate::enabled("beta").fallback(HttpResponse::Gone().finish())
 }
 
 pub fn a_function_that_returns_a_number() -> FlagGate {
     //~ a gate cannot answer with
     //~ what it returns is a `Responder`
-    FlagGate::requires("beta").otherwise(|| 403)
+    FlagGate::enabled("beta").fallback(|| 403)
 }
 
 pub fn a_function_of_one_thread(text: Rc<str>) -> FlagGate {
     //~ a gate cannot answer with
     //~ all workers share the function: it is `Send + Sync + 'static`
-    FlagGate::requires("beta").otherwise(move || text.to_string())
+    FlagGate::enabled("beta").fallback(move || text.to_string())
 }

@@ -26,7 +26,7 @@ pub async fn actix_handler(_: flipswitch_actix::Flag<NewCheckout>) {}
 
 pub fn gate() -> FlagGate {
     //~ `NewCheckout` is no boolean flag
-    FlagGate::requires(NewCheckout)
+    FlagGate::enabled(NewCheckout)
 }
 
 pub fn gate_of_a_variant() -> FlagGate {

@@ -9,7 +9,7 @@ use actix_web::{
     web::{self, Bytes, Data, Html, Json, Query, ServiceConfig},
 };
 use flipswitch_actix::{
-    Flags, Flipswitch,
+    Flags, FlipswitchMiddleware,
     flipswitch::{FlipswitchProvider, open_feature::EvaluationContext},
 };
 use futures_util::StreamExt;
@@ -23,7 +23,7 @@ pub fn app(provider: FlipswitchProvider, stop: Stop) -> impl FnOnce(&mut Service
         config.app_data(Data::new(provider.clone())).app_data(Data::new(stop));
         config.route("/", web::get().to(page)).route("/events", web::get().to(events)).service(
             web::scope("")
-                .wrap(Flipswitch::new(provider).with_context(user))
+                .wrap(FlipswitchMiddleware::new(provider).with_context(user))
                 .service(web::resource("/feature").route(web::get().to(feature)))
                 .service(web::resource("/flags").route(web::get().to(flags))),
         );

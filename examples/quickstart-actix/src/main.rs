@@ -29,9 +29,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
         .bind(options.app)
         .map_err(|error| options.cannot_listen(&error))?;
     source.announce(server.addrs()[0]);
-    if let Some(served) = lifespan.run(server.run()).await {
-        served?;
-    }
+    lifespan.run(server.run()).await?;
     source.close().await;
     Ok(())
 }

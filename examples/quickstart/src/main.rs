@@ -26,9 +26,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let app = quickstart::app(source.provider.clone(), quickstart_common::stop(lifespan.signal()));
     let server = axum::serve(listener, app).with_graceful_shutdown(lifespan.signal());
     source.announce(address);
-    if let Some(served) = lifespan.run(server).await {
-        served?;
-    }
+    lifespan.run(server).await?;
     source.close().await;
     Ok(())
 }

@@ -9,7 +9,7 @@ use actix_web::{
     http::StatusCode,
     web::{self, Form, Html, Redirect, ServiceConfig},
 };
-use flipswitch_actix::{Anonymous, Flag, FlagGate, Flags, Flipswitch, flipswitch::FlipswitchProvider};
+use flipswitch_actix::{Anonymous, Flag, FlagGate, Flags, FlipswitchMiddleware, flipswitch::FlipswitchProvider};
 use shop_common::{Beta, Login, MaxItems, NewCheckout, SummerSale, Theme, User};
 
 /// The application's routes. Runs once for each worker; all of them share the provider, and the key that session cookies
@@ -19,10 +19,10 @@ pub fn app(provider: FlipswitchProvider, key: Key) -> impl FnOnce(&mut ServiceCo
         // The shop is served over plain HTTP on your own machine, where few browsers take cookies that are `Secure`.
         // Behind HTTPS both of these stay at their better settings: `Anonymous::cookie()`, and `cookie_secure(true)`, the
         // default.
-        let visitors = Anonymous::insecure_cookie();
+        let visitors = Anonymous::cookie().secure(false);
         let sessions = SessionMiddleware::builder(CookieSessionStore::default(), key).cookie_secure(false).build();
 
-        let flags = Flipswitch::new(provider.clone())
+        let flags = FlipswitchMiddleware::new(provider.clone())
             // Without a user the visitor counts.
             .with_context(|request: &ServiceRequest| user(request.get_identity().ok()).map(shop_common::context))
             .with_anonymous(visitors);
@@ -30,8 +30,8 @@ pub fn app(provider: FlipswitchProvider, key: Key) -> impl FnOnce(&mut ServiceCo
         let beta = web::scope("/beta")
             .service(web::resource("").get(async || shop_common::BETA))
             .service(web::resource("/wishlist").get(async || shop_common::WISHLIST))
-            .wrap(FlagGate::requires(Beta));
-        let sale = FlagGate::requires(SummerSale).otherwise(|| (shop_common::SALE_IS_OVER, StatusCode::GONE));
+            .wrap(FlagGate::enabled(Beta));
+        let sale = FlagGate::enabled(SummerSale).fallback(|| (shop_common::SALE_IS_OVER, StatusCode::GONE));
 
         // Before the scope below, which takes every path, and outside of it, so that probes touch no session.
         config.route("/health/flags", web::get().to(flipswitch_actix::health(provider)));

@@ -17,7 +17,7 @@ use tower_sessions::{MemoryStore, SessionManagerLayer, cookie::SameSite};
 pub fn app(provider: FlipswitchProvider) -> Router {
     // The shop is served over plain HTTP on your own machine, where few browsers take cookies that are `Secure`. Behind
     // HTTPS both of these stay at their better settings: `Anonymous::cookie()`, and `with_secure(true)`, the default.
-    let visitors = Anonymous::insecure_cookie();
+    let visitors = Anonymous::cookie().secure(false);
     let sessions = SessionManagerLayer::new(MemoryStore::default())
         .with_secure(false)
         // By default the cookie is kept back when a user follows a link from another site: the first page would be one
@@ -35,8 +35,8 @@ pub fn app(provider: FlipswitchProvider) -> Router {
         .route("/beta/wishlist", get(shop_common::WISHLIST))
         // With `layer`, the gate would stand before the fallback, too, which `merge` makes the one of the whole shop: every
         // path that there is not would read a flag first.
-        .route_layer(FlagGate::requires(Beta));
-    let sale = FlagGate::requires(SummerSale).otherwise((StatusCode::GONE, shop_common::SALE_IS_OVER));
+        .route_layer(FlagGate::enabled(Beta));
+    let sale = FlagGate::enabled(SummerSale).fallback((StatusCode::GONE, shop_common::SALE_IS_OVER));
 
     Router::new()
         .route("/", get(home))

@@ -26,9 +26,7 @@ async fn run() -> Result<(), Box<dyn Error>> {
     let app = shop_axum::app(source.provider.clone());
     let server = axum::serve(listener, app).with_graceful_shutdown(lifespan.signal());
     shop_common::announce(&source, address);
-    if let Some(served) = lifespan.run(server).await {
-        served?;
-    }
+    lifespan.run(server).await?;
     source.close().await;
     Ok(())
 }

@@ -17,7 +17,7 @@ use serde_json::{Map, Value, json};
 use tokio_test::task::{self, Spawn};
 
 use crate::{
-    Error,
+    error::Error,
     cache::cache::Cache,
     cache::entry::{CacheEntry, Freshness},
     cache::epoch::{Epoch, EpochReading},

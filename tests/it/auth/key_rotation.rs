@@ -58,7 +58,7 @@ async fn a_rejected_key_is_reported_once_and_a_new_key_recovers_immediately() {
     let before = until(&mut events, is(ProviderEvent::Ready)).await;
     assert!(!before.iter().any(is_error(true)), "{before:?}");
     assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
-    eventually(async || provider.health().state == HealthState::Live).await;
+    eventually(async || provider.health().state == HealthState::Streaming).await;
 }
 
 #[tokio::test]
@@ -75,7 +75,7 @@ async fn etags_of_the_old_key_are_not_sent_with_a_new_key() {
     let provider = FlipswitchProvider::builder("one")
         .base_url(service.url())
         .enable_realtime(false)
-        .max_wait(PATIENCE)
+        .stale_wait(PATIENCE)
         .build()
         .unwrap();
     assert_eq!(in_time(provider.flags(&user("u"))).await.string("environment", ""), "one");
@@ -135,7 +135,7 @@ async fn a_key_set_while_the_stream_connects_is_used_for_the_stream() {
     provider.set_api_key("new").unwrap();
     held.add_permits(10);
     eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
-    assert_eq!(provider.health().state, HealthState::Live);
+    assert_eq!(provider.health().state, HealthState::Streaming);
 }
 
 #[tokio::test]
@@ -176,7 +176,7 @@ async fn a_new_key_is_reported_as_a_change_of_all_flags() {
         quiet(request).unwrap_or_else(|| Reply::json(json!({"flags": [{"key": "f", "value": value}]})))
     })
     .await;
-    let provider = FlipswitchProvider::builder("one").base_url(service.url()).max_wait(PATIENCE).build().unwrap();
+    let provider = FlipswitchProvider::builder("one").base_url(service.url()).stale_wait(PATIENCE).build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
     eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
     let mut events = provider.events();

@@ -66,7 +66,7 @@ const READS: usize = 3;
 async fn each_user_costs_one_request_and_one_more_after_a_change() {
     let service = Arc::new(LocalServer::start(support::whoami((0..USERS).map(|id| id.to_string()))).await.unwrap());
     // A thousand requests take a while here, and nobody is to be content with an old answer.
-    let provider = builder(&service).max_wait(support::PATIENCE).build().unwrap();
+    let provider = builder(&service).stale_wait(support::PATIENCE).build().unwrap();
     // The stream is open before anything is counted: its opening counts as a change.
     provider.ready(support::PATIENCE).await.unwrap();
     eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
@@ -238,7 +238,7 @@ async fn a_silent_stream_is_replaced_after_the_idle_timeout() {
     let service = quiet().await;
     let provider = FlipswitchProvider::builder("key")
         .base_url(service.url())
-        .idle_timeout(Duration::from_millis(20))
+        .stream_idle_timeout(Duration::from_millis(20))
         .build()
         .unwrap();
     provider.ready(support::PATIENCE).await.unwrap();
@@ -284,7 +284,7 @@ fn asked_for_u(service: &Scripted) -> usize {
 async fn not_modified_makes_a_stale_answer_fresh() {
     let service = unchanging(None).await;
     let provider =
-        support::unattended(service.url(), Duration::from_secs(1)).max_wait(support::PATIENCE).build().unwrap();
+        support::unattended(service.url(), Duration::from_secs(1)).stale_wait(support::PATIENCE).build().unwrap();
     assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
     eventually(async || {
         in_time(provider.flags(&user("u"))).await;
@@ -304,7 +304,7 @@ async fn not_modified_makes_a_stale_answer_fresh() {
 #[tokio::test]
 async fn not_modified_after_a_change_makes_an_answer_fresh() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
-    let provider = builder(&service).max_wait(support::PATIENCE).build().unwrap();
+    let provider = builder(&service).stale_wait(support::PATIENCE).build().unwrap();
     provider.ready(support::PATIENCE).await.unwrap();
     eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
     assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
@@ -327,7 +327,7 @@ async fn not_modified_works_after_the_entry_was_evicted() {
     let service = unchanging(Some(Arc::clone(&released))).await;
     let provider = support::unattended(service.url(), Duration::from_millis(1))
         .cache_capacity(2)
-        .max_wait(support::PATIENCE)
+        .stale_wait(support::PATIENCE)
         .build()
         .unwrap();
     assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));

@@ -74,7 +74,7 @@ async fn requests_for_cached_users_are_sent_first() {
         .enable_polling_fallback(false)
         .cache_ttl(Duration::from_millis(1))
         .max_concurrent_requests(1)
-        .max_wait(PATIENCE)
+        .stale_wait(PATIENCE)
         .build()
         .unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();

@@ -105,7 +105,7 @@ async fn an_event_cut_by_a_reset_is_recovered_by_the_next_stream() {
 async fn a_half_open_stream_is_replaced_after_the_idle_timeout() {
     let service =
         LocalServer::builder().flags(json!({"f": 1})).heartbeat(Duration::from_millis(50)).start().await.unwrap();
-    let row = Row::new(support::builder(&service).idle_timeout(Duration::from_millis(500)));
+    let row = Row::new(support::builder(&service).stream_idle_timeout(Duration::from_millis(500)));
     row.opens(&service, 1).await;
     service.faults().add(Fault::on(Endpoint::Stream).half_open().times(1)).unwrap();
     service.set_flag("f", 2);
@@ -120,7 +120,7 @@ async fn a_stream_with_only_heartbeats_is_not_idle() {
     const IDLE: Duration = Duration::from_secs(1);
     let service =
         LocalServer::builder().flags(json!({"f": 1})).heartbeat(Duration::from_millis(50)).start().await.unwrap();
-    let row = Row::new(support::builder(&service).idle_timeout(IDLE));
+    let row = Row::new(support::builder(&service).stream_idle_timeout(IDLE));
     row.opens(&service, 1).await;
     let opened = Instant::now();
     eventually(async || opened.elapsed() > 2 * IDLE).await;

@@ -160,7 +160,7 @@ async fn rate_limits_are_respected_and_cached_users_keep_their_values() {
         .base_url(service.url())
         .enable_realtime(false)
         .polling_interval(Duration::from_millis(1))
-        .max_wait(Duration::ZERO)
+        .stale_wait(Duration::ZERO)
         .build()
         .unwrap();
     assert!(in_time(provider.flags(&user("known"))).await.bool("f", false));

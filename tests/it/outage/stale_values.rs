@@ -87,7 +87,7 @@ async fn a_slow_service_delays_a_stale_read_by_stale_wait_at_most() {
     .await;
     let provider = support::unattended(service.url(), Duration::from_millis(1))
         .request_timeout(10 * support::PATIENCE)
-        .max_wait(Duration::from_millis(20))
+        .stale_wait(Duration::from_millis(20))
         .build()
         .unwrap();
     provider.ready(support::PATIENCE).await.unwrap();

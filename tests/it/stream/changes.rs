@@ -50,7 +50,7 @@ async fn a_service_that_lags_behind_its_event_is_asked_again() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listener_that_evaluates_sees_each_new_value() {
     let service = service(1).await;
-    let row = Row::new(support::builder(&service).max_wait(support::PATIENCE));
+    let row = Row::new(support::builder(&service).stale_wait(support::PATIENCE));
     row.opens(&service, 1).await;
     let seen = Arc::new(Mutex::new(Vec::new()));
     let _listening = row.provider.add_flag_change_listener({
@@ -127,7 +127,7 @@ async fn consecutive_changes_share_requests() {
 async fn continuous_changes_do_not_delay_evaluations() {
     let flags: Map<_, _> = [("f".to_owned(), json!(0))].into_iter().collect();
     let service = LocalServer::start(flags.into()).await.unwrap();
-    let row = Row::new(support::builder(&service).max_wait(support::PATIENCE));
+    let row = Row::new(support::builder(&service).stale_wait(support::PATIENCE));
     row.opens(&service, 0).await;
     let mut last = 0;
     for value in 1..200 {

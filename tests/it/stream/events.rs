@@ -274,7 +274,7 @@ async fn the_start_up_request_is_retried_until_it_succeeds() {
     assert!(!before.iter().any(is_error(false)), "told once: {before:?}");
     assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
     assert_eq!(provider.status(), ProviderStatus::Ready);
-    eventually(async || provider.health().state == HealthState::Live).await;
+    eventually(async || provider.health().state == HealthState::Streaming).await;
     drop(service);
 }
 
@@ -309,7 +309,7 @@ async fn health_serializes_to_json() {
     assert_eq!((provider.health().state, provider.health().is_live()), (HealthState::ShutDown, false));
 
     let memory = FlipswitchProvider::in_memory(json!({}));
-    assert_eq!((memory.health().state, memory.health().is_ready()), (HealthState::Live, true));
+    assert_eq!((memory.health().state, memory.health().is_ready()), (HealthState::Streaming, true));
     let mut events = memory.events();
     until(&mut events, is(ProviderEvent::Ready)).await;
 }

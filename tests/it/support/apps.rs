@@ -11,7 +11,7 @@ use flipswitch::{
     FlipswitchProvider,
     open_feature::{Client, EvaluationContext},
     serde_json::{Value, json},
-    web::Anonymous,
+    integration::Anonymous,
 };
 use flipswitch_local::LocalServer;
 
@@ -42,7 +42,7 @@ pub(crate) struct Setup {
 /// What stands around what.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Order {
-    /// First the authentication, then Flipswitch, then the routes.
+    /// First the authentication, then FlipswitchMiddleware, then the routes.
     AsItShould,
     /// The authentication runs when Flipswitch has looked for the user.
     AuthenticationInside,
@@ -53,7 +53,7 @@ pub(crate) enum Order {
 
 impl From<FlipswitchProvider> for Setup {
     fn from(provider: FlipswitchProvider) -> Self {
-        Self { provider, anonymous: Anonymous::None, order: Order::AsItShould, prefetch: false, client: None }
+        Self { provider, anonymous: Anonymous::shared(), order: Order::AsItShould, prefetch: false, client: None }
     }
 }
 

@@ -10,7 +10,7 @@ pub(crate) const CONNECTED: ProviderEvent = ProviderEvent::Status(ConnectionStat
 
 /// A provider whose stream is open.
 pub(crate) async fn connected(service: &LocalServer) -> FlipswitchProvider {
-    let provider = builder(service).max_wait(PATIENCE).build().unwrap();
+    let provider = builder(service).stale_wait(PATIENCE).build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
     eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
     provider

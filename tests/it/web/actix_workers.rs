@@ -4,7 +4,7 @@ use std::{collections::HashSet, net::TcpListener, thread};
 
 use actix_web::{App, HttpServer, web};
 use flipswitch::{ConnectionStatus, serde_json::json};
-use flipswitch_actix::{Flags, Flipswitch};
+use flipswitch_actix::{Flags, FlipswitchMiddleware};
 use flipswitch_local::LocalServer;
 
 use crate::support::{PATIENCE, evaluations, eventually, in_time, provider, user};
@@ -26,7 +26,7 @@ async fn all_workers_share_one_stream_and_one_request_for_a_user() {
         move || {
             let who_and_what = async |flags: Flags| format!("{:?} {}", thread::current().id(), flags.bool("on", false));
             let server = HttpServer::new(move || {
-                let flags = Flipswitch::new(provider.clone()).with_context(|_: &_| user("alice"));
+                let flags = FlipswitchMiddleware::new(provider.clone()).with_context(|_: &_| user("alice"));
                 App::new().wrap(flags).route("/", web::get().to(who_and_what))
             })
             .workers(WORKERS)

@@ -1,7 +1,7 @@
 //! Visitors whom nobody knows: nobody in particular, by a header, by a cookie.
 
-use flipswitch::{FlipswitchProvider, serde_json::json, web::Anonymous};
-use flipswitch_actix::Flipswitch;
+use flipswitch::{FlipswitchProvider, serde_json::json, integration::Anonymous};
+use flipswitch_actix::FlipswitchMiddleware;
 use flipswitch_axum::FlipswitchLayer;
 use reqwest::Response;
 
@@ -50,7 +50,7 @@ async fn a_header_identifies_visitors() {
     ];
     for framework in Framework::ALL {
         let service = service().await;
-        let setup = Setup { anonymous: Anonymous::header("X-Device-Id"), ..provider(&service).into() };
+        let setup = Setup { anonymous: Anonymous::header("X-Device-Id").unwrap(), ..provider(&service).into() };
         let app = framework.serve(setup.clone()).await;
         for (values, user, expected) in cases {
             let mut headers: Vec<_> = values.iter().map(|value| ("x-device-id", *value)).collect();
@@ -200,7 +200,7 @@ async fn the_applications_cookies_are_kept() {
 async fn without_https_the_cookie_has_no_secure_attribute_and_no_prefix() {
     for framework in Framework::ALL {
         let service = service().await;
-        let setup = Setup { anonymous: Anonymous::insecure_cookie(), ..provider(&service).into() };
+        let setup = Setup { anonymous: Anonymous::cookie().secure(false), ..provider(&service).into() };
         let app = framework.serve(setup.clone()).await;
         let cookie = cookies_set(&app.send("/me", &[]).await).pop().unwrap();
         let (pair, attributes) = cookie.split_once("; ").unwrap();
@@ -219,14 +219,14 @@ async fn two_layers_set_one_cookie() {
     let provider = FlipswitchProvider::in_memory(json!({"on": true}));
     let read = async |flags: flipswitch_axum::Flags| flags.bool("on", false).to_string();
     let layer = FlipswitchLayer::new(provider.clone()).with_anonymous(Anonymous::cookie());
-    let gate = flipswitch_axum::FlagGate::requires("on");
+    let gate = flipswitch_axum::FlagGate::enabled("on");
     let app = axum::Router::new().route("/", axum::routing::get(read)).layer(layer.clone()).layer(gate).layer(layer);
     let response = app.oneshot(http::Request::new(axum::body::Body::empty())).await.unwrap();
     assert_eq!(response.headers().get_all("set-cookie").iter().count(), 1);
 
     let read = async |flags: flipswitch_actix::Flags| flags.bool("on", false).to_string();
-    let middleware = Flipswitch::new(provider).with_anonymous(Anonymous::cookie());
-    let gate = flipswitch_actix::FlagGate::requires("on");
+    let middleware = FlipswitchMiddleware::new(provider).with_anonymous(Anonymous::cookie());
+    let gate = flipswitch_actix::FlagGate::enabled("on");
     let app = actix_web::App::new()
         .route("/", actix_web::web::get().to(read))
         .wrap(middleware.clone())

@@ -142,7 +142,7 @@ async fn a_gate_follows_its_flag() {
 
 #[tokio::test]
 async fn on_axum_a_gate_hides_the_routes_it_is_added_to() {
-    let gate = || FlagGate::requires("beta").otherwise(StatusCode::FORBIDDEN);
+    let gate = || FlagGate::enabled("beta").fallback(StatusCode::FORBIDDEN);
     let beta = || Router::new().route("/beta", get(async || "open"));
     // how it is added; the path; what GET and POST there answer, and what a path answers that there is not
     let ways = [
@@ -181,7 +181,7 @@ async fn on_axum_a_gate_hides_the_routes_it_is_added_to() {
 #[tokio::test]
 async fn on_axum_a_closed_gate_around_a_service_looks_like_a_missing_route() {
     let beta = || get(async || "open");
-    let gate = || FlagGate::requires("beta");
+    let gate = || FlagGate::enabled("beta");
     let flags = TestFlags::new(json!({"beta": false}));
     let app = Router::new()
         .route_service("/route", gate().layer(beta()))

@@ -2,7 +2,7 @@
 
 use actix_web::{App, test, web};
 use flipswitch::{FlipswitchProvider, serde_json::json};
-use flipswitch_actix::{Flipswitch, flag_on};
+use flipswitch_actix::{FlipswitchMiddleware, flag_on};
 
 use crate::support::{
     self, Log,
@@ -68,7 +68,7 @@ async fn a_guard_without_the_middleware_uses_the_default_and_warns_once() {
             web::resource("/typed")
                 .guard(flag_on(Missing))
                 .get(async || "new")
-                .wrap(Flipswitch::new(FlipswitchProvider::in_memory(json!({"missing": false})))),
+                .wrap(FlipswitchMiddleware::new(FlipswitchProvider::in_memory(json!({"missing": false})))),
         );
     let app = test::init_service(app).await;
     for _ in 0..2 {

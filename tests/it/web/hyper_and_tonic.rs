@@ -59,10 +59,10 @@ async fn greeting(scope: Option<&RequestScope>) -> String {
 async fn the_scope_is_found_in_a_request_its_parts_and_its_extensions() {
     let provider = FlipswitchProvider::in_memory(json!({"greeting": "Hello"}));
     async fn handle(request: Request<()>) -> Result<Response<Vec<String>>, Infallible> {
-        let mut found = vec![greeting(request.scope()).await];
+        let mut found = vec![greeting(request.flag_scope()).await];
         let (parts, ()): (Parts, ()) = request.into_parts();
-        found.push(greeting(parts.scope()).await);
-        found.push(greeting(parts.extensions.scope()).await);
+        found.push(greeting(parts.flag_scope()).await);
+        found.push(greeting(parts.extensions.flag_scope()).await);
         Ok(Response::new(found))
     }
     let request = Request::builder().header("x-user", "alice").body(()).unwrap();
@@ -70,16 +70,16 @@ async fn the_scope_is_found_in_a_request_its_parts_and_its_extensions() {
     assert_eq!(found.into_body(), ["Hello, alice"; 3]);
 
     let (parts, ()) = Request::new(()).into_parts();
-    assert!(parts.scope().is_none() && parts.extensions.scope().is_none() && Request::new(()).scope().is_none());
+    assert!(parts.flag_scope().is_none() && parts.extensions.flag_scope().is_none() && Request::new(()).flag_scope().is_none());
 }
 
 /// An HTTP server with nothing but hyper: `/beta` is for those whose flag is on.
 async fn serve_with_hyper(provider: &FlipswitchProvider) -> SocketAddr {
     async fn handle(request: Request<hyper::body::Incoming>) -> Result<Response<String>, Infallible> {
-        Ok(Response::new(greeting(request.scope()).await))
+        Ok(Response::new(greeting(request.flag_scope()).await))
     }
     let handler = service_fn(handle);
-    let gated = FlagGate::requires("beta").otherwise((StatusCode::FORBIDDEN, "not yet")).layer(handler);
+    let gated = FlagGate::enabled("beta").fallback((StatusCode::FORBIDDEN, "not yet")).layer(handler);
     let routes = service_fn(move |request: Request<hyper::body::Incoming>| {
         let (mut handler, mut gated) = (handler, gated.clone());
         async move {
@@ -197,7 +197,7 @@ impl<const BETA: bool> Service<Request<tonic::body::Body>> for Shop<BETA> {
 }
 
 async fn greet(request: tonic::Request<String>) -> Result<tonic::Response<String>, Status> {
-    let greeting = greeting(request.extensions().scope()).await;
+    let greeting = greeting(request.extensions().flag_scope()).await;
     Ok(tonic::Response::new(format!("{}: {greeting}", request.get_ref())))
 }
 
@@ -211,7 +211,7 @@ async fn count(
         "well" => None,
         _ => Some(Err(Status::with_metadata(Code::Aborted, "on purpose", metadata))),
     };
-    let mut messages = vec![Ok(greeting(request.extensions().scope()).await)];
+    let mut messages = vec![Ok(greeting(request.extensions().flag_scope()).await)];
     messages.extend((1..=100).map(|number| Ok(number.to_string())));
     Ok(tonic::Response::new(stream::iter(messages.into_iter().chain(end))))
 }
@@ -222,9 +222,9 @@ async fn serve_with_tonic(provider: &FlipswitchProvider) -> Channel {
     let address = listener.local_addr().unwrap();
     let server = Server::builder()
         .layer(layer(provider))
-        .layer(FlagGate::requires_not("closed"))
+        .layer(FlagGate::disabled("closed"))
         .add_service(Shop::<false>)
-        .add_service(FlagGate::requires("beta").named_layer(Shop::<true>))
+        .add_service(FlagGate::enabled("beta").named_layer(Shop::<true>))
         .serve_with_incoming(TcpIncoming::from(listener));
     tokio::spawn(server);
     Channel::from_shared(format!("http://{address}")).unwrap().connect_lazy()

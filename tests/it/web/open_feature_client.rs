@@ -61,8 +61,8 @@ async fn a_client_reads_the_flags_of_the_request() {
     let client = client("own answer", &provider).await;
     let scope = RequestScope::new(provider.clone(), user("alice"));
     assert!(!scope.was_read());
-    assert_eq!(scope.clone().scope(whoami(&client)).await, "alice");
-    assert!(scope.was_read() && scope.flags_now().is_some());
+    assert_eq!(scope.clone().run(whoami(&client)).await, "alice");
+    assert!(scope.was_read() && scope.try_flags().is_some());
     // Everything known is out of date, and the request goes on with its answer; what is carried takes a new one.
     service.shutdown().await;
     provider.shutdown().await;
@@ -71,10 +71,10 @@ async fn a_client_reads_the_flags_of_the_request() {
     let reason = async |given: Option<EvaluationContext>| {
         client.get_string_details("whoami", given.as_ref(), None).await.unwrap().reason.unwrap()
     };
-    assert_eq!(scope.clone().scope(reason(None)).await.to_string(), "TARGETING_MATCH");
+    assert_eq!(scope.clone().run(reason(None)).await.to_string(), "TARGETING_MATCH");
     // The same context, however it came about, is the request's.
-    assert_eq!(scope.clone().scope(reason(Some(context))).await.to_string(), "TARGETING_MATCH");
-    assert_eq!(reason(None).in_request_of(&scope).await.to_string(), "STALE");
+    assert_eq!(scope.clone().run(reason(Some(context))).await.to_string(), "TARGETING_MATCH");
+    assert_eq!(reason(None).with_scope(&scope).await.to_string(), "STALE");
 }
 
 #[tokio::test]
@@ -97,7 +97,7 @@ async fn the_callers_context_overrides_the_context_of_the_request() {
     ] {
         let scope = RequestScope::new(provider.clone(), user("alice").with_custom_field("origin", "user"));
         let log = Log::of_this_thread();
-        let evaluated = scope.clone().scope(evaluate(given.clone())).await;
+        let evaluated = scope.clone().run(evaluate(given.clone())).await;
         assert_eq!(evaluated, (whose.to_owned(), origin.to_owned()), "{given:?}");
         assert!(scope.was_read(), "{given:?}");
         let warned = log.lines().iter().filter(|line| line.contains("another targeting key")).count();
@@ -116,7 +116,7 @@ async fn an_extended_context_is_evaluated_once_in_a_request() {
     let ask = async |given: &EvaluationContext| client.get_string_value("whoami", Some(given), None).await.unwrap();
     let log = Log::of_this_thread();
     RequestScope::new(flags.provider(), visitor)
-        .scope(async {
+        .run(async {
             let region = EvaluationContext::default().with_custom_field("region", "eu");
             assert_eq!(ask(&region).await, "before");
             flags.set("whoami", "after");
@@ -134,8 +134,8 @@ async fn a_read_in_a_spawned_task_counts_for_the_request() {
     let client = client("carried", &flags.provider()).await;
     let scope = RequestScope::new(flags.provider(), EvaluationContext::default());
     let unread = scope.clone();
-    let spawned = async move { tokio::spawn(async move { whoami(&client).await }.in_current_request()).await.unwrap() };
-    assert_eq!(scope.clone().scope(spawned).await, "known");
+    let spawned = async move { tokio::spawn(async move { whoami(&client).await }.with_current_scope()).await.unwrap() };
+    assert_eq!(scope.clone().run(spawned).await, "known");
     assert!(unread.was_read() && scope.was_read());
 }
 
@@ -144,7 +144,7 @@ async fn a_failed_read_counts_as_an_evaluation() {
     let provider = support::provider_of_nothing();
     provider.shutdown().await;
     let scope = RequestScope::new(provider.clone(), user("alice"));
-    assert!(scope.flags_now().unwrap().error().is_some());
+    assert!(scope.try_flags().unwrap().error().is_some());
     assert_eq!(provider.stats().evaluations, 1);
 }
 
@@ -157,16 +157,16 @@ async fn only_the_provider_of_a_scope_uses_its_context() {
     let inner = RequestScope::new(our_provider.clone(), user("bob"));
     assert_eq!(whoami(&our_client).await, "nobody");
     outer
-        .scope(async {
+        .run(async {
             assert_eq!(whoami(&our_client).await, "alice");
             assert_eq!(whoami(&their_client).await, "nobody");
-            inner.clone().scope(async { assert_eq!(whoami(&our_client).await, "bob") }).await;
-            assert_eq!(inner.clone().sync_scope(RequestScope::current).unwrap().context(), &user("bob"));
+            inner.clone().run(async { assert_eq!(whoami(&our_client).await, "bob") }).await;
+            assert_eq!(inner.clone().run_sync(RequestScope::current).unwrap().context(), &user("bob"));
             assert_eq!(whoami(&our_client).await, "alice");
         })
         .await;
     assert!(RequestScope::current().is_none());
-    assert_eq!(whoami(&our_client).in_current_request().await, "nobody", "outside of any it is as it was");
+    assert_eq!(whoami(&our_client).with_current_scope().await, "nobody", "outside of any it is as it was");
     our_provider.shutdown().await;
     their_provider.shutdown().await;
 }
@@ -229,7 +229,7 @@ async fn clients_never_mix_users_in_actix() {
 #[actix_web::test]
 async fn inner_services_are_in_the_scope_before_their_future_is_polled() {
     use actix_web::dev::Service as _;
-    use flipswitch_actix::Flipswitch;
+    use flipswitch_actix::FlipswitchMiddleware;
     use flipswitch_axum::FlipswitchLayer;
     use tower::Layer;
 
@@ -248,7 +248,7 @@ async fn inner_services_are_in_the_scope_before_their_future_is_polled() {
                 sender.send(current()).unwrap();
                 inner.call(request)
             })
-            .wrap(Flipswitch::new(provider.clone()).with_context(|_| user("alice")).prefetch(prefetch));
+            .wrap(FlipswitchMiddleware::new(provider.clone()).with_context(|_| user("alice")).prefetch(prefetch));
         let app = actix_web::test::init_service(app).await;
         actix_web::test::call_service(&app, TestRequest::get().to_request()).await;
         assert_eq!(seen.recv().unwrap().as_deref(), Some("alice"), "{prefetch}");

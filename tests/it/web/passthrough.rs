@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, sync::Arc};
 
-use flipswitch::web::Anonymous;
+use flipswitch::integration::Anonymous;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::json;
 use tokio::sync::{Semaphore, mpsc};

@@ -71,7 +71,7 @@ async fn both_frameworks_answer_alike() {
 async fn a_missing_layer_is_an_error_that_names_the_remedy() {
     let remedies = [
         (Framework::Axum, "add `.layer(FlipswitchLayer::new(provider))`"),
-        (Framework::Actix, "add `.wrap(Flipswitch::new(provider))`"),
+        (Framework::Actix, "add `.wrap(FlipswitchMiddleware::new(provider))`"),
     ];
     for (framework, remedy) in remedies {
         let app = framework.serve(FlipswitchProvider::in_memory(json!({}))).await;

@@ -103,7 +103,7 @@ fn request(provider: &FlipswitchProvider) -> Request<&'static str> {
 #[tokio::test]
 async fn readiness_and_errors_of_a_gate_are_those_of_the_inner_service() {
     let provider = FlipswitchProvider::in_memory(json!({"on": true}));
-    let (mut service, mut handle) = mock::spawn_layer::<_, Response<String>, _>(FlagGate::requires("on"));
+    let (mut service, mut handle) = mock::spawn_layer::<_, Response<String>, _>(FlagGate::enabled("on"));
     handle.allow(0);
     tokio_test::assert_pending!(service.poll_ready());
     handle.allow(1);
@@ -121,7 +121,7 @@ async fn readiness_and_errors_of_a_gate_are_those_of_the_inner_service() {
 #[tokio::test]
 async fn a_closed_gate_does_not_call_the_inner_service() {
     let provider = FlipswitchProvider::in_memory(json!({"on": false}));
-    let (mut service, mut handle) = mock::spawn_layer::<_, Response<String>, _>(FlagGate::requires("on"));
+    let (mut service, mut handle) = mock::spawn_layer::<_, Response<String>, _>(FlagGate::enabled("on"));
     tokio_test::assert_ready_ok!(service.poll_ready());
     assert_eq!(service.call(request(&provider)).await.unwrap().status(), 404);
     assert_eq!(service.call(Request::new("without flags")).await.unwrap().status(), 500);
@@ -135,7 +135,7 @@ async fn a_gate_that_waits_for_flags_calls_the_service_that_was_ready() {
     let answer = Reply::json(json!({"flags": [{"key": "on", "value": true}]}));
     let source = Scripted::answering(Reply::Held(Arc::clone(&release), Box::new(answer))).await;
     let provider = unattended(source.url(), PATIENCE * 100).build().unwrap();
-    let (mut service, mut handle) = mock::spawn_layer::<_, Response<String>, _>(FlagGate::requires("on"));
+    let (mut service, mut handle) = mock::spawn_layer::<_, Response<String>, _>(FlagGate::enabled("on"));
     tokio_test::assert_ready_ok!(service.poll_ready());
     let mut waiting = tokio_test::task::spawn(service.call(request(&provider)));
     tokio_test::assert_pending!(waiting.poll());
@@ -184,8 +184,8 @@ async fn on_actix_readiness_is_that_of_the_inner_service() {
 
     let inner = Inner(std::rc::Rc::default());
     let provider = FlipswitchProvider::in_memory(json!({}));
-    let middleware = flipswitch_actix::Flipswitch::new(provider).new_transform(inner.clone()).await.unwrap();
-    let gate = flipswitch_actix::FlagGate::requires("on").new_transform(inner.clone()).await.unwrap();
+    let middleware = flipswitch_actix::FlipswitchMiddleware::new(provider).new_transform(inner.clone()).await.unwrap();
+    let gate = flipswitch_actix::FlagGate::enabled("on").new_transform(inner.clone()).await.unwrap();
     let mut context = Context::from_waker(Waker::noop());
     for is_ready in [false, true] {
         inner.0.set(is_ready);

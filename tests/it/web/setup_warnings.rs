@@ -2,7 +2,7 @@
 
 use actix_web::test::TestRequest;
 use axum::{body::Body, extract::Request};
-use flipswitch::{FlipswitchProvider, serde_json::json, web::Anonymous};
+use flipswitch::{FlipswitchProvider, serde_json::json, integration::Anonymous};
 use tower::ServiceExt;
 
 use crate::support::{
@@ -98,7 +98,7 @@ async fn a_missing_layer_causes_a_warning() {
         assert_eq!(actix_web::test::call_service(&actix, request).await.status(), 500);
     }
     let lines = log.lines();
-    for remedy in [".layer(FlipswitchLayer::new(provider))", ".wrap(Flipswitch::new(provider))"] {
+    for remedy in [".layer(FlipswitchLayer::new(provider))", ".wrap(FlipswitchMiddleware::new(provider))"] {
         let told = lines.iter().filter(|line| line.contains("ERROR") && line.contains(remedy)).count();
         assert_eq!(told, 3, "{lines:?}");
     }
@@ -141,7 +141,7 @@ async fn a_guard_without_flags_causes_a_warning() {
 #[test]
 fn an_invalid_header_name_causes_a_warning() {
     let log = Log::of_this_thread();
-    let _ = (Anonymous::header("X-Device-Id"), Anonymous::header("x device"));
+    let _ = (Anonymous::header("X-Device-Id").unwrap(), Anonymous::header("x device").unwrap());
     let lines = log.lines();
     let [line] = lines.as_slice() else { panic!("{lines:?}") };
     assert!(line.contains("ERROR") && line.contains("x device"), "{line}");

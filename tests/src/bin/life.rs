@@ -36,7 +36,7 @@ async fn main() {
         lifespan.signal().await;
         println!("draining");
         match mode.as_str() {
-            "after" | "start" => {}
+            "after" | "start" => Ok(()),
             _ => std::future::pending().await,
         }
     };

@@ -161,14 +161,14 @@ async fn axum_server(what: &str) -> Outcome {
 
 async fn actix_server(what: &str) -> Outcome {
     use actix_web::{App, HttpServer, web};
-    use flipswitch_actix::{Flags, Flipswitch};
+    use flipswitch_actix::{Flags, FlipswitchMiddleware};
 
     let (_service, provider) = provider().await?;
     let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
     print(&format!("http://{}/", listener.local_addr()?));
     let server = match what {
         "flags" => {
-            let middleware = Flipswitch::new(provider).with_context(|_: &_| context());
+            let middleware = FlipswitchMiddleware::new(provider).with_context(|_: &_| context());
             let reading = async |flags: Flags| greeting(flags.bool("flag-50", false));
             let app = move || App::new().wrap(middleware.clone()).route("/", web::get().to(reading));
             HttpServer::new(app).workers(1).listen(listener)?.run()

@@ -166,10 +166,10 @@ impl Soak {
             .runtime(home.clone())
             // So short that a storm sees the end of them.
             .request_timeout(Duration::from_secs(1))
-            .idle_timeout(Duration::from_secs(2))
+            .stream_idle_timeout(Duration::from_secs(2))
             .polling_interval(Duration::from_secs(1))
             .max_sse_retries(2)
-            .max_wait(Duration::from_millis(50))
+            .stale_wait(Duration::from_millis(50))
             .build()?;
         // A mark is set after the counter. Who hears of the mark knows that everybody has to see the counter.
         let heard = Arc::clone(&seen);
@@ -285,7 +285,7 @@ impl Soak {
         // Well with this service: a connection that a fault has silenced without our knowing is none.
         while self.provider.sse_status() != ConnectionStatus::Connected
             || self.service.streams() != 1
-            || self.provider.health().state != HealthState::Live
+            || self.provider.health().state != HealthState::Streaming
             || self.provider.health().last_success.is_none_or(|success| success < at)
             || helped && self.provider.stats().reconnects == connections
         {

@@ -27,15 +27,15 @@ pub(crate) async fn deep(client: Arc<Client>) -> String {
             whoami(&client).await
         }
     };
-    let spawned = tokio::spawn(own(&client).in_current_request()).await.unwrap();
+    let spawned = tokio::spawn(own(&client).with_current_scope()).await.unwrap();
     let mut set = JoinSet::new();
     for _ in 0..2 {
-        set.spawn(own(&client).in_current_request());
+        set.spawn(own(&client).with_current_scope());
     }
     let in_set = set.join_all().await;
     // A task begins outside of every request.
     let client = &client;
-    let twice = async { tokio::spawn(own(client)).await.unwrap() }.in_current_request().await;
+    let twice = async { tokio::spawn(own(client)).await.unwrap() }.with_current_scope().await;
     assert_eq!(twice, "nobody");
     for other in [one, two, three, spawned].iter().chain(&in_set) {
         assert_eq!(*other, here);
@@ -50,7 +50,7 @@ pub(crate) fn streamed(client: Arc<Client>) -> impl Stream<Item = Result<String,
         let (client, scope) = (Arc::clone(&client), scope.clone());
         async move {
             let whose = async move { whoami(&client).await };
-            Ok(if carried { whose.in_request_of(&scope).await } else { whose.await } + ".")
+            Ok(if carried { whose.with_scope(&scope).await } else { whose.await } + ".")
         }
     })
 }

@@ -11,27 +11,27 @@ use actix_web::{
     web,
 };
 use flipswitch::{InRequest, open_feature::Client};
-use flipswitch_actix::{Flag, FlagGate, Flags, FlagsExt, Flipswitch, flag_on};
+use flipswitch_actix::{Flag, FlagGate, Flags, FlagsExt, FlipswitchMiddleware, flag_on};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami, clients};
 
 pub(crate) fn app(setup: &Setup) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
     let Setup { provider, anonymous, order, prefetch, client } = setup.clone();
-    let middleware = Flipswitch::new(provider.clone())
+    let middleware = FlipswitchMiddleware::new(provider.clone())
         .with_user(super::context_of_user)
         .with_context(|request| {
             super::context_of_plan(request.headers().get("x-plan").and_then(|plan| plan.to_str().ok()))
         })
         .with_anonymous(anonymous)
         .prefetch(prefetch);
-    let second = Flipswitch::new(provider.clone()).with_context(|_| crate::support::user("inner"));
+    let second = FlipswitchMiddleware::new(provider.clone()).with_context(|_| crate::support::user("inner"));
     move |config| {
         let covered = web::scope("")
             .configure(routes)
             .service(web::scope("/nested").configure(routes))
             .service(web::scope("/gate").configure(gates))
-            .service(web::scope("/gated").configure(routes).wrap(FlagGate::requires("beta")))
+            .service(web::scope("/gated").configure(routes).wrap(FlagGate::enabled("beta")))
             .configure(guards)
             .configure(clients(client))
             .wrap(Condition::new(order == Order::Twice, second))
@@ -41,7 +41,7 @@ pub(crate) fn app(setup: &Setup) -> impl FnOnce(&mut web::ServiceConfig) + use<>
             .route("/flag", web::get().to(flag))
             .route("/optional", web::get().to(optional))
             .route("/typed", web::get().to(typed))
-            .service(behind("/gate", FlagGate::requires("beta")));
+            .service(behind("/gate", FlagGate::enabled("beta")));
         let app = web::scope("")
             .service(bare)
             .service(web::resource("/single/flag").wrap(middleware).get(flag))
@@ -101,7 +101,7 @@ async fn optional(flags: Option<Flags>) -> String {
 
 /// Reads in several futures at the same time.
 async fn together(request: HttpRequest) -> String {
-    let scope = request.scope().unwrap();
+    let scope = request.flag_scope().unwrap();
     let read = stream::iter(0..10).map(|_| scope.flags()).buffer_unordered(10);
     let flags: Vec<_> = read.map(super::describe).collect().await;
     assert!(flags.iter().all(|each| *each == flags[0]));
@@ -137,7 +137,7 @@ fn clients(client: Option<Arc<Client>>) -> impl FnOnce(&mut web::ServiceConfig) 
         let whose = clients::deep(Arc::clone(&client)).await;
         let local = async move { clients::whoami(&client).await };
         // A local task may hold what cannot be sent, such as the request.
-        assert_eq!(actix_web::rt::spawn(local.in_current_request()).await.unwrap(), whose);
+        assert_eq!(actix_web::rt::spawn(local.with_current_scope()).await.unwrap(), whose);
         whose
     }
     async fn streamed(client: web::Data<Client>) -> HttpResponse {
@@ -162,40 +162,31 @@ fn behind(path: &str, gate: FlagGate) -> impl HttpServiceFactory + use<> {
 }
 
 fn gates(config: &mut web::ServiceConfig) {
-    let chain = || FlagGate::requires("beta").or(FlagGate::requires("staff"));
+    let either = || FlagGate::when(|flags| flags.bool("beta", false) || flags.bool("staff", false));
     let message = || HttpResponse::Gone().insert_header(("x-closed", "yes")).body("not for you");
     config
-        .service(behind("/requires", FlagGate::requires("beta")))
-        .service(behind("/requires-not", FlagGate::requires_not("beta")))
-        .service(behind("/typed", FlagGate::requires(Beta)))
-        .service(behind("/typed-not", FlagGate::requires_not(Beta)))
-        .service(behind("/missing", FlagGate::requires("missing")))
-        .service(behind("/missing-not", FlagGate::requires_not("missing")))
-        .service(behind("/missing-typed", FlagGate::requires(Missing)))
-        .service(behind("/missing-typed-not", FlagGate::requires_not(Missing)))
-        .service(behind("/other-type", FlagGate::requires("whoami")))
-        .service(behind("/other-type-not", FlagGate::requires_not("whoami")))
+        .service(behind("/requires", FlagGate::enabled("beta")))
+        .service(behind("/requires-not", FlagGate::disabled("beta")))
+        .service(behind("/typed", FlagGate::enabled(Beta)))
+        .service(behind("/typed-not", FlagGate::disabled(Beta)))
+        .service(behind("/missing", FlagGate::enabled("missing")))
+        .service(behind("/missing-not", FlagGate::disabled("missing")))
+        .service(behind("/missing-typed", FlagGate::enabled(Missing)))
+        .service(behind("/missing-typed-not", FlagGate::disabled(Missing)))
+        .service(behind("/other-type", FlagGate::enabled("whoami")))
+        .service(behind("/other-type-not", FlagGate::disabled("whoami")))
         .service(behind("/variant", FlagGate::variant("theme", "dark")))
         .service(behind("/variant-typed", FlagGate::variant(Theme, "dark".to_owned())))
         .service(behind("/variant-missing", FlagGate::variant("missing", "dark")))
         .service(behind("/variant-none", FlagGate::variant("plain", "dark")))
-        .service(behind("/and", FlagGate::requires("beta").and(FlagGate::variant(Theme, "dark"))))
-        .service(behind("/and-other", FlagGate::requires("beta").and(FlagGate::requires("staff"))))
-        .service(behind("/or", chain()))
-        .service(behind("/chain", chain().and(FlagGate::requires("staff"))))
-        .service(behind("/chain-other", FlagGate::requires("staff").and(FlagGate::requires("beta")).or(chain())))
-        .service(behind("/otherwise", FlagGate::requires("beta").otherwise(StatusCode::FORBIDDEN)))
-        .service(behind("/response", FlagGate::requires("beta").otherwise(message)))
-        .service(behind("/second", FlagGate::requires("beta").and(chain().otherwise(StatusCode::FORBIDDEN))))
-        .service(behind(
-            "/both",
-            FlagGate::requires("beta").otherwise(StatusCode::FORBIDDEN).and(chain().otherwise(StatusCode::GONE)),
-        ))
-        .service(behind(
-            "/second-or",
-            FlagGate::requires("beta").or(FlagGate::requires("missing").otherwise(StatusCode::FORBIDDEN)),
-        ))
-        .service(web::resource("/many").get(twice).wrap(FlagGate::requires("beta")).wrap(chain()));
+        .service(behind("/when", FlagGate::when(|flags| flags.get(Beta) && flags.string("theme", "") == "black")))
+        .service(behind("/when-not", FlagGate::when(|flags| flags.get(Beta) && flags.bool("staff", false))))
+        .service(behind("/either", either()))
+        .service(behind("/unknown-closed", FlagGate::disabled("beta").unknown(Unknown::Closed)))
+        .service(behind("/unknown-open", FlagGate::enabled("beta").unknown(Unknown::Open)))
+        .service(behind("/fallback", FlagGate::enabled("beta").fallback(StatusCode::FORBIDDEN)))
+        .service(behind("/response", FlagGate::enabled("beta").fallback(message)))
+        .service(web::resource("/many").get(twice).wrap(FlagGate::enabled("beta")).wrap(either()));
 }
 
 /// The same path for those who have the flag and those who have not.

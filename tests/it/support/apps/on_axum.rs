@@ -30,7 +30,7 @@ pub(crate) fn app(setup: &Setup) -> Router {
         .merge(setup.client.as_ref().map(clients).unwrap_or_default())
         .nest("/nested", routes())
         .nest("/gate", gates())
-        .nest("/gated", routes().layer(FlagGate::requires("beta")));
+        .nest("/gated", routes().layer(FlagGate::enabled("beta")));
     let covered = match setup.order {
         Order::AsItShould => covered,
         Order::AuthenticationInside => covered.layer(middleware::from_fn(authenticate)),
@@ -43,7 +43,7 @@ pub(crate) fn app(setup: &Setup) -> Router {
         .route("/flag", get(flag))
         .route("/optional", get(optional))
         .route("/typed", get(typed))
-        .route("/gate", get(open).layer(FlagGate::requires("beta")));
+        .route("/gate", get(open).layer(FlagGate::enabled("beta")));
     let app = covered
         .layer(layer.clone())
         .route("/single/flag", get(flag).layer(layer))
@@ -95,7 +95,7 @@ async fn optional(flags: Option<Flags>) -> String {
 
 /// Reads in several futures at the same time.
 async fn together(request: Request) -> String {
-    let scope = request.scope().unwrap();
+    let scope = request.flag_scope().unwrap();
     let read = stream::iter(0..10).map(|_| scope.flags()).buffer_unordered(10);
     let flags: Vec<_> = read.map(super::describe).collect().await;
     assert!(flags.iter().all(|each| *each == flags[0]));
@@ -138,39 +138,28 @@ async fn open() -> &'static str {
 fn gates() -> Router {
     let behind = |gate: FlagGate| get(open).layer(gate);
     let message = (StatusCode::GONE, [("x-closed", "yes")], Bytes::from_static(b"not for you"));
-    let chain = || FlagGate::requires("beta").or(FlagGate::requires("staff"));
+    let either = || FlagGate::when(|flags| flags.bool("beta", false) || flags.bool("staff", false));
     Router::new()
-        .route("/requires", behind(FlagGate::requires("beta")))
-        .route("/requires-not", behind(FlagGate::requires_not("beta")))
-        .route("/typed", behind(FlagGate::requires(Beta)))
-        .route("/typed-not", behind(FlagGate::requires_not(Beta)))
-        .route("/missing", behind(FlagGate::requires("missing")))
-        .route("/missing-not", behind(FlagGate::requires_not("missing")))
-        .route("/missing-typed", behind(FlagGate::requires(Missing)))
-        .route("/missing-typed-not", behind(FlagGate::requires_not(Missing)))
-        .route("/other-type", behind(FlagGate::requires("whoami")))
-        .route("/other-type-not", behind(FlagGate::requires_not("whoami")))
+        .route("/requires", behind(FlagGate::enabled("beta")))
+        .route("/requires-not", behind(FlagGate::disabled("beta")))
+        .route("/typed", behind(FlagGate::enabled(Beta)))
+        .route("/typed-not", behind(FlagGate::disabled(Beta)))
+        .route("/missing", behind(FlagGate::enabled("missing")))
+        .route("/missing-not", behind(FlagGate::disabled("missing")))
+        .route("/missing-typed", behind(FlagGate::enabled(Missing)))
+        .route("/missing-typed-not", behind(FlagGate::disabled(Missing)))
+        .route("/other-type", behind(FlagGate::enabled("whoami")))
+        .route("/other-type-not", behind(FlagGate::disabled("whoami")))
         .route("/variant", behind(FlagGate::variant("theme", "dark")))
         .route("/variant-typed", behind(FlagGate::variant(Theme, "dark".to_owned())))
         .route("/variant-missing", behind(FlagGate::variant("missing", "dark")))
         .route("/variant-none", behind(FlagGate::variant("plain", "dark")))
-        .route("/and", behind(FlagGate::requires("beta").and(FlagGate::variant(Theme, "dark"))))
-        .route("/and-other", behind(FlagGate::requires("beta").and(FlagGate::requires("staff"))))
-        .route("/or", behind(chain()))
-        .route("/chain", behind(chain().and(FlagGate::requires("staff"))))
-        .route("/chain-other", behind(FlagGate::requires("staff").and(FlagGate::requires("beta")).or(chain())))
-        .route("/otherwise", behind(FlagGate::requires("beta").otherwise(StatusCode::FORBIDDEN)))
-        .route("/response", behind(FlagGate::requires("beta").otherwise(message)))
-        .route("/second", behind(FlagGate::requires("beta").and(chain().otherwise(StatusCode::FORBIDDEN))))
-        .route(
-            "/both",
-            behind(
-                FlagGate::requires("beta").otherwise(StatusCode::FORBIDDEN).and(chain().otherwise(StatusCode::GONE)),
-            ),
-        )
-        .route(
-            "/second-or",
-            behind(FlagGate::requires("beta").or(FlagGate::requires("missing").otherwise(StatusCode::FORBIDDEN))),
-        )
-        .route("/many", get(twice).layer::<_, Infallible>(FlagGate::requires("beta")).layer(chain()))
+        .route("/when", behind(FlagGate::when(|flags| flags.get(Beta) && flags.string("theme", "") == "black")))
+        .route("/when-not", behind(FlagGate::when(|flags| flags.get(Beta) && flags.bool("staff", false))))
+        .route("/either", behind(either()))
+        .route("/unknown-closed", behind(FlagGate::disabled("beta").unknown(Unknown::Closed)))
+        .route("/unknown-open", behind(FlagGate::enabled("beta").unknown(Unknown::Open)))
+        .route("/fallback", behind(FlagGate::enabled("beta").fallback(StatusCode::FORBIDDEN)))
+        .route("/response", behind(FlagGate::enabled("beta").fallback(message)))
+        .route("/many", get(twice).layer::<_, Infallible>(FlagGate::enabled("beta")).layer(either()))
 }
