@@ -30,14 +30,13 @@ pub fn with_axum(provider: FlipswitchProvider) -> axum::Router {
     async fn handler(Flag(new): Flag<NewCheckout>, Flag(items): Flag<MaxItems>) -> String {
         if new { items.to_string() } else { String::new() }
     }
-    let gate = FlagGate::enabled(NewCheckout)
-        .and(FlagGate::disabled("beta"))
-        .or(FlagGate::variant(Theme, "dark"))
-        .fallback(StatusCode::FORBIDDEN);
+    let gate = FlagGate::enabled(NewCheckout).fallback(StatusCode::FORBIDDEN);
+    let variant = FlagGate::variant(Theme, "dark");
+    let predicate = FlagGate::when(|flags| flags.get(NewCheckout) && !flags.bool("beta", false));
     let layer = FlipswitchLayer::new(provider)
         .with_user(|account: &Arc<Account>| context(account))
         .with_context(|_| None::<EvaluationContext>);
-    Router::new().route("/", get(handler)).layer(gate).layer(layer)
+    Router::new().route("/", get(handler)).layer(gate).layer(variant).layer(predicate).layer(layer)
 }
 
 pub fn with_actix(provider: FlipswitchProvider, settings: &mut actix_web::web::ServiceConfig) {
@@ -48,10 +47,9 @@ pub fn with_actix(provider: FlipswitchProvider, settings: &mut actix_web::web::S
         if new { items.to_string() } else { String::new() }
     }
     let text: Arc<str> = "gone".into();
-    let gate = FlagGate::enabled(NewCheckout)
-        .and(FlagGate::enabled("beta").fallback(|| HttpResponse::Gone()))
-        .or(FlagGate::variant("theme", "dark").fallback(move || text.to_string()));
+    let gate = FlagGate::enabled(NewCheckout).fallback(|| HttpResponse::Gone());
+    let variant = FlagGate::variant("theme", "dark").fallback(move || text.to_string());
     let middleware = FlipswitchMiddleware::new(provider).with_user(context).with_context(|_| Some(EvaluationContext::default()));
     let resource = web::resource("/").guard(flag_on(NewCheckout)).guard(flag_on("beta")).get(handler);
-    settings.service(web::scope("/of").service(resource).wrap(gate).wrap(middleware));
+    settings.service(web::scope("/of").service(resource).wrap(gate).wrap(variant).wrap(middleware));
 }

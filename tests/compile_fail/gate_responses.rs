@@ -6,24 +6,24 @@ use actix_web::HttpResponse;
 use flipswitch_actix::FlagGate;
 
 pub fn a_number() -> FlagGate {
-    //~ a gate cannot answer with `{integer}`
-    //~ give a `StatusCode`, or a function that returns a response: `|| HttpResponse::Gone()`
+    //~ a gate cannot respond with `{integer}`
+    //~ pass a `StatusCode`, or a function that returns a response: `|| HttpResponse::Gone()`
     FlagGate::enabled("beta").fallback(403)
 }
 
 pub fn a_response() -> FlagGate {
-    //~ a gate cannot answer with `HttpResponse`
+    //~ a gate cannot respond with `HttpResponse`
     FlagGate::enabled("beta").fallback(HttpResponse::Gone().finish())
 }
 
 pub fn a_function_that_returns_a_number() -> FlagGate {
-    //~ a gate cannot answer with
-    //~ what it returns is a `Responder`
+    //~ a gate cannot respond with
+    //~ it returns a `Responder`
     FlagGate::enabled("beta").fallback(|| 403)
 }
 
 pub fn a_function_of_one_thread(text: Rc<str>) -> FlagGate {
-    //~ a gate cannot answer with
-    //~ all workers share the function: it is `Send + Sync + 'static`
+    //~ a gate cannot respond with
+    //~ all workers share the function, so it is `Send + Sync + 'static`
     FlagGate::enabled("beta").fallback(move || text.to_string())
 }

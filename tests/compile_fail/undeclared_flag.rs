@@ -31,6 +31,6 @@ pub fn gate() -> FlagGate {
 
 pub fn gate_of_a_variant() -> FlagGate {
     //~ `NewCheckout` names no flag
-    //~ give the flag's key, a `&'static str`, or a flag declared with `flags!`
+    //~ pass the flag's key, a `&'static str`, or a flag declared with `flags!`
     FlagGate::variant(NewCheckout, "blue")
 }

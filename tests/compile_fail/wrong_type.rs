@@ -23,7 +23,7 @@ pub async fn actix_handler(flipswitch_actix::Flag(on): flipswitch_actix::Flag<Ma
 
 pub fn axum_gate() -> flipswitch_axum::FlagGate {
     //~ `MaxItems` is no boolean flag
-    //~ give the flag's key, a `&'static str`, or a flag declared with `flags!` as `bool`
+    //~ pass the flag's key, a `&'static str`, or a flag declared with `flags!` as `bool`
     flipswitch_axum::FlagGate::enabled(MaxItems)
 }
 
@@ -39,7 +39,7 @@ pub fn actix_gate() -> flipswitch_actix::FlagGate {
 
 pub fn actix_guard() {
     //~ `MaxItems` is no boolean flag
-    //~ give the flag's key, a `&'static str`, or a flag declared with `flags!` as `bool`
+    //~ pass the flag's key, a `&'static str`, or a flag declared with `flags!` as `bool`
     let _ = flipswitch_actix::flag_on(MaxItems);
 }
 

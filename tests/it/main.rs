@@ -4,6 +4,7 @@
 /// Evaluating flags: values, caching, limits, the provider's life.
 mod evaluation {
     mod caching;
+    mod declared_flags;
     mod http_client;
     mod lifecycle;
     mod limits;
@@ -11,6 +12,7 @@ mod evaluation {
     mod open_feature;
     #[cfg(feature = "peers")]
     mod peers;
+    mod test_flags;
 }
 
 /// Changes in real time: the stream, polling, events.

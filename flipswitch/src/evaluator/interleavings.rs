@@ -17,11 +17,11 @@ use serde_json::{Map, Value, json};
 use tokio_test::task::{self, Spawn};
 
 use crate::{
-    error::Error,
     cache::cache::Cache,
     cache::entry::{CacheEntry, Freshness},
     cache::epoch::{Epoch, EpochReading},
     context::canonical::CanonicalContext,
+    error::Error,
     evaluator::in_flight::{InFlightRequest, InFlightRequests, JoinOutcome, WaitOutcome},
     flags::flag_set::FlagSet,
 };

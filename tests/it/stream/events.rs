@@ -300,7 +300,7 @@ async fn health_serializes_to_json() {
     service.set_flag("f", 1);
     eventually(async || provider.health().last_event.is_some()).await;
     let health = serde_json::to_value(provider.health()).unwrap();
-    assert_eq!((&health["state"], &health["ready"]), (&json!("live"), &json!(true)));
+    assert_eq!((&health["state"], &health["ready"]), (&json!("streaming"), &json!(true)));
     for date in ["since", "lastEvent", "lastSuccess"] {
         assert!(health[date].as_str().is_some_and(|date| date.ends_with('Z')), "{date}: {health}");
     }

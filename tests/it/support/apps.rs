@@ -9,9 +9,9 @@ use std::{sync::Arc, thread, time::Duration};
 use actix_web::HttpServer;
 use flipswitch::{
     FlipswitchProvider,
+    integration::Anonymous,
     open_feature::{Client, EvaluationContext},
     serde_json::{Value, json},
-    integration::Anonymous,
 };
 use flipswitch_local::LocalServer;
 

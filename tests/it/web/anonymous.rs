@@ -1,6 +1,6 @@
 //! Visitors whom nobody knows: nobody in particular, by a header, by a cookie.
 
-use flipswitch::{FlipswitchProvider, serde_json::json, integration::Anonymous};
+use flipswitch::{FlipswitchProvider, integration::Anonymous, serde_json::json};
 use flipswitch_actix::FlipswitchMiddleware;
 use flipswitch_axum::FlipswitchLayer;
 use reqwest::Response;
@@ -68,7 +68,7 @@ async fn a_header_identifies_visitors() {
 /// An application whose visitors have cookies, and what its flag service heard.
 async fn with_cookies(framework: Framework) -> (App, Setup, flipswitch_local::LocalServer) {
     let service = service().await;
-    let setup = Setup { anonymous: Anonymous::cookie(), ..provider(&service).into() };
+    let setup = Setup { anonymous: Anonymous::cookie().into(), ..provider(&service).into() };
     (framework.serve(setup.clone()).await, setup, service)
 }
 
@@ -117,7 +117,7 @@ async fn a_cookie_is_set_only_when_a_flag_is_read() {
 #[tokio::test]
 async fn prefetching_sets_no_cookie_and_a_guard_does() {
     let service = service().await;
-    let anonymous = Anonymous::cookie();
+    let anonymous = Anonymous::from(Anonymous::cookie());
     for prefetch in [true, false] {
         let setup = Setup { anonymous: anonymous.clone(), prefetch, ..provider(&service).into() };
         let app = Framework::Actix.serve(setup.clone()).await;
@@ -200,7 +200,7 @@ async fn the_applications_cookies_are_kept() {
 async fn without_https_the_cookie_has_no_secure_attribute_and_no_prefix() {
     for framework in Framework::ALL {
         let service = service().await;
-        let setup = Setup { anonymous: Anonymous::cookie().secure(false), ..provider(&service).into() };
+        let setup = Setup { anonymous: Anonymous::cookie().secure(false).into(), ..provider(&service).into() };
         let app = framework.serve(setup.clone()).await;
         let cookie = cookies_set(&app.send("/me", &[]).await).pop().unwrap();
         let (pair, attributes) = cookie.split_once("; ").unwrap();

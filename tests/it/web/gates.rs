@@ -1,4 +1,4 @@
-//! Gates: for whom they open, and what they answer else.
+//! Gates: for which requests they open, and how they respond otherwise.
 
 use axum::{
     Router,
@@ -23,7 +23,7 @@ async fn gates_open_when_their_rule_matches() {
         ("requires-not", false, true),
         ("typed", true, false),
         ("typed-not", false, true),
-        // Nobody knows the flag: a key is off, and a declared flag is as declared.
+        // The service does not have the flag: a key is off, and a declared flag has its default.
         ("missing", false, false),
         ("missing-not", true, true),
         ("missing-typed", true, true),
@@ -35,12 +35,12 @@ async fn gates_open_when_their_rule_matches() {
         ("variant-typed", true, false),
         ("variant-missing", false, false),
         ("variant-none", false, false),
-        ("and", true, false),
-        ("and-other", false, false),
-        ("or", true, true),
-        // Read from left to right.
-        ("chain", false, true),
-        ("chain-other", true, true),
+        ("when", true, false),
+        ("when-not", false, false),
+        ("either", true, true),
+        // The flags are known, so the rule decides.
+        ("unknown-closed", false, true),
+        ("unknown-open", true, false),
     ];
     for framework in Framework::ALL {
         let service = service().await;
@@ -70,6 +70,9 @@ async fn with_the_service_down_gates_use_the_defaults_of_their_flags() {
             ("missing-typed", 200),
             ("missing-typed-not", 404),
             ("variant", 404),
+            ("when", 404),
+            ("unknown-closed", 404),
+            ("unknown-open", 200),
         ];
         for (path, status) in gates {
             assert_eq!(app.get(&format!("/gate/{path}"), "alice", "").await.0, status, "{framework:?} {path}");
@@ -87,16 +90,9 @@ async fn a_closed_gate_responds_as_configured() {
         let service = service().await;
         let provider = provider(&service);
         let app = framework.serve(provider.clone()).await;
-        for (path, status, body) in [
-            ("/gate/requires", 404, ""),
-            ("/gate/otherwise", 403, ""),
-            ("/gate/response", 410, "not for you"),
-            // The answer of the gate that has one.
-            ("/gate/second", 403, ""),
-            ("/gate/second-or", 403, ""),
-            // Of two that have one, the first.
-            ("/gate/both", 403, ""),
-        ] {
+        for (path, status, body) in
+            [("/gate/requires", 404, ""), ("/gate/fallback", 403, ""), ("/gate/response", 410, "not for you")]
+        {
             assert_eq!(app.get(path, "bob", "").await, (status, body.to_owned()), "{framework:?} {path}");
             assert_eq!(app.get(path, "alice", "").await, (200, "open".to_owned()), "{framework:?} {path}");
         }

@@ -79,7 +79,10 @@ async fn a_guard_without_the_middleware_uses_the_default_and_warns_once() {
     }
     let lines = log.lines();
     assert_eq!(lines.len(), 2, "one for each guard: {lines:?}");
-    assert!(lines.iter().all(|line| line.contains("ERROR") && line.contains("around what has the guard")), "{lines:?}");
+    assert!(
+        lines.iter().all(|line| line.contains("ERROR") && line.contains("a scope around the guarded one")),
+        "{lines:?}"
+    );
 }
 
 #[tokio::test]

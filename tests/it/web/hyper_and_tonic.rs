@@ -49,7 +49,7 @@ fn layer(provider: &FlipswitchProvider) -> FlipswitchLayer {
 }
 
 /// What a handler makes of the flags that it is given.
-async fn greeting(scope: Option<&RequestScope>) -> String {
+async fn greeting(scope: Option<RequestScope>) -> String {
     let scope = scope.expect("the layer's scope");
     let name = scope.context().targeting_key.as_deref().unwrap_or("nobody");
     format!("{}, {name}", scope.flags().await.string("greeting", "default"))
@@ -70,7 +70,11 @@ async fn the_scope_is_found_in_a_request_its_parts_and_its_extensions() {
     assert_eq!(found.into_body(), ["Hello, alice"; 3]);
 
     let (parts, ()) = Request::new(()).into_parts();
-    assert!(parts.flag_scope().is_none() && parts.extensions.flag_scope().is_none() && Request::new(()).flag_scope().is_none());
+    assert!(
+        parts.flag_scope().is_none()
+            && parts.extensions.flag_scope().is_none()
+            && Request::new(()).flag_scope().is_none()
+    );
 }
 
 /// An HTTP server with nothing but hyper: `/beta` is for those whose flag is on.

@@ -1,11 +1,11 @@
 //! A provider's life beside a server's.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use flipswitch::{Error, FlipswitchProvider, HealthState, Lifespan, ReadyError, serde_json::json};
 use flipswitch_local::{Endpoint, Fault, LocalServer};
 
-use crate::support::{self, in_time, provider, user};
+use crate::support::{self, Log, in_time, provider, user};
 
 /// Enough for anything on a busy machine, and yet less than the time to drain that there is by default.
 const SOON: Duration = Duration::from_secs(15);
@@ -18,9 +18,13 @@ async fn the_provider_starts_before_the_server_and_ends_after_it() {
     assert!(service.requests().iter().any(|request| request.method == "POST"), "the start-up check");
     let server = {
         let provider = provider.clone();
-        async move { provider.flags(&user("u")).await.bool("on", false) }
+        async move {
+            assert!(provider.flags(&user("u")).await.bool("on", false));
+            Err(io::ErrorKind::AddrInUse.into())
+        }
     };
-    assert_eq!(in_time(lifespan.run(server)).await, Some(true));
+    let served = in_time(lifespan.run(server)).await;
+    assert_eq!(served.unwrap_err().kind(), io::ErrorKind::AddrInUse, "the server's own error");
     assert!(matches!(provider.flags(&user("u")).await.error(), Some(Error::ShutDown)));
 }
 
@@ -29,7 +33,11 @@ async fn without_the_service_the_server_starts_with_defaults_unless_readiness_is
     let provider = support::provider_of_nothing();
     let lifespan = Lifespan::builder(provider.clone()).ready_timeout(Duration::from_millis(10));
     let started = in_time(lifespan.start()).await.unwrap();
-    assert_eq!(in_time(started.run(async { provider.flags(&user("u")).await.int("limit", 7) })).await, Some(7));
+    let server = async {
+        assert_eq!(provider.flags(&user("u")).await.int("limit", 7), 7);
+        Ok(())
+    };
+    in_time(started.run(server)).await.unwrap();
 
     let provider = support::provider_of_nothing();
     let lifespan = Lifespan::builder(provider.clone()).ready_timeout(Duration::from_millis(10)).require_ready(true);
@@ -67,12 +75,15 @@ async fn shutting_the_provider_down_ends_the_lifespan() {
     let provider = FlipswitchProvider::in_memory(json!({}));
     let lifespan = Lifespan::builder(provider.clone()).start().await.unwrap();
     let early = lifespan.signal();
+    let (drain, drained) = tokio::sync::oneshot::channel();
     let server = async {
         early.await;
-        "drained"
+        drain.send(()).unwrap();
+        Ok(())
     };
-    let (output, ()) = in_time(async { tokio::join!(lifespan.run(server), provider.shutdown()) }).await;
-    assert_eq!(output, Some("drained"));
+    let (served, ()) = in_time(async { tokio::join!(lifespan.run(server), provider.shutdown()) }).await;
+    served.unwrap();
+    drained.await.expect("the server drained");
     in_time(lifespan.signal()).await;
     assert!(matches!(Lifespan::builder(provider).start().await, Err(ReadyError::ShutDown)));
 }
@@ -94,7 +105,7 @@ async fn drain_timeout_applies_after_the_provider_was_shut_down() {
         let lifespan =
             Lifespan::builder(provider.clone()).drain_timeout(Duration::from_millis(50)).start().await.unwrap();
         // The provider's end is the signal here.
-        let server = std::future::pending::<()>();
+        let server = std::future::pending::<io::Result<()>>();
         let end = async {
             if shut_down_before {
                 provider.shutdown().await;
@@ -102,19 +113,21 @@ async fn drain_timeout_applies_after_the_provider_was_shut_down() {
             lifespan.run(server).await
         };
         let end = async { tokio::join!(end, provider.shutdown()) };
-        let (output, ()) = tokio::time::timeout(SOON, end).await.expect("given up sooner than by default");
-        assert_eq!(output, None);
+        let log = Log::of_this_thread();
+        let (served, ()) = tokio::time::timeout(SOON, end).await.expect("sooner than by default");
+        served.unwrap();
+        assert!(log.lines().iter().any(|line| line.contains("did not drain within 0.05 seconds")), "{:?}", log.lines());
     }
 }
 
-/// actix-web has a time of its own for requests to finish in, and both begin with the signal.
+/// actix-web has its own time limit for requests to finish, and both begin with the signal.
 #[test]
 fn on_actix_the_shorter_drain_timeout_applies() {
     use actix_web::{App, HttpServer, web};
     use tokio::{io::AsyncWriteExt, net::TcpStream, sync::Notify};
 
-    for (drain_timeout, shutdown_timeout, expected) in
-        [(Duration::from_millis(50), 600, None), (Duration::from_secs(600), 0, Some(()))]
+    for (drain_timeout, shutdown_timeout, is_dropped) in
+        [(Duration::from_millis(50), 600, true), (Duration::from_secs(600), 0, false)]
     {
         actix_web::rt::System::new().block_on(async {
             let provider = FlipswitchProvider::in_memory(json!({}));
@@ -141,8 +154,11 @@ fn on_actix_the_shorter_drain_timeout_applies() {
                 provider.shutdown().await;
             };
             let run = async { tokio::join!(lifespan.run(server.run()), end) };
-            let (output, ()) = tokio::time::timeout(SOON, run).await.expect("given up sooner than by default");
-            assert_eq!(output.map(Result::unwrap), expected);
+            let log = Log::of_this_thread();
+            let (served, ()) = tokio::time::timeout(SOON, run).await.expect("sooner than by default");
+            served.unwrap();
+            let lines = log.lines();
+            assert_eq!(lines.iter().any(|line| line.contains("did not drain")), is_dropped, "{lines:?}");
         });
     }
 }
@@ -178,6 +194,11 @@ mod signals {
 
         fn prints(&mut self, line: &str) {
             assert_eq!(self.1.recv_timeout(PATIENCE).as_deref(), Ok(line));
+        }
+
+        fn prints_a_line_with(&mut self, text: &str) {
+            let line = self.1.recv_timeout(PATIENCE).unwrap();
+            assert!(line.contains(text), "{line}");
         }
 
         fn signal(&self, name: &str) {
@@ -221,7 +242,7 @@ mod signals {
         life.signal("TERM");
         life.prints("draining");
         let draining = Instant::now();
-        life.prints("given up");
+        life.prints_a_line_with("the server did not drain within 0.3 seconds");
         assert!(draining.elapsed() < super::SOON, "{:?}", draining.elapsed());
         life.prints("shut down");
         assert!(life.ended().success());

@@ -19,7 +19,7 @@ use crate::support::{
 async fn websockets_are_upgraded() {
     for framework in Framework::ALL {
         let service = service().await;
-        let setup = Setup { anonymous: Anonymous::cookie(), ..provider(&service).into() };
+        let setup = Setup { anonymous: Anonymous::cookie().into(), ..provider(&service).into() };
         let app = framework.serve(setup.clone()).await;
         // Also behind a gate.
         for (path, user) in [("/socket", "bob"), ("/gated/socket", "alice"), ("/socket", "")] {

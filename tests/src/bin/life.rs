@@ -1,8 +1,8 @@
-//! A process that lives as long as its [`Lifespan`] lets it; a test sends it signals and reads what it prints.
+//! A process with a [`Lifespan`]. A test sends it signals, and reads its output and its warnings.
 //!
-//! Its first argument says what happens after the first signal: with `forever` the server never ends and is waited for,
-//! with `stuck` it never ends and is given up soon. With `after` it ends, and the application goes on when the life is
-//! over; with `start` the signal comes while the flag service, which is the second argument, is still waited for.
+//! The first argument selects what happens after the first signal: with `forever` the server never drains, and with `stuck`
+//! it is dropped soon. With `after` it drains, and the application continues after the lifespan. With `start` the signal
+//! comes while the process waits for the flag service, whose URL is the second argument.
 #![expect(clippy::print_stdout, reason = "what is printed is what is tested")]
 
 use std::time::Duration;
@@ -11,6 +11,7 @@ use flipswitch::{FlipswitchProvider, HealthState, Lifespan};
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() {
+    tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).init();
     let mode = std::env::args().nth(1).unwrap_or_default();
     let provider = match std::env::args().nth(2) {
         Some(base_url) => FlipswitchProvider::builder("key").base_url(base_url).build(),
@@ -32,21 +33,25 @@ async fn main() {
         for signal in early {
             signal.await;
         }
-        // One that comes late hears of it as well.
+        // A future that is made after the signal resolves as well.
         lifespan.signal().await;
         println!("draining");
         match mode.as_str() {
-            "after" | "start" => Ok(()),
+            "after" | "start" => {
+                println!("drained");
+                Ok(())
+            }
             _ => std::future::pending().await,
         }
     };
-    let served = lifespan.run(server).await;
-    println!("{}", if served.is_some() { "drained" } else { "given up" });
+    if lifespan.run(server).await.is_err() {
+        return;
+    }
     if provider.health().state == HealthState::ShutDown {
         println!("shut down");
     }
     if mode == "after" {
-        // The application goes on without its provider, and must still end when it is asked to.
+        // The application continues without its provider, and must still end when it is asked to.
         std::future::pending::<()>().await;
     }
 }

@@ -11,7 +11,7 @@ use actix_web::{
     web,
 };
 use flipswitch::{InRequest, open_feature::Client};
-use flipswitch_actix::{Flag, FlagGate, Flags, FlagsExt, FlipswitchMiddleware, flag_on};
+use flipswitch_actix::{Flag, FlagGate, Flags, FlagsExt, FlipswitchMiddleware, Unknown, flag_on};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami, clients};
@@ -179,7 +179,7 @@ fn gates(config: &mut web::ServiceConfig) {
         .service(behind("/variant-typed", FlagGate::variant(Theme, "dark".to_owned())))
         .service(behind("/variant-missing", FlagGate::variant("missing", "dark")))
         .service(behind("/variant-none", FlagGate::variant("plain", "dark")))
-        .service(behind("/when", FlagGate::when(|flags| flags.get(Beta) && flags.string("theme", "") == "black")))
+        .service(behind("/when", FlagGate::when(|flags| flags.get(Beta) && flags.string("theme", "") == "#000")))
         .service(behind("/when-not", FlagGate::when(|flags| flags.get(Beta) && flags.bool("staff", false))))
         .service(behind("/either", either()))
         .service(behind("/unknown-closed", FlagGate::disabled("beta").unknown(Unknown::Closed)))

@@ -15,7 +15,7 @@ use axum::{
     routing::get,
 };
 use flipswitch::open_feature::Client;
-use flipswitch_axum::{Flag, FlagGate, Flags, FlagsExt, FlipswitchLayer};
+use flipswitch_axum::{Flag, FlagGate, Flags, FlagsExt, FlipswitchLayer, Unknown};
 use futures_util::{StreamExt, stream};
 
 use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami, clients};
@@ -154,7 +154,7 @@ fn gates() -> Router {
         .route("/variant-typed", behind(FlagGate::variant(Theme, "dark".to_owned())))
         .route("/variant-missing", behind(FlagGate::variant("missing", "dark")))
         .route("/variant-none", behind(FlagGate::variant("plain", "dark")))
-        .route("/when", behind(FlagGate::when(|flags| flags.get(Beta) && flags.string("theme", "") == "black")))
+        .route("/when", behind(FlagGate::when(|flags| flags.get(Beta) && flags.string("theme", "") == "#000")))
         .route("/when-not", behind(FlagGate::when(|flags| flags.get(Beta) && flags.bool("staff", false))))
         .route("/either", behind(either()))
         .route("/unknown-closed", behind(FlagGate::disabled("beta").unknown(Unknown::Closed)))
