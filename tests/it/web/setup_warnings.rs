@@ -2,7 +2,7 @@
 
 use actix_web::test::TestRequest;
 use axum::{body::Body, extract::Request};
-use flipswitch::{FlipswitchProvider, integration::Anonymous, serde_json::json};
+use flipswitch::{FlipswitchProvider, serde_json::json};
 use tower::ServiceExt;
 
 use crate::support::{
