@@ -69,7 +69,7 @@ impl<F: FlagDef<Value = bool>> GateFlag for F {
 /// service does not have and one that is no boolean are logged as a warning, once per gate.
 #[derive(Clone, Debug)]
 pub struct GateRule {
-    condition: Condition,
+    check: Check,
     unknown: Option<Unknown>,
 }
 
@@ -84,7 +84,7 @@ pub enum Unknown {
 }
 
 #[derive(Clone)]
-enum Condition {
+enum Check {
     Flag { key: &'static str, default: bool, opens_if: bool, warned: Arc<AtomicBool> },
     Variant { key: &'static str, variant: Cow<'static, str> },
     When(Arc<dyn Fn(&Flags) -> bool + Send + Sync>),
@@ -95,25 +95,25 @@ impl GateRule {
     /// Opens if the flag is on.
     #[must_use]
     pub fn enabled(flag: impl GateFlag) -> Self {
-        Self::new(Condition::flag(&flag, true))
+        Self::new(Check::flag(&flag, true))
     }
 
     /// Opens if the flag is off.
     #[must_use]
     pub fn disabled(flag: impl GateFlag) -> Self {
-        Self::new(Condition::flag(&flag, false))
+        Self::new(Check::flag(&flag, false))
     }
 
     /// Opens if the service evaluated the flag to this variant.
     #[must_use]
     pub fn variant(flag: impl FlagKey, variant: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(Condition::Variant { key: flag.key(), variant: variant.into() })
+        Self::new(Check::Variant { key: flag.key(), variant: variant.into() })
     }
 
     /// Opens if the predicate returns `true` for the flags of the request.
     #[must_use]
     pub fn when(predicate: impl Fn(&Flags) -> bool + Send + Sync + 'static) -> Self {
-        Self::new(Condition::When(Arc::new(predicate)))
+        Self::new(Check::When(Arc::new(predicate)))
     }
 
     /// Sets what happens while the flags of the request are not known. Defaults to the rule itself, for which the defaults
@@ -129,7 +129,7 @@ impl GateRule {
     pub fn is_open(&self, flags: &Flags) -> bool {
         match self.unknown {
             Some(unknown) if flags.available().is_err() => unknown == Unknown::Open,
-            _ => self.condition.holds(flags),
+            _ => self.check.holds(flags),
         }
     }
 
@@ -142,7 +142,7 @@ impl GateRule {
     pub fn is_open_by_last_known(&self, scope: &RequestScope) -> bool {
         scope.last_known_flags().map_or_else(
             || {
-                let (key, is_open) = self.condition.without_flags();
+                let (key, is_open) = self.check.without_flags();
                 SetupWarning::GuardWithoutFlags { key }.log(scope.provider().warned());
                 is_open
             },
@@ -150,12 +150,12 @@ impl GateRule {
         )
     }
 
-    fn new(condition: Condition) -> Self {
-        Self { condition, unknown: None }
+    fn new(check: Check) -> Self {
+        Self { check, unknown: None }
     }
 }
 
-impl Condition {
+impl Check {
     fn flag(flag: &impl GateFlag, opens_if: bool) -> Self {
         Self::Flag { key: flag.key(), default: flag.default_on(), opens_if, warned: Arc::default() }
     }
@@ -191,7 +191,7 @@ impl Condition {
     }
 }
 
-impl fmt::Debug for Condition {
+impl fmt::Debug for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Flag { key, opens_if: true, .. } => write!(f, "enabled({key:?})"),

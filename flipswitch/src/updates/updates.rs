@@ -50,7 +50,7 @@ impl Updates {
         let stream = options.enable_realtime.then_some(StreamOptions {
             max_retries: options.max_sse_retries,
             polling_fallback: options.enable_polling_fallback,
-            idle_timeout: options.stream_idle_timeout,
+            stream_idle_timeout: options.stream_idle_timeout,
         });
         let is_updated = options.enable_realtime || options.enable_polling_fallback;
         Self {

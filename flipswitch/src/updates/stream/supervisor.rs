@@ -35,7 +35,7 @@ pub(crate) struct StreamOptions {
     /// Whether polling may begin at all.
     pub(crate) polling_fallback: bool,
     /// How long a connection may be silent before it counts as broken.
-    pub(crate) idle_timeout: Duration,
+    pub(crate) stream_idle_timeout: Duration,
 }
 
 /// Something that happened.
@@ -172,7 +172,7 @@ impl Supervisor {
             State::Waiting { until } | State::Unauthorized { until } => Some(*until),
             State::Open(open) => {
                 let stable_at = open.stable_at().filter(|_| self.failures > 0);
-                let idle_at = open.received_at + self.options.idle_timeout;
+                let idle_at = open.received_at + self.options.stream_idle_timeout;
                 [Some(idle_at), open.reinvalidate_at, stable_at].into_iter().flatten().min()
             }
             State::Idle | State::Connecting { .. } | State::Declined => None,
@@ -316,7 +316,7 @@ impl Supervisor {
         if open.is_stable(now) {
             self.failures = 0;
         }
-        let idle = self.options.idle_timeout;
+        let idle = self.options.stream_idle_timeout;
         if now >= open.received_at + idle {
             self.log(format_args!(
                 "nothing received for {idle:?}: a half-open connection, or a proxy that buffers (see X-Accel-Buffering)"
@@ -400,7 +400,8 @@ mod tests {
     const MILLISECOND: Duration = Duration::from_millis(1);
     const SECOND: Duration = Duration::from_secs(1);
     const MINUTE: Duration = Duration::from_secs(60);
-    const OPTIONS: StreamOptions = StreamOptions { max_retries: 5, polling_fallback: true, idle_timeout: MINUTE };
+    const OPTIONS: StreamOptions =
+        StreamOptions { max_retries: 5, polling_fallback: true, stream_idle_timeout: MINUTE };
 
     /// A supervisor with a clock that the test advances, and a fixed random number.
     struct Stream {
@@ -730,7 +731,7 @@ mod tests {
 
     #[test]
     fn a_connection_that_received_nothing_is_not_stable() {
-        let mut stream = Stream::new(StreamOptions { idle_timeout: MINUTE * 3, ..OPTIONS });
+        let mut stream = Stream::new(StreamOptions { stream_idle_timeout: MINUTE * 3, ..OPTIONS });
         stream.supervisor.input(Input::Start, stream.now, 0.0);
         stream.supervisor.failures = 3;
         stream.supervisor.input(Input::Opened, stream.now, 0.0);
