@@ -1,5 +1,5 @@
-//! How long a change takes from the service to a reader: from the moment a flag is `PUT` until a listener has heard of it
-//! and an evaluation has the new value, beside one bare request for all flags, made in turn with it.
+//! How long a change takes from the service to a reader: from the moment a flag is `PUT` until a listener has heard of
+//! it and an evaluation has the new value, beside one bare request for all flags, made in turn with it.
 //!
 //! Percentiles are what matters here, which criterion does not have; so this is a program of its own.
 #![expect(

@@ -1,7 +1,7 @@
 //! What flags cost a request: a handler as it is, below the layer, and with an extractor and one read.
 //!
-//! `cargo bench -p flipswitch-tests --bench requests`. All in process, without a socket, so that what is measured is the
-//! framework and ours; the context has three attributes and is known.
+//! `cargo bench -p flipswitch-tests --bench requests`. All in process, without a socket, so that what is measured is
+//! the framework and ours; the context has three attributes and is known.
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
 use std::time::Duration;

@@ -1,8 +1,9 @@
 //! Code that must not compile, and our part of the compiler's error messages.
 //!
-//! Each file in `tests/compile_fail` is compiled. A comment `//~ text` says that the next line of code has an error, and
-//! that `text` occurs in its message, labels or notes. A file fails the test if an expected text is missing, or if a line
-//! without such a comment has an error. The rest of the compiler's output is ignored: it changes with each version.
+//! Each file in `tests/compile_fail` is compiled. A comment `//~ text` says that the next line of code has an error,
+//! and that `text` occurs in its message, labels or notes. A file fails the test if an expected text is missing, or if
+//! a line without such a comment has an error. The rest of the compiler's output is ignored: it changes with each
+//! version.
 
 use std::{fs, ops::RangeInclusive, path::Path, process::Command};
 

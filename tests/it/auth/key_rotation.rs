@@ -1,4 +1,4 @@
-//! Another API key while running: to replace one in time, or to mend a wrong one.
+//! Setting another API key at runtime, before the old one expires or after it was rejected.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -21,7 +21,7 @@ use crate::support::{
     user,
 };
 
-/// Other SDKs' mistake 14: a rotation of the key is only logged, and the key cannot be exchanged.
+/// A rotation announces itself on the stream, and the application sets the new key.
 #[tokio::test]
 async fn replacing_a_valid_key_interrupts_nothing() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
@@ -112,7 +112,7 @@ async fn a_request_sent_with_the_old_key_does_not_affect_health() {
     assert_ne!(provider.health().state, HealthState::Unauthorized);
 }
 
-/// A stream that is open and says nothing.
+/// Replies with an open stream that sends nothing.
 fn quiet(request: &Received) -> Option<Reply> {
     static EVENTS: LazyLock<broadcast::Sender<&'static str>> = LazyLock::new(|| broadcast::channel(1).0);
     (!request.is_bulk()).then(|| Reply::Events(EVENTS.clone()))

@@ -1,4 +1,4 @@
-//! What evaluation costs: requests, and allocations.
+//! What evaluations cost: requests and allocations.
 
 use std::{
     sync::{
@@ -65,7 +65,7 @@ const READS: usize = 3;
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_user_costs_one_request_and_one_more_after_a_change() {
     let service = Arc::new(LocalServer::start(support::whoami((0..USERS).map(|id| id.to_string()))).await.unwrap());
-    // A thousand requests take a while here, and nobody is to be content with an old answer.
+    // A thousand requests take a while here, and no reader may take a stale answer.
     let provider = builder(&service).stale_wait(support::PATIENCE).build().unwrap();
     // The stream is open before anything is counted: its opening counts as a change.
     provider.ready(support::PATIENCE).await.unwrap();
@@ -210,7 +210,7 @@ async fn a_change_during_a_request_makes_its_answer_stale() {
     assert_eq!(in_time(second).await.unwrap(), 2);
     assert!(in_time(first).await.unwrap() > 0);
 
-    // An answer under way while the change is heard is old when it arrives, though nobody else asked meanwhile.
+    // An answer that is under way when the change arrives is stale, even without another read meanwhile.
     heard_of_a_change().await;
     let third = read("u");
     eventually(async || asked("u") == 3).await;
@@ -223,7 +223,7 @@ async fn a_change_during_a_request_makes_its_answer_stale() {
     assert_eq!(in_time(fourth).await.unwrap(), 4);
 }
 
-/// A service whose stream is open and says nothing.
+/// Starts a service whose stream is open and sends nothing.
 async fn quiet() -> Scripted {
     let events = broadcast::channel(1).0;
     Scripted::start(move |request, _| match request.method.as_str() {
@@ -262,7 +262,7 @@ async fn cache_ttl_applies_while_the_stream_is_open() {
     .await;
 }
 
-/// A service that has one answer, whose tag is right for ever. What it says of its being unchanged may be held back.
+/// Starts a service with one answer, whose `ETag` never changes. Its `304` responses can be held back.
 async fn unchanging(held: Option<Arc<Semaphore>>) -> Scripted {
     Scripted::start(move |request, _| {
         if request.header("if-none-match") != Some("\"1\"") {

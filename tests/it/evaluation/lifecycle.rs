@@ -1,4 +1,4 @@
-//! Evaluation at every point of a provider's life, and from every kind of caller.
+//! Evaluation in every state of a provider, and from every kind of caller.
 
 use std::{thread, time::Duration};
 
@@ -125,7 +125,7 @@ async fn the_provider_becomes_ready_when_the_service_comes_up() {
     assert!(in_time(provider.ready(Duration::from_millis(20))).await.is_err());
     drop(taken);
     let _service = LocalServer::builder().listen(address).start().await.unwrap();
-    // Nobody evaluates: the start-up check alone goes on trying.
+    // Without evaluations, the start-up check alone is retried.
     in_time(provider.ready(support::PATIENCE)).await.unwrap();
 }
 

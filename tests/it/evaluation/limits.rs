@@ -1,4 +1,4 @@
-//! Who is asked for when there are more requests than may be on the wire, and who is refused.
+//! The limits of concurrent requests, queued requests and cached bytes.
 
 use std::{
     sync::{
@@ -22,7 +22,7 @@ use crate::support::{
     user,
 };
 
-/// A user of whom a request is about.
+/// Returns whether a request is about a user.
 fn is_about(request: &Received, id: &str) -> bool {
     request.body.contains(&format!("\"{id}\""))
 }
@@ -31,7 +31,7 @@ fn asked(service: &Scripted, id: &str) -> usize {
     service.received().iter().filter(|request| is_about(request, id)).count()
 }
 
-/// A provider that works on the test's own thread, so that its tasks have begun when the test has given way.
+/// Returns a builder of a provider that runs on the test's own thread, so that its tasks start when the test yields.
 fn builder(service: &Scripted) -> FlipswitchProviderBuilder {
     FlipswitchProvider::builder("key").base_url(service.url()).request_timeout(10 * PATIENCE).runtime(Handle::current())
 }
@@ -40,7 +40,7 @@ fn on() -> Reply {
     Reply::json(json!({"flags": [{"key": "on", "value": true}]}))
 }
 
-/// Reads a user's flags until memory has them no more, and a request is waited for.
+/// Reads a user's flags until they are no longer cached and the read waits for a request.
 async fn begin(reads: &mut JoinSet<()>, provider: &FlipswitchProvider, id: &'static str) {
     eventually(async || {
         let (provider, context) = (provider.clone(), user(id));
@@ -172,7 +172,7 @@ async fn a_rejected_context_is_requested_again_after_a_change() {
 #[tokio::test]
 async fn the_bytes_of_cached_contexts_and_answers_are_bounded() {
     const LIMIT: usize = 4 << 20;
-    /// Large contexts, and large values that nobody else has.
+    /// Large contexts, and large values that no other context has.
     const LARGE: usize = 50_000;
     let service = Scripted::start(|request, before| {
         let own = if request.body.contains("by-value") { format!("{before:0>LARGE$}") } else { String::new() };
@@ -194,7 +194,7 @@ async fn the_bytes_of_cached_contexts_and_answers_are_bounded() {
 
 #[tokio::test]
 async fn connecting_fails_after_connect_timeout() {
-    // Nobody accepts, and those who queue for it are as many as may.
+    // Nothing accepts connections, and the queue is full.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(1).unwrap();

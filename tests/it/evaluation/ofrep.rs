@@ -1,4 +1,4 @@
-//! The wire, row by row: every answer that a service can give, and what each kind of caller makes of it.
+//! OFREP, row by row: every answer that a service can give, and what each kind of caller reads from it.
 #![expect(clippy::needless_pass_by_value, reason = "replies are written on the spot")]
 
 use std::time::Duration;
@@ -32,12 +32,12 @@ struct Reads {
 }
 
 impl Reads {
-    /// The same error for every type.
+    /// Returns the same error for every type.
     fn failed(code: &'static str) -> Self {
         Self { bool: Err(code), int: Err(code), float: Err(code), string: Err(code), object: Err(code) }
     }
 
-    /// Type errors, but for what is set afterwards.
+    /// Returns type errors for all types that are not set afterwards.
     fn other_types() -> Self {
         Self::failed("TYPE_MISMATCH")
     }
@@ -145,7 +145,7 @@ fn rows() -> Vec<(&'static str, Reply, Reads)> {
         ("as large as may be", Reply::Http(200, vec![], large_body((16 << 20) - 12)), Reads::failed("FLAG_NOT_FOUND")),
         ("too large", Reply::Http(200, vec![], large_body(16 << 20)), Reads::failed("GENERAL")),
         ("endless", Reply::Endless, Reads::failed("GENERAL")),
-        ("304 to nobody's tag", Reply::status(304, ""), Reads::failed("GENERAL")),
+        ("304 without an etag", Reply::status(304, ""), Reads::failed("GENERAL")),
         ("400 empty", Reply::status(400, ""), Reads::failed("GENERAL")),
         ("400 in HTML", Reply::status(400, "<html></html>"), Reads::failed("GENERAL")),
         ("400 in other JSON", Reply::status(400, json!({"detail": [1]})), Reads::failed("GENERAL")),
@@ -232,7 +232,7 @@ fn provider(service: &Scripted) -> FlipswitchProvider {
     FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false).build().unwrap()
 }
 
-/// A provider for which every answer is old at once, so that every evaluation asks.
+/// Returns a provider whose answers are stale immediately, so that every evaluation sends a request.
 fn forgetful(service: &Scripted) -> FlipswitchProvider {
     let builder = FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false);
     builder.polling_interval(Duration::from_millis(1)).build().unwrap()
@@ -407,7 +407,10 @@ async fn etags_are_sent_back_unchanged_for_their_own_context_only() {
         let provider = forgetful(&service);
         crate::support::eventually(async || {
             assert!(provider.flags(&user("alice")).await.bool("f", false), "{tag}");
-            assert!(!provider.flags(&user("bob")).await.bool("f", true), "{tag}: nobody gets another's answer");
+            assert!(
+                !provider.flags(&user("bob")).await.bool("f", true),
+                "{tag}: no context gets the answer of another"
+            );
             ["alice", "bob"].iter().all(|id| service.received().iter().filter(|r| r.body.contains(id)).count() > 2)
         })
         .await;

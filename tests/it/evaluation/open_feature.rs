@@ -1,4 +1,4 @@
-//! The provider behind OpenFeature's own client.
+//! The provider behind an OpenFeature client.
 
 use flipswitch::{
     FlipswitchProvider,
@@ -12,7 +12,7 @@ use flipswitch_local::LocalServer;
 
 use crate::support::{self, in_time, provider, user};
 
-/// A client of its own: OpenFeature's registry is one for the process, so each test takes a name.
+/// Returns a client. The registry of OpenFeature belongs to the process, so each test uses its own name.
 async fn client(name: &str, provider: &FlipswitchProvider) -> Client {
     OpenFeature::singleton_mut().await.set_named_provider(name, provider.clone()).await;
     OpenFeature::singleton().await.create_named_client(name)

@@ -1,4 +1,4 @@
-//! Servers written by others: what they answer is what our reading of OFREP has to stand.
+//! OFREP servers of other projects: the provider must understand their answers.
 
 use std::path::Path;
 

@@ -1,4 +1,4 @@
-//! The dashboard and the controls over real sockets: who may use them, what they tell, and what they keep to themselves.
+//! The dashboard and the controls: who may use them, and what they show and hide.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 use crate::support::{eventually, in_time};
 
 const BULK: &str = "/ofrep/v1/evaluate/flags";
-const KEY: &str = "a-key-that-nobody-may-see-4711";
+const KEY: &str = "a-key-that-must-stay-secret-4711";
 
 type Headers<'a> = &'a [(&'a str, &'a str)];
 
-/// Everything that only this machine may use, with what is asked there.
+/// The requests that only this machine may send.
 const CONTROLS: [(&str, &str); 20] = [
     ("GET", "/"),
     ("GET", "/dashboard/script.js"),
@@ -116,7 +116,7 @@ async fn pages_of_other_origins_cannot_use_the_controls() {
     }
 }
 
-/// An address of this machine that is not loopback, if it has any.
+/// Returns an address of this machine that is not a loopback address, if there is one.
 fn another_address() -> Option<IpAddr> {
     // Nothing is sent: the system only chooses the way it would go.
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
@@ -339,7 +339,7 @@ async fn requests_are_listed_newest_first_with_their_outcome() {
     assert_eq!(listed().await.len(), 200, "the list has an end");
 }
 
-/// Reads the activity of a service.
+/// A reader of the activity stream.
 struct Activity(Response, String);
 
 impl Activity {
@@ -349,7 +349,7 @@ impl Activity {
         Self(answer, String::new())
     }
 
-    /// What is told next, and what is said of it.
+    /// Returns the next topic and its data.
     async fn next(&mut self) -> (String, Value) {
         loop {
             if let Some((frame, rest)) = self.1.split_once("\n\n") {
@@ -366,7 +366,7 @@ impl Activity {
         }
     }
 
-    /// Waits until all of these have been told, in any order; returns what was said of the one told last.
+    /// Waits for all of these topics, in any order. Returns the data of the last one.
     async fn tells(&mut self, topics: &[&str]) -> Value {
         in_time(async {
             let mut missing = topics.to_vec();

@@ -1,4 +1,4 @@
-//! The dashboard in a real browser, and a page of an application beside it.
+//! The dashboard in Chromium, and a page of an application beside it.
 
 use std::net::SocketAddr;
 
@@ -12,11 +12,11 @@ use crate::support::{browser::Browser, eventually, in_time, provider, user};
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/flags.json");
 const LIVE: &str = "document.querySelector('#connection').textContent === 'Live'";
 
-/// What one flag's row says in one of its cells: `it` is `[key, selector]`.
+/// The text of a cell in the row of a flag: `it` is `[key, selector]`.
 const CELL: &str = "[...document.querySelectorAll('.flag')]
     .find((row) => row.querySelector('.flag-key').textContent === it[0])?.querySelector(it[1]).textContent";
 
-/// The dashboard of a service, open and live.
+/// Opens the dashboard of a service and waits until it is live.
 async fn dashboard(service: &LocalServer) -> Browser {
     let browser = Browser::start().await;
     browser.open(&service.dashboard_url()).await;
@@ -24,7 +24,7 @@ async fn dashboard(service: &LocalServer) -> Browser {
     browser
 }
 
-/// Waits until a cell of a flag's row says this.
+/// Waits until a cell in the row of a flag shows this text.
 async fn shows(browser: &Browser, key: &str, cell: &str, text: &str) {
     let holds = format!("(({CELL}) === it[2])");
     browser.until(&holds, json!([key, cell, text])).await;
@@ -88,7 +88,7 @@ async fn flags_can_be_added_edited_and_deleted_by_keyboard() {
     browser.keys(Key::Escape).await;
     browser.until("!document.querySelector('#editor').open && document.activeElement.id === 'add'", Value::Null).await;
 
-    // A value: that it is none is told at its field.
+    // An invalid value is reported at its field.
     browser.keys(Key::Enter).await;
     browser.keys("limit").await;
     browser.tab_to("select[name=type]").await;
@@ -287,7 +287,7 @@ async fn hostile_text_is_shown_as_text() {
     is_well(&browser).await;
 }
 
-/// The least contrast of all texts that are shown, against what is behind them.
+/// The lowest contrast of all visible texts against their background.
 const CONTRAST: &str = "(() => {
     const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
     const light = ([r, g, b]) => [r, g, b].map((part) => part / 255)

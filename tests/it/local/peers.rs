@@ -1,4 +1,4 @@
-//! The flag vendor's own client, to which our local service has to be what the real one is.
+//! The flag vendor's client, which the local service must serve as the real service does.
 
 use std::{
     env,
@@ -253,17 +253,17 @@ fn find<'a>(all: &'a [Value], key: &str) -> &'a Value {
     all.iter().find(|evaluation| evaluation["key"] == key).unwrap()
 }
 
-/// The client, in a process that ends with the test, however that ends.
+/// The client, in a process that ends with the test.
 struct Client {
     process: Child,
     questions: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
-    /// What it was told, oldest first, but for what a test has already waited for.
+    /// The events that no test has waited for yet, oldest first.
     heard: Vec<Value>,
 }
 
 impl Client {
-    /// Starts a client, and waits until it hears of changes.
+    /// Starts a client and waits until its stream is open.
     async fn start(service: &LocalServer) -> Self {
         let (mut client, answer) = Self::spawn(service, KEY).await;
         assert_eq!(answer, "ready");
@@ -271,7 +271,7 @@ impl Client {
         client
     }
 
-    /// Starts a client; returns also what it says about that.
+    /// Starts a client and returns it with its first message.
     async fn spawn(service: &LocalServer, api_key: &str) -> (Self, Value) {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/vendor_client.py");
         let mut process = Command::new(installed("python"))
@@ -294,19 +294,19 @@ impl Client {
         eventually(async || service.streams() == 1 && self.ask(json!({"ask": "status"})).await == "connected").await;
     }
 
-    /// A flag as applications get it, through OpenFeature.
+    /// Reads a flag through OpenFeature, as applications do.
     async fn details(&mut self, flag_type: &str, key: &str, plan: &str) -> Value {
         let default = default(flag_type);
         let context = context(plan);
         self.ask(json!({"ask": "details", "type": flag_type, "key": key, "default": default, "context": context})).await
     }
 
-    /// A flag, asked for by its key.
+    /// Reads a flag by its key.
     async fn one(&mut self, key: &str, plan: &str) -> Value {
         self.ask(json!({"ask": "one", "key": key, "context": context(plan)})).await
     }
 
-    /// All flags.
+    /// Reads all flags.
     async fn all(&mut self, plan: &str) -> Vec<Value> {
         let Value::Array(all) = self.ask(json!({"ask": "all", "context": context(plan)})).await else {
             panic!("all flags are a list")
@@ -332,7 +332,7 @@ impl Client {
         .await
     }
 
-    /// Waits until both listeners have heard of a change, of one flag or of everything; returns when it was.
+    /// Waits until both listeners got a change, of one flag or of all. Returns its time.
     async fn hears_change(&mut self, flag: Option<&str>) -> Value {
         let flags = flag.map(|flag| [flag]);
         self.hears(|heard| heard["heard"] == "openfeature" && heard["flags"] == json!(flags)).await;
@@ -361,7 +361,7 @@ impl Client {
         Some(serde_json::from_str(&line).unwrap())
     }
 
-    /// Ends the client, which must have understood everything that it was told, and its stream.
+    /// Ends the client, which must have understood every event, and its stream.
     async fn end(self, service: LocalServer) {
         let Self { mut process, questions, mut lines, mut heard } = self;
         drop(questions);

@@ -1,4 +1,4 @@
-//! The service in a box, as a client and as a developer with `curl` meet it.
+//! The local service, as clients and developers with `curl` use it.
 
 use std::time::Duration;
 
@@ -23,13 +23,13 @@ async fn bulk(service: &LocalServer, context: Value) -> Value {
     post(service, BULK, &json!({ "context": context }).to_string()).await.json().await.unwrap()
 }
 
-/// The value of one flag, nobody in particular asking.
+/// Returns the value of a flag for an empty context.
 async fn value(service: &LocalServer, key: &str) -> Value {
     let body: Value = post(service, &format!("{BULK}/{key}"), "{}").await.json().await.unwrap();
     body["value"].clone()
 }
 
-/// Reads events off a stream, heartbeats aside.
+/// A reader of the events of a stream, without heartbeats.
 struct Events(Response, String);
 
 impl Events {
@@ -40,7 +40,7 @@ impl Events {
         Self(response, String::new())
     }
 
-    /// Name, data and id of the next event; `None` at the end of the stream.
+    /// Returns name, data and id of the next event, or `None` at the end of the stream.
     async fn next(&mut self) -> Option<(String, Value, String)> {
         loop {
             if let Some(end) = self.1.find("\n\n") {
@@ -280,7 +280,7 @@ async fn changes_of_a_flags_file_in_a_recreated_folder_are_applied() {
     }
 }
 
-/// What a client sees that matters: all flags, for someone of each plan.
+/// Returns all flags for a user of each plan.
 async fn seen(service: &LocalServer) -> [Value; 2] {
     let free = bulk(service, json!({"targetingKey": "u1", "plan": "free"})).await;
     [free, bulk(service, json!({"targetingKey": "u2", "plan": "premium"})).await]

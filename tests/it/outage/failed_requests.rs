@@ -1,4 +1,4 @@
-//! The service fails to answer requests for flags, while its stream is well.
+//! Requests for flags fail while the stream works.
 
 use std::{
     net::TcpListener,
@@ -15,7 +15,7 @@ use crate::support::{
     faults::{Row, Service, scheduled, service},
 };
 
-/// Whatever is no answer leaves the last values, marked as stale, for as long as the schedule has it, and no longer.
+/// After an invalid answer the last values stay, marked as stale, until the backoff ends.
 #[tokio::test]
 async fn invalid_answers_keep_the_last_values_until_the_next_request() {
     let bulk = || Fault::on(Endpoint::Bulk);
@@ -28,7 +28,7 @@ async fn invalid_answers_keep_the_last_values_until_the_next_request() {
         bulk().garbage("{\"flags\": [{\"key\": \"f\", \"value\""),
         bulk().garbage(b"{\"flags\": [{\"key\": \"f\xff\", \"value\": 2}]}".as_slice()),
         bulk().garbage("[".repeat(100_000)),
-        // What the head claims is believed by nobody: this is no JSON, compressed or not.
+        // The header does not matter: this is no JSON, compressed or not.
         bulk().status(200).header("content-encoding", "gzip").body(b"\x1f\x8b\x08\0\0\0".as_slice()),
         bulk().status(204),
         bulk().status(302),
@@ -57,7 +57,7 @@ async fn invalid_answers_keep_the_last_values_until_the_next_request() {
     .await;
 }
 
-/// While the service fails, nobody's reading makes a request: one at a time is made, by the schedule.
+/// While the service fails, reads send no requests: the backoff alone does, one at a time.
 #[tokio::test]
 async fn repeated_failures_double_the_wait() {
     let service = service(1).await;
@@ -77,7 +77,7 @@ async fn repeated_failures_double_the_wait() {
     row.ends("connecting connected", service.asked()).await;
 }
 
-/// An answer that is called compressed and is not is read as it is: we ask for no encoding.
+/// The provider asks for no encoding, so it reads an answer as it is, whatever `Content-Encoding` says.
 #[tokio::test]
 async fn a_wrong_content_encoding_of_an_answer_is_ignored() {
     let service = service(1).await;
@@ -95,7 +95,7 @@ async fn a_wrong_content_encoding_of_an_answer_is_ignored() {
     row.ends("connecting connected", service.asked()).await;
 }
 
-/// The API key is for the service alone: where a redirect names another origin, not even a connection is made.
+/// The API key is for the service alone: a redirect to another origin does not even cause a connection.
 #[tokio::test]
 async fn redirected_requests_do_not_reach_another_origin() {
     join_all([301, 302, 303, 307, 308].map(async |code| {

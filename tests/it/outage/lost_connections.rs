@@ -1,4 +1,4 @@
-//! The service is not there, or stops being there in the middle of something.
+//! The service is down, or the connection to it is lost.
 
 use std::time::{Duration, Instant};
 
@@ -29,8 +29,8 @@ async fn a_service_that_starts_late_is_found() {
     row.ends(CAME_LATE, service.asked()).await;
 }
 
-/// A change that nobody told of, because nobody was connected, is found by the reconnect: also when it happened while
-/// the service was down.
+/// A change that no stream reported, because none was open, is found after reconnecting, also if it happened while the
+/// service was down.
 #[tokio::test]
 async fn a_restarted_service_is_asked_again() {
     let port = Port::new();
@@ -47,8 +47,8 @@ async fn a_restarted_service_is_asked_again() {
     row.ends(CAME_BACK, [before, service.asked()].concat()).await;
 }
 
-/// However a stream ends, what changed while it was away is found when it is back: a reconnect asks again, whether the
-/// service has said something or not.
+/// However a stream ends, the changes that happened meanwhile are found when it is open again: reconnecting requests
+/// the flags, whether or not the service sent an event.
 #[tokio::test]
 async fn changes_missed_while_the_stream_was_down_are_seen_after_reconnecting() {
     let ends: [fn(&Faults) -> usize; 3] = [Faults::finish_streams, Faults::drop_streams, Faults::reset_streams];
@@ -58,7 +58,7 @@ async fn changes_missed_while_the_stream_was_down_are_seen_after_reconnecting() 
         row.opens(&service, 1).await;
         assert_eq!(end(&service.faults()), 1);
         eventually(async || service.streams() == 0).await;
-        // Heard by nobody.
+        // No client receives this.
         service.set_flag("f", 2);
         row.sees(2).await;
         row.shows(ConnectionStatus::Connected).await;
@@ -67,7 +67,7 @@ async fn changes_missed_while_the_stream_was_down_are_seen_after_reconnecting() 
     .await;
 }
 
-/// A stream that ended in good order and does not come back is not taken for one that is well.
+/// A stream that was finished and cannot be reopened is a failure.
 #[tokio::test]
 async fn polling_starts_when_a_finished_stream_cannot_be_reopened() {
     let service = service(1).await;
@@ -99,8 +99,8 @@ async fn an_event_cut_by_a_reset_is_recovered_by_the_next_stream() {
     row.ends(CAME_BACK, service.asked()).await;
 }
 
-/// A connection whose other end is gone says nothing, not even that it is gone. Silence beyond the idle time is a
-/// failure; heartbeats are what ends silence.
+/// A half-open connection sends nothing, not even its end. Silence beyond the idle timeout is a failure; heartbeats end
+/// the silence.
 #[tokio::test]
 async fn a_half_open_stream_is_replaced_after_the_idle_timeout() {
     let service =
@@ -178,8 +178,7 @@ async fn closed_and_reset_connections_are_retried_with_backoff() {
     .await;
 }
 
-/// Headers alone prove nothing: a service, or a proxy, that opens each stream and closes it at once is tried less and
-/// less often, and polled.
+/// A service, or a proxy, may open each stream and close it immediately. It is retried less and less often, and polled.
 #[tokio::test]
 async fn streams_that_close_immediately_lead_to_backoff_and_polling() {
     let service = service(1).await;
@@ -204,7 +203,7 @@ async fn streams_that_close_immediately_lead_to_backoff_and_polling() {
     row.ends(&heard, service.asked()).await;
 }
 
-/// Clients that failed together do not come back together: the first wait is spread over its second half.
+/// Clients that failed together do not reconnect together: the first wait is spread over its second half.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reconnects_of_many_clients_are_spread_over_time() {
     const CLIENTS: usize = 16;

@@ -88,7 +88,7 @@ async fn the_provider_recovers_without_evaluations() {
     .await;
     let provider = FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false).build().unwrap();
     assert!(in_time(provider.flags(&user("first"))).await.error().is_some());
-    // Nobody evaluates meanwhile: the provider tries on by itself.
+    // Without evaluations the provider retries by itself.
     in_time(provider.ready(support::PATIENCE)).await.unwrap();
     assert!(in_time(provider.flags(&user("first"))).await.bool("f", false), "the very next evaluation is answered");
 }
@@ -174,7 +174,7 @@ async fn rate_limits_are_respected_and_cached_users_keep_their_values() {
     .await;
     assert_eq!(service.received().len(), before, "no request before its time");
 
-    // Another provider is not concerned: the pause is nobody else's.
+    // Another provider is not affected: each has its own pause.
     let other = FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false).build().unwrap();
     assert!(in_time(other.flags(&user("known"))).await.bool("f", false));
 }

@@ -1,4 +1,4 @@
-//! With the service slow, silent or gone: who keeps which values, for how long, and how it ends.
+//! The service is slow or down: which values are served, for how long, and how the provider recovers.
 
 use std::{
     sync::{
@@ -102,7 +102,7 @@ async fn a_slow_service_delays_a_stale_read_by_stale_wait_at_most() {
     for _ in 0..100 {
         assert!(in_time(provider.flags(&user("u"))).await.is_stale());
     }
-    assert_eq!(service.received().len(), asked, "one request goes on, and nobody starts another");
+    assert_eq!(service.received().len(), asked, "one request continues, and no read starts another");
     assert!(provider.stats().stale_served > 100);
 }
 

@@ -1,4 +1,4 @@
-//! Changes that the service tells of in its own time: early, late, all at once.
+//! Changes that arrive early, late, or all at the same time.
 
 use std::{
     sync::{Arc, Mutex},
@@ -15,20 +15,20 @@ use crate::support::{
     user,
 };
 
-/// The service may begin to tell us of changes only after its headers: what happens in between nobody tells.
+/// The service may report changes only some time after it sent its headers; those before it are not reported.
 #[tokio::test]
 async fn a_change_before_the_first_heartbeat_is_seen() {
     let service = Mute::start().await;
     let row = Row::new(service.builder());
     row.opens(&service.service, 1).await;
     service.set(2);
-    assert_eq!(row.read().await.int("f", -1), 1, "nobody has said so");
+    assert_eq!(row.read().await.int("f", -1), 1, "no event has arrived");
     service.say("event: heartbeat\ndata: {}\n\n");
     row.sees(2).await;
     row.ends("connecting connected", service.service.asked()).await;
 }
 
-/// The service may evaluate a moment behind its own event.
+/// The service may still answer with the old value after its event.
 #[tokio::test]
 async fn a_service_that_lags_behind_its_event_is_asked_again() {
     let service = Mute::start().await;
@@ -46,7 +46,7 @@ async fn a_service_that_lags_behind_its_event_is_asked_again() {
     row.ends("connecting connected", service.service.asked()).await;
 }
 
-/// A listener that evaluates sees the new value: it is told after what was known has become old.
+/// A listener that evaluates gets the new value: listeners run after the cached answers became stale.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listener_that_evaluates_sees_each_new_value() {
     let service = service(1).await;
@@ -66,7 +66,7 @@ async fn a_listener_that_evaluates_sees_each_new_value() {
     row.ends("connecting connected", Vec::new()).await;
 }
 
-/// Ten thousand events at once, of three kinds: the last value is seen, and the service is not asked for each.
+/// Ten thousand events of three kinds: the last value is read, and each event does not cost a request.
 #[tokio::test]
 async fn a_burst_of_events_causes_few_requests() {
     const EVENTS: i64 = 10_000;
@@ -101,7 +101,7 @@ async fn a_burst_of_events_causes_few_requests() {
     .await;
 }
 
-/// What is asked for in the background is put together: events that come one after the other are one request.
+/// Background requests are combined: consecutive events cause one request.
 #[tokio::test]
 async fn consecutive_changes_share_requests() {
     const EVENTS: usize = 20;
@@ -122,7 +122,7 @@ async fn consecutive_changes_share_requests() {
     row.ends("connecting connected", service.service.asked()).await;
 }
 
-/// A user whose reads wait for nobody: events without pause do not keep them from an answer.
+/// Continuous events do not keep a reader from getting an answer.
 #[tokio::test]
 async fn continuous_changes_do_not_delay_evaluations() {
     let flags: Map<_, _> = [("f".to_owned(), json!(0))].into_iter().collect();

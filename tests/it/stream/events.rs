@@ -1,4 +1,4 @@
-//! What the application hears, in which order, and that nothing it does harms anybody.
+//! Events and listeners: their order, and that a listener affects nothing else.
 
 use std::{
     sync::{
@@ -69,7 +69,7 @@ async fn events_start_with_the_current_state_and_are_in_order() {
 
     service.set_flag("f", 1);
     until(&mut events, is_change_of("f")).await;
-    // Who comes later is told how things are, and no more.
+    // A later subscriber gets the current state and nothing older.
     let mut later = provider.events();
     assert_eq!(in_time(later.recv()).await, Some(CONNECTED));
     assert_eq!(in_time(later.recv()).await, Some(ProviderEvent::Ready));
@@ -99,14 +99,14 @@ async fn after_an_outage_status_ready_and_change_arrive_in_this_order() {
     // By its name if a poll noticed it, or as a change of everything when the stream was back.
     let mut told = until(&mut events, |event| matches!(event, ProviderEvent::ConfigurationChanged(_))).await;
     told.retain(|event| !matches!(event, ProviderEvent::Status(status) if *status != ConnectionStatus::Connected));
-    // The stream or a poll is back first; in either case values are good before a change is told.
+    // The stream or a poll recovers first; in either case values are fresh before a change is reported.
     assert!(told.contains(&ProviderEvent::Ready), "{told:?}");
     assert_eq!(told.iter().filter(|event| **event == ProviderEvent::Ready).count(), 1, "{told:?}");
     assert_eq!(provider.flags(&user("u")).await.int("f", 0), 1);
     drop(service);
 }
 
-/// Other SDKs' mistake 15, first part: listeners run on the reader, and a slow one stops the stream.
+/// Listeners do not run on the task that reads the stream, so a slow one does not stop it.
 #[tokio::test]
 async fn a_blocking_listener_delays_nothing_and_gets_the_latest_events() {
     const CHANGES: i64 = 3_000;
@@ -142,13 +142,12 @@ async fn a_blocking_listener_delays_nothing_and_gets_the_latest_events() {
     eventually(async || heard.lock().unwrap().last() == Some(&Some("last".to_owned()))).await;
     let keys = heard.lock().unwrap().clone();
     assert!(keys.len() <= 1_030 && keys.contains(&None), "{} told", keys.len());
-    // The same for events that nobody took.
+    // The same for events that were not received yet.
     let taken = until(&mut slow, is_change_of("last")).await;
     assert!(taken.len() <= 1_030, "{} told", taken.len());
     assert!(taken.contains(&CONNECTED) && taken.contains(&ProviderEvent::Ready), "the last of each kind stays");
 }
 
-/// Other SDKs' mistake 15, second part: a listener that panics loses others.
 #[tokio::test]
 async fn a_panicking_listener_stays_subscribed_and_affects_no_other() {
     let service = LocalServer::start(json!({"f": 0})).await.unwrap();
@@ -171,7 +170,7 @@ async fn a_panicking_listener_stays_subscribed_and_affects_no_other() {
     assert_eq!(panicked.load(Ordering::Relaxed), 3);
 }
 
-/// Other SDKs' mistake 15, third part: unsubscribing itself loses others, and unsubscribing twice removes a stranger.
+/// Unsubscribing during an event loses no other listener, and unsubscribing twice removes no other one.
 #[tokio::test]
 async fn listeners_can_unsubscribe_themselves_and_others() {
     let service = LocalServer::start(json!({"f": 0})).await.unwrap();
@@ -218,7 +217,6 @@ async fn a_subscription_can_outlive_its_provider() {
     drop(statuses);
 }
 
-/// Other SDKs' mistake 19, first part: a status is told after the end.
 #[tokio::test]
 async fn no_events_follow_a_shutdown_from_a_listener() {
     for given in [false, true] {
@@ -256,7 +254,6 @@ async fn no_events_follow_a_shutdown_from_a_listener() {
     }
 }
 
-/// Other SDKs' mistake 18: a failure at the start starts nothing, and is not tried again.
 #[tokio::test]
 async fn the_start_up_request_is_retried_until_it_succeeds() {
     let (address, taken) = support::port_taken();
@@ -269,7 +266,7 @@ async fn the_start_up_request_is_retried_until_it_succeeds() {
     drop(taken);
     let service =
         LocalServer::builder().flags(json!({"on": true})).listen(address).api_key("key").start().await.unwrap();
-    // Nobody asks for anything meanwhile.
+    // Nothing evaluates meanwhile.
     let before = until(&mut events, is(ProviderEvent::Ready)).await;
     assert!(!before.iter().any(is_error(false)), "told once: {before:?}");
     assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
@@ -314,7 +311,7 @@ async fn health_serializes_to_json() {
     until(&mut events, is(ProviderEvent::Ready)).await;
 }
 
-/// Other SDKs' mistake 19, second part: after the end something reads on.
+/// After shutdown, nothing reads the stream any more.
 #[tokio::test]
 async fn initialize_and_shutdown_do_not_wait_for_the_service() {
     let service = LocalServer::start(json!({})).await.unwrap();
@@ -336,7 +333,7 @@ async fn initialize_and_shutdown_do_not_wait_for_the_service() {
     eventually(async || service.streams() == 0).await;
 }
 
-/// The operating system counts: threads and sockets, after a thousand lives in one process as after one.
+/// The operating system counts the same threads and sockets after a thousand providers as after one.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn a_thousand_providers_leak_no_threads_or_files() {
@@ -381,7 +378,7 @@ async fn stale_is_reported_without_polling() {
     until(&mut events, is(ProviderEvent::Stale)).await;
 }
 
-/// Panics when it is dropped, as what a listener owns may.
+/// Panics when it is dropped.
 struct Bomb;
 
 impl Drop for Bomb {

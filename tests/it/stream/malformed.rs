@@ -1,4 +1,4 @@
-//! What comes by the stream is not as it should be.
+//! Malformed and unusual bytes on the stream.
 
 use std::time::Duration;
 
@@ -11,8 +11,7 @@ use crate::support::{
     faults::{CHANGED, Kind, Mute, Row, Service, service},
 };
 
-/// Bytes after which everything counts as changed, on a stream that stays open: none of this is a reason to give it up,
-/// to miss the change, or to panic.
+/// None of these bytes is a reason to close the stream, to miss the change that follows, or to panic.
 #[tokio::test]
 async fn malformed_bytes_do_not_end_the_stream() {
     let after = |odd: &[u8]| [odd, CHANGED].concat();
@@ -38,7 +37,7 @@ async fn malformed_bytes_do_not_end_the_stream() {
             "data that is nested deeply",
             [b"event: flag-updated\ndata: ", "[".repeat(100_000).as_bytes(), b"\n\n"].concat(),
         ),
-        ("an event that nobody knows", after(b"event: flag-exploded\ndata: {}\n\n")),
+        ("an unknown event", after(b"event: flag-exploded\ndata: {}\n\n")),
         ("lines that are no fields", after(b"HTTP/1.1 200 OK\r\nfoo\n\n")),
         ("many empty lines", after(&b"\r\n".repeat(10_000))),
         ("carriage returns alone", b"event: config-updated\rdata: {}\r\r:\n".to_vec()),
@@ -60,8 +59,8 @@ async fn malformed_bytes_do_not_end_the_stream() {
     .await;
 }
 
-/// Events are read as the rules of event streams have it: data of several lines, any end of lines, in pieces of any
-/// size; and the name of one event is not that of the next.
+/// Events are parsed by the rules of event streams: data of several lines, every line ending, chunks of any size. The
+/// name of one event does not carry over to the next.
 #[tokio::test]
 async fn events_are_parsed_however_they_are_split() {
     let update = |key: &str| format!("event: flag-updated\ndata: {{\"flagKey\":\"{key}\"}}\n\n");
@@ -105,7 +104,7 @@ async fn events_are_parsed_however_they_are_split() {
     .await;
 }
 
-/// We ask for no encoding and take none: bytes that are called compressed are read as they are.
+/// The provider asks for no encoding, so it reads the stream as it is, whatever `Content-Encoding` says.
 #[tokio::test]
 async fn a_wrong_content_encoding_of_the_stream_is_ignored() {
     let service = Mute::with_head("content-encoding: gzip\r\n").await;
@@ -125,8 +124,8 @@ async fn a_wrong_content_encoding_of_the_stream_is_ignored() {
     row.ends("connecting connected", service.service.asked()).await;
 }
 
-/// The id to go on after is the last good one: one with a NUL is none, and one that is too long ends the stream and
-/// spoils no other.
+/// `Last-Event-ID` is the last valid one: an id with a NUL is ignored, and one that is too long ends the stream and
+/// does not replace an earlier one.
 #[tokio::test]
 async fn only_valid_event_ids_are_sent_back() {
     let long = "7".repeat(1_025);
@@ -168,7 +167,7 @@ async fn only_valid_event_ids_are_sent_back() {
     .await;
 }
 
-/// Bytes that come one by one are no different from those that come together.
+/// Bytes that arrive one by one are read like those that arrive together.
 #[tokio::test]
 async fn a_trickling_stream_is_read() {
     let service = service(1).await;

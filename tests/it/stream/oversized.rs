@@ -1,4 +1,4 @@
-//! Bodies that have no end, or nearly none, and what is kept of them.
+//! Endless and very large bodies, and how much memory they take.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -16,10 +16,10 @@ use crate::support::{
     scripted::{Reply, Scripted},
 };
 
-/// A provider may take this much more while it is flooded.
+/// The memory that a provider may take in addition while it is flooded.
 const ROOM: u64 = 32 << 20;
 
-/// The most bytes that are allocated at once while a row runs, the provider on the row's own thread.
+/// Returns the peak of allocated bytes while a row runs, with the provider on the thread of the row.
 async fn peak<R: Future<Output = ()>>(row: impl FnOnce() -> R + Send + 'static) -> u64 {
     let measured = tokio::task::spawn_blocking(|| {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
@@ -32,7 +32,7 @@ fn builder(url: String) -> FlipswitchProviderBuilder {
     FlipswitchProvider::builder("key").base_url(url).runtime(Handle::current())
 }
 
-/// Starts a service whose first stream is `flood` and whose others are as they should be.
+/// Starts a service whose first stream is `flood` and whose later ones are valid.
 async fn flooding(flood: Reply) -> Scripted {
     let events = broadcast::channel(1).0;
     let streams = AtomicUsize::new(0);

@@ -1,4 +1,4 @@
-//! Polling: while the stream is away, or where there is none.
+//! Polling: while the stream is down, or without a stream.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::support::{
     in_time,
 };
 
-/// Polling asks the service, and what it finds out holds for everybody: without a stream, and with one that is away.
+/// Polling finds changes for all contexts, without a stream and while the stream is down.
 #[tokio::test]
 async fn polling_reports_changes_without_evaluations() {
     for realtime in [false, true] {
@@ -40,7 +40,7 @@ async fn polling_reports_changes_without_evaluations() {
     }
 }
 
-/// A flag of which the application was told while the stream was open may change once more while it is away.
+/// A flag whose change was reported while the stream was open may change again while it is down.
 #[tokio::test]
 async fn changes_reported_by_the_stream_do_not_hide_those_found_by_polling() {
     let events = ["event: flag-updated\ndata: {\"flagKey\":\"f\"}\n\n", "event: flag-updated\ndata: {}\n\n"];
@@ -63,7 +63,7 @@ async fn changes_reported_by_the_stream_do_not_hide_those_found_by_polling() {
     .await;
 }
 
-/// However often polling begins and ends, one polls while it is on, and nobody while it is off.
+/// However often polling starts and stops, there is one poller while it is on, and none while it is off.
 #[test]
 fn polling_leaves_no_tasks_behind() {
     const TIMES: usize = 5;
@@ -108,7 +108,7 @@ fn polling_leaves_no_tasks_behind() {
     own.shutdown_timeout(Duration::from_secs(1));
 }
 
-/// Without realtime and without the fallback nothing is asked in the background.
+/// Without realtime and without the fallback there are no background requests.
 #[tokio::test]
 async fn without_the_fallback_nothing_polls() {
     let service = service(1).await;

@@ -1,4 +1,4 @@
-//! The service answers, and refuses the stream.
+//! The service answers and rejects the stream.
 
 use std::time::{Duration, SystemTime};
 
@@ -64,7 +64,7 @@ async fn the_media_type_of_a_stream_is_accepted_in_every_spelling() {
     }
 }
 
-/// A burst of refusals is met by waits that double; the application hears of each, and values stay.
+/// The wait doubles with each rejection. The application gets a status for each, and values stay.
 #[tokio::test]
 async fn repeated_rejections_double_the_wait() {
     let service = service(1).await;
@@ -79,8 +79,8 @@ async fn repeated_rejections_double_the_wait() {
     row.ends("connecting error connecting connected", service.asked()).await;
 }
 
-/// A service that has no stream, wants none, or refuses the key for it, is left alone: shown once, tried seldom, and
-/// polled meanwhile.
+/// If the service has no stream, or rejects the key for it, the error is shown once, the stream is retried rarely, and
+/// the provider polls meanwhile.
 #[tokio::test]
 async fn polling_replaces_a_stream_that_does_not_exist() {
     let cases = [
@@ -101,7 +101,7 @@ async fn polling_replaces_a_stream_that_does_not_exist() {
         eventually(async || row.provider.sse_status().to_string() == status).await;
         assert!(row.provider.is_polling_active(), "{code}");
         service.set_flag("f", 2);
-        // Nobody evaluates: it is polling that finds out.
+        // Nothing evaluates: polling finds it.
         row.hears_of("f").await;
         row.sees(2).await;
         // Well beyond the waits of a failure.
@@ -119,8 +119,8 @@ async fn polling_replaces_a_stream_that_does_not_exist() {
     .await;
 }
 
-/// A key that is refused everywhere, in whichever order, is shown once and asked about seldom: one request and one
-/// stream, whoever reads. When the service takes it, a stream is had by asking for a new connection.
+/// A key that is rejected by all endpoints, in whichever order, is shown once and retried rarely: one request and one
+/// stream, however many reads. When the service accepts it, `reconnect_sse` opens the stream.
 #[tokio::test]
 async fn a_rejected_key_stops_requests_until_reconnect_sse() {
     join_all([Endpoint::Single, Endpoint::Stream, Endpoint::Bulk].map(async |late| {
@@ -149,7 +149,7 @@ async fn a_rejected_key_stops_requests_until_reconnect_sse() {
     .await;
 }
 
-/// A key that is refused in the middle of a provider's life leaves the last values.
+/// A key that is rejected after it was accepted leaves the last values.
 #[tokio::test]
 async fn a_key_that_is_rejected_later_keeps_the_last_values() {
     let service = service(1).await;
@@ -167,7 +167,7 @@ async fn a_key_that_is_rejected_later_keeps_the_last_values() {
     row.ends("connecting connected", service.asked()).await;
 }
 
-/// What a service says with `Retry-After`, in each of its forms, and until when that is.
+/// Returns `Retry-After` in each of its forms, and the time that it names.
 fn times() -> impl Iterator<Item = (u16, String, SystemTime)> {
     const TWO: Duration = Duration::from_secs(2);
     let now = SystemTime::now();

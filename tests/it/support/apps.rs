@@ -1,4 +1,4 @@
-//! Both frameworks, with one set of expectations: the same application in each, over real sockets.
+//! The same application in both web frameworks, on loopback.
 
 pub(crate) mod clients;
 pub(crate) mod on_actix;
@@ -39,15 +39,15 @@ pub(crate) struct Setup {
     pub(crate) client: Option<Arc<Client>>,
 }
 
-/// What stands around what.
+/// The order of the layers.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Order {
     /// First the authentication, then FlipswitchMiddleware, then the routes.
     AsItShould,
-    /// The authentication runs when Flipswitch has looked for the user.
+    /// The authentication runs after Flipswitch has looked for the user.
     AuthenticationInside,
-    /// A second layer of Flipswitch inside of the first, which takes every request for the user `inner`, and the
-    /// authentication between both.
+    /// A second Flipswitch layer inside the first, which evaluates every request for the user `inner`. The
+    /// authentication is between both.
     Twice,
 }
 
@@ -69,17 +69,16 @@ flipswitch::flags! {
     pub(crate) Origin: String = "origin", default "default";
     pub(crate) Theme: String = "theme", default "light";
     pub(crate) Beta: bool = "beta", default false;
-    /// There is none of this name.
+    /// The service has no flag of this name.
     pub(crate) Limit: u16 = "limit", default 7;
-    /// There is none of this name either.
+    /// The service has no flag of this name either.
     pub(crate) Missing: bool = "missing", default true;
 }
 
-/// The routes of both applications, which `on_axum` and `on_actix` have: `/free` reads no flag; `/flag` reads one,
-/// `/twice` two through two extractors, `/typed` declared ones, `/optional` through `Option`, `/me` whom they are for; `/plain`, `/deep`
-/// and `/streamed` evaluate with a client of OpenFeature's;
-/// `/gate/..` are behind gates; `/nested/..` are below a nested router or scope; `/single/flag` has its own layer;
-/// `/bare/..` have none.
+/// The routes of both applications are in `on_axum` and `on_actix`: `/free` reads no flag; `/flag` reads one, `/twice`
+/// two through two extractors, `/typed` declared ones, `/optional` through `Option`; `/me` returns the context;
+/// `/plain`, `/deep` and `/streamed` evaluate with an OpenFeature client; `/gate/..` are behind gates; `/nested/..` are
+/// below a nested router or scope; `/single/flag` has its own layer; `/bare/..` have none.
 impl Framework {
     pub(crate) const ALL: [Self; 2] = [Self::Axum, Self::Actix];
 
@@ -124,7 +123,7 @@ impl App {
         in_time(request.send()).await.unwrap()
     }
 
-    /// Sends a request as a user (or as nobody, if empty) with a plan; returns status and body.
+    /// Sends a request as a user (without one, if empty) with a plan. Returns status and body.
     pub(crate) async fn get(&self, path: &str, user: &str, plan: &str) -> (u16, String) {
         let headers = [("x-plan", plan.as_bytes()), ("x-user", user.as_bytes())];
         let response = self.send(path, if user.is_empty() { &headers[..1] } else { &headers }).await;
@@ -132,7 +131,7 @@ impl App {
     }
 }
 
-/// The context of a user; of `guest` there is none, that of a `member` names nobody, and of `panic` there is no saying.
+/// Returns the context of a user: none for `guest`, one without a targeting key for `member`; panics for `panic`.
 pub(crate) fn context_of_user(user: &User) -> Option<EvaluationContext> {
     assert_ne!(user.0, "panic", "a user of whom the application's function knows nothing");
     let context = if user.0 == "member" { EvaluationContext::default() } else { support::user(&user.0) };
@@ -150,15 +149,15 @@ pub(crate) fn describe(flags: &flipswitch::Flags) -> String {
     format!("{} {}", flags.string("whoami", "default"), flags.string("origin", "default"))
 }
 
-/// Whom the flags were evaluated for, and the plan, if it is known.
+/// Returns the targeting key and, if there is one, the plan that the flags were evaluated for.
 pub(crate) fn subject(flags: &flipswitch::Flags) -> String {
     let context = flags.context();
     let plan = context.custom_fields.get("plan").and_then(|plan| plan.as_str()).map(|plan| format!(", {plan}"));
     context.targeting_key.unwrap_or_else(|| "nobody".to_owned()) + plan.unwrap_or_default().as_str()
 }
 
-/// Flags that tell whom they were evaluated for, and where the context's field `origin` came from; `beta` is on for alice,
-/// `staff` for bob, and the theme is alice's own; `plain` has no variants.
+/// Starts a service whose flags `whoami` and `origin` return the targeting key and the field `origin` of the context.
+/// `beta` is on for alice, `staff` for bob, `theme` is dark for alice, and `plain` has no variants.
 pub(crate) async fn service() -> LocalServer {
     let service = LocalServer::start(support::whoami(["alice".into(), "bob".into()])).await.unwrap();
     let switch = |user: &str| {
@@ -192,7 +191,7 @@ pub(crate) async fn service() -> LocalServer {
     service
 }
 
-/// A provider without the stream, whose opening would count as a change in the middle.
+/// Returns a provider without a stream, since opening it would count as a change.
 pub(crate) fn provider(service: &LocalServer) -> FlipswitchProvider {
     support::builder(service).enable_realtime(false).polling_interval(Duration::from_secs(3_600)).build().unwrap()
 }

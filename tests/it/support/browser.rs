@@ -1,4 +1,4 @@
-//! A browser and its driver, which end with the test however that ends.
+//! Chromium and its driver, which end with the test.
 
 use std::process::Stdio;
 
@@ -14,7 +14,7 @@ use super::{PATIENCE, eventually, in_time};
 
 /// Chromium, with a profile of its own.
 pub(crate) struct Browser {
-    // Dropped before the profile, so that nobody writes to it any more.
+    // Dropped before the profile, which is in use until then.
     _driver: Driver,
     session: WebDriver,
     _profile: TempDir,
@@ -22,7 +22,7 @@ pub(crate) struct Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // Nobody need be told that it is over, and nobody would answer: the driver and its browser are killed.
+        // The session needs no orderly end: the driver and its browser are killed.
         self.session.clone().leak().ok();
     }
 }
@@ -57,7 +57,7 @@ impl Browser {
         in_time(self.session.goto(url)).await.unwrap();
     }
 
-    /// Opens another tab, which is the current one from now on; returns the one before.
+    /// Opens a tab and switches to it. Returns the tab before.
     pub(crate) async fn open_beside(&self, url: &str) -> thirtyfour::WindowHandle {
         let before = self.session.window().await.unwrap();
         let tab = self.session.new_tab().await.unwrap();
@@ -70,7 +70,7 @@ impl Browser {
         self.session.switch_to_window(tab).await.unwrap();
     }
 
-    /// What a JavaScript expression is in the page; `argument` is its `it`.
+    /// Evaluates a JavaScript expression in the page; `argument` is its `it`.
     pub(crate) async fn look(&self, expression: &str, argument: impl Into<Value>) -> Value {
         let script = format!("const it = arguments[0]; return ({expression});");
         in_time(self.session.execute(script, vec![argument.into()])).await.expect(expression).json().clone()
@@ -88,23 +88,23 @@ impl Browser {
         }
     }
 
-    /// Clicks on what a selector finds first.
+    /// Clicks on the first match of a selector.
     pub(crate) async fn click(&self, selector: &str) {
         self.session.find(thirtyfour::By::Css(selector)).await.expect(selector).click().await.expect(selector);
     }
 
-    /// Types, wherever the focus is.
+    /// Types into the focused element.
     pub(crate) async fn keys(&self, keys: impl Into<thirtyfour::TypingData>) {
         self.session.action_chain().send_keys(keys).perform().await.unwrap();
     }
 
-    /// Types in the place of what a field has, wherever the focus is.
+    /// Replaces the text of the focused field.
     pub(crate) async fn retype(&self, text: &str) {
         let select_all = self.session.action_chain().key_down(Key::Control).send_keys("a").key_up(Key::Control);
         select_all.send_keys(text).perform().await.unwrap();
     }
 
-    /// Goes with the tabulator until what a selector finds has the focus.
+    /// Presses Tab until the match of a selector has the focus.
     pub(crate) async fn tab_to(&self, selector: &str) {
         for _ in 0..300 {
             if self.look("document.activeElement.matches(it)", selector).await == true {
@@ -117,20 +117,20 @@ impl Browser {
         panic!("no way to {selector} by the keyboard");
     }
 
-    /// Pretends that the user's system is `light` or `dark`.
+    /// Emulates a system theme, `light` or `dark`.
     pub(crate) async fn prefer(&self, scheme: &str) {
         let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
         self.tell("Emulation.setEmulatedMedia", json!({ "features": features })).await;
     }
 
-    /// Pretends to have a screen of this size.
+    /// Emulates a screen of this size.
     pub(crate) async fn resize(&self, width: u32, height: u32) {
         let mobile = width < 500;
         let metrics = json!({"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile});
         self.tell("Emulation.setDeviceMetricsOverride", metrics).await;
     }
 
-    /// What the page's console has that is a warning or worse, violations of its policy among them.
+    /// Returns the warnings and errors of the console, which include policy violations.
     pub(crate) async fn complaints(&self) -> Vec<String> {
         let log = self.session.browser_log().await.unwrap();
         log.into_iter()
@@ -148,7 +148,7 @@ impl Browser {
 struct Driver {
     process: Child,
     url: String,
-    /// Kept, so that it can go on writing.
+    /// Kept open, so that the driver can go on writing.
     _output: Lines<BufReader<ChildStdout>>,
 }
 

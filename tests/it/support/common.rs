@@ -1,4 +1,4 @@
-//! What the tests share.
+//! Providers, services, waiting and logs for all tests.
 
 use std::{
     cell::RefCell,
@@ -15,25 +15,25 @@ use serde_json::{Map, Value, json};
 use tokio::net::TcpSocket;
 use tracing_subscriber::filter::LevelFilter;
 
-/// No state that a test waits for takes longer, however busy the machine.
+/// The longest time that a test waits for a state, also on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The context of a user.
+/// Returns the context of a user.
 pub(crate) fn user(id: &str) -> EvaluationContext {
     EvaluationContext::default().with_targeting_key(id)
 }
 
-/// A provider's builder for a service in this process.
+/// Returns a builder of a provider for a local service.
 pub(crate) fn builder(service: &LocalServer) -> FlipswitchProviderBuilder {
     FlipswitchProvider::builder(service.api_key()).base_url(service.url())
 }
 
-/// A provider for a service in this process.
+/// Returns a provider for a local service.
 pub(crate) fn provider(service: &LocalServer) -> FlipswitchProvider {
     builder(service).build().unwrap()
 }
 
-/// A provider's builder that asks for nothing in the background; its answers grow old after a time.
+/// Returns a builder of a provider without background requests, whose answers become stale after `cache_ttl`.
 pub(crate) fn unattended(base_url: String, cache_ttl: Duration) -> FlipswitchProviderBuilder {
     FlipswitchProvider::builder("key")
         .base_url(base_url)
@@ -42,19 +42,19 @@ pub(crate) fn unattended(base_url: String, cache_ttl: Duration) -> FlipswitchPro
         .cache_ttl(cache_ttl)
 }
 
-/// A provider for an address where nothing listens.
+/// Returns a provider for an address where nothing listens.
 pub(crate) fn provider_of_nothing() -> FlipswitchProvider {
     FlipswitchProvider::builder("key").base_url(format!("http://{}", closed_port())).build().unwrap()
 }
 
-/// An address where nothing listens, nor will: it is taken, for as long as the process lives.
+/// Returns an address where nothing listens. It stays reserved until the process ends.
 pub(crate) fn closed_port() -> SocketAddr {
     let (address, taken) = port_taken();
     std::mem::forget(taken);
     address
 }
 
-/// An address that is taken, and where nothing listens, until what comes with it is dropped.
+/// Returns an address where nothing listens. It is reserved until the socket is dropped.
 pub(crate) fn port_taken() -> (SocketAddr, TcpSocket) {
     let socket = TcpSocket::new_v4().unwrap();
     // So that a service can have the address at once.
@@ -63,7 +63,7 @@ pub(crate) fn port_taken() -> (SocketAddr, TcpSocket) {
     (socket.local_addr().unwrap(), socket)
 }
 
-/// A flag `whoami` that has for each of these users the user's own id as value, and `nobody` for others.
+/// Returns a flag `whoami`, whose value is the id for each of these users and `nobody` for others.
 pub(crate) fn whoami(users: impl IntoIterator<Item = String>) -> Value {
     let mut variants: Map<String, Value> = users.into_iter().map(|id| (id.clone(), json!(id))).collect();
     variants.insert("nobody".to_owned(), json!("nobody"));
@@ -73,14 +73,14 @@ pub(crate) fn whoami(users: impl IntoIterator<Item = String>) -> Value {
     }}})
 }
 
-/// How many bulk requests a service has received, that of the start-up check not counted.
+/// Returns how many bulk requests a service has received, without that of the start-up check.
 pub(crate) fn evaluations(service: &LocalServer) -> usize {
     let start_up = json!({"context": {"targetingKey": "_init_"}}).to_string();
     let is_evaluation = |path: &str, body: &[u8]| path == "/ofrep/v1/evaluate/flags" && body != start_up.as_bytes();
     service.requests().iter().filter(|request| is_evaluation(&request.path, &request.body)).count()
 }
 
-/// Fails the test if something takes longer than anything should.
+/// Fails the test if a future takes longer than [`PATIENCE`].
 pub(crate) async fn in_time<T>(future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.expect("takes too long")
 }
@@ -95,7 +95,7 @@ pub(crate) async fn eventually(mut reached: impl AsyncFnMut() -> bool) {
     .await;
 }
 
-/// What was logged, as a warning or worse, on the thread that has it.
+/// The warnings and errors that were logged on this thread.
 pub(crate) struct Log(());
 
 thread_local! {
@@ -103,7 +103,7 @@ thread_local! {
 }
 
 impl Log {
-    /// Begins anew.
+    /// Starts an empty log.
     pub(crate) fn of_this_thread() -> Self {
         static SUBSCRIBED: Once = Once::new();
         SUBSCRIBED.call_once(|| {
@@ -119,7 +119,7 @@ impl Log {
     }
 }
 
-/// Writes to the log of the thread that it is used on.
+/// Writes to the log of the current thread.
 struct ThreadsLog;
 
 impl io::Write for ThreadsLog {

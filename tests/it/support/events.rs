@@ -8,7 +8,7 @@ use super::{PATIENCE, builder, eventually, in_time};
 
 pub(crate) const CONNECTED: ProviderEvent = ProviderEvent::Status(ConnectionStatus::Connected);
 
-/// A provider whose stream is open.
+/// Returns a provider whose stream is open.
 pub(crate) async fn connected(service: &LocalServer) -> FlipswitchProvider {
     let provider = builder(service).stale_wait(PATIENCE).build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
@@ -16,7 +16,7 @@ pub(crate) async fn connected(service: &LocalServer) -> FlipswitchProvider {
     provider
 }
 
-/// Waits for an event, and returns those before it.
+/// Waits for an event and returns those before it.
 pub(crate) async fn until(events: &mut ProviderEvents, wanted: impl Fn(&ProviderEvent) -> bool) -> Vec<ProviderEvent> {
     let mut before = Vec::new();
     loop {

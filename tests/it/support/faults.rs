@@ -1,5 +1,5 @@
-//! Faults of every kind, over real sockets: whatever goes wrong, the provider has the service's values again when it is
-//! over, has told how its connection was, has not asked more often than its schedule has it, and has not panicked.
+//! Tests with faults. After each fault, the provider has the values of the service again; it reported the states of its
+//! connection, sent no more requests than its backoff allows, and did not panic.
 
 use std::{
     net::SocketAddr,
@@ -24,15 +24,15 @@ use super::{
     user,
 };
 
-/// The time between two polls where there is polling.
+/// The polling interval of tests that poll.
 pub(crate) const POLLING: Duration = Duration::from_millis(100);
 
-/// The provider's own, unless it is set.
+/// The default polling interval of the provider.
 const POLLING_BY_DEFAULT: Duration = Duration::from_secs(30);
 
-/// A provider that a fault befalls, and what is seen of it. The user `u` reads its flag `f`.
+/// A provider that is tested with a fault, and what it reported. The user `u` reads the flag `f`.
 pub(crate) struct Row {
-    /// Which row of a table it is.
+    /// The name of the row in its table.
     pub(crate) name: String,
     pub(crate) provider: FlipswitchProvider,
     pub(crate) statuses: Arc<Mutex<Vec<String>>>,
@@ -41,17 +41,17 @@ pub(crate) struct Row {
     _listening: [Subscription; 2],
     polling: Duration,
     pub(crate) began: Instant,
-    /// How often the schedule began anew because a new connection was asked for.
+    /// How often the backoff was reset by `reconnect_sse`.
     reconnects: AtomicUsize,
 }
 
 impl Row {
-    /// A provider with its own defaults where the row does not need others.
+    /// Builds a provider with the default polling interval.
     pub(crate) fn new(builder: FlipswitchProviderBuilder) -> Self {
         Self::with_polling(builder, POLLING_BY_DEFAULT)
     }
 
-    /// One that polls often, and from the first failure of the stream on.
+    /// Builds a provider that polls often, beginning with the first failure of the stream.
     pub(crate) fn polling(builder: FlipswitchProviderBuilder) -> Self {
         Self::with_polling(builder.polling_interval(POLLING).max_sse_retries(1), POLLING)
     }
@@ -79,7 +79,7 @@ impl Row {
         self
     }
 
-    /// Waits until a state is reached; says which, if it is not.
+    /// Waits until a state is reached. Names the state if it is not.
     pub(crate) async fn eventually(&self, state: impl std::fmt::Display, mut reached: impl AsyncFnMut() -> bool) {
         let began = Instant::now();
         while !reached().await {
@@ -93,7 +93,7 @@ impl Row {
         in_time(self.provider.flags(&user("u"))).await
     }
 
-    /// Waits until the value is this one, as good as new.
+    /// Waits until the value is this one, and fresh.
     pub(crate) async fn sees(&self, value: i64) {
         self.eventually(format_args!("fresh with {value}"), async || {
             let flags = self.read().await;
@@ -102,7 +102,7 @@ impl Row {
         .await;
     }
 
-    /// Waits until the value is this one, which the service could not confirm.
+    /// Waits until the value is this one, stale and with an error.
     pub(crate) async fn keeps(&self, value: i64) {
         self.eventually(format_args!("stale with {value}"), async || {
             let flags = self.read().await;
@@ -121,8 +121,8 @@ impl Row {
         self.eventually(state, async || self.provider.is_polling_active() == polls).await;
     }
 
-    /// Waits until the stream is open, the value is this one, and nothing is left to be asked for because of the
-    /// opening.
+    /// Waits until the stream is open, the value is this one, and the requests that opening the stream causes are
+    /// answered.
     pub(crate) async fn opens(&self, service: &impl Service, value: i64) {
         self.provider.ready(PATIENCE).await.unwrap();
         self.shows(ConnectionStatus::Connected).await;
@@ -138,14 +138,14 @@ impl Row {
         self.provider.reconnect_sse();
     }
 
-    /// Waits until the application was told of a change of this flag, though nobody evaluates.
+    /// Waits until a change of this flag was reported, without evaluations.
     pub(crate) async fn hears_of(&self, key: &str) {
         let heard = || self.changes.lock().unwrap().iter().any(|change| change.as_deref() == Some(key));
         self.eventually(format_args!("told of {key}"), async || heard()).await;
     }
 
-    /// Looks at the row as a whole: the statuses told in this order, where what came several times in a row is written
-    /// once; and the requests.
+    /// Checks the whole row: the statuses in their order, with repeated sequences written once, and the number of
+    /// requests.
     pub(crate) async fn ends(self, statuses: &str, asked: Vec<(Kind, Instant)>) {
         let heard = || self.statuses.lock().unwrap().clone();
         let told = async || heard().last() == Some(&self.provider.sse_status().to_string());
@@ -160,7 +160,7 @@ impl Row {
         let (streams, start_up, of_users) = (count(Kind::Stream), count(Kind::StartUp), count(Kind::User));
         assert!(streams <= 2 * attempts, "{name}: {streams} streams in {elapsed:?}");
         // The check at the start, one with each stream, and the polls.
-        assert!(start_up <= 2 * (1 + attempts + polls), "{name}: {start_up} requests for nobody in {elapsed:?}");
+        assert!(start_up <= 2 * (1 + attempts + polls), "{name}: {start_up} start-up requests in {elapsed:?}");
         // Of one user: with each stream, its first heartbeat, one or two events and what follows them.
         assert!(of_users <= 2 * (5 * attempts + polls), "{name}: {of_users} requests for a user in {elapsed:?}");
 
@@ -169,12 +169,12 @@ impl Row {
     }
 }
 
-/// How many attempts the schedule has in a time: at once, a second later, two seconds after that, and so on.
+/// Returns how many attempts the backoff allows in a time: immediately, after one second, after two more, and so on.
 pub(crate) fn scheduled(time: Duration) -> usize {
     (0..).take_while(|failures| Duration::from_secs((1 << failures) - 1) <= time).count()
 }
 
-/// Leaves out what only repeats what came right before it.
+/// Removes sequences that repeat the one before them.
 pub(crate) fn folded(mut statuses: Vec<String>) -> Vec<String> {
     let repeated = |statuses: &[String]| {
         let of_length = |length| (2 * length..=statuses.len()).map(move |end| (end, length));
@@ -196,7 +196,7 @@ fn repeated_statuses_are_folded() {
     assert_eq!(folded("a b b a"), "a b a");
 }
 
-/// Panics of the provider's own threads and code, in this whole process.
+/// Panics in the threads and the code of providers, in the whole process.
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
 fn count_panics() {
@@ -217,7 +217,7 @@ fn count_panics() {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Stream,
-    /// For the context of the start-up check.
+    /// With the context of the start-up check.
     StartUp,
     User,
 }
@@ -233,7 +233,7 @@ impl Kind {
 }
 
 pub(crate) trait Service {
-    /// What it was asked for, and when.
+    /// Returns the requests that it received, with their times.
     fn asked(&self) -> Vec<(Kind, Instant)>;
 
     fn asked_for(&self, kind: Kind) -> Vec<Instant> {
@@ -254,19 +254,19 @@ impl Service for Scripted {
     }
 }
 
-/// A service with the flag `f`.
+/// Starts a service with the flag `f`.
 pub(crate) async fn service(value: i64) -> LocalServer {
     LocalServer::start(json!({"f": value})).await.unwrap()
 }
 
-/// A service whose flag `f` changes without a word, and that sends on its streams what it is told to.
+/// A service whose flag `f` changes without an event, and whose streams send the bytes that a test gives it.
 pub(crate) struct Mute {
     pub(crate) service: Scripted,
     value: Arc<AtomicI64>,
     pub(crate) pieces: broadcast::Sender<Bytes>,
 }
 
-/// An event that may be about any flag.
+/// An event that stands for a change of any flag.
 pub(crate) const CHANGED: &[u8] = b"event: config-updated\ndata: {}\n\n";
 
 impl Mute {
@@ -274,7 +274,7 @@ impl Mute {
         Self::with_head("").await
     }
 
-    /// With further lines in the heads of the streams.
+    /// Starts a service whose streams have these additional headers.
     pub(crate) async fn with_head(head: &'static str) -> Self {
         let (value, pieces) = (Arc::new(AtomicI64::new(1)), broadcast::channel(16).0);
         let service = {
@@ -296,7 +296,7 @@ impl Mute {
         self.pieces.send(bytes.into().into()).unwrap();
     }
 
-    /// Ends the streams in good order.
+    /// Finishes the streams.
     pub(crate) fn finish(&self) {
         self.pieces.send(Bytes::new()).unwrap();
     }
@@ -306,10 +306,10 @@ impl Mute {
     }
 }
 
-/// A port of its own for services that come and go.
+/// A reserved port for services that start and stop.
 pub(crate) struct Port {
     address: SocketAddr,
-    /// Bound and not listening: connections are refused, and nobody else is given the port. Only Linux lets a service
+    /// Bound and not listening: connections are refused, and no other process gets the port. Only Linux lets a service
     /// listen beside it.
     _held: Option<TcpSocket>,
 }

@@ -1,4 +1,4 @@
-//! Servers written by others, as processes.
+//! Servers of other projects, as processes.
 
 use std::{
     env, fs,
@@ -15,7 +15,7 @@ use reqwest::StatusCode;
 
 use crate::support::{PATIENCE, in_time};
 
-/// A server process. It ends with the test, however that ends.
+/// A server process, which ends with the test.
 #[derive(Debug)]
 pub(crate) struct Peer {
     process: Child,
@@ -23,13 +23,13 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// flagd's evaluator, with a file of flags.
+    /// Starts the evaluator of flagd with a file of flags.
     pub(crate) fn flagd(flags: &Path) -> Self {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/flagd_over_ofrep.py");
         Self::start(Command::new(installed("python")).arg(script).arg(flags).arg("0"))
     }
 
-    /// fast-feature, which has no flags at first.
+    /// Starts fast-feature, without flags.
     pub(crate) fn fast_feature() -> Self {
         Self::start(
             Command::new(installed("fast-feature"))
@@ -39,7 +39,7 @@ impl Peer {
         )
     }
 
-    /// Starts a server that takes a free port, and waits until it says which.
+    /// Starts a server on a free port, and waits until it prints the port.
     fn start(command: &mut Command) -> Self {
         let process = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut peer = Self { process, url: String::new() };
@@ -71,7 +71,7 @@ impl Peer {
         panic!("the server is not ready; it says:\n{said}")
     }
 
-    /// Creates a flag through fast-feature's admin interface, whose words are not flagd's.
+    /// Creates a flag through the admin interface of fast-feature, whose format differs from that of flagd.
     pub(crate) async fn create(&self, key: &str, flag: &Value) -> StatusCode {
         let flag = json!({
             "key": key, "state": flag["state"], "variants": flag["variants"], "default_variant": flag["defaultVariant"],
@@ -90,12 +90,12 @@ impl Drop for Peer {
     }
 }
 
-/// A program among those installed.
+/// Returns the path of an installed program.
 pub(crate) fn installed(program: &str) -> PathBuf {
     checked("requirements.txt", include_str!("../../peers/requirements.txt")).join("bin").join(program)
 }
 
-/// Where the peers are, if a part of them is there in the version that the tests are written for.
+/// Returns the folder of the peers. Fails if a part is missing or has another version than the tests are written for.
 pub(crate) fn checked(part: &str, version: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let peers = root.join(env::var_os("FLIPSWITCH_PEERS").unwrap_or_else(|| "target/peers".into()));

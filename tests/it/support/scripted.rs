@@ -1,4 +1,4 @@
-//! A service that answers what it is told to: every answer there is, byte for byte.
+//! A service whose responses a test writes, byte for byte.
 #![expect(clippy::needless_pass_by_value, reason = "replies are written on the spot")]
 
 use std::{
@@ -15,24 +15,24 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-/// What is answered to a request. The connection is closed after it.
+/// A response. The connection is closed after it.
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
     /// A status, headers and a body.
     Http(u16, Vec<(&'static str, String)>, Vec<u8>),
-    /// Nothing, for ever.
+    /// Nothing; the connection stays open.
     Silence,
-    /// Bytes, whatever they are.
+    /// Arbitrary bytes.
     Raw(Vec<u8>),
-    /// A status line with a body in chunks, without end.
+    /// An endless body in chunks.
     Endless,
     /// Another reply, once it is released.
     Held(Arc<Semaphore>, Box<Reply>),
-    /// A stream of the events that are sent here from now on.
+    /// A stream of the events that are sent here after it was opened.
     Events(broadcast::Sender<&'static str>),
-    /// A stream with these further lines in its head, of the bytes that are sent here from now on. No bytes end it.
+    /// A stream with these additional headers, of the bytes that are sent here after it was opened. Empty bytes end it.
     Bytes(&'static str, broadcast::Sender<Bytes>),
-    /// A stream of one line, without end.
+    /// A stream of one endless line.
     EndlessLine,
 }
 
@@ -58,12 +58,12 @@ impl Reply {
     }
 }
 
-/// A request as it came.
+/// A request as received.
 #[derive(Clone, Debug)]
 pub(crate) struct Received {
     pub(crate) method: String,
     pub(crate) path: String,
-    /// The head as it came, names in lower case.
+    /// The head in lower case.
     pub(crate) head: String,
     pub(crate) body: String,
     pub(crate) at: Instant,
@@ -79,7 +79,7 @@ impl Received {
     }
 }
 
-/// The service; it ends when it is dropped.
+/// The service, which ends when it is dropped.
 pub(crate) struct Scripted {
     address: SocketAddr,
     received: Arc<Mutex<Vec<Received>>>,
@@ -87,7 +87,7 @@ pub(crate) struct Scripted {
 }
 
 impl Scripted {
-    /// Starts a service. The script sees each request, and how many came before it.
+    /// Starts a service. The script gets each request and the number of those before it.
     pub(crate) async fn start(script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -107,7 +107,7 @@ impl Scripted {
         Self { address, received, _stop: stop.drop_guard() }
     }
 
-    /// Starts a service that gives every request the same answer.
+    /// Starts a service with the same response to every request.
     pub(crate) async fn answering(reply: Reply) -> Self {
         Self::start(move |_, _| reply.clone()).await
     }

@@ -1,4 +1,4 @@
-//! One provider serves all workers of an actix server.
+//! One provider for all workers of an actix-web server.
 
 use std::{collections::HashSet, net::TcpListener, thread};
 

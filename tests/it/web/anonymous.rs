@@ -1,4 +1,4 @@
-//! Visitors whom nobody knows: nobody in particular, by a header, by a cookie.
+//! Anonymous visitors: all alike, identified by a header, or by a cookie.
 
 use flipswitch::{FlipswitchProvider, integration::Anonymous, serde_json::json};
 use flipswitch_actix::FlipswitchMiddleware;
@@ -45,7 +45,7 @@ async fn a_header_identifies_visitors() {
         (&[&longer], "", "nobody"),
         (&[b"\xff\xfe"], "", "nobody"),
         (&[b"device-7", b"device-8"], "", "nobody"),
-        // Whoever is logged in is a user.
+        // A logged-in visitor is a user.
         (&[b"device-7"], "alice", "alice"),
     ];
     for framework in Framework::ALL {
@@ -65,7 +65,7 @@ async fn a_header_identifies_visitors() {
     }
 }
 
-/// An application whose visitors have cookies, and what its flag service heard.
+/// Starts an application that gives its visitors cookies, with its flag service.
 async fn with_cookies(framework: Framework) -> (App, Setup, flipswitch_local::LocalServer) {
     let service = service().await;
     let setup = Setup { anonymous: Anonymous::cookie().into(), ..provider(&service).into() };
@@ -137,7 +137,11 @@ async fn a_cookie_identifies_a_returning_visitor() {
         assert_eq!(attributes, "Path=/; Max-Age=31536000; HttpOnly; Secure; SameSite=Lax", "{framework:?}");
         let number = pair.strip_prefix("__Host-flipswitch-anonymous=").unwrap();
         assert_eq!(number.len(), 32, "{framework:?} {number}");
-        assert_eq!(first.text().await.unwrap(), "nobody", "{framework:?}: the first request is evaluated for nobody");
+        assert_eq!(
+            first.text().await.unwrap(),
+            "nobody",
+            "{framework:?}: the first request is evaluated without a targeting key"
+        );
         for path in ["/me", "/nested/me"] {
             let again = app.send(path, &[("cookie", format!("a=b; {pair}").as_bytes())]).await;
             assert!(cookies_set(&again).is_empty(), "{framework:?}");
@@ -174,7 +178,7 @@ async fn tampered_and_foreign_cookies_are_replaced() {
         let (app, setup, service) = with_cookies(framework).await;
         for cookie in cookies {
             let unread = app.send("/free", &[("cookie", cookie.as_bytes())]).await;
-            assert!(cookies_set(&unread).is_empty(), "{framework:?} {cookie}: nobody asked who it is");
+            assert!(cookies_set(&unread).is_empty(), "{framework:?} {cookie}: the visitor was not needed");
             let response = app.send("/me", &[("cookie", cookie.as_bytes())]).await;
             let set = cookies_set(&response).pop().unwrap_or_default();
             assert!(set.starts_with("__Host-flipswitch-anonymous="), "{framework:?} {cookie}: {set}");

@@ -1,4 +1,4 @@
-//! Gates: for which requests they open, and how they respond otherwise.
+//! Gates: when they are open, and how they respond when closed.
 
 use axum::{
     Router,
@@ -23,7 +23,7 @@ async fn gates_open_when_their_rule_matches() {
         ("requires-not", false, true),
         ("typed", true, false),
         ("typed-not", false, true),
-        // The service does not have the flag: a key is off, and a declared flag has its default.
+        // The flag is unknown: by key it is off, and a declared flag has its default.
         ("missing", false, false),
         ("missing-not", true, true),
         ("missing-typed", true, true),

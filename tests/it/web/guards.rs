@@ -1,4 +1,4 @@
-//! Guards, which actix alone has: they cannot wait.
+//! Guards of actix-web, which cannot wait for flags.
 
 use actix_web::{App, test, web};
 use flipswitch::{FlipswitchProvider, serde_json::json};
@@ -45,7 +45,7 @@ async fn without_prefetch_a_guard_reads_stale_flags_and_refreshes_them() {
     let app = Framework::Actix.serve(provider.clone()).await;
     assert_eq!(app.get("/flag", "alice", "").await.1, "alice user");
     assert_eq!(app.get("/guarded", "alice", "").await.1, "new");
-    // A change of any flag makes everything known out of date. Nobody else reads alice's flags meanwhile.
+    // A change of any flag makes all answers stale. Nothing else reads alice's flags meanwhile.
     let (heard, changed) = std::sync::mpsc::channel();
     let _subscription = provider.add_flag_change_listener_for("plain", move |_| heard.send(()).unwrap());
     service.set_flag("plain", "light");

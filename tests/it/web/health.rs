@@ -1,4 +1,4 @@
-//! The provider's health, as probes ask for it.
+//! Health endpoints for probes.
 
 use flipswitch::{
     FlipswitchProvider,

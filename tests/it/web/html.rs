@@ -1,4 +1,4 @@
-//! Values in the `<script>` of a page, read as browsers read them.
+//! Flags as JSON in a `<script>` element, parsed as browsers do.
 
 use std::{
     borrow::Cow,
@@ -20,14 +20,14 @@ use proptest::{
 };
 use serde_json::{Value, json};
 
-/// An element or a comment, with the text that is its own.
+/// An element or a comment, with its own text.
 #[derive(Debug)]
 struct Node {
     name: QualName,
     text: RefCell<StrTendril>,
 }
 
-/// All elements and comments of a page, in its order. Where they hang is of no concern here.
+/// All elements and comments of a page, in order and without their nesting.
 #[derive(Debug, Default)]
 struct Document(RefCell<Vec<Rc<Node>>>);
 
@@ -45,7 +45,7 @@ impl Document {
     }
 }
 
-/// The name of what is no element.
+/// Returns the name of a node that is no element.
 fn nameless(name: &str) -> QualName {
     QualName::new(None, ns!(), LocalName::from(name))
 }
@@ -112,8 +112,8 @@ impl TreeSink for Document {
     fn reparent_children(&self, _: &Rc<Node>, _: &Rc<Node>) {}
 }
 
-/// Returns whether a page with these values in a script is what its author wrote: one script with this text, and after it
-/// the rest of the page.
+/// Returns whether a page with these values in a script is parsed as intended: one script with this text, and the rest
+/// of the page after it.
 fn stays_whole(json: &str) -> bool {
     let script = format!("const flags = {json};");
     let page = format!("<!doctype html><title>Shop</title><body><script>{script}</script><p>Behind</p>");
@@ -123,12 +123,12 @@ fn stays_whole(json: &str) -> bool {
     found.iter().map(|(name, text)| (name.as_str(), text.as_str())).eq(expected)
 }
 
-/// The flags that hold these values.
+/// Returns flags with these values.
 fn flags(values: Value) -> Flags {
     pollster::block_on(FlipswitchProvider::in_memory(values).flags(&EvaluationContext::default()))
 }
 
-/// Checks that the flags can stand in a page and are the same there; returns whether they could as they are.
+/// Checks that the flags are safe and unchanged in a page. Returns whether they would be without escaping.
 fn check(values: Value) -> bool {
     let flags = flags(values);
     let (json, script) = (flags.to_json(), flags.to_script_json());
@@ -173,7 +173,7 @@ fn no_value_breaks_out_of_its_script_element() {
     assert!(check(json!({})));
 }
 
-/// What dangerous texts are made of.
+/// The parts of dangerous texts.
 const PIECES: [&str; 29] = [
     "<",
     "/",

@@ -1,4 +1,4 @@
-//! The layer and the gate around services that know nothing of axum: bare hyper's, and gRPC ones.
+//! The layer and the gate around services without axum: hyper and tonic.
 
 use std::{
     convert::Infallible,
@@ -28,7 +28,7 @@ use tower::{Layer, Service, service_fn};
 
 use crate::support::{eventually, in_time, provider, user};
 
-/// A service whose flag `beta` is on for Alice, and whose `greeting` is one for all.
+/// Starts a service whose flag `beta` is on for Alice and whose `greeting` is the same for all.
 async fn service() -> LocalServer {
     let flags = json!({"flags": {
         "beta": {
@@ -48,7 +48,7 @@ fn layer(provider: &FlipswitchProvider) -> FlipswitchLayer {
     FlipswitchLayer::new(provider.clone()).with_context(|parts| context(&parts.headers))
 }
 
-/// What a handler makes of the flags that it is given.
+/// Returns the greeting that a handler makes from its flags.
 async fn greeting(scope: Option<RequestScope>) -> String {
     let scope = scope.expect("the layer's scope");
     let name = scope.context().targeting_key.as_deref().unwrap_or("nobody");
@@ -77,7 +77,7 @@ async fn the_scope_is_found_in_a_request_its_parts_and_its_extensions() {
     );
 }
 
-/// An HTTP server with nothing but hyper: `/beta` is for those whose flag is on.
+/// Starts an HTTP server with hyper alone. `/beta` is behind a gate.
 async fn serve_with_hyper(provider: &FlipswitchProvider) -> SocketAddr {
     async fn handle(request: Request<hyper::body::Incoming>) -> Result<Response<String>, Infallible> {
         Ok(Response::new(greeting(request.flag_scope()).await))
@@ -121,7 +121,7 @@ async fn flags_and_gates_work_under_hyper() {
         ("/", "bob", 200, "Hello, bob"),
         ("/beta", "alice", 200, "Hello, alice"),
         ("/beta", "bob", 403, "not yet"),
-        // Nobody has asked for this one before: the gate waits for the service.
+        // The flags of this user are not cached: the gate waits for the service.
         ("/beta", "carol", 403, "not yet"),
     ] {
         assert_eq!(get(path, user).await, (status, body.to_owned()), "{path} {user}");
@@ -132,7 +132,7 @@ async fn flags_and_gates_work_under_hyper() {
     provider.shutdown().await;
 }
 
-/// Messages of a gRPC service that are text, in the place of a code generator's.
+/// A codec for text messages, which replaces generated code.
 #[derive(Default)]
 struct Text;
 
@@ -171,7 +171,7 @@ impl Decoder for Text {
     }
 }
 
-/// What a code generator would write for a gRPC service with two methods, under one of two names.
+/// A gRPC service with two methods, under one of two names, as a code generator would write it.
 #[derive(Clone)]
 struct Shop<const BETA: bool>;
 
@@ -205,7 +205,7 @@ async fn greet(request: tonic::Request<String>) -> Result<tonic::Response<String
     Ok(tonic::Response::new(format!("{}: {greeting}", request.get_ref())))
 }
 
-/// Sends flags and numbers, and then a status with metadata, which go behind the messages.
+/// Sends flags and numbers, and then a status with metadata as trailers.
 async fn count(
     request: tonic::Request<String>,
 ) -> Result<tonic::Response<impl Stream<Item = Result<String, Status>>>, Status> {
@@ -220,7 +220,7 @@ async fn count(
     Ok(tonic::Response::new(stream::iter(messages.into_iter().chain(end))))
 }
 
-/// A gRPC server with the layer around everything, a gate before all services, and another before one of them.
+/// Starts a gRPC server with the layer around everything, a gate before all services, and another before one of them.
 async fn serve_with_tonic(provider: &FlipswitchProvider) -> Channel {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -270,7 +270,7 @@ async fn flags_work_under_grpc_and_a_closed_gate_is_unimplemented() {
         ("/test.Shop/Greet", "bob", Ok("hi: Hello, bob")),
         ("/test.BetaShop/Greet", "alice", Ok("hi: Hello, alice")),
         ("/test.BetaShop/Greet", "bob", Err(Code::Unimplemented)),
-        // Nobody has asked for this one before: the gate waits for the service.
+        // The flags of this user are not cached: the gate waits for the service.
         ("/test.BetaShop/Greet", "carol", Err(Code::Unimplemented)),
         ("/test.Shop/Missing", "alice", Err(Code::Unimplemented)),
     ] {

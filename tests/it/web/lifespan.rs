@@ -1,4 +1,4 @@
-//! A provider's life beside a server's.
+//! `Lifespan`: starting and stopping a provider with a server.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -7,7 +7,7 @@ use flipswitch_local::{Endpoint, Fault, LocalServer};
 
 use crate::support::{self, Log, in_time, provider, user};
 
-/// Enough for anything on a busy machine, and yet less than the time to drain that there is by default.
+/// Long enough for a busy machine, and shorter than the default drain timeout.
 const SOON: Duration = Duration::from_secs(15);
 
 #[tokio::test]
@@ -120,7 +120,7 @@ async fn drain_timeout_applies_after_the_provider_was_shut_down() {
     }
 }
 
-/// actix-web has its own time limit for requests to finish, and both begin with the signal.
+/// actix-web has its own drain timeout; both begin with the signal.
 #[test]
 fn on_actix_the_shorter_drain_timeout_applies() {
     use actix_web::{App, HttpServer, web};

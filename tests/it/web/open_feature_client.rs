@@ -1,4 +1,4 @@
-//! Plain OpenFeature clients below the layer: they evaluate for the request's user, and nobody hands a context down.
+//! OpenFeature clients below the layer: they evaluate for the user of the request without being passed a context.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -19,13 +19,13 @@ use crate::support::{
     in_time, user,
 };
 
-/// A client for a provider. OpenFeature's registry is one for the process, so each test takes a name.
+/// Returns a client. The registry of OpenFeature belongs to the process, so each test uses its own name.
 async fn client(name: &str, provider: &FlipswitchProvider) -> Arc<Client> {
     OpenFeature::singleton_mut().await.set_named_provider(name, provider.clone()).await;
     Arc::new(OpenFeature::singleton().await.create_named_client(name))
 }
 
-/// An application with a client, and the flag service that knows `user-0` to `user-99` and `alice`.
+/// Returns the set-up of an application with a client, and a flag service that knows `user-0` to `user-99` and `alice`.
 async fn setup(name: &str) -> (Setup, LocalServer) {
     let users = (0..100).map(|number| format!("user-{number}")).chain(["alice".to_owned()]);
     let service = LocalServer::start(support::whoami(users)).await.unwrap();
@@ -47,7 +47,7 @@ async fn a_client_evaluates_for_the_user_of_the_request() {
         ] {
             assert_eq!(app.get(path, user, "").await, (200, body.to_owned()), "{framework:?} {path} {user}");
         }
-        // Alice and nobody, each once, whoever asked.
+        // One request for alice and one for the anonymous visitors.
         assert_eq!(support::evaluations(&service), 2, "{framework:?}");
         setup.provider.shutdown().await;
         assert_eq!(app.get("/plain", "alice", "").await, (200, "alice".to_owned()), "{framework:?}: the last known");
@@ -166,7 +166,7 @@ async fn only_the_provider_of_a_scope_uses_its_context() {
         })
         .await;
     assert!(RequestScope::current().is_none());
-    assert_eq!(whoami(&our_client).with_current_scope().await, "nobody", "outside of any it is as it was");
+    assert_eq!(whoami(&our_client).with_current_scope().await, "nobody", "outside of a request nothing changes");
     our_provider.shutdown().await;
     their_provider.shutdown().await;
 }
@@ -187,7 +187,7 @@ async fn a_global_targeting_key_causes_a_warning() {
     assert!(warning.contains("global context has a targeting key") && !warning.contains("everybody"), "{warning}");
 }
 
-/// This many requests by this many users, this many at once.
+/// The number of requests, of users, and of concurrent requests.
 const REQUESTS: usize = 10_000;
 const USERS: usize = 100;
 const AT_ONCE: usize = 64;
@@ -207,7 +207,7 @@ async fn clients_never_mix_users_in_axum() {
         async move { task.await.unwrap() }
     });
     requests.await;
-    assert_eq!(support::evaluations(&service), USERS + 1, "each user, and nobody");
+    assert_eq!(support::evaluations(&service), USERS + 1, "each user, and the anonymous visitors");
     setup.provider.shutdown().await;
 }
 
@@ -222,7 +222,7 @@ async fn clients_never_mix_users_in_actix() {
         async move { assert_eq!(in_time(body).await, user) }
     });
     requests.await;
-    assert_eq!(support::evaluations(&service), USERS + 1, "each user, and nobody");
+    assert_eq!(support::evaluations(&service), USERS + 1, "each user, and the anonymous visitors");
     setup.provider.shutdown().await;
 }
 

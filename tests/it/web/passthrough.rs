@@ -1,4 +1,4 @@
-//! What passes through untouched, and what is left when a request comes to a bad end.
+//! What passes through the layers unchanged, and requests that fail or are cancelled.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -84,7 +84,7 @@ async fn a_panicking_handler_does_not_affect_other_requests() {
     }
 }
 
-/// A flag service that answers when it is allowed to.
+/// Starts a flag service whose answers are held back.
 async fn held() -> (Scripted, Arc<Semaphore>, flipswitch::FlipswitchProvider) {
     let release = Arc::new(Semaphore::new(0));
     let answer = Reply::json(json!({"flags": [{"key": "whoami", "value": "known"}, {"key": "beta", "value": true}]}));

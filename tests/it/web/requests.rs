@@ -1,4 +1,4 @@
-//! One table of scenarios, and what it costs; users are never mixed; what is missing is said.
+//! Requests in both frameworks: their values, their number of evaluations, and a missing layer.
 
 use actix_web::test::TestRequest;
 use axum::{body::Body, extract::Request};
@@ -94,7 +94,7 @@ async fn with_the_service_down_requests_succeed_with_defaults() {
     }
 }
 
-/// This many requests, half for each of two users, this many at once.
+/// The number of requests, half of them for each of two users, and of concurrent requests.
 const INTERLEAVED: usize = 10_000;
 const AT_ONCE: usize = 64;
 

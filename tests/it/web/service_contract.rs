@@ -1,4 +1,4 @@
-//! The contract of the layer and of gates with the services around them, driven step by step.
+//! The contract of `tower::Service`, as the layer and gates keep it.
 
 use std::sync::Arc;
 
@@ -93,7 +93,7 @@ async fn bodies_of_any_type_pass_unchanged() {
     assert_eq!((response.status().as_u16(), *response.body()), (418, "teapot"));
 }
 
-/// A request with flags, as the layer hands one on.
+/// Returns a request with flags, as the layer passes it on.
 fn request(provider: &FlipswitchProvider) -> Request<&'static str> {
     let mut request = Request::new("ping");
     request.extensions_mut().insert(RequestScope::new(provider.clone(), EvaluationContext::default()));
@@ -164,7 +164,7 @@ async fn on_actix_readiness_is_that_of_the_inner_service() {
         dev::{Service, ServiceRequest, ServiceResponse, Transform},
     };
 
-    /// Ready when it is told.
+    /// Becomes ready on request.
     #[derive(Clone)]
     struct Inner(std::rc::Rc<std::cell::Cell<bool>>);
 

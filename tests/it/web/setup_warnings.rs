@@ -1,4 +1,4 @@
-//! What an application is told of its mistakes: once each, and with a remedy.
+//! Warnings about mistakes in the set-up of an application: each once, with a remedy.
 
 use actix_web::test::TestRequest;
 use axum::{body::Body, extract::Request};
@@ -10,7 +10,7 @@ use crate::support::{
     apps::{Framework, Order, Setup, on_actix, on_axum, provider, service},
 };
 
-/// Sends requests of users to an application on this thread, each of them twice; returns what was logged here meanwhile.
+/// Sends each request twice to an application on this thread. Returns the warnings that were logged.
 async fn warnings(framework: Framework, setup: &Setup, requests: &[(&str, &str)]) -> Vec<String> {
     let log = Log::of_this_thread();
     let axum = on_axum::app(setup);
@@ -77,7 +77,7 @@ async fn a_gate_on_a_missing_or_non_boolean_flag_causes_a_warning() {
             let warnings = warnings(framework, &setup(Order::AsItShould), &[(path, "alice")]).await;
             assert_one(&warnings, framework, &["WARN", told, key]);
         }
-        // While there are no flags at all, nobody knows whether there is one.
+        // Without any flags it is unknown whether this one exists.
         let away: Setup = crate::support::provider_of_nothing().into();
         away.provider.shutdown().await;
         let warnings = warnings(framework, &away, &[("/gate/missing-not", "alice")]).await;

@@ -1,7 +1,9 @@
-//! What a flag service holds: opens streams of changes, and asks for all flags of ever other contexts as fast as it answers.
+//! What a flag service holds: opens streams of changes, and asks for all flags of ever other contexts as fast as it
+//! answers.
 //!
 //! `capacity URL API_KEY [--streams 2000] [--seconds 5] [--connections 32]`. The service is another process, such as
-//! `flipswitch-local --flags examples/flags.json`; this one keeps to one thread. Both need a file for each stream (`ulimit -n`).
+//! `flipswitch-local --flags examples/flags.json`; this one keeps to one thread. Both need a file for each stream
+//! (`ulimit -n`).
 #![expect(
     clippy::expect_used,
     clippy::print_stdout,

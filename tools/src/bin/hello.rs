@@ -2,8 +2,8 @@
 //!
 //! Each server says hello over real sockets, once as it is and once with what flags add: the layer, the extractor, one
 //! read, and a context of three attributes. It has one thread on one core, and `wrk` has the other. The two servers are
-//! measured in turns, so that whatever else the machine does meanwhile meets both. It still shows in what they answer in a
-//! second, and hardly in how long a request occupies the core, which is told as well.
+//! measured in turns, so that whatever else the machine does meanwhile meets both. It still shows in what they answer
+//! in a second, and hardly in how long a request occupies the core, which is told as well.
 
 use std::{
     env,

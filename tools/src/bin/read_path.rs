@@ -1,8 +1,8 @@
 //! Measures what it costs to read a flag, to compare two versions of the code: `read_path`. Takes about four seconds.
 //!
-//! Prints a line for each figure: its name, and nanoseconds for each of a fixed number of iterations. The figures are those
-//! of `cargo bench -p flipswitch --bench read_path`, without the statistics: `tools/compare` runs two builds of this program
-//! in turns, so that whatever else the machine does meanwhile affects both.
+//! Prints a line for each figure: its name, and nanoseconds for each of a fixed number of iterations. The figures are
+//! those of `cargo bench -p flipswitch --bench read_path`, without the statistics: `tools/compare` runs two builds of
+//! this program in turns, so that whatever else the machine does meanwhile affects both.
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "it prints what it measures, and fails by panicking")]
 
 use std::{

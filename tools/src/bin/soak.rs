@@ -1,10 +1,10 @@
 //! Lives with a service that fails in every way it knows, for a while: `soak [--minutes N] [--seed N]`.
 //!
 //! Threads read flags for many contexts all the time, while flags change and faults come and go. After each storm the
-//! provider must be well again as soon as its waits after failures are over; from then on it must agree with the service
-//! within a second, for every context. And never may a
-//! reader be given as fresh a value that is older than the last change told before it asked, or another user's. Prints what
-//! was done, and what it took; fails if something was wrong.
+//! provider must be well again as soon as its waits after failures are over; from then on it must agree with the
+//! service within a second, for every context. And never may a reader be given as fresh a value that is older than the
+//! last change told before it asked, or another user's. Prints what was done, and what it took; fails if something was
+//! wrong.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
 
 use std::{

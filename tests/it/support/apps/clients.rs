@@ -6,12 +6,12 @@ use flipswitch::{InRequest, RequestScope, open_feature::Client};
 use futures_util::{Stream, StreamExt, stream};
 use tokio::task::{JoinSet, yield_now};
 
-/// Whom a client without a context evaluates for.
+/// Returns the user that a client without a context evaluates for.
 pub(crate) async fn whoami(client: &Client) -> String {
     client.get_string_value("whoami", None, None).await.unwrap_or_else(|error| format!("{error:?}"))
 }
 
-/// Whom clients evaluate for wherever a handler has them work.
+/// Evaluates in nested futures and spawned tasks, and checks that the user is the same everywhere.
 pub(crate) async fn deep(client: Arc<Client>) -> String {
     let here = whoami(&client).await;
     let later = async || {
@@ -43,7 +43,7 @@ pub(crate) async fn deep(client: Arc<Client>) -> String {
     here
 }
 
-/// A body that evaluates as it streams: first carried into the request, then not.
+/// Returns a body that evaluates as it streams: first in the scope of the request, then outside.
 pub(crate) fn streamed(client: Arc<Client>) -> impl Stream<Item = Result<String, Infallible>> + Send + 'static {
     let scope = RequestScope::current().unwrap();
     stream::iter([true, false]).then(move |carried| {

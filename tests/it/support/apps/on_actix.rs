@@ -124,7 +124,7 @@ async fn socket(flags: Flags, request: HttpRequest, body: web::Payload) -> Resul
     Ok(response)
 }
 
-/// Answers with the request's body as it comes.
+/// Streams the body of the request back.
 async fn echo(_: Flags, body: web::Payload) -> HttpResponse {
     HttpResponse::Ok().streaming(body)
 }
@@ -189,7 +189,7 @@ fn gates(config: &mut web::ServiceConfig) {
         .service(web::resource("/many").get(twice).wrap(FlagGate::enabled("beta")).wrap(either()));
 }
 
-/// The same path for those who have the flag and those who have not.
+/// Two handlers for one path, chosen by a guard.
 fn guards(config: &mut web::ServiceConfig) {
     config
         .service(web::resource("/guarded").guard(flag_on("beta")).get(async || "new"))

@@ -118,7 +118,7 @@ async fn socket(flags: Flags, upgrade: WebSocketUpgrade) -> Response {
     })
 }
 
-/// Answers with the request's body as it comes.
+/// Streams the body of the request back.
 async fn echo(_: Flags, body: Body) -> Response {
     Body::from_stream(body.into_data_stream()).into_response()
 }
