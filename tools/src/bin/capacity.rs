@@ -1,8 +1,7 @@
-//! What a flag service holds: opens streams of changes, and asks for all flags of ever other contexts as fast as it
-//! answers.
+//! Measures what a flag service holds: opens streams of changes and, beside them, requests all flags for new contexts.
 //!
 //! `capacity URL API_KEY [--streams 2000] [--seconds 5] [--connections 32]`. The service is another process, such as
-//! `flipswitch-local --flags examples/flags.json`; this one keeps to one thread. Both need a file for each stream
+//! `flipswitch-local --flags examples/flags.json`; this one uses one thread. Both need one open file for each stream
 //! (`ulimit -n`).
 #![expect(
     clippy::expect_used,
@@ -77,7 +76,7 @@ async fn stream(options: &Options) -> BufReader<TcpStream> {
     reader
 }
 
-/// Evaluates for users whom nobody has asked for before; returns how many in the time given.
+/// Evaluates for a new user each time. Returns how many evaluations fit into the time.
 async fn evaluate(options: &Options, connection: usize, until: Instant) -> usize {
     let stream = TcpStream::connect(&options.address).await.unwrap();
     stream.set_nodelay(true).unwrap();
@@ -118,7 +117,7 @@ async fn main() -> Result<(), lexopt::Error> {
     let answered: usize = work.join_all().await.into_iter().sum();
     println!("{:.0} evaluations a second beside them", answered as f64 / begun.elapsed().as_secs_f64());
 
-    // Every stream is still there, and hears of a change: of one that is told by hand.
+    // Every stream is still open and receives a change, which is injected by hand.
     let event = "event: flag-updated\ndata: {\"flagKey\":\"new-feature\"}\n\n";
     let mut connection = BufReader::new(TcpStream::connect(&options.address).await.unwrap());
     let request = format!(
@@ -143,7 +142,7 @@ async fn main() -> Result<(), lexopt::Error> {
     times.sort_unstable();
     if let (Some(half), Some(last)) = (times.get(times.len() / 2), times.last()) {
         println!(
-            "all {} streams heard of a change: half of them after {half:.2?}, the last after {last:.2?}",
+            "all {} streams received a change: half of them after {half:.2?}, the last after {last:.2?}",
             times.len()
         );
     }

@@ -1,9 +1,9 @@
-//! What flags cost a whole server, measured from outside: `hello [PAIRS]`. Needs `wrk` and `taskset`, and two cores.
+//! Measures from outside what flags cost a whole server: `hello [PAIRS]`. Needs `wrk`, `taskset` and two cores.
 //!
-//! Each server says hello over real sockets, once as it is and once with what flags add: the layer, the extractor, one
-//! read, and a context of three attributes. It has one thread on one core, and `wrk` has the other. The two servers are
-//! measured in turns, so that whatever else the machine does meanwhile meets both. It still shows in what they answer
-//! in a second, and hardly in how long a request occupies the core, which is told as well.
+//! Each server says hello over real sockets, once without flags and once with the layer, the extractor, one read, and a
+//! context of three attributes. It has one thread on one core, and `wrk` has the other. The two servers are measured in
+//! turns, so that other load on the machine affects both. Such load still shows in the requests a second, and hardly in
+//! the CPU time of a request, which is printed as well.
 
 use std::{
     env,
@@ -25,7 +25,7 @@ use tokio::{net::TcpListener, runtime};
 
 /// Flags of the service.
 const FLAGS: usize = 100;
-/// How long each server is under load in each turn.
+/// The time that each server is under load in each turn.
 const TURN: Duration = Duration::from_secs(6);
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -57,11 +57,11 @@ fn compare(pairs: usize) -> Outcome {
     Ok(())
 }
 
-/// What one server did in one turn.
+/// The result of one server in one turn.
 struct Turn {
     /// Requests a second.
     rate: f64,
-    /// Microseconds of its core for a request.
+    /// Microseconds of CPU time for a request.
     cost: f64,
 }
 
@@ -71,7 +71,7 @@ impl fmt::Display for Turn {
     }
 }
 
-/// Ratios: their median, and how far they are apart.
+/// Ratios, shown as their median, minimum and maximum.
 struct Spread(Vec<f64>);
 
 impl fmt::Display for Spread {
@@ -99,7 +99,7 @@ fn turn(framework: &str, what: &str) -> Outcome<Turn> {
     Ok(Turn { rate, cost })
 }
 
-/// Requests a second, and how many there were.
+/// Puts a server under load. Returns requests a second and the number of requests.
 fn load(url: &str, duration: Duration) -> Outcome<(f64, f64)> {
     let duration = format!("-d{}s", duration.as_secs());
     let output = Command::new("taskset").args(["-c", "1", "wrk", "-t1", "-c32", &duration, url]).output()?;
@@ -112,7 +112,7 @@ fn load(url: &str, duration: Duration) -> Outcome<(f64, f64)> {
     Ok((rate.trim().parse()?, number.trim().parse()?))
 }
 
-/// A server in a process of its own, which ends with this.
+/// A server in its own process, which ends when this is dropped.
 struct Server(Child);
 
 impl Server {
@@ -125,7 +125,7 @@ impl Server {
         Ok((server, url.trim().to_owned()))
     }
 
-    /// How long its threads have run so far, in seconds, as the kernel has it.
+    /// Returns how long its threads have run so far, in seconds.
     fn time_on_core(&self) -> Outcome<f64> {
         let mut nanoseconds = 0.0;
         for thread in fs::read_dir(format!("/proc/{}/task", self.0.id()))? {
@@ -181,7 +181,7 @@ async fn actix_server(what: &str) -> Outcome {
     Ok(server.await?)
 }
 
-/// Both servers have one, so that they differ in what a request does and in nothing else.
+/// Starts a flag service and a provider. Both servers have one, so that they differ only in what a request does.
 async fn provider() -> Outcome<(LocalServer, FlipswitchProvider)> {
     let flags: Map<_, _> = (0..FLAGS).map(|number| (format!("flag-{number}"), (number % 2 == 0).into())).collect();
     let service = LocalServer::start(Value::Object(flags)).await?;
@@ -205,6 +205,6 @@ fn print(line: &str) {
     use io::Write;
 
     let mut out = io::stdout();
-    // Whoever reads this may have gone; the server is not for them.
+    // The reader may have exited; the server goes on.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }

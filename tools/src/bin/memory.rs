@@ -1,4 +1,4 @@
-//! What a known context costs in memory, measured from outside: `memory [CONTEXTS]`.
+//! The memory that a cached context takes, measured from outside: `memory [CONTEXTS]`.
 //!
 //! Each case runs in a process of its own, which asks for every context once and reads its resident size before and
 //! after. The service that answers is this process: it is as quick as can be, and gives each context an `ETag`.
@@ -15,11 +15,11 @@ use axum::{
 use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext, serde_json::Value};
 use tokio::{net::TcpListener, task::JoinSet};
 
-/// Flags of an answer.
+/// Flags in an answer.
 const FLAGS: usize = 100;
-/// Requests under way.
+/// Concurrent requests.
 const CONCURRENT: usize = 64;
-/// Contexts that are known before the first look, so that what is there once and for all does not count.
+/// Contexts that are cached before the first measurement, so that what is allocated only once does not count.
 const BEFORE: usize = 1_000;
 
 /// How the answers of contexts differ.
@@ -73,7 +73,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Answers the processes that measure, one after the other.
+/// Serves the processes that measure, one after the other.
 async fn serve(contexts: usize) -> Result<(), Box<dyn Error>> {
     for case in Case::ALL {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -110,7 +110,7 @@ async fn answer(State(case): State<Case>, Json(body): Json<Value>) -> Response {
     (headers, format!(r#"{{"flags":[{}]}}"#, flags.join(","))).into_response()
 }
 
-/// A user with three attributes.
+/// Returns a user with three attributes.
 fn context(number: usize) -> EvaluationContext {
     EvaluationContext::default()
         .with_targeting_key(format!("user-{number:08}"))
@@ -124,7 +124,7 @@ async fn measure(case: Case, url: &str, contexts: usize) -> Result<(), Box<dyn E
         .base_url(url)
         .enable_realtime(false)
         .polling_interval(Duration::from_secs(24 * 3600))
-        // With room to spare: what is measured is one context, not how evenly they spread.
+        // Twice the capacity needed: an uneven spread over the shards must not evict contexts.
         .cache_capacity(2 * (BEFORE + contexts))
         .cache_bytes(usize::MAX >> 8)
         .build()?;
@@ -151,7 +151,7 @@ async fn measure(case: Case, url: &str, contexts: usize) -> Result<(), Box<dyn E
     Ok(())
 }
 
-/// Makes contexts known, some at a time.
+/// Evaluates for contexts, some at a time.
 async fn ask(provider: &FlipswitchProvider, contexts: std::ops::Range<usize>) -> Result<(), Box<dyn Error>> {
     let mut under_way = JoinSet::new();
     for number in contexts {
@@ -170,7 +170,7 @@ async fn ask(provider: &FlipswitchProvider, contexts: std::ops::Range<usize>) ->
     Ok(())
 }
 
-/// Resident memory of this process in bytes, as the kernel has it.
+/// Returns the resident memory of this process in bytes.
 fn resident() -> Result<u64, Box<dyn Error>> {
     let status = fs::read_to_string("/proc/self/status")?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).ok_or("no VmRSS")?;

@@ -1,10 +1,10 @@
-//! Lives with a service that fails in every way it knows, for a while: `soak [--minutes N] [--seed N]`.
+//! Runs a provider against a service with every kind of fault: `soak [--minutes N] [--seed N]`.
 //!
-//! Threads read flags for many contexts all the time, while flags change and faults come and go. After each storm the
-//! provider must be well again as soon as its waits after failures are over; from then on it must agree with the
-//! service within a second, for every context. And never may a reader be given as fresh a value that is older than the
-//! last change told before it asked, or another user's. Prints what was done, and what it took; fails if something was
-//! wrong.
+//! Threads read flags for many contexts all the time, while flags change and faults come and go. After each storm of
+//! faults the provider must be healthy again once its waits after failures are over, and agree with the service for
+//! every context within a second after that. A reader must never get a fresh value that is older than the last change
+//! reported before the read, or a value of another user. Prints what was done and how long it took. Fails if something
+//! was wrong.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
 
 use std::{
@@ -36,10 +36,10 @@ const CONTEXTS: usize = 1_000;
 const READERS: u64 = 4;
 const KEY: &str = "soak";
 
-/// Once the provider is well, everybody has the service's values within this time.
+/// Once the provider is healthy, all contexts have the values of the service within this time.
 const AGREEMENT: Duration = Duration::from_secs(1);
 
-/// The longest wait of the back-off, and a little.
+/// The longest wait of the backoff, and a little more.
 const BACKOFF: Duration = Duration::from_secs(33);
 
 fn main() -> ExitCode {
@@ -67,17 +67,17 @@ fn options() -> Outcome<(f64, u64)> {
     Ok((minutes, seed))
 }
 
-/// What the readers see.
+/// What the readers got.
 #[derive(Default)]
 struct Seen {
-    /// The value that everybody has to see, once it was told.
+    /// The last reported value, which every later fresh read must have.
     told: AtomicI64,
     fresh: AtomicU64,
     stale: AtomicU64,
     absent: AtomicU64,
-    /// Called fresh, and older than what was told before the reader asked.
+    /// Fresh values older than the last change reported before the read.
     older: AtomicU64,
-    /// Another user's.
+    /// Values of another user.
     mixed: AtomicU64,
     stop: AtomicBool,
 }
@@ -116,7 +116,7 @@ fn context(number: usize) -> EvaluationContext {
     EvaluationContext::default().with_targeting_key(name(number)).with_custom_field("plan", "premium")
 }
 
-/// Reads flags of anybody until the end.
+/// Reads flags of random users until the end.
 fn read(provider: &FlipswitchProvider, seen: &Seen, random: &mut Rng) {
     while !seen.stop.load(Relaxed) {
         for _ in 0..50 {
@@ -148,8 +148,8 @@ struct Soak {
     seen: Arc<Seen>,
     changes: i64,
     storms: u64,
-    /// How long it took until the provider was well, with a new connection asked for and without, and until everybody
-    /// agreed after that.
+    /// The times until the provider was healthy, with `reconnect_sse` and without, and until all contexts agreed after
+    /// that.
     well_with_help: Vec<Duration>,
     well: Vec<Duration>,
     agreed: Vec<Duration>,
@@ -164,14 +164,14 @@ impl Soak {
         let provider = FlipswitchProvider::builder(KEY)
             .base_url(service.url())
             .runtime(home.clone())
-            // So short that a storm sees the end of them.
+            // Short enough to elapse during a storm.
             .request_timeout(Duration::from_secs(1))
             .stream_idle_timeout(Duration::from_secs(2))
             .polling_interval(Duration::from_secs(1))
             .max_sse_retries(2)
             .stale_wait(Duration::from_millis(50))
             .build()?;
-        // A mark is set after the counter. Who hears of the mark knows that everybody has to see the counter.
+        // A mark is set after the counter: once the mark is reported, every read must have the counter.
         let heard = Arc::clone(&seen);
         let listener = provider.add_flag_change_listener(move |change| {
             let mark = change.flag_key.as_ref().and_then(|key| key.strip_prefix("mark-")?.parse().ok());
@@ -179,7 +179,7 @@ impl Soak {
         });
         listener.detach();
         provider.ready(BACKOFF).await?;
-        // Connections after this one are new ones.
+        // Later connections count as new ones.
         while provider.sse_status() != ConnectionStatus::Connected {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -207,7 +207,7 @@ impl Soak {
         Ok(())
     }
 
-    /// Some faults at once, while flags change.
+    /// Sets some faults at the same time, while flags change.
     async fn storm(&mut self) -> Outcome<()> {
         self.storms += 1;
         for _ in 0..self.random.u32(1..=3) {
@@ -250,7 +250,7 @@ impl Soak {
         }
     }
 
-    /// Another service at the same address, with the same flags.
+    /// Restarts the service at the same address, with the same flags.
     async fn restart(&mut self) -> Outcome<()> {
         let new = serve("127.0.0.1:0".parse()?, self.changes).await?;
         std::mem::replace(&mut self.service, new).shutdown().await;
@@ -273,7 +273,7 @@ impl Soak {
         self.service.remove_flag(&format!("mark-{}", self.changes - 1));
     }
 
-    /// All faults end, and everybody comes to agree.
+    /// Ends all faults and waits until all contexts agree.
     async fn calm(&mut self) -> Outcome<()> {
         self.service.faults().clear();
         self.change();
@@ -282,7 +282,7 @@ impl Soak {
         if helped {
             self.provider.reconnect_sse();
         }
-        // Well with this service: a connection that a fault has silenced without our knowing is none.
+        // Healthy with this service: a connection that a fault has silenced may still look open.
         while self.provider.sse_status() != ConnectionStatus::Connected
             || self.service.streams() != 1
             || self.provider.health().state != HealthState::Streaming
@@ -307,7 +307,7 @@ impl Soak {
         Ok(())
     }
 
-    /// Somebody who has not the service's values, or has them as stale.
+    /// Returns a context that does not have the values of the service, or has them as stale.
     async fn disagreement(&self) -> Option<String> {
         for number in 0..CONTEXTS {
             let flags = self.provider.flags(&context(number)).await;
@@ -320,12 +320,12 @@ impl Soak {
         None
     }
 
-    /// Memory, threads and tasks are as they were once everything had been seen.
+    /// Checks that memory, threads and tasks stay as they were once every kind of fault had occurred.
     fn grew(&self) -> Outcome<()> {
         let (Some(quarter), Some(last)) = (self.sizes.get(self.sizes.len() / 4), self.sizes.last()) else {
             return Ok(());
         };
-        // What is only beginning has not been seen yet; and a calm may find some requests under way.
+        // A short run has not seen every fault yet, and a calm may find some requests in flight.
         let is_long = self.sizes.len() >= 40;
         if is_long && (last.0 > quarter.0 + 64_000 || last.1 > quarter.1 + 4 || last.2 > quarter.2 + 32) {
             return Err(format!("grew from {quarter:?} to {last:?} (kB, threads, tasks)").into());
@@ -366,7 +366,7 @@ async fn serve(address: SocketAddr, counter: i64) -> Outcome<LocalServer> {
     Ok(service)
 }
 
-/// Median, 99th percentile and maximum.
+/// Formats median, 99th percentile and maximum.
 fn shown(times: &mut [Duration]) -> String {
     times.sort_unstable();
     let at = |percent: usize| times.get((times.len() * percent / 100).min(times.len().saturating_sub(1)));
@@ -376,7 +376,7 @@ fn shown(times: &mut [Duration]) -> String {
     }
 }
 
-/// Resident kilobytes, threads of this process, and tasks of the provider.
+/// Returns resident kilobytes, threads of this process, and tasks of the provider.
 fn size(home: &Handle) -> Outcome<(u64, u64, usize)> {
     let status = fs::read_to_string("/proc/self/status")?;
     let field = |name: &str| -> Option<u64> {
