@@ -140,7 +140,7 @@ fn peer(peer: Peer) -> (Running, FlipswitchProviderBuilder) {
 }
 
 async fn local(mut flags: Value) -> LocalServer {
-    // A rule that refers to nothing is refused as the service starts, so that whoever wrote it hears of it.
+    // The service rejects a rule with a missing reference when it starts.
     let error = LocalServer::start(flags.clone()).await.err();
     if let Some(error) = &error {
         assert!(error.to_string().contains("nonexistent_evaluator"), "{error}");

@@ -68,7 +68,7 @@ async fn check(server: Server, least: usize) {
         .filter_run(features.path().to_owned(), move |feature, _, scenario| asked.is_run(feature, scenario))
         .await;
 
-    #[expect(clippy::print_stdout, reason = "how many scenarios ran is for whoever reads the gate's output")]
+    #[expect(clippy::print_stdout, reason = "the output of the gate shows how many scenarios ran")]
     {
         println!("{server:?}: {tally}\n{exceptions}");
     }

@@ -10,7 +10,7 @@ use cucumber::{
 
 use crate::{exceptions::Exceptions, world::World};
 
-/// Takes down which scenarios ran and what failed. A step that nobody has written is a failure, too.
+/// Takes down which scenarios ran and what failed. A step without an implementation is a failure, too.
 pub(crate) struct Tally {
     exceptions: Rc<Exceptions>,
     ran: BTreeMap<String, Outcome>,

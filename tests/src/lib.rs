@@ -1,4 +1,4 @@
-//! Tests across the crates live in `it/`. This library only has the examples of the project's README compiled.
+//! Compiles the examples of the project's README. The tests across the crates are in `it/`.
 
 /// The project's README.
 #[doc = include_str!("../../README.md")]

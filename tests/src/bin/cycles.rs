@@ -12,7 +12,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = env::args().skip(1);
     let base_url = arguments.next().ok_or("usage: cycles BASE_URL [TIMES]")?;
     let times: u32 = arguments.next().map_or(Ok(1_000), |times| times.parse())?;
-    // What is there once and for all is there now.
+    // Allocates what stays until the process ends.
     cycle(&base_url).await?;
     show().await?;
     for _ in 0..times {
@@ -21,7 +21,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     show().await
 }
 
-/// A whole life: evaluations, listeners, the stream open, and the end.
+/// Starts a provider, evaluates, waits for the stream and shuts the provider down.
 async fn cycle(base_url: &str) -> Result<(), Box<dyn Error>> {
     let provider = FlipswitchProvider::builder("key").base_url(base_url).build()?;
     let (connected, is_connected) = tokio::sync::oneshot::channel();
@@ -43,7 +43,7 @@ async fn cycle(base_url: &str) -> Result<(), Box<dyn Error>> {
 #[expect(clippy::print_stdout, reason = "this is what the program is for")]
 async fn show() -> Result<(), Box<dyn Error>> {
     let threads = || Ok::<_, std::io::Error>(fs::read_dir("/proc/self/task")?.count());
-    // A thread whose work is done takes the operating system a moment to put away.
+    // The operating system takes a moment to remove a thread that has ended.
     for _ in 0..1_000 {
         if threads()? == 1 {
             break;

@@ -1,4 +1,4 @@
-//! A whole session with services that fail, at each base URL given: everything that a provider can say goes to standard
+//! A session with a service at each base URL, some of which fail: everything that a provider returns goes to standard
 //! output, everything that is logged, at TRACE and by every crate, to standard error. A test reads both.
 #![expect(clippy::print_stdout, reason = "what is printed is what is tested")]
 
