@@ -1,20 +1,20 @@
-//! A buffer on the stack for what is written for every evaluation.
+//! A buffer on the stack, for the context of an evaluation.
 
 use std::{fmt, io, ops::Deref};
 
-/// Bytes on the stack, and on the heap once there are too many.
+/// Bytes on the stack, which move to the heap when they become too many.
 ///
-/// Faster for many short pieces than a vector that is inline at first: room for a piece is looked for once, and there is
-/// no pointer to choose.
+/// For many short pieces it is faster than a small vector: it checks its capacity once for each piece, and does not choose
+/// between two pointers.
 pub(crate) struct Buffer {
     inline: [u8; Self::INLINE],
     len: usize,
-    /// Everything, if that does not fit.
+    /// All bytes, if they do not fit.
     heap: Vec<u8>,
 }
 
 impl Buffer {
-    /// Enough for most contexts.
+    /// Large enough for most contexts.
     const INLINE: usize = 512;
 
     pub(crate) fn new() -> Self {
@@ -29,7 +29,7 @@ impl Buffer {
         self.put([], bytes, []);
     }
 
-    /// Writes some bytes with others around them.
+    /// Writes bytes with others before and after them.
     #[inline]
     pub(crate) fn put<const A: usize, const B: usize>(&mut self, before: [u8; A], bytes: &[u8], after: [u8; B]) {
         let end = self.len + A + bytes.len() + B;
@@ -50,13 +50,13 @@ impl Buffer {
     fn spill(&mut self, pieces: &[&[u8]]) {
         if self.heap.is_empty() {
             self.heap.extend_from_slice(&self.inline[..self.len]);
-            // No piece will fit any more.
+            // No further piece fits.
             self.len = Self::INLINE + 1;
         }
         pieces.iter().for_each(|piece| self.heap.extend_from_slice(piece));
     }
 
-    /// The last byte, to be replaced.
+    /// Returns the last byte, to be replaced.
     pub(crate) fn last_mut(&mut self) -> Option<&mut u8> {
         if self.heap.is_empty() { self.inline[..self.len].last_mut() } else { self.heap.last_mut() }
     }

@@ -1,8 +1,7 @@
-//! Evaluation context → canonical form.
+//! The canonical form of evaluation contexts.
 //!
-//! The canonical form of a context is the body of the OFREP request that evaluates it: the targeting key first, then
-//! the other fields sorted by name, objects within them sorted too. So two contexts are the same to us exactly when
-//! the service cannot tell them apart.
+//! It is the body of the OFREP request that evaluates the context: the targeting key first, then the other fields sorted by
+//! name, with sorted objects inside. Two contexts are equal for the provider exactly when they are equal for the service.
 
 use std::{borrow::Borrow, sync::Arc};
 
@@ -14,22 +13,21 @@ use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
 use crate::{context::buffer::Buffer, error::Error};
 
-/// How OFREP spells the targeting key among the other fields.
+/// Name of the targeting key among the fields of an OFREP context.
 const TARGETING_KEY: &str = "targetingKey";
 
-/// Structures nested deeper than this are refused: services refuse them as well, most at 128.
+/// Deepest accepted nesting of structures. Services have limits as well, most of them 128.
 const MAX_DEPTH: usize = 64;
 
-/// A context of more bytes than this is a mistake: it would take as much memory for as long as it is known.
+/// Largest accepted context, in bytes. It takes as much memory while it is cached.
 const MAX_BYTES: usize = 64 << 10;
 
 /// Writes the canonical form of a context.
 ///
 /// # Errors
 ///
-/// [`Error::InvalidContext`] naming the field: a number that JSON does not have, a date before year 0 or after 9999, a
-/// structure of an unknown type, or a field that would take the place of the targeting key. Or if it is larger than
-/// 64 KiB.
+/// [`Error::InvalidContext`] naming the field: a number that JSON cannot express, a date outside the years 0 to 9999, a
+/// structure of an unknown type, or a field that would replace the targeting key. Also for a context over 64 KiB.
 pub(crate) fn write(context: &EvaluationContext, body: &mut Buffer) -> Result<(), Error> {
     let EvaluationContext { targeting_key, custom_fields } = context;
     body.extend(br#"{"context":{"#);
@@ -42,7 +40,7 @@ pub(crate) fn write(context: &EvaluationContext, body: &mut Buffer) -> Result<()
     for &(name, value) in sorted(custom_fields, &mut fields) {
         if name == TARGETING_KEY {
             return Err(Error::InvalidContext(
-                "the custom field \"targetingKey\" would take the place of the targeting key; set the targeting key itself"
+                "the custom field \"targetingKey\" would replace the targeting key; set the targeting key itself"
                     .to_owned(),
             ));
         }
@@ -59,7 +57,7 @@ pub(crate) fn write(context: &EvaluationContext, body: &mut Buffer) -> Result<()
     }
 }
 
-/// A context in its canonical form. It is found by these bytes, which are compared in full.
+/// A context in its canonical form. Compared by all its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct CanonicalContext(Arc<[u8]>);
 
@@ -70,7 +68,7 @@ impl Borrow<[u8]> for CanonicalContext {
 }
 
 impl CanonicalContext {
-    /// Brings a context into its canonical form, as [`write`] does.
+    /// Makes the canonical form of a context; see [`write`].
     #[cfg(test)]
     pub(crate) fn new(context: &EvaluationContext) -> Result<Self, Error> {
         let mut body = Buffer::new();
@@ -78,14 +76,14 @@ impl CanonicalContext {
         Ok(Self::from_bytes(&body))
     }
 
-    /// Keeps what [`write`] wrote.
+    /// Copies what [`write`] wrote.
     pub(crate) fn from_bytes(body: &[u8]) -> Self {
         Self(body.into())
     }
 
     const START_UP: &[u8] = br#"{"context":{"targetingKey":"_init_"}}"#;
 
-    /// The context of the request that checks the key at start, fixed by the service.
+    /// Returns the context of the request that checks the API key at the start, which the service defines.
     pub(crate) fn start_up() -> Self {
         Self::from_bytes(Self::START_UP)
     }
@@ -94,13 +92,13 @@ impl CanonicalContext {
         *self.0 == *Self::START_UP
     }
 
-    /// The body of the OFREP request.
+    /// Returns the body of the OFREP request.
     pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 }
 
-/// A canonical context as it goes over the wire: dates are strings, structures are [`serde_json::Value`]s.
+/// Reads a canonical context back: dates are strings, structures are [`serde_json::Value`]s.
 pub(crate) fn decode(canonical: &[u8]) -> EvaluationContext {
     let mut context = EvaluationContext::default();
     let fields = match serde_json::from_slice(canonical) {
@@ -117,7 +115,7 @@ pub(crate) fn decode(canonical: &[u8]) -> EvaluationContext {
     context
 }
 
-/// The field that a JSON value came from, or one that gives the same JSON again.
+/// Returns a field that has this JSON value.
 fn field_value(value: Json) -> EvaluationContextFieldValue {
     match value {
         Json::Bool(value) => value.into(),
@@ -232,7 +230,7 @@ fn list<'a, V>(
     Ok(())
 }
 
-/// Ends a list or an object, each of whose elements wrote a comma after itself.
+/// Ends a list or an object. Each of its elements wrote a comma after itself.
 fn close(bracket: u8, body: &mut Buffer) {
     match body.last_mut() {
         Some(comma @ b',') => *comma = bracket,
@@ -240,7 +238,7 @@ fn close(bracket: u8, body: &mut Buffer) {
     }
 }
 
-/// Writes the name of a field, and the colon.
+/// Writes the name of a field, followed by a colon.
 fn name(text: &str, body: &mut Buffer) {
     quoted(text, *b"\":", body);
 }
@@ -249,8 +247,8 @@ fn string(text: &str, body: &mut Buffer) {
     quoted(text, *b"\"", body);
 }
 
-/// Writes a string in quotes, and what comes after; `end` begins with the closing quote. Written by hand, as all that is
-/// around it: this is done for every evaluation, and most strings need no escape.
+/// Writes a string in quotes. `end` is the closing quote and what follows it. Done by hand, because this runs in every
+/// evaluation, and most strings need no escape.
 fn quoted<const N: usize>(text: &str, end: [u8; N], body: &mut Buffer) {
     if is_plain(text.as_bytes()) {
         body.put([b'"'], text.as_bytes(), end);
@@ -260,8 +258,8 @@ fn quoted<const N: usize>(text: &str, end: [u8; N], body: &mut Buffer) {
     }
 }
 
-/// Whether a string goes into JSON as it is: without quotes, backslashes and control characters. Eight bytes at a time,
-/// of which the last ones may be looked at twice.
+/// Returns whether a string needs no escape in JSON: it has no quotes, backslashes or control characters. Checks eight bytes
+/// at a time; the last chunk may overlap the one before.
 fn is_plain(text: &[u8]) -> bool {
     if let Some(last) = text.last_chunk::<8>() {
         let word = |chunk: &[u8]| chunk.try_into().map_or(0, u64::from_ne_bytes);
@@ -274,11 +272,11 @@ fn is_plain(text: &[u8]) -> bool {
     }
 }
 
-/// Zero if none of eight bytes needs an escape in JSON.
+/// Returns zero if none of eight bytes needs an escape in JSON.
 const fn specials(word: u64) -> u64 {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGHS: u64 = ONES << 7;
-    /// Zero if no byte of the word is below a limit of at most 128.
+    /// Returns zero if no byte of the word is below a limit of at most 128.
     const fn below(limit: u8, word: u64) -> u64 {
         word.wrapping_sub(ONES * limit as u64) & !word & HIGHS
     }
@@ -289,17 +287,17 @@ fn boolean(value: bool, body: &mut Buffer) {
     body.extend(if value { b"true" } else { b"false" });
 }
 
-/// Writes a value that serialises without fail: a string, a number, null.
+/// Writes a value whose serialization cannot fail: a string, a number, null.
 fn scalar(value: &(impl Serialize + ?Sized), body: &mut Buffer) {
-    // Writing to memory does not fail, and neither do these values.
+    // Cannot fail: neither writing to memory nor serializing these values does.
     let _ = serde_json::to_writer(body, value);
 }
 
-/// Room for the fields of most contexts, without an allocation.
+/// Storage for the fields of most contexts without an allocation.
 type Fields<'a, V> = SmallVec<[(&'a str, &'a V); 16]>;
 
-/// Fields by name, in the room given. Sorted here even where the map is: with serde_json's `preserve_order`, which any
-/// crate of an application may switch on, objects keep the order of insertion.
+/// Sorts fields by name, in the given storage. Needed for sorted maps as well: with serde_json's `preserve_order`, which any
+/// crate of an application may enable, objects keep the order of insertion.
 fn sorted<'r, 'a, V: 'a>(
     fields: impl IntoIterator<Item = (&'a String, &'a V)>,
     room: &'r mut Fields<'a, V>,
@@ -318,7 +316,7 @@ fn float(name: &str, value: f64, body: &mut Buffer) -> Result<(), Error> {
     }
 }
 
-/// RFC 3339 in UTC, so that one instant is one text whatever its zone.
+/// Writes a date as RFC 3339 in UTC, so that one instant has one form in all time zones.
 fn date(name: &str, value: OffsetDateTime, body: &mut Buffer) -> Result<(), Error> {
     let utc = value.checked_to_offset(UtcOffset::UTC);
     body.push(b'"');
@@ -408,7 +406,7 @@ mod tests {
             (field(datetime!(-0044-03-15 0:00 UTC)), "\"z\" holds the date"),
             (
                 EvaluationContext::default().with_custom_field("targetingKey", "x"),
-                "\"targetingKey\" would take the place of the targeting key",
+                "\"targetingKey\" would replace the targeting key",
             ),
         ];
         for (context, expected) in cases {

@@ -1,8 +1,8 @@
-//! Random interleavings of evaluations, requests and changes, against what must hold whatever the order.
+//! Tests random interleavings of evaluations, requests and changes against the invariants.
 //!
-//! The table of in_flight, the cache and the clock are the real ones. Around them stand a service whose only value is how
-//! often it was changed, and evaluations taken apart into the steps between which anything may happen. Nothing sleeps
-//! and nothing runs by itself: an interleaving is a list of [`Op`]s, and a failing one shrinks to a short list.
+//! The requests in flight, the cache and the epoch are the real ones. The service is a model whose only value is the number
+//! of its changes, and evaluations are split into the steps between which anything may happen. Nothing sleeps and nothing
+//! runs by itself: an interleaving is a list of [`Op`]s, and a failing one shrinks to a short list.
 
 use std::{
     future::Future,
@@ -34,55 +34,55 @@ const FRESHNESS: Freshness = Freshness {
     max_stale: Duration::from_secs(200),
 };
 
-/// One step. A number picks among whatever the step may be done to: the contexts, or the requests in order of departure.
+/// One step. A number selects what it applies to: a context, or a request in the order of their start.
 #[derive(Clone, Copy, Debug)]
 enum Op {
-    /// An evaluation reads the clock and looks into the cache.
+    /// An evaluation reads the epoch and the cache.
     Begin(usize),
-    /// An evaluation that found nothing asks for a request; a slow one hears the outcome only when it is polled.
+    /// An evaluation that found nothing joins a request. A slow one gets the outcome only at `Op::Poll`.
     Join {
         evaluation: usize,
         slow: bool,
     },
-    /// Both at once, as it mostly goes.
+    /// Both steps together.
     Evaluate(usize),
-    /// A slow evaluation hears whatever there is to hear.
+    /// A slow evaluation is polled.
     Poll(usize),
-    /// The caller of an evaluation has lost interest.
+    /// The caller of an evaluation stops waiting.
     Cancel(usize),
-    /// A request starts for which nobody waits.
+    /// A probe starts.
     Probe(usize),
-    /// A request gets its slot and leaves.
+    /// A request gets its permit and is sent.
     Send(usize),
-    /// The service works out its answer to a request.
+    /// The service evaluates for a request.
     Work(usize),
-    /// The answer arrives: in full, even if the tag would have done.
+    /// The response arrives, in full or, if the tag matches, as 304.
     Respond {
         request: usize,
         in_full: bool,
     },
     /// A request fails, sent or not.
     Fail(usize),
-    /// A request takes long.
-    Late(usize),
+    /// A request is marked slow.
+    Slow(usize),
     /// A flag is changed at the service.
     Change,
-    /// The stream tells of the oldest change that it has not told yet.
+    /// The event of the oldest change without one arrives.
     Event,
-    /// There is another API key, of another environment: with other values, under tags that the first one had, too.
+    /// The API key of another environment is set, which has other values under the same tags.
     NewKey,
-    /// The clock is raised without a change.
-    Raise,
+    /// Everything is invalidated without a change.
+    Invalidate,
     Close,
     Open,
-    /// Other contexts need the room.
+    /// Other contexts evict everything.
     Evict,
     Advance(u64),
 }
 
 fn op() -> impl Strategy<Value = Op> {
     let number = || 0..6_usize;
-    // Most of what can go wrong takes several requests of one context.
+    // Most faults need several requests of one context.
     let context = || prop_oneof![3 => Just(0), 1 => 0..CONTEXTS];
     prop_oneof![
         3 => context().prop_map(Op::Begin),
@@ -95,11 +95,11 @@ fn op() -> impl Strategy<Value = Op> {
         6 => number().prop_map(Op::Work),
         6 => (number(), any::<bool>()).prop_map(|(request, in_full)| Op::Respond { request, in_full }),
         2 => number().prop_map(Op::Fail),
-        1 => number().prop_map(Op::Late),
+        1 => number().prop_map(Op::Slow),
         4 => Just(Op::Change),
         4 => Just(Op::Event),
         1 => Just(Op::NewKey),
-        1 => Just(Op::Raise),
+        1 => Just(Op::Invalidate),
         1 => Just(Op::Close),
         2 => Just(Op::Open),
         1 => Just(Op::Evict),
@@ -107,14 +107,14 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// What an evaluation may demand of an answer that is called fresh, fixed when it begins.
+/// What an evaluation requires of fresh flags, fixed when it begins.
 #[derive(Clone, Copy, Debug)]
 struct Evaluation {
     context: usize,
     reading: EpochReading,
-    /// What the service had when the clock was last raised.
+    /// The version of the service at the last invalidation.
     announced: u64,
-    /// What an evaluation of the context was answered before this one began.
+    /// The version that an earlier evaluation of the context got.
     seen: u64,
 }
 
@@ -122,27 +122,27 @@ struct Waiting {
     evaluation: Evaluation,
     has_old: bool,
     slow: bool,
-    /// Two requests were under way that were both too old for it.
+    /// Two requests were in flight that were both too old for it.
     queued: bool,
-    /// The requests that landed while it needed just them.
+    /// Completed requests that it waited for.
     waited: usize,
     future: Spawn<Pin<Box<dyn Future<Output = WaitOutcome>>>>,
 }
 
-/// A request from its departure to its landing.
-struct Underway {
+/// A request from its start to its completion.
+struct Request {
     request: InFlightRequest,
     sent: Option<Sent>,
 }
 
 struct Sent {
-    /// With the key of which environment.
+    /// The environment of the API key.
     environment: usize,
-    /// What is known from before this epoch is another environment's.
+    /// Entries from before this epoch belong to another environment.
     key_epoch: u64,
     epoch: u64,
     at: Instant,
-    /// What the service answers, once it has worked that out.
+    /// The version that the service responds with, once it has evaluated.
     version: Option<u64>,
 }
 
@@ -152,23 +152,23 @@ struct World {
     cache: Cache,
     epoch: Epoch,
     now: Instant,
-    /// The service's value, for every context.
+    /// The version of the service, for every context.
     version: u64,
     /// The first version of each environment; the last one is in use.
     environments: Vec<u64>,
     key_epoch: u64,
-    /// Whether the service works in the order in which requests were sent.
+    /// Whether the service evaluates in the order in which requests were sent.
     orderly: bool,
     open: bool,
-    /// Changes that the stream has not told yet.
-    untold: u64,
+    /// Changes whose events have not arrived.
+    unannounced: u64,
     announced: u64,
     seen: [u64; CONTEXTS],
-    /// The age of what the cache held after the last step.
+    /// The order of the cached entries after the last step.
     kept: [Option<(u64, Instant)>; CONTEXTS],
     begun: Vec<Evaluation>,
     waiting: Vec<Waiting>,
-    underway: Vec<Underway>,
+    requests: Vec<Request>,
 }
 
 fn pick<T>(items: &[T], number: usize) -> Option<usize> {
@@ -184,7 +184,7 @@ fn answer(context: usize, version: u64) -> Arc<FlagSet> {
     Arc::new(FlagSet::of_values(values, "STATIC"))
 }
 
-/// The context and the version that an answer was made of.
+/// Returns the context and the version of a flag set.
 fn parts(answer: &FlagSet) -> (usize, u64) {
     let number = |value: &Value| value.as_u64().unwrap();
     let value = &answer.get("flag").unwrap().value;
@@ -198,7 +198,7 @@ impl World {
         Self {
             contexts: (0..CONTEXTS).map(|context| canonical(&format!("context {context}"))).collect(),
             in_flight: InFlightRequests::default(),
-            // All contexts of the model and one more.
+            // All contexts of the model, and one more.
             cache: Cache::new(CONTEXTS + 1, 1 << 16, FRESHNESS),
             epoch,
             now: Instant::now(),
@@ -207,13 +207,13 @@ impl World {
             key_epoch: 0,
             orderly,
             open: true,
-            untold: 0,
+            unannounced: 0,
             announced: 1,
             seen: [0; CONTEXTS],
             kept: [None; CONTEXTS],
             begun: Vec::new(),
             waiting: Vec::new(),
-            underway: Vec::new(),
+            requests: Vec::new(),
         }
     }
 
@@ -249,40 +249,40 @@ impl World {
             Op::Work(number) => self.work(number),
             Op::Respond { request, in_full } => self.respond(request, in_full)?,
             Op::Fail(number) => {
-                if let Some(position) = pick(&self.underway, number) {
+                if let Some(position) = pick(&self.requests, number) {
                     self.fail(position)?;
                 }
             }
-            Op::Late(number) => {
-                if let Some(position) = pick(&self.underway, number) {
-                    let request = &self.underway[position].request;
+            Op::Slow(number) => {
+                if let Some(position) = pick(&self.requests, number) {
+                    let request = &self.requests[position].request;
                     self.in_flight.mark_slow(&request.context, request.id);
                 }
             }
             Op::Change => {
                 self.version += 1;
-                self.untold += 1;
+                self.unannounced += 1;
             }
             Op::Event => {
-                if self.untold > 0 && self.open {
-                    self.untold -= 1;
-                    self.raise();
+                if self.unannounced > 0 && self.open {
+                    self.unannounced -= 1;
+                    self.invalidate();
                 }
             }
             Op::NewKey => {
                 self.version += 1;
                 self.environments.push(self.version);
                 self.key_epoch = self.epoch.read().epoch + 1;
-                self.raise();
+                self.invalidate();
             }
-            Op::Raise => self.raise(),
+            Op::Invalidate => self.invalidate(),
             Op::Close => {
                 self.open = false;
                 self.epoch.stream_closed();
             }
             Op::Open => {
-                // What the old stream had not told, the new one does not tell either.
-                self.untold = 0;
+                // Events that the old stream did not deliver are lost.
+                self.unannounced = 0;
                 self.open = true;
                 self.epoch.stream_opened();
                 self.announced = self.version;
@@ -295,16 +295,14 @@ impl World {
         self.check_flights()
     }
 
-    /// Contexts that get the same flags may get the same tag, and so may environments. So a tag may be one that matches and
-    /// must not.
+    /// Returns the tag of a version. Contexts and environments may have equal tags, so a tag may match that must not be used.
     fn tag(&self, version: u64) -> Box<[u8]> {
         let start = self.environments.iter().rfind(|start| **start <= version).unwrap();
         format!("\"{}\"", version - start).into_bytes().into()
     }
 
-    /// Whoever hears of the raised clock asks the service after now, so gets what the service has now, at the least.
-    /// That is as much as the event announced, or more.
-    fn raise(&mut self) {
+    /// Invalidates everything. Requests from now on get at least the present version of the service.
+    fn invalidate(&mut self) {
         self.epoch.invalidate_all();
         self.announced = self.version;
     }
@@ -312,7 +310,7 @@ impl World {
     fn begin(&mut self, context: usize) -> TestCaseResult {
         let reading = self.epoch.read();
         let known = self.cache.get(self.contexts[context].as_bytes());
-        // An answer that grew too old is gone like one that was evicted; see `remember`.
+        // An entry that is too old counts as evicted; see `remember`.
         let aged = known.as_ref().is_some_and(|known| self.age(known) > Self::limit(reading));
         let seen = if aged { 0 } else { self.seen[context] };
         let evaluation = Evaluation { context, reading, announced: self.announced, seen };
@@ -350,10 +348,10 @@ impl World {
         let known = self.cache.fresh(canonical.as_bytes(), reading, now);
         prop_assert!(known.is_none(), "an evaluation waits for what is known: {known:?}");
         if let Some(request) = request {
-            prop_assert!(request.epoch >= need, "a request is too old for whom it starts");
+            prop_assert!(request.epoch >= need, "a request is too old for the evaluation that starts it");
             self.spawn(request)?;
         }
-        let queued = !self.of(context).any(|underway| underway.request.epoch >= need);
+        let queued = !self.of(context).any(|request| request.request.epoch >= need);
         prop_assert!(!queued || self.of(context).count() == 2, "an evaluation waits for nothing");
         let old = self.cache.get(canonical.as_bytes());
         let has_old = old.is_some_and(|old| old.may_be_served(now, self.cache.freshness()));
@@ -366,7 +364,7 @@ impl World {
         let canonical = self.contexts[context].clone();
         let base = self.cache.get(canonical.as_bytes());
         let request = self.in_flight.probe(&canonical, self.epoch.read().epoch, base);
-        prop_assert_eq!(request.is_some(), self.of(context).count() == 0, "a probe goes where nothing is under way");
+        prop_assert_eq!(request.is_some(), self.of(context).count() == 0, "a probe starts exactly if no request is in flight");
         request.map_or(Ok(()), |request| self.spawn(request))
     }
 
@@ -374,19 +372,19 @@ impl World {
         if let Some(base) = &request.base {
             let (context, version) = parts(&base.flag_set);
             prop_assert_eq!(base.context(), request.context.as_bytes());
-            prop_assert_eq!(&self.contexts[context], &request.context, "a base with the answer of another context");
+            prop_assert_eq!(&self.contexts[context], &request.context, "a base with the flags of another context");
             prop_assert_eq!(base.etag(), Some(&*self.tag(version)), "a base with the tag of another answer");
         }
-        self.underway.push(Underway { request, sent: None });
+        self.requests.push(Request { request, sent: None });
         self.check_flights()
     }
 
     fn send(&mut self, number: usize) {
-        let mut unsent: Vec<_> = self.underway.iter_mut().filter(|underway| underway.sent.is_none()).collect();
+        let mut unsent: Vec<_> = self.requests.iter_mut().filter(|request| request.sent.is_none()).collect();
         let Some(position) = pick(&unsent, number) else { return };
-        // No two requests leave in the same moment: of two that did, the cache could not tell which saw more.
+        // No two requests are sent at the same instant: their entries would have no order.
         self.now += Duration::from_micros(1);
-        // Read when the request leaves: it may have waited for its slot while the clock was raised.
+        // Read when the request is sent: it may have waited for its permit during an invalidation.
         unsent[position].sent = Some(Sent {
             environment: self.environments.len() - 1,
             key_epoch: self.key_epoch,
@@ -397,7 +395,7 @@ impl World {
     }
 
     fn work(&mut self, number: usize) {
-        let mut sent: Vec<_> = self.underway.iter_mut().filter_map(|underway| underway.sent.as_mut()).collect();
+        let mut sent: Vec<_> = self.requests.iter_mut().filter_map(|request| request.sent.as_mut()).collect();
         sent.retain(|sent| sent.version.is_none());
         sent.sort_by_key(|sent| sent.at);
         let Some(position) = pick(&sent, number) else { return };
@@ -409,10 +407,10 @@ impl World {
     }
 
     fn respond(&mut self, number: usize, in_full: bool) -> TestCaseResult {
-        let answered = |underway: &Underway| underway.sent.as_ref()?.version;
-        let ready: Vec<_> = (0..self.underway.len()).filter(|at| answered(&self.underway[*at]).is_some()).collect();
+        let answered = |request: &Request| request.sent.as_ref()?.version;
+        let ready: Vec<_> = (0..self.requests.len()).filter(|at| answered(&self.requests[*at]).is_some()).collect();
         let Some(position) = pick(&ready, number) else { return Ok(()) };
-        let Underway { request, sent } = self.underway.remove(ready[position]);
+        let Request { request, sent } = self.requests.remove(ready[position]);
         let Some(Sent { key_epoch, epoch, at, version: Some(version), .. }) = sent else { return Ok(()) };
         let context = self.number_of(&request.context);
         let base = request.base_since(key_epoch);
@@ -431,20 +429,20 @@ impl World {
     }
 
     fn fail(&mut self, position: usize) -> TestCaseResult {
-        let Underway { request, .. } = self.underway.remove(position);
+        let Request { request, .. } = self.requests.remove(position);
         let context = self.number_of(&request.context);
-        // One that nobody may hear of, since a newer request is under way.
-        let overtaken = self.of(context).any(|underway| underway.request.epoch > request.epoch);
-        let details = (!overtaken).then(|| request.epoch.to_string());
+        // The waiters of a superseded request must not get its failure.
+        let superseded = self.of(context).any(|other| other.request.epoch > request.epoch);
+        let details = (!superseded).then(|| request.epoch.to_string());
         self.complete(&request, Err(Error::Evaluation { code: context.to_string(), details }))
     }
 
     fn complete(&mut self, request: &InFlightRequest, outcome: Result<Arc<CacheEntry>, Error>) -> TestCaseResult {
         let context = self.number_of(&request.context);
-        let overtaken = self.of(context).any(|underway| underway.request.epoch > request.epoch);
-        // Those who wait for an overtaken request that fails wait on. It is the one case in which they wait for a third:
-        // the newer one may be overtaken and fail in its turn.
-        let counts = outcome.is_ok() || !overtaken;
+        let superseded = self.of(context).any(|other| other.request.epoch > request.epoch);
+        // Waiters of a superseded request that fails wait for the newer one. Only then can they wait for a third request,
+        // because the newer one may be superseded and fail as well.
+        let counts = outcome.is_ok() || !superseded;
         for waiting in self.waiting.iter_mut().filter(|waiting| waiting.evaluation.context == context) {
             if waiting.queued || (counts && request.epoch >= waiting.evaluation.reading.epoch) {
                 waiting.waited += 1;
@@ -455,18 +453,18 @@ impl World {
         next.map_or(Ok(()), |next| self.spawn(next))
     }
 
-    /// Other contexts take the room of all.
+    /// Evicts all contexts.
     fn evict(&self) {
         for number in 0..32 {
             let other = canonical(&format!("other {number}"));
             self.cache.put(&Arc::new(CacheEntry::timeless(&other, Arc::default())));
-            // Entries that are never read again would give way before those that are.
+            // Entries that are never read would be evicted first.
             self.cache.get(other.as_bytes());
             self.cache.get(other.as_bytes());
         }
     }
 
-    /// Lets the evaluations hear that listen, all but the slow ones.
+    /// Polls all evaluations but the slow ones.
     fn listen(&mut self) -> TestCaseResult {
         for position in (0..self.waiting.len()).rev() {
             if !self.waiting[position].slow {
@@ -486,7 +484,7 @@ impl World {
                 let Error::Evaluation { code, details } = &*error else { unreachable!("{error}") };
                 prop_assert_eq!(code, &evaluation.context.to_string(), "the failure of another context");
                 let epoch = details.as_ref().and_then(|epoch| epoch.parse::<u64>().ok());
-                prop_assert!(epoch.is_some(), "the failure of a request that was overtaken");
+                prop_assert!(epoch.is_some(), "the failure of a request that was superseded");
                 let need = Some(evaluation.reading.epoch);
                 prop_assert!(epoch >= need, "the failure of a request that was too old");
             }
@@ -496,17 +494,17 @@ impl World {
         Ok(())
     }
 
-    /// Checks an answer that is handed out as fresh.
+    /// Checks flags that are returned as fresh.
     fn answered(&mut self, evaluation: Evaluation, entry: &CacheEntry) -> TestCaseResult {
         let Evaluation { context, announced, seen, .. } = evaluation;
         let (answered, version) = parts(&entry.flag_set);
         prop_assert_eq!(entry.context(), self.contexts[context].as_bytes());
         prop_assert_eq!(answered, context, "the answer of another context");
         prop_assert!(version >= announced, "version {version} after {announced} was announced: {evaluation:?}");
-        // A service that works out a later request first answers it with an older value, and nothing that it says tells
-        // so. Only of one that works in order can be demanded that values never go back.
+        // A service that evaluates out of order may respond to a later request with an older version, which cannot be
+        // detected. Only with an orderly service can versions be required never to go back.
         prop_assert!(version >= seen || !self.orderly, "version {version} after {seen} was seen: {evaluation:?}");
-        // See `remember`: an answer that the cache holds no more binds nobody.
+        // See `remember`: an evicted entry requires nothing of later ones.
         let kept = self.cache.get(entry.context());
         if kept.is_some_and(|kept| Self::age_order(&kept) >= Self::age_order(entry)) {
             self.seen[context] = self.seen[context].max(version);
@@ -514,8 +512,8 @@ impl World {
         Ok(())
     }
 
-    /// Forgets what was seen where the cache did. It alone knows what was handed out: without it, an older request of the
-    /// same epoch, which left its slot late, may bring an older value after a newer one.
+    /// Forgets the versions of evicted contexts. Only the cache knows what was returned before: after an eviction, an older
+    /// request of the same epoch may bring an older version.
     fn remember(&mut self) -> TestCaseResult {
         for (context, canonical) in self.contexts.iter().enumerate() {
             let kept = self.cache.get(canonical.as_bytes()).map(|kept| Self::age_order(&kept));
@@ -528,20 +526,20 @@ impl World {
         Ok(())
     }
 
-    /// At most two requests of a context are under way, and all but the last are overtaken.
+    /// Checks that at most two requests of a context are in flight, and that all but the last are superseded.
     fn check_flights(&self) -> TestCaseResult {
         for context in 0..CONTEXTS {
-            let epochs: Vec<_> = self.of(context).map(|underway| underway.request.epoch).collect();
+            let epochs: Vec<_> = self.of(context).map(|request| request.request.epoch).collect();
             prop_assert!(epochs.len() <= 2, "{epochs:?} are under way");
             prop_assert!(epochs.is_sorted_by(|older, newer| older < newer), "{epochs:?} are under way");
         }
         Ok(())
     }
 
-    /// Ends all in_flight: nobody may be left waiting, and nothing left in the table.
+    /// Completes all requests: no evaluation may be left waiting, and no request in the table.
     fn end(mut self) -> TestCaseResult {
         let mut steps = 0;
-        while !self.underway.is_empty() {
+        while !self.requests.is_empty() {
             for op in [Op::Send(0), Op::Work(0), Op::Respond { request: 0, in_full: false }] {
                 self.step(op)?;
             }
@@ -550,13 +548,13 @@ impl World {
         }
         while let Some(last) = self.waiting.len().checked_sub(1) {
             self.poll(last)?;
-            prop_assert_eq!(self.waiting.len(), last, "an evaluation waits though all requests have landed");
+            prop_assert_eq!(self.waiting.len(), last, "an evaluation waits though all requests are complete");
         }
         (0..CONTEXTS).try_for_each(|context| self.probe(context))
     }
 
-    fn of(&self, context: usize) -> impl Iterator<Item = &Underway> {
-        self.underway.iter().filter(move |underway| underway.request.context == self.contexts[context])
+    fn of(&self, context: usize) -> impl Iterator<Item = &Request> {
+        self.requests.iter().filter(move |request| request.request.context == self.contexts[context])
     }
 
     fn number_of(&self, context: &CanonicalContext) -> usize {
@@ -580,7 +578,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_order_of_things_makes_an_old_answer_fresh(orderly in any::<bool>(), ops in vec(op(), 1..80)) {
+    fn no_interleaving_makes_old_flags_fresh(orderly in any::<bool>(), ops in vec(op(), 1..80)) {
         let mut world = World::new(orderly);
         for op in ops {
             world.step(op)?;
