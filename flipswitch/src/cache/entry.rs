@@ -66,6 +66,7 @@ impl CacheEntry {
     }
 
     /// Returns the canonical context that the flags are for.
+    #[inline]
     pub(crate) fn context(&self) -> &[u8] {
         self.text.get(..self.context_len as usize).unwrap_or_default()
     }
@@ -78,6 +79,7 @@ impl CacheEntry {
     /// Returns whether the flags are fresh for an evaluation that read the epoch when it began.
     ///
     /// Later invalidations do not count: otherwise events that arrive without pause would keep an evaluation waiting.
+    #[inline]
     pub(crate) fn is_fresh(&self, reading: EpochReading, now: Instant, freshness: &Freshness) -> bool {
         let limit = if reading.streaming { freshness.streaming } else { freshness.polling };
         self.epoch >= reading.epoch && now.saturating_duration_since(self.sent_at) <= limit

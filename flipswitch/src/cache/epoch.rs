@@ -19,6 +19,7 @@ impl Epoch {
     const STREAMING: u64 = 1;
     const STEP: u64 = 2;
 
+    #[inline]
     pub(crate) fn read(&self) -> EpochReading {
         let word = self.0.load(Ordering::Acquire);
         EpochReading { epoch: word / Self::STEP, streaming: word & Self::STREAMING != 0 }

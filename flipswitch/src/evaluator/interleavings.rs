@@ -364,7 +364,11 @@ impl World {
         let canonical = self.contexts[context].clone();
         let base = self.cache.get(canonical.as_bytes());
         let request = self.in_flight.probe(&canonical, self.epoch.read().epoch, base);
-        prop_assert_eq!(request.is_some(), self.of(context).count() == 0, "a probe starts exactly if no request is in flight");
+        prop_assert_eq!(
+            request.is_some(),
+            self.of(context).count() == 0,
+            "a probe starts exactly if no request is in flight"
+        );
         request.map_or(Ok(()), |request| self.spawn(request))
     }
 

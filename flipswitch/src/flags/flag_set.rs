@@ -97,6 +97,7 @@ impl FlagSet {
         &self.items
     }
 
+    #[inline]
     fn item(&self, key: &str) -> Option<&Arc<Item>> {
         self.items.get(*self.keys.position.get(key)?)
     }
@@ -112,6 +113,7 @@ impl FlagSet {
     }
 
     /// Returns the evaluation of a flag, if there is one.
+    #[inline]
     pub(crate) fn evaluated(&self, key: &str) -> Option<&FlagEvaluation> {
         match &self.item(key)?.outcome {
             Outcome::Evaluated(flag) => Some(flag),

@@ -99,12 +99,14 @@ impl Flags {
     }
 
     /// Records the read of a flag, if reads are recorded.
+    #[inline]
     fn record(&self, key: &str) {
         if let Source::Recorded(recorded) = &self.0 {
             recorded.reads.record(key, &recorded.context);
         }
     }
 
+    #[inline]
     fn flag_set(&self) -> Option<&FlagSet> {
         match &self.0 {
             Source::Recorded(recorded) => Some(&recorded.entry.flag_set),
@@ -300,6 +302,7 @@ impl Flags {
     }
 
     /// Reads a flag as one type, or returns the default.
+    #[inline]
     fn value<'a, T>(
         &'a self,
         key: &str,
@@ -316,6 +319,7 @@ impl Flags {
     }
 
     /// Returns the evaluation of a flag, if the service could evaluate it.
+    #[inline]
     pub(crate) fn find(&self, key: &str) -> Option<&FlagEvaluation> {
         self.record(key);
         self.flag_set()?.evaluated(key)
