@@ -1,60 +1,35 @@
-//! The application: a few routes, and the flags of whoever asks.
+//! The demo that `cargo run -p quickstart-actix` starts: the application of `main.rs`, and a page that shows the flags of two
+//! users and follows their changes.
 
 use std::convert::Infallible;
 
 use actix_web::{
     HttpResponse, Responder,
-    dev::ServiceRequest,
     http::header,
-    web::{self, Bytes, Data, Html, Json, Query, ServiceConfig},
+    web::{self, Bytes, Data, Html, ServiceConfig},
 };
-use flipswitch_actix::{
-    Flags, FlipswitchMiddleware,
-    flipswitch::{FlipswitchProvider, open_feature::EvaluationContext},
-};
+use flipswitch_actix::FlipswitchProvider;
 use futures_util::StreamExt;
 use quickstart_common::Stop;
-use serde::Deserialize;
-use serde_json::json;
 
-/// The application's routes. Runs once for each worker; all of them share the provider. At `stop` open streams end.
+#[path = "main.rs"]
+pub mod application;
+
+/// Adds the page to the application. Its event streams end at `stop`.
 pub fn app(provider: FlipswitchProvider, stop: Stop) -> impl FnOnce(&mut ServiceConfig) {
     move |config| {
         config.app_data(Data::new(provider.clone())).app_data(Data::new(stop));
-        config.route("/", web::get().to(page)).route("/events", web::get().to(events)).service(
-            web::scope("")
-                .wrap(FlipswitchMiddleware::new(provider).with_context(user))
-                .service(web::resource("/feature").route(web::get().to(feature)))
-                .service(web::resource("/flags").route(web::get().to(flags))),
-        );
+        // Before the application, whose scope matches every path.
+        config.route("/", web::get().to(page)).route("/events", web::get().to(events));
+        config.configure(application::app(provider));
     }
-}
-
-#[derive(Deserialize)]
-struct User {
-    user_id: String,
-    plan: Option<String>,
-}
-
-/// Finds the user of a request. A real application takes it from its session or token, with `with_user`.
-fn user(request: &ServiceRequest) -> Option<EvaluationContext> {
-    let Query(User { user_id, plan }) = Query::from_query(request.query_string()).ok()?;
-    Some(quickstart_common::context(&user_id, plan.as_deref()))
 }
 
 async fn page() -> Html {
     Html::new(quickstart_common::PAGE)
 }
 
-async fn feature(flags: Flags) -> impl Responder {
-    Json(json!({"feature_enabled": flags.bool("new-feature", false)}))
-}
-
-async fn flags(flags: Flags) -> impl Responder {
-    Json(flags.to_json())
-}
-
-/// Tells an open page when to read its flags again.
+/// Responds with an event stream that tells the page when to request the flags again.
 async fn events(provider: Data<FlipswitchProvider>, stop: Data<Stop>) -> impl Responder {
     let events = quickstart_common::follow(provider.as_ref().clone(), stop.as_ref().clone());
     HttpResponse::Ok()

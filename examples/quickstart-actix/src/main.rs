@@ -1,35 +1,79 @@
-//! The quick start on actix-web. `cargo run -p quickstart-actix`, then follow what it prints.
+//! An actix-web application with feature flags, in one file. It expects `FLIPSWITCH_API_KEY` in the environment; `cargo run
+//! -p quickstart-actix` starts the same application together with a flag service (`demo.rs`).
 
-use std::{error::Error, process::ExitCode};
+use std::error::Error;
 
-use actix_web::{App, HttpServer};
-use flipswitch_actix::Lifespan;
-use quickstart_common::{FlagSource, Options};
+use actix_web::{App, HttpServer, Responder, dev::ServiceRequest, web};
+use flipswitch_actix::{EvaluationContext, Flag, FlagGate, Flags, FlipswitchMiddleware, FlipswitchProvider, Lifespan};
+use serde::Deserialize;
+use serde_json::json;
+
+flipswitch_actix::flags! {
+    /// Whether the new feature is enabled.
+    NewFeature: bool = "new-feature", default false;
+    /// Whether the user has access to the dashboard.
+    PremiumDashboard: bool = "premium-dashboard", default false;
+}
 
 #[actix_web::main]
-async fn main() -> ExitCode {
-    match run().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => quickstart_common::failed(error.as_ref()),
+async fn main() -> Result<(), Box<dyn Error>> {
+    // Shows what the provider logs.
+    tracing_subscriber::fmt::init();
+    // Reads FLIPSWITCH_API_KEY and, if it is set, FLIPSWITCH_BASE_URL. The closure below runs once per worker, so the
+    // provider is created outside of it: all workers share it.
+    let provider = FlipswitchProvider::from_env()?;
+    // Starts the provider before the server, and shuts it down after the server has drained.
+    let lifespan = Lifespan::builder(provider.clone()).start().await?;
+    let server = HttpServer::new(move || App::new().configure(app(provider.clone())))
+        // Replaces actix's own handling of signals, which does not let requests finish on SIGINT.
+        .shutdown_signal(lifespan.signal())
+        .bind("127.0.0.1:3000")?;
+    lifespan.run(server.run()).await?;
+    Ok(())
+}
+
+/// Configures the application.
+pub fn app(provider: FlipswitchProvider) -> impl FnOnce(&mut web::ServiceConfig) {
+    move |config| {
+        config.service(
+            web::scope("")
+                .route("/feature", web::get().to(feature))
+                .route("/flags", web::get().to(flags))
+                // Responds with 404 unless the flag is on for the user.
+                .service(web::resource("/dashboard").get(dashboard).wrap(FlagGate::enabled(PremiumDashboard)))
+                .wrap(FlipswitchMiddleware::new(provider).with_context(user)),
+        );
     }
 }
 
-async fn run() -> Result<(), Box<dyn Error>> {
-    let Some(options) = Options::from_args()? else { return Ok(()) };
-    quickstart_common::log();
-    let source = FlagSource::open(&options).await?;
+#[derive(Deserialize)]
+struct User {
+    user_id: String,
+    plan: Option<String>,
+}
 
-    // The provider starts before the server and is shut down after it.
-    let lifespan = Lifespan::builder(source.provider.clone()).start().await?;
-    // The closure below runs once for each worker. The provider is made outside of it: they all share this one.
-    let (provider, stop) = (source.provider.clone(), quickstart_common::stop(lifespan.signal()));
-    let server = HttpServer::new(move || App::new().configure(quickstart_actix::app(provider.clone(), stop.clone())))
-        // actix's own handling of SIGINT would not let requests finish.
-        .shutdown_signal(lifespan.signal())
-        .bind(options.app)
-        .map_err(|error| options.cannot_listen(&error))?;
-    source.announce(server.addrs()[0]);
-    lifespan.run(server.run()).await?;
-    source.close().await;
-    Ok(())
+/// Builds the evaluation context from the user of a request. The user is in the query here, for simplicity. A real
+/// application takes it from a session or token, and uses `with_user`.
+fn user(request: &ServiceRequest) -> Option<EvaluationContext> {
+    let web::Query(User { user_id, plan }) = web::Query::from_query(request.query_string()).ok()?;
+    let context = EvaluationContext::default().with_targeting_key(user_id);
+    Some(match plan {
+        Some(plan) => context.with_custom_field("plan", plan),
+        None => context,
+    })
+}
+
+/// Reads a declared flag.
+async fn feature(Flag(enabled): Flag<NewFeature>) -> impl Responder {
+    web::Json(json!({"feature_enabled": enabled}))
+}
+
+/// Returns all flags of the user.
+async fn flags(flags: Flags) -> impl Responder {
+    web::Json(flags.to_json())
+}
+
+/// Reads a flag by its key.
+async fn dashboard(flags: Flags) -> String {
+    format!("Up to {} projects", flags.int("max-projects", 3))
 }

@@ -20,7 +20,7 @@ use quickstart_common::testing::{Program, eventually, in_time};
 use tempfile::TempDir;
 use tokio::{runtime::Runtime, task::JoinSet};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_quickstart-actix");
+const PROGRAM: &str = env!("CARGO_BIN_EXE_quickstart-actix-demo");
 const CLIENTS: usize = 8;
 const ROUNDS: usize = 3;
 

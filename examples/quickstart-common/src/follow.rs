@@ -1,4 +1,4 @@
-//! What keeps an open page up to date.
+//! The event stream that keeps an open page up to date.
 
 use std::future::Future;
 
@@ -10,35 +10,35 @@ use futures_util::{
 };
 use tokio::sync::watch;
 
-/// When the application is asked to end. A stream that is still open then would hold it up.
+/// Future that resolves when the application is asked to end. Open streams must end then, or they delay the shutdown.
 pub type Stop = Shared<BoxFuture<'static, ()>>;
 
-/// Shares a signal among the streams of all pages.
+/// Shares a signal between the streams of all pages.
 pub fn stop(signal: impl Future<Output = ()> + Send + 'static) -> Stop {
     signal.boxed().shared()
 }
 
-/// An event stream for a page: an event at once, and one whenever flags may have changed or the connection to the flag
-/// service is in another state, which is its data. The page reads its flags anew at each.
+/// Creates the event stream of a page. It has one event at the start, and one whenever flags may have changed or the
+/// connection to the flag service changes its state, which is the event's data. The page requests the flags at each event.
 pub fn follow(provider: FlipswitchProvider, stop: Stop) -> impl Stream<Item = String> + Send + use<> {
-    let (news, mut heard) = watch::channel(());
-    heard.mark_changed();
+    let (sender, mut receiver) = watch::channel(());
+    receiver.mark_changed();
     let subscriptions: [Subscription; 2] = [
         provider.add_flag_change_listener({
-            let news = news.clone();
+            let sender = sender.clone();
             move |_| {
-                news.send_replace(());
+                sender.send_replace(());
             }
         }),
         provider.add_connection_status_listener(move |_| {
-            news.send_replace(());
+            sender.send_replace(());
         }),
     ];
-    stream::unfold((provider, heard, subscriptions), async |(provider, mut heard, subscriptions)| {
-        heard.changed().await.ok()?;
+    stream::unfold((provider, receiver, subscriptions), async |(provider, mut receiver, subscriptions)| {
+        receiver.changed().await.ok()?;
         let (status, polling) = (provider.sse_status(), provider.is_polling_active());
         let event = format!("data: {{\"status\":\"{status}\",\"polling\":{polling}}}\n\n");
-        Some((event, (provider, heard, subscriptions)))
+        Some((event, (provider, receiver, subscriptions)))
     })
     .take_until(stop)
 }

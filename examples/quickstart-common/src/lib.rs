@@ -1,54 +1,55 @@
-//! What both quick starts share: the options, the flag service in a box, and the page. The shops start the same way.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
+//! Code that the examples share, apart from the applications themselves: options, the local flag service, the page of the
+//! quick start, and helpers of tests.
+#![expect(clippy::print_stdout, reason = "the programs print to the terminal")]
 
 mod follow;
 pub mod testing;
 
 use std::{
     error::Error,
+    fmt,
     io::{self, IsTerminal},
     net::SocketAddr,
     path::Path,
-    process::ExitCode,
 };
 
-use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext};
+use flipswitch::FlipswitchProvider;
 use flipswitch_local::LocalServer;
 use tracing_subscriber::EnvFilter;
 
 pub use crate::follow::{Stop, follow, stop};
 
-/// The page with two users side by side.
+/// The page of the quick start, which shows the flags of two users.
 pub const PAGE: &str = include_str!("page.html");
 
-/// Key for the service in a box; a real one comes from the environment.
+/// API key of the local flag service.
 const LOCAL_KEY: &str = "quickstart-key";
 
 const HELP: &str = "\
-An application, and a flag service in a box beside it.
+Starts an application and a local flag service.
 
   --app ADDRESS      Address of the application [default: 127.0.0.1:3000]
-  --service ADDRESS  Address of the flag service in a box [default: 127.0.0.1:3001]
-  --help             This text
+  --service ADDRESS  Address of the local flag service [default: 127.0.0.1:3001]
+  --help             Prints this text
 
-With FLIPSWITCH_API_KEY set, flags come from the real service instead.
+If FLIPSWITCH_API_KEY is set, flags come from the real service instead.
 ";
 
-/// The options of an example.
+/// Options of an example.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// Where the application listens.
+    /// Address of the application.
     pub app: SocketAddr,
-    /// Where the flag service in a box listens.
+    /// Address of the local flag service.
     pub service: SocketAddr,
 }
 
 impl Options {
-    /// Reads the command line; `None` if it only asked for help.
+    /// Parses the command line. For `--help`, prints the text and returns `None`.
     ///
     /// # Errors
     ///
-    /// An error naming the argument that cannot be read.
+    /// An error that names the invalid argument.
     pub fn from_args() -> Result<Option<Self>, lexopt::Error> {
         use lexopt::Arg::Long;
 
@@ -68,7 +69,7 @@ impl Options {
         Ok(Some(options))
     }
 
-    /// Says that the application's address cannot be had.
+    /// Makes the error for an application that cannot listen on its address.
     #[must_use]
     pub fn cannot_listen(&self, error: &io::Error) -> io::Error {
         named("--app", &io::Error::new(error.kind(), format!("cannot listen on {}: {error}", self.app)))
@@ -79,52 +80,50 @@ fn address(option: &str, arguments: &mut lexopt::Parser) -> Result<SocketAddr, l
     use lexopt::ValueExt;
 
     let value = arguments.value()?.string()?;
-    let refuse = |_| format!("{option}: {value:?} is no IP address with a port, like 127.0.0.1:3000");
-    value.parse().map_err(|error| refuse(error).into())
+    let invalid = |_| format!("{option}: {value:?} is not an IP address with a port, such as 127.0.0.1:3000");
+    value.parse().map_err(|error| invalid(error).into())
 }
 
-/// Where an example's flags come from.
+/// The provider of an example, and its local flag service.
 #[derive(Debug)]
 pub struct FlagSource {
-    /// The provider, not started yet.
+    /// The provider, which is not started.
     pub provider: FlipswitchProvider,
-    /// The service in a box, unless the real one is used.
+    /// The local flag service, which stops when it is dropped. `None` if the real service is used.
     pub service: Option<LocalServer>,
 }
 
 impl FlagSource {
-    /// Takes the real service if `FLIPSWITCH_API_KEY` is set, or else starts one in this process, with the flags of
-    /// `examples/flags.json`.
+    /// Starts a local flag service with the flags of `examples/flags.json`. If `FLIPSWITCH_API_KEY` is set, uses the real
+    /// service instead.
     ///
     /// # Errors
     ///
-    /// An error naming the option, the variable or the file that cannot be used.
+    /// An error that names the invalid option, variable or file.
     pub async fn open(options: &Options) -> Result<Self, Box<dyn Error>> {
         Self::open_file(options, &Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("flags.json")).await
     }
 
-    /// The same with the flags of another file.
+    /// Behaves like [`open`](Self::open), with the flags of another file.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open).
+    /// Those of [`open`](Self::open).
     pub async fn open_file(options: &Options, flags: &Path) -> Result<Self, Box<dyn Error>> {
         if std::env::var_os("FLIPSWITCH_API_KEY").is_some() {
             return Ok(Self { provider: FlipswitchProvider::from_env()?, service: None });
         }
-        let service =
-            LocalServer::builder().flags_file(flags).listen(options.service).api_key(LOCAL_KEY).start().await.map_err(
-                |error| match error.kind() {
-                    // What is wrong with the file is said as it is.
-                    io::ErrorKind::InvalidData | io::ErrorKind::NotFound => error,
-                    _ => named("--service", &error),
-                },
-            )?;
+        let service = LocalServer::builder().flags_file(flags).listen(options.service).api_key(LOCAL_KEY).start();
+        let service = service.await.map_err(|error| match error.kind() {
+            // Errors about the file name it themselves.
+            io::ErrorKind::InvalidData | io::ErrorKind::NotFound => error,
+            _ => named("--service", &error),
+        })?;
         let provider = FlipswitchProvider::builder(LOCAL_KEY).base_url(service.url()).build()?;
         Ok(Self { provider, service: Some(service) })
     }
 
-    /// Tells the user where everything is, and how to flip a flag; `app` is where the application listens.
+    /// Prints the URLs of the application and of the flag service, and how to flip a flag.
     pub fn announce(&self, app: SocketAddr) {
         println!("Application    http://{app}/");
         println!("  for Alice    curl 'http://{app}/flags?user_id=alice&plan=premium'");
@@ -132,8 +131,7 @@ impl FlagSource {
         self.announce_service("examples/flags.json", "new-feature");
     }
 
-    /// Tells the user where the flags come from, and how to flip one of them, on or off; `file` is where they are written
-    /// down.
+    /// Prints the URL of the flag service, the file that defines the flags, and how to flip one of them.
     pub fn announce_service(&self, file: &str, flag: &str) {
         match &self.service {
             Some(service) => {
@@ -145,38 +143,29 @@ impl FlagSource {
             None => println!("Flag service   {:?}", self.provider),
         }
     }
+}
 
-    /// Stops the service in a box.
-    pub async fn close(self) {
-        if let Some(service) = self.service {
-            service.shutdown().await;
-        }
+/// Error of the `main` function of an example, which prints it in its `Debug` form.
+pub struct Failure(Box<dyn Error>);
+
+impl<E: Into<Box<dyn Error>>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(error.into())
     }
 }
 
-/// Says why an example ends.
-#[must_use]
-pub fn failed(error: &dyn Error) -> ExitCode {
-    eprintln!("{error}\nTry --help.");
-    ExitCode::FAILURE
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}\nTry --help.", self.0)
+    }
 }
 
-/// An I/O error about the value of an option.
+/// Adds the name of an option to an error.
 fn named(option: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{option}: {error}"))
 }
 
-/// The evaluation context of a user with a plan.
-#[must_use]
-pub fn context(user_id: &str, plan: Option<&str>) -> EvaluationContext {
-    let context = EvaluationContext::default().with_targeting_key(user_id);
-    match plan {
-        Some(plan) => context.with_custom_field("plan", plan),
-        None => context,
-    }
-}
-
-/// Shows warnings and errors; `RUST_LOG` shows more.
+/// Logs warnings and errors, and what the provider does. `RUST_LOG` sets another filter.
 pub fn log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,flipswitch=info"));
     let colours = io::stderr().is_terminal();

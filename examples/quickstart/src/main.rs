@@ -1,32 +1,74 @@
-//! The quick start on axum. `cargo run`, then follow what it prints.
+//! An axum application with feature flags, in one file. It expects `FLIPSWITCH_API_KEY` in the environment; `cargo run`
+//! starts the same application together with a flag service (`demo.rs`).
 
-use std::{error::Error, process::ExitCode};
+use std::error::Error;
 
-use flipswitch_axum::Lifespan;
-use quickstart_common::{FlagSource, Options};
+use axum::{Json, Router, extract::Query, http::request::Parts, routing::get};
+use flipswitch_axum::{EvaluationContext, Flag, FlagGate, Flags, FlipswitchLayer, FlipswitchProvider, Lifespan};
+use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match run().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => quickstart_common::failed(error.as_ref()),
-    }
+flipswitch_axum::flags! {
+    /// Whether the new feature is enabled.
+    NewFeature: bool = "new-feature", default false;
+    /// Whether the user has access to the dashboard.
+    PremiumDashboard: bool = "premium-dashboard", default false;
 }
 
-async fn run() -> Result<(), Box<dyn Error>> {
-    let Some(options) = Options::from_args()? else { return Ok(()) };
-    quickstart_common::log();
-    let listener = TcpListener::bind(options.app).await.map_err(|error| options.cannot_listen(&error))?;
-    let address = listener.local_addr()?;
-    let source = FlagSource::open(&options).await?;
-
-    // The provider starts before the server and is shut down after it.
-    let lifespan = Lifespan::builder(source.provider.clone()).start().await?;
-    let app = quickstart::app(source.provider.clone(), quickstart_common::stop(lifespan.signal()));
-    let server = axum::serve(listener, app).with_graceful_shutdown(lifespan.signal());
-    source.announce(address);
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    // Shows what the provider logs.
+    tracing_subscriber::fmt::init();
+    // Reads FLIPSWITCH_API_KEY and, if it is set, FLIPSWITCH_BASE_URL.
+    let provider = FlipswitchProvider::from_env()?;
+    // Starts the provider before the server, and shuts it down after the server has drained.
+    let lifespan = Lifespan::builder(provider.clone()).start().await?;
+    let listener = TcpListener::bind("127.0.0.1:3000").await?;
+    let server = axum::serve(listener, app(provider)).with_graceful_shutdown(lifespan.signal());
     lifespan.run(server).await?;
-    source.close().await;
     Ok(())
+}
+
+/// Creates the application.
+pub fn app(provider: FlipswitchProvider) -> Router {
+    Router::new()
+        .route("/feature", get(feature))
+        .route("/flags", get(flags))
+        // Responds with 404 unless the flag is on for the user.
+        .route("/dashboard", get(dashboard).layer(FlagGate::enabled(PremiumDashboard)))
+        // Applies to the routes above it.
+        .layer(FlipswitchLayer::new(provider).with_context(user))
+}
+
+#[derive(Deserialize)]
+struct User {
+    user_id: String,
+    plan: Option<String>,
+}
+
+/// Builds the evaluation context from the user of a request. The user is in the query here, for simplicity. A real
+/// application takes it from a session or token, and uses `with_user`.
+fn user(parts: &Parts) -> Option<EvaluationContext> {
+    let Query(User { user_id, plan }) = Query::try_from_uri(&parts.uri).ok()?;
+    let context = EvaluationContext::default().with_targeting_key(user_id);
+    Some(match plan {
+        Some(plan) => context.with_custom_field("plan", plan),
+        None => context,
+    })
+}
+
+/// Reads a declared flag.
+async fn feature(Flag(enabled): Flag<NewFeature>) -> Json<Value> {
+    Json(json!({"feature_enabled": enabled}))
+}
+
+/// Returns all flags of the user.
+async fn flags(flags: Flags) -> Json<Value> {
+    Json(flags.to_json())
+}
+
+/// Reads a flag by its key.
+async fn dashboard(flags: Flags) -> String {
+    format!("Up to {} projects", flags.int("max-projects", 3))
 }

@@ -1,7 +1,7 @@
 //! The program, as README.md has its reader meet it.
 #![cfg(unix)]
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_quickstart");
+const PROGRAM: &str = env!("CARGO_BIN_EXE_quickstart-demo");
 
 #[test]
 fn it_keeps_its_promises() {
