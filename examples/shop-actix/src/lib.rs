@@ -1,4 +1,5 @@
-//! The shop on actix-web: sessions by `actix-session`, logins by `actix-identity`, and the flags of whoever asks.
+//! The shop on actix-web: sessions with `actix-session`, logins with `actix-identity`, and flags for users and visitors. The
+//! users and the HTML are in `shop-common`.
 
 use actix_identity::{Identity, IdentityExt, IdentityMiddleware, error::LoginError};
 use actix_session::{SessionMiddleware, storage::CookieSessionStore};
@@ -9,22 +10,34 @@ use actix_web::{
     http::StatusCode,
     web::{self, Form, Html, Redirect, ServiceConfig},
 };
-use flipswitch_actix::{Anonymous, Flag, FlagGate, Flags, FlipswitchMiddleware, flipswitch::FlipswitchProvider};
-use shop_common::{Beta, Login, MaxItems, NewCheckout, SummerSale, Theme, User};
+use flipswitch_actix::{Anonymous, EvaluationContext, Flag, FlagGate, Flags, FlipswitchMiddleware, FlipswitchProvider};
+use shop_common::{Login, User};
 
-/// The application's routes. Runs once for each worker; all of them share the provider, and the key that session cookies
-/// are sealed with.
+flipswitch_actix::flags! {
+    /// Whether the checkout has one page.
+    NewCheckout: bool = "new-checkout", default false;
+    /// How many items a cart holds.
+    MaxItems: i64 = "max-items", default 10;
+    /// The color scheme of the pages.
+    Theme: String = "theme", default "light";
+    /// Whether the user has access to the beta.
+    Beta: bool = "beta", default false;
+    /// Whether the sale is on.
+    SummerSale: bool = "summer-sale", default false;
+}
+
+/// Configures the application. Runs once per worker; all workers share the provider, and the key that encrypts the session
+/// cookies.
 pub fn app(provider: FlipswitchProvider, key: Key) -> impl FnOnce(&mut ServiceConfig) {
     move |config| {
-        // The shop is served over plain HTTP on your own machine, where few browsers take cookies that are `Secure`.
-        // Behind HTTPS both of these stay at their better settings: `Anonymous::cookie()`, and `cookie_secure(true)`, the
-        // default.
+        // Only for plain HTTP on a local machine, where browsers may reject `Secure` cookies. With HTTPS, keep the
+        // defaults: `Anonymous::cookie()`, and no `cookie_secure`.
         let visitors = Anonymous::cookie().secure(false);
         let sessions = SessionMiddleware::builder(CookieSessionStore::default(), key).cookie_secure(false).build();
 
         let flags = FlipswitchMiddleware::new(provider.clone())
-            // Without a user the visitor counts.
-            .with_context(|request: &ServiceRequest| user(request.get_identity().ok()).map(shop_common::context))
+            // Without a user, the request is a visitor's.
+            .with_context(|request: &ServiceRequest| user(request.get_identity().ok()).map(context))
             .with_anonymous(visitors);
 
         let beta = web::scope("/beta")
@@ -33,7 +46,7 @@ pub fn app(provider: FlipswitchProvider, key: Key) -> impl FnOnce(&mut ServiceCo
             .wrap(FlagGate::enabled(Beta));
         let sale = FlagGate::enabled(SummerSale).fallback(|| (shop_common::SALE_IS_OVER, StatusCode::GONE));
 
-        // Before the scope below, which takes every path, and outside of it, so that probes touch no session.
+        // Before the scope below, which matches every path, and outside of it, so that probes have no session.
         config.route("/health/flags", web::get().to(flipswitch_actix::health(provider)));
         config.service(
             web::scope("")
@@ -44,13 +57,19 @@ pub fn app(provider: FlipswitchProvider, key: Key) -> impl FnOnce(&mut ServiceCo
                 .service(web::resource("/sale").get(async || shop_common::SALE).wrap(sale))
                 .service(beta)
                 .wrap(flags)
-                // What is added last runs first: these come after the flags, so that the user is known when they ask who
-                // it is, and the session after the identity that is kept in it. With the flags last, `get_identity` would
-                // panic for want of an identity; that is caught and warned of, and everybody would be a visitor.
+                // The middleware that is added last runs first: the session, then the identity that is stored in it, then
+                // the flags. If the flags ran first, `get_identity` would panic. The middleware would catch the panic and
+                // log a warning, and all users would be visitors.
                 .wrap(IdentityMiddleware::default())
                 .wrap(sessions),
         );
     }
+}
+
+/// Builds the evaluation context of a user. It has the attributes that rules use, and no others: every distinct context is
+/// evaluated separately.
+fn context(user: &User) -> EvaluationContext {
+    EvaluationContext::default().with_targeting_key(user.id).with_custom_field("plan", user.plan)
 }
 
 async fn home(identity: Option<Identity>, flags: Flags) -> Html {
@@ -68,7 +87,7 @@ async fn login(request: HttpRequest, Form(login): Form<Login>) -> Result<impl Re
         ));
     };
     Identity::login(&request.extensions(), user.id.to_owned())?;
-    // The flags of this request are those of whoever it came from. The user's are the next one's, so it goes there.
+    // This request still has the flags of the visitor. The next one has those of the user.
     Ok(Either::Right(Redirect::to("/").see_other()))
 }
 

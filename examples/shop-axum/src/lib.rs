@@ -1,4 +1,5 @@
-//! The shop on axum: sessions by `tower-sessions`, logins by `axum-login`, and the flags of whoever asks.
+//! The shop on axum: sessions with `tower-sessions`, logins with `axum-login`, and flags for users and visitors. The users and
+//! the HTML are in `shop-common`.
 
 use std::convert::Infallible;
 
@@ -9,32 +10,44 @@ use axum::{
     routing::{get, post},
 };
 use axum_login::{AuthManagerLayerBuilder, AuthSession, AuthUser, AuthnBackend};
-use flipswitch_axum::{Anonymous, Flag, FlagGate, Flags, FlipswitchLayer, flipswitch::FlipswitchProvider};
-use shop_common::{Beta, Login, MaxItems, NewCheckout, SummerSale, Theme, User};
+use flipswitch_axum::{Anonymous, EvaluationContext, Flag, FlagGate, Flags, FlipswitchLayer, FlipswitchProvider};
+use shop_common::{Login, User};
 use tower_sessions::{MemoryStore, SessionManagerLayer, cookie::SameSite};
 
-/// The application. `provider` may be shared with other parts of the process.
+flipswitch_axum::flags! {
+    /// Whether the checkout has one page.
+    NewCheckout: bool = "new-checkout", default false;
+    /// How many items a cart holds.
+    MaxItems: i64 = "max-items", default 10;
+    /// The color scheme of the pages.
+    Theme: String = "theme", default "light";
+    /// Whether the user has access to the beta.
+    Beta: bool = "beta", default false;
+    /// Whether the sale is on.
+    SummerSale: bool = "summer-sale", default false;
+}
+
+/// Creates the application.
 pub fn app(provider: FlipswitchProvider) -> Router {
-    // The shop is served over plain HTTP on your own machine, where few browsers take cookies that are `Secure`. Behind
-    // HTTPS both of these stay at their better settings: `Anonymous::cookie()`, and `with_secure(true)`, the default.
+    // Only for plain HTTP on a local machine, where browsers may reject `Secure` cookies. With HTTPS, keep the defaults:
+    // `Anonymous::cookie()`, and no `with_secure`.
     let visitors = Anonymous::cookie().secure(false);
     let sessions = SessionManagerLayer::new(MemoryStore::default())
         .with_secure(false)
-        // By default the cookie is kept back when a user follows a link from another site: the first page would be one
-        // with a visitor's flags.
+        // With the default, `Strict`, browsers do not send the cookie when a user follows a link from another site, and the
+        // first page would have the flags of a visitor.
         .with_same_site(SameSite::Lax);
 
     let flags = FlipswitchLayer::new(provider.clone())
-        // The extension that `axum-login` makes is a session, with or without a user: without one the visitor counts.
-        .with_user(|session: &Session| user(session).map(shop_common::context))
+        // `axum-login` adds a session to every request. If it has no user, the request is a visitor's.
+        .with_user(|session: &Session| user(session).map(context))
         .with_anonymous(visitors);
     let authentication = AuthManagerLayerBuilder::new(Users, sessions).build();
 
     let beta = Router::new()
         .route("/beta", get(shop_common::BETA))
         .route("/beta/wishlist", get(shop_common::WISHLIST))
-        // With `layer`, the gate would stand before the fallback, too, which `merge` makes the one of the whole shop: every
-        // path that there is not would read a flag first.
+        // Not `layer`, which would also apply to the fallback: after `merge`, every unknown path would read the flag.
         .route_layer(FlagGate::enabled(Beta));
     let sale = FlagGate::enabled(SummerSale).fallback((StatusCode::GONE, shop_common::SALE_IS_OVER));
 
@@ -46,11 +59,17 @@ pub fn app(provider: FlipswitchProvider) -> Router {
         .route("/sale", get(shop_common::SALE).layer(sale))
         .merge(beta)
         .layer(flags)
-        // What is added last runs first: this one after the flags, so that the user is known when they ask who it is. The
-        // other way round everybody would be a visitor, and a warning would say so.
+        // The layer that is added last runs first, so the authentication is added after the flags. In the opposite order all
+        // users would be visitors, and a warning would be logged.
         .layer(authentication)
-        // Below the layers, so that probes touch no session.
+        // After the layers, so that probes have no session.
         .route_service("/health/flags", flipswitch_axum::health(provider))
+}
+
+/// Builds the evaluation context of a user. It has the attributes that rules use, and no others: every distinct context is
+/// evaluated separately.
+fn context(user: &User) -> EvaluationContext {
+    EvaluationContext::default().with_targeting_key(user.id).with_custom_field("plan", user.plan)
 }
 
 async fn home(session: Session, flags: Flags) -> Html<String> {
@@ -70,7 +89,7 @@ async fn login(mut session: Session, Form(login): Form<Login>) -> Result<Respons
         return Ok((StatusCode::UNAUTHORIZED, Html(shop_common::unknown(&login.name))).into_response());
     };
     session.login(&user).await.map_err(|error| failed(&error))?;
-    // The flags of this request are those of whoever it came from. The user's are the next one's, so it goes there.
+    // This request still has the flags of the visitor. The next one has those of the user.
     Ok(Redirect::to("/").into_response())
 }
 
@@ -79,7 +98,7 @@ async fn logout(mut session: Session) -> Result<Redirect, StatusCode> {
     Ok(Redirect::to("/"))
 }
 
-/// The session of a request, as `axum-login` puts it into the extensions.
+/// The session of a request, which `axum-login` puts into the extensions.
 type Session = AuthSession<Users>;
 
 fn user(session: &Session) -> Option<&'static User> {
@@ -87,15 +106,15 @@ fn user(session: &Session) -> Option<&'static User> {
 }
 
 fn failed(error: &axum_login::Error<Users>) -> StatusCode {
-    tracing::error!(%error, "the session cannot be used");
+    tracing::error!(%error, "session failed");
     StatusCode::INTERNAL_SERVER_ERROR
 }
 
-/// The users as `axum-login` asks for them.
+/// Looks up users for `axum-login`.
 #[derive(Clone, Debug)]
 struct Users;
 
-/// A user as `axum-login` needs one.
+/// A user, for `axum-login`.
 #[derive(Clone, Debug)]
 struct Customer(&'static User);
 
@@ -120,7 +139,7 @@ impl AuthUser for Customer {
         self.0.id.to_owned()
     }
 
-    /// Sessions end when this changes. It is the hash of the password where there is one.
+    /// Returns a value whose change ends the sessions of the user, usually the hash of the password.
     fn session_auth_hash(&self) -> &[u8] {
         self.0.id.as_bytes()
     }

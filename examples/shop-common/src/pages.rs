@@ -1,18 +1,18 @@
-//! What the pages look like.
+//! The pages, as HTML.
 
 use flipswitch::Flags;
 
 use crate::User;
 
-/// The page that everybody lands on.
+/// Returns the home page.
 #[must_use]
 pub fn home(user: Option<&User>, flags: &Flags) -> String {
     let (greeting, account) = match user {
         Some(user) => (format!("Good day, {}", escape(user.name)), LOG_OUT),
         None => ("Welcome, visitor".to_owned(), LOG_IN),
     };
-    // All flags of the user are in the page for everyone to read who can open it. What is secret is decided by the server,
-    // as the gates do. `to_script_json` escapes what would end the script, so that nothing else needs to.
+    // Users can read all of their flags in the page. Access is decided on the server, with gates. `to_script_json` escapes
+    // everything that could end the script.
     let flags = flags.to_script_json();
     page(
         "Shop",
@@ -31,17 +31,17 @@ pub fn home(user: Option<&User>, flags: &Flags) -> String {
     )
 }
 
-/// What somebody reads who tried to log in with a name that nobody has.
+/// Returns the page for a login with an unknown name.
 #[must_use]
 pub fn unknown(name: &str) -> String {
     page("Log in", &format!("<h1>Nobody here is called “{}”</h1>\n{LOG_IN}", escape(name)))
 }
 
-/// The checkout.
+/// Returns the checkout.
 #[must_use]
 pub fn checkout(new: bool, max_items: i64, theme: &str) -> String {
     let steps = if new { "All on one page." } else { "In three steps." };
-    // A flag's value is text from outside, as what a user types is.
+    // The value of a flag is external input, like what a user types.
     let theme = escape(theme);
     page(
         "Checkout",
@@ -59,7 +59,7 @@ const LOG_IN: &str = r#"<form method="post" action="/login">
 
 const LOG_OUT: &str = r#"<form method="post" action="/logout"><button>Log out</button></form>"#;
 
-/// The flag service may know none of these flags, or be away: the script has its defaults as the server has.
+/// Has a default for each flag, because the flags may be unknown, or the flag service unavailable.
 const SCRIPT: &str = "
 document.documentElement.style.colorScheme = flags['theme'] ?? 'light';
 document.querySelector('#banner').textContent = flags['banner'] ?? '';
@@ -89,7 +89,7 @@ fn page(title: &str, content: &str) -> String {
     )
 }
 
-/// Makes a text that may stand in an element or in a quoted attribute.
+/// Escapes a text for an element or a quoted attribute.
 fn escape(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut safe, character| {
         match character {

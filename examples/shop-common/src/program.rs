@@ -1,5 +1,5 @@
-//! How the programs present themselves.
-#![expect(clippy::print_stdout, reason = "a program speaks to its user")]
+//! What the programs print when they start.
+#![expect(clippy::print_stdout, reason = "the programs print to the terminal")]
 
 use std::{
     net::SocketAddr,
@@ -8,13 +8,13 @@ use std::{
 
 use quickstart_common::FlagSource;
 
-/// Returns the file with the flags of the shops.
+/// Returns the path of the file that defines the flags of the shops.
 #[must_use]
 pub fn flags_file() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("flags.json")
 }
 
-/// Tells the user where everything is; `app` is where the application listens.
+/// Prints the URLs of the application and of the flag service, the users, and how to flip a flag.
 pub fn announce(source: &FlagSource, app: SocketAddr) {
     println!("Application    http://{app}/");
     println!(

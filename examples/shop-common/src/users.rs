@@ -1,20 +1,19 @@
-//! Who can log in.
+//! Users, and the form that they log in with.
 
-use flipswitch::open_feature::EvaluationContext;
 use serde::Deserialize;
 
 /// A user of the shop.
 #[derive(Debug, PartialEq, Eq)]
 pub struct User {
-    /// What sessions and the flag service know the user by. It never changes, other than a name.
+    /// Identifies the user in sessions and at the flag service. Unlike the name, it never changes.
     pub id: &'static str,
-    /// What the user logs in with.
+    /// The name that the user logs in with.
     pub name: &'static str,
-    /// What the user pays for.
+    /// The plan of the user, which rules of flags use.
     pub plan: &'static str,
 }
 
-/// Stands for a table of the shop's database.
+/// Stands for a table in a database.
 static USERS: [User; 3] = [
     User { id: "user-1", name: "alice", plan: "premium" },
     User { id: "user-2", name: "bob", plan: "free" },
@@ -22,13 +21,13 @@ static USERS: [User; 3] = [
 ];
 
 impl User {
-    /// Finds the user who logs in. A real shop would ask for a password, too.
+    /// Finds a user by name. A real shop would check a password as well.
     #[must_use]
     pub fn named(name: &str) -> Option<&'static Self> {
         USERS.iter().find(|user| user.name == name)
     }
 
-    /// Finds the user of a session.
+    /// Finds a user by id.
     #[must_use]
     pub fn with_id(id: &str) -> Option<&'static Self> {
         USERS.iter().find(|user| user.id == id)
@@ -40,11 +39,4 @@ impl User {
 pub struct Login {
     /// Name of the user.
     pub name: String,
-}
-
-/// Tells the flag service what its rules decide on, and no more: each further field that differs would make another
-/// context, and so another evaluation.
-#[must_use]
-pub fn context(user: &User) -> EvaluationContext {
-    EvaluationContext::default().with_targeting_key(user.id).with_custom_field("plan", user.plan)
 }

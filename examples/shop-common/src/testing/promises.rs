@@ -1,6 +1,9 @@
 //! What both shops keep to.
 
-use flipswitch::serde_json::{Value, json};
+use flipswitch::{
+    EvaluationContext,
+    serde_json::{Value, json},
+};
 use futures_util::future::join_all;
 
 use super::{
@@ -279,5 +282,7 @@ fn is_for(page: &str, name: &str) -> bool {
 
 /// A user's flags, as the provider has them.
 async fn flags_of(shop: &Shop, name: &str) -> Value {
-    shop.provider.flags(&crate::context(User::named(name).unwrap())).await.to_json()
+    let user = User::named(name).unwrap();
+    let context = EvaluationContext::default().with_targeting_key(user.id).with_custom_field("plan", user.plan);
+    shop.provider.flags(&context).await.to_json()
 }
