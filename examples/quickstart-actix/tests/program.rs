@@ -1,29 +1,29 @@
-//! The program, as README.md has its reader meet it.
+//! The demo as a process.
 #![cfg(unix)]
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_quickstart-actix-demo");
 
 #[test]
-fn it_keeps_its_promises() {
-    quickstart_common::testing::keeps_its_promises(PROGRAM);
+fn it_behaves_as_the_readme_says() {
+    quickstart_common::testing::behaves_as_the_readme_says(PROGRAM);
 }
 
 #[test]
-fn it_ends_at_ctrl_c() {
-    quickstart_common::testing::ends_at_ctrl_c(PROGRAM);
+fn ctrl_c_ends_it() {
+    quickstart_common::testing::ctrl_c_ends_it(PROGRAM);
 }
 
 #[test]
-fn it_uses_the_environment() {
-    quickstart_common::testing::uses_the_environment(PROGRAM);
+fn it_uses_the_service_from_the_environment() {
+    quickstart_common::testing::uses_the_service_from_the_environment(PROGRAM);
 }
 
 #[test]
-fn it_finishes_what_it_began() {
-    quickstart_common::testing::finishes_what_it_began(PROGRAM, &quickstart_common::testing::visit());
+fn requests_finish_during_shutdown() {
+    quickstart_common::testing::requests_finish_during_shutdown(PROGRAM, &quickstart_common::testing::shutdown());
 }
 
 #[test]
-fn it_ends_at_once_when_asked_twice() {
-    quickstart_common::testing::ends_at_once_when_asked_twice(PROGRAM, &quickstart_common::testing::visit());
+fn a_second_signal_ends_it_immediately() {
+    quickstart_common::testing::a_second_signal_ends_it_immediately(PROGRAM, &quickstart_common::testing::shutdown());
 }

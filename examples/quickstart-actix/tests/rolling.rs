@@ -1,4 +1,4 @@
-//! Two instances behind nginx are restarted in turn, and nobody notices.
+//! Two instances behind nginx are restarted in turn, and no request fails.
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -30,7 +30,7 @@ fn instances_are_restarted_in_turn_and_no_request_fails() {
 }
 
 #[test]
-fn the_same_holds_when_nginx_makes_a_connection_for_each_request() {
+fn no_request_fails_when_nginx_opens_a_connection_for_each_request() {
     roll(|config| {
         let kept = ["keepalive 16;", "keepalive_timeout 4s;", "proxy_set_header Connection \"\";"];
         kept.iter().fold(config, |config, line| {
@@ -40,7 +40,7 @@ fn the_same_holds_when_nginx_makes_a_connection_for_each_request() {
     });
 }
 
-/// Restarts each of two instances in turn under load; nginx has the config that lies beside this file, but for a change.
+/// Restarts each of two instances in turn under load. nginx runs with `nginx.conf`, after a change.
 fn roll(change: impl FnOnce(String) -> String) {
     Runtime::new().unwrap().block_on(async {
         let flags = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("flags.json");
@@ -49,74 +49,74 @@ fn roll(change: impl FnOnce(String) -> String) {
         let nginx = Nginx::start(programs.each_ref().map(Program::address), change);
 
         let mut load = Load::start(&nginx.url());
-        load.goes_on().await;
+        load.continues().await;
         for _ in 0..ROUNDS {
             for program in &mut programs {
-                assert_eq!(program.end("TERM").code(), Some(0));
-                // For a while there is only the other one.
-                load.goes_on().await;
+                assert_eq!(program.stop("TERM").code(), Some(0));
+                // Only the other instance runs for a while.
+                load.continues().await;
                 *program = Program::start_at(PROGRAM, program.address(), &service);
-                assert_eq!(ask(&Client::new(), &program.app, 0).await, Ok(()));
+                assert_eq!(request_flags(&Client::new(), &program.app, 0).await, Ok(()));
                 eventually(async || service.streams() == 2).await;
-                load.goes_on().await;
+                load.continues().await;
             }
         }
         load.stop().await;
     });
 }
 
-/// Clients that ask without a pause, each on a connection that it keeps.
+/// Clients that send requests without a pause, each on its own connection.
 struct Load {
     clients: JoinSet<Result<(), String>>,
-    answered: Arc<[AtomicUsize; CLIENTS]>,
-    enough: Arc<AtomicBool>,
+    responses: Arc<[AtomicUsize; CLIENTS]>,
+    stopped: Arc<AtomicBool>,
 }
 
 impl Load {
     fn start(url: &str) -> Self {
-        let (answered, enough) = (Arc::<[AtomicUsize; CLIENTS]>::default(), Arc::<AtomicBool>::default());
+        let (responses, stopped) = (Arc::<[AtomicUsize; CLIENTS]>::default(), Arc::<AtomicBool>::default());
         let mut clients = JoinSet::new();
         for number in 0..CLIENTS {
-            let (url, answered, enough) = (url.to_owned(), Arc::clone(&answered), Arc::clone(&enough));
+            let (url, responses, stopped) = (url.to_owned(), Arc::clone(&responses), Arc::clone(&stopped));
             clients.spawn(async move {
-                // No proxy of the environment's, and no second try that nobody sees.
+                // Without retries, which would hide failures.
                 let client = Client::builder().no_proxy().retry(reqwest::retry::never()).build().unwrap();
-                while !enough.load(Ordering::Relaxed) {
-                    ask(&client, &url, number).await?;
-                    answered[number].fetch_add(1, Ordering::Relaxed);
+                while !stopped.load(Ordering::Relaxed) {
+                    request_flags(&client, &url, number).await?;
+                    responses[number].fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(())
             });
         }
-        Self { clients, answered, enough }
+        Self { clients, responses, stopped }
     }
 
-    /// Waits until every client had some more answers.
-    async fn goes_on(&mut self) {
-        let before = self.answered();
+    /// Waits until every client has received 20 more responses.
+    async fn continues(&mut self) {
+        let before = self.responses();
         let more = |(now, before): (usize, usize)| now >= before + 20;
         eventually(async || {
-            // None ends before it is told to, unless its request failed.
+            // A client that has ended had a failed request.
             assert_eq!(self.clients.try_join_next().map(Result::unwrap), None);
-            self.answered().into_iter().zip(before).all(more)
+            self.responses().into_iter().zip(before).all(more)
         })
         .await;
     }
 
     async fn stop(mut self) {
-        self.enough.store(true, Ordering::Relaxed);
+        self.stopped.store(true, Ordering::Relaxed);
         while let Some(client) = in_time(self.clients.join_next()).await {
             assert_eq!(client.unwrap(), Ok(()));
         }
     }
 
-    fn answered(&self) -> [usize; CLIENTS] {
-        self.answered.each_ref().map(|answered| answered.load(Ordering::Relaxed))
+    fn responses(&self) -> [usize; CLIENTS] {
+        self.responses.each_ref().map(|responses| responses.load(Ordering::Relaxed))
     }
 }
 
-/// Asks for the flags of one of several users; an error if they are not that user's.
-async fn ask(client: &Client, url: &str, user: usize) -> Result<(), String> {
+/// Requests the flags of a user. Returns an error if they are not those of that user.
+async fn request_flags(client: &Client, url: &str, user: usize) -> Result<(), String> {
     let (plan, projects) = if user.is_multiple_of(2) { ("premium", 100) } else { ("free", 3) };
     let request = client.get(format!("{url}/flags?user_id=user-{user}&plan={plan}"));
     let response = in_time(request.send()).await.map_err(|error| format!("{error:?}"))?;
@@ -126,7 +126,7 @@ async fn ask(client: &Client, url: &str, user: usize) -> Result<(), String> {
     if right { Ok(()) } else { Err(format!("{status}: {text}")) }
 }
 
-/// A proxy that ends with the test.
+/// An nginx process, which is killed when it is dropped.
 struct Nginx {
     process: Child,
     listen: SocketAddr,
@@ -136,7 +136,7 @@ struct Nginx {
 impl Nginx {
     fn start(application: [SocketAddr; 2], change: impl FnOnce(String) -> String) -> Self {
         let directory = TempDir::new().unwrap();
-        // It cannot choose a port by itself.
+        // nginx cannot choose a free port.
         let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let [first, second] = application.map(|address| address.to_string());
         let config = change(include_str!("nginx.conf").to_owned())
@@ -166,7 +166,7 @@ impl Drop for Nginx {
         self.process.wait().ok();
         if thread::panicking() {
             let log = fs::read_to_string(self.directory.path().join("error.log"));
-            // Taken by the test's own output, and so shown with the failure.
+            // Shown with the failure of the test.
             let _ = io::Write::write_all(&mut io::stderr(), log.unwrap_or_default().as_bytes());
         }
     }

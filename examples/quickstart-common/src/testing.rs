@@ -1,36 +1,36 @@
-//! What the tests of the examples share: a program as a process, from its first line to its last.
+//! Helpers for the tests of the examples, which run each example as a process.
 #![expect(clippy::expect_used, reason = "a test fails by panicking")]
 #![cfg_attr(unix, expect(clippy::unwrap_used, reason = "a test fails by panicking"))]
 #![expect(clippy::missing_panics_doc, reason = "a test fails by panicking")]
 
 #[cfg(unix)]
-mod end;
-#[cfg(unix)]
 mod program;
 #[cfg(unix)]
 mod quickstart;
+#[cfg(unix)]
+mod shutdown;
 
 use std::{future::Future, time::Duration};
 
 #[cfg(unix)]
 pub use self::{
-    end::{Visit, ends_at_ctrl_c, ends_at_once_when_asked_twice, finishes_what_it_began},
     program::Program,
-    quickstart::{keeps_its_promises, uses_the_environment, visit},
+    quickstart::{behaves_as_the_readme_says, shutdown, uses_the_service_from_the_environment},
+    shutdown::{Shutdown, a_second_signal_ends_it_immediately, ctrl_c_ends_it, requests_finish_during_shutdown},
 };
 
-/// No state that a test waits for takes longer, however busy the machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time limit of everything that a test waits for, also on a busy machine.
+const TIME_LIMIT: Duration = Duration::from_secs(30);
 
-/// Fails the test if something takes longer than anything should.
+/// Waits for a future, and fails the test if it takes too long.
 pub async fn in_time<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("takes too long")
+    tokio::time::timeout(TIME_LIMIT, future).await.expect("takes too long")
 }
 
-/// Waits until a state is reached.
-pub async fn eventually(mut reached: impl AsyncFnMut() -> bool) {
+/// Waits until a condition holds.
+pub async fn eventually(mut holds: impl AsyncFnMut() -> bool) {
     in_time(async {
-        while !reached().await {
+        while !holds().await {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })

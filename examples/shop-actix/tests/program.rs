@@ -1,24 +1,24 @@
-//! The program, as README.md has its reader meet it.
+//! The shop as a process.
 #![cfg(unix)]
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_shop-actix");
 
 #[test]
-fn it_serves_and_follows() {
-    shop_common::testing::it_serves_and_follows(PROGRAM);
+fn it_serves_pages_and_follows_changes() {
+    shop_common::testing::serves_pages_and_follows_changes(PROGRAM);
 }
 
 #[test]
-fn it_ends_at_ctrl_c() {
-    shop_common::testing::ends_at_ctrl_c(PROGRAM);
+fn ctrl_c_ends_it() {
+    shop_common::testing::ctrl_c_ends_it(PROGRAM);
 }
 
 #[test]
-fn it_finishes_what_it_began() {
-    shop_common::testing::finishes_what_it_began(PROGRAM);
+fn requests_finish_during_shutdown() {
+    shop_common::testing::requests_finish_during_shutdown(PROGRAM);
 }
 
 #[test]
-fn it_ends_at_once_when_asked_twice() {
-    shop_common::testing::ends_at_once_when_asked_twice(PROGRAM);
+fn a_second_signal_ends_it_immediately() {
+    shop_common::testing::a_second_signal_ends_it_immediately(PROGRAM);
 }

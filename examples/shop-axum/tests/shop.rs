@@ -1,11 +1,11 @@
-//! The shop on axum keeps what both shops promise.
+//! The scenarios of both shops, on axum.
 
 use std::{io, net::TcpListener};
 
-use flipswitch_axum::flipswitch::FlipswitchProvider;
+use flipswitch_axum::FlipswitchProvider;
 use shop_common::testing::Stop;
 
-shop_common::keeps_its_promises!(serve);
+shop_common::test_scenarios!(serve);
 
 async fn serve(listener: TcpListener, provider: FlipswitchProvider, stop: Stop) -> io::Result<()> {
     listener.set_nonblocking(true)?;

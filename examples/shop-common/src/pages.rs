@@ -34,7 +34,7 @@ pub fn home(user: Option<&User>, flags: &Flags) -> String {
 /// Returns the page for a login with an unknown name.
 #[must_use]
 pub fn unknown(name: &str) -> String {
-    page("Log in", &format!("<h1>Nobody here is called “{}”</h1>\n{LOG_IN}", escape(name)))
+    page("Log in", &format!("<h1>Unknown user “{}”</h1>\n{LOG_IN}", escape(name)))
 }
 
 /// Returns the checkout.

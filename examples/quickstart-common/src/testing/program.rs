@@ -1,4 +1,4 @@
-//! A program as a process.
+//! An example as a process.
 
 use std::{
     io::{BufRead, BufReader, Lines},
@@ -10,13 +10,13 @@ use std::{
 
 use flipswitch_local::LocalServer;
 
-/// A free port.
-const ANYWHERE: &str = "127.0.0.1:0";
+/// Address with a free port.
+const FREE_PORT: &str = "127.0.0.1:0";
 
-/// How long the examples let requests finish, which is the default of `Lifespan`.
-pub(super) const DRAIN: Duration = Duration::from_secs(30);
+/// The default `drain_timeout` of `Lifespan`.
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An example that runs, and ends with the test.
+/// A running example, which is killed when it is dropped.
 #[derive(Debug)]
 pub struct Program {
     child: Child,
@@ -26,11 +26,11 @@ pub struct Program {
 }
 
 impl Program {
-    /// Starts a program with a flag service in a box, both on free ports.
+    /// Starts a program with a local flag service, both on free ports.
     #[must_use]
     pub fn start(path: &str) -> Self {
         Self::spawn(
-            Command::new(path).args(["--app", ANYWHERE, "--service", ANYWHERE]).env_remove("FLIPSWITCH_API_KEY"),
+            Command::new(path).args(["--app", FREE_PORT, "--service", FREE_PORT]).env_remove("FLIPSWITCH_API_KEY"),
         )
     }
 
@@ -43,7 +43,7 @@ impl Program {
     /// Starts a program at this address with the flags of this service.
     #[must_use]
     pub fn start_at(path: &str, app: SocketAddr, service: &LocalServer) -> Self {
-        // The space and the line's end are what people copy along with a key.
+        // Users may copy a space or a line break along with a key.
         let key = format!(" {}\n", service.api_key());
         let environment = [("FLIPSWITCH_API_KEY", key), ("FLIPSWITCH_BASE_URL", service.url())];
         Self::spawn(Command::new(path).args(["--app", &app.to_string()]).envs(environment))
@@ -53,43 +53,44 @@ impl Program {
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the program can be started");
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        // From here on it ends with the test, also if it says nothing.
+        // Killed on drop from here on, also if it prints nothing.
         let mut program = Self { child, lines, app: String::new() };
-        program.app = program.says("Application").trim_end_matches('/').to_owned();
+        program.app = program.line("Application").trim_end_matches('/').to_owned();
         program
     }
 
-    /// Reads what the program prints up to the line that begins like this, and returns the rest of that line.
+    /// Reads the output of the program up to the line with this label, and returns the rest of that line.
     #[must_use]
-    pub fn says(&mut self, name: &str) -> String {
-        let line = self.lines.find(|line| line.as_ref().unwrap().trim_start().starts_with(name));
-        let line = line.expect("the program goes on").unwrap();
-        line.trim_start().trim_start_matches(name).trim().to_owned()
+    pub fn line(&mut self, label: &str) -> String {
+        let line = self.lines.find(|line| line.as_ref().unwrap().trim_start().starts_with(label));
+        let line = line.expect("the program prints the line").unwrap();
+        line.trim_start().trim_start_matches(label).trim().to_owned()
     }
 
-    /// Where the application listens.
+    /// Returns the address of the application.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.app.trim_start_matches("http://").parse().unwrap()
     }
 
-    /// Runs a `curl` line as a shell would, and returns what it prints.
-    #[expect(clippy::must_use_candidate, reason = "some lines are run for their effect")]
-    pub fn curl(line: &str) -> String {
-        let output = Command::new("sh").args(["-c", &format!("{line} --silent --show-error --fail")]).output().unwrap();
-        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    /// Runs a `curl` command in a shell, and returns its output.
+    #[expect(clippy::must_use_candidate, reason = "some commands are run for their effect")]
+    pub fn curl(command: &str) -> String {
+        let output =
+            Command::new("sh").args(["-c", &format!("{command} --silent --show-error --fail")]).output().unwrap();
+        assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     }
 
-    /// Sends the program a signal (`TERM`, `INT`).
+    /// Sends a signal to the program (`TERM`, `INT`).
     pub fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
-    /// Waits for the end of the program.
-    pub fn ended(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + DRAIN + Duration::from_secs(5);
+    /// Waits until the program has ended.
+    pub fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + DRAIN_TIMEOUT + Duration::from_secs(5);
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status;
@@ -99,16 +100,16 @@ impl Program {
         }
     }
 
-    /// Asks the program to end by a signal, and waits for it.
-    pub fn end(&mut self, signal: &str) -> ExitStatus {
+    /// Sends a signal, and waits until the program has ended.
+    pub fn stop(&mut self, signal: &str) -> ExitStatus {
         self.signal(signal);
-        self.ended()
+        self.wait()
     }
 }
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // Already ended, in a test that went well.
+        // Fails if the program has ended already.
         self.child.kill().ok();
         self.child.wait().ok();
     }

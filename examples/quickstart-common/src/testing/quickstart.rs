@@ -1,4 +1,4 @@
-//! What the quick starts promise, whatever their framework.
+//! Tests of both quick starts.
 
 use std::{
     io::{BufRead, BufReader},
@@ -8,15 +8,15 @@ use std::{
 use flipswitch::serde_json::json;
 use flipswitch_local::LocalServer;
 
-use super::{Program, Visit};
+use super::{Program, Shutdown};
 
-/// An event for a page while everything is well.
+/// Event while the provider is connected.
 const CONNECTED: &str = r#"data: {"status":"connected","polling":false}"#;
 
-/// What README.md has its reader do.
-pub fn keeps_its_promises(path: &str) {
+/// The commands in README.md have the results that it describes.
+pub fn behaves_as_the_readme_says(path: &str) {
     let mut program = Program::start(path);
-    let (service, flip) = (program.says("Flag service"), program.says("flip a flag"));
+    let (service, flip) = (program.line("Flag service"), program.line("flip a flag"));
     let app = &program.app;
     let flags = |user: &str, plan: &str| Program::curl(&format!("curl '{app}/flags?user_id={user}&plan={plan}'"));
     let feature = || Program::curl(&format!("curl '{app}/feature?user_id=alice'"));
@@ -27,7 +27,7 @@ pub fn keeps_its_promises(path: &str) {
     assert!(Program::curl(&format!("curl '{app}/'")).contains("Two users, one application"));
 
     assert_eq!(feature(), r#"{"feature_enabled":false}"#);
-    // An open page hears of the change, and does not hold up the end.
+    // An open page receives the change, and does not delay the shutdown.
     let mut page = Command::new("curl")
         .args(["--no-buffer", "--silent", &format!("{app}/events")])
         .stdout(Stdio::piped())
@@ -37,40 +37,40 @@ pub fn keeps_its_promises(path: &str) {
     assert!(events.any(|line| line == CONNECTED));
     Program::curl(&flip);
     assert_eq!(events.find(|line| line.starts_with("data: ")).as_deref(), Some(CONNECTED));
-    // The next response, but for the moment that the news of the change takes to arrive.
+    // The change takes a moment to arrive.
     let on = (0..1_000).any(|_| feature() == r#"{"feature_enabled":true}"#);
     assert!(on, "the flag was flipped");
     assert!(service.starts_with("http://127.0.0.1:"), "{service}");
 
     let taken = app.trim_start_matches("http://");
-    let refused = Command::new(path).args(["--app", taken, "--service", "127.0.0.1:0"]).output().unwrap();
-    assert!(!refused.status.success());
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(said.contains(&format!("--app: cannot listen on {taken}")), "{said}");
+    let failed = Command::new(path).args(["--app", taken, "--service", "127.0.0.1:0"]).output().unwrap();
+    assert!(!failed.status.success());
+    let error = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert!(error.contains(&format!("--app: cannot listen on {taken}")), "{error}");
 
-    assert_eq!(program.end("TERM").code(), Some(0));
+    assert_eq!(program.stop("TERM").code(), Some(0));
     events.by_ref().for_each(drop);
     assert!(page.wait().unwrap().success());
 }
 
-/// With a key in the environment the flags come from the service that it names.
-pub fn uses_the_environment(path: &str) {
+/// With an API key in the environment, flags come from the service in the environment.
+pub fn uses_the_service_from_the_environment(path: &str) {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let service = LocalServer::builder().flags(json!({"new-feature": true})).api_key("from-the-environment");
     let service = runtime.block_on(service.start()).expect("a service");
     let program = Program::start_with(path, &service);
-    let answer = Program::curl(&format!("curl '{}/feature?user_id=alice'", program.app));
-    assert_eq!(answer, r#"{"feature_enabled":true}"#);
+    let body = Program::curl(&format!("curl '{}/feature?user_id=alice'", program.app));
+    assert_eq!(body, r#"{"feature_enabled":true}"#);
 }
 
-/// What a quick start is asked for while it is to end.
+/// Returns the requests to a quick start during its shutdown.
 #[must_use]
-pub fn visit() -> Visit {
-    Visit {
+pub fn shutdown() -> Shutdown {
+    Shutdown {
         flags: json!({"new-feature": true}),
         plain: "/",
         page: "/feature?user_id=alice",
-        answer: r#"{"feature_enabled":true}"#,
+        text: r#"{"feature_enabled":true}"#,
         events: Some("/events"),
     }
 }

@@ -1,4 +1,4 @@
-//! A browser, as far as the shop needs one.
+//! A minimal browser.
 
 use std::collections::BTreeMap;
 
@@ -11,25 +11,25 @@ use flipswitch::{
     serde_json::{self, Value},
 };
 
-/// The cookie that both shops keep their session in.
+/// Session cookie of both shops.
 pub(crate) const SESSION: &str = "id";
-/// The cookie of visitors.
+/// Cookie of visitors.
 pub(crate) const VISITOR: &str = "flipswitch-anonymous";
 
-/// Somebody's browser: keeps cookies, and follows no redirects by itself.
+/// A browser, which stores cookies, and does not follow redirects.
 pub(crate) struct Browser {
     url: String,
     client: Client,
     pub(crate) cookies: BTreeMap<String, String>,
 }
 
-/// What the shop answered.
+/// A response.
 #[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) status: u16,
     pub(crate) location: Option<String>,
     pub(crate) body: String,
-    /// Names of the cookies that came with it.
+    /// Names of the cookies that the response sets.
     pub(crate) new_cookies: Vec<String>,
 }
 
@@ -43,7 +43,7 @@ impl Browser {
         self.send(self.client.request(Method::GET, format!("{}{path}", self.url))).await
     }
 
-    /// Sends a form, which is given as it goes over the wire.
+    /// Sends a form, which is URL-encoded already.
     pub(crate) async fn post(&mut self, path: &str, form: &'static str) -> Page {
         let request = self.client.request(Method::POST, format!("{}{path}", self.url)).body(form);
         self.send(request.header(CONTENT_TYPE, "application/x-www-form-urlencoded")).await
@@ -64,7 +64,7 @@ impl Browser {
         assert_eq!((page.status, page.location.as_deref()), (303, Some("/")), "{page:?}");
     }
 
-    /// The targeting key of a visitor.
+    /// Returns the targeting key of the visitor.
     pub(crate) fn visitor(&self) -> Option<String> {
         self.cookies.get(VISITOR).map(|number| format!("anonymous-{number}"))
     }
@@ -96,7 +96,7 @@ impl Page {
         self.body.contains(text)
     }
 
-    /// The flags that the page's script has, read where a browser would end the script.
+    /// Returns the flags in the page's script, which ends where a browser would end it.
     pub(crate) fn flags(&self) -> Value {
         let (_, script) = self.body.split_once("<script>const flags = ").unwrap();
         let (script, _) = script.split_once("</script>").unwrap();

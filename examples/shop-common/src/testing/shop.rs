@@ -1,4 +1,4 @@
-//! A shop on loopback, with a flag service behind it.
+//! A shop on loopback, with a local flag service.
 
 use std::{
     io,
@@ -15,30 +15,30 @@ use tokio::{runtime, sync::oneshot};
 
 use super::{Stop, browser::Browser};
 
-/// Serves a shop until it is to stop.
+/// Function that serves a shop until the stop signal resolves.
 pub trait Serve: AsyncFnOnce(TcpListener, FlipswitchProvider, Stop) -> io::Result<()> + Send + 'static {}
 
 impl<S: AsyncFnOnce(TcpListener, FlipswitchProvider, Stop) -> io::Result<()> + Send + 'static> Serve for S {}
 
-/// A shop that is open until it is dropped.
+/// A running shop, which stops when it is dropped.
 pub(crate) struct Shop {
     pub(crate) service: LocalServer,
     pub(crate) provider: FlipswitchProvider,
     address: SocketAddr,
-    _open: oneshot::Sender<()>,
+    _running: oneshot::Sender<()>,
 }
 
 impl Shop {
-    /// Opens a shop with the flags of its file, and visits it.
-    pub(crate) fn visit(serve: impl Serve, visit: impl AsyncFnOnce(Self)) {
+    /// Starts a shop with the flags of its file, and runs a test.
+    pub(crate) fn run(serve: impl Serve, test: impl AsyncFnOnce(Self)) {
         runtime::Runtime::new().unwrap().block_on(async {
             let service = LocalServer::builder().flags_file(crate::flags_file()).start().await.unwrap();
             let provider = FlipswitchProvider::builder(service.api_key()).base_url(service.url()).build().unwrap();
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             let address = listener.local_addr().unwrap();
-            let (open, closed) = oneshot::channel();
-            let stop = quickstart_common::stop(closed.map(drop));
-            // On a runtime of its own, as a process would have it.
+            let (running, stopped) = oneshot::channel();
+            let stop = quickstart_common::stop(stopped.map(drop));
+            // On its own runtime, as in a process.
             thread::spawn({
                 let provider = provider.clone();
                 move || {
@@ -46,21 +46,21 @@ impl Shop {
                     runtime.block_on(serve(listener, provider, stop)).unwrap();
                 }
             });
-            in_time(visit(Self { service, provider, address, _open: open })).await;
+            in_time(test(Self { service, provider, address, _running: running })).await;
         });
     }
 
-    /// From now on the flag service cannot be reached.
-    pub(crate) fn lose_service(&self) {
+    /// Makes the flag service unreachable.
+    pub(crate) fn disconnect_service(&self) {
         self.service.faults().add(Fault::on(Endpoint::Connections).reset()).unwrap();
     }
 
-    /// Somebody with a browser that was never here.
+    /// Creates a browser without cookies.
     pub(crate) fn browser(&self) -> Browser {
         Browser::new(format!("http://{}", self.address))
     }
 
-    /// The same, logged in.
+    /// Creates a browser, and logs a user in.
     pub(crate) async fn browser_of(&self, name: &str) -> Browser {
         let mut browser = self.browser();
         browser.log_in(name).await;

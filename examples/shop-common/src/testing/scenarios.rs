@@ -1,4 +1,4 @@
-//! What both shops keep to.
+//! The scenarios, which pass in both shops.
 
 use flipswitch::{
     EvaluationContext,
@@ -12,9 +12,9 @@ use super::{
 };
 use crate::{BETA, SALE, SALE_IS_OVER, User, WISHLIST};
 
-/// A visitor gets a cookie with the first page that reads a flag, and keeps it.
+/// The first page that reads a flag sets the cookie of a visitor, and no later one does.
 pub fn a_visitor_gets_a_cookie_once_a_flag_was_read(serve: impl Serve) {
-    Shop::visit(serve, async |shop| {
+    Shop::run(serve, async |shop| {
         let mut browser = shop.browser();
         browser.log_out().await;
         browser.get("/nowhere").await;
@@ -24,14 +24,14 @@ pub fn a_visitor_gets_a_cookie_once_a_flag_was_read(serve: impl Serve) {
         let visitor = browser.visitor();
         assert!(browser.get("/").await.new_cookies.is_empty());
         assert_eq!(browser.visitor(), visitor);
-        // A user needs none.
+        // Users have none.
         assert_eq!(shop.browser_of("alice").await.get("/").await.new_cookies, [""; 0]);
     });
 }
 
-/// A rule about one visitor is about that visitor only, from page to page.
-pub fn a_visitor_stays_the_same_one(serve: impl Serve) {
-    Shop::visit(serve, async |shop| {
+/// A rule for one visitor applies to all pages of that visitor, and to no other visitor.
+pub fn a_visitor_keeps_its_identity(serve: impl Serve) {
+    Shop::run(serve, async |shop| {
         let (mut one, mut other) = (shop.browser(), shop.browser());
         one.get("/").await;
         other.get("/").await;
@@ -43,12 +43,12 @@ pub fn a_visitor_stays_the_same_one(serve: impl Serve) {
     });
 }
 
-/// A rule about a share of the visitors gives each of them one value for good.
-pub fn a_share_of_the_visitors_is_always_the_same_visitors(serve: impl Serve) {
-    Shop::visit(serve, async |shop| {
+/// A percentage rule gives a visitor the same value on all pages.
+pub fn a_visitor_keeps_its_side_of_a_percentage_rule(serve: impl Serve) {
+    Shop::run(serve, async |shop| {
         let themes = join_all((0..40).map(async |_| {
             let mut browser = shop.browser();
-            // The first page is one for nobody in particular, and comes with the cookie.
+            // The first page has the shared context, and sets the cookie.
             browser.get("/").await;
             let theme = browser.get("/").await.flags()["theme"].clone();
             for _ in 0..5 {
@@ -61,9 +61,9 @@ pub fn a_share_of_the_visitors_is_always_the_same_visitors(serve: impl Serve) {
     });
 }
 
-/// Whoever logs in is greeted by name and has the flags of that plan, also as the flag service would say.
+/// A user who logs in is greeted by name, and has the flags that the service evaluates for that user.
 pub fn a_user_gets_the_flags_of_that_user(serve: impl Serve) {
-    Shop::visit(serve, async |shop| {
+    Shop::run(serve, async |shop| {
         for name in ["alice", "bob"] {
             let mut browser = shop.browser_of(name).await;
             let page = browser.get("/").await;
@@ -74,9 +74,9 @@ pub fn a_user_gets_the_flags_of_that_user(serve: impl Serve) {
     });
 }
 
-/// Each page of a session is for whoever is logged in by then; after all of them it is the visitor from before.
-pub fn the_user_of_a_session_changes(serve: impl Serve) {
-    Shop::visit(serve, async |shop| {
+/// Each page is for the user who is logged in, and after the logout for the same visitor as before.
+pub fn pages_follow_the_user_of_the_session(serve: impl Serve) {
+    Shop::run(serve, async |shop| {
         let mut browser = shop.browser();
         browser.get("/").await;
         let visitor = browser.visitor().unwrap();
@@ -96,9 +96,9 @@ pub fn the_user_of_a_session_changes(serve: impl Serve) {
     });
 }
 
-/// However many ask at the same time, and while flags change, nobody sees the name or the flags of another.
-pub fn users_side_by_side_are_never_mixed(serve: impl Serve) {
-    Shop::visit(serve, async |shop| {
+/// Concurrent users never get the name or the flags of another user, also while flags change.
+pub fn concurrent_users_get_their_own_flags(serve: impl Serve) {
+    Shop::run(serve, async |shop| {
         let visits = join_all((0..8).map(async |number| {
             let name = ["alice", "bob"][number % 2];
             let mut browser = shop.browser_of(name).await;
@@ -107,7 +107,7 @@ pub fn users_side_by_side_are_never_mixed(serve: impl Serve) {
                 assert!(is_for(&page.body, name), "{page:?}");
                 let checkout = browser.get("/checkout").await;
                 assert_eq!(checkout.has("All on one page."), name == "alice", "{checkout:?}");
-                // Makes every known answer old.
+                // Makes all cached flags stale.
                 shop.service.set_flag("summer-sale", round % 2 == 0);
             }
         }));
@@ -115,9 +115,9 @@ pub fn users_side_by_side_are_never_mixed(serve: impl Serve) {
     });
 }
 
-/// Flags arrive as what they were declared, and follow the service.
+/// Declared flags have their types, and follow changes.
 pub fn declared_flags_have_their_types_and_values(serve: impl Serve) {
-    Shop::visit(serve, async |shop| {
+    Shop::run(serve, async |shop| {
         shop.service.set_flag("theme", "dark");
         for (name, steps, items) in [("alice", "All on one page.", 20), ("bob", "In three steps.", 5)] {
             let page = shop.browser_of(name).await.get("/checkout").await;
@@ -127,16 +127,16 @@ pub fn declared_flags_have_their_types_and_values(serve: impl Serve) {
         let mut bob = shop.browser_of("bob").await;
         shop.service.set_flag("max-items", 7);
         eventually(async || bob.get("/checkout").await.has("A cart holds 7 items.")).await;
-        // Of another type than declared.
+        // Not the declared type.
         shop.service.set_flag("max-items", "seven");
         eventually(async || bob.get("/checkout").await.has("A cart holds 10 items.")).await;
     });
 }
 
-/// Without the flag service every page is there, with the defaults that the code declares.
-pub fn declared_flags_have_their_defaults_while_the_service_is_away(serve: impl Serve) {
-    Shop::visit(serve, async |shop| {
-        shop.lose_service();
+/// Without the flag service, all pages work, with the declared defaults.
+pub fn declared_flags_have_their_defaults_in_an_outage(serve: impl Serve) {
+    Shop::run(serve, async |shop| {
+        shop.disconnect_service();
         let mut alice = shop.browser_of("alice").await;
         let page = alice.get("/checkout").await;
         assert!(page.has("In three steps. A cart holds 10 items. The theme is light."), "{page:?}");
@@ -147,9 +147,9 @@ pub fn declared_flags_have_their_defaults_while_the_service_is_away(serve: impl 
     });
 }
 
-/// Whom the gate is closed for cannot tell the page from one that there is not, whatever the method; logging in opens it.
-pub fn a_closed_gate_answers_as_if_there_were_nothing(serve: impl Serve) {
-    Shop::visit(serve, async |shop| {
+/// A closed gate responds like an unknown path, for all methods. A login opens it.
+pub fn a_closed_gate_responds_like_an_unknown_path(serve: impl Serve) {
+    Shop::run(serve, async |shop| {
         let mut browser = shop.browser();
         for name in [None, Some("bob")] {
             if let Some(name) = name {
@@ -172,9 +172,9 @@ pub fn a_closed_gate_answers_as_if_there_were_nothing(serve: impl Serve) {
     });
 }
 
-/// A flag that is flipped at the service opens and closes the gate of a running shop.
+/// Flipping a flag at the service opens and closes a gate of the running shop.
 pub fn a_gate_opens_when_its_flag_is_flipped(serve: impl Serve) {
-    Shop::visit(serve, async |shop| {
+    Shop::run(serve, async |shop| {
         let mut bob = shop.browser_of("bob").await;
         assert_eq!(bob.get("/beta").await.status, 404);
         shop.service.set_flag("beta", true);
@@ -184,9 +184,9 @@ pub fn a_gate_opens_when_its_flag_is_flipped(serve: impl Serve) {
     });
 }
 
-/// A gate that was told what to answer answers that.
-pub fn a_closed_gate_can_answer_something_else(serve: impl Serve) {
-    Shop::visit(serve, async |shop| {
+/// A closed gate responds with its fallback.
+pub fn a_closed_gate_responds_with_its_fallback(serve: impl Serve) {
+    Shop::run(serve, async |shop| {
         let mut browser = shop.browser();
         let page = browser.get("/sale").await;
         assert_eq!((page.status, page.body.as_str()), (410, SALE_IS_OVER));
@@ -195,10 +195,10 @@ pub fn a_closed_gate_can_answer_something_else(serve: impl Serve) {
     });
 }
 
-/// The script has the flags that the server has, and no value of a flag can get out of it or into the page.
-pub fn the_script_of_the_page_has_the_flags_whatever_they_hold(serve: impl Serve) {
+/// The script has all flags of the user, and no value can end the script or add HTML to a page.
+pub fn the_script_of_the_page_has_all_flags_escaped(serve: impl Serve) {
     const HOSTILE: &str = "</script><script>alert('flag')</script><!-- & \u{2028}";
-    Shop::visit(serve, async |shop| {
+    Shop::run(serve, async |shop| {
         let mut alice = shop.browser_of("alice").await;
         shop.service.set_flag("theme", HOSTILE);
         shop.service.set_flag("banner", json!({"<": [HOSTILE, null, 1.5]}));
@@ -213,24 +213,23 @@ pub fn the_script_of_the_page_has_the_flags_whatever_they_hold(serve: impl Serve
     });
 }
 
-/// A name that nobody has is shown, and is no HTML; nobody is logged in then.
-pub fn what_a_user_types_is_shown_as_it_is(serve: impl Serve) {
-    Shop::visit(serve, async |shop| {
+/// An unknown name is shown escaped, and logs no user in or out.
+pub fn user_input_is_escaped(serve: impl Serve) {
+    Shop::run(serve, async |shop| {
         let mut browser = shop.browser();
         let page = browser.post("/login", "name=%3Cscript%3E%26%22bob%22").await;
         assert_eq!(page.status, 401);
-        assert!(page.has("Nobody here is called “&lt;script&gt;&amp;&quot;bob&quot;”"), "{page:?}");
+        assert!(page.has("Unknown user “&lt;script&gt;&amp;&quot;bob&quot;”"), "{page:?}");
         assert!(browser.get("/").await.has("Welcome, visitor"));
-        // Whoever is logged in stays so.
         browser.log_in("alice").await;
         assert_eq!(browser.post("/login", "name=mallory").await.status, 401);
         assert!(browser.get("/").await.has("Good day, alice"));
     });
 }
 
-/// A session cookie that the shop has not made is no session, and one that was changed is none any more.
-pub fn a_forged_session_is_nobodys(serve: impl Serve) {
-    Shop::visit(serve, async |shop| {
+/// An invalid or modified session cookie has no effect.
+pub fn a_forged_session_is_ignored(serve: impl Serve) {
+    Shop::run(serve, async |shop| {
         let mut alice = shop.browser_of("alice").await;
         let session = alice.cookies[SESSION].clone();
         let last = if session.ends_with('A') { "Q" } else { "A" };
@@ -244,16 +243,16 @@ pub fn a_forged_session_is_nobodys(serve: impl Serve) {
         }
         let page = alice.get("/").await;
         assert!(is_for(&page.body, "alice"), "{page:?}");
-        // A visitor's cookie cannot name a user.
+        // A visitor's cookie cannot contain the id of a user.
         let mut browser = shop.browser();
         browser.cookies.insert(VISITOR.to_owned(), "user-1".to_owned());
         assert_eq!(browser.get("/beta").await.new_cookies, [VISITOR]);
     });
 }
 
-/// A probe hears that all is well, and makes no visitor.
-pub fn the_health_is_told(serve: impl Serve) {
-    Shop::visit(serve, async |shop| {
+/// The health endpoint reports the state of the provider, and sets no cookie.
+pub fn the_health_endpoint_reports_the_provider(serve: impl Serve) {
+    Shop::run(serve, async |shop| {
         let mut browser = shop.browser();
         browser.get("/").await;
         let page = browser.get("/health/flags?ready").await;
@@ -265,7 +264,7 @@ pub fn the_health_is_told(serve: impl Serve) {
     });
 }
 
-/// Lets one visitor, and nobody else, into the beta.
+/// Turns the beta on for one visitor.
 fn open_beta_for(shop: &Shop, visitor: &str) {
     let definition = json!({
         "state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": "off",
@@ -274,13 +273,13 @@ fn open_beta_for(shop: &Shop, visitor: &str) {
     shop.service.set_definition("beta", definition).unwrap();
 }
 
-/// Whether the page greets this user, with the flags of the user's plan.
+/// Returns whether the page greets this user, and has the flags of the user's plan.
 fn is_for(page: &str, name: &str) -> bool {
     let items = if name == "alice" { 20 } else { 5 };
     page.contains(&format!("Good day, {name}<")) && page.contains(&format!(r#""max-items":{items},"#))
 }
 
-/// A user's flags, as the provider has them.
+/// Returns the flags of a user from the provider.
 async fn flags_of(shop: &Shop, name: &str) -> Value {
     let user = User::named(name).unwrap();
     let context = EvaluationContext::default().with_targeting_key(user.id).with_custom_field("plan", user.plan);
