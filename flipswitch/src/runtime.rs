@@ -5,7 +5,12 @@
 //! is a thread of the provider. The thread starts at the first [`ProviderRuntime::spawn`], and ends with
 //! [`ProviderRuntime::stop`].
 
-use std::{cell::Cell, future::Future, io, thread, time::Duration};
+use std::{
+    cell::Cell,
+    future::Future,
+    io, thread,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -203,6 +208,14 @@ pub(crate) async fn with_timeout<T>(future: impl Future<Output = T>, limit: Dura
     };
     drop(in_time);
     output
+}
+
+/// Waits until an instant, or forever without one.
+pub(crate) async fn sleep_until(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => tokio::time::sleep_until(instant.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 #[cfg(test)]

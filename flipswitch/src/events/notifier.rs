@@ -13,6 +13,7 @@ use crate::{
         events::{ConnectionStatus, FlagChangeEvent, MAX_WAITING, ProviderEvent, ProviderEvents},
         health::{Health, HealthMonitor, HealthSignal},
     },
+    runtime::sleep_until,
 };
 
 /// Derives the health of the provider from signals, and publishes events.
@@ -132,14 +133,8 @@ impl Notifier {
     pub(crate) async fn deadline_reached(&self) {
         loop {
             let deadline = self.monitor.lock().deadline();
-            let reached = async {
-                match deadline {
-                    Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
-                () = reached => return,
+                () = sleep_until(deadline) => return,
                 () = self.deadline_changed.notified() => {}
             }
         }

@@ -2,16 +2,17 @@
 //!
 //! That is how changes are noticed while the stream is closed, and how the changes during that time are named.
 
-use std::{sync::Arc, time::Duration};
-
-use tokio::{
-    sync::{Notify, watch},
-    time::Instant,
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
 };
+
+use tokio::sync::{Notify, watch};
 
 use crate::{
     evaluator::evaluator::Evaluator,
     events::{health::HealthSignal, notifier::Notifier},
+    runtime::sleep_until,
 };
 
 /// Refetches that are asked for within this time become one.
@@ -102,11 +103,4 @@ pub(crate) fn refetch_delay() -> Duration {
 
 fn with_jitter(interval: Duration) -> Duration {
     interval.mul_f64(1.0 - POLL_JITTER + 2.0 * POLL_JITTER * fastrand::f64())
-}
-
-async fn sleep_until(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => tokio::time::sleep_until(instant).await,
-        None => std::future::pending().await,
-    }
 }

@@ -27,6 +27,7 @@ use self::{
 use crate::{
     error::Error,
     events::health::HealthSignal,
+    runtime::sleep_until,
     updates::updates::Updates,
     wire::transport::{EventStream, StreamRefused},
 };
@@ -222,12 +223,5 @@ impl Connection {
                 Err(error) => ConnectionEvent::Broken(error),
             },
         }
-    }
-}
-
-async fn sleep_until(instant: Option<Instant>) {
-    match instant {
-        Some(instant) => tokio::time::sleep_until(instant.into()).await,
-        None => pending().await,
     }
 }
