@@ -146,6 +146,9 @@ impl ApiKey {
         if key.len() > MAX_KEY_BYTES {
             return Err(ConfigError::LongApiKey { length: key.len() });
         }
+        if let Some(problem) = wrapping(key) {
+            return Err(ConfigError::WrappedApiKey { problem });
+        }
         if let Some(position) = key.chars().position(|character| !matches!(character, ' '..='~')) {
             return Err(ConfigError::IllegalApiKey { position: position + 1 });
         }
@@ -170,6 +173,23 @@ impl ApiKey {
     }
 }
 
+/// Returns what is wrong with a key that was copied together with something else.
+fn wrapping(key: &str) -> Option<&'static str> {
+    let is_variable =
+        |name: &str| name.contains('_') && name.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'_'));
+    if key.starts_with(['"', '\'', '`', '“', '‘', '«']) {
+        Some("begins with a quote")
+    } else if key.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("bearer ")) {
+        Some("begins with \"Bearer\"")
+    } else if key.starts_with("${") || key.starts_with("$(") || key.strip_prefix('$').is_some_and(is_variable) {
+        Some("is the name of a variable that was not expanded")
+    } else if key.split_once('=').is_some_and(|(name, value)| !value.is_empty() && is_variable(name)) {
+        Some("is an assignment to a variable")
+    } else {
+        None
+    }
+}
+
 /// Shows the last four characters of a key of at least 16, and nothing of a shorter one.
 impl fmt::Display for ApiKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -190,6 +210,12 @@ impl BaseUrl {
             value: Self::without_credentials(text),
             problem: problem.to_owned(),
         };
+        if text.trim().starts_with(['"', '\'', '`', '“', '‘', '«']) {
+            return Err(refuse("it begins with a quote"));
+        }
+        if !text.contains("://") {
+            return Err(refuse("it has no scheme"));
+        }
         let mut url = Url::parse(text.trim()).map_err(|error| refuse(&error.to_string()))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(refuse("only http and https are supported"));
@@ -204,6 +230,9 @@ impl BaseUrl {
             return Err(refuse("a fragment is never sent"));
         }
         let path = url.path().trim_end_matches('/').to_owned();
+        if path.ends_with("/ofrep/v1") || path.ends_with("/ofrep") {
+            return Err(refuse("it ends in the path of OFREP, which the provider appends"));
+        }
         url.set_path(&path);
         Ok(Self(url))
     }

@@ -123,6 +123,12 @@ pub enum ConfigError {
         /// Position of the first offending character, counted from 1.
         position: usize,
     },
+    /// The API key is wrapped in something else, such as quotes.
+    #[error("api_key {problem}; pass the key alone")]
+    WrappedApiKey {
+        /// What the key is wrapped in. Does not contain the key.
+        problem: &'static str,
+    },
     /// The API key is longer than 4 096 bytes.
     #[error("api_key has {length} bytes, and at most 4096 are accepted; check that it is a key")]
     LongApiKey {

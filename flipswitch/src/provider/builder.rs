@@ -336,7 +336,10 @@ mod tests {
     fn an_invalid_option_is_refused_by_name_with_a_remedy() {
         let cases: &[(Change, &str, &str)] = &[
             (|b| b.base_url(""), "base_url", "write it like"),
-            (|b| b.base_url("api.flipswitch.io"), "base_url", "write it like"),
+            (|b| b.base_url("api.flipswitch.io"), "base_url", "no scheme; write it like"),
+            (|b| b.base_url("localhost:3001"), "base_url", "no scheme; write it like"),
+            (|b| b.base_url("\"https://flags.example\""), "base_url", "a quote; write it like"),
+            (|b| b.base_url("https://flags.example/ofrep/v1/"), "base_url", "the provider appends"),
             (|b| b.base_url("ftp://flags.example"), "base_url", "http and https"),
             (|b| b.base_url("https://me:secret@flags.example"), "base_url", "credentials"),
             (|b| b.base_url("https://flags.example?env=1"), "base_url", "query"),
@@ -369,6 +372,21 @@ mod tests {
             let error = FlipswitchProviderBuilder::new(key.into()).build().unwrap_err().to_string();
             assert!(error.contains("api_key") && error.contains(expected), "{error}");
             assert!(!error.contains("abc"), "{error}");
+        }
+        for (key, expected) in [
+            ("\"secret-key\"", "a quote"),
+            ("'secret-key'", "a quote"),
+            ("Bearer secret-key", "\"Bearer\""),
+            ("FLIPSWITCH_API_KEY=secret-key", "an assignment"),
+            ("${FLIPSWITCH_API_KEY}", "not expanded"),
+            ("$FLIPSWITCH_API_KEY", "not expanded"),
+        ] {
+            let error = FlipswitchProviderBuilder::new(key.into()).build().unwrap_err().to_string();
+            assert!(error.contains("api_key") && error.contains(expected), "{error}");
+            assert!(!error.contains("secret"), "{error}");
+        }
+        for key in ["c2VjcmV0LWtleQ==", "ABCDEF=", "sk_live_$x=1"] {
+            assert!(FlipswitchProviderBuilder::new(key.into()).build().is_ok(), "{key}");
         }
         let error = FlipswitchProviderBuilder::new("k".repeat(5_000)).build().unwrap_err();
         assert!(error.to_string().contains("5000 bytes"), "{error}");

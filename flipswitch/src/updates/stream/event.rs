@@ -87,8 +87,10 @@ impl StreamEvent {
     }
 }
 
+/// Parses a date of RFC 3339. One without an offset is in UTC.
 fn date(value: &Value) -> Option<OffsetDateTime> {
-    OffsetDateTime::parse(value.as_str()?, &Rfc3339).ok()
+    let text = value.as_str()?;
+    OffsetDateTime::parse(text, &Rfc3339).or_else(|_| OffsetDateTime::parse(&format!("{text}Z"), &Rfc3339)).ok()
 }
 
 #[cfg(test)]
@@ -125,6 +127,12 @@ mod tests {
         // Readable fields are kept.
         let data = r#"{"flagKey":"f","timestamp":1705833045123}"#;
         assert_eq!(StreamEvent::parse("flag-updated", data), changed(Some("f"), None));
+    }
+
+    #[test]
+    fn a_date_without_an_offset_is_in_utc() {
+        let rotated = StreamEvent::parse("api-key-rotated", r#"{"validUntil":"2025-06-01T00:00:00"}"#);
+        assert_eq!(rotated, StreamEvent::KeyRotated { valid_until: Some(datetime!(2025-06-01 0:00 UTC)) });
     }
 
     #[test]
