@@ -27,6 +27,7 @@ mod stream {
 
 /// The flag service is slow, failing or down.
 mod outage {
+    mod dead_connections;
     mod failed_requests;
     mod lost_connections;
     mod slow_service;
@@ -80,6 +81,7 @@ mod support {
     pub(crate) mod json;
     #[cfg(feature = "peers")]
     pub(crate) mod peer;
+    pub(crate) mod relay;
     pub(crate) mod scripted;
     pub(crate) mod session;
 

@@ -83,7 +83,7 @@ impl FlipswitchProviderBuilder {
     }
 
     /// Sets a function that configures the HTTP clients: a proxy, a certificate authority, mutual TLS, default headers.
-    /// Defaults to a plain [`reqwest::ClientBuilder`].
+    /// Defaults to a plain [`reqwest::ClientBuilder`] with the user agent `flipswitch-rust/<version>`.
     ///
     /// The function is called for every client that the provider needs. Redirects, timeouts and content encodings are set
     /// by the provider afterwards.

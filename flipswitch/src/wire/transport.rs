@@ -41,6 +41,14 @@ const STREAM_HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// A time limit that never applies.
 const NO_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
+/// Interval of HTTP/2 pings on a connection, also while it is idle, and how long a ping may be unanswered. A connection whose
+/// peer is gone, but whose packets are still acknowledged, is replaced after their sum.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Sent unless the application configures the client: some firewalls reject requests without it.
+const USER_AGENT: &str = concat!("flipswitch-rust/", env!("CARGO_PKG_VERSION"));
+
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// Sends requests to the flag service. Must be used on the provider's runtime.
@@ -238,6 +246,9 @@ fn client(config: &Config, method: Method, timeout: Duration) -> Result<Client, 
         .connect_timeout(options.connect_timeout)
         .timeout(timeout)
         .read_timeout(timeout)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .http2_keep_alive_timeout(PING_TIMEOUT)
+        .http2_keep_alive_while_idle(true)
         // Verbose logging would include the API key.
         .connection_verbose(false)
         .no_gzip()
@@ -251,15 +262,15 @@ fn client(config: &Config, method: Method, timeout: Duration) -> Result<Client, 
 fn default_client(base_url: &BaseUrl) -> Result<ClientBuilder, ConfigError> {
     Ok(match base_url.url().scheme() {
         // Certificates are not needed, and need not be installed.
-        "http" => ClientBuilder::new().tls_certs_only([]),
-        _ => ClientBuilder::new(),
+        "http" => ClientBuilder::new().user_agent(USER_AGENT).tls_certs_only([]),
+        _ => ClientBuilder::new().user_agent(USER_AGENT),
     })
 }
 
 #[cfg(not(any(feature = "rustls", feature = "rustls-no-provider", feature = "native-tls")))]
 fn default_client(base_url: &BaseUrl) -> Result<ClientBuilder, ConfigError> {
     match base_url.url().scheme() {
-        "http" => Ok(ClientBuilder::new()),
+        "http" => Ok(ClientBuilder::new().user_agent(USER_AGENT)),
         _ => Err(ConfigError::NoTls { value: base_url.to_string() }),
     }
 }
