@@ -271,16 +271,17 @@ impl Error {
     }
 }
 
-/// A failed request, with the service's `Retry-After` if it sent one.
+/// A failed request, with the status of the response and its `Retry-After`, if there were any.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) error: Error,
+    pub(crate) status: Option<http::StatusCode>,
     pub(crate) retry_after: Option<Duration>,
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, retry_after: None }
+        Self { error, status: None, retry_after: None }
     }
 }
 

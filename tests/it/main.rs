@@ -30,6 +30,7 @@ mod outage {
     mod dead_connections;
     mod failed_requests;
     mod lost_connections;
+    mod rejected_tags;
     mod slow_service;
     mod stale_values;
 }

@@ -92,7 +92,7 @@ impl CircuitBreaker {
         if self.predates_reset(sent) {
             return outcome.map_err(|failure| failure.error);
         }
-        let Failure { error, retry_after } = match outcome {
+        let Failure { error, retry_after, .. } = match outcome {
             Ok(output) => {
                 self.succeeded(sent);
                 return Ok(output);
@@ -167,7 +167,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn failure(error: Error, retry_after: Option<Duration>) -> Result<(), Failure> {
-        Err(Failure { error, retry_after })
+        Err(Failure { error, status: None, retry_after })
     }
 
     #[test]

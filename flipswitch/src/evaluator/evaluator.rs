@@ -26,6 +26,7 @@ use crate::{
         limiter::Limiter,
         rejections::Rejections,
         request_task::{ProbeTask, RequestTask},
+        tags::Tags,
     },
     events::notifier::Notifier,
     flags::{flag_set::FlagSet, override_file::OverrideFile},
@@ -46,6 +47,7 @@ pub(crate) struct Evaluator {
     /// Wakes the probe task when the next probe is due earlier than planned, or the breaker was reset.
     pub(super) breaker_changed: Notify,
     pub(super) limiter: Limiter,
+    pub(super) tags: Mutex<Tags>,
     pub(super) startup: watch::Sender<Startup>,
     pub(super) counters: Counters,
     bootstrap: Option<Arc<FlagSet>>,
@@ -115,6 +117,7 @@ impl Evaluator {
             breaker: Mutex::default(),
             breaker_changed: Notify::new(),
             limiter: Limiter::new(options.max_concurrent_requests),
+            tags: Mutex::default(),
             startup: watch::Sender::new(Startup::Waiting(None)),
             counters: Counters::default(),
             bootstrap,

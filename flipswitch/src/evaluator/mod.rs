@@ -8,3 +8,4 @@ mod interleavings;
 pub(crate) mod limiter;
 pub(crate) mod rejections;
 pub(crate) mod request_task;
+pub(crate) mod tags;

@@ -13,6 +13,7 @@ use crate::{
         circuit_breaker::concerns_one_context,
         evaluator::{Evaluator, Startup},
         in_flight::InFlightRequest,
+        tags::may_reject_tag,
     },
     events::health::HealthSignal,
     wire::transport::Bulk,
@@ -132,8 +133,8 @@ impl Evaluator {
         *sent_at = Some(now);
         let base = request.base_since(self.key_epoch.load(Ordering::Acquire));
         self.counters.requests.count();
-        let etag = base.and_then(|base| base.etag());
-        let (flag_set, etag) = match (self.transport.bulk(&request.context, etag).await?, base) {
+        let etag = base.and_then(|base| base.etag()).filter(|_| self.tags.lock().are_sent(now));
+        let (flag_set, etag) = match (self.send_with_tag(&request.context, etag).await?, base) {
             (Bulk::Flags { flag_set, etag }, _) => match &self.override_file {
                 Some(file) => (file.apply_to(&flag_set), etag),
                 None => (flag_set, etag),
@@ -149,6 +150,29 @@ impl Evaluator {
             self.counters.new_contexts.count();
         }
         Ok(Arc::new(CacheEntry::new(&request.context, flag_set, etag.as_deref(), base, epoch, now)))
+    }
+
+    /// Sends a request, and repeats it without its tag if that may be the reason for a rejection.
+    async fn send_with_tag(&self, context: &CanonicalContext, etag: Option<&[u8]>) -> Result<Bulk, Failure> {
+        let outcome = self.transport.bulk(context, etag).await;
+        let is_rejected = |failure: &Failure| failure.status.is_some_and(may_reject_tag);
+        match (&outcome, etag) {
+            (Ok(_), Some(_)) => self.tags.lock().accepted(),
+            (Err(failure), Some(_)) if is_rejected(failure) => {
+                self.counters.requests.count();
+                let repeated = self.transport.bulk(context, None).await?;
+                if self.tags.lock().rejected(context, Instant::now()) {
+                    tracing::warn!(
+                        target: "flipswitch", error = %Chain(&failure.error),
+                        "requests with `If-None-Match` are rejected; sending none for 5 minutes. Look for a proxy between \
+                         the application and the flag service"
+                    );
+                }
+                return Ok(repeated);
+            }
+            _ => {}
+        }
+        outcome
     }
 
     /// Records what an outcome says about the service.

@@ -219,16 +219,17 @@ fn request_failure(error: reqwest::Error) -> Failure {
 /// Returns the failure for a status that is neither success nor 304.
 async fn status_failure(response: Response) -> Failure {
     let retry_after = retry_after(response.headers().get(header::RETRY_AFTER), OffsetDateTime::now_utc());
-    let error = match response.status() {
+    let status = response.status();
+    let error = match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Unauthorized,
         StatusCode::TOO_MANY_REQUESTS => Error::RateLimited { retry_after: retry_after.unwrap_or_default() },
-        status @ StatusCode::BAD_REQUEST => {
+        StatusCode::BAD_REQUEST => {
             let rejection = body(response, MAX_ERROR_BODY).await.ok().and_then(|body| ofrep::rejection(&body));
             rejection.unwrap_or(Error::Status(status))
         }
-        status => Error::Status(status),
+        _ => Error::Status(status),
     };
-    Failure { error, retry_after }
+    Failure { error, status: Some(status), retry_after }
 }
 
 /// Makes a client with the application's factory. What must hold for every request is set last.

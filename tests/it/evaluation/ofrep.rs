@@ -383,6 +383,8 @@ async fn requests_have_the_expected_headers_and_body() {
     assert!(request.header("x-flipswitch-os").unwrap().contains('/'), "{request:?}");
     assert_eq!(request.header("x-flipswitch-features"), Some("sse=false"));
     assert!(of("untold").header("x-flipswitch-sdk").is_none(), "telemetry can be switched off");
+    let agent = concat!("flipswitch-rust/", env!("CARGO_PKG_VERSION"));
+    assert!(received.iter().all(|request| request.header("user-agent") == Some(agent)), "{received:?}");
     // No flag key is ever part of a URL.
     assert!(received.iter().all(crate::support::scripted::Received::is_bulk), "{received:?}");
 }

@@ -267,7 +267,7 @@ impl Supervisor {
         &mut self,
         status: Option<StatusCode>,
         after_id: bool,
-        Failure { error, retry_after }: Failure,
+        Failure { error, retry_after, .. }: Failure,
         now: Instant,
         random: f64,
         todo: &mut Vec<Action>,
@@ -463,7 +463,7 @@ mod tests {
     }
 
     fn failure(retry_after: Option<Duration>) -> Failure {
-        Failure { error: Error::Timeout, retry_after }
+        Failure { error: Error::Timeout, status: None, retry_after }
     }
 
     fn refused(code: u16) -> Input {
