@@ -57,7 +57,11 @@ impl TestFlags {
     #[must_use]
     #[track_caller]
     pub fn new(flags: Value) -> Self {
-        let values = object(flags).unwrap_or_else(|error| panic!("{error}"));
+        // A `match`, because a closure would not report the caller.
+        let values = match object(flags) {
+            Ok(values) => values,
+            Err(error) => panic!("{error}"),
+        };
         let reads = Arc::new(ReadLog::default());
         let in_memory = Arc::new(InMemory::new(values, Some(Arc::clone(&reads))));
         let provider = FlipswitchProvider::with_in_memory(Arc::clone(&in_memory));
@@ -138,7 +142,11 @@ impl fmt::Debug for TestFlags {
 /// than a `usize` can count.
 #[track_caller]
 pub fn combinations(flags: Value) -> impl Iterator<Item = Value> {
-    let flags = object(flags).unwrap_or_else(|error| panic!("{error}"));
+    // A `match`, because a closure would not report the caller.
+    let flags = match object(flags) {
+        Ok(flags) => flags,
+        Err(error) => panic!("{error}"),
+    };
     let choices: Vec<(String, Vec<Value>)> = flags
         .into_iter()
         .map(|(key, values)| match values {

@@ -21,6 +21,7 @@ mod stream {
     mod events;
     mod malformed;
     mod oversized;
+    mod panics;
     mod polling;
     mod rejected;
 }

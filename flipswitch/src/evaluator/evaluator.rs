@@ -156,14 +156,18 @@ impl Evaluator {
     ///
     /// An [`Error`] if no task can be started.
     pub(crate) fn start(self: &Arc<Self>) -> Result<(), Error> {
-        if let Some(file) = &self.override_file {
-            file.announce();
-        }
         let check = Arc::clone(self);
         // If it fails, a probe task takes over.
         self.runtime
-            .spawn(async move { drop(check.evaluate(CanonicalContext::start_up(), check.epoch.read()).await) })?;
+            .spawn(async move { drop(check.evaluate(&CanonicalContext::start_up(), check.epoch.read()).await) })?;
         Ok(())
+    }
+
+    /// Logs a warning that names the flags of an override file.
+    pub(crate) fn announce_overrides(&self) {
+        if let Some(file) = &self.override_file {
+            file.announce();
+        }
     }
 
     /// Marks all flags as out of date, because nothing keeps them up to date any more.
@@ -261,17 +265,17 @@ impl Evaluator {
     /// Answers an evaluation that [`fresh`](Self::fresh) did not, with the help of the service.
     pub(crate) async fn evaluate(
         self: &Arc<Self>,
-        context: CanonicalContext,
+        context: &CanonicalContext,
         reading: EpochReading,
     ) -> EvaluationOutcome {
         self.counters.misses.count();
         let now = Instant::now();
-        if let Some(outcome) = self.fallback_if_unavailable(&context, reading, now) {
+        if let Some(outcome) = self.fallback_if_unavailable(context, reading, now) {
             return outcome;
         }
         let cached = || self.cache.get(context.as_bytes());
         let is_usable = |entry: &Arc<CacheEntry>| entry.is_fresh(reading, now, self.cache.freshness());
-        let waiter = match self.in_flight.join(&context, reading.epoch, cached, is_usable) {
+        let waiter = match self.in_flight.join(context, reading.epoch, cached, is_usable) {
             JoinOutcome::Cached(entry) => return EvaluationOutcome::Fresh(entry),
             JoinOutcome::Wait(waiter, None) => {
                 self.counters.coalesced.count();
@@ -285,7 +289,7 @@ impl Evaluator {
                 waiter
             }
         };
-        let stale = self.servable(&context);
+        let stale = self.servable(context);
         let outcome = tokio::select! {
             biased;
             outcome = waiter.wait(stale.is_some()) => outcome,
@@ -294,15 +298,15 @@ impl Evaluator {
         };
         match outcome {
             WaitOutcome::Answered(entry) => EvaluationOutcome::Fresh(entry),
-            WaitOutcome::Failed(error) => self.fallback(&context, Some(error)),
+            WaitOutcome::Failed(error) => self.fallback(context, Some(error)),
             WaitOutcome::Slow => match stale {
                 Some(stale) => {
                     self.counters.stale_served.count();
                     EvaluationOutcome::Stale(stale, None)
                 }
-                None => self.fallback(&context, None),
+                None => self.fallback(context, None),
             },
-            WaitOutcome::Lost => self.fallback(&context, Some(Arc::new(Error::ShutDown))),
+            WaitOutcome::Lost => self.fallback(context, Some(Arc::new(Error::ShutDown))),
         }
     }
 

@@ -222,7 +222,7 @@ impl Listener {
 /// Runs code of the application, and logs a panic.
 fn catch_panic(run: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
-        tracing::error!(target: "flipswitch", panic = text(&*panic), "a listener panicked");
+        tracing::error!(target: "flipswitch", panic = text(&*panic), "a listener or a waker of the application panicked");
         // Dropping the value of the panic runs code of the application, too.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
             std::mem::forget(panic);
@@ -243,7 +243,7 @@ impl Wakers {
 
 impl Drop for Wakers {
     fn drop(&mut self) {
-        self.0.drain(..).for_each(Waker::wake);
+        self.0.drain(..).for_each(|waker| catch_panic(|| waker.wake()));
     }
 }
 

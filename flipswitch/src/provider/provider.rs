@@ -225,7 +225,7 @@ impl FlipswitchProvider {
             // Boxed, because it is rarely needed and its future is large.
             Err((context, reading, evaluator)) => {
                 self.start();
-                Flags::new(Box::pin(evaluator.evaluate(context.clone(), reading)).await, context)
+                Box::pin(async move { Flags::new(evaluator.evaluate(&context, reading).await, context) }).await
             }
         }
     }
@@ -440,11 +440,15 @@ impl FlipswitchProvider {
     pub fn set_api_key(&self, api_key: impl Into<String>) -> Result<(), ConfigError> {
         let api_key = ApiKey::new(&api_key.into())?;
         let Source::Service(service) = &self.handle.source else { return Ok(()) };
-        service.evaluator.set_api_key(&api_key);
+        {
+            // Locked, so that concurrent calls leave the same key everywhere.
+            let mut shown = service.api_key.lock();
+            service.evaluator.set_api_key(&api_key);
+            *shown = api_key.clone();
+        }
         service.notifier.api_key_replaced();
         service.updates.api_key_replaced();
         tracing::info!(target: "flipswitch", %api_key, "the API key was replaced");
-        *service.api_key.lock() = api_key;
         if self.handle.is_started.load(Ordering::Relaxed) && !service.updates.are_enabled() {
             // Nothing else in the background tries the key.
             service.evaluator.spawn_refetch();
@@ -501,6 +505,7 @@ impl Service {
         let Self { base_url, is_realtime, .. } = self;
         let api_key = self.api_key.lock().clone();
         tracing::info!(target: "flipswitch", %base_url, %api_key, realtime = is_realtime, "starting");
+        self.evaluator.announce_overrides();
         if base_url.is_plain_and_remote() {
             tracing::warn!(target: "flipswitch", %base_url, "the API key is sent unencrypted; use https");
         }

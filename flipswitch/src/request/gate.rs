@@ -86,7 +86,7 @@ pub enum Unknown {
 #[derive(Clone)]
 enum Check {
     Flag { key: &'static str, default: bool, opens_if: bool, warned: Arc<AtomicBool> },
-    Variant { key: &'static str, variant: Cow<'static, str> },
+    Variant { key: &'static str, variant: Arc<str> },
     When(Arc<dyn Fn(&Flags) -> bool + Send + Sync>),
 }
 
@@ -107,7 +107,7 @@ impl GateRule {
     /// Opens if the service evaluated the flag to this variant.
     #[must_use]
     pub fn variant(flag: impl FlagKey, variant: impl Into<Cow<'static, str>>) -> Self {
-        Self::new(Check::Variant { key: flag.key(), variant: variant.into() })
+        Self::new(Check::Variant { key: flag.key(), variant: variant.into().into() })
     }
 
     /// Opens if the predicate returns `true` for the flags of the request.
@@ -136,15 +136,15 @@ impl GateRule {
     /// Returns whether the gate is open by the last known flags of a request, for guards, which cannot wait. New flags are
     /// requested in the background.
     ///
-    /// Without any flags, the default of the rule's flag counts, and a warning is logged once. A rule without a default is
-    /// closed then.
+    /// Without any flags, a warning is logged once, and [`unknown`](Self::unknown) decides. Where that is not set, the
+    /// default of the rule's flag counts, and a rule without a default is closed.
     #[must_use]
     pub fn is_open_by_last_known(&self, scope: &RequestScope) -> bool {
         scope.last_known_flags().map_or_else(
             || {
                 let (key, is_open) = self.check.without_flags();
                 SetupWarning::GuardWithoutFlags { key }.log(scope.provider().warned());
-                is_open
+                self.unknown.map_or(is_open, |unknown| unknown == Unknown::Open)
             },
             |flags| self.is_open(&flags),
         )

@@ -2,12 +2,12 @@
 //!
 //! That is how changes are noticed while the stream is closed, and how the changes during that time are named.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{Notify, watch};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
 
 use crate::{
     evaluator::evaluator::Evaluator,
@@ -80,7 +80,7 @@ impl Polling {
                     // Refetches that were asked for meanwhile are served as well.
                     let _ = tokio::time::timeout(Duration::ZERO, self.refetch.notified()).await;
                 }
-                () = sleep_until(next_poll) => {
+                () = sleep_until(next_poll.map(Instant::into_std)) => {
                     is_poll = true;
                     next_poll = Some(Instant::now() + with_jitter(interval));
                 }

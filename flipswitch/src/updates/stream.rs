@@ -12,7 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicU8, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -80,9 +80,26 @@ impl StreamCommands {
     }
 }
 
+/// Wait before the task is started again after a panic.
+const RESTART_WAIT: Duration = Duration::from_secs(1);
+
 /// Reads the stream for the lifetime of the provider.
+///
+/// The task runs code of the application, the subscriber of its logs, which may panic. Without the task nothing would
+/// invalidate flags, so it is started again.
 pub(super) async fn run(updates: Arc<Updates>, options: StreamOptions) {
-    StreamTask { updates, supervisor: Supervisor::new(options), connection: Connection::None }.run().await;
+    loop {
+        let (supervisor, connection) = (Supervisor::new(options), Connection::None);
+        let task = StreamTask { updates: Arc::clone(&updates), supervisor, connection };
+        match updates.runtime.spawn(task.run()) {
+            Ok(running) => match running.await {
+                Err(error) if error.is_panic() => updates.stream_panicked(),
+                _ => return,
+            },
+            Err(_) => return,
+        }
+        tokio::time::sleep(RESTART_WAIT).await;
+    }
 }
 
 /// Carries out what the supervisor decides.
@@ -210,11 +227,14 @@ impl Connection {
             Self::Connecting(task) => match task.await {
                 Ok(Some(Ok(open))) => ConnectionEvent::Opened(Box::new(open)),
                 Ok(Some(Err(refused))) => ConnectionEvent::Refused(refused),
-                // Cancelled by the shutdown of the provider.
-                Ok(None) => pending().await,
-                Err(panic) => {
-                    let failure = Error::transport(panic).into();
+                Err(error) if error.is_panic() => {
+                    let failure = Error::transport(error).into();
                     ConnectionEvent::Refused(StreamRefused { status: None, failure })
+                }
+                // Cancelled by the shutdown of the provider, or of an external runtime. The task must not be polled again.
+                Ok(None) | Err(_) => {
+                    *self = Self::None;
+                    pending().await
                 }
             },
             Self::Open(open) => match open.events.chunk().await {

@@ -123,6 +123,14 @@ impl Updates {
         self.notifier.observe(HealthSignal::StreamClosed);
     }
 
+    /// Notes that the task of the stream has panicked: its connection is gone, whatever its state was.
+    pub(super) fn stream_panicked(&self) {
+        self.stream_closed();
+        self.status(ConnectionStatus::Error);
+        self.invalidate();
+        tracing::error!(target: "flipswitch", "the task of the stream of changes panicked; reconnecting");
+    }
+
     /// Marks all flags as out of date.
     pub(super) fn invalidate(&self) {
         self.evaluator.epoch().invalidate_all();

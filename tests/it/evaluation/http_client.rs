@@ -1,7 +1,6 @@
 //! The HTTP client: proxies, and the client that the application configures.
 
 use std::{
-    net::SocketAddr,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -9,15 +8,7 @@ use std::{
     time::Duration,
 };
 
-use flipswitch::{
-    ConnectionStatus, FlipswitchProvider,
-    reqwest::{
-        self,
-        dns::{Addrs, Name, Resolve, Resolving},
-    },
-    serde_json::json,
-};
-use flipswitch_local::LocalServer;
+use flipswitch::{FlipswitchProvider, reqwest, serde_json::json};
 
 use crate::support::{
     eventually, in_time,
@@ -66,43 +57,4 @@ async fn the_http_client_factory_is_used_for_requests_and_stream() {
     for request in service.received() {
         assert_eq!(request.header("forwarded"), Some("for=proxy"), "{request:?}");
     }
-}
-
-/// Resolves every name to the service's address, after some panics.
-#[derive(Debug)]
-struct PanickingResolver {
-    address: SocketAddr,
-    panics: AtomicUsize,
-}
-
-impl Resolve for PanickingResolver {
-    fn resolve(&self, _: Name) -> Resolving {
-        let left = self.panics.fetch_update(Ordering::AcqRel, Ordering::Acquire, |left| left.checked_sub(1));
-        let address = self.address;
-        Box::pin(async move {
-            assert!(left.is_err(), "the application's resolver panics");
-            Ok(Box::new(std::iter::once(address)) as Addrs)
-        })
-    }
-}
-
-#[tokio::test]
-async fn the_stream_and_the_requests_survive_panics_of_the_applications_resolver() {
-    let service = LocalServer::start(json!({"on": true})).await.unwrap();
-    let address: SocketAddr = service.url().strip_prefix("http://").unwrap().parse().unwrap();
-    // One client is for requests, the other one for the stream.
-    let resolvers = [0; 2].map(|_| Arc::new(PanickingResolver { address, panics: AtomicUsize::new(2) }));
-    let (made, unused) = (AtomicUsize::new(0), resolvers.clone());
-    let provider = FlipswitchProvider::builder("key")
-        .base_url(format!("http://flags.example:{}", address.port()))
-        .http_client(move || {
-            let resolver = Arc::clone(&unused[made.fetch_add(1, Ordering::AcqRel)]);
-            reqwest::ClientBuilder::new().no_proxy().dns_resolver(resolver)
-        })
-        .build()
-        .unwrap();
-    eventually(async || provider.flags(&user("u")).await.bool("on", false)).await;
-    eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
-    assert!(resolvers.iter().all(|resolver| resolver.panics.load(Ordering::Acquire) == 0));
-    provider.shutdown().await;
 }
