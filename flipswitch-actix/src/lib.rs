@@ -9,7 +9,7 @@ pub mod testing;
 
 pub use flipswitch::{
     self, EvaluationContext, FlipswitchProvider, InRequest, IntoContext, Lifespan, RequestScope, flags, http,
-    integration::{Anonymous, AnonymousCookie, FlagKey, GateFlag, Unknown},
+    integration::{Anonymous, AnonymousCookie, FlagKey, GateFlag, GateRule, Unknown},
     time,
 };
 

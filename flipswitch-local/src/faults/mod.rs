@@ -4,7 +4,6 @@ pub(crate) mod connection;
 pub(crate) mod effect;
 pub(crate) mod error;
 pub(crate) mod fault;
-#[allow(clippy::module_inception, reason = "the folder is named after its main type")]
 pub(crate) mod faults;
 pub(crate) mod handle;
 pub(crate) mod middleware;

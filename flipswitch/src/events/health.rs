@@ -1,4 +1,4 @@
-//! The health of a provider, and the events that follow from it. No I/O; the time is passed in.
+//! The health of a provider, and the events that follow from it. No I/O; instants are passed in.
 
 use std::time::{Duration, Instant};
 

@@ -77,8 +77,8 @@ impl Lifespan {
 
     /// Runs a server that drains on [`signal`](Self::signal), then shuts the provider down.
     ///
-    /// If the server still drains `drain_timeout` after the signal, it is dropped with its connections, and a warning is
-    /// logged.
+    /// If the server still drains `drain_timeout` after the signal, it is dropped, and a warning is logged. Connections that
+    /// run in tasks of their own end with the runtime.
     ///
     /// # Errors
     ///
