@@ -1,4 +1,4 @@
-//! Extractors for the flags of a request.
+//! Extractors: how handlers read the flags of a request.
 
 use std::{
     fmt,
@@ -49,7 +49,7 @@ impl FromRequest for Flags {
     }
 }
 
-/// Extractor for one flag that was declared with [`flags!`](flipswitch::flags), by its value.
+/// Extractor for the value of one flag that was declared with [`flags!`](flipswitch::flags).
 ///
 /// Errors are those of [`Flags`].
 ///
@@ -188,7 +188,7 @@ impl ResponseError for MissingMiddleware {
     }
 
     fn error_response(&self) -> HttpResponse {
-        // Logged here, because it is no mistake for an `Option` of flags.
+        // Logged here, because it is not a mistake for an `Option` of flags.
         tracing::error!(target: "flipswitch", "{self}");
         HttpResponse::build(self.status_code()).content_type(ContentType::plaintext()).body(self.to_string())
     }

@@ -24,7 +24,7 @@ use crate::{FlagsExt, MissingMiddleware};
 /// Middleware that responds with `404 Not Found` unless a flag is on for the request.
 ///
 /// A gate reads the same flags as handlers. It needs a [`FlipswitchMiddleware`](crate::FlipswitchMiddleware) that runs before
-/// it, that is, one that is registered after it, and responds with 500 without it ([`MissingMiddleware`]).
+/// it, that is, one that is registered after it. Without one, it responds with 500 ([`MissingMiddleware`]).
 ///
 /// ```
 /// use actix_web::{App, http::StatusCode, web};
@@ -54,9 +54,9 @@ use crate::{FlagsExt, MissingMiddleware};
 ///
 /// # Where to wrap
 ///
-/// `wrap` of a scope or a resource closes all methods of its paths. `wrap` of one route of a resource does not apply to other
-/// methods, which are answered with 405 and reveal the path. To serve other users by another route of the same path, use a
-/// guard: [`flag_on`](crate::flag_on).
+/// Wrap a scope or a resource: the gate then closes all methods of its paths. A gate around one route of a resource
+/// does not apply to other methods, which are answered with 405 and reveal the path. To serve other users by another
+/// route of the same path, use a guard: [`flag_on`](crate::flag_on).
 ///
 /// The response of a closed gate may set the [cookie](crate::Anonymous::cookie) of a visitor. An application with its own
 /// 404 page passes it to [`fallback`](Self::fallback).
@@ -73,23 +73,23 @@ pub struct FlagGate {
 }
 
 impl FlagGate {
-    /// Opens if the flag is on: a key, which defaults to `false`, or a boolean flag declared with
+    /// Creates a gate that opens if a flag is on: a key, which defaults to `false`, or a boolean flag declared with
     /// [`flags!`](flipswitch::flags).
     pub fn enabled(flag: impl GateFlag) -> Self {
         GateRule::enabled(flag).into()
     }
 
-    /// Opens if the flag is off. The default of a key is `false`.
+    /// Creates a gate that opens if the flag is off. The default of a key is `false`.
     pub fn disabled(flag: impl GateFlag) -> Self {
         GateRule::disabled(flag).into()
     }
 
-    /// Opens if the service evaluated the flag to this variant.
+    /// Creates a gate that opens if the service evaluated the flag to this variant.
     pub fn variant(flag: impl FlagKey, variant: impl Into<Cow<'static, str>>) -> Self {
         GateRule::variant(flag, variant).into()
     }
 
-    /// Opens if the predicate returns `true` for the flags of the request.
+    /// Creates a gate that opens if the predicate returns `true` for the flags of the request.
     pub fn when(predicate: impl Fn(&flipswitch::Flags) -> bool + Send + Sync + 'static) -> Self {
         GateRule::when(predicate).into()
     }
@@ -102,7 +102,7 @@ impl FlagGate {
     }
 
     /// Sets what happens while no flags of the request are known, because the service has not responded and there are no
-    /// bootstrap values. By default the defaults of the flags count.
+    /// bootstrap values. By default, the gate decides by the defaults of the flags.
     pub fn unknown(mut self, unknown: Unknown) -> Self {
         self.rule = self.rule.unknown(unknown);
         self
@@ -124,7 +124,7 @@ impl From<GateRule> for FlagGate {
 #[diagnostic::on_unimplemented(
     message = "a gate cannot respond with `{Self}`",
     label = "pass a `StatusCode`, or a function that returns a response: `|| HttpResponse::Gone()`",
-    note = "all workers share the function, so it is `Send + Sync + 'static`; it returns a `Responder`"
+    note = "all workers share the function, so it must be `Send + Sync + 'static` and return a `Responder`"
 )]
 pub trait Fallback: Send + Sync + 'static {
     /// Makes the response.

@@ -8,12 +8,12 @@ use actix_web::{
 };
 use flipswitch::{FlipswitchProvider, integration::HealthProbe};
 
-/// Creates a handler that responds with a provider's [`Health`](flipswitch::Health) as JSON: with 200, or with 503 after the
-/// provider was shut down.
+/// Creates a handler that responds with a provider's [`Health`](flipswitch::Health) as JSON: with 200, or with 503 once
+/// the provider is shut down.
 ///
-/// With the query `?ready`, it responds with 503 also before the flag service has responded for the first time; `?live` is
-/// the default. An outage changes neither, because flags keep their last values. Use `?ready` only if no request may be
-/// served with defaults.
+/// With the query `?ready`, it also responds with 503 until the flag service has responded once; `?live` is the
+/// default. An outage changes neither: flags keep their last values, and taking the process out of service would not
+/// help. Use `?ready` only if no request may be served with defaults.
 ///
 /// ```
 /// use actix_web::{App, web};

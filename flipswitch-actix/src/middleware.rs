@@ -32,9 +32,10 @@ use pin_project_lite::pin_project;
 ///
 /// # Order of middleware
 ///
-/// The middleware that sets the user (authentication, sessions) must run before this one. actix runs the middleware that is
-/// registered *last* first: register the authentication after, that is below, this one. If the user is set too late, a
-/// warning is logged once. If two of these surround a handler, the inner one decides, and a warning is logged.
+/// The middleware that sets the user (authentication, sessions) must run before this one. actix runs the middleware
+/// that is registered *last* first: register the authentication after, that is below, this one. If the user is set too
+/// late, a warning is logged once. If two of these middlewares surround a handler, the inner one decides, and a warning
+/// is logged.
 ///
 /// ```
 /// use actix_web::{App, HttpServer, web};
@@ -93,9 +94,9 @@ impl FlipswitchMiddleware {
 
     /// Sets a function that builds the context from the request: headers, cookies, extensions. Defaults to none.
     ///
-    /// The function returns an [`EvaluationContext`](flipswitch::EvaluationContext) or an `Option` of one. Fields of the
-    /// context from [`with_user`](Self::with_user) win. Headers can be forged: use only those that a trusted proxy sets. A
-    /// panic of the function is logged once, and its context is ignored.
+    /// The function returns an [`EvaluationContext`](flipswitch::EvaluationContext) or an `Option` of one. Fields from
+    /// [`with_user`](Self::with_user) take precedence. Clients can send any header: use only those that a trusted proxy
+    /// sets. If the function panics, its context is ignored and a warning is logged once.
     ///
     /// ```
     /// use flipswitch_actix::{EvaluationContext, FlipswitchMiddleware};
@@ -117,8 +118,8 @@ impl FlipswitchMiddleware {
     /// Sets a function that builds the context from the user, which another middleware puts into the extensions. Defaults to
     /// none.
     ///
-    /// The function returns `None` if the extension holds no user, such as a session without login. A panic of the function
-    /// is logged once, and its context is ignored.
+    /// The function returns `None` if the extension holds no user, such as a session without login. If it panics, its
+    /// context is ignored and a warning is logged once.
     pub fn with_user<U, C>(self, context: impl Fn(&U) -> C + Send + Sync + 'static) -> Self
     where
         U: 'static,
@@ -128,7 +129,7 @@ impl FlipswitchMiddleware {
         self.map(|scopes| scopes.with_user::<U, _, _>(Extensions::contains::<U>, context))
     }
 
-    /// Sets how visitors without a user are evaluated. Defaults to [`Anonymous::shared`].
+    /// Sets how requests without a user are evaluated. Defaults to [`Anonymous::shared`].
     pub fn with_anonymous(self, anonymous: impl Into<Anonymous>) -> Self {
         self.map(|scopes| scopes.with_anonymous(anonymous))
     }

@@ -145,7 +145,7 @@ pub(crate) fn scope(extensions: &Extensions) -> Option<&RequestScope> {
 pub struct MissingLayer(());
 
 impl MissingLayer {
-    /// Makes and logs the rejection.
+    /// Creates and logs the rejection.
     pub(crate) fn logged() -> Self {
         let rejection = Self(());
         tracing::error!(target: "flipswitch", "{rejection}");

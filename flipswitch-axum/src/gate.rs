@@ -22,7 +22,7 @@ use crate::extract::{self, MissingLayer};
 /// Layer that responds with `404 Not Found` unless a flag is on for the request.
 ///
 /// A gate reads the same flags as handlers. It needs a [`FlipswitchLayer`](crate::FlipswitchLayer) that runs before it, that
-/// is, one that is added after it, and responds with 500 without it ([`MissingLayer`]).
+/// is, one that is added after it. Without one, it responds with 500 ([`MissingLayer`]).
 ///
 /// ```
 /// use axum::{Router, http::StatusCode, routing::get};
@@ -61,11 +61,11 @@ use crate::extract::{self, MissingLayer};
 ///   paths are closed, and no other path.
 /// - To one route: `layer` of its handler or method router. `route_layer` of a *method router* does not apply to other
 ///   methods, which are answered with 405.
-/// - `layer` of a nested router. On a merged router, `layer` also applies to paths that are not found, which then read
-///   flags, and get the response of the gate.
+/// - To a nested router: `layer` of that router. On a merged router, `layer` also applies to paths that are not found,
+///   which then read flags, and get the response of the gate.
 ///
-/// In these places, axum adds an `Allow` header to the 404 for another method than the route's, which reveals that the route
-/// exists. To hide it, add the gate to a service: `.route_service("/beta", gate.layer(get(beta)))`, or
+/// In these places, axum adds an `Allow` header to the 404 for a method that the route does not support, which reveals
+/// that the route exists. To hide it, add the gate to a service: `.route_service("/beta", gate.layer(get(beta)))`, or
 /// `.nest_service("/beta", gate.layer(router))`. The response of a closed gate may set the
 /// [cookie](crate::Anonymous::cookie) of a visitor. An application with its own 404 page passes it to
 /// [`fallback`](Self::fallback).
@@ -85,23 +85,23 @@ pub struct FlagGate {
 }
 
 impl FlagGate {
-    /// Opens if the flag is on: a key, which defaults to `false`, or a boolean flag declared with
+    /// Creates a gate that opens if a flag is on: a key, which defaults to `false`, or a boolean flag declared with
     /// [`flags!`](flipswitch::flags).
     pub fn enabled(flag: impl GateFlag) -> Self {
         GateRule::enabled(flag).into()
     }
 
-    /// Opens if the flag is off.
+    /// Creates a gate that opens if the flag is off.
     pub fn disabled(flag: impl GateFlag) -> Self {
         GateRule::disabled(flag).into()
     }
 
-    /// Opens if the service evaluated the flag to this variant.
+    /// Creates a gate that opens if the service evaluated the flag to this variant.
     pub fn variant(flag: impl FlagKey, variant: impl Into<Cow<'static, str>>) -> Self {
         GateRule::variant(flag, variant).into()
     }
 
-    /// Opens if the predicate returns `true` for the flags of the request.
+    /// Creates a gate that opens if the predicate returns `true` for the flags of the request.
     pub fn when(predicate: impl Fn(&flipswitch::Flags) -> bool + Send + Sync + 'static) -> Self {
         GateRule::when(predicate).into()
     }
@@ -113,7 +113,7 @@ impl FlagGate {
     }
 
     /// Sets what happens while no flags of the request are known: the service has not responded, and there are no bootstrap
-    /// values. By default the defaults of the flags count.
+    /// values. By default, the gate decides by the defaults of the flags.
     pub fn unknown(mut self, unknown: Unknown) -> Self {
         self.rule = self.rule.unknown(unknown);
         self

@@ -95,8 +95,8 @@ impl FlipswitchLayer {
     /// Sets a function that builds the context from the user, which another layer puts into the extensions. Defaults to
     /// none.
     ///
-    /// The function returns `None` if the extension holds no user, as a session without login. If it panics, its context is
-    /// ignored and a warning is logged once.
+    /// The function returns `None` if the extension holds no user, such as a session without login. If it panics, its
+    /// context is ignored and a warning is logged once.
     pub fn with_user<U: RequestExtension, C: IntoContext>(
         self,
         context: impl Fn(&U) -> C + Send + Sync + 'static,
@@ -119,7 +119,7 @@ impl FlipswitchLayer {
 /// Type that can be in the [`Extensions`] of a request: any type that is `Clone + Send + Sync + 'static`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be in the extensions of a request",
-    label = "not `Clone + Send + Sync + 'static`, as extensions are",
+    label = "not `Clone + Send + Sync + 'static`, as extensions must be",
     note = "take the type that the authentication puts there, such as `|user: &Arc<User>|` for an `Arc<User>`"
 )]
 pub trait RequestExtension: Clone + Send + Sync + 'static {}

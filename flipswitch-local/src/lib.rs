@@ -1,9 +1,9 @@
 //! A feature-flag service on your own machine, for development and tests.
 //!
 //! The service implements the protocol of the real one, OFREP and a stream of changes, without an account or a network.
-//! This crate has the service as a library, for tests. It is also a program with a dashboard; see the
+//! This crate is a library for tests. It is also a program with a dashboard; see the
 //! [README](https://crates.io/crates/flipswitch-local) for its options, the format of its flags file, and the endpoints
-//! under `/local` with which `curl` changes flags and faults.
+//! under `/local`, through which `curl` can change flags and faults.
 //!
 //! # Example
 //!
@@ -21,7 +21,7 @@
 //! // Change a flag. The application receives the change on its stream.
 //! service.set_flag("new-checkout", true);
 //!
-//! // Let the next two evaluations fail.
+//! // Make the next two evaluations fail.
 //! service.faults().add(Fault::on(Endpoint::Bulk).status(503).times(2))?;
 //!
 //! // Check the requests of the application.

@@ -66,7 +66,7 @@ pub struct LocalServer {
 /// # }
 /// ```
 #[derive(Clone)]
-#[must_use = "a builder does nothing until `start`"]
+#[must_use = "a builder does nothing until `start` is called"]
 pub struct LocalServerBuilder {
     flags: Value,
     flags_file: Option<PathBuf>,
@@ -130,7 +130,7 @@ impl LocalServer {
         self.state.rotate_api_key(rotation).0
     }
 
-    /// Returns the handle with which tests add and remove faults.
+    /// Returns a handle to the faults, for tests that add and remove them.
     #[must_use]
     pub fn faults(&self) -> Faults {
         Faults(Arc::clone(&self.state.faults))
@@ -263,7 +263,8 @@ impl LocalServerBuilder {
         let file = match &flags_file {
             None => None,
             Some(path) => {
-                // Read before it is watched for a good error, and again afterwards, so that no change is missed.
+                // Read before it is watched, so that errors are reported, and again afterwards, so that no change is
+                // missed.
                 file::read(path)?;
                 let watcher = FileWatcher::new(path)?;
                 let from_file = file::read(path)?;

@@ -73,7 +73,7 @@ impl Options {
     ///
     /// # Errors
     ///
-    /// A [`ConfigError`] naming the first option whose value cannot work.
+    /// A [`ConfigError`] that names the first option with an invalid value.
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         duration("request_timeout", self.request_timeout)?;
         duration("connect_timeout", self.connect_timeout)?;

@@ -15,13 +15,14 @@ pub(crate) type SharedError = Arc<dyn StdError + Send + Sync + 'static>;
 /// An evaluation never fails because of it: [`Flags`](crate::Flags) returns the last known values or the caller's
 /// defaults, and keeps the error in [`Flags::error`](crate::Flags::error).
 ///
-/// Most applications only log it. Worth handling:
+/// Most applications only log the error. These variants are worth handling:
 ///
 /// - [`Unauthorized`](Self::Unauthorized): only another API key helps; see
 ///   [`set_api_key`](crate::FlipswitchProvider::set_api_key).
 /// - [`InvalidContext`](Self::InvalidContext): the application builds a context that cannot be sent; fix what the text
 ///   names.
-/// - [`Evaluation`](Self::Evaluation): the service refuses this context, for instance for want of a targeting key.
+/// - [`Evaluation`](Self::Evaluation): the service rejects this context, for example because it has no targeting
+///   key.
 /// - [`ShutDown`](Self::ShutDown): the application evaluates after it shut the provider down.
 ///
 /// All other variants describe a service that is slow, unreachable or overloaded. The provider retries by itself.
@@ -40,8 +41,8 @@ pub enum Error {
     /// The flag service responded with a status that OFREP does not define.
     #[error("the flag service responded with {0}")]
     Status(http::StatusCode),
-    /// The flag service refused this evaluation with an OFREP error code, such as `TARGETING_KEY_MISSING`.
-    #[error("the flag service refused the evaluation with {code}{}", Details(.details.as_deref()))]
+    /// The flag service rejected this evaluation with an OFREP error code, such as `TARGETING_KEY_MISSING`.
+    #[error("the flag service rejected the evaluation with {code}{}", Details(.details.as_deref()))]
     Evaluation {
         /// The OFREP error code as sent.
         code: String,
@@ -120,7 +121,7 @@ pub enum ConfigError {
          look for a line break, a typographic quote or a stray byte"
     )]
     IllegalApiKey {
-        /// Position of the first offending character, counted from 1.
+        /// Position of the first invalid character, counted from 1.
         position: usize,
     },
     /// The API key is wrapped in something else, such as quotes.
@@ -240,13 +241,13 @@ pub enum ReadyError {
     /// The flag service refused the API key. Waiting longer does not help.
     #[error("the flag service refused the API key; check it on the environment's page in the Flipswitch dashboard")]
     Unauthorized,
-    /// All requests failed until the timeout. The provider keeps trying.
+    /// All requests before the timeout failed. The provider keeps trying.
     #[error("the flag service could not be reached in time")]
     Unreachable(#[source] Error),
     /// Handlers for the signals that end the process could not be installed.
     #[error("signal handlers could not be installed")]
     Signals(#[source] Arc<std::io::Error>),
-    /// The flag service did not respond until the timeout. The provider keeps trying.
+    /// The flag service did not respond before the timeout. The provider keeps trying.
     #[error("the flag service did not respond in time")]
     Timeout,
     /// The provider was shut down.

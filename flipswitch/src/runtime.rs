@@ -22,7 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::error::Error;
 
-/// How long tasks may take to notice that they are cancelled, and blocking calls after them, such as name resolution.
+/// How long tasks may take to end once they are cancelled, and then blocking calls, such as name resolution.
 const TASKS_TIMEOUT: Duration = Duration::from_secs(3);
 const BLOCKING_TIMEOUT: Duration = Duration::from_secs(1);
 

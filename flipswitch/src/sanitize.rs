@@ -1,4 +1,4 @@
-//! Text from outside, made fit for logs and errors.
+//! Text from outside, sanitized for logs and errors.
 
 /// Longest text that is kept, in bytes.
 const MAX_BYTES: usize = 256;

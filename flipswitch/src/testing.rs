@@ -1,4 +1,4 @@
-//! Flags for the tests of an application: without a service, changeable while a test runs, with a record of reads.
+//! Flags for the tests of an application. They need no service, can change while a test runs, and record their reads.
 //!
 //! Nothing here is global, so tests can run in parallel. For tests over sockets, or of outages, use the service in
 //! `flipswitch-local`.
@@ -19,7 +19,7 @@ use crate::{
 
 pub use crate::provider::flags::FlagReads;
 
-/// Flags in memory, and their provider.
+/// Flag values in memory, and a provider that serves them.
 ///
 /// ```
 /// use flipswitch::{EvaluationContext, serde_json::json, testing::TestFlags};
@@ -49,7 +49,7 @@ pub struct TestFlags {
 }
 
 impl TestFlags {
-    /// Makes flags from a JSON object of flag keys and values, which apply to every context.
+    /// Creates flags from a JSON object of flag keys and values, which apply to every context.
     ///
     /// # Panics
     ///
@@ -119,9 +119,9 @@ impl fmt::Debug for TestFlags {
 
 /// Returns every combination of the values that flags can have.
 ///
-/// Of `{"a": [false, true], "b": ["x", "y"], "c": 1}` these are the four objects from `{"a": false, "b": "x", "c": 1}` to
-/// `{"a": true, "b": "y", "c": 1}`. A value that is no list is the only choice; a flag whose value is a list is written as a
-/// list of lists.
+/// For `{"a": [false, true], "b": ["x", "y"], "c": 1}` these are the four objects from `{"a": false, "b": "x", "c": 1}`
+/// to `{"a": true, "b": "y", "c": 1}`. A value that is not a list is the only choice. For a flag whose value is a list,
+/// write a list of lists.
 ///
 /// ```
 /// use flipswitch::{FlipswitchProvider, serde_json::json, testing::combinations};

@@ -2,7 +2,7 @@
 
 flipswitch::flags! {
     //~ a flag of type `i64` cannot have a default of type `&str`
-    //~ anything that converts into `i64` can be one by `.into()`
+    //~ a value that converts into `i64` can be used with `.into()`
     pub MaxItems: i64 = "max-items", default "10";
     //~ a flag of type `bool` cannot have a default of type `{integer}`
     pub NewCheckout: bool = "new-checkout", default 0;

@@ -18,12 +18,12 @@ pub fn a_response() -> FlagGate {
 
 pub fn a_function_that_returns_a_number() -> FlagGate {
     //~ a gate cannot respond with
-    //~ it returns a `Responder`
+    //~ and return a `Responder`
     FlagGate::enabled("beta").fallback(|| 403)
 }
 
 pub fn a_function_of_one_thread(text: Rc<str>) -> FlagGate {
     //~ a gate cannot respond with
-    //~ all workers share the function, so it is `Send + Sync + 'static`
+    //~ all workers share the function, so it must be `Send + Sync + 'static`
     FlagGate::enabled("beta").fallback(move || text.to_string())
 }

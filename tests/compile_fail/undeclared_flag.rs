@@ -25,7 +25,7 @@ pub async fn axum_handler(_: flipswitch_axum::Flag<NewCheckout>) {}
 pub async fn actix_handler(_: flipswitch_actix::Flag<NewCheckout>) {}
 
 pub fn gate() -> FlagGate {
-    //~ `NewCheckout` is no boolean flag
+    //~ `NewCheckout` is not a boolean flag
     FlagGate::enabled(NewCheckout)
 }
 

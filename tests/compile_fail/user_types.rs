@@ -16,7 +16,7 @@ pub struct Session(Cell<bool>);
 
 pub fn of_one_thread(provider: FlipswitchProvider) -> FlipswitchLayer {
     //~ `Rc<User>` cannot be in the extensions of a request
-    //~ not `Clone + Send + Sync + 'static`, as extensions are
+    //~ not `Clone + Send + Sync + 'static`, as extensions must be
     FlipswitchLayer::new(provider).with_user(|_: &Rc<User>| EvaluationContext::default())
 }
 

@@ -22,28 +22,28 @@ pub async fn actix_handler(flipswitch_actix::Flag(on): flipswitch_actix::Flag<Ma
 }
 
 pub fn axum_gate() -> flipswitch_axum::FlagGate {
-    //~ `MaxItems` is no boolean flag
+    //~ `MaxItems` is not a boolean flag
     //~ pass the flag's key, a `&'static str`, or a flag declared with `flags!` as `bool`
     flipswitch_axum::FlagGate::enabled(MaxItems)
 }
 
 pub fn axum_gate_of_the_opposite() -> flipswitch_axum::FlagGate {
-    //~ `MaxItems` is no boolean flag
+    //~ `MaxItems` is not a boolean flag
     flipswitch_axum::FlagGate::disabled(MaxItems)
 }
 
 pub fn actix_gate() -> flipswitch_actix::FlagGate {
-    //~ `MaxItems` is no boolean flag
+    //~ `MaxItems` is not a boolean flag
     flipswitch_actix::FlagGate::enabled(MaxItems)
 }
 
 pub fn actix_guard() {
-    //~ `MaxItems` is no boolean flag
+    //~ `MaxItems` is not a boolean flag
     //~ pass the flag's key, a `&'static str`, or a flag declared with `flags!` as `bool`
     let _ = flipswitch_actix::flag_on(MaxItems);
 }
 
 pub fn gate_of_a_string(key: String) -> flipswitch_axum::FlagGate {
-    //~ String` is no boolean flag
+    //~ String` is not a boolean flag
     flipswitch_axum::FlagGate::enabled(key)
 }

@@ -1,4 +1,4 @@
-//! The control endpoints, under `/local`, with which `curl` and the dashboard change flags and faults.
+//! The control endpoints, under `/local`: `curl` and the dashboard use them to change flags and faults.
 //!
 //! | request | effect |
 //! |---|---|

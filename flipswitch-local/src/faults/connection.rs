@@ -1,4 +1,4 @@
-//! Connections that end when the server stops, whatever their clients do, and on which faults can act.
+//! Connections that end when the server stops, whatever their clients do, and that faults can act on.
 
 use std::{
     future::poll_fn,
@@ -72,7 +72,7 @@ impl serve::Listener for Listener {
     }
 }
 
-/// The peer of a connection, and the handle on the connection.
+/// The peer of a connection, and the handle to the connection.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(crate) handle: ConnectionHandle,

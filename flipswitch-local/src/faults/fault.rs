@@ -79,7 +79,7 @@ pub struct Fault {
     invalid_option: Option<FaultError>,
 }
 
-/// A [`Fault`] without an effect so far.
+/// A [`Fault`] whose effect is not set yet.
 #[derive(Clone, Copy, Debug)]
 #[must_use = "a fault needs an effect"]
 pub struct FaultOn(Endpoint);
@@ -164,7 +164,7 @@ impl FaultOn {
 }
 
 impl Fault {
-    /// Starts a fault that applies to an endpoint.
+    /// Begins a fault that applies to an endpoint. A method of [`FaultOn`] sets its effect.
     pub fn on(endpoint: Endpoint) -> FaultOn {
         FaultOn(endpoint)
     }

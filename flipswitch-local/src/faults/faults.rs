@@ -1,4 +1,4 @@
-//! The handle with which tests add and remove faults.
+//! The handle that tests use to add and remove faults.
 
 use std::{fmt, sync::Arc};
 
@@ -11,8 +11,8 @@ use crate::faults::{
     registry::{ActiveFault, FaultId, FaultRegistry},
 };
 
-/// The faults of a [`LocalServer`](crate::LocalServer), for testing how an application copes with failures. Clones are
-/// handles on the same faults.
+/// The faults of a [`LocalServer`](crate::LocalServer), for testing how an application handles failures. Clones are
+/// handles to the same faults.
 ///
 /// At most one fault applies to a request: the oldest that matches it and is not exhausted. Several faults with
 /// [`times`](Fault::times) therefore make a sequence. Faults apply whatever the API key of the request is, and

@@ -1,4 +1,4 @@
-//! The handle with which faults act on a connection that they do not own.
+//! The handle through which faults act on a connection that they do not own.
 
 use std::{sync::Arc, task::Waker};
 
@@ -15,7 +15,7 @@ pub(crate) enum ConnectionAction {
     Reset,
 }
 
-/// A handle on one connection. Clones are handles on the same connection.
+/// A handle to one connection. Clones are handles to the same connection.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct ConnectionHandle(Arc<Mutex<State>>);
 

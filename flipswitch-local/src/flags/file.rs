@@ -130,7 +130,7 @@ impl FileWatcher {
     }
 }
 
-/// Brings versions of the file into the store.
+/// Applies versions of the file to the store.
 struct Reloader {
     store: Arc<FlagStore>,
     /// The flags of the last valid version.

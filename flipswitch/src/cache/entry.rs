@@ -15,7 +15,7 @@ pub(crate) struct CacheEntry {
     pub(crate) flag_set: Arc<FlagSet>,
     /// The epoch that was read before the request was sent.
     pub(crate) epoch: u64,
-    /// When the request was sent that brought or confirmed the flags.
+    /// When the request that returned or confirmed the flags was sent.
     pub(crate) sent_at: Instant,
     /// The context, followed by the tag: one allocation, since a cache may hold a million of them.
     text: Box<[u8]>,
@@ -31,7 +31,7 @@ pub(crate) struct Freshness {
     pub(crate) streaming: Duration,
     /// Limit of fresh flags while it is closed.
     pub(crate) polling: Duration,
-    /// Limit of flags that are served at all.
+    /// Limit of stale flags: older ones are not served.
     pub(crate) max_stale: Duration,
 }
 

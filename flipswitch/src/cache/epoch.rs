@@ -1,4 +1,4 @@
-//! The epoch of what is known: a counter that invalidates every cached flag set at once.
+//! The epoch: a counter that invalidates every cached flag set at once.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -128,7 +128,7 @@ impl CircuitBreaker {
         };
         let retry_at = now + wait;
         match &mut self.open {
-            // The failure with the longer wait is what callers are told.
+            // Callers get the failure with the longer wait.
             Some(open) if open.retry_at >= retry_at => open.at = now,
             _ => self.open = Some(Open { error: error.clone(), at: now, retry_at, is_named }),
         }

@@ -332,7 +332,7 @@ impl Evaluator {
             self.counters.stale_served.count();
             return EvaluationOutcome::Stale(entry, error);
         }
-        // Without an error, stale flags were at hand that have just been evicted, or have become too old.
+        // Without an error, there were stale flags that have just been evicted, or have become too old.
         let error = error.unwrap_or_else(|| Arc::new(Error::Timeout));
         if self.bootstrap.is_some() {
             self.counters.stale_served.count();

@@ -1,4 +1,4 @@
-//! The requests in flight, by context: which evaluation joins which request, and what its waiters are told.
+//! The requests in flight, by context: which evaluation joins which request, and which outcome its waiters get.
 //!
 //! At most two requests of one context are in flight: one that can be joined, and an older one that was superseded by a
 //! change. An evaluation joins only a request that was sent late enough for it, so that it never gets flags older than
@@ -38,7 +38,7 @@ struct Running {
     epoch: u64,
 }
 
-/// What waiters are told. Requests are numbered as they start; a waiter waits for one of them, or for a later one.
+/// What waiters observe. Requests are numbered as they start; a waiter waits for one of them, or for a later one.
 #[derive(Debug, Default)]
 struct Progress {
     /// The latest request that succeeded, and the newest of all entries: a request that started later may have been sent
@@ -126,7 +126,7 @@ impl InFlightRequests {
         let Table { contexts, last_id } = &mut *table;
         let requests = contexts.entry(context.clone()).or_insert_with(Context::new);
         let progress = requests.progress.subscribe();
-        // Waiters from before a later request completed were told then. An older request that is still running has no
+        // Waiters from before a later request completed were woken then. An older request that is still running has no
         // waiters left, and must not be joined.
         let (completed, epoch) = {
             let progress = progress.borrow();
@@ -269,7 +269,7 @@ impl Waiter {
         self.is_queued.then_some(self.request)
     }
 
-    /// Waits for the outcome of the request. A waiter with stale flags at hand also stops when the request is slow.
+    /// Waits for the outcome of the request. A waiter that has stale flags also stops when the request is slow.
     pub(crate) async fn wait(mut self, has_stale: bool) -> WaitOutcome {
         let request = self.request;
         match self.progress.wait_for(|progress| progress.outcome(request, has_stale).is_some()).await {

@@ -82,7 +82,7 @@ impl Drop for Permit {
             drop(locked);
             match waiter.send(Permit(Some(Arc::clone(&state)))) {
                 Ok(()) => return,
-                // That request gave up: the next one then.
+                // That request gave up, so the next one is tried.
                 Err(mut permit) => permit.0 = None,
             }
         }

@@ -48,7 +48,7 @@ pub enum ConnectionStatus {
     Connecting,
     /// The stream is open: changes arrive as they happen.
     Connected,
-    /// There is no connection, and that is no failure: the provider is not started, realtime updates are disabled, the
+    /// There is no connection, which is not a failure: the provider is not started, realtime updates are disabled, the
     /// provider is about to reconnect, or the service declines connections.
     Disconnected,
     /// Connecting failed, or the connection broke. The provider retries.
@@ -82,7 +82,7 @@ pub enum ProviderEvent {
     Error {
         /// The problem.
         error: Error,
-        /// Whether only another API key helps. Otherwise the provider retries.
+        /// Whether the problem lasts until another API key is set. Otherwise the provider retries.
         fatal: bool,
     },
     /// A flag changed, or possibly all flags. All cached flags have been invalidated before.

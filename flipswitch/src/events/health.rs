@@ -40,7 +40,7 @@ pub struct Health {
     /// Time of the last successful request for flags.
     #[serde(with = "time::serde::rfc3339::option")]
     pub last_success: Option<OffsetDateTime>,
-    /// End of validity of the API key, if it is being replaced.
+    /// Time until which the API key is valid, if it is being replaced.
     #[serde(with = "time::serde::rfc3339::option")]
     pub api_key_valid_until: Option<OffsetDateTime>,
     ready: bool,
@@ -194,8 +194,8 @@ impl HealthMonitor {
         health
     }
 
-    /// Returns when [`HealthSignal::DeadlineReached`] is due, unless another signal comes first: without any news, flags
-    /// become stale after a time.
+    /// Returns when [`HealthSignal::DeadlineReached`] is due, unless another signal comes first: without any signal,
+    /// flags become stale after a time.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let is_waiting = !self.is_streaming && self.is_ready && self.failing.is_none();
         // A poll comes up to a tenth later than the interval, and takes its time.

@@ -19,7 +19,7 @@ pub trait FlagDef {
     /// Key of the flag.
     const KEY: &'static str;
 
-    /// Returns the value if the service has none, or one of another type.
+    /// Returns the default, which counts if the flag has no value, or a value of another type.
     fn default_value() -> Self::Value;
 }
 
@@ -27,7 +27,7 @@ pub trait FlagDef {
 /// a `String`, `10` any number, and `true` an `Option<bool>`.
 #[diagnostic::on_unimplemented(
     message = "a flag of type `{T}` cannot have a default of type `{Self}`",
-    note = "anything that converts into `{T}` can be one by `.into()`"
+    note = "a value that converts into `{T}` can be used with `.into()`"
 )]
 pub trait FlagDefault<T> {
     /// Converts the default to the type of the flag.

@@ -1,4 +1,4 @@
-//! Flag values that a developer sets over those of the service, in a file.
+//! Flag values in a file, with which a developer overrides those of the service.
 
 use std::{
     fs,

@@ -1,4 +1,4 @@
-//! A provider's life beside a server: started before it, shut down after it.
+//! A provider's lifespan alongside a server: started before it, shut down after it.
 
 use std::{
     fmt,
@@ -43,7 +43,7 @@ pub struct Lifespan {
 
 /// Builder of a [`Lifespan`].
 #[derive(Clone, Debug)]
-#[must_use = "a builder does nothing until `start`"]
+#[must_use = "a builder does nothing until `start` is called"]
 pub struct LifespanBuilder {
     provider: FlipswitchProvider,
     ready_timeout: Duration,
@@ -77,8 +77,8 @@ impl Lifespan {
 
     /// Runs a server that drains on [`signal`](Self::signal), then shuts the provider down.
     ///
-    /// If the server still drains `drain_timeout` after the signal, it is dropped, and a warning is logged. Connections that
-    /// run in tasks of their own end with the runtime.
+    /// If the server is still draining `drain_timeout` after the signal, it is dropped, and a warning is logged. Connections
+    /// that run in tasks of their own end with the runtime.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! A provider's life beside a server: started before it, shut down after it.
+//! A provider's lifespan alongside a server: started before it, shut down after it.
 
 pub(crate) mod lifespan;
 pub(crate) mod signals;

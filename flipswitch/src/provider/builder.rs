@@ -22,7 +22,8 @@ const DEFAULT_BASE_URL: &str = "https://api.flipswitch.io";
 const API_KEY_VARIABLE: &str = "FLIPSWITCH_API_KEY";
 const BASE_URL_VARIABLE: &str = "FLIPSWITCH_BASE_URL";
 
-/// Builder of a [`FlipswitchProvider`]. Setters accept any value; [`build`](Self::build) reports those that cannot work.
+/// Configures and builds a [`FlipswitchProvider`]. Setters accept any value; [`build`](Self::build) returns an error
+/// for an invalid one.
 ///
 /// ```
 /// # fn main() -> Result<(), flipswitch::ConfigError> {
@@ -38,7 +39,7 @@ const BASE_URL_VARIABLE: &str = "FLIPSWITCH_BASE_URL";
 /// # }
 /// ```
 #[derive(Clone)]
-#[must_use = "a builder does nothing until `build`"]
+#[must_use = "a builder does nothing until `build` is called"]
 pub struct FlipswitchProviderBuilder {
     api_key: String,
     base_url: String,
@@ -63,7 +64,7 @@ impl FlipswitchProviderBuilder {
     /// Reads `FLIPSWITCH_API_KEY` and `FLIPSWITCH_BASE_URL`. OFREP's own variables are not read: they may name another
     /// service, to which the key would be sent.
     pub(crate) fn from_env() -> Result<Self, ConfigError> {
-        // A value that is not Unicode is no valid key and no valid URL either, and is refused as such.
+        // A value that is not Unicode is neither a valid key nor a valid URL, and is rejected as one.
         let variable = |name| env::var_os(name).map(|value| value.to_string_lossy().trim().to_owned());
         let api_key = variable(API_KEY_VARIABLE).ok_or(ConfigError::MissingVariable { variable: API_KEY_VARIABLE })?;
         let builder = Self::new(api_key);
@@ -133,7 +134,7 @@ impl FlipswitchProviderBuilder {
     }
 
     /// Sets whether requests report the versions of this crate and of the compiler, the operating system and the enabled
-    /// features, as those of every Flipswitch SDK do. Defaults to `true`.
+    /// features, like requests of all Flipswitch SDKs. Defaults to `true`.
     pub fn telemetry(mut self, telemetry: bool) -> Self {
         self.options.telemetry = telemetry;
         self
@@ -169,7 +170,7 @@ impl FlipswitchProviderBuilder {
     /// The file holds a JSON object of flag keys and values, which apply to every context, with the reason `OVERRIDE`. It
     /// is read by [`build`](Self::build), and a warning names the flags when the provider starts.
     ///
-    /// A release build refuses the file, so that none is deployed by mistake; see
+    /// A release build rejects the file, so that it is not deployed by mistake; see
     /// [`override_in_release`](Self::override_in_release).
     ///
     /// ```no_run
@@ -231,15 +232,15 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets the time between two polls, give or take a tenth, which is also how old fresh flags may be while the stream of
-    /// changes is closed. Defaults to 30 seconds.
+    /// Sets the time between two polls, and the maximum age of fresh flags while the stream of changes is closed.
+    /// Defaults to 30 seconds. A poll may come up to a tenth of this time earlier or later.
     pub fn polling_interval(mut self, polling_interval: Duration) -> Self {
         self.options.polling_interval = polling_interval;
         self
     }
 
-    /// Sets after how many failures of the stream in a row polling begins. The stream is retried nevertheless. Defaults to
-    /// 5; at least 1.
+    /// Sets the number of consecutive failures of the stream after which polling begins. The provider keeps retrying
+    /// the stream. Defaults to 5; the minimum is 1.
     pub fn max_sse_retries(mut self, max_sse_retries: u32) -> Self {
         self.options.max_sse_retries = max_sse_retries;
         self
@@ -266,23 +267,23 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets the approximate memory limit of the cache, in bytes. Defaults to 256 MiB; at least 1 MiB.
+    /// Sets the approximate memory limit of the cache, in bytes. Defaults to 256 MiB; the minimum is 1 MiB.
     ///
-    /// Parts that contexts share are stored once, and count for the context that had them first. After that one is
+    /// Parts that contexts share are stored once, and count for the context that had them first. After that context is
     /// evicted, the cache may exceed its limit for a while. Flags that are larger than the limit are cached nevertheless.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.options.cache_bytes = bytes;
         self
     }
 
-    /// Sets how old fresh flags may be while the stream of changes is open. Defaults to 15 minutes.
+    /// Sets the maximum age of fresh flags while the stream of changes is open. Defaults to 15 minutes.
     pub fn cache_ttl(mut self, cache_ttl: Duration) -> Self {
         self.options.cache_ttl = cache_ttl;
         self
     }
 
-    /// Sets how old stale flags may be, which are served when the service does not respond. Older ones are replaced by
-    /// defaults. Defaults to 24 hours; with zero, stale flags are never served. Does not limit
+    /// Sets the maximum age of stale flags, which are served when the service does not respond. Older ones are replaced
+    /// by defaults. Defaults to 24 hours; with zero, stale flags are never served. Does not limit
     /// [fresh](Self::cache_ttl) flags.
     pub fn max_stale(mut self, max_stale: Duration) -> Self {
         self.options.max_stale = max_stale;
@@ -295,7 +296,7 @@ impl FlipswitchProviderBuilder {
     ///
     /// # Errors
     ///
-    /// A [`ConfigError`] naming the first option whose value cannot work.
+    /// A [`ConfigError`] that names the first option with an invalid value.
     pub fn build(self) -> Result<FlipswitchProvider, ConfigError> {
         let Self { api_key, base_url, bootstrap, override_file, override_in_release, options } = self;
         let (api_key, base_url) = (ApiKey::new(&api_key)?, BaseUrl::new(&base_url)?);

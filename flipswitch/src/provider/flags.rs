@@ -174,7 +174,8 @@ impl Flags {
 
     /// Returns the evaluation of the flag `key`: value, type, reason, variant and metadata.
     ///
-    /// A flag for which the service defers to the code default is no error: its value is null, and its reason tells why.
+    /// A flag for which the service defers to the code default is not an error: its value is null, and its reason says
+    /// why.
     ///
     /// ```
     /// # use flipswitch::{FlagError, FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
@@ -235,7 +236,7 @@ impl Flags {
         }
     }
 
-    /// Returns the error because of which there are no flags, or no newer ones.
+    /// Returns the error that explains why there are no flags, or no newer ones.
     #[must_use]
     pub fn error(&self) -> Option<&Error> {
         match &self.0 {

@@ -85,7 +85,7 @@ impl FlipswitchProvider {
         Self::builder(api_key).build()
     }
 
-    /// Returns a builder, for other settings than the defaults.
+    /// Returns a builder, for settings other than the defaults.
     pub fn builder(api_key: impl Into<String>) -> FlipswitchProviderBuilder {
         FlipswitchProviderBuilder::new(api_key.into())
     }
@@ -94,12 +94,12 @@ impl FlipswitchProvider {
     ///
     /// # Errors
     ///
-    /// A [`ConfigError`] if there is no key, or if a value cannot work.
+    /// A [`ConfigError`] if there is no key, or if a value is invalid.
     pub fn from_env() -> Result<Self, ConfigError> {
         FlipswitchProviderBuilder::from_env()?.build()
     }
 
-    /// Makes a provider with flag values in memory, for tests and demonstrations: no service, no network, no thread.
+    /// Creates a provider with flag values in memory, for tests and demonstrations: no service, no network, no thread.
     ///
     /// The values are a JSON object of flag keys and values, and apply to every context. For values that change or differ
     /// by context use [`TestFlags`](crate::testing::TestFlags). Any other JSON value is logged as an error, and the provider
@@ -107,7 +107,7 @@ impl FlipswitchProvider {
     #[must_use]
     pub fn in_memory(flags: Value) -> Self {
         let values = object(flags).unwrap_or_else(|error| {
-            tracing::error!(target: "flipswitch", %error, "in_memory has no flags");
+            tracing::error!(target: "flipswitch", %error, "invalid values for in_memory; the provider has no flags");
             Map::new()
         });
         Self::with_in_memory(Arc::new(InMemory::new(values, None)))
@@ -161,7 +161,8 @@ impl FlipswitchProvider {
 
     /// Starts the provider if it is not started, and waits until the service has responded once.
     ///
-    /// Evaluation does not need it, and starts the provider as well. May be called again, and concurrently.
+    /// Calling it is optional, because an evaluation starts the provider as well. May be called again, and
+    /// concurrently.
     ///
     /// # Errors
     ///
@@ -218,7 +219,7 @@ impl FlipswitchProvider {
     /// Evaluates all flags for a context.
     ///
     /// Never fails: without flags from the service, the result holds the
-    /// [bootstrap](FlipswitchProviderBuilder::bootstrap) values or none, and [`Flags::error`] tells why.
+    /// [bootstrap](FlipswitchProviderBuilder::bootstrap) values or none, and [`Flags::error`] returns the reason.
     pub async fn flags(&self, context: &EvaluationContext) -> Flags {
         match self.fresh(context) {
             Ok(flags) => flags,
@@ -412,9 +413,9 @@ impl FlipswitchProvider {
         health
     }
 
-    /// Sets the API key from now on: after [`ApiKeyRotated`](ProviderEvent::ApiKeyRotated), or to correct a wrong one.
+    /// Replaces the API key, after [`ApiKeyRotated`](ProviderEvent::ApiKeyRotated) or to correct a wrong key.
     ///
-    /// The provider reconnects to the stream of changes with the new key, and a wait after a refused key ends.
+    /// The provider reconnects to the stream of changes with the new key, and ends the wait that follows a refused key.
     ///
     /// The key may be that of another environment. Therefore all cached flags are out of date, and are served as stale only
     /// while the service does not respond. Requests in flight with the old key complete, but do not answer evaluations that

@@ -41,7 +41,7 @@ impl<F: FlagDef> FlagKey for F {
 /// A flag that a gate can check: the key of a boolean flag, which defaults to `false`, or a boolean flag declared with
 /// [`flags!`](crate::flags), with its own default.
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no boolean flag",
+    message = "`{Self}` is not a boolean flag",
     label = "pass the flag's key, a `&'static str`, or a flag declared with `flags!` as `bool`"
 )]
 pub trait GateFlag: FlagKey {
@@ -65,8 +65,8 @@ impl<F: FlagDef<Value = bool>> GateFlag for F {
 
 /// Whether a gate is open for a request: the rule behind the `FlagGate` of each web crate.
 ///
-/// A flag that is unknown, has another type or no value counts as its default, which is `false` for a key. A flag that the
-/// service does not have and one that is no boolean are logged as a warning, once per gate.
+/// A flag that is unknown, has another type or no value counts as its default, which is `false` for a key. If the
+/// service does not have the flag, or if it is not a boolean, a warning is logged once per gate.
 #[derive(Clone, Debug)]
 pub struct GateRule {
     check: Check,
@@ -92,32 +92,32 @@ enum Check {
 
 #[expect(clippy::needless_pass_by_value, reason = "flags are passed by name: `\"beta\"`, `NewCheckout`")]
 impl GateRule {
-    /// Opens if the flag is on.
+    /// Creates a rule that opens the gate if the flag is on.
     #[must_use]
     pub fn enabled(flag: impl GateFlag) -> Self {
         Self::new(Check::flag(&flag, true))
     }
 
-    /// Opens if the flag is off.
+    /// Creates a rule that opens the gate if the flag is off.
     #[must_use]
     pub fn disabled(flag: impl GateFlag) -> Self {
         Self::new(Check::flag(&flag, false))
     }
 
-    /// Opens if the service evaluated the flag to this variant.
+    /// Creates a rule that opens the gate if the service evaluated the flag to this variant.
     #[must_use]
     pub fn variant(flag: impl FlagKey, variant: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Check::Variant { key: flag.key(), variant: variant.into().into() })
     }
 
-    /// Opens if the predicate returns `true` for the flags of the request.
+    /// Creates a rule that opens the gate if the predicate returns `true` for the flags of the request.
     #[must_use]
     pub fn when(predicate: impl Fn(&Flags) -> bool + Send + Sync + 'static) -> Self {
         Self::new(Check::When(Arc::new(predicate)))
     }
 
-    /// Sets what happens while the flags of the request are not known. Defaults to the rule itself, for which the defaults
-    /// of the flags count.
+    /// Sets what happens while the flags of the request are not known. By default, the rule decides by the defaults of
+    /// the flags.
     #[must_use]
     pub fn unknown(mut self, unknown: Unknown) -> Self {
         self.unknown = Some(unknown);
@@ -174,7 +174,7 @@ impl Check {
             Self::Flag { key, default, opens_if, warned } => {
                 let flag = flags.find(key);
                 let on = flag.and_then(FlagEvaluation::as_bool).unwrap_or_else(|| {
-                    // A flag without a value, or no flags at all, is no mistake.
+                    // A flag without a value, or no flags at all, is not a mistake.
                     let is_mistake = flag.map_or(flags.available().is_ok(), |flag| !flag.value.is_null());
                     if is_mistake && !warned.swap(true, Ordering::Relaxed) {
                         warn(key, flag, *default);

@@ -1,6 +1,6 @@
 //! Building blocks for integrations with web frameworks.
 //!
-//! Applications use `flipswitch-axum` or `flipswitch-actix`, which re-export what they need. An integration of another
+//! Applications use `flipswitch-axum` or `flipswitch-actix`, which re-export what they need. An integration for another
 //! framework consists of three parts:
 //!
 //! 1. It implements [`RequestParts`] for the framework's request, unless that is an [`http::request::Parts`].
@@ -8,7 +8,7 @@
 //!    it, and adds the [cookie](new_cookie) of a new visitor to the response.
 //! 3. Its extractors look up the scope with [`scope`], and read its flags.
 //!
-//! A minimal integration of a made-up framework, whose requests and responses are plain structures:
+//! A minimal integration for a fictitious framework, whose requests and responses are plain structures:
 //!
 //! ```
 //! use flipswitch::{
@@ -179,8 +179,8 @@ impl<R: RequestParts> ScopeBuilder<R> {
     /// `context` returns `None` if the request has no user. Its fields take precedence over those of
     /// [`with_context`](Self::with_context). If it panics, its context is ignored and a warning is logged once.
     ///
-    /// `is_present` tells whether the extensions have a user when flags are read. If they had none when the scope was
-    /// opened, the user was set too late, and a warning is logged once.
+    /// `is_present` returns whether the extensions have a user. It is called when flags are read: if there is a user
+    /// then, and was none when the scope was opened, the user was set too late, and a warning is logged once.
     #[must_use]
     pub fn with_user<U, E: 'static, C: IntoContext>(
         mut self,
@@ -276,8 +276,8 @@ pub fn scope<'a>(scope: Option<&'a RequestScope>, extensions: &dyn Any) -> Optio
 /// Returns the value of the `Set-Cookie` header for a new visitor, if the request read flags and [`Anonymous::cookie`] is
 /// in use.
 ///
-/// `set` are the values of all `Set-Cookie` headers that the response has. If one of them sets the cookie, there is nothing
-/// to add. Each call makes another visitor.
+/// `set` yields the values of all `Set-Cookie` headers that the response has. If one of them sets the cookie, there is
+/// nothing to add. Each call creates another visitor.
 #[must_use]
 pub fn new_cookie<'a>(scope: &RequestScope, mut set: impl Iterator<Item = &'a [u8]>) -> Option<String> {
     let cookie = scope.new_cookie()?;

@@ -2,7 +2,8 @@
 
 use crate::events::health::Health;
 
-/// A probe of a provider's health over HTTP. The query selects what is asked: `ready`, or `live`, which is the default.
+/// A probe of a provider's health over HTTP. The query selects the kind of probe: `ready`, or `live`, which is the
+/// default.
 #[derive(Clone, Debug)]
 pub struct HealthProbe {
     health: Health,

@@ -35,7 +35,7 @@ const MAX_CLIENT_CONTEXTS: usize = 8;
 /// let alice = EvaluationContext::default().with_targeting_key("alice");
 /// let scope = RequestScope::new(provider, alice);
 ///
-/// // What runs in the scope finds it without being passed anything.
+/// // Code that runs in the scope can find it without a parameter.
 /// let is_new = scope.run(async {
 ///     let scope = RequestScope::current().expect("runs in a scope");
 ///     scope.flags().await.bool("new-checkout", false)
@@ -61,7 +61,7 @@ struct Inner {
     origin: Option<RequestScope>,
 }
 
-/// The user that a request had not when its scope was opened.
+/// The check for a user that was missing when the scope of a request was opened.
 #[derive(Clone)]
 pub(super) struct MissingUser {
     pub(super) name: &'static str,
@@ -132,8 +132,8 @@ impl RequestScope {
         self.evaluate().await
     }
 
-    /// Returns the flags of the request if that needs no waiting: they are evaluated already, fresh flags are cached, or no
-    /// request is possible at present. Counts as a read.
+    /// Returns the flags of the request if that needs no waiting: if they are evaluated already, if fresh flags are
+    /// cached, or if no request is possible at present. Counts as a read.
     #[must_use]
     pub fn try_flags(&self) -> Option<&Flags> {
         self.mark_read();
@@ -166,7 +166,7 @@ impl RequestScope {
         self.0.cookie.as_ref().filter(|_| self.was_read())
     }
 
-    /// Warns if the user that the request had not when the scope was opened is in its extensions now.
+    /// Warns if the request had no user when the scope was opened, and has one in its extensions now.
     pub(super) fn check_user(&self, extensions: &dyn Any) {
         if let Some(user) = self.0.missing_user.as_ref().filter(|user| (user.is_present)(extensions)) {
             SetupWarning::UserSetTooLate { user: user.name }.log(self.0.provider.warned());

@@ -26,7 +26,7 @@ impl RequestScope {
 
     /// Runs a future in this scope. In it, OpenFeature clients of the same provider evaluate with this context.
     ///
-    /// For work that continues beside the request use [`InRequest`], which evaluates its own flags.
+    /// For work that continues alongside the request, use [`InRequest`], which evaluates its own flags.
     #[must_use = "futures do nothing unless polled"]
     pub fn run<F: Future>(self, future: F) -> Scoped<F> {
         Scoped { future: CURRENT.scope(self, future) }
@@ -94,7 +94,7 @@ pub trait InRequest: Future + Sized {
         }
     }
 
-    /// Runs the future in the request of a scope, where the caller does not run in it, such as in a streamed body.
+    /// Runs the future in the request of a scope. For callers that do not run in that request, such as a streamed body.
     #[must_use = "futures do nothing unless polled"]
     fn with_scope(self, scope: &RequestScope) -> Carried<Self> {
         Carried { work: Work::Scoped { future: scope.carried().run(self) } }

@@ -1,4 +1,4 @@
-//! Visitors: requests without a user, and how they are told apart.
+//! Visitors: requests without a user, and how they are identified.
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,8 @@ use http::HeaderName;
 
 use crate::{error::ConfigError, sanitize::printable};
 
-/// How requests without a user are evaluated: the targeting key of an anonymous visitor.
+/// Selects how requests without a user are evaluated: all with one shared context, or each visitor with a targeting
+/// key.
 ///
 /// A request has a user if `with_user` returns a context, or `with_context` one with a targeting key. Other fields from
 /// `with_context` are kept.
@@ -39,7 +40,7 @@ enum Kind {
     Cookie(AnonymousCookie),
 }
 
-/// Cookie that identifies a visitor, made by [`Anonymous::cookie`].
+/// Cookie that identifies a visitor, created by [`Anonymous::cookie`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use = "a cookie does nothing until it is passed to `with_anonymous`"]
 pub struct AnonymousCookie {
@@ -62,13 +63,13 @@ impl Anonymous {
 
     /// Identifies a visitor by the value of a header, such as a device id.
     ///
-    /// The value counts if the request has the header once, and if it is UTF-8 of 1 to 256 bytes. Otherwise the visitor is
-    /// evaluated with the [shared](Self::shared) context. Clients can send any value: with the id of another visitor they
-    /// get that visitor's flags.
+    /// The value is used if the request has the header once, and if it is UTF-8 of 1 to 256 bytes. Otherwise the
+    /// visitor is evaluated with the [shared](Self::shared) context. Clients can send any value: with the id of another
+    /// visitor they get that visitor's flags.
     ///
     /// # Errors
     ///
-    /// [`ConfigError::HeaderName`] if no header can have this name.
+    /// [`ConfigError::HeaderName`] if the name is not a valid header name.
     pub fn header(name: impl AsRef<str>) -> Result<Self, ConfigError> {
         let name = name.as_ref();
         let header = HeaderName::try_from(name).map_err(|_| ConfigError::HeaderName { name: printable(name) })?;
@@ -132,7 +133,7 @@ pub(super) enum Visitor<'a> {
 
 fn single_value<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Option<String> {
     let value = values.next().filter(|value| (1..=MAX_HEADER_BYTES).contains(&value.len()))?;
-    // Of two values, one may have been added by someone else.
+    // If there are two values, a third party may have added one.
     values.next().is_none().then(|| std::str::from_utf8(value).ok().map(str::to_owned))?
 }
 

@@ -1,4 +1,4 @@
-//! Warnings about how an application is put together.
+//! Warnings about the setup of an application.
 
 use std::fmt;
 

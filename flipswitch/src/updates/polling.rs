@@ -1,6 +1,6 @@
 //! Requests the flags of the start-up context in the background, and no others.
 //!
-//! That is how changes are noticed while the stream is closed, and how the changes during that time are named.
+//! While the stream is closed, these requests reveal that flags have changed, and which ones.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use crate::{
     runtime::sleep_until,
 };
 
-/// Refetches that are asked for within this time become one.
+/// Refetches that are requested within this time become one.
 const REFETCH_DEBOUNCE: Duration = Duration::from_millis(50);
 
 /// Refetches are spread over this time, so that clients do not all return at once when a service recovers.

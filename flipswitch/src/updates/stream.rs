@@ -1,4 +1,4 @@
-//! The stream of changes: its connection, and carrying out what the supervisor decides.
+//! The stream of changes: its connection, and the actions that the supervisor decides on.
 
 #[cfg(test)]
 mod conformance;
@@ -44,17 +44,17 @@ impl StreamCommands {
     const REFETCHED: u8 = 2;
     const UNAUTHORIZED: u8 = 4;
 
-    /// Tells that the application asks for a new connection.
+    /// Reports that the application asks for a new connection.
     pub(crate) fn reconnect(&self) {
         self.send(Self::RECONNECT);
     }
 
-    /// Tells that a request for the start-up context has succeeded.
+    /// Reports that a request for the start-up context has succeeded.
     pub(crate) fn refetched(&self) {
         self.send(Self::REFETCHED);
     }
 
-    /// Tells that a request for flags was refused because of the API key.
+    /// Reports that a request for flags was refused because of the API key.
     pub(crate) fn unauthorized(&self) {
         self.send(Self::UNAUTHORIZED);
     }

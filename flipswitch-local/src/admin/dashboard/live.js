@@ -59,7 +59,6 @@ async function rotate(form) {
 
 // Live updates.
 
-
 const readers = { flags: readFlags, faults: readFaults, requests: readRequests, 'api-key': readKey };
 const stale = new Set();
 let reading = false;
@@ -128,7 +127,8 @@ rotator.addEventListener('close', () => { newKey = undefined; });
 $('#copy').onclick = () => act(() => navigator.clipboard.writeText(newKey), () => 'Copied the key.');
 $('#clear-faults').onclick = () => act(() => request('DELETE', '/faults'), () => 'Removed all faults.');
 for (const button of all('[data-end]')) {
-  button.onclick = () => act(() => request('POST', `/streams/${button.dataset.end}`), ({ streams }) => `Ended ${streams} streams.`);
+  button.onclick = () => act(() => request('POST', `/streams/${button.dataset.end}`),
+    ({ streams }) => `Ended ${streams} ${streams === 1 ? 'stream' : 'streams'}.`);
 }
 for (const [name, fault] of PRESETS) {
   const button = make('button', '', name);

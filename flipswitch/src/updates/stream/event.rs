@@ -70,7 +70,7 @@ impl StreamEvent {
         }
     }
 
-    /// Returns what follows from the event. `is_first_heartbeat` tells that no heartbeat came before on this connection.
+    /// Returns what follows from the event. `is_first_heartbeat` is true for the first heartbeat on this connection.
     pub(crate) fn effect(self, is_first_heartbeat: bool) -> Effect {
         match self {
             Self::Changed(change) => {

@@ -18,7 +18,7 @@ use crate::{
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
 /// A connection is stable once it has lasted this long and received something. Then the row of failures ends, and an orderly
-/// end is no failure.
+/// end is not a failure.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
 
 /// About how long to wait after the service refused the API key, or if it has no stream.
