@@ -24,7 +24,8 @@ use crate::{FlagsExt, MissingMiddleware};
 /// Middleware that responds with `404 Not Found` unless a flag is on for the request.
 ///
 /// A gate reads the same flags as handlers. It needs a [`FlipswitchMiddleware`](crate::FlipswitchMiddleware) that runs before
-/// it, that is, one that is registered after it. Without one, it responds with 500 ([`MissingMiddleware`]).
+/// it, that is, one that is registered after it. Without one, it responds with 500 ([`MissingMiddleware`]). What counts for
+/// unknown flags is described at [`GateRule`].
 ///
 /// ```
 /// use actix_web::{App, http::StatusCode, web};
@@ -46,12 +47,6 @@ use crate::{FlagsExt, MissingMiddleware};
 /// let app = App::new().service(checkout).service(beta).wrap(FlipswitchMiddleware::new(provider));
 /// ```
 ///
-/// # Unknown flags
-///
-/// A flag that is unknown, has another type or no value counts as its default, which is `false` for a key:
-/// [`enabled`](Self::enabled) is then closed, and [`disabled`](Self::disabled) open. [`unknown`](Self::unknown) sets what
-/// happens while no flags of the request are known.
-///
 /// # Where to wrap
 ///
 /// Wrap a scope or a resource: the gate then closes all methods of its paths. A gate around one route of a resource
@@ -61,10 +56,7 @@ use crate::{FlagsExt, MissingMiddleware};
 /// The response of a closed gate may set the [cookie](crate::Anonymous::cookie) of a visitor. An application with its own
 /// 404 page passes it to [`fallback`](Self::fallback).
 ///
-/// # Waiting
-///
-/// A gate waits for flags like [`RequestScope::flags`](crate::RequestScope::flags): not at all for a user with cached flags,
-/// and at most `request_timeout` for another one.
+/// A gate waits for flags like [`RequestScope::flags`](crate::RequestScope::flags).
 #[derive(Clone)]
 #[must_use = "a gate does nothing until it is added to a scope or resource with `.wrap(..)`"]
 pub struct FlagGate {
@@ -73,13 +65,12 @@ pub struct FlagGate {
 }
 
 impl FlagGate {
-    /// Creates a gate that opens if a flag is on: a key, which defaults to `false`, or a boolean flag declared with
-    /// [`flags!`](flipswitch::flags).
+    /// Creates a gate that opens if a flag is on.
     pub fn enabled(flag: impl GateFlag) -> Self {
         GateRule::enabled(flag).into()
     }
 
-    /// Creates a gate that opens if the flag is off. The default of a key is `false`.
+    /// Creates a gate that opens if a flag is off.
     pub fn disabled(flag: impl GateFlag) -> Self {
         GateRule::disabled(flag).into()
     }

@@ -29,7 +29,8 @@ pub fn health(provider: FlipswitchProvider) -> impl Handler<(HttpRequest,), Outp
 
 fn respond(provider: &FlipswitchProvider, request: &HttpRequest) -> Ready<HttpResponse> {
     let probe = HealthProbe::new(provider.health(), request.uri().query());
-    let status = if probe.is_passed() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    // actix-web has the types of another version of `http`.
+    let status = StatusCode::from_u16(probe.status().as_u16()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = HttpResponse::build(status);
     response.insert_header((header::CONTENT_TYPE, "application/json"));
     response.insert_header((header::CACHE_CONTROL, "no-store"));

@@ -12,7 +12,7 @@ use std::{
 use actix_web::{
     Error, HttpMessage,
     dev::{Extensions, Service, ServiceRequest, ServiceResponse, Transform},
-    http::header::{HeaderValue, SET_COOKIE},
+    http::header::{HeaderMap, HeaderValue, SET_COOKIE},
 };
 use flipswitch::{
     FlipswitchProvider, IntoContext, RequestScope, Scoped,
@@ -94,9 +94,8 @@ impl FlipswitchMiddleware {
 
     /// Sets a function that builds the context from the request: headers, cookies, extensions. Defaults to none.
     ///
-    /// The function returns an [`EvaluationContext`](flipswitch::EvaluationContext) or an `Option` of one. Fields from
-    /// [`with_user`](Self::with_user) take precedence. Clients can send any header: use only those that a trusted proxy
-    /// sets. If the function panics, its context is ignored and a warning is logged once.
+    /// Fields from [`with_user`](Self::with_user) take precedence. Clients can send any header: use only those that a trusted
+    /// proxy sets.
     ///
     /// ```
     /// use flipswitch_actix::{EvaluationContext, FlipswitchMiddleware};
@@ -117,9 +116,6 @@ impl FlipswitchMiddleware {
 
     /// Sets a function that builds the context from the user, which another middleware puts into the extensions. Defaults to
     /// none.
-    ///
-    /// The function returns `None` if the extension holds no user, such as a session without login. If it panics, its
-    /// context is ignored and a warning is logged once.
     pub fn with_user<U, C>(self, context: impl Fn(&U) -> C + Send + Sync + 'static) -> Self
     where
         U: 'static,
@@ -237,7 +233,7 @@ where
                 StateProjection::Responding { response } => {
                     let mut response = ready!(response.poll(cx));
                     if let Ok(response) = &mut response {
-                        add_cookie(response, this.scope);
+                        add_cookie(response.headers_mut(), this.scope);
                     }
                     return Poll::Ready(response);
                 }
@@ -253,9 +249,8 @@ where
     }
 }
 
-/// Adds the cookie of a new visitor to a response.
-fn add_cookie<B>(response: &mut ServiceResponse<B>, scope: &RequestScope) {
-    let headers = response.headers_mut();
+/// Adds the cookie of a new visitor to the headers of a response.
+fn add_cookie(headers: &mut HeaderMap, scope: &RequestScope) {
     let cookie = integration::new_cookie(scope, headers.get_all(SET_COOKIE).map(HeaderValue::as_bytes));
     if let Some(Ok(cookie)) = cookie.map(HeaderValue::try_from) {
         headers.append(SET_COOKIE, cookie);

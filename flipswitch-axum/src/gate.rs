@@ -22,7 +22,8 @@ use crate::extract::{self, MissingLayer};
 /// Layer that responds with `404 Not Found` unless a flag is on for the request.
 ///
 /// A gate reads the same flags as handlers. It needs a [`FlipswitchLayer`](crate::FlipswitchLayer) that runs before it, that
-/// is, one that is added after it. Without one, it responds with 500 ([`MissingLayer`]).
+/// is, one that is added after it. Without one, it responds with 500 ([`MissingLayer`]). [`GateRule`] describes what counts
+/// for unknown flags.
 ///
 /// ```
 /// use axum::{Router, http::StatusCode, routing::get};
@@ -49,12 +50,6 @@ use crate::extract::{self, MissingLayer};
 ///     .layer(FlipswitchLayer::new(provider));
 /// ```
 ///
-/// # Unknown flags
-///
-/// A flag that is unknown, has another type or no value counts as its default, which is `false` for a key: then
-/// [`enabled`](Self::enabled) is closed and [`disabled`](Self::disabled) is open. [`unknown`](Self::unknown) sets what
-/// happens while no flags of the request are known.
-///
 /// # Where to add it
 ///
 /// - To several routes: `route_layer` of a router that has only these routes, and is merged or nested. All methods of their
@@ -72,8 +67,8 @@ use crate::extract::{self, MissingLayer};
 ///
 /// # Waiting
 ///
-/// A gate waits for flags like [`RequestScope::flags`](crate::RequestScope::flags): not at all for a user with cached flags,
-/// and at most `request_timeout` for another one. The inner service is kept ready meanwhile.
+/// A gate waits for flags like [`RequestScope::flags`](crate::RequestScope::flags). The inner service is kept ready
+/// meanwhile.
 ///
 /// Under gRPC, clients see a 404 as `UNIMPLEMENTED`. With tonic, `Server::layer` adds a gate to all services, and
 /// `gate.named_layer(service)`, from `tonic::service::LayerExt`, to one.
@@ -85,13 +80,12 @@ pub struct FlagGate {
 }
 
 impl FlagGate {
-    /// Creates a gate that opens if a flag is on: a key, which defaults to `false`, or a boolean flag declared with
-    /// [`flags!`](flipswitch::flags).
+    /// Creates a gate that opens if a flag is on.
     pub fn enabled(flag: impl GateFlag) -> Self {
         GateRule::enabled(flag).into()
     }
 
-    /// Creates a gate that opens if the flag is off.
+    /// Creates a gate that opens if a flag is off.
     pub fn disabled(flag: impl GateFlag) -> Self {
         GateRule::disabled(flag).into()
     }

@@ -8,7 +8,7 @@ use std::{
 
 use axum_core::response::{IntoResponse, Response};
 use flipswitch::{FlipswitchProvider, integration::HealthProbe};
-use http::{Request, StatusCode, header};
+use http::{Request, header};
 use tower_service::Service;
 
 /// Creates a service that responds with a provider's [`Health`](flipswitch::Health) as JSON: with 200, or with 503 once the
@@ -45,8 +45,7 @@ impl<B> Service<Request<B>> for HealthService {
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let probe = HealthProbe::new(self.0.health(), request.uri().query());
-        let status = if probe.is_passed() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let headers = [(header::CONTENT_TYPE, "application/json"), (header::CACHE_CONTROL, "no-store")];
-        ready(Ok((status, headers, probe.json()).into_response()))
+        ready(Ok((probe.status(), headers, probe.json()).into_response()))
     }
 }

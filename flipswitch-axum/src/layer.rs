@@ -74,9 +74,8 @@ impl FlipswitchLayer {
 
     /// Sets a function that builds the context from the head of the request: headers, cookies, extensions. Defaults to none.
     ///
-    /// The function returns an [`EvaluationContext`](flipswitch::EvaluationContext) or an `Option` of one. Fields from
-    /// [`with_user`](Self::with_user) take precedence. Clients can send any header: use only those that a trusted proxy
-    /// sets. If the function panics, its context is ignored and a warning is logged once.
+    /// Fields from [`with_user`](Self::with_user) take precedence. Clients can send any header: use only those that a trusted
+    /// proxy sets.
     ///
     /// ```
     /// use flipswitch_axum::{EvaluationContext, FlipswitchLayer};
@@ -94,9 +93,6 @@ impl FlipswitchLayer {
 
     /// Sets a function that builds the context from the user, which another layer puts into the extensions. Defaults to
     /// none.
-    ///
-    /// The function returns `None` if the extension holds no user, such as a session without login. If it panics, its
-    /// context is ignored and a warning is logged once.
     pub fn with_user<U: RequestExtension, C: IntoContext>(
         self,
         context: impl Fn(&U) -> C + Send + Sync + 'static,

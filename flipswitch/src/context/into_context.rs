@@ -3,6 +3,9 @@
 use open_feature::EvaluationContext;
 
 /// Return type of functions that build the context of a request: an [`EvaluationContext`], or an `Option` of one.
+///
+/// `None` means that the function has no part in the context, for example because a session has no user. If the function
+/// panics, it counts as `None`, and a warning is logged once.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no evaluation context",
     label = "return an `EvaluationContext` or an `Option<EvaluationContext>`"

@@ -65,8 +65,10 @@ impl<F: FlagDef<Value = bool>> GateFlag for F {
 
 /// Whether a gate is open for a request: the rule behind the `FlagGate` of each web crate.
 ///
-/// A flag that is unknown, has another type or no value counts as its default, which is `false` for a key. If the
-/// service does not have the flag, or if it is not a boolean, a warning is logged once per gate.
+/// A flag that is unknown, has another type or no value counts as its default, which is `false` for a key:
+/// [`enabled`](Self::enabled) is closed then, and [`disabled`](Self::disabled) open. If the service does not have the flag,
+/// or if it is not a boolean, these two log a warning once per gate. [`unknown`](Self::unknown) sets what happens while no
+/// flags of the request are known.
 #[derive(Clone, Debug)]
 pub struct GateRule {
     check: Check,

@@ -166,8 +166,6 @@ impl<R: RequestParts> ScopeBuilder<R> {
     }
 
     /// Sets a function that builds a context from the request. Defaults to none.
-    ///
-    /// If the function panics, its context is ignored and a warning is logged once.
     #[must_use]
     pub fn with_context<C: IntoContext>(mut self, context: impl Fn(&R) -> C + Send + Sync + 'static) -> Self {
         self.context = Some(Arc::new(move |request| context(request).into_context()));
@@ -177,7 +175,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
     /// Sets how the context is built from a user of type `U` in the extensions `E` of the request. Defaults to none.
     ///
     /// `context` returns `None` if the request has no user. Its fields take precedence over those of
-    /// [`with_context`](Self::with_context). If it panics, its context is ignored and a warning is logged once.
+    /// [`with_context`](Self::with_context).
     ///
     /// `is_present` returns whether the extensions have a user. It is called when flags are read: if there is a user
     /// then, and was none when the scope was opened, the user was set too late, and a warning is logged once.

@@ -1,5 +1,7 @@
 //! HTTP health probes.
 
+use http::StatusCode;
+
 use crate::events::health::Health;
 
 /// A probe of a provider's health over HTTP. The query selects the kind of probe: `ready`, or `live`, which is the
@@ -18,10 +20,11 @@ impl HealthProbe {
         Self { health, ready: names.any(|name| name == "ready") }
     }
 
-    /// Returns whether the probe passes: respond with 200, otherwise with 503.
+    /// Returns the status of the response: 200, or 503 if the probe fails.
     #[must_use]
-    pub fn is_passed(&self) -> bool {
-        self.health.is_live() && (self.health.is_ready() || !self.ready)
+    pub fn status(&self) -> StatusCode {
+        let is_passed = self.health.is_live() && (self.health.is_ready() || !self.ready);
+        if is_passed { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
     }
 
     /// Returns the body of the response.
