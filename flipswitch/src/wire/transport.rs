@@ -12,6 +12,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use parking_lot::RwLock;
 use reqwest::{Client, ClientBuilder, Response, Url, redirect};
+use serde::de::IgnoredAny;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
@@ -93,6 +94,11 @@ impl Transport {
         self.headers.write().insert(API_KEY, key.header());
     }
 
+    /// Returns the URL of the stream.
+    pub(crate) fn events_url(&self) -> &Url {
+        &self.events_url
+    }
+
     fn headers(&self) -> HeaderMap {
         self.headers.read().clone()
     }
@@ -128,7 +134,11 @@ impl Transport {
             }
             StatusCode::NOT_MODIFIED => Ok(Bulk::NotModified { etag }),
             // OFREP defines no 404 for bulk requests. Services that have no flags yet send it.
-            StatusCode::NOT_FOUND => {
+            status @ StatusCode::NOT_FOUND => {
+                let retry_after = retry_after(response.headers());
+                if let Err(error) = own_body(response, &self.bulk_url).await {
+                    return Err(Failure { error, status: Some(status), retry_after });
+                }
                 if !self.warned_not_found.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         target: "flipswitch", url = %self.bulk_url,
@@ -137,7 +147,7 @@ impl Transport {
                 }
                 Ok(Bulk::Flags { flag_set: Arc::default(), etag: None })
             }
-            _ => Err(status_failure(response).await),
+            _ => Err(status_failure(response, &self.bulk_url).await),
         }
     }
 
@@ -163,7 +173,10 @@ impl Transport {
             request.send().await.map_err(|error| StreamRefused { status: None, failure: request_failure(error) })?;
         let status = response.status();
         if status != StatusCode::OK {
-            return Err(StreamRefused { status: Some(status), failure: status_failure(response).await });
+            return Err(StreamRefused {
+                status: Some(status),
+                failure: status_failure(response, &self.events_url).await,
+            });
         }
         let media_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let media_type = media_type.unwrap_or_default();
@@ -217,11 +230,14 @@ fn request_failure(error: reqwest::Error) -> Failure {
 }
 
 /// Returns the failure for a status that is neither success nor 304.
-async fn status_failure(response: Response) -> Failure {
-    let retry_after = retry_after(response.headers().get(header::RETRY_AFTER), OffsetDateTime::now_utc());
+async fn status_failure(response: Response, url: &Url) -> Failure {
+    let retry_after = retry_after(response.headers());
     let status = response.status();
     let error = match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Error::Unauthorized,
+        // A firewall that rejects a request says nothing about the API key.
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            own_body(response, url).await.err().unwrap_or(Error::Unauthorized)
+        }
         StatusCode::TOO_MANY_REQUESTS => Error::RateLimited { retry_after: retry_after.unwrap_or_default() },
         StatusCode::BAD_REQUEST => {
             let rejection = body(response, MAX_ERROR_BODY).await.ok().and_then(|body| ofrep::rejection(&body));
@@ -366,9 +382,42 @@ async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, Error> {
     Ok(body)
 }
 
+/// Reads the body of an error response that decides more than its status alone, because it is from the flag service itself.
+///
+/// # Errors
+///
+/// [`Error::Decode`] if the body is neither empty nor JSON: then a proxy, a firewall or another server has responded.
+async fn own_body(response: Response, url: &Url) -> Result<(), Error> {
+    let status = response.status();
+    let media_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(printable);
+    let is_own = match body(response, MAX_ERROR_BODY).await {
+        Ok(body) => body.trim_ascii().is_empty() || serde_json::from_slice::<IgnoredAny>(&body).is_ok(),
+        Err(Error::TooLarge) => false,
+        Err(error) => return Err(error),
+    };
+    if is_own { Ok(()) } else { Err(Error::decode(ForeignResponse { status, media_type, url: url.clone() })) }
+}
+
+/// The response is not from the flag service.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{status} with {} instead of JSON from {url}; a proxy or a firewall has responded, or the base URL is wrong",
+    media_type.as_deref().unwrap_or("text")
+)]
+struct ForeignResponse {
+    status: StatusCode,
+    media_type: Option<String>,
+    url: Url,
+}
+
+/// Returns the wait that a response asks for.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    parse_retry_after(headers.get(header::RETRY_AFTER), OffsetDateTime::now_utc())
+}
+
 /// Parses `Retry-After`: seconds or an HTTP date (RFC 9110 §10.2.3), or an ISO 8601 date, which some services send.
 /// Returns `None` for anything else, and for a time in the past.
-fn retry_after(value: Option<&HeaderValue>, now: OffsetDateTime) -> Option<Duration> {
+fn parse_retry_after(value: Option<&HeaderValue>, now: OffsetDateTime) -> Option<Duration> {
     let text = value?.to_str().ok()?.trim();
     let all_digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     // A number that does not fit is longer than any wait.
@@ -407,7 +456,7 @@ mod tests {
         ];
         for (text, seconds) in cases {
             let value = text.map(|text| HeaderValue::from_str(text).unwrap());
-            assert_eq!(retry_after(value.as_ref(), now), seconds.map(Duration::from_secs), "{text:?}");
+            assert_eq!(parse_retry_after(value.as_ref(), now), seconds.map(Duration::from_secs), "{text:?}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flipswitch::ConnectionStatus;
+use flipswitch::{ConnectionStatus, FlipswitchProvider, HealthState};
 use flipswitch_local::{Endpoint, Fault};
 use futures_util::future::join_all;
 use serde_json::json;
@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::support::{
     self,
     faults::{Row, Service, scheduled, service},
+    scripted::{Reply, Scripted},
 };
 
 /// After an invalid answer the last values stay, marked as stale, until the backoff ends.
@@ -32,6 +33,12 @@ async fn invalid_answers_keep_the_last_values_until_the_next_request() {
         bulk().status(200).header("content-encoding", "gzip").body(b"\x1f\x8b\x08\0\0\0".as_slice()),
         bulk().status(204),
         bulk().status(302),
+        // Of a firewall or a proxy: they say nothing about the key, or about the flags.
+        bulk().status(401).body(page),
+        bulk().status(403).body(page),
+        bulk().status(403).header("content-type", "text/plain").body("Forbidden"),
+        bulk().status(404).body(page),
+        bulk().status(404).body("404 page not found\n"),
         bulk().status(429),
         bulk().status(500).body(page),
         bulk().status(503),
@@ -46,11 +53,13 @@ async fn invalid_answers_keep_the_last_values_until_the_next_request() {
         let service = service(1).await;
         let row = Row::new(support::builder(&service).request_timeout(Duration::from_millis(500))).named(&told);
         row.opens(&service, 1).await;
-        let fault = service.faults().add(fault.times(1)).unwrap();
+        // A request that is rejected with 403 is repeated without its tag.
+        let times = if told.contains("403") { 2 } else { 1 };
+        let fault = service.faults().add(fault.times(times)).unwrap();
         service.set_flag("f", 2);
         row.keeps(1).await;
         row.sees(2).await;
-        assert_eq!(service.faults().applied(fault), 1, "{told}");
+        assert_eq!(service.faults().applied(fault), times, "{told}");
         assert_eq!(row.provider.sse_status(), ConnectionStatus::Connected, "{told}");
         row.ends("connecting connected", service.asked()).await;
     }))
@@ -75,6 +84,27 @@ async fn repeated_failures_double_the_wait() {
     assert!(asked[2].1 - asked[1].1 >= Duration::from_millis(990), "{asked:?}");
     assert!(asked.len() <= 2 * scheduled(began.elapsed()), "{asked:?}");
     row.ends("connecting connected", service.asked()).await;
+}
+
+/// A page for every request: the base URL is wrong, or a proxy is in between. The provider is not ready, and says where it
+/// asked.
+#[tokio::test]
+async fn pages_for_all_requests_name_the_base_url() {
+    let page = "<html><title>Not found</title></html>";
+    join_all([401, 403, 404].map(async |status| {
+        let service = Scripted::answering(Reply::status(status, page)).await;
+        let provider = FlipswitchProvider::builder("key").base_url(service.url()).build().unwrap();
+        let error = provider.ready(Duration::from_secs(1)).await.unwrap_err();
+        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+        let text = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        let url = format!("{}/ofrep/v1/evaluate/flags", service.url());
+        for part in [&status.to_string(), &url, "base URL"] {
+            assert!(text.contains(part), "{status}: {text}");
+        }
+        assert!(!provider.health().is_ready() && provider.health().state != HealthState::Unauthorized, "{status}");
+        provider.shutdown().await;
+    }))
+    .await;
 }
 
 /// The provider asks for no encoding, so it reads an answer as it is, whatever `Content-Encoding` says.
