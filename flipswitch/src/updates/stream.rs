@@ -89,7 +89,8 @@ const RESTART_WAIT: Duration = Duration::from_secs(1);
 /// invalidate flags, so it is started again.
 pub(super) async fn run(updates: Arc<Updates>, options: StreamOptions) {
     loop {
-        let (supervisor, connection) = (Supervisor::new(options), Connection::None);
+        let url = updates.evaluator.transport().events_url().as_str().into();
+        let (supervisor, connection) = (Supervisor::new(options, url), Connection::None);
         let task = StreamTask { updates: Arc::clone(&updates), supervisor, connection };
         match updates.runtime.spawn(task.run()) {
             Ok(running) => match running.await {

@@ -1,6 +1,7 @@
 //! The states of the stream of changes. No I/O: inputs, the time and random numbers are passed in, and actions come out.
 
 use std::{
+    fmt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -17,12 +18,22 @@ use crate::{
 /// Wait after the first failure, unless the service names another one.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
-/// A connection is stable once it has lasted this long and received something. Then the row of failures ends, and an orderly
-/// end is not a failure.
+/// A connection is stable once it has lasted this long and received bytes. Then the row of failures ends, and an orderly end
+/// is not a failure.
 const STABLE_AFTER: Duration = Duration::from_secs(60);
+
+/// When a connection that received an event or a heartbeat is stable: only the service itself sends these. Many proxies and
+/// load balancers end every connection after a fixed time, such as 30 seconds.
+const STABLE_WITH_EVENT_AFTER: Duration = Duration::from_secs(10);
+
+/// Two connections that lasted about equally long, to within this share, were probably ended by a time limit.
+const SAME_DURATION: f64 = 0.1;
 
 /// About how long to wait after the service refused the API key, or if it has no stream.
 const REFUSED_WAIT: Duration = Duration::from_secs(300);
+
+/// Refusals of the API key in a row after which it counts as refused. A single one may be a mistake of a proxy.
+const CONFIRMED_REFUSALS: u32 = 2;
 
 /// How long after the last change flags are invalidated once more: the service may evaluate with old rules for a moment.
 const REINVALIDATE_AFTER: Duration = Duration::from_secs(2);
@@ -98,6 +109,8 @@ pub(crate) enum Action {
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     options: StreamOptions,
+    /// The URL of the stream, for logs.
+    url: Arc<str>,
     state: State,
     /// Failures in a row.
     failures: u32,
@@ -107,8 +120,16 @@ pub(crate) struct Supervisor {
     status: ConnectionStatus,
     /// Whether changes may have been missed: the stream was closed for longer than between two connections.
     missed_changes: bool,
+    /// Refusals of the API key in a row.
+    key_refusals: u32,
+    /// Responses in a row that say that there is no stream. A service whose stream was open before has one: its proxies
+    /// respond so while it is deployed.
+    absences: u32,
+    was_open: bool,
     reported_unauthorized: bool,
     reported_no_stream: bool,
+    /// How long the last connection was open that ended early.
+    last_duration: Option<Duration>,
 }
 
 #[derive(Debug)]
@@ -135,6 +156,7 @@ struct Open {
     since: Instant,
     received_at: Instant,
     has_received: bool,
+    has_event: bool,
     has_heartbeat: bool,
     reinvalidate_at: Option<Instant>,
 }
@@ -142,7 +164,8 @@ struct Open {
 impl Open {
     /// Returns from when on the connection is stable.
     fn stable_at(&self) -> Option<Instant> {
-        self.has_received.then_some(self.since + STABLE_AFTER)
+        let after = if self.has_event { STABLE_WITH_EVENT_AFTER } else { STABLE_AFTER };
+        self.has_received.then_some(self.since + after)
     }
 
     fn is_stable(&self, now: Instant) -> bool {
@@ -151,9 +174,10 @@ impl Open {
 }
 
 impl Supervisor {
-    pub(crate) fn new(options: StreamOptions) -> Self {
+    pub(crate) fn new(options: StreamOptions, url: Arc<str>) -> Self {
         Self {
             options,
+            url,
             state: State::Idle,
             failures: 0,
             first_wait: FIRST_WAIT,
@@ -161,8 +185,12 @@ impl Supervisor {
             is_polling: false,
             status: ConnectionStatus::Disconnected,
             missed_changes: false,
+            key_refusals: 0,
+            absences: 0,
+            was_open: false,
             reported_unauthorized: false,
             reported_no_stream: false,
+            last_duration: None,
         }
     }
 
@@ -206,12 +234,16 @@ impl Supervisor {
                     tracing::debug!(target: "flipswitch", ?wait, "the service ended the stream of changes; reconnecting");
                     self.wait(wait, now, todo);
                 } else {
-                    self.log("the service ended the stream early");
+                    let open_for = now - open.since;
+                    self.log(self.describe_end(&"the service ended the stream", open_for));
+                    self.last_duration = Some(open_for);
                     self.failed(None, now, random, todo);
                 }
             }
-            (State::Open(_), Input::Broken(error)) => {
-                self.log(Chain(&error));
+            (State::Open(open), Input::Broken(error)) => {
+                let open_for = now - open.since;
+                self.log(self.describe_end(&root_cause(&error), open_for));
+                self.last_duration = Some(open_for);
                 self.failed(None, now, random, todo);
             }
             (State::Open(_), Input::DeadlineReached) => self.deadline_while_open(now, random, todo),
@@ -221,6 +253,9 @@ impl Supervisor {
             }
             // Polling with the same key would fail as well.
             (State::Unauthorized { .. }, Input::Unauthorized) => self.poll(false, todo),
+            (State::Connecting { .. } | State::Waiting { .. }, Input::Unauthorized) => {
+                self.key_refusals = self.key_refusals.max(1);
+            }
             (State::Open(_), Input::Reconnect) => {
                 self.failures = 0;
                 todo.extend([Action::Disconnect, Action::StreamClosed]);
@@ -228,7 +263,7 @@ impl Supervisor {
             }
             // Replaces an attempt in flight as well, which may have been sent with another API key.
             (_, Input::Reconnect) => {
-                self.failures = 0;
+                (self.failures, self.key_refusals) = (0, 0);
                 self.reported_unauthorized = false;
                 self.connect(todo);
             }
@@ -249,9 +284,11 @@ impl Supervisor {
             since: now,
             received_at: now,
             has_received: false,
+            has_event: false,
             has_heartbeat: false,
             reinvalidate_at: None,
         });
+        (self.key_refusals, self.absences, self.was_open) = (0, 0, true);
         (self.reported_unauthorized, self.reported_no_stream) = (false, false);
         tracing::info!(target: "flipswitch", "the stream of changes is open");
         todo.push(Action::StreamOpened);
@@ -274,14 +311,19 @@ impl Supervisor {
     ) {
         let wait = REFUSED_WAIT.mul_f64(0.8 + 0.4 * random);
         self.missed_changes = true;
-        match status.map(|status| status.as_u16()) {
+        let status = status.map(|status| status.as_u16());
+        let is_key_refused = matches!(error, Error::Unauthorized);
+        let is_absent = matches!(status, Some(404 | 405 | 406 | 410 | 501)) && !self.was_open;
+        self.key_refusals = if is_key_refused { self.key_refusals.saturating_add(1) } else { 0 };
+        self.absences = if is_absent { self.absences.saturating_add(1) } else { 0 };
+        match status {
             Some(204) => {
                 tracing::warn!(target: "flipswitch", "the service declines the stream of changes (204); polling");
                 self.state = State::Declined;
                 self.poll(true, todo);
                 self.set_status(ConnectionStatus::Disconnected, todo);
             }
-            Some(401 | 403) => {
+            _ if self.key_refusals >= CONFIRMED_REFUSALS => {
                 self.state = State::Unauthorized { until: now + wait };
                 if !std::mem::replace(&mut self.reported_unauthorized, true) {
                     tracing::error!(target: "flipswitch", ?wait, "the service refuses the API key for the stream of changes");
@@ -290,10 +332,12 @@ impl Supervisor {
                 self.poll(true, todo);
                 self.set_status(ConnectionStatus::Error, todo);
             }
-            Some(code @ (404 | 405 | 406 | 410 | 501)) => {
+            Some(code) if is_absent && self.absences >= self.options.max_retries => {
                 if !std::mem::replace(&mut self.reported_no_stream, true) {
-                    tracing::warn!(target: "flipswitch", code, ?wait, "the service has no stream of changes; polling");
+                    let url = &*self.url;
+                    tracing::warn!(target: "flipswitch", code, url, ?wait, "the service has no stream of changes");
                 }
+                self.failures = 0;
                 self.poll(true, todo);
                 self.wait(wait, now, todo);
             }
@@ -361,8 +405,17 @@ impl Supervisor {
         }
     }
 
+    /// Describes why a connection ended early.
+    fn describe_end(&self, cause: &dyn fmt::Display, open_for: Duration) -> String {
+        let is_same = |last: Duration| open_for.abs_diff(last) <= last.mul_f64(SAME_DURATION);
+        let seconds = open_for.as_secs_f64();
+        let hint =
+            if self.last_duration.is_some_and(is_same) { ", like the one before; does a proxy limit it?" } else { "" };
+        format!("closed after {seconds:.1} s{hint}: {cause}")
+    }
+
     /// Logs a failure: as a warning the first one of a row, and the one after which polling begins.
-    fn log(&self, error: impl std::fmt::Display) {
+    fn log(&self, error: impl fmt::Display) {
         let failures = self.failures.saturating_add(1);
         if failures == 1 || failures == self.options.max_retries {
             tracing::warn!(target: "flipswitch", %error, failures, "stream of changes failed; retrying");
@@ -376,6 +429,7 @@ impl Open {
     fn event(&mut self, event: StreamEvent, now: Instant, todo: &mut Vec<Action>) {
         let is_heartbeat = event == StreamEvent::Heartbeat;
         let Effect { invalidate, reinvalidate, notify } = event.effect(!self.has_heartbeat);
+        self.has_event = true;
         self.has_heartbeat |= is_heartbeat;
         if reinvalidate {
             self.reinvalidate_at = Some(now + REINVALIDATE_AFTER);
@@ -391,12 +445,18 @@ impl Open {
     }
 }
 
+/// Returns the last source of an error, without those in between, which say the same in other words.
+fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
+    std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error)
+}
+
 #[cfg(test)]
 mod tests {
     use time::macros::datetime;
 
     use super::*;
 
+    const URL: &str = "http://flags.example/api/v1/flags/events";
     const MILLISECOND: Duration = Duration::from_millis(1);
     const SECOND: Duration = Duration::from_secs(1);
     const MINUTE: Duration = Duration::from_secs(60);
@@ -412,7 +472,7 @@ mod tests {
 
     impl Stream {
         fn new(options: StreamOptions) -> Self {
-            Self { supervisor: Supervisor::new(options), now: Instant::now(), random: 1.0 }
+            Self { supervisor: Supervisor::new(options, URL.into()), now: Instant::now(), random: 1.0 }
         }
 
         /// One that connects.
@@ -467,7 +527,8 @@ mod tests {
     }
 
     fn refused(code: u16) -> Input {
-        Input::Refused(Some(StatusCode::from_u16(code).unwrap()), failure(None))
+        let error = if matches!(code, 401 | 403) { Error::Unauthorized } else { Error::Timeout };
+        Input::Refused(Some(StatusCode::from_u16(code).unwrap()), error.into())
     }
 
     /// Name resolution, connection, TLS, the deadline, a refused redirect: there is no status.
@@ -567,6 +628,8 @@ mod tests {
     fn a_refused_key_is_reported_once_and_retried_rarely() {
         for code in [401, 403] {
             let mut stream = Stream::connecting();
+            stream.refuse(code, FAILED);
+            stream.connects_after(SECOND);
             let entry = [Action::Unauthorized, Action::Polling(true), status(ConnectionStatus::Error)];
             stream.refuse(code, entry);
             // The key is refused for flags as well, so polling ends.
@@ -586,7 +649,29 @@ mod tests {
             // Once it was accepted, a refusal is reported again.
             stream.does(Input::Ended, BROKE);
             stream.connects_after(SECOND);
+            // A request that was refused confirms it.
+            stream.does(Input::Unauthorized, []);
             stream.refuse(code, [Action::Unauthorized, Action::Polling(true), status(ConnectionStatus::Error)]);
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_refused_once_is_retried_soon() {
+        let mut stream = Stream::connecting();
+        for seconds in [1, 4] {
+            stream.refuse(403, FAILED);
+            stream.connects_after(SECOND * seconds);
+            // Another failure in between.
+            stream.does(unreachable(), FAILED);
+            stream.connects_after(SECOND * seconds * 2);
+        }
+        // A page of a firewall is no refusal of the key, whatever its status.
+        for code in [401, 403] {
+            let mut stream = Stream::connecting();
+            for seconds in [1, 2, 4] {
+                stream.does(Input::Refused(Some(StatusCode::from_u16(code).unwrap()), failure(None)), FAILED);
+                stream.connects_after(SECOND * seconds);
+            }
         }
     }
 
@@ -599,6 +684,10 @@ mod tests {
     fn a_service_without_a_stream_is_polled_and_retried_rarely() {
         for code in [404, 405, 406, 410, 501] {
             let mut stream = Stream::connecting();
+            for seconds in [1, 2, 4, 8] {
+                stream.refuse(code, FAILED);
+                stream.connects_after(SECOND * seconds);
+            }
             stream.random = 0.5;
             let polls = [Action::Polling(true), Action::Disconnect, status(ConnectionStatus::Disconnected)];
             stream.refuse(code, polls);
@@ -606,6 +695,23 @@ mod tests {
             stream.refuse(code, [Action::Disconnect, status(ConnectionStatus::Disconnected)]);
             assert_eq!(stream.supervisor.failures, 0);
             stream.does(Input::Reconnect, [status(ConnectionStatus::Connecting), connect(None)]);
+        }
+    }
+
+    #[test]
+    fn a_stream_that_was_open_is_retried_with_the_ordinary_backoff() {
+        let mut stream = Stream::open();
+        stream.does(Input::Ended, BROKE);
+        stream.connects_after(SECOND);
+        for seconds in [2, 4, 8] {
+            stream.refuse(404, FAILED);
+            stream.connects_after(SECOND * seconds);
+        }
+        stream.refuse(404, [&[Action::Polling(true)], FAILED.as_slice()].concat());
+        stream.connects_after(SECOND * 16);
+        for _ in 0..3 {
+            stream.refuse(404, FAILED);
+            stream.connects_after(SECOND * 30);
         }
     }
 
@@ -730,6 +836,52 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_with_an_event_is_stable_after_ten_seconds() {
+        for first in [StreamEvent::Heartbeat, StreamEvent::Unknown, StreamEvent::Changed(changed(Some("f")))] {
+            let mut stream = Stream::open();
+            stream.supervisor.failures = 3;
+            stream.does(Input::Bytes, []);
+            stream.supervisor.input(event(first), stream.now, 0.0);
+            stream.now += SECOND * 10;
+            stream.supervisor.input(Input::DeadlineReached, stream.now, 0.0);
+            assert_eq!(stream.supervisor.failures, 0);
+            let rotation = [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Disconnected)];
+            stream.does(Input::Ended, rotation);
+            stream.connects_after(SECOND);
+            // Nothing was missed for long, so the application is told of no change.
+            stream.does(Input::Opened, [Action::StreamOpened, status(ConnectionStatus::Connected), Action::Refetch]);
+        }
+        // Earlier, or without an event, an end is a failure.
+        for (seconds, has_event) in [(9, true), (10, false)] {
+            let mut stream = Stream::open();
+            stream.does(Input::Bytes, []);
+            if has_event {
+                stream.does(event(StreamEvent::Unknown), []);
+            }
+            stream.now += SECOND * seconds;
+            stream.does(Input::Ended, BROKE);
+        }
+    }
+
+    #[test]
+    fn the_log_says_how_long_a_connection_was_open() {
+        let mut stream = Stream::open();
+        let seconds = |seconds| Duration::from_secs(seconds);
+        let cause = Error::transport(std::io::Error::other("end of file"));
+        assert_eq!(
+            stream.supervisor.describe_end(&root_cause(&cause), seconds(60)),
+            "closed after 60.0 s: end of file"
+        );
+        stream.now += seconds(60);
+        stream.does(Input::Broken(cause.clone()), BROKE);
+        assert_eq!(
+            stream.supervisor.describe_end(&root_cause(&cause), seconds(61)),
+            "closed after 61.0 s, like the one before; does a proxy limit it?: end of file"
+        );
+        assert!(!stream.supervisor.describe_end(&"", seconds(30)).contains("proxy"));
+    }
+
+    #[test]
     fn a_connection_that_received_nothing_is_not_stable() {
         let mut stream = Stream::new(StreamOptions { stream_idle_timeout: MINUTE * 3, ..OPTIONS });
         stream.supervisor.input(Input::Start, stream.now, 0.0);
@@ -798,7 +950,10 @@ mod tests {
         let mut waiting = Stream::connecting();
         waiting.supervisor.input(unreachable(), waiting.now, 1.0);
         let mut unauthorized = Stream::connecting();
-        unauthorized.supervisor.input(refused(401), unauthorized.now, 1.0);
+        for input in [refused(401), Input::Reconnect, Input::Unauthorized, refused(401)] {
+            unauthorized.supervisor.input(input, unauthorized.now, 1.0);
+        }
+        assert!(matches!(unauthorized.supervisor.state, State::Unauthorized { .. }));
         let mut parked = Stream::connecting();
         parked.supervisor.input(refused(204), parked.now, 1.0);
         for mut stream in [waiting, unauthorized, parked] {
