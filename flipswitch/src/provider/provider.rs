@@ -505,7 +505,8 @@ impl Service {
         self.updates.start()?;
         let Self { base_url, is_realtime, .. } = self;
         let api_key = self.api_key.lock().clone();
-        tracing::info!(target: "flipswitch", %base_url, %api_key, realtime = is_realtime, "starting");
+        let proxy = self.evaluator.transport().proxy();
+        tracing::info!(target: "flipswitch", %base_url, proxy, %api_key, realtime = is_realtime, "starting");
         self.evaluator.announce_overrides();
         if base_url.is_plain_and_remote() {
             tracing::warn!(target: "flipswitch", %base_url, "the API key is sent unencrypted; use https");

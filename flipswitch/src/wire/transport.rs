@@ -10,6 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use hyper_util::client::proxy::matcher::Matcher;
 use parking_lot::RwLock;
 use reqwest::{Client, ClientBuilder, Response, Url, redirect};
 use serde::de::IgnoredAny;
@@ -59,6 +60,8 @@ pub(crate) struct Transport {
     streams: Client,
     bulk_url: Url,
     events_url: Url,
+    /// The proxy between the provider and the service, if the system or the environment has one, without its credentials.
+    proxy: Option<String>,
     /// Headers of every request; the API key among them may be replaced.
     headers: RwLock<HeaderMap>,
     warned_not_found: AtomicBool,
@@ -83,6 +86,7 @@ impl Transport {
             streams: client(config, Method::GET, NO_TIMEOUT)?,
             bulk_url: config.base_url.join("/ofrep/v1/evaluate/flags"),
             events_url: config.base_url.join("/api/v1/flags/events"),
+            proxy: proxy(config),
             headers: RwLock::new(common_headers(config)),
             warned_not_found: AtomicBool::new(false),
             interner: Interner::default(),
@@ -92,6 +96,11 @@ impl Transport {
     /// Sends another API key from now on.
     pub(crate) fn set_api_key(&self, key: &ApiKey) {
         self.headers.write().insert(API_KEY, key.header());
+    }
+
+    /// Returns the proxy between the provider and the service, without its credentials.
+    pub(crate) fn proxy(&self) -> Option<&str> {
+        self.proxy.as_deref()
     }
 
     /// Returns the URL of the stream.
@@ -120,9 +129,9 @@ impl Transport {
         let response = match (request.send().await, retry) {
             // The service closed a pooled connection at that moment. Evaluation is idempotent, so the request is repeated.
             (Err(error), Some(retry)) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
-                retry.send().await.map_err(request_failure)?
+                retry.send().await.map_err(|error| self.request_failure(error))?
             }
-            (outcome, _) => outcome.map_err(request_failure)?,
+            (outcome, _) => outcome.map_err(|error| self.request_failure(error))?,
         };
         let etag = response.headers().get(header::ETAG).map(HeaderValue::as_bytes);
         // Copied, because a header value keeps the whole head of its response in memory.
@@ -136,7 +145,7 @@ impl Transport {
             // OFREP defines no 404 for bulk requests. Services that have no flags yet send it.
             status @ StatusCode::NOT_FOUND => {
                 let retry_after = retry_after(response.headers());
-                if let Err(error) = own_body(response, &self.bulk_url).await {
+                if let Err(error) = self.own_body(response, &self.bulk_url).await {
                     return Err(Failure { error, status: Some(status), retry_after });
                 }
                 if !self.warned_not_found.swap(true, Ordering::Relaxed) {
@@ -147,7 +156,7 @@ impl Transport {
                 }
                 Ok(Bulk::Flags { flag_set: Arc::default(), etag: None })
             }
-            _ => Err(status_failure(response, &self.bulk_url).await),
+            _ => Err(self.status_failure(response, &self.bulk_url).await),
         }
     }
 
@@ -169,13 +178,15 @@ impl Transport {
         if let Some(last_id) = last_id.and_then(|id| HeaderValue::from_bytes(id.as_bytes()).ok()) {
             request = request.header(HeaderName::from_static("last-event-id"), last_id);
         }
-        let response =
-            request.send().await.map_err(|error| StreamRefused { status: None, failure: request_failure(error) })?;
+        let response = request
+            .send()
+            .await
+            .map_err(|error| StreamRefused { status: None, failure: self.request_failure(error) })?;
         let status = response.status();
         if status != StatusCode::OK {
             return Err(StreamRefused {
                 status: Some(status),
-                failure: status_failure(response, &self.events_url).await,
+                failure: self.status_failure(response, &self.events_url).await,
             });
         }
         let media_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
@@ -185,6 +196,64 @@ impl Transport {
         }
         let error = Error::decode(NoEventStream(printable(media_type)));
         Err(StreamRefused { status: Some(status), failure: error.into() })
+    }
+
+    /// Returns the failure of a request without a response.
+    fn request_failure(&self, error: reqwest::Error) -> Failure {
+        if error.is_timeout() {
+            return Error::Timeout.into();
+        }
+        let proxy = self.proxy.clone().filter(|_| error.is_connect());
+        // Without the URL, which may come from the service after a redirect.
+        let source = error.without_url();
+        match (speaks_no_tls(&source), proxy) {
+            (true, _) => Error::transport(NoTls { source }),
+            (false, Some(proxy)) => Error::transport(ThroughProxy { proxy, source }),
+            (false, None) => Error::transport(source),
+        }
+        .into()
+    }
+
+    /// Returns the failure for a status that is neither success nor 304.
+    async fn status_failure(&self, response: Response, url: &Url) -> Failure {
+        let retry_after = retry_after(response.headers());
+        let status = response.status();
+        let error = match status {
+            // A firewall that rejects a request says nothing about the API key.
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                self.own_body(response, url).await.err().unwrap_or(Error::Unauthorized)
+            }
+            StatusCode::TOO_MANY_REQUESTS => Error::RateLimited { retry_after: retry_after.unwrap_or_default() },
+            StatusCode::BAD_REQUEST => {
+                let rejection = body(response, MAX_ERROR_BODY).await.ok().and_then(|body| ofrep::rejection(&body));
+                rejection.unwrap_or(Error::Status(status))
+            }
+            _ => Error::Status(status),
+        };
+        Failure { error, status: Some(status), retry_after }
+    }
+
+    /// Reads the body of an error response that decides more than its status alone, because it is from the flag service
+    /// itself.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Decode`] if the body is neither empty nor JSON: then a proxy, a firewall or another server has responded.
+    async fn own_body(&self, response: Response, url: &Url) -> Result<(), Error> {
+        let status = response.status();
+        let media_type =
+            response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(printable);
+        let is_own = match body(response, MAX_ERROR_BODY).await {
+            Ok(body) => body.trim_ascii().is_empty() || serde_json::from_slice::<IgnoredAny>(&body).is_ok(),
+            Err(Error::TooLarge) => false,
+            Err(error) => return Err(error),
+        };
+        if is_own {
+            return Ok(());
+        }
+        let media_type = media_type.unwrap_or_else(|| "text".to_owned());
+        let sender = self.proxy.as_ref().map_or_else(|| "a proxy".to_owned(), |proxy| format!("the proxy {proxy}"));
+        Err(Error::decode(ForeignResponse { status, media_type, url: url.clone(), sender }))
     }
 }
 
@@ -215,7 +284,10 @@ pub(crate) struct EventStream(Response);
 impl EventStream {
     /// Returns the next bytes, or `None` at the end.
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
-        self.0.chunk().await.map_err(|error| request_failure(error).error)
+        self.0.chunk().await.map_err(|error| {
+            // Without the URL, which may come from the service after a redirect.
+            if error.is_timeout() { Error::Timeout } else { Error::transport(error.without_url()) }
+        })
     }
 }
 
@@ -223,30 +295,6 @@ impl EventStream {
 #[derive(Debug, thiserror::Error)]
 #[error("content of type {0:?} instead of an event stream")]
 struct NoEventStream(String);
-
-fn request_failure(error: reqwest::Error) -> Failure {
-    // Without the URL, which may come from the service after a redirect.
-    if error.is_timeout() { Error::Timeout } else { Error::transport(error.without_url()) }.into()
-}
-
-/// Returns the failure for a status that is neither success nor 304.
-async fn status_failure(response: Response, url: &Url) -> Failure {
-    let retry_after = retry_after(response.headers());
-    let status = response.status();
-    let error = match status {
-        // A firewall that rejects a request says nothing about the API key.
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-            own_body(response, url).await.err().unwrap_or(Error::Unauthorized)
-        }
-        StatusCode::TOO_MANY_REQUESTS => Error::RateLimited { retry_after: retry_after.unwrap_or_default() },
-        StatusCode::BAD_REQUEST => {
-            let rejection = body(response, MAX_ERROR_BODY).await.ok().and_then(|body| ofrep::rejection(&body));
-            rejection.unwrap_or(Error::Status(status))
-        }
-        _ => Error::Status(status),
-    };
-    Failure { error, status: Some(status), retry_after }
-}
 
 /// Makes a client with the application's factory. What must hold for every request is set last.
 fn client(config: &Config, method: Method, timeout: Duration) -> Result<Client, ConfigError> {
@@ -382,32 +430,50 @@ async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, Error> {
     Ok(body)
 }
 
-/// Reads the body of an error response that decides more than its status alone, because it is from the flag service itself.
-///
-/// # Errors
-///
-/// [`Error::Decode`] if the body is neither empty nor JSON: then a proxy, a firewall or another server has responded.
-async fn own_body(response: Response, url: &Url) -> Result<(), Error> {
-    let status = response.status();
-    let media_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(printable);
-    let is_own = match body(response, MAX_ERROR_BODY).await {
-        Ok(body) => body.trim_ascii().is_empty() || serde_json::from_slice::<IgnoredAny>(&body).is_ok(),
-        Err(Error::TooLarge) => false,
-        Err(error) => return Err(error),
-    };
-    if is_own { Ok(()) } else { Err(Error::decode(ForeignResponse { status, media_type, url: url.clone() })) }
-}
-
 /// The response is not from the flag service.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{status} with {} instead of JSON from {url}; a proxy or a firewall has responded, or the base URL is wrong",
-    media_type.as_deref().unwrap_or("text")
+    "{status} with {media_type} instead of JSON from {url}; {sender} or a firewall has responded, or the base URL is wrong"
 )]
 struct ForeignResponse {
     status: StatusCode,
-    media_type: Option<String>,
+    media_type: String,
     url: Url,
+    sender: String,
+}
+
+/// No connection to a proxy, or through it.
+#[derive(Debug, thiserror::Error)]
+#[error("through the proxy {proxy}")]
+struct ThroughProxy {
+    proxy: String,
+    source: reqwest::Error,
+}
+
+/// The handshake failed in the way in which it fails with a server that speaks HTTP.
+#[derive(Debug, thiserror::Error)]
+#[error("the port does not speak TLS; is the scheme of the base URL http?")]
+struct NoTls {
+    source: reqwest::Error,
+}
+
+/// Returns whether a TLS library found something else than TLS. Known by its text only: rustls's and OpenSSL's.
+fn speaks_no_tls(error: &reqwest::Error) -> bool {
+    let text = Chain(error).to_string();
+    error.is_connect() && (text.contains("InvalidContentType") || text.contains("wrong version number"))
+}
+
+/// Returns the proxy that the provider's own client uses for the service, without its credentials. That of a client that the
+/// application configures is not known.
+fn proxy(config: &Config) -> Option<String> {
+    if config.options.http_client.is_some() || config.base_url.is_loopback() {
+        return None;
+    }
+    let service = config.base_url.url().as_str().parse().ok()?;
+    // The environment and the system are read as the client does.
+    let proxy = Matcher::from_system().intercept(&service)?;
+    let proxy = proxy.uri();
+    Some(printable(&format!("{}://{}", proxy.scheme_str()?, proxy.authority()?)))
 }
 
 /// Returns the wait that a response asks for.

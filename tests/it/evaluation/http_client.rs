@@ -1,6 +1,7 @@
 //! The HTTP client: proxies, and the client that the application configures.
 
 use std::{
+    net::TcpListener,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -9,9 +10,10 @@ use std::{
 };
 
 use flipswitch::{FlipswitchProvider, reqwest, serde_json::json};
+use flipswitch_local::LocalServer;
 
 use crate::support::{
-    eventually, in_time,
+    chain, eventually, in_time,
     scripted::{Reply, Scripted},
     session::session,
     user,
@@ -26,6 +28,38 @@ async fn requests_to_localhost_bypass_proxies() {
     let (output, said) = session("key", vec![service.url()], &environment).await;
     assert!(output.status.success(), "{said}");
     assert!(proxy.received().is_empty() && !service.received().is_empty(), "{said}");
+}
+
+#[tokio::test]
+async fn the_log_and_the_errors_name_the_proxy() {
+    let page = Scripted::answering(Reply::status(403, "<html><title>Forbidden</title></html>")).await;
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let cases = [
+        (page.url(), format!("the proxy {} or a firewall has responded", page.url())),
+        (format!("http://{closed}"), format!("through the proxy http://{closed}")),
+    ];
+    for (url, error) in cases {
+        let with_credentials = url.replace("//", "//user:secret@");
+        let environment = [("http_proxy", &*with_credentials), ("no_proxy", ""), ("NO_PROXY", "")];
+        let (output, said) = session("key", vec!["http://flags.example".to_owned()], &environment).await;
+        assert!(output.status.success(), "{said}");
+        let start = format!("base_url=http://flags.example proxy=\"{url}\"");
+        for part in [&start, &error] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        assert!(!said.contains("secret"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_port_without_tls_is_named() {
+    let service = LocalServer::start(json!({})).await.unwrap();
+    let url = service.url().replace("http://", "https://");
+    let provider = FlipswitchProvider::builder("key").base_url(url).build().unwrap();
+    let flags = in_time(provider.flags(&user("u"))).await;
+    let text = chain(flags.error().unwrap());
+    assert!(text.contains("does not speak TLS") && text.contains("http?"), "{text}");
+    provider.shutdown().await;
 }
 
 #[tokio::test]

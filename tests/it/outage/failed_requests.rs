@@ -95,8 +95,7 @@ async fn pages_for_all_requests_name_the_base_url() {
         let service = Scripted::answering(Reply::status(status, page)).await;
         let provider = FlipswitchProvider::builder("key").base_url(service.url()).build().unwrap();
         let error = provider.ready(Duration::from_secs(1)).await.unwrap_err();
-        let causes = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
-        let text = causes.map(ToString::to_string).collect::<Vec<_>>().join(": ");
+        let text = support::chain(&error);
         let url = format!("{}/ofrep/v1/evaluate/flags", service.url());
         for part in [&status.to_string(), &url, "base URL"] {
             assert!(text.contains(part), "{status}: {text}");

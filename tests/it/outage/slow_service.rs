@@ -11,9 +11,10 @@ use std::{
 use flipswitch::{Error, FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
 use flipswitch_local::LocalServer;
 use futures_util::future::join_all;
+use tokio::runtime::Handle;
 
 use crate::support::{
-    self, eventually, in_time,
+    self, Log, eventually, in_time,
     scripted::{Reply, Scripted},
     user,
 };
@@ -198,4 +199,33 @@ async fn a_rejected_context_pauses_only_itself() {
     assert!(in_time(provider.flags(&user("u"))).await.bool("f", false));
     let asked = service.received().iter().filter(|request| !request.body.contains("targetingKey")).count();
     assert!(asked <= 2, "{asked} requests for a context that is refused");
+}
+
+#[tokio::test]
+async fn a_rejected_context_is_logged_once_with_a_remedy() {
+    let cases = [
+        (400, json!({"errorCode": "TARGETING_KEY_MISSING"}), "set a targeting key"),
+        (400, json!({"errorCode": "INVALID_CONTEXT"}), "fields"),
+        (400, json!({"errorCode": "ODD"}), "log of the flag service"),
+        (413, json!({}), "send less"),
+    ];
+    for (status, body, remedy) in cases {
+        let service = Scripted::answering(Reply::status(status, body.clone())).await;
+        let log = Log::of_this_thread();
+        let provider = FlipswitchProvider::builder("key")
+            .base_url(service.url())
+            .enable_realtime(false)
+            // On this thread, whose log is read.
+            .runtime(Handle::current())
+            .build()
+            .unwrap();
+        for user_id in ["a", "b", "c"] {
+            assert!(in_time(provider.flags(&user(user_id))).await.error().is_some());
+        }
+        provider.shutdown().await;
+        let lines = log.lines();
+        let warned: Vec<_> = lines.iter().filter(|line| line.contains("rejects a context")).collect();
+        let code = body["errorCode"].as_str().map_or_else(|| status.to_string(), str::to_owned);
+        assert!(warned.len() == 1 && warned[0].contains(&code) && warned[0].contains(remedy), "{lines:?}");
+    }
 }

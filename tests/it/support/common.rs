@@ -95,6 +95,12 @@ pub(crate) async fn eventually(mut reached: impl AsyncFnMut() -> bool) {
     .await;
 }
 
+/// Returns the text of an error and of its sources.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
+
 /// The warnings and errors that were logged on this thread.
 pub(crate) struct Log(());
 

@@ -27,9 +27,13 @@ async fn main() {
         let builder = FlipswitchProvider::builder(&key)
             .base_url(&base_url)
             .request_timeout(Duration::from_millis(300))
-            .connect_timeout(Duration::from_millis(300))
-            // A client that would log every byte.
-            .http_client(|| HttpClient::builder().connection_verbose(true));
+            .connect_timeout(Duration::from_millis(300));
+        // A service with a name is asked through the proxy of the provider's own client, others with a client that would
+        // log every byte.
+        let builder = match base_url.contains("//127.0.0.1") {
+            true => builder.http_client(|| HttpClient::builder().connection_verbose(true)),
+            false => builder,
+        };
         println!("{builder:?}");
         match builder.build() {
             Ok(provider) => session(&provider).await,
