@@ -158,8 +158,9 @@ impl Evaluator {
     pub(crate) fn start(self: &Arc<Self>) -> Result<(), Error> {
         let check = Arc::clone(self);
         // If it fails, a probe task takes over.
-        self.runtime
-            .spawn(async move { drop(check.evaluate(&CanonicalContext::start_up(), check.epoch.read()).await) })?;
+        self.runtime.spawn(async move {
+            drop(check.evaluate(&CanonicalContext::start_up(), check.epoch.read(Instant::now())).await);
+        })?;
         Ok(())
     }
 
@@ -176,9 +177,10 @@ impl Evaluator {
         self.epoch.invalidate_all();
     }
 
-    /// Notes that the stream of changes is open. A pending probe is sent at `retry_at` at the latest.
-    pub(crate) fn stream_opened(&self, retry_at: Instant) {
-        self.epoch.stream_opened();
+    /// Notes that the stream of changes is open, and counts until `heard_until` if it is silent. A pending probe is sent at
+    /// `retry_at` at the latest.
+    pub(crate) fn stream_opened(&self, heard_until: Instant, retry_at: Instant) {
+        self.epoch.stream_opened(heard_until);
         self.breaker.lock().retry_at_latest(retry_at);
         self.breaker_changed.notify_waiters();
     }
@@ -186,7 +188,7 @@ impl Evaluator {
     /// Sends another API key from now on, and marks all flags as out of date: they may be those of another environment.
     pub(crate) fn set_api_key(&self, key: &ApiKey) {
         self.transport.set_api_key(key);
-        self.key_epoch.store(self.epoch.read().epoch + 1, Ordering::Release);
+        self.key_epoch.store(self.epoch.current() + 1, Ordering::Release);
         // After the key: a request that sees the new epoch is sent with the new key.
         self.epoch.invalidate_all();
         self.breaker.lock().reset(Instant::now());
@@ -217,7 +219,7 @@ impl Evaluator {
         }
         let context = CanonicalContext::start_up();
         let cached = || self.cache.get(context.as_bytes());
-        let joined = self.in_flight.join(&context, self.epoch.read().epoch, cached, |_| false);
+        let joined = self.in_flight.join(&context, self.epoch.current(), cached, |_| false);
         if let JoinOutcome::Wait(waiter, request) = joined {
             if let Some(request) = request {
                 self.spawn_request(request);
@@ -227,9 +229,9 @@ impl Evaluator {
         true
     }
 
-    /// Returns fresh flags from the cache.
-    pub(crate) fn fresh(&self, context: &[u8], reading: EpochReading) -> Option<Arc<CacheEntry>> {
-        let entry = self.cache.fresh(context, reading, Instant::now())?;
+    /// Returns flags from the cache that are fresh `now`, when the epoch was read.
+    pub(crate) fn fresh(&self, context: &[u8], reading: EpochReading, now: Instant) -> Option<Arc<CacheEntry>> {
+        let entry = self.cache.fresh(context, reading, now)?;
         self.counters.hits.count();
         Some(entry)
     }
@@ -389,7 +391,7 @@ impl Evaluator {
             Err(_) => {}
         }
         let answered = outcome.as_ref().ok().filter(|_| request.context.is_start_up()).map(Arc::clone);
-        let next = self.in_flight.complete(request, outcome, |entry| self.cache.put(entry), || self.epoch.read().epoch);
+        let next = self.in_flight.complete(request, outcome, |entry| self.cache.put(entry), || self.epoch.current());
         if let Some(entry) = answered {
             self.start_up_answered(&entry);
         }
@@ -403,7 +405,7 @@ impl Evaluator {
             // A newer one is cached already.
             return;
         }
-        let reading = self.epoch.read();
+        let reading = self.epoch.read(Instant::now());
         let changed = self.observer.start_up_answered(&entry.flag_set, entry.epoch >= reading.epoch);
         if !changed.is_empty() && !reading.streaming {
             // No event has invalidated the flags of other contexts.

@@ -28,6 +28,9 @@ use crate::{
 
 const CONTEXTS: usize = 3;
 
+/// Longer than any run: the stream is heard for as long as it is open.
+const NEVER_SILENT: Duration = Duration::from_secs(100 * 365 * 24 * 3_600);
+
 const FRESHNESS: Freshness = Freshness {
     streaming: Duration::from_secs(100),
     polling: Duration::from_secs(10),
@@ -194,7 +197,7 @@ fn parts(answer: &FlagSet) -> (usize, u64) {
 impl World {
     fn new(orderly: bool) -> Self {
         let epoch = Epoch::default();
-        epoch.stream_opened();
+        epoch.stream_opened(Instant::now() + NEVER_SILENT);
         Self {
             contexts: (0..CONTEXTS).map(|context| canonical(&format!("context {context}"))).collect(),
             in_flight: InFlightRequests::default(),
@@ -272,7 +275,7 @@ impl World {
             Op::NewKey => {
                 self.version += 1;
                 self.environments.push(self.version);
-                self.key_epoch = self.epoch.read().epoch + 1;
+                self.key_epoch = self.epoch.current() + 1;
                 self.invalidate();
             }
             Op::Invalidate => self.invalidate(),
@@ -284,13 +287,13 @@ impl World {
                 // Events that the old stream did not deliver are lost.
                 self.unannounced = 0;
                 self.open = true;
-                self.epoch.stream_opened();
+                self.epoch.stream_opened(self.now + NEVER_SILENT);
                 self.announced = self.version;
             }
             Op::Evict => self.evict(),
             Op::Advance(seconds) => self.now += Duration::from_secs(seconds),
         }
-        prop_assert_eq!(self.epoch.read().streaming, self.open, "whether the stream is open");
+        prop_assert_eq!(self.epoch.read(self.now).streaming, self.open, "whether the stream is open");
         self.listen()?;
         self.check_flights()
     }
@@ -308,7 +311,7 @@ impl World {
     }
 
     fn begin(&mut self, context: usize) -> TestCaseResult {
-        let reading = self.epoch.read();
+        let reading = self.epoch.read(self.now);
         let known = self.cache.get(self.contexts[context].as_bytes());
         // An entry that is too old counts as evicted; see `remember`.
         let aged = known.as_ref().is_some_and(|known| self.age(known) > Self::limit(reading));
@@ -363,7 +366,7 @@ impl World {
     fn probe(&mut self, context: usize) -> TestCaseResult {
         let canonical = self.contexts[context].clone();
         let base = self.cache.get(canonical.as_bytes());
-        let request = self.in_flight.probe(&canonical, self.epoch.read().epoch, base);
+        let request = self.in_flight.probe(&canonical, self.epoch.current(), base);
         prop_assert_eq!(
             request.is_some(),
             self.of(context).count() == 0,
@@ -392,7 +395,7 @@ impl World {
         unsent[position].sent = Some(Sent {
             environment: self.environments.len() - 1,
             key_epoch: self.key_epoch,
-            epoch: self.epoch.read().epoch,
+            epoch: self.epoch.current(),
             at: self.now,
             version: None,
         });
@@ -453,7 +456,7 @@ impl World {
             }
             waiting.queued = false;
         }
-        let next = self.in_flight.complete(request, outcome, |entry| self.cache.put(entry), || self.epoch.read().epoch);
+        let next = self.in_flight.complete(request, outcome, |entry| self.cache.put(entry), || self.epoch.current());
         next.map_or(Ok(()), |next| self.spawn(next))
     }
 

@@ -69,7 +69,7 @@ impl ProbeTask {
             }
             let context = CanonicalContext::start_up();
             let base = evaluator.cache.get(context.as_bytes());
-            match evaluator.in_flight.probe(&context, evaluator.epoch.read().epoch, base) {
+            match evaluator.in_flight.probe(&context, evaluator.epoch.current(), base) {
                 Some(request) => RequestTask::new(Arc::clone(evaluator), request).run().await,
                 // A request from before the failure is still in flight; its outcome will tell.
                 None => tokio::time::sleep(PROBE_RETRY).await,
@@ -129,7 +129,7 @@ impl Evaluator {
         if let Some(error) = error {
             return Err(error.into());
         }
-        let (now, epoch) = (Instant::now(), self.epoch.read().epoch);
+        let (now, epoch) = (Instant::now(), self.epoch.current());
         *sent_at = Some(now);
         let base = request.base_since(self.key_epoch.load(Ordering::Acquire));
         self.counters.requests.count();

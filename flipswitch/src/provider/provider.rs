@@ -6,7 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use open_feature::{EvaluationContext, provider::ProviderMetadata};
@@ -260,8 +260,9 @@ impl FlipswitchProvider {
         }
         match &self.handle.source {
             Source::Service(Service { evaluator, .. }) => {
-                let reading = evaluator.epoch().read();
-                match evaluator.fresh(&canonical, reading) {
+                let now = Instant::now();
+                let reading = evaluator.epoch().read(now);
+                match evaluator.fresh(&canonical, reading, now) {
                     Some(entry) => Ok(Flags::fresh(entry)),
                     None => Err((CanonicalContext::from_bytes(&canonical), reading, evaluator)),
                 }

@@ -156,6 +156,7 @@ impl StreamTask {
                 self.input(Input::Refused(status, failure));
             }
             ConnectionEvent::Bytes(bytes) => {
+                self.updates.heard();
                 self.input(Input::Bytes);
                 self.decode(bytes);
             }

@@ -110,10 +110,20 @@ impl Updates {
     /// Notes that changes arrive from now on, and invalidates all flags.
     pub(super) fn stream_opened(&self) {
         // A service with an open stream has probably recovered.
-        self.evaluator.stream_opened(Instant::now() + refetch_delay());
+        let now = Instant::now();
+        self.evaluator.stream_opened(now + self.heard_for(), now + refetch_delay());
         if self.was_connected.swap(true, Ordering::Relaxed) {
             self.evaluator.counters().reconnects.count();
         }
+    }
+
+    /// Notes that bytes arrived on the stream.
+    pub(super) fn heard(&self) {
+        self.evaluator.epoch().heard(Instant::now() + self.heard_for());
+    }
+
+    fn heard_for(&self) -> Duration {
+        self.stream.map_or(Duration::ZERO, |options| options.stream_idle_timeout)
     }
 
     /// Notes that changes do not arrive any more.

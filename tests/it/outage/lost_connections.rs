@@ -1,15 +1,20 @@
 //! The service is down, or the connection to it is lost.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::mpsc,
+    time::{Duration, Instant},
+};
 
-use flipswitch::{ConnectionStatus, Error};
+use flipswitch::{ConnectionStatus, Error, RequestScope};
 use flipswitch_local::{Endpoint, Fault, Faults, LocalServer};
 use futures_util::future::join_all;
 use serde_json::json;
+use tokio::runtime::Builder;
 
 use crate::support::{
     self, eventually,
     faults::{Kind, Mute, POLLING, Port, Row, Service, folded, scheduled, service},
+    in_time, user,
 };
 
 const CAME_BACK: &str = "connecting connected error connecting connected";
@@ -38,7 +43,7 @@ async fn a_restarted_service_is_asked_again() {
     let row = Row::new(port.builder());
     row.opens(&service, 1).await;
     let before = service.asked();
-    support::in_time(service.shutdown()).await;
+    in_time(service.shutdown()).await;
     row.shows(ConnectionStatus::Error).await;
     assert_eq!(row.read().await.int("f", -1), 1, "the last known value");
     let service = port.service(2).await;
@@ -262,4 +267,33 @@ async fn the_retry_field_sets_the_first_wait_within_limits() {
         row.ends(CAME_BACK, service.service.asked()).await;
     }))
     .await;
+}
+
+/// While the runtime is blocked, nothing reads the stream, and no timer fires. Flags that may have changed meanwhile are not
+/// fresh for longer than a silent stream counts.
+#[test]
+fn a_blocked_runtime_does_not_keep_flags_fresh() {
+    let own = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let service = service(1).await;
+        let builder = support::builder(&service).stream_idle_timeout(Duration::from_secs(3));
+        let row = Row::polling(builder.runtime(own.handle().clone()));
+        row.opens(&service, 1).await;
+        let ((started, is_started), (unblock, is_unblocked)) = (mpsc::channel(), mpsc::channel::<()>());
+        own.spawn(async move {
+            started.send(()).unwrap();
+            // Ends with an error when the other end is dropped.
+            let _ = is_unblocked.recv();
+        });
+        is_started.recv().unwrap();
+        assert_eq!(row.provider.sse_status(), ConnectionStatus::Connected);
+        service.set_flag("f", 2);
+        let fresh = || RequestScope::new(row.provider.clone(), user("u")).try_flags().is_some();
+        row.eventually("without fresh flags", async || !fresh()).await;
+        drop(unblock);
+        row.sees(2).await;
+        in_time(row.provider.shutdown()).await;
+    });
+    own.shutdown_timeout(Duration::from_secs(1));
 }
