@@ -46,6 +46,8 @@ impl Rejections {
     pub(crate) fn add(&self, context: &CanonicalContext, epoch: u64, error: &Error, now: Instant, random: f64) {
         let failures = self.contexts.get(context).map_or(0, |rejection| rejection.failures).saturating_add(1);
         let retry_at = now + backoff(FIRST_WAIT, failures, random);
+        self.contexts.insert(context.clone(), Rejection { error: Arc::new(error.clone()), epoch, retry_at, failures });
+        // Last, because the subscriber is code of the application and may panic.
         let (kind, remedy) = remedy(error);
         if self.warned.is_first(kind) {
             tracing::warn!(
@@ -53,7 +55,6 @@ impl Rejections {
                 "the flag service rejects a context; its flags have their last values or defaults"
             );
         }
-        self.contexts.insert(context.clone(), Rejection { error: Arc::new(error.clone()), epoch, retry_at, failures });
     }
 
     /// Removes a context that was accepted.
@@ -75,6 +76,6 @@ fn remedy(error: &Error) -> (u8, &'static str) {
         Error::Status(
             StatusCode::PAYLOAD_TOO_LARGE | StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         ) => (1 << 2, "send less in the context: the service, or a proxy before it, limits requests"),
-        _ => (1 << 3, "see the log of the flag service"),
+        _ => (1 << 3, "see the log of the flag service, or of a proxy before it"),
     }
 }

@@ -46,6 +46,8 @@ impl StreamCommands {
 
     /// Reports that the application asks for a new connection.
     pub(crate) fn reconnect(&self) {
+        // A refusal from before says nothing about the API key that is used from now on.
+        self.pending.fetch_and(!Self::UNAUTHORIZED, Ordering::AcqRel);
         self.send(Self::RECONNECT);
     }
 
@@ -90,7 +92,7 @@ const RESTART_WAIT: Duration = Duration::from_secs(1);
 pub(super) async fn run(updates: Arc<Updates>, options: StreamOptions) {
     loop {
         let url = updates.evaluator.transport().events_url().as_str().into();
-        let (supervisor, connection) = (Supervisor::new(options, url), Connection::None);
+        let (supervisor, connection) = (Supervisor::new(options, url, updates.was_connected()), Connection::None);
         let task = StreamTask { updates: Arc::clone(&updates), supervisor, connection };
         match updates.runtime.spawn(task.run()) {
             Ok(running) => match running.await {

@@ -117,6 +117,11 @@ impl Updates {
         }
     }
 
+    /// Returns whether the stream has been open before.
+    pub(super) fn was_connected(&self) -> bool {
+        self.was_connected.load(Ordering::Relaxed)
+    }
+
     /// Notes that bytes arrived on the stream.
     pub(super) fn heard(&self) {
         self.evaluator.epoch().heard(Instant::now() + self.heard_for());

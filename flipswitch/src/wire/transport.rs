@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use hyper_util::client::proxy::matcher::Matcher;
 use parking_lot::RwLock;
 use reqwest::{Client, ClientBuilder, Response, Url, redirect};
@@ -28,8 +28,9 @@ use crate::{
 /// Largest body of a bulk response, in bytes.
 const MAX_BODY: usize = 16 << 20;
 
-/// How much of the body of an error response is read, in bytes.
+/// How much of the body of an error response is read, in bytes, and for how long if its status does not decide alone.
 const MAX_ERROR_BODY: usize = 64 << 10;
+const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Number of redirects that are followed, all of them within the origin.
 const MAX_REDIRECTS: usize = 5;
@@ -64,6 +65,8 @@ pub(crate) struct Transport {
     proxy: Option<String>,
     /// Headers of every request; the API key among them may be replaced.
     headers: RwLock<HeaderMap>,
+    /// Whether the service has sent flags for the current API key.
+    has_answered: AtomicBool,
     warned_not_found: AtomicBool,
     interner: Interner,
 }
@@ -88,6 +91,7 @@ impl Transport {
             events_url: config.base_url.join("/api/v1/flags/events"),
             proxy: proxy(config),
             headers: RwLock::new(common_headers(config)),
+            has_answered: AtomicBool::new(false),
             warned_not_found: AtomicBool::new(false),
             interner: Interner::default(),
         })
@@ -96,6 +100,7 @@ impl Transport {
     /// Sends another API key from now on.
     pub(crate) fn set_api_key(&self, key: &ApiKey) {
         self.headers.write().insert(API_KEY, key.header());
+        self.has_answered.store(false, Ordering::Relaxed);
     }
 
     /// Returns the proxy between the provider and the service, without its credentials.
@@ -139,22 +144,25 @@ impl Transport {
         match response.status() {
             StatusCode::OK => {
                 let flag_set = ofrep::bulk(&body(response, MAX_BODY).await?, &self.interner)?;
+                self.has_answered.store(true, Ordering::Relaxed);
                 Ok(Bulk::Flags { flag_set, etag })
             }
             StatusCode::NOT_MODIFIED => Ok(Bulk::NotModified { etag }),
-            // OFREP defines no 404 for bulk requests. Services that have no flags yet send it.
-            status @ StatusCode::NOT_FOUND => {
-                let retry_after = retry_after(response.headers());
-                if let Err(error) = self.own_body(response, &self.bulk_url).await {
-                    return Err(Failure { error, status: Some(status), retry_after });
+            // OFREP defines no 404 for bulk requests. Services that have no flags yet send it; proxies send it while a service
+            // that has answered before is away.
+            StatusCode::NOT_FOUND if !self.has_answered.load(Ordering::Relaxed) => {
+                match self.status_failure(response, &self.bulk_url).await {
+                    Failure { error: Error::Status(_), .. } => {
+                        if !self.warned_not_found.swap(true, Ordering::Relaxed) {
+                            tracing::warn!(
+                                target: "flipswitch", url = %self.bulk_url,
+                                "the flag service responded with 404, which is read as \"no flags yet\"; check the base URL"
+                            );
+                        }
+                        Ok(Bulk::Flags { flag_set: Arc::default(), etag: None })
+                    }
+                    failure => Err(failure),
                 }
-                if !self.warned_not_found.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(
-                        target: "flipswitch", url = %self.bulk_url,
-                        "the flag service responded with 404, which is read as \"no flags yet\"; check the base URL"
-                    );
-                }
-                Ok(Bulk::Flags { flag_set: Arc::default(), etag: None })
             }
             _ => Err(self.status_failure(response, &self.bulk_url).await),
         }
@@ -206,10 +214,10 @@ impl Transport {
         let proxy = self.proxy.clone().filter(|_| error.is_connect());
         // Without the URL, which may come from the service after a redirect.
         let source = error.without_url();
-        match (speaks_no_tls(&source), proxy) {
-            (true, _) => Error::transport(NoTls { source }),
-            (false, Some(proxy)) => Error::transport(ThroughProxy { proxy, source }),
-            (false, None) => Error::transport(source),
+        match proxy {
+            Some(proxy) => Error::transport(ThroughProxy { proxy, source }),
+            None if speaks_no_tls(&source) => Error::transport(NoTls { source }),
+            None => Error::transport(source),
         }
         .into()
     }
@@ -223,6 +231,7 @@ impl Transport {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 self.own_body(response, url).await.err().unwrap_or(Error::Unauthorized)
             }
+            StatusCode::NOT_FOUND => self.own_body(response, url).await.err().unwrap_or(Error::Status(status)),
             StatusCode::TOO_MANY_REQUESTS => Error::RateLimited { retry_after: retry_after.unwrap_or_default() },
             StatusCode::BAD_REQUEST => {
                 let rejection = body(response, MAX_ERROR_BODY).await.ok().and_then(|body| ofrep::rejection(&body));
@@ -243,17 +252,21 @@ impl Transport {
         let status = response.status();
         let media_type =
             response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(printable);
-        let is_own = match body(response, MAX_ERROR_BODY).await {
-            Ok(body) => body.trim_ascii().is_empty() || serde_json::from_slice::<IgnoredAny>(&body).is_ok(),
-            Err(Error::TooLarge) => false,
-            Err(error) => return Err(error),
+        let is_own = match tokio::time::timeout(ERROR_BODY_TIMEOUT, body(response, MAX_ERROR_BODY)).await {
+            Ok(Ok(body)) => body.trim_ascii().is_empty() || serde_json::from_slice::<IgnoredAny>(&body).is_ok(),
+            // Too large, cut off, or without an end.
+            Ok(Err(_)) | Err(_) => false,
         };
         if is_own {
             return Ok(());
         }
-        let media_type = media_type.unwrap_or_else(|| "text".to_owned());
+        let media_type = media_type.unwrap_or_else(|| "no content type".to_owned());
+        let or = match status {
+            StatusCode::NOT_FOUND => "the base URL is wrong",
+            _ => "the service refuses the API key, but not in JSON",
+        };
         let sender = self.proxy.as_ref().map_or_else(|| "a proxy".to_owned(), |proxy| format!("the proxy {proxy}"));
-        Err(Error::decode(ForeignResponse { status, media_type, url: url.clone(), sender }))
+        Err(Error::decode(ForeignResponse { status, media_type, url: url.clone(), sender, or }))
     }
 }
 
@@ -433,13 +446,14 @@ async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, Error> {
 /// The response is not from the flag service.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{status} with {media_type} instead of JSON from {url}; {sender} or a firewall has responded, or the base URL is wrong"
+    "{status} with a body that is not JSON ({media_type}) from {url}; {sender} or a firewall has responded, or {or}"
 )]
 struct ForeignResponse {
     status: StatusCode,
     media_type: String,
     url: Url,
     sender: String,
+    or: &'static str,
 }
 
 /// No connection to a proxy, or through it.
@@ -471,9 +485,19 @@ fn proxy(config: &Config) -> Option<String> {
     }
     let service = config.base_url.url().as_str().parse().ok()?;
     // The environment and the system are read as the client does.
-    let proxy = Matcher::from_system().intercept(&service)?;
-    let proxy = proxy.uri();
-    Some(printable(&format!("{}://{}", proxy.scheme_str()?, proxy.authority()?)))
+    display_proxy(Matcher::from_system().intercept(&service)?.uri())
+}
+
+/// Returns scheme, host and port of a proxy. `None` if it has none, or a port that is no number: then the text before it may be
+/// a part of a password that was not escaped.
+fn display_proxy(proxy: &Uri) -> Option<String> {
+    let (scheme, host) = (proxy.scheme_str()?, proxy.host()?);
+    let text = match proxy.port_u16() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    };
+    let is_whole = proxy.authority()?.as_str().rsplit('@').next() == Some(&text);
+    is_whole.then(|| printable(&format!("{scheme}://{text}")))
 }
 
 /// Returns the wait that a response asks for.
@@ -523,6 +547,25 @@ mod tests {
         for (text, seconds) in cases {
             let value = text.map(|text| HeaderValue::from_str(text).unwrap());
             assert_eq!(parse_retry_after(value.as_ref(), now), seconds.map(Duration::from_secs), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn no_part_of_a_proxys_credentials_is_displayed() {
+        let cases = [
+            ("http://proxy:3128", Some("http://proxy:3128")),
+            ("socks5://proxy", Some("socks5://proxy")),
+            ("http://[::1]:3128/", Some("http://[::1]:3128")),
+            // What is left if the password was not escaped.
+            ("http://ss@proxy:3128", Some("http://proxy:3128")),
+            ("http://x@y@proxy", Some("http://proxy")),
+            ("http://user:se", None),
+        ];
+        for (proxy, displayed) in cases {
+            // The parser accepts fewer texts than the one of the HTTP client.
+            let uri = Uri::builder().scheme(proxy.split_once(':').unwrap().0).path_and_query("/");
+            let uri = uri.authority(proxy.split_once("//").unwrap().1.trim_end_matches('/')).build();
+            assert_eq!(uri.ok().and_then(|uri| display_proxy(&uri)).as_deref(), displayed, "{proxy}");
         }
     }
 

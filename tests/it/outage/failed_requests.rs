@@ -38,6 +38,9 @@ async fn invalid_answers_keep_the_last_values_until_the_next_request() {
         bulk().status(403).body(page),
         bulk().status(403).header("content-type", "text/plain").body("Forbidden"),
         bulk().status(404).body(page),
+        // It had flags before, so this is no service without flags.
+        bulk().status(404),
+        bulk().status(404).header("content-type", "application/json").body("{\"message\": \"no route\"}"),
         bulk().status(404).body("404 page not found\n"),
         bulk().status(429),
         bulk().status(500).body(page),
@@ -86,18 +89,18 @@ async fn repeated_failures_double_the_wait() {
     row.ends("connecting connected", service.asked()).await;
 }
 
-/// A page for every request: the base URL is wrong, or a proxy is in between. The provider is not ready, and says where it
-/// asked.
+/// A page for every request: a proxy is in between, or the base URL is wrong. The provider is not ready, and says where it
+/// asked, and what else may be the reason.
 #[tokio::test]
-async fn pages_for_all_requests_name_the_base_url() {
+async fn pages_for_all_requests_name_the_url() {
     let page = "<html><title>Not found</title></html>";
-    join_all([401, 403, 404].map(async |status| {
+    join_all([(401, "API key"), (403, "API key"), (404, "base URL")].map(async |(status, reason)| {
         let service = Scripted::answering(Reply::status(status, page)).await;
         let provider = FlipswitchProvider::builder("key").base_url(service.url()).build().unwrap();
         let error = provider.ready(Duration::from_secs(1)).await.unwrap_err();
         let text = support::chain(&error);
         let url = format!("{}/ofrep/v1/evaluate/flags", service.url());
-        for part in [&status.to_string(), &url, "base URL"] {
+        for part in [&status.to_string(), &url, reason] {
             assert!(text.contains(part), "{status}: {text}");
         }
         assert!(!provider.health().is_ready() && provider.health().state != HealthState::Unauthorized, "{status}");

@@ -29,6 +29,9 @@ const STABLE_WITH_EVENT_AFTER: Duration = Duration::from_secs(10);
 /// Two connections that lasted about equally long, to within this share, were probably ended by a time limit.
 const SAME_DURATION: f64 = 0.1;
 
+/// A connection that ends earlier is not ended by a time limit of a proxy.
+const SHORTEST_LIMIT: Duration = Duration::from_secs(5);
+
 /// About how long to wait after the service refused the API key, or if it has no stream.
 const REFUSED_WAIT: Duration = Duration::from_secs(300);
 
@@ -128,8 +131,9 @@ pub(crate) struct Supervisor {
     was_open: bool,
     reported_unauthorized: bool,
     reported_no_stream: bool,
-    /// How long the last connection was open that ended early.
+    /// How long the last connection was open.
     last_duration: Option<Duration>,
+    reported_limit: bool,
 }
 
 #[derive(Debug)]
@@ -174,7 +178,7 @@ impl Open {
 }
 
 impl Supervisor {
-    pub(crate) fn new(options: StreamOptions, url: Arc<str>) -> Self {
+    pub(crate) fn new(options: StreamOptions, url: Arc<str>, was_open: bool) -> Self {
         Self {
             options,
             url,
@@ -187,10 +191,11 @@ impl Supervisor {
             missed_changes: false,
             key_refusals: 0,
             absences: 0,
-            was_open: false,
+            was_open,
             reported_unauthorized: false,
             reported_no_stream: false,
             last_duration: None,
+            reported_limit: false,
         }
     }
 
@@ -229,21 +234,23 @@ impl Supervisor {
             (State::Open(_), Input::LastId(id)) => self.last_id = id,
             (State::Open(open), Input::Event(event)) => open.event(event, now, todo),
             (State::Open(open), Input::Ended) => {
+                let open_for = now - open.since;
                 if open.is_stable(now) {
                     let wait = FIRST_WAIT.mul_f64(0.5 + random / 2.0);
-                    tracing::debug!(target: "flipswitch", ?wait, "the service ended the stream of changes; reconnecting");
+                    tracing::debug!(
+                        target: "flipswitch", ?open_for, ?wait, "the service ended the stream of changes; reconnecting"
+                    );
+                    self.failures = 0;
+                    self.last_duration = Some(open_for);
                     self.wait(wait, now, todo);
                 } else {
-                    let open_for = now - open.since;
-                    self.log(self.describe_end(&"the service ended the stream", open_for));
-                    self.last_duration = Some(open_for);
+                    self.ended_early(&"the service ended the stream", open_for);
                     self.failed(None, now, random, todo);
                 }
             }
             (State::Open(open), Input::Broken(error)) => {
                 let open_for = now - open.since;
-                self.log(self.describe_end(&root_cause(&error), open_for));
-                self.last_duration = Some(open_for);
+                self.ended_early(&root_cause(&error), open_for);
                 self.failed(None, now, random, todo);
             }
             (State::Open(_), Input::DeadlineReached) => self.deadline_while_open(now, random, todo),
@@ -263,8 +270,8 @@ impl Supervisor {
             }
             // Replaces an attempt in flight as well, which may have been sent with another API key.
             (_, Input::Reconnect) => {
-                (self.failures, self.key_refusals) = (0, 0);
-                self.reported_unauthorized = false;
+                (self.failures, self.key_refusals, self.absences) = (0, 0, 0);
+                (self.reported_unauthorized, self.reported_no_stream) = (false, false);
                 self.connect(todo);
             }
             // From a connection that has been dropped.
@@ -313,7 +320,9 @@ impl Supervisor {
         self.missed_changes = true;
         let status = status.map(|status| status.as_u16());
         let is_key_refused = matches!(error, Error::Unauthorized);
-        let is_absent = matches!(status, Some(404 | 405 | 406 | 410 | 501)) && !self.was_open;
+        // Not a page of a proxy, which is unreadable.
+        let is_own = matches!(error, Error::Status(_));
+        let is_absent = is_own && matches!(status, Some(404 | 405 | 406 | 410 | 501)) && !self.was_open;
         self.key_refusals = if is_key_refused { self.key_refusals.saturating_add(1) } else { 0 };
         self.absences = if is_absent { self.absences.saturating_add(1) } else { 0 };
         match status {
@@ -405,13 +414,23 @@ impl Supervisor {
         }
     }
 
-    /// Describes why a connection ended early.
-    fn describe_end(&self, cause: &dyn fmt::Display, open_for: Duration) -> String {
+    /// Logs that a connection ended early. If connections end early after the same time again and again, that is a warning
+    /// once.
+    fn ended_early(&mut self, cause: &dyn fmt::Display, open_for: Duration) {
         let is_same = |last: Duration| open_for.abs_diff(last) <= last.mul_f64(SAME_DURATION);
+        let is_limited = open_for >= SHORTEST_LIMIT && self.last_duration.is_some_and(is_same);
+        self.last_duration = Some(open_for);
         let seconds = open_for.as_secs_f64();
-        let hint =
-            if self.last_duration.is_some_and(is_same) { ", like the one before; does a proxy limit it?" } else { "" };
-        format!("closed after {seconds:.1} s{hint}: {cause}")
+        match (is_limited, std::mem::replace(&mut self.reported_limit, is_limited)) {
+            (false, _) => self.log(format_args!("closed after {seconds:.1} s: {cause}")),
+            (true, false) => tracing::warn!(
+                target: "flipswitch", %cause,
+                "the stream of changes was closed after {seconds:.1} s, like the one before; does a proxy limit it?"
+            ),
+            (true, true) => tracing::debug!(
+                target: "flipswitch", %cause, "the stream of changes was closed after {seconds:.1} s again"
+            ),
+        }
     }
 
     /// Logs a failure: as a warning the first one of a row, and the one after which polling begins.
@@ -472,7 +491,7 @@ mod tests {
 
     impl Stream {
         fn new(options: StreamOptions) -> Self {
-            Self { supervisor: Supervisor::new(options, URL.into()), now: Instant::now(), random: 1.0 }
+            Self { supervisor: Supervisor::new(options, URL.into(), false), now: Instant::now(), random: 1.0 }
         }
 
         /// One that connects.
@@ -527,8 +546,9 @@ mod tests {
     }
 
     fn refused(code: u16) -> Input {
-        let error = if matches!(code, 401 | 403) { Error::Unauthorized } else { Error::Timeout };
-        Input::Refused(Some(StatusCode::from_u16(code).unwrap()), error.into())
+        let status = StatusCode::from_u16(code).unwrap();
+        let error = if matches!(code, 401 | 403) { Error::Unauthorized } else { Error::Status(status) };
+        Input::Refused(Some(status), error.into())
     }
 
     /// Name resolution, connection, TLS, the deadline, a refused redirect: there is no status.
@@ -665,8 +685,8 @@ mod tests {
             stream.does(unreachable(), FAILED);
             stream.connects_after(SECOND * seconds * 2);
         }
-        // A page of a firewall is no refusal of the key, whatever its status.
-        for code in [401, 403] {
+        // A page of a firewall is no refusal of the key, and does not say that there is no stream.
+        for code in [401, 403, 404] {
             let mut stream = Stream::connecting();
             for seconds in [1, 2, 4] {
                 stream.does(Input::Refused(Some(StatusCode::from_u16(code).unwrap()), failure(None)), FAILED);
@@ -864,21 +884,16 @@ mod tests {
     }
 
     #[test]
-    fn the_log_says_how_long_a_connection_was_open() {
+    fn a_time_limit_of_a_proxy_is_recognized() {
         let mut stream = Stream::open();
-        let seconds = |seconds| Duration::from_secs(seconds);
-        let cause = Error::transport(std::io::Error::other("end of file"));
-        assert_eq!(
-            stream.supervisor.describe_end(&root_cause(&cause), seconds(60)),
-            "closed after 60.0 s: end of file"
-        );
-        stream.now += seconds(60);
-        stream.does(Input::Broken(cause.clone()), BROKE);
-        assert_eq!(
-            stream.supervisor.describe_end(&root_cause(&cause), seconds(61)),
-            "closed after 61.0 s, like the one before; does a proxy limit it?: end of file"
-        );
-        assert!(!stream.supervisor.describe_end(&"", seconds(30)).contains("proxy"));
+        let mut ends_after = |seconds, limited| {
+            stream.supervisor.ended_early(&"", Duration::from_secs_f64(seconds));
+            assert_eq!(stream.supervisor.reported_limit, limited, "after {seconds} s");
+        };
+        for (seconds, limited) in [(60.0, false), (61.0, true), (59.0, true), (30.0, false), (0.1, false), (0.1, false)]
+        {
+            ends_after(seconds, limited);
+        }
     }
 
     #[test]
