@@ -67,7 +67,7 @@ async fn service() -> LocalServer {
 }
 
 fn measure(group: &mut Group<'_>, who: &str, read: impl Fn(&str) -> bool) {
-    // The flag differs from the default: nobody is measured at failing.
+    // The flag differs from the default, so that a failing read is noticed.
     assert!(read(KEY), "{who} must read the flag");
     assert!(!read("no-such-flag"), "{who} must give the default for a flag that is not there");
     group.bench_function(who, |bencher| bencher.iter(|| read(black_box(KEY))));
@@ -85,7 +85,7 @@ fn flipswitch(group: &mut Group<'_>, runtime: &Runtime) {
         .unwrap();
     let context = context();
     let flags = runtime.block_on(async {
-        // Else its first request, which is nobody's, might still be under way.
+        // Otherwise its first request, which is for no user, might still be in flight.
         provider.ready(Duration::from_secs(10)).await.unwrap();
         provider.flags(&context).await
     });

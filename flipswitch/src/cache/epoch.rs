@@ -11,8 +11,8 @@ pub(crate) struct Epoch {
     /// The epoch, and whether the stream is open. One word, so that no reader sees the stream open together with the epoch
     /// from before it opened.
     word: AtomicU64,
-    /// Until when an open stream counts, unless more is received: whoever reads it may be blocked, or the process frozen,
-    /// and then nobody would notice that the stream is silent. In nanoseconds since `origin`.
+    /// Until when an open stream counts, unless more is received, in nanoseconds since `origin`. The timer for a silent
+    /// stream does not fire while the runtime is blocked or the process is frozen.
     heard_until: AtomicU64,
     origin: Instant,
 }
