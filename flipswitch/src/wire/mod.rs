@@ -1,5 +1,6 @@
 //! The protocol: HTTP requests, OFREP bodies, and how long to wait after failures.
 
 pub(crate) mod backoff;
+pub(crate) mod not_found;
 pub(crate) mod ofrep;
 pub(crate) mod transport;

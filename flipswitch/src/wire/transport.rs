@@ -5,13 +5,13 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use hyper_util::client::proxy::matcher::Matcher;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use reqwest::{Client, ClientBuilder, Response, Url, redirect};
 use serde::de::IgnoredAny;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
@@ -22,7 +22,7 @@ use crate::{
     error::{Chain, ConfigError, Error, Failure},
     flags::{flag_set::FlagSet, intern::Interner},
     sanitize::printable,
-    wire::ofrep,
+    wire::{not_found::NotFound, ofrep},
 };
 
 /// Largest body of a bulk response, in bytes.
@@ -65,8 +65,7 @@ pub(crate) struct Transport {
     proxy: Option<String>,
     /// Headers of every request; the API key among them may be replaced.
     headers: RwLock<HeaderMap>,
-    /// Whether the service has sent flags for the current API key.
-    has_answered: AtomicBool,
+    not_found: Mutex<NotFound>,
     warned_not_found: AtomicBool,
     interner: Interner,
 }
@@ -91,7 +90,7 @@ impl Transport {
             events_url: config.base_url.join("/api/v1/flags/events"),
             proxy: proxy(config),
             headers: RwLock::new(common_headers(config)),
-            has_answered: AtomicBool::new(false),
+            not_found: Mutex::default(),
             warned_not_found: AtomicBool::new(false),
             interner: Interner::default(),
         })
@@ -100,7 +99,8 @@ impl Transport {
     /// Sends another API key from now on.
     pub(crate) fn set_api_key(&self, key: &ApiKey) {
         self.headers.write().insert(API_KEY, key.header());
-        self.has_answered.store(false, Ordering::Relaxed);
+        // Another environment may have no flags yet.
+        *self.not_found.lock() = NotFound::default();
     }
 
     /// Returns the proxy between the provider and the service, without its credentials.
@@ -144,26 +144,25 @@ impl Transport {
         match response.status() {
             StatusCode::OK => {
                 let flag_set = ofrep::bulk(&body(response, MAX_BODY).await?, &self.interner)?;
-                self.has_answered.store(true, Ordering::Relaxed);
+                self.not_found.lock().answered();
                 Ok(Bulk::Flags { flag_set, etag })
             }
-            StatusCode::NOT_MODIFIED => Ok(Bulk::NotModified { etag }),
-            // OFREP defines no 404 for bulk requests. Services that have no flags yet send it; proxies send it while a service
-            // that has answered before is away.
-            StatusCode::NOT_FOUND if !self.has_answered.load(Ordering::Relaxed) => {
-                match self.status_failure(response, &self.bulk_url).await {
-                    Failure { error: Error::Status(_), .. } => {
-                        if !self.warned_not_found.swap(true, Ordering::Relaxed) {
-                            tracing::warn!(
-                                target: "flipswitch", url = %self.bulk_url,
-                                "the flag service responded with 404, which is read as \"no flags yet\"; check the base URL"
-                            );
-                        }
-                        Ok(Bulk::Flags { flag_set: Arc::default(), etag: None })
-                    }
-                    failure => Err(failure),
-                }
+            StatusCode::NOT_MODIFIED => {
+                self.not_found.lock().answered();
+                Ok(Bulk::NotModified { etag })
             }
+            StatusCode::NOT_FOUND => match self.status_failure(response, &self.bulk_url).await {
+                Failure { error: Error::Status(_), .. } if self.not_found.lock().means_no_flags(Instant::now()) => {
+                    if !self.warned_not_found.swap(true, Ordering::Relaxed) {
+                        tracing::warn!(
+                            target: "flipswitch", url = %self.bulk_url,
+                            "the flag service responds with 404, which is read as \"no flags\"; check the base URL"
+                        );
+                    }
+                    Ok(Bulk::Flags { flag_set: Arc::default(), etag: None })
+                }
+                failure => Err(failure),
+            },
             _ => Err(self.status_failure(response, &self.bulk_url).await),
         }
     }

@@ -1,0 +1,52 @@
+//! What a 404 means that the flag service sends for all flags. No I/O; the time is passed in.
+
+use std::time::{Duration, Instant};
+
+/// How many responses with 404, and over which time, mean that a service which had flags has none any more. A rollout is
+/// shorter.
+const RESPONSES: u32 = 3;
+const DURATION: Duration = Duration::from_secs(60);
+
+/// OFREP defines no 404 for bulk requests. Services that have no flags yet send it; proxies send it while a service is away
+/// that has sent flags before.
+#[derive(Debug, Default)]
+pub(crate) struct NotFound {
+    has_answered: bool,
+    /// The first of the responses with 404 since the last flags, and their number.
+    first: Option<Instant>,
+    responses: u32,
+}
+
+impl NotFound {
+    /// Notes that the service has sent flags.
+    pub(crate) fn answered(&mut self) {
+        *self = Self { has_answered: true, ..Self::default() };
+    }
+
+    /// Notes a response with 404, and returns whether it means that there are no flags. Otherwise it is a failure.
+    pub(crate) fn means_no_flags(&mut self, now: Instant) -> bool {
+        let first = *self.first.get_or_insert(now);
+        self.responses = self.responses.saturating_add(1);
+        !self.has_answered || self.responses >= RESPONSES && now.saturating_duration_since(first) >= DURATION
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_that_has_sent_flags_has_none_after_a_minute_of_404() {
+        let (mut not_found, start) = (NotFound::default(), Instant::now());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert!(not_found.means_no_flags(start), "no flags yet");
+        not_found.answered();
+        for (seconds, none) in [(1, false), (2, false), (3, false), (60, false), (61, true), (62, true)] {
+            assert_eq!(not_found.means_no_flags(at(seconds)), none, "after {seconds} s");
+        }
+        not_found.answered();
+        for (seconds, none) in [(100, false), (200, false), (201, true)] {
+            assert_eq!(not_found.means_no_flags(at(seconds)), none, "three responses: {seconds} s");
+        }
+    }
+}
