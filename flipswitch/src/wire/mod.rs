@@ -3,4 +3,5 @@
 pub(crate) mod backoff;
 pub(crate) mod not_found;
 pub(crate) mod ofrep;
+pub(crate) mod proxy;
 pub(crate) mod transport;

@@ -1,9 +1,9 @@
-//! What a 404 means that the flag service sends for all flags. No I/O; the time is passed in.
+//! The meaning of a bulk response with status 404. No I/O; the time is passed in.
 
 use std::time::{Duration, Instant};
 
-/// How many responses with 404, and over which time, mean that a service which had flags has none any more. A rollout is
-/// shorter.
+/// Number of responses with 404, and their minimum duration, after which a service that had flags has none any more. A
+/// rollout usually takes less time.
 const RESPONSES: u32 = 3;
 const DURATION: Duration = Duration::from_secs(60);
 

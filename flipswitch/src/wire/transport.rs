@@ -9,8 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
-use hyper_util::client::proxy::matcher::Matcher;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use parking_lot::{Mutex, RwLock};
 use reqwest::{Client, ClientBuilder, Response, Url, redirect};
 use serde::de::IgnoredAny;
@@ -22,7 +21,7 @@ use crate::{
     error::{Chain, ConfigError, Error, Failure},
     flags::{flag_set::FlagSet, intern::Interner},
     sanitize::printable,
-    wire::{not_found::NotFound, ofrep},
+    wire::{not_found::NotFound, ofrep, proxy::proxy},
 };
 
 /// Largest body of a bulk response, in bytes.
@@ -455,7 +454,7 @@ struct ForeignResponse {
     or: &'static str,
 }
 
-/// No connection to a proxy, or through it.
+/// Connecting to the proxy, or through it, failed.
 #[derive(Debug, thiserror::Error)]
 #[error("through the proxy {proxy}")]
 struct ThroughProxy {
@@ -463,40 +462,17 @@ struct ThroughProxy {
     source: reqwest::Error,
 }
 
-/// The handshake failed in the way in which it fails with a server that speaks HTTP.
+/// The TLS handshake failed because the server speaks plain HTTP.
 #[derive(Debug, thiserror::Error)]
 #[error("the port does not speak TLS; is the scheme of the base URL http?")]
 struct NoTls {
     source: reqwest::Error,
 }
 
-/// Returns whether a TLS library found something else than TLS. Known by its text only: rustls's and OpenSSL's.
+/// Returns whether the server does not speak TLS. rustls and OpenSSL say so only in the text of their errors.
 fn speaks_no_tls(error: &reqwest::Error) -> bool {
     let text = Chain(error).to_string();
     error.is_connect() && (text.contains("InvalidContentType") || text.contains("wrong version number"))
-}
-
-/// Returns the proxy that the provider's own client uses for the service, without its credentials. That of a client that the
-/// application configures is not known.
-fn proxy(config: &Config) -> Option<String> {
-    if config.options.http_client.is_some() || config.base_url.is_loopback() {
-        return None;
-    }
-    let service = config.base_url.url().as_str().parse().ok()?;
-    // The environment and the system are read as the client does.
-    display_proxy(Matcher::from_system().intercept(&service)?.uri())
-}
-
-/// Returns scheme, host and port of a proxy. `None` if it has none, or a port that is no number: then the text before it may be
-/// a part of a password that was not escaped.
-fn display_proxy(proxy: &Uri) -> Option<String> {
-    let (scheme, host) = (proxy.scheme_str()?, proxy.host()?);
-    let text = match proxy.port_u16() {
-        Some(port) => format!("{host}:{port}"),
-        None => host.to_owned(),
-    };
-    let is_whole = proxy.authority()?.as_str().rsplit('@').next() == Some(&text);
-    is_whole.then(|| printable(&format!("{scheme}://{text}")))
 }
 
 /// Returns the wait that a response asks for.
@@ -546,25 +522,6 @@ mod tests {
         for (text, seconds) in cases {
             let value = text.map(|text| HeaderValue::from_str(text).unwrap());
             assert_eq!(parse_retry_after(value.as_ref(), now), seconds.map(Duration::from_secs), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn no_part_of_a_proxys_credentials_is_displayed() {
-        let cases = [
-            ("http://proxy:3128", Some("http://proxy:3128")),
-            ("socks5://proxy", Some("socks5://proxy")),
-            ("http://[::1]:3128/", Some("http://[::1]:3128")),
-            // What is left if the password was not escaped.
-            ("http://ss@proxy:3128", Some("http://proxy:3128")),
-            ("http://x@y@proxy", Some("http://proxy")),
-            ("http://user:se", None),
-        ];
-        for (proxy, displayed) in cases {
-            // The parser accepts fewer texts than the one of the HTTP client.
-            let uri = Uri::builder().scheme(proxy.split_once(':').unwrap().0).path_and_query("/");
-            let uri = uri.authority(proxy.split_once("//").unwrap().1.trim_end_matches('/')).build();
-            assert_eq!(uri.ok().and_then(|uri| display_proxy(&uri)).as_deref(), displayed, "{proxy}");
         }
     }
 

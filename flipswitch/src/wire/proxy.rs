@@ -1,0 +1,53 @@
+//! The proxy between the provider and the flag service, for logs and errors.
+
+use http::Uri;
+use hyper_util::client::proxy::matcher::Matcher;
+
+use crate::{config::Config, sanitize::printable};
+
+/// Returns the proxy that the provider's own client uses for the service, without its credentials. That of a client that the
+/// application configures is not known.
+pub(crate) fn proxy(config: &Config) -> Option<String> {
+    if config.options.http_client.is_some() || config.base_url.is_loopback() {
+        return None;
+    }
+    let service = config.base_url.url().as_str().parse().ok()?;
+    // The environment and the system are read as the client does.
+    display_proxy(Matcher::from_system().intercept(&service)?.uri())
+}
+
+/// Returns scheme, host and port of a proxy. `None` if it has none, or a port that is no number: then the text before it may be
+/// a part of a password that was not escaped.
+fn display_proxy(proxy: &Uri) -> Option<String> {
+    let (scheme, host) = (proxy.scheme_str()?, proxy.host()?);
+    let text = match proxy.port_u16() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    };
+    let is_whole = proxy.authority()?.as_str().rsplit('@').next() == Some(&text);
+    is_whole.then(|| printable(&format!("{scheme}://{text}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_part_of_a_proxys_credentials_is_displayed() {
+        let cases = [
+            ("http://proxy:3128", Some("http://proxy:3128")),
+            ("socks5://proxy", Some("socks5://proxy")),
+            ("http://[::1]:3128/", Some("http://[::1]:3128")),
+            // What is left if the password was not escaped.
+            ("http://ss@proxy:3128", Some("http://proxy:3128")),
+            ("http://x@y@proxy", Some("http://proxy")),
+            ("http://user:se", None),
+        ];
+        for (proxy, displayed) in cases {
+            // The parser accepts fewer texts than the one of the HTTP client.
+            let uri = Uri::builder().scheme(proxy.split_once(':').unwrap().0).path_and_query("/");
+            let uri = uri.authority(proxy.split_once("//").unwrap().1.trim_end_matches('/')).build();
+            assert_eq!(uri.ok().and_then(|uri| display_proxy(&uri)).as_deref(), displayed, "{proxy}");
+        }
+    }
+}
