@@ -39,6 +39,7 @@ pub(crate) struct Options {
     pub(crate) max_sse_retries: u32,
     pub(crate) stream_idle_timeout: Duration,
     pub(crate) stale_wait: Duration,
+    pub(crate) miss_wait: Duration,
     pub(crate) cache_capacity: usize,
     pub(crate) cache_bytes: usize,
     pub(crate) cache_ttl: Duration,
@@ -60,6 +61,7 @@ impl Default for Options {
             max_sse_retries: 5,
             stream_idle_timeout: Duration::from_secs(60),
             stale_wait: Duration::from_millis(250),
+            miss_wait: Duration::from_secs(1),
             cache_capacity: 10_000,
             cache_bytes: 256 << 20,
             cache_ttl: Duration::from_secs(15 * 60),
@@ -82,6 +84,7 @@ impl Options {
         number("max_sse_retries", self.max_sse_retries as usize, 1..=1_000_000)?;
         duration("stream_idle_timeout", self.stream_idle_timeout)?;
         duration_or_zero("stale_wait", self.stale_wait)?;
+        duration_or_zero("miss_wait", self.miss_wait)?;
         number("cache_capacity", self.cache_capacity, 1..=1_000_000_000)?;
         number("cache_bytes", self.cache_bytes, 1 << 20..=usize::MAX)?;
         duration("cache_ttl", self.cache_ttl)?;

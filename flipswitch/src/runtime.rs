@@ -18,7 +18,10 @@ use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
 };
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 use crate::error::Error;
 
@@ -94,6 +97,14 @@ impl ProviderRuntime {
         let handle = self.handle()?;
         let cancellation = self.cancellation.clone();
         Ok(self.tasks.spawn_on(async move { cancellation.run_until_cancelled(future).await }, &handle))
+    }
+
+    /// Waits on the runtime, whichever one the caller is on. Returns at once if the runtime is stopped.
+    pub(crate) async fn sleep(&self, duration: Duration) {
+        if let Ok(timer) = self.spawn(tokio::time::sleep(duration)) {
+            // Its outcome does not matter: a cancelled timer ends the wait as well.
+            let _ = AbortOnDropHandle::new(timer).await;
+        }
     }
 
     /// Runs a callback on a thread where it may block. Does nothing once the runtime is stopped.

@@ -24,6 +24,8 @@ pub struct Stats {
     pub coalesced: u64,
     /// Evaluations answered with stale flags or bootstrap values.
     pub stale_served: u64,
+    /// Evaluations without flags from the service: answered with bootstrap values, or with none.
+    pub unavailable: u64,
     /// Contexts that entered the cache, including contexts that had been evicted before.
     pub new_contexts: u64,
     /// Connections of the stream of changes after the first one.
@@ -86,6 +88,7 @@ pub(crate) struct Counters {
     pub(crate) not_modified: Counter,
     pub(crate) coalesced: Counter,
     pub(crate) stale_served: Counter,
+    pub(crate) unavailable: Counter,
     pub(crate) new_contexts: Counter,
     pub(crate) reconnects: Counter,
     pub(crate) polls: Counter,
@@ -101,6 +104,7 @@ impl Counters {
             not_modified: self.not_modified.total(),
             coalesced: self.coalesced.total(),
             stale_served: self.stale_served.total(),
+            unavailable: self.unavailable.total(),
             new_contexts: self.new_contexts.total(),
             reconnects: self.reconnects.total(),
             polls: self.polls.total(),

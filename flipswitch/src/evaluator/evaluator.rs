@@ -53,7 +53,8 @@ pub(crate) struct Evaluator {
     bootstrap: Option<Arc<FlagSet>>,
     pub(super) override_file: Option<OverrideFile>,
     pub(super) request_timeout: Duration,
-    pub(super) stale_wait: Duration,
+    stale_wait: Duration,
+    miss_wait: Duration,
     /// Entries from before this epoch were requested with another API key.
     pub(super) key_epoch: AtomicU64,
     pub(super) notifier: Arc<Notifier>,
@@ -124,6 +125,7 @@ impl Evaluator {
             override_file,
             request_timeout: options.request_timeout,
             stale_wait: options.stale_wait,
+            miss_wait: options.miss_wait,
             key_epoch: AtomicU64::new(0),
             notifier,
             observer,
@@ -224,7 +226,7 @@ impl Evaluator {
             if let Some(request) = request {
                 self.spawn_request(request);
             }
-            waiter.wait(false).await;
+            waiter.wait().await;
         }
         true
     }
@@ -281,9 +283,6 @@ impl Evaluator {
             JoinOutcome::Cached(entry) => return EvaluationOutcome::Fresh(entry),
             JoinOutcome::Wait(waiter, None) => {
                 self.counters.coalesced.count();
-                if let Some(request) = waiter.queued() {
-                    self.mark_slow_later(context.clone(), request);
-                }
                 waiter
             }
             JoinOutcome::Wait(waiter, Some(request)) => {
@@ -292,23 +291,27 @@ impl Evaluator {
             }
         };
         let stale = self.servable(context);
+        let patience = if stale.is_some() { self.stale_wait } else { self.miss_wait };
         let outcome = tokio::select! {
             biased;
-            outcome = waiter.wait(stale.is_some()) => outcome,
+            outcome = waiter.wait() => outcome,
+            // The request goes on, for later evaluations.
+            () = self.runtime.sleep(patience) => {
+                return match stale {
+                    Some(stale) => {
+                        self.counters.stale_served.count();
+                        EvaluationOutcome::Stale(stale, None)
+                    }
+                    None => self.fallback(context, Arc::new(Error::Timeout)),
+                };
+            }
             // Tasks on an external runtime that is blocked never end, and never complete their requests.
             () = self.runtime.cancelled() => WaitOutcome::Lost,
         };
         match outcome {
             WaitOutcome::Answered(entry) => EvaluationOutcome::Fresh(entry),
-            WaitOutcome::Failed(error) => self.fallback(context, Some(error)),
-            WaitOutcome::Slow => match stale {
-                Some(stale) => {
-                    self.counters.stale_served.count();
-                    EvaluationOutcome::Stale(stale, None)
-                }
-                None => self.fallback(context, None),
-            },
-            WaitOutcome::Lost => self.fallback(context, Some(Arc::new(Error::ShutDown))),
+            WaitOutcome::Failed(error) => self.fallback(context, error),
+            WaitOutcome::Lost => self.fallback(context, Arc::new(Error::ShutDown)),
         }
     }
 
@@ -325,17 +328,16 @@ impl Evaluator {
         } else {
             self.rejections.error(context, reading, now).or_else(|| self.breaker_error())?
         };
-        Some(self.fallback(context, Some(error)))
+        Some(self.fallback(context, error))
     }
 
     /// Answers without the service: with the last known flags, with the bootstrap values, or with none.
-    fn fallback(&self, context: &CanonicalContext, error: Option<Arc<Error>>) -> EvaluationOutcome {
+    fn fallback(&self, context: &CanonicalContext, error: Arc<Error>) -> EvaluationOutcome {
         if let Some(entry) = self.servable(context) {
             self.counters.stale_served.count();
-            return EvaluationOutcome::Stale(entry, error);
+            return EvaluationOutcome::Stale(entry, Some(error));
         }
-        // Without an error, there were stale flags that have just been evicted, or have become too old.
-        let error = error.unwrap_or_else(|| Arc::new(Error::Timeout));
+        self.counters.unavailable.count();
         if self.bootstrap.is_some() {
             self.counters.stale_served.count();
         }
@@ -359,15 +361,6 @@ impl Evaluator {
             drop(self.runtime.spawn(ProbeTask(Arc::clone(self)).run()));
         }
         Some(Arc::new(error))
-    }
-
-    /// Ends the wait of readers with stale flags for a request that has not even started.
-    fn mark_slow_later(self: &Arc<Self>, context: CanonicalContext, request: u64) {
-        let evaluator = Arc::clone(self);
-        drop(self.runtime.spawn(async move {
-            tokio::time::sleep(evaluator.stale_wait).await;
-            evaluator.in_flight.mark_slow(&context, request);
-        }));
     }
 
     /// Sends a request on the provider's runtime, where dropping a waiter does not cancel it.

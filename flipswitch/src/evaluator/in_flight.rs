@@ -50,8 +50,6 @@ struct Progress {
     error: Option<Arc<Error>>,
     /// The highest epoch of the completed requests.
     epoch: u64,
-    /// The latest request that is slow, so that a reader with stale flags stops waiting.
-    slow: u64,
 }
 
 /// A request to be sent. Its outcome must be passed to [`InFlightRequests::complete`].
@@ -89,7 +87,6 @@ pub(crate) enum JoinOutcome {
 pub(crate) struct Waiter {
     /// The request that it waits for, or the first one that may start after it joined.
     request: u64,
-    is_queued: bool,
     progress: watch::Receiver<Progress>,
 }
 
@@ -100,8 +97,6 @@ pub(crate) enum WaitOutcome {
     Answered(Arc<CacheEntry>),
     /// The request failed.
     Failed(Arc<Error>),
-    /// The request takes longer than a reader with stale flags waits.
-    Slow,
     /// The request was lost: there will be no outcome.
     Lost,
 }
@@ -132,18 +127,18 @@ impl InFlightRequests {
             let progress = progress.borrow();
             (progress.completed(), progress.epoch)
         };
-        let (request, is_queued, started) = match requests.running[..] {
-            [.., newest] if newest.epoch >= need && newest.id > completed => (newest.id, false, None),
+        let (request, started) = match requests.running[..] {
+            [.., newest] if newest.epoch >= need && newest.id > completed => (newest.id, None),
             [_, newest] => {
                 requests.wants_next = true;
-                (newest.id + 1, true, None)
+                (newest.id + 1, None)
             }
             _ => {
                 let started = requests.start(context, need.max(epoch), base, false, last_id);
-                (started.id, false, Some(started))
+                (started.id, Some(started))
             }
         };
-        JoinOutcome::Wait(Waiter { request, is_queued, progress }, started)
+        JoinOutcome::Wait(Waiter { request, progress }, started)
     }
 
     /// Prepares a probe, unless a request of the context is in flight.
@@ -160,13 +155,6 @@ impl InFlightRequests {
         }
         let requests = contexts.entry(context.clone()).or_insert_with(Context::new);
         Some(requests.start(context, epoch, base, true, last_id))
-    }
-
-    /// Tells the waiters of a request, and of earlier ones, that it is slow.
-    pub(crate) fn mark_slow(&self, context: &CanonicalContext, request: u64) {
-        if let Some(requests) = self.table.lock().contexts.get(context) {
-            requests.progress.send_modify(|progress| progress.slow = progress.slow.max(request));
-        }
     }
 
     /// Completes a request: stores its entry, tells the waiters that can use it, and returns the request to start next, if
@@ -254,26 +242,21 @@ impl Progress {
     }
 
     /// Returns the outcome for waiters of a request, if there is one.
-    fn outcome(&self, request: u64, has_stale: bool) -> Option<WaitOutcome> {
+    fn outcome(&self, request: u64) -> Option<WaitOutcome> {
         match (&self.entry, &self.error) {
             (Some(entry), _) if self.succeeded >= request => Some(WaitOutcome::Answered(Arc::clone(entry))),
             (_, Some(error)) if self.failed >= request => Some(WaitOutcome::Failed(Arc::clone(error))),
-            _ => (has_stale && self.slow >= request).then_some(WaitOutcome::Slow),
+            _ => None,
         }
     }
 }
 
 impl Waiter {
-    /// Returns the request that it waits for, if that starts only when a running one has completed.
-    pub(crate) fn queued(&self) -> Option<u64> {
-        self.is_queued.then_some(self.request)
-    }
-
-    /// Waits for the outcome of the request. A waiter that has stale flags also stops when the request is slow.
-    pub(crate) async fn wait(mut self, has_stale: bool) -> WaitOutcome {
+    /// Waits for the outcome of the request.
+    pub(crate) async fn wait(mut self) -> WaitOutcome {
         let request = self.request;
-        match self.progress.wait_for(|progress| progress.outcome(request, has_stale).is_some()).await {
-            Ok(progress) => progress.outcome(request, has_stale).unwrap_or(WaitOutcome::Lost),
+        match self.progress.wait_for(|progress| progress.outcome(request).is_some()).await {
+            Ok(progress) => progress.outcome(request).unwrap_or(WaitOutcome::Lost),
             Err(_) => WaitOutcome::Lost,
         }
     }
@@ -298,7 +281,7 @@ mod tests {
         let entry = |epoch| Ok(Arc::new(CacheEntry::new(&context, Arc::default(), None, None, epoch, now)));
         assert!(in_flight.complete(&second, entry(1), |_| {}, || 1).is_none());
         assert!(in_flight.complete(&first, entry(0), |_| {}, || 1).is_none());
-        match spawn(waiter.wait(false)).poll() {
+        match spawn(waiter.wait()).poll() {
             Poll::Ready(WaitOutcome::Answered(entry)) => assert_eq!(entry.epoch, 1),
             other => panic!("{other:?}"),
         }

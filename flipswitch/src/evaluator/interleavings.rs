@@ -66,8 +66,6 @@ enum Op {
     },
     /// A request fails, sent or not.
     Fail(usize),
-    /// A request is marked slow.
-    Slow(usize),
     /// A flag is changed at the service.
     Change,
     /// The event of the oldest change without one arrives.
@@ -98,7 +96,6 @@ fn op() -> impl Strategy<Value = Op> {
         6 => number().prop_map(Op::Work),
         6 => (number(), any::<bool>()).prop_map(|(request, in_full)| Op::Respond { request, in_full }),
         2 => number().prop_map(Op::Fail),
-        1 => number().prop_map(Op::Slow),
         4 => Just(Op::Change),
         4 => Just(Op::Event),
         1 => Just(Op::NewKey),
@@ -123,7 +120,6 @@ struct Evaluation {
 
 struct Waiting {
     evaluation: Evaluation,
-    has_old: bool,
     slow: bool,
     /// Two requests were in flight that were both too old for it.
     queued: bool,
@@ -256,12 +252,6 @@ impl World {
                     self.fail(position)?;
                 }
             }
-            Op::Slow(number) => {
-                if let Some(position) = pick(&self.requests, number) {
-                    let request = &self.requests[position].request;
-                    self.in_flight.mark_slow(&request.context, request.id);
-                }
-            }
             Op::Change => {
                 self.version += 1;
                 self.unannounced += 1;
@@ -356,10 +346,8 @@ impl World {
         }
         let queued = !self.of(context).any(|request| request.request.epoch >= need);
         prop_assert!(!queued || self.of(context).count() == 2, "an evaluation waits for nothing");
-        let old = self.cache.get(canonical.as_bytes());
-        let has_old = old.is_some_and(|old| old.may_be_served(now, self.cache.freshness()));
-        let future: Pin<Box<dyn Future<Output = WaitOutcome>>> = Box::pin(waiter.wait(has_old));
-        self.waiting.push(Waiting { evaluation, has_old, slow, queued, waited: 0, future: task::spawn(future) });
+        let future: Pin<Box<dyn Future<Output = WaitOutcome>>> = Box::pin(waiter.wait());
+        self.waiting.push(Waiting { evaluation, slow, queued, waited: 0, future: task::spawn(future) });
         Ok(())
     }
 
@@ -483,7 +471,7 @@ impl World {
 
     fn poll(&mut self, position: usize) -> TestCaseResult {
         let Poll::Ready(heard) = self.waiting[position].future.poll() else { return Ok(()) };
-        let Waiting { evaluation, has_old, slow, waited, .. } = self.waiting.remove(position);
+        let Waiting { evaluation, slow, waited, .. } = self.waiting.remove(position);
         prop_assert!(slow || waited <= 2, "an evaluation waited for {} requests", waited);
         match heard {
             WaitOutcome::Answered(entry) => self.answered(evaluation, &entry)?,
@@ -495,7 +483,6 @@ impl World {
                 let need = Some(evaluation.reading.epoch);
                 prop_assert!(epoch >= need, "the failure of a request that was too old");
             }
-            WaitOutcome::Slow => prop_assert!(has_old, "an evaluation that has no old answer gives up"),
             WaitOutcome::Lost => prop_assert!(false, "an evaluation was forgotten"),
         }
         Ok(())

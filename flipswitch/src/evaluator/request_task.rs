@@ -37,7 +37,7 @@ impl RequestTask {
     /// Sends the request, and those that follow it for the same context.
     pub(super) async fn run(mut self) {
         while let Some(request) = &self.request {
-            let outcome = self.evaluator.send_watched(request).await;
+            let outcome = self.evaluator.send(request).await;
             self.request = self.evaluator.complete(request, outcome);
         }
     }
@@ -85,19 +85,6 @@ impl Drop for ProbeTask {
 }
 
 impl Evaluator {
-    /// Sends a request, and tells its waiters if it is slow.
-    async fn send_watched(self: &Arc<Self>, request: &InFlightRequest) -> Result<Arc<CacheEntry>, Error> {
-        let mut outcome = std::pin::pin!(self.send(request));
-        tokio::select! {
-            biased;
-            outcome = &mut outcome => outcome,
-            () = tokio::time::sleep(self.stale_wait) => {
-                self.in_flight.mark_slow(&request.context, request.id);
-                outcome.await
-            }
-        }
-    }
-
     /// Sends a request within `request_timeout`, and records what its outcome says about the service.
     async fn send(self: &Arc<Self>, request: &InFlightRequest) -> Result<Arc<CacheEntry>, Error> {
         let mut sent_at = None;

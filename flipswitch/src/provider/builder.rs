@@ -260,6 +260,16 @@ impl FlipswitchProviderBuilder {
         self
     }
 
+    /// Sets how long an evaluation waits for the flags of a context that has none yet. Defaults to 1 second; with zero it
+    /// never waits.
+    ///
+    /// After that the evaluation returns the [bootstrap](Self::bootstrap) values or defaults, with
+    /// [`Error::Timeout`](crate::Error::Timeout). The request goes on, for later evaluations.
+    pub fn miss_wait(mut self, miss_wait: Duration) -> Self {
+        self.options.miss_wait = miss_wait;
+        self
+    }
+
     /// Sets the maximum number of contexts in the cache. Defaults to 10 000. The actual limit is slightly lower if their
     /// hashes are distributed unevenly.
     pub fn cache_capacity(mut self, contexts: usize) -> Self {
@@ -352,6 +362,7 @@ mod tests {
             (|b| b.max_sse_retries(0), "max_sse_retries", "from 1"),
             (|b| b.stream_idle_timeout(Duration::ZERO), "stream_idle_timeout", "from 1ms"),
             (|b| b.stale_wait(Duration::MAX), "stale_wait", "to 604800s"),
+            (|b| b.miss_wait(Duration::MAX), "miss_wait", "to 604800s"),
             (|b| b.cache_capacity(0), "cache_capacity", "from 1"),
             (|b| b.cache_bytes(1_000), "cache_bytes", "from 1048576"),
             (|b| b.cache_ttl(Duration::ZERO), "cache_ttl", "from 1ms"),
@@ -396,7 +407,7 @@ mod tests {
     #[test]
     fn zero_is_accepted_for_waiting_and_for_staleness() {
         let builder = FlipswitchProviderBuilder::new("key".into());
-        assert!(builder.stale_wait(Duration::ZERO).max_stale(Duration::ZERO).build().is_ok());
+        assert!(builder.stale_wait(Duration::ZERO).miss_wait(Duration::ZERO).max_stale(Duration::ZERO).build().is_ok());
     }
 
     #[test]
