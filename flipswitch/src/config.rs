@@ -32,6 +32,7 @@ pub(crate) struct Options {
     pub(crate) request_timeout: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) max_concurrent_requests: usize,
+    pub(crate) max_queued_requests: usize,
     pub(crate) telemetry: bool,
     pub(crate) enable_realtime: bool,
     pub(crate) enable_polling_fallback: bool,
@@ -54,6 +55,7 @@ impl Default for Options {
             request_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(5),
             max_concurrent_requests: 64,
+            max_queued_requests: 16_384,
             telemetry: true,
             enable_realtime: true,
             enable_polling_fallback: true,
@@ -80,6 +82,7 @@ impl Options {
         duration("request_timeout", self.request_timeout)?;
         duration("connect_timeout", self.connect_timeout)?;
         number("max_concurrent_requests", self.max_concurrent_requests, 1..=1_000_000)?;
+        number("max_queued_requests", self.max_queued_requests, 1..=1_000_000)?;
         duration("polling_interval", self.polling_interval)?;
         number("max_sse_retries", self.max_sse_retries as usize, 1..=1_000_000)?;
         duration("stream_idle_timeout", self.stream_idle_timeout)?;

@@ -64,7 +64,7 @@ pub enum Error {
     /// The evaluation context cannot be sent; the text names the field.
     #[error("invalid evaluation context: {0}")]
     InvalidContext(String),
-    /// The queue of waiting requests is full.
+    /// The queue of waiting requests is full, or the request waited in it for too long.
     #[error("too many requests to the flag service are waiting")]
     QueueFull,
     /// The provider was shut down.
@@ -276,13 +276,15 @@ impl Error {
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) error: Error,
+    /// Whether there was no connection.
+    pub(crate) is_connect: bool,
     pub(crate) status: Option<http::StatusCode>,
     pub(crate) retry_after: Option<Duration>,
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, status: None, retry_after: None }
+        Self { error, is_connect: false, status: None, retry_after: None }
     }
 }
 

@@ -46,5 +46,5 @@ pub use crate::{
         scope::RequestScope,
         task_local::{Carried, InRequest, Scoped},
     },
-    stats::Stats,
+    stats::{Stats, Throttling},
 };

@@ -101,7 +101,7 @@ impl ProviderRuntime {
 
     /// Waits on the runtime, whichever one the caller is on. Returns at once if the runtime is stopped.
     pub(crate) async fn sleep(&self, duration: Duration) {
-        if let Ok(timer) = self.spawn(tokio::time::sleep(duration)) {
+        if let Ok(timer) = self.spawn(async move { tokio::time::sleep(duration).await }) {
             // Its outcome does not matter: a cancelled timer ends the wait as well.
             let _ = AbortOnDropHandle::new(timer).await;
         }

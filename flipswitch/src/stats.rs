@@ -7,7 +7,8 @@ use std::{
 
 use serde::Serialize;
 
-/// Counters since the provider was built. `contexts` and `bytes` are current sizes of the cache.
+/// Counters since the provider was built. `contexts` and `bytes` are current sizes of the cache, and `throttling` is the
+/// current state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
@@ -36,6 +37,30 @@ pub struct Stats {
     pub contexts: u64,
     /// Approximate memory of the cache, in bytes.
     pub bytes: u64,
+    /// What keeps requests from being sent at present.
+    pub throttling: Throttling,
+}
+
+/// What keeps requests for flags from being sent at present. All zero, false and `None` while the flag service works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct Throttling {
+    /// Whether the flag service counts as down: no requests are sent, except rounds of up to three to find out whether it
+    /// has recovered. Evaluations return the last known flags or defaults at once.
+    #[serde(rename = "circuitOpen")]
+    pub is_circuit_open: bool,
+    /// Contexts that wait for their next request because the flag service failed for them, or rejected them. At most 1 024
+    /// are counted.
+    pub backed_off_contexts: u64,
+    /// Requests that wait to be sent.
+    pub queued_requests: u64,
+    /// How many requests a second are sent at most, because the flag service limits their rate (429). `None` if it does
+    /// not.
+    pub requests_per_second: Option<u64>,
+    /// Whether requests carry no entity tags, because they were rejected for them.
+    #[serde(rename = "tagsOff")]
+    pub are_tags_off: bool,
 }
 
 /// Shards of a counter, so that threads that count at the same time rarely share one.
@@ -95,8 +120,8 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    /// Returns the counters together with the number of cached contexts and their bytes.
-    pub(crate) fn stats(&self, (contexts, bytes): (u64, u64)) -> Stats {
+    /// Returns the counters together with the number of cached contexts and their bytes, and the current state.
+    pub(crate) fn stats(&self, (contexts, bytes): (u64, u64), throttling: Throttling) -> Stats {
         Stats {
             evaluations: self.hits.total() + self.misses.total(),
             hits: self.hits.total(),
@@ -110,6 +135,7 @@ impl Counters {
             polls: self.polls.total(),
             contexts,
             bytes,
+            throttling,
         }
     }
 }

@@ -1,71 +1,170 @@
-//! When the flag service may be asked again after it failed.
+//! Whether the flag service as a whole works, judged by more than one context.
 //!
-//! After a failure no request is sent for a while, then one at a time that nothing waits for, until one succeeds: a
-//! service that is down costs callers no time, and does not get all their requests at once when it recovers. No I/O; the
-//! time and random numbers are passed in.
+//! A service that fails for one context may work for all others, so a failure concerns its own context first
+//! ([`Backoffs`](super::backoffs::Backoffs)). The breaker opens if no connection is possible, or if different contexts
+//! fail and nothing is answered: then a round of requests that nothing waits for asks for contexts that are certain to be
+//! valid. While it is open no other requests are sent, so a service that is down costs callers no time, and does not get
+//! all their requests at once when it recovers. One answer closes it. No I/O; the time and random numbers are passed in.
 
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
 use crate::{
+    context::canonical::CanonicalContext,
     error::{Error, Failure},
-    wire::backoff::{MAX_RETRY_AFTER, backoff, doubled, retry_after_wait},
+    wire::backoff::{backoff, retry_after_wait},
 };
 
 /// Wait after the first failure.
 pub(crate) const FIRST_WAIT: Duration = Duration::from_secs(1);
 
-/// Wait after the service refused the API key.
-const UNAUTHORIZED_WAIT: Duration = Duration::from_secs(300);
+/// Different contexts that must have failed before the breaker opens, unless no connection is possible.
+const MIN_FAILED: usize = 3;
 
-/// Counts failures in a row. While it is open, no requests are sent; while half open, one probe at a time is.
+/// When a refusal of the API key is confirmed: a firewall that rejects one request is not the service that refuses a key.
+const CONFIRM_AFTER: Duration = Duration::from_secs(1);
+
+/// A failure to connect opens the breaker at once, unless a request that was sent within this time was answered.
+const RECENT: Duration = Duration::from_secs(1);
+
+/// Waits after confirmed refusals of the API key in a row. The last one repeats.
+const REFUSED_WAITS: [Duration; 3] = [Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(300)];
+
+/// What a failure says about the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    /// The service works, and rejects this context, or the number of requests.
+    Responsive,
+    /// The API key may be refused.
+    KeyRefused,
+    /// No connection is possible.
+    Unreachable,
+    /// The service may have no flags: it must be asked to find out.
+    NoFlags,
+    /// The service may be failing.
+    Failing,
+}
+
+/// Counts different contexts that fail, and decides when to ask which contexts.
 #[derive(Debug, Default)]
 pub(crate) struct CircuitBreaker {
-    failures: u32,
-    open: Option<Open>,
-    /// When the latest request was sent that succeeded.
-    last_success: Option<Instant>,
-    /// Whether a task sends probes.
-    is_half_open: bool,
+    /// Different contexts that failed since the last answer, up to [`MIN_FAILED`].
+    failed: Vec<CanonicalContext>,
+    /// When the next round is due: something failed, and nothing was answered since.
+    round_at: Option<Instant>,
+    /// Whether the service itself named that time.
+    is_named: bool,
+    round: Option<Round>,
+    /// Rounds in a row without an answer.
+    rounds: u32,
+    /// Rounds in a row in which every request was refused because of the API key.
+    refused_rounds: usize,
+    /// The last failure since the last answer.
+    error: Option<Error>,
+    /// When the breaker opened, if it is open.
+    open_since: Option<Instant>,
+    /// The context of the last answer with the API key in use.
+    last_answered: Option<CanonicalContext>,
+    /// When the latest request was sent that was answered.
+    last_answer: Option<Instant>,
+    /// Contexts that could not be requested since the last round: one that has flags, and one that has none.
+    wanted: [Option<CanonicalContext>; 2],
+    /// Failures in a row of the start-up context, and when it is requested again.
+    start_up_failures: u32,
+    start_up_at: Option<Instant>,
+    /// Whether a task carries out rounds.
+    has_task: bool,
     /// Outcomes of requests that were sent before this time are ignored.
     reset_at: Option<Instant>,
 }
 
-/// The failure that keeps the breaker open.
+/// A round of requests in flight.
 #[derive(Debug)]
-struct Open {
-    error: Error,
-    at: Instant,
-    retry_at: Instant,
-    /// Whether the service itself named the time.
-    is_named: bool,
+struct Round {
+    began: Instant,
+    /// Contexts whose requests have no outcome yet.
+    contexts: Vec<CanonicalContext>,
+    /// Whether all failures were refusals of the API key.
+    is_refused: bool,
+    /// How many failed, and the shortest time that the service named, if it named one for all of them.
+    failed: usize,
+    retry_after: Option<Duration>,
 }
 
 impl CircuitBreaker {
     /// Returns the error because of which no request is sent, if the breaker is open.
-    pub(crate) fn error(&self) -> Option<Error> {
-        self.open.as_ref().map(|open| open.error.clone())
+    pub(crate) fn error(&self) -> Option<&Error> {
+        self.open_since.and(self.error.as_ref())
     }
 
-    /// Returns when the next probe is due, if the breaker is open.
-    pub(crate) fn retry_at(&self) -> Option<Instant> {
-        self.open.as_ref().map(|open| open.retry_at)
+    /// Returns the error of a service that counts as failing: the breaker is open, or a round was not answered.
+    pub(crate) fn failing(&self) -> Option<&Error> {
+        self.error.as_ref().filter(|_| self.open_since.is_some() || self.rounds > 0)
     }
 
-    /// Returns whether the caller must begin to send probes: the breaker is open, and no other task does.
-    pub(crate) fn try_half_open(&mut self) -> bool {
-        self.open.is_some() && !std::mem::replace(&mut self.is_half_open, true)
+    /// Notes that a context could not be requested.
+    pub(crate) fn want(&mut self, context: &CanonicalContext, has_flags: bool) {
+        self.wanted[usize::from(!has_flags)].get_or_insert_with(|| context.clone());
     }
 
-    /// Notes that the task that sent probes has ended.
-    pub(crate) fn end_half_open(&mut self) {
-        self.is_half_open = false;
+    /// Returns whether the caller must begin to carry out rounds: some are due, and no other task does.
+    pub(crate) fn needs_task(&mut self) -> bool {
+        self.due().is_some() && !std::mem::replace(&mut self.has_task, true)
     }
 
-    /// Closes the breaker. Outcomes of requests that were sent before `now`, with another API key, are ignored.
+    /// Notes that the task that carried out rounds has ended.
+    pub(crate) fn end_task(&mut self) {
+        (self.has_task, self.round) = (false, None);
+    }
+
+    /// Returns when [`begin_round`](Self::begin_round) is due.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        // A round asks for the start-up context as well.
+        self.round_at.or(self.start_up_at)
+    }
+
+    /// Begins a round, and returns the contexts to request at once. Otherwise returns nothing, because none is due.
+    pub(crate) fn begin_round(&mut self, now: Instant) -> Vec<CanonicalContext> {
+        if self.due().is_none_or(|due| now < due) {
+            return Vec::new();
+        }
+        let mut contexts = vec![CanonicalContext::start_up()];
+        self.start_up_at = None;
+        if self.round_at.take().is_some() {
+            let [known, new] = std::mem::take(&mut self.wanted);
+            for context in [known.or_else(|| self.last_answered.clone()), new].into_iter().flatten() {
+                if !contexts.contains(&context) {
+                    contexts.push(context);
+                }
+            }
+            self.round =
+                Some(Round { began: now, contexts: contexts.clone(), is_refused: true, failed: 0, retry_after: None });
+        }
+        contexts
+    }
+
+    /// Ends a round, and plans the next one if no request was answered. Returns whether none was. `random` is from [0, 1).
+    pub(crate) fn end_round(&mut self, now: Instant, random: f64) -> bool {
+        let Some(Round { began, contexts, is_refused, retry_after, .. }) = self.round.take() else { return false };
+        self.rounds = self.rounds.saturating_add(1);
+        if is_refused && contexts.is_empty() {
+            self.refuse_key(began);
+        } else {
+            self.refused_rounds = 0;
+            if self.failed.len() >= MIN_FAILED {
+                self.open_since.get_or_insert(now);
+            }
+            let named = retry_after_wait(retry_after.unwrap_or_default(), random);
+            self.is_named = retry_after.is_some();
+            self.round_at = Some(now.max(began + backoff(FIRST_WAIT, self.rounds + 1, random)).max(now + named));
+        }
+        true
+    }
+
+    /// Closes the breaker, and forgets what is known: another API key is in use from `now` on.
     pub(crate) fn reset(&mut self, now: Instant) {
-        (self.failures, self.open, self.reset_at) = (0, None, Some(now));
+        *self = Self { reset_at: Some(now), has_task: self.has_task, ..Self::default() };
     }
 
     /// Returns whether a request was sent before the last [`reset`](Self::reset).
@@ -73,79 +172,140 @@ impl CircuitBreaker {
         self.reset_at.is_some_and(|reset_at| sent < reset_at)
     }
 
-    /// Brings the next probe forward to `then`, unless the service itself named a time: the service seems to be back.
-    pub(crate) fn retry_at_latest(&mut self, then: Instant) {
-        if let Some(open) = self.open.as_mut().filter(|open| !open.is_named) {
-            open.retry_at = open.retry_at.min(then);
+    /// Brings the next round forward to `then`, unless the service itself named a time: it seems to be back.
+    pub(crate) fn round_at_latest(&mut self, then: Instant) {
+        if self.is_named {
+            return;
         }
+        self.round_at = self.round_at.map(|round_at| round_at.min(then));
+        self.start_up_at = self.start_up_at.map(|start_up_at| start_up_at.min(then));
     }
 
-    /// Records the outcome of a request that was sent at `sent`, and returns the error as callers see it. `random` is from
-    /// [0, 1).
-    pub(crate) fn record<T>(
+    /// Records the answer to a request that was sent at `sent`.
+    pub(crate) fn answered(&mut self, context: &CanonicalContext, sent: Instant) {
+        if context.is_start_up() {
+            (self.start_up_failures, self.start_up_at) = (0, None);
+        }
+        self.last_answered = Some(context.clone());
+        self.responded(sent);
+    }
+
+    /// Records the failure of a request that was sent at `sent`. `is_key_expired` tells that the service has announced the
+    /// end of the API key. `random` is from [0, 1).
+    pub(crate) fn failed(
         &mut self,
-        outcome: Result<T, Failure>,
+        context: &CanonicalContext,
+        failure: &Failure,
         sent: Instant,
         now: Instant,
+        is_key_expired: bool,
         random: f64,
-    ) -> Result<T, Error> {
-        if self.predates_reset(sent) {
-            return outcome.map_err(|failure| failure.error);
+    ) {
+        if context.is_start_up() {
+            self.start_up_failures = self.start_up_failures.saturating_add(1);
+            let wait = backoff(FIRST_WAIT, self.start_up_failures, random);
+            let at_least = retry_after_wait(failure.retry_after.unwrap_or_default(), random);
+            self.start_up_at = Some(now + wait.max(at_least));
         }
-        let Failure { error, retry_after, .. } = match outcome {
-            Ok(output) => {
-                self.succeeded(sent);
-                return Ok(output);
-            }
-            Err(failure) if concerns_one_context(&failure.error) => {
-                self.succeeded(sent);
-                return Err(failure.error);
-            }
-            Err(failure) => failure,
-        };
-        // Requests that were in flight together and fail together are one failure of the service, and a request that was
-        // sent before a later one succeeded says nothing new. Only an explicit refusal counts in any case.
-        let is_old = self.open.as_ref().is_some_and(|open| sent < open.at)
-            || self.last_success.is_some_and(|last_success| sent < last_success);
-        let is_named = retry_after.is_some() || matches!(error, Error::RateLimited { .. });
-        let is_explicit = is_named || matches!(error, Error::Unauthorized);
-        if is_old && !is_explicit {
-            return Err(error);
+        let meaning = meaning(failure);
+        if meaning == Meaning::Responsive {
+            self.responded(sent);
+            return;
         }
-        if !is_old {
-            self.failures = self.failures.saturating_add(1);
+        if self.last_answer.is_some_and(|answer| sent < answer) {
+            // One slow request does not count against a service that has answered later ones.
+            return;
         }
-        let (error, wait) = match error {
-            Error::Unauthorized => (Error::Unauthorized, UNAUTHORIZED_WAIT),
-            Error::RateLimited { .. } => {
-                let retry_after = retry_after.unwrap_or(doubled(FIRST_WAIT, self.failures)).min(MAX_RETRY_AFTER);
-                (Error::RateLimited { retry_after }, retry_after_wait(retry_after, random))
-            }
-            error => {
-                let at_least = retry_after_wait(retry_after.unwrap_or_default(), random);
-                (error, backoff(FIRST_WAIT, self.failures, random).max(at_least))
-            }
-        };
-        let retry_at = now + wait;
-        match &mut self.open {
-            // Callers get the failure with the longer wait.
-            Some(open) if open.retry_at >= retry_at => open.at = now,
-            _ => self.open = Some(Open { error: error.clone(), at: now, retry_at, is_named }),
+        self.error = Some(match (self.open_since, &self.error) {
+            // A refused key matters more than what else fails then.
+            (Some(_), Some(Error::Unauthorized)) => Error::Unauthorized,
+            _ => failure.error.clone(),
+        });
+        let was_answered = self.last_answer.is_some_and(|answer| now < answer + RECENT);
+        if let Some(round) = &mut self.round {
+            round.failed(context, failure.retry_after, meaning);
         }
-        Err(error)
+        match meaning {
+            Meaning::KeyRefused => {
+                if self.round.is_none() && self.open_since.is_none() {
+                    if is_key_expired {
+                        self.refuse_key(now);
+                    } else {
+                        let round_at = self.round_at.get_or_insert(now + CONFIRM_AFTER);
+                        *round_at = (*round_at).min(now + CONFIRM_AFTER);
+                        self.is_named = false;
+                    }
+                }
+                return;
+            }
+            // Where something was answered just now, one of several servers may be gone.
+            Meaning::Unreachable if self.open_since.is_none() && !was_answered => {
+                self.open_since = Some(now);
+                self.round_at = None;
+            }
+            Meaning::Failing | Meaning::Unreachable
+                if self.failed.len() < MIN_FAILED && !self.failed.contains(context) =>
+            {
+                self.failed.push(context.clone());
+                if self.failed.len() == MIN_FAILED && self.open_since.is_none() && self.round.is_none() {
+                    (self.round_at, self.is_named) = (Some(now), false);
+                }
+            }
+            _ => {}
+        }
+        let is_named = failure.retry_after.is_some();
+        if self.round.is_none() && (self.round_at.is_none() || self.is_named && !is_named) {
+            let named = retry_after_wait(failure.retry_after.unwrap_or_default(), random);
+            let round_at = now + backoff(FIRST_WAIT, self.rounds + 1, random).max(named);
+            self.round_at = Some(self.round_at.map_or(round_at, |planned| planned.min(round_at)));
+            self.is_named = is_named;
+        }
     }
 
-    /// Notes that the service responded. A request from before the last failure does not close the breaker.
-    fn succeeded(&mut self, sent: Instant) {
-        self.last_success = self.last_success.max(Some(sent));
-        if self.open.as_ref().is_some_and(|open| sent >= open.at) {
-            (self.failures, self.open) = (0, None);
+    /// Opens the breaker, or keeps it open, because the API key is refused.
+    fn refuse_key(&mut self, now: Instant) {
+        self.open_since.get_or_insert(now);
+        self.error = Some(Error::Unauthorized);
+        self.is_named = false;
+        self.round_at = Some(now + REFUSED_WAITS[self.refused_rounds.min(REFUSED_WAITS.len() - 1)]);
+        self.refused_rounds += 1;
+    }
+
+    /// Notes that the service responded. A response to a request from before the breaker opened does not close it.
+    fn responded(&mut self, sent: Instant) {
+        self.last_answer = self.last_answer.max(Some(sent));
+        if self.open_since.is_none_or(|open_since| sent >= open_since) {
+            (self.open_since, self.error, self.round_at, self.round) = (None, None, None, None);
+            (self.rounds, self.refused_rounds) = (0, 0);
+            (self.failed, self.wanted) = (Vec::new(), [None, None]);
         }
     }
 }
 
+impl Round {
+    /// Notes the failure of a request, if it is one of the round.
+    fn failed(&mut self, context: &CanonicalContext, retry_after: Option<Duration>, meaning: Meaning) {
+        let Some(position) = self.contexts.iter().position(|asked| asked == context) else { return };
+        self.contexts.swap_remove(position);
+        self.retry_after = if self.failed == 0 { retry_after } else { self.retry_after.min(retry_after) };
+        self.failed += 1;
+        self.is_refused &= meaning == Meaning::KeyRefused;
+    }
+}
+
+fn meaning(failure: &Failure) -> Meaning {
+    match &failure.error {
+        error if rejects_context(error) => Meaning::Responsive,
+        Error::RateLimited { .. } => Meaning::Responsive,
+        Error::Unauthorized => Meaning::KeyRefused,
+        _ if failure.is_connect => Meaning::Unreachable,
+        Error::Status(StatusCode::NOT_FOUND) => Meaning::NoFlags,
+        _ => Meaning::Failing,
+    }
+}
+
 /// Returns whether an error concerns one context only: the service works, and rejects this one.
-pub(crate) fn concerns_one_context(error: &Error) -> bool {
+pub(crate) fn rejects_context(error: &Error) -> bool {
     match error {
         Error::Evaluation { .. } | Error::InvalidContext(_) => true,
         Error::Status(status) => matches!(
@@ -162,149 +322,354 @@ pub(crate) fn concerns_one_context(error: &Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::{collection::vec, prelude::*};
+
     use super::*;
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn failure(error: Error, retry_after: Option<Duration>) -> Result<(), Failure> {
-        Err(Failure { error, status: None, retry_after })
+    fn context(number: usize) -> CanonicalContext {
+        CanonicalContext::from_bytes(format!("context {number}").as_bytes())
     }
 
-    #[test]
-    fn waits_double_up_to_half_a_minute() {
-        let mut breaker = CircuitBreaker::default();
-        let mut now = Instant::now();
-        assert!(breaker.error().is_none() && !breaker.try_half_open());
-        for (random, expected) in
-            [(0.0, 0.5), (0.0, 1.0), (0.0, 2.0), (0.0, 4.0), (0.5, 12.0), (0.0, 15.0), (1.0, 30.0)]
-        {
-            breaker.record(failure(Error::Timeout, None), now, now, random).unwrap_err();
-            assert_eq!(breaker.retry_at().unwrap() - now, Duration::from_secs_f64(expected));
-            now = breaker.retry_at().unwrap();
+    fn unavailable() -> Failure {
+        Error::Status(StatusCode::SERVICE_UNAVAILABLE).into()
+    }
+
+    fn unreachable() -> Failure {
+        Failure { is_connect: true, ..Error::Timeout.into() }
+    }
+
+    fn refused() -> Failure {
+        Error::Unauthorized.into()
+    }
+
+    /// A breaker and the time. Random numbers are 1, so that waits are as long as they can be.
+    struct Service {
+        breaker: CircuitBreaker,
+        now: Instant,
+    }
+
+    impl Service {
+        fn new() -> Self {
+            Self { breaker: CircuitBreaker::default(), now: Instant::now() }
         }
-        assert!(breaker.try_half_open() && !breaker.try_half_open(), "one task sends probes");
-        breaker.record(Ok::<_, Failure>(()), now, now, 0.0).unwrap();
-        assert!(breaker.error().is_none() && breaker.retry_at().is_none());
-        breaker.record(failure(Error::Timeout, None), now, now, 0.0).unwrap_err();
-        assert_eq!(breaker.retry_at().unwrap() - now, Duration::from_millis(500), "starts over");
-    }
 
-    #[test]
-    fn the_kind_of_failure_sets_the_wait() {
-        let unavailable = || Error::Status(StatusCode::SERVICE_UNAVAILABLE);
-        let limited = || Error::RateLimited { retry_after: Duration::ZERO };
-        let cases = [
-            (Error::Unauthorized, None, 300.0),
-            (limited(), Some(7 * SECOND), 7.0),
-            (limited(), None, 1.0),
-            (limited(), Some(3_600 * SECOND), 300.0),
-            (limited(), Some(290 * SECOND), 290.0),
-            (unavailable(), None, 0.5),
-            (unavailable(), Some(9 * SECOND), 9.0),
-            (unavailable(), Some(3_600 * SECOND), 300.0),
-            (Error::TooLarge, None, 0.5),
-        ];
-        for (error, retry_after, expected) in cases {
-            let (mut breaker, now) = (CircuitBreaker::default(), Instant::now());
-            let case = format!("{error:?} {retry_after:?}");
-            breaker.record(failure(error, retry_after), now, now, 0.0).unwrap_err();
-            assert_eq!(breaker.retry_at().unwrap() - now, Duration::from_secs_f64(expected), "{case}");
+        fn fails(&mut self, context: &CanonicalContext, failure: &Failure) {
+            self.breaker.failed(context, failure, self.now, self.now, false, 1.0);
+        }
+
+        fn answers(&mut self, context: &CanonicalContext) {
+            self.breaker.answered(context, self.now);
+        }
+
+        fn is_open(&self) -> bool {
+            self.breaker.error().is_some()
+        }
+
+        /// Waits for the next round, and lets all its requests fail. Returns how long it was waited for, and for how many.
+        fn unanswered_round(&mut self, failure: impl Fn() -> Failure) -> (Duration, usize) {
+            let began = self.now;
+            self.now = self.breaker.due().unwrap();
+            let contexts = self.breaker.begin_round(self.now);
+            contexts.iter().for_each(|context| self.fails(context, &failure()));
+            self.breaker.end_round(self.now, 1.0);
+            (self.now - began, contexts.len())
         }
     }
 
     #[test]
-    fn a_limit_without_a_time_doubles() {
-        let (mut breaker, mut now) = (CircuitBreaker::default(), Instant::now());
-        for expected in [1, 2, 4, 8] {
-            let limited = failure(Error::RateLimited { retry_after: Duration::ZERO }, None);
-            let Err(Error::RateLimited { retry_after }) = breaker.record(limited, now, now, 0.0) else {
-                panic!("limited")
+    fn one_context_that_fails_does_not_open_the_breaker() {
+        let mut service = Service::new();
+        service.answers(&context(1));
+        for _ in 0..10 {
+            service.fails(&context(0), &unavailable());
+            assert!(!service.is_open());
+        }
+        // The start-up context, and the one that was answered last.
+        let due = service.breaker.due().unwrap();
+        assert_eq!(due - service.now, SECOND);
+        assert!(service.breaker.begin_round(service.now).is_empty(), "not yet");
+        service.now = due;
+        assert_eq!(service.breaker.begin_round(due), [CanonicalContext::start_up(), context(1)]);
+        service.answers(&context(1));
+        assert!(!service.breaker.end_round(service.now, 1.0) && service.breaker.failing().is_none());
+        assert_eq!(service.breaker.due(), None);
+    }
+
+    #[test]
+    fn three_contexts_and_an_unanswered_round_open_the_breaker() {
+        let mut service = Service::new();
+        service.answers(&context(9));
+        for number in [0, 1, 1, 0] {
+            service.fails(&context(number), &unavailable());
+        }
+        assert_eq!(service.breaker.due().unwrap() - service.now, SECOND);
+        service.fails(&context(2), &unavailable());
+        assert_eq!(service.breaker.due(), Some(service.now), "asked at once");
+        assert!(!service.is_open(), "not before the round");
+        service.unanswered_round(unavailable);
+        assert!(service.is_open());
+        // One answer closes it.
+        service.now += SECOND;
+        service.answers(&CanonicalContext::start_up());
+        assert!(!service.is_open() && service.breaker.failing().is_none() && service.breaker.due().is_none());
+    }
+
+    #[test]
+    fn an_answer_in_between_ends_the_row() {
+        let mut service = Service::new();
+        for number in 0..10 {
+            service.fails(&context(number), &unavailable());
+            service.answers(&context(9));
+            assert!(service.breaker.due().is_none());
+        }
+    }
+
+    #[test]
+    fn a_service_that_cannot_be_reached_opens_the_breaker_at_once() {
+        let mut service = Service::new();
+        service.fails(&context(0), &unreachable());
+        assert!(service.is_open());
+        assert_eq!(service.breaker.due().unwrap() - service.now, SECOND);
+    }
+
+    #[test]
+    fn one_of_several_servers_that_is_gone_does_not_open_the_breaker() {
+        let mut service = Service::new();
+        for number in 0..10 {
+            service.answers(&context(number));
+            service.fails(&context(100), &unreachable());
+            assert!(!service.is_open());
+        }
+    }
+
+    #[test]
+    fn few_contexts_that_fail_are_a_failing_service_but_not_an_open_breaker() {
+        let mut service = Service::new();
+        service.answers(&context(0));
+        service.now += SECOND;
+        service.fails(&context(0), &unavailable());
+        assert!(service.breaker.failing().is_none(), "not before the round");
+        service.unanswered_round(unavailable);
+        assert!(service.breaker.failing().is_some() && !service.is_open());
+    }
+
+    #[test]
+    fn rounds_come_at_doubling_times_and_ask_three_contexts_at_most() {
+        let mut service = Service::new();
+        service.answers(&context(0));
+        service.now += SECOND;
+        service.fails(&context(1), &unreachable());
+        for (number, expected) in [(1, 1), (2, 2), (3, 4), (4, 8), (5, 16), (6, 30), (7, 30)] {
+            for wanted in 10 * number..10 * number + 5 {
+                service.breaker.want(&context(wanted), wanted % 2 == 0);
+            }
+            let (waited, asked) = service.unanswered_round(unreachable);
+            assert_eq!((waited, asked), (expected * SECOND, 3));
+        }
+        service.breaker.want(&context(7), false);
+        service.now = service.breaker.due().unwrap();
+        let contexts = service.breaker.begin_round(service.now);
+        assert_eq!(contexts, [CanonicalContext::start_up(), context(0), context(7)], "one of them was answered before");
+    }
+
+    #[test]
+    fn an_open_stream_brings_the_next_round_forward_unless_the_service_named_a_time() {
+        let mut service = Service::new();
+        service.fails(&context(0), &unreachable());
+        service.breaker.round_at_latest(service.now);
+        assert_eq!(service.breaker.due(), Some(service.now));
+        service.unanswered_round(|| Failure { retry_after: Some(60 * SECOND), ..unavailable() });
+        service.breaker.round_at_latest(service.now);
+        assert!(service.breaker.due().unwrap() >= service.now + 60 * SECOND);
+    }
+
+    #[test]
+    fn a_refused_key_is_confirmed_before_it_is_believed() {
+        let mut service = Service::new();
+        service.answers(&context(1));
+        service.now += SECOND;
+        service.fails(&context(0), &refused());
+        assert!(!service.is_open() && service.breaker.failing().is_none());
+        service.now = service.breaker.due().unwrap();
+        let contexts = service.breaker.begin_round(service.now);
+        assert_eq!(contexts, [CanonicalContext::start_up(), context(1)]);
+        service.fails(&CanonicalContext::start_up(), &refused());
+        service.answers(&context(1));
+        service.breaker.end_round(service.now, 1.0);
+        assert!(service.breaker.failing().is_none(), "a key that is accepted for one context");
+
+        service.now += SECOND;
+        service.fails(&context(0), &refused());
+        for expected in [1, 5, 30, 300, 300] {
+            let (waited, asked) = service.unanswered_round(refused);
+            assert_eq!((waited, asked), (expected * SECOND, 2));
+            assert!(matches!(service.breaker.error(), Some(Error::Unauthorized)));
+        }
+        service.now += SECOND;
+        service.answers(&context(0));
+        assert!(!service.is_open());
+    }
+
+    #[test]
+    fn a_refused_key_is_believed_at_once_after_its_announced_end() {
+        let mut service = Service::new();
+        service.breaker.failed(&context(0), &refused(), service.now, service.now, true, 1.0);
+        assert!(matches!(service.breaker.error(), Some(Error::Unauthorized)));
+    }
+
+    #[test]
+    fn a_round_that_fails_otherwise_does_not_refuse_the_key() {
+        let mut service = Service::new();
+        service.fails(&context(0), &refused());
+        service.unanswered_round(unavailable);
+        assert!(!service.is_open());
+    }
+
+    #[test]
+    fn rejections_and_limits_are_responses() {
+        let limited = Failure::from(Error::RateLimited { retry_after: SECOND });
+        let rejected =
+            [StatusCode::BAD_REQUEST, StatusCode::PAYLOAD_TOO_LARGE].map(|status| Error::Status(status).into());
+        let odd = Failure::from(Error::Evaluation { code: "ODD".into(), details: None });
+        for failure in rejected.into_iter().chain([odd, limited]) {
+            let mut service = Service::new();
+            for number in 0..10 {
+                service.fails(&context(number), &failure);
+            }
+            assert!(service.breaker.due().is_none() && !service.is_open(), "{failure:?}");
+            service.fails(&context(0), &unreachable());
+            service.now += SECOND;
+            service.fails(&context(0), &failure);
+            assert!(!service.is_open(), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn missing_flags_are_asked_for_again_and_never_open_the_breaker() {
+        let mut service = Service::new();
+        let not_found = || Failure::from(Error::Status(StatusCode::NOT_FOUND));
+        for number in 0..10 {
+            service.fails(&context(number), &not_found());
+        }
+        for _ in 0..10 {
+            service.unanswered_round(not_found);
+            assert!(!service.is_open() && service.breaker.failing().is_some());
+        }
+    }
+
+    #[test]
+    fn outcomes_of_old_requests_say_little() {
+        let mut service = Service::new();
+        let sent = service.now;
+        service.now += SECOND;
+        service.answers(&context(0));
+        service.breaker.failed(&context(1), &unreachable(), sent, service.now, false, 1.0);
+        assert!(!service.is_open(), "a later one was answered");
+        service.now += SECOND;
+        service.fails(&context(1), &unreachable());
+        service.breaker.answered(&context(0), sent);
+        assert!(service.is_open(), "sent before the failure");
+    }
+
+    #[test]
+    fn the_start_up_context_is_requested_again_while_others_are_answered() {
+        let mut service = Service::new();
+        for expected in [1, 2, 4] {
+            service.fails(&CanonicalContext::start_up(), &unavailable());
+            service.answers(&context(0));
+            let due = service.breaker.due().unwrap();
+            assert_eq!(due - service.now, expected * SECOND);
+            service.now = due;
+            assert_eq!(service.breaker.begin_round(due), [CanonicalContext::start_up()]);
+        }
+        service.answers(&CanonicalContext::start_up());
+        assert!(service.breaker.due().is_none());
+    }
+
+    /// How a service behaves towards a context for some time.
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Behavior {
+        Answers,
+        Rejects,
+        Fails,
+        Refuses,
+        Unreachable,
+    }
+
+    fn behavior() -> impl Strategy<Value = Behavior> {
+        use Behavior::{Answers, Fails, Refuses, Rejects, Unreachable};
+        prop_oneof![3 => Just(Answers), 1 => Just(Rejects), 3 => Just(Fails), 1 => Just(Refuses), 1 => Just(Unreachable)]
+    }
+
+    /// The outcome of a request now.
+    fn request(service: &mut Service, context: &CanonicalContext, behavior: Behavior, random: f64) {
+        let (sent, now) = (service.now, service.now);
+        let failure = match behavior {
+            Behavior::Answers => return service.breaker.answered(context, sent),
+            Behavior::Rejects => Error::Status(StatusCode::BAD_REQUEST).into(),
+            Behavior::Fails => unavailable(),
+            Behavior::Refuses => refused(),
+            Behavior::Unreachable => unreachable(),
+        };
+        service.breaker.failed(context, &failure, sent, now, false, random);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Requests for contexts at random times, while a service treats each context in its own way.
+        #[test]
+        fn one_answered_context_is_enough(
+            of_start_up in behavior(),
+            of_known in behavior(),
+            of_others in vec(behavior(), 6),
+            requests in vec((0..6_usize, 0..700_u64, 0.0..1.0_f64), 1..200),
+        ) {
+            let mut service = Service::new();
+            let known = context(100);
+            service.answers(&known);
+            let of = |context: &CanonicalContext| {
+                let other = (0..6).find(|number| *context == self::context(*number));
+                other.map_or(if *context == known { of_known } else { of_start_up }, |number| of_others[number])
             };
-            assert_eq!(retry_after, expected * SECOND);
-            now = breaker.retry_at().unwrap();
+            let has_outage = [of_start_up, of_known].iter().chain(&of_others).any(|of| *of == Behavior::Unreachable);
+            let responds = |of: Behavior| matches!(of, Behavior::Answers | Behavior::Rejects);
+            let mut rounds = Vec::new();
+            for (number, millis, random) in requests {
+                service.now += Duration::from_millis(millis);
+                if service.breaker.due().is_some_and(|due| due <= service.now) {
+                    let contexts = service.breaker.begin_round(service.now);
+                    prop_assert!((1..=3).contains(&contexts.len()), "{contexts:?}");
+                    let asked = contexts.iter().map(|context| of(context)).collect::<Vec<_>>();
+                    for context in &contexts {
+                        request(&mut service, context, of(context), random);
+                    }
+                    service.breaker.end_round(service.now, random);
+                    if asked.iter().any(|of| responds(*of)) {
+                        prop_assert!(!service.is_open(), "one answer closes the breaker");
+                    }
+                    rounds.push(service.now);
+                }
+                let next = context(number);
+                if service.is_open() {
+                    // Only rounds ask.
+                    service.breaker.want(&next, false);
+                    prop_assert!(service.breaker.due().is_some(), "an open breaker plans a round");
+                } else {
+                    request(&mut service, &next, of(&next), random);
+                }
+                if (responds(of_start_up) || responds(of_known)) && !has_outage {
+                    prop_assert!(!service.is_open(), "contexts that fail do not stop others");
+                }
+                let limit = if matches!(service.breaker.error(), Some(Error::Unauthorized)) { 300 } else { 30 };
+                if let Some(due) = service.breaker.due() {
+                    prop_assert!(due <= service.now + limit * SECOND, "a round is planned in time");
+                }
+            }
+            // At most one immediate round for each row of three failed contexts, and otherwise by the backoff.
+            prop_assert!(rounds.len() <= 200);
         }
-    }
-
-    #[test]
-    fn a_wait_is_shortened_unless_the_service_named_it() {
-        let named = Some(60 * SECOND);
-        let limited = Error::RateLimited { retry_after: Duration::ZERO };
-        for (error, retry_after, ends) in [
-            (Error::Timeout, None, true),
-            (Error::Unauthorized, None, true),
-            (Error::Status(StatusCode::SERVICE_UNAVAILABLE), named, false),
-            (limited, named, false),
-        ] {
-            let (mut breaker, now) = (CircuitBreaker::default(), Instant::now());
-            breaker.record(failure(error.clone(), retry_after), now, now, 1.0).unwrap_err();
-            breaker.retry_at_latest(now);
-            assert_eq!(breaker.retry_at() == Some(now), ends, "{error}");
-        }
-    }
-
-    #[test]
-    fn no_wait_is_much_longer_than_five_minutes() {
-        let (mut breaker, now) = (CircuitBreaker::default(), Instant::now());
-        let limited = Error::RateLimited { retry_after: Duration::ZERO };
-        breaker.record(failure(limited, Some(9_999 * SECOND)), now, now, 0.99).unwrap_err();
-        assert!(breaker.retry_at().unwrap() - now <= MAX_RETRY_AFTER.mul_f64(1.1));
-    }
-
-    #[test]
-    fn requests_that_fail_together_are_one_failure() {
-        let (mut breaker, sent) = (CircuitBreaker::default(), Instant::now());
-        let mut until = None;
-        for number in 1..=64 {
-            let now = sent + number * Duration::from_millis(1);
-            breaker.record(failure(Error::Timeout, None), sent, now, 0.0).unwrap_err();
-            assert_eq!(
-                *until.get_or_insert(breaker.retry_at()),
-                breaker.retry_at(),
-                "later ones do not prolong the wait"
-            );
-        }
-        assert_eq!(breaker.failures, 1);
-    }
-
-    #[test]
-    fn a_failure_from_before_a_success_is_ignored() {
-        let (mut breaker, sent) = (CircuitBreaker::default(), Instant::now());
-        breaker.record(Ok::<_, Failure>(()), sent + SECOND, sent + SECOND, 0.0).unwrap();
-        breaker.record(failure(Error::Timeout, None), sent, sent + 2 * SECOND, 0.0).unwrap_err();
-        assert!(breaker.error().is_none(), "one slow request does not count against a service that answers others");
-        breaker.record(failure(Error::Unauthorized, None), sent, sent + 2 * SECOND, 0.0).unwrap_err();
-        assert!(breaker.error().is_some(), "an explicit refusal counts");
-    }
-
-    #[test]
-    fn a_success_from_before_the_failure_does_not_close() {
-        let (mut breaker, sent) = (CircuitBreaker::default(), Instant::now());
-        let later = sent + SECOND;
-        let limited = Error::RateLimited { retry_after: Duration::ZERO };
-        breaker.record(failure(limited, Some(60 * SECOND)), sent, later, 0.0).unwrap_err();
-        breaker.record(Ok::<_, Failure>(()), sent, later, 0.0).unwrap();
-        assert_eq!(breaker.retry_at(), Some(later + 60 * SECOND), "no request before its time");
-    }
-
-    #[test]
-    fn a_rejected_context_does_not_open_the_breaker() {
-        let (mut breaker, now) = (CircuitBreaker::default(), Instant::now());
-        for error in [
-            Error::Evaluation { code: "TARGETING_KEY_MISSING".into(), details: None },
-            Error::Status(StatusCode::BAD_REQUEST),
-            Error::Status(StatusCode::PAYLOAD_TOO_LARGE),
-        ] {
-            breaker.record(failure(error, None), now, now, 0.0).unwrap_err();
-            assert!(breaker.error().is_none());
-        }
-    }
-
-    #[test]
-    fn a_later_failure_neither_shortens_the_wait_nor_hides_its_cause() {
-        let (mut breaker, now) = (CircuitBreaker::default(), Instant::now());
-        breaker.record(failure(Error::Unauthorized, None), now, now, 0.0).unwrap_err();
-        breaker.record(failure(Error::Timeout, None), now, now + SECOND, 0.0).unwrap_err();
-        assert_eq!(breaker.retry_at(), Some(now + UNAUTHORIZED_WAIT));
-        assert!(matches!(breaker.error(), Some(Error::Unauthorized)));
     }
 }

@@ -21,40 +21,42 @@ use crate::{
     context::canonical::CanonicalContext,
     error::{ConfigError, Error},
     evaluator::{
-        circuit_breaker::{CircuitBreaker, concerns_one_context},
+        backoffs::Backoffs,
+        circuit_breaker::CircuitBreaker,
         in_flight::{InFlightRequest, InFlightRequests, JoinOutcome, WaitOutcome},
         limiter::Limiter,
-        rejections::Rejections,
-        request_task::{ProbeTask, RequestTask},
+        request_task::{PaceTask, RequestTask, RoundTask},
         tags::Tags,
     },
     events::notifier::Notifier,
     flags::{flag_set::FlagSet, override_file::OverrideFile},
     runtime::ProviderRuntime,
-    stats::{Counters, Stats},
+    stats::{Counters, Stats, Throttling},
     wire::transport::Transport,
 };
 
-/// Answers evaluations. The fields are shared with [`RequestTask`] and [`ProbeTask`].
+/// Answers evaluations. The fields are shared with the tasks of `request_task.rs`.
 pub(crate) struct Evaluator {
     pub(super) transport: Transport,
     pub(super) runtime: Arc<ProviderRuntime>,
     pub(super) epoch: Epoch,
     pub(super) cache: Cache,
     pub(super) in_flight: InFlightRequests,
-    rejections: Rejections,
+    pub(super) backoffs: Backoffs,
     pub(super) breaker: Mutex<CircuitBreaker>,
-    /// Wakes the probe task when the next probe is due earlier than planned, or the breaker was reset.
+    /// Wakes the task of the rounds when the next one is due earlier than planned, or the breaker has closed.
     pub(super) breaker_changed: Notify,
     pub(super) limiter: Limiter,
     pub(super) tags: Mutex<Tags>,
+    /// When a failure for single contexts was last logged as a warning.
+    pub(super) warned_at: Mutex<Option<Instant>>,
     pub(super) startup: watch::Sender<Startup>,
     pub(super) counters: Counters,
     bootstrap: Option<Arc<FlagSet>>,
     pub(super) override_file: Option<OverrideFile>,
     pub(super) request_timeout: Duration,
     stale_wait: Duration,
-    miss_wait: Duration,
+    pub(super) miss_wait: Duration,
     /// Entries from before this epoch were requested with another API key.
     pub(super) key_epoch: AtomicU64,
     pub(super) notifier: Arc<Notifier>,
@@ -114,11 +116,12 @@ impl Evaluator {
             epoch: Epoch::default(),
             cache: Cache::new(options.cache_capacity, options.cache_bytes, freshness),
             in_flight: InFlightRequests::default(),
-            rejections: Rejections::new(),
+            backoffs: Backoffs::new(),
             breaker: Mutex::default(),
             breaker_changed: Notify::new(),
-            limiter: Limiter::new(options.max_concurrent_requests),
+            limiter: Limiter::new(options.max_concurrent_requests, options.max_queued_requests),
             tags: Mutex::default(),
+            warned_at: Mutex::default(),
             startup: watch::Sender::new(Startup::Waiting(None)),
             counters: Counters::default(),
             bootstrap,
@@ -149,7 +152,21 @@ impl Evaluator {
     }
 
     pub(crate) fn stats(&self) -> Stats {
-        self.counters.stats(self.cache.size())
+        self.counters.stats(self.cache.size(), self.throttling())
+    }
+
+    /// Returns what keeps requests from being sent.
+    pub(crate) fn throttling(&self) -> Throttling {
+        let now = Instant::now();
+        let is_circuit_open = self.breaker.lock().error().is_some();
+        Throttling {
+            is_circuit_open,
+            backed_off_contexts: self.backoffs.count(now),
+            queued_requests: self.limiter.queued() as u64,
+            // At least one request a second is sent.
+            requests_per_second: self.limiter.per_second(now).map(|rate| rate as u64),
+            are_tags_off: !self.tags.lock().are_sent(now),
+        }
     }
 
     /// Starts the request that checks the API key.
@@ -159,7 +176,7 @@ impl Evaluator {
     /// An [`Error`] if no task can be started.
     pub(crate) fn start(self: &Arc<Self>) -> Result<(), Error> {
         let check = Arc::clone(self);
-        // If it fails, a probe task takes over.
+        // If it fails, rounds follow.
         self.runtime.spawn(async move {
             drop(check.evaluate(&CanonicalContext::start_up(), check.epoch.read(Instant::now())).await);
         })?;
@@ -179,11 +196,11 @@ impl Evaluator {
         self.epoch.invalidate_all();
     }
 
-    /// Notes that the stream of changes is open, and counts until `heard_until` if it is silent. A pending probe is sent at
-    /// `retry_at` at the latest.
-    pub(crate) fn stream_opened(&self, heard_until: Instant, retry_at: Instant) {
+    /// Notes that the stream of changes is open, and counts until `heard_until` if it is silent. A pending round begins at
+    /// `round_at` at the latest.
+    pub(crate) fn stream_opened(&self, heard_until: Instant, round_at: Instant) {
         self.epoch.stream_opened(heard_until);
-        self.breaker.lock().retry_at_latest(retry_at);
+        self.breaker.lock().round_at_latest(round_at);
         self.breaker_changed.notify_waiters();
     }
 
@@ -194,6 +211,7 @@ impl Evaluator {
         // After the key: a request that sees the new epoch is sent with the new key.
         self.epoch.invalidate_all();
         self.breaker.lock().reset(Instant::now());
+        self.backoffs.clear();
         self.breaker_changed.notify_waiters();
         self.startup.send_if_modified(|state| {
             let was_refused = matches!(state, Startup::Unauthorized);
@@ -212,14 +230,19 @@ impl Evaluator {
 
     /// Requests the flags of the start-up context, even if they are cached. Returns whether a request was possible.
     pub(crate) async fn refetch_start_up(self: &Arc<Self>) -> bool {
-        if let Some(error) = self.breaker_error() {
+        let context = CanonicalContext::start_up();
+        if let Some(error) = self.breaker_error(&context) {
             if matches!(*error, Error::Unauthorized) {
                 // Repeated, because the stream may not have been waiting for it when the request was refused.
                 self.observer.key_refused();
             }
             return false;
         }
-        let context = CanonicalContext::start_up();
+        let now = Instant::now();
+        if self.backoffs.error(&context, self.epoch.read(now), now).is_some() {
+            // It is requested again when its wait is over.
+            return false;
+        }
         let cached = || self.cache.get(context.as_bytes());
         let joined = self.in_flight.join(&context, self.epoch.current(), cached, |_| false);
         if let JoinOutcome::Wait(waiter, request) = joined {
@@ -283,6 +306,7 @@ impl Evaluator {
             JoinOutcome::Cached(entry) => return EvaluationOutcome::Fresh(entry),
             JoinOutcome::Wait(waiter, None) => {
                 self.counters.coalesced.count();
+                self.limiter.renew(waiter.request());
                 waiter
             }
             JoinOutcome::Wait(waiter, Some(request)) => {
@@ -291,7 +315,7 @@ impl Evaluator {
             }
         };
         let stale = self.servable(context);
-        let patience = if stale.is_some() { self.stale_wait } else { self.miss_wait };
+        let patience = self.patience(stale.is_some());
         let outcome = tokio::select! {
             biased;
             outcome = waiter.wait() => outcome,
@@ -315,8 +339,13 @@ impl Evaluator {
         }
     }
 
-    /// Answers without the service where no request is possible: after shutdown, after a rejection of the context, and
-    /// while the breaker is open.
+    /// Returns how long an evaluation waits.
+    fn patience(&self, has_flags: bool) -> Duration {
+        if has_flags { self.stale_wait } else { self.miss_wait }
+    }
+
+    /// Answers without the service where no request is possible: after shutdown, while the context backs off or the
+    /// breaker is open, and if the service takes no requests for longer than the evaluation waits.
     fn fallback_if_unavailable(
         self: &Arc<Self>,
         context: &CanonicalContext,
@@ -326,7 +355,9 @@ impl Evaluator {
         let error = if self.runtime.is_stopped() {
             Arc::new(Error::ShutDown)
         } else {
-            self.rejections.error(context, reading, now).or_else(|| self.breaker_error())?
+            let breaker_error = self.breaker_error(context);
+            let error = self.backoffs.error(context, reading, now).or(breaker_error);
+            error.or_else(|| self.limit_error(context, now))?
         };
         Some(self.fallback(context, error))
     }
@@ -350,17 +381,35 @@ impl Evaluator {
         entry.may_be_served(Instant::now(), self.cache.freshness()).then_some(entry)
     }
 
-    /// Returns the error because of which no request is sent, and starts the probe task if none runs.
-    pub(super) fn breaker_error(self: &Arc<Self>) -> Option<Arc<Error>> {
-        let (error, must_probe) = {
-            let mut breaker = self.breaker.lock();
-            (breaker.error()?, breaker.try_half_open())
-        };
-        if must_probe {
-            // Without the lock: if the task cannot be spawned, it is dropped here, and takes the lock.
-            drop(self.runtime.spawn(ProbeTask(Arc::clone(self)).run()));
-        }
+    /// Returns the error because of which no request for a context is sent, if the breaker is open.
+    fn breaker_error(&self, context: &CanonicalContext) -> Option<Arc<Error>> {
+        let mut breaker = self.breaker.lock();
+        let error = breaker.error()?.clone();
+        breaker.want(context, self.cache.get(context.as_bytes()).is_some());
         Some(Arc::new(error))
+    }
+
+    /// Returns an error if the service takes no requests for longer than an evaluation waits.
+    fn limit_error(&self, context: &CanonicalContext, now: Instant) -> Option<Arc<Error>> {
+        let wait = self.limiter.blocked_until(now).saturating_duration_since(now);
+        let is_longer = !wait.is_zero() && wait > self.patience(self.cache.get(context.as_bytes()).is_some());
+        is_longer.then(|| Arc::new(Error::RateLimited { retry_after: wait }))
+    }
+
+    /// Starts the task of the rounds, if one is due and the task does not run.
+    pub(super) fn plan_rounds(self: &Arc<Self>) {
+        let is_needed = self.breaker.lock().needs_task();
+        if is_needed {
+            // Without the lock: if the task cannot be spawned, it is dropped here, and takes the lock.
+            drop(self.runtime.spawn(RoundTask(Arc::clone(self)).run()));
+        }
+    }
+
+    /// Starts the task that hands out permits while the rate is limited, if requests wait and the task does not run.
+    pub(super) fn pace(self: &Arc<Self>) {
+        if self.limiter.needs_pacing(Instant::now()) {
+            drop(self.runtime.spawn(PaceTask(Arc::clone(self)).run()));
+        }
     }
 
     /// Sends a request on the provider's runtime, where dropping a waiter does not cancel it.
@@ -376,13 +425,6 @@ impl Evaluator {
         request: &InFlightRequest,
         outcome: Result<Arc<CacheEntry>, Error>,
     ) -> Option<InFlightRequest> {
-        match &outcome {
-            Ok(_) => self.rejections.remove(&request.context),
-            Err(error) if concerns_one_context(error) => {
-                self.rejections.add(&request.context, request.epoch, error, Instant::now(), fastrand::f64());
-            }
-            Err(_) => {}
-        }
         let answered = outcome.as_ref().ok().filter(|_| request.context.is_start_up()).map(Arc::clone);
         let next = self.in_flight.complete(request, outcome, |entry| self.cache.put(entry), || self.epoch.current());
         if let Some(entry) = answered {

@@ -61,11 +61,18 @@ pub(crate) struct InFlightRequest {
     pub(crate) epoch: u64,
     /// The entry that was cached at the start, with its tag. Kept here, because the cache may evict it.
     pub(crate) base: Option<Arc<CacheEntry>>,
-    /// Whether the request probes if the service has recovered; nothing waits for it.
+    /// Whether the request is part of a round that finds out whether the service works.
     pub(crate) is_probe: bool,
+    progress: watch::Sender<Progress>,
 }
 
 impl InFlightRequest {
+    /// Returns a function that tells whether an evaluation waits for the request.
+    pub(crate) fn is_waited_for(&self) -> Box<dyn Fn() -> bool + Send> {
+        let progress = self.progress.clone();
+        Box::new(move || progress.receiver_count() > 0)
+    }
+
     /// Returns the entry that the request may be conditional on. An entry from before the epoch `since` was requested with
     /// another API key.
     pub(crate) fn base_since(&self, since: u64) -> Option<&CacheEntry> {
@@ -141,20 +148,15 @@ impl InFlightRequests {
         JoinOutcome::Wait(Waiter { request, progress }, started)
     }
 
-    /// Prepares a probe, unless a request of the context is in flight.
-    pub(crate) fn probe(
-        &self,
-        context: &CanonicalContext,
-        epoch: u64,
-        base: Option<Arc<CacheEntry>>,
-    ) -> Option<InFlightRequest> {
+    /// Prepares a probe, which is never conditional, unless a request of the context is in flight.
+    pub(crate) fn probe(&self, context: &CanonicalContext, epoch: u64) -> Option<InFlightRequest> {
         let mut table = self.table.lock();
         let Table { contexts, last_id } = &mut *table;
         if contexts.contains_key(context) {
             return None;
         }
         let requests = contexts.entry(context.clone()).or_insert_with(Context::new);
-        Some(requests.start(context, epoch, base, true, last_id))
+        Some(requests.start(context, epoch, None, true, last_id))
     }
 
     /// Completes a request: stores its entry, tells the waiters that can use it, and returns the request to start next, if
@@ -231,7 +233,7 @@ impl Context {
         *last_id += 1;
         let id = *last_id;
         self.running.push(Running { id, epoch });
-        InFlightRequest { id, context: context.clone(), epoch, base, is_probe }
+        InFlightRequest { id, context: context.clone(), epoch, base, is_probe, progress: self.progress.clone() }
     }
 }
 
@@ -252,6 +254,11 @@ impl Progress {
 }
 
 impl Waiter {
+    /// Returns the id of the request.
+    pub(crate) fn request(&self) -> u64 {
+        self.request
+    }
+
     /// Waits for the outcome of the request.
     pub(crate) async fn wait(mut self) -> WaitOutcome {
         let request = self.request;

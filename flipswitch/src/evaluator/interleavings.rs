@@ -353,8 +353,7 @@ impl World {
 
     fn probe(&mut self, context: usize) -> TestCaseResult {
         let canonical = self.contexts[context].clone();
-        let base = self.cache.get(canonical.as_bytes());
-        let request = self.in_flight.probe(&canonical, self.epoch.current(), base);
+        let request = self.in_flight.probe(&canonical, self.epoch.current());
         prop_assert_eq!(
             request.is_some(),
             self.of(context).count() == 0,

@@ -1,155 +1,442 @@
-//! How many requests may be in flight, and which one is next.
+//! How many requests are in flight, how many are sent each second, and which one is next.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-/// How many requests may wait for a permit.
-const MAX_WAITING: usize = 1_024;
+use crate::evaluator::{
+    pacer::Pacer,
+    queue::{Queue, Queued},
+};
 
-/// A number of permits. Waiting requests are served in order, those of cached contexts before all others.
+/// Permits of a service that has just recovered. They double with every [`ANSWERS_TO_DOUBLE`] answers.
+const RECOVERY_PERMITS: usize = 4;
+const ANSWERS_TO_DOUBLE: usize = 10;
+
+/// The permits are halved at most once in this time.
+const HALVE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How often the queue is looked at while the rate is limited and all permits are in use.
+const PACE: Duration = Duration::from_millis(5);
+
+/// Slow requests that may be in flight without a permit.
+const MAX_SLOW: usize = 64;
+
+/// Hands out permits, as many as requests may be in flight and as fast as the service allows.
 #[derive(Clone)]
 pub(crate) struct Limiter(Arc<Mutex<State>>);
 
-#[derive(Debug)]
 struct State {
-    free: usize,
-    /// Waiting requests for contexts that are cached.
-    cached: VecDeque<oneshot::Sender<Permit>>,
-    /// Waiting requests for all other contexts.
-    uncached: VecDeque<oneshot::Sender<Permit>>,
+    max_permits: usize,
+    /// Permits at present: fewer than the maximum while the service recovers.
+    permits: usize,
+    /// Answers since the permits changed.
+    answers: usize,
+    halved_at: Option<Instant>,
+    /// Permits in use, and those of contexts without flags among them.
+    held: usize,
+    held_by_new: usize,
+    /// Slow requests without a permit, the oldest first.
+    slow: VecDeque<Slow>,
+    queue: Queue<Waiting>,
+    pacer: Pacer,
+    /// Whether a task waits for the next time that a request may be sent.
+    is_paced: bool,
+}
+
+struct Waiting {
+    grant: oneshot::Sender<Permit>,
+    is_waited_for: Box<dyn Fn() -> bool + Send>,
+}
+
+struct Slow {
+    id: u64,
+    is_known: bool,
+    /// Dropped to cancel the request.
+    _cancel: oneshot::Sender<()>,
+}
+
+/// A request that needs a permit.
+pub(crate) struct Ticket {
+    /// Identifies the request.
+    pub(crate) id: u64,
+    /// Whether the context has flags already.
+    pub(crate) is_known: bool,
+    /// Bytes of the context.
+    pub(crate) bytes: usize,
+    /// Returns whether an evaluation waits for the request.
+    pub(crate) is_waited_for: Box<dyn Fn() -> bool + Send>,
 }
 
 /// Permission for one request. Returned when dropped.
 #[derive(Debug)]
-pub(crate) struct Permit(Option<Arc<Mutex<State>>>);
+pub(crate) struct Permit {
+    limiter: Limiter,
+    id: u64,
+    is_known: bool,
+    is_slow: bool,
+}
 
-/// Too many requests are waiting.
+/// Too many requests are waiting, or this one has waited for too long.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct QueueFull;
 
 impl Limiter {
-    pub(crate) fn new(permits: usize) -> Self {
-        Self(Arc::new(Mutex::new(State { free: permits, cached: VecDeque::new(), uncached: VecDeque::new() })))
+    pub(crate) fn new(permits: usize, max_queued: usize) -> Self {
+        Self(Arc::new(Mutex::new(State {
+            max_permits: permits,
+            permits,
+            answers: 0,
+            halved_at: None,
+            held: 0,
+            held_by_new: 0,
+            slow: VecDeque::new(),
+            queue: Queue::new(max_queued),
+            pacer: Pacer::default(),
+            is_paced: false,
+        })))
     }
 
-    /// Waits for a permit.
+    /// Takes a permit, or returns what waits for one. A wait that is dropped leaves the queue.
+    pub(crate) fn acquire(&self, ticket: Ticket, now: Instant) -> Result<Permit, Wait> {
+        let Ticket { id, is_known, bytes, is_waited_for } = ticket;
+        let mut state = self.0.lock();
+        if state.queue.is_empty() && state.may_grant(is_known) && state.pacer.next(now) <= now {
+            state.take(is_known, now);
+            return Ok(Permit { limiter: self.clone(), id, is_known, is_slow: false });
+        }
+        let (grant, mut granted) = oneshot::channel();
+        let displaced = state.queue.push(Queued { id, is_known, bytes, item: Waiting { grant, is_waited_for } });
+        // One of a context that has flags may be sent although others wait.
+        let granted_now = self.grant(&mut state, now);
+        drop(state);
+        drop((displaced, granted_now));
+        if let Ok(permit) = granted.try_recv() {
+            return Ok(permit);
+        }
+        Err(Wait { limiter: self.clone(), id, granted })
+    }
+
+    /// Notes that something waits again for a request in the queue.
+    pub(crate) fn renew(&self, id: u64) {
+        self.0.lock().queue.renew(id);
+    }
+
+    /// Notes that a request was answered.
+    pub(crate) fn answered(&self, now: Instant) {
+        let mut state = self.0.lock();
+        state.pacer.answered(now);
+        if state.permits < state.max_permits {
+            state.answers += 1;
+            if state.answers >= ANSWERS_TO_DOUBLE {
+                state.answers = 0;
+                state.permits = (2 * state.permits).min(state.max_permits);
+                let granted = self.grant(&mut state, now);
+                drop(state);
+                drop(granted);
+            }
+        }
+    }
+
+    /// Notes that the service limited the rate of a request. Returns when the next one may be sent.
+    pub(crate) fn limited(&self, sent: Instant, now: Instant, retry_after: Option<Duration>) -> Duration {
+        self.0.lock().pacer.limited(sent, now, retry_after)
+    }
+
+    /// Returns until when nothing is sent because of a limit of the service: `now` if something may be.
+    pub(crate) fn blocked_until(&self, now: Instant) -> Instant {
+        self.0.lock().pacer.blocked_until(now)
+    }
+
+    /// Begins with few permits, because the service has just recovered.
+    pub(crate) fn recover(&self) {
+        let mut state = self.0.lock();
+        state.permits = RECOVERY_PERMITS.min(state.max_permits);
+        state.answers = 0;
+    }
+
+    /// Halves the permits, because the service answers nothing.
+    pub(crate) fn halve(&self, now: Instant) {
+        let mut state = self.0.lock();
+        if state.halved_at.is_none_or(|halved_at| now >= halved_at + HALVE_INTERVAL) {
+            state.halved_at = Some(now);
+            state.permits = (state.permits / 2).max(RECOVERY_PERMITS.min(state.max_permits));
+            state.answers = 0;
+        }
+    }
+
+    /// Returns whether the caller must call [`pace`](Self::pace) from now on, because no other task does.
+    pub(crate) fn needs_pacing(&self, now: Instant) -> bool {
+        let mut state = self.0.lock();
+        let is_needed = !state.queue.is_empty() && state.pacer.per_second(now).is_some();
+        is_needed && !std::mem::replace(&mut state.is_paced, true)
+    }
+
+    /// Hands out what the rate allows. Returns when to call again, unless nothing waits.
+    pub(crate) fn pace(&self, now: Instant) -> Option<Instant> {
+        let mut state = self.0.lock();
+        let granted = self.grant(&mut state, now);
+        let next = state.pacer.next(now).max(now + PACE);
+        state.is_paced = !state.queue.is_empty() && state.pacer.per_second(now).is_some();
+        let next = state.is_paced.then_some(next);
+        drop(state);
+        drop(granted);
+        next
+    }
+
+    /// Notes that the task that called [`pace`](Self::pace) has ended.
+    pub(crate) fn end_pacing(&self) {
+        self.0.lock().is_paced = false;
+    }
+
+    /// Returns how many requests wait to be sent.
+    pub(crate) fn queued(&self) -> usize {
+        self.0.lock().queue.len()
+    }
+
+    /// Returns how many requests a second are sent at most.
+    pub(crate) fn per_second(&self, now: Instant) -> Option<f64> {
+        self.0.lock().pacer.per_second(now)
+    }
+
+    /// Hands out permits. Returns those whose requests have just been dropped, for the caller to drop without the lock.
+    fn grant(&self, state: &mut State, now: Instant) -> Vec<Permit> {
+        let mut unused = Vec::new();
+        while state.may_grant(true) && state.pacer.next(now) <= now {
+            let includes_new = state.may_grant(false);
+            let Some(Queued { id, is_known, item, .. }) =
+                state.queue.pop(includes_new, |waiting| (waiting.is_waited_for)())
+            else {
+                break;
+            };
+            state.take(is_known, now);
+            let permit = Permit { limiter: self.clone(), id, is_known, is_slow: false };
+            unused.extend(item.grant.send(permit).err());
+        }
+        unused
+    }
+}
+
+impl fmt::Debug for Limiter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Limiter").finish_non_exhaustive()
+    }
+}
+
+impl State {
+    /// Returns whether a permit is free. Contexts without flags hold at most half of them.
+    fn may_grant(&self, is_known: bool) -> bool {
+        self.held < self.permits && (is_known || self.held_by_new < self.permits.div_ceil(2))
+    }
+
+    fn take(&mut self, is_known: bool, now: Instant) {
+        self.held += 1;
+        self.held_by_new += usize::from(!is_known);
+        self.pacer.sent(now);
+    }
+
+    fn give_back(&mut self, is_known: bool) {
+        self.held -= 1;
+        self.held_by_new -= usize::from(!is_known);
+    }
+}
+
+/// A request that waits for its permit.
+pub(crate) struct Wait {
+    limiter: Limiter,
+    id: u64,
+    granted: oneshot::Receiver<Permit>,
+}
+
+impl Wait {
+    /// Waits for the permit.
     ///
     /// # Errors
     ///
-    /// [`QueueFull`] immediately if 1 024 requests are waiting, or later if this one is displaced by one for a cached
-    /// context.
-    pub(crate) async fn acquire(&self, is_cached: bool) -> Result<Permit, QueueFull> {
-        let granted = {
-            let mut state = self.0.lock();
-            if state.free > 0 {
-                state.free -= 1;
-                return Ok(Permit(Some(Arc::clone(&self.0))));
-            }
-            // Requests that gave up are still queued, and do not count.
-            if state.cached.len() + state.uncached.len() >= MAX_WAITING {
-                state.cached.retain(|waiter| !waiter.is_closed());
-                state.uncached.retain(|waiter| !waiter.is_closed());
-            }
-            // Dropping the sender tells the displaced request.
-            let is_full = state.cached.len() + state.uncached.len() >= MAX_WAITING;
-            if is_full && !(is_cached && state.uncached.pop_back().is_some()) {
-                return Err(QueueFull);
-            }
-            let (grant, granted) = oneshot::channel();
-            if is_cached {
-                state.cached.push_back(grant);
-            } else {
-                state.uncached.push_back(grant);
-            }
-            granted
-        };
-        granted.await.map_err(|_| QueueFull)
+    /// [`QueueFull`] if the request is displaced from the queue.
+    pub(crate) async fn granted(&mut self) -> Result<Permit, QueueFull> {
+        (&mut self.granted).await.map_err(|_| QueueFull)
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        let waiting = self.limiter.0.lock().queue.remove(self.id);
+        drop(waiting);
+    }
+}
+
+impl Permit {
+    /// Returns the permit early, because the request is slow. The request goes on until the receiver resolves: when there
+    /// are too many such requests, the oldest one for a context without flags is cancelled.
+    ///
+    /// Keeps the permit, and returns `None`, if there are too many and all of them are for contexts that have flags.
+    pub(crate) fn release_slow(&mut self, now: Instant) -> Option<oneshot::Receiver<()>> {
+        let mut state = self.limiter.0.lock();
+        let mut cancelled = None;
+        if state.slow.len() >= MAX_SLOW {
+            let oldest = state.slow.iter().position(|slow| !slow.is_known)?;
+            cancelled = state.slow.remove(oldest);
+        }
+        let (cancel, is_cancelled) = oneshot::channel();
+        state.slow.push_back(Slow { id: self.id, is_known: self.is_known, _cancel: cancel });
+        self.is_slow = true;
+        state.give_back(self.is_known);
+        let granted = self.limiter.grant(&mut state, now);
+        drop(state);
+        drop((cancelled, granted));
+        Some(is_cancelled)
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        let Some(state) = self.0.take() else { return };
-        loop {
-            let mut locked = state.lock();
-            let waiter = locked.cached.pop_front();
-            let Some(waiter) = waiter.or_else(|| locked.uncached.pop_front()) else {
-                locked.free += 1;
-                return;
-            };
-            drop(locked);
-            match waiter.send(Permit(Some(Arc::clone(&state)))) {
-                Ok(()) => return,
-                // That request gave up, so the next one is tried.
-                Err(mut permit) => permit.0 = None,
-            }
+        let mut state = self.limiter.0.lock();
+        if self.is_slow {
+            state.slow.retain(|slow| slow.id != self.id);
+            return;
         }
+        state.give_back(self.is_known);
+        let granted = self.limiter.grant(&mut state, Instant::now());
+        drop(state);
+        drop(granted);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio_test::{assert_pending, assert_ready_err, assert_ready_ok, task::spawn};
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use tokio_test::{assert_pending, assert_ready, assert_ready_err, assert_ready_ok, task::spawn};
 
     use super::*;
 
+    fn ticket(is_known: bool) -> Ticket {
+        static LAST_ID: AtomicU64 = AtomicU64::new(0);
+        let id = LAST_ID.fetch_add(1, Ordering::Relaxed);
+        Ticket { id, is_known, bytes: 10, is_waited_for: Box::new(|| true) }
+    }
+
+    fn granted(limiter: &Limiter, is_known: bool) -> Permit {
+        limiter.acquire(ticket(is_known), Instant::now()).ok().unwrap()
+    }
+
+    fn waits(limiter: &Limiter, is_known: bool) -> Wait {
+        limiter.acquire(ticket(is_known), Instant::now()).err().unwrap()
+    }
+
     #[test]
-    fn cached_contexts_go_first_and_each_kind_in_order() {
-        let limiter = Limiter::new(1);
-        let permit = assert_ready_ok!(spawn(limiter.acquire(false)).poll());
-        let mut waiting = [false, false, true, true].map(|is_cached| spawn(limiter.acquire(is_cached)));
-        for waiter in &mut waiting {
-            assert_pending!(waiter.poll());
-        }
-        let (mut held, mut served) = (Some(permit), Vec::new());
-        for next in [2, 3, 0, 1] {
-            drop(held.take());
-            // All others still wait.
-            for (other, waiter) in waiting.iter_mut().enumerate().filter(|(other, _)| served.iter().all(|s| s != other))
-            {
-                if other == next {
-                    held = Some(assert_ready_ok!(waiter.poll()));
-                } else {
-                    assert_pending!(waiter.poll());
-                }
-            }
-            served.push(next);
-        }
+    fn a_returned_permit_goes_to_the_newest() {
+        let limiter = Limiter::new(1, 100);
+        let permit = granted(&limiter, true);
+        let (mut first, mut second) = (waits(&limiter, true), waits(&limiter, true));
+        drop(permit);
+        let permit = assert_ready_ok!(spawn(second.granted()).poll());
+        assert_pending!(spawn(first.granted()).poll());
+        drop(permit);
+        assert_ready_ok!(spawn(first.granted()).poll());
     }
 
     #[test]
     fn giving_up_loses_no_permit() {
-        let limiter = Limiter::new(1);
-        let permit = assert_ready_ok!(spawn(limiter.acquire(true)).poll());
-        let mut gives_up = spawn(limiter.acquire(true));
-        assert_pending!(gives_up.poll());
-        drop(gives_up);
+        let limiter = Limiter::new(1, 100);
+        let permit = granted(&limiter, true);
+        drop(waits(&limiter, true));
         drop(permit);
-        let permit = assert_ready_ok!(spawn(limiter.acquire(true)).poll());
+        let permit = granted(&limiter, true);
         // Granted, and dropped before it was polled.
-        let mut granted = spawn(limiter.acquire(true));
-        assert_pending!(granted.poll());
+        let waiting = waits(&limiter, true);
         drop(permit);
-        drop(granted);
-        assert_ready_ok!(spawn(limiter.acquire(true)).poll());
+        drop(waiting);
+        granted(&limiter, true);
     }
 
     #[test]
-    fn the_queue_is_bounded_and_uncached_contexts_give_way() {
-        let limiter = Limiter::new(1);
-        let _permit = assert_ready_ok!(spawn(limiter.acquire(true)).poll());
-        let mut waiting: Vec<_> = (0..MAX_WAITING).map(|_| spawn(limiter.acquire(false))).collect();
-        for waiter in &mut waiting {
-            assert_pending!(waiter.poll());
+    fn contexts_without_flags_hold_half_of_the_permits() {
+        let limiter = Limiter::new(4, 100);
+        let new = [granted(&limiter, false), granted(&limiter, false)];
+        let mut third = waits(&limiter, false);
+        let _known = [granted(&limiter, true), granted(&limiter, true)];
+        assert_pending!(spawn(third.granted()).poll());
+        drop(new);
+        assert_ready_ok!(spawn(third.granted()).poll());
+    }
+
+    #[test]
+    fn a_displaced_request_is_told() {
+        let limiter = Limiter::new(1, 1);
+        let _permit = granted(&limiter, true);
+        let (mut first, mut second) = (waits(&limiter, false), waits(&limiter, true));
+        assert!(assert_ready!(spawn(first.granted()).poll()).err() == Some(QueueFull));
+        assert_pending!(spawn(second.granted()).poll());
+    }
+
+    #[test]
+    fn slow_requests_return_their_permits_and_the_oldest_without_flags_is_cancelled() {
+        let limiter = Limiter::new(1, 100);
+        let now = Instant::now();
+        let mut slow: Vec<_> = (0..MAX_SLOW)
+            .map(|number| {
+                let mut permit = granted(&limiter, number != 3);
+                let cancelled = permit.release_slow(now).unwrap();
+                (permit, cancelled)
+            })
+            .collect();
+        let mut next = granted(&limiter, true);
+        let cancelled = next.release_slow(now);
+        assert!(cancelled.is_some());
+        for (number, (_, cancelled)) in slow.iter_mut().enumerate() {
+            let mut cancelled = spawn(cancelled);
+            if number == 3 {
+                assert_ready_err!(cancelled.poll());
+            } else {
+                assert_pending!(cancelled.poll());
+            }
         }
-        assert!(matches!(spawn(limiter.acquire(false)).poll(), std::task::Poll::Ready(Err(QueueFull))));
-        let mut cached = spawn(limiter.acquire(true));
-        assert_pending!(cached.poll());
-        assert!(assert_ready_err!(waiting[MAX_WAITING - 1].poll()) == QueueFull);
-        // A request that gave up makes room.
-        drop(waiting.remove(0));
-        assert_pending!(spawn(limiter.acquire(false)).poll());
+        assert!(granted(&limiter, true).release_slow(now).is_none(), "all are for contexts that have flags");
+        drop(slow);
+        assert!(granted(&limiter, true).release_slow(now).is_some());
+    }
+
+    #[test]
+    fn the_permits_of_a_recovered_service_double() {
+        let (limiter, now) = (Limiter::new(16, 100), Instant::now());
+        limiter.recover();
+        let mut held: Vec<_> = (0..4).map(|_| granted(&limiter, true)).collect();
+        let mut waiting: Vec<_> = (0..20).map(|_| waits(&limiter, true)).collect();
+        for expected in [8, 16, 16] {
+            (0..ANSWERS_TO_DOUBLE).for_each(|_| limiter.answered(now));
+            waiting.retain_mut(|waiting| match spawn(waiting.granted()).poll() {
+                std::task::Poll::Ready(permit) => {
+                    held.extend(permit.ok());
+                    false
+                }
+                std::task::Poll::Pending => true,
+            });
+            assert_eq!(held.len(), expected);
+        }
+        limiter.halve(now);
+        limiter.halve(now);
+        assert_eq!(limiter.0.lock().permits, 8, "at most once a second");
+        (1..5).for_each(|seconds| limiter.halve(now + Duration::from_secs(seconds)));
+        assert_eq!(limiter.0.lock().permits, RECOVERY_PERMITS);
+    }
+
+    #[test]
+    fn a_limited_rate_is_handed_out_over_time() {
+        let (limiter, now) = (Limiter::new(16, 100), Instant::now());
+        limiter.limited(now, now, Some(Duration::from_secs(2)));
+        let mut waiting = limiter.acquire(ticket(true), now).err().unwrap();
+        assert!(limiter.needs_pacing(now) && !limiter.needs_pacing(now));
+        assert_eq!(limiter.pace(now), Some(now + Duration::from_secs(2)));
+        assert_pending!(spawn(waiting.granted()).poll());
+        assert_eq!(limiter.pace(now + Duration::from_secs(2)), None);
+        assert_ready_ok!(spawn(waiting.granted()).poll());
     }
 }

@@ -1,11 +1,13 @@
 //! Evaluation with the help of the flag service: which requests are made, when, and what waits for them.
 
+pub(crate) mod backoffs;
 pub(crate) mod circuit_breaker;
 pub(crate) mod evaluator;
 pub(crate) mod in_flight;
 #[cfg(test)]
 mod interleavings;
 pub(crate) mod limiter;
-pub(crate) mod rejections;
+pub(crate) mod pacer;
+pub(crate) mod queue;
 pub(crate) mod request_task;
 pub(crate) mod tags;

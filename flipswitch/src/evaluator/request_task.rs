@@ -1,4 +1,5 @@
-//! Tasks that send requests: one for each request in flight, and one that probes a failing service.
+//! Tasks that send requests: one for each request in flight, and one that finds out whether a failing service has
+//! recovered.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -10,17 +11,21 @@ use crate::{
     context::canonical::CanonicalContext,
     error::{Chain, Error, Failure},
     evaluator::{
-        circuit_breaker::concerns_one_context,
+        circuit_breaker::{CircuitBreaker, rejects_context},
         evaluator::{Evaluator, Startup},
-        in_flight::InFlightRequest,
+        in_flight::{InFlightRequest, JoinOutcome},
+        limiter::{Permit, Ticket},
         tags::may_reject_tag,
     },
     events::health::HealthSignal,
     wire::transport::Bulk,
 };
 
-/// Wait of the probe task if a request for the start-up context is in flight already.
-const PROBE_RETRY: Duration = Duration::from_millis(500);
+/// How often a failure for single contexts is logged as a warning.
+const WARN_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How long a round waits for an answer.
+const ROUND_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Drives one in-flight request to completion. Dropping it fails all waiters with [`Error::ShutDown`], which also happens
 /// if it panics, or if its runtime is gone.
@@ -51,73 +56,141 @@ impl Drop for RequestTask {
     }
 }
 
-/// Sends probes until the service responds: one request at a time, when the circuit breaker allows it. Dropping it lets
-/// another task begin.
-pub(super) struct ProbeTask(pub(super) Arc<Evaluator>);
+/// Sends rounds of requests, when the circuit breaker plans them, until the service responds. Dropping it lets another
+/// task begin.
+pub(super) struct RoundTask(pub(super) Arc<Evaluator>);
 
-impl ProbeTask {
+impl RoundTask {
     pub(super) async fn run(self) {
         let evaluator = &self.0;
         loop {
             // Registered before the check, so that no change between check and wait is missed.
             let mut changed = std::pin::pin!(evaluator.breaker_changed.notified());
             changed.as_mut().enable();
-            let Some(retry_at) = evaluator.breaker.lock().retry_at() else { break };
+            let Some(due) = evaluator.breaker.lock().due() else { break };
+            let due = due.max(evaluator.limiter.blocked_until(Instant::now()));
             tokio::select! {
-                () = tokio::time::sleep_until(retry_at.into()) => {}
+                () = tokio::time::sleep_until(due.into()) => {}
                 () = changed => continue,
             }
-            let context = CanonicalContext::start_up();
-            let base = evaluator.cache.get(context.as_bytes());
-            match evaluator.in_flight.probe(&context, evaluator.epoch.current(), base) {
-                Some(request) => RequestTask::new(Arc::clone(evaluator), request).run().await,
-                // A request from before the failure is still in flight; its outcome will tell.
-                None => tokio::time::sleep(PROBE_RETRY).await,
-            }
+            evaluator.send_round().await;
         }
     }
 }
 
-impl Drop for ProbeTask {
+impl Drop for RoundTask {
     fn drop(&mut self) {
-        self.0.breaker.lock().end_half_open();
+        self.0.breaker.lock().end_task();
+    }
+}
+
+/// Hands out permits while the rate of requests is limited. Dropping it lets another task begin.
+pub(super) struct PaceTask(pub(super) Arc<Evaluator>);
+
+impl PaceTask {
+    pub(super) async fn run(self) {
+        while let Some(next) = self.0.limiter.pace(Instant::now()) {
+            tokio::time::sleep_until(next.into()).await;
+        }
+    }
+}
+
+impl Drop for PaceTask {
+    fn drop(&mut self) {
+        self.0.limiter.end_pacing();
     }
 }
 
 impl Evaluator {
-    /// Sends a request within `request_timeout`, and records what its outcome says about the service.
-    async fn send(self: &Arc<Self>, request: &InFlightRequest) -> Result<Arc<CacheEntry>, Error> {
-        let mut sent_at = None;
-        let outcome = match tokio::time::timeout(self.request_timeout, self.exchange(request, &mut sent_at)).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
-                // If it waited for a permit most of the time, the service had no time to respond.
-                sent_at = sent_at.filter(|sent_at| sent_at.elapsed() >= self.request_timeout / 2);
-                Err(Error::Timeout.into())
+    /// Sends the requests of a round, and records what it says about the service.
+    async fn send_round(self: &Arc<Self>) {
+        let contexts = self.breaker.lock().begin_round(Instant::now());
+        let mut requests = Vec::new();
+        for context in contexts {
+            requests.extend(self.runtime.spawn(Arc::clone(self).probe(context)));
+        }
+        let all = async {
+            for request in requests {
+                // Its outcome is recorded already.
+                let _ = request.await;
             }
         };
-        match sent_at {
-            Some(sent_at) => self.record(sent_at, outcome),
-            // Not sent, or only just: that says nothing about the service.
-            None => outcome.map_err(|failure| failure.error),
+        tokio::select! {
+            () = all => {}
+            // One answer is enough, and a round ends before its requests do. They go on.
+            () = self.breaker_changed.notified() => {}
+            () = tokio::time::sleep(ROUND_TIMEOUT) => {}
+        }
+        let now = Instant::now();
+        let mut is_unanswered = false;
+        self.judge(|breaker| is_unanswered = breaker.end_round(now, fastrand::f64()));
+        if is_unanswered {
+            self.limiter.halve(now);
         }
     }
 
-    /// Waits for a permit, sends the request, and reads the response. Sets `sent_at` when the request is sent.
-    async fn exchange(
-        self: &Arc<Self>,
-        request: &InFlightRequest,
-        sent_at: &mut Option<Instant>,
-    ) -> Result<Arc<CacheEntry>, Failure> {
-        let permit = self.limiter.acquire(request.base.is_some()).await;
-        let _permit = permit.map_err(|_| Failure::from(Error::QueueFull))?;
-        // The service may have failed while the request waited. Only a probe is sent then.
-        let error = if request.is_probe { None } else { self.breaker.lock().error() };
-        if let Some(error) = error {
-            return Err(error.into());
+    /// Requests the flags of a context without a permit, or waits for the request in flight.
+    async fn probe(self: Arc<Self>, context: CanonicalContext) {
+        match self.in_flight.probe(&context, self.epoch.current()) {
+            Some(request) => RequestTask::new(self, request).run().await,
+            None => {
+                if let JoinOutcome::Wait(waiter, None) = self.in_flight.join(&context, 0, || None, |_| false) {
+                    waiter.wait().await;
+                }
+            }
         }
-        let (now, epoch) = (Instant::now(), self.epoch.current());
-        *sent_at = Some(now);
+    }
+
+    /// Sends a request when it has a permit, and records what its outcome says about the service.
+    async fn send(self: &Arc<Self>, request: &InFlightRequest) -> Result<Arc<CacheEntry>, Error> {
+        // Nothing waits for a probe, and a probe waits for nothing.
+        let mut permit = if request.is_probe { None } else { Some(self.permit(request).await?) };
+        if let (false, Some(error)) = (request.is_probe, self.breaker.lock().error()) {
+            // The service has failed while the request waited.
+            return Err(error.clone());
+        }
+        let sent_at = Instant::now();
+        // Boxed, because many requests may wait for a permit, and the future is large.
+        let exchange = Box::pin(self.exchange(request, sent_at));
+        let mut exchange = std::pin::pin!(tokio::time::timeout(self.request_timeout, exchange));
+        let timed_out = |_| Err(Error::Timeout.into());
+        let outcome = tokio::select! {
+            biased;
+            outcome = &mut exchange => outcome.unwrap_or_else(timed_out),
+            () = tokio::time::sleep(self.miss_wait), if permit.is_some() => {
+                match permit.as_mut().and_then(|permit| permit.release_slow(Instant::now())) {
+                    Some(cancelled) => tokio::select! {
+                        biased;
+                        outcome = &mut exchange => outcome.unwrap_or_else(timed_out),
+                        _ = cancelled => Err(Error::Timeout.into()),
+                    },
+                    None => exchange.await.unwrap_or_else(timed_out),
+                }
+            }
+        };
+        self.record(request, sent_at, outcome)
+    }
+
+    /// Waits for a permit, for `request_timeout` at most.
+    async fn permit(self: &Arc<Self>, request: &InFlightRequest) -> Result<Permit, Error> {
+        let ticket = Ticket {
+            id: request.id,
+            is_known: request.base.is_some(),
+            bytes: request.context.as_bytes().len(),
+            is_waited_for: request.is_waited_for(),
+        };
+        let mut wait = match self.limiter.acquire(ticket, Instant::now()) {
+            Ok(permit) => return Ok(permit),
+            Err(wait) => wait,
+        };
+        self.pace();
+        let granted = tokio::time::timeout(self.request_timeout, wait.granted()).await;
+        granted.ok().and_then(Result::ok).ok_or(Error::QueueFull)
+    }
+
+    /// Sends a request, and reads the response.
+    async fn exchange(self: &Arc<Self>, request: &InFlightRequest, now: Instant) -> Result<Arc<CacheEntry>, Failure> {
+        let epoch = self.epoch.current();
         let base = request.base_since(self.key_epoch.load(Ordering::Acquire));
         self.counters.requests.count();
         let etag = base.and_then(|base| base.etag()).filter(|_| self.tags.lock().are_sent(now));
@@ -133,7 +206,7 @@ impl Evaluator {
             // The request was not conditional.
             (Bulk::NotModified { .. }, _) => return Err(Error::Status(http::StatusCode::NOT_MODIFIED).into()),
         };
-        if request.base.is_none() {
+        if request.base.is_none() && !request.is_probe {
             self.counters.new_contexts.count();
         }
         Ok(Arc::new(CacheEntry::new(&request.context, flag_set, etag.as_deref(), base, epoch, now)))
@@ -162,52 +235,124 @@ impl Evaluator {
         outcome
     }
 
-    /// Records what an outcome says about the service.
+    /// Records what an outcome says about its context, and about the service.
     fn record(
         self: &Arc<Self>,
+        request: &InFlightRequest,
         sent_at: Instant,
         outcome: Result<Arc<CacheEntry>, Failure>,
     ) -> Result<Arc<CacheEntry>, Error> {
         let now = Instant::now();
-        let (outcome, before, after) = {
-            let mut breaker = self.breaker.lock();
-            if breaker.predates_reset(sent_at) {
-                return outcome.map_err(|failure| failure.error);
-            }
-            let before = breaker.retry_at();
-            let outcome = breaker.record(outcome, sent_at, now, fastrand::f64());
-            (outcome, before, breaker.retry_at())
-        };
-        match (&outcome, after) {
-            (Ok(_), None) => self.notifier.observe(HealthSignal::Succeeded),
-            (Err(error), None) if before.is_some() && concerns_one_context(error) => {
-                self.notifier.observe(HealthSignal::Responsive);
-            }
-            (Err(error), Some(_)) if !concerns_one_context(error) => {
-                self.notifier.observe(HealthSignal::Failed(error));
-                if matches!(error, Error::Unauthorized) {
-                    self.observer.key_refused();
-                }
-            }
-            _ => {}
+        if self.breaker.lock().predates_reset(sent_at) {
+            return outcome.map_err(|failure| failure.error);
         }
-        // Starts the probe task if the breaker has just opened.
-        self.breaker_error();
-        match (&outcome, after) {
-            // Of requests that fail together, one is logged.
-            (Err(error), Some(retry_at)) if after != before => {
-                let wait = retry_at.saturating_duration_since(now);
-                if before.is_none() {
-                    tracing::warn!(target: "flipswitch", error = %Chain(error), ?wait, "flag service request failed; retrying");
+        let context = &request.context;
+        let outcome = match outcome {
+            Ok(entry) => {
+                self.limiter.answered(now);
+                self.backoffs.remove(context);
+                self.judge(|breaker| breaker.answered(context, sent_at));
+                self.notifier.observe(HealthSignal::Succeeded);
+                Ok(entry)
+            }
+            Err(mut failure) => {
+                if matches!(failure.error, Error::RateLimited { .. }) {
+                    let retry_after = self.limiter.limited(sent_at, now, failure.retry_after);
+                    failure.error = Error::RateLimited { retry_after };
+                    self.pace();
                 } else {
-                    tracing::debug!(target: "flipswitch", error = %Chain(error), ?wait, "flag service still fails");
+                    self.backoffs.add(context, request.epoch, &failure, now, fastrand::f64());
                 }
+                let is_key_expired = self.notifier.is_key_expired();
+                let is_reported = self
+                    .judge(|breaker| breaker.failed(context, &failure, sent_at, now, is_key_expired, fastrand::f64()));
+                if rejects_context(&failure.error) {
+                    self.limiter.answered(now);
+                } else if !is_reported {
+                    self.report_failure(&failure.error);
+                }
+                Err(failure.error)
             }
-            (Ok(_), None) if before.is_some() => tracing::info!(target: "flipswitch", "flag service recovered"),
-            _ => {}
-        }
+        };
         self.advance_startup(&outcome);
+        self.plan_rounds();
         outcome
+    }
+
+    /// Changes the circuit breaker, and reports if the service begins to fail or has recovered. Returns whether it begins
+    /// to fail.
+    fn judge(&self, change: impl FnOnce(&mut CircuitBreaker)) -> bool {
+        let is_refused = |error: Option<&Error>| matches!(error, Some(Error::Unauthorized));
+        let (before, was_open, was_refused, failing, is_open) = {
+            let mut breaker = self.breaker.lock();
+            let before = (breaker.failing().is_some(), breaker.error().is_some(), is_refused(breaker.failing()));
+            change(&mut breaker);
+            (before.0, before.1, before.2, breaker.failing().cloned(), breaker.error().is_some())
+        };
+        if was_open && !is_open {
+            self.limiter.recover();
+            self.backoffs.clear();
+        }
+        match failing {
+            Some(error) if !before || !was_refused && is_refused(Some(&error)) => {
+                self.report_failing(&error);
+                true
+            }
+            None if before => {
+                self.breaker_changed.notify_waiters();
+                self.notifier.observe(HealthSignal::Responsive);
+                tracing::info!(target: "flipswitch", "flag service recovered");
+                false
+            }
+            _ => false,
+        }
+    }
+
+    /// Reports that no request is answered.
+    fn report_failing(&self, error: &Error) {
+        self.notifier.observe(HealthSignal::Failed(error));
+        if matches!(error, Error::Unauthorized) {
+            self.observer.key_refused();
+            self.startup.send_if_modified(|state| {
+                let is_new = matches!(state, Startup::Waiting(_));
+                if is_new {
+                    *state = Startup::Unauthorized;
+                }
+                is_new
+            });
+            tracing::error!(
+                target: "flipswitch", "the flag service refuses the API key; serving the last known flags and defaults"
+            );
+        } else {
+            tracing::warn!(
+                target: "flipswitch", error = %Chain(error),
+                "the flag service answers no requests; serving the last known flags and defaults, and retrying"
+            );
+        }
+    }
+
+    /// Reports a failed request of a service that may work for other contexts.
+    fn report_failure(&self, error: &Error) {
+        let now = Instant::now();
+        let is_ready = matches!(*self.startup.borrow(), Startup::Ready);
+        let is_blocked = matches!(error, Error::RateLimited { retry_after } if *retry_after > self.miss_wait);
+        if is_blocked || !is_ready && !matches!(error, Error::Unauthorized) {
+            self.notifier.observe(HealthSignal::Failed(error));
+        }
+        let is_first = {
+            let mut warned_at = self.warned_at.lock();
+            let is_first = warned_at.is_none_or(|warned_at| now >= warned_at + WARN_INTERVAL);
+            if is_first {
+                *warned_at = Some(now);
+            }
+            is_first
+        };
+        let backed_off = self.backoffs.count(now);
+        if is_first {
+            tracing::warn!(target: "flipswitch", error = %Chain(error), backed_off, "flag service request failed; retrying");
+        } else {
+            tracing::debug!(target: "flipswitch", error = %Chain(error), backed_off, "flag service request failed");
+        }
     }
 
     fn advance_startup(&self, outcome: &Result<Arc<CacheEntry>, Error>) {
@@ -215,15 +360,10 @@ impl Evaluator {
             let next = match (&*state, outcome) {
                 (Startup::Ready, _) | (Startup::Unauthorized, Err(_)) => return false,
                 (_, Ok(_)) => Startup::Ready,
-                (_, Err(Error::Unauthorized)) => Startup::Unauthorized,
                 (_, Err(error)) => Startup::Waiting(Some(error.clone())),
             };
-            match &next {
-                Startup::Ready => tracing::info!(target: "flipswitch", "ready"),
-                Startup::Unauthorized => {
-                    tracing::error!(target: "flipswitch", "the flag service refused the API key; serving defaults");
-                }
-                Startup::Waiting(_) => {}
+            if matches!(next, Startup::Ready) {
+                tracing::info!(target: "flipswitch", "ready");
             }
             *state = next;
             true

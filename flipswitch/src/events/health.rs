@@ -6,7 +6,7 @@ use open_feature::provider::ProviderStatus;
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use crate::{error::Error, events::events::ProviderEvent};
+use crate::{error::Error, events::events::ProviderEvent, stats::Throttling};
 
 /// Health of a provider, for liveness and readiness probes. Serializes to JSON with dates in RFC 3339.
 ///
@@ -43,6 +43,8 @@ pub struct Health {
     /// Time until which the API key is valid, if it is being replaced.
     #[serde(with = "time::serde::rfc3339::option")]
     pub api_key_valid_until: Option<OffsetDateTime>,
+    /// What keeps requests for flags from being sent.
+    pub throttling: Throttling,
     ready: bool,
 }
 
@@ -71,7 +73,15 @@ pub enum HealthState {
 
 impl Health {
     pub(crate) fn new(state: HealthState, since: OffsetDateTime, ready: bool) -> Self {
-        Self { state, since, last_event: None, last_success: None, api_key_valid_until: None, ready }
+        Self {
+            state,
+            since,
+            last_event: None,
+            last_success: None,
+            api_key_valid_until: None,
+            throttling: Throttling::default(),
+            ready,
+        }
     }
 
     /// Returns whether the service has responded at least once. Always true without a service.

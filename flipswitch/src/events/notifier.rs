@@ -109,6 +109,11 @@ impl Notifier {
         drop(self.bus.publish(ProviderEvent::ApiKeyRotated { valid_until }));
     }
 
+    /// Returns whether the API key is no longer valid, by what the service has announced.
+    pub(crate) fn is_key_expired(&self) -> bool {
+        self.stream.lock().api_key_valid_until.is_some_and(|valid_until| OffsetDateTime::now_utc() >= valid_until)
+    }
+
     /// Notes that the application set another API key.
     pub(crate) fn api_key_replaced(&self) {
         self.stream.lock().api_key_valid_until = None;

@@ -114,8 +114,8 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets the time limit of a request, from waiting for a permit to the last byte of the response. Defaults to 10
-    /// seconds.
+    /// Sets the time limit of a request, from its sending to the last byte of the response, and of its wait to be sent.
+    /// Defaults to 10 seconds.
     pub fn request_timeout(mut self, request_timeout: Duration) -> Self {
         self.options.request_timeout = request_timeout;
         self
@@ -128,8 +128,20 @@ impl FlipswitchProviderBuilder {
     }
 
     /// Sets how many requests may be in flight at the same time. Further requests wait. Defaults to 64.
+    ///
+    /// Contexts without flags have at most half of them. A request that takes longer than [`miss_wait`](Self::miss_wait)
+    /// does not count any more, up to 64 such requests.
     pub fn max_concurrent_requests(mut self, max_concurrent_requests: usize) -> Self {
         self.options.max_concurrent_requests = max_concurrent_requests;
+        self
+    }
+
+    /// Sets how many requests may wait to be sent. Defaults to 16 384. Their contexts take at most 16 MiB.
+    ///
+    /// The newest request that an evaluation waits for is sent first. When the queue is full, the oldest requests are
+    /// dropped, those of contexts without flags first, with [`Error::QueueFull`](crate::Error::QueueFull).
+    pub fn max_queued_requests(mut self, max_queued_requests: usize) -> Self {
+        self.options.max_queued_requests = max_queued_requests;
         self
     }
 
@@ -358,6 +370,7 @@ mod tests {
             (|b| b.request_timeout(Duration::ZERO), "request_timeout", "from 1ms"),
             (|b| b.connect_timeout(Duration::MAX), "connect_timeout", "to 604800s"),
             (|b| b.max_concurrent_requests(0), "max_concurrent_requests", "from 1"),
+            (|b| b.max_queued_requests(0), "max_queued_requests", "from 1"),
             (|b| b.polling_interval(Duration::ZERO), "polling_interval", "from 1ms"),
             (|b| b.max_sse_retries(0), "max_sse_retries", "from 1"),
             (|b| b.stream_idle_timeout(Duration::ZERO), "stream_idle_timeout", "from 1ms"),

@@ -405,7 +405,11 @@ impl FlipswitchProvider {
     pub fn health(&self) -> Health {
         let Handle { source, runtime, built_at, .. } = &*self.handle;
         let mut health = match source {
-            Source::Service(service) => service.notifier.health(),
+            Source::Service(service) => {
+                let mut health = service.notifier.health();
+                health.throttling = service.evaluator.throttling();
+                health
+            }
             Source::InMemory(_) => Health::new(HealthState::Streaming, *built_at, true),
         };
         if runtime.is_stopped() {

@@ -206,18 +206,20 @@ impl Transport {
 
     /// Returns the failure of a request without a response.
     fn request_failure(&self, error: reqwest::Error) -> Failure {
-        if error.is_timeout() {
-            return Error::Timeout.into();
-        }
-        let proxy = self.proxy.clone().filter(|_| error.is_connect());
-        // Without the URL, which may come from the service after a redirect.
-        let source = error.without_url();
-        match proxy {
-            Some(proxy) => Error::transport(ThroughProxy { proxy, source }),
-            None if speaks_no_tls(&source) => Error::transport(NoTls { source }),
-            None => Error::transport(source),
-        }
-        .into()
+        let is_connect = error.is_connect();
+        let error = if error.is_timeout() {
+            Error::Timeout
+        } else {
+            let proxy = self.proxy.clone().filter(|_| is_connect);
+            // Without the URL, which may come from the service after a redirect.
+            let source = error.without_url();
+            match proxy {
+                Some(proxy) => Error::transport(ThroughProxy { proxy, source }),
+                None if speaks_no_tls(&source) => Error::transport(NoTls { source }),
+                None => Error::transport(source),
+            }
+        };
+        Failure { is_connect, ..error.into() }
     }
 
     /// Returns the failure for a status that is neither success nor 304.
@@ -237,7 +239,7 @@ impl Transport {
             }
             _ => Error::Status(status),
         };
-        Failure { error, status: Some(status), retry_after }
+        Failure { error, is_connect: false, status: Some(status), retry_after }
     }
 
     /// Reads the body of an error response that decides more than its status alone, because it is from the flag service

@@ -152,15 +152,20 @@ async fn concurrent_requests_are_bounded() {
     let provider = FlipswitchProvider::builder("key")
         .base_url(service.url())
         .enable_realtime(false)
-        .max_concurrent_requests(3)
-        .request_timeout(Duration::from_millis(200))
+        .max_concurrent_requests(6)
+        .request_timeout(10 * support::PATIENCE)
+        .miss_wait(10 * support::PATIENCE)
         .build()
         .unwrap();
     let reads = join_all((0..50).map(|id| {
         let provider = provider.clone();
         async move { provider.flags(&user(&id.to_string())).await }
     }));
-    assert!(in_time(reads).await.iter().all(|flags| flags.error().is_some()));
+    let reads = tokio::spawn(reads);
+    // Contexts without flags, that of the start-up check among them, have half of the permits.
+    eventually(async || provider.stats().throttling.queued_requests == 48 && service.received().len() == 3).await;
+    provider.shutdown().await;
+    assert!(in_time(reads).await.unwrap().iter().all(|flags| flags.error().is_some()));
     assert_eq!(service.received().len(), 3);
 }
 

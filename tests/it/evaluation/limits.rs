@@ -33,7 +33,11 @@ fn asked(service: &Scripted, id: &str) -> usize {
 
 /// Returns a builder of a provider that runs on the test's own thread, so that its tasks start when the test yields.
 fn builder(service: &Scripted) -> FlipswitchProviderBuilder {
-    FlipswitchProvider::builder("key").base_url(service.url()).request_timeout(10 * PATIENCE).runtime(Handle::current())
+    FlipswitchProvider::builder("key")
+        .base_url(service.url())
+        .request_timeout(10 * PATIENCE)
+        .miss_wait(10 * PATIENCE)
+        .runtime(Handle::current())
 }
 
 fn on() -> Reply {
@@ -99,15 +103,16 @@ async fn requests_for_cached_users_are_sent_first() {
     }
     let order: Vec<_> = service.received().split_off(before).into_iter().map(|request| request.body).collect();
     assert!(order[0].contains("known"), "{order:?}");
-    assert!(order[1].contains("new-1") && order[2].contains("new-2"), "{order:?}");
+    assert!(order[1].contains("new-2") && order[2].contains("new-1"), "the newest first: {order:?}");
 }
 
 #[tokio::test]
-async fn queued_requests_are_not_sent_after_a_failure() {
-    let released = Arc::new(Semaphore::new(0));
+async fn queued_requests_are_not_sent_to_a_service_that_is_down() {
+    let (released, down) = (Arc::new(Semaphore::new(0)), Arc::new(AtomicBool::new(false)));
     let service = {
-        let released = Arc::clone(&released);
+        let (released, down) = (Arc::clone(&released), Arc::clone(&down));
         Scripted::start(move |request, _| match is_about(request, "_init_") {
+            true if down.load(Ordering::Relaxed) => Reply::status(503, "down"),
             true => on(),
             false => Reply::Held(Arc::clone(&released), Box::new(Reply::status(503, "down"))),
         })
@@ -115,18 +120,21 @@ async fn queued_requests_are_not_sent_after_a_failure() {
     };
     let provider = builder(&service).enable_realtime(false).max_concurrent_requests(1).build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
+    down.store(true, Ordering::Relaxed);
     let mut reads = JoinSet::new();
-    begin(&mut reads, &provider, "first").await;
-    eventually(async || asked(&service, "first") == 1).await;
-    for id in ["second", "third", "fourth"] {
+    let users = ["1", "2", "3", "4", "5", "6", "7", "8"];
+    for id in users {
         begin(&mut reads, &provider, id).await;
     }
-    released.add_permits(1);
+    // Three contexts fail, then that of the start-up check.
+    released.add_permits(3);
+    eventually(async || provider.stats().throttling.is_circuit_open).await;
+    released.add_permits(10);
     while let Some(read) = in_time(reads.join_next()).await {
         read.unwrap();
     }
-    let tried: usize = ["second", "third", "fourth"].map(|id| asked(&service, id)).iter().sum();
-    assert_eq!(tried, 0, "the service has just failed");
+    let tried: usize = users.map(|id| asked(&service, id)).iter().sum();
+    assert!(tried <= 4, "one was sent before the service counted as down: {tried}");
 }
 
 #[tokio::test]

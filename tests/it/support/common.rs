@@ -23,9 +23,9 @@ pub(crate) fn user(id: &str) -> EvaluationContext {
     EvaluationContext::default().with_targeting_key(id)
 }
 
-/// Returns a builder of a provider for a local service.
+/// Returns a builder of a provider for a local service. Evaluations wait for flags also on a busy machine.
 pub(crate) fn builder(service: &LocalServer) -> FlipswitchProviderBuilder {
-    FlipswitchProvider::builder(service.api_key()).base_url(service.url())
+    FlipswitchProvider::builder(service.api_key()).base_url(service.url()).miss_wait(PATIENCE)
 }
 
 /// Returns a provider for a local service.
@@ -37,6 +37,7 @@ pub(crate) fn provider(service: &LocalServer) -> FlipswitchProvider {
 pub(crate) fn unattended(base_url: String, cache_ttl: Duration) -> FlipswitchProviderBuilder {
     FlipswitchProvider::builder("key")
         .base_url(base_url)
+        .miss_wait(PATIENCE)
         .enable_realtime(false)
         .enable_polling_fallback(false)
         .cache_ttl(cache_ttl)

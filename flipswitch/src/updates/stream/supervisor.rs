@@ -542,7 +542,7 @@ mod tests {
     }
 
     fn failure(retry_after: Option<Duration>) -> Failure {
-        Failure { error: Error::Timeout, status: None, retry_after }
+        Failure { retry_after, ..Error::Timeout.into() }
     }
 
     fn refused(code: u16) -> Input {

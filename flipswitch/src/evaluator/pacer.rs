@@ -1,0 +1,226 @@
+//! How many requests a second the flag service takes, once it has limited their rate. No I/O; the time is passed in.
+
+use std::time::{Duration, Instant};
+
+use crate::wire::backoff::MAX_RETRY_AFTER;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Seconds over which answers are counted.
+const SECONDS: usize = 10;
+
+/// Share of the counted rate that is sent after a limit.
+const CUT: f64 = 0.9;
+
+/// Share of the rate at the first limit that is added each second without one. At twice that rate no limit is left.
+const RAISE: f64 = 0.01;
+
+/// How much earlier than evenly spaced a request may be sent: timers are no more exact.
+const BURST: Duration = Duration::from_millis(20);
+
+/// The rate at which requests are sent. Without limits by the service, there is none.
+#[derive(Debug, Default)]
+pub(crate) struct Pacer {
+    /// Answers in each of the last seconds, and the number of the last one since `first_answer`.
+    answers: [u32; SECONDS],
+    second: u64,
+    first_answer: Option<Instant>,
+    limit: Option<Limit>,
+}
+
+#[derive(Debug)]
+struct Limit {
+    /// Requests a second after the last cut.
+    rate: f64,
+    /// Requests a second after the first cut.
+    first_rate: f64,
+    cut_at: Instant,
+    /// When the service last limited a request. The rate is raised from then on.
+    since: Instant,
+    /// No further cut before this time.
+    next_cut: Instant,
+    /// When the next request would be sent if all were evenly spaced.
+    next: Instant,
+    not_before: Instant,
+}
+
+impl Pacer {
+    /// Counts an answer.
+    pub(crate) fn answered(&mut self, now: Instant) {
+        let first = *self.first_answer.get_or_insert(now);
+        self.advance(now, first);
+        let count = &mut self.answers[(self.second % SECONDS as u64) as usize];
+        *count = count.saturating_add(1);
+    }
+
+    /// Notes that the service limited the rate of a request that was sent at `sent`. Returns when the next one may be sent.
+    pub(crate) fn limited(&mut self, sent: Instant, now: Instant, retry_after: Option<Duration>) -> Duration {
+        let retry_after = retry_after.unwrap_or_default().min(MAX_RETRY_AFTER);
+        let not_before = now + retry_after;
+        let rate = self.rate(now);
+        match &mut self.limit {
+            Some(limit) => {
+                if sent > limit.cut_at && now >= limit.next_cut {
+                    (limit.rate, limit.cut_at, limit.next_cut) = (rate, now, now + retry_after.max(SECOND));
+                } else {
+                    limit.rate = limit.at(now);
+                }
+                limit.since = now;
+                limit.not_before = limit.not_before.max(not_before);
+            }
+            None => {
+                let next_cut = now + retry_after.max(SECOND);
+                self.limit =
+                    Some(Limit { rate, first_rate: rate, cut_at: now, since: now, next_cut, next: now, not_before });
+            }
+        }
+        self.next(now).saturating_duration_since(now)
+    }
+
+    /// Returns until when nothing is sent: `now` if something may be.
+    pub(crate) fn blocked_until(&self, now: Instant) -> Instant {
+        self.limit.as_ref().map_or(now, |limit| limit.not_before.max(now))
+    }
+
+    /// Returns when the next request may be sent: `now` if one may be.
+    pub(crate) fn next(&mut self, now: Instant) -> Instant {
+        if self.limit.as_ref().is_some_and(|limit| limit.at(now) >= 2.0 * limit.first_rate) {
+            self.limit = None;
+        }
+        let next = self.limit.as_ref().map_or(now, |limit| limit.not_before.max(limit.next - BURST));
+        next.max(now)
+    }
+
+    /// Notes that a request is sent.
+    pub(crate) fn sent(&mut self, now: Instant) {
+        if let Some(limit) = &mut self.limit {
+            limit.next = limit.next.max(now) + SECOND.div_f64(limit.at(now));
+        }
+    }
+
+    /// Returns how many requests a second are sent at most.
+    pub(crate) fn per_second(&self, now: Instant) -> Option<f64> {
+        self.limit.as_ref().map(|limit| limit.at(now))
+    }
+
+    /// Returns the rate after a cut.
+    fn rate(&mut self, now: Instant) -> f64 {
+        let Some(first) = self.first_answer else { return 1.0 };
+        self.advance(now, first);
+        let counted = now.saturating_duration_since(first).clamp(SECOND, SECOND * SECONDS as u32);
+        let answers: u32 = self.answers.iter().sum();
+        (CUT * f64::from(answers) / counted.as_secs_f64()).max(1.0)
+    }
+
+    /// Forgets the answers of earlier seconds.
+    fn advance(&mut self, now: Instant, first: Instant) {
+        let second = now.saturating_duration_since(first).as_secs();
+        for passed in self.second + 1..=second.min(self.second + SECONDS as u64) {
+            self.answers[(passed % SECONDS as u64) as usize] = 0;
+        }
+        self.second = self.second.max(second);
+    }
+}
+
+impl Limit {
+    fn at(&self, now: Instant) -> f64 {
+        let seconds = now.saturating_duration_since(self.since.max(self.not_before)).as_secs();
+        // A number of seconds is exact as a float.
+        self.rate + seconds as f64 * RAISE * self.first_rate
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sends as fast as the pacer allows, to a service that answers so many requests in each second.
+    fn run(pacer: &mut Pacer, start: Instant, seconds: u64, allowed: u32, retry_after: Option<Duration>) -> (u32, u32) {
+        let (mut answered, mut limited) = (0, 0);
+        let mut window = (0, 0);
+        let mut blocked = start;
+        // 300 requests a second are wanted.
+        for step in 0..seconds * 300 {
+            let now = start + Duration::from_micros(step * 1_000_000 / 300);
+            if pacer.next(now) > now {
+                continue;
+            }
+            assert!(now >= blocked, "sent before Retry-After");
+            pacer.sent(now);
+            let second = step / 300;
+            if window.0 != second {
+                window = (second, 0);
+            }
+            if window.1 < allowed {
+                window.1 += 1;
+                answered += 1;
+                pacer.answered(now);
+            } else {
+                limited += 1;
+                pacer.limited(now, now, retry_after);
+                blocked = now + retry_after.unwrap_or_default();
+            }
+        }
+        (answered, limited)
+    }
+
+    #[test]
+    fn a_limited_service_is_used_to_most_of_its_limit() {
+        for retry_after in [None, Some(SECOND)] {
+            let (answered, limited) = run(&mut Pacer::default(), Instant::now(), 60, 100, retry_after);
+            assert!(answered >= 80 * 60, "{retry_after:?}: {answered}");
+            assert!(limited * 20 <= answered + limited, "{retry_after:?}: {limited} of {answered}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_sent_before_the_time_that_the_service_named() {
+        let (mut pacer, now) = (Pacer::default(), Instant::now());
+        assert_eq!(pacer.limited(now, now, Some(7 * SECOND)), 7 * SECOND);
+        assert_eq!(pacer.next(now), now + 7 * SECOND);
+        // A request that was in flight does not shorten it.
+        pacer.limited(now, now + SECOND, Some(SECOND));
+        assert_eq!(pacer.next(now + SECOND), now + 7 * SECOND);
+        assert_eq!(Pacer::default().limited(now, now, Some(Duration::from_secs(3_600))), MAX_RETRY_AFTER);
+    }
+
+    #[test]
+    fn requests_that_are_limited_together_are_one_cut() {
+        let (mut pacer, start) = (Pacer::default(), Instant::now());
+        (0..100).for_each(|_| pacer.answered(start));
+        for _ in 0..50 {
+            pacer.limited(start, start, None);
+        }
+        assert_eq!(pacer.per_second(start), Some(90.0));
+        let later = start + 2 * SECOND;
+        pacer.limited(start, later, None);
+        assert_eq!(
+            pacer.per_second(later + 10 * SECOND),
+            Some(100.8),
+            "sent before the cut, and raised for 2 + 10 seconds"
+        );
+        pacer.limited(later, later, None);
+        assert_eq!(pacer.per_second(later), Some(45.0), "100 answers in two seconds, and never raised at once");
+    }
+
+    #[test]
+    fn the_limit_goes_when_its_rate_has_doubled() {
+        let (mut pacer, start) = (Pacer::default(), Instant::now());
+        (0..100).for_each(|_| pacer.answered(start));
+        pacer.limited(start, start, None);
+        assert_eq!(pacer.per_second(start + 10 * SECOND), Some(99.0));
+        pacer.next(start + 99 * SECOND);
+        assert!(pacer.per_second(start + 99 * SECOND).is_some());
+        pacer.next(start + 100 * SECOND);
+        assert!(pacer.per_second(start + 100 * SECOND).is_none());
+    }
+
+    #[test]
+    fn a_service_that_never_answered_gets_one_request_a_second() {
+        let (mut pacer, start) = (Pacer::default(), Instant::now());
+        pacer.limited(start, start, None);
+        assert_eq!(pacer.per_second(start), Some(1.0));
+        pacer.sent(start);
+        assert_eq!(pacer.next(start), start + SECOND - BURST);
+    }
+}
