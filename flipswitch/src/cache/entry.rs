@@ -8,7 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{cache::epoch::EpochReading, context::canonical::CanonicalContext, flags::flag_set::FlagSet};
+use crate::{
+    cache::epoch::{EpochReading, is_in_echo_window},
+    context::canonical::CanonicalContext,
+    flags::flag_set::FlagSet,
+};
 
 /// The flags of one context, and what is known about them. Replaced as a whole, never changed.
 pub(crate) struct CacheEntry {
@@ -88,6 +92,17 @@ impl CacheEntry {
     /// Returns whether the flags may be served as stale ones.
     pub(crate) fn may_be_served(&self, now: Instant, freshness: &Freshness) -> bool {
         now.saturating_duration_since(self.sent_at) <= freshness.max_stale
+    }
+
+    /// Returns the epoch of an answer to a request that was sent in `epoch`, after an entry of the same context.
+    ///
+    /// Within the echo window after an event, an answer may be one from before the event. It is final if it differs from a
+    /// final one that was fresh until the event came, and after a final one.
+    pub(crate) fn epoch_of_next(&self, flag_set: &FlagSet, epoch: u64, freshness: &Freshness, sent_at: Instant) -> u64 {
+        let was_fresh =
+            self.epoch + 1 == epoch && sent_at.saturating_duration_since(self.sent_at) <= freshness.streaming;
+        let is_final = self.epoch > epoch || was_fresh && self.flag_set.differs(flag_set);
+        epoch + u64::from(is_in_echo_window(epoch) && is_final)
     }
 
     /// Returns whether this entry is newer than another one of the same context.

@@ -2,10 +2,17 @@
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
+/// How long the service may evaluate with old rules after its own event.
+pub(crate) const ECHO_WINDOW: Duration = Duration::from_secs(2);
+
 /// The current epoch, and whether the stream of changes advances it.
+///
+/// An epoch is odd for the echo window after an event, and even from then on: then a flag set of the odd epoch is out of
+/// date as well. A flag set that was received within the window but certainly has the change belongs to the even epoch that
+/// follows.
 #[derive(Debug)]
 pub(crate) struct Epoch {
     /// The epoch, and whether the stream is open. One word, so that no reader sees the stream open together with the epoch
@@ -14,6 +21,8 @@ pub(crate) struct Epoch {
     /// Until when an open stream counts, unless more is received, in nanoseconds since `origin`. The timer for a silent
     /// stream does not fire while the runtime is blocked or the process is frozen.
     heard_until: AtomicU64,
+    /// Until when the echo window lasts, in nanoseconds since `origin`, if the epoch is odd.
+    echo_until: AtomicU64,
     origin: Instant,
 }
 
@@ -27,7 +36,12 @@ pub(crate) struct EpochReading {
 
 impl Default for Epoch {
     fn default() -> Self {
-        Self { word: AtomicU64::new(0), heard_until: AtomicU64::new(0), origin: Instant::now() }
+        Self {
+            word: AtomicU64::new(0),
+            heard_until: AtomicU64::new(0),
+            echo_until: AtomicU64::new(0),
+            origin: Instant::now(),
+        }
     }
 }
 
@@ -39,24 +53,43 @@ impl Epoch {
     pub(crate) fn read(&self, now: Instant) -> EpochReading {
         let word = self.word.load(Ordering::Acquire);
         let is_heard = || self.nanos(now) <= self.heard_until.load(Ordering::Relaxed);
-        EpochReading { epoch: word / Self::STEP, streaming: word & Self::STREAMING != 0 && is_heard() }
+        EpochReading { epoch: self.epoch(word, now), streaming: word & Self::STREAMING != 0 && is_heard() }
     }
 
     /// Returns the current epoch.
-    pub(crate) fn current(&self) -> u64 {
-        self.word.load(Ordering::Acquire) / Self::STEP
+    pub(crate) fn current(&self, now: Instant) -> u64 {
+        self.epoch(self.word.load(Ordering::Acquire), now)
+    }
+
+    #[inline]
+    fn epoch(&self, word: u64, now: Instant) -> u64 {
+        let epoch = word / Self::STEP;
+        let is_over = is_in_echo_window(epoch) && self.nanos(now) > self.echo_until.load(Ordering::Relaxed);
+        epoch + u64::from(is_over)
     }
 
     /// Marks every flag set that was requested so far as out of date.
     pub(crate) fn invalidate_all(&self) {
-        self.word.fetch_add(Self::STEP, Ordering::AcqRel);
+        self.word.fetch_add(2 * Self::STEP, Ordering::AcqRel);
+    }
+
+    /// Notes an event. Marks every flag set that was requested so far as out of date, and most of those that are requested
+    /// within the echo window once it is over.
+    pub(crate) fn change_announced(&self, now: Instant) {
+        self.echo_until.store(self.nanos(now + ECHO_WINDOW), Ordering::Relaxed);
+        self.update(|word| word + if is_in_echo_window(word / Self::STEP) { 2 * Self::STEP } else { Self::STEP });
+    }
+
+    /// Returns an epoch that only flag sets from before the next [`invalidate_all`](Self::invalidate_all) precede.
+    pub(crate) fn after_next_invalidation(&self) -> u64 {
+        self.word.load(Ordering::Acquire) / Self::STEP + 2
     }
 
     /// Notes that the stream is open, and counts until `heard_until` if it is silent. Invalidates everything: changes may
     /// have been missed until now.
     pub(crate) fn stream_opened(&self, heard_until: Instant) {
         self.heard(heard_until);
-        self.update(|word| (word + Self::STEP) | Self::STREAMING);
+        self.update(|word| (word + 2 * Self::STEP) | Self::STREAMING);
     }
 
     /// Notes that something was received on the stream, which counts until `heard_until` without more.
@@ -80,10 +113,14 @@ impl Epoch {
     }
 }
 
+/// Returns whether an epoch is within the echo window after an event.
+#[inline]
+pub(crate) fn is_in_echo_window(epoch: u64) -> bool {
+    epoch % 2 == 1
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -93,11 +130,25 @@ mod tests {
         assert_eq!(epoch.read(now), EpochReading { epoch: 0, streaming: false });
         epoch.stream_opened(now + limit);
         for (seconds, streaming) in [(0, true), (60, true), (61, false)] {
-            assert_eq!(epoch.read(now + Duration::from_secs(seconds)), EpochReading { epoch: 1, streaming });
+            assert_eq!(epoch.read(now + Duration::from_secs(seconds)), EpochReading { epoch: 2, streaming });
         }
         epoch.heard(now + 2 * limit);
         assert!(epoch.read(now + Duration::from_secs(61)).streaming);
         epoch.stream_closed();
         assert!(!epoch.read(now).streaming);
+    }
+
+    #[test]
+    fn an_event_makes_everything_old_twice() {
+        let (epoch, now) = (Epoch::default(), Instant::now());
+        let at = |seconds| epoch.current(now + Duration::from_secs(seconds));
+        epoch.change_announced(now);
+        assert_eq!((at(0), at(2), at(3)), (1, 1, 2));
+        epoch.change_announced(now + Duration::from_secs(2));
+        assert_eq!((at(2), at(4), at(5)), (3, 3, 4), "the window begins again");
+        epoch.invalidate_all();
+        assert_eq!((at(4), at(5)), (5, 6), "the window lasts");
+        epoch.change_announced(now + Duration::from_secs(10));
+        assert_eq!((at(10), at(13)), (7, 8), "a window that is over is another one");
     }
 }

@@ -207,7 +207,7 @@ impl Evaluator {
     /// Sends another API key from now on, and marks all flags as out of date: they may be those of another environment.
     pub(crate) fn set_api_key(&self, key: &ApiKey) {
         self.transport.set_api_key(key);
-        self.key_epoch.store(self.epoch.current() + 1, Ordering::Release);
+        self.key_epoch.store(self.epoch.after_next_invalidation(), Ordering::Release);
         // After the key: a request that sees the new epoch is sent with the new key.
         self.epoch.invalidate_all();
         self.breaker.lock().reset(Instant::now());
@@ -244,7 +244,7 @@ impl Evaluator {
             return false;
         }
         let cached = || self.cache.get(context.as_bytes());
-        let joined = self.in_flight.join(&context, self.epoch.current(), cached, |_| false);
+        let joined = self.in_flight.join(&context, self.epoch.current(now), cached, |_| false);
         if let JoinOutcome::Wait(waiter, request) = joined {
             if let Some(request) = request {
                 self.spawn_request(request);
@@ -426,7 +426,12 @@ impl Evaluator {
         outcome: Result<Arc<CacheEntry>, Error>,
     ) -> Option<InFlightRequest> {
         let answered = outcome.as_ref().ok().filter(|_| request.context.is_start_up()).map(Arc::clone);
-        let next = self.in_flight.complete(request, outcome, |entry| self.cache.put(entry), || self.epoch.current());
+        let next = self.in_flight.complete(
+            request,
+            outcome,
+            |entry| self.cache.put(entry),
+            || self.epoch.current(Instant::now()),
+        );
         if let Some(entry) = answered {
             self.start_up_answered(&entry);
         }

@@ -19,7 +19,7 @@ use tokio_test::task::{self, Spawn};
 use crate::{
     cache::cache::Cache,
     cache::entry::{CacheEntry, Freshness},
-    cache::epoch::{Epoch, EpochReading},
+    cache::epoch::{ECHO_WINDOW, Epoch, EpochReading, is_in_echo_window},
     context::canonical::CanonicalContext,
     error::Error,
     evaluator::in_flight::{InFlightRequest, InFlightRequests, JoinOutcome, WaitOutcome},
@@ -57,8 +57,11 @@ enum Op {
     Probe(usize),
     /// A request gets its permit and is sent.
     Send(usize),
-    /// The service evaluates for a request.
-    Work(usize),
+    /// The service evaluates for a request. Within the echo window after an event, it may do so with old rules.
+    Work {
+        request: usize,
+        lags: bool,
+    },
     /// The response arrives, in full or, if the tag matches, as 304.
     Respond {
         request: usize,
@@ -78,6 +81,8 @@ enum Op {
     Open,
     /// Other contexts evict everything.
     Evict,
+    /// The echo window ends.
+    Settle,
     Advance(u64),
 }
 
@@ -93,7 +98,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => number().prop_map(Op::Cancel),
         1 => context().prop_map(Op::Probe),
         6 => number().prop_map(Op::Send),
-        6 => number().prop_map(Op::Work),
+        6 => (number(), any::<bool>()).prop_map(|(request, lags)| Op::Work { request, lags }),
         6 => (number(), any::<bool>()).prop_map(|(request, in_full)| Op::Respond { request, in_full }),
         2 => number().prop_map(Op::Fail),
         4 => Just(Op::Change),
@@ -103,6 +108,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Close),
         2 => Just(Op::Open),
         1 => Just(Op::Evict),
+        2 => Just(Op::Settle),
         1 => (1..40_u64).prop_map(Op::Advance),
     ]
 }
@@ -162,6 +168,10 @@ struct World {
     /// Changes whose events have not arrived.
     unannounced: u64,
     announced: u64,
+    /// The version that was announced by the events of this echo window, and holds after it.
+    echoed: u64,
+    /// The last version that the service evaluated for each context.
+    worked: [u64; CONTEXTS],
     seen: [u64; CONTEXTS],
     /// The order of the cached entries after the last step.
     kept: [Option<(u64, Instant)>; CONTEXTS],
@@ -208,6 +218,8 @@ impl World {
             open: true,
             unannounced: 0,
             announced: 1,
+            echoed: 1,
+            worked: [0; CONTEXTS],
             seen: [0; CONTEXTS],
             kept: [None; CONTEXTS],
             begun: Vec::new(),
@@ -245,7 +257,7 @@ impl World {
             }
             Op::Probe(context) => self.probe(context)?,
             Op::Send(number) => self.send(number),
-            Op::Work(number) => self.work(number),
+            Op::Work { request, lags } => self.work(request, lags),
             Op::Respond { request, in_full } => self.respond(request, in_full)?,
             Op::Fail(number) => {
                 if let Some(position) = pick(&self.requests, number) {
@@ -258,15 +270,18 @@ impl World {
             }
             Op::Event => {
                 if self.unannounced > 0 && self.open {
+                    self.settle();
                     self.unannounced -= 1;
-                    self.invalidate();
+                    self.echoed = self.version - self.unannounced;
+                    self.epoch.change_announced(self.now);
                 }
             }
             Op::NewKey => {
                 self.version += 1;
                 self.environments.push(self.version);
-                self.key_epoch = self.epoch.current() + 1;
-                self.invalidate();
+                self.key_epoch = self.epoch.after_next_invalidation();
+                self.epoch.invalidate_all();
+                (self.announced, self.echoed) = (self.version, self.version);
             }
             Op::Invalidate => self.invalidate(),
             Op::Close => {
@@ -277,12 +292,16 @@ impl World {
                 // Events that the old stream did not deliver are lost.
                 self.unannounced = 0;
                 self.open = true;
+                self.settle();
                 self.epoch.stream_opened(self.now + NEVER_SILENT);
-                self.announced = self.version;
+                self.echoed = self.version;
+                self.settle();
             }
             Op::Evict => self.evict(),
+            Op::Settle => self.now += ECHO_WINDOW + Duration::from_micros(1),
             Op::Advance(seconds) => self.now += Duration::from_secs(seconds),
         }
+        self.settle();
         prop_assert_eq!(self.epoch.read(self.now).streaming, self.open, "whether the stream is open");
         self.listen()?;
         self.check_flights()
@@ -294,10 +313,23 @@ impl World {
         format!("\"{}\"", version - start).into_bytes().into()
     }
 
-    /// Invalidates everything. Requests from now on get at least the present version of the service.
+    /// Invalidates everything. Requests from now on get at least the present version of the service, or, within an echo
+    /// window, once it is over.
     fn invalidate(&mut self) {
         self.epoch.invalidate_all();
-        self.announced = self.version;
+        self.echoed = self.version;
+        self.settle();
+    }
+
+    fn is_in_echo_window(&self) -> bool {
+        is_in_echo_window(self.epoch.current(self.now))
+    }
+
+    /// Takes the end of an echo window into account.
+    fn settle(&mut self) {
+        if !self.is_in_echo_window() {
+            self.announced = self.echoed;
+        }
     }
 
     fn begin(&mut self, context: usize) -> TestCaseResult {
@@ -353,7 +385,7 @@ impl World {
 
     fn probe(&mut self, context: usize) -> TestCaseResult {
         let canonical = self.contexts[context].clone();
-        let request = self.in_flight.probe(&canonical, self.epoch.current());
+        let request = self.in_flight.probe(&canonical, self.epoch.current(self.now));
         prop_assert_eq!(
             request.is_some(),
             self.of(context).count() == 0,
@@ -382,21 +414,36 @@ impl World {
         unsent[position].sent = Some(Sent {
             environment: self.environments.len() - 1,
             key_epoch: self.key_epoch,
-            epoch: self.epoch.current(),
+            epoch: self.epoch.current(self.now),
             at: self.now,
             version: None,
         });
     }
 
-    fn work(&mut self, number: usize) {
-        let mut sent: Vec<_> = self.requests.iter_mut().filter_map(|request| request.sent.as_mut()).collect();
-        sent.retain(|sent| sent.version.is_none());
-        sent.sort_by_key(|sent| sent.at);
+    fn work(&mut self, number: usize, lags: bool) {
+        // A service that evaluates out of order may go back, which cannot be told from a change.
+        let lags = lags && self.orderly && self.is_in_echo_window();
+        let contexts = self.contexts.clone();
+        let context_of = |request: &Request| contexts.iter().position(|known| *known == request.request.context);
+        let mut sent: Vec<_> = self
+            .requests
+            .iter_mut()
+            .filter_map(|request| Some((context_of(request)?, request.sent.as_mut()?)))
+            .filter(|(_, sent)| sent.version.is_none())
+            .collect();
+        sent.sort_by_key(|(_, sent)| sent.at);
         let Some(position) = pick(&sent, number) else { return };
         let worked_out = if self.orderly { 0..=position } else { position..=position };
-        for sent in &mut sent[worked_out] {
+        for (context, sent) in &mut sent[worked_out] {
             let next = self.environments.get(sent.environment + 1);
-            sent.version = Some(next.map_or(self.version, |next| next - 1));
+            let version = match next {
+                Some(next) => next - 1,
+                // With old rules, but never older than before.
+                None if lags => self.announced.max(self.worked[*context]),
+                None => self.version,
+            };
+            self.worked[*context] = self.worked[*context].max(version);
+            sent.version = Some(version);
         }
     }
 
@@ -413,6 +460,8 @@ impl World {
             Some(base) if !in_full => (Arc::clone(&base.flag_set), base.etag().map(Box::from)),
             _ => (answer(context, version), Some(self.tag(version))),
         };
+        let known = self.cache.get(request.context.as_bytes()).filter(|known| known.epoch >= key_epoch);
+        let epoch = known.map_or(epoch, |known| known.epoch_of_next(&answer, epoch, self.cache.freshness(), at));
         let entry = CacheEntry::new(&request.context, answer, etag.as_deref(), base, epoch, at);
         let entry = Arc::new(entry);
         self.complete(&request, Ok(Arc::clone(&entry)))?;
@@ -443,7 +492,8 @@ impl World {
             }
             waiting.queued = false;
         }
-        let next = self.in_flight.complete(request, outcome, |entry| self.cache.put(entry), || self.epoch.current());
+        let next =
+            self.in_flight.complete(request, outcome, |entry| self.cache.put(entry), || self.epoch.current(self.now));
         next.map_or(Ok(()), |next| self.spawn(next))
     }
 
@@ -533,7 +583,7 @@ impl World {
     fn end(mut self) -> TestCaseResult {
         let mut steps = 0;
         while !self.requests.is_empty() {
-            for op in [Op::Send(0), Op::Work(0), Op::Respond { request: 0, in_full: false }] {
+            for op in [Op::Send(0), Op::Work { request: 0, lags: false }, Op::Respond { request: 0, in_full: false }] {
                 self.step(op)?;
             }
             steps += 1;

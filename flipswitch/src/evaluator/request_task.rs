@@ -131,7 +131,7 @@ impl Evaluator {
 
     /// Requests the flags of a context without a permit, or waits for the request in flight.
     async fn probe(self: Arc<Self>, context: CanonicalContext) {
-        match self.in_flight.probe(&context, self.epoch.current()) {
+        match self.in_flight.probe(&context, self.epoch.current(Instant::now())) {
             Some(request) => RequestTask::new(self, request).run().await,
             None => {
                 if let JoinOutcome::Wait(waiter, None) = self.in_flight.join(&context, 0, || None, |_| false) {
@@ -190,8 +190,9 @@ impl Evaluator {
 
     /// Sends a request, and reads the response.
     async fn exchange(self: &Arc<Self>, request: &InFlightRequest, now: Instant) -> Result<Arc<CacheEntry>, Failure> {
-        let epoch = self.epoch.current();
-        let base = request.base_since(self.key_epoch.load(Ordering::Acquire));
+        let epoch = self.epoch.current(now);
+        let key_epoch = self.key_epoch.load(Ordering::Acquire);
+        let base = request.base_since(key_epoch);
         self.counters.requests.count();
         let etag = base.and_then(|base| base.etag()).filter(|_| self.tags.lock().are_sent(now));
         let (flag_set, etag) = match (self.send_with_tag(&request.context, etag).await?, base) {
@@ -209,6 +210,9 @@ impl Evaluator {
         if request.base.is_none() && !request.is_probe {
             self.counters.new_contexts.count();
         }
+        // Also of a probe, which has no base.
+        let known = self.cache.get(request.context.as_bytes()).filter(|known| known.epoch >= key_epoch);
+        let epoch = known.map_or(epoch, |known| known.epoch_of_next(&flag_set, epoch, self.cache.freshness(), now));
         Ok(Arc::new(CacheEntry::new(&request.context, flag_set, etag.as_deref(), base, epoch, now)))
     }
 

@@ -131,6 +131,11 @@ impl FlagSet {
         changed.chain(new).map(|item| item.key.clone()).collect()
     }
 
+    /// Returns whether another set has other flags, or other values.
+    pub(crate) fn differs(&self, other: &Self) -> bool {
+        !std::ptr::eq(self, other) && !self.changed_keys(other).is_empty()
+    }
+
     /// Returns all evaluated flags, sorted by key. Flags that the service could not evaluate are left out.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &FlagEvaluation> {
         self.items.iter().filter_map(|item| match &item.outcome {

@@ -21,7 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use self::{
     decoder::{Decoder, Message},
-    event::StreamEvent,
+    event::{Cause, StreamEvent},
     supervisor::{Action, Input, StreamOptions, Supervisor},
 };
 use crate::{
@@ -201,7 +201,8 @@ impl StreamTask {
             Action::Disconnect => self.connection = Connection::None,
             Action::StreamOpened => updates.stream_opened(),
             Action::StreamClosed => updates.stream_closed(),
-            Action::Invalidate => updates.invalidate(),
+            Action::Invalidate(Cause::Announced) => updates.change_announced(),
+            Action::Invalidate(Cause::Missed) => updates.invalidate(),
             Action::Notify(notification) => updates.notify(notification),
             Action::Status(status) => updates.status(status),
             Action::Refetch => updates.refetch(),

@@ -151,6 +151,11 @@ impl Updates {
         self.evaluator.epoch().invalidate_all();
     }
 
+    /// Marks all flags as out of date because of an event.
+    pub(super) fn change_announced(&self) {
+        self.evaluator.epoch().change_announced(Instant::now());
+    }
+
     /// Requests the flags of the start-up context soon.
     pub(super) fn refetch(&self) {
         self.polling.refetch();

@@ -22,16 +22,22 @@ pub(crate) enum StreamEvent {
     Unknown,
 }
 
-/// What follows from an event. Every kind of event decides all three.
+/// What follows from an event. Every kind of event decides both.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Effect {
-    /// Whether cached flags are out of date from now on.
-    pub(crate) invalidate: bool,
-    /// Whether they are invalidated once more a moment later, because the service may evaluate with old rules for a moment
-    /// after its own event.
-    pub(crate) reinvalidate: bool,
+    /// Whether cached flags are out of date from now on, and why.
+    pub(crate) invalidate: Option<Cause>,
     /// What to notify the application of.
     pub(crate) notify: Option<Notification>,
+}
+
+/// Why flags are out of date.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// A change was announced. The service may evaluate with old rules for a moment after its own event.
+    Announced,
+    /// A change may have been missed.
+    Missed,
 }
 
 /// What the application is notified of.
@@ -74,15 +80,15 @@ impl StreamEvent {
     pub(crate) fn effect(self, is_first_heartbeat: bool) -> Effect {
         match self {
             Self::Changed(change) => {
-                Effect { invalidate: true, reinvalidate: true, notify: Some(Notification::Changed(change)) }
+                Effect { invalidate: Some(Cause::Announced), notify: Some(Notification::Changed(change)) }
             }
             Self::KeyRotated { valid_until } => {
                 let notify = Some(Notification::KeyRotated { valid_until });
-                Effect { invalidate: false, reinvalidate: false, notify }
+                Effect { invalidate: None, notify }
             }
             // The service may have subscribed this connection to changes only after it sent the response head.
-            Self::Heartbeat => Effect { invalidate: is_first_heartbeat, reinvalidate: false, notify: None },
-            Self::Unknown => Effect { invalidate: false, reinvalidate: false, notify: None },
+            Self::Heartbeat => Effect { invalidate: is_first_heartbeat.then_some(Cause::Missed), notify: None },
+            Self::Unknown => Effect { invalidate: None, notify: None },
         }
     }
 }

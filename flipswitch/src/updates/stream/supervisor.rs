@@ -8,7 +8,7 @@ use std::{
 
 use http::StatusCode;
 
-use super::event::{Effect, Notification, StreamEvent};
+use super::event::{Cause, Effect, Notification, StreamEvent};
 use crate::{
     error::{Chain, Error, Failure},
     events::events::{ConnectionStatus, FlagChangeEvent},
@@ -37,9 +37,6 @@ const REFUSED_WAIT: Duration = Duration::from_secs(300);
 
 /// Refusals of the API key in a row after which it counts as refused. A single one may be a mistake of a proxy.
 const CONFIRMED_REFUSALS: u32 = 2;
-
-/// How long after the last change flags are invalidated once more: the service may evaluate with old rules for a moment.
-const REINVALIDATE_AFTER: Duration = Duration::from_secs(2);
 
 /// The provider's options for the stream.
 #[derive(Clone, Copy, Debug)]
@@ -95,7 +92,7 @@ pub(crate) enum Action {
     /// Changes do not arrive any more.
     StreamClosed,
     /// Anything may have changed.
-    Invalidate,
+    Invalidate(Cause),
     /// Notify the application.
     Notify(Notification),
     /// Publish the status of the connection.
@@ -162,7 +159,6 @@ struct Open {
     has_received: bool,
     has_event: bool,
     has_heartbeat: bool,
-    reinvalidate_at: Option<Instant>,
 }
 
 impl Open {
@@ -206,7 +202,7 @@ impl Supervisor {
             State::Open(open) => {
                 let stable_at = open.stable_at().filter(|_| self.failures > 0);
                 let idle_at = open.received_at + self.options.stream_idle_timeout;
-                [Some(idle_at), open.reinvalidate_at, stable_at].into_iter().flatten().min()
+                [Some(idle_at), stable_at].into_iter().flatten().min()
             }
             State::Idle | State::Connecting { .. } | State::Declined => None,
         }
@@ -232,7 +228,7 @@ impl Supervisor {
             }
             (State::Open(_), Input::Retry(wait)) => self.first_wait = wait.clamp(FIRST_WAIT, MAX_BACKOFF),
             (State::Open(_), Input::LastId(id)) => self.last_id = id,
-            (State::Open(open), Input::Event(event)) => open.event(event, now, todo),
+            (State::Open(open), Input::Event(event)) => open.event(event, todo),
             (State::Open(open), Input::Ended) => {
                 let open_for = now - open.since;
                 if open.is_stable(now) {
@@ -293,7 +289,6 @@ impl Supervisor {
             has_received: false,
             has_event: false,
             has_heartbeat: false,
-            reinvalidate_at: None,
         });
         (self.key_refusals, self.absences, self.was_open) = (0, 0, true);
         (self.reported_unauthorized, self.reported_no_stream) = (false, false);
@@ -362,10 +357,6 @@ impl Supervisor {
 
     fn deadline_while_open(&mut self, now: Instant, random: f64, todo: &mut Vec<Action>) {
         let State::Open(open) = &mut self.state else { return };
-        if open.reinvalidate_at.is_some_and(|at| now >= at) {
-            open.reinvalidate_at = None;
-            todo.push(Action::Invalidate);
-        }
         if open.is_stable(now) {
             self.failures = 0;
         }
@@ -445,17 +436,12 @@ impl Supervisor {
 }
 
 impl Open {
-    fn event(&mut self, event: StreamEvent, now: Instant, todo: &mut Vec<Action>) {
+    fn event(&mut self, event: StreamEvent, todo: &mut Vec<Action>) {
         let is_heartbeat = event == StreamEvent::Heartbeat;
-        let Effect { invalidate, reinvalidate, notify } = event.effect(!self.has_heartbeat);
+        let Effect { invalidate, notify } = event.effect(!self.has_heartbeat);
         self.has_event = true;
         self.has_heartbeat |= is_heartbeat;
-        if reinvalidate {
-            self.reinvalidate_at = Some(now + REINVALIDATE_AFTER);
-        }
-        if invalidate {
-            todo.push(Action::Invalidate);
-        }
+        todo.extend(invalidate.map(Action::Invalidate));
         if let Some(Notification::Changed(FlagChangeEvent { flag_key: None, .. })) = notify {
             // Finds out which flags changed.
             todo.push(Action::Refetch);
@@ -792,9 +778,9 @@ mod tests {
     fn events_invalidate_before_anything_else() {
         let mut stream = Stream::open();
         let flag = || StreamEvent::Changed(changed(Some("f")));
-        stream.does(event(flag()), [Action::Invalidate, notify(Some("f"))]);
+        stream.does(event(flag()), [Action::Invalidate(Cause::Announced), notify(Some("f"))]);
         let all = || StreamEvent::Changed(changed(None));
-        stream.does(event(all()), [Action::Invalidate, Action::Refetch, notify(None)]);
+        stream.does(event(all()), [Action::Invalidate(Cause::Announced), Action::Refetch, notify(None)]);
         let valid_until = Some(datetime!(2025-06-01 0:00 UTC));
         stream.does(
             event(StreamEvent::KeyRotated { valid_until }),
@@ -802,24 +788,8 @@ mod tests {
         );
         stream.does(event(StreamEvent::Unknown), []);
         // The first heartbeat: the service may have subscribed the connection after it sent the head.
-        stream.does(event(StreamEvent::Heartbeat), [Action::Invalidate]);
+        stream.does(event(StreamEvent::Heartbeat), [Action::Invalidate(Cause::Missed)]);
         stream.does(event(StreamEvent::Heartbeat), []);
-    }
-
-    #[test]
-    fn two_seconds_after_the_last_change_everything_is_invalidated_once_more() {
-        let mut stream = Stream::open();
-        let flag = || event(StreamEvent::Changed(changed(Some("f"))));
-        stream.supervisor.input(flag(), stream.now, 0.0);
-        stream.now += SECOND;
-        stream.supervisor.input(flag(), stream.now, 0.0);
-        stream.waits(SECOND * 2);
-        stream.does(Input::DeadlineReached, [Action::Invalidate]);
-        stream.does(Input::DeadlineReached, []);
-        // Nothing else does so.
-        stream.does(Input::Bytes, []);
-        stream.does(event(StreamEvent::Unknown), []);
-        stream.waits(MINUTE);
     }
 
     #[test]
