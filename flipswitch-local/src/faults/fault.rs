@@ -4,10 +4,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use axum::body::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::faults::{
     effect::{self, Effect},
     error::FaultError,
+    filter::{Attribute, IncomingRequest, RequestFilter},
     payload::Payload,
 };
 
@@ -68,6 +70,8 @@ impl Endpoint {
 #[must_use = "a fault does nothing until it is added"]
 pub struct Fault {
     pub(crate) on: Endpoint,
+    #[serde(default, skip_serializing_if = "RequestFilter::is_empty")]
+    pub(crate) when: RequestFilter,
     #[serde(deserialize_with = "effect::deserialize")]
     pub(crate) effect: Effect,
     #[serde(default)]
@@ -159,7 +163,7 @@ impl FaultOn {
     }
 
     fn effect(self, effect: Effect) -> Fault {
-        Fault { on: self.0, effect, after: 0, times: None, invalid_option: None }
+        Fault { on: self.0, when: RequestFilter::default(), effect, after: 0, times: None, invalid_option: None }
     }
 }
 
@@ -178,6 +182,48 @@ impl Fault {
     /// Sets how many matching requests the fault skips first. Defaults to none.
     pub fn after(mut self, requests: u64) -> Self {
         self.after = requests;
+        self
+    }
+
+    /// Limits the fault to evaluations for this targeting key. Called several times, for one of the keys, at most 100.
+    ///
+    /// ```
+    /// use flipswitch_local::{Endpoint, Fault};
+    ///
+    /// // The context `poison` cannot be evaluated, whatever its attributes are.
+    /// let fault = Fault::on(Endpoint::Bulk).status(500).for_targeting_key("poison");
+    /// // Nor can any other context than that of the check at the start of the provider.
+    /// let fault = Fault::on(Endpoint::Bulk).status(500).except_targeting_key("_init_");
+    /// ```
+    pub fn for_targeting_key(mut self, key: impl Into<String>) -> Self {
+        self.when.targeting_keys.push(key.into());
+        self
+    }
+
+    /// Limits the fault to evaluations for other targeting keys than this one, or without one. Called several times, for
+    /// none of the keys, at most 100.
+    pub fn except_targeting_key(mut self, key: impl Into<String>) -> Self {
+        self.when.except_targeting_keys.push(key.into());
+        self
+    }
+
+    /// Limits the fault to evaluations for contexts with this attribute, whatever its value is. Called several times, or
+    /// with [`for_attribute_value`](Self::for_attribute_value), for contexts with all of the attributes, at most 100.
+    pub fn for_attribute(mut self, name: impl Into<String>) -> Self {
+        self.when.attributes.push(Attribute { name: name.into(), value: None });
+        self
+    }
+
+    /// Limits the fault to evaluations for contexts with this value of an attribute.
+    pub fn for_attribute_value(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
+        self.when.attributes.push(Attribute { name: name.into(), value: Some(value.into()) });
+        self
+    }
+
+    /// Limits the fault to evaluations with (`true`) or without (`false`) a header `If-None-Match`, which clients send if
+    /// they have received the flags of the context before.
+    pub fn if_none_match(mut self, present: bool) -> Self {
+        self.when.if_none_match = Some(present);
         self
     }
 
@@ -237,6 +283,16 @@ impl Fault {
             return Err(FaultError::new("times", "must be at least 1"));
         }
         self.effect.validate()?;
+        self.when.validate()?;
+        self.validate_endpoint()
+    }
+
+    /// Checks that the endpoint supports the effect and the filter.
+    fn validate_endpoint(&self) -> Result<(), FaultError> {
+        let is_evaluation = matches!(self.on, Endpoint::All | Endpoint::Bulk | Endpoint::Single);
+        if !self.when.is_empty() && !(is_evaluation && self.effect != Effect::NoHeartbeats {}) {
+            return Err(FaultError::new("when", "requires evaluations: on must be bulk, single or all"));
+        }
         let is_supported = match self.on {
             Endpoint::Connections => matches!(
                 self.effect,
@@ -254,14 +310,21 @@ impl Fault {
         }
     }
 
+    /// Returns whether the fault applies to a request.
+    pub(crate) fn applies_to(&self, request: &IncomingRequest) -> bool {
+        self.applies_to_endpoint(request.endpoint) && self.when.matches(request)
+    }
+
     /// Returns whether the fault applies to requests to this endpoint, which is one of the three of the API.
-    pub(crate) fn applies_to(&self, endpoint: Endpoint) -> bool {
+    fn applies_to_endpoint(&self, endpoint: Endpoint) -> bool {
         let matches = self.on == endpoint || self.on == Endpoint::All;
         matches && self.effect != Effect::NoHeartbeats {}
     }
 
     /// Returns whether the fault applies to streams that are open already.
     pub(crate) fn applies_to_open_streams(&self) -> bool {
-        matches!(self.effect, Effect::HalfOpen { .. }) && self.applies_to(Endpoint::Stream)
+        matches!(self.effect, Effect::HalfOpen { .. })
+            && self.applies_to_endpoint(Endpoint::Stream)
+            && self.when.is_empty()
     }
 }

@@ -3,7 +3,7 @@
 use std::{future, sync::Arc, time::Duration};
 
 use axum::{
-    body::{Body, BodyDataStream, Bytes},
+    body::{self, Body, BodyDataStream, Bytes},
     extract::{ConnectInfo, Request, State},
     middleware::Next,
     response::{IntoResponse, Response},
@@ -16,6 +16,7 @@ use crate::faults::{
     connection::Peer,
     effect::Effect,
     fault::Endpoint,
+    filter::IncomingRequest,
     handle::ConnectionAction,
     registry::{AppliedFault, FaultRegistry},
     response::{self, ResponseCutter},
@@ -30,7 +31,13 @@ pub(crate) async fn apply_faults(
 ) -> Response {
     let Some(endpoint) = Endpoint::of_path(request.uri().path()) else { return next.run(request).await };
     let cutter = Arc::new(ResponseCutter::new(peer.handle));
-    match faults.apply_to_request(endpoint, &cutter) {
+    let (parts, body) = request.into_parts();
+    // The body has been read and limited before.
+    let Ok(body) = body::to_bytes(body, usize::MAX).await else { return StatusCode::BAD_REQUEST.into_response() };
+    let has_tag = parts.headers.contains_key(header::IF_NONE_MATCH);
+    let applied = faults.apply_to_request(&IncomingRequest::new(endpoint, has_tag, body.clone()), &cutter);
+    let request = Request::from_parts(parts, Body::from(body));
+    match applied {
         Some(fault) => respond_with_fault(fault, endpoint, cutter, &faults.stop, request, next).await,
         None => respond(endpoint, cutter, request, next).await,
     }

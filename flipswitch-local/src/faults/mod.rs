@@ -5,6 +5,7 @@ pub(crate) mod effect;
 pub(crate) mod error;
 pub(crate) mod fault;
 pub(crate) mod faults;
+pub(crate) mod filter;
 pub(crate) mod handle;
 pub(crate) mod middleware;
 pub(crate) mod payload;

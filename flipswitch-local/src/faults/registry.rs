@@ -15,6 +15,7 @@ use crate::{
         effect::Effect,
         error::FaultError,
         fault::{Endpoint, Fault},
+        filter::IncomingRequest,
         handle::ConnectionAction,
         response::ResponseCutter,
     },
@@ -144,11 +145,15 @@ impl FaultRegistry {
 
     /// Applies the first matching fault to a request. A cut of the response is set up here, under the same lock that
     /// registers the stream as open, so that no stream escapes a fault that is added meanwhile.
-    pub(crate) fn apply_to_request(&self, endpoint: Endpoint, response: &Arc<ResponseCutter>) -> Option<AppliedFault> {
+    pub(crate) fn apply_to_request(
+        &self,
+        request: &IncomingRequest,
+        response: &Arc<ResponseCutter>,
+    ) -> Option<AppliedFault> {
         let mut state = self.state.lock();
-        let applied = state.apply(|fault| fault.applies_to(endpoint), response);
+        let applied = state.apply(|fault| fault.applies_to(request), response);
         let reaches_endpoint = applied.as_ref().is_none_or(|applied| applied.effect.reaches_endpoint());
-        if endpoint == Endpoint::Stream && reaches_endpoint {
+        if request.endpoint == Endpoint::Stream && reaches_endpoint {
             state.streams.retain(|stream| stream.strong_count() > 0);
             state.streams.push(Arc::downgrade(response));
         }

@@ -102,17 +102,29 @@ impl ContextError {
 
 /// Reads the context from the body of an OFREP request. A missing context is empty.
 pub(crate) fn context_of_body(body: &[u8]) -> Result<EvaluationContext, ContextError> {
+    context_of_fields(fields_of_body(body)?)
+}
+
+/// Reads the fields of the context, including the targeting key, from the body of an OFREP request.
+pub(crate) fn fields_of_body(body: &[u8]) -> Result<Map<String, Value>, ContextError> {
     let body = serde_json::from_slice(body).map_err(|error| ContextError::parse(error.to_string()))?;
     let mut body = json::object("body", body).map_err(|error| ContextError::parse(error.to_string()))?;
     match body.remove("context") {
-        None | Some(Value::Null) => Ok(EvaluationContext::default()),
-        Some(value) => context(value),
+        None | Some(Value::Null) => Ok(Map::new()),
+        Some(value) => fields(value),
     }
+}
+
+fn fields(context: Value) -> Result<Map<String, Value>, ContextError> {
+    json::object("context", context).map_err(|error| ContextError::invalid(error.to_string()))
 }
 
 /// Reads a context.
 pub(crate) fn context(value: Value) -> Result<EvaluationContext, ContextError> {
-    let fields = json::object("context", value).map_err(|error| ContextError::invalid(error.to_string()))?;
+    context_of_fields(fields(value)?)
+}
+
+fn context_of_fields(fields: Map<String, Value>) -> Result<EvaluationContext, ContextError> {
     let mut context = EvaluationContext::default();
     for (name, value) in fields {
         match value {

@@ -84,6 +84,29 @@ async fn every_fault_has_a_json_form() {
 }
 
 #[tokio::test]
+async fn every_filter_has_a_json_form() {
+    let on = || Fault::on(Endpoint::Bulk).hang();
+    let cases = [
+        (on(), "{}"),
+        (on().for_targeting_key("a").for_targeting_key("b"), r#"{"targetingKeys": ["a", "b"]}"#),
+        (on().except_targeting_key("_init_"), r#"{"exceptTargetingKeys": ["_init_"]}"#),
+        (on().for_attribute("plan"), r#"{"attributes": [{"name": "plan"}]}"#),
+        (on().for_attribute_value("age", 18), r#"{"attributes": [{"name": "age", "value": 18}]}"#),
+        (on().if_none_match(true), r#"{"ifNoneMatch": true}"#),
+    ];
+    let (service, faults) = service().await;
+    for (fault, filter) in cases {
+        let body = format!(r#"{{"on": "bulk", "effect": "hang", "when": {filter}}}"#);
+        let (status, added) = call(&service, Method::POST, "/faults", &body).await;
+        assert_eq!(status, StatusCode::CREATED, "{body}: {added}");
+        assert_eq!(faults.active()[0].fault, fault, "{body}");
+        let filter: Value = serde_json::from_str(filter).unwrap();
+        assert_eq!(added["when"], if filter == json!({}) { Value::Null } else { filter });
+        faults.clear();
+    }
+}
+
+#[tokio::test]
 async fn errors_name_the_field() {
     let cases = [
         ("", &["EOF"][..]),
@@ -108,6 +131,21 @@ async fn errors_name_the_field() {
         (r#"{"on": "bulk", "effect": {"garbage": {"body": {"base64": "?"}}}}"#, &["effect.garbage.body", "base64"]),
         (r#"{"on": "bulk", "effect": {"garbage": {"body": {"hex": ""}}}}"#, &["effect.garbage.body", "`hex`"]),
         (r#"{"on": "bulk", "effect": "noHeartbeats"}"#, &["on: "]),
+        (
+            r#"{"on": "bulk", "effect": "hang", "when": {"targetingKey": "a"}}"#,
+            &["when", "`targetingKey`", "`targetingKeys`"],
+        ),
+        (r#"{"on": "bulk", "effect": "hang", "when": {"targetingKeys": "a"}}"#, &["when.targetingKeys: ", "\"a\""]),
+        (
+            r#"{"on": "bulk", "effect": "hang", "when": {"attributes": [{"value": 1}]}}"#,
+            &["when.attributes[0]: ", "`name`"],
+        ),
+        (
+            r#"{"on": "bulk", "effect": "hang", "when": {"attributes": [{"name": "a", "value": null}]}}"#,
+            &["when.attributes: ", "\"a\""],
+        ),
+        (r#"{"on": "bulk", "effect": "hang", "when": {"ifNoneMatch": 1}}"#, &["when.ifNoneMatch: "]),
+        (r#"{"on": "stream", "effect": "hang", "when": {"ifNoneMatch": true}}"#, &["when: ", "bulk"]),
         (r#"{"on": "connections", "effect": {"status": {"code": 500}}, "times": 1}"#, &["effect: "]),
         (r#"{"on": "connections", "effect": "close"}"#, &["times: "]),
     ];

@@ -4,5 +4,6 @@
 mod api_key;
 mod control;
 mod effects;
+mod filters;
 mod streams;
 mod support;

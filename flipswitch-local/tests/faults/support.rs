@@ -6,7 +6,7 @@ use std::{
 };
 
 use flipswitch_local::{FaultId, Faults, LocalServer};
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -54,6 +54,10 @@ impl Socket {
 
     pub(crate) async fn send(&mut self, path: &str, key: &str, headers: &str) {
         let (method, body) = if path == STREAM { ("GET", "") } else { ("POST", r#"{"context":{}}"#) };
+        self.send_body(method, path, key, headers, body).await;
+    }
+
+    async fn send_body(&mut self, method: &str, path: &str, key: &str, headers: &str, body: &str) {
         let length = body.len();
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: local\r\nx-api-key: {key}\r\n{headers}content-length: {length}\r\n\r\n{body}"
@@ -131,6 +135,21 @@ pub(crate) async fn assert_responds(service: &LocalServer, path: &str) -> String
     let head = socket.head().await;
     assert!(head.starts_with("http/1.1 200"), "{head}");
     if path == STREAM { String::new() } else { socket.body(&head).await }
+}
+
+/// Evaluates all flags for a context, on a new connection. Returns the status, the head and the body.
+pub(crate) async fn evaluate(service: &LocalServer, headers: &str, context: Value) -> (u16, String, String) {
+    let mut socket = Socket::open(service).await;
+    let body = json!({ "context": context }).to_string();
+    socket.send_body("POST", BULK, &service.api_key(), headers, &body).await;
+    let head = socket.head().await;
+    let body = if head.contains("content-length") { socket.body(&head).await } else { String::new() };
+    (head[9..12].parse().unwrap(), head, body)
+}
+
+/// Returns the value of a header in a head.
+pub(crate) fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
 }
 
 /// Fails the test if a future takes too long.
