@@ -43,7 +43,10 @@ pub(crate) async fn restrict(
 ) -> Response {
     let (method, uri, headers) = (request.method(), request.uri(), request.headers());
     let mut response = match check(state.expose_control, peer.address.ip(), method, uri, headers) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            peer.handle.mark_control();
+            next.run(request).await
+        }
         Err(error) => error.into_response(),
     };
     for (name, value) in HEADERS {

@@ -34,7 +34,7 @@ use serde_json::{Value, json};
 use crate::{
     admin::{activity, error::AdminError},
     faults::{
-        fault::{Endpoint, Fault},
+        fault::Fault,
         faults::Faults,
         registry::{ActiveFault, FaultId},
     },
@@ -130,7 +130,7 @@ async fn add_fault(
     body: Bytes,
 ) -> Result<(StatusCode, Json<ActiveFault>), AdminError> {
     let fault: Fault = parse(&body)?;
-    if fault.on == Endpoint::Connections {
+    if fault.ends_new_connections() {
         match fault.times {
             None => {
                 let message = "times: is missing; without it, the fault would apply to the request that removes it";

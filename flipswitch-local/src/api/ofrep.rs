@@ -6,7 +6,7 @@ use std::{
 };
 
 use axum::{
-    Json,
+    Extension, Json,
     body::Bytes,
     extract::{Path, State},
     response::{IntoResponse, Response},
@@ -14,15 +14,29 @@ use axum::{
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
-use crate::{faults::fault::Endpoint, flags::evaluate, state::AppState};
+use crate::{
+    faults::{effect::FlagError, fault::Endpoint},
+    flags::evaluate,
+    state::AppState,
+};
 
 /// Evaluates all flags.
-pub(crate) async fn bulk(State(state): State<Arc<AppState>>, headers: HeaderMap, body: Bytes) -> Response {
+pub(crate) async fn bulk(
+    State(state): State<Arc<AppState>>,
+    simulated: Option<Extension<FlagError>>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let context = match evaluate::context_of_body(&body) {
         Ok(context) => context,
         Err(error) => return bad_request(&json!({"errorCode": error.code, "errorDetails": error.details})),
     };
-    let body = json!({"flags": state.flags.evaluate_all(&context), "metadata": {}}).to_string();
+    let mut items = state.flags.evaluate_all(&context);
+    if let Some(Extension(FlagError { key, code, details })) = simulated {
+        items.retain(|item| item["key"] != key);
+        items.push(json!({"key": key, "errorCode": code, "errorDetails": details}));
+    }
+    let body = json!({"flags": items, "metadata": {}}).to_string();
     let tag = entity_tag(&body);
     if headers.get(header::IF_NONE_MATCH).is_some_and(|held| held == tag) {
         return (StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response();

@@ -61,6 +61,7 @@ impl serve::Listener for Listener {
             if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(target: "flipswitch_local", %error, "cannot set TCP_NODELAY");
             }
+            self.faults.register_connection(handle.clone());
             let stop = Box::pin(self.faults.stop.clone().cancelled_owned());
             let abort = Box::pin(self.abort.clone().cancelled_owned());
             return (Connection { stream, handle, stop, abort }, peer);

@@ -10,6 +10,9 @@ use serde::{
 
 use crate::faults::{error::FaultError, handle::ConnectionAction, payload::Payload};
 
+/// Limits the concurrency and the rate that a fault allows.
+const MAX_LIMIT: usize = 10_000;
+
 /// The effect of a fault. Its variants and fields are those of the JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
@@ -29,15 +32,32 @@ pub(crate) enum Effect {
     Delay {
         #[serde(with = "millis")]
         millis: Duration,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        concurrency: Option<usize>,
+    },
+    RateLimit {
+        per_second: usize,
+        #[serde(default)]
+        headers: BTreeMap<String, String>,
+        #[serde(default)]
+        body: Payload,
     },
     Hang {},
     Close {
         #[serde(default)]
         after_bytes: Option<u64>,
+        #[serde(default, with = "optional_millis", skip_serializing_if = "Option::is_none")]
+        after_millis: Option<Duration>,
     },
     Reset {
         #[serde(default)]
         after_bytes: Option<u64>,
+        #[serde(default, with = "optional_millis", skip_serializing_if = "Option::is_none")]
+        after_millis: Option<Duration>,
+    },
+    Finish {
+        #[serde(default, with = "millis")]
+        after_millis: Duration,
     },
     HalfOpen {
         #[serde(default)]
@@ -54,28 +74,66 @@ pub(crate) enum Effect {
         content_type: Option<String>,
     },
     ContentType(String),
+    FlagError(FlagError),
     NoHeartbeats {},
+}
+
+/// The error of one flag, instead of its value.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct FlagError {
+    pub(crate) key: String,
+    #[serde(default = "general")]
+    pub(crate) code: String,
+    #[serde(default = "simulated")]
+    pub(crate) details: String,
+}
+
+impl FlagError {
+    pub(crate) fn new(key: String, code: String) -> Self {
+        Self { key, code, details: simulated() }
+    }
+}
+
+fn general() -> String {
+    "GENERAL".to_owned()
+}
+
+fn simulated() -> String {
+    "simulated by a fault".to_owned()
 }
 
 impl Effect {
     /// Returns after how many bytes of its body the response is cut off, and what happens to the connection then.
     pub(crate) fn cut(&self) -> Option<(u64, ConnectionAction)> {
         match *self {
-            Self::Close { after_bytes } => Some((after_bytes?, ConnectionAction::Close)),
-            Self::Reset { after_bytes } => Some((after_bytes?, ConnectionAction::Reset)),
+            Self::Close { after_bytes, .. } => Some((after_bytes?, ConnectionAction::Close)),
+            Self::Reset { after_bytes, .. } => Some((after_bytes?, ConnectionAction::Reset)),
             Self::HalfOpen { after_bytes } => Some((after_bytes, ConnectionAction::Silence)),
+            _ => None,
+        }
+    }
+
+    /// Returns after which time a stream ends, and what happens to its connection then: nothing if it ends gracefully.
+    pub(crate) fn end_of_stream(&self) -> Option<(Duration, Option<ConnectionAction>)> {
+        match *self {
+            Self::Close { after_millis, .. } => Some((after_millis?, Some(ConnectionAction::Close))),
+            Self::Reset { after_millis, .. } => Some((after_millis?, Some(ConnectionAction::Reset))),
+            Self::Finish { after_millis } => Some((after_millis, None)),
             _ => None,
         }
     }
 
     /// Returns whether the endpoint still handles the request.
     pub(crate) fn reaches_endpoint(&self) -> bool {
-        self.cut().is_some() || matches!(self, Self::Delay { .. } | Self::Trickle { .. } | Self::ContentType(_))
+        self.changes_body() || matches!(self, Self::Delay { .. } | Self::FlagError(_))
     }
 
     /// Returns whether the effect changes the body of the response, so that there must be one.
-    pub(crate) fn needs_body(&self) -> bool {
-        self.reaches_endpoint() && !matches!(self, Self::Delay { .. })
+    pub(crate) fn changes_body(&self) -> bool {
+        self.cut().is_some()
+            || self.end_of_stream().is_some()
+            || matches!(self, Self::Trickle { .. } | Self::ContentType(_))
     }
 
     /// Checks the values that headers and status lines cannot contain.
@@ -83,7 +141,18 @@ impl Effect {
         match self {
             Self::Status { code, headers, .. } => {
                 check_code(*code, 200..=999, "effect.status.code")?;
-                headers.iter().try_for_each(|(name, value)| check_header(name, value))
+                check_headers(headers, "effect.status.headers")
+            }
+            Self::Delay { concurrency: Some(concurrency), .. } => check_limit(*concurrency, "effect.delay.concurrency"),
+            Self::RateLimit { per_second, headers, .. } => {
+                check_limit(*per_second, "effect.rateLimit.perSecond")?;
+                check_headers(headers, "effect.rateLimit.headers")
+            }
+            Self::Close { after_bytes: Some(_), after_millis: Some(_) } => {
+                Err(FaultError::new("effect.close", "has both afterBytes and afterMillis, but at most one of them"))
+            }
+            Self::Reset { after_bytes: Some(_), after_millis: Some(_) } => {
+                Err(FaultError::new("effect.reset", "has both afterBytes and afterMillis, but at most one of them"))
             }
             Self::Redirect { code, location } => {
                 check_code(*code, 300..=399, "effect.redirect.code")?;
@@ -106,18 +175,28 @@ fn check_code(code: u16, allowed: RangeInclusive<u16>, field: &'static str) -> R
     Err(FaultError::new(field, format!("{code} is not between {} and {}", allowed.start(), allowed.end())))
 }
 
-fn check_header(name: &str, value: &str) -> Result<(), FaultError> {
-    const FIELD: &str = "effect.status.headers";
+fn check_limit(limit: usize, field: &'static str) -> Result<(), FaultError> {
+    if (1..=MAX_LIMIT).contains(&limit) {
+        return Ok(());
+    }
+    Err(FaultError::new(field, format!("{limit} is not between 1 and {MAX_LIMIT}")))
+}
+
+fn check_headers(headers: &BTreeMap<String, String>, field: &'static str) -> Result<(), FaultError> {
+    headers.iter().try_for_each(|(name, value)| check_header(name, value, field))
+}
+
+fn check_header(name: &str, value: &str, field: &'static str) -> Result<(), FaultError> {
     let Ok(known) = name.parse::<HeaderName>() else {
-        return Err(FaultError::new(FIELD, format!("{name:?} is not a valid header name")));
+        return Err(FaultError::new(field, format!("{name:?} is not a valid header name")));
     };
     if known == header::CONTENT_LENGTH || known == header::TRANSFER_ENCODING {
         let problem =
             format!("{name:?} is set by the server; to send a shorter body than announced, close with afterBytes");
-        return Err(FaultError::new(FIELD, problem));
+        return Err(FaultError::new(field, problem));
     }
     HeaderValue::from_str(value)
-        .map_err(|_| FaultError::new(FIELD, format!("{value:?} is not a valid value of {name:?}")))
+        .map_err(|_| FaultError::new(field, format!("{value:?} is not a valid value of {name:?}")))
         .map(drop)
 }
 
@@ -172,5 +251,23 @@ mod millis {
 
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
         u64::deserialize(deserializer).map(Duration::from_millis)
+    }
+}
+
+/// As [`millis`], for durations that may be missing.
+mod optional_millis {
+    use std::time::Duration;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(duration: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+        match duration {
+            Some(duration) => super::millis::serialize(duration, serializer),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+        Ok(Option::<u64>::deserialize(deserializer)?.map(Duration::from_millis))
     }
 }

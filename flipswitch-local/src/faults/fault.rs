@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::faults::{
-    effect::{self, Effect},
+    effect::{self, Effect, FlagError},
     error::FaultError,
     filter::{Attribute, IncomingRequest, RequestFilter},
     payload::Payload,
@@ -34,7 +34,8 @@ pub enum Endpoint {
     Stream,
     /// New connections, before anything is read from them. This includes connections for the endpoints under `/local`.
     ///
-    /// Supports [`close`](FaultOn::close), [`reset`](FaultOn::reset) and [`hang`](FaultOn::hang).
+    /// Supports [`close`](FaultOn::close), [`reset`](FaultOn::reset) and [`hang`](FaultOn::hang), and for the connections
+    /// that are open when the fault is added [`half_open`](FaultOn::half_open).
     Connections,
 }
 
@@ -91,7 +92,8 @@ pub struct FaultOn(Endpoint);
 impl FaultOn {
     /// Responds with this status code instead of the regular response.
     ///
-    /// Headers and a body are set with [`header`](Fault::header) and [`body`](Fault::body).
+    /// Headers and a body are set with [`header`](Fault::header), and with [`body`](Fault::body), [`json`](Fault::json),
+    /// [`html`](Fault::html) or [`text`](Fault::text).
     pub fn status(self, code: u16) -> Fault {
         self.effect(Effect::Status { code, headers: BTreeMap::new(), body: Payload::default() })
     }
@@ -102,8 +104,23 @@ impl FaultOn {
     }
 
     /// Delays the regular response. The delay ends early when the fault is removed or the server shuts down.
+    ///
+    /// [`concurrency`](Fault::concurrency) limits how many requests are delayed at a time.
     pub fn delay(self, delay: Duration) -> Fault {
-        self.effect(Effect::Delay { millis: delay })
+        self.effect(Effect::Delay { millis: delay, concurrency: None })
+    }
+
+    /// Rejects requests beyond this many within one second, with status code 429 and no `Retry-After`. At most 10 000.
+    ///
+    /// Headers and a body are set as for [`status`](Self::status). [`after`](Fault::after) and [`times`](Fault::times)
+    /// count rejected requests.
+    ///
+    /// ```
+    /// # use flipswitch_local::{Endpoint, Fault};
+    /// let fault = Fault::on(Endpoint::Bulk).rate_limit(50).header("retry-after", "2");
+    /// ```
+    pub fn rate_limit(self, per_second: usize) -> Fault {
+        self.effect(Effect::RateLimit { per_second, headers: BTreeMap::new(), body: Payload::default() })
     }
 
     /// Never responds. The connection stays open until the client closes it, the fault is removed, or the server shuts
@@ -113,17 +130,30 @@ impl FaultOn {
     }
 
     /// Closes the connection (FIN) without a response, or in the middle of one with
-    /// [`after_bytes`](Fault::after_bytes).
+    /// [`after_bytes`](Fault::after_bytes) or [`after_time`](Fault::after_time).
     pub fn close(self) -> Fault {
-        self.effect(Effect::Close { after_bytes: None })
+        self.effect(Effect::Close { after_bytes: None, after_millis: None })
     }
 
     /// Resets the connection (RST) without a response, or in the middle of one with
-    /// [`after_bytes`](Fault::after_bytes).
+    /// [`after_bytes`](Fault::after_bytes) or [`after_time`](Fault::after_time).
     ///
     /// As with every reset, bytes that were sent just before may be lost.
     pub fn reset(self) -> Fault {
-        self.effect(Effect::Reset { after_bytes: None })
+        self.effect(Effect::Reset { after_bytes: None, after_millis: None })
+    }
+
+    /// Ends each stream gracefully, at once or with [`after_time`](Fault::after_time) like a load balancer that limits
+    /// the time of responses. Also applies to streams that are open when the fault is added.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use flipswitch_local::{Endpoint, Fault};
+    /// // Each stream ends after 30 seconds, until the fault is removed.
+    /// let fault = Fault::on(Endpoint::Stream).finish().after_time(Duration::from_secs(30));
+    /// ```
+    pub fn finish(self) -> Fault {
+        self.effect(Effect::Finish { after_millis: Duration::ZERO })
     }
 
     /// Stops in the middle of the response without closing the connection: after the head, or after
@@ -131,6 +161,10 @@ impl FaultOn {
     ///
     /// Also applies to streams that are open when the fault is added, oldest first. For these, bytes are counted from
     /// then on. The connection stays silent until the client closes it, the fault is removed, or the server shuts down.
+    ///
+    /// On [`Endpoint::Connections`], silences the connections that are open when the fault is added: what clients send is
+    /// acknowledged by TCP and discarded. New connections work, and so do those that were used for `/local` or the
+    /// dashboard. With HTTP/2, this is a connection that is dead while the service is not.
     pub fn half_open(self) -> Fault {
         self.effect(Effect::HalfOpen { after_bytes: 0 })
     }
@@ -153,6 +187,13 @@ impl FaultOn {
     /// Sends the regular response with another content type.
     pub fn content_type(self, content_type: impl Into<String>) -> Fault {
         self.effect(Effect::ContentType(content_type.into()))
+    }
+
+    /// Evaluates all flags but this one, whose item has this `errorCode` instead of a value, for example `"GENERAL"`.
+    ///
+    /// Requires [`Endpoint::Bulk`]. The flag need not exist.
+    pub fn flag_error(self, key: impl Into<String>, code: impl Into<String>) -> Fault {
+        self.effect(Effect::FlagError(FlagError::new(key.into(), code.into())))
     }
 
     /// Sends no heartbeats on streams.
@@ -227,24 +268,42 @@ impl Fault {
         self
     }
 
-    /// Sets a header of the response, for [`status`](FaultOn::status). Replaces a header of the same name.
+    /// Sets a header of the response, for [`status`](FaultOn::status) and [`rate_limit`](FaultOn::rate_limit). Replaces a
+    /// header of the same name.
     pub fn header(mut self, name: &str, value: &str) -> Self {
         match &mut self.effect {
-            Effect::Status { headers, .. } => {
+            Effect::Status { headers, .. } | Effect::RateLimit { headers, .. } => {
                 headers.insert(name.to_ascii_lowercase(), value.to_owned());
             }
-            _ => self.reject_option("headers", "requires the effect status"),
+            _ => self.reject_option("headers", "requires one of the effects status and rateLimit"),
         }
         self
     }
 
-    /// Sets the body of the response, for [`status`](FaultOn::status). Defaults to an empty body.
+    /// Sets the body of the response, for [`status`](FaultOn::status) and [`rate_limit`](FaultOn::rate_limit). Defaults to
+    /// an empty body.
     pub fn body(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         match &mut self.effect {
-            Effect::Status { body, .. } => *body = Payload(Bytes::from(bytes.into())),
-            _ => self.reject_option("body", "requires the effect status"),
+            Effect::Status { body, .. } | Effect::RateLimit { body, .. } => *body = Payload(Bytes::from(bytes.into())),
+            _ => self.reject_option("body", "requires one of the effects status and rateLimit"),
         }
         self
+    }
+
+    /// Sets a JSON [`body`](Self::body) and its content type.
+    #[expect(clippy::needless_pass_by_value, reason = "callers write `json!(..)` on the spot")]
+    pub fn json(self, value: Value) -> Self {
+        self.body(value.to_string()).header("content-type", "application/json")
+    }
+
+    /// Sets a page of HTML as the [`body`](Self::body), and its content type.
+    pub fn html(self, page: impl Into<String>) -> Self {
+        self.body(page.into()).header("content-type", "text/html")
+    }
+
+    /// Sets a text as the [`body`](Self::body), and its content type.
+    pub fn text(self, text: impl Into<String>) -> Self {
+        self.body(text.into()).header("content-type", "text/plain")
     }
 
     /// Sets the content type, for [`garbage`](FaultOn::garbage). Defaults to that of the endpoint.
@@ -256,6 +315,30 @@ impl Fault {
         self
     }
 
+    /// Sets how many requests are delayed at a time, for [`delay`](FaultOn::delay); the others wait for their turn. At
+    /// most 10 000. Defaults to no limit.
+    pub fn concurrency(mut self, requests: usize) -> Self {
+        match &mut self.effect {
+            Effect::Delay { concurrency, .. } => *concurrency = Some(requests),
+            _ => self.reject_option("concurrency", "requires the effect delay"),
+        }
+        self
+    }
+
+    /// Sets how long each stream stays open, for [`finish`](FaultOn::finish), [`close`](FaultOn::close) and
+    /// [`reset`](FaultOn::reset) on [`Endpoint::Stream`].
+    ///
+    /// The fault then applies to streams that are open when it is added as well, oldest first. For these, time is counted
+    /// from then on. Streams whose time is not over when the fault is removed stay open.
+    pub fn after_time(mut self, time: Duration) -> Self {
+        match &mut self.effect {
+            Effect::Close { after_millis, .. } | Effect::Reset { after_millis, .. } => *after_millis = Some(time),
+            Effect::Finish { after_millis } => *after_millis = time,
+            _ => self.reject_option("afterMillis", "requires one of the effects close, reset and finish"),
+        }
+        self
+    }
+
     /// Sets how many bytes of the body are sent first, for [`close`](FaultOn::close), [`reset`](FaultOn::reset) and
     /// [`half_open`](FaultOn::half_open). A shorter body is sent whole.
     ///
@@ -263,7 +346,7 @@ impl Fault {
     /// right after the head.
     pub fn after_bytes(mut self, bytes: u64) -> Self {
         match &mut self.effect {
-            Effect::Close { after_bytes } | Effect::Reset { after_bytes } => *after_bytes = Some(bytes),
+            Effect::Close { after_bytes, .. } | Effect::Reset { after_bytes, .. } => *after_bytes = Some(bytes),
             Effect::HalfOpen { after_bytes } => *after_bytes = bytes,
             _ => self.reject_option("afterBytes", "requires one of the effects close, reset and halfOpen"),
         }
@@ -293,21 +376,37 @@ impl Fault {
         if !self.when.is_empty() && !(is_evaluation && self.effect != Effect::NoHeartbeats {}) {
             return Err(FaultError::new("when", "requires evaluations: on must be bulk, single or all"));
         }
-        let is_supported = match self.on {
-            Endpoint::Connections => matches!(
-                self.effect,
-                Effect::Hang {} | Effect::Close { after_bytes: None } | Effect::Reset { after_bytes: None }
-            ),
-            Endpoint::All | Endpoint::Stream => true,
-            Endpoint::Bulk | Endpoint::Single => self.effect != Effect::NoHeartbeats {},
-        };
-        match (is_supported, self.on) {
-            (true, _) => Ok(()),
-            (false, Endpoint::Connections) => {
-                Err(FaultError::new("effect", "must be hang, or close or reset without afterBytes, for connections"))
-            }
-            (false, _) => Err(FaultError::new("on", "must be stream for the effect noHeartbeats")),
+        if self.on == Endpoint::Connections && !self.applies_to_open_connections() && !self.ends_new_connections() {
+            let problem = "must be halfOpen, hang, close or reset for connections, without afterBytes and afterMillis";
+            return Err(FaultError::new("effect", problem));
         }
+        let (is_supported, problem) = match &self.effect {
+            Effect::NoHeartbeats {} => {
+                (matches!(self.on, Endpoint::Stream | Endpoint::All), "must be stream for the effect noHeartbeats")
+            }
+            Effect::FlagError(_) => (self.on == Endpoint::Bulk, "must be bulk for the effect flagError"),
+            effect if effect.end_of_stream().is_some() => {
+                (self.on == Endpoint::Stream, "must be stream for the effect finish and for afterMillis")
+            }
+            _ => return Ok(()),
+        };
+        if is_supported { Ok(()) } else { Err(FaultError::new("on", problem)) }
+    }
+
+    /// Returns whether the fault applies to new connections.
+    pub(crate) fn ends_new_connections(&self) -> bool {
+        let is_supported = matches!(
+            self.effect,
+            Effect::Hang {}
+                | Effect::Close { after_bytes: None, after_millis: None }
+                | Effect::Reset { after_bytes: None, after_millis: None }
+        );
+        self.on == Endpoint::Connections && is_supported
+    }
+
+    /// Returns whether the fault applies to connections that are open already.
+    pub(crate) fn applies_to_open_connections(&self) -> bool {
+        self.on == Endpoint::Connections && self.effect == Effect::HalfOpen { after_bytes: 0 }
     }
 
     /// Returns whether the fault applies to a request.

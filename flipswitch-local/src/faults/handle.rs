@@ -25,6 +25,8 @@ struct State {
     /// Wakes the task of the connection.
     waker: Option<Waker>,
     closed: bool,
+    /// Whether it was used for the dashboard or for `/local`.
+    controls: bool,
 }
 
 /// The status of a connection, as far as faults determine it.
@@ -87,6 +89,17 @@ impl ConnectionHandle {
         let mut state = self.0.lock();
         state.closed = true;
         state.waker = None;
+    }
+
+    /// Records that the connection is used for the dashboard or for `/local`, which faults must not disconnect.
+    pub(crate) fn mark_control(&self) {
+        self.0.lock().controls = true;
+    }
+
+    /// Returns whether the connection can be silenced: it is open, not silent yet, and not used for control.
+    pub(crate) fn can_be_silenced(&self) -> bool {
+        let state = self.0.lock();
+        !state.closed && !state.controls && !state.status.silent
     }
 
     /// Returns whether the connection has been closed.

@@ -10,6 +10,7 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::faults::{
@@ -57,12 +58,13 @@ async fn respond_with_fault(
     mut request: Request,
     next: Next,
 ) -> Response {
-    if fault.effect.needs_body() {
+    if fault.effect.changes_body() {
         request.headers_mut().remove(header::IF_NONE_MATCH);
     }
     let end = FaultEnd { removed: fault.removed, stop: stop.clone() };
     match fault.effect {
         Effect::Status { code, headers, body } => response(code, &headers, body.0),
+        Effect::RateLimit { headers, body, .. } => response(429, &headers, body.0),
         Effect::Redirect { code, location } => response(code, [(&"location".to_owned(), &location)], Bytes::new()),
         Effect::Garbage { body, content_type } => {
             let content_type = content_type.unwrap_or_else(|| endpoint.content_type().to_owned());
@@ -72,9 +74,14 @@ async fn respond_with_fault(
             end.wait().await;
             end_connection(&cutter, ConnectionAction::Close).await
         }
-        Effect::Close { after_bytes: None } => end_connection(&cutter, ConnectionAction::Close).await,
-        Effect::Reset { after_bytes: None } => end_connection(&cutter, ConnectionAction::Reset).await,
-        Effect::Delay { millis } => {
+        Effect::Close { after_bytes: None, after_millis: None } => {
+            end_connection(&cutter, ConnectionAction::Close).await
+        }
+        Effect::Reset { after_bytes: None, after_millis: None } => {
+            end_connection(&cutter, ConnectionAction::Reset).await
+        }
+        Effect::Delay { millis, .. } => {
+            let _slot = end.wait_for_slot(fault.slots).await;
             end.wait_at_most(millis).await;
             respond(endpoint, cutter, request, next).await
         }
@@ -89,10 +96,16 @@ async fn respond_with_fault(
             let response = response::set_content_length(next.run(request).await);
             response::cuttable(response.map(|body| trickle(body, bytes, every_millis, end)), cutter)
         }
-        // The registry has set up the cut already. `NoHeartbeats` applies to no requests.
-        Effect::Close { .. } | Effect::Reset { .. } | Effect::HalfOpen { .. } | Effect::NoHeartbeats {} => {
-            response::cuttable(next.run(request).await, cutter)
+        Effect::FlagError(error) => {
+            request.extensions_mut().insert(error);
+            respond(endpoint, cutter, request, next).await
         }
+        // The registry has set up the cut or the end already. `NoHeartbeats` applies to no requests.
+        Effect::Close { .. }
+        | Effect::Reset { .. }
+        | Effect::Finish { .. }
+        | Effect::HalfOpen { .. }
+        | Effect::NoHeartbeats {} => response::cuttable(next.run(request).await, cutter),
     }
 }
 
@@ -107,6 +120,15 @@ impl FaultEnd {
         tokio::select! {
             () = self.removed.cancelled() => {}
             () = self.stop.cancelled() => {}
+        }
+    }
+
+    /// Waits for a slot. Returns `None` if there is no limit, or if the fault ends first.
+    async fn wait_for_slot(&self, slots: Option<Arc<Semaphore>>) -> Option<OwnedSemaphorePermit> {
+        let slots = slots?;
+        tokio::select! {
+            slot = slots.acquire_owned() => slot.ok(),
+            () = self.wait() => None,
         }
     }
 

@@ -9,5 +9,6 @@ pub(crate) mod filter;
 pub(crate) mod handle;
 pub(crate) mod middleware;
 pub(crate) mod payload;
+pub(crate) mod rate_limiter;
 pub(crate) mod registry;
 pub(crate) mod response;

@@ -1,4 +1,4 @@
-//! Bytes in JSON: a string, or `{"base64": ".."}`.
+//! Bytes in JSON: a string, `{"json": ..}`, or `{"base64": ".."}`.
 
 use std::fmt;
 
@@ -9,6 +9,7 @@ use serde::{
     de::{self, MapAccess, Visitor},
     ser::SerializeMap,
 };
+use serde_json::Value;
 
 /// Bytes, which need not be UTF-8.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -29,17 +30,17 @@ impl Serialize for Payload {
 
 impl<'de> Deserialize<'de> for Payload {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(TextOrBase64)
+        deserializer.deserialize_any(PayloadVisitor)
     }
 }
 
-struct TextOrBase64;
+struct PayloadVisitor;
 
-impl<'de> Visitor<'de> for TextOrBase64 {
+impl<'de> Visitor<'de> for PayloadVisitor {
     type Value = Payload;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a string, or {\"base64\": \"..\"}")
+        f.write_str("a string, {\"json\": ..}, or {\"base64\": \"..\"}")
     }
 
     fn visit_str<E: de::Error>(self, text: &str) -> Result<Payload, E> {
@@ -47,14 +48,21 @@ impl<'de> Visitor<'de> for TextOrBase64 {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Payload, A::Error> {
+        const FORMS: &[&str] = &["json", "base64"];
         let mut bytes = None;
-        while let Some(field) = map.next_key::<String>()? {
-            if field != "base64" {
-                return Err(de::Error::unknown_field(&field, &["base64"]));
+        while let Some(form) = map.next_key::<String>()? {
+            if bytes.is_some() {
+                return Err(de::Error::custom(format!("a body has only one form, but {form:?} is a second one")));
             }
-            let text: String = map.next_value()?;
-            bytes = Some(STANDARD.decode(text).map_err(|error| de::Error::custom(format!("base64: {error}")))?);
+            bytes = Some(match form.as_str() {
+                "json" => map.next_value::<Value>()?.to_string().into_bytes(),
+                "base64" => {
+                    let text: String = map.next_value()?;
+                    STANDARD.decode(text).map_err(|error| de::Error::custom(format!("base64: {error}")))?
+                }
+                _ => return Err(de::Error::unknown_field(&form, FORMS)),
+            });
         }
-        Ok(Payload(bytes.ok_or_else(|| de::Error::missing_field("base64"))?.into()))
+        Ok(Payload(bytes.ok_or_else(|| de::Error::custom("a body is empty, but needs json or base64"))?.into()))
     }
 }

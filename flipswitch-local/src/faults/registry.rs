@@ -3,10 +3,12 @@
 use std::{
     fmt,
     sync::{Arc, Weak},
+    time::Instant,
 };
 
 use parking_lot::Mutex;
 use serde::Serialize;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -16,8 +18,9 @@ use crate::{
         error::FaultError,
         fault::{Endpoint, Fault},
         filter::IncomingRequest,
-        handle::ConnectionAction,
-        response::ResponseCutter,
+        handle::{ConnectionAction, ConnectionHandle},
+        rate_limiter::RateLimiter,
+        response::{ResponseCutter, ScheduledEnd},
     },
 };
 
@@ -64,6 +67,8 @@ struct State {
     entries: Vec<Entry>,
     /// The open streams, oldest first.
     streams: Vec<Weak<ResponseCutter>>,
+    /// The open connections, oldest first, and some that have been closed.
+    connections: Vec<ConnectionHandle>,
 }
 
 #[derive(Debug)]
@@ -72,6 +77,9 @@ struct Entry {
     fault: Fault,
     skipped: u64,
     applied: u64,
+    rate_limiter: Option<RateLimiter>,
+    /// The requests that may be delayed at a time.
+    slots: Option<Arc<Semaphore>>,
     /// Cancelled when the fault is removed.
     removed: CancellationToken,
     /// The connections that it has silenced or will silence.
@@ -81,6 +89,8 @@ struct Entry {
 /// A fault that applies to a request.
 pub(crate) struct AppliedFault {
     pub(crate) effect: Effect,
+    /// The requests that may be delayed at a time. `None` for no limit.
+    pub(crate) slots: Option<Arc<Semaphore>>,
     /// Cancelled when the fault is removed.
     pub(crate) removed: CancellationToken,
 }
@@ -105,6 +115,11 @@ impl FaultRegistry {
         if entry.fault.applies_to_open_streams() {
             for stream in state.open_streams() {
                 entry.apply_to_open_stream(&stream);
+            }
+        }
+        if entry.fault.applies_to_open_connections() {
+            for connection in state.connections.iter().filter(|connection| connection.can_be_silenced()) {
+                entry.silence_open_connection(connection);
             }
         }
         let active = entry.active();
@@ -167,13 +182,23 @@ impl FaultRegistry {
     /// Applies the first matching fault to a new connection. A connection that is to hang is silenced here.
     pub(crate) fn apply_to_connection(&self, response: &Arc<ResponseCutter>) -> Option<Effect> {
         let mut state = self.state.lock();
-        let applied = state.apply(|fault| fault.on == Endpoint::Connections, response)?;
+        let applied = state.apply(Fault::ends_new_connections, response)?;
         if applied.effect == (Effect::Hang {}) {
             response.silence();
         }
         drop(state);
         self.broadcaster.changed(Topic::Faults);
         Some(applied.effect)
+    }
+
+    /// Adds a connection to those that later faults can silence.
+    pub(crate) fn register_connection(&self, connection: ConnectionHandle) {
+        let connections = &mut self.state.lock().connections;
+        // Before the list grows, so that its length stays proportional to the number of open connections.
+        if connections.len() == connections.capacity() {
+            connections.retain(|connection| !connection.is_closed());
+        }
+        connections.push(connection);
     }
 
     /// Applies the faults to a heartbeat that is due. Returns whether one of them suppresses it.
@@ -203,6 +228,7 @@ impl State {
         if let Some((bytes, action)) = entry.fault.effect.cut() {
             response.cut_after(bytes, action);
         }
+        entry.schedule_end(response);
         let silences = match entry.fault.effect {
             Effect::HalfOpen { .. } => true,
             // A request that hangs ends by itself when the fault is removed.
@@ -212,7 +238,8 @@ impl State {
         if silences {
             entry.keep_silenced(response);
         }
-        Some(AppliedFault { effect: entry.fault.effect.clone(), removed: entry.removed.clone() })
+        let (effect, slots, removed) = (entry.fault.effect.clone(), entry.slots.clone(), entry.removed.clone());
+        Some(AppliedFault { effect, slots, removed })
     }
 
     fn open_streams(&self) -> Vec<Arc<ResponseCutter>> {
@@ -222,12 +249,24 @@ impl State {
 
 impl Entry {
     fn new(id: FaultId, fault: Fault) -> Self {
-        Self { id, fault, skipped: 0, applied: 0, removed: CancellationToken::new(), silenced: Vec::new() }
+        let rate_limiter = match fault.effect {
+            Effect::RateLimit { per_second, .. } => Some(RateLimiter::new(per_second)),
+            _ => None,
+        };
+        let slots = match fault.effect {
+            Effect::Delay { concurrency: Some(concurrency), .. } => Some(Arc::new(Semaphore::new(concurrency))),
+            _ => None,
+        };
+        let (removed, silenced) = (CancellationToken::new(), Vec::new());
+        Self { id, fault, skipped: 0, applied: 0, rate_limiter, slots, removed, silenced }
     }
 
     /// Counts a matching request. Returns whether the fault applies to it.
     fn try_apply(&mut self) -> bool {
         if self.remaining() == Some(0) {
+            return false;
+        }
+        if self.rate_limiter.as_mut().is_some_and(|limiter| limiter.admits(Instant::now())) {
             return false;
         }
         let skips = self.skipped < self.fault.after;
@@ -236,10 +275,32 @@ impl Entry {
     }
 
     fn apply_to_open_stream(&mut self, stream: &Arc<ResponseCutter>) {
-        let Some((bytes, action)) = self.fault.effect.cut() else { return };
         // A stream that has been cut off does not count.
-        if !stream.is_cut() && self.try_apply() && stream.cut_after(bytes, action) {
+        if stream.is_cut() || !self.try_apply() {
+            return;
+        }
+        self.schedule_end(stream);
+        if let Some((bytes, action)) = self.fault.effect.cut()
+            && stream.cut_after(bytes, action)
+        {
             self.keep_silenced(stream);
+        }
+    }
+
+    fn schedule_end(&self, stream: &ResponseCutter) {
+        // A time that is too far away never comes.
+        if let Some((after, action)) = self.fault.effect.end_of_stream()
+            && let Some(due) = tokio::time::Instant::now().checked_add(after)
+        {
+            stream.schedule(ScheduledEnd { due, action, removed: self.removed.clone() });
+        }
+    }
+
+    fn silence_open_connection(&mut self, connection: &ConnectionHandle) {
+        if self.try_apply() {
+            let cutter = Arc::new(ResponseCutter::new(connection.clone()));
+            cutter.silence();
+            self.keep_silenced(&cutter);
         }
     }
 
