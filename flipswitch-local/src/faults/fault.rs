@@ -372,8 +372,9 @@ impl Fault {
 
     /// Checks that the endpoint supports the effect and the filter.
     fn validate_endpoint(&self) -> Result<(), FaultError> {
-        let is_evaluation = matches!(self.on, Endpoint::All | Endpoint::Bulk | Endpoint::Single);
-        if !self.when.is_empty() && !(is_evaluation && self.effect != Effect::NoHeartbeats {}) {
+        let has_contexts = matches!(self.on, Endpoint::All | Endpoint::Bulk | Endpoint::Single)
+            && self.effect != Effect::NoHeartbeats {};
+        if !(self.when.is_empty() || has_contexts) {
             return Err(FaultError::new("when", "requires evaluations: on must be bulk, single or all"));
         }
         if self.on == Endpoint::Connections && !self.applies_to_open_connections() && !self.ends_new_connections() {
@@ -422,8 +423,7 @@ impl Fault {
 
     /// Returns whether the fault applies to streams that are open already.
     pub(crate) fn applies_to_open_streams(&self) -> bool {
-        matches!(self.effect, Effect::HalfOpen { .. })
-            && self.applies_to_endpoint(Endpoint::Stream)
-            && self.when.is_empty()
+        let is_supported = matches!(self.effect, Effect::HalfOpen { .. }) || self.effect.end_of_stream().is_some();
+        is_supported && self.applies_to_endpoint(Endpoint::Stream) && self.when.is_empty()
     }
 }

@@ -327,3 +327,35 @@ impl Entry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn registry() -> FaultRegistry {
+        FaultRegistry::new(Arc::default(), CancellationToken::new())
+    }
+
+    #[test]
+    fn closed_connections_and_those_for_control_are_not_silenced() {
+        let registry = registry();
+        let connections = [(); 4].map(|()| ConnectionHandle::default());
+        connections.iter().for_each(|connection| registry.register_connection(connection.clone()));
+        connections[0].mark_closed();
+        connections[1].mark_control();
+        let fault = Fault::on(Endpoint::Connections).half_open();
+        assert_eq!(registry.add(fault.clone()).unwrap().applied, 2);
+        assert_eq!(registry.add(fault).unwrap().applied, 0, "they are silent already");
+    }
+
+    #[test]
+    fn connections_that_were_closed_are_forgotten() {
+        let registry = registry();
+        for _ in 0..1_000 {
+            let connection = ConnectionHandle::default();
+            registry.register_connection(connection.clone());
+            connection.mark_closed();
+        }
+        assert!(registry.state.lock().connections.len() < 10);
+    }
+}

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use flipswitch_local::{Endpoint, Fault, LocalServer};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::{
-    BULK, End, HOUR, SINGLE, STREAM, Socket, assert_responds, in_time, length, service, until_applied,
+    BULK, End, HOUR, SINGLE, STREAM, Socket, assert_responds, evaluate, header, in_time, length, service, until_applied,
 };
 
 #[tokio::test]
@@ -85,6 +85,14 @@ async fn responses_have_the_status_headers_and_body_of_the_fault() {
         (on.status(503).body("down"), "http/1.1 503", vec![], "down"),
         (on.status(200).header("content-type", "text/html").body("<p>"), "http/1.1 200", vec!["text/html\r\n"], "<p>"),
         (on.status(401), "http/1.1 401", vec![], ""),
+        (on.status(404).html("<p>"), "http/1.1 404", vec!["content-type: text/html\r\n"], "<p>"),
+        (
+            on.status(403).json(json!({"a": 1})),
+            "http/1.1 403",
+            vec!["content-type: application/json\r\n"],
+            r#"{"a":1}"#,
+        ),
+        (on.status(404).text("none"), "http/1.1 404", vec!["content-type: text/plain\r\n"], "none"),
         (on.redirect(302, "http://elsewhere/"), "http/1.1 302", vec!["location: http://elsewhere/\r\n"], ""),
         (on.garbage("{]").content_type("x/y"), "http/1.1 200", vec!["content-type: x/y\r\n"], "{]"),
     ];
@@ -138,6 +146,33 @@ async fn a_fault_replaces_the_content_type() {
     assert!(stream.head().await.contains("content-type: text/html\r\n"));
     service.set_flag("a", 1);
     stream.until("flag-updated").await;
+}
+
+#[tokio::test]
+async fn one_flag_fails_for_some_contexts() {
+    let (service, faults) = service().await;
+    service.set_flag("b", 2);
+    let items = async |context: Value| -> Value {
+        let (status, _, body) = evaluate(&service, "", context).await;
+        assert_eq!(status, 200);
+        serde_json::from_str(&body).unwrap()
+    };
+    let well = items(json!({})).await;
+    let fails = Fault::on(Endpoint::Bulk).flag_error("b", "GENERAL").for_targeting_key("u").times(1);
+    let id = faults.add(fails).unwrap();
+    assert_eq!(items(json!({})).await, well);
+    let failed = items(json!({"targetingKey": "u"})).await;
+    assert_eq!(failed["flags"][0], well["flags"][0], "the other flag has its value");
+    assert_eq!(failed["flags"][1], json!({"key": "b", "errorCode": "GENERAL", "errorDetails": "simulated by a fault"}));
+    assert_eq!(failed["flags"].as_array().unwrap().len(), 2);
+    assert_eq!(items(json!({"targetingKey": "u"})).await, well, "for a moment only");
+    faults.remove(id);
+
+    // The tag is that of the response.
+    let tag = header(&evaluate(&service, "", json!({})).await.1, "etag").unwrap().to_owned();
+    faults.add(Fault::on(Endpoint::Bulk).flag_error("missing", "PARSE_ERROR")).unwrap();
+    let (status, _, body) = evaluate(&service, &format!("if-none-match: {tag}\r\n"), json!({})).await;
+    assert!(status == 200 && body.contains(r#""errorCode":"PARSE_ERROR""#) && body.contains(r#""value":2"#), "{body}");
 }
 
 #[tokio::test]
@@ -325,6 +360,7 @@ async fn faults_do_not_delay_shutdown() {
         (on.half_open().after_bytes(1 << 20), 1, "half-open at the end"),
         (on.delay(HOUR), 1, "delay"),
         (on.trickle(1, HOUR), 1, "trickle"),
+        (on.delay(HOUR).concurrency(1), 1, "delay with a limit"),
         (Fault::on(Endpoint::Connections).hang(), 0, "connections"),
     ];
     for (fault, heads, name) in faults {
@@ -365,6 +401,17 @@ async fn errors_of_invalid_faults_name_the_field() {
         (on.hang().body("a"), "body: "),
         (on.hang().after_bytes(1), "afterBytes: "),
         (on.hang().content_type("a"), "contentType: "),
+        (on.hang().concurrency(1), "concurrency: "),
+        (on.half_open().after_time(HOUR), "afterMillis: "),
+        (on.delay(HOUR).concurrency(0), "effect.delay.concurrency: 0"),
+        (on.rate_limit(10_001), "effect.rateLimit.perSecond: 10001"),
+        (on.rate_limit(1).header("a b", "c"), "effect.rateLimit.headers: \"a b\""),
+        (on.finish(), "on: "),
+        (on.reset().after_time(HOUR), "on: "),
+        (Fault::on(Endpoint::Stream).close().after_bytes(1).after_time(HOUR), "effect.close: "),
+        (Fault::on(Endpoint::Single).flag_error("a", "GENERAL"), "on: "),
+        (connections.half_open().after_bytes(1), "effect: "),
+        (connections.finish(), "effect: "),
         (on.no_heartbeats(), "on: "),
         (connections.status(500), "effect: "),
         (connections.close().after_bytes(1), "effect: "),

@@ -1,6 +1,6 @@
 //! The effects of faults on open and new streams.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flipswitch_local::{Endpoint, Fault, LocalServer};
 use serde_json::json;
@@ -166,6 +166,81 @@ async fn a_stream_that_ends_before_its_cut_is_cut_off_at_its_end() {
     let stream = Socket::open_stream(&service).await;
     assert_eq!(faults.finish_streams(), 1);
     assert_eq!(stream.end().await, (vec![], End::Reset));
+}
+
+#[tokio::test]
+async fn each_stream_ends_after_a_time_until_the_fault_is_removed() {
+    let time = Duration::from_millis(30);
+    let on = Fault::on(Endpoint::Stream);
+    let cases = [
+        (on.finish().after_time(time), None),
+        (on.close().after_time(time), Some(End::Closed)),
+        (on.reset().after_time(time), Some(End::Reset)),
+    ];
+    for (fault, end) in cases {
+        let (service, faults) = service().await;
+        let mut stream = Socket::open_stream(&service).await;
+        let added = Instant::now();
+        let id = faults.add(fault).unwrap();
+        assert_eq!(faults.applied(id), 1, "to the open stream");
+        for round in 0..3 {
+            match end {
+                None => {
+                    stream.until("0\r\n\r\n").await;
+                    stream.send(BULK, "any", "").await;
+                    stream.until("HTTP/1.1 200").await;
+                }
+                Some(end) => {
+                    let (received, ended) = stream.end().await;
+                    assert!(!received.ends_with(b"0\r\n\r\n"), "in the middle of the response");
+                    assert_eq!(ended, end);
+                }
+            }
+            assert!(added.elapsed() >= time * (round + 1));
+            stream = Socket::request(&service, STREAM).await;
+            until_applied(&faults, id, u64::from(round) + 2).await;
+        }
+        faults.remove(id);
+        // This stream may have ended before the fault was removed. Later ones stay open.
+        let mut stays = Socket::open_stream(&service).await;
+        eventually(|| service.streams() >= 1).await;
+        service.set_flag("a", 1);
+        stays.until("flag-updated").await;
+    }
+}
+
+#[tokio::test]
+async fn a_stream_outlives_a_schedule_that_is_removed_or_far_away() {
+    let (service, faults) = service().await;
+    let mut stream = Socket::open_stream(&service).await;
+    let on = Fault::on(Endpoint::Stream);
+    let far = faults.add(on.reset().after_time(Duration::MAX)).unwrap();
+    let never = faults.add(on.close().after_time(Duration::from_millis(20))).unwrap();
+    assert_eq!((faults.applied(far), faults.applied(never)), (1, 1));
+    faults.remove(never);
+    let added = Instant::now();
+    let mut value = 0;
+    while added.elapsed() < Duration::from_millis(60) {
+        value += 1;
+        service.set_flag("a", value);
+        stream.until("flag-updated").await;
+    }
+    // A stream that has been told its end ends with the server as well.
+    faults.add(on.finish().after_time(crate::support::HOUR)).unwrap();
+    crate::support::in_time(service.shutdown()).await;
+    stream.until("0\r\n\r\n").await;
+}
+
+#[tokio::test]
+async fn a_limited_number_of_streams_ends_in_order_and_at_once() {
+    let (service, faults) = service().await;
+    faults.add(Fault::on(Endpoint::Stream).finish().times(2)).unwrap();
+    for _ in 0..2 {
+        Socket::open_stream(&service).await.until("0\r\n\r\n").await;
+    }
+    let mut stream = Socket::open_stream(&service).await;
+    service.set_flag("a", 1);
+    stream.until("flag-updated").await;
 }
 
 #[tokio::test]

@@ -66,6 +66,11 @@ impl Socket {
         self.stream.write_all(request.as_bytes()).await.ok();
     }
 
+    /// Sends bytes. Fails the test if nothing acknowledges them.
+    pub(crate) async fn send_bytes(&mut self, bytes: &[u8]) {
+        in_time(self.stream.write_all(bytes)).await.unwrap();
+    }
+
     /// Reads up to and including this text.
     pub(crate) async fn until(&mut self, mark: &str) -> String {
         loop {

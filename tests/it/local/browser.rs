@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use flipswitch_local::{Endpoint, LocalServer};
+use flipswitch_local::{Endpoint, Fault, LocalServer};
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use thirtyfour::Key;
@@ -227,7 +227,28 @@ async fn streams_requests_and_faults_are_shown_and_changed_live() {
         browser.until("document.querySelector('#fault-error').textContent.startsWith(it)", outcome).await;
     }
     eventually(async || asked().await == StatusCode::IM_A_TEAPOT).await;
-    assert_eq!(service.faults().active()[0].fault, flipswitch_local::Fault::on(Endpoint::Bulk).status(418));
+    assert_eq!(service.faults().active()[0].fault, Fault::on(Endpoint::Bulk).status(418));
+    browser.click("#clear-faults").await;
+    eventually(async || service.faults().active().is_empty()).await;
+
+    // For some contexts only, at first on an endpoint that has none.
+    for (name, text) in [("targetingKeys", "bob, eve"), ("attributes", "plan=premium, age=18, beta")] {
+        browser.click(&format!("#fault [name={name}]")).await;
+        browser.retype(text).await;
+    }
+    for (on, outcome) in [("stream", "when: requires evaluations"), ("bulk", "")] {
+        browser.look(&format!("document.querySelector('#fault').elements.on.value = '{on}'"), Value::Null).await;
+        browser.keys(Key::Enter).await;
+        browser.until("document.querySelector('#fault-error').textContent.startsWith(it)", outcome).await;
+        browser.click("#fault [name=attributes]").await;
+    }
+    eventually(async || !service.faults().active().is_empty()).await;
+    let expected = Fault::on(Endpoint::Bulk).status(418).for_targeting_key("bob").for_targeting_key("eve");
+    let expected = expected.for_attribute_value("plan", "premium").for_attribute_value("age", 18).for_attribute("beta");
+    assert_eq!(service.faults().active()[0].fault, expected);
+    assert_eq!(asked().await, StatusCode::OK);
+    let listed = r#"targetingKeys ["bob","eve"]"#;
+    browser.until("document.querySelector('#faults code').textContent.includes(it)", listed).await;
     browser.click("#clear-faults").await;
     eventually(async || service.faults().active().is_empty()).await;
 
@@ -265,7 +286,7 @@ async fn hostile_text_is_shown_as_text() {
         .send()
         .await
         .unwrap();
-    service.faults().add(flipswitch_local::Fault::on(Endpoint::All).garbage(KEY)).unwrap();
+    service.faults().add(Fault::on(Endpoint::All).garbage(KEY)).unwrap();
     browser.until("document.querySelector('#streams').textContent.includes(it)", KEY).await;
     browser.until("document.querySelector('#requests').textContent.includes(it)", "window.hurt").await;
     browser.until("document.querySelector('#faults').textContent.includes(it)", "window.hurt").await;
@@ -315,7 +336,7 @@ async fn the_dashboard_is_readable_in_light_and_dark_and_on_a_phone() {
     service.set_flag(&long, json!({"list": (0..1_000).collect::<Vec<_>>(), "text": "x".repeat(5_000)}));
     service.set_flag("unbroken", "y".repeat(500));
     (0..100).for_each(|index| service.set_flag(&format!("flag-{index}"), index % 2 == 0));
-    service.faults().add(flipswitch_local::Fault::on(Endpoint::Bulk).garbage("z".repeat(500))).unwrap();
+    service.faults().add(Fault::on(Endpoint::Bulk).garbage("z".repeat(500))).unwrap();
     let path = format!("{}/ofrep/v1/evaluate/flags/{}", service.url(), "p".repeat(500));
     in_time(Client::new().post(path).body("q".repeat(500)).send()).await.unwrap();
 

@@ -16,6 +16,11 @@ const isRaw = (value) => JSON.isRawJSON?.(value) ?? false;
 const parse = (text) => JSON.parse(text, (_, value, written) =>
   typeof value === 'number' && JSON.rawJSON && written?.source !== String(value) ? JSON.rawJSON(written.source) : value);
 
+// JSON, or plain text.
+function literal(text) {
+  try { return parse(text); } catch { return text; }
+}
+
 function typeOf(value) {
   if (isRaw(value)) return 'number';
   if (value === null) return 'null';

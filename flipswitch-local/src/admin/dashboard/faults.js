@@ -7,7 +7,9 @@ const PRESETS = [
   ['Evaluations hang', { on: 'bulk', effect: 'hang' }],
   ['Evaluations garbage', { on: 'bulk', effect: { garbage: { body: '<html>' } } }],
   ['Streams 503', { on: 'stream', effect: { status: { code: 503 } } }],
+  ['Streams end after 30 s', { on: 'stream', effect: { finish: { afterMillis: 30000 } } }],
   ['Streams half-open', { on: 'stream', effect: 'halfOpen' }],
+  ['Connections dead', { on: 'connections', effect: 'halfOpen' }],
   ['Everything reset', { on: 'all', effect: 'reset' }],
 ];
 
@@ -18,15 +20,35 @@ const EFFECTS = {
   status: ['Status', '503', (text) => ({ code: number(text) })],
   redirect: ['Location', 'http://localhost:9/', (text) => ({ location: text })],
   delay: ['Milliseconds', '2000', (text) => ({ millis: number(text) })],
+  rateLimit: ['Requests a second', '10', (text) => ({ perSecond: number(text) })],
+  flagError: ['Flag', '', (text) => ({ key: text })],
   hang: [null, '', () => ({})],
   close: ['After bytes of the body (optional)', '', afterBytes],
   reset: ['After bytes of the body (optional)', '', afterBytes],
+  finish: ['After milliseconds (optional)', '', (text) => text ? { afterMillis: number(text) } : {}],
   halfOpen: ['After bytes of the body (optional)', '', afterBytes],
   trickle: ['Bytes every 100 ms', '16', (text) => ({ bytes: number(text), everyMillis: 100 })],
   garbage: ['Body', '<html>', (text) => ({ body: text })],
   contentType: ['Content type', 'text/html', (text) => text],
   noHeartbeats: [null, '', () => ({})],
 };
+
+const listed = (text) => text.split(',').map((part) => part.trim()).filter(Boolean);
+
+// `name`, or `name=value` with a value that is JSON or plain text.
+function attribute(text) {
+  const [name, ...value] = text.split('=');
+  return value.length ? { name: name.trim(), value: literal(value.join('=').trim()) } : { name };
+}
+
+function filter({ targetingKeys, exceptTargetingKeys, attributes, ifNoneMatch }) {
+  const when = {};
+  if (targetingKeys.value) when.targetingKeys = listed(targetingKeys.value);
+  if (exceptTargetingKeys.value) when.exceptTargetingKeys = listed(exceptTargetingKeys.value);
+  if (attributes.value) when.attributes = listed(attributes.value).map(attribute);
+  if (ifNoneMatch.value) when.ifNoneMatch = ifNoneMatch.value === 'true';
+  return when;
+}
 
 const addFault = (fault) => request('POST', '/faults', JSON.stringify(fault));
 const faultAdded = (fault) => `Fault ${fault.id} is active.`;
@@ -40,15 +62,17 @@ function showEffect() {
 }
 
 async function submitFault(form) {
-  const { on, effect, parameter, after, times } = form.elements;
+  const { on, effect, parameter, after, times, targetingKeys, exceptTargetingKeys, attributes } = form.elements;
   showError(form);
-  const fault = { on: on.value, effect: { [effect.value]: EFFECTS[effect.value][2](parameter.value) } };
+  const fault = { on: on.value, when: filter(form.elements), effect: { [effect.value]: EFFECTS[effect.value][2](parameter.value) } };
   if (after.value) fault.after = number(after.value);
   if (times.value) fault.times = number(times.value);
   try {
     showMessage(faultAdded(await addFault(fault)));
   } catch ({ message }) {
-    const field = { on, times, after }[message.split(':')[0]] ?? (parameter.closest('label').hidden ? effect : parameter);
+    const fields = { on, times, after, when: on, 'when.targetingKeys': targetingKeys,
+      'when.exceptTargetingKeys': exceptTargetingKeys, 'when.attributes': attributes };
+    const field = fields[message.split(':')[0]] ?? (parameter.closest('label').hidden ? effect : parameter);
     showError(form, field, message);
   }
 }
@@ -63,10 +87,11 @@ async function readFaults() {
     button.onclick = () => act(() => request('DELETE', `/faults/${id}`), () => `Removed fault ${id}.`);
     line.append(make('b', ''), make('code', ''), make('span', 'applied'), button);
     return line;
-  }, (line, { on, effect, after, struck, remaining }) => {
+  }, (line, { on, when, effect, after, struck, remaining }) => {
     const [name, parameters] = Object.entries(effect)[0];
     const isShown = ([, value]) => value && JSON.stringify(value) !== '{}';
     const shown = typeof parameters === 'string' ? [['', parameters]] : Object.entries(parameters).filter(isShown);
+    shown.push(...Object.entries(when ?? {}));
     const text = [name, ...shown.map(([field, value]) => `${field} ${JSON.stringify(value)}`.trim())].join(' · ');
     line.classList.toggle('over', remaining === 0);
     $('b', line).textContent = on;

@@ -211,7 +211,7 @@ function attributes(text) {
   for (const field of text.split(',').filter((field) => field.trim())) {
     const [name, value] = [field.slice(0, field.indexOf('=')).trim(), field.slice(field.indexOf('=') + 1).trim()];
     if (!name || !field.includes('=')) throw new Error(`${field.trim()}: write name=value, or a JSON object.`);
-    try { fields[name] = parse(value); } catch { fields[name] = value; }
+    fields[name] = literal(value);
   }
   return fields;
 }
