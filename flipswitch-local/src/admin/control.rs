@@ -5,8 +5,8 @@
 //! | `GET /local/flags` | lists the flags |
 //! | `PUT`, `DELETE /local/flags/{key}` | sets, removes a flag |
 //! | `POST /local/evaluate` | evaluates all flags for a context: takes `{"context": {..}}`, returns `{"flags": [..]}` with OFREP's items |
-//! | `GET /local/faults` | lists the faults: `{"faults": [{"id", "on", "effect", "after", "times", "struck", "remaining"}]}` |
-//! | `POST /local/faults` | adds a fault: takes `{"on", "effect", "after", "times"}`, the last two optional; returns 201 and the fault as listed |
+//! | `GET /local/faults` | lists the faults: `{"faults": [{"id", "on", "when", "effect", "after", "times", "struck", "remaining"}]}`, `when` only if it is set |
+//! | `POST /local/faults` | adds a fault: takes `{"on", "when", "effect", "after", "times"}`, of which `on` and `effect` are required; returns 201 and the fault as listed |
 //! | `DELETE /local/faults`, `DELETE /local/faults/{id}` | removes all faults, one fault |
 //! | `GET /local/streams` | returns `{"open": n}` |
 //! | `POST /local/streams/finish`, `/drop`, `/reset` | ends the open streams; returns `{"streams": n}` |

@@ -50,6 +50,28 @@ async fn connections_over_http2_die_and_new_ones_work() {
 }
 
 #[tokio::test]
+async fn streams_over_http2_end_after_a_time() {
+    let (service, faults) = service().await;
+    let on = Fault::on(Endpoint::Stream);
+    let time = Duration::from_millis(20);
+    for (fault, is_graceful) in [(on.finish(), true), (on.close(), false), (on.reset(), false)] {
+        let client = http2();
+        let mut stream = in_time(client.get(format!("{}{STREAM}", service.url())).send()).await.unwrap();
+        let id = faults.add(fault.after_time(time)).unwrap();
+        assert_eq!(faults.applied(id), 1);
+        let mut end = in_time(stream.chunk()).await;
+        // The last frame of a stream can be empty.
+        while matches!(&end, Ok(Some(bytes)) if bytes.is_empty()) {
+            end = in_time(stream.chunk()).await;
+        }
+        assert_eq!(matches!(end, Ok(None)), is_graceful, "{end:?}");
+        eventually(|| service.streams() == 0).await;
+        assert_eq!(in_time(evaluate(&client, &service)).await.unwrap().status(), 200);
+        faults.remove(id);
+    }
+}
+
+#[tokio::test]
 async fn dead_connections_acknowledge_what_they_receive() {
     let (service, faults) = service().await;
     let [mut idle, mut dead] = [Socket::open_stream(&service).await, Socket::open_stream(&service).await];
