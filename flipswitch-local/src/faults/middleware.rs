@@ -10,7 +10,6 @@ use axum::{
 };
 use futures_util::{StreamExt, stream};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::faults::{
@@ -81,7 +80,11 @@ async fn respond_with_fault(
             end_connection(&cutter, ConnectionAction::Reset).await
         }
         Effect::Delay { millis, .. } => {
-            let _slot = end.wait_for_slot(fault.slots).await;
+            // When the fault ends, requests with a slot respond at once, and those that wait follow.
+            let _slot = match fault.slots {
+                Some(slots) => slots.acquire_owned().await.ok(),
+                None => None,
+            };
             end.wait_at_most(millis).await;
             respond(endpoint, cutter, request, next).await
         }
@@ -120,15 +123,6 @@ impl FaultEnd {
         tokio::select! {
             () = self.removed.cancelled() => {}
             () = self.stop.cancelled() => {}
-        }
-    }
-
-    /// Waits for a slot. Returns `None` if there is no limit, or if the fault ends first.
-    async fn wait_for_slot(&self, slots: Option<Arc<Semaphore>>) -> Option<OwnedSemaphorePermit> {
-        let slots = slots?;
-        tokio::select! {
-            slot = slots.acquire_owned() => slot.ok(),
-            () = self.wait() => None,
         }
     }
 

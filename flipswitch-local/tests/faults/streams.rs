@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use flipswitch_local::{Endpoint, Fault, LocalServer};
 use serde_json::json;
 
-use crate::support::{BULK, End, STREAM, Socket, assert_responds, eventually, service, until_applied};
+use crate::support::{BULK, End, HOUR, STREAM, Socket, assert_responds, eventually, in_time, service, until_applied};
 
 #[tokio::test]
 async fn open_streams_end_after_the_events_sent_before() {
@@ -178,7 +178,9 @@ async fn each_stream_ends_after_a_time_until_the_fault_is_removed() {
         (on.reset().after_time(time), Some(End::Reset)),
     ];
     for (fault, end) in cases {
-        let (service, faults) = service().await;
+        // No heartbeat wakes the streams.
+        let service = LocalServer::builder().heartbeat(HOUR).start().await.unwrap();
+        let faults = service.faults();
         let mut stream = Socket::open_stream(&service).await;
         let added = Instant::now();
         let id = faults.add(fault).unwrap();
@@ -226,8 +228,8 @@ async fn a_stream_outlives_a_schedule_that_is_removed_or_far_away() {
         stream.until("flag-updated").await;
     }
     // A stream that has been told its end ends with the server as well.
-    faults.add(on.finish().after_time(crate::support::HOUR)).unwrap();
-    crate::support::in_time(service.shutdown()).await;
+    faults.add(on.finish().after_time(HOUR)).unwrap();
+    in_time(service.shutdown()).await;
     stream.until("0\r\n\r\n").await;
 }
 
@@ -246,7 +248,7 @@ async fn a_limited_number_of_streams_ends_in_order_and_at_once() {
 #[tokio::test]
 async fn events_trickle() {
     let (service, faults) = service().await;
-    let id = faults.add(Fault::on(Endpoint::Stream).trickle(5, crate::support::HOUR)).unwrap();
+    let id = faults.add(Fault::on(Endpoint::Stream).trickle(5, HOUR)).unwrap();
     let mut stream = Socket::open_stream(&service).await;
     until_applied(&faults, id, 1).await;
     service.set_flag("a", 1);
