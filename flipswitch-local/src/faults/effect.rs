@@ -10,6 +10,9 @@ use serde::{
 
 use crate::faults::{error::FaultError, handle::ConnectionAction, payload::Payload};
 
+/// Limits the headers of a response. Clients accept few more.
+const MAX_HEADERS: usize = 100;
+
 /// Limits the concurrency and the rate that a fault allows.
 const MAX_LIMIT: usize = 10_000;
 
@@ -183,6 +186,9 @@ fn check_limit(limit: usize, field: &'static str) -> Result<(), FaultError> {
 }
 
 fn check_headers(headers: &BTreeMap<String, String>, field: &'static str) -> Result<(), FaultError> {
+    if headers.len() > MAX_HEADERS {
+        return Err(FaultError::new(field, format!("has {} entries, but at most {MAX_HEADERS}", headers.len())));
+    }
     headers.iter().try_for_each(|(name, value)| check_header(name, value, field))
 }
 

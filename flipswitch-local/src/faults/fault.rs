@@ -34,8 +34,8 @@ pub enum Endpoint {
     Stream,
     /// New connections, before anything is read from them. This includes connections for the endpoints under `/local`.
     ///
-    /// Supports [`close`](FaultOn::close), [`reset`](FaultOn::reset) and [`hang`](FaultOn::hang), and for the connections
-    /// that are open when the fault is added [`half_open`](FaultOn::half_open).
+    /// Supports [`close`](FaultOn::close), [`reset`](FaultOn::reset) and [`hang`](FaultOn::hang). Also supports
+    /// [`half_open`](FaultOn::half_open), which applies to the connections that are open already, and to no new ones.
     Connections,
 }
 
@@ -164,7 +164,7 @@ impl FaultOn {
     ///
     /// On [`Endpoint::Connections`], silences the connections that are open when the fault is added: what clients send is
     /// acknowledged by TCP and discarded. New connections work, and so do those that were used for `/local` or the
-    /// dashboard. With HTTP/2, this is a connection that is dead while the service is not.
+    /// dashboard. For a client that uses HTTP/2, its only connection is then dead although the service is well.
     pub fn half_open(self) -> Fault {
         self.effect(Effect::HalfOpen { after_bytes: 0 })
     }
@@ -226,14 +226,15 @@ impl Fault {
         self
     }
 
-    /// Limits the fault to evaluations for this targeting key. Called several times, for one of the keys, at most 100.
+    /// Limits the fault to evaluations for this targeting key. Several calls list several keys, at most 100, and the fault
+    /// applies to each of them.
     ///
     /// ```
     /// use flipswitch_local::{Endpoint, Fault};
     ///
     /// // The context `poison` cannot be evaluated, whatever its attributes are.
     /// let fault = Fault::on(Endpoint::Bulk).status(500).for_targeting_key("poison");
-    /// // Nor can any other context than that of the check at the start of the provider.
+    /// // Only the context with which the provider checks the service at the start can be evaluated.
     /// let fault = Fault::on(Endpoint::Bulk).status(500).except_targeting_key("_init_");
     /// ```
     pub fn for_targeting_key(mut self, key: impl Into<String>) -> Self {
@@ -241,15 +242,15 @@ impl Fault {
         self
     }
 
-    /// Limits the fault to evaluations for other targeting keys than this one, or without one. Called several times, for
-    /// none of the keys, at most 100.
+    /// Limits the fault to evaluations for other targeting keys than this one, or without one. Several calls exclude
+    /// several keys, at most 100.
     pub fn except_targeting_key(mut self, key: impl Into<String>) -> Self {
         self.when.except_targeting_keys.push(key.into());
         self
     }
 
-    /// Limits the fault to evaluations for contexts with this attribute, whatever its value is. Called several times, or
-    /// with [`for_attribute_value`](Self::for_attribute_value), for contexts with all of the attributes, at most 100.
+    /// Limits the fault to evaluations for contexts with this attribute, whatever its value is. Several calls, also of
+    /// [`for_attribute_value`](Self::for_attribute_value), require all of the attributes, at most 100.
     pub fn for_attribute(mut self, name: impl Into<String>) -> Self {
         self.when.attributes.push(Attribute { name: name.into(), value: None });
         self

@@ -16,9 +16,10 @@ use crate::faults::{
 ///
 /// A fault applies to requests to its [`Endpoint`](crate::Endpoint), and can be limited to evaluations for some contexts,
 /// as with [`for_targeting_key`](Fault::for_targeting_key). At most one fault applies to a request: the oldest that
-/// matches it and is not exhausted. Several faults with [`times`](Fault::times) therefore make a sequence. Faults apply whatever the API key of the request is, and
-/// [`requests`](crate::LocalServer::requests) includes the requests that faults were applied to. Faults never apply to
-/// the endpoints under `/local`, except for faults on [`Endpoint::Connections`](crate::Endpoint::Connections).
+/// matches it and is not exhausted. Several faults with [`times`](Fault::times) therefore make a sequence. Faults apply
+/// whatever the API key of the request is, and [`requests`](crate::LocalServer::requests) includes the requests that faults
+/// were applied to. Faults never apply to the endpoints under `/local`, except for faults on
+/// [`Endpoint::Connections`](crate::Endpoint::Connections).
 ///
 /// The server speaks HTTP/1.1, and HTTP/2 with prior knowledge. Effects that end or silence a connection concern all
 /// requests on it, which over HTTP/2 can be several at a time.

@@ -405,6 +405,10 @@ async fn errors_of_invalid_faults_name_the_field() {
         (on.half_open().after_time(HOUR), "afterMillis: "),
         (on.delay(HOUR).concurrency(0), "effect.delay.concurrency: 0"),
         (on.rate_limit(10_001), "effect.rateLimit.perSecond: 10001"),
+        (
+            (0..101).fold(on.status(200), |fault, number| fault.header(&format!("x-{number}"), "a")),
+            "effect.status.headers: has 101 entries",
+        ),
         (on.rate_limit(1).header("a b", "c"), "effect.rateLimit.headers: \"a b\""),
         (on.finish(), "on: "),
         (on.reset().after_time(HOUR), "on: "),
