@@ -24,6 +24,7 @@ mod stream {
     mod panics;
     mod polling;
     mod rejected;
+    mod rotation;
 }
 
 /// The flag service is slow, failing or down.

@@ -71,6 +71,9 @@ pub(crate) trait Observer: Send + Sync {
 
     /// Notes that the service refused the API key.
     fn key_refused(&self);
+
+    /// Notes that a request was answered with the API key in use.
+    fn answered(&self);
 }
 
 /// State of the service since the start.

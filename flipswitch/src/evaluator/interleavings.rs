@@ -272,7 +272,7 @@ impl World {
                 if self.unannounced > 0 && self.open {
                     self.settle();
                     self.unannounced -= 1;
-                    self.echoed = self.version - self.unannounced;
+                    self.echoed = self.echoed.max(self.version - self.unannounced);
                     self.epoch.change_announced(self.now);
                 }
             }

@@ -257,6 +257,7 @@ impl Evaluator {
                 self.backoffs.remove(context);
                 self.judge(|breaker| breaker.answered(context, sent_at));
                 self.notifier.observe(HealthSignal::Succeeded);
+                self.observer.answered();
                 Ok(entry)
             }
             Err(mut failure) => {

@@ -83,6 +83,10 @@ impl Observer for Changes {
     fn key_refused(&self) {
         self.stream.unauthorized();
     }
+
+    fn answered(&self) {
+        self.stream.answered();
+    }
 }
 
 #[cfg(test)]

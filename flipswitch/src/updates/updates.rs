@@ -99,8 +99,14 @@ impl Updates {
     pub(crate) fn api_key_replaced(&self) {
         // The key may be that of another environment, whose flags may differ for any context.
         self.notify(Notification::Changed(FlagChangeEvent::all()));
+        self.changes.stream.forget_answers();
         self.reconnect();
         self.refetch();
+    }
+
+    /// Returns when a request was last answered with the API key in use, if none was refused since.
+    pub(super) fn answered_at(&self) -> Option<Instant> {
+        self.changes.stream.answered_at()
     }
 
     pub(super) async fn next_command(&self) -> stream::supervisor::Input {

@@ -319,6 +319,10 @@ fn client(config: &Config, method: Method, timeout: Duration) -> Result<Client, 
     if base_url.is_loopback() {
         builder = builder.no_proxy();
     }
+    if method == Method::GET {
+        // A stream has a connection of its own: one of another stream may be about to be cut.
+        builder = builder.pool_max_idle_per_host(0);
+    }
     let builder = builder
         .redirect(same_origin(base_url.url().clone(), method))
         .connect_timeout(options.connect_timeout)

@@ -2,14 +2,16 @@
 
 use std::time::{Duration, SystemTime};
 
-use flipswitch::{ConnectionStatus, Error, FlipswitchProvider, HealthState};
+use flipswitch::{ConnectionStatus, Error, FlipswitchProvider, HealthState, ProviderEvent};
 use flipswitch_local::{Endpoint, Fault, KeyRotation, LocalServer};
 use futures_util::future::join_all;
 use serde_json::json;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::support::{
-    self, eventually,
+    self,
+    events::{CONNECTED, is, until},
+    eventually,
     faults::{Kind, Row, Service, service},
 };
 
@@ -79,8 +81,7 @@ async fn repeated_rejections_double_the_wait() {
     row.ends("connecting error connecting connected", service.asked()).await;
 }
 
-/// If the service has no stream, or rejects the key for it, the error is shown once, the stream is retried rarely, and
-/// the provider polls meanwhile.
+/// If the service has no stream, this is shown once, the stream is retried rarely, and the provider polls meanwhile.
 #[tokio::test]
 async fn polling_replaces_a_stream_that_does_not_exist() {
     let cases = [
@@ -90,8 +91,6 @@ async fn polling_replaces_a_stream_that_does_not_exist() {
         (406, "disconnected"),
         (410, "disconnected"),
         (501, "disconnected"),
-        (401, "error"),
-        (403, "error"),
     ];
     join_all(cases.map(async |(code, status)| {
         let service = service(1).await;
@@ -104,10 +103,9 @@ async fn polling_replaces_a_stream_that_does_not_exist() {
         // Nothing evaluates: polling finds it.
         row.hears_of("f").await;
         row.sees(2).await;
-        // A refusal is confirmed by a second one. Well beyond the waits of a failure, there is no third.
-        let attempts = if matches!(code, 401 | 403) { 2 } else { 1 };
+        // Well beyond the waits of a failure, there is no second attempt.
         eventually(async || row.began.elapsed() > Duration::from_millis(3_500)).await;
-        assert_eq!(service.asked_for(Kind::Stream).len(), attempts, "{code}");
+        assert_eq!(service.asked_for(Kind::Stream).len(), 1, "{code}");
 
         service.faults().clear();
         row.reconnect();
@@ -116,6 +114,34 @@ async fn polling_replaces_a_stream_that_does_not_exist() {
         service.set_flag("f", 3);
         row.sees(3).await;
         row.ends(&format!("connecting {status} connecting connected"), service.asked()).await;
+    }))
+    .await;
+}
+
+/// If the service rejects the key for the stream, but answers requests with it, the key is not at fault: the stream is
+/// retried with the ordinary backoff, and the provider polls meanwhile.
+#[tokio::test]
+async fn a_key_that_only_the_stream_rejects_is_a_failure_of_the_stream() {
+    join_all([401, 403].map(async |code| {
+        let service = service(1).await;
+        service.faults().add(Fault::on(Endpoint::Stream).status(code).times(3)).unwrap();
+        let row = Row::polling(support::builder(&service)).named(code.to_string());
+        let mut events = row.provider.events();
+        row.sees(1).await;
+        row.shows(ConnectionStatus::Error).await;
+        row.polls(true).await;
+        service.set_flag("f", 2);
+        // Nothing evaluates: polling finds it.
+        row.hears_of("f").await;
+        row.sees(2).await;
+        // Without `reconnect_sse`, and after the waits of failures only.
+        row.shows(ConnectionStatus::Connected).await;
+        row.polls(false).await;
+        assert_eq!(service.asked_for(Kind::Stream).len(), 4, "{code}");
+        let is_fatal = |event: &ProviderEvent| matches!(event, ProviderEvent::Error { fatal: true, .. });
+        let before = until(&mut events, is(CONNECTED)).await;
+        assert!(!before.iter().any(is_fatal), "{code}: {before:?}");
+        row.ends("connecting error connecting connected", service.asked()).await;
     }))
     .await;
 }

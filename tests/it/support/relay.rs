@@ -40,6 +40,11 @@ impl Relay {
         format!("http://{}", self.address)
     }
 
+    /// Returns how many connections were opened so far.
+    pub(crate) fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::Acquire)
+    }
+
     /// Lets all present connections swallow bytes, in both directions. The system still acknowledges them.
     pub(crate) fn kill_connections(&self) {
         self.dead.send_replace(self.accepted.load(Ordering::Acquire));

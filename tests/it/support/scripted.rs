@@ -4,7 +4,7 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, Mutex},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::body::Bytes;
@@ -32,8 +32,17 @@ pub(crate) enum Reply {
     Events(broadcast::Sender<&'static str>),
     /// A stream with these additional headers, of the bytes that are sent here after it was opened. Empty bytes end it.
     Bytes(&'static str, broadcast::Sender<Bytes>),
+    /// A stream that begins with a heartbeat, of the bytes that are sent here after it was opened, through a load balancer.
+    Limited(broadcast::Sender<Bytes>, TimeLimit),
     /// A stream of one endless line.
     EndlessLine,
+}
+
+/// The time limit of a load balancer for streams, and whether it cuts them or ends them in good order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TimeLimit {
+    pub(crate) after: Duration,
+    pub(crate) cuts: bool,
 }
 
 impl Reply {
@@ -188,6 +197,24 @@ async fn serve(
                 && !bytes.is_empty()
             {
                 connection.write_all(&bytes).await?;
+            }
+        }
+        Reply::Limited(pieces, limit) => {
+            let until = tokio::time::Instant::from_std(request.at) + limit.after;
+            let mut pieces = pieces.subscribe();
+            let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
+            connection.write_all(head.as_bytes()).await?;
+            let mut piece = Ok(Bytes::from_static(b"event: heartbeat\ndata: {}\n\n"));
+            while let Ok(bytes) = piece {
+                let chunk = [format!("{:x}\r\n", bytes.len()).as_bytes(), &bytes, b"\r\n"].concat();
+                connection.write_all(&chunk).await?;
+                piece = tokio::select! {
+                    piece = pieces.recv() => piece,
+                    () = tokio::time::sleep_until(until) => break,
+                };
+            }
+            if !limit.cuts {
+                connection.write_all(b"0\r\n\r\n").await?;
             }
         }
         Reply::EndlessLine => {

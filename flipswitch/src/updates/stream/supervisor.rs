@@ -8,7 +8,10 @@ use std::{
 
 use http::StatusCode;
 
-use super::event::{Cause, Effect, Notification, StreamEvent};
+use super::{
+    connections::{Beside, ConnectionNumber, Notified, Open, OpenConnection, TimeLimit, Times},
+    event::{Cause, Effect, Notification, StreamEvent},
+};
 use crate::{
     error::{Chain, Error, Failure},
     events::events::{ConnectionStatus, FlagChangeEvent},
@@ -18,25 +21,15 @@ use crate::{
 /// Wait after the first failure, unless the service names another one.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
-/// A connection is stable once it has lasted this long and received bytes. Then the row of failures ends, and an orderly end
-/// is not a failure.
-const STABLE_AFTER: Duration = Duration::from_secs(60);
-
-/// When a connection that received an event or a heartbeat is stable: only the service itself sends these. Many proxies and
-/// load balancers end every connection after a fixed time, such as 30 seconds.
-const STABLE_WITH_EVENT_AFTER: Duration = Duration::from_secs(10);
-
-/// Two connections that lasted about equally long, to within this share, were probably ended by a time limit.
-const SAME_DURATION: f64 = 0.1;
-
-/// A connection that ends earlier is not ended by a time limit of a proxy.
-const SHORTEST_LIMIT: Duration = Duration::from_secs(5);
-
 /// About how long to wait after the service refused the API key, or if it has no stream.
 const REFUSED_WAIT: Duration = Duration::from_secs(300);
 
 /// Refusals of the API key in a row after which it counts as refused. A single one may be a mistake of a proxy.
 const CONFIRMED_REFUSALS: u32 = 2;
+
+/// How long an answer to a request for flags contradicts a refusal of the API key for the stream, and how often to look for
+/// one while the key counts as refused.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
 
 /// The provider's options for the stream.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +47,26 @@ pub(crate) struct StreamOptions {
 pub(crate) enum Input {
     /// The provider starts.
     Start,
+    /// Something happened to the connection with this number.
+    Connection(ConnectionNumber, ConnectionInput),
+    /// The time of [`Supervisor::deadline`] has come.
+    DeadlineReached,
+    /// The application asks for a new connection.
+    Reconnect,
+    /// The machine was asleep: the other side may have closed the connection long ago, and time has passed unnoticed.
+    Resumed,
+    /// A request for the start-up context has succeeded since the stream opened.
+    Refetched,
+    /// A request for flags was refused because of the API key.
+    Unauthorized,
+    /// When a request was last answered with the API key in use, if none was refused since. Comes before every input that it
+    /// matters to.
+    Answered(Option<Instant>),
+}
+
+/// Something that happened to a connection.
+#[derive(Debug)]
+pub(crate) enum ConnectionInput {
     /// The service responded with an event stream.
     Opened,
     /// Connecting failed, with this status if there was a response.
@@ -62,7 +75,7 @@ pub(crate) enum Input {
     Bytes,
     /// The service names how long to wait before reconnecting.
     Retry(Duration),
-    /// The id to continue after has changed, or not.
+    /// The id to continue after has changed.
     LastId(Option<Arc<str>>),
     /// An event arrived.
     Event(StreamEvent),
@@ -70,22 +83,18 @@ pub(crate) enum Input {
     Ended,
     /// The stream broke, or exceeded a limit.
     Broken(Error),
-    /// The time of [`Supervisor::deadline`] has come.
-    DeadlineReached,
-    /// The application asks for a new connection.
-    Reconnect,
-    /// A request for the start-up context has succeeded since the stream opened.
-    Refetched,
-    /// A request for flags was refused because of the API key.
-    Unauthorized,
 }
 
 /// Something to do. Actions must be carried out in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Drop the connection, and open another one after this id.
-    Connect { last_id: Option<Arc<str>> },
-    /// Drop the connection.
+    /// Drop all connections, and open another one after this id.
+    Connect { number: ConnectionNumber, last_id: Option<Arc<str>> },
+    /// Open another connection after this id, beside the one that is open.
+    ConnectBeside { number: ConnectionNumber, last_id: Option<Arc<str>> },
+    /// Drop this connection.
+    Close(ConnectionNumber),
+    /// Drop all connections.
     Disconnect,
     /// Changes arrive from now on; anything may have changed before.
     StreamOpened,
@@ -109,9 +118,12 @@ pub(crate) enum Action {
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     options: StreamOptions,
+    times: Times,
     /// The URL of the stream, for logs.
     url: Arc<str>,
     state: State,
+    /// Number of the last connection.
+    last_number: ConnectionNumber,
     /// Failures in a row.
     failures: u32,
     first_wait: Duration,
@@ -122,21 +134,26 @@ pub(crate) struct Supervisor {
     missed_changes: bool,
     /// Refusals of the API key in a row.
     key_refusals: u32,
+    /// When the first of them was.
+    refused_since: Option<Instant>,
+    /// When a request was last answered with the API key in use.
+    answered_at: Option<Instant>,
     /// Responses in a row that say that there is no stream. A service whose stream was open before has one: its proxies
     /// respond so while it is deployed.
     absences: u32,
     was_open: bool,
     reported_unauthorized: bool,
     reported_no_stream: bool,
-    /// How long the last connection was open.
-    last_duration: Option<Duration>,
+    time_limit: TimeLimit,
     reported_limit: bool,
+    notified: Notified,
 }
 
 #[derive(Debug)]
 enum State {
     Idle,
     Connecting {
+        number: ConnectionNumber,
         after_id: bool,
     },
     Open(Open),
@@ -146,39 +163,23 @@ enum State {
     },
     /// Waits for the next attempt after the API key was refused.
     Unauthorized {
+        since: Instant,
         until: Instant,
+        /// When to look for an answer to a request with the same key.
+        look_at: Instant,
     },
     /// The service declines connections.
     Declined,
-}
-
-#[derive(Debug)]
-struct Open {
-    since: Instant,
-    received_at: Instant,
-    has_received: bool,
-    has_event: bool,
-    has_heartbeat: bool,
-}
-
-impl Open {
-    /// Returns from when on the connection is stable.
-    fn stable_at(&self) -> Option<Instant> {
-        let after = if self.has_event { STABLE_WITH_EVENT_AFTER } else { STABLE_AFTER };
-        self.has_received.then_some(self.since + after)
-    }
-
-    fn is_stable(&self, now: Instant) -> bool {
-        self.stable_at().is_some_and(|at| now >= at)
-    }
 }
 
 impl Supervisor {
     pub(crate) fn new(options: StreamOptions, url: Arc<str>, was_open: bool) -> Self {
         Self {
             options,
+            times: Times::new(options.stream_idle_timeout),
             url,
             state: State::Idle,
+            last_number: 0,
             failures: 0,
             first_wait: FIRST_WAIT,
             last_id: None,
@@ -186,26 +187,36 @@ impl Supervisor {
             status: ConnectionStatus::Disconnected,
             missed_changes: false,
             key_refusals: 0,
+            refused_since: None,
+            answered_at: None,
             absences: 0,
             was_open,
             reported_unauthorized: false,
             reported_no_stream: false,
-            last_duration: None,
+            time_limit: TimeLimit::default(),
             reported_limit: false,
+            notified: Notified::default(),
         }
     }
 
     /// Returns when [`Input::DeadlineReached`] is due, unless another input comes first.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match &self.state {
-            State::Waiting { until } | State::Unauthorized { until } => Some(*until),
+            State::Waiting { until } => Some(*until),
+            State::Unauthorized { until, look_at, .. } => Some(*until.min(look_at)),
             State::Open(open) => {
-                let stable_at = open.stable_at().filter(|_| self.failures > 0);
-                let idle_at = open.received_at + self.options.stream_idle_timeout;
-                [Some(idle_at), stable_at].into_iter().flatten().min()
+                let stable_at = open.current.stable_at(&self.times).filter(|_| self.failures > 0);
+                let idle_at = open.current.received_at + self.options.stream_idle_timeout;
+                let deadlines = [Some(idle_at), stable_at, open.next_at(&self.time_limit), open.previous_until()];
+                deadlines.into_iter().flatten().min()
             }
             State::Idle | State::Connecting { .. } | State::Declined => None,
         }
+    }
+
+    /// Returns whether a connection is open.
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.state, State::Open(_))
     }
 
     /// Takes an input, and returns what to do. `random` is from [0, 1).
@@ -214,54 +225,36 @@ impl Supervisor {
         let todo = &mut actions;
         match (&mut self.state, input) {
             (State::Idle, Input::Start) => self.connect(todo),
+            (_, Input::Answered(at)) => self.answered_at = at,
             (State::Idle, _) => {}
-            (State::Connecting { .. }, Input::Opened) => self.opened(now, todo),
-            (State::Connecting { after_id }, Input::Refused(status, failure)) => {
-                let after_id = *after_id;
-                self.refused(status, after_id, failure, now, random, todo);
-            }
-            (State::Open(open), Input::Bytes) => {
-                (open.received_at, open.has_received) = (now, true);
-                if open.is_stable(now) {
-                    self.failures = 0;
-                }
-            }
-            (State::Open(_), Input::Retry(wait)) => self.first_wait = wait.clamp(FIRST_WAIT, MAX_BACKOFF),
-            (State::Open(_), Input::LastId(id)) => self.last_id = id,
-            (State::Open(open), Input::Event(event)) => open.event(event, todo),
-            (State::Open(open), Input::Ended) => {
-                let open_for = now - open.since;
-                if open.is_stable(now) {
-                    let wait = FIRST_WAIT.mul_f64(0.5 + random / 2.0);
-                    tracing::debug!(
-                        target: "flipswitch", ?open_for, ?wait, "the service ended the stream of changes; reconnecting"
-                    );
-                    self.failures = 0;
-                    self.last_duration = Some(open_for);
-                    self.wait(wait, now, todo);
-                } else {
-                    self.ended_early(&"the service ended the stream", open_for);
-                    self.failed(None, now, random, todo);
-                }
-            }
-            (State::Open(open), Input::Broken(error)) => {
-                let open_for = now - open.since;
-                self.ended_early(&root_cause(&error), open_for);
-                self.failed(None, now, random, todo);
-            }
+            (_, Input::Connection(number, input)) => self.connection_input(number, input, now, random, todo),
             (State::Open(_), Input::DeadlineReached) => self.deadline_while_open(now, random, todo),
             (State::Open(_), Input::Refetched) => self.poll(false, todo),
-            (State::Waiting { until } | State::Unauthorized { until }, Input::DeadlineReached) if now >= *until => {
-                self.connect(todo);
+            (State::Waiting { until }, Input::DeadlineReached) if now >= *until => self.connect(todo),
+            (State::Unauthorized { since, until, look_at }, Input::DeadlineReached) => {
+                let looks = now >= *look_at;
+                if now >= *until || looks && self.answered_at.is_some_and(|at| at > *since) {
+                    self.connect(todo);
+                } else if looks {
+                    *look_at = now + ANSWERED_WITHIN;
+                }
             }
             // Polling with the same key would fail as well.
             (State::Unauthorized { .. }, Input::Unauthorized) => self.poll(false, todo),
-            (State::Connecting { .. } | State::Waiting { .. }, Input::Unauthorized) => {
-                self.key_refusals = self.key_refusals.max(1);
+            (State::Connecting { .. } | State::Waiting { .. }, Input::Unauthorized) if self.key_refusals == 0 => {
+                (self.key_refusals, self.refused_since) = (1, Some(now));
             }
             (State::Open(_), Input::Reconnect) => {
                 self.failures = 0;
                 todo.extend([Action::Disconnect, Action::StreamClosed]);
+                self.connect(todo);
+            }
+            (State::Open(_), Input::Resumed) => {
+                tracing::info!(target: "flipswitch", "the clock jumped; reconnecting the stream of changes");
+                self.failures = 0;
+                self.missed_changes = true;
+                // Flags have aged by the monotonic clock only, so they count as fresh for a while without the stream.
+                todo.extend([Action::Disconnect, Action::StreamClosed, Action::Invalidate(Cause::Missed)]);
                 self.connect(todo);
             }
             // Replaces an attempt in flight as well, which may have been sent with another API key.
@@ -270,26 +263,188 @@ impl Supervisor {
                 (self.reported_unauthorized, self.reported_no_stream) = (false, false);
                 self.connect(todo);
             }
-            // From a connection that has been dropped.
             _ => {}
         }
         actions
     }
 
-    fn connect(&mut self, todo: &mut Vec<Action>) {
-        self.state = State::Connecting { after_id: self.last_id.is_some() };
-        self.set_status(ConnectionStatus::Connecting, todo);
-        todo.push(Action::Connect { last_id: self.last_id.clone() });
+    fn connection_input(
+        &mut self,
+        number: ConnectionNumber,
+        input: ConnectionInput,
+        now: Instant,
+        random: f64,
+        todo: &mut Vec<Action>,
+    ) {
+        match &mut self.state {
+            State::Connecting { number: connecting, after_id } if *connecting == number => match input {
+                ConnectionInput::Opened => self.opened(OpenConnection::new(number, now), todo),
+                ConnectionInput::Refused(status, failure) => {
+                    let after_id = *after_id;
+                    self.refused(status, after_id, failure, now, random, todo);
+                }
+                _ => {}
+            },
+            State::Open(open) => match (&open.beside, input) {
+                (Beside::Connecting { number: connecting, .. }, input) if *connecting == number => match input {
+                    ConnectionInput::Opened => open.beside = Beside::Next(OpenConnection::new(number, now)),
+                    ConnectionInput::Refused(_, failure) => {
+                        next_failed(&Chain(&failure.error));
+                        open.beside = Beside::Failed;
+                    }
+                    _ => {}
+                },
+                (_, input) => self.open_input(number, input, now, random, todo),
+            },
+            // From a connection that has been dropped.
+            _ => {}
+        }
     }
 
-    fn opened(&mut self, now: Instant, todo: &mut Vec<Action>) {
-        self.state = State::Open(Open {
-            since: now,
-            received_at: now,
-            has_received: false,
-            has_event: false,
-            has_heartbeat: false,
-        });
+    /// Takes an input of an open connection.
+    fn open_input(
+        &mut self,
+        number: ConnectionNumber,
+        input: ConnectionInput,
+        now: Instant,
+        random: f64,
+        todo: &mut Vec<Action>,
+    ) {
+        let State::Open(open) = &mut self.state else { return };
+        // Otherwise it is from a connection that has been dropped.
+        let Some(connection) = open.connection(number) else { return };
+        match input {
+            ConnectionInput::Bytes => {
+                (connection.received_at, connection.has_received) = (now, true);
+                if open.switch(now + self.time_limit.read_on(&self.times)) {
+                    tracing::debug!(target: "flipswitch", "the next connection of the stream of changes is in use");
+                }
+                if open.current.is_stable(&self.times, now) {
+                    self.failures = 0;
+                }
+            }
+            ConnectionInput::Retry(wait) => self.first_wait = wait.clamp(FIRST_WAIT, MAX_BACKOFF),
+            ConnectionInput::LastId(id) => self.last_id = id,
+            ConnectionInput::Event(event) => self.event(number, event, todo),
+            ConnectionInput::Ended => self.ended(number, None, now, random, todo),
+            ConnectionInput::Broken(error) => self.ended(number, Some(&error), now, random, todo),
+            ConnectionInput::Opened | ConnectionInput::Refused(..) => {}
+        }
+    }
+
+    fn event(&mut self, number: ConnectionNumber, event: StreamEvent, todo: &mut Vec<Action>) {
+        let State::Open(open) = &mut self.state else { return };
+        let has_two = !matches!(open.beside, Beside::None | Beside::Failed);
+        let Some(connection) = open.connection(number) else { return };
+        let is_heartbeat = event == StreamEvent::Heartbeat;
+        let Effect { invalidate, notify } = event.effect(!connection.is_subscribed);
+        connection.has_event = true;
+        connection.is_subscribed |= is_heartbeat;
+        // Also for an event that arrives a second time: it may be another one.
+        todo.extend(invalidate.map(Action::Invalidate));
+        let Some(notification) = notify.filter(|notification| !self.notified.is_repeated(number, notification)) else {
+            return;
+        };
+        if has_two {
+            self.notified.remember(number, &notification);
+        }
+        if let Notification::Changed(FlagChangeEvent { flag_key: None, .. }) = notification {
+            // Finds out which flags changed.
+            todo.push(Action::Refetch);
+        }
+        todo.push(Action::Notify(notification));
+    }
+
+    /// Takes the end of an open connection: in good order, or with an error.
+    fn ended(
+        &mut self,
+        number: ConnectionNumber,
+        error: Option<&Error>,
+        now: Instant,
+        random: f64,
+        todo: &mut Vec<Action>,
+    ) {
+        let State::Open(open) = &mut self.state else { return };
+        if number != open.current.number {
+            todo.push(Action::Close(number));
+            let beside = std::mem::replace(&mut open.beside, Beside::None);
+            if let Beside::Next(_) = beside {
+                open.beside = Beside::Failed;
+                next_failed(&"closed before anything was received");
+            } else if error.is_some() {
+                // An event that was sent before the service subscribed the current connection may be lost.
+                todo.push(Action::Invalidate(Cause::Missed));
+            }
+            return;
+        }
+        let beside = std::mem::replace(&mut open.beside, Beside::Failed);
+        if let Beside::Previous { connection, .. } = beside {
+            // The previous one is still open, so that nothing was missed.
+            next_failed(&"closed soon after it was opened");
+            todo.push(Action::Close(number));
+            open.current = connection;
+            return;
+        }
+        let (open_for, is_stable) = (now - open.current.since, open.current.is_stable(&self.times, now));
+        let is_like_last = self.time_limit.ended(open_for, is_stable && open.current.has_event);
+        if is_stable {
+            self.failures = 0;
+        }
+        match beside {
+            // A rotation, for which the attempt has begun already.
+            Beside::Connecting { number: next, after_id } if is_stable => {
+                self.close_rotated(number, open_for, todo);
+                self.state = State::Connecting { number: next, after_id };
+                return;
+            }
+            Beside::Next(next) if is_stable => {
+                self.close_rotated(number, open_for, todo);
+                return self.opened(next, todo);
+            }
+            _ => {}
+        }
+        match error {
+            None if is_stable => {
+                let wait = FIRST_WAIT.mul_f64(0.5 + random / 2.0);
+                tracing::debug!(
+                    target: "flipswitch", ?open_for, ?wait, "the service ended the stream of changes; reconnecting"
+                );
+                self.wait(wait, now, todo);
+            }
+            None => {
+                self.log_end(&"the service ended the stream", open_for, is_like_last);
+                self.failed(None, now, random, todo);
+            }
+            Some(error) => {
+                self.log_end(&root_cause(error), open_for, is_like_last);
+                self.failed(None, now, random, todo);
+            }
+        }
+    }
+
+    /// Closes the current connection, which has ended while the next one is being opened.
+    fn close_rotated(&mut self, number: ConnectionNumber, open_for: Duration, todo: &mut Vec<Action>) {
+        tracing::debug!(
+            target: "flipswitch", ?open_for, "the stream of changes was ended; the next connection is on its way"
+        );
+        todo.extend([Action::Close(number), Action::StreamClosed]);
+        self.set_status(ConnectionStatus::Connecting, todo);
+    }
+
+    fn connect(&mut self, todo: &mut Vec<Action>) {
+        let number = self.next_number();
+        self.state = State::Connecting { number, after_id: self.last_id.is_some() };
+        self.set_status(ConnectionStatus::Connecting, todo);
+        todo.push(Action::Connect { number, last_id: self.last_id.clone() });
+    }
+
+    fn next_number(&mut self) -> ConnectionNumber {
+        self.last_number += 1;
+        self.last_number
+    }
+
+    fn opened(&mut self, connection: OpenConnection, todo: &mut Vec<Action>) {
+        self.state = State::Open(Open::new(connection));
         (self.key_refusals, self.absences, self.was_open) = (0, 0, true);
         (self.reported_unauthorized, self.reported_no_stream) = (false, false);
         tracing::info!(target: "flipswitch", "the stream of changes is open");
@@ -319,6 +474,9 @@ impl Supervisor {
         let is_own = matches!(error, Error::Status(_));
         let is_absent = is_own && matches!(status, Some(404 | 405 | 406 | 410 | 501)) && !self.was_open;
         self.key_refusals = if is_key_refused { self.key_refusals.saturating_add(1) } else { 0 };
+        if self.key_refusals == 1 {
+            self.refused_since = Some(now);
+        }
         self.absences = if is_absent { self.absences.saturating_add(1) } else { 0 };
         match status {
             Some(204) => {
@@ -327,8 +485,8 @@ impl Supervisor {
                 self.poll(true, todo);
                 self.set_status(ConnectionStatus::Disconnected, todo);
             }
-            _ if self.key_refusals >= CONFIRMED_REFUSALS => {
-                self.state = State::Unauthorized { until: now + wait };
+            _ if self.key_refusals >= CONFIRMED_REFUSALS && !self.is_key_answered(now) => {
+                self.state = State::Unauthorized { since: now, until: now + wait, look_at: now + ANSWERED_WITHIN };
                 if !std::mem::replace(&mut self.reported_unauthorized, true) {
                     tracing::error!(target: "flipswitch", ?wait, "the service refuses the API key for the stream of changes");
                     todo.push(Action::Unauthorized);
@@ -355,17 +513,43 @@ impl Supervisor {
         }
     }
 
+    /// Returns whether requests are answered with the API key that the service refuses for the stream: since the first of
+    /// the refusals in a row, or shortly before now.
+    fn is_key_answered(&self, now: Instant) -> bool {
+        let is_recent = |at: Instant| {
+            now.saturating_duration_since(at) <= ANSWERED_WITHIN || self.refused_since.is_some_and(|since| at >= since)
+        };
+        self.answered_at.is_some_and(is_recent)
+    }
+
     fn deadline_while_open(&mut self, now: Instant, random: f64, todo: &mut Vec<Action>) {
         let State::Open(open) = &mut self.state else { return };
-        if open.is_stable(now) {
+        if open.current.is_stable(&self.times, now) {
             self.failures = 0;
         }
         let idle = self.options.stream_idle_timeout;
-        if now >= open.received_at + idle {
+        if now >= open.current.received_at + idle {
             self.log(format_args!(
                 "nothing received for {idle:?}: a half-open connection, or a proxy that buffers (see X-Accel-Buffering)"
             ));
-            self.failed(None, now, random, todo);
+            return self.failed(None, now, random, todo);
+        }
+        match &open.beside {
+            Beside::Previous { connection, until } if now >= *until => {
+                todo.push(Action::Close(connection.number));
+                open.beside = Beside::None;
+            }
+            Beside::None if open.next_at(&self.time_limit).is_some_and(|at| now >= at) => self.connect_beside(todo),
+            _ => {}
+        }
+    }
+
+    fn connect_beside(&mut self, todo: &mut Vec<Action>) {
+        let (number, last_id) = (self.next_number(), self.last_id.clone());
+        if let State::Open(open) = &mut self.state {
+            self.notified.clear();
+            open.beside = Beside::Connecting { number, after_id: last_id.is_some() };
+            todo.push(Action::ConnectBeside { number, last_id });
         }
     }
 
@@ -405,12 +589,10 @@ impl Supervisor {
         }
     }
 
-    /// Logs that a connection ended early. If connections end early after the same time again and again, that is a warning
-    /// once.
-    fn ended_early(&mut self, cause: &dyn fmt::Display, open_for: Duration) {
-        let is_same = |last: Duration| open_for.abs_diff(last) <= last.mul_f64(SAME_DURATION);
-        let is_limited = open_for >= SHORTEST_LIMIT && self.last_duration.is_some_and(is_same);
-        self.last_duration = Some(open_for);
+    /// Logs that a connection ended early, or was cut. If connections end after the same time again and again, that is a
+    /// warning once.
+    fn log_end(&mut self, cause: &dyn fmt::Display, open_for: Duration, is_like_last: bool) {
+        let is_limited = open_for >= self.times.shortest_limit && is_like_last;
         let seconds = open_for.as_secs_f64();
         match (is_limited, std::mem::replace(&mut self.reported_limit, is_limited)) {
             (false, _) => self.log(format_args!("closed after {seconds:.1} s: {cause}")),
@@ -435,19 +617,9 @@ impl Supervisor {
     }
 }
 
-impl Open {
-    fn event(&mut self, event: StreamEvent, todo: &mut Vec<Action>) {
-        let is_heartbeat = event == StreamEvent::Heartbeat;
-        let Effect { invalidate, notify } = event.effect(!self.has_heartbeat);
-        self.has_event = true;
-        self.has_heartbeat |= is_heartbeat;
-        todo.extend(invalidate.map(Action::Invalidate));
-        if let Some(Notification::Changed(FlagChangeEvent { flag_key: None, .. })) = notify {
-            // Finds out which flags changed.
-            todo.push(Action::Refetch);
-        }
-        todo.extend(notify.map(Action::Notify));
-    }
+/// Logs that the next connection failed, which is no failure while the current one is open.
+fn next_failed(error: &dyn fmt::Display) {
+    tracing::debug!(target: "flipswitch", %error, "the next connection of the stream of changes failed");
 }
 
 /// Returns the last source of an error, without those in between, which say the same in other words.
@@ -490,13 +662,38 @@ mod tests {
         /// One that is open, and has no failure behind it.
         fn open() -> Self {
             let mut stream = Self::connecting();
-            stream.does(Input::Opened, [Action::StreamOpened, status(ConnectionStatus::Connected), Action::Refetch]);
+            stream.does(
+                ConnectionInput::Opened,
+                [Action::StreamOpened, status(ConnectionStatus::Connected), Action::Refetch],
+            );
             stream
         }
 
-        fn does(&mut self, input: Input, expected: impl IntoIterator<Item = Action>) {
+        /// Gives an input, which comes from the latest connection if it is one of a connection.
+        fn gets(&mut self, input: impl Numbered, random: f64) -> Vec<Action> {
+            self.supervisor.input(input.numbered(self.supervisor.last_number), self.now, random)
+        }
+
+        fn does(&mut self, input: impl Numbered, expected: impl IntoIterator<Item = Action>) {
+            self.does_on(self.supervisor.last_number, input, expected);
+        }
+
+        /// Gives an input of a certain connection.
+        fn does_on(
+            &mut self,
+            number: ConnectionNumber,
+            input: impl Numbered,
+            expected: impl IntoIterator<Item = Action>,
+        ) {
+            let input = input.numbered(number);
             let case = format!("{input:?} in {:?}", self.supervisor.state);
-            let actions = self.supervisor.input(input, self.now, self.random);
+            let mut actions = self.supervisor.input(input, self.now, self.random);
+            for action in &mut actions {
+                if let Action::Connect { number, .. } = action {
+                    assert_eq!(*number, self.supervisor.last_number);
+                    *number = 0;
+                }
+            }
             assert_eq!(actions, expected.into_iter().collect::<Vec<_>>(), "{case}");
         }
 
@@ -519,27 +716,44 @@ mod tests {
         }
     }
 
+    /// An input, or that of a connection that is known from the circumstances.
+    trait Numbered {
+        fn numbered(self, number: ConnectionNumber) -> Input;
+    }
+
+    impl Numbered for Input {
+        fn numbered(self, _: ConnectionNumber) -> Input {
+            self
+        }
+    }
+
+    impl Numbered for ConnectionInput {
+        fn numbered(self, number: ConnectionNumber) -> Input {
+            Input::Connection(number, self)
+        }
+    }
+
     fn status(status: ConnectionStatus) -> Action {
         Action::Status(status)
     }
 
     fn connect(last_id: Option<&str>) -> Action {
-        Action::Connect { last_id: last_id.map(Arc::from) }
+        Action::Connect { number: 0, last_id: last_id.map(Arc::from) }
     }
 
     fn failure(retry_after: Option<Duration>) -> Failure {
         Failure { retry_after, ..Error::Timeout.into() }
     }
 
-    fn refused(code: u16) -> Input {
+    fn refused(code: u16) -> ConnectionInput {
         let status = StatusCode::from_u16(code).unwrap();
         let error = if matches!(code, 401 | 403) { Error::Unauthorized } else { Error::Status(status) };
-        Input::Refused(Some(status), error.into())
+        ConnectionInput::Refused(Some(status), error.into())
     }
 
     /// Name resolution, connection, TLS, the deadline, a refused redirect: there is no status.
-    fn unreachable() -> Input {
-        Input::Refused(None, failure(None))
+    fn unreachable() -> ConnectionInput {
+        ConnectionInput::Refused(None, failure(None))
     }
 
     fn changed(key: Option<&str>) -> FlagChangeEvent {
@@ -550,8 +764,8 @@ mod tests {
         Action::Notify(Notification::Changed(changed(key)))
     }
 
-    fn event(event: StreamEvent) -> Input {
-        Input::Event(event)
+    fn event(event: StreamEvent) -> ConnectionInput {
+        ConnectionInput::Event(event)
     }
 
     const FAILED: [Action; 2] = [Action::Disconnect, Action::Status(ConnectionStatus::Error)];
@@ -561,7 +775,8 @@ mod tests {
     fn before_the_start_nothing_happens() {
         let mut stream = Stream::new(OPTIONS);
         assert_eq!(stream.supervisor.deadline(), None);
-        for input in [Input::Opened, Input::DeadlineReached, Input::Reconnect, Input::Refetched] {
+        stream.does(ConnectionInput::Opened, []);
+        for input in [Input::DeadlineReached, Input::Reconnect, Input::Resumed, Input::Refetched] {
             stream.does(input, []);
         }
     }
@@ -616,7 +831,7 @@ mod tests {
             let mut stream = Stream::connecting();
             stream.random = random;
             let status = StatusCode::SERVICE_UNAVAILABLE;
-            stream.does(Input::Refused(Some(status), failure(Some(asked))), FAILED);
+            stream.does(ConnectionInput::Refused(Some(status), failure(Some(asked))), FAILED);
             stream.connects_after(wait);
         }
     }
@@ -642,18 +857,20 @@ mod tests {
             stream.does(Input::Unauthorized, [Action::Polling(false)]);
             stream.does(Input::Unauthorized, []);
             for (random, seconds) in [(0.0, 240), (0.5, 300), (1.0, 360)] {
-                stream.connects_after(SECOND * seconds_before(&stream));
+                stream.attempts_again();
                 stream.random = random;
                 stream.refuse(code, [Action::Polling(true), status(ConnectionStatus::Error)]);
-                assert_eq!(seconds_before(&stream), seconds);
+                assert_eq!(stream.seconds_before_attempt(), seconds);
                 stream.does(Input::Unauthorized, [Action::Polling(false)]);
             }
             stream.does(Input::Reconnect, [status(ConnectionStatus::Connecting), connect(None)]);
             let all = notify(None);
-            stream
-                .does(Input::Opened, [Action::StreamOpened, status(ConnectionStatus::Connected), all, Action::Refetch]);
+            stream.does(
+                ConnectionInput::Opened,
+                [Action::StreamOpened, status(ConnectionStatus::Connected), all, Action::Refetch],
+            );
             // Once it was accepted, a refusal is reported again.
-            stream.does(Input::Ended, BROKE);
+            stream.does(ConnectionInput::Ended, BROKE);
             stream.connects_after(SECOND);
             // A request that was refused confirms it.
             stream.does(Input::Unauthorized, []);
@@ -675,15 +892,28 @@ mod tests {
         for code in [401, 403, 404] {
             let mut stream = Stream::connecting();
             for seconds in [1, 2, 4] {
-                stream.does(Input::Refused(Some(StatusCode::from_u16(code).unwrap()), failure(None)), FAILED);
+                stream.does(ConnectionInput::Refused(Some(StatusCode::from_u16(code).unwrap()), failure(None)), FAILED);
                 stream.connects_after(SECOND * seconds);
             }
         }
     }
 
-    fn seconds_before(stream: &Stream) -> u32 {
-        let wait = stream.supervisor.deadline().unwrap() - stream.now;
-        u32::try_from(wait.as_millis() / 1_000).unwrap()
+    impl Stream {
+        fn seconds_before_attempt(&self) -> u64 {
+            let State::Unauthorized { until, .. } = self.supervisor.state else { panic!("the key is not refused") };
+            (until - self.now).as_secs()
+        }
+
+        /// Advances the time to the next attempt after a refusal. Without an answer there is none before.
+        fn attempts_again(&mut self) {
+            let State::Unauthorized { until, .. } = self.supervisor.state else { panic!("the key is not refused") };
+            while self.supervisor.deadline() < Some(until) {
+                self.now = self.supervisor.deadline().unwrap();
+                self.does(Input::DeadlineReached, []);
+            }
+            self.now = until - SECOND;
+            self.connects_after(SECOND);
+        }
     }
 
     #[test]
@@ -707,7 +937,7 @@ mod tests {
     #[test]
     fn a_stream_that_was_open_is_retried_with_the_ordinary_backoff() {
         let mut stream = Stream::open();
-        stream.does(Input::Ended, BROKE);
+        stream.does(ConnectionInput::Ended, BROKE);
         stream.connects_after(SECOND);
         for seconds in [2, 4, 8] {
             stream.refuse(404, FAILED);
@@ -725,8 +955,8 @@ mod tests {
     fn an_id_that_may_have_been_rejected_is_dropped() {
         for code in [400, 431] {
             let mut stream = Stream::open();
-            stream.does(Input::LastId(Some("7".into())), []);
-            stream.does(Input::Ended, BROKE);
+            stream.does(ConnectionInput::LastId(Some("7".into())), []);
+            stream.does(ConnectionInput::Ended, BROKE);
             stream.connects_after(SECOND);
             // Another failure keeps it.
             stream.refuse(500, FAILED);
@@ -742,12 +972,12 @@ mod tests {
     #[test]
     fn an_id_is_kept_across_connections() {
         let mut stream = Stream::open();
-        stream.does(Input::LastId(Some("7".into())), []);
-        stream.does(Input::Broken(Error::Timeout), BROKE);
+        stream.does(ConnectionInput::LastId(Some("7".into())), []);
+        stream.does(ConnectionInput::Broken(Error::Timeout), BROKE);
         stream.waits(SECOND);
         stream.does(Input::DeadlineReached, [status(ConnectionStatus::Connecting), connect(Some("7"))]);
-        stream.supervisor.input(Input::Opened, stream.now, 0.0);
-        stream.does(Input::LastId(None), []);
+        stream.gets(ConnectionInput::Opened, 0.0);
+        stream.does(ConnectionInput::LastId(None), []);
         stream.does(
             Input::Reconnect,
             [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Connecting), connect(None)],
@@ -758,19 +988,22 @@ mod tests {
     fn an_opened_stream_invalidates_everything_and_polling_ends_after_a_refetch() {
         let mut stream = Stream::connecting();
         for _ in 0..5 {
-            stream.supervisor.input(unreachable(), stream.now, 1.0);
+            stream.gets(unreachable(), 1.0);
             stream.now = stream.supervisor.deadline().unwrap();
-            stream.supervisor.input(Input::DeadlineReached, stream.now, 1.0);
+            stream.gets(Input::DeadlineReached, 1.0);
         }
         // Responses to earlier polls do not count.
         stream.does(Input::Refetched, []);
         let all = notify(None);
-        stream.does(Input::Opened, [Action::StreamOpened, status(ConnectionStatus::Connected), all, Action::Refetch]);
+        stream.does(
+            ConnectionInput::Opened,
+            [Action::StreamOpened, status(ConnectionStatus::Connected), all, Action::Refetch],
+        );
         assert_eq!(stream.supervisor.failures, 5, "headers alone prove nothing");
         stream.does(Input::Refetched, [Action::Polling(false)]);
         stream.does(Input::Refetched, []);
         // The row of failures goes on: a service that accepts and closes is polled in the end.
-        stream.does(Input::Ended, [&[Action::Polling(true)], BROKE.as_slice()].concat());
+        stream.does(ConnectionInput::Ended, [&[Action::Polling(true)], BROKE.as_slice()].concat());
         stream.connects_after(SECOND * 30);
     }
 
@@ -798,7 +1031,7 @@ mod tests {
         for _ in 0..3 {
             stream.now += MINUTE - MILLISECOND;
             stream.does(Input::DeadlineReached, []);
-            stream.does(Input::Bytes, []);
+            stream.does(ConnectionInput::Bytes, []);
         }
         stream.waits(MINUTE);
         stream.does(Input::DeadlineReached, BROKE);
@@ -813,16 +1046,22 @@ mod tests {
     fn a_stable_connection_ends_the_row_of_failures() {
         let mut stream = Stream::connecting();
         stream.supervisor.failures = 3;
-        stream.supervisor.input(Input::Opened, stream.now, 0.0);
+        stream.gets(ConnectionInput::Opened, 0.0);
         stream.now += SECOND;
-        stream.does(Input::Bytes, []);
+        stream.does(ConnectionInput::Bytes, []);
         stream.waits(MINUTE - SECOND);
         stream.does(Input::DeadlineReached, []);
         assert_eq!(stream.supervisor.failures, 0);
         // An end is then a rotation, and no failure.
-        stream.does(Input::Ended, [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Disconnected)]);
+        stream.does(
+            ConnectionInput::Ended,
+            [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Disconnected)],
+        );
         stream.connects_after(SECOND);
-        stream.does(Input::Opened, [Action::StreamOpened, status(ConnectionStatus::Connected), Action::Refetch]);
+        stream.does(
+            ConnectionInput::Opened,
+            [Action::StreamOpened, status(ConnectionStatus::Connected), Action::Refetch],
+        );
     }
 
     #[test]
@@ -830,26 +1069,29 @@ mod tests {
         for first in [StreamEvent::Heartbeat, StreamEvent::Unknown, StreamEvent::Changed(changed(Some("f")))] {
             let mut stream = Stream::open();
             stream.supervisor.failures = 3;
-            stream.does(Input::Bytes, []);
-            stream.supervisor.input(event(first), stream.now, 0.0);
+            stream.does(ConnectionInput::Bytes, []);
+            stream.gets(event(first), 0.0);
             stream.now += SECOND * 10;
-            stream.supervisor.input(Input::DeadlineReached, stream.now, 0.0);
+            stream.gets(Input::DeadlineReached, 0.0);
             assert_eq!(stream.supervisor.failures, 0);
             let rotation = [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Disconnected)];
-            stream.does(Input::Ended, rotation);
+            stream.does(ConnectionInput::Ended, rotation);
             stream.connects_after(SECOND);
             // Nothing was missed for long, so the application is told of no change.
-            stream.does(Input::Opened, [Action::StreamOpened, status(ConnectionStatus::Connected), Action::Refetch]);
+            stream.does(
+                ConnectionInput::Opened,
+                [Action::StreamOpened, status(ConnectionStatus::Connected), Action::Refetch],
+            );
         }
         // Earlier, or without an event, an end is a failure.
         for (seconds, has_event) in [(9, true), (10, false)] {
             let mut stream = Stream::open();
-            stream.does(Input::Bytes, []);
+            stream.does(ConnectionInput::Bytes, []);
             if has_event {
                 stream.does(event(StreamEvent::Unknown), []);
             }
             stream.now += SECOND * seconds;
-            stream.does(Input::Ended, BROKE);
+            stream.does(ConnectionInput::Ended, BROKE);
         }
     }
 
@@ -857,7 +1099,9 @@ mod tests {
     fn a_time_limit_of_a_proxy_is_recognized() {
         let mut stream = Stream::open();
         let mut ends_after = |seconds, limited| {
-            stream.supervisor.ended_early(&"", Duration::from_secs_f64(seconds));
+            let open_for = Duration::from_secs_f64(seconds);
+            let is_like_last = stream.supervisor.time_limit.ended(open_for, false);
+            stream.supervisor.log_end(&"", open_for, is_like_last);
             assert_eq!(stream.supervisor.reported_limit, limited, "after {seconds} s");
         };
         for (seconds, limited) in [(60.0, false), (61.0, true), (59.0, true), (30.0, false), (0.1, false), (0.1, false)]
@@ -869,31 +1113,33 @@ mod tests {
     #[test]
     fn a_connection_that_received_nothing_is_not_stable() {
         let mut stream = Stream::new(StreamOptions { stream_idle_timeout: MINUTE * 3, ..OPTIONS });
-        stream.supervisor.input(Input::Start, stream.now, 0.0);
+        stream.gets(Input::Start, 0.0);
         stream.supervisor.failures = 3;
-        stream.supervisor.input(Input::Opened, stream.now, 0.0);
+        stream.gets(ConnectionInput::Opened, 0.0);
         stream.now += MINUTE * 2;
         stream.does(Input::DeadlineReached, []);
         assert_eq!(stream.supervisor.failures, 3);
-        stream.does(Input::Bytes, []);
+        stream.does(ConnectionInput::Bytes, []);
         assert_eq!(stream.supervisor.failures, 0);
     }
 
     #[test]
     fn an_early_end_a_broken_body_and_too_large_an_event_are_failures() {
-        for input in [Input::Ended, Input::Broken(Error::TooLarge), Input::Broken(Error::Timeout)] {
+        for input in
+            [ConnectionInput::Ended, ConnectionInput::Broken(Error::TooLarge), ConnectionInput::Broken(Error::Timeout)]
+        {
             let mut stream = Stream::open();
-            stream.does(Input::Bytes, []);
+            stream.does(ConnectionInput::Bytes, []);
             stream.now += MINUTE - MILLISECOND;
             stream.does(input, BROKE);
             stream.connects_after(SECOND);
         }
         // Also of a stable connection: only its end is no failure.
         let mut stream = Stream::open();
-        stream.does(Input::Bytes, []);
+        stream.does(ConnectionInput::Bytes, []);
         stream.now += MINUTE;
-        stream.does(Input::Bytes, []);
-        stream.does(Input::Broken(Error::Timeout), BROKE);
+        stream.does(ConnectionInput::Bytes, []);
+        stream.does(ConnectionInput::Broken(Error::Timeout), BROKE);
     }
 
     #[test]
@@ -902,8 +1148,8 @@ mod tests {
             [(Duration::ZERO, SECOND), (SECOND * 5, SECOND * 5), (Duration::from_millis(u64::MAX), SECOND * 30)]
         {
             let mut stream = Stream::open();
-            stream.does(Input::Retry(named), []);
-            stream.does(Input::Ended, BROKE);
+            stream.does(ConnectionInput::Retry(named), []);
+            stream.does(ConnectionInput::Ended, BROKE);
             stream.connects_after(wait);
         }
     }
@@ -912,7 +1158,7 @@ mod tests {
     fn a_reconnect_is_possible_in_every_state() {
         let mut waiting = Stream::connecting();
         for _ in 0..2 {
-            waiting.supervisor.input(unreachable(), waiting.now, 1.0);
+            waiting.gets(unreachable(), 1.0);
             waiting.does(Input::Reconnect, [status(ConnectionStatus::Connecting), connect(None)]);
             assert_eq!(waiting.supervisor.failures, 0);
         }
@@ -930,24 +1176,423 @@ mod tests {
     fn inputs_of_a_dropped_connection_are_ignored() {
         let of_a_connection = || {
             let change = event(StreamEvent::Changed(changed(None)));
-            [Input::Opened, Input::Bytes, change, Input::Ended, Input::Broken(Error::Timeout), Input::Refetched]
+            [
+                ConnectionInput::Opened,
+                ConnectionInput::Bytes,
+                change,
+                ConnectionInput::Ended,
+                ConnectionInput::Broken(Error::Timeout),
+            ]
         };
         let mut waiting = Stream::connecting();
-        waiting.supervisor.input(unreachable(), waiting.now, 1.0);
+        waiting.gets(unreachable(), 1.0);
         let mut unauthorized = Stream::connecting();
-        for input in [refused(401), Input::Reconnect, Input::Unauthorized, refused(401)] {
-            unauthorized.supervisor.input(input, unauthorized.now, 1.0);
-        }
+        unauthorized.gets(Input::Unauthorized, 1.0);
+        unauthorized.gets(refused(401), 1.0);
         assert!(matches!(unauthorized.supervisor.state, State::Unauthorized { .. }));
         let mut parked = Stream::connecting();
-        parked.supervisor.input(refused(204), parked.now, 1.0);
+        parked.gets(refused(204), 1.0);
         for mut stream in [waiting, unauthorized, parked] {
             for input in of_a_connection() {
                 stream.does(input, []);
             }
+            stream.does(Input::Refetched, []);
         }
         let mut open = Stream::open();
         open.does(unreachable(), []);
-        open.does(Input::Opened, []);
+        open.does(ConnectionInput::Opened, []);
+        let dropped = open.supervisor.last_number;
+        open.gets(Input::Reconnect, 1.0);
+        for input in of_a_connection() {
+            open.does_on(dropped, input, []);
+        }
+        open.gets(ConnectionInput::Opened, 1.0);
+        for input in of_a_connection() {
+            open.does_on(dropped, input, []);
+        }
+    }
+
+    /// One with a connection that was opened after two others had been ended after `seconds`, and on which the service was
+    /// heard.
+    fn limited(seconds: u64, ends: fn() -> ConnectionInput) -> Stream {
+        let mut stream = Stream::open();
+        for _ in 0..2 {
+            stream.hears();
+            stream.now += Duration::from_secs(seconds);
+            stream.gets(ends(), 1.0);
+            stream.now = stream.supervisor.deadline().unwrap();
+            stream.gets(Input::DeadlineReached, 1.0);
+            stream.gets(ConnectionInput::Opened, 1.0);
+        }
+        stream.hears();
+        stream.supervisor.failures = 0;
+        stream
+    }
+
+    impl Stream {
+        fn hears(&mut self) {
+            self.gets(ConnectionInput::Bytes, 1.0);
+            self.gets(event(StreamEvent::Heartbeat), 1.0);
+        }
+
+        /// Advances the time to when the next connection is opened beside this one, and returns the numbers of both.
+        fn opens_beside_after(&mut self, wait: Duration) -> (ConnectionNumber, ConnectionNumber) {
+            let (old, last_id) = (self.supervisor.last_number, self.supervisor.last_id.clone());
+            self.waits_hearing(wait);
+            self.does(Input::DeadlineReached, [Action::ConnectBeside { number: old + 1, last_id }]);
+            (old, old + 1)
+        }
+
+        /// Advances the time, and lets bytes arrive on the current connection so that it is not silent for too long.
+        fn waits_hearing(&mut self, mut wait: Duration) {
+            while wait > SECOND * 30 {
+                (self.now, wait) = (self.now + SECOND * 30, wait - SECOND * 30);
+                self.does(ConnectionInput::Bytes, []);
+            }
+            self.waits(wait);
+        }
+    }
+
+    const ENDS: [fn() -> ConnectionInput; 2] = [|| ConnectionInput::Ended, || ConnectionInput::Broken(Error::Timeout)];
+
+    #[test]
+    fn the_next_connection_replaces_one_before_it_is_cut_and_nothing_else_happens() {
+        for (seconds, ends) in [(30, ENDS[0]), (30, ENDS[1]), (300, ENDS[0])] {
+            let limit = Duration::from_secs(seconds);
+            let mut stream = limited(seconds, ends);
+            let mut opened = stream.now;
+            for _ in 0..10 {
+                // By the age of this connection, and not of the one before it.
+                let age = stream.now - opened;
+                let (old, new) = stream.opens_beside_after(limit.mul_f64(0.8) - age);
+                // Once for each connection.
+                stream.does(Input::DeadlineReached, []);
+                stream.now += SECOND;
+                stream.does(ConnectionInput::Opened, []);
+                opened = stream.now;
+                stream.now += SECOND;
+                stream.does_on(old, ConnectionInput::Bytes, []);
+                stream.does(ConnectionInput::Bytes, []);
+                stream.does(event(StreamEvent::Heartbeat), []);
+                // Events that were on their way count.
+                stream.now += SECOND;
+                stream.does_on(old, ConnectionInput::Bytes, []);
+                let change = || event(StreamEvent::Changed(changed(Some("f"))));
+                stream.does_on(old, change(), [Action::Invalidate(Cause::Announced), notify(Some("f"))]);
+                stream.waits(SECOND);
+                stream.does(Input::DeadlineReached, [Action::Close(old)]);
+                stream.does_on(old, change(), []);
+                stream.does_on(old, ConnectionInput::Ended, []);
+                stream.does(change(), [Action::Invalidate(Cause::Announced), notify(Some("f"))]);
+                assert_eq!(stream.supervisor.last_number, new);
+            }
+        }
+    }
+
+    #[test]
+    fn one_end_or_ends_at_unlike_lengths_are_no_time_limit() {
+        for seconds in [[30, 40], [40, 30], [9, 9]] {
+            let mut stream = Stream::open();
+            for seconds in seconds {
+                stream.hears();
+                stream.now += Duration::from_secs(seconds);
+                stream.gets(ConnectionInput::Ended, 1.0);
+                stream.now = stream.supervisor.deadline().unwrap();
+                stream.gets(Input::DeadlineReached, 1.0);
+                stream.gets(ConnectionInput::Opened, 1.0);
+            }
+            stream.hears();
+            stream.supervisor.failures = 0;
+            stream.waits(MINUTE);
+        }
+        // Without an event.
+        let mut stream = Stream::open();
+        for _ in 0..2 {
+            stream.gets(ConnectionInput::Bytes, 1.0);
+            stream.now += MINUTE;
+            stream.gets(ConnectionInput::Bytes, 1.0);
+            stream.gets(ConnectionInput::Ended, 1.0);
+            stream.now = stream.supervisor.deadline().unwrap();
+            stream.gets(Input::DeadlineReached, 1.0);
+            stream.gets(ConnectionInput::Opened, 1.0);
+        }
+        stream.waits(MINUTE);
+    }
+
+    #[test]
+    fn an_event_on_both_connections_is_published_once() {
+        let mut stream = limited(30, ENDS[0]);
+        let (old, _) = stream.opens_beside_after(SECOND * 24);
+        stream.gets(ConnectionInput::Opened, 1.0);
+        let all = |second| {
+            let timestamp = Some(datetime!(2025-06-01 0:00 UTC) + SECOND * second);
+            FlagChangeEvent { flag_key: None, timestamp }
+        };
+        let changes = |second| event(StreamEvent::Changed(all(second)));
+        let published = |second| {
+            [Action::Invalidate(Cause::Announced), Action::Refetch, Action::Notify(Notification::Changed(all(second)))]
+        };
+        stream.does_on(old, changes(1), published(1));
+        stream.does(ConnectionInput::Bytes, []);
+        // Flags are invalidated nevertheless.
+        stream.does(changes(1), [Action::Invalidate(Cause::Announced)]);
+        stream.does(changes(1), published(1));
+        stream.does(changes(2), published(2));
+        stream.does_on(old, changes(2), [Action::Invalidate(Cause::Announced)]);
+        stream.does_on(old, changes(3), published(3));
+        let rotated = || event(StreamEvent::KeyRotated { valid_until: None });
+        stream.does_on(old, rotated(), [Action::Notify(Notification::KeyRotated { valid_until: None })]);
+        stream.does(rotated(), []);
+        // Without a timestamp it may be another change.
+        let any = || event(StreamEvent::Changed(changed(None)));
+        let is_any = [Action::Invalidate(Cause::Announced), Action::Refetch, notify(None)];
+        stream.does_on(old, any(), is_any.clone());
+        stream.does(any(), is_any);
+        stream.now += SECOND * 2;
+        stream.does(Input::DeadlineReached, [Action::Close(old)]);
+        // It is late.
+        stream.does(changes(3), [Action::Invalidate(Cause::Announced)]);
+        stream.does(changes(4), published(4));
+    }
+
+    #[test]
+    fn an_end_before_the_next_connection_is_heard_is_a_rotation_with_that_one() {
+        for ends in ENDS {
+            let reopened = [Action::StreamOpened, status(ConnectionStatus::Connected), Action::Refetch];
+            let closed = |old| [Action::Close(old), Action::StreamClosed, status(ConnectionStatus::Connecting)];
+            // Not open yet.
+            let mut stream = limited(30, ENDS[0]);
+            let (old, _) = stream.opens_beside_after(SECOND * 24);
+            stream.does_on(old, ends(), closed(old));
+            stream.does(ConnectionInput::Opened, reopened.clone());
+            stream.does(ConnectionInput::Bytes, []);
+            stream.does(event(StreamEvent::Heartbeat), [Action::Invalidate(Cause::Missed)]);
+            stream.opens_beside_after(SECOND * 24);
+            // Open, and not heard.
+            let mut stream = limited(30, ENDS[0]);
+            let (old, _) = stream.opens_beside_after(SECOND * 24);
+            stream.does(ConnectionInput::Opened, []);
+            stream.does_on(old, ends(), [closed(old).as_slice(), &reopened].concat());
+            stream.does(ConnectionInput::Bytes, []);
+            stream.does(event(StreamEvent::Heartbeat), [Action::Invalidate(Cause::Missed)]);
+            // Not open, and it fails then.
+            let mut stream = limited(30, ENDS[0]);
+            let (old, _) = stream.opens_beside_after(SECOND * 24);
+            stream.does_on(old, ends(), closed(old));
+            stream.does(unreachable(), FAILED);
+            stream.connects_after(SECOND);
+        }
+    }
+
+    #[test]
+    fn an_end_of_an_unstable_connection_is_a_failure_also_beside_the_next_one() {
+        for is_open in [false, true] {
+            let mut stream = limited(11, ENDS[0]);
+            let (old, _) = stream.opens_beside_after(SECOND.mul_f64(8.8));
+            if is_open {
+                stream.does(ConnectionInput::Opened, []);
+            }
+            stream.does_on(old, ConnectionInput::Ended, BROKE);
+            stream.connects_after(SECOND);
+        }
+    }
+
+    #[test]
+    fn a_next_connection_that_fails_is_no_failure_and_not_tried_again() {
+        let fails: [fn(&mut Stream, ConnectionNumber); 6] = [
+            |stream, _| stream.does(unreachable(), []),
+            |stream, _| stream.refuse(401, []),
+            |stream, _| stream.refuse(204, []),
+            |stream, new| {
+                stream.does(ConnectionInput::Opened, []);
+                stream.does(ConnectionInput::Ended, [Action::Close(new)]);
+            },
+            |stream, new| {
+                stream.does(ConnectionInput::Opened, []);
+                stream.does(ConnectionInput::Broken(Error::Timeout), [Action::Close(new)]);
+            },
+            // It was heard already.
+            |stream, new| {
+                stream.does(ConnectionInput::Opened, []);
+                stream.does(ConnectionInput::Bytes, []);
+                stream.does(ConnectionInput::Broken(Error::TooLarge), [Action::Close(new)]);
+            },
+        ];
+        for fails in fails {
+            let mut stream = limited(30, ENDS[0]);
+            let (old, new) = stream.opens_beside_after(SECOND * 24);
+            fails(&mut stream, new);
+            assert_eq!((stream.supervisor.failures, stream.supervisor.key_refusals), (0, 0));
+            stream.does_on(new, ConnectionInput::Opened, []);
+            // The last byte was at the beginning.
+            assert_eq!(stream.supervisor.deadline(), Some(stream.now + SECOND * 36));
+            stream.now += SECOND * 6;
+            let rotation = [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Disconnected)];
+            stream.does_on(old, ConnectionInput::Ended, rotation);
+            stream.connects_after(SECOND);
+            stream.gets(ConnectionInput::Opened, 1.0);
+            stream.hears();
+            stream.opens_beside_after(SECOND * 24);
+        }
+    }
+
+    #[test]
+    fn the_previous_connection_may_end_while_it_is_read_on() {
+        // Only a cut may have lost an event.
+        for (ends, invalidates) in [(ENDS[0], None), (ENDS[1], Some(Action::Invalidate(Cause::Missed)))] {
+            let mut stream = limited(30, ENDS[0]);
+            let (old, _) = stream.opens_beside_after(SECOND * 24);
+            stream.gets(ConnectionInput::Opened, 1.0);
+            stream.does(ConnectionInput::Bytes, []);
+            stream.does_on(old, ends(), [Action::Close(old)].into_iter().chain(invalidates));
+            stream.opens_beside_after(SECOND * 24);
+        }
+        // It is dropped well before it is cut, also if the limit is short.
+        let mut stream = limited(10, ENDS[0]);
+        let (old, _) = stream.opens_beside_after(SECOND * 8);
+        stream.gets(ConnectionInput::Opened, 1.0);
+        stream.does(ConnectionInput::Bytes, []);
+        stream.waits(SECOND);
+        stream.does(Input::DeadlineReached, [Action::Close(old)]);
+    }
+
+    #[test]
+    fn a_reconnect_drops_both_connections() {
+        for input in [Input::Reconnect, Input::Resumed] {
+            let mut stream = limited(30, ENDS[0]);
+            let (old, new) = stream.opens_beside_after(SECOND * 24);
+            stream.gets(ConnectionInput::Opened, 1.0);
+            stream.gets(input, 1.0);
+            for number in [old, new] {
+                stream.does_on(number, ConnectionInput::Bytes, []);
+                stream.does_on(number, ConnectionInput::Ended, []);
+            }
+            assert!(matches!(stream.supervisor.state, State::Connecting { .. }));
+        }
+    }
+
+    #[test]
+    fn an_id_of_either_connection_is_continued() {
+        let mut stream = limited(30, ENDS[0]);
+        stream.does(ConnectionInput::LastId(Some("7".into())), []);
+        let (old, new) = stream.opens_beside_after(SECOND * 24);
+        stream.does_on(new, ConnectionInput::LastId(Some("6".into())), []);
+        assert_eq!(stream.supervisor.last_id.as_deref(), Some("7"), "it is not open");
+        stream.gets(ConnectionInput::Opened, 1.0);
+        stream.does_on(old, ConnectionInput::LastId(Some("8".into())), []);
+        stream.does(ConnectionInput::Bytes, []);
+        stream.does(ConnectionInput::LastId(Some("9".into())), []);
+        stream.does(
+            Input::Reconnect,
+            [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Connecting), connect(Some("9"))],
+        );
+    }
+
+    #[test]
+    fn cuts_of_stable_connections_never_lead_to_polling() {
+        let mut stream = Stream::open();
+        for cut in 0..10 {
+            stream.hears();
+            // Each at another length, so that no time limit shows.
+            stream.now += SECOND * (10 + 5 * cut);
+            stream.does(ConnectionInput::Broken(Error::Timeout), BROKE);
+            stream.connects_after(SECOND);
+            let all = notify(None);
+            stream.does(
+                ConnectionInput::Opened,
+                [Action::StreamOpened, status(ConnectionStatus::Connected), all, Action::Refetch],
+            );
+        }
+    }
+
+    #[test]
+    fn times_are_scaled_by_the_idle_timeout() {
+        let idle = SECOND * 6;
+        let mut stream = Stream::new(StreamOptions { stream_idle_timeout: idle, ..OPTIONS });
+        stream.gets(Input::Start, 1.0);
+        for _ in 0..2 {
+            stream.gets(ConnectionInput::Opened, 1.0);
+            stream.hears();
+            stream.now += SECOND;
+            let rotation = [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Disconnected)];
+            stream.does(ConnectionInput::Ended, rotation);
+            stream.connects_after(SECOND);
+        }
+        stream.gets(ConnectionInput::Opened, 1.0);
+        stream.hears();
+        let (old, _) = stream.opens_beside_after(MILLISECOND * 800);
+        stream.gets(ConnectionInput::Opened, 1.0);
+        stream.gets(ConnectionInput::Bytes, 1.0);
+        stream.waits(MILLISECOND * 100);
+        stream.does(Input::DeadlineReached, [Action::Close(old)]);
+    }
+
+    #[test]
+    fn a_machine_that_was_asleep_has_missed_everything() {
+        let mut stream = Stream::open();
+        let closed = [Action::Disconnect, Action::StreamClosed, Action::Invalidate(Cause::Missed)];
+        let connects = [status(ConnectionStatus::Connecting), connect(None)];
+        stream.does(Input::Resumed, closed.into_iter().chain(connects));
+        stream.does(
+            ConnectionInput::Opened,
+            [Action::StreamOpened, status(ConnectionStatus::Connected), notify(None), Action::Refetch],
+        );
+        let mut waiting = Stream::connecting();
+        waiting.does(Input::Resumed, []);
+        waiting.gets(unreachable(), 1.0);
+        waiting.does(Input::Resumed, []);
+    }
+
+    #[test]
+    fn a_refusal_of_the_key_is_a_failure_while_requests_are_answered_with_it() {
+        // Answered within half a minute before the refusals, or since the first of them.
+        let mut stream = Stream::connecting();
+        stream.does(Input::Answered(Some(stream.now)), []);
+        stream.now += SECOND * 20;
+        for seconds in [1, 2, 4] {
+            stream.refuse(401, FAILED);
+            stream.connects_after(SECOND * seconds);
+        }
+        stream.does(Input::Answered(Some(stream.now)), []);
+        stream.now += SECOND * 31;
+        stream.refuse(401, FAILED);
+        stream.now += MINUTE * 10;
+        let unauthorized = [Action::Unauthorized, Action::Polling(true), status(ConnectionStatus::Error)];
+        stream.gets(Input::DeadlineReached, 1.0);
+        // A refused request counts as well, and the answers before it do not.
+        stream.does(Input::Unauthorized, []);
+        stream.does(Input::Answered(None), []);
+        stream.refuse(
+            401,
+            [Action::Unauthorized, Action::Polling(true)].into_iter().chain([status(ConnectionStatus::Error)]),
+        );
+        // Too long before the first one.
+        let mut stream = Stream::connecting();
+        stream.does(Input::Answered(Some(stream.now)), []);
+        stream.now += SECOND * 30;
+        stream.refuse(403, FAILED);
+        stream.connects_after(SECOND);
+        stream.refuse(403, unauthorized);
+    }
+
+    #[test]
+    fn an_answer_ends_the_refusal_of_the_key() {
+        let mut stream = Stream::connecting();
+        stream.does(Input::Answered(Some(stream.now)), []);
+        stream.now += MINUTE;
+        stream.refuse(401, FAILED);
+        stream.connects_after(SECOND);
+        stream.refuse(401, [Action::Unauthorized, Action::Polling(true), status(ConnectionStatus::Error)]);
+        // Looked for every 30 seconds. The one from before does not count.
+        for _ in 0..3 {
+            stream.waits(SECOND * 30);
+            stream.does(Input::DeadlineReached, []);
+        }
+        stream.now += SECOND;
+        stream.does(Input::Answered(Some(stream.now)), []);
+        stream.connects_after(SECOND * 29);
+        // It is not refused again as long as requests are answered.
+        stream.refuse(401, FAILED);
+        assert!(matches!(stream.supervisor.state, State::Waiting { .. }));
     }
 }

@@ -1,0 +1,239 @@
+//! The open connections of the stream: their stability, the time limit of a proxy, and the connection that replaces another
+//! one before it is cut. No I/O; instants are passed in.
+
+use std::time::{Duration, Instant};
+
+use super::event::Notification;
+
+/// Two connections that lasted about equally long, to within this share, were probably ended by a time limit.
+const SAME_DURATION: f64 = 0.1;
+
+/// After which share of the time limit the next connection is opened.
+const NEXT_OPENS_AFTER: f64 = 0.8;
+
+/// How long the previous connection is read on at most, as a share of the time limit: it is dropped before it is cut.
+const MAX_READ_ON: f64 = 0.1;
+
+/// Notifications of the latest overlap that are remembered.
+const MAX_NOTIFICATIONS: usize = 64;
+
+/// Number of a connection. Later connections have higher numbers.
+pub(crate) type ConnectionNumber = u64;
+
+/// Times that are derived from `stream_idle_timeout`. Those of a timeout of a minute or more are named.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Times {
+    /// When a connection that received bytes is stable, 60 s: then the row of failures ends, and an orderly end is not a
+    /// failure.
+    pub(super) stable: Duration,
+    /// When a connection that received an event or a heartbeat is stable, 10 s: only the service itself sends these. Many
+    /// proxies and load balancers end every connection after a fixed time, such as 30 seconds.
+    pub(super) stable_with_event: Duration,
+    /// How long the previous connection is read on, 2 s: an event may still be on its way there.
+    pub(super) read_on: Duration,
+    /// A connection that ends earlier, 5 s, is not ended by a time limit of a proxy.
+    pub(super) shortest_limit: Duration,
+}
+
+impl Times {
+    pub(super) fn new(stream_idle_timeout: Duration) -> Self {
+        let unit = stream_idle_timeout.min(Duration::from_secs(60)) / 60;
+        Self { stable: unit * 60, stable_with_event: unit * 10, read_on: unit * 2, shortest_limit: unit * 5 }
+    }
+}
+
+/// A connection that is open.
+#[derive(Debug)]
+pub(super) struct OpenConnection {
+    pub(super) number: ConnectionNumber,
+    pub(super) since: Instant,
+    pub(super) received_at: Instant,
+    pub(super) has_received: bool,
+    pub(super) has_event: bool,
+    /// Whether the service sends changes on it for sure: it may do so only some time after the response head.
+    pub(super) is_subscribed: bool,
+}
+
+impl OpenConnection {
+    pub(super) fn new(number: ConnectionNumber, now: Instant) -> Self {
+        Self { number, since: now, received_at: now, has_received: false, has_event: false, is_subscribed: false }
+    }
+
+    /// Returns from when on the connection is stable, if it has received bytes.
+    pub(super) fn stable_at(&self, times: &Times) -> Option<Instant> {
+        let after = if self.has_event { times.stable_with_event } else { times.stable };
+        self.has_received.then_some(self.since + after)
+    }
+
+    pub(super) fn is_stable(&self, times: &Times, now: Instant) -> bool {
+        self.stable_at(times).is_some_and(|at| now >= at)
+    }
+}
+
+/// The open connection, and another one beside it.
+#[derive(Debug)]
+pub(super) struct Open {
+    /// The connection whose age and silence count.
+    pub(super) current: OpenConnection,
+    pub(super) beside: Beside,
+}
+
+/// The connection beside the current one.
+#[derive(Debug)]
+pub(super) enum Beside {
+    /// None yet.
+    None,
+    /// The next one is being opened.
+    Connecting { number: ConnectionNumber, after_id: bool },
+    /// The next one is open, and nothing has arrived on it.
+    Next(OpenConnection),
+    /// The previous one, which is read until this time.
+    Previous { connection: OpenConnection, until: Instant },
+    /// The next one failed. There is one attempt for each connection.
+    Failed,
+}
+
+impl Open {
+    pub(super) fn new(current: OpenConnection) -> Self {
+        Self { current, beside: Beside::None }
+    }
+
+    /// Returns the open connection with this number.
+    pub(super) fn connection(&mut self, number: ConnectionNumber) -> Option<&mut OpenConnection> {
+        let beside = match &mut self.beside {
+            Beside::Next(connection) | Beside::Previous { connection, .. } => Some(connection),
+            Beside::None | Beside::Connecting { .. } | Beside::Failed => None,
+        };
+        [Some(&mut self.current), beside].into_iter().flatten().find(|connection| connection.number == number)
+    }
+
+    /// Makes the next connection the current one if bytes arrived on it. The previous one is read on until a time. Returns
+    /// whether it did.
+    pub(super) fn switch(&mut self, until: Instant) -> bool {
+        match std::mem::replace(&mut self.beside, Beside::None) {
+            Beside::Next(mut next) if next.has_received => {
+                // The previous connection delivers what changes until the service has subscribed this one.
+                next.is_subscribed = true;
+                let connection = std::mem::replace(&mut self.current, next);
+                self.beside = Beside::Previous { connection, until };
+                true
+            }
+            beside => {
+                self.beside = beside;
+                false
+            }
+        }
+    }
+
+    /// Returns when to open the next connection, before the current one is cut.
+    pub(super) fn next_at(&self, limit: &TimeLimit) -> Option<Instant> {
+        let limit = limit.limit.filter(|_| matches!(self.beside, Beside::None))?;
+        Some(self.current.since + limit.mul_f64(NEXT_OPENS_AFTER))
+    }
+
+    /// Returns until when the previous connection is read.
+    pub(super) fn previous_until(&self) -> Option<Instant> {
+        match self.beside {
+            Beside::Previous { until, .. } => Some(until),
+            _ => None,
+        }
+    }
+}
+
+/// The time limit of a proxy or a load balancer, which shows in how long connections last.
+#[derive(Debug, Default)]
+pub(super) struct TimeLimit {
+    /// How long the last connection lasted, whether it was open for long enough to count, and whether the service was
+    /// heard on it.
+    last: Option<(Duration, bool)>,
+    limit: Option<Duration>,
+}
+
+impl TimeLimit {
+    /// Notes that a connection was ended by the other side. `counts` tells that it was stable and received an event or a
+    /// heartbeat. Returns whether the one before lasted about equally long.
+    pub(super) fn ended(&mut self, open_for: Duration, counts: bool) -> bool {
+        let last = self.last.replace((open_for, counts));
+        let like = last.filter(|(last, _)| open_for.abs_diff(*last) <= last.mul_f64(SAME_DURATION));
+        if let Some((last, true)) = like.filter(|_| counts) {
+            self.limit = Some(open_for.min(last));
+        } else if self.limit.is_some_and(|limit| open_for > limit.mul_f64(1.0 + SAME_DURATION)) {
+            // It lasted longer than the limit would allow.
+            self.limit = None;
+        }
+        like.is_some()
+    }
+
+    /// Returns how long the previous connection is read on.
+    pub(super) fn read_on(&self, times: &Times) -> Duration {
+        self.limit.map_or(times.read_on, |limit| times.read_on.min(limit.mul_f64(MAX_READ_ON)))
+    }
+}
+
+/// What the application was notified of while two connections were open, so that it is notified once of an event that
+/// arrives on both.
+#[derive(Debug, Default)]
+pub(super) struct Notified(Vec<(ConnectionNumber, Notification)>);
+
+impl Notified {
+    /// Forgets everything, because another overlap begins.
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Remembers what arrived on a connection.
+    pub(super) fn remember(&mut self, number: ConnectionNumber, notification: &Notification) {
+        if self.0.len() < MAX_NOTIFICATIONS {
+            self.0.push((number, notification.clone()));
+        }
+    }
+
+    /// Returns whether this arrived on another connection as well. True once for each time.
+    pub(super) fn is_repeated(&mut self, number: ConnectionNumber, notification: &Notification) -> bool {
+        // Without a timestamp it may as well be another change of the same flag.
+        let is_distinct = !matches!(notification, Notification::Changed(change) if change.timestamp.is_none());
+        let is_it = |(on, known): &(ConnectionNumber, Notification)| *on != number && known == notification;
+        let known = self.0.iter().position(is_it).filter(|_| is_distinct);
+        known.map(|known| self.0.swap_remove(known)).is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_shrink_with_a_short_idle_timeout_only() {
+        let seconds = |idle: u64| {
+            let Times { stable, stable_with_event, read_on, shortest_limit } = Times::new(Duration::from_secs(idle));
+            [stable, stable_with_event, read_on, shortest_limit].map(|time| time.as_secs_f64())
+        };
+        for idle in [60, 61, 3_600] {
+            assert_eq!(seconds(idle), [60.0, 10.0, 2.0, 5.0], "{idle}");
+        }
+        assert_eq!(seconds(6), [6.0, 1.0, 0.2, 0.5]);
+    }
+
+    #[test]
+    fn two_ends_at_like_lengths_are_a_limit_until_a_connection_lasts_longer() {
+        let mut limit = TimeLimit::default();
+        let mut ends = |seconds: f64, counts, is_like, expected: Option<f64>| {
+            assert_eq!(limit.ended(Duration::from_secs_f64(seconds), counts), is_like, "{seconds}");
+            assert_eq!(limit.limit.map(|limit| limit.as_secs_f64()), expected, "{seconds}");
+        };
+        ends(30.0, true, false, None);
+        // An end of another kind in between.
+        ends(17.0, true, false, None);
+        ends(30.0, true, false, None);
+        // Did not count: too early, or nothing heard.
+        ends(30.0, false, true, None);
+        ends(30.0, true, true, None);
+        ends(31.0, true, true, Some(30.0));
+        // A restart of the service says nothing about the limit.
+        ends(12.0, true, false, Some(30.0));
+        ends(33.0, true, false, Some(30.0));
+        ends(20.0, true, false, Some(30.0));
+        ends(20.0, true, true, Some(20.0));
+        ends(30.0, true, false, None);
+    }
+}

@@ -1,0 +1,229 @@
+//! A load balancer, or a proxy, ends every stream after the same time.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use axum::body::Bytes;
+use flipswitch::{ConnectionStatus, FlipswitchProvider, FlipswitchProviderBuilder, HealthState, RequestScope, reqwest};
+use flipswitch_local::LocalServer;
+use futures_util::future::join_all;
+use serde_json::json;
+use tokio::sync::{Semaphore, broadcast};
+
+use crate::support::{
+    self, eventually,
+    faults::{Kind, Row, Service},
+    in_time,
+    relay::Relay,
+    scripted::{Reply, Scripted, TimeLimit},
+    user,
+};
+
+/// The time limit. The next stream is opened after 1.6 s.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// A stream on which the service was heard is stable after a sixth of it, half a second.
+const IDLE: Duration = Duration::from_secs(3);
+
+const USERS: usize = 100;
+
+/// A service with the flag `f` behind a load balancer.
+struct Balanced {
+    service: Scripted,
+    value: Arc<AtomicI64>,
+    events: broadcast::Sender<Bytes>,
+}
+
+impl Balanced {
+    /// Starts a service. `instead` gets the number of a stream, and returns what is sent in its place.
+    async fn start(cuts: bool, instead: impl Fn(usize, &Reply) -> Option<Reply> + Send + Sync + 'static) -> Self {
+        let (value, events) = (Arc::new(AtomicI64::new(1)), broadcast::channel(16).0);
+        let streams = AtomicI64::new(0);
+        let service = {
+            let (value, events) = (Arc::clone(&value), events.clone());
+            Scripted::start(move |request, _| {
+                if request.is_bulk() {
+                    return Reply::json(json!({"flags": [{"key": "f", "value": value.load(Ordering::SeqCst)}]}));
+                }
+                let number = usize::try_from(streams.fetch_add(1, Ordering::SeqCst)).unwrap();
+                let stream = Reply::Limited(events.clone(), TimeLimit { after: LIMIT, cuts });
+                instead(number, &stream).unwrap_or(stream)
+            })
+            .await
+        };
+        Self { service, value, events }
+    }
+
+    fn builder(&self) -> FlipswitchProviderBuilder {
+        FlipswitchProvider::builder("key").base_url(self.service.url()).stream_idle_timeout(IDLE)
+    }
+
+    fn streams(&self) -> usize {
+        self.service.asked_for(Kind::Stream).len()
+    }
+
+    fn bulk_requests(&self) -> usize {
+        self.service.asked().len() - self.streams()
+    }
+
+    async fn has_streams(&self, number: usize) {
+        eventually(async || self.streams() >= number).await;
+    }
+
+    /// Changes the flag, and sends the event.
+    fn flip(&self, value: i64) {
+        self.value.store(value, Ordering::SeqCst);
+        let data = json!({"flagKey": "f", "timestamp": format!("2025-06-01T00:00:00.{value:03}Z")});
+        self.events.send(format!("event: flag-updated\ndata: {data}\n\n").into()).unwrap();
+    }
+}
+
+/// Returns the value of the flag for each user if all flags are fresh in the cache.
+fn cached(row: &Row) -> Option<Vec<i64>> {
+    let read = |id| RequestScope::new(row.provider.clone(), user(&format!("user-{id}"))).try_flags().cloned();
+    (0..USERS).map(|id| read(id).filter(|flags| !flags.is_stale()).map(|flags| flags.int("f", -1))).collect()
+}
+
+/// Reads the flag of all users until it is fresh with this value.
+async fn all_see(row: &Row, value: i64) {
+    row.eventually(format_args!("fresh with {value} for all"), async || {
+        let read = async |id| row.provider.flags(&user(&format!("user-{id}"))).await;
+        in_time(join_all((0..USERS).map(read))).await;
+        cached(row).is_some_and(|values| values.iter().all(|&read| read == value))
+    })
+    .await;
+}
+
+fn statuses(row: &Row) -> Vec<String> {
+    row.statuses.lock().unwrap().clone()
+}
+
+/// After two streams that ended at like lengths, the next one is always opened before the one in use is cut: no flags are
+/// invalidated, nothing is requested, and the application is notified of changes only, once of each.
+#[tokio::test]
+async fn a_time_limit_of_a_load_balancer_costs_nothing_once_it_is_known() {
+    const QUIET: usize = 5;
+    join_all([false, true].map(async |cuts| {
+        let service = Balanced::start(cuts, |_, _| None).await;
+        let row = Row::new(service.builder()).named(format!("cuts: {cuts}"));
+        row.provider.ready(support::PATIENCE).await.unwrap();
+        // Two were ended. The fourth is opened beside the third, long after the requests that opening the third caused.
+        service.has_streams(4).await;
+        all_see(&row, 1).await;
+        let (asked, reconnects) = (service.bulk_requests(), row.provider.stats().reconnects);
+        assert_eq!(reconnects, 2, "cuts: {cuts}");
+        let (told, changes) = (statuses(&row), row.changes.lock().unwrap().clone());
+        assert_eq!(told.last().unwrap(), "connected");
+        let began = service.streams();
+        row.eventually("rotated", async || {
+            assert_eq!(cached(&row), Some(vec![1; USERS]), "fresh at all times; cuts: {cuts}");
+            assert_eq!(row.provider.health().state, HealthState::Streaming);
+            service.streams() >= began + QUIET
+        })
+        .await;
+        assert_eq!(service.bulk_requests(), asked, "cuts: {cuts}");
+        assert_eq!(row.provider.stats().reconnects, reconnects, "cuts: {cuts}");
+
+        // Changes, alternately while two streams are open, and while one is.
+        for value in 2..6 {
+            let streams = service.streams();
+            service.has_streams(streams + 1).await;
+            if value % 2 == 0 {
+                let alone = Instant::now() + LIMIT / 4;
+                eventually(async || Instant::now() >= alone).await;
+            }
+            let known = row.changes.lock().unwrap().len();
+            service.flip(value);
+            row.eventually("notified", async || row.changes.lock().unwrap().len() > known).await;
+            // Flags were invalidated before.
+            assert!(cached(&row).is_none_or(|values| values.iter().all(|&read| read == value)), "cuts: {cuts}");
+            all_see(&row, value).await;
+        }
+        assert_eq!(row.provider.stats().reconnects, reconnects, "cuts: {cuts}");
+        assert_eq!(statuses(&row), told, "cuts: {cuts}");
+        let changed = row.changes.lock().unwrap()[changes.len()..].to_vec();
+        assert_eq!(changed, vec![Some("f".to_owned()); 4], "cuts: {cuts}");
+        in_time(row.provider.shutdown()).await;
+    }))
+    .await;
+}
+
+/// A stream that is not heard before the one in use ends takes its place nevertheless, as after any end of a stable one.
+#[tokio::test]
+async fn a_stream_that_ends_before_the_next_one_is_heard_is_followed_by_that_one() {
+    join_all([false, true].map(async |cuts| {
+        let released = Arc::new(Semaphore::new(0));
+        let held = Arc::clone(&released);
+        let service = Balanced::start(cuts, move |number, stream| {
+            (number == 3).then(|| Reply::Held(Arc::clone(&held), Box::new(stream.clone())))
+        })
+        .await;
+        let row = Row::new(service.builder()).named(format!("cuts: {cuts}"));
+        row.provider.ready(support::PATIENCE).await.unwrap();
+        service.has_streams(4).await;
+        assert_eq!(row.provider.sse_status(), ConnectionStatus::Connected);
+        let (told, changes) = (statuses(&row).len(), row.changes.lock().unwrap().len());
+        row.shows(ConnectionStatus::Connecting).await;
+        // Without an event.
+        service.value.store(2, Ordering::SeqCst);
+        released.add_permits(1);
+        row.shows(ConnectionStatus::Connected).await;
+        row.sees(2).await;
+        assert_eq!(service.streams(), 4, "cuts: {cuts}");
+        row.eventually("told", async || statuses(&row).len() >= told + 2).await;
+        assert_eq!(statuses(&row)[told..], ["connecting", "connected"], "cuts: {cuts}");
+        // Those that the start-up context shows.
+        let changed = row.changes.lock().unwrap()[changes..].to_vec();
+        assert!(changed.iter().all(Option::is_some), "cuts: {cuts}: {changed:?}");
+        in_time(row.provider.shutdown()).await;
+    }))
+    .await;
+}
+
+/// A next stream that fails is no failure while the one in use is open, and is not tried again beside the same one.
+#[tokio::test]
+async fn a_next_stream_that_is_refused_is_no_failure() {
+    join_all([401, 503].map(async |code| {
+        let service = Balanced::start(false, move |number, _| (number == 3).then(|| Reply::status(code, ""))).await;
+        let row = Row::new(service.builder()).named(code.to_string());
+        row.provider.ready(support::PATIENCE).await.unwrap();
+        service.has_streams(4).await;
+        assert_eq!(row.provider.sse_status(), ConnectionStatus::Connected, "{code}");
+        let told = statuses(&row).len();
+        // The one in use is ended, which is a rotation, and the next one is opened in time.
+        service.has_streams(6).await;
+        let asked = service.service.asked_for(Kind::Stream);
+        assert!(asked[4] - asked[3] >= LIMIT / 5, "{code}: {asked:?}");
+        service.has_streams(7).await;
+        assert_eq!(statuses(&row)[told..], ["disconnected", "connecting", "connected"], "{code}");
+        assert!(!row.provider.is_polling_active(), "{code}");
+        in_time(row.provider.shutdown()).await;
+    }))
+    .await;
+}
+
+/// With HTTP/2, streams could share a connection, and would be cut together with it.
+#[tokio::test]
+async fn each_stream_has_a_connection_of_its_own() {
+    let service = LocalServer::start(json!({"f": 1})).await.unwrap();
+    let relay = Relay::start(service.url().strip_prefix("http://").unwrap().parse().unwrap()).await;
+    let builder = FlipswitchProvider::builder(service.api_key())
+        .base_url(relay.url())
+        .http_client(|| reqwest::ClientBuilder::new().http2_prior_knowledge());
+    let row = Row::new(builder);
+    row.opens(&service, 1).await;
+    for _ in 0..2 {
+        let (connections, streams) = (relay.accepted(), service.asked_for(Kind::Stream).len());
+        row.reconnect();
+        eventually(async || service.asked_for(Kind::Stream).len() == streams + 1).await;
+        row.shows(ConnectionStatus::Connected).await;
+        row.sees(1).await;
+        assert_eq!(relay.accepted(), connections + 1);
+    }
+    in_time(row.provider.shutdown()).await;
+}
