@@ -29,7 +29,7 @@ pub struct Stats {
     pub unavailable: u64,
     /// Contexts that entered the cache, including contexts that had been evicted before.
     pub new_contexts: u64,
-    /// Connections of the stream of changes after the first one.
+    /// Connections of the stream of changes after the first one, without those that replaced another one before it ended.
     pub reconnects: u64,
     /// Polls while the stream of changes was closed.
     pub polls: u64,

@@ -260,6 +260,10 @@ impl FlipswitchProviderBuilder {
 
     /// Sets how long the stream of changes may be silent before it counts as broken. Defaults to 60 seconds; the service
     /// sends a heartbeat every 15 seconds.
+    ///
+    /// If the service ends a stream that is stable, this is not a failure. A stream is stable once it has been open for 10
+    /// seconds and has received an event or a heartbeat, or for 60 seconds and has received anything. With a timeout of less
+    /// than 60 seconds, these times are shorter in proportion.
     pub fn stream_idle_timeout(mut self, stream_idle_timeout: Duration) -> Self {
         self.options.stream_idle_timeout = stream_idle_timeout;
         self

@@ -91,6 +91,8 @@ impl Observer for Changes {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use serde_json::{Value, json};
 
     use super::*;
@@ -121,6 +123,21 @@ mod tests {
         let mut changed = changes.compare(&third);
         changed.sort();
         assert_eq!(changed, ["a", "c"], "notified twice rather than never");
+    }
+
+    #[test]
+    fn answers_count_until_a_request_is_refused() {
+        let changes = Changes::default();
+        let forget: [fn(&Changes); 2] = [Changes::key_refused, |changes| changes.stream.forget_answers()];
+        for forget in forget {
+            assert_eq!(changes.stream.answered_at(), None);
+            let before = Instant::now();
+            changes.answered();
+            let answered_at = changes.stream.answered_at().unwrap();
+            assert!((before..=Instant::now()).contains(&answered_at));
+            forget(&changes);
+        }
+        assert_eq!(changes.stream.answered_at(), None);
     }
 
     #[test]

@@ -14,7 +14,7 @@ const NEXT_OPENS_AFTER: f64 = 0.8;
 /// How long the previous connection is read on at most, as a share of the time limit: it is dropped before it is cut.
 const MAX_READ_ON: f64 = 0.1;
 
-/// Notifications of the latest overlap that are remembered.
+/// Notifications that are remembered, from the beginning of an overlap.
 const MAX_NOTIFICATIONS: usize = 64;
 
 /// Number of a connection. Later connections have higher numbers.
@@ -170,13 +170,13 @@ impl TimeLimit {
     }
 }
 
-/// What the application was notified of while two connections were open, so that it is notified once of an event that
-/// arrives on both.
+/// What the application was notified of since the latest overlap began, so that it is notified once of an event that arrives
+/// on both connections.
 #[derive(Debug, Default)]
 pub(super) struct Notified(Vec<(ConnectionNumber, Notification)>);
 
 impl Notified {
-    /// Forgets everything, because another overlap begins.
+    /// Forgets everything, because another overlap begins, or the stream was closed.
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }

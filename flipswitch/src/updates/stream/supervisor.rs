@@ -334,7 +334,6 @@ impl Supervisor {
 
     fn event(&mut self, number: ConnectionNumber, event: StreamEvent, todo: &mut Vec<Action>) {
         let State::Open(open) = &mut self.state else { return };
-        let has_two = !matches!(open.beside, Beside::None | Beside::Failed);
         let Some(connection) = open.connection(number) else { return };
         let is_heartbeat = event == StreamEvent::Heartbeat;
         let Effect { invalidate, notify } = event.effect(!connection.is_subscribed);
@@ -345,9 +344,7 @@ impl Supervisor {
         let Some(notification) = notify.filter(|notification| !self.notified.is_repeated(number, notification)) else {
             return;
         };
-        if has_two {
-            self.notified.remember(number, &notification);
-        }
+        self.notified.remember(number, &notification);
         if let Notification::Changed(FlagChangeEvent { flag_key: None, .. }) = notification {
             // Finds out which flags changed.
             todo.push(Action::Refetch);
@@ -445,6 +442,7 @@ impl Supervisor {
 
     fn opened(&mut self, connection: OpenConnection, todo: &mut Vec<Action>) {
         self.state = State::Open(Open::new(connection));
+        self.notified.clear();
         (self.key_refusals, self.absences, self.was_open) = (0, 0, true);
         (self.reported_unauthorized, self.reported_no_stream) = (false, false);
         tracing::info!(target: "flipswitch", "the stream of changes is open");
@@ -1321,9 +1319,6 @@ mod tests {
 
     #[test]
     fn an_event_on_both_connections_is_published_once() {
-        let mut stream = limited(30, ENDS[0]);
-        let (old, _) = stream.opens_beside_after(SECOND * 24);
-        stream.gets(ConnectionInput::Opened, 1.0);
         let all = |second| {
             let timestamp = Some(datetime!(2025-06-01 0:00 UTC) + SECOND * second);
             FlagChangeEvent { flag_key: None, timestamp }
@@ -1332,6 +1327,13 @@ mod tests {
         let published = |second| {
             [Action::Invalidate(Cause::Announced), Action::Refetch, Action::Notify(Notification::Changed(all(second)))]
         };
+        let mut stream = limited(30, ENDS[0]);
+        // Those before do not use up what is remembered. On one connection each of them counts.
+        for second in (100..200).chain([100]) {
+            stream.does(changes(second), published(second));
+        }
+        let (old, _) = stream.opens_beside_after(SECOND * 24);
+        stream.gets(ConnectionInput::Opened, 1.0);
         stream.does_on(old, changes(1), published(1));
         stream.does(ConnectionInput::Bytes, []);
         // Flags are invalidated nevertheless.
@@ -1352,6 +1354,10 @@ mod tests {
         stream.does(Input::DeadlineReached, [Action::Close(old)]);
         // It is late.
         stream.does(changes(3), [Action::Invalidate(Cause::Announced)]);
+        stream.does(changes(4), published(4));
+        // Only during an overlap: after a reconnect, it may be another change.
+        stream.gets(Input::Reconnect, 1.0);
+        stream.gets(ConnectionInput::Opened, 1.0);
         stream.does(changes(4), published(4));
     }
 
