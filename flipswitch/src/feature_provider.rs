@@ -96,7 +96,7 @@ async fn resolve<T>(
 ) -> EvaluationResult<ResolutionDetails<T>> {
     let flags = flags(provider, context).await;
     match flags.find(key).and_then(|flag| Some((flag, read(flag)?))) {
-        Some((flag, value)) => Ok(details(value, flag, flags.is_stale())),
+        Some((flag, value)) => Ok(details(value, flag, flags.is_flag_stale(key))),
         None => Err(flags.read_error(key, expected).to_evaluation_error(key)),
     }
 }

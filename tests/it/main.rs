@@ -31,6 +31,7 @@ mod stream {
 mod outage {
     mod dead_connections;
     mod failed_requests;
+    mod failing_flags;
     mod lost_connections;
     mod rejected_tags;
     mod slow_service;

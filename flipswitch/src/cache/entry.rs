@@ -11,7 +11,8 @@ use std::{
 use crate::{
     cache::epoch::{EpochReading, is_in_echo_window},
     context::canonical::CanonicalContext,
-    flags::flag_set::FlagSet,
+    flags::flag_set::{FlagSet, Outcome},
+    wire::backoff::backoff,
 };
 
 /// The flags of one context, and what is known about them. Replaced as a whole, never changed.
@@ -26,6 +27,52 @@ pub(crate) struct CacheEntry {
     context_len: u32,
     /// Bytes that the flag set needed; zero if another context shared it already.
     flag_set_bytes: u32,
+    /// What is known about flags that the service could not evaluate, if there are any.
+    pub(crate) failing: Option<Box<Failing>>,
+}
+
+/// Flags that the service could not evaluate, while it evaluated the others.
+#[derive(Debug)]
+pub(crate) struct Failing {
+    /// Their keys, and when the value was current that they keep, if they have one.
+    pub(crate) flags: Vec<(String, Option<Instant>)>,
+    /// Failures in a row of the same context.
+    failures: u32,
+    /// When the context is requested again because of them.
+    pub(crate) retry_at: Instant,
+}
+
+impl Failing {
+    /// Returns the flags of a response in which some failed, with their last values, and what is known about them. Values
+    /// that are older than `max_stale` are not kept. `random` is from [0, 1).
+    pub(crate) fn keep(
+        received: &Arc<FlagSet>,
+        known: Option<&CacheEntry>,
+        max_stale: Duration,
+        now: Instant,
+        random: f64,
+    ) -> Option<(Arc<FlagSet>, Box<Self>)> {
+        let mut kept = Vec::new();
+        let flags = received.failed().map(|item| {
+            let last = known.and_then(|known| {
+                let item = known.flag_set.item(&item.key)?;
+                let since = known.kept_since(&item.key).unwrap_or(known.sent_at);
+                let is_value = matches!(item.outcome, Outcome::Evaluated(_));
+                (is_value && now.saturating_duration_since(since) <= max_stale).then_some((item, since))
+            });
+            kept.extend(last.map(|(item, _)| Arc::clone(item)));
+            (item.key.clone(), last.map(|(_, since)| since))
+        });
+        let flags: Vec<_> = flags.collect();
+        if flags.is_empty() {
+            return None;
+        }
+        let before = known.and_then(|known| known.failing.as_ref()).map_or(0, |failing| failing.failures);
+        let failures = before.saturating_add(1);
+        let retry_at = now + backoff(Duration::from_secs(1), failures, random);
+        let flag_set = if kept.is_empty() { Arc::clone(received) } else { Arc::new(received.with_items(&kept)) };
+        Some((flag_set, Box::new(Self { flags, failures, retry_at })))
+    }
 }
 
 /// How old flags may become.
@@ -40,7 +87,7 @@ pub(crate) struct Freshness {
 }
 
 /// Bytes of an entry besides its text and its flag set: the entry itself, its place in the cache, allocator overhead.
-pub(crate) const OVERHEAD: usize = 176;
+pub(crate) const OVERHEAD: usize = 184;
 
 impl CacheEntry {
     /// Makes an entry. `base` is the entry that the request was sent with; `etag` is the service's tag, byte for byte.
@@ -61,7 +108,7 @@ impl CacheEntry {
         let text = [context.as_bytes(), etag.unwrap_or_default()].concat().into_boxed_slice();
         // Contexts are at most 64 KiB.
         let context_len = u32::try_from(context.as_bytes().len()).unwrap_or_default();
-        Self { flag_set, epoch, sent_at, text, context_len, flag_set_bytes }
+        Self { flag_set, epoch, sent_at, text, context_len, flag_set_bytes, failing: None }
     }
 
     /// Makes an entry that never ages, for flags that come from no service.
@@ -73,6 +120,12 @@ impl CacheEntry {
     #[inline]
     pub(crate) fn context(&self) -> &[u8] {
         self.text.get(..self.context_len as usize).unwrap_or_default()
+    }
+
+    /// Returns when the value of a flag was current, if it is kept because the service could not evaluate the flag since.
+    pub(crate) fn kept_since(&self, key: &str) -> Option<Instant> {
+        let failing = self.failing.as_ref()?;
+        failing.flags.iter().find(|(failed, _)| failed == key)?.1
     }
 
     /// Returns the service's tag, byte for byte.

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     cache::{
         cache::Cache,
-        entry::{CacheEntry, Freshness},
+        entry::{CacheEntry, Failing, Freshness},
         epoch::{Epoch, EpochReading},
     },
     config::{ApiKey, Config},
@@ -23,6 +23,7 @@ use crate::{
     evaluator::{
         backoffs::Backoffs,
         circuit_breaker::CircuitBreaker,
+        failing_flags::FailingFlags,
         in_flight::{InFlightRequest, InFlightRequests, JoinOutcome, WaitOutcome},
         limiter::Limiter,
         request_task::{PaceTask, RequestTask, RoundTask},
@@ -48,6 +49,7 @@ pub(crate) struct Evaluator {
     pub(super) breaker_changed: Notify,
     pub(super) limiter: Limiter,
     pub(super) tags: Mutex<Tags>,
+    pub(super) failing_flags: Mutex<FailingFlags>,
     /// When a failure for single contexts was last logged as a warning.
     pub(super) warned_at: Mutex<Option<Instant>>,
     pub(super) startup: watch::Sender<Startup>,
@@ -124,6 +126,7 @@ impl Evaluator {
             breaker_changed: Notify::new(),
             limiter: Limiter::new(options.max_concurrent_requests, options.max_queued_requests),
             tags: Mutex::default(),
+            failing_flags: Mutex::default(),
             warned_at: Mutex::default(),
             startup: watch::Sender::new(Startup::Waiting(None)),
             counters: Counters::default(),
@@ -258,10 +261,36 @@ impl Evaluator {
     }
 
     /// Returns flags from the cache that are fresh `now`, when the epoch was read.
-    pub(crate) fn fresh(&self, context: &[u8], reading: EpochReading, now: Instant) -> Option<Arc<CacheEntry>> {
+    pub(crate) fn fresh(
+        self: &Arc<Self>,
+        context: &[u8],
+        reading: EpochReading,
+        now: Instant,
+    ) -> Option<Arc<CacheEntry>> {
         let entry = self.cache.fresh(context, reading, now)?;
         self.counters.hits.count();
+        if let Some(failing) = &entry.failing {
+            self.refetch_failing(&entry, failing, reading, now);
+        }
         Some(entry)
+    }
+
+    /// Requests the flags of a context again because some of them failed, if it is time. Nothing waits for the request.
+    #[cold]
+    fn refetch_failing(self: &Arc<Self>, entry: &CacheEntry, failing: &Failing, reading: EpochReading, now: Instant) {
+        let keys = failing.flags.iter().map(|(key, _)| key.as_str());
+        if now < failing.retry_at || !self.failing_flags.lock().is_due(keys, now) {
+            return;
+        }
+        let context = CanonicalContext::from_bytes(entry.context());
+        if self.runtime.is_stopped() || self.unavailability(&context, reading, now).is_some() {
+            return;
+        }
+        let cached = || self.cache.get(context.as_bytes());
+        let is_newer = |cached: &Arc<CacheEntry>| cached.sent_at > entry.sent_at;
+        if let JoinOutcome::Wait(_, Some(request)) = self.in_flight.join(&context, reading.epoch, cached, is_newer) {
+            self.spawn_request(request);
+        }
     }
 
     /// Answers an evaluation that [`fresh`](Self::fresh) did not, if no request is possible at present.
@@ -324,12 +353,14 @@ impl Evaluator {
             outcome = waiter.wait() => outcome,
             // The request goes on, for later evaluations.
             () = self.runtime.sleep(patience) => {
+                // It may wait in the queue because of what happened meanwhile.
+                let error = self.unavailability(context, reading, Instant::now());
                 return match stale {
                     Some(stale) => {
                         self.counters.stale_served.count();
-                        EvaluationOutcome::Stale(stale, None)
+                        EvaluationOutcome::Stale(stale, error)
                     }
-                    None => self.fallback(context, Arc::new(Error::Timeout)),
+                    None => self.fallback(context, error.unwrap_or_else(|| Arc::new(Error::Timeout))),
                 };
             }
             // Tasks on an external runtime that is blocked never end, and never complete their requests.
@@ -358,11 +389,16 @@ impl Evaluator {
         let error = if self.runtime.is_stopped() {
             Arc::new(Error::ShutDown)
         } else {
-            let breaker_error = self.breaker_error(context);
-            let error = self.backoffs.error(context, reading, now).or(breaker_error);
-            error.or_else(|| self.limit_error(context, now))?
+            self.unavailability(context, reading, now)?
         };
         Some(self.fallback(context, error))
+    }
+
+    /// Returns the error because of which a context cannot be requested at present.
+    fn unavailability(&self, context: &CanonicalContext, reading: EpochReading, now: Instant) -> Option<Arc<Error>> {
+        let breaker_error = self.breaker_error(context);
+        let error = self.backoffs.error(context, reading, now).or(breaker_error);
+        error.or_else(|| self.limit_error(context, now))
     }
 
     /// Answers without the service: with the last known flags, with the bootstrap values, or with none.

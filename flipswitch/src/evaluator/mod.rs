@@ -3,6 +3,7 @@
 pub(crate) mod backoffs;
 pub(crate) mod circuit_breaker;
 pub(crate) mod evaluator;
+pub(crate) mod failing_flags;
 pub(crate) mod in_flight;
 #[cfg(test)]
 mod interleavings;

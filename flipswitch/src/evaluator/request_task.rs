@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    cache::entry::CacheEntry,
+    cache::entry::{CacheEntry, Failing},
     context::canonical::CanonicalContext,
     error::{Chain, Error, Failure},
     evaluator::{
@@ -212,8 +212,18 @@ impl Evaluator {
         }
         // Also of a probe, which has no base.
         let known = self.cache.get(request.context.as_bytes()).filter(|known| known.epoch >= key_epoch);
-        let epoch = known.map_or(epoch, |known| known.epoch_of_next(&flag_set, epoch, self.cache.freshness(), now));
-        Ok(Arc::new(CacheEntry::new(&request.context, flag_set, etag.as_deref(), base, epoch, now)))
+        self.failing_flags.lock().received(&request.context, &flag_set, now, fastrand::f64());
+        let freshness = self.cache.freshness();
+        let kept = Failing::keep(&flag_set, known.as_deref(), freshness.max_stale, now, fastrand::f64());
+        // Without a tag: the service might confirm that the flag fails.
+        let (flag_set, etag, failing) = match kept {
+            Some((flag_set, failing)) => (flag_set, None, Some(failing)),
+            None => (flag_set, etag, None),
+        };
+        let epoch = known.map_or(epoch, |known| known.epoch_of_next(&flag_set, epoch, freshness, now));
+        let mut entry = CacheEntry::new(&request.context, flag_set, etag.as_deref(), base, epoch, now);
+        entry.failing = failing;
+        Ok(Arc::new(entry))
     }
 
     /// Sends a request, and repeats it without its tag if that may be the reason for a rejection.

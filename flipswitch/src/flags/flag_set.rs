@@ -98,7 +98,7 @@ impl FlagSet {
     }
 
     #[inline]
-    fn item(&self, key: &str) -> Option<&Arc<Item>> {
+    pub(crate) fn item(&self, key: &str) -> Option<&Arc<Item>> {
         self.items.get(*self.keys.position.get(key)?)
     }
 
@@ -129,6 +129,19 @@ impl FlagSet {
         let changed = self.items.iter().filter(|item| differs(item, other.item(&item.key)));
         let new = other.items.iter().filter(|item| self.item(&item.key).is_none());
         changed.chain(new).map(|item| item.key.clone()).collect()
+    }
+
+    /// Returns the items of flags that the service has, but could not evaluate.
+    pub(crate) fn failed(&self) -> impl Iterator<Item = &Arc<Item>> {
+        self.items
+            .iter()
+            .filter(|item| matches!(&item.outcome, Outcome::Failed { code, .. } if code != "FLAG_NOT_FOUND"))
+    }
+
+    /// Returns the set with other items in place of those with the same keys.
+    pub(crate) fn with_items(&self, others: &[Arc<Item>]) -> Self {
+        let replaced = |item: &Arc<Item>| others.iter().find(|other| other.key == item.key).unwrap_or(item).clone();
+        Self::with_keys(self.items.iter().map(replaced).collect(), Arc::clone(&self.keys))
     }
 
     /// Returns whether another set has other flags, or other values.

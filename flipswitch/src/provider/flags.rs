@@ -236,6 +236,16 @@ impl Flags {
         }
     }
 
+    /// Returns whether one flag may be out of date: all of them [are](Self::is_stale), or the service could not evaluate
+    /// this one, which keeps its last value.
+    #[must_use]
+    pub fn is_flag_stale(&self, key: &str) -> bool {
+        match &self.0 {
+            Source::Fresh(entry) => entry.kept_since(key).is_some(),
+            _ => self.is_stale(),
+        }
+    }
+
     /// Returns the error that explains why there are no flags, or no newer ones.
     #[must_use]
     pub fn error(&self) -> Option<&Error> {

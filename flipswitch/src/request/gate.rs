@@ -10,6 +10,7 @@ use std::{
 };
 
 use crate::{
+    error::FlagError,
     flag_type::FlagType,
     flags::{declare::FlagDef, evaluation::FlagEvaluation},
     provider::flags::Flags,
@@ -179,7 +180,7 @@ impl Check {
                     // A flag without a value, or no flags at all, is not a mistake.
                     let is_mistake = flag.map_or(flags.available().is_ok(), |flag| !flag.value.is_null());
                     if is_mistake && !warned.swap(true, Ordering::Relaxed) {
-                        warn(key, flag, *default);
+                        warn(key, flags, *default);
                     }
                     *default
                 });
@@ -204,14 +205,16 @@ impl fmt::Debug for Check {
     }
 }
 
-/// Warns that a gate uses its default because of a mistake in its key, or in the type of the flag.
-fn warn(key: &str, flag: Option<&FlagEvaluation>, default: bool) {
-    match flag.map(|flag| FlagType::of_value(&flag.value)) {
-        Some(found) => tracing::warn!(
+/// Warns that a gate uses its default because of a mistake in its key, or in the type of the flag, or because the service
+/// could not evaluate the flag.
+fn warn(key: &str, flags: &Flags, default: bool) {
+    match flags.read_error(key, FlagType::Boolean) {
+        FlagError::TypeMismatch { found, .. } => tracing::warn!(
             target: "flipswitch", key, %found, default, "a gate uses its default: the flag is not a boolean"
         ),
-        None => tracing::warn!(
+        FlagError::NotFound => tracing::warn!(
             target: "flipswitch", key, default, "a gate uses its default: the flag service does not have the flag"
         ),
+        error => tracing::warn!(target: "flipswitch", key, default, %error, "a gate uses its default"),
     }
 }
