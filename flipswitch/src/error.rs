@@ -39,7 +39,7 @@ pub enum Error {
         retry_after: Duration,
     },
     /// The flag service responded with a status that OFREP does not define.
-    #[error("the flag service responded with {0}")]
+    #[error("the flag service responded with {0}{hint}", hint = hint(.0))]
     Status(http::StatusCode),
     /// The flag service rejected this evaluation with an OFREP error code, such as `TARGETING_KEY_MISSING`.
     #[error("the flag service rejected the evaluation with {code}{}", Details(.details.as_deref()))]
@@ -348,6 +348,14 @@ impl fmt::Display for Chain<'_> {
             source = error.source();
         }
         Ok(())
+    }
+}
+
+/// Returns what else a status may mean.
+fn hint(status: &http::StatusCode) -> &'static str {
+    match *status {
+        http::StatusCode::NOT_FOUND => ": it has no flags yet, or the base URL is wrong",
+        _ => "",
     }
 }
 

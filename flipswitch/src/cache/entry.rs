@@ -31,7 +31,7 @@ pub(crate) struct CacheEntry {
     pub(crate) failing: Option<Box<Failing>>,
 }
 
-/// Flags that the service could not evaluate, while it evaluated the others.
+/// Flags that the service could not evaluate, while it evaluated the others. Without any: the service has no flags.
 #[derive(Debug)]
 pub(crate) struct Failing {
     /// Their keys, and when the value was current that they keep, if they have one.
@@ -43,6 +43,11 @@ pub(crate) struct Failing {
 }
 
 impl Failing {
+    /// Makes the state of a context for which the service has no flags.
+    pub(crate) fn no_flags(now: Instant) -> Box<Self> {
+        Box::new(Self { flags: Vec::new(), failures: 0, retry_at: now + NO_FLAGS_WAIT })
+    }
+
     /// Returns the flags of a response in which some failed, with their last values, and what is known about them. Values
     /// that are older than `max_stale` are not kept. `random` is from [0, 1).
     pub(crate) fn keep(
@@ -85,6 +90,9 @@ pub(crate) struct Freshness {
     /// Limit of stale flags: older ones are not served.
     pub(crate) max_stale: Duration,
 }
+
+/// When a service that has no flags is asked again.
+const NO_FLAGS_WAIT: Duration = Duration::from_secs(30);
 
 /// Bytes of an entry besides its text and its flag set: the entry itself, its place in the cache, allocator overhead.
 pub(crate) const OVERHEAD: usize = 184;

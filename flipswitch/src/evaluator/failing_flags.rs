@@ -51,10 +51,12 @@ impl FailingFlags {
         }
     }
 
-    /// Returns whether to request flags again because one of them failed: all that fail for every context have waited.
-    pub(crate) fn is_due<'a>(&self, mut keys: impl Iterator<Item = &'a str>, now: Instant) -> bool {
+    /// Returns whether to request flags again because some of them failed: not all of them wait because they fail for every
+    /// context.
+    pub(crate) fn is_due<'a>(&self, keys: impl Iterator<Item = &'a str>, now: Instant) -> bool {
+        let mut keys = keys.peekable();
         let waits = |key: &str| self.0.get(key).and_then(|failing| failing.retry_at).is_some_and(|at| now < at);
-        keys.any(|key| !waits(key))
+        keys.peek().is_none() || keys.any(|key| !waits(key))
     }
 }
 

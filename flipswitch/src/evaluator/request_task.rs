@@ -200,6 +200,11 @@ impl Evaluator {
                 Some(file) => (file.apply_to(&flag_set), etag),
                 None => (flag_set, etag),
             },
+            (Bulk::NoFlags, _) => {
+                let mut entry = CacheEntry::new(&request.context, Arc::default(), None, base, epoch, now);
+                entry.failing = Some(Failing::no_flags(now));
+                return Ok(Arc::new(entry));
+            }
             (Bulk::NotModified { etag }, Some(base)) if base.etag().is_some() => {
                 self.counters.not_modified.count();
                 (Arc::clone(&base.flag_set), etag.or_else(|| base.etag().map(Box::from)))
@@ -228,13 +233,15 @@ impl Evaluator {
 
     /// Sends a request, and repeats it without its tag if that may be the reason for a rejection.
     async fn send_with_tag(&self, context: &CanonicalContext, etag: Option<&[u8]>) -> Result<Bulk, Failure> {
-        let outcome = self.transport.bulk(context, etag).await;
+        // With an open stream, it is the service that responds.
+        let may_lack_flags = !self.is_realtime || self.epoch.read(Instant::now()).streaming;
+        let outcome = self.transport.bulk(context, etag, may_lack_flags).await;
         let is_rejected = |failure: &Failure| failure.status.is_some_and(may_reject_tag);
         match (&outcome, etag) {
             (Ok(_), Some(_)) => self.tags.lock().accepted(),
             (Err(failure), Some(_)) if is_rejected(failure) => {
                 self.counters.requests.count();
-                let repeated = self.transport.bulk(context, None).await?;
+                let repeated = self.transport.bulk(context, None, may_lack_flags).await?;
                 if self.tags.lock().rejected(context, Instant::now()) {
                     tracing::warn!(
                         target: "flipswitch", error = %Chain(&failure.error),

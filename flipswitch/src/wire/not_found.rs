@@ -2,16 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-/// Number of responses with 404, and their minimum duration, after which a service that had flags has none any more. A
-/// rollout usually takes less time.
+/// Number of responses with 404, and their minimum duration, after which the service has no flags. A rollout usually takes
+/// less time.
 const RESPONSES: u32 = 3;
 const DURATION: Duration = Duration::from_secs(60);
 
-/// OFREP defines no 404 for bulk requests. Services that have no flags yet send it; proxies send it while a service is away
-/// that has sent flags before.
+/// OFREP defines no 404 for bulk requests. Services that have no flags yet send it; proxies send it while a service is
+/// away.
 #[derive(Debug, Default)]
 pub(crate) struct NotFound {
-    has_answered: bool,
     /// The first of the responses with 404 since the last flags, and their number.
     first: Option<Instant>,
     responses: u32,
@@ -20,14 +19,14 @@ pub(crate) struct NotFound {
 impl NotFound {
     /// Notes that the service has sent flags.
     pub(crate) fn answered(&mut self) {
-        *self = Self { has_answered: true, ..Self::default() };
+        *self = Self::default();
     }
 
     /// Notes a response with 404, and returns whether it means that there are no flags. Otherwise it is a failure.
     pub(crate) fn means_no_flags(&mut self, now: Instant) -> bool {
         let first = *self.first.get_or_insert(now);
         self.responses = self.responses.saturating_add(1);
-        !self.has_answered || self.responses >= RESPONSES && now.saturating_duration_since(first) >= DURATION
+        self.responses >= RESPONSES && now.saturating_duration_since(first) >= DURATION
     }
 }
 
@@ -36,10 +35,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_that_has_sent_flags_has_none_after_a_minute_of_404() {
+    fn a_service_has_no_flags_after_a_minute_of_404() {
         let (mut not_found, start) = (NotFound::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert!(not_found.means_no_flags(start), "no flags yet");
+        assert!(!not_found.means_no_flags(start));
         not_found.answered();
         for (seconds, none) in [(1, false), (2, false), (3, false), (60, false), (61, true), (62, true)] {
             assert_eq!(not_found.means_no_flags(at(seconds)), none, "after {seconds} s");

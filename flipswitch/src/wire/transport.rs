@@ -118,8 +118,13 @@ impl Transport {
 
     /// Requests all flags of one context. `etag` is the tag of the flag set that is cached for this very context.
     ///
-    /// Has no time limit of its own.
-    pub(crate) async fn bulk(&self, context: &CanonicalContext, etag: Option<&[u8]>) -> Result<Bulk, Failure> {
+    /// `may_lack_flags` tells whether the service may respond with 404 because it has no flags. Has no time limit of its own.
+    pub(crate) async fn bulk(
+        &self,
+        context: &CanonicalContext,
+        etag: Option<&[u8]>,
+        may_lack_flags: bool,
+    ) -> Result<Bulk, Failure> {
         let mut request = self
             .requests
             .post(self.bulk_url.clone())
@@ -151,14 +156,17 @@ impl Transport {
                 Ok(Bulk::NotModified { etag })
             }
             StatusCode::NOT_FOUND => match self.status_failure(response, &self.bulk_url).await {
-                Failure { error: Error::Status(_), .. } if self.not_found.lock().means_no_flags(Instant::now()) => {
+                Failure { error: Error::Status(_), .. }
+                    if self.not_found.lock().means_no_flags(Instant::now()) && may_lack_flags =>
+                {
                     if !self.warned_not_found.swap(true, Ordering::Relaxed) {
                         tracing::warn!(
                             target: "flipswitch", url = %self.bulk_url,
-                            "the flag service responds with 404, which is read as \"no flags\"; check the base URL"
+                            "the flag service responds with 404 for a minute, which is read as \"no flags\"; check the base \
+                             URL"
                         );
                     }
-                    Ok(Bulk::Flags { flag_set: Arc::default(), etag: None })
+                    Ok(Bulk::NoFlags)
                 }
                 failure => Err(failure),
             },
@@ -277,6 +285,8 @@ pub(crate) enum Bulk {
         flag_set: Arc<FlagSet>,
         etag: Option<Box<[u8]>>,
     },
+    /// The service has no flags.
+    NoFlags,
     /// The flag set that the request's tag stands for is still valid.
     NotModified {
         etag: Option<Box<[u8]>>,

@@ -122,12 +122,8 @@ fn rows() -> Vec<(&'static str, Reply, Reads)> {
         ("1e999", raw("1e999"), Reads::failed("PARSE_ERROR")),
         // Bulk as a whole.
         ("no flags", items(json!([])), Reads::failed("FLAG_NOT_FOUND")),
-        (
-            "404 with a body",
-            Reply::status(404, json!({"errorCode": "FLAG_NOT_FOUND"})),
-            Reads::failed("FLAG_NOT_FOUND"),
-        ),
-        ("404 empty", Reply::status(404, ""), Reads::failed("FLAG_NOT_FOUND")),
+        ("404 with a body", Reply::status(404, json!({"errorCode": "FLAG_NOT_FOUND"})), Reads::failed("GENERAL")),
+        ("404 empty", Reply::status(404, ""), Reads::failed("GENERAL")),
         ("empty", Reply::status(200, ""), Reads::failed("PARSE_ERROR")),
         ("text", Reply::status(200, "hello"), Reads::failed("PARSE_ERROR")),
         ("HTML", Reply::status(200, "<html></html>"), Reads::failed("PARSE_ERROR")),

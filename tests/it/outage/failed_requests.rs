@@ -121,6 +121,23 @@ async fn pages_for_all_requests_name_the_url() {
     .await;
 }
 
+/// A 404 in the service's own form says that there are no flags yet, or that the base URL is wrong. Until that is certain,
+/// the provider is not ready, and bootstrap values apply.
+#[tokio::test]
+async fn missing_flags_are_a_failure_at_first() {
+    for body in ["", "{\"message\": \"no route\"}"] {
+        let service = Scripted::answering(Reply::status(404, body)).await;
+        let builder = FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false);
+        let provider = builder.bootstrap(json!({"f": 1})).build().unwrap();
+        let error = provider.ready(Duration::from_millis(500)).await.unwrap_err();
+        assert!(support::chain(&error).contains("base URL"), "{}", support::chain(&error));
+        let flags = provider.flags(&support::user("u")).await;
+        assert!(flags.int("f", 0) == 1 && flags.is_stale() && flags.error().is_some());
+        assert!(!provider.health().is_ready());
+        provider.shutdown().await;
+    }
+}
+
 /// The provider asks for no encoding, so it reads an answer as it is, whatever `Content-Encoding` says.
 #[tokio::test]
 async fn a_wrong_content_encoding_of_an_answer_is_ignored() {
