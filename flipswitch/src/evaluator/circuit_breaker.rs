@@ -642,7 +642,7 @@ mod tests {
                 if service.breaker.due().is_some_and(|due| due <= service.now) {
                     let contexts = service.breaker.begin_round(service.now);
                     prop_assert!((1..=3).contains(&contexts.len()), "{contexts:?}");
-                    let asked = contexts.iter().map(|context| of(context)).collect::<Vec<_>>();
+                    let asked = contexts.iter().map(of).collect::<Vec<_>>();
                     for context in &contexts {
                         request(&mut service, context, of(context), random);
                     }

@@ -15,6 +15,12 @@ const CUT: f64 = 0.9;
 /// Share of the rate at the first limit that is added each second without one. At twice that rate no limit is left.
 const RAISE: f64 = 0.01;
 
+/// Seconds without a limit after which the rate is raised faster: the service takes more than was counted.
+const FASTER_AFTER: i32 = 15;
+
+/// By how much the rate is raised then, each second.
+const RAISE_FASTER: f64 = 1.25;
+
 /// How much earlier than evenly spaced a request may be sent: timers are no more exact.
 const BURST: Duration = Duration::from_millis(20);
 
@@ -125,8 +131,9 @@ impl Pacer {
 impl Limit {
     fn at(&self, now: Instant) -> f64 {
         let seconds = now.saturating_duration_since(self.since.max(self.not_before)).as_secs();
-        // A number of seconds is exact as a float.
-        self.rate + seconds as f64 * RAISE * self.first_rate
+        let seconds = i32::try_from(seconds).unwrap_or(i32::MAX);
+        let raised = self.rate + f64::from(seconds) * RAISE * self.first_rate;
+        raised * RAISE_FASTER.powi((seconds - FASTER_AFTER).max(0))
     }
 }
 
@@ -209,10 +216,11 @@ mod tests {
         (0..100).for_each(|_| pacer.answered(start));
         pacer.limited(start, start, None);
         assert_eq!(pacer.per_second(start + 10 * SECOND), Some(99.0));
-        pacer.next(start + 99 * SECOND);
-        assert!(pacer.per_second(start + 99 * SECOND).is_some());
-        pacer.next(start + 100 * SECOND);
-        assert!(pacer.per_second(start + 100 * SECOND).is_none());
+        assert_eq!(pacer.per_second(start + 15 * SECOND), Some(103.5));
+        pacer.next(start + 17 * SECOND);
+        assert!(pacer.per_second(start + 17 * SECOND).is_some());
+        pacer.next(start + 18 * SECOND);
+        assert!(pacer.per_second(start + 18 * SECOND).is_none());
     }
 
     #[test]
