@@ -105,6 +105,10 @@ impl CircuitBreaker {
 
     /// Notes that a context could not be requested.
     pub(crate) fn want(&mut self, context: &CanonicalContext, has_flags: bool) {
+        if context.is_start_up() {
+            // It is part of every round.
+            return;
+        }
         self.wanted[usize::from(!has_flags)].get_or_insert_with(|| context.clone());
     }
 
@@ -113,9 +117,21 @@ impl CircuitBreaker {
         self.due().is_some() && !std::mem::replace(&mut self.has_task, true)
     }
 
-    /// Notes that the task that carried out rounds has ended.
-    pub(crate) fn end_task(&mut self) {
+    /// Returns when the task that carries out rounds has to begin one. Without any, the task has ended.
+    pub(crate) fn next_round(&mut self) -> Option<Instant> {
+        let due = self.due();
+        self.has_task = due.is_some();
+        due
+    }
+
+    /// Notes that the task that carried out rounds was dropped.
+    pub(crate) fn task_dropped(&mut self) {
         (self.has_task, self.round) = (false, None);
+    }
+
+    /// Returns whether the requests of a round are in flight.
+    pub(crate) fn has_round(&self) -> bool {
+        self.round.is_some()
     }
 
     /// Returns when [`begin_round`](Self::begin_round) is due.
@@ -152,6 +168,8 @@ impl CircuitBreaker {
             self.refuse_key(began);
         } else {
             self.refused_rounds = 0;
+            // Without any outcome, nothing has responded in time.
+            self.error.get_or_insert(Error::Timeout);
             if self.failed.len() >= MIN_FAILED {
                 self.open_since.get_or_insert(now);
             }
@@ -209,6 +227,10 @@ impl CircuitBreaker {
         }
         let meaning = meaning(failure);
         if meaning == Meaning::Responsive {
+            if let Some(retry_after) = failure.retry_after {
+                // Finds out whether the service takes requests again.
+                self.start_up_at.get_or_insert(now + retry_after_wait(retry_after, random));
+            }
             self.responded(sent);
             return;
         }
@@ -216,11 +238,10 @@ impl CircuitBreaker {
             // One slow request does not count against a service that has answered later ones.
             return;
         }
-        self.error = Some(match (self.open_since, &self.error) {
-            // A refused key matters more than what else fails then.
-            (Some(_), Some(Error::Unauthorized)) => Error::Unauthorized,
-            _ => failure.error.clone(),
-        });
+        // A refused key matters more than what else fails then, and is believed only when it is confirmed.
+        if meaning != Meaning::KeyRefused && !matches!(self.error, Some(Error::Unauthorized)) {
+            self.error = Some(failure.error.clone());
+        }
         let was_answered = self.last_answer.is_some_and(|answer| now < answer + RECENT);
         if let Some(round) = &mut self.round {
             round.failed(context, failure.retry_after, meaning);
@@ -525,6 +546,34 @@ mod tests {
         service.fails(&context(0), &refused());
         service.unanswered_round(unavailable);
         assert!(!service.is_open());
+    }
+
+    #[test]
+    fn a_single_refusal_of_a_failing_service_does_not_refuse_the_key() {
+        let mut service = Service::new();
+        service.fails(&context(0), &unavailable());
+        service.unanswered_round(unavailable);
+        service.fails(&context(1), &refused());
+        assert!(matches!(service.breaker.failing(), Some(Error::Status(_))));
+    }
+
+    #[test]
+    fn after_a_limit_the_start_up_context_finds_out_whether_it_is_over() {
+        let mut service = Service::new();
+        let limited = Failure::from(Error::RateLimited { retry_after: SECOND });
+        service.fails(&context(0), &Failure { retry_after: Some(60 * SECOND), ..limited });
+        assert!(service.breaker.due().unwrap() >= service.now + 60 * SECOND);
+    }
+
+    #[test]
+    fn the_start_up_context_takes_no_place_of_another_one() {
+        let mut service = Service::new();
+        service.fails(&context(0), &unreachable());
+        service.breaker.want(&CanonicalContext::start_up(), true);
+        service.breaker.want(&context(1), true);
+        service.breaker.want(&context(2), false);
+        let (_, asked) = service.unanswered_round(unreachable);
+        assert_eq!(asked, 3);
     }
 
     #[test]

@@ -442,14 +442,14 @@ impl Evaluator {
         let is_needed = self.breaker.lock().needs_task();
         if is_needed {
             // Without the lock: if the task cannot be spawned, it is dropped here, and takes the lock.
-            drop(self.runtime.spawn(RoundTask(Arc::clone(self)).run()));
+            drop(self.runtime.spawn(RoundTask::new(Arc::clone(self)).run()));
         }
     }
 
     /// Starts the task that hands out permits while the rate is limited, if requests wait and the task does not run.
     pub(super) fn pace(self: &Arc<Self>) {
         if self.limiter.needs_pacing(Instant::now()) {
-            drop(self.runtime.spawn(PaceTask(Arc::clone(self)).run()));
+            drop(self.runtime.spawn(PaceTask::new(self.limiter.clone()).run()));
         }
     }
 

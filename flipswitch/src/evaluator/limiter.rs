@@ -190,8 +190,8 @@ impl Limiter {
         next
     }
 
-    /// Notes that the task that called [`pace`](Self::pace) has ended.
-    pub(crate) fn end_pacing(&self) {
+    /// Notes that the task that called [`pace`](Self::pace) was dropped.
+    pub(crate) fn pacing_dropped(&self) {
         self.0.lock().is_paced = false;
     }
 

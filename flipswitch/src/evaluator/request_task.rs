@@ -14,7 +14,7 @@ use crate::{
         circuit_breaker::{CircuitBreaker, rejects_context},
         evaluator::{Evaluator, Startup},
         in_flight::{InFlightRequest, JoinOutcome},
-        limiter::{Permit, Ticket},
+        limiter::{Limiter, Permit, Ticket},
         tags::may_reject_tag,
     },
     events::health::HealthSignal,
@@ -58,16 +58,23 @@ impl Drop for RequestTask {
 
 /// Sends rounds of requests, when the circuit breaker plans them, until the service responds. Dropping it lets another
 /// task begin.
-pub(super) struct RoundTask(pub(super) Arc<Evaluator>);
+pub(super) struct RoundTask {
+    evaluator: Arc<Evaluator>,
+    has_ended: bool,
+}
 
 impl RoundTask {
-    pub(super) async fn run(self) {
-        let evaluator = &self.0;
+    pub(super) fn new(evaluator: Arc<Evaluator>) -> Self {
+        Self { evaluator, has_ended: false }
+    }
+
+    pub(super) async fn run(mut self) {
+        let evaluator = Arc::clone(&self.evaluator);
         loop {
             // Registered before the check, so that no change between check and wait is missed.
             let mut changed = std::pin::pin!(evaluator.breaker_changed.notified());
             changed.as_mut().enable();
-            let Some(due) = evaluator.breaker.lock().due() else { break };
+            let Some(due) = evaluator.breaker.lock().next_round() else { break };
             let due = due.max(evaluator.limiter.blocked_until(Instant::now()));
             tokio::select! {
                 () = tokio::time::sleep_until(due.into()) => {}
@@ -75,29 +82,42 @@ impl RoundTask {
             }
             evaluator.send_round().await;
         }
+        self.has_ended = true;
     }
 }
 
 impl Drop for RoundTask {
     fn drop(&mut self) {
-        self.0.breaker.lock().end_task();
+        if !self.has_ended {
+            self.evaluator.breaker.lock().task_dropped();
+        }
     }
 }
 
 /// Hands out permits while the rate of requests is limited. Dropping it lets another task begin.
-pub(super) struct PaceTask(pub(super) Arc<Evaluator>);
+pub(super) struct PaceTask {
+    limiter: Limiter,
+    has_ended: bool,
+}
 
 impl PaceTask {
-    pub(super) async fn run(self) {
-        while let Some(next) = self.0.limiter.pace(Instant::now()) {
+    pub(super) fn new(limiter: Limiter) -> Self {
+        Self { limiter, has_ended: false }
+    }
+
+    pub(super) async fn run(mut self) {
+        while let Some(next) = self.limiter.pace(Instant::now()) {
             tokio::time::sleep_until(next.into()).await;
         }
+        self.has_ended = true;
     }
 }
 
 impl Drop for PaceTask {
     fn drop(&mut self) {
-        self.0.limiter.end_pacing();
+        if !self.has_ended {
+            self.limiter.pacing_dropped();
+        }
     }
 }
 
@@ -115,10 +135,15 @@ impl Evaluator {
                 let _ = request.await;
             }
         };
+        // One answer is enough, and a round ends before its requests do. They go on.
+        let answered = async {
+            while self.breaker.lock().has_round() {
+                self.breaker_changed.notified().await;
+            }
+        };
         tokio::select! {
             () = all => {}
-            // One answer is enough, and a round ends before its requests do. They go on.
-            () = self.breaker_changed.notified() => {}
+            () = answered => {}
             () = tokio::time::sleep(ROUND_TIMEOUT) => {}
         }
         let now = Instant::now();
