@@ -134,7 +134,7 @@ impl FlipswitchMiddleware {
     /// ([`flag_on`](crate::flag_on)). Defaults to `false`.
     ///
     /// Requests of users with cached flags are not delayed. Others wait for the flag service, even if no flag is read: at
-    /// most [`request_timeout`](flipswitch::FlipswitchProviderBuilder::request_timeout), and not at all while the service
+    /// most [`miss_wait`](flipswitch::FlipswitchProviderBuilder::miss_wait), and not at all while the service
     /// fails. Wrap the guarded routes only, not static files.
     pub fn prefetch(mut self, prefetch: bool) -> Self {
         self.prefetch = prefetch;

@@ -52,7 +52,8 @@ pub enum Error {
     /// The request failed: name resolution, connection, TLS, an incomplete body, or a refused redirect.
     #[error("the request to the flag service failed")]
     Transport(#[source] SharedError),
-    /// The flag service did not respond within the request timeout.
+    /// The flag service did not respond in time: within the request timeout, or before the evaluation stopped waiting
+    /// ([`miss_wait`](crate::FlipswitchProviderBuilder::miss_wait)).
     #[error("the flag service did not respond in time")]
     Timeout,
     /// The response is not valid OFREP.

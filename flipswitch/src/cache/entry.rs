@@ -8,10 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
+
 use crate::{
     cache::epoch::{EpochReading, is_in_echo_window},
     context::canonical::CanonicalContext,
-    flags::flag_set::{FlagSet, Outcome},
+    flags::flag_set::{FlagSet, Item, Outcome},
     wire::backoff::backoff,
 };
 
@@ -34,18 +36,18 @@ pub(crate) struct CacheEntry {
 /// Flags that the service could not evaluate, while it evaluated the others. Without any: the service has no flags.
 #[derive(Debug)]
 pub(crate) struct Failing {
-    /// Their keys, and when the value was current that they keep, if they have one.
-    pub(crate) flags: Vec<(String, Option<Instant>)>,
+    /// The flags as received, in the order of their keys, and when the value was current that they keep, if they have one.
+    flags: Vec<(Arc<Item>, Option<Instant>)>,
     /// Failures in a row of the same context.
     failures: u32,
-    /// When the context is requested again because of them.
-    pub(crate) retry_at: Instant,
+    /// When to look whether the context is to be requested again because of them.
+    look_at: Mutex<Instant>,
 }
 
 impl Failing {
     /// Makes the state of a context for which the service has no flags.
     pub(crate) fn no_flags(now: Instant) -> Box<Self> {
-        Box::new(Self { flags: Vec::new(), failures: 0, retry_at: now + NO_FLAGS_WAIT })
+        Box::new(Self { flags: Vec::new(), failures: 0, look_at: Mutex::new(now + NO_FLAGS_WAIT) })
     }
 
     /// Returns the flags of a response in which some failed, with their last values, and what is known about them. Values
@@ -66,7 +68,7 @@ impl Failing {
                 (is_value && now.saturating_duration_since(since) <= max_stale).then_some((item, since))
             });
             kept.extend(last.map(|(item, _)| Arc::clone(item)));
-            (item.key.clone(), last.map(|(_, since)| since))
+            (Arc::clone(item), last.map(|(_, since)| since))
         });
         let flags: Vec<_> = flags.collect();
         if flags.is_empty() {
@@ -74,9 +76,30 @@ impl Failing {
         }
         let before = known.and_then(|known| known.failing.as_ref()).map_or(0, |failing| failing.failures);
         let failures = before.saturating_add(1);
-        let retry_at = now + backoff(Duration::from_secs(1), failures, random);
+        let look_at = Mutex::new(now + backoff(Duration::from_secs(1), failures, random));
         let flag_set = if kept.is_empty() { Arc::clone(received) } else { Arc::new(received.with_items(&kept)) };
-        Some((flag_set, Box::new(Self { flags, failures, retry_at })))
+        Some((flag_set, Box::new(Self { flags, failures, look_at })))
+    }
+
+    /// Returns whether it is time to look whether the context is to be requested again. True for one caller, once in a
+    /// while.
+    pub(crate) fn is_look_due(&self, now: Instant) -> bool {
+        self.look_at.try_lock().is_some_and(|mut look_at| {
+            let is_due = now >= *look_at;
+            if is_due {
+                *look_at = now + LOOK_INTERVAL;
+            }
+            is_due
+        })
+    }
+
+    /// Returns the keys of the flags.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.flags.iter().map(|(item, _)| item.key.as_str())
+    }
+
+    fn bytes(&self) -> usize {
+        size_of::<Self>() + self.flags.len() * size_of::<(Arc<Item>, Option<Instant>)>()
     }
 }
 
@@ -90,6 +113,9 @@ pub(crate) struct Freshness {
     /// Limit of stale flags: older ones are not served.
     pub(crate) max_stale: Duration,
 }
+
+/// How often to look whether a context is to be requested again, once that is due.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// When a service that has no flags is asked again.
 const NO_FLAGS_WAIT: Duration = Duration::from_secs(30);
@@ -133,7 +159,8 @@ impl CacheEntry {
     /// Returns when the value of a flag was current, if it is kept because the service could not evaluate the flag since.
     pub(crate) fn kept_since(&self, key: &str) -> Option<Instant> {
         let failing = self.failing.as_ref()?;
-        failing.flags.iter().find(|(failed, _)| failed == key)?.1
+        let position = failing.flags.binary_search_by(|(item, _)| item.key.as_str().cmp(key)).ok()?;
+        failing.flags.get(position)?.1
     }
 
     /// Returns the service's tag, byte for byte.
@@ -162,7 +189,7 @@ impl CacheEntry {
     pub(crate) fn epoch_of_next(&self, flag_set: &FlagSet, epoch: u64, freshness: &Freshness, sent_at: Instant) -> u64 {
         let was_fresh =
             self.epoch + 1 == epoch && sent_at.saturating_duration_since(self.sent_at) <= freshness.streaming;
-        let is_final = self.epoch > epoch || was_fresh && self.flag_set.differs(flag_set);
+        let is_final = self.epoch > epoch || was_fresh && self.flag_set.differs_in_values(flag_set);
         epoch + u64::from(is_in_echo_window(epoch) && is_final)
     }
 
@@ -173,7 +200,8 @@ impl CacheEntry {
 
     /// Returns the approximate memory that the entry takes, in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        OVERHEAD + self.text.len() + self.flag_set_bytes as usize
+        let failing = self.failing.as_ref().map_or(0, |failing| failing.bytes());
+        OVERHEAD + self.text.len() + self.flag_set_bytes as usize + failing
     }
 }
 

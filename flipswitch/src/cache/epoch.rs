@@ -76,8 +76,10 @@ impl Epoch {
     /// Notes an event. Marks every flag set that was requested so far as out of date, and most of those that are requested
     /// within the echo window once it is over.
     pub(crate) fn change_announced(&self, now: Instant) {
-        self.echo_until.store(self.nanos(now + ECHO_WINDOW), Ordering::Relaxed);
-        self.update(|word| word + if is_in_echo_window(word / Self::STEP) { 2 * Self::STEP } else { Self::STEP });
+        // The window from before ends first: otherwise it would seem to last, until the word changes.
+        self.update(|word| if is_in_echo_window(word / Self::STEP) { word + Self::STEP } else { word });
+        self.echo_until.store(self.nanos(now + ECHO_WINDOW), Ordering::Release);
+        self.update(|word| word + Self::STEP);
     }
 
     /// Returns an epoch that only flag sets from before the next [`invalidate_all`](Self::invalidate_all) precede.

@@ -6,7 +6,7 @@ use http::StatusCode;
 use quick_cache::sync::Cache as Entries;
 
 use crate::{
-    cache::epoch::EpochReading,
+    cache::epoch::{EpochReading, is_in_echo_window},
     context::canonical::CanonicalContext,
     error::{Chain, Error, Failure},
     evaluator::circuit_breaker::{FIRST_WAIT, rejects_context},
@@ -52,6 +52,8 @@ impl Backoffs {
         let named = retry_after_wait(retry_after.unwrap_or_default(), random);
         let retry_at = now + backoff(FIRST_WAIT, failures, random).max(named);
         let (error_seen, is_named) = (Arc::new(error.clone()), retry_after.is_some());
+        // With the end of the echo window: one event allows one request.
+        let epoch = epoch + u64::from(is_in_echo_window(epoch));
         self.contexts.insert(context.clone(), Backoff { error: error_seen, epoch, retry_at, is_named, failures });
         if !rejects_context(error) {
             return;

@@ -45,7 +45,7 @@ pub(crate) struct Evaluator {
     pub(super) in_flight: InFlightRequests,
     pub(super) backoffs: Backoffs,
     pub(super) breaker: Mutex<CircuitBreaker>,
-    /// Wakes the task of the rounds when the next one is due earlier than planned, or the breaker has closed.
+    /// Wakes the task of the rounds when the next one is due at another time, or a round was answered.
     pub(super) breaker_changed: Notify,
     pub(super) limiter: Limiter,
     pub(super) tags: Mutex<Tags>,
@@ -220,6 +220,7 @@ impl Evaluator {
         self.epoch.invalidate_all();
         self.breaker.lock().reset(Instant::now());
         self.backoffs.clear();
+        self.limiter.key_replaced();
         self.breaker_changed.notify_waiters();
         self.startup.send_if_modified(|state| {
             let was_refused = matches!(state, Startup::Unauthorized);
@@ -257,7 +258,8 @@ impl Evaluator {
             if let Some(request) = request {
                 self.spawn_request(request);
             }
-            waiter.wait().await;
+            // No longer than a request may wait and take, whatever happens to it.
+            let _ = tokio::time::timeout(2 * self.request_timeout, waiter.wait()).await;
         }
         true
     }
@@ -280,8 +282,7 @@ impl Evaluator {
     /// Requests the flags of a context again because some of them failed, if it is time. Nothing waits for the request.
     #[cold]
     fn refetch_failing(self: &Arc<Self>, entry: &CacheEntry, failing: &Failing, reading: EpochReading, now: Instant) {
-        let keys = failing.flags.iter().map(|(key, _)| key.as_str());
-        if now < failing.retry_at || !self.failing_flags.lock().is_due(keys, now) {
+        if !failing.is_look_due(now) || !self.failing_flags.lock().is_due(failing.keys(), now) {
             return;
         }
         let context = CanonicalContext::from_bytes(entry.context());
@@ -340,7 +341,9 @@ impl Evaluator {
             JoinOutcome::Cached(entry) => return EvaluationOutcome::Fresh(entry),
             JoinOutcome::Wait(waiter, None) => {
                 self.counters.coalesced.count();
-                self.limiter.renew(waiter.request());
+                if let Some(request) = waiter.joined() {
+                    self.limiter.renew(request);
+                }
                 waiter
             }
             JoinOutcome::Wait(waiter, Some(request)) => {
@@ -397,7 +400,12 @@ impl Evaluator {
     }
 
     /// Returns the error because of which a context cannot be requested at present.
-    fn unavailability(&self, context: &CanonicalContext, reading: EpochReading, now: Instant) -> Option<Arc<Error>> {
+    fn unavailability(
+        self: &Arc<Self>,
+        context: &CanonicalContext,
+        reading: EpochReading,
+        now: Instant,
+    ) -> Option<Arc<Error>> {
         let breaker_error = self.breaker_error(context);
         let error = self.backoffs.error(context, reading, now).or(breaker_error);
         error.or_else(|| self.limit_error(context, now))
@@ -423,10 +431,16 @@ impl Evaluator {
     }
 
     /// Returns the error because of which no request for a context is sent, if the breaker is open.
-    fn breaker_error(&self, context: &CanonicalContext) -> Option<Arc<Error>> {
-        let mut breaker = self.breaker.lock();
-        let error = breaker.error()?.clone();
-        breaker.want(context, self.cache.get(context.as_bytes()).is_some());
+    fn breaker_error(self: &Arc<Self>, context: &CanonicalContext) -> Option<Arc<Error>> {
+        let (error, needs_task) = {
+            let mut breaker = self.breaker.lock();
+            let error = breaker.error()?.clone();
+            breaker.want(context, self.cache.get(context.as_bytes()).is_some());
+            (error, breaker.needs_task())
+        };
+        if needs_task {
+            self.spawn_rounds();
+        }
         Some(Arc::new(error))
     }
 
@@ -441,9 +455,14 @@ impl Evaluator {
     pub(super) fn plan_rounds(self: &Arc<Self>) {
         let is_needed = self.breaker.lock().needs_task();
         if is_needed {
-            // Without the lock: if the task cannot be spawned, it is dropped here, and takes the lock.
-            drop(self.runtime.spawn(RoundTask::new(Arc::clone(self)).run()));
+            self.spawn_rounds();
         }
+    }
+
+    /// Spawns the task of the rounds. Must not be called with the lock of the breaker, which the task takes if it cannot be
+    /// spawned and is dropped.
+    fn spawn_rounds(self: &Arc<Self>) {
+        drop(self.runtime.spawn(RoundTask::new(Arc::clone(self)).run()));
     }
 
     /// Starts the task that hands out permits while the rate is limited, if requests wait and the task does not run.

@@ -94,6 +94,8 @@ pub(crate) enum JoinOutcome {
 pub(crate) struct Waiter {
     /// The request that it waits for, or the first one that may start after it joined.
     request: u64,
+    /// Whether that request exists already.
+    is_joined: bool,
     progress: watch::Receiver<Progress>,
 }
 
@@ -134,29 +136,36 @@ impl InFlightRequests {
             let progress = progress.borrow();
             (progress.completed(), progress.epoch)
         };
-        let (request, started) = match requests.running[..] {
-            [.., newest] if newest.epoch >= need && newest.id > completed => (newest.id, None),
+        let (request, is_joined, started) = match requests.running[..] {
+            [.., newest] if newest.epoch >= need && newest.id > completed => (newest.id, true, None),
             [_, newest] => {
                 requests.wants_next = true;
-                (newest.id + 1, None)
+                (newest.id + 1, false, None)
             }
             _ => {
                 let started = requests.start(context, need.max(epoch), base, false, last_id);
-                (started.id, Some(started))
+                (started.id, true, Some(started))
             }
         };
-        JoinOutcome::Wait(Waiter { request, progress }, started)
+        JoinOutcome::Wait(Waiter { request, is_joined, progress }, started)
     }
 
-    /// Prepares a probe, which is never conditional, unless a request of the context is in flight.
-    pub(crate) fn probe(&self, context: &CanonicalContext, epoch: u64) -> Option<InFlightRequest> {
+    /// Prepares a probe, which is never conditional. If a request of the context is in flight whose outcome is awaited,
+    /// returns a waiter for it instead.
+    pub(crate) fn probe(&self, context: &CanonicalContext, epoch: u64) -> Result<InFlightRequest, Waiter> {
         let mut table = self.table.lock();
         let Table { contexts, last_id } = &mut *table;
-        if contexts.contains_key(context) {
-            return None;
-        }
         let requests = contexts.entry(context.clone()).or_insert_with(Context::new);
-        Some(requests.start(context, epoch, None, true, last_id))
+        let (completed, known_epoch) = {
+            let progress = requests.progress.borrow();
+            (progress.completed(), progress.epoch)
+        };
+        match requests.running[..] {
+            [.., newest] if newest.id > completed || requests.running.len() > 1 => {
+                Err(Waiter { request: newest.id, is_joined: true, progress: requests.progress.subscribe() })
+            }
+            _ => Ok(requests.start(context, epoch.max(known_epoch), None, true, last_id)),
+        }
     }
 
     /// Completes a request: stores its entry, tells the waiters that can use it, and returns the request to start next, if
@@ -254,9 +263,9 @@ impl Progress {
 }
 
 impl Waiter {
-    /// Returns the id of the request.
-    pub(crate) fn request(&self) -> u64 {
-        self.request
+    /// Returns the id of the request, if it exists already.
+    pub(crate) fn joined(&self) -> Option<u64> {
+        self.is_joined.then_some(self.request)
     }
 
     /// Waits for the outcome of the request.
@@ -276,6 +285,25 @@ mod tests {
     use tokio_test::task::spawn;
 
     use super::*;
+
+    #[test]
+    fn a_probe_is_never_lost_beside_a_request_that_was_overtaken() {
+        let (in_flight, context, now) = (InFlightRequests::default(), CanonicalContext::start_up(), Instant::now());
+        let join = |need| match in_flight.join(&context, need, || None, |_| false) {
+            JoinOutcome::Wait(_, Some(request)) => request,
+            other => panic!("{other:?}"),
+        };
+        let (first, second) = (join(0), join(1));
+        assert!(in_flight.probe(&context, 1).is_err(), "the newest is awaited");
+        let entry = Ok(Arc::new(CacheEntry::new(&context, Arc::default(), None, None, 1, now)));
+        in_flight.complete(&second, entry, |_| {}, || 1);
+        let probe = in_flight.probe(&context, 1).expect("a request to be sent");
+        assert!(probe.id > second.id && probe.epoch == 1);
+        for request in [first, probe] {
+            in_flight.complete(&request, Err(Error::Timeout), |_| {}, || 1);
+        }
+        assert!(in_flight.table.lock().contexts.is_empty());
+    }
 
     #[test]
     fn a_waiter_that_polls_late_gets_the_newest_entry() {

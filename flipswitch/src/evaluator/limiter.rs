@@ -161,6 +161,11 @@ impl Limiter {
         state.answers = 0;
     }
 
+    /// Forgets the limits of the service, which may be those of another API key.
+    pub(crate) fn key_replaced(&self) {
+        self.0.lock().pacer = Pacer::default();
+    }
+
     /// Halves the permits, because the service answers nothing.
     pub(crate) fn halve(&self, now: Instant) {
         let mut state = self.0.lock();

@@ -13,16 +13,20 @@ use crate::{
     evaluator::{
         circuit_breaker::{CircuitBreaker, rejects_context},
         evaluator::{Evaluator, Startup},
-        in_flight::{InFlightRequest, JoinOutcome},
+        in_flight::InFlightRequest,
         limiter::{Limiter, Permit, Ticket},
         tags::may_reject_tag,
     },
     events::health::HealthSignal,
+    flags::flag_set::FlagSet,
     wire::transport::Bulk,
 };
 
 /// How often a failure for single contexts is logged as a warning.
 const WARN_INTERVAL: Duration = Duration::from_secs(60);
+
+/// A request that takes less time is not slow, however briefly evaluations wait.
+const MIN_SLOW: Duration = Duration::from_secs(1);
 
 /// How long a round waits for an answer.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(2);
@@ -137,8 +141,13 @@ impl Evaluator {
         };
         // One answer is enough, and a round ends before its requests do. They go on.
         let answered = async {
-            while self.breaker.lock().has_round() {
-                self.breaker_changed.notified().await;
+            loop {
+                let mut changed = std::pin::pin!(self.breaker_changed.notified());
+                changed.as_mut().enable();
+                if !self.breaker.lock().has_round() {
+                    break;
+                }
+                changed.await;
             }
         };
         tokio::select! {
@@ -157,12 +166,8 @@ impl Evaluator {
     /// Requests the flags of a context without a permit, or waits for the request in flight.
     async fn probe(self: Arc<Self>, context: CanonicalContext) {
         match self.in_flight.probe(&context, self.epoch.current(Instant::now())) {
-            Some(request) => RequestTask::new(self, request).run().await,
-            None => {
-                if let JoinOutcome::Wait(waiter, None) = self.in_flight.join(&context, 0, || None, |_| false) {
-                    waiter.wait().await;
-                }
-            }
+            Ok(request) => RequestTask::new(self, request).run().await,
+            Err(waiter) => drop(waiter.wait().await),
         }
     }
 
@@ -182,7 +187,7 @@ impl Evaluator {
         let outcome = tokio::select! {
             biased;
             outcome = &mut exchange => outcome.unwrap_or_else(timed_out),
-            () = tokio::time::sleep(self.miss_wait), if permit.is_some() => {
+            () = tokio::time::sleep(self.miss_wait.max(MIN_SLOW)), if permit.is_some() => {
                 match permit.as_mut().and_then(|permit| permit.release_slow(Instant::now())) {
                     Some(cancelled) => tokio::select! {
                         biased;
@@ -226,7 +231,9 @@ impl Evaluator {
                 None => (flag_set, etag),
             },
             (Bulk::NoFlags, _) => {
-                let mut entry = CacheEntry::new(&request.context, Arc::default(), None, base, epoch, now);
+                let none = Arc::default();
+                let flag_set = self.override_file.as_ref().map_or(none, |file| file.apply_to(&FlagSet::default()));
+                let mut entry = CacheEntry::new(&request.context, flag_set, None, base, epoch, now);
                 entry.failing = Some(Failing::no_flags(now));
                 return Ok(Arc::new(entry));
             }
@@ -298,8 +305,11 @@ impl Evaluator {
                 self.limiter.answered(now);
                 self.backoffs.remove(context);
                 self.judge(|breaker| breaker.answered(context, sent_at));
-                self.notifier.observe(HealthSignal::Succeeded);
                 self.observer.answered();
+                // An answer to a request from before the service began to fail does not show that it works.
+                if self.breaker.lock().failing().is_none() {
+                    self.notifier.observe(HealthSignal::Succeeded);
+                }
                 Ok(entry)
             }
             Err(mut failure) => {
@@ -313,9 +323,7 @@ impl Evaluator {
                 let is_key_expired = self.notifier.is_key_expired();
                 let is_reported = self
                     .judge(|breaker| breaker.failed(context, &failure, sent_at, now, is_key_expired, fastrand::f64()));
-                if rejects_context(&failure.error) {
-                    self.limiter.answered(now);
-                } else if !is_reported {
+                if !is_reported && !rejects_context(&failure.error) {
                     self.report_failure(&failure.error);
                 }
                 Err(failure.error)
@@ -330,23 +338,31 @@ impl Evaluator {
     /// to fail.
     fn judge(&self, change: impl FnOnce(&mut CircuitBreaker)) -> bool {
         let is_refused = |error: Option<&Error>| matches!(error, Some(Error::Unauthorized));
-        let (before, was_open, was_refused, failing, is_open) = {
+        let (before, was_open, was_refused, failing, is_open, is_replanned) = {
             let mut breaker = self.breaker.lock();
             let before = (breaker.failing().is_some(), breaker.error().is_some(), is_refused(breaker.failing()));
+            let plan = (breaker.due(), breaker.has_round());
             change(&mut breaker);
-            (before.0, before.1, before.2, breaker.failing().cloned(), breaker.error().is_some())
+            let is_replanned = plan != (breaker.due(), breaker.has_round());
+            (before.0, before.1, before.2, breaker.failing().cloned(), breaker.error().is_some(), is_replanned)
         };
+        if is_replanned {
+            self.breaker_changed.notify_waiters();
+        }
         if was_open && !is_open {
             self.limiter.recover();
             self.backoffs.clear();
         }
         match failing {
             Some(error) if !before || !was_refused && is_refused(Some(&error)) => {
-                self.report_failing(&error);
-                true
+                // Unless another thread has recorded an answer meanwhile.
+                let is_failing = self.breaker.lock().failing().is_some();
+                if is_failing {
+                    self.report_failing(&error);
+                }
+                is_failing
             }
             None if before => {
-                self.breaker_changed.notify_waiters();
                 self.notifier.observe(HealthSignal::Responsive);
                 tracing::info!(target: "flipswitch", "flag service recovered");
                 false

@@ -138,15 +138,25 @@ impl FlagSet {
             .filter(|item| matches!(&item.outcome, Outcome::Failed { code, .. } if code != "FLAG_NOT_FOUND"))
     }
 
-    /// Returns the set with other items in place of those with the same keys.
+    /// Returns the set with other items in place of those with the same keys. The others are in the order of their keys.
     pub(crate) fn with_items(&self, others: &[Arc<Item>]) -> Self {
-        let replaced = |item: &Arc<Item>| others.iter().find(|other| other.key == item.key).unwrap_or(item).clone();
+        let replaced = |item: &Arc<Item>| {
+            let position = others.binary_search_by(|other| other.key.cmp(&item.key));
+            position.ok().and_then(|position| others.get(position)).unwrap_or(item).clone()
+        };
         Self::with_keys(self.items.iter().map(replaced).collect(), Arc::clone(&self.keys))
     }
 
-    /// Returns whether another set has other flags, or other values.
-    pub(crate) fn differs(&self, other: &Self) -> bool {
-        !std::ptr::eq(self, other) && !self.changed_keys(other).is_empty()
+    /// Returns whether another set has other flags, or other values of flags that are evaluated in both.
+    pub(crate) fn differs_in_values(&self, other: &Self) -> bool {
+        let value_differs = |item: &Arc<Item>| match (&item.outcome, other.item(&item.key).map(|other| &other.outcome))
+        {
+            (Outcome::Evaluated(flag), Some(Outcome::Evaluated(other))) => flag.value != other.value,
+            (_, Some(_)) => false,
+            (_, None) => true,
+        };
+        let is_new = |item: &Arc<Item>| self.item(&item.key).is_none();
+        !std::ptr::eq(self, other) && (self.items.iter().any(value_differs) || other.items.iter().any(is_new))
     }
 
     /// Returns all evaluated flags, sorted by key. Flags that the service could not evaluate are left out.

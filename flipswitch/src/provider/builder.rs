@@ -129,8 +129,9 @@ impl FlipswitchProviderBuilder {
 
     /// Sets how many requests may be in flight at the same time. Further requests wait. Defaults to 64.
     ///
-    /// Contexts without flags have at most half of them. A request that takes longer than [`miss_wait`](Self::miss_wait)
-    /// does not count any more, up to 64 such requests.
+    /// Contexts without flags have at most half of them. A request that takes longer than [`miss_wait`](Self::miss_wait),
+    /// and at least a second, does not count any more. Beyond 64 such requests, one for a context without flags is cancelled
+    /// if a later one was answered.
     pub fn max_concurrent_requests(mut self, max_concurrent_requests: usize) -> Self {
         self.options.max_concurrent_requests = max_concurrent_requests;
         self

@@ -125,8 +125,8 @@ impl RequestScope {
     /// Returns the flags of the request, evaluated at the first call. Never fails; see [`Flags`].
     ///
     /// Waits at most [`stale_wait`](crate::FlipswitchProviderBuilder::stale_wait) for a context with stale flags, at most
-    /// [`request_timeout`](crate::FlipswitchProviderBuilder::request_timeout) for one without any, and not at all while
-    /// the service fails.
+    /// [`miss_wait`](crate::FlipswitchProviderBuilder::miss_wait) for one without any, and not at all while the service
+    /// fails.
     pub async fn flags(&self) -> &Flags {
         self.mark_read();
         self.evaluate().await

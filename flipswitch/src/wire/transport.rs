@@ -157,7 +157,7 @@ impl Transport {
             }
             StatusCode::NOT_FOUND => match self.status_failure(response, &self.bulk_url).await {
                 Failure { error: Error::Status(_), .. }
-                    if self.not_found.lock().means_no_flags(Instant::now()) && may_lack_flags =>
+                    if may_lack_flags && self.not_found.lock().means_no_flags(Instant::now()) =>
                 {
                     if !self.warned_not_found.swap(true, Ordering::Relaxed) {
                         tracing::warn!(

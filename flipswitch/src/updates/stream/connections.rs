@@ -17,6 +17,9 @@ const MAX_READ_ON: f64 = 0.1;
 /// Notifications that are remembered, from the beginning of an overlap.
 const MAX_NOTIFICATIONS: usize = 64;
 
+/// After so many overlaps one connection is left alone, which shows whether the time limit still exists.
+const MAX_OVERLAPS: u32 = 50;
+
 /// Number of a connection. Later connections have higher numbers.
 pub(crate) type ConnectionNumber = u64;
 
@@ -127,7 +130,8 @@ impl Open {
 
     /// Returns when to open the next connection, before the current one is cut.
     pub(super) fn next_at(&self, limit: &TimeLimit) -> Option<Instant> {
-        let limit = limit.limit.filter(|_| matches!(self.beside, Beside::None))?;
+        let is_possible = matches!(self.beside, Beside::None) && limit.overlaps < MAX_OVERLAPS;
+        let limit = limit.limit.filter(|_| is_possible)?;
         Some(self.current.since + limit.mul_f64(NEXT_OPENS_AFTER))
     }
 
@@ -147,12 +151,15 @@ pub(super) struct TimeLimit {
     /// heard on it.
     last: Option<(Duration, bool)>,
     limit: Option<Duration>,
+    /// Overlaps since a connection was ended by the other side.
+    overlaps: u32,
 }
 
 impl TimeLimit {
     /// Notes that a connection was ended by the other side. `counts` tells that it was stable and received an event or a
     /// heartbeat. Returns whether the one before lasted about equally long.
     pub(super) fn ended(&mut self, open_for: Duration, counts: bool) -> bool {
+        self.overlaps = 0;
         let last = self.last.replace((open_for, counts));
         let like = last.filter(|(last, _)| open_for.abs_diff(*last) <= last.mul_f64(SAME_DURATION));
         if let Some((last, true)) = like.filter(|_| counts) {
@@ -162,6 +169,11 @@ impl TimeLimit {
             self.limit = None;
         }
         like.is_some()
+    }
+
+    /// Notes that another connection is opened beside the one in use.
+    pub(super) fn overlaps(&mut self) {
+        self.overlaps += 1;
     }
 
     /// Returns how long the previous connection is read on.
@@ -212,6 +224,24 @@ mod tests {
             assert_eq!(seconds(idle), [60.0, 10.0, 2.0, 5.0], "{idle}");
         }
         assert_eq!(seconds(6), [6.0, 1.0, 0.2, 0.5]);
+    }
+
+    #[test]
+    fn after_many_overlaps_a_connection_is_left_alone_until_it_ends() {
+        let mut limit = TimeLimit::default();
+        let ends = |limit: &mut TimeLimit, seconds| limit.ended(Duration::from_secs(seconds), true);
+        ends(&mut limit, 30);
+        ends(&mut limit, 30);
+        let open = Open::new(OpenConnection::new(1, Instant::now()));
+        for _ in 0..MAX_OVERLAPS {
+            assert!(open.next_at(&limit).is_some());
+            limit.overlaps();
+        }
+        assert!(open.next_at(&limit).is_none());
+        ends(&mut limit, 30);
+        assert!(open.next_at(&limit).is_some(), "the limit still exists");
+        ends(&mut limit, 60);
+        assert!(open.next_at(&limit).is_none(), "it does not");
     }
 
     #[test]

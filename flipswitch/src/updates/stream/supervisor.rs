@@ -545,6 +545,7 @@ impl Supervisor {
     fn connect_beside(&mut self, todo: &mut Vec<Action>) {
         let (number, last_id) = (self.next_number(), self.last_id.clone());
         if let State::Open(open) = &mut self.state {
+            self.time_limit.overlaps();
             self.notified.clear();
             open.beside = Beside::Connecting { number, after_id: last_id.is_some() };
             todo.push(Action::ConnectBeside { number, last_id });
