@@ -33,6 +33,7 @@ mod outage {
     mod failed_requests;
     mod failing_flags;
     mod lost_connections;
+    mod one_context;
     mod rejected_tags;
     mod slow_service;
     mod stale_values;

@@ -1,0 +1,122 @@
+//! The service fails for one context and works for all others.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use flipswitch::{ConnectionStatus, Error, Flags, FlipswitchProvider, HealthState, serde_json::json};
+use flipswitch_local::{Endpoint, Fault, LocalServer};
+use futures_util::future::join_all;
+use tokio::runtime::Handle;
+
+use crate::support::{self, Log, PATIENCE, eventually, in_time, user};
+
+/// Reads the flags of these users at the same time.
+async fn read_all(provider: &FlipswitchProvider, ids: &[String]) -> Vec<Flags> {
+    in_time(join_all(ids.iter().map(|id| async { provider.flags(&user(id)).await }))).await
+}
+
+#[tokio::test]
+async fn a_service_that_fails_for_the_start_up_context_serves_all_users() {
+    let service = LocalServer::start(json!({"f": true})).await.unwrap();
+    let fault = Fault::on(Endpoint::Bulk).status(500).for_targeting_key("_init_");
+    let fault = service.faults().add(fault).unwrap();
+    let provider = support::provider(&service);
+    let context = user("first");
+    let (ready, first) = tokio::join!(provider.ready(PATIENCE), provider.flags(&context));
+    ready.unwrap();
+    assert!(first.bool("f", false), "{:?}", first.error());
+    // Until the start-up context was requested at the start, and again after its backoffs.
+    let mut id = 0;
+    while id < 150 || service.faults().applied(fault) < 3 {
+        id += 1;
+        let flags = in_time(provider.flags(&user(&id.to_string()))).await;
+        assert!(flags.bool("f", false) && !flags.is_stale(), "user {id}: {:?}", flags.error());
+        let health = provider.health();
+        assert!(health.is_ready() && health.state != HealthState::Stale, "user {id}: {health:?}");
+        assert!(!health.throttling.is_circuit_open, "user {id}: {health:?}");
+    }
+    eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
+    assert_eq!(provider.health().state, HealthState::Streaming);
+    assert!(service.faults().applied(fault) <= 8, "its requests back off");
+    provider.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_service_that_fails_for_one_user_serves_all_others() {
+    const FAILING: &str = "poison";
+    let log = Log::of_this_thread();
+    let service = LocalServer::start(json!({"f": true, "kill": false})).await.unwrap();
+    let fault = Fault::on(Endpoint::Bulk).status(500).for_targeting_key(FAILING);
+    let fault = service.faults().add(fault).unwrap();
+    // On this thread, whose log is read.
+    let provider = support::builder(&service).runtime(Handle::current()).build().unwrap();
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
+
+    let hostile = tokio::spawn({
+        let provider = provider.clone();
+        async move {
+            loop {
+                let flags = provider.flags(&user(FAILING)).await;
+                assert!(!flags.bool("f", false), "there are no flags for it");
+                assert!(matches!(flags.error(), Some(Error::Status(status)) if *status == 500), "{:?}", flags.error());
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    });
+    let is_healthy = |provider: &FlipswitchProvider| {
+        let health = provider.health();
+        let throttling = health.throttling;
+        assert_eq!(health.state, HealthState::Streaming, "{health:?}");
+        assert!(!throttling.is_circuit_open && throttling.backed_off_contexts <= 1, "{health:?}");
+    };
+    let known: Vec<_> = (0..200).map(|id| format!("known-{id}")).collect();
+    for (id, flags) in known.iter().zip(read_all(&provider, &known).await) {
+        assert!(flags.bool("f", false), "{id}: {:?}", flags.error());
+    }
+    let (is_over, started) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let newcomers = tokio::spawn({
+        let (provider, is_over, started) = (provider.clone(), Arc::clone(&is_over), Arc::clone(&started));
+        async move {
+            let mut id = 0;
+            while id < 300 || !is_over.load(Ordering::Relaxed) {
+                id += 1;
+                let flags = in_time(provider.flags(&user(&format!("new-{id}")))).await;
+                assert!(flags.bool("f", false) && !flags.is_stale(), "user {id}: {:?}", flags.error());
+                is_healthy(&provider);
+                started.store(id >= 100, Ordering::Relaxed);
+            }
+        }
+    });
+    eventually(async || started.load(Ordering::Relaxed)).await;
+    let switched = Instant::now();
+    service.set_flag("kill", true);
+    eventually(async || {
+        let read = read_all(&provider, &known).await;
+        assert!(read.iter().all(|flags| flags.bool("f", false)), "no value is lost");
+        read.iter().all(|flags| flags.bool("kill", false))
+    })
+    .await;
+    let took = switched.elapsed();
+    assert!(took < Duration::from_secs(5), "the change reached the last user after {took:?}");
+    // It fails at first, after the change or its first wait, and at last after a wait of two seconds.
+    eventually(async || service.faults().applied(fault) >= 3).await;
+    eventually(async || provider.stats().throttling.backed_off_contexts == 1).await;
+    is_over.store(true, Ordering::Relaxed);
+    in_time(newcomers).await.unwrap();
+    assert!(!hostile.is_finished(), "{hostile:?}");
+    hostile.abort();
+    is_healthy(&provider);
+    assert!(service.faults().applied(fault) <= 8, "reads of a context that fails send no requests");
+    provider.shutdown().await;
+
+    let lines = log.lines();
+    assert!(lines.iter().any(|line| line.contains("500")), "the kind of the failure: {lines:?}");
+    assert!(!lines.iter().any(|line| line.contains(FAILING)), "{lines:?}");
+    assert!(lines.len() <= 2, "{lines:?}");
+}
