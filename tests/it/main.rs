@@ -43,6 +43,7 @@ mod outage {
 mod auth {
     mod api_key;
     mod key_rotation;
+    mod refused_keys;
 }
 
 /// axum, actix-web and other servers.
