@@ -29,6 +29,7 @@ mod stream {
 
 /// The flag service is slow, failing or down.
 mod outage {
+    mod cold_start;
     mod dead_connections;
     mod failed_requests;
     mod failing_flags;
