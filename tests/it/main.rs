@@ -35,6 +35,7 @@ mod outage {
     mod failing_flags;
     mod lost_connections;
     mod one_context;
+    mod rate_limit;
     mod rejected_tags;
     mod slow_service;
     mod stale_values;

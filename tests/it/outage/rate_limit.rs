@@ -1,0 +1,115 @@
+//! A service that limits the rate of requests, and more users than it allows.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use flipswitch::{FlipswitchProvider, serde_json::json};
+use flipswitch_local::{Endpoint, Fault, LocalServer};
+use tokio::{task::JoinSet, time::MissedTickBehavior};
+
+use crate::support::{
+    PATIENCE, evaluations, in_time,
+    scripted::{Reply, Scripted},
+    user,
+};
+
+/// Requests a second that the service allows.
+const ALLOWED: usize = 100;
+
+/// New users a second.
+const DEMAND: u32 = 300;
+
+/// Lets new users, numbered from here, read their flags for some time.
+async fn demand(provider: &FlipswitchProvider, mut id: u64, time: Duration) {
+    let mut every = tokio::time::interval(Duration::from_secs(1) / DEMAND);
+    every.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let mut reads = JoinSet::new();
+    let began = Instant::now();
+    while began.elapsed() < time {
+        every.tick().await;
+        id += 1;
+        let provider = provider.clone();
+        reads.spawn(async move { provider.flags(&user(&id.to_string())).await.bool("f", false) });
+        while reads.try_join_next().is_some() {}
+    }
+    reads.abort_all();
+}
+
+/// Returns a provider that has started, without a stream.
+async fn started(url: String) -> FlipswitchProvider {
+    let provider = FlipswitchProvider::builder("key").base_url(url).enable_realtime(false).build().unwrap();
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    provider
+}
+
+/// Without the first two seconds, in which the provider learns the limit: of a minute they are little, and of the time of
+/// this test they would be much.
+#[tokio::test]
+async fn a_rate_limit_is_used_up_and_rarely_exceeded() {
+    const TIME: Duration = Duration::from_secs(15);
+    let of_service = async |retry_after: Option<&str>| {
+        let service = LocalServer::start(json!({"f": true})).await.unwrap();
+        let provider = started(service.url()).await;
+        let mut limit = Fault::on(Endpoint::Bulk).rate_limit(ALLOWED);
+        if let Some(seconds) = retry_after {
+            limit = limit.header("retry-after", seconds);
+        }
+        let limit = service.faults().add(limit).unwrap();
+        let counts = || (evaluations(&service) as u64, service.faults().applied(limit));
+        demand(&provider, 0, Duration::from_secs(2)).await;
+        let (sent_at_first, limited_at_first) = counts();
+        demand(&provider, 1_000_000, TIME).await;
+        let (sent, limited) = counts();
+        assert!(limited_at_first > 0, "the demand is above the limit");
+        assert!(limited_at_first <= ALLOWED as u64, "{limited_at_first} were limited at first");
+        let (sent, limited) = (sent - sent_at_first, limited - limited_at_first);
+        assert!(sent - limited >= 80 * TIME.as_secs(), "Retry-After {retry_after:?}: {} answers", sent - limited);
+        assert!(limited * 20 <= sent, "Retry-After {retry_after:?}: {limited} of {sent} were limited");
+        let throttling = provider.stats().throttling;
+        assert!(throttling.requests_per_second.is_some() && !throttling.is_circuit_open, "{throttling:?}");
+        assert_eq!(throttling.backed_off_contexts, 0, "a limit is not about a context");
+        provider.shutdown().await;
+    };
+    tokio::join!(of_service(None), of_service(Some("1")));
+}
+
+#[tokio::test]
+async fn no_request_is_sent_before_retry_after() {
+    const RETRY_AFTER: Duration = Duration::from_secs(1);
+    /// Requests that were sent before the response arrived.
+    const ON_THE_WAY: Duration = Duration::from_millis(200);
+    // When requests were received, and whether they were limited.
+    let received = Arc::new(Mutex::new(Vec::<(Instant, bool)>::new()));
+    let service = {
+        let received = Arc::clone(&received);
+        Scripted::start(move |request, _| {
+            let mut received = received.lock().unwrap();
+            let recent = received.iter().rev().take_while(|(at, _)| request.at.duration_since(*at) < RETRY_AFTER);
+            let is_limited = recent.filter(|(_, is_limited)| !is_limited).count() >= ALLOWED;
+            received.push((request.at, is_limited));
+            match is_limited {
+                true => Reply::status(429, "").with("retry-after", RETRY_AFTER.as_secs()),
+                false => Reply::json(json!({"flags": [{"key": "f", "value": true}]})),
+            }
+        })
+        .await
+    };
+    let provider = started(service.url()).await;
+    demand(&provider, 0, 4 * RETRY_AFTER).await;
+    provider.shutdown().await;
+    let received = received.lock().unwrap();
+    let limited: Vec<_> = received.iter().filter(|(_, is_limited)| *is_limited).map(|(at, _)| *at).collect();
+    assert!(!limited.is_empty(), "the demand is above the limit");
+    let mut pauses = 0;
+    for pair in received.windows(2) {
+        let [(before, _), (next, _)] = pair else { unreachable!("windows of two") };
+        for at in &limited {
+            let early = *next > *at + ON_THE_WAY && *next < *at + RETRY_AFTER;
+            assert!(!early, "a request {:?} after a limited one", *next - *at);
+        }
+        pauses += usize::from(*next - *before >= RETRY_AFTER - ON_THE_WAY);
+    }
+    assert!(pauses > 0, "requests go on after the pause");
+}
