@@ -36,6 +36,7 @@ mod outage {
     mod lost_connections;
     mod one_context;
     mod rate_limit;
+    mod recovery;
     mod rejected_tags;
     mod slow_service;
     mod stale_values;

@@ -1,0 +1,78 @@
+//! A service that was down returns while many users wait for it.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use flipswitch_local::{Endpoint, Fault};
+use tokio_util::sync::CancellationToken;
+
+use crate::support::{
+    eventually,
+    faults::{Kind, Port, Service},
+    in_time, user,
+};
+
+/// Time that the service takes for a response.
+const LATENCY: Duration = Duration::from_millis(100);
+
+/// Returns how many requests a service receives at most in its first second, if each takes [`LATENCY`]: the three of a
+/// round, and then as many as there are permits for contexts without flags. These are half of all permits, which are 4 at
+/// first and double with every 10 answers.
+fn bound() -> usize {
+    let (mut permits, mut answers, mut requests) = (4_usize, 3, 3);
+    // The round takes the first tenth of the second.
+    for _ in 1..Duration::from_secs(1).as_millis() / LATENCY.as_millis() {
+        requests += permits / 2;
+        answers += permits / 2;
+        if answers >= 10 {
+            (answers, permits) = (0, 2 * permits);
+        }
+    }
+    requests
+}
+
+#[tokio::test]
+async fn a_service_that_returns_is_not_met_by_all_users_at_once() {
+    const USERS: usize = 5_000;
+    let port = Port::new();
+    let provider = port.builder().enable_realtime(false).build().unwrap();
+    let (reads, answered, stop) =
+        (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default(), CancellationToken::new());
+    for id in 0..USERS {
+        let (provider, reads, answered) = (provider.clone(), Arc::clone(&reads), Arc::clone(&answered));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(async move {
+            let context = user(&id.to_string());
+            while provider.flags(&context).await.int("f", 0) != 1 {
+                reads.fetch_add(1, Ordering::Relaxed);
+                // Spread over the second.
+                tokio::time::sleep(Duration::from_millis(500 + id as u64 % 500)).await;
+            }
+            answered.fetch_add(1, Ordering::Relaxed);
+        }));
+    }
+    eventually(async || reads.load(Ordering::Relaxed) >= 2 * USERS && provider.stats().throttling.is_circuit_open)
+        .await;
+    let service = port.service(1).await;
+    service.faults().add(Fault::on(Endpoint::Bulk).delay(LATENCY)).unwrap();
+    // Some users have their flags in the second after the first request.
+    eventually(async || service.asked().first().is_some_and(|(_, at)| at.elapsed() > Duration::from_secs(1))).await;
+    let asked = service.asked();
+    let first = asked[0].1;
+    let within = |time: Duration| asked.iter().filter(|(_, at)| *at < first + time).count();
+    let (at_first, in_a_second) = (within(3 * LATENCY), within(Duration::from_secs(1)));
+    assert!(at_first <= 3 + 3 * 2, "{at_first} requests in {:?}", 3 * LATENCY);
+    assert!(in_a_second <= bound(), "{in_a_second} requests in the first second");
+    assert!(in_a_second > 3, "the users follow the round");
+    assert!(asked.iter().any(|(kind, _)| *kind == Kind::StartUp), "the round asks for the start-up context");
+    // They do all get their flags: some hundreds of them a second.
+    let enough = in_a_second + 500;
+    eventually(async || answered.load(Ordering::Relaxed) >= enough).await;
+    assert!(!provider.stats().throttling.is_circuit_open);
+    stop.cancel();
+    in_time(provider.shutdown()).await;
+}
