@@ -25,8 +25,12 @@ const HALVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the queue is looked at while the rate is limited and all permits are in use.
 const PACE: Duration = Duration::from_millis(5);
 
-/// Slow requests that may be in flight without a permit.
+/// Slow requests that may be in flight without a permit, where other contexts are answered faster.
 const MAX_SLOW: usize = 64;
+
+/// Slow requests for each permit that may be in flight without one, where all are slow. This is half of the permits in
+/// each second of the default `request_timeout`.
+const MAX_SLOW_PER_PERMIT: usize = 5;
 
 /// Hands out permits, as many as requests may be in flight and as fast as the service allows.
 #[derive(Clone)]
@@ -44,6 +48,8 @@ struct State {
     held_by_new: usize,
     /// Slow requests without a permit, the oldest first.
     slow: VecDeque<Slow>,
+    /// When the latest request was sent that was answered, of those for contexts without flags.
+    new_answered: Option<Instant>,
     queue: Queue<Waiting>,
     pacer: Pacer,
     /// Whether a task waits for the next time that a request may be sent.
@@ -58,6 +64,7 @@ struct Waiting {
 struct Slow {
     id: u64,
     is_known: bool,
+    since: Instant,
     /// Dropped to cancel the request.
     _cancel: oneshot::Sender<()>,
 }
@@ -97,6 +104,7 @@ impl Limiter {
             held: 0,
             held_by_new: 0,
             slow: VecDeque::new(),
+            new_answered: None,
             queue: Queue::new(max_queued),
             pacer: Pacer::default(),
             is_paced: false,
@@ -142,6 +150,12 @@ impl Limiter {
                 drop(granted);
             }
         }
+    }
+
+    /// Notes that a request for a context without flags was answered, which was sent at `sent`.
+    pub(crate) fn new_answered(&self, sent: Instant) {
+        let mut state = self.0.lock();
+        state.new_answered = state.new_answered.max(Some(sent));
     }
 
     /// Notes that the service limited the rate of a request. Returns when the next one may be sent.
@@ -279,18 +293,24 @@ impl Drop for Wait {
 
 impl Permit {
     /// Returns the permit early, because the request is slow. The request goes on until the receiver resolves: when there
-    /// are too many such requests, the oldest one for a context without flags is cancelled.
+    /// are too many such requests, the oldest one for a context without flags is cancelled, if a request for such a context
+    /// has been answered that was sent when this one was slow already. Where all of them are slow, cancelling them would
+    /// only repeat them, and none would ever be answered.
     ///
-    /// Keeps the permit, and returns `None`, if there are too many and all of them are for contexts that have flags.
+    /// Keeps the permit, and returns `None`, if there are too many and none can be cancelled.
     pub(crate) fn release_slow(&mut self, now: Instant) -> Option<oneshot::Receiver<()>> {
         let mut state = self.limiter.0.lock();
         let mut cancelled = None;
         if state.slow.len() >= MAX_SLOW {
-            let oldest = state.slow.iter().position(|slow| !slow.is_known)?;
-            cancelled = state.slow.remove(oldest);
+            let answered = state.new_answered;
+            match state.slow.iter().position(|slow| !slow.is_known && Some(slow.since) < answered) {
+                Some(overtaken) => cancelled = state.slow.remove(overtaken),
+                None if state.slow.len() < MAX_SLOW_PER_PERMIT * state.max_permits => {}
+                None => return None,
+            }
         }
         let (cancel, is_cancelled) = oneshot::channel();
-        state.slow.push_back(Slow { id: self.id, is_known: self.is_known, _cancel: cancel });
+        state.slow.push_back(Slow { id: self.id, is_known: self.is_known, since: now, _cancel: cancel });
         self.is_slow = true;
         state.give_back(self.is_known);
         let granted = self.limiter.grant(&mut state, now);
@@ -382,17 +402,23 @@ mod tests {
         assert_pending!(spawn(second.granted()).poll());
     }
 
+    /// Sends slow requests that return their permits, the one with this number for a context without flags.
+    fn slow(limiter: &Limiter, count: usize, new: usize, now: Instant) -> Vec<(Permit, oneshot::Receiver<()>)> {
+        let send = |number| {
+            let mut permit = granted(limiter, number != new);
+            let cancelled = permit.release_slow(now).unwrap();
+            (permit, cancelled)
+        };
+        (0..count).map(send).collect()
+    }
+
     #[test]
-    fn slow_requests_return_their_permits_and_the_oldest_without_flags_is_cancelled() {
-        let limiter = Limiter::new(1, 100);
-        let now = Instant::now();
-        let mut slow: Vec<_> = (0..MAX_SLOW)
-            .map(|number| {
-                let mut permit = granted(&limiter, number != 3);
-                let cancelled = permit.release_slow(now).unwrap();
-                (permit, cancelled)
-            })
-            .collect();
+    fn slow_requests_return_their_permits_and_the_oldest_that_was_overtaken_is_cancelled() {
+        let (limiter, now) = (Limiter::new(1, 100), Instant::now());
+        let mut slow = slow(&limiter, MAX_SLOW, 3, now);
+        limiter.new_answered(now);
+        assert!(granted(&limiter, true).release_slow(now).is_none(), "none was overtaken");
+        limiter.new_answered(now + Duration::from_millis(1));
         let mut next = granted(&limiter, true);
         let cancelled = next.release_slow(now);
         assert!(cancelled.is_some());
@@ -407,6 +433,17 @@ mod tests {
         assert!(granted(&limiter, true).release_slow(now).is_none(), "all are for contexts that have flags");
         drop(slow);
         assert!(granted(&limiter, true).release_slow(now).is_some());
+    }
+
+    #[test]
+    fn more_slow_requests_are_in_flight_where_all_are_slow() {
+        const PERMITS: usize = MAX_SLOW;
+        let (limiter, now) = (Limiter::new(PERMITS, 100), Instant::now());
+        let mut slow = slow(&limiter, MAX_SLOW_PER_PERMIT * PERMITS, 0, now);
+        assert!(granted(&limiter, false).release_slow(now).is_none(), "there is a limit");
+        for (_, cancelled) in &mut slow {
+            assert_pending!(spawn(cancelled).poll());
+        }
     }
 
     #[test]

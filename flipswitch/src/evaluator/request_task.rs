@@ -303,6 +303,9 @@ impl Evaluator {
         let outcome = match outcome {
             Ok(entry) => {
                 self.limiter.answered(now);
+                if !request.is_probe && request.base.is_none() {
+                    self.limiter.new_answered(sent_at);
+                }
                 self.backoffs.remove(context);
                 self.judge(|breaker| breaker.answered(context, sent_at));
                 self.observer.answered();

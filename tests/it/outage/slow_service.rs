@@ -9,7 +9,7 @@ use std::{
 };
 
 use flipswitch::{Error, FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
-use flipswitch_local::LocalServer;
+use flipswitch_local::{Endpoint, Fault, LocalServer};
 use futures_util::future::join_all;
 use tokio::runtime::Handle;
 
@@ -18,6 +18,9 @@ use crate::support::{
     scripted::{Reply, Scripted},
     user,
 };
+
+/// The default of `miss_wait`.
+const MISS_WAIT: Duration = Duration::from_secs(1);
 
 #[tokio::test]
 async fn a_silent_service_costs_one_timeout() {
@@ -237,4 +240,74 @@ async fn a_rejected_context_is_logged_once_with_a_remedy() {
         let code = body["errorCode"].as_str().map_or_else(|| status.to_string(), str::to_owned);
         assert!(warned.len() == 1 && warned[0].contains(&code) && warned[0].contains(remedy), "{lines:?}");
     }
+}
+
+/// Starts a service that answers the start-up context at once and takes four seconds for others.
+async fn slow_service() -> LocalServer {
+    let service = LocalServer::start(json!({"f": true})).await.unwrap();
+    let slow = Fault::on(Endpoint::Bulk).delay(Duration::from_secs(4)).except_targeting_key("_init_");
+    service.faults().add(slow).unwrap();
+    service
+}
+
+/// Returns a provider that has started, with default waits and without a stream.
+async fn with_default_waits(service: &LocalServer) -> FlipswitchProvider {
+    let builder = FlipswitchProvider::builder(service.api_key()).base_url(service.url());
+    let provider = builder.enable_realtime(false).build().unwrap();
+    in_time(provider.ready(support::PATIENCE)).await.unwrap();
+    provider
+}
+
+#[tokio::test]
+async fn a_new_user_of_a_slow_service_waits_miss_wait_and_has_the_flags_later() {
+    let service = slow_service().await;
+    let provider = with_default_waits(&service).await;
+    let began = Instant::now();
+    let flags = in_time(provider.flags(&user("new"))).await;
+    let waited = began.elapsed();
+    assert!(!flags.bool("f", false) && matches!(flags.error(), Some(Error::Timeout)), "{:?}", flags.error());
+    assert!(waited >= MISS_WAIT && waited < 2 * MISS_WAIT, "{waited:?}");
+    assert_eq!(provider.stats().unavailable, 1);
+    eventually(async || provider.flags(&user("new")).await.bool("f", false)).await;
+    assert!(!provider.flags(&user("new")).await.is_stale());
+    assert_eq!(support::evaluations(&service), 1, "the first request went on");
+    provider.shutdown().await;
+}
+
+#[tokio::test]
+async fn no_user_of_a_slow_service_waits_longer_than_miss_wait() {
+    const USERS: u64 = 400;
+    let service = slow_service().await;
+    let provider = with_default_waits(&service).await;
+    let read = (0..USERS).map(|id| {
+        let provider = provider.clone();
+        tokio::spawn(async move {
+            let began = Instant::now();
+            let flags = provider.flags(&user(&id.to_string())).await;
+            (flags.error().cloned(), began.elapsed())
+        })
+    });
+    let mut longest = Duration::ZERO;
+    for (id, read) in in_time(join_all(read)).await.into_iter().enumerate() {
+        let (error, waited) = read.unwrap();
+        assert!(matches!(error, Some(Error::Timeout)), "user {id}: {error:?}");
+        longest = longest.max(waited);
+    }
+    // They are all due at the same time, on a busy machine.
+    assert!(longest >= MISS_WAIT && longest < 2 * MISS_WAIT, "{longest:?}");
+    assert_eq!(provider.stats().unavailable, USERS);
+    // The service is slow, and not down: nobody's request is given up.
+    let ids = || (0..USERS).map(|id| id.to_string());
+    eventually(async || {
+        let served = join_all(ids().map(|id| {
+            let provider = provider.clone();
+            async move { provider.flags(&user(&id)).await.bool("f", false) }
+        }));
+        served.await.into_iter().all(|is_served| is_served)
+    })
+    .await;
+    assert_eq!(support::evaluations(&service) as u64, USERS, "one request for each");
+    let throttling = provider.stats().throttling;
+    assert!(!throttling.is_circuit_open && throttling.backed_off_contexts == 0, "{throttling:?}");
+    provider.shutdown().await;
 }
