@@ -31,6 +31,7 @@ mod stream {
 mod outage {
     mod cold_start;
     mod dead_connections;
+    mod echo;
     mod failed_requests;
     mod failing_flags;
     mod lost_connections;
