@@ -35,6 +35,7 @@ mod outage {
     mod failed_requests;
     mod failing_flags;
     mod lost_connections;
+    mod matrix;
     mod one_context;
     mod rate_limit;
     mod recovery;
