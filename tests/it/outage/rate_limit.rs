@@ -5,12 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use flipswitch::{FlipswitchProvider, serde_json::json};
+use flipswitch::{Error, FlipswitchProvider, serde_json::json};
 use flipswitch_local::{Endpoint, Fault, LocalServer};
-use tokio::{task::JoinSet, time::MissedTickBehavior};
+use tokio::{sync::Semaphore, task::JoinSet, time::MissedTickBehavior};
 
 use crate::support::{
-    PATIENCE, evaluations, in_time,
+    PATIENCE, evaluations, eventually, in_time,
     scripted::{Reply, Scripted},
     user,
 };
@@ -112,4 +112,42 @@ async fn no_request_is_sent_before_retry_after() {
         pauses += usize::from(*next - *before >= RETRY_AFTER - ON_THE_WAY);
     }
     assert!(pauses > 0, "requests go on after the pause");
+}
+
+#[tokio::test]
+async fn a_limit_is_reported_to_those_who_waited_for_their_turn() {
+    let released = Arc::new(Semaphore::new(0));
+    let service = {
+        let released = Arc::clone(&released);
+        Scripted::start(move |request, _| {
+            if request.body.contains("_init_") {
+                return Reply::json(json!({"flags": []}));
+            }
+            Reply::Held(Arc::clone(&released), Box::new(Reply::status(429, "").with("retry-after", 100)))
+        })
+        .await
+    };
+    let builder = FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false);
+    let provider = builder.max_concurrent_requests(1).build().unwrap();
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    let read = |id: &'static str| {
+        let provider = provider.clone();
+        tokio::spawn(async move { provider.flags(&user(id)).await.error().cloned() })
+    };
+    let sent = read("sent");
+    eventually(async || evaluations_received(&service) == 1).await;
+    let waiting = read("waiting");
+    eventually(async || provider.stats().throttling.queued_requests == 1).await;
+    released.add_permits(1);
+    for (read, name) in [(sent, "sent"), (waiting, "waiting")] {
+        let error = in_time(read).await.unwrap();
+        assert!(matches!(error, Some(Error::RateLimited { .. })), "{name}: {error:?}");
+    }
+    assert_eq!(evaluations_received(&service), 1);
+    provider.shutdown().await;
+}
+
+/// Returns how many requests a service has received for users.
+fn evaluations_received(service: &Scripted) -> usize {
+    service.received().iter().filter(|request| !request.body.contains("_init_")).count()
 }
