@@ -6,13 +6,13 @@ use crate::wire::backoff::MAX_RETRY_AFTER;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Seconds over which answers are counted.
+/// Seconds over which answers are counted, without pauses.
 const SECONDS: usize = 10;
 
 /// Share of the counted rate that is sent after a limit.
 const CUT: f64 = 0.9;
 
-/// Share of the rate at the first limit that is added each second without one. At twice that rate no limit is left.
+/// Share of the highest rate after a limit that is added each second without one. At twice that rate no limit is left.
 const RAISE: f64 = 0.01;
 
 /// Seconds without a limit after which the rate is raised faster: the service takes more than was counted.
@@ -27,10 +27,12 @@ const BURST: Duration = Duration::from_millis(20);
 /// The rate at which requests are sent. Without limits by the service, there is none.
 #[derive(Debug, Default)]
 pub(crate) struct Pacer {
-    /// Answers in each of the last seconds, and the number of the last one since `first_answer`.
+    /// Answers in each of the last seconds, and the number of the last one since `first_answer`, without pauses.
     answers: [u32; SECONDS],
     second: u64,
     first_answer: Option<Instant>,
+    /// Pauses since then that the service asked for, to the end of the last one. They say nothing about its rate.
+    paused: Duration,
     limit: Option<Limit>,
 }
 
@@ -38,8 +40,8 @@ pub(crate) struct Pacer {
 struct Limit {
     /// Requests a second after the last cut.
     rate: f64,
-    /// Requests a second after the first cut.
-    first_rate: f64,
+    /// The highest of these rates so far.
+    highest_rate: f64,
     cut_at: Instant,
     /// When the service last limited a request. The rate is raised from then on.
     since: Instant,
@@ -53,21 +55,26 @@ struct Limit {
 impl Pacer {
     /// Counts an answer.
     pub(crate) fn answered(&mut self, now: Instant) {
-        let first = *self.first_answer.get_or_insert(now);
-        self.advance(now, first);
+        self.first_answer.get_or_insert(now);
+        self.advance(now);
         let count = &mut self.answers[(self.second % SECONDS as u64) as usize];
         *count = count.saturating_add(1);
     }
 
     /// Notes that the service limited the rate of a request that was sent at `sent`. Returns when the next one may be sent.
     pub(crate) fn limited(&mut self, sent: Instant, now: Instant, retry_after: Option<Duration>) -> Duration {
+        self.forget_old_limit(now);
         let retry_after = retry_after.unwrap_or_default().min(MAX_RETRY_AFTER);
         let not_before = now + retry_after;
         let rate = self.rate(now);
+        if self.first_answer.is_some() {
+            self.paused += not_before.saturating_duration_since(self.blocked_until(now));
+        }
         match &mut self.limit {
             Some(limit) => {
                 if sent > limit.cut_at && now >= limit.next_cut {
                     (limit.rate, limit.cut_at, limit.next_cut) = (rate, now, now + retry_after.max(SECOND));
+                    limit.highest_rate = limit.highest_rate.max(rate);
                 } else {
                     limit.rate = limit.at(now);
                 }
@@ -77,7 +84,7 @@ impl Pacer {
             None => {
                 let next_cut = now + retry_after.max(SECOND);
                 self.limit =
-                    Some(Limit { rate, first_rate: rate, cut_at: now, since: now, next_cut, next: now, not_before });
+                    Some(Limit { rate, highest_rate: rate, cut_at: now, since: now, next_cut, next: now, not_before });
             }
         }
         self.next(now).saturating_duration_since(now)
@@ -90,9 +97,7 @@ impl Pacer {
 
     /// Returns when the next request may be sent: `now` if one may be.
     pub(crate) fn next(&mut self, now: Instant) -> Instant {
-        if self.limit.as_ref().is_some_and(|limit| limit.at(now) >= 2.0 * limit.first_rate) {
-            self.limit = None;
-        }
+        self.forget_old_limit(now);
         let next = self.limit.as_ref().map_or(now, |limit| limit.not_before.max(limit.next - BURST));
         next.max(now)
     }
@@ -106,33 +111,51 @@ impl Pacer {
 
     /// Returns how many requests a second are sent at most.
     pub(crate) fn per_second(&self, now: Instant) -> Option<f64> {
-        self.limit.as_ref().map(|limit| limit.at(now))
+        self.limit.as_ref().filter(|limit| !limit.is_old(now)).map(|limit| limit.at(now))
+    }
+
+    fn forget_old_limit(&mut self, now: Instant) {
+        self.limit.take_if(|limit| limit.is_old(now));
     }
 
     /// Returns the rate after a cut.
     fn rate(&mut self, now: Instant) -> f64 {
-        let Some(first) = self.first_answer else { return 1.0 };
-        self.advance(now, first);
-        let counted = now.saturating_duration_since(first).clamp(SECOND, SECOND * SECONDS as u32);
+        if self.first_answer.is_none() {
+            return 1.0;
+        }
+        self.advance(now);
+        let counted = self.unpaused(now).clamp(SECOND, SECOND * SECONDS as u32);
         let answers: u32 = self.answers.iter().sum();
         (CUT * f64::from(answers) / counted.as_secs_f64()).max(1.0)
     }
 
     /// Forgets the answers of earlier seconds.
-    fn advance(&mut self, now: Instant, first: Instant) {
-        let second = now.saturating_duration_since(first).as_secs();
+    fn advance(&mut self, now: Instant) {
+        let second = self.unpaused(now).as_secs();
         for passed in self.second + 1..=second.min(self.second + SECONDS as u64) {
             self.answers[(passed % SECONDS as u64) as usize] = 0;
         }
         self.second = self.second.max(second);
     }
+
+    /// Returns the time since the first answer, without pauses.
+    fn unpaused(&self, now: Instant) -> Duration {
+        let since_first = self.first_answer.map_or(Duration::ZERO, |first| now.saturating_duration_since(first));
+        let ahead = self.blocked_until(now).saturating_duration_since(now);
+        since_first.saturating_sub(self.paused.saturating_sub(ahead))
+    }
 }
 
 impl Limit {
+    /// Returns whether no limit is left.
+    fn is_old(&self, now: Instant) -> bool {
+        self.at(now) >= 2.0 * self.highest_rate
+    }
+
     fn at(&self, now: Instant) -> f64 {
         let seconds = now.saturating_duration_since(self.since.max(self.not_before)).as_secs();
         let seconds = i32::try_from(seconds).unwrap_or(i32::MAX);
-        let raised = self.rate + f64::from(seconds) * RAISE * self.first_rate;
+        let raised = self.rate + f64::from(seconds) * RAISE * self.highest_rate;
         raised * RAISE_FASTER.powi((seconds - FASTER_AFTER).max(0))
     }
 }
@@ -192,6 +215,37 @@ mod tests {
     }
 
     #[test]
+    fn pauses_do_not_lower_the_rate() {
+        let (mut pacer, mut now) = (Pacer::default(), Instant::now());
+        for _ in 0..3 {
+            // 200 answers in two seconds, which two limits and a pause follow.
+            for _ in 0..200 {
+                now += SECOND / 100;
+                pacer.answered(now);
+            }
+            pacer.limited(now, now, Some(7 * SECOND));
+            pacer.limited(now, now + SECOND, Some(9 * SECOND));
+            now += 10 * SECOND;
+        }
+        let rate = pacer.per_second(now).unwrap();
+        assert!((80.0..=91.0).contains(&rate), "{rate}");
+    }
+
+    #[test]
+    fn a_limit_outlasts_a_cut_to_a_higher_rate() {
+        let (mut pacer, start) = (Pacer::default(), Instant::now());
+        pacer.answered(start);
+        pacer.limited(start, start, None);
+        // Requests that were in flight.
+        (0..100).for_each(|_| pacer.answered(start));
+        let later = start + 2 * SECOND;
+        assert_eq!(pacer.limited(later, later, Some(7 * SECOND)), 7 * SECOND);
+        assert_eq!(pacer.per_second(later), Some(CUT * 101.0 / 2.0));
+        pacer.next(later + 8 * SECOND);
+        assert!(pacer.per_second(later + 8 * SECOND).is_some());
+    }
+
+    #[test]
     fn requests_that_are_limited_together_are_one_cut() {
         let (mut pacer, start) = (Pacer::default(), Instant::now());
         (0..100).for_each(|_| pacer.answered(start));
@@ -217,9 +271,7 @@ mod tests {
         pacer.limited(start, start, None);
         assert_eq!(pacer.per_second(start + 10 * SECOND), Some(99.0));
         assert_eq!(pacer.per_second(start + 15 * SECOND), Some(103.5));
-        pacer.next(start + 17 * SECOND);
         assert!(pacer.per_second(start + 17 * SECOND).is_some());
-        pacer.next(start + 18 * SECOND);
         assert!(pacer.per_second(start + 18 * SECOND).is_none());
     }
 
