@@ -172,27 +172,42 @@ struct Cell {
 }
 
 impl Cell {
-    /// Starts a service and a provider with these options whose stream is open and that knows some users.
-    async fn start(name: impl Debug, set: impl Fn(FlipswitchProviderBuilder) -> FlipswitchProviderBuilder) -> Self {
+    /// Starts a service, and a provider that has sent nothing yet.
+    async fn new(name: impl Debug, set: impl Fn(FlipswitchProviderBuilder) -> FlipswitchProviderBuilder) -> Self {
         let ids = (0..3).map(known).chain((0..NEW_USERS).map(new)).chain(["bad", "poison"].map(str::to_owned));
         let mut flags = whoami(ids);
         flags["flags"]["f"] = json!({"value": 1});
         let service = LocalServer::start(flags).await.unwrap();
         let provider = set(support::builder(&service)).build().unwrap();
-        in_time(provider.ready(PATIENCE)).await.unwrap();
-        eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
-        let mut cell = Self { name: format!("{name:?}"), service, provider, new_users: 0 };
-        eventually(async || cell.known().await.iter().all(|flags| flags.int("f", 0) == 1)).await;
+        Self { name: format!("{name:?}"), service, provider, new_users: 0 }
+    }
+
+    /// Starts a service and a provider whose stream is open and that knows some users.
+    async fn started(name: impl Debug, set: impl Fn(FlipswitchProviderBuilder) -> FlipswitchProviderBuilder) -> Self {
+        let mut cell = Self::new(name, set).await;
+        in_time(cell.provider.ready(PATIENCE)).await.unwrap();
+        eventually(async || cell.provider.sse_status() == ConnectionStatus::Connected).await;
+        eventually(async || cell.users().await.iter().all(|flags| flags.int("f", 0) == 1)).await;
         cell.new_users(1).await;
         cell
     }
 
-    /// Reads the flags of all known users.
-    async fn known(&self) -> Vec<Flags> {
+    /// Reads the flags of three users. Nobody gets those of another user.
+    async fn users(&self) -> Vec<Flags> {
         let read = join_all((0..3).map(|number| async move { self.provider.flags(&user(&known(number))).await }));
         let read = in_time(read).await;
         for (number, flags) in read.iter().enumerate() {
-            assert_eq!(flags.string("whoami", "-"), known(number), "{}: {:?}", self.name, flags.error());
+            let whoami = flags.string("whoami", "-");
+            assert!(whoami == "-" || whoami == known(number), "{}: {whoami} for {number}", self.name);
+        }
+        read
+    }
+
+    /// Reads the flags of these users once they are known. They keep them.
+    async fn known(&self) -> Vec<Flags> {
+        let read = self.users().await;
+        for flags in &read {
+            assert!(matches!(flags.int("f", 0), 1 | 2), "{}: known users keep values: {:?}", self.name, flags.error());
         }
         read
     }
@@ -218,7 +233,7 @@ impl Cell {
         let ended = Instant::now();
         let is_right = |flags: &Flags| flags.int("f", 0) == 2 && !flags.is_stale() && flags.error().is_none();
         loop {
-            let known = self.known().await.iter().all(is_right);
+            let known = self.users().await.iter().all(is_right);
             let new = self.new_users(1).await.iter().filter(|flags| is_right(flags)).count() == 1;
             let affected = match affected {
                 Some(context) => is_right(&in_time(self.provider.flags(context)).await),
@@ -258,12 +273,13 @@ async fn run_all(cells: impl IntoIterator<Item = LocalBoxFuture<'static, ()>>) {
     assert_eq!(failed, 0, "of {count} cells; see above");
 }
 
+/// Lets users wait for the outcome of their requests, also on a busy machine.
+fn patient(builder: FlipswitchProviderBuilder) -> FlipswitchProviderBuilder {
+    builder.miss_wait(2 * TIMEOUT).stale_wait(2 * TIMEOUT).request_timeout(TIMEOUT)
+}
+
 async fn combination(stream: Stream, answers: Answers) {
-    let mut cell = Cell::start((stream, answers), |builder| {
-        // Users wait for the outcome of their requests, also on a busy machine.
-        builder.miss_wait(2 * TIMEOUT).stale_wait(2 * TIMEOUT).request_timeout(TIMEOUT)
-    })
-    .await;
+    let mut cell = Cell::started((stream, answers), patient).await;
     let name = cell.name.clone();
     answers.begin(&cell.service);
     stream.begin(&cell.service);
@@ -278,7 +294,6 @@ async fn combination(stream: Stream, answers: Answers) {
             cell.service.set_flag("f", 2);
         }
         let known = cell.known().await;
-        assert!(known.iter().all(|flags| matches!(flags.int("f", 0), 1 | 2)), "{name}: known users keep values");
         let count = answers.new_users();
         let new = cell.new_users(count).await;
         assert!(new.iter().all(|flags| matches!(flags.int("f", 0), 1 | 2)), "{name}: new users have all flags");
@@ -306,8 +321,43 @@ async fn values_are_right_stale_or_default_during_each_failure_and_right_afterwa
     .await;
 }
 
+async fn start_during(stream: Stream, answers: Answers) {
+    let mut cell = Cell::new((stream, answers), patient).await;
+    let name = cell.name.clone();
+    answers.begin(&cell.service);
+    stream.begin(&cell.service);
+    let began = Instant::now();
+    let mut every = tokio::time::interval(EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let count = answers.new_users();
+    while began.elapsed() < FAULT / 2 {
+        every.tick().await;
+        let new = cell.new_users(count).await;
+        assert!(new.iter().all(|flags| flags.int("f", 0) == 1), "{name}: new users have all flags");
+        if answers.are_fine_for_others() {
+            assert_eq!(new.len(), count, "{name}: no new user gets defaults");
+            assert!(cell.provider.health().is_ready(), "{name}");
+        }
+        assert_ne!(cell.provider.health().state, HealthState::Unauthorized, "{name}");
+    }
+    cell.service.set_flag("f", 2);
+    cell.service.faults().clear();
+    let ready = cell.provider.clone();
+    let ready = async { ready.ready(RECOVERY).await.unwrap_or_else(|error| panic!("{name}: {error:?}")) };
+    let affected = answers.affected();
+    tokio::join!(ready, cell.recovers(affected.as_ref()));
+    in_time(cell.provider.shutdown()).await;
+}
+
+#[tokio::test]
+async fn a_provider_that_starts_during_a_failure_works_after_it() {
+    let cells =
+        STREAMS.into_iter().flat_map(|stream| ANSWERS.map(move |answers| start_during(stream, answers).boxed_local()));
+    run_all(cells).await;
+}
+
 async fn hostile_user(stream: Stream, hostile: Hostile) {
-    let mut cell = Cell::start((stream, hostile), |builder| {
+    let mut cell = Cell::started((stream, hostile), |builder| {
         // Requests that are not answered are in flight for `request_timeout`, by default for 10 seconds.
         builder.miss_wait(TIMEOUT).stale_wait(TIMEOUT)
     })
