@@ -28,7 +28,8 @@ const WARN_INTERVAL: Duration = Duration::from_secs(60);
 /// A request that takes less time is not slow, however briefly evaluations wait.
 const MIN_SLOW: Duration = Duration::from_secs(1);
 
-/// How long a round waits for an answer.
+/// How long a round waits for an answer while the circuit breaker is open. A round that decides whether it opens waits for
+/// the outcomes of its requests: the service may be slow, and contexts that fail at once are no reason to stop others.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Drives one in-flight request to completion. Dropping it fails all waiters with [`Error::ShutDown`], which also happens
@@ -150,10 +151,16 @@ impl Evaluator {
                 changed.await;
             }
         };
+        let timeout = async {
+            tokio::time::sleep(ROUND_TIMEOUT).await;
+            while self.breaker.lock().error().is_none() {
+                tokio::time::sleep(ROUND_TIMEOUT).await;
+            }
+        };
         tokio::select! {
             () = all => {}
             () = answered => {}
-            () = tokio::time::sleep(ROUND_TIMEOUT) => {}
+            () = timeout => {}
         }
         let now = Instant::now();
         let mut is_unanswered = false;

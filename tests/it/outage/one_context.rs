@@ -120,3 +120,34 @@ async fn a_service_that_fails_for_one_user_serves_all_others() {
     assert!(!lines.iter().any(|line| line.contains(FAILING)), "{lines:?}");
     assert!(lines.len() <= 2, "{lines:?}");
 }
+
+/// The failures are quick, and the answers that show that the service works take their time.
+#[tokio::test]
+async fn made_up_contexts_do_not_stop_a_slow_service() {
+    let service = LocalServer::start(json!({"f": true})).await.unwrap();
+    let provider = support::builder(&service).build().unwrap();
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
+    let on = || Fault::on(Endpoint::Bulk);
+    let failing = service.faults().add(on().status(500).for_attribute("made-up")).unwrap();
+    service.faults().add(on().delay(Duration::from_secs(3))).unwrap();
+    let hostile = tokio::spawn({
+        let provider = provider.clone();
+        async move {
+            for id in 0.. {
+                let context = user(&id.to_string()).with_custom_field("made-up", true);
+                assert!(provider.flags(&context).await.error().is_some());
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    });
+    eventually(async || service.faults().applied(failing) >= 3).await;
+    for id in 0..3 {
+        let flags = in_time(provider.flags(&user(&format!("new-{id}")))).await;
+        assert!(flags.bool("f", false), "user {id}: {:?}", flags.error());
+        assert!(!provider.stats().throttling.is_circuit_open);
+    }
+    assert!(!hostile.is_finished(), "{hostile:?}");
+    hostile.abort();
+    provider.shutdown().await;
+}
