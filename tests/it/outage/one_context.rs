@@ -13,7 +13,11 @@ use flipswitch_local::{Endpoint, Fault, LocalServer};
 use futures_util::future::join_all;
 use tokio::runtime::Handle;
 
-use crate::support::{self, Log, PATIENCE, eventually, in_time, user};
+use crate::support::{
+    self, Log, PATIENCE, eventually,
+    faults::{Row, service},
+    in_time, user,
+};
 
 /// Reads the flags of these users at the same time.
 async fn read_all(provider: &FlipswitchProvider, ids: &[String]) -> Vec<Flags> {
@@ -149,5 +153,36 @@ async fn made_up_contexts_do_not_stop_a_slow_service() {
     }
     assert!(!hostile.is_finished(), "{hostile:?}");
     hostile.abort();
+    provider.shutdown().await;
+}
+
+/// A round of requests decides whether the circuit breaker opens, and the stream that opens meanwhile does not end it.
+#[tokio::test]
+async fn a_stream_that_opens_while_contexts_fail_does_not_stop_the_service() {
+    let service = service(1).await;
+    let row = Row::new(support::builder(&service));
+    row.opens(&service, 1).await;
+    let provider = &row.provider;
+    let on = || Fault::on(Endpoint::Bulk);
+    service.faults().add(on().status(500).for_attribute("made-up")).unwrap();
+    let delayed = service.faults().add(on().delay(Duration::from_secs(1))).unwrap();
+    for id in 0..3 {
+        let context = user(&id.to_string()).with_custom_field("made-up", true);
+        assert!(in_time(provider.flags(&context)).await.error().is_some());
+    }
+    // The round asks for the start-up context.
+    eventually(async || service.faults().applied(delayed) >= 1).await;
+    provider.reconnect_sse();
+    eventually(async || provider.stats().reconnects == 1).await;
+    let read = tokio::spawn({
+        let provider = provider.clone();
+        async move { provider.flags(&user("new")).await.int("f", 0) }
+    });
+    eventually(async || {
+        assert!(!provider.stats().throttling.is_circuit_open);
+        read.is_finished()
+    })
+    .await;
+    assert_eq!(read.await.unwrap(), 1);
     provider.shutdown().await;
 }
