@@ -99,11 +99,11 @@ impl ProviderRuntime {
         Ok(self.tasks.spawn_on(async move { cancellation.run_until_cancelled(future).await }, &handle))
     }
 
-    /// Waits on the runtime, whichever one the caller is on. Returns at once if the runtime is stopped.
-    pub(crate) async fn sleep(&self, duration: Duration) {
-        if let Ok(timer) = self.spawn(async move { tokio::time::sleep(duration).await }) {
-            // Its outcome does not matter: a cancelled timer ends the wait as well.
-            let _ = AbortOnDropHandle::new(timer).await;
+    /// Waits on the runtime, whichever one the caller is on. Returns `false` at once if the runtime ends.
+    pub(crate) async fn sleep(&self, duration: Duration) -> bool {
+        match self.spawn(async move { tokio::time::sleep(duration).await }) {
+            Ok(timer) => matches!(AbortOnDropHandle::new(timer).await, Ok(Some(()))),
+            Err(_) => false,
         }
     }
 

@@ -356,17 +356,9 @@ impl Evaluator {
         let outcome = tokio::select! {
             biased;
             outcome = waiter.wait() => outcome,
-            // The request goes on, for later evaluations.
-            () = self.runtime.sleep(patience) => {
-                // It may wait in the queue because of what happened meanwhile.
-                let error = self.unavailability(context, reading, Instant::now());
-                return match stale {
-                    Some(stale) => {
-                        self.counters.stale_served.count();
-                        EvaluationOutcome::Stale(stale, error)
-                    }
-                    None => self.fallback(context, error.unwrap_or_else(|| Arc::new(Error::Timeout))),
-                };
+            // The request goes on, for later evaluations. A runtime that ends loses it.
+            is_over = self.runtime.sleep(patience) => {
+                if is_over { WaitOutcome::Slow } else { WaitOutcome::Lost }
             }
             // Tasks on an external runtime that is blocked never end, and never complete their requests.
             () = self.runtime.cancelled() => WaitOutcome::Lost,
@@ -374,6 +366,17 @@ impl Evaluator {
         match outcome {
             WaitOutcome::Answered(entry) => EvaluationOutcome::Fresh(entry),
             WaitOutcome::Failed(error) => self.fallback(context, error),
+            WaitOutcome::Slow => {
+                // It may wait in the queue because of what happened meanwhile.
+                let error = self.unavailability(context, reading, Instant::now());
+                match stale {
+                    Some(stale) => {
+                        self.counters.stale_served.count();
+                        EvaluationOutcome::Stale(stale, error)
+                    }
+                    None => self.fallback(context, error.unwrap_or_else(|| Arc::new(Error::Timeout))),
+                }
+            }
             WaitOutcome::Lost => self.fallback(context, Arc::new(Error::ShutDown)),
         }
     }

@@ -99,13 +99,15 @@ pub(crate) struct Waiter {
     progress: watch::Receiver<Progress>,
 }
 
-/// Outcome of [`Waiter::wait`].
+/// Outcome of an evaluation's wait. [`Waiter::wait`] itself does not return [`Slow`](Self::Slow).
 #[derive(Debug)]
 pub(crate) enum WaitOutcome {
     /// The request succeeded.
     Answered(Arc<CacheEntry>),
     /// The request failed.
     Failed(Arc<Error>),
+    /// The evaluation has waited long enough.
+    Slow,
     /// The request was lost: there will be no outcome.
     Lost,
 }

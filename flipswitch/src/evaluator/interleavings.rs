@@ -533,7 +533,7 @@ impl World {
                 let need = Some(evaluation.reading.epoch);
                 prop_assert!(epoch >= need, "the failure of a request that was too old");
             }
-            WaitOutcome::Lost => prop_assert!(false, "an evaluation was forgotten"),
+            WaitOutcome::Slow | WaitOutcome::Lost => prop_assert!(false, "an evaluation was forgotten"),
         }
         Ok(())
     }
