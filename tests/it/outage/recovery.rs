@@ -8,11 +8,12 @@ use std::{
     time::Duration,
 };
 
-use flipswitch_local::{Endpoint, Fault};
+use flipswitch_local::{Endpoint, Fault, LocalServer};
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use crate::support::{
-    eventually,
+    PATIENCE, builder, eventually,
     faults::{Kind, Port, Service},
     in_time, user,
 };
@@ -75,4 +76,27 @@ async fn a_service_that_returns_is_not_met_by_all_users_at_once() {
     assert!(!provider.stats().throttling.is_circuit_open);
     stop.cancel();
     in_time(provider.shutdown()).await;
+}
+
+/// One user's `Retry-After` concerns this user alone: it delays neither the finding that the service is away, nor that it is
+/// back.
+#[tokio::test]
+async fn a_long_retry_after_of_one_context_does_not_delay_the_recovery() {
+    let service = LocalServer::start(json!({"f": 1})).await.unwrap();
+    let address = service.url().trim_start_matches("http://").parse().unwrap();
+    let provider = builder(&service).enable_realtime(false).polling_interval(Duration::from_millis(1)).build().unwrap();
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    let unavailable = Fault::on(Endpoint::Bulk).status(503).header("retry-after", "120");
+    service.faults().add(unavailable.for_targeting_key("poison")).unwrap();
+    assert!(in_time(provider.flags(&user("poison"))).await.error().is_some());
+    assert!(in_time(provider.flags(&user("known"))).await.error().is_none());
+    in_time(service.shutdown()).await;
+    eventually(async || {
+        provider.flags(&user("new")).await;
+        provider.stats().throttling.is_circuit_open
+    })
+    .await;
+    let _service = LocalServer::builder().flags(json!({"f": 1})).listen(address).start().await.unwrap();
+    eventually(async || provider.flags(&user("new")).await.int("f", 0) == 1).await;
+    provider.shutdown().await;
 }
