@@ -39,7 +39,7 @@ fn requests(service: &LocalServer, after: usize) -> HashMap<String, usize> {
 
 #[tokio::test]
 async fn a_changed_answer_costs_one_request_and_an_unchanged_one_two() {
-    const USERS: usize = 200;
+    const USERS: usize = 60;
     let flag = |for_beta: &str| {
         json!({
             "state": "ENABLED", "variants": {"old": 1, "new": 2}, "defaultVariant": "old",

@@ -359,7 +359,7 @@ async fn a_provider_that_starts_during_a_failure_works_after_it() {
 async fn hostile_user(stream: Stream, hostile: Hostile) {
     let mut cell = Cell::started((stream, hostile), |builder| {
         // Requests that are not answered are in flight for `request_timeout`, by default for 10 seconds.
-        builder.miss_wait(TIMEOUT).stale_wait(TIMEOUT)
+        builder.miss_wait(TIMEOUT).stale_wait(3 * TIMEOUT)
     })
     .await;
     let name = cell.name.clone();
@@ -391,7 +391,11 @@ async fn hostile_user(stream: Stream, hostile: Hostile) {
         let new = cell.new_users(1).await;
         assert_eq!(new.len(), 1, "{name}: no new user gets defaults");
         for flags in known.iter().chain(&new) {
-            assert!(matches!(flags.int("f", 0), 1 | 2) && !flags.is_stale(), "{name}: {flags:?}");
+            assert!(
+                matches!(flags.int("f", 0), 1 | 2) && !flags.is_stale(),
+                "{name}: {flags:?}; {:?}",
+                cell.provider.stats()
+            );
         }
         let health = cell.provider.health();
         assert_ne!(health.state, HealthState::Unauthorized, "{name}");

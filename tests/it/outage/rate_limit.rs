@@ -15,11 +15,11 @@ use crate::support::{
     user,
 };
 
-/// Requests a second that the service allows.
-const ALLOWED: usize = 100;
+/// Requests a second that the service allows. Three times as many are possible on a busy machine, too.
+const ALLOWED: usize = 40;
 
 /// New users a second.
-const DEMAND: u32 = 300;
+const DEMAND: u32 = 120;
 
 /// Lets new users, numbered from here, read their flags for some time.
 async fn demand(provider: &FlipswitchProvider, mut id: u64, time: Duration) {
@@ -63,9 +63,10 @@ async fn a_rate_limit_is_used_up_and_rarely_exceeded() {
         demand(&provider, 1_000_000, TIME).await;
         let (sent, limited) = counts();
         assert!(limited_at_first > 0, "the demand is above the limit");
-        assert!(limited_at_first <= ALLOWED as u64, "{limited_at_first} were limited at first");
+        assert!(limited_at_first <= 2 * ALLOWED as u64, "{limited_at_first} were limited at first");
         let (sent, limited) = (sent - sent_at_first, limited - limited_at_first);
-        assert!(sent - limited >= 80 * TIME.as_secs(), "Retry-After {retry_after:?}: {} answers", sent - limited);
+        let four_fifths = ALLOWED as u64 * TIME.as_secs() * 4 / 5;
+        assert!(sent - limited >= four_fifths, "Retry-After {retry_after:?}: {} answers", sent - limited);
         assert!(limited * 20 <= sent, "Retry-After {retry_after:?}: {limited} of {sent} were limited");
         let throttling = provider.stats().throttling;
         assert!(throttling.requests_per_second.is_some() && !throttling.is_circuit_open, "{throttling:?}");
