@@ -8,13 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
-
 use crate::{
     cache::epoch::{EpochReading, is_in_echo_window},
     context::canonical::CanonicalContext,
-    flags::flag_set::{FlagSet, Item, Outcome},
-    wire::backoff::backoff,
+    flags::{failing::Failing, flag_set::FlagSet},
 };
 
 /// The flags of one context, and what is known about them. Replaced as a whole, never changed.
@@ -26,82 +23,14 @@ pub(crate) struct CacheEntry {
     pub(crate) sent_at: Instant,
     /// The context, followed by the tag: one allocation, since a cache may hold a million of them.
     text: Box<[u8]>,
+    /// Length of the context, and whether flags failed: a read then needs not look into the flag set.
     context_len: u32,
     /// Bytes that the flag set needed; zero if another context shared it already.
     flag_set_bytes: u32,
-    /// What is known about flags that the service could not evaluate, if there are any.
-    pub(crate) failing: Option<Box<Failing>>,
 }
 
-/// Flags that the service could not evaluate, while it evaluated the others. Without any: the service has no flags.
-#[derive(Debug)]
-pub(crate) struct Failing {
-    /// The flags as received, in the order of their keys, and when the value was current that they keep, if they have one.
-    flags: Vec<(Arc<Item>, Option<Instant>)>,
-    /// Failures in a row of the same context.
-    failures: u32,
-    /// When to look whether the context is to be requested again because of them.
-    look_at: Mutex<Instant>,
-}
-
-impl Failing {
-    /// Makes the state of a context for which the service has no flags.
-    pub(crate) fn no_flags(now: Instant) -> Box<Self> {
-        Box::new(Self { flags: Vec::new(), failures: 0, look_at: Mutex::new(now + NO_FLAGS_WAIT) })
-    }
-
-    /// Returns the flags of a response in which some failed, with their last values, and what is known about them. Values
-    /// that are older than `max_stale` are not kept. `random` is from [0, 1).
-    pub(crate) fn keep(
-        received: &Arc<FlagSet>,
-        known: Option<&CacheEntry>,
-        max_stale: Duration,
-        now: Instant,
-        random: f64,
-    ) -> Option<(Arc<FlagSet>, Box<Self>)> {
-        let mut kept = Vec::new();
-        let flags = received.failed().map(|item| {
-            let last = known.and_then(|known| {
-                let item = known.flag_set.item(&item.key)?;
-                let since = known.kept_since(&item.key).unwrap_or(known.sent_at);
-                let is_value = matches!(item.outcome, Outcome::Evaluated(_));
-                (is_value && now.saturating_duration_since(since) <= max_stale).then_some((item, since))
-            });
-            kept.extend(last.map(|(item, _)| Arc::clone(item)));
-            (Arc::clone(item), last.map(|(_, since)| since))
-        });
-        let flags: Vec<_> = flags.collect();
-        if flags.is_empty() {
-            return None;
-        }
-        let before = known.and_then(|known| known.failing.as_ref()).map_or(0, |failing| failing.failures);
-        let failures = before.saturating_add(1);
-        let look_at = Mutex::new(now + backoff(Duration::from_secs(1), failures, random));
-        let flag_set = if kept.is_empty() { Arc::clone(received) } else { Arc::new(received.with_items(&kept)) };
-        Some((flag_set, Box::new(Self { flags, failures, look_at })))
-    }
-
-    /// Returns whether it is time to look whether the context is to be requested again. True for one caller, once in a
-    /// while.
-    pub(crate) fn is_look_due(&self, now: Instant) -> bool {
-        self.look_at.try_lock().is_some_and(|mut look_at| {
-            let is_due = now >= *look_at;
-            if is_due {
-                *look_at = now + LOOK_INTERVAL;
-            }
-            is_due
-        })
-    }
-
-    /// Returns the keys of the flags.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
-        self.flags.iter().map(|(item, _)| item.key.as_str())
-    }
-
-    fn bytes(&self) -> usize {
-        size_of::<Self>() + self.flags.len() * size_of::<(Arc<Item>, Option<Instant>)>()
-    }
-}
+/// The bit that tells that the service could not evaluate some flags. Contexts are at most 64 KiB.
+const FAILING: u32 = 1 << 31;
 
 /// How old flags may become.
 #[derive(Clone, Copy, Debug)]
@@ -114,14 +43,8 @@ pub(crate) struct Freshness {
     pub(crate) max_stale: Duration,
 }
 
-/// How often to look whether a context is to be requested again, once that is due.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-
-/// When a service that has no flags is asked again.
-const NO_FLAGS_WAIT: Duration = Duration::from_secs(30);
-
 /// Bytes of an entry besides its text and its flag set: the entry itself, its place in the cache, allocator overhead.
-pub(crate) const OVERHEAD: usize = 184;
+pub(crate) const OVERHEAD: usize = 176;
 
 impl CacheEntry {
     /// Makes an entry. `base` is the entry that the request was sent with; `etag` is the service's tag, byte for byte.
@@ -140,9 +63,9 @@ impl CacheEntry {
             _ => 0,
         };
         let text = [context.as_bytes(), etag.unwrap_or_default()].concat().into_boxed_slice();
-        // Contexts are at most 64 KiB.
         let context_len = u32::try_from(context.as_bytes().len()).unwrap_or_default();
-        Self { flag_set, epoch, sent_at, text, context_len, flag_set_bytes, failing: None }
+        let context_len = if flag_set.failing().is_some() { context_len | FAILING } else { context_len };
+        Self { flag_set, epoch, sent_at, text, context_len, flag_set_bytes }
     }
 
     /// Makes an entry that never ages, for flags that come from no service.
@@ -150,22 +73,25 @@ impl CacheEntry {
         Self::new(context, flag_set, None, None, u64::MAX, Instant::now())
     }
 
+    fn context_bytes(&self) -> usize {
+        (self.context_len & !FAILING) as usize
+    }
+
     /// Returns the canonical context that the flags are for.
     #[inline]
     pub(crate) fn context(&self) -> &[u8] {
-        self.text.get(..self.context_len as usize).unwrap_or_default()
+        self.text.get(..self.context_bytes()).unwrap_or_default()
     }
 
-    /// Returns when the value of a flag was current, if it is kept because the service could not evaluate the flag since.
-    pub(crate) fn kept_since(&self, key: &str) -> Option<Instant> {
-        let failing = self.failing.as_ref()?;
-        let position = failing.flags.binary_search_by(|(item, _)| item.key.as_str().cmp(key)).ok()?;
-        failing.flags.get(position)?.1
+    /// Returns what is known about flags that the service could not evaluate, if there are any.
+    #[inline]
+    pub(crate) fn failing(&self) -> Option<&Failing> {
+        if self.context_len & FAILING == 0 { None } else { self.flag_set.failing() }
     }
 
     /// Returns the service's tag, byte for byte.
     pub(crate) fn etag(&self) -> Option<&[u8]> {
-        self.text.get(self.context_len as usize..).filter(|etag| !etag.is_empty())
+        self.text.get(self.context_bytes()..).filter(|etag| !etag.is_empty())
     }
 
     /// Returns whether the flags are fresh for an evaluation that read the epoch when it began.
@@ -200,8 +126,7 @@ impl CacheEntry {
 
     /// Returns the approximate memory that the entry takes, in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        let failing = self.failing.as_ref().map_or(0, |failing| failing.bytes());
-        OVERHEAD + self.text.len() + self.flag_set_bytes as usize + failing
+        OVERHEAD + self.text.len() + self.flag_set_bytes as usize
     }
 }
 

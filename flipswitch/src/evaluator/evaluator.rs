@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     cache::{
         cache::Cache,
-        entry::{CacheEntry, Failing, Freshness},
+        entry::{CacheEntry, Freshness},
         epoch::{Epoch, EpochReading},
     },
     config::{ApiKey, Config},
@@ -30,7 +30,7 @@ use crate::{
         tags::Tags,
     },
     events::notifier::Notifier,
-    flags::{flag_set::FlagSet, override_file::OverrideFile},
+    flags::{failing::Failing, flag_set::FlagSet, override_file::OverrideFile},
     runtime::ProviderRuntime,
     stats::{Counters, Stats, Throttling},
     wire::transport::Transport,
@@ -273,7 +273,7 @@ impl Evaluator {
     ) -> Option<Arc<CacheEntry>> {
         let entry = self.cache.fresh(context, reading, now)?;
         self.counters.hits.count();
-        if let Some(failing) = &entry.failing {
+        if let Some(failing) = entry.failing() {
             self.refetch_failing(&entry, failing, reading, now);
         }
         Some(entry)

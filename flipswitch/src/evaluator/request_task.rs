@@ -7,19 +7,19 @@ use std::{
 };
 
 use crate::{
-    cache::entry::{CacheEntry, Failing},
+    cache::entry::CacheEntry,
     context::canonical::CanonicalContext,
     error::{Chain, Error, Failure},
     evaluator::{
-        circuit_breaker::{CircuitBreaker, rejects_context},
+        circuit_breaker::{CircuitBreaker, FIRST_WAIT, rejects_context},
         evaluator::{Evaluator, Startup},
         in_flight::InFlightRequest,
         limiter::{Limiter, Permit, Ticket},
         tags::may_reject_tag,
     },
     events::health::HealthSignal,
-    flags::flag_set::FlagSet,
-    wire::transport::Bulk,
+    flags::{failing::Failing, flag_set::FlagSet},
+    wire::{backoff::backoff, transport::Bulk},
 };
 
 /// How often a failure for single contexts is logged as a warning.
@@ -238,11 +238,10 @@ impl Evaluator {
                 None => (flag_set, etag),
             },
             (Bulk::NoFlags, _) => {
-                let none = Arc::default();
-                let flag_set = self.override_file.as_ref().map_or(none, |file| file.apply_to(&FlagSet::default()));
-                let mut entry = CacheEntry::new(&request.context, flag_set, None, base, epoch, now);
-                entry.failing = Some(Failing::no_flags(now));
-                return Ok(Arc::new(entry));
+                let none = FlagSet::default();
+                let none = self.override_file.as_ref().map_or_else(Arc::default, |file| file.apply_to(&none));
+                let flag_set = Arc::new(none.with_failing(&[], Failing::no_flags(now)));
+                return Ok(Arc::new(CacheEntry::new(&request.context, flag_set, None, base, epoch, now)));
             }
             (Bulk::NotModified { etag }, Some(base)) if base.etag().is_some() => {
                 self.counters.not_modified.count();
@@ -258,16 +257,15 @@ impl Evaluator {
         let known = self.cache.get(request.context.as_bytes()).filter(|known| known.epoch >= key_epoch);
         self.failing_flags.lock().received(&request.context, &flag_set, now, fastrand::f64());
         let freshness = self.cache.freshness();
-        let kept = Failing::keep(&flag_set, known.as_deref(), freshness.max_stale, now, fastrand::f64());
+        let last = known.as_ref().map(|known| (&*known.flag_set, known.sent_at));
+        let wait = |failures| backoff(FIRST_WAIT, failures, fastrand::f64());
         // Without a tag: the service might confirm that the flag fails.
-        let (flag_set, etag, failing) = match kept {
-            Some((flag_set, failing)) => (flag_set, None, Some(failing)),
-            None => (flag_set, etag, None),
+        let (flag_set, etag) = match Failing::keep(&flag_set, last, freshness.max_stale, now, wait) {
+            Some(kept) => (Arc::new(kept), None),
+            None => (flag_set, etag),
         };
         let epoch = known.map_or(epoch, |known| known.epoch_of_next(&flag_set, epoch, freshness, now));
-        let mut entry = CacheEntry::new(&request.context, flag_set, etag.as_deref(), base, epoch, now);
-        entry.failing = failing;
-        Ok(Arc::new(entry))
+        Ok(Arc::new(CacheEntry::new(&request.context, flag_set, etag.as_deref(), base, epoch, now)))
     }
 
     /// Sends a request, and repeats it without its tag if that may be the reason for a rejection.

@@ -3,15 +3,19 @@
 //! Most contexts get the same flags, and each flag has few different evaluations. Flag sets therefore share their table of
 //! keys and their items: a further flag set is a few pointers.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Instant};
 
 use hashbrown::HashMap;
 use serde_json::{Map, Value};
 
-use crate::{error::FlagError, flag_type::FlagType, flags::evaluation::FlagEvaluation};
+use crate::{
+    error::FlagError,
+    flag_type::FlagType,
+    flags::{evaluation::FlagEvaluation, failing::Failing},
+};
 
 /// Bytes of a flag set besides its own items: the set itself, and its entry in the interner.
-const SET_OVERHEAD: usize = 112;
+const SET_OVERHEAD: usize = 120;
 
 /// Bytes of an item besides itself and its texts: allocator overhead, and its entry in the interner.
 const ITEM_OVERHEAD: usize = 160;
@@ -27,6 +31,8 @@ pub(crate) struct FlagSet {
     items: Box<[Arc<Item>]>,
     /// Approximate memory that was allocated for this set alone.
     bytes: usize,
+    /// What is known about flags that the service could not evaluate, if there are any. Such a set is not shared.
+    failing: Option<Box<Failing>>,
 }
 
 /// The keys of a flag set, with the positions of their items.
@@ -64,7 +70,7 @@ impl FlagSet {
         let own = items.iter().filter(|item| Arc::strong_count(item) == 1).map(|item| item.bytes());
         let keys_bytes = if Arc::strong_count(&keys) == 1 { keys.bytes() } else { 0 };
         let bytes = SET_OVERHEAD + size_of_val(&*items) + own.sum::<usize>() + keys_bytes;
-        Self { keys, items, bytes }
+        Self { keys, items, bytes, failing: None }
     }
 
     /// Makes a set of plain values.
@@ -138,8 +144,24 @@ impl FlagSet {
             .filter(|item| matches!(&item.outcome, Outcome::Failed { code, .. } if code != "FLAG_NOT_FOUND"))
     }
 
+    /// Returns the set with the last items of flags that failed, in the order of their keys.
+    pub(crate) fn with_failing(&self, kept: &[Arc<Item>], failing: Box<Failing>) -> Self {
+        let set = self.with_items(kept);
+        Self { bytes: set.bytes + failing.bytes(), failing: Some(failing), ..set }
+    }
+
+    /// Returns what is known about flags that failed.
+    pub(crate) fn failing(&self) -> Option<&Failing> {
+        self.failing.as_deref()
+    }
+
+    /// Returns when the value of a flag was current, if it is kept because the service could not evaluate the flag since.
+    pub(crate) fn kept_since(&self, key: &str) -> Option<Instant> {
+        self.failing()?.kept_since(key)
+    }
+
     /// Returns the set with other items in place of those with the same keys. The others are in the order of their keys.
-    pub(crate) fn with_items(&self, others: &[Arc<Item>]) -> Self {
+    fn with_items(&self, others: &[Arc<Item>]) -> Self {
         let replaced = |item: &Arc<Item>| {
             let position = others.binary_search_by(|other| other.key.cmp(&item.key));
             position.ok().and_then(|position| others.get(position)).unwrap_or(item).clone()

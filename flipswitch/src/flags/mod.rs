@@ -2,6 +2,7 @@
 
 pub(crate) mod declare;
 pub(crate) mod evaluation;
+pub(crate) mod failing;
 pub(crate) mod flag_set;
 pub(crate) mod intern;
 pub(crate) mod override_file;

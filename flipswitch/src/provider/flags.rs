@@ -241,7 +241,7 @@ impl Flags {
     #[must_use]
     pub fn is_flag_stale(&self, key: &str) -> bool {
         match &self.0 {
-            Source::Fresh(entry) => entry.kept_since(key).is_some(),
+            Source::Fresh(entry) => entry.failing().is_some_and(|failing| failing.kept_since(key).is_some()),
             _ => self.is_stale(),
         }
     }

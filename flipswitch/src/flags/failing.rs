@@ -1,0 +1,92 @@
+//! Flags of one context that the service could not evaluate, while it evaluated the others. No I/O; the time is passed in.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use crate::flags::flag_set::{FlagSet, Item, Outcome};
+
+/// How often to look whether the context is to be requested again, once that is due.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// When a service that has no flags is asked again.
+const NO_FLAGS_WAIT: Duration = Duration::from_secs(30);
+
+/// The flags that failed. Without any: the service has no flags.
+#[derive(Debug)]
+pub(crate) struct Failing {
+    /// The flags as received, in the order of their keys, and when the value was current that they keep, if they have one.
+    flags: Vec<(Arc<Item>, Option<Instant>)>,
+    /// Failures in a row of the same context.
+    failures: u32,
+    /// When to look whether the context is to be requested again because of them.
+    look_at: Mutex<Instant>,
+}
+
+impl Failing {
+    /// Makes the state of a context for which the service has no flags.
+    pub(crate) fn no_flags(now: Instant) -> Box<Self> {
+        Box::new(Self { flags: Vec::new(), failures: 0, look_at: Mutex::new(now + NO_FLAGS_WAIT) })
+    }
+
+    /// Returns the flags of a response in which some failed, with their last values from `known`, which was current at the
+    /// given time. Values that are older than `max_stale` are not kept. `wait` is the wait after so many failures in a row.
+    pub(crate) fn keep(
+        received: &FlagSet,
+        known: Option<(&FlagSet, Instant)>,
+        max_stale: Duration,
+        now: Instant,
+        wait: impl FnOnce(u32) -> Duration,
+    ) -> Option<FlagSet> {
+        let mut kept = Vec::new();
+        let flags = received.failed().map(|item| {
+            let last = known.and_then(|(known, current_at)| {
+                let item = known.item(&item.key)?;
+                let since = known.kept_since(&item.key).unwrap_or(current_at);
+                let is_value = matches!(item.outcome, Outcome::Evaluated(_));
+                (is_value && now.saturating_duration_since(since) <= max_stale).then_some((item, since))
+            });
+            kept.extend(last.map(|(item, _)| Arc::clone(item)));
+            (Arc::clone(item), last.map(|(_, since)| since))
+        });
+        let flags: Vec<_> = flags.collect();
+        if flags.is_empty() {
+            return None;
+        }
+        let before = known.and_then(|(known, _)| known.failing()).map_or(0, |failing| failing.failures);
+        let failures = before.saturating_add(1);
+        let look_at = Mutex::new(now + wait(failures));
+        Some(received.with_failing(&kept, Box::new(Self { flags, failures, look_at })))
+    }
+
+    /// Returns whether it is time to look whether the context is to be requested again. True for one caller, once in a
+    /// while.
+    pub(crate) fn is_look_due(&self, now: Instant) -> bool {
+        self.look_at.try_lock().is_some_and(|mut look_at| {
+            let is_due = now >= *look_at;
+            if is_due {
+                *look_at = now + LOOK_INTERVAL;
+            }
+            is_due
+        })
+    }
+
+    /// Returns the keys of the flags.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.flags.iter().map(|(item, _)| item.key.as_str())
+    }
+
+    /// Returns when the value of a flag was current that it keeps.
+    pub(crate) fn kept_since(&self, key: &str) -> Option<Instant> {
+        let position = self.flags.binary_search_by(|(item, _)| item.key.as_str().cmp(key)).ok()?;
+        self.flags.get(position)?.1
+    }
+
+    /// Returns the approximate memory.
+    pub(crate) fn bytes(&self) -> usize {
+        size_of::<Self>() + self.flags.len() * size_of::<(Arc<Item>, Option<Instant>)>()
+    }
+}
