@@ -8,6 +8,8 @@ pub(crate) mod in_flight;
 #[cfg(test)]
 mod interleavings;
 pub(crate) mod limiter;
+#[cfg(test)]
+mod outages;
 pub(crate) mod pacer;
 pub(crate) mod queue;
 pub(crate) mod request_task;
