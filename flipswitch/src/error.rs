@@ -33,7 +33,7 @@ pub enum Error {
     #[error("the flag service refused the API key")]
     Unauthorized,
     /// The flag service limits the rate of requests (429). No request is sent until `retry_after` is over.
-    #[error("the flag service limits the rate of requests; retrying after {retry_after:?}")]
+    #[error("the flag service limits the rate of requests; retrying after {}", WholeSeconds(*.retry_after))]
     RateLimited {
         /// Wait that the service asked for.
         retry_after: Duration,
@@ -243,7 +243,7 @@ pub enum ReadyError {
     #[error("the flag service refused the API key; check it on the environment's page in the Flipswitch dashboard")]
     Unauthorized,
     /// All requests before the timeout failed. The provider keeps trying.
-    #[error("the flag service could not be reached in time")]
+    #[error("no request to the flag service succeeded in time")]
     Unreachable(#[source] Error),
     /// Handlers for the signals that end the process could not be installed.
     #[error("signal handlers could not be installed")]
@@ -357,6 +357,15 @@ fn hint(status: &http::StatusCode) -> &'static str {
     match *status {
         http::StatusCode::NOT_FOUND => ": it has no flags yet, or the base URL is wrong",
         _ => "",
+    }
+}
+
+/// A duration, rounded up to seconds.
+struct WholeSeconds(Duration);
+
+impl fmt::Display for WholeSeconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} s", self.0.as_millis().div_ceil(1_000))
     }
 }
 

@@ -41,7 +41,7 @@ pub struct Stats {
     pub throttling: Throttling,
 }
 
-/// What keeps requests for flags from being sent at present. All zero, false and `None` while the flag service works.
+/// What keeps requests for flags from being sent, or flags from being evaluated, at present. All zero, false and `None` while the flag service works.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
@@ -58,6 +58,8 @@ pub struct Throttling {
     /// How many requests a second are sent at most, because the flag service limits their rate (429). `None` if it does
     /// not.
     pub requests_per_second: Option<u64>,
+    /// Flags that the service failed to evaluate when it last could be asked. At most 1 024 are counted.
+    pub failing_flags: u64,
     /// Whether requests carry no entity tags, because they were rejected for them.
     #[serde(rename = "tagsOff")]
     pub are_tags_off: bool,

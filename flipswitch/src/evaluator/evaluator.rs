@@ -28,6 +28,7 @@ use crate::{
         limiter::Limiter,
         request_task::{PaceTask, RequestTask, RoundTask},
         tags::Tags,
+        warnings::Warnings,
     },
     events::notifier::Notifier,
     flags::{failing::Failing, flag_set::FlagSet, override_file::OverrideFile},
@@ -50,8 +51,8 @@ pub(crate) struct Evaluator {
     pub(super) limiter: Limiter,
     pub(super) tags: Mutex<Tags>,
     pub(super) failing_flags: Mutex<FailingFlags>,
-    /// When a failure for single contexts was last logged as a warning.
-    pub(super) warned_at: Mutex<Option<Instant>>,
+    /// What limits how often failures are logged as warnings.
+    pub(super) warnings: Mutex<Warnings>,
     pub(super) startup: watch::Sender<Startup>,
     pub(super) counters: Counters,
     bootstrap: Option<Arc<FlagSet>>,
@@ -74,6 +75,9 @@ pub(crate) trait Observer: Send + Sync {
 
     /// Notes that the service refused the API key.
     fn key_refused(&self);
+
+    /// Notes that the service accepts the API key again that it refused.
+    fn key_accepted(&self);
 
     /// Notes that a request was answered with the API key in use.
     fn answered(&self);
@@ -128,7 +132,7 @@ impl Evaluator {
             limiter: Limiter::new(options.max_concurrent_requests, options.max_queued_requests),
             tags: Mutex::default(),
             failing_flags: Mutex::default(),
-            warned_at: Mutex::default(),
+            warnings: Mutex::default(),
             startup: watch::Sender::new(Startup::Waiting(None)),
             counters: Counters::default(),
             bootstrap,
@@ -173,6 +177,7 @@ impl Evaluator {
             queued_requests: self.limiter.queued() as u64,
             // At least one request a second is sent.
             requests_per_second: self.limiter.per_second(now).map(|rate| rate as u64),
+            failing_flags: self.failing_flags.lock().len() as u64,
             are_tags_off: !self.tags.lock().are_sent(now),
         }
     }
@@ -352,6 +357,7 @@ impl Evaluator {
             }
         };
         let stale = self.servable(context);
+        let request = waiter.joined();
         let patience = self.patience(stale.is_some());
         let outcome = tokio::select! {
             biased;
@@ -368,13 +374,19 @@ impl Evaluator {
             WaitOutcome::Failed(error) => self.fallback(context, error),
             WaitOutcome::Slow => {
                 // It may wait in the queue because of what happened meanwhile.
-                let error = self.unavailability(context, reading, Instant::now());
+                let mut error = self.unavailability(context, reading, Instant::now());
+                if request.is_some_and(|request| self.limiter.is_queued(request)) {
+                    error = error.or_else(|| Some(Arc::new(Error::QueueFull)));
+                }
                 match stale {
                     Some(stale) => {
                         self.counters.stale_served.count();
                         EvaluationOutcome::Stale(stale, error)
                     }
-                    None => self.fallback(context, error.unwrap_or_else(|| Arc::new(Error::Timeout))),
+                    None => {
+                        self.report_miss();
+                        self.fallback(context, error.unwrap_or_else(|| Arc::new(Error::Timeout)))
+                    }
                 }
             }
             WaitOutcome::Lost => self.fallback(context, Arc::new(Error::ShutDown)),
@@ -425,6 +437,19 @@ impl Evaluator {
             self.counters.stale_served.count();
         }
         EvaluationOutcome::Unavailable(error, self.bootstrap.clone())
+    }
+
+    /// Reports that an evaluation without any flags has waited in vain.
+    fn report_miss(&self) {
+        let now = Instant::now();
+        let Some(evaluations) = self.warnings.lock().missed(now) else { return };
+        let Throttling { queued_requests, requests_per_second, .. } = self.throttling();
+        let miss_wait = self.miss_wait;
+        tracing::warn!(
+            target: "flipswitch", evaluations, ?miss_wait, queued_requests, requests_per_second,
+            "new users get defaults: their flags take longer than `miss_wait`. The flag service is slow, or there are more \
+             new users than it takes"
+        );
     }
 
     /// Returns the last flags of a context, if they may still be served.

@@ -3,10 +3,15 @@
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use crate::{context::canonical::CanonicalContext, flags::flag_set::FlagSet, wire::backoff::doubled};
+use crate::{
+    context::canonical::CanonicalContext,
+    flags::flag_set::{FlagSet, Item},
+    wire::backoff::doubled,
+};
 
 /// Number of different contexts after which a flag counts as failing for all.
 const MIN_CONTEXTS: usize = 3;
@@ -31,14 +36,25 @@ struct FailingFlag {
 }
 
 impl FailingFlags {
-    /// Takes the flags of a response. `random` is from [0, 1).
-    pub(crate) fn received(&mut self, context: &CanonicalContext, flag_set: &FlagSet, now: Instant, random: f64) {
+    /// Takes the flags of a response, and returns those that failed for the first time since they were evaluated. `random` is
+    /// from [0, 1).
+    pub(crate) fn received(
+        &mut self,
+        context: &CanonicalContext,
+        flag_set: &FlagSet,
+        now: Instant,
+        random: f64,
+    ) -> Vec<Arc<Item>> {
+        let mut new = Vec::new();
         self.0.retain(|key, _| flag_set.evaluated(key).is_none());
         for item in flag_set.failed() {
             if self.0.len() >= MAX_FLAGS && !self.0.contains_key(&item.key) {
                 break;
             }
             let failing = self.0.entry(item.key.clone()).or_default();
+            if failing.contexts.is_empty() {
+                new.push(Arc::clone(item));
+            }
             if failing.contexts.len() < MIN_CONTEXTS && !failing.contexts.contains(context) {
                 failing.contexts.push(context.clone());
             }
@@ -49,6 +65,12 @@ impl FailingFlags {
                 failing.retry_at = Some(now + wait.mul_f64(0.5 + random / 2.0));
             }
         }
+        new
+    }
+
+    /// Returns how many flags failed since they were last evaluated.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
     }
 
     /// Returns whether to request flags again because some of them failed: not all of them wait because they fail for every
@@ -62,10 +84,8 @@ impl FailingFlags {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::flags::flag_set::{Item, Outcome};
+    use crate::flags::flag_set::Outcome;
 
     fn context(number: usize) -> CanonicalContext {
         CanonicalContext::from_bytes(number.to_string().as_bytes())

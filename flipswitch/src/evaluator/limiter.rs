@@ -136,6 +136,11 @@ impl Limiter {
         self.0.lock().queue.renew(id);
     }
 
+    /// Returns whether a request waits to be sent.
+    pub(crate) fn is_queued(&self, id: u64) -> bool {
+        self.0.lock().queue.contains(id)
+    }
+
     /// Notes that a request was answered.
     pub(crate) fn answered(&self, now: Instant) {
         let mut state = self.0.lock();

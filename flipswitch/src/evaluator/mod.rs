@@ -14,3 +14,4 @@ pub(crate) mod pacer;
 pub(crate) mod queue;
 pub(crate) mod request_task;
 pub(crate) mod tags;
+pub(crate) mod warnings;

@@ -60,6 +60,10 @@ impl<T> Queue<T> {
         self.places.len()
     }
 
+    pub(crate) fn contains(&self, id: u64) -> bool {
+        self.places.contains_key(&id)
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.places.is_empty()
     }

@@ -16,14 +16,13 @@ use crate::{
         in_flight::InFlightRequest,
         limiter::{Limiter, Permit, Ticket},
         tags::may_reject_tag,
+        warnings::Kind,
     },
     events::health::HealthSignal,
     flags::{failing::Failing, flag_set::FlagSet},
+    sanitize::printable,
     wire::{backoff::backoff, transport::Bulk},
 };
-
-/// How often a failure for single contexts is logged as a warning.
-const WARN_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A request that takes less time is not slow, however briefly evaluations wait.
 const MIN_SLOW: Duration = Duration::from_secs(1);
@@ -255,7 +254,7 @@ impl Evaluator {
         }
         // Also of a probe, which has no base.
         let known = self.cache.get(request.context.as_bytes()).filter(|known| known.epoch >= key_epoch);
-        self.failing_flags.lock().received(&request.context, &flag_set, now, fastrand::f64());
+        self.report_failing_flags(&request.context, &flag_set, now);
         let freshness = self.cache.freshness();
         let last = known.as_ref().map(|known| (&*known.flag_set, known.sent_at));
         let wait = |failures| backoff(FIRST_WAIT, failures, fastrand::f64());
@@ -266,6 +265,19 @@ impl Evaluator {
         };
         let epoch = known.map_or(epoch, |known| known.epoch_of_next(&flag_set, epoch, freshness, now));
         Ok(Arc::new(CacheEntry::new(&request.context, flag_set, etag.as_deref(), base, epoch, now)))
+    }
+
+    /// Takes note of flags that failed, and reports those that are new.
+    fn report_failing_flags(&self, context: &CanonicalContext, flag_set: &FlagSet, now: Instant) {
+        let new = self.failing_flags.lock().received(context, flag_set, now, fastrand::f64());
+        for item in new {
+            if let Err(error) = flag_set.get(&item.key) {
+                tracing::warn!(
+                    target: "flipswitch", flag = printable(&item.key), %error,
+                    "the flag service cannot evaluate a flag; users keep its last value, or get the default"
+                );
+            }
+        }
     }
 
     /// Sends a request, and repeats it without its tag if that may be the reason for a rejection.
@@ -371,8 +383,11 @@ impl Evaluator {
                 is_failing
             }
             None if before => {
+                if was_refused {
+                    self.observer.key_accepted();
+                }
                 self.notifier.observe(HealthSignal::Responsive);
-                tracing::info!(target: "flipswitch", "flag service recovered");
+                tracing::info!(target: "flipswitch", "the flag service responds again");
                 false
             }
             _ => false,
@@ -392,7 +407,9 @@ impl Evaluator {
                 is_new
             });
             tracing::error!(
-                target: "flipswitch", "the flag service refuses the API key; serving the last known flags and defaults"
+                target: "flipswitch",
+                "the flag service refuses the API key; serving the last known flags and defaults. Set another key with \
+                 `set_api_key`; this one is tried again after 5 s, 30 s, and then every 5 minutes"
             );
         } else {
             tracing::warn!(
@@ -410,19 +427,33 @@ impl Evaluator {
         if is_blocked || !is_ready && !matches!(error, Error::Unauthorized) {
             self.notifier.observe(HealthSignal::Failed(error));
         }
-        let is_first = {
-            let mut warned_at = self.warned_at.lock();
-            let is_first = warned_at.is_none_or(|warned_at| now >= warned_at + WARN_INTERVAL);
-            if is_first {
-                *warned_at = Some(now);
-            }
-            is_first
+        let kind = match error {
+            Error::RateLimited { .. } => Kind::Limited,
+            Error::Unauthorized => Kind::Refused,
+            _ => Kind::Failed,
         };
-        let backed_off = self.backoffs.count(now);
-        if is_first {
-            tracing::warn!(target: "flipswitch", error = %Chain(error), backed_off, "flag service request failed; retrying");
-        } else {
-            tracing::debug!(target: "flipswitch", error = %Chain(error), backed_off, "flag service request failed");
+        // That the service answers nobody was logged already.
+        let is_failing = self.breaker.lock().failing().is_some();
+        let (contexts, error) = (self.backoffs.count(now), Chain(error));
+        if is_failing || !self.warnings.lock().failed(kind, now) {
+            tracing::debug!(target: "flipswitch", %error, contexts, "flag service request failed");
+            return;
+        }
+        match kind {
+            Kind::Failed => tracing::warn!(
+                target: "flipswitch", %error, contexts,
+                "a request for one user failed; retrying. Others are not affected, unless another warning follows"
+            ),
+            Kind::Limited => tracing::warn!(
+                target: "flipswitch", %error, requests_per_second = self.throttling().requests_per_second,
+                "the flag service limits the rate of requests (429); known users keep their last flags, and some new users \
+                 get defaults"
+            ),
+            Kind::Refused => tracing::warn!(
+                target: "flipswitch", contexts,
+                "the flag service refused the API key for one user; asking again whether it accepts the key for others. If \
+                 it does, look for a rule of the service or of a proxy"
+            ),
         }
     }
 

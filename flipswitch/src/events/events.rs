@@ -11,6 +11,7 @@ use std::{
 
 use futures_core::Stream;
 use parking_lot::Mutex;
+use serde::Serialize;
 use time::OffsetDateTime;
 
 use crate::error::{Chain, Error};
@@ -41,7 +42,8 @@ impl FlagChangeEvent {
 }
 
 /// State of the connection to the stream of changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub enum ConnectionStatus {
     /// The provider is connecting.

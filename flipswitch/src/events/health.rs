@@ -6,7 +6,11 @@ use open_feature::provider::ProviderStatus;
 use serde::Serialize;
 use time::OffsetDateTime;
 
-use crate::{error::Error, events::events::ProviderEvent, stats::Throttling};
+use crate::{
+    error::Error,
+    events::events::{ConnectionStatus, ProviderEvent},
+    stats::Throttling,
+};
 
 /// Health of a provider, for liveness and readiness probes. Serializes to JSON with dates in RFC 3339.
 ///
@@ -43,6 +47,10 @@ pub struct Health {
     /// Time until which the API key is valid, if it is being replaced.
     #[serde(with = "time::serde::rfc3339::option")]
     pub api_key_valid_until: Option<OffsetDateTime>,
+    /// State of the connection to the stream of changes.
+    pub stream: ConnectionStatus,
+    /// Whether the service is polled.
+    pub polling: bool,
     /// What keeps requests for flags from being sent.
     pub throttling: Throttling,
     ready: bool,
@@ -79,6 +87,8 @@ impl Health {
             last_event: None,
             last_success: None,
             api_key_valid_until: None,
+            stream: ConnectionStatus::Disconnected,
+            polling: false,
             throttling: Throttling::default(),
             ready,
         }

@@ -408,6 +408,7 @@ impl FlipswitchProvider {
             Source::Service(service) => {
                 let mut health = service.notifier.health();
                 health.throttling = service.evaluator.throttling();
+                (health.stream, health.polling) = (self.sse_status(), self.is_polling_active());
                 health
             }
             Source::InMemory(_) => Health::new(HealthState::Streaming, *built_at, true),

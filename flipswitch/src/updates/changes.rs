@@ -84,6 +84,10 @@ impl Observer for Changes {
         self.stream.unauthorized();
     }
 
+    fn key_accepted(&self) {
+        self.stream.reconnect();
+    }
+
     fn answered(&self) {
         self.stream.answered();
     }

@@ -14,12 +14,19 @@ pub(crate) struct NotFound {
     /// The first of the responses with 404 since the last flags, and their number.
     first: Option<Instant>,
     responses: u32,
+    /// Whether it was reported that there are no flags.
+    is_reported: bool,
 }
 
 impl NotFound {
-    /// Notes that the service has sent flags.
-    pub(crate) fn answered(&mut self) {
-        *self = Self::default();
+    /// Notes that the service has sent flags. Returns whether it was reported to have none.
+    pub(crate) fn answered(&mut self) -> bool {
+        std::mem::take(self).is_reported
+    }
+
+    /// Returns whether to report that the service has no flags.
+    pub(crate) fn must_report(&mut self) -> bool {
+        !std::mem::replace(&mut self.is_reported, true)
     }
 
     /// Notes a response with 404, and returns whether it means that there are no flags. Otherwise it is a failure.

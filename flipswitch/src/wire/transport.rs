@@ -1,10 +1,7 @@
 //! HTTP: URLs, headers, limits, and the meaning of status codes. The only file that sends requests.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -65,7 +62,6 @@ pub(crate) struct Transport {
     /// Headers of every request; the API key among them may be replaced.
     headers: RwLock<HeaderMap>,
     not_found: Mutex<NotFound>,
-    warned_not_found: AtomicBool,
     interner: Interner,
 }
 
@@ -90,7 +86,6 @@ impl Transport {
             proxy: proxy(config),
             headers: RwLock::new(common_headers(config)),
             not_found: Mutex::default(),
-            warned_not_found: AtomicBool::new(false),
             interner: Interner::default(),
         })
     }
@@ -148,22 +143,22 @@ impl Transport {
         match response.status() {
             StatusCode::OK => {
                 let flag_set = ofrep::bulk(&body(response, MAX_BODY).await?, &self.interner)?;
-                self.not_found.lock().answered();
+                self.has_flags();
                 Ok(Bulk::Flags { flag_set, etag })
             }
             StatusCode::NOT_MODIFIED => {
-                self.not_found.lock().answered();
+                self.has_flags();
                 Ok(Bulk::NotModified { etag })
             }
             StatusCode::NOT_FOUND => match self.status_failure(response, &self.bulk_url).await {
                 Failure { error: Error::Status(_), .. }
                     if may_lack_flags && self.not_found.lock().means_no_flags(Instant::now()) =>
                 {
-                    if !self.warned_not_found.swap(true, Ordering::Relaxed) {
+                    if self.not_found.lock().must_report() {
                         tracing::warn!(
                             target: "flipswitch", url = %self.bulk_url,
-                            "the flag service responds with 404 for a minute, which is read as \"no flags\"; check the base \
-                             URL"
+                            "the flag service has responded with 404 for a minute, so all flags have their defaults; check \
+                             the base URL"
                         );
                     }
                     Ok(Bulk::NoFlags)
@@ -171,6 +166,14 @@ impl Transport {
                 failure => Err(failure),
             },
             _ => Err(self.status_failure(response, &self.bulk_url).await),
+        }
+    }
+
+    /// Notes that the service has sent flags.
+    fn has_flags(&self) {
+        let had_none = self.not_found.lock().answered();
+        if had_none {
+            tracing::warn!(target: "flipswitch", "the flag service has flags again");
         }
     }
 

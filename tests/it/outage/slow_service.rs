@@ -290,7 +290,7 @@ async fn no_user_of_a_slow_service_waits_longer_than_miss_wait() {
     let mut longest = Duration::ZERO;
     for (id, read) in in_time(join_all(read)).await.into_iter().enumerate() {
         let (error, waited) = read.unwrap();
-        assert!(matches!(error, Some(Error::Timeout)), "user {id}: {error:?}");
+        assert!(matches!(error, Some(Error::Timeout | Error::QueueFull)), "user {id}: {error:?}");
         longest = longest.max(waited);
     }
     // They are all due at the same time, on a busy machine.

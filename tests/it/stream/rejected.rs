@@ -243,10 +243,10 @@ async fn retry_after_delays_requests_for_flags() {
         service.faults().add(Fault::on(Endpoint::Bulk).status(code).header("retry-after", &named).times(1)).unwrap();
         service.set_flag("f", 2);
         row.keeps(1).await;
-        let asked = service.asked().len();
+        let asked = service.asked_for(Kind::User).len();
         eventually(async || {
             row.read().await;
-            service.asked().len() > asked
+            service.asked_for(Kind::User).len() > asked
         })
         .await;
         assert!(SystemTime::now() >= time, "{code} {named}");
