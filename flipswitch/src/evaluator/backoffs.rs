@@ -11,14 +11,13 @@ use crate::{
     error::{Chain, Error, Failure},
     evaluator::circuit_breaker::{FIRST_WAIT, rejects_context},
     warn_once::WarnOnce,
-    wire::backoff::{backoff, retry_after_wait},
+    wire::backoff::{MAX_BACKOFF, backoff, retry_after_wait},
 };
 
 /// How many contexts are remembered.
 const MAX_CONTEXTS: usize = 1_024;
 
-/// The contexts that back off. A change ends the wait of a context, for one request, unless the
-/// service itself named the time.
+/// The contexts that back off. A change ends the wait of a context, for one request.
 pub(crate) struct Backoffs {
     contexts: Entries<CanonicalContext, Backoff>,
     warned: WarnOnce,
@@ -29,8 +28,6 @@ struct Backoff {
     error: Arc<Error>,
     epoch: u64,
     retry_at: Instant,
-    /// Whether the service itself named the time.
-    is_named: bool,
     failures: u32,
 }
 
@@ -42,19 +39,19 @@ impl Backoffs {
     /// Returns the error of a context that is not to be requested yet.
     pub(crate) fn error(&self, context: &CanonicalContext, reading: EpochReading, now: Instant) -> Option<Arc<Error>> {
         let backoff = self.contexts.get(context)?;
-        ((backoff.is_named || backoff.epoch >= reading.epoch) && now < backoff.retry_at).then_some(backoff.error)
+        (backoff.epoch >= reading.epoch && now < backoff.retry_at).then_some(backoff.error)
     }
 
     /// Adds the failure of a request that was certain to see `epoch`. `random` is from [0, 1).
     pub(crate) fn add(&self, context: &CanonicalContext, epoch: u64, failure: &Failure, now: Instant, random: f64) {
         let Failure { error, retry_after, .. } = failure;
         let failures = self.contexts.get(context).map_or(0, |backoff| backoff.failures).saturating_add(1);
-        let named = retry_after_wait(retry_after.unwrap_or_default(), random);
+        let named = retry_after_wait(retry_after.unwrap_or_default().min(MAX_BACKOFF), random);
         let retry_at = now + backoff(FIRST_WAIT, failures, random).max(named);
-        let (error_seen, is_named) = (Arc::new(error.clone()), retry_after.is_some());
+        let error_seen = Arc::new(error.clone());
         // With the end of the echo window: one event allows one request.
         let epoch = epoch + u64::from(is_in_echo_window(epoch));
-        self.contexts.insert(context.clone(), Backoff { error: error_seen, epoch, retry_at, is_named, failures });
+        self.contexts.insert(context.clone(), Backoff { error: error_seen, epoch, retry_at, failures });
         if !rejects_context(error) {
             return;
         }

@@ -13,7 +13,7 @@ use http::StatusCode;
 use crate::{
     context::canonical::CanonicalContext,
     error::{Error, Failure},
-    wire::backoff::{backoff, retry_after_wait},
+    wire::backoff::{MAX_BACKOFF, backoff, retry_after_wait},
 };
 
 /// Wait after the first failure.
@@ -178,7 +178,7 @@ impl CircuitBreaker {
                 // Since the beginning of the round, so that a late answer to it counts.
                 self.open_since.get_or_insert(began);
             }
-            let named = retry_after_wait(retry_after.unwrap_or_default(), random);
+            let named = retry_after_wait(retry_after.unwrap_or_default().min(MAX_BACKOFF), random);
             self.is_named = retry_after.is_some();
             self.round_at = Some(now.max(began + backoff(FIRST_WAIT, self.rounds + 1, random)).max(now + named));
         }
@@ -227,7 +227,7 @@ impl CircuitBreaker {
         if context.is_start_up() {
             self.start_up_failures = self.start_up_failures.saturating_add(1);
             let wait = backoff(FIRST_WAIT, self.start_up_failures, random);
-            let at_least = retry_after_wait(failure.retry_after.unwrap_or_default(), random);
+            let at_least = named_wait(failure, random);
             self.start_up_at = Some(now + wait.max(at_least));
         }
         let meaning = meaning(failure);
@@ -276,8 +276,7 @@ impl CircuitBreaker {
                 if self.failed.len() < MIN_FAILED && !self.failed.contains(context) =>
             {
                 self.failed.push(context.clone());
-                let is_due = self.open_since.is_none() && self.round.is_none() && failure.retry_after.is_none();
-                if self.failed.len() == MIN_FAILED && is_due {
+                if self.failed.len() == MIN_FAILED && self.open_since.is_none() && self.round.is_none() {
                     (self.round_at, self.is_named) = (Some(now), false);
                 }
             }
@@ -285,7 +284,7 @@ impl CircuitBreaker {
         }
         let is_named = failure.retry_after.is_some();
         if self.round.is_none() && (self.round_at.is_none() || self.is_named && !is_named) {
-            let named = retry_after_wait(failure.retry_after.unwrap_or_default(), random);
+            let named = named_wait(failure, random);
             let round_at = now + backoff(FIRST_WAIT, self.rounds + 1, random).max(named);
             self.round_at = Some(self.round_at.map_or(round_at, |planned| planned.min(round_at)));
             self.is_named = is_named;
@@ -321,6 +320,14 @@ impl Round {
         self.failed += 1;
         self.is_refused &= meaning == Meaning::KeyRefused;
     }
+}
+
+/// Returns the wait that the service named: only after a 429 it may be longer than any other wait, because pages of proxies
+/// name long times as well.
+fn named_wait(failure: &Failure, random: f64) -> Duration {
+    let named = failure.retry_after.unwrap_or_default();
+    let is_limit = matches!(failure.error, Error::RateLimited { .. });
+    retry_after_wait(if is_limit { named } else { named.min(MAX_BACKOFF) }, random)
 }
 
 fn meaning(failure: &Failure) -> Meaning {
@@ -537,7 +544,8 @@ mod tests {
         assert_eq!(service.breaker.due(), Some(service.now));
         service.unanswered_round(|| Failure { retry_after: Some(60 * SECOND), ..unavailable() });
         service.breaker.round_at_latest(service.now);
-        assert!(service.breaker.due().unwrap() >= service.now + 60 * SECOND);
+        let waits = service.breaker.due().unwrap() - service.now;
+        assert!((30 * SECOND..=33 * SECOND).contains(&waits), "named, and no longer than any other wait: {waits:?}");
     }
 
     #[test]

@@ -48,8 +48,8 @@ struct State {
     held_by_new: usize,
     /// Slow requests without a permit, the oldest first.
     slow: VecDeque<Slow>,
-    /// When the latest request was sent that was answered, of those for contexts without flags.
-    new_answered: Option<Instant>,
+    /// When the latest request was sent that was answered: for contexts without flags, and for those that have some.
+    answered_sent: [Option<Instant>; 2],
     queue: Queue<Waiting>,
     pacer: Pacer,
     /// Whether a task waits for the next time that a request may be sent.
@@ -104,7 +104,7 @@ impl Limiter {
             held: 0,
             held_by_new: 0,
             slow: VecDeque::new(),
-            new_answered: None,
+            answered_sent: [None; 2],
             queue: Queue::new(max_queued),
             pacer: Pacer::default(),
             is_paced: false,
@@ -157,10 +157,10 @@ impl Limiter {
         }
     }
 
-    /// Notes that a request for a context without flags was answered, which was sent at `sent`.
-    pub(crate) fn new_answered(&self, sent: Instant) {
-        let mut state = self.0.lock();
-        state.new_answered = state.new_answered.max(Some(sent));
+    /// Notes that a request was answered, which was sent at `sent`.
+    pub(crate) fn answered_sent(&self, is_known: bool, sent: Instant) {
+        let answered = &mut self.0.lock().answered_sent[usize::from(is_known)];
+        *answered = (*answered).max(Some(sent));
     }
 
     /// Notes that the service limited the rate of a request. Returns when the next one may be sent.
@@ -298,8 +298,8 @@ impl Drop for Wait {
 
 impl Permit {
     /// Returns the permit early, because the request is slow. The request goes on until the receiver resolves: when there
-    /// are too many such requests, the oldest one for a context without flags is cancelled, if a request for such a context
-    /// has been answered that was sent when this one was slow already. Where all of them are slow, cancelling them would
+    /// are too many such requests, the oldest one is cancelled, those of contexts without flags first, if a request for a context
+    /// of the same kind has been answered that was sent when this one was slow already. Where all of them are slow, cancelling them would
     /// only repeat them, and none would ever be answered.
     ///
     /// Keeps the permit, and returns `None`, if there are too many and none can be cancelled.
@@ -307,8 +307,10 @@ impl Permit {
         let mut state = self.limiter.0.lock();
         let mut cancelled = None;
         if state.slow.len() >= MAX_SLOW {
-            let answered = state.new_answered;
-            match state.slow.iter().position(|slow| !slow.is_known && Some(slow.since) < answered) {
+            let answered = state.answered_sent;
+            let is_overtaken = |slow: &Slow| Some(slow.since) < answered[usize::from(slow.is_known)];
+            let of_kind = |is_known| state.slow.iter().position(|slow| slow.is_known == is_known && is_overtaken(slow));
+            match of_kind(false).or_else(|| of_kind(true)) {
                 Some(overtaken) => cancelled = state.slow.remove(overtaken),
                 None if state.slow.len() < MAX_SLOW_PER_PERMIT * state.max_permits => {}
                 None => return None,
@@ -421,9 +423,9 @@ mod tests {
     fn slow_requests_return_their_permits_and_the_oldest_that_was_overtaken_is_cancelled() {
         let (limiter, now) = (Limiter::new(1, 100), Instant::now());
         let mut slow = slow(&limiter, MAX_SLOW, 3, now);
-        limiter.new_answered(now);
+        limiter.answered_sent(false, now);
         assert!(granted(&limiter, true).release_slow(now).is_none(), "none was overtaken");
-        limiter.new_answered(now + Duration::from_millis(1));
+        limiter.answered_sent(false, now + Duration::from_millis(1));
         let mut next = granted(&limiter, true);
         let cancelled = next.release_slow(now);
         assert!(cancelled.is_some());
@@ -436,6 +438,9 @@ mod tests {
             }
         }
         assert!(granted(&limiter, true).release_slow(now).is_none(), "all are for contexts that have flags");
+        limiter.answered_sent(true, now + Duration::from_millis(1));
+        assert!(granted(&limiter, true).release_slow(now).is_some(), "others of these were answered");
+        assert_ready_err!(spawn(&mut slow[0].1).poll());
         drop(slow);
         assert!(granted(&limiter, true).release_slow(now).is_some());
     }

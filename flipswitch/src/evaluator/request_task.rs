@@ -15,7 +15,7 @@ use crate::{
         evaluator::{Evaluator, Startup},
         in_flight::InFlightRequest,
         limiter::{Limiter, Permit, Ticket},
-        tags::may_reject_tag,
+        tags::{is_same_tag, may_reject_tag},
         warnings::Kind,
     },
     events::health::HealthSignal,
@@ -287,6 +287,11 @@ impl Evaluator {
         let outcome = self.transport.bulk(context, etag, may_lack_flags).await;
         let is_rejected = |failure: &Failure| failure.status.is_some_and(may_reject_tag);
         match (&outcome, etag) {
+            // Of another answer, which a cache between may have stored.
+            (Ok(Bulk::NotModified { etag: Some(other) }), Some(sent)) if !is_same_tag(other, sent) => {
+                self.counters.requests.count();
+                return self.transport.bulk(context, None, may_lack_flags).await;
+            }
             (Ok(_), Some(_)) => self.tags.lock().accepted(),
             (Err(failure), Some(_)) if is_rejected(failure) => {
                 self.counters.requests.count();
@@ -320,8 +325,8 @@ impl Evaluator {
         let outcome = match outcome {
             Ok(entry) => {
                 self.limiter.answered(now);
-                if !request.is_probe && request.base.is_none() {
-                    self.limiter.new_answered(sent_at);
+                if !request.is_probe {
+                    self.limiter.answered_sent(request.base.is_some(), sent_at);
                 }
                 self.backoffs.remove(context);
                 self.judge(|breaker| breaker.answered(context, sent_at));

@@ -45,6 +45,12 @@ impl Tags {
     }
 }
 
+/// Returns whether two tags stand for the same flags, one of which may be marked as weak on the way.
+pub(crate) fn is_same_tag(one: &[u8], other: &[u8]) -> bool {
+    let strong = |tag: &'_ [u8]| tag.strip_prefix(b"W/").unwrap_or(tag).to_vec();
+    strong(one) == strong(other)
+}
+
 /// Returns whether a status may be the answer to a tag, so that the request is repeated without it.
 pub(crate) fn may_reject_tag(status: StatusCode) -> bool {
     status.is_client_error()
@@ -79,6 +85,12 @@ mod tests {
         assert!(!tags.are_sent(now) && !tags.are_sent(now + OFF - Duration::from_millis(1)));
         assert!(tags.are_sent(now + OFF));
         assert!(!tags.rejected(&context("a"), now + OFF), "the row starts over");
+    }
+
+    #[test]
+    fn a_weak_tag_is_the_same() {
+        assert!(is_same_tag(b"\"a\"", b"W/\"a\"") && is_same_tag(b"\"a\"", b"\"a\""));
+        assert!(!is_same_tag(b"\"a\"", b"\"b\""));
     }
 
     #[test]

@@ -125,6 +125,8 @@ impl Transport {
             .post(self.bulk_url.clone())
             .headers(self.headers())
             .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
+            // A cache that ignores the body would answer one user with the flags of another.
+            .header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))
             .body(context.as_bytes().to_vec());
         if let Some(etag) = etag.and_then(|etag| HeaderValue::from_bytes(etag).ok()) {
             request = request.header(header::IF_NONE_MATCH, etag);

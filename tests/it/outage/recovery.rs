@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{
     PATIENCE, builder, eventually,
-    faults::{Kind, Port, Service},
+    faults::{Kind, Port, Row, Service, service},
     in_time, user,
 };
 
@@ -76,6 +76,21 @@ async fn a_service_that_returns_is_not_met_by_all_users_at_once() {
     assert!(!provider.stats().throttling.is_circuit_open);
     stop.cancel();
     in_time(provider.shutdown()).await;
+}
+
+/// Maintenance pages name long times: flags are right again as soon as after any other failure, and a change is seen at once.
+#[tokio::test]
+async fn a_long_retry_after_of_a_failure_delays_nothing_for_long() {
+    let service = service(1).await;
+    let row = Row::new(builder(&service));
+    row.opens(&service, 1).await;
+    let fault = Fault::on(Endpoint::Bulk).status(503).header("retry-after", "3600").times(1);
+    service.faults().add(fault).unwrap();
+    service.set_flag("f", 2);
+    row.keeps(1).await;
+    service.set_flag("f", 3);
+    row.sees(3).await;
+    row.provider.shutdown().await;
 }
 
 /// One user's `Retry-After` concerns this user alone: it delays neither the finding that the service is away, nor that it is

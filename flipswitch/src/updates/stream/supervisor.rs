@@ -558,7 +558,7 @@ impl Supervisor {
         let wait = backoff(self.first_wait, self.failures, random);
         let wait = retry_after.map_or(wait, |retry_after| wait.max(retry_after_wait(retry_after, random)));
         // Before the status: a listener may ask whether the provider polls.
-        if self.failures >= self.options.max_retries {
+        if self.failures >= self.options.max_retries || wait > MAX_BACKOFF.mul_f64(1.1) {
             self.poll(true, todo);
         }
         self.wait(wait, now, todo);
@@ -830,7 +830,11 @@ mod tests {
             let mut stream = Stream::connecting();
             stream.random = random;
             let status = StatusCode::SERVICE_UNAVAILABLE;
-            stream.does(ConnectionInput::Refused(Some(status), failure(Some(asked))), FAILED);
+            // Polled during a long wait.
+            let is_long = wait > MAX_BACKOFF.mul_f64(1.1);
+            let polls = if is_long { vec![Action::Polling(true)] } else { Vec::new() };
+            let expected = [polls.as_slice(), &FAILED].concat();
+            stream.does(ConnectionInput::Refused(Some(status), failure(Some(asked))), expected);
             stream.connects_after(wait);
         }
     }
