@@ -104,7 +104,7 @@ impl Service {
             }
             Server::FastFeature => peer(fast_feature(&flags).await),
         };
-        let provider = provider.build().unwrap();
+        let provider = provider.miss_wait(PATIENCE).build().unwrap();
         provider.ready(PATIENCE).await.unwrap();
         // OpenFeature's registry is one for the process.
         let name = format!("{server:?} {set}");

@@ -95,7 +95,7 @@ async fn check(peer: &Peer, peculiar: impl IntoIterator<Item = (&str, &str, Says
         ("unknown", "free", Says::Unknown),
     ];
 
-    let provider = FlipswitchProvider::builder("key").base_url(&peer.url).build().unwrap();
+    let provider = FlipswitchProvider::builder("key").base_url(&peer.url).miss_wait(PATIENCE).build().unwrap();
     provider.ready(PATIENCE).await.unwrap();
     for (key, plan, says) in usual.into_iter().chain(peculiar) {
         check_flag(&provider, key, plan, &says).await;
