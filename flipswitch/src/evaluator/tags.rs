@@ -47,8 +47,12 @@ impl Tags {
 
 /// Returns whether two tags stand for the same flags, one of which may be marked as weak on the way.
 pub(crate) fn is_same_tag(one: &[u8], other: &[u8]) -> bool {
-    let strong = |tag: &'_ [u8]| tag.strip_prefix(b"W/").unwrap_or(tag).to_vec();
     strong(one) == strong(other)
+}
+
+/// Returns a tag without the mark of a weak one.
+fn strong(tag: &[u8]) -> &[u8] {
+    tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
 /// Returns whether a status may be the answer to a tag, so that the request is repeated without it.
