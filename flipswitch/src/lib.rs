@@ -27,7 +27,11 @@ pub use serde_json;
 pub use time;
 
 pub use crate::{
-    context::into_context::IntoContext,
+    context::{
+        attribute::AttributeValue,
+        context::{Context, PreparedContext},
+        into_context::IntoContext,
+    },
     error::{ConfigError, Error, FlagError, ReadyError},
     events::{
         bus::Subscription,

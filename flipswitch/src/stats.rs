@@ -29,6 +29,9 @@ pub struct Stats {
     pub unavailable: u64,
     /// Contexts that entered the cache, including contexts that had been evicted before.
     pub new_contexts: u64,
+    /// Attributes of contexts that were left out because they cannot be sent. Those of a [`Context`](crate::Context) count
+    /// at its first evaluation, those of an [`EvaluationContext`](crate::EvaluationContext) at each one.
+    pub attributes_left_out: u64,
     /// Connections of the stream of changes after the first one, without those that replaced another one before it ended.
     pub reconnects: u64,
     /// Polls while the stream of changes was closed.
@@ -97,7 +100,11 @@ fn shard() -> usize {
 
 impl Counter {
     pub(crate) fn count(&self) {
-        self.0[shard()].0.fetch_add(1, Ordering::Relaxed);
+        self.add(1);
+    }
+
+    pub(crate) fn add(&self, number: u64) {
+        self.0[shard()].0.fetch_add(number, Ordering::Relaxed);
     }
 
     pub(crate) fn total(&self) -> u64 {
@@ -117,6 +124,7 @@ pub(crate) struct Counters {
     pub(crate) stale_served: Counter,
     pub(crate) unavailable: Counter,
     pub(crate) new_contexts: Counter,
+    pub(crate) attributes_left_out: Counter,
     pub(crate) reconnects: Counter,
     pub(crate) polls: Counter,
 }
@@ -133,6 +141,7 @@ impl Counters {
             stale_served: self.stale_served.total(),
             unavailable: self.unavailable.total(),
             new_contexts: self.new_contexts.total(),
+            attributes_left_out: self.attributes_left_out.total(),
             reconnects: self.reconnects.total(),
             polls: self.polls.total(),
             contexts,

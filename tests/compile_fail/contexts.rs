@@ -9,7 +9,7 @@ pub struct User(String);
 
 pub fn axum_user(provider: FlipswitchProvider) -> FlipswitchLayer {
     //~ String` is no evaluation context
-    //~ return an `EvaluationContext` or an `Option<EvaluationContext>`
+    //~ expected a `Context`, a `PreparedContext`, an `EvaluationContext`, or an `Option` of one
     FlipswitchLayer::new(provider).with_user(|user: &User| user.0.clone())
 }
 
@@ -25,7 +25,7 @@ pub fn axum_user_that_may_fail(provider: FlipswitchProvider) -> FlipswitchLayer 
 
 pub fn actix_user(provider: FlipswitchProvider) -> FlipswitchMiddleware {
     //~ String` is no evaluation context
-    //~ return an `EvaluationContext` or an `Option<EvaluationContext>`
+    //~ expected a `Context`, a `PreparedContext`, an `EvaluationContext`, or an `Option` of one
     FlipswitchMiddleware::new(provider).with_user(|user: &User| user.0.clone())
 }
 

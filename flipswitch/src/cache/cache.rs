@@ -1,6 +1,10 @@
 //! Flag sets by context, within limits of number and memory.
 
-use std::{hash::RandomState, sync::Arc, time::Instant};
+use std::{
+    hash::{BuildHasherDefault, Hasher},
+    sync::Arc,
+    time::Instant,
+};
 
 use quick_cache::{
     OptionsBuilder, Weighter,
@@ -8,14 +12,33 @@ use quick_cache::{
 };
 
 use crate::cache::{
-    entry::{ByContext, CacheEntry, Freshness, OVERHEAD},
+    entry::{ByContext, CacheEntry, ContextKey, Freshness, OVERHEAD},
     epoch::EpochReading,
 };
+use crate::context::canonical;
 
 /// The cached entries, limited in number and in memory.
 pub(crate) struct Cache {
-    entries: Entries<ByContext, Arc<CacheEntry>, Weight, RandomState>,
+    entries: Entries<ByContext, Arc<CacheEntry>, Weight, BuildHasherDefault<PassOn>>,
     freshness: Freshness,
+}
+
+/// Passes on the hash of a key, which is one already.
+#[derive(Default)]
+struct PassOn(u64);
+
+impl Hasher for PassOn {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = canonical::hash(bytes);
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 /// Weighs an entry by its bytes, or by its share of the whole if that is more, so that one limit enforces both.
@@ -46,9 +69,13 @@ impl Cache {
         let mut options = OptionsBuilder::new();
         let options = options.shards(shards).estimated_items_capacity(contexts).weight_capacity(capacity).build();
         let entries = match options {
-            Ok(options) => Entries::with_options(options, weight, RandomState::new(), DefaultLifecycle::default()),
+            Ok(options) => {
+                Entries::with_options(options, weight, BuildHasherDefault::default(), DefaultLifecycle::default())
+            }
             // Cannot happen: only completeness is checked, and the options are complete.
-            Err(_) => Entries::with(contexts, capacity, weight, RandomState::new(), DefaultLifecycle::default()),
+            Err(_) => {
+                Entries::with(contexts, capacity, weight, BuildHasherDefault::default(), DefaultLifecycle::default())
+            }
         };
         Self { entries, freshness }
     }
@@ -59,18 +86,19 @@ impl Cache {
 
     /// Returns the entry of a context, whatever its age.
     pub(crate) fn get(&self, context: &[u8]) -> Option<Arc<CacheEntry>> {
-        self.entries.get(context)
+        self.entries.get(&ContextKey { hash: canonical::hash(context), context })
     }
 
     /// Returns the entry of a context if it is fresh.
-    pub(crate) fn fresh(&self, context: &[u8], reading: EpochReading, now: Instant) -> Option<Arc<CacheEntry>> {
-        self.get(context).filter(|entry| entry.is_fresh(reading, now, &self.freshness))
+    pub(crate) fn fresh(&self, key: &ContextKey<'_>, reading: EpochReading, now: Instant) -> Option<Arc<CacheEntry>> {
+        self.entries.get(key).filter(|entry| entry.is_fresh(reading, now, &self.freshness))
     }
 
     /// Stores an entry, unless a newer one of the same context is stored. Not atomic: calls for one context must not run
     /// at the same time.
     pub(crate) fn put(&self, entry: &Arc<CacheEntry>) {
-        let known = self.entries.peek(entry.context());
+        let context = entry.context();
+        let known = self.entries.peek(&ContextKey { hash: canonical::hash(context), context });
         if known.is_none_or(|known| entry.is_newer_than(&known)) {
             self.entries.insert(ByContext(Arc::clone(entry)), Arc::clone(entry));
         }

@@ -1,16 +1,17 @@
 //! One context's flags, and what is known about them.
 
 use std::{
-    borrow::Borrow,
     fmt,
     hash::{Hash, Hasher},
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use quick_cache::Equivalent;
+
 use crate::{
     cache::epoch::{EpochReading, is_in_echo_window},
-    context::canonical::CanonicalContext,
+    context::canonical::{self, CanonicalContext},
     flags::{failing::Failing, flag_set::FlagSet},
 };
 
@@ -144,15 +145,27 @@ impl fmt::Debug for CacheEntry {
 #[derive(Clone)]
 pub(crate) struct ByContext(pub(crate) Arc<CacheEntry>);
 
-impl Borrow<[u8]> for ByContext {
-    fn borrow(&self) -> &[u8] {
-        self.0.context()
+impl Hash for ByContext {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(canonical::hash(self.0.context()));
     }
 }
 
-impl Hash for ByContext {
+/// A context to look up, with its hash.
+pub(crate) struct ContextKey<'a> {
+    pub(crate) hash: u64,
+    pub(crate) context: &'a [u8],
+}
+
+impl Hash for ContextKey<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.context().hash(state);
+        state.write_u64(self.hash);
+    }
+}
+
+impl Equivalent<ByContext> for ContextKey<'_> {
+    fn equivalent(&self, key: &ByContext) -> bool {
+        self.context == key.0.context()
     }
 }
 

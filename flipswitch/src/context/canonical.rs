@@ -3,7 +3,11 @@
 //! It is the body of the OFREP request that evaluates the context: the targeting key first, then the other fields sorted by
 //! name, with sorted objects inside. Two contexts are equal for the provider exactly when they are equal for the service.
 
-use std::{borrow::Borrow, sync::Arc};
+use std::{
+    cell::Cell,
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, OnceLock},
+};
 
 use open_feature::{EvaluationContext, EvaluationContextFieldValue, StructValue, Value as FeatureValue};
 use serde::Serialize;
@@ -11,69 +15,116 @@ use serde_json::{Map, Value as Json};
 use smallvec::SmallVec;
 use time::{OffsetDateTime, UtcOffset, format_description::well_known::Rfc3339};
 
-use crate::{context::buffer::Buffer, error::Error};
+use crate::context::{
+    fields::arrange,
+    left_out::{LeftOut, MAX_BYTES, MAX_DEPTH, Unsendable},
+};
 
 /// Name of the targeting key among the fields of an OFREP context.
-const TARGETING_KEY: &str = "targetingKey";
+pub(crate) const TARGETING_KEY: &str = "targetingKey";
 
-/// Deepest accepted nesting of structures. Services have limits as well, most of them 128.
-const MAX_DEPTH: usize = 64;
+/// What is before the fields of a context.
+pub(crate) const PREFIX: &[u8] = br#"{"context":{"#;
+/// What is behind the fields of a context.
+pub(crate) const SUFFIX: &[u8] = b"}}";
 
-/// Largest accepted context, in bytes. It takes as much memory while it is cached.
-const MAX_BYTES: usize = 64 << 10;
-
-/// Writes the canonical form of a context.
-///
-/// # Errors
-///
-/// [`Error::InvalidContext`] naming the field: a number that JSON cannot express, a date outside the years 0 to 9999, a
-/// structure of an unknown type, or a field that would replace the targeting key. Also for a context over 64 KiB.
-pub(crate) fn write(context: &EvaluationContext, body: &mut Buffer) -> Result<(), Error> {
+/// Writes the canonical form of a context to an empty buffer. Returns what is left out, if anything is.
+pub(crate) fn write(context: &EvaluationContext, body: &mut Vec<u8>) -> Option<LeftOut> {
     let EvaluationContext { targeting_key, custom_fields } = context;
-    body.extend(br#"{"context":{"#);
+    let mut left_out = LeftOut::default();
+    body.extend_from_slice(PREFIX);
     if let Some(key) = targeting_key {
-        body.extend(br#""targetingKey":"#);
-        string(key, body);
-        body.push(b',');
+        if let Err(bytes) = self::targeting_key(key, body) {
+            left_out.set_targeting_key(bytes);
+        } else {
+            body.push(b',');
+        }
     }
     let mut fields = Fields::new();
     for &(name, value) in sorted(custom_fields, &mut fields) {
-        if name == TARGETING_KEY {
-            return Err(Error::InvalidContext(
-                "the custom field \"targetingKey\" would replace the targeting key; set the targeting key itself"
-                    .to_owned(),
-            ));
-        }
+        let start = body.len();
         self::name(name, body);
-        field(name, value, body)?;
-        body.push(b',');
+        let outcome = if name == TARGETING_KEY { Err(Unsendable::TargetingKey) } else { field(value, body) };
+        match outcome {
+            Ok(()) => body.push(b','),
+            Err(reason) => {
+                body.truncate(start);
+                left_out.add(name, reason);
+            }
+        }
     }
     close(b'}', body);
     body.push(b'}');
-    if body.len() <= MAX_BYTES {
-        Ok(())
-    } else {
-        Err(Error::InvalidContext(format!("it has {} bytes, and at most {MAX_BYTES} are sent", body.len())))
+    if body.len() > MAX_BYTES {
+        *body = arrange(body, &(0..0), |name, reason| left_out.add(name, reason));
     }
+    if left_out.is_empty() { None } else { Some(left_out) }
+}
+
+/// Writes a targeting key.
+///
+/// # Errors
+///
+/// Its size, if it cannot be sent; then nothing is written.
+pub(crate) fn targeting_key(key: &str, body: &mut Vec<u8>) -> Result<(), usize> {
+    let start = body.len();
+    body.extend_from_slice(br#""targetingKey":"#);
+    string(key, body);
+    if body.len() + SUFFIX.len() <= MAX_BYTES {
+        return Ok(());
+    }
+    let bytes = body.len() - start;
+    body.truncate(start);
+    Err(bytes)
+}
+
+thread_local! {
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+/// Capacity of a buffer that is kept.
+const KEPT_BYTES: usize = 4 << 10;
+
+/// Calls a function with the canonical form of a context, and with what is left out, and returns its result. The context is
+/// written to a buffer of the thread, so nothing is allocated.
+pub(crate) fn with_written<T>(context: &EvaluationContext, call: impl FnOnce(Canonical<'_>) -> T) -> T {
+    // Another one if the buffer is in use, or gone because the thread ends.
+    let mut body = BUFFER.try_with(Cell::take).unwrap_or_default();
+    let left_out = write(context, &mut body);
+    let result = call(Canonical { bytes: &body, hash: None, left_out: left_out.as_ref() });
+    if body.capacity() <= KEPT_BYTES {
+        body.clear();
+        let _ = BUFFER.try_with(|buffer| buffer.set(body));
+    }
+    result
+}
+
+/// Returns the hash of a context, with a random key of the process.
+pub(crate) fn hash(canonical: &[u8]) -> u64 {
+    static KEYS: OnceLock<RandomState> = OnceLock::new();
+    KEYS.get_or_init(RandomState::new).hash_one(canonical)
+}
+
+/// The canonical form of a context, wherever it is stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Canonical<'a> {
+    pub(crate) bytes: &'a [u8],
+    /// The hash of the bytes, if it is known.
+    pub(crate) hash: Option<u64>,
+    pub(crate) left_out: Option<&'a LeftOut>,
 }
 
 /// A context in its canonical form. Compared by all its bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct CanonicalContext(Arc<[u8]>);
 
-impl Borrow<[u8]> for CanonicalContext {
-    fn borrow(&self) -> &[u8] {
-        &self.0
-    }
-}
-
 impl CanonicalContext {
     /// Makes the canonical form of a context; see [`write`].
     #[cfg(test)]
-    pub(crate) fn new(context: &EvaluationContext) -> Result<Self, Error> {
-        let mut body = Buffer::new();
-        write(context, &mut body)?;
-        Ok(Self::from_bytes(&body))
+    pub(crate) fn new(context: &EvaluationContext) -> Self {
+        let mut body = Vec::new();
+        assert!(write(context, &mut body).is_none(), "an attribute is left out");
+        Self::from_bytes(&body)
     }
 
     /// Copies what [`write`] wrote.
@@ -129,13 +180,14 @@ fn field_value(value: Json) -> EvaluationContextFieldValue {
     }
 }
 
-fn field(name: &str, value: &EvaluationContextFieldValue, body: &mut Buffer) -> Result<(), Error> {
+/// Writes the value of a field.
+pub(crate) fn field(value: &EvaluationContextFieldValue, body: &mut Vec<u8>) -> Result<(), Unsendable> {
     match value {
         EvaluationContextFieldValue::Bool(value) => boolean(*value, body),
         EvaluationContextFieldValue::Int(value) => scalar(value, body),
-        EvaluationContextFieldValue::Float(value) => float(name, *value, body)?,
+        EvaluationContextFieldValue::Float(value) => float(*value, body)?,
         EvaluationContextFieldValue::String(value) => string(value, body),
-        EvaluationContextFieldValue::DateTime(value) => date(name, *value, body)?,
+        EvaluationContextFieldValue::DateTime(value) => date(*value, body)?,
         EvaluationContextFieldValue::Struct(value) => {
             let node = if let Some(value) = value.downcast_ref::<StructValue>() {
                 Node::Struct(value)
@@ -146,12 +198,9 @@ fn field(name: &str, value: &EvaluationContextFieldValue, body: &mut Buffer) -> 
             } else if let Some(value) = value.downcast_ref::<Map<String, Json>>() {
                 Node::Map(value)
             } else {
-                return Err(Error::InvalidContext(format!(
-                    "the field {name:?} holds a structure of a type that cannot be sent; use open_feature's StructValue \
-                     or a serde_json::Value"
-                )));
+                return Err(Unsendable::Opaque);
             };
-            nested(name, node, 0, body)?;
+            nested(node, 0, body)?;
         }
     }
     Ok(())
@@ -159,71 +208,63 @@ fn field(name: &str, value: &EvaluationContextFieldValue, body: &mut Buffer) -> 
 
 /// A value inside a structure.
 #[derive(Clone, Copy)]
-enum Node<'a> {
+pub(crate) enum Node<'a> {
     Struct(&'a StructValue),
     Feature(&'a FeatureValue),
     Json(&'a Json),
     Map(&'a Map<String, Json>),
 }
 
-fn nested(name: &str, node: Node<'_>, depth: usize, body: &mut Buffer) -> Result<(), Error> {
+/// Writes a value that may have others inside.
+pub(crate) fn nested(node: Node<'_>, depth: usize, body: &mut Vec<u8>) -> Result<(), Unsendable> {
     if depth > MAX_DEPTH {
-        return Err(Error::InvalidContext(format!("the field {name:?} is nested more than {MAX_DEPTH} deep")));
+        return Err(Unsendable::Nested);
     }
     match node {
-        Node::Struct(value) => map(name, &value.fields, Node::Feature, depth, body),
-        Node::Feature(FeatureValue::Struct(value)) => map(name, &value.fields, Node::Feature, depth, body),
-        Node::Feature(FeatureValue::Array(values)) => list(name, values, Node::Feature, depth, body),
-        Node::Feature(FeatureValue::Float(value)) => float(name, *value, body),
-        Node::Feature(FeatureValue::Bool(value)) => {
-            boolean(*value, body);
-            Ok(())
+        Node::Struct(value) => return map(&value.fields, Node::Feature, depth, body),
+        Node::Feature(FeatureValue::Struct(value)) => return map(&value.fields, Node::Feature, depth, body),
+        Node::Json(Json::Object(fields)) | Node::Map(fields) => return map(fields, Node::Json, depth, body),
+        Node::Feature(FeatureValue::Array(values)) => {
+            return list(values, body, |value, body| nested(Node::Feature(value), depth + 1, body));
         }
-        Node::Feature(FeatureValue::Int(value)) => {
-            scalar(value, body);
-            Ok(())
+        Node::Json(Json::Array(values)) => {
+            return list(values, body, |value, body| nested(Node::Json(value), depth + 1, body));
         }
-        Node::Feature(FeatureValue::String(value)) => {
-            string(value, body);
-            Ok(())
-        }
-        Node::Json(Json::Array(values)) => list(name, values, Node::Json, depth, body),
-        Node::Json(Json::Object(fields)) | Node::Map(fields) => map(name, fields, Node::Json, depth, body),
-        Node::Json(value) => {
-            scalar(value, body);
-            Ok(())
-        }
+        Node::Feature(FeatureValue::Float(value)) => return float(*value, body),
+        Node::Feature(FeatureValue::Bool(value)) => boolean(*value, body),
+        Node::Feature(FeatureValue::Int(value)) => scalar(value, body),
+        Node::Feature(FeatureValue::String(value)) => string(value, body),
+        Node::Json(value) => scalar(value, body),
     }
+    Ok(())
 }
 
 fn map<'a, V: 'a>(
-    name: &str,
     fields: impl IntoIterator<Item = (&'a String, &'a V)>,
     node: fn(&'a V) -> Node<'a>,
     depth: usize,
-    body: &mut Buffer,
-) -> Result<(), Error> {
+    body: &mut Vec<u8>,
+) -> Result<(), Unsendable> {
     body.push(b'{');
     let mut room = Fields::new();
     for &(key, value) in sorted(fields, &mut room) {
-        self::name(key, body);
-        nested(name, node(value), depth + 1, body)?;
+        name(key, body);
+        nested(node(value), depth + 1, body)?;
         body.push(b',');
     }
     close(b'}', body);
     Ok(())
 }
 
-fn list<'a, V>(
-    name: &str,
-    values: &'a [V],
-    node: fn(&'a V) -> Node<'a>,
-    depth: usize,
-    body: &mut Buffer,
-) -> Result<(), Error> {
+/// Writes a list, given how to write an element.
+pub(crate) fn list<V>(
+    values: &[V],
+    body: &mut Vec<u8>,
+    write: impl Fn(&V, &mut Vec<u8>) -> Result<(), Unsendable>,
+) -> Result<(), Unsendable> {
     body.push(b'[');
     for value in values {
-        nested(name, node(value), depth + 1, body)?;
+        write(value, body)?;
         body.push(b',');
     }
     close(b']', body);
@@ -231,7 +272,7 @@ fn list<'a, V>(
 }
 
 /// Ends a list or an object. Each of its elements wrote a comma after itself.
-fn close(bracket: u8, body: &mut Buffer) {
+fn close(bracket: u8, body: &mut Vec<u8>) {
     match body.last_mut() {
         Some(comma @ b',') => *comma = bracket,
         _ => body.push(bracket),
@@ -239,28 +280,32 @@ fn close(bracket: u8, body: &mut Buffer) {
 }
 
 /// Writes the name of a field, followed by a colon.
-fn name(text: &str, body: &mut Buffer) {
+pub(crate) fn name(text: &str, body: &mut Vec<u8>) {
     quoted(text, *b"\":", body);
 }
 
-fn string(text: &str, body: &mut Buffer) {
+/// Writes a string in quotes.
+pub(crate) fn string(text: &str, body: &mut Vec<u8>) {
     quoted(text, *b"\"", body);
 }
 
 /// Writes a string in quotes. `end` is the closing quote and what follows it. Done by hand, because this runs in every
 /// evaluation, and most strings need no escape.
-fn quoted<const N: usize>(text: &str, end: [u8; N], body: &mut Buffer) {
+fn quoted<const N: usize>(text: &str, end: [u8; N], body: &mut Vec<u8>) {
     if is_plain(text.as_bytes()) {
-        body.put([b'"'], text.as_bytes(), end);
+        body.reserve(1 + text.len() + N);
+        body.push(b'"');
+        body.extend_from_slice(text.as_bytes());
+        body.extend_from_slice(&end);
     } else {
         scalar(text, body);
-        body.extend(&end[1..]);
+        body.extend_from_slice(&end[1..]);
     }
 }
 
 /// Returns whether a string needs no escape in JSON: it has no quotes, backslashes or control characters. Checks eight bytes
 /// at a time; the last chunk may overlap the one before.
-fn is_plain(text: &[u8]) -> bool {
+pub(crate) fn is_plain(text: &[u8]) -> bool {
     if let Some(last) = text.last_chunk::<8>() {
         let word = |chunk: &[u8]| chunk.try_into().map_or(0, u64::from_ne_bytes);
         text.chunks_exact(8).fold(specials(word(last)), |found, chunk| found | specials(word(chunk))) == 0
@@ -283,12 +328,12 @@ const fn specials(word: u64) -> u64 {
     below(b' ', word) | below(1, word ^ (ONES * b'"' as u64)) | below(1, word ^ (ONES * b'\\' as u64))
 }
 
-fn boolean(value: bool, body: &mut Buffer) {
-    body.extend(if value { b"true" } else { b"false" });
+pub(crate) fn boolean(value: bool, body: &mut Vec<u8>) {
+    body.extend_from_slice(if value { b"true" } else { b"false" });
 }
 
 /// Writes a value whose serialization cannot fail: a string, a number, null.
-fn scalar(value: &(impl Serialize + ?Sized), body: &mut Buffer) {
+pub(crate) fn scalar(value: &(impl Serialize + ?Sized), body: &mut Vec<u8>) {
     // Cannot fail: neither writing to memory nor serializing these values does.
     let _ = serde_json::to_writer(body, value);
 }
@@ -307,28 +352,22 @@ fn sorted<'r, 'a, V: 'a>(
     room
 }
 
-fn float(name: &str, value: f64, body: &mut Buffer) -> Result<(), Error> {
-    if value.is_finite() {
-        scalar(&value, body);
-        Ok(())
-    } else {
-        Err(Error::InvalidContext(format!("the field {name:?} holds {value}, which JSON cannot express")))
+/// Writes a number that may not be finite.
+pub(crate) fn float(value: f64, body: &mut Vec<u8>) -> Result<(), Unsendable> {
+    if !value.is_finite() {
+        return Err(Unsendable::Number(value));
     }
+    scalar(&value, body);
+    Ok(())
 }
 
 /// Writes a date as RFC 3339 in UTC, so that one instant has one form in all time zones.
-fn date(name: &str, value: OffsetDateTime, body: &mut Buffer) -> Result<(), Error> {
-    let utc = value.checked_to_offset(UtcOffset::UTC);
+pub(crate) fn date(value: OffsetDateTime, body: &mut Vec<u8>) -> Result<(), Unsendable> {
+    let utc = value.checked_to_offset(UtcOffset::UTC).ok_or(Unsendable::Date(value))?;
     body.push(b'"');
-    match utc.map(|utc| utc.format_into(body, &Rfc3339)) {
-        Some(Ok(_)) => {
-            body.push(b'"');
-            Ok(())
-        }
-        _ => Err(Error::InvalidContext(format!(
-            "the field {name:?} holds the date {value}, which RFC 3339 cannot express (years 0 to 9999)"
-        ))),
-    }
+    utc.format_into(body, &Rfc3339).map_err(|_| Unsendable::Date(value))?;
+    body.push(b'"');
+    Ok(())
 }
 
 #[cfg(test)]
@@ -339,11 +378,7 @@ mod tests {
     use super::*;
 
     fn body(context: &EvaluationContext) -> String {
-        String::from_utf8(CanonicalContext::new(context).unwrap().as_bytes().to_vec()).unwrap()
-    }
-
-    fn refusal(context: &EvaluationContext) -> String {
-        CanonicalContext::new(context).unwrap_err().to_string()
+        String::from_utf8(CanonicalContext::new(context).as_bytes().to_vec()).unwrap()
     }
 
     fn field(value: impl Into<EvaluationContextFieldValue>) -> EvaluationContext {
@@ -390,29 +425,34 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_sent_is_refused_by_name() {
+    fn what_cannot_be_sent_is_left_out_by_name() {
         struct Opaque;
         let mut deep = json!(0);
         for _ in 0..100 {
             deep = json!([deep]);
         }
         let cases = [
-            (field(f64::NAN), "\"z\" holds NaN"),
-            (field(f64::NEG_INFINITY), "\"z\" holds -inf"),
-            (field(Arc::new(StructValue::default().with_field("a", f64::INFINITY))), "\"z\" holds inf"),
-            (field(Arc::new(Opaque)), "\"z\" holds a structure of a type that cannot be sent"),
-            (field(Arc::new(deep)), "\"z\" is nested more than 64 deep"),
-            (field("x".repeat(70_000)), "bytes, and at most 65536 are sent"),
-            (field(datetime!(-0044-03-15 0:00 UTC)), "\"z\" holds the date"),
-            (
-                EvaluationContext::default().with_custom_field("targetingKey", "x"),
-                "\"targetingKey\" would replace the targeting key",
-            ),
+            (field(f64::NAN), "JSON cannot express NaN"),
+            (field(f64::NEG_INFINITY), "JSON cannot express -inf"),
+            (field(Arc::new(StructValue::default().with_field("a", f64::INFINITY))), "JSON cannot express inf"),
+            (field(Arc::new(Opaque)), "it is a structure of a type that cannot be sent"),
+            (field(Arc::new(deep)), "it is nested more than 64 deep"),
+            (field("x".repeat(70_000)), "it has 70006 bytes, and at most 65536 are sent for the whole context"),
+            (field(datetime!(-0044-03-15 0:00 UTC)), "RFC 3339 cannot express the date -0044-03-15"),
         ];
         for (context, expected) in cases {
-            let text = refusal(&context);
-            assert!(text.contains(expected), "{text:?} lacks {expected:?}");
+            let context = context.with_targeting_key("user").with_custom_field("a", 1).with_custom_field("zz", true);
+            let mut body = Vec::new();
+            let left_out = write(&context, &mut body).unwrap();
+            assert_eq!(body, br#"{"context":{"targetingKey":"user","a":1,"zz":true}}"#);
+            let [(name, reason)] = left_out.attributes() else { panic!("{left_out:?}") };
+            assert!(name == "z" && reason.to_string().contains(expected), "{left_out:?}");
+            assert!(left_out.targeting_key_error().is_none());
         }
+        let mut body = Vec::new();
+        let custom_key = EvaluationContext::default().with_custom_field("targetingKey", "admin");
+        let left_out = write(&custom_key, &mut body).unwrap();
+        assert_eq!((&*body, left_out.attributes()[0].1), (&br#"{"context":{}}"#[..], Unsendable::TargetingKey));
     }
 
     #[test]
@@ -426,7 +466,7 @@ mod tests {
             (field("x"), field(Arc::new(json!("x")))),
         ];
         for (left, right) in same {
-            assert_eq!(CanonicalContext::new(&left).unwrap(), CanonicalContext::new(&right).unwrap());
+            assert_eq!(CanonicalContext::new(&left), CanonicalContext::new(&right));
         }
         let different = [
             (field("1"), field(1)),
@@ -438,7 +478,7 @@ mod tests {
             (field("a\",\"g\":\"b"), field("a").with_custom_field("g", "b")),
         ];
         for (left, right) in different {
-            assert_ne!(CanonicalContext::new(&left).unwrap(), CanonicalContext::new(&right).unwrap());
+            assert_ne!(CanonicalContext::new(&left), CanonicalContext::new(&right));
         }
     }
 
@@ -451,14 +491,14 @@ mod tests {
             .with_custom_field("null", Arc::new(json!(null)))
             .with_custom_field("zero", -0.0)
             .with_custom_field("tree", Arc::new(json!({"a": [1, 2.5, {"b": null}]})));
-        let canonical = CanonicalContext::new(&context).unwrap();
-        assert_eq!(CanonicalContext::new(&decode(canonical.as_bytes())).unwrap(), canonical);
+        let canonical = CanonicalContext::new(&context);
+        assert_eq!(CanonicalContext::new(&decode(canonical.as_bytes())), canonical);
         assert_eq!(decode(canonical.as_bytes()).targeting_key, context.targeting_key);
     }
 
     #[test]
     fn the_start_up_context_is_canonical() {
         let context = EvaluationContext::default().with_targeting_key("_init_");
-        assert_eq!(CanonicalContext::new(&context).unwrap(), CanonicalContext::start_up());
+        assert_eq!(CanonicalContext::new(&context), CanonicalContext::start_up());
     }
 }

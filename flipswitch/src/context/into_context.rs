@@ -1,28 +1,123 @@
-//! What a function that builds a context may return.
+//! What counts as a context.
 
 use open_feature::EvaluationContext;
 
-/// Return type of functions that build the context of a request: an [`EvaluationContext`], or an `Option` of one.
+use crate::context::{
+    canonical::Canonical,
+    context::{Context, PreparedContext},
+};
+
+/// Types that an evaluation takes as its context, and that functions for the context of a request return: a [`Context`], a
+/// [`PreparedContext`], an [`EvaluationContext`], references to them, and an `Option` of them.
 ///
-/// `None` means that the function has no part in the context, for example because a session has no user. If the function
-/// panics, it counts as `None`, and a warning is logged once.
+/// `None` has no part in the context of a request, for example because a session has no user. An evaluation for it is
+/// anonymous. A type of the application can implement the trait as well:
+///
+/// ```
+/// use flipswitch::{Context, IntoContext};
+///
+/// struct User {
+///     id: String,
+///     plan: &'static str,
+/// }
+///
+/// impl IntoContext for &User {
+///     fn into_context(self) -> Option<Context> {
+///         Some(Context::user(&self.id).with("plan", self.plan))
+///     }
+/// }
+/// ```
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no evaluation context",
-    label = "return an `EvaluationContext` or an `Option<EvaluationContext>`"
+    label = "expected a `Context`, a `PreparedContext`, an `EvaluationContext`, or an `Option` of one"
 )]
-pub trait IntoContext {
+pub trait IntoContext: Sized {
     /// Returns the context, or `None` if there is no user.
-    fn into_context(self) -> Option<EvaluationContext>;
+    fn into_context(self) -> Option<Context>;
+
+    /// Calls a function with the context as it is.
+    #[doc(hidden)]
+    fn view<T>(self, view: impl FnOnce(View<'_>) -> T) -> T {
+        let context = self.into_context().unwrap_or_default();
+        context.with_canonical(|canonical| view(View::Canonical(canonical)))
+    }
 }
 
-impl IntoContext for EvaluationContext {
-    fn into_context(self) -> Option<EvaluationContext> {
+/// A context as the caller has it.
+#[derive(Clone, Copy, Debug)]
+pub enum View<'a> {
+    /// Without a canonical form.
+    Fields(&'a EvaluationContext),
+    /// In its canonical form.
+    Canonical(Canonical<'a>),
+}
+
+impl IntoContext for Context {
+    fn into_context(mut self) -> Option<Context> {
+        self.arrange();
         Some(self)
     }
 }
 
-impl IntoContext for Option<EvaluationContext> {
-    fn into_context(self) -> Option<EvaluationContext> {
-        self
+impl IntoContext for &Context {
+    fn into_context(self) -> Option<Context> {
+        self.clone().into_context()
+    }
+
+    fn view<T>(self, view: impl FnOnce(View<'_>) -> T) -> T {
+        self.with_canonical(|canonical| view(View::Canonical(canonical)))
+    }
+}
+
+impl IntoContext for PreparedContext {
+    fn into_context(self) -> Option<Context> {
+        Some(self.into())
+    }
+
+    fn view<T>(self, view: impl FnOnce(View<'_>) -> T) -> T {
+        IntoContext::view(&self, view)
+    }
+}
+
+impl IntoContext for &PreparedContext {
+    fn into_context(self) -> Option<Context> {
+        Some(self.clone().into())
+    }
+
+    fn view<T>(self, view: impl FnOnce(View<'_>) -> T) -> T {
+        view(View::Canonical(self.canonical()))
+    }
+}
+
+impl IntoContext for EvaluationContext {
+    fn into_context(self) -> Option<Context> {
+        Some(self.into())
+    }
+
+    fn view<T>(self, view: impl FnOnce(View<'_>) -> T) -> T {
+        view(View::Fields(&self))
+    }
+}
+
+impl IntoContext for &EvaluationContext {
+    fn into_context(self) -> Option<Context> {
+        Some(self.into())
+    }
+
+    fn view<T>(self, view: impl FnOnce(View<'_>) -> T) -> T {
+        view(View::Fields(self))
+    }
+}
+
+impl<C: IntoContext> IntoContext for Option<C> {
+    fn into_context(self) -> Option<Context> {
+        self?.into_context()
+    }
+
+    fn view<T>(self, view: impl FnOnce(View<'_>) -> T) -> T {
+        match self {
+            Some(context) => context.view(view),
+            None => Context::anonymous().with_canonical(|canonical| view(View::Canonical(canonical))),
+        }
     }
 }

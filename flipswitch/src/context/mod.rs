@@ -1,5 +1,9 @@
 //! Evaluation contexts in the form in which they are sent and compared.
 
-pub(crate) mod buffer;
+pub(crate) mod attribute;
 pub(crate) mod canonical;
+#[expect(clippy::module_inception, reason = "the file of the type `Context`")]
+pub(crate) mod context;
+pub(crate) mod fields;
 pub(crate) mod into_context;
+pub(crate) mod left_out;

@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use crate::{
     cache::{
         cache::Cache,
-        entry::{CacheEntry, Freshness},
+        entry::{CacheEntry, ContextKey, Freshness},
         epoch::{Epoch, EpochReading},
     },
     config::{ApiKey, Config},
@@ -272,11 +272,11 @@ impl Evaluator {
     /// Returns flags from the cache that are fresh `now`, when the epoch was read.
     pub(crate) fn fresh(
         self: &Arc<Self>,
-        context: &[u8],
+        key: &ContextKey<'_>,
         reading: EpochReading,
         now: Instant,
     ) -> Option<Arc<CacheEntry>> {
-        let entry = self.cache.fresh(context, reading, now)?;
+        let entry = self.cache.fresh(key, reading, now)?;
         self.counters.hits.count();
         if let Some(failing) = entry.failing() {
             self.refetch_failing(&entry, failing, reading, now);

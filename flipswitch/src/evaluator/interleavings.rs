@@ -18,9 +18,9 @@ use tokio_test::task::{self, Spawn};
 
 use crate::{
     cache::cache::Cache,
-    cache::entry::{CacheEntry, Freshness},
+    cache::entry::{CacheEntry, ContextKey, Freshness},
     cache::epoch::{ECHO_WINDOW, Epoch, EpochReading, is_in_echo_window},
-    context::canonical::CanonicalContext,
+    context::canonical::{self, CanonicalContext},
     error::Error,
     evaluator::in_flight::{InFlightRequest, InFlightRequests, JoinOutcome, WaitOutcome},
     flags::flag_set::FlagSet,
@@ -184,6 +184,11 @@ fn pick<T>(items: &[T], number: usize) -> Option<usize> {
     (!items.is_empty()).then(|| number % items.len())
 }
 
+fn key(context: &CanonicalContext) -> ContextKey<'_> {
+    let context = context.as_bytes();
+    ContextKey { hash: canonical::hash(context), context }
+}
+
 fn canonical(name: &str) -> CanonicalContext {
     CanonicalContext::from_bytes(name.as_bytes())
 }
@@ -339,7 +344,7 @@ impl World {
         let aged = known.as_ref().is_some_and(|known| self.age(known) > Self::limit(reading));
         let seen = if aged { 0 } else { self.seen[context] };
         let evaluation = Evaluation { context, reading, announced: self.announced, seen };
-        match self.cache.fresh(self.contexts[context].as_bytes(), reading, self.now) {
+        match self.cache.fresh(&key(&self.contexts[context]), reading, self.now) {
             Some(entry) => {
                 prop_assert!(self.age(&entry) <= Self::limit(reading), "a fresh answer is too old");
                 self.answered(evaluation, &entry)
@@ -370,7 +375,7 @@ impl World {
             }
             JoinOutcome::Wait(waiter, request) => (waiter, request),
         };
-        let known = self.cache.fresh(canonical.as_bytes(), reading, now);
+        let known = self.cache.fresh(&key(&canonical), reading, now);
         prop_assert!(known.is_none(), "an evaluation waits for what is known: {known:?}");
         if let Some(request) = request {
             prop_assert!(request.epoch >= need, "a request is too old for the evaluation that starts it");

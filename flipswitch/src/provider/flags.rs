@@ -60,14 +60,8 @@ struct Recorded {
 
 struct Unavailable {
     error: Arc<Error>,
-    context: Context,
+    context: CanonicalContext,
     bootstrap: Option<Arc<FlagSet>>,
-}
-
-enum Context {
-    Canonical(CanonicalContext),
-    /// A context without a canonical form, because it is invalid.
-    Invalid(EvaluationContext),
 }
 
 impl Flags {
@@ -81,16 +75,14 @@ impl Flags {
             EvaluationOutcome::Fresh(entry) => Source::Fresh(entry),
             EvaluationOutcome::Stale(entry, error) => Source::Stale(entry, error),
             EvaluationOutcome::Unavailable(error, bootstrap) => {
-                let context = Context::Canonical(context);
                 Source::Unavailable(Arc::new(Unavailable { error, context, bootstrap }))
             }
         })
     }
 
     /// Makes the flags of a context that cannot be sent: none.
-    pub(crate) fn invalid(error: Error, context: EvaluationContext) -> Self {
-        let (error, context) = (Arc::new(error), Context::Invalid(context));
-        Self(Source::Unavailable(Arc::new(Unavailable { error, context, bootstrap: None })))
+    pub(crate) fn invalid(error: Error, context: CanonicalContext) -> Self {
+        Self(Source::Unavailable(Arc::new(Unavailable { error: Arc::new(error), context, bootstrap: None })))
     }
 
     /// Makes flags whose reads are recorded.
@@ -213,16 +205,13 @@ impl Flags {
     }
 
     /// Returns the context that the flags were evaluated for, as it was sent: dates are RFC 3339 strings, structures are
-    /// [`serde_json::Value`]s.
+    /// [`serde_json::Value`]s, and attributes that cannot be sent are missing.
     #[must_use]
     pub fn context(&self) -> EvaluationContext {
         match &self.0 {
             Source::Fresh(entry) | Source::Stale(entry, _) => canonical::decode(entry.context()),
             Source::Recorded(recorded) => canonical::decode(recorded.entry.context()),
-            Source::Unavailable(unavailable) => match &unavailable.context {
-                Context::Canonical(context) => canonical::decode(context.as_bytes()),
-                Context::Invalid(context) => context.clone(),
-            },
+            Source::Unavailable(unavailable) => canonical::decode(unavailable.context.as_bytes()),
         }
     }
 
@@ -470,7 +459,7 @@ mod tests {
     fn debug_output_does_not_show_the_context() {
         let context = EvaluationContext::default().with_targeting_key("secret-user");
         let outcome = EvaluationOutcome::Unavailable(Arc::new(Error::Timeout), None);
-        let flags = Flags::new(outcome, CanonicalContext::new(&context).unwrap());
+        let flags = Flags::new(outcome, CanonicalContext::new(&context));
         assert!(!format!("{flags:?}").contains("secret-user"));
         assert_eq!(flags.context(), context);
     }

@@ -6,7 +6,11 @@ use open_feature::EvaluationContext;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
-use crate::{flags::flag_set::FlagSet, provider::flags::ReadLog};
+use crate::{
+    context::canonical::{self, CanonicalContext},
+    flags::flag_set::FlagSet,
+    provider::flags::ReadLog,
+};
 
 /// Reason of a value that applies to every context.
 const REASON: &str = "STATIC";
@@ -40,14 +44,18 @@ impl InMemory {
     }
 
     /// Returns the flags of a context.
-    pub(crate) fn flag_set(&self, context: &EvaluationContext) -> Arc<FlagSet> {
+    pub(crate) fn flag_set(&self, context: &CanonicalContext) -> Arc<FlagSet> {
         let (common, targeted) = {
             let state = self.state.lock();
             (Arc::clone(&state.common), state.targeted.clone())
         };
+        if targeted.is_empty() {
+            return common;
+        }
+        let context = canonical::decode(context.as_bytes());
         // Without the lock, because the predicates belong to the application.
         let mut matching = Map::new();
-        for targeted in targeted.iter().filter(|targeted| (targeted.applies)(context)) {
+        for targeted in targeted.iter().filter(|targeted| (targeted.applies)(&context)) {
             matching.insert(targeted.key.clone(), targeted.value.clone());
         }
         if matching.is_empty() {

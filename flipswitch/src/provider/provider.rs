@@ -9,17 +9,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use open_feature::{EvaluationContext, provider::ProviderMetadata};
+use open_feature::provider::ProviderMetadata;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use crate::{
-    cache::{entry::CacheEntry, epoch::EpochReading},
+    cache::{
+        entry::{CacheEntry, ContextKey},
+        epoch::EpochReading,
+    },
     config::{ApiKey, BaseUrl, Config},
     context::{
-        buffer::Buffer,
-        canonical::{self, CanonicalContext},
+        canonical::{self, Canonical, CanonicalContext},
+        into_context::{IntoContext, View},
+        left_out::{LeftOut, LeftOutWarnings},
     },
     error::{Chain, ConfigError, Error, ReadyError},
     evaluator::evaluator::{Evaluator, Startup},
@@ -55,6 +59,7 @@ struct Handle {
     bus: Arc<EventBus>,
     is_started: AtomicBool,
     warned: WarnOnce,
+    left_out: LeftOutWarnings,
     built_at: OffsetDateTime,
     metadata: ProviderMetadata,
 }
@@ -73,6 +78,13 @@ struct Service {
     base_url: BaseUrl,
     api_key: Mutex<ApiKey>,
     is_realtime: bool,
+}
+
+/// What an evaluation needs that memory does not answer.
+struct Miss<'a> {
+    context: CanonicalContext,
+    reading: EpochReading,
+    evaluator: &'a Arc<Evaluator>,
 }
 
 impl FlipswitchProvider {
@@ -153,6 +165,7 @@ impl FlipswitchProvider {
                 bus,
                 is_started: AtomicBool::new(false),
                 warned: WarnOnce::default(),
+                left_out: LeftOutWarnings::default(),
                 built_at: OffsetDateTime::now_utc(),
                 metadata: ProviderMetadata::new("flipswitch"),
             }),
@@ -216,86 +229,117 @@ impl FlipswitchProvider {
         runtime.join().await;
     }
 
-    /// Evaluates all flags for a context.
+    /// Evaluates all flags for a context: a [`Context`](crate::Context), a [`PreparedContext`](crate::PreparedContext) or an
+    /// [`EvaluationContext`](crate::EvaluationContext), or a reference to one.
     ///
     /// Never fails: without flags from the service, the result holds the
     /// [bootstrap](FlipswitchProviderBuilder::bootstrap) values or none, and [`Flags::error`] returns the reason.
-    pub async fn flags(&self, context: &EvaluationContext) -> Flags {
+    ///
+    /// ```
+    /// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let provider = FlipswitchProvider::in_memory(json!({"dark-mode": true}));
+    /// let flags = provider.flags(Context::user("user-123").with("plan", "premium")).await;
+    /// assert!(flags.bool("dark-mode", false));
+    /// # }
+    /// ```
+    pub async fn flags(&self, context: impl IntoContext) -> Flags {
         match self.fresh(context) {
             Ok(flags) => flags,
             // Boxed, because it is rarely needed and its future is large.
-            Err((context, reading, evaluator)) => {
+            Err(miss) => {
                 self.start();
-                Box::pin(async move { Flags::new(evaluator.evaluate(&context, reading).await, context) }).await
+                Box::pin(async move {
+                    let Miss { context, reading, evaluator } = *miss;
+                    Flags::new(evaluator.evaluate(&context, reading).await, context)
+                })
+                .await
             }
         }
     }
 
     /// Returns the flags for a context if that needs no request, or if no request is possible.
-    pub(crate) fn try_flags(&self, context: &EvaluationContext) -> Option<Flags> {
-        match self.fresh(context) {
-            Ok(flags) => Some(flags),
-            Err((context, reading, evaluator)) => {
-                evaluator.try_evaluate(&context, reading).map(|outcome| Flags::new(outcome, context))
-            }
-        }
+    pub(crate) fn try_flags(&self, context: impl IntoContext) -> Option<Flags> {
+        self.fresh(context).map(Some).unwrap_or_else(|miss| {
+            let Miss { context, reading, evaluator } = *miss;
+            evaluator.try_evaluate(&context, reading).map(|outcome| Flags::new(outcome, context))
+        })
     }
 
     /// Returns the last known flags for a context, if there are any, and requests new ones in the background.
-    pub(crate) fn last_known_flags(&self, context: &EvaluationContext) -> Option<Flags> {
-        match self.fresh(context) {
-            Ok(flags) => Some(flags),
-            Err((context, reading, evaluator)) => {
-                evaluator.last_known(&context, reading).map(|outcome| Flags::new(outcome, context))
-            }
-        }
+    pub(crate) fn last_known_flags(&self, context: impl IntoContext) -> Option<Flags> {
+        self.fresh(context).map(Some).unwrap_or_else(|miss| {
+            let Miss { context, reading, evaluator } = *miss;
+            evaluator.last_known(&context, reading).map(|outcome| Flags::new(outcome, context))
+        })
     }
 
-    /// Returns fresh flags from memory, or what an evaluation needs. A function of its own, because the context is written
-    /// to the stack, which would enlarge the future.
-    fn fresh(&self, context: &EvaluationContext) -> Result<Flags, (CanonicalContext, EpochReading, &Arc<Evaluator>)> {
-        let mut canonical = Buffer::new();
-        if let Err(error) = canonical::write(context, &mut canonical) {
-            return Ok(Flags::invalid(error, context.clone()));
+    /// Returns fresh flags from memory, or what an evaluation needs.
+    fn fresh(&self, context: impl IntoContext) -> Result<Flags, Box<Miss<'_>>> {
+        context.view(|view| match view {
+            View::Fields(context) => canonical::with_written(context, |canonical| self.fresh_canonical(canonical)),
+            View::Canonical(canonical) => self.fresh_canonical(canonical),
+        })
+    }
+
+    fn fresh_canonical(&self, canonical: Canonical<'_>) -> Result<Flags, Box<Miss<'_>>> {
+        let Canonical { bytes, hash, left_out } = canonical;
+        if let Some(error) = left_out.and_then(|left_out| self.report_left_out(left_out)) {
+            return Ok(Flags::invalid(error, CanonicalContext::from_bytes(bytes)));
         }
         match &self.handle.source {
             Source::Service(Service { evaluator, .. }) => {
                 let now = Instant::now();
                 let reading = evaluator.epoch().read(now);
-                match evaluator.fresh(&canonical, reading, now) {
+                let key = ContextKey { hash: hash.unwrap_or_else(|| canonical::hash(bytes)), context: bytes };
+                match evaluator.fresh(&key, reading, now) {
                     Some(entry) => Ok(Flags::fresh(entry)),
-                    None => Err((CanonicalContext::from_bytes(&canonical), reading, evaluator)),
+                    None => Err(Box::new(Miss { context: CanonicalContext::from_bytes(bytes), reading, evaluator })),
                 }
             }
             Source::InMemory(in_memory) => {
-                let canonical = CanonicalContext::from_bytes(&canonical);
-                let entry = Arc::new(CacheEntry::timeless(&canonical, in_memory.flag_set(context)));
+                let context = CanonicalContext::from_bytes(bytes);
+                let entry = Arc::new(CacheEntry::timeless(&context, in_memory.flag_set(&context)));
                 Ok(match &in_memory.reads {
                     None => Flags::fresh(entry),
-                    Some(reads) => Flags::recorded(entry, context.clone(), Arc::clone(reads)),
+                    Some(reads) => Flags::recorded(entry, canonical::decode(bytes), Arc::clone(reads)),
                 })
             }
         }
     }
 
-    /// Evaluates all flags for a context, sorted by key.
+    /// Counts and logs what is left out of a context. Returns an error if that is the targeting key.
+    #[cold]
+    fn report_left_out(&self, left_out: &LeftOut) -> Option<Error> {
+        if left_out.is_first_report() {
+            if let Source::Service(service) = &self.handle.source {
+                service.evaluator.counters().attributes_left_out.add(left_out.attributes().len() as u64);
+            }
+            self.handle.left_out.log(left_out);
+        }
+        left_out.targeting_key_error()
+    }
+
+    /// Evaluates all flags for a context, sorted by key. Takes the same contexts as [`flags`](Self::flags).
     ///
     /// # Errors
     ///
     /// An [`Error`] if there are no flags for the context.
-    pub async fn evaluate_all_flags(&self, context: &EvaluationContext) -> Result<Vec<FlagEvaluation>, Error> {
+    pub async fn evaluate_all_flags(&self, context: impl IntoContext) -> Result<Vec<FlagEvaluation>, Error> {
         let flags = self.flags(context).await;
         flags.available()?;
         Ok(flags.iter().cloned().collect())
     }
 
-    /// Evaluates one flag for a context. Returns `None` if the service does not have the flag.
+    /// Evaluates one flag for a context. Takes the same contexts as [`flags`](Self::flags). Returns `None` if the service
+    /// does not have the flag.
     ///
     /// # Errors
     ///
     /// An [`Error`] if there are no flags for the context; [`Error::Evaluation`] if the service could not evaluate the
     /// flag.
-    pub async fn evaluate_flag(&self, key: &str, context: &EvaluationContext) -> Result<Option<FlagEvaluation>, Error> {
+    pub async fn evaluate_flag(&self, key: &str, context: impl IntoContext) -> Result<Option<FlagEvaluation>, Error> {
         self.flags(context).await.evaluation_if_known(key)
     }
 

@@ -12,7 +12,7 @@
 //!
 //! ```
 //! use flipswitch::{
-//!     EvaluationContext, FlipswitchProvider, RequestScope,
+//!     Context, FlipswitchProvider, RequestScope,
 //!     integration::{self, RequestParts, ScopeBuilder},
 //! };
 //!
@@ -83,7 +83,7 @@
 //!     |extensions| extensions.user.is_some(),
 //!     |request: &Request| {
 //!         let user = request.extensions.user.as_ref()?;
-//!         Some(EvaluationContext::default().with_targeting_key(&user.0))
+//!         Some(Context::user(&user.0))
 //!     },
 //! );
 //! let app = Middleware { scopes, handler: checkout };
@@ -102,16 +102,16 @@ use std::{
     sync::Arc,
 };
 
-use http::HeaderValue;
-use open_feature::EvaluationContext;
-
 pub use crate::request::{
     gate::{FlagKey, GateFlag, GateRule, Unknown},
     probe::HealthProbe,
     visitor::{Anonymous, AnonymousCookie},
 };
 use crate::{
-    context::into_context::IntoContext,
+    context::{
+        context::{Context, Layer},
+        into_context::IntoContext,
+    },
     flags::declare::FlagDef,
     provider::{flags::Flags, provider::FlipswitchProvider},
     request::{
@@ -120,6 +120,7 @@ use crate::{
         warnings::SetupWarning,
     },
 };
+use http::HeaderValue;
 
 /// The request of a web framework, as far as a scope needs it.
 pub trait RequestParts {
@@ -148,8 +149,8 @@ pub struct ScopeBuilder<R> {
     anonymous: Anonymous,
 }
 
-type ContextFn<R> = dyn Fn(&R) -> Option<EvaluationContext> + Send + Sync;
-type UserFn<R> = dyn Fn(&R) -> Option<Option<EvaluationContext>> + Send + Sync;
+type ContextFn<R> = dyn Fn(&R) -> Option<Context> + Send + Sync;
+type UserFn<R> = dyn Fn(&R) -> Option<Option<Context>> + Send + Sync;
 
 /// How the user of a request is found.
 struct User<R> {
@@ -215,17 +216,14 @@ impl<R: RequestParts> ScopeBuilder<R> {
         let has_user = user.is_some();
         let request_context = context.as_ref().and_then(|context| self.catch_panic(|| context(request)).flatten());
         let mut context = match (user, request_context) {
-            (Some(mut user), Some(request)) => {
-                user.merge_missing(&request);
-                user
-            }
+            (Some(user), Some(request)) => Context::merge(request, user, Layer::Upper),
             (Some(context), None) | (None, Some(context)) => context,
-            (None, None) => EvaluationContext::default(),
+            (None, None) => Context::anonymous(),
         };
         let mut cookie = None;
-        if !has_user && context.targeting_key.is_none() {
+        if !has_user && !context.has_targeting_key() {
             match anonymous.find(|name| request.header_values(name)) {
-                Visitor::Known(key) => context.targeting_key = Some(key),
+                Visitor::Known(key) => context = Context::merge(Context::user(key), context, Layer::Upper),
                 Visitor::New(new) => cookie = Some(new.clone()),
                 Visitor::Shared => {}
             }

@@ -4,7 +4,7 @@ use std::{
     any::Any,
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -14,6 +14,11 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use crate::{
+    context::{
+        canonical,
+        context::{Context, Layer, PreparedContext},
+        into_context::IntoContext,
+    },
     provider::{flags::Flags, provider::FlipswitchProvider},
     request::{visitor::AnonymousCookie, warnings::SetupWarning},
 };
@@ -48,10 +53,12 @@ pub struct RequestScope(Arc<Inner>);
 
 struct Inner {
     provider: FlipswitchProvider,
-    context: EvaluationContext,
+    context: Context,
+    /// The same context, for who reads it.
+    decoded: OnceLock<EvaluationContext>,
     flags: OnceCell<Flags>,
     /// The flags for contexts of OpenFeature clients, merged with that of the request.
-    client_flags: Mutex<Vec<(EvaluationContext, Flags)>>,
+    client_flags: Mutex<Vec<(PreparedContext, Flags)>>,
     was_read: AtomicBool,
     /// The cookie for a new visitor whose flags are read.
     cookie: Option<AnonymousCookie>,
@@ -72,21 +79,23 @@ pub(super) struct MissingUser {
 pub(super) type IsPresent = dyn Fn(&dyn Any) -> bool + Send + Sync;
 
 impl RequestScope {
-    /// Opens a scope.
+    /// Opens a scope for a context: a [`Context`](crate::Context), a [`PreparedContext`](crate::PreparedContext) or an
+    /// [`EvaluationContext`].
     #[must_use]
-    pub fn new(provider: FlipswitchProvider, context: EvaluationContext) -> Self {
-        Self::open(provider, context, None, None)
+    pub fn new(provider: FlipswitchProvider, context: impl IntoContext) -> Self {
+        Self::open(provider, context.into_context().unwrap_or_default(), None, None)
     }
 
     pub(super) fn open(
         provider: FlipswitchProvider,
-        context: EvaluationContext,
+        context: Context,
         cookie: Option<AnonymousCookie>,
         missing_user: Option<MissingUser>,
     ) -> Self {
         Self(Arc::new(Inner {
             provider,
             context,
+            decoded: OnceLock::new(),
             flags: OnceCell::new(),
             client_flags: Mutex::default(),
             was_read: AtomicBool::new(false),
@@ -101,6 +110,7 @@ impl RequestScope {
         Self(Arc::new(Inner {
             provider: self.0.provider.clone(),
             context: self.0.context.clone(),
+            decoded: self.0.decoded.clone(),
             flags: OnceCell::new(),
             client_flags: Mutex::default(),
             was_read: AtomicBool::new(false),
@@ -116,10 +126,11 @@ impl RequestScope {
         &self.0.provider
     }
 
-    /// Returns the context of the request.
+    /// Returns the context of the request, as it is sent: dates are RFC 3339 strings, structures are [`serde_json::Value`]s,
+    /// and attributes that cannot be sent are missing.
     #[must_use]
     pub fn context(&self) -> &EvaluationContext {
-        &self.0.context
+        self.0.decoded.get_or_init(|| self.0.context.with_canonical(|context| canonical::decode(context.bytes)))
     }
 
     /// Returns the flags of the request, evaluated at the first call. Never fails; see [`Flags`].
@@ -176,21 +187,25 @@ impl RequestScope {
     /// Returns the flags for the context of an OpenFeature client, which the request's context completes. The same context
     /// has the same flags in the whole request.
     pub(crate) async fn flags_with(&self, given: &EvaluationContext) -> Flags {
-        let own = &self.0.context;
         if given.targeting_key.is_none() && given.custom_fields.is_empty() {
             return self.flags().await.clone();
         }
-        if given.targeting_key.is_some() && own.targeting_key.is_some() && given.targeting_key != own.targeting_key {
-            SetupWarning::OtherTargetingKey.log(self.0.provider.warned());
+        let own = &self.0.context;
+        if given.targeting_key.is_some() {
+            let key = own.targeting_key();
+            if key.is_some() && key != given.targeting_key {
+                SetupWarning::OtherTargetingKey.log(self.0.provider.warned());
+            }
         }
-        let mut merged = given.clone();
-        merged.merge_missing(own);
-        if merged == *own {
+        let merged = Context::merge(own.clone(), given.into(), Layer::Lower).prepared();
+        let bytes = merged.canonical().bytes;
+        if own.with_canonical(|own| own.bytes == bytes) {
             return self.flags().await.clone();
         }
         self.mark_read();
-        let known = |contexts: &[(EvaluationContext, Flags)]| {
-            contexts.iter().find(|(context, _)| *context == merged).map(|(_, flags)| flags.clone())
+        let known = |contexts: &[(PreparedContext, Flags)]| {
+            let same = contexts.iter().find(|(context, _)| context.canonical().bytes == bytes);
+            same.map(|(_, flags)| flags.clone())
         };
         let before = known(&self.0.client_flags.lock());
         if let Some(flags) = before {
@@ -203,7 +218,7 @@ impl RequestScope {
             return flags;
         }
         if contexts.len() < MAX_CLIENT_CONTEXTS {
-            contexts.push((merged, flags.clone()));
+            contexts.push((merged.clone(), flags.clone()));
         }
         flags
     }

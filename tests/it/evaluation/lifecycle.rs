@@ -3,14 +3,15 @@
 use std::{thread, time::Duration};
 
 use flipswitch::{
-    Error, FlagError, FlagType, FlipswitchProvider, ReadyError,
+    Context, Error, FlagError, FlagType, FlipswitchProvider, ReadyError,
     open_feature::{EvaluationErrorCode, EvaluationReason, provider::FeatureProvider},
     serde_json::json,
+    time::{OffsetDateTime, UtcOffset},
 };
 use flipswitch_local::LocalServer;
 use tokio::{io::AsyncReadExt, net::TcpListener};
 
-use crate::support::{self, builder, in_time, provider, user};
+use crate::support::{self, Log, builder, in_time, provider, user};
 
 #[tokio::test]
 async fn a_flag_has_all_details_that_the_service_sends() {
@@ -248,16 +249,76 @@ async fn in_memory_values_need_no_service() {
 }
 
 #[tokio::test]
-async fn an_invalid_context_is_rejected_without_a_request() {
+async fn a_targeting_key_that_cannot_be_sent_is_rejected_without_a_request() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = provider(&service);
-    let context = user("u").with_custom_field("score", f64::NAN);
-    let flags = provider.flags(&context).await;
-    let Some(Error::InvalidContext(text)) = flags.error() else { panic!("refused: {:?}", flags.error()) };
-    assert!(text.contains("\"score\""), "{text}");
-    let error = provider.resolve_bool_value("on", &context).await.unwrap_err();
+    let key = "k".repeat(70_000);
+    for flags in [provider.flags(user(&key)).await, provider.flags(Context::user(&key).with("plan", "free")).await] {
+        let Some(Error::InvalidContext(text)) = flags.error() else { panic!("rejected: {:?}", flags.error()) };
+        assert!(text.contains("the targeting key has 70017 bytes"), "{text}");
+        assert!(!flags.bool("on", false) && flags.context().targeting_key.is_none());
+    }
+    let error = provider.resolve_bool_value("on", &user(&key)).await.unwrap_err();
     assert_eq!(error.code, EvaluationErrorCode::InvalidContext);
     assert!(service.requests().is_empty());
+}
+
+#[tokio::test]
+async fn the_same_attributes_are_one_context_however_they_are_passed() {
+    let service = LocalServer::start(json!({"on": true})).await.unwrap();
+    let provider = builder(&service).enable_realtime(false).build().unwrap();
+    let since = OffsetDateTime::from_unix_timestamp(1_768_991_400).unwrap();
+    let elsewhere = since.to_offset(UtcOffset::from_hms(2, 0, 0).unwrap());
+    let context = Context::user("u").with("since", elsewhere).with("plan", "free").with("n", 1);
+    let prepared = context.clone().prepared();
+    let fields =
+        user("u").with_custom_field("n", 1).with_custom_field("plan", "free").with_custom_field("since", since);
+    let all = [
+        provider.flags(&context).await,
+        provider.flags(context).await,
+        provider.flags(&prepared).await,
+        provider.flags(Some(prepared)).await,
+        provider.flags(&fields).await,
+        provider.flags(fields).await,
+    ];
+    let expected = user("u")
+        .with_custom_field("n", 1)
+        .with_custom_field("plan", "free")
+        .with_custom_field("since", "2026-01-21T10:30:00Z");
+    for flags in all {
+        assert!(flags.bool("on", false));
+        assert_eq!(flags.context(), expected);
+    }
+    assert_eq!(support::evaluations(&service), 1);
+    let stats = provider.stats();
+    assert_eq!((stats.hits, stats.attributes_left_out), (5, 0));
+}
+
+#[tokio::test]
+async fn each_attribute_that_cannot_be_sent_is_reported_once() {
+    let log = Log::of_this_thread();
+    let service = LocalServer::start(json!({"on": true})).await.unwrap();
+    let provider = builder(&service).enable_realtime(false).build().unwrap();
+    let prepared = Context::user("u").with("lat", f64::NAN).with("targetingKey", "admin").prepared();
+    let fields = user("u").with_custom_field("lat", f64::INFINITY);
+    for _ in 0..3 {
+        assert!(provider.flags(&prepared).await.bool("on", false));
+        assert!(provider.flags(&fields).await.bool("on", false));
+    }
+    // Twice for the prepared context, and once for each of the other ones.
+    assert_eq!(provider.stats().attributes_left_out, 5);
+    let warnings = log.lines();
+    assert_eq!(warnings.len(), 2, "{warnings:?}");
+    for (name, reason) in [("lat", "JSON cannot express NaN"), ("targetingKey", "it would replace the targeting key")] {
+        assert!(warnings.iter().any(|line| line.contains(name) && line.contains(reason)), "{warnings:?}");
+    }
+    for number in 0..100 {
+        drop(provider.flags(Context::user("u").with(format!("odd {number}"), f64::NAN)).await);
+    }
+    let warnings = log.lines();
+    assert_eq!(warnings.len(), 33, "{warnings:?}");
+    assert!(warnings[32].contains("more than 32 attributes of contexts are not sent"), "{warnings:?}");
+    assert_eq!(support::evaluations(&service), 1, "all of them are the same context");
 }
 
 #[test]

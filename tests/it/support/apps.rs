@@ -8,7 +8,7 @@ use std::{sync::Arc, thread, time::Duration};
 
 use actix_web::HttpServer;
 use flipswitch::{
-    FlipswitchProvider,
+    Context, FlipswitchProvider,
     integration::Anonymous,
     open_feature::{Client, EvaluationContext},
     serde_json::{Value, json},
@@ -132,16 +132,23 @@ impl App {
 }
 
 /// Returns the context of a user: none for `guest`, one without a targeting key for `member`; panics for `panic`.
-pub(crate) fn context_of_user(user: &User) -> Option<EvaluationContext> {
+pub(crate) fn context_of_user(user: &User) -> Option<Context> {
     assert_ne!(user.0, "panic", "a user of whom the application's function knows nothing");
-    let context = if user.0 == "member" { EvaluationContext::default() } else { support::user(&user.0) };
-    (user.0 != "guest").then(|| context.with_custom_field("origin", "user"))
+    let context = if user.0 == "member" { Context::anonymous() } else { Context::user(&user.0) };
+    (user.0 != "guest").then(|| context.with("origin", "user"))
 }
 
+/// Returns a context with the plan that a client sent, and with an attribute that cannot be sent for some plans.
 pub(crate) fn context_of_plan(plan: Option<&str>) -> Option<EvaluationContext> {
     assert_ne!(plan, Some("panic"), "a plan of which the application's function knows nothing");
     let context = EvaluationContext::default().with_custom_field("origin", "request");
     let context = if plan == Some("keyed") { context.with_targeting_key("from-the-request") } else { context };
+    let context = match plan {
+        Some(number @ ("nan" | "inf")) => context.with_custom_field("lat", number.parse::<f64>().unwrap()),
+        Some("long") => context.with_custom_field("note", "x".repeat(70_000)),
+        Some("key") => context.with_custom_field("targetingKey", "admin"),
+        _ => context,
+    };
     plan.filter(|plan| !plan.is_empty()).map(|plan| context.with_custom_field("plan", plan))
 }
 

@@ -6,7 +6,11 @@ use axum::{
     http::{Method, Request, StatusCode},
     routing::get,
 };
-use flipswitch::{FlipswitchProvider, serde_json::json, testing::TestFlags};
+use flipswitch::{
+    FlipswitchProvider,
+    serde_json::{Value, json},
+    testing::TestFlags,
+};
 use flipswitch_axum::{FlagGate, FlipswitchLayer};
 use tower::{Layer, ServiceExt};
 
@@ -14,6 +18,32 @@ use crate::support::{
     self,
     apps::{Framework, provider, service},
 };
+
+#[tokio::test]
+async fn an_attribute_that_cannot_be_sent_opens_no_gate() {
+    for framework in Framework::ALL {
+        let service = service().await;
+        let provider = provider(&service);
+        let app = framework.serve(provider.clone()).await;
+        for plan in ["nan", "inf", "long", "key"] {
+            let closed = app.get("/gate/requires-not", "alice", plan).await;
+            assert_eq!(closed, (404, String::new()), "{framework:?} {plan}");
+            assert_eq!(app.get("/gate/requires", "alice", plan).await.0, 200, "{framework:?} {plan}");
+            assert_eq!(app.get("/me", "alice", plan).await, (200, format!("alice, {plan}")), "{framework:?}");
+            let request = service.requests().pop().unwrap();
+            let body: Value = serde_json::from_slice(&request.body).unwrap();
+            assert_eq!(
+                body["context"],
+                json!({"targetingKey": "alice", "origin": "user", "plan": plan}),
+                "{framework:?}"
+            );
+        }
+        assert_eq!(provider.stats().attributes_left_out, 12, "one in each request");
+        // Without a user, the attribute does not name one.
+        assert_eq!(app.get("/me", "", "key").await, (200, "nobody, key".to_owned()), "{framework:?}");
+        provider.shutdown().await;
+    }
+}
 
 #[tokio::test]
 async fn gates_open_when_their_rule_matches() {

@@ -1,0 +1,103 @@
+//! What an attribute of a context can be.
+
+use std::borrow::Cow;
+
+use open_feature::{EvaluationContextFieldValue, StructValue, Value as FeatureValue};
+use serde_json::{Map, Value as Json};
+use time::OffsetDateTime;
+
+use crate::context::{canonical, left_out::Unsendable};
+
+/// Value of an attribute: a type that [`Context::with`](crate::Context::with) takes.
+///
+/// Texts, booleans, numbers, dates, lists, the structures of `serde_json` and of OpenFeature, references to all of these, and
+/// an `Option` of them, of which `None` is no attribute.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be an attribute of a context",
+    label = "not a text, boolean, number, date, list or JSON value",
+    note = "convert it, for example with `.to_string()` or `serde_json::to_value(..)`"
+)]
+pub trait AttributeValue {
+    /// Appends the value as JSON.
+    ///
+    /// # Errors
+    ///
+    /// The reason why it cannot be sent.
+    #[doc(hidden)]
+    fn write(&self, body: &mut Vec<u8>) -> Result<(), Unsendable>;
+}
+
+impl<T: AttributeValue + ?Sized> AttributeValue for &T {
+    fn write(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
+        (**self).write(body)
+    }
+}
+
+impl<T: AttributeValue> AttributeValue for Option<T> {
+    fn write(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
+        self.as_ref().ok_or(Unsendable::Absent)?.write(body)
+    }
+}
+
+impl<T: AttributeValue> AttributeValue for [T] {
+    fn write(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
+        canonical::list(self, body, AttributeValue::write)
+    }
+}
+
+impl<T: AttributeValue, const N: usize> AttributeValue for [T; N] {
+    fn write(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
+        self.as_slice().write(body)
+    }
+}
+
+impl<T: AttributeValue> AttributeValue for Vec<T> {
+    fn write(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
+        self.as_slice().write(body)
+    }
+}
+
+/// Implements the trait for types with a function that writes them.
+macro_rules! values {
+    ($($type:ty: $write:expr;)*) => {$(
+        impl AttributeValue for $type {
+            fn write(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
+                let write: fn(&Self, &mut Vec<u8>) -> Result<(), Unsendable> = $write;
+                write(self, body)
+            }
+        }
+    )*};
+}
+
+/// Implements the trait for types whose JSON cannot fail.
+macro_rules! scalars {
+    ($($type:ty)*) => {values! {$(
+        $type: |value, body| {
+            canonical::scalar(value, body);
+            Ok(())
+        };
+    )*}};
+}
+
+scalars! { i8 i16 i32 i64 isize u8 u16 u32 u64 usize }
+
+values! {
+    bool: |value, body| {
+        canonical::boolean(*value, body);
+        Ok(())
+    };
+    f64: |value, body| canonical::float(*value, body);
+    f32: |value, body| canonical::float(f64::from(*value), body);
+    str: |value, body| {
+        canonical::string(value, body);
+        Ok(())
+    };
+    String: |value, body| value.as_str().write(body);
+    Cow<'_, str>: |value, body| (**value).write(body);
+    OffsetDateTime: |value, body| canonical::date(*value, body);
+    Json: |value, body| canonical::nested(canonical::Node::Json(value), 0, body);
+    Map<String, Json>: |value, body| canonical::nested(canonical::Node::Map(value), 0, body);
+    StructValue: |value, body| canonical::nested(canonical::Node::Struct(value), 0, body);
+    FeatureValue: |value, body| canonical::nested(canonical::Node::Feature(value), 0, body);
+    EvaluationContextFieldValue: |value, body| canonical::field(value, body);
+}

@@ -1,0 +1,601 @@
+//! Contexts that are written as they are built.
+
+use std::{fmt, ops::Range, sync::Arc};
+
+use open_feature::EvaluationContext;
+
+use crate::context::{
+    attribute::AttributeValue,
+    canonical::{self, Canonical, PREFIX, SUFFIX, TARGETING_KEY},
+    fields,
+    left_out::{LeftOut, MAX_BYTES, Unsendable},
+};
+
+/// The context of an evaluation: a targeting key, which identifies the user, and attributes that rules use.
+///
+/// A context is written in the form in which it is sent while it is built, so an evaluation need not convert it, as it does
+/// with an [`EvaluationContext`](crate::EvaluationContext). The order of the attributes makes no difference. For a context
+/// that is used often, see [`prepared`](Self::prepared).
+///
+/// Attributes that cannot be sent are left out: numbers that are not finite, dates outside the years 0 to 9999, structures of
+/// a type that is not known or nested more than 64 deep, and an attribute named `targetingKey`. Of a context over 64 KiB, the
+/// largest attributes are left out. Each name is logged once as a warning, and
+/// [`Stats::attributes_left_out`](crate::Stats::attributes_left_out) counts them.
+///
+/// ```
+/// use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let provider = FlipswitchProvider::in_memory(json!({"new-checkout": true}));
+/// let context = Context::user("user-123").with("plan", "premium").with("admin", true).with("roles", ["author", "editor"]);
+/// assert!(provider.flags(&context).await.bool("new-checkout", false));
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Context(Repr);
+
+#[derive(Clone)]
+enum Repr {
+    Written(Written),
+    Prepared(PreparedContext),
+}
+
+/// Below this size, attributes that come out of order are put in order at once, in bytes.
+const SMALL: usize = 2 << 10;
+
+/// Room for most contexts, in bytes.
+const ROOM: usize = 256;
+
+#[derive(Clone)]
+struct Written {
+    /// Complete JSON at any time.
+    body: Vec<u8>,
+    /// Where the name of the last attribute is, if it has no escapes. Empty without attributes.
+    last_name: Option<(usize, usize)>,
+    /// Whether the fields are in order, each once, and not too large.
+    is_canonical: bool,
+    left_out: Option<Arc<LeftOut>>,
+}
+
+impl Context {
+    /// Creates the context of a user or another subject, such as an organization.
+    ///
+    /// `targeting_key` identifies it: the same key has the same variants of a flag. A key over 64 KiB cannot be sent: an
+    /// evaluation then returns defaults, and [`Flags::error`](crate::Flags::error) returns
+    /// [`Error::InvalidContext`](crate::Error::InvalidContext).
+    #[must_use]
+    pub fn user(targeting_key: impl AsRef<str>) -> Self {
+        let mut written = Written::new(Vec::with_capacity(ROOM));
+        written.body.extend_from_slice(PREFIX);
+        let key = canonical::targeting_key(targeting_key.as_ref(), &mut written.body);
+        written.body.extend_from_slice(SUFFIX);
+        if let Err(bytes) = key {
+            written.left_out().set_targeting_key(bytes);
+        }
+        Self(Repr::Written(written))
+    }
+
+    /// Creates a context without a targeting key. All users with the same attributes share it.
+    #[must_use]
+    pub fn anonymous() -> Self {
+        Self(Repr::Written(Written::empty()))
+    }
+
+    /// Adds an attribute. Of two attributes with the same name, the later one counts.
+    ///
+    /// ```
+    /// use flipswitch::{Context, serde_json::json, time::OffsetDateTime};
+    ///
+    /// # fn main() -> Result<(), flipswitch::time::error::ComponentRange> {
+    /// let country: Option<&str> = None;
+    /// let context = Context::user("user-123")
+    ///     .with("age", 42)
+    ///     .with("company", json!({"name": "Example", "employees": 70}))
+    ///     // No attribute.
+    ///     .with("country", country)
+    ///     // Sent as text, in UTC: "2026-01-21T10:30:00Z".
+    ///     .with("since", OffsetDateTime::from_unix_timestamp(1_768_991_400)?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with(self, name: impl AsRef<str>, value: impl AttributeValue) -> Self {
+        let mut written = self.into_written();
+        written.add(name.as_ref(), value);
+        Self(Repr::Written(written))
+    }
+
+    /// Prepares the context for frequent use, for example beside the user in a session or a cache. A clone of the result is
+    /// cheap, and an evaluation need not compute its hash.
+    ///
+    /// ```
+    /// use flipswitch::{Context, PreparedContext};
+    ///
+    /// #[derive(Clone)]
+    /// struct User {
+    ///     name: String,
+    ///     flags: PreparedContext,
+    /// }
+    ///
+    /// // Once, when the user signs in.
+    /// let user = User { name: "Alice".to_owned(), flags: Context::user("user-123").with("plan", "premium").prepared() };
+    /// // In each request: `FlipswitchLayer::new(provider).with_user(|user: &User| user.flags.clone())`.
+    /// ```
+    #[must_use]
+    pub fn prepared(self) -> PreparedContext {
+        let mut written = match self.0 {
+            Repr::Prepared(prepared) => return prepared,
+            Repr::Written(written) => written,
+        };
+        written.arrange();
+        let hash = canonical::hash(&written.body);
+        PreparedContext(Arc::new(Prepared { body: written.body.into(), hash, left_out: written.left_out }))
+    }
+
+    /// Calls a function with the canonical form.
+    pub(crate) fn with_canonical<T>(&self, call: impl FnOnce(Canonical<'_>) -> T) -> T {
+        match &self.0 {
+            Repr::Prepared(prepared) => call(prepared.canonical()),
+            Repr::Written(written) if written.is_canonical => call(written.canonical()),
+            Repr::Written(written) => {
+                let mut written = written.clone();
+                written.arrange();
+                call(written.canonical())
+            }
+        }
+    }
+
+    /// Puts the fields in order, so that [`with_canonical`](Self::with_canonical) need not do it each time.
+    pub(crate) fn arrange(&mut self) {
+        if let Repr::Written(written) = &mut self.0 {
+            written.arrange();
+        }
+    }
+
+    fn into_written(self) -> Written {
+        match self.0 {
+            Repr::Written(written) => written,
+            Repr::Prepared(prepared) => {
+                let Prepared { body, left_out, .. } = &*prepared.0;
+                let last_name = fields::last_name(body);
+                Written { last_name, left_out: left_out.clone(), ..Written::new(body.to_vec()) }
+            }
+        }
+    }
+
+    /// Merges two contexts. The attributes and the targeting key of `upper` take precedence, also if they cannot be sent. If
+    /// both together are too large, the attributes of the context that is not `kept` are left out first.
+    pub(crate) fn merge(lower: Self, upper: Self, kept: Layer) -> Self {
+        if upper.is_empty() {
+            return lower;
+        }
+        if lower.is_empty() {
+            return upper;
+        }
+        lower.with_canonical(|lower| {
+            upper.with_canonical(|upper| {
+                let mut body = Vec::with_capacity(lower.bytes.len() + upper.bytes.len());
+                body.extend_from_slice(PREFIX);
+                body.extend_from_slice(fields::written(lower.bytes));
+                let border = body.len();
+                let mut left_out = lower.left_out.cloned().unwrap_or_default();
+                if fields::targeting_key(upper.bytes).is_some() {
+                    left_out.keep_targeting_key();
+                }
+                if let Some(upper) = upper.left_out {
+                    for (name, _) in upper.attributes().iter().filter(|(name, _)| name != TARGETING_KEY) {
+                        fields::separate(&mut body);
+                        canonical::name(name, &mut body);
+                    }
+                    left_out.merge(upper);
+                }
+                let fields = fields::written(upper.bytes);
+                if !fields.is_empty() {
+                    fields::separate(&mut body);
+                    body.extend_from_slice(fields);
+                }
+                body.extend_from_slice(SUFFIX);
+                let mut written = Written::new(body);
+                written.left_out = (!left_out.is_empty()).then(|| Arc::new(left_out));
+                written.arrange_keeping(match kept {
+                    Layer::Lower => 0..border,
+                    Layer::Upper => border..usize::MAX,
+                });
+                Self(Repr::Written(written))
+            })
+        })
+    }
+
+    /// Returns whether there is nothing in it, and nothing left out.
+    fn is_empty(&self) -> bool {
+        self.with_canonical(|context| context.left_out.is_none() && fields::written(context.bytes).is_empty())
+    }
+
+    /// Returns the targeting key.
+    pub(crate) fn targeting_key(&self) -> Option<String> {
+        self.with_canonical(|canonical| fields::targeting_key(canonical.bytes))
+    }
+
+    /// Returns whether there is a targeting key, even one that cannot be sent.
+    pub(crate) fn has_targeting_key(&self) -> bool {
+        self.with_canonical(|canonical| {
+            let is_left_out = canonical.left_out.is_some_and(|left_out| left_out.targeting_key_error().is_some());
+            is_left_out || fields::targeting_key(canonical.bytes).is_some()
+        })
+    }
+}
+
+/// One of two contexts that are merged.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Layer {
+    Lower,
+    Upper,
+}
+
+impl Default for Context {
+    /// Creates a context without a targeting key and attributes.
+    fn default() -> Self {
+        Self::anonymous()
+    }
+}
+
+impl From<&EvaluationContext> for Context {
+    fn from(context: &EvaluationContext) -> Self {
+        let mut written = Written::new(Vec::with_capacity(ROOM));
+        written.left_out = canonical::write(context, &mut written.body).map(Arc::new);
+        written.last_name = fields::last_name(&written.body);
+        Self(Repr::Written(written))
+    }
+}
+
+impl From<EvaluationContext> for Context {
+    fn from(context: EvaluationContext) -> Self {
+        Self::from(&context)
+    }
+}
+
+impl From<PreparedContext> for Context {
+    fn from(context: PreparedContext) -> Self {
+        Self(Repr::Prepared(context))
+    }
+}
+
+/// Omits the content, which may be personal data.
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context").finish_non_exhaustive()
+    }
+}
+
+impl Written {
+    /// Makes a context of a body with fields in order.
+    fn new(body: Vec<u8>) -> Self {
+        Self { body, last_name: Some((0, 0)), is_canonical: true, left_out: None }
+    }
+
+    fn empty() -> Self {
+        let mut body = Vec::with_capacity(ROOM);
+        body.extend_from_slice(PREFIX);
+        body.extend_from_slice(SUFFIX);
+        Self::new(body)
+    }
+
+    fn canonical(&self) -> Canonical<'_> {
+        Canonical { bytes: &self.body, hash: None, left_out: self.left_out.as_deref() }
+    }
+
+    fn left_out(&mut self) -> &mut LeftOut {
+        Arc::make_mut(self.left_out.get_or_insert_default())
+    }
+
+    fn add(&mut self, name: &str, value: impl AttributeValue) {
+        if let Some(left_out) = &mut self.left_out {
+            Arc::make_mut(left_out).remove(name);
+        }
+        if name == TARGETING_KEY {
+            self.left_out().add(name, Unsendable::TargetingKey);
+            return;
+        }
+        let Self { body, last_name, .. } = self;
+        let end = body.len() - SUFFIX.len();
+        let last = last_name.map(|(start, end)| body.get(start..end).unwrap_or_default());
+        let is_next = self.is_canonical
+            && last.is_some_and(|last| name.as_bytes() > last)
+            && canonical::is_plain(name.as_bytes());
+        body.truncate(end);
+        fields::separate(body);
+        let start = body.len();
+        canonical::name(name, body);
+        let value_start = body.len();
+        let outcome = value.write(body);
+        match (&outcome, is_next) {
+            (Ok(()), _) => *last_name = Some((start + 1, value_start - 2)),
+            (Err(_), true) => body.truncate(end),
+            // An earlier one of the name is left out as well.
+            (Err(_), false) => body.truncate(value_start),
+        }
+        body.extend_from_slice(SUFFIX);
+        self.is_canonical &= is_next && self.body.len() <= MAX_BYTES;
+        match outcome {
+            Ok(()) | Err(Unsendable::Absent) => {}
+            Err(reason) => self.left_out().add(name, reason),
+        }
+        if !self.is_canonical && self.body.len() <= SMALL {
+            self.arrange();
+        }
+    }
+
+    fn arrange(&mut self) {
+        if !self.is_canonical {
+            self.arrange_keeping(0..0);
+        }
+    }
+
+    /// Puts the fields in order. Those that are `kept`, which are bytes of the body, are left out later than others if the
+    /// context is too large.
+    fn arrange_keeping(&mut self, kept: Range<usize>) {
+        let mut left_out = LeftOut::default();
+        self.body = fields::arrange(&self.body, &kept, |name, reason| left_out.add(name, reason));
+        if !left_out.is_empty() {
+            self.left_out().merge(&left_out);
+        }
+        self.last_name = fields::last_name(&self.body);
+        self.is_canonical = true;
+    }
+}
+
+/// A [`Context`] that is prepared for frequent use. A clone shares it.
+#[derive(Clone)]
+pub struct PreparedContext(Arc<Prepared>);
+
+struct Prepared {
+    body: Box<[u8]>,
+    hash: u64,
+    left_out: Option<Arc<LeftOut>>,
+}
+
+impl PreparedContext {
+    pub(crate) fn canonical(&self) -> Canonical<'_> {
+        let Prepared { body, hash, left_out } = &*self.0;
+        Canonical { bytes: body, hash: Some(*hash), left_out: left_out.as_deref() }
+    }
+}
+
+/// Omits the content, which may be personal data.
+impl fmt::Debug for PreparedContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PreparedContext").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use open_feature::{EvaluationContextFieldValue, StructValue};
+    use proptest::{collection::vec, prelude::*, sample::select};
+    use serde_json::{Value as Json, json};
+    use time::macros::datetime;
+
+    use super::*;
+
+    fn text(context: &Context) -> String {
+        context.with_canonical(|context| String::from_utf8(context.bytes.to_vec()).unwrap())
+    }
+
+    fn names_left_out(context: &Context) -> BTreeSet<String> {
+        context.with_canonical(|context| {
+            let left_out = context.left_out.map(LeftOut::attributes).unwrap_or_default();
+            left_out.iter().map(|(name, _)| name.clone()).collect()
+        })
+    }
+
+    #[test]
+    fn attributes_are_written_in_the_order_of_their_names() {
+        let context =
+            Context::user("u").with("b", "x").with("d", 1).with("a", true).with("c", [1.5, -0.0]).with("b", "y");
+        assert_eq!(text(&context), r#"{"context":{"targetingKey":"u","a":true,"b":"y","c":[1.5,-0.0],"d":1}}"#);
+        assert_eq!(text(&Context::anonymous().with("", "").with("a", "")), r#"{"context":{"":"","a":""}}"#);
+        assert_eq!(
+            text(&Context::user("").with("\"", 1).with("!", 1)),
+            r#"{"context":{"targetingKey":"","!":1,"\"":1}}"#
+        );
+    }
+
+    #[test]
+    fn a_prepared_context_can_be_extended() {
+        let prepared = Context::user("u").with("m", 1).prepared();
+        for (name, expected) in [("a", r#""a":2,"m":1"#), ("m", r#""m":2"#), ("z", r#""m":1,"z":2"#)] {
+            let extended = Context::from(prepared.clone()).with(name, 2);
+            assert_eq!(text(&extended), format!(r#"{{"context":{{"targetingKey":"u",{expected}}}}}"#));
+        }
+    }
+
+    #[test]
+    fn the_last_attribute_of_a_name_counts_even_if_it_has_no_value() {
+        for context in [Context::user("u"), Context::user("u").with("z", 1)] {
+            let base = text(&context);
+            assert_eq!(text(&context.clone().with("a", 1).with("a", None::<i32>)), base);
+            let lost = context.clone().with("a", 1).with("a", f64::NAN);
+            assert_eq!((text(&lost), names_left_out(&lost)), (base, ["a".to_owned()].into()));
+            let found = lost.with("a", 2);
+            assert_eq!((text(&found), names_left_out(&found)), (text(&context.with("a", 2)), [].into()));
+        }
+    }
+
+    #[test]
+    fn the_upper_one_of_merged_contexts_takes_precedence() {
+        let lower = Context::user("lower").with("a", 1).with("c", 1);
+        let upper = Context::anonymous().with("b", 2).with("c", 2);
+        let merged = Context::merge(lower.clone(), upper.with("a", f64::NAN), Layer::Upper);
+        assert_eq!(text(&merged), r#"{"context":{"targetingKey":"lower","b":2,"c":2}}"#);
+        assert_eq!(names_left_out(&merged), ["a".to_owned()].into());
+        let merged = Context::merge(lower, Context::user("upper"), Layer::Upper);
+        assert_eq!(text(&merged), r#"{"context":{"targetingKey":"upper","a":1,"c":1}}"#);
+        let too_long = Context::user("x".repeat(70_000));
+        let is_valid = |context: &Context| {
+            context.with_canonical(|context| context.left_out.and_then(LeftOut::targeting_key_error).is_none())
+        };
+        assert!(!is_valid(&Context::merge(Context::user("lower"), too_long.clone(), Layer::Upper)));
+        assert!(is_valid(&Context::merge(too_long, Context::user("upper"), Layer::Upper)));
+    }
+
+    #[test]
+    fn of_merged_contexts_the_larger_attributes_of_one_are_left_out() {
+        let large = |name: &str, bytes: usize| Context::anonymous().with(name, "x".repeat(bytes));
+        let (lower, upper) = (large("l", 30_000).with("l1", 1), large("u", 40_000).with("u1", 1));
+        for (kept, lost) in [(Layer::Lower, "u"), (Layer::Upper, "l")] {
+            let merged = Context::merge(lower.clone(), upper.clone(), kept);
+            assert_eq!(names_left_out(&merged), [lost.to_owned()].into());
+            let fields = merged.with_canonical(|context| canonical::decode(context.bytes).custom_fields);
+            assert!(fields.len() == 3 && !fields.contains_key(lost), "{kept:?}");
+        }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Attribute {
+        Bool(bool),
+        Int(i64),
+        Float(f64),
+        Text(String),
+        Large(usize),
+        Date(time::OffsetDateTime),
+        Json(Json),
+        Struct(f64),
+        Opaque,
+    }
+
+    impl Attribute {
+        fn field(&self) -> EvaluationContextFieldValue {
+            match self.clone() {
+                Self::Bool(value) => value.into(),
+                Self::Int(value) => value.into(),
+                Self::Float(value) => value.into(),
+                Self::Text(value) => value.into(),
+                Self::Large(bytes) => "x".repeat(bytes).into(),
+                Self::Date(value) => value.into(),
+                Self::Json(value) => EvaluationContextFieldValue::new_struct(value),
+                Self::Struct(value) => {
+                    EvaluationContextFieldValue::new_struct(StructValue::default().with_field("inner", value))
+                }
+                Self::Opaque => EvaluationContextFieldValue::new_struct(()),
+            }
+        }
+
+        fn add_to(&self, name: &str, context: Context) -> Context {
+            match self {
+                Self::Bool(value) => context.with(name, value),
+                Self::Int(value) => context.with(name, value),
+                Self::Float(value) => context.with(name, value),
+                Self::Text(value) => context.with(name, value),
+                Self::Large(bytes) => context.with(name, "x".repeat(*bytes)),
+                Self::Date(value) => context.with(name, value),
+                Self::Json(value) => context.with(name, value),
+                Self::Struct(value) => context.with(name, StructValue::default().with_field("inner", *value)),
+                Self::Opaque => context.with(name, self.field()),
+            }
+        }
+
+        /// Returns the JSON, if it can be sent.
+        fn json(&self) -> Option<Json> {
+            Some(match self {
+                Self::Bool(value) => json!(value),
+                Self::Int(value) => json!(value),
+                Self::Float(value) => value.is_finite().then(|| json!(value))?,
+                Self::Text(value) => json!(value),
+                Self::Large(bytes) => json!("x".repeat(*bytes)),
+                Self::Date(value) => {
+                    let utc = value.checked_to_offset(time::UtcOffset::UTC)?;
+                    json!(utc.format(&time::format_description::well_known::Rfc3339).ok()?)
+                }
+                Self::Json(value) => value.clone(),
+                Self::Struct(value) => value.is_finite().then(|| json!({"inner": value}))?,
+                Self::Opaque => return None,
+            })
+        }
+    }
+
+    fn float() -> impl Strategy<Value = f64> {
+        prop_oneof![
+            any::<f64>(),
+            select(vec![f64::NAN, f64::INFINITY, f64::NEG_INFINITY, 0.0, -0.0, 1.0, 1e300, f64::MIN_POSITIVE])
+        ]
+    }
+
+    fn attribute() -> impl Strategy<Value = Attribute> {
+        let dates = select(vec![
+            datetime!(2024-01-21 12:30:45.123 +02:00),
+            datetime!(-0044-03-15 0:00 UTC),
+            datetime!(0000-01-01 0:00 +05:00),
+            datetime!(9999-12-31 23:59:59 -05:00),
+        ]);
+        let json = select(vec![json!(null), json!([1, [], {"b": null, "a": [u64::MAX]}]), json!({"\"": "}],{"})]);
+        prop_oneof![
+            1 => any::<bool>().prop_map(Attribute::Bool),
+            1 => any::<i64>().prop_map(Attribute::Int),
+            3 => float().prop_map(Attribute::Float),
+            3 => any::<String>().prop_map(Attribute::Text),
+            1 => (0..70_000_usize).prop_map(Attribute::Large),
+            1 => dates.prop_map(Attribute::Date),
+            1 => json.prop_map(Attribute::Json),
+            1 => float().prop_map(Attribute::Struct),
+            1 => Just(Attribute::Opaque),
+        ]
+    }
+
+    fn name() -> impl Strategy<Value = String> {
+        prop_oneof![
+            4 => "[a-e]{0,2}",
+            1 => any::<String>(),
+            1 => Just("targetingKey".to_owned()),
+            1 => select(vec!["\"", "\\", "\n", "é", "{", "~", " "]).prop_map(str::to_owned),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_attributes_are_one_context_of_which_all_is_sent_that_can_be(
+            key in proptest::option::of(any::<String>()), attributes in vec((name(), attribute()), 0..12),
+        ) {
+            let fields: BTreeMap<_, _> = attributes.iter().cloned().collect();
+            let mut feature = EvaluationContext { targeting_key: key.clone(), ..EvaluationContext::default() };
+            feature.custom_fields.extend(fields.iter().map(|(name, value)| (name.clone(), value.field())));
+            let start = key.as_ref().map_or_else(Context::anonymous, Context::user);
+            let context = attributes.iter().fold(start, |context, (name, value)| value.add_to(name, context));
+
+            // One context, whoever writes it.
+            let (bytes, left_out) = (text(&context), names_left_out(&context));
+            let converted = Context::from(&feature);
+            prop_assert_eq!(&text(&converted), &bytes);
+            prop_assert_eq!(&names_left_out(&converted), &left_out);
+            let decoded = canonical::decode(bytes.as_bytes());
+            prop_assert_eq!(&text(&Context::from(&decoded)), &bytes);
+            let prepared = context.prepared();
+            prop_assert_eq!(prepared.canonical().bytes, bytes.as_bytes());
+            prop_assert_eq!(prepared.canonical().hash, Some(canonical::hash(bytes.as_bytes())));
+
+            // Valid, limited, and complete.
+            prop_assert!(bytes.len() <= MAX_BYTES);
+            let mut sent: Json = serde_json::from_str(&bytes).unwrap();
+            let sent = sent["context"].as_object_mut().unwrap();
+            prop_assert_eq!(sent.remove("targetingKey"), key.map(Json::from));
+            let size = |name: &str, value: &Json| json!({name: value}).to_string().len() - 1;
+            let mut room = MAX_BYTES - bytes.len();
+            room += usize::from(sent.is_empty());
+            for (name, value) in &fields {
+                match (sent.get(name), value.json()) {
+                    (Some(sent), Some(value)) => prop_assert_eq!(sent, &value),
+                    (None, Some(value)) if name != "targetingKey" => {
+                        prop_assert!(size(name, &value) > room, "{} is left out without need", name);
+                    }
+                    (sent, _) => prop_assert!(sent.is_none()),
+                }
+                prop_assert_eq!(!sent.contains_key(name), left_out.contains(name), "{}", name);
+            }
+            prop_assert!(sent.keys().all(|name| fields.contains_key(name)));
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The fields of a written context: found, put in order, and limited in size.
+
+use std::{borrow::Cow, cmp::Reverse, ops::Range};
+
+use smallvec::SmallVec;
+
+use crate::context::{
+    canonical::{PREFIX, SUFFIX, TARGETING_KEY},
+    left_out::{MAX_BYTES, Unsendable},
+};
+
+/// One field, as it is written.
+#[derive(Clone, Debug)]
+struct Field<'a> {
+    /// Without the quotes. Decoded if it has escapes.
+    name: Cow<'a, str>,
+    /// The name in quotes, a colon, and the value.
+    text: &'a [u8],
+    has_value: bool,
+    /// Left out later than others, if the context is too large.
+    is_protected: bool,
+}
+
+impl Field<'_> {
+    fn is_targeting_key(&self) -> bool {
+        self.name == TARGETING_KEY
+    }
+}
+
+/// Splits the fields of a context from each other.
+fn split(body: &[u8]) -> impl Iterator<Item = Field<'_>> {
+    let mut rest = body.get(PREFIX.len()..body.len().saturating_sub(SUFFIX.len())).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let name_end = string_end(rest)?;
+        let value = rest.get(name_end + 1..)?;
+        let value_end = value_end(value);
+        let (text, after) = rest.split_at(name_end + 1 + value_end);
+        rest = after.get(1..).unwrap_or_default();
+        let quoted = text.get(..name_end)?;
+        let name = std::str::from_utf8(quoted.get(1..name_end - 1)?).ok()?;
+        let name = if name.contains('\\') { serde_json::from_slice(quoted).ok()? } else { Cow::Borrowed(name) };
+        Some(Field { name, text, has_value: value_end > 0, is_protected: false })
+    })
+}
+
+/// Returns the position behind the string at the beginning.
+fn string_end(text: &[u8]) -> Option<usize> {
+    let mut position = 1;
+    loop {
+        match text.get(position)? {
+            b'"' => return Some(position + 1),
+            b'\\' => position += 2,
+            _ => position += 1,
+        }
+    }
+}
+
+/// Returns the position behind the value at the beginning.
+fn value_end(text: &[u8]) -> usize {
+    let (mut position, mut depth) = (0, 0_usize);
+    while let Some(byte) = text.get(position) {
+        match byte {
+            b',' if depth == 0 => return position,
+            b'"' => {
+                position += string_end(text.get(position..).unwrap_or_default()).unwrap_or(text.len());
+                continue;
+            }
+            b'[' | b'{' => depth += 1,
+            b']' | b'}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        position += 1;
+    }
+    text.len()
+}
+
+/// Returns the canonical form of a context whose fields are in any order. Of fields with the same name, the last one counts.
+///
+/// If it is too large, the largest fields are left out, first those outside of `protected`, which are bytes of `body`.
+pub(crate) fn arrange(body: &[u8], protected: &Range<usize>, mut left_out: impl FnMut(&str, Unsendable)) -> Vec<u8> {
+    let mut position = PREFIX.len();
+    let mut fields: SmallVec<[Field<'_>; 16]> = split(body)
+        .map(|field| {
+            let is_protected = protected.contains(&position);
+            position += field.text.len() + 1;
+            Field { is_protected, ..field }
+        })
+        .collect();
+    // Stable: of fields with the same name, the last one stays the last.
+    fields.sort_by(|a, b| (!a.is_targeting_key(), &a.name).cmp(&(!b.is_targeting_key(), &b.name)));
+    let mut kept: SmallVec<[Field<'_>; 16]> = SmallVec::with_capacity(fields.len());
+    for field in fields {
+        match kept.last_mut() {
+            Some(last) if last.name == field.name => *last = field,
+            _ => kept.push(field),
+        }
+    }
+    kept.retain(|field| field.has_value);
+    let bytes = |fields: &[Field<'_>]| fields.iter().map(|field| field.text.len() + 1).sum::<usize>();
+    let mut excess = (PREFIX.len() + bytes(&kept) + SUFFIX.len()).saturating_sub(MAX_BYTES + 1);
+    if excess > 0 {
+        let mut largest: Vec<_> = kept.iter_mut().filter(|field| !field.is_targeting_key()).collect();
+        // The last one of equally large fields comes first.
+        largest.reverse();
+        largest.sort_by_key(|field| (field.is_protected, Reverse(field.text.len())));
+        for field in largest {
+            if excess == 0 {
+                break;
+            }
+            excess = excess.saturating_sub(field.text.len() + 1);
+            field.has_value = false;
+            left_out(&field.name, Unsendable::Size { bytes: field.text.len() });
+        }
+        kept.retain(|field| field.has_value);
+    }
+    let mut arranged = Vec::with_capacity(PREFIX.len() + bytes(&kept) + SUFFIX.len());
+    arranged.extend_from_slice(PREFIX);
+    for field in &kept {
+        separate(&mut arranged);
+        arranged.extend_from_slice(field.text);
+    }
+    arranged.extend_from_slice(SUFFIX);
+    arranged
+}
+
+/// Writes a comma, unless no field was written yet.
+pub(crate) fn separate(body: &mut Vec<u8>) {
+    if body.len() > PREFIX.len() {
+        body.push(b',');
+    }
+}
+
+/// Returns the fields of a context as they are written, with commas between.
+pub(crate) fn written(body: &[u8]) -> &[u8] {
+    body.get(PREFIX.len()..body.len().saturating_sub(SUFFIX.len())).unwrap_or_default()
+}
+
+/// Returns where the name of the last attribute is, unless it has escapes. Empty without attributes.
+pub(crate) fn last_name(body: &[u8]) -> Option<(usize, usize)> {
+    let last = split(body).last().filter(|last| !last.is_targeting_key());
+    let Some(last) = last else { return Some((0, 0)) };
+    let start = body.len() - SUFFIX.len() - last.text.len() + 1;
+    matches!(last.name, Cow::Borrowed(_)).then(|| (start, start + last.name.len()))
+}
+
+/// Returns the targeting key of a context in its canonical form.
+pub(crate) fn targeting_key(body: &[u8]) -> Option<String> {
+    let key = written(body).strip_prefix(br#""targetingKey":"#)?;
+    serde_json::from_slice(key.get(..string_end(key)?)?).ok()
+}
