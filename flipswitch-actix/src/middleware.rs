@@ -3,6 +3,7 @@
 use std::{
     fmt,
     future::{Future, Ready, ready},
+    iter,
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -185,13 +186,12 @@ where
         let scope = self.middleware.scopes.open(&mut head);
         let Head(request) = head;
         let state = if self.middleware.prefetch {
-            let scope = scope.clone();
-            let prefetch = Box::pin(async move { scope.prefetch().await });
-            State::Prefetching { prefetch, call: Some((Rc::clone(&self.inner), request)) }
+            let call = Some((Rc::clone(&self.inner), request, scope.clone()));
+            State::Prefetching { prefetch: Box::pin(async move { scope.prefetch().await }), call }
         } else {
-            State::responding(&self.inner, request, &scope)
+            State::responding(&*self.inner, request, scope)
         };
-        ResponseFuture { state, scope }
+        ResponseFuture { state }
     }
 }
 
@@ -200,23 +200,21 @@ pin_project! {
     pub struct ResponseFuture<S: Service<ServiceRequest>> {
         #[pin]
         state: State<S>,
-        scope: RequestScope,
     }
 }
 
 pin_project! {
     #[project = StateProjection]
     enum State<S: Service<ServiceRequest>> {
-        Prefetching { prefetch: Pin<Box<dyn Future<Output = ()>>>, call: Option<(Rc<S>, ServiceRequest)> },
+        Prefetching { prefetch: Pin<Box<dyn Future<Output = ()>>>, call: Option<(Rc<S>, ServiceRequest, RequestScope)> },
         Responding { #[pin] response: Scoped<S::Future> },
     }
 }
 
 impl<S: Service<ServiceRequest>> State<S> {
     /// Calls the inner service in the scope of the request.
-    fn responding(inner: &Rc<S>, request: ServiceRequest, scope: &RequestScope) -> Self {
-        let response = scope.clone().run_sync(|| inner.call(request));
-        Self::Responding { response: scope.clone().run(response) }
+    fn responding(inner: &S, request: ServiceRequest, scope: RequestScope) -> Self {
+        Self::Responding { response: integration::call(scope, || inner.call(request)) }
     }
 }
 
@@ -230,18 +228,18 @@ where
         let mut this = self.project();
         loop {
             let next = match this.state.as_mut().project() {
-                StateProjection::Responding { response } => {
-                    let mut response = ready!(response.poll(cx));
-                    if let Ok(response) = &mut response {
-                        add_cookie(response.headers_mut(), this.scope);
+                StateProjection::Responding { response: mut future } => {
+                    let mut response = ready!(future.as_mut().poll(cx));
+                    if let (Ok(response), Some(scope)) = (&mut response, future.scope()) {
+                        add_cookie(response.headers_mut(), scope);
                     }
                     return Poll::Ready(response);
                 }
                 StateProjection::Prefetching { prefetch, call } => {
                     ready!(prefetch.as_mut().poll(cx));
                     // Taken once, here, where the state ends.
-                    let Some((inner, request)) = call.take() else { return Poll::Pending };
-                    State::responding(&inner, request, this.scope)
+                    let Some((inner, request, scope)) = call.take() else { return Poll::Pending };
+                    State::responding(&*inner, request, scope)
                 }
             };
             this.state.set(next);
@@ -251,7 +249,9 @@ where
 
 /// Adds the cookie of a new visitor to the headers of a response.
 fn add_cookie(headers: &mut HeaderMap, scope: &RequestScope) {
-    let cookie = integration::new_cookie(scope, headers.get_all(SET_COOKIE).map(HeaderValue::as_bytes));
+    // Not looked up before it is needed.
+    let set = iter::once_with(|| headers.get_all(SET_COOKIE)).flatten().map(HeaderValue::as_bytes);
+    let cookie = integration::new_cookie(scope, set);
     if let Some(Ok(cookie)) = cookie.map(HeaderValue::try_from) {
         headers.append(SET_COOKIE, cookie);
     }
@@ -259,6 +259,6 @@ fn add_cookie(headers: &mut HeaderMap, scope: &RequestScope) {
 
 impl<S: Service<ServiceRequest>> fmt::Debug for ResponseFuture<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ResponseFuture").field("scope", &self.scope).finish_non_exhaustive()
+        f.debug_struct("ResponseFuture").finish_non_exhaustive()
     }
 }

@@ -37,8 +37,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Flags {
     type Rejection = MissingLayer;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, MissingLayer> {
-        let scope = scope(&parts.extensions).ok_or_else(MissingLayer::logged)?;
-        Ok(Self(scope.flags().await.clone()))
+        let flags = flags(parts).await.ok_or_else(MissingLayer::logged)?;
+        Ok(Self(flags.clone()))
     }
 }
 
@@ -46,10 +46,7 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Flags {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Option<Self>, Infallible> {
-        Ok(match scope(&parts.extensions) {
-            Some(scope) => Some(Self(scope.flags().await.clone())),
-            None => None,
-        })
+        Ok(flags(parts).await.cloned().map(Self))
     }
 }
 
@@ -77,8 +74,8 @@ impl<F: FlagDef, S: Send + Sync> FromRequestParts<S> for Flag<F> {
     type Rejection = MissingLayer;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, MissingLayer> {
-        let scope = scope(&parts.extensions).ok_or_else(MissingLayer::logged)?;
-        Ok(Self(integration::read::<F>(scope.flags().await)))
+        let flags = flags(parts).await.ok_or_else(MissingLayer::logged)?;
+        Ok(Self(integration::read::<F>(flags)))
     }
 }
 
@@ -86,10 +83,7 @@ impl<F: FlagDef, S: Send + Sync> OptionalFromRequestParts<S> for Flag<F> {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Option<Self>, Infallible> {
-        Ok(match scope(&parts.extensions) {
-            Some(scope) => Some(Self(integration::read::<F>(scope.flags().await))),
-            None => None,
-        })
+        Ok(flags(parts).await.map(|flags| Self(integration::read::<F>(flags))))
     }
 }
 
@@ -137,6 +131,15 @@ impl<B> FlagsExt for Request<B> {
 /// Returns the scope of a request whose flags are about to be read.
 pub(crate) fn scope(extensions: &Extensions) -> Option<&RequestScope> {
     integration::scope(extensions.get(), extensions)
+}
+
+/// Returns the flags of a request, evaluated if need be.
+async fn flags(parts: &Parts) -> Option<&flipswitch::Flags> {
+    let scope = scope(&parts.extensions)?;
+    match scope.try_flags() {
+        Some(flags) => Some(flags),
+        None => Some(scope.flags().await),
+    }
 }
 
 /// Rejection of an extractor or gate without a [`FlipswitchLayer`](crate::FlipswitchLayer): a mistake in the application,

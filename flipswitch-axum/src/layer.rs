@@ -2,13 +2,14 @@
 
 use std::{
     future::Future,
+    iter,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use flipswitch::{
-    FlipswitchProvider, IntoContext, RequestScope, Scoped,
+    FlipswitchProvider, IntoContext, Scoped,
     integration::{self, Anonymous, ScopeBuilder},
 };
 use http::{Extensions, HeaderValue, Request, Response, header::SET_COOKIE, request::Parts};
@@ -155,8 +156,7 @@ where
         let (mut parts, body) = request.into_parts();
         let scope = self.scopes.open(&mut parts);
         let request = Request::from_parts(parts, body);
-        let response = scope.clone().run_sync(|| self.inner.call(request));
-        ResponseFuture { response: scope.clone().run(response), scope }
+        ResponseFuture { response: integration::call(scope, || self.inner.call(request)) }
     }
 }
 
@@ -166,7 +166,6 @@ pin_project! {
     pub struct ResponseFuture<F> {
         #[pin]
         response: Scoped<F>,
-        scope: RequestScope,
     }
 }
 
@@ -177,12 +176,13 @@ where
     type Output = Result<Response<R>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.project();
-        let mut response = ready!(this.response.poll(cx));
-        if let Ok(response) = &mut response {
+        let mut this = self.project();
+        let mut response = ready!(this.response.as_mut().poll(cx));
+        if let (Ok(response), Some(scope)) = (&mut response, this.response.scope()) {
             let headers = response.headers_mut();
-            let set = headers.get_all(SET_COOKIE).iter().map(HeaderValue::as_bytes);
-            if let Some(Ok(cookie)) = integration::new_cookie(this.scope, set).map(HeaderValue::try_from) {
+            // Not looked up before it is needed.
+            let set = iter::once_with(|| headers.get_all(SET_COOKIE)).flatten().map(HeaderValue::as_bytes);
+            if let Some(Ok(cookie)) = integration::new_cookie(scope, set).map(HeaderValue::try_from) {
                 headers.append(SET_COOKIE, cookie);
             }
         }

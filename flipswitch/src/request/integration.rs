@@ -116,6 +116,7 @@ use crate::{
     provider::{flags::Flags, provider::FlipswitchProvider},
     request::{
         scope::{MissingUser, RequestScope},
+        task_local::Scoped,
         visitor::Visitor,
         warnings::SetupWarning,
     },
@@ -261,6 +262,11 @@ impl<R> fmt::Debug for ScopeBuilder<R> {
     }
 }
 
+/// Calls a service in a scope, and runs the future that it returns in the scope.
+pub fn call<F: Future>(scope: RequestScope, service: impl FnOnce() -> F) -> Scoped<F> {
+    scope.call(service)
+}
+
 /// Returns the scope from a request's extensions, for code that is about to read flags.
 ///
 /// `extensions` are those of the type that [`with_user`](ScopeBuilder::with_user) was given. They are checked for a user
@@ -272,8 +278,8 @@ pub fn scope<'a>(scope: Option<&'a RequestScope>, extensions: &dyn Any) -> Optio
 /// Returns the value of the `Set-Cookie` header for a new visitor, if the request read flags and [`Anonymous::cookie`] is
 /// in use.
 ///
-/// `set` yields the values of all `Set-Cookie` headers that the response has. If one of them sets the cookie, there is
-/// nothing to add. Each call creates another visitor.
+/// `set` yields the values of all `Set-Cookie` headers that the response has. It is not used unless a cookie may be due. If
+/// one of them sets the cookie, there is nothing to add. Each call creates another visitor.
 #[must_use]
 pub fn new_cookie<'a>(scope: &RequestScope, mut set: impl Iterator<Item = &'a [u8]>) -> Option<String> {
     let cookie = scope.new_cookie()?;

@@ -11,7 +11,6 @@ use std::{
 
 use open_feature::EvaluationContext;
 use parking_lot::Mutex;
-use tokio::sync::OnceCell;
 
 use crate::{
     context::{
@@ -56,7 +55,7 @@ struct Inner {
     context: Context,
     /// The same context, for who reads it.
     decoded: OnceLock<EvaluationContext>,
-    flags: OnceCell<Flags>,
+    flags: OnceLock<Flags>,
     /// The flags for contexts of OpenFeature clients, merged with that of the request.
     client_flags: Mutex<Vec<(PreparedContext, Flags)>>,
     was_read: AtomicBool,
@@ -96,7 +95,7 @@ impl RequestScope {
             provider,
             context,
             decoded: OnceLock::new(),
-            flags: OnceCell::new(),
+            flags: OnceLock::new(),
             client_flags: Mutex::default(),
             was_read: AtomicBool::new(false),
             cookie,
@@ -111,7 +110,7 @@ impl RequestScope {
             provider: self.0.provider.clone(),
             context: self.0.context.clone(),
             decoded: self.0.decoded.clone(),
-            flags: OnceCell::new(),
+            flags: OnceLock::new(),
             client_flags: Mutex::default(),
             was_read: AtomicBool::new(false),
             cookie: None,
@@ -150,9 +149,7 @@ impl RequestScope {
         self.mark_read();
         self.0.flags.get().or_else(|| {
             let flags = self.0.provider.try_flags(&self.0.context)?;
-            // Fails while another part of the request evaluates; its flags are then those of the request.
-            let _ = self.0.flags.set(flags);
-            self.0.flags.get()
+            Some(self.0.flags.get_or_init(|| flags))
         })
     }
 
@@ -224,7 +221,13 @@ impl RequestScope {
     }
 
     async fn evaluate(&self) -> &Flags {
-        self.0.flags.get_or_init(|| self.0.provider.flags(&self.0.context)).await
+        if let Some(flags) = self.0.flags.get() {
+            return flags;
+        }
+        // Parts of the request that evaluate at the same time wait for the same answer, and the first one's flags are those
+        // of the request.
+        let flags = self.0.provider.flags(&self.0.context).await;
+        self.0.flags.get_or_init(|| flags)
     }
 
     fn mark_read(&self) {

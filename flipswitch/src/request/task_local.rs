@@ -1,6 +1,7 @@
 //! The scope in which a task runs.
 
 use std::{
+    cell::Cell,
     fmt,
     future::Future,
     pin::Pin,
@@ -8,12 +9,33 @@ use std::{
 };
 
 use pin_project_lite::pin_project;
-use tokio::task::futures::TaskLocalFuture;
 
 use crate::request::scope::RequestScope;
 
-tokio::task_local! {
-    static CURRENT: RequestScope;
+thread_local! {
+    /// The scope of the future that the thread polls or drops.
+    static CURRENT: Cell<Option<RequestScope>> = const { Cell::new(None) };
+}
+
+/// Exchanges the current scope with another one. Does nothing while the thread ends.
+fn swap(scope: &mut Option<RequestScope>) {
+    let _ = CURRENT.try_with(|current| *scope = current.replace(scope.take()));
+}
+
+/// Makes a scope the current one until it is dropped. Meanwhile, it holds the scope that was current before.
+struct Entered<'a>(&'a mut Option<RequestScope>);
+
+impl<'a> Entered<'a> {
+    fn new(scope: &'a mut Option<RequestScope>) -> Self {
+        swap(scope);
+        Self(scope)
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        swap(self.0);
+    }
 }
 
 impl RequestScope {
@@ -21,7 +43,12 @@ impl RequestScope {
     /// [`run`](Self::run) or [`InRequest`].
     #[must_use]
     pub fn current() -> Option<Self> {
-        CURRENT.try_with(Clone::clone).ok()
+        let clone = |current: &Cell<Option<Self>>| {
+            let scope = current.take();
+            current.set(scope.clone());
+            scope
+        };
+        CURRENT.try_with(clone).ok()?
     }
 
     /// Runs a future in this scope. In it, OpenFeature clients of the same provider evaluate with this context.
@@ -29,12 +56,24 @@ impl RequestScope {
     /// For work that continues alongside the request, use [`InRequest`], which evaluates its own flags.
     #[must_use = "futures do nothing unless polled"]
     pub fn run<F: Future>(self, future: F) -> Scoped<F> {
-        Scoped { future: CURRENT.scope(self, future) }
+        Scoped { future: Some(future), scope: Some(self) }
     }
 
     /// Calls a function in this scope.
     pub fn run_sync<T>(self, function: impl FnOnce() -> T) -> T {
-        CURRENT.sync_scope(self, function)
+        let mut scope = Some(self);
+        let _entered = Entered::new(&mut scope);
+        function()
+    }
+
+    /// Calls a function in this scope, and runs the future that it returns in it.
+    pub(super) fn call<F: Future>(self, function: impl FnOnce() -> F) -> Scoped<F> {
+        let mut scope = Some(self);
+        let future = {
+            let _entered = Entered::new(&mut scope);
+            function()
+        };
+        Scoped { future: Some(future), scope }
     }
 }
 
@@ -42,8 +81,27 @@ pin_project! {
     /// Future of [`RequestScope::run`].
     #[must_use = "futures do nothing unless polled"]
     pub struct Scoped<F> {
+        // `None` once it is dropped.
         #[pin]
-        future: TaskLocalFuture<RequestScope, F>,
+        future: Option<F>,
+        // The scope around it while the future is polled or dropped.
+        scope: Option<RequestScope>,
+    }
+
+    impl<F> PinnedDrop for Scoped<F> {
+        fn drop(this: Pin<&mut Self>) {
+            let mut this = this.project();
+            let _entered = Entered::new(this.scope);
+            this.future.set(None);
+        }
+    }
+}
+
+impl<F> Scoped<F> {
+    /// Returns the scope. `None` only while the future is polled.
+    #[must_use]
+    pub fn scope(&self) -> Option<&RequestScope> {
+        self.scope.as_ref()
     }
 }
 
@@ -51,7 +109,10 @@ impl<F: Future> Future for Scoped<F> {
     type Output = F::Output;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.project().future.poll(cx)
+        let this = self.project();
+        let _entered = Entered::new(this.scope);
+        // It is there until it is dropped.
+        this.future.as_pin_mut().map_or(Poll::Pending, |future| future.poll(cx))
     }
 }
 
@@ -140,6 +201,79 @@ impl<F> fmt::Debug for Carried<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use std::task::Waker;
+
+    use serde_json::json;
+
+    use crate::{context::context::Context as EvaluationContext, provider::provider::FlipswitchProvider};
+
+    fn scope(user: &str) -> RequestScope {
+        RequestScope::new(FlipswitchProvider::in_memory(json!({})), EvaluationContext::user(user))
+    }
+
+    fn current() -> Option<String> {
+        RequestScope::current().and_then(|scope| scope.context().targeting_key.clone())
+    }
+
+    /// Fails unless it is made, polled and dropped in the scope of a user.
+    struct Probe(&'static str);
+
+    impl Probe {
+        fn new(user: &'static str) -> Self {
+            assert_eq!(current().as_deref(), Some(user));
+            Self(user)
+        }
+    }
+
+    impl Future for Probe {
+        type Output = ();
+
+        fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+            assert_eq!(current().as_deref(), Some(self.0));
+            let inner = scope("inner").run_sync(|| {
+                let inner = Probe::new("inner");
+                RequestScope::current().unwrap().run(async { drop(inner) })
+            });
+            assert!(Box::pin(inner).as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
+            assert_eq!(current().as_deref(), Some(self.0));
+            Poll::Pending
+        }
+    }
+
+    impl Drop for Probe {
+        fn drop(&mut self) {
+            assert_eq!(current().as_deref(), Some(self.0), "dropped");
+        }
+    }
+
+    #[test]
+    fn a_future_is_made_polled_and_dropped_in_its_scope() {
+        let cx = &mut Context::from_waker(Waker::noop());
+        let (mut alice, mut bob) =
+            (Box::pin(scope("alice").call(|| Probe::new("alice"))), Box::pin(scope("bob").call(|| Probe::new("bob"))));
+        for _ in 0..2 {
+            assert!(alice.as_mut().poll(cx).is_pending() && bob.as_mut().poll(cx).is_pending());
+            assert_eq!((current(), alice.scope().is_some()), (None, true));
+        }
+        // Also elsewhere, and inside of another scope.
+        scope("bob").run_sync(|| drop(alice));
+        std::thread::spawn(move || drop(bob)).join().unwrap();
+        assert_eq!(current(), None);
+    }
+
+    #[test]
+    fn a_panic_restores_the_scope_around() {
+        let outer = scope("outer").run_sync(|| {
+            let mut panics = Box::pin(scope("inner").run(async { panic!("expected") }));
+            let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                panics.as_mut().poll(&mut Context::from_waker(Waker::noop()))
+            }));
+            assert!(outcome.is_err());
+            current()
+        });
+        assert_eq!((outer.as_deref(), current()), (Some("outer"), None));
+    }
 
     fn assert_send<T: Send>() {}
 
