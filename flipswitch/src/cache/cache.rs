@@ -2,7 +2,10 @@
 
 use std::{
     hash::{BuildHasherDefault, Hasher},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Instant,
 };
 
@@ -12,15 +15,32 @@ use quick_cache::{
 };
 
 use crate::cache::{
-    entry::{ByContext, CacheEntry, ContextKey, Freshness, OVERHEAD},
+    entry::{ByContext, CacheEntry, Freshness, OVERHEAD},
     epoch::EpochReading,
 };
-use crate::context::canonical;
+use crate::context::canonical::{self, ContextKey};
 
 /// The cached entries, limited in number and in memory.
 pub(crate) struct Cache {
     entries: Entries<ByContext, Arc<CacheEntry>, Weight, BuildHasherDefault<PassOn>>,
     freshness: Freshness,
+    /// Differs from that of every other cache of the process.
+    number: u64,
+    puts: AtomicU64,
+}
+
+/// The state of a cache: how many entries have entered it, and how many are about to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Puts(u64);
+
+impl Puts {
+    const BEGUN: u64 = 1;
+    const ENDED: u64 = 1 << 16;
+
+    /// Returns whether no entry was about to enter.
+    pub(crate) fn are_complete(self) -> bool {
+        self.0 % Self::ENDED == 0
+    }
 }
 
 /// Passes on the hash of a key, which is one already.
@@ -77,7 +97,19 @@ impl Cache {
                 Entries::with(contexts, capacity, weight, BuildHasherDefault::default(), DefaultLifecycle::default())
             }
         };
-        Self { entries, freshness }
+        static NUMBERS: AtomicU64 = AtomicU64::new(0);
+        Self { entries, freshness, number: NUMBERS.fetch_add(1, Ordering::Relaxed), puts: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// Returns the state of the cache. What was read from the cache is current for as long as the state is the same and was
+    /// complete when it was read, before the entry.
+    #[inline]
+    pub(crate) fn puts(&self) -> Puts {
+        Puts(self.puts.load(Ordering::Acquire))
     }
 
     pub(crate) fn freshness(&self) -> &Freshness {
@@ -86,7 +118,7 @@ impl Cache {
 
     /// Returns the entry of a context, whatever its age.
     pub(crate) fn get(&self, context: &[u8]) -> Option<Arc<CacheEntry>> {
-        self.entries.get(&ContextKey { hash: canonical::hash(context), context })
+        self.entries.get(&ContextKey::new(context))
     }
 
     /// Returns the entry of a context if it is fresh.
@@ -97,11 +129,21 @@ impl Cache {
     /// Stores an entry, unless a newer one of the same context is stored. Not atomic: calls for one context must not run
     /// at the same time.
     pub(crate) fn put(&self, entry: &Arc<CacheEntry>) {
-        let context = entry.context();
-        let known = self.entries.peek(&ContextKey { hash: canonical::hash(context), context });
-        if known.is_none_or(|known| entry.is_newer_than(&known)) {
-            self.entries.insert(ByContext(Arc::clone(entry)), Arc::clone(entry));
+        self.put_in_steps(entry, || {});
+    }
+
+    /// Stores an entry like [`put`](Self::put). Calls `between` at every moment at which other threads may see a part of it.
+    pub(crate) fn put_in_steps(&self, entry: &Arc<CacheEntry>, between: impl Fn()) {
+        let known = self.entries.peek(&ContextKey::new(entry.context()));
+        if known.is_some_and(|known| !entry.is_newer_than(&known)) {
+            return;
         }
+        // From here to the end, nothing is remembered: some threads find the new entry, and others do not yet.
+        self.puts.fetch_add(Puts::BEGUN, Ordering::AcqRel);
+        between();
+        self.entries.insert(ByContext(Arc::clone(entry)), Arc::clone(entry));
+        between();
+        self.puts.fetch_add(Puts::ENDED - Puts::BEGUN, Ordering::AcqRel);
     }
 
     /// Returns the number of cached contexts, and the bytes that they take.

@@ -11,11 +11,12 @@ use quick_cache::Equivalent;
 
 use crate::{
     cache::epoch::{EpochReading, is_in_echo_window},
-    context::canonical::{self, CanonicalContext},
+    context::canonical::{self, CanonicalContext, ContextKey},
     flags::{failing::Failing, flag_set::FlagSet},
 };
 
 /// The flags of one context, and what is known about them. Replaced as a whole, never changed.
+#[derive(Clone)]
 pub(crate) struct CacheEntry {
     pub(crate) flag_set: Arc<FlagSet>,
     /// The epoch that was read before the request was sent.
@@ -151,12 +152,6 @@ impl Hash for ByContext {
     }
 }
 
-/// A context to look up, with its hash.
-pub(crate) struct ContextKey<'a> {
-    pub(crate) hash: u64,
-    pub(crate) context: &'a [u8],
-}
-
 impl Hash for ContextKey<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.hash);
@@ -165,7 +160,7 @@ impl Hash for ContextKey<'_> {
 
 impl Equivalent<ByContext> for ContextKey<'_> {
     fn equivalent(&self, key: &ByContext) -> bool {
-        self.context == key.0.context()
+        self.bytes == key.0.context()
     }
 }
 

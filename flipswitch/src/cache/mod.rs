@@ -3,3 +3,4 @@
 pub(crate) mod cache;
 pub(crate) mod entry;
 pub(crate) mod epoch;
+pub(crate) mod memo;

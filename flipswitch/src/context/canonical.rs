@@ -61,6 +61,29 @@ pub(crate) fn write(context: &EvaluationContext, body: &mut Vec<u8>) -> Option<L
     if left_out.is_empty() { None } else { Some(left_out) }
 }
 
+/// Returns whether two contexts have the same canonical form, as far as that can be seen without writing it. Stricter than
+/// `==`, for which `0.0` is `-0.0`.
+pub(crate) fn is_written_alike(one: &EvaluationContext, other: &EvaluationContext) -> bool {
+    use EvaluationContextFieldValue::{Bool, Float, Int, String};
+
+    let is_alike = |one: &EvaluationContextFieldValue, other: &EvaluationContextFieldValue| match (one, other) {
+        (Bool(one), Bool(other)) => one == other,
+        (Int(one), Int(other)) => one == other,
+        (Float(one), Float(other)) => one.to_bits() == other.to_bits(),
+        (String(one), String(other)) => one == other,
+        // Dates and structures: writing them is what compares them.
+        _ => false,
+    };
+    let (fields, others) = (&one.custom_fields, &other.custom_fields);
+    one.targeting_key == other.targeting_key
+        && fields.len() == others.len()
+        // A clone has its fields in the same order.
+        && fields.iter().zip(others).all(|((name, value), (other_name, other))| {
+            let other = if name == other_name { Some(other) } else { others.get(name) };
+            other.is_some_and(|other| is_alike(value, other))
+        })
+}
+
 /// Writes a targeting key.
 ///
 /// # Errors
@@ -112,6 +135,25 @@ pub struct Canonical<'a> {
     /// The hash of the bytes, if it is known.
     pub(crate) hash: Option<u64>,
     pub(crate) left_out: Option<&'a LeftOut>,
+}
+
+/// A context to look up, with its hash.
+pub(crate) struct ContextKey<'a> {
+    pub(crate) hash: u64,
+    pub(crate) bytes: &'a [u8],
+}
+
+impl<'a> ContextKey<'a> {
+    pub(crate) fn new(bytes: &'a [u8]) -> Self {
+        Self { hash: hash(bytes), bytes }
+    }
+}
+
+impl<'a> Canonical<'a> {
+    pub(crate) fn key(&self) -> ContextKey<'a> {
+        let Self { bytes, hash, .. } = *self;
+        ContextKey { hash: hash.unwrap_or_else(|| self::hash(bytes)), bytes }
+    }
 }
 
 /// A context in its canonical form. Compared by all its bytes.

@@ -3,7 +3,7 @@
 use open_feature::EvaluationContext;
 
 use crate::context::{
-    canonical::Canonical,
+    canonical::{self, Canonical},
     context::{Context, PreparedContext},
 };
 
@@ -50,6 +50,16 @@ pub enum View<'a> {
     Fields(&'a EvaluationContext),
     /// In its canonical form.
     Canonical(Canonical<'a>),
+}
+
+impl View<'_> {
+    /// Calls a function with the canonical form.
+    pub(crate) fn with_canonical<T>(self, call: impl FnOnce(Canonical<'_>) -> T) -> T {
+        match self {
+            Self::Fields(context) => canonical::with_written(context, call),
+            Self::Canonical(canonical) => call(canonical),
+        }
+    }
 }
 
 impl IntoContext for Context {

@@ -14,11 +14,15 @@ use tokio::sync::{Notify, watch};
 use crate::{
     cache::{
         cache::Cache,
-        entry::{CacheEntry, ContextKey, Freshness},
+        entry::{CacheEntry, Freshness},
         epoch::{Epoch, EpochReading},
+        memo::Memo,
     },
     config::{ApiKey, Config},
-    context::canonical::CanonicalContext,
+    context::{
+        canonical::{Canonical, CanonicalContext},
+        into_context::View,
+    },
     error::{ConfigError, Error},
     evaluator::{
         backoffs::Backoffs,
@@ -269,15 +273,29 @@ impl Evaluator {
         true
     }
 
-    /// Returns flags from the cache that are fresh `now`, when the epoch was read.
+    /// Returns the flags that this thread found last, if they are those of the context, and fresh `now`, when the epoch was
+    /// read.
+    #[inline]
+    pub(crate) fn remembered(&self, context: View<'_>, reading: EpochReading, now: Instant) -> Option<Arc<CacheEntry>> {
+        let entry = Memo::of_this_thread(|memo| memo.find(&self.cache, context, reading, now)).flatten()?;
+        self.counters.hits.count();
+        Some(entry)
+    }
+
+    /// Returns flags from the cache that are fresh `now`, when the epoch was read. `context` is the one that the caller has.
     pub(crate) fn fresh(
         self: &Arc<Self>,
-        key: &ContextKey<'_>,
+        context: View<'_>,
+        canonical: Canonical<'_>,
         reading: EpochReading,
         now: Instant,
     ) -> Option<Arc<CacheEntry>> {
-        let entry = self.cache.fresh(key, reading, now)?;
+        let puts = self.cache.puts();
+        let entry = self.cache.fresh(&canonical.key(), reading, now)?;
         self.counters.hits.count();
+        if canonical.left_out.is_none() {
+            Memo::of_this_thread(|memo| memo.found(&self.cache, puts, context, &entry));
+        }
         if let Some(failing) = entry.failing() {
             self.refetch_failing(&entry, failing, reading, now);
         }

@@ -5,6 +5,7 @@
 //! runs by itself: an interleaving is a list of [`Op`]s, and a failing one shrinks to a short list.
 
 use std::{
+    cell::{Cell, RefCell},
     future::Future,
     pin::Pin,
     sync::Arc,
@@ -12,21 +13,27 @@ use std::{
     time::{Duration, Instant},
 };
 
+use open_feature::EvaluationContext;
 use proptest::{collection::vec, prelude::*, test_runner::TestCaseResult};
 use serde_json::{Map, Value, json};
 use tokio_test::task::{self, Spawn};
 
 use crate::{
     cache::cache::Cache,
-    cache::entry::{CacheEntry, ContextKey, Freshness},
+    cache::entry::{CacheEntry, Freshness},
     cache::epoch::{ECHO_WINDOW, Epoch, EpochReading, is_in_echo_window},
-    context::canonical::{self, CanonicalContext},
+    cache::{cache::Puts, memo::Memo},
+    context::canonical::{Canonical, CanonicalContext, ContextKey},
+    context::into_context::View,
     error::Error,
     evaluator::in_flight::{InFlightRequest, InFlightRequests, JoinOutcome, WaitOutcome},
     flags::flag_set::FlagSet,
 };
 
 const CONTEXTS: usize = 3;
+
+/// Threads with a memo each.
+const THREADS: usize = 3;
 
 /// Longer than any run: the stream is heard for as long as it is open.
 const NEVER_SILENT: Duration = Duration::from_secs(100 * 365 * 24 * 3_600);
@@ -40,15 +47,28 @@ const FRESHNESS: Freshness = Freshness {
 /// One step. A number selects what it applies to: a context, or a request in the order of their start.
 #[derive(Clone, Copy, Debug)]
 enum Op {
-    /// An evaluation reads the epoch and the cache.
-    Begin(usize),
+    /// An evaluation reads the epoch, and the memo of its thread or the cache.
+    Begin {
+        context: usize,
+        thread: usize,
+    },
+    /// A thread that looks into the cache has read its state, and does the next step at `Op::LookOn`.
+    Look {
+        context: usize,
+        thread: usize,
+    },
+    /// A thread reads the entry, or takes note of the one that it has read.
+    LookOn(usize),
     /// An evaluation that found nothing joins a request. A slow one gets the outcome only at `Op::Poll`.
     Join {
         evaluation: usize,
         slow: bool,
     },
     /// Both steps together.
-    Evaluate(usize),
+    Evaluate {
+        context: usize,
+        thread: usize,
+    },
     /// A slow evaluation is polled.
     Poll(usize),
     /// The caller of an evaluation stops waiting.
@@ -78,6 +98,8 @@ enum Op {
     /// Everything is invalidated without a change.
     Invalidate,
     Close,
+    /// The provider shuts down.
+    ShutDown,
     Open,
     /// Other contexts evict everything.
     Evict,
@@ -91,9 +113,11 @@ fn op() -> impl Strategy<Value = Op> {
     // Most faults need several requests of one context.
     let context = || prop_oneof![3 => Just(0), 1 => 0..CONTEXTS];
     prop_oneof![
-        3 => context().prop_map(Op::Begin),
+        3 => (context(), number()).prop_map(|(context, thread)| Op::Begin { context, thread }),
+        1 => (context(), number()).prop_map(|(context, thread)| Op::Look { context, thread }),
+        2 => number().prop_map(Op::LookOn),
         3 => (number(), any::<bool>()).prop_map(|(evaluation, slow)| Op::Join { evaluation, slow }),
-        6 => context().prop_map(Op::Evaluate),
+        6 => (context(), number()).prop_map(|(context, thread)| Op::Evaluate { context, thread }),
         2 => number().prop_map(Op::Poll),
         1 => number().prop_map(Op::Cancel),
         1 => context().prop_map(Op::Probe),
@@ -106,6 +130,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::NewKey),
         1 => Just(Op::Invalidate),
         1 => Just(Op::Close),
+        1 => Just(Op::ShutDown),
         2 => Just(Op::Open),
         1 => Just(Op::Evict),
         2 => Just(Op::Settle),
@@ -151,8 +176,21 @@ struct Sent {
     version: Option<u64>,
 }
 
+/// A thread that looks into the cache.
+struct Looking {
+    thread: usize,
+    context: usize,
+    puts: Puts,
+    entry: Option<Arc<CacheEntry>>,
+}
+
 struct World {
+    fields: [EvaluationContext; CONTEXTS],
+    /// The canonical forms of the same contexts.
     contexts: Vec<CanonicalContext>,
+    /// Those of the threads. One of them has its contexts in the canonical form.
+    memos: RefCell<[Memo; THREADS]>,
+    looking: Vec<Looking>,
     in_flight: InFlightRequests,
     cache: Cache,
     epoch: Epoch,
@@ -185,8 +223,7 @@ fn pick<T>(items: &[T], number: usize) -> Option<usize> {
 }
 
 fn key(context: &CanonicalContext) -> ContextKey<'_> {
-    let context = context.as_bytes();
-    ContextKey { hash: canonical::hash(context), context }
+    ContextKey::new(context.as_bytes())
 }
 
 fn canonical(name: &str) -> CanonicalContext {
@@ -209,8 +246,13 @@ impl World {
     fn new(orderly: bool) -> Self {
         let epoch = Epoch::default();
         epoch.stream_opened(Instant::now() + NEVER_SILENT);
+        // The first two are equal for `==`.
+        let fields = [0.0, -0.0, 1.0].map(|value| EvaluationContext::default().with_custom_field("number", value));
         Self {
-            contexts: (0..CONTEXTS).map(|context| canonical(&format!("context {context}"))).collect(),
+            contexts: fields.iter().map(CanonicalContext::new).collect(),
+            fields,
+            memos: RefCell::default(),
+            looking: Vec::new(),
             in_flight: InFlightRequests::default(),
             // All contexts of the model, and one more.
             cache: Cache::new(CONTEXTS + 1, 1 << 16, FRESHNESS),
@@ -235,16 +277,21 @@ impl World {
 
     fn step(&mut self, op: Op) -> TestCaseResult {
         match op {
-            Op::Begin(context) => self.begin(context)?,
+            Op::Begin { context, thread } => self.begin(context, thread)?,
+            Op::Look { context, thread } => {
+                let (thread, puts) = (thread % THREADS, self.cache.puts());
+                self.looking.push(Looking { thread, context, puts, entry: None });
+            }
+            Op::LookOn(number) => self.look_on(number)?,
             Op::Join { evaluation, slow } => {
                 if let Some(position) = pick(&self.begun, evaluation) {
                     let evaluation = self.begun.remove(position);
                     self.join(evaluation, slow)?;
                 }
             }
-            Op::Evaluate(context) => {
+            Op::Evaluate { context, thread } => {
                 let before = self.begun.len();
-                self.begin(context)?;
+                self.begin(context, thread)?;
                 if self.begun.len() > before {
                     let evaluation = self.begun.remove(before);
                     self.join(evaluation, false)?;
@@ -293,6 +340,11 @@ impl World {
                 self.open = false;
                 self.epoch.stream_closed();
             }
+            Op::ShutDown => {
+                self.open = false;
+                self.epoch.stream_closed();
+                self.invalidate();
+            }
             Op::Open => {
                 // Events that the old stream did not deliver are lost.
                 self.unannounced = 0;
@@ -337,14 +389,78 @@ impl World {
         }
     }
 
-    fn begin(&mut self, context: usize) -> TestCaseResult {
+    /// Reads the memo of a thread, and otherwise the cache.
+    fn find(&self, context: usize, thread: usize, reading: EpochReading) -> Option<Arc<CacheEntry>> {
+        let memo = &mut self.memos.borrow_mut()[thread % THREADS];
+        let (view, canonical) = (self.view(context, thread), &self.contexts[context]);
+        memo.find(&self.cache, view, reading, self.now).or_else(|| {
+            let puts = self.cache.puts();
+            let entry = self.cache.fresh(&key(canonical), reading, self.now)?;
+            memo.found(&self.cache, puts, view, &entry);
+            Some(entry)
+        })
+    }
+
+    fn view(&self, context: usize, thread: usize) -> View<'_> {
+        if thread % THREADS == 0 {
+            View::Canonical(Canonical { bytes: self.contexts[context].as_bytes(), hash: None, left_out: None })
+        } else {
+            View::Fields(&self.fields[context])
+        }
+    }
+
+    /// Does the next step of a thread that looks into the cache.
+    fn look_on(&mut self, number: usize) -> TestCaseResult {
+        let Some(position) = pick(&self.looking, number) else { return Ok(()) };
+        let reading = self.epoch.read(self.now);
+        let Looking { thread, context, puts, entry } = self.looking.remove(position);
+        match entry {
+            None => {
+                let entry = self.cache.fresh(&key(&self.contexts[context]), reading, self.now);
+                if let Some(entry) = entry {
+                    let evaluation =
+                        Evaluation { context, reading, announced: self.announced, seen: self.seen[context] };
+                    self.answered(evaluation, &entry)?;
+                    self.looking.push(Looking { thread, context, puts, entry: Some(entry) });
+                }
+            }
+            Some(entry) => {
+                let memo = &mut self.memos.borrow_mut()[thread];
+                for _ in 0..2 {
+                    memo.found(&self.cache, puts, self.view(context, thread), &entry);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores an entry, while all threads read.
+    fn put(&self, entry: &Arc<CacheEntry>) -> TestCaseResult {
+        let context = self.contexts.iter().position(|known| known.as_bytes() == entry.context()).unwrap();
+        let reading = self.epoch.read(self.now);
+        let (seen, is_older) = (Cell::new(0), Cell::new(false));
+        self.cache.put_in_steps(entry, || {
+            // What one thread has seen, the next one sees as well. A thread remembers what it reads twice.
+            for thread in (0..THREADS).flat_map(|thread| [thread; 3]).chain(0..THREADS) {
+                if let Some(entry) = self.find(context, thread, reading) {
+                    let (_, version) = parts(&entry.flag_set);
+                    is_older.set(is_older.get() || version < seen.get() && self.orderly);
+                    seen.set(version);
+                }
+            }
+        });
+        prop_assert!(!is_older.get(), "a thread went back to version {} while an entry was stored", seen.get());
+        Ok(())
+    }
+
+    fn begin(&mut self, context: usize, thread: usize) -> TestCaseResult {
         let reading = self.epoch.read(self.now);
         let known = self.cache.get(self.contexts[context].as_bytes());
         // An entry that is too old counts as evicted; see `remember`.
         let aged = known.as_ref().is_some_and(|known| self.age(known) > Self::limit(reading));
         let seen = if aged { 0 } else { self.seen[context] };
         let evaluation = Evaluation { context, reading, announced: self.announced, seen };
-        match self.cache.fresh(&key(&self.contexts[context]), reading, self.now) {
+        match self.find(context, thread, reading) {
             Some(entry) => {
                 prop_assert!(self.age(&entry) <= Self::limit(reading), "a fresh answer is too old");
                 self.answered(evaluation, &entry)
@@ -498,8 +614,10 @@ impl World {
             }
             waiting.queued = false;
         }
-        let next =
-            self.in_flight.complete(request, outcome, |entry| self.cache.put(entry), || self.epoch.current(self.now));
+        let mut stored = Ok(());
+        let epoch = || self.epoch.current(self.now);
+        let next = self.in_flight.complete(request, outcome, |entry| stored = self.put(entry), epoch);
+        stored?;
         next.map_or(Ok(()), |next| self.spawn(next))
     }
 

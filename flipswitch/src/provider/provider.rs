@@ -15,10 +15,7 @@ use serde_json::{Map, Value};
 use time::OffsetDateTime;
 
 use crate::{
-    cache::{
-        entry::{CacheEntry, ContextKey},
-        epoch::EpochReading,
-    },
+    cache::{entry::CacheEntry, epoch::EpochReading},
     config::{ApiKey, BaseUrl, Config},
     context::{
         canonical::{self, Canonical, CanonicalContext},
@@ -276,42 +273,66 @@ impl FlipswitchProvider {
     }
 
     /// Returns fresh flags from memory, or what an evaluation needs.
+    #[inline]
     fn fresh(&self, context: impl IntoContext) -> Result<Flags, Box<Miss<'_>>> {
-        context.view(|view| match view {
-            View::Fields(context) => canonical::with_written(context, |canonical| self.fresh_canonical(canonical)),
-            View::Canonical(canonical) => self.fresh_canonical(canonical),
-        })
-    }
-
-    fn fresh_canonical(&self, canonical: Canonical<'_>) -> Result<Flags, Box<Miss<'_>>> {
-        let Canonical { bytes, hash, left_out } = canonical;
-        if let Some(error) = left_out.and_then(|left_out| self.report_left_out(left_out)) {
-            return Ok(Flags::invalid(error, CanonicalContext::from_bytes(bytes)));
-        }
-        match &self.handle.source {
+        context.view(|context| match &self.handle.source {
             Source::Service(Service { evaluator, .. }) => {
                 let now = Instant::now();
                 let reading = evaluator.epoch().read(now);
-                let key = ContextKey { hash: hash.unwrap_or_else(|| canonical::hash(bytes)), context: bytes };
-                match evaluator.fresh(&key, reading, now) {
+                match evaluator.remembered(context, reading, now) {
                     Some(entry) => Ok(Flags::fresh(entry)),
-                    None => Err(Box::new(Miss { context: CanonicalContext::from_bytes(bytes), reading, evaluator })),
+                    None => self.cached(evaluator, context, reading, now),
                 }
             }
-            Source::InMemory(in_memory) => {
-                let context = CanonicalContext::from_bytes(bytes);
-                let entry = Arc::new(CacheEntry::timeless(&context, in_memory.flag_set(&context)));
-                Ok(match &in_memory.reads {
-                    None => Flags::fresh(entry),
-                    Some(reads) => Flags::recorded(entry, canonical::decode(bytes), Arc::clone(reads)),
-                })
-            }
-        }
+            Source::InMemory(in_memory) => Ok(self.in_memory_flags(in_memory, context)),
+        })
     }
 
-    /// Counts and logs what is left out of a context. Returns an error if that is the targeting key.
+    /// Returns fresh flags from the cache, or what an evaluation needs.
+    fn cached<'a>(
+        &self,
+        evaluator: &'a Arc<Evaluator>,
+        context: View<'_>,
+        reading: EpochReading,
+        now: Instant,
+    ) -> Result<Flags, Box<Miss<'a>>> {
+        context.with_canonical(|canonical| {
+            if let Some(invalid) = self.report_left_out(canonical) {
+                return Ok(invalid);
+            }
+            match evaluator.fresh(context, canonical, reading, now) {
+                Some(entry) => Ok(Flags::fresh(entry)),
+                None => {
+                    let context = CanonicalContext::from_bytes(canonical.bytes);
+                    Err(Box::new(Miss { context, reading, evaluator }))
+                }
+            }
+        })
+    }
+
+    fn in_memory_flags(&self, in_memory: &InMemory, context: View<'_>) -> Flags {
+        context.with_canonical(|canonical| {
+            if let Some(invalid) = self.report_left_out(canonical) {
+                return invalid;
+            }
+            let context = CanonicalContext::from_bytes(canonical.bytes);
+            let entry = Arc::new(CacheEntry::timeless(&context, in_memory.flag_set(&context)));
+            match &in_memory.reads {
+                None => Flags::fresh(entry),
+                Some(reads) => Flags::recorded(entry, canonical::decode(canonical.bytes), Arc::clone(reads)),
+            }
+        })
+    }
+
+    /// Counts and logs what is left out of a context. Returns flags with an error if that is the targeting key.
+    #[inline]
+    fn report_left_out(&self, context: Canonical<'_>) -> Option<Flags> {
+        let error = self.left_out_error(context.left_out?)?;
+        Some(Flags::invalid(error, CanonicalContext::from_bytes(context.bytes)))
+    }
+
     #[cold]
-    fn report_left_out(&self, left_out: &LeftOut) -> Option<Error> {
+    fn left_out_error(&self, left_out: &LeftOut) -> Option<Error> {
         if left_out.is_first_report() {
             if let Source::Service(service) = &self.handle.source {
                 service.evaluator.counters().attributes_left_out.add(left_out.attributes().len() as u64);
