@@ -7,7 +7,8 @@ mod layer;
 pub mod testing;
 
 pub use flipswitch::{
-    self, EvaluationContext, FlipswitchProvider, InRequest, IntoContext, Lifespan, RequestScope, flags, http,
+    self, Context, EvaluationContext, FlipswitchProvider, InRequest, IntoContext, Lifespan, PreparedContext,
+    RequestScope, flags, http,
     integration::{Anonymous, AnonymousCookie, FlagKey, GateFlag, GateRule, Unknown},
     time,
 };
