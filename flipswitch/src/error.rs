@@ -19,8 +19,7 @@ pub(crate) type SharedError = Arc<dyn StdError + Send + Sync + 'static>;
 ///
 /// - [`Unauthorized`](Self::Unauthorized): only another API key helps; see
 ///   [`set_api_key`](crate::FlipswitchProvider::set_api_key).
-/// - [`InvalidContext`](Self::InvalidContext): the application builds a context that cannot be sent; fix what the text
-///   names.
+/// - [`InvalidContext`](Self::InvalidContext): the targeting key of the context cannot be sent; pass a shorter one.
 /// - [`Evaluation`](Self::Evaluation): the service rejects this context, for example because it has no targeting
 ///   key.
 /// - [`ShutDown`](Self::ShutDown): the application evaluates after it shut the provider down.
@@ -62,7 +61,8 @@ pub enum Error {
     /// The response is larger than 16 MiB.
     #[error("the response of the flag service is larger than 16 MiB")]
     TooLarge,
-    /// The evaluation context cannot be sent; the text names the field.
+    /// The targeting key of the context is too large to be sent: a context has 64 KiB at most. Attributes that cannot be
+    /// sent are left out instead; see [`Context`](crate::Context).
     #[error("invalid evaluation context: {0}")]
     InvalidContext(String),
     /// The queue of waiting requests is full, or the request waited in it for too long.
