@@ -22,7 +22,7 @@ pub use crate::provider::flags::FlagReads;
 /// Flag values in memory, and a provider that serves them.
 ///
 /// ```
-/// use flipswitch::{EvaluationContext, serde_json::json, testing::TestFlags};
+/// use flipswitch::{Context, serde_json::json, testing::TestFlags};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
@@ -30,15 +30,16 @@ pub use crate::provider::flags::FlagReads;
 /// flags.set_when("max-items", 100, |context| context.targeting_key.as_deref() == Some("alice"));
 ///
 /// // The tested code gets `flags.provider()`.
-/// let alice = EvaluationContext::default().with_targeting_key("alice");
+/// let alice = Context::user("alice");
 /// assert_eq!(flags.provider().flags(&alice).await.int("max-items", 1), 100);
 /// assert!(!flags.provider().flags(&alice).await.bool("new-checkout", true));
 ///
 /// flags.set("new-checkout", true);
 /// assert!(flags.provider().flags(&alice).await.bool("new-checkout", false));
 ///
-/// assert_eq!(flags.reads("new-checkout").count, 2);
-/// assert_eq!(flags.reads("new-checkout").contexts, [alice]);
+/// let reads = flags.reads("new-checkout");
+/// assert_eq!(reads.count, 2);
+/// assert_eq!(reads.contexts[0].targeting_key.as_deref(), Some("alice"));
 /// # }
 /// ```
 #[derive(Clone)]
@@ -104,7 +105,7 @@ impl TestFlags {
     /// Returns the reads of a flag so far, through [`Flags`](crate::Flags), extractors, gates or OpenFeature.
     ///
     /// Reads of all flags at once ([`iter`](crate::Flags::iter), [`to_json`](crate::Flags::to_json)) do not count, nor do
-    /// reads for a context that cannot be sent.
+    /// reads for a context whose targeting key cannot be sent.
     #[must_use]
     pub fn reads(&self, key: &str) -> FlagReads {
         self.reads.reads(key)
@@ -124,13 +125,13 @@ impl fmt::Debug for TestFlags {
 /// write a list of lists.
 ///
 /// ```
-/// use flipswitch::{FlipswitchProvider, serde_json::json, testing::combinations};
+/// use flipswitch::{Context, FlipswitchProvider, serde_json::json, testing::combinations};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// for flags in combinations(json!({"new-checkout": [false, true], "theme": ["light", "dark"]})) {
 ///     let provider = FlipswitchProvider::in_memory(flags.clone());
-///     let flags_of_all = provider.flags(&Default::default()).await;
+///     let flags_of_all = provider.flags(Context::anonymous()).await;
 ///     assert_eq!(flags_of_all.to_json(), flags, "with {flags}");
 /// }
 /// # }

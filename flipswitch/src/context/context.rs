@@ -115,12 +115,13 @@ impl Context {
     /// #[derive(Clone)]
     /// struct User {
     ///     name: String,
-    ///     flags: PreparedContext,
+    ///     context: PreparedContext,
     /// }
     ///
     /// // Once, when the user signs in.
-    /// let user = User { name: "Alice".to_owned(), flags: Context::user("user-123").with("plan", "premium").prepared() };
-    /// // In each request: `FlipswitchLayer::new(provider).with_user(|user: &User| user.flags.clone())`.
+    /// let context = Context::user("user-123").with("plan", "premium").prepared();
+    /// let user = User { name: "Alice".to_owned(), context };
+    /// // In each request: `FlipswitchLayer::new(provider).with_user(|user: &User| user.context.clone())`.
     /// ```
     #[must_use]
     pub fn prepared(self) -> PreparedContext {

@@ -72,7 +72,7 @@ plain_defaults! {
 /// documentation and visibility are kept. `#[cfg(..)]` on a single flag is not supported: put it on a `flags!` of its own.
 ///
 /// ```
-/// use flipswitch::{EvaluationContext, FlipswitchProvider, serde_json::json};
+/// use flipswitch::{Context, FlipswitchProvider, serde_json::json};
 ///
 /// flipswitch::flags! {
 ///     /// The checkout on one page.
@@ -86,7 +86,7 @@ plain_defaults! {
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// let provider = FlipswitchProvider::in_memory(json!({"new-checkout": true, "theme": "dark"}));
-/// let flags = provider.flags(&EvaluationContext::default()).await;
+/// let flags = provider.flags(Context::anonymous()).await;
 /// assert!(flags.get(NewCheckout));
 /// assert_eq!(flags.get(MaxItems), 10);
 /// assert_eq!(flags.get(Theme), "dark");
@@ -98,7 +98,7 @@ plain_defaults! {
 /// ```compile_fail,E0425
 /// # let provider = flipswitch::FlipswitchProvider::in_memory(Default::default());
 /// # tokio_test::block_on(async {
-/// # let flags = provider.flags(&Default::default()).await;
+/// # let flags = provider.flags(flipswitch::Context::anonymous()).await;
 /// flipswitch::flags! { NewCheckout: bool = "new-checkout", default false }
 /// flags.get(NewChekout);
 /// # });

@@ -159,14 +159,14 @@ impl FlipswitchProviderBuilder {
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), flipswitch::ConfigError> {
-    /// use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
+    /// use flipswitch::{Context, FlipswitchProvider, serde_json::json};
     ///
     /// // Nothing listens at this address.
     /// let provider = FlipswitchProvider::builder("my-key")
     ///     .base_url("http://127.0.0.1:9")
     ///     .bootstrap(json!({"checkout": true}))
     ///     .build()?;
-    /// let flags = provider.flags(&EvaluationContext::default()).await;
+    /// let flags = provider.flags(Context::anonymous()).await;
     /// assert!(flags.bool("checkout", false));
     /// assert!(flags.is_stale());
     /// # provider.shutdown().await;

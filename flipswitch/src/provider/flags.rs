@@ -27,11 +27,11 @@ use crate::{
 /// [`evaluation`](Self::evaluation) returns the reason.
 ///
 /// ```
-/// # use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
+/// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// let provider = FlipswitchProvider::in_memory(json!({"dark-mode": true, "theme": "blue", "limit": 10}));
-/// let flags = provider.flags(&EvaluationContext::default().with_targeting_key("user-123")).await;
+/// let flags = provider.flags(Context::user("user-123")).await;
 /// assert!(flags.bool("dark-mode", false));
 /// assert_eq!(flags.string("theme", "light"), "blue");
 /// assert_eq!(flags.int("limit", 3), 10);
@@ -134,7 +134,7 @@ impl Flags {
     /// Returns the flag `key` deserialized from its JSON value, or `default`.
     ///
     /// ```
-    /// # use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
+    /// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// #[derive(serde::Deserialize)]
@@ -144,7 +144,7 @@ impl Flags {
     /// }
     ///
     /// let provider = FlipswitchProvider::in_memory(json!({"limits": {"items": 20, "coupons": 2}}));
-    /// let flags = provider.flags(&EvaluationContext::default()).await;
+    /// let flags = provider.flags(Context::anonymous()).await;
     /// let limits = flags.object("limits", Limits { items: 10, coupons: 1 });
     /// assert_eq!((limits.items, limits.coupons), (20, 2));
     /// # }
@@ -170,11 +170,11 @@ impl Flags {
     /// why.
     ///
     /// ```
-    /// # use flipswitch::{FlagError, FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
+    /// # use flipswitch::{Context, FlagError, FlipswitchProvider, serde_json::json};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), FlagError> {
     /// let provider = FlipswitchProvider::in_memory(json!({"theme": "dark"}));
-    /// let flags = provider.flags(&EvaluationContext::default()).await;
+    /// let flags = provider.flags(Context::anonymous()).await;
     /// let theme = flags.evaluation("theme")?;
     /// assert_eq!((theme.as_str(), theme.reason.as_str()), (Some("dark"), "STATIC"));
     /// assert!(matches!(flags.evaluation("unknown"), Err(FlagError::NotFound)));
@@ -255,11 +255,11 @@ impl Flags {
     /// element or begin a comment.
     ///
     /// ```
-    /// # use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext, serde_json::json};
+    /// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// let provider = FlipswitchProvider::in_memory(json!({"banner": "</script>"}));
-    /// let flags = provider.flags(&EvaluationContext::default()).await;
+    /// let flags = provider.flags(Context::anonymous()).await;
     /// let page = format!("<script>const flags = {};</script>", flags.to_script_json());
     /// assert_eq!(page, r#"<script>const flags = {"banner":"\u003c/script\u003e"};</script>"#);
     /// # }

@@ -31,13 +31,12 @@ const MAX_CLIENT_CONTEXTS: usize = 8;
 /// parts of the request share one evaluation, also if they read at the same time.
 ///
 /// ```
-/// use flipswitch::{EvaluationContext, FlipswitchProvider, RequestScope, serde_json::json};
+/// use flipswitch::{Context, FlipswitchProvider, RequestScope, serde_json::json};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// let provider = FlipswitchProvider::in_memory(json!({"new-checkout": true}));
-/// let alice = EvaluationContext::default().with_targeting_key("alice");
-/// let scope = RequestScope::new(provider, alice);
+/// let scope = RequestScope::new(provider, Context::user("alice"));
 ///
 /// // Code that runs in the scope can find it without a parameter.
 /// let is_new = scope.run(async {

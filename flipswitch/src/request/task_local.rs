@@ -129,7 +129,7 @@ impl<F> fmt::Debug for Scoped<F> {
 /// that several requests share would evaluate for the request that polls it: carry it into one of them.
 ///
 /// ```
-/// use flipswitch::{EvaluationContext, FlipswitchProvider, InRequest, RequestScope, serde_json::json};
+/// use flipswitch::{Context, FlipswitchProvider, InRequest, RequestScope, serde_json::json};
 ///
 /// async fn handler() {
 ///     // Runs in a request, and so does the task that it spawns.
@@ -141,8 +141,7 @@ impl<F> fmt::Debug for Scoped<F> {
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// # let provider = FlipswitchProvider::in_memory(json!({}));
-/// # let alice = EvaluationContext::default().with_targeting_key("alice");
-/// # RequestScope::new(provider, alice).run(handler()).await;
+/// # RequestScope::new(provider, Context::user("alice")).run(handler()).await;
 /// # }
 /// ```
 pub trait InRequest: Future + Sized {
