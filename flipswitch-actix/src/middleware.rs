@@ -40,7 +40,7 @@ use pin_project_lite::pin_project;
 ///
 /// ```
 /// use actix_web::{App, HttpServer, web};
-/// use flipswitch_actix::{EvaluationContext, Flags, FlipswitchMiddleware, FlipswitchProvider};
+/// use flipswitch_actix::{Context, Flags, FlipswitchMiddleware, FlipswitchProvider};
 /// # use flipswitch_actix::flipswitch::serde_json::json;
 ///
 /// struct User {
@@ -54,11 +54,8 @@ use pin_project_lite::pin_project;
 ///
 /// let provider = FlipswitchProvider::in_memory(json!({"new-home": true}));
 /// let server = HttpServer::new(move || {
-///     let flags = FlipswitchMiddleware::new(provider.clone()).with_user(|user: &User| {
-///         EvaluationContext::default()
-///             .with_targeting_key(&user.id)
-///             .with_custom_field("plan", user.plan.as_str())
-///     });
+///     let flags = FlipswitchMiddleware::new(provider.clone())
+///         .with_user(|user: &User| Context::user(&user.id).with("plan", &user.plan));
 ///     App::new().wrap(flags).route("/", web::get().to(home))
 /// });
 /// ```
@@ -95,17 +92,17 @@ impl FlipswitchMiddleware {
 
     /// Sets a function that builds the context from the request: headers, cookies, extensions. Defaults to none.
     ///
-    /// Fields from [`with_user`](Self::with_user) take precedence. Clients can send any header: use only those that a trusted
-    /// proxy sets.
+    /// Attributes from [`with_user`](Self::with_user) take precedence. Clients can send any header: use only those that a
+    /// trusted proxy sets.
     ///
     /// ```
-    /// use flipswitch_actix::{EvaluationContext, FlipswitchMiddleware};
+    /// use flipswitch_actix::{Context, FlipswitchMiddleware};
     /// # use flipswitch_actix::{FlipswitchProvider, flipswitch::serde_json::json};
     ///
     /// # let provider = FlipswitchProvider::in_memory(json!({}));
     /// let middleware = FlipswitchMiddleware::new(provider).with_context(|request| {
     ///     let country = request.headers().get("x-country")?.to_str().ok()?;
-    ///     Some(EvaluationContext::default().with_custom_field("country", country))
+    ///     Some(Context::anonymous().with("country", country))
     /// });
     /// ```
     pub fn with_context<C>(self, context: impl Fn(&ServiceRequest) -> C + Send + Sync + 'static) -> Self
@@ -117,6 +114,26 @@ impl FlipswitchMiddleware {
 
     /// Sets a function that builds the context from the user, which another middleware puts into the extensions. Defaults to
     /// none.
+    ///
+    /// If the application keeps users in memory, for example in a cache of sessions, keep a
+    /// [`PreparedContext`](crate::PreparedContext) beside each user. It is then built once, and not in every request:
+    ///
+    /// ```
+    /// use flipswitch_actix::{Context, FlipswitchMiddleware, PreparedContext};
+    /// # use flipswitch_actix::{FlipswitchProvider, flipswitch::serde_json::json};
+    ///
+    /// struct User {
+    ///     name: String,
+    ///     context: PreparedContext,
+    /// }
+    ///
+    /// fn load(id: &str, name: String, plan: &str) -> User {
+    ///     User { name, context: Context::user(id).with("plan", plan).prepared() }
+    /// }
+    ///
+    /// # let provider = FlipswitchProvider::in_memory(json!({}));
+    /// let middleware = FlipswitchMiddleware::new(provider).with_user(|user: &User| user.context.clone());
+    /// ```
     pub fn with_user<U, C>(self, context: impl Fn(&U) -> C + Send + Sync + 'static) -> Self
     where
         U: 'static,

@@ -33,7 +33,7 @@ use tower_service::Service;
 ///
 /// ```
 /// use axum::{Extension, Router, routing::get};
-/// use flipswitch_axum::{EvaluationContext, Flags, FlipswitchLayer, FlipswitchProvider};
+/// use flipswitch_axum::{Context, Flags, FlipswitchLayer, FlipswitchProvider};
 /// # use flipswitch_axum::flipswitch::serde_json::json;
 ///
 /// #[derive(Clone)]
@@ -47,11 +47,7 @@ use tower_service::Service;
 /// }
 ///
 /// let provider = FlipswitchProvider::in_memory(json!({"new-home": true}));
-/// let flags = FlipswitchLayer::new(provider).with_user(|user: &User| {
-///     EvaluationContext::default()
-///         .with_targeting_key(&user.id)
-///         .with_custom_field("plan", user.plan.as_str())
-/// });
+/// let flags = FlipswitchLayer::new(provider).with_user(|user: &User| Context::user(&user.id).with("plan", &user.plan));
 /// # let authentication = Extension(User { id: "1".into(), plan: "free".into() });
 /// let app: Router = Router::new()
 ///     .route("/", get(home))
@@ -75,17 +71,17 @@ impl FlipswitchLayer {
 
     /// Sets a function that builds the context from the head of the request: headers, cookies, extensions. Defaults to none.
     ///
-    /// Fields from [`with_user`](Self::with_user) take precedence. Clients can send any header: use only those that a trusted
-    /// proxy sets.
+    /// Attributes from [`with_user`](Self::with_user) take precedence. Clients can send any header: use only those that a
+    /// trusted proxy sets.
     ///
     /// ```
-    /// use flipswitch_axum::{EvaluationContext, FlipswitchLayer};
+    /// use flipswitch_axum::{Context, FlipswitchLayer};
     /// # use flipswitch_axum::{FlipswitchProvider, flipswitch::serde_json::json};
     ///
     /// # let provider = FlipswitchProvider::in_memory(json!({}));
     /// let layer = FlipswitchLayer::new(provider).with_context(|parts| {
     ///     let country = parts.headers.get("x-country")?.to_str().ok()?;
-    ///     Some(EvaluationContext::default().with_custom_field("country", country))
+    ///     Some(Context::anonymous().with("country", country))
     /// });
     /// ```
     pub fn with_context<C: IntoContext>(self, context: impl Fn(&Parts) -> C + Send + Sync + 'static) -> Self {
@@ -94,6 +90,27 @@ impl FlipswitchLayer {
 
     /// Sets a function that builds the context from the user, which another layer puts into the extensions. Defaults to
     /// none.
+    ///
+    /// If the application keeps users in memory, for example in a cache of sessions, keep a
+    /// [`PreparedContext`](crate::PreparedContext) beside each user. It is then built once, and not in every request:
+    ///
+    /// ```
+    /// use flipswitch_axum::{Context, FlipswitchLayer, PreparedContext};
+    /// # use flipswitch_axum::{FlipswitchProvider, flipswitch::serde_json::json};
+    ///
+    /// #[derive(Clone)]
+    /// struct User {
+    ///     name: String,
+    ///     context: PreparedContext,
+    /// }
+    ///
+    /// fn load(id: &str, name: String, plan: &str) -> User {
+    ///     User { name, context: Context::user(id).with("plan", plan).prepared() }
+    /// }
+    ///
+    /// # let provider = FlipswitchProvider::in_memory(json!({}));
+    /// let layer = FlipswitchLayer::new(provider).with_user(|user: &User| user.context.clone());
+    /// ```
     pub fn with_user<U: RequestExtension, C: IntoContext>(
         self,
         context: impl Fn(&U) -> C + Send + Sync + 'static,
