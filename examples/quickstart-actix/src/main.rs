@@ -4,7 +4,7 @@
 use std::error::Error;
 
 use actix_web::{App, HttpServer, Responder, dev::ServiceRequest, web};
-use flipswitch_actix::{EvaluationContext, Flag, FlagGate, Flags, FlipswitchMiddleware, FlipswitchProvider, Lifespan};
+use flipswitch_actix::{Context, Flag, FlagGate, Flags, FlipswitchMiddleware, FlipswitchProvider, Lifespan};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -52,15 +52,12 @@ struct User {
     plan: Option<String>,
 }
 
-/// Builds the evaluation context from the user of a request. The user is in the query here, for simplicity. A real
-/// application takes it from a session or token, and uses `with_user`.
-fn user(request: &ServiceRequest) -> Option<EvaluationContext> {
+/// Builds the context from the user of a request. The user is in the query here, for simplicity. A real application takes
+/// it from a session or token, and uses `with_user`.
+fn user(request: &ServiceRequest) -> Option<Context> {
     let web::Query(User { user_id, plan }) = web::Query::from_query(request.query_string()).ok()?;
-    let context = EvaluationContext::default().with_targeting_key(user_id);
-    Some(match plan {
-        Some(plan) => context.with_custom_field("plan", plan),
-        None => context,
-    })
+    // Without a plan, the context has no such attribute.
+    Some(Context::user(user_id).with("plan", plan))
 }
 
 /// Reads a declared flag.

@@ -4,7 +4,7 @@
 use std::error::Error;
 
 use axum::{Json, Router, extract::Query, http::request::Parts, routing::get};
-use flipswitch_axum::{EvaluationContext, Flag, FlagGate, Flags, FlipswitchLayer, FlipswitchProvider, Lifespan};
+use flipswitch_axum::{Context, Flag, FlagGate, Flags, FlipswitchLayer, FlipswitchProvider, Lifespan};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -47,15 +47,12 @@ struct User {
     plan: Option<String>,
 }
 
-/// Builds the evaluation context from the user of a request. The user is in the query here, for simplicity. A real
-/// application takes it from a session or token, and uses `with_user`.
-fn user(parts: &Parts) -> Option<EvaluationContext> {
+/// Builds the context from the user of a request. The user is in the query here, for simplicity. A real application takes
+/// it from a session or token, and uses `with_user`.
+fn user(parts: &Parts) -> Option<Context> {
     let Query(User { user_id, plan }) = Query::try_from_uri(&parts.uri).ok()?;
-    let context = EvaluationContext::default().with_targeting_key(user_id);
-    Some(match plan {
-        Some(plan) => context.with_custom_field("plan", plan),
-        None => context,
-    })
+    // Without a plan, the context has no such attribute.
+    Some(Context::user(user_id).with("plan", plan))
 }
 
 /// Reads a declared flag.

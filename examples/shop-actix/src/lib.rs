@@ -10,7 +10,7 @@ use actix_web::{
     http::StatusCode,
     web::{self, Form, Html, Redirect, ServiceConfig},
 };
-use flipswitch_actix::{Anonymous, EvaluationContext, Flag, FlagGate, Flags, FlipswitchMiddleware, FlipswitchProvider};
+use flipswitch_actix::{Anonymous, Context, Flag, FlagGate, Flags, FlipswitchMiddleware, FlipswitchProvider};
 use shop_common::{Login, User};
 
 flipswitch_actix::flags! {
@@ -66,10 +66,10 @@ pub fn app(provider: FlipswitchProvider, key: Key) -> impl FnOnce(&mut ServiceCo
     }
 }
 
-/// Builds the evaluation context of a user. It has the attributes that rules use, and no others: every distinct context is
-/// evaluated separately.
-fn context(user: &User) -> EvaluationContext {
-    EvaluationContext::default().with_targeting_key(user.id).with_custom_field("plan", user.plan)
+/// Builds the context of a user. It has the attributes that rules use, and no others: every distinct context is evaluated
+/// separately.
+fn context(user: &User) -> Context {
+    Context::user(user.id).with("plan", user.plan)
 }
 
 async fn home(identity: Option<Identity>, flags: Flags) -> Html {

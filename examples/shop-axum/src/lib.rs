@@ -10,7 +10,7 @@ use axum::{
     routing::{get, post},
 };
 use axum_login::{AuthManagerLayerBuilder, AuthSession, AuthUser, AuthnBackend};
-use flipswitch_axum::{Anonymous, EvaluationContext, Flag, FlagGate, Flags, FlipswitchLayer, FlipswitchProvider};
+use flipswitch_axum::{Anonymous, Context, Flag, FlagGate, Flags, FlipswitchLayer, FlipswitchProvider};
 use shop_common::{Login, User};
 use tower_sessions::{MemoryStore, SessionManagerLayer, cookie::SameSite};
 
@@ -66,10 +66,10 @@ pub fn app(provider: FlipswitchProvider) -> Router {
         .route_service("/health/flags", flipswitch_axum::health(provider))
 }
 
-/// Builds the evaluation context of a user. It has the attributes that rules use, and no others: every distinct context is
-/// evaluated separately.
-fn context(user: &User) -> EvaluationContext {
-    EvaluationContext::default().with_targeting_key(user.id).with_custom_field("plan", user.plan)
+/// Builds the context of a user. It has the attributes that rules use, and no others: every distinct context is evaluated
+/// separately.
+fn context(user: &User) -> Context {
+    Context::user(user.id).with("plan", user.plan)
 }
 
 async fn home(session: Session, flags: Flags) -> Html<String> {

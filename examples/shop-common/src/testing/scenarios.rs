@@ -1,7 +1,7 @@
 //! The scenarios, which pass in both shops.
 
 use flipswitch::{
-    EvaluationContext,
+    Context,
     serde_json::{Value, json},
 };
 use futures_util::future::join_all;
@@ -282,6 +282,5 @@ fn is_for(page: &str, name: &str) -> bool {
 /// Returns the flags of a user from the provider.
 async fn flags_of(shop: &Shop, name: &str) -> Value {
     let user = User::named(name).unwrap();
-    let context = EvaluationContext::default().with_targeting_key(user.id).with_custom_field("plan", user.plan);
-    shop.provider.flags(&context).await.to_json()
+    shop.provider.flags(Context::user(user.id).with("plan", user.plan)).await.to_json()
 }
