@@ -17,14 +17,13 @@ use crate::{
 const MAX_FIELDS: usize = 16;
 const MAX_BYTES: usize = 1 << 10;
 
-/// So many hits are followed by one that the cache answers, which must notice that the entry is in use.
-const HITS: u8 = 63;
-
 /// The last flag set of a thread, for when its context is evaluated again.
 ///
 /// A hit writes, hashes and locks nothing. The entry is a copy of this thread, so that threads do not share a counter of
-/// references. Every entry that enters the cache ends all memos, so no thread returns an older flag set after another thread
-/// returned a newer one.
+/// references.
+///
+/// Every entry that enters the cache ends all memos. No thread therefore returns an older flag set after another thread
+/// returned a newer one. The cache, which evicts entries when others enter, thereby notices that an entry is in use.
 #[derive(Default)]
 pub(crate) struct Memo {
     remembered: Option<Remembered>,
@@ -43,7 +42,6 @@ struct Remembered {
     entry: Arc<CacheEntry>,
     /// The context, if it was evaluated without its canonical form.
     fields: Option<EvaluationContext>,
-    hits: u8,
 }
 
 thread_local! {
@@ -64,7 +62,7 @@ impl Memo {
         reading: EpochReading,
         now: Instant,
     ) -> Option<Arc<CacheEntry>> {
-        let remembered = self.remembered.as_mut()?;
+        let remembered = self.remembered.as_ref()?;
         let is_alike = match context {
             View::Fields(context) => {
                 remembered.fields.as_ref().is_some_and(|remembered| is_written_alike(context, remembered))
@@ -79,11 +77,6 @@ impl Memo {
             self.remembered = None;
             return None;
         }
-        if remembered.hits == 0 {
-            remembered.hits = HITS;
-            return None;
-        }
-        remembered.hits -= 1;
         Some(Arc::clone(&remembered.entry))
     }
 
@@ -115,7 +108,123 @@ impl Memo {
             original: address,
             entry: Arc::new(CacheEntry::clone(entry)),
             fields: fields.cloned(),
-            hits: HITS,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use open_feature::EvaluationContextFieldValue;
+    use serde_json::json;
+    use time::OffsetDateTime;
+
+    use super::*;
+    use crate::{
+        cache::entry::Freshness,
+        context::{
+            canonical::{Canonical, CanonicalContext, ContextKey},
+            left_out::{LeftOut, Unsendable},
+        },
+        flags::flag_set::FlagSet,
+    };
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+    const READING: EpochReading = EpochReading { epoch: 0, streaming: true };
+
+    fn cache(contexts: usize) -> Cache {
+        Cache::new(contexts, 256 << 20, Freshness { streaming: HOUR, polling: HOUR, max_stale: HOUR })
+    }
+
+    fn put(cache: &Cache, context: &CanonicalContext) {
+        let values = json!({"on": true}).as_object().unwrap().clone();
+        cache.put(&Arc::new(CacheEntry::timeless(context, Arc::new(FlagSet::of_values(values, "STATIC")))));
+    }
+
+    /// Evaluates a context that is cached. Returns whether it was remembered.
+    fn read(memo: &mut Memo, cache: &Cache, canonical: &CanonicalContext, view: View<'_>) -> bool {
+        let now = Instant::now();
+        let remembered = memo.find(cache, view, READING, now);
+        if let Some(entry) = &remembered {
+            assert_eq!(entry.context(), canonical.as_bytes());
+            return true;
+        }
+        let puts = cache.puts();
+        let entry = cache.fresh(&ContextKey::new(canonical.as_bytes()), READING, now).expect("it is cached");
+        memo.found(cache, puts, view, &entry);
+        false
+    }
+
+    fn context(value: impl Into<EvaluationContextFieldValue>) -> (EvaluationContext, CanonicalContext) {
+        let context = EvaluationContext::default().with_custom_field("field", value);
+        let canonical = CanonicalContext::new(&context);
+        (context, canonical)
+    }
+
+    fn view(canonical: &CanonicalContext) -> View<'_> {
+        View::Canonical(Canonical { bytes: canonical.as_bytes(), hash: None, left_out: None })
+    }
+
+    #[test]
+    fn a_context_is_remembered_when_it_is_found_again() {
+        let (cache, mut memo) = (cache(10), Memo::default());
+        let (fields, canonical) = context("x");
+        put(&cache, &canonical);
+        let mut read = |view| read(&mut memo, &cache, &canonical, view);
+        assert_eq!([0; 4].map(|_| read(View::Fields(&fields))), [false, false, true, true]);
+        assert_eq!([0; 2].map(|_| read(view(&canonical))), [true, true], "the same context in another form");
+        put(&cache, &context("y").1);
+        assert_eq!([0; 2].map(|_| read(view(&canonical))), [false, true], "it was found before");
+        assert_eq!([0; 2].map(|_| read(View::Fields(&fields))), [false, true], "it has other fields");
+    }
+
+    #[test]
+    fn contexts_in_turns_and_those_of_another_cache_are_not_remembered() {
+        let (cache, other, mut memo) = (cache(10), cache(10), Memo::default());
+        let (one, two) = (context("x").1, context("y").1);
+        for canonical in [&one, &two, &one, &two] {
+            put(&cache, canonical);
+            assert!(!read(&mut memo, &cache, canonical, view(canonical)));
+        }
+        put(&other, &one);
+        for _ in 0..2 {
+            read(&mut memo, &cache, &one, view(&one));
+        }
+        assert!(read(&mut memo, &cache, &one, view(&one)));
+        assert!(!read(&mut memo, &other, &one, view(&one)));
+    }
+
+    #[test]
+    fn what_cannot_be_compared_or_must_be_reported_is_not_remembered() {
+        let mut left_out = LeftOut::default();
+        left_out.add("odd", Unsendable::Opaque);
+        let (cache, mut memo) = (cache(10), Memo::default());
+        let structure = EvaluationContextFieldValue::new_struct(json!([1]));
+        for (fields, canonical) in [context(OffsetDateTime::UNIX_EPOCH), context(structure), context("x".repeat(2_000))]
+        {
+            put(&cache, &canonical);
+            for _ in 0..4 {
+                assert!(!read(&mut memo, &cache, &canonical, View::Fields(&fields)), "{fields:?}");
+            }
+        }
+        let (_, canonical) = context("x");
+        put(&cache, &canonical);
+        assert_eq!([0; 3].map(|_| read(&mut memo, &cache, &canonical, view(&canonical))), [false, false, true]);
+        let unreported = Canonical { bytes: canonical.as_bytes(), hash: None, left_out: Some(&left_out) };
+        assert!(memo.find(&cache, View::Canonical(unreported), READING, Instant::now()).is_none());
+    }
+
+    #[test]
+    fn a_context_in_use_is_not_evicted() {
+        let (cache, mut memo) = (cache(100), Memo::default());
+        let (_, canonical) = context("in use");
+        put(&cache, &canonical);
+        for number in 0..10_000 {
+            for _ in 0..5 {
+                read(&mut memo, &cache, &canonical, view(&canonical));
+            }
+            put(&cache, &context(number).1);
+        }
     }
 }

@@ -14,7 +14,11 @@ use std::{
 };
 
 use open_feature::EvaluationContext;
-use proptest::{collection::vec, prelude::*, test_runner::TestCaseResult};
+use proptest::{
+    collection::vec,
+    prelude::*,
+    test_runner::{TestCaseError, TestCaseResult},
+};
 use serde_json::{Map, Value, json};
 use tokio_test::task::{self, Spawn};
 
@@ -22,7 +26,7 @@ use crate::{
     cache::cache::Cache,
     cache::entry::{CacheEntry, Freshness},
     cache::epoch::{ECHO_WINDOW, Epoch, EpochReading, is_in_echo_window},
-    cache::{cache::Puts, memo::Memo},
+    cache::memo::Memo,
     context::canonical::{Canonical, CanonicalContext, ContextKey},
     context::into_context::View,
     error::Error,
@@ -52,13 +56,6 @@ enum Op {
         context: usize,
         thread: usize,
     },
-    /// A thread that looks into the cache has read its state, and does the next step at `Op::LookOn`.
-    Look {
-        context: usize,
-        thread: usize,
-    },
-    /// A thread reads the entry, or takes note of the one that it has read.
-    LookOn(usize),
     /// An evaluation that found nothing joins a request. A slow one gets the outcome only at `Op::Poll`.
     Join {
         evaluation: usize,
@@ -114,8 +111,6 @@ fn op() -> impl Strategy<Value = Op> {
     let context = || prop_oneof![3 => Just(0), 1 => 0..CONTEXTS];
     prop_oneof![
         3 => (context(), number()).prop_map(|(context, thread)| Op::Begin { context, thread }),
-        1 => (context(), number()).prop_map(|(context, thread)| Op::Look { context, thread }),
-        2 => number().prop_map(Op::LookOn),
         3 => (number(), any::<bool>()).prop_map(|(evaluation, slow)| Op::Join { evaluation, slow }),
         6 => (context(), number()).prop_map(|(context, thread)| Op::Evaluate { context, thread }),
         2 => number().prop_map(Op::Poll),
@@ -176,21 +171,12 @@ struct Sent {
     version: Option<u64>,
 }
 
-/// A thread that looks into the cache.
-struct Looking {
-    thread: usize,
-    context: usize,
-    puts: Puts,
-    entry: Option<Arc<CacheEntry>>,
-}
-
 struct World {
     fields: [EvaluationContext; CONTEXTS],
     /// The canonical forms of the same contexts.
     contexts: Vec<CanonicalContext>,
     /// Those of the threads. One of them has its contexts in the canonical form.
     memos: RefCell<[Memo; THREADS]>,
-    looking: Vec<Looking>,
     in_flight: InFlightRequests,
     cache: Cache,
     epoch: Epoch,
@@ -252,7 +238,6 @@ impl World {
             contexts: fields.iter().map(CanonicalContext::new).collect(),
             fields,
             memos: RefCell::default(),
-            looking: Vec::new(),
             in_flight: InFlightRequests::default(),
             // All contexts of the model, and one more.
             cache: Cache::new(CONTEXTS + 1, 1 << 16, FRESHNESS),
@@ -278,11 +263,6 @@ impl World {
     fn step(&mut self, op: Op) -> TestCaseResult {
         match op {
             Op::Begin { context, thread } => self.begin(context, thread)?,
-            Op::Look { context, thread } => {
-                let (thread, puts) = (thread % THREADS, self.cache.puts());
-                self.looking.push(Looking { thread, context, puts, entry: None });
-            }
-            Op::LookOn(number) => self.look_on(number)?,
             Op::Join { evaluation, slow } => {
                 if let Some(position) = pick(&self.begun, evaluation) {
                     let evaluation = self.begun.remove(position);
@@ -409,48 +389,43 @@ impl World {
         }
     }
 
-    /// Does the next step of a thread that looks into the cache.
-    fn look_on(&mut self, number: usize) -> TestCaseResult {
-        let Some(position) = pick(&self.looking, number) else { return Ok(()) };
-        let reading = self.epoch.read(self.now);
-        let Looking { thread, context, puts, entry } = self.looking.remove(position);
-        match entry {
-            None => {
-                let entry = self.cache.fresh(&key(&self.contexts[context]), reading, self.now);
-                if let Some(entry) = entry {
-                    let evaluation =
-                        Evaluation { context, reading, announced: self.announced, seen: self.seen[context] };
-                    self.answered(evaluation, &entry)?;
-                    self.looking.push(Looking { thread, context, puts, entry: Some(entry) });
-                }
-            }
-            Some(entry) => {
-                let memo = &mut self.memos.borrow_mut()[thread];
-                for _ in 0..2 {
-                    memo.found(&self.cache, puts, self.view(context, thread), &entry);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Stores an entry, while all threads read.
-    fn put(&self, entry: &Arc<CacheEntry>) -> TestCaseResult {
+    /// Stores an entry, while all threads read. Returns the version that they read last.
+    fn put(&self, entry: &Arc<CacheEntry>) -> Result<u64, TestCaseError> {
         let context = self.contexts.iter().position(|known| known.as_bytes() == entry.context()).unwrap();
         let reading = self.epoch.read(self.now);
+        let find = || self.cache.fresh(&key(&self.contexts[context]), reading, self.now);
         let (seen, is_older) = (Cell::new(0), Cell::new(false));
-        self.cache.put_in_steps(entry, || {
-            // What one thread has seen, the next one sees as well. A thread remembers what it reads twice.
-            for thread in (0..THREADS).flat_map(|thread| [thread; 3]).chain(0..THREADS) {
-                if let Some(entry) = self.find(context, thread, reading) {
-                    let (_, version) = parts(&entry.flag_set);
-                    is_older.set(is_older.get() || version < seen.get() && self.orderly);
-                    seen.set(version);
-                }
+        let read = |entry: Option<Arc<CacheEntry>>| {
+            if let Some(entry) = entry {
+                let (_, version) = parts(&entry.flag_set);
+                is_older.set(is_older.get() || version < seen.get());
+                seen.set(version);
             }
+        };
+        let states = RefCell::new(vec![self.cache.puts()]);
+        let found = RefCell::new(vec![(states.borrow()[0], find())]);
+        self.cache.put_in_steps(entry, || {
+            // A thread without a memo, and the others twice, so that they remember it. Each knows what the one before read.
+            read(find());
+            for thread in (0..THREADS).chain(0..THREADS) {
+                read(self.find(context, thread, reading));
+            }
+            states.borrow_mut().push(self.cache.puts());
+            found.borrow_mut().extend(states.borrow().iter().map(|puts| (*puts, find())));
         });
-        prop_assert!(!is_older.get(), "a thread went back to version {} while an entry was stored", seen.get());
-        Ok(())
+        read(find());
+        // Threads that are slow take note only now of what they have found.
+        for (puts, entry) in found.into_inner() {
+            let Some(entry) = entry else { continue };
+            for thread in 0..THREADS {
+                for _ in 0..2 {
+                    self.memos.borrow_mut()[thread].found(&self.cache, puts, self.view(context, thread), &entry);
+                }
+                read(self.find(context, thread, reading));
+            }
+        }
+        prop_assert!(!is_older.get() || !self.orderly, "version {} after a newer one was stored", seen.get());
+        Ok(seen.get())
     }
 
     fn begin(&mut self, context: usize, thread: usize) -> TestCaseResult {
@@ -614,10 +589,10 @@ impl World {
             }
             waiting.queued = false;
         }
-        let mut stored = Ok(());
+        let mut seen = Ok(0);
         let epoch = || self.epoch.current(self.now);
-        let next = self.in_flight.complete(request, outcome, |entry| stored = self.put(entry), epoch);
-        stored?;
+        let next = self.in_flight.complete(request, outcome, |entry| seen = self.put(entry), epoch);
+        self.seen[context] = self.seen[context].max(seen?);
         next.map_or(Ok(()), |next| self.spawn(next))
     }
 
