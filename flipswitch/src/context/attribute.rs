@@ -1,6 +1,6 @@
 //! What an attribute of a context can be.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use open_feature::{EvaluationContextFieldValue, StructValue, Value as FeatureValue};
 use serde_json::{Map, Value as Json};
@@ -11,7 +11,8 @@ use crate::context::{canonical, left_out::Unsendable};
 /// Value of an attribute: a type that [`Context::with`](crate::Context::with) takes.
 ///
 /// Texts, booleans, numbers, dates, lists, the structures of `serde_json` and of OpenFeature, references to all of these, and
-/// an `Option` of them, of which `None` is no attribute.
+/// an `Option` of them, of which `None` is no attribute, and no element of a list. A list or structure with a number that
+/// cannot be sent is left out as a whole.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be an attribute of a context",
     label = "not a text, boolean, number, date, list or JSON value",
@@ -36,6 +37,12 @@ impl<T: AttributeValue + ?Sized> AttributeValue for &T {
 impl<T: AttributeValue> AttributeValue for Option<T> {
     fn write(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
         self.as_ref().ok_or(Unsendable::Absent)?.write(body)
+    }
+}
+
+impl<T: AttributeValue + ?Sized> AttributeValue for Arc<T> {
+    fn write(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
+        (**self).write(body)
     }
 }
 

@@ -298,7 +298,7 @@ fn map<'a, V: 'a>(
     Ok(())
 }
 
-/// Writes a list, given how to write an element.
+/// Writes a list, given how to write an element. Elements that are absent are left out.
 pub(crate) fn list<V>(
     values: &[V],
     body: &mut Vec<u8>,
@@ -306,8 +306,11 @@ pub(crate) fn list<V>(
 ) -> Result<(), Unsendable> {
     body.push(b'[');
     for value in values {
-        write(value, body)?;
-        body.push(b',');
+        match write(value, body) {
+            Ok(()) => body.push(b','),
+            Err(Unsendable::Absent) => {}
+            Err(reason) => return Err(reason),
+        }
     }
     close(b']', body);
     Ok(())

@@ -61,9 +61,9 @@ struct Written {
 impl Context {
     /// Creates the context of a user or another subject, such as an organization.
     ///
-    /// `targeting_key` identifies it: the same key has the same variants of a flag. A key over 64 KiB cannot be sent: an
-    /// evaluation then returns defaults, and [`Flags::error`](crate::Flags::error) returns
-    /// [`Error::InvalidContext`](crate::Error::InvalidContext).
+    /// `targeting_key` identifies it: the same key has the same variants of a flag. For a number or a UUID, pass
+    /// `id.to_string()`. A key over 64 KiB cannot be sent: an evaluation then returns defaults, and
+    /// [`Flags::error`](crate::Flags::error) returns [`Error::InvalidContext`](crate::Error::InvalidContext).
     #[must_use]
     pub fn user(targeting_key: impl AsRef<str>) -> Self {
         let mut written = Written::new(Vec::with_capacity(ROOM));
@@ -106,8 +106,9 @@ impl Context {
         Self(Repr::Written(written))
     }
 
-    /// Prepares the context for frequent use, for example beside the user in a session or a cache. A clone of the result is
-    /// cheap, and an evaluation need not compute its hash.
+    /// Prepares the context for frequent use, for example beside the user in a cache of sessions. A clone of the result is
+    /// cheap, and an evaluation need not compute its hash. To add an attribute, convert it back:
+    /// `Context::from(prepared).with(..)`.
     ///
     /// ```
     /// use flipswitch::{Context, PreparedContext};
@@ -394,8 +395,12 @@ mod tests {
 
     #[test]
     fn attributes_are_written_in_the_order_of_their_names() {
-        let context =
-            Context::user("u").with("b", "x").with("d", 1).with("a", true).with("c", [1.5, -0.0]).with("b", "y");
+        let context = Context::user("u")
+            .with("b", "x")
+            .with("d", 1)
+            .with("a", true)
+            .with("c", [Some(1.5), None, Some(-0.0)])
+            .with("b", "y");
         assert_eq!(text(&context), r#"{"context":{"targetingKey":"u","a":true,"b":"y","c":[1.5,-0.0],"d":1}}"#);
         assert_eq!(text(&Context::anonymous().with("", "").with("a", "")), r#"{"context":{"":"","a":""}}"#);
         assert_eq!(

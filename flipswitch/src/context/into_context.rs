@@ -10,8 +10,8 @@ use crate::context::{
 /// Types that an evaluation takes as its context, and that functions for the context of a request return: a [`Context`], a
 /// [`PreparedContext`], an [`EvaluationContext`], references to them, and an `Option` of them.
 ///
-/// `None` has no part in the context of a request, for example because a session has no user. An evaluation for it is
-/// anonymous. A type of the application can implement the trait as well:
+/// `None` has no part in the context of a request, for example because a session has no user. If a function for the context of
+/// a request panics, that counts as `None`, and a warning is logged once. An evaluation for `None` is anonymous. A type of the application can implement the trait as well:
 ///
 /// ```
 /// use flipswitch::{Context, IntoContext};
