@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod cache;
+mod clock;
 mod config;
 mod context;
 mod error;

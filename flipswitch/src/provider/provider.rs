@@ -16,6 +16,7 @@ use time::OffsetDateTime;
 
 use crate::{
     cache::{entry::CacheEntry, epoch::EpochReading},
+    clock::coarse_now,
     config::{ApiKey, BaseUrl, Config},
     context::{
         canonical::{self, Canonical, CanonicalContext},
@@ -277,7 +278,7 @@ impl FlipswitchProvider {
     fn fresh(&self, context: impl IntoContext) -> Result<Flags, Box<Miss<'_>>> {
         context.view(|context| match &self.handle.source {
             Source::Service(Service { evaluator, .. }) => {
-                let now = Instant::now();
+                let now = coarse_now();
                 let reading = evaluator.epoch().read(now);
                 match evaluator.remembered(context, reading, now) {
                     Some(entry) => Ok(Flags::fresh(entry)),
