@@ -27,6 +27,8 @@ pub(crate) const TARGETING_KEY: &str = "targetingKey";
 pub(crate) const PREFIX: &[u8] = br#"{"context":{"#;
 /// What is behind the fields of a context.
 pub(crate) const SUFFIX: &[u8] = b"}}";
+/// A context without fields.
+pub(crate) const EMPTY: &[u8] = br#"{"context":{}}"#;
 
 /// Writes the canonical form of a context to an empty buffer. Returns what is left out, if anything is.
 pub(crate) fn write(context: &EvaluationContext, body: &mut Vec<u8>) -> Option<LeftOut> {

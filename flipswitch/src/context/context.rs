@@ -6,7 +6,7 @@ use open_feature::EvaluationContext;
 
 use crate::context::{
     attribute::AttributeValue,
-    canonical::{self, Canonical, PREFIX, SUFFIX, TARGETING_KEY},
+    canonical::{self, Canonical, EMPTY, PREFIX, SUFFIX, TARGETING_KEY},
     fields,
     left_out::{LeftOut, MAX_BYTES, Unsendable},
 };
@@ -49,7 +49,7 @@ const ROOM: usize = 256;
 
 #[derive(Clone)]
 struct Written {
-    /// Complete JSON at any time.
+    /// Complete JSON at any time. Empty without fields, which most requests of a site may be.
     body: Vec<u8>,
     /// Where the name of the last attribute is, if it has no escapes. Empty without attributes.
     last_name: Option<(usize, usize)>,
@@ -79,7 +79,7 @@ impl Context {
     /// Creates a context without a targeting key. All users with the same attributes share it.
     #[must_use]
     pub fn anonymous() -> Self {
-        Self(Repr::Written(Written::empty()))
+        Self(Repr::Written(Written::new(Vec::new())))
     }
 
     /// Adds an attribute. Of two attributes with the same name, the later one counts.
@@ -131,8 +131,12 @@ impl Context {
             Repr::Written(written) => written,
         };
         written.arrange();
-        let hash = canonical::hash(&written.body);
-        PreparedContext(Arc::new(Prepared { body: written.body.into(), hash, left_out: written.left_out }))
+        let Canonical { bytes, .. } = written.canonical();
+        PreparedContext(Arc::new(Prepared {
+            body: bytes.into(),
+            hash: canonical::hash(bytes),
+            left_out: written.left_out,
+        }))
     }
 
     /// Calls a function with the canonical form.
@@ -276,15 +280,9 @@ impl Written {
         Self { body, last_name: Some((0, 0)), is_canonical: true, left_out: None }
     }
 
-    fn empty() -> Self {
-        let mut body = Vec::with_capacity(ROOM);
-        body.extend_from_slice(PREFIX);
-        body.extend_from_slice(SUFFIX);
-        Self::new(body)
-    }
-
     fn canonical(&self) -> Canonical<'_> {
-        Canonical { bytes: &self.body, hash: None, left_out: self.left_out.as_deref() }
+        let bytes = if self.body.is_empty() { EMPTY } else { &self.body };
+        Canonical { bytes, hash: None, left_out: self.left_out.as_deref() }
     }
 
     fn left_out(&mut self) -> &mut LeftOut {
@@ -300,6 +298,10 @@ impl Written {
             return;
         }
         let Self { body, last_name, .. } = self;
+        if body.is_empty() {
+            body.reserve(ROOM);
+            body.extend_from_slice(EMPTY);
+        }
         let end = body.len() - SUFFIX.len();
         let last = last_name.map(|(start, end)| body.get(start..end).unwrap_or_default());
         let is_next = self.is_canonical
