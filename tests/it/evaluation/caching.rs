@@ -9,7 +9,7 @@ use std::{
 };
 
 use flipswitch::{
-    ConnectionStatus, FlagEvaluation, FlipswitchProvider,
+    ConnectionStatus, Context, FlagEvaluation, Flags, FlipswitchProvider,
     serde_json::{Map, json},
 };
 use flipswitch_local::LocalServer;
@@ -45,8 +45,12 @@ async fn reading_a_flag_allocates_nothing() {
     assert_eq!(allocations(&mut || assert!(flags.float("float", 0.0) > 0.4)), 0);
     assert_eq!(allocations(&mut || assert_eq!(flags.string("string", ""), "text")), 0);
     assert_eq!(allocations(&mut || assert!(!flags.bool("unknown", false))), 0);
-    let mut hit = || drop(provider.flags(&context).now_or_never().expect("answered from memory"));
-    assert_eq!(allocations(&mut hit), 0);
+    let written = Context::user("user-123").with("plan", "premium").with("age", 42).with("beta", true);
+    let prepared = written.clone().prepared();
+    let cached = |flags: Option<Flags>| assert!(flags.expect("answered from memory").bool("flag-50", false));
+    assert_eq!(allocations(&mut || cached(provider.flags(&context).now_or_never())), 0);
+    assert_eq!(allocations(&mut || cached(provider.flags(&written).now_or_never())), 0);
+    assert_eq!(allocations(&mut || cached(provider.flags(&prepared).now_or_never())), 0);
     service
         .set_definition("off", json!({"state": "DISABLED", "variants": {"on": true}, "defaultVariant": "on"}))
         .unwrap();

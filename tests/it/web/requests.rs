@@ -1,10 +1,13 @@
 //! Requests in both frameworks: their values, their number of evaluations, and a missing layer.
 
+use std::convert::Infallible;
+
 use actix_web::test::TestRequest;
-use axum::{body::Body, extract::Request};
-use flipswitch::{FlipswitchProvider, serde_json::json};
-use futures_util::{StreamExt, stream};
-use tower::ServiceExt;
+use axum::{Router, body::Body, extract::Request, response::Response, routing::get};
+use flipswitch::{Context, FlipswitchProvider, PreparedContext, serde_json::json};
+use flipswitch_axum::FlipswitchLayer;
+use futures_util::{FutureExt, StreamExt, stream};
+use tower::{Layer, Service, ServiceExt};
 
 use crate::support::{
     self,
@@ -92,6 +95,37 @@ async fn with_the_service_down_requests_succeed_with_defaults() {
         provider.shutdown().await;
         assert_eq!(app.get("/flag", "alice", "").await, (200, "default default".to_owned()), "{framework:?} after");
     }
+}
+
+/// Returns how many allocations a service makes in a request of this user.
+fn allocations<S: Service<Request>>(mut service: S, user: &PreparedContext) -> u64 {
+    let mut answer = || {
+        let mut request = Request::new(Body::empty());
+        request.extensions_mut().insert(user.clone());
+        let call = || assert!(service.call(request).now_or_never().expect("answered at once").is_ok());
+        allocation_counter::measure(call).count_total
+    };
+    // What is made once does not count.
+    answer();
+    answer()
+}
+
+#[test]
+fn a_request_that_reads_no_flag_costs_two_allocations() {
+    let user = Context::user("alice").with("plan", "premium").prepared();
+    let provider = FlipswitchProvider::in_memory(json!({}));
+    let layer = FlipswitchLayer::new(provider).with_user(|user: &PreparedContext| user.clone());
+
+    // The scope, and its place in the extensions.
+    let bare = tower::service_fn(async |_: Request| Ok::<_, Infallible>(Response::new(Body::empty())));
+    let (without, with) = (allocations(bare, &user), allocations(layer.layer(bare), &user));
+    assert!(with <= without + 2, "{with} allocations instead of {without}");
+
+    // In a router, every layer costs allocations of axum: one more than a layer that only adds an extension.
+    let app = Router::new().route("/", get(async || "free"));
+    let extension = allocations(app.clone().layer(axum::Extension(1)), &user);
+    let with = allocations(app.layer(layer), &user);
+    assert!(with <= extension + 1, "{with} allocations instead of {extension}");
 }
 
 /// The number of requests, half of them for each of two users, and of concurrent requests.
