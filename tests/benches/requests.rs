@@ -1,7 +1,10 @@
 //! What flags cost a request: a handler as it is, below the layer, and with an extractor and one read.
 //!
 //! `cargo bench -p flipswitch-tests --bench requests`. All in process, without a socket, so that what is measured is
-//! the framework and ours; the context has three attributes and is known.
+//! the framework and ours; the context has a targeting key and two attributes, and its flags are cached.
+//!
+//! In `layer`, `flipswitch` and `client`, the layer's function returns an `EvaluationContext`, in `context` it returns a
+//! `Context`, and in `prepared` a `PreparedContext` that the user has. In `anonymous`, the layer has no function.
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
 use std::time::Duration;
@@ -10,7 +13,7 @@ use actix_web::{App, dev::Service as _, test::TestRequest, web};
 use axum::{Router, body::Body, extract::Request, routing::get};
 use criterion::{BatchSize, Criterion};
 use flipswitch::{
-    FlipswitchProvider,
+    Context, FlipswitchProvider, PreparedContext,
     open_feature::{Client, EvaluationContext, OpenFeature},
 };
 use flipswitch_local::LocalServer;
@@ -23,15 +26,30 @@ struct User {
     id: &'static str,
     plan: &'static str,
     country: &'static str,
+    prepared: PreparedContext,
 }
 
-const USER: User = User { id: "user-123", plan: "premium", country: "de" };
+impl User {
+    fn new() -> Self {
+        let (id, plan, country) = ("user-123", "premium", "de");
+        let prepared = Context::user(id).with("country", country).with("plan", plan).prepared();
+        Self { id, plan, country, prepared }
+    }
+}
 
-fn context(user: &User) -> EvaluationContext {
+fn fields(user: &User) -> EvaluationContext {
     EvaluationContext::default()
         .with_targeting_key(user.id)
         .with_custom_field("plan", user.plan)
         .with_custom_field("country", user.country)
+}
+
+fn context(user: &User) -> Context {
+    Context::user(user.id).with("country", user.country).with("plan", user.plan)
+}
+
+fn prepared(user: &User) -> PreparedContext {
+    user.prepared.clone()
 }
 
 async fn bare() -> &'static str {
@@ -45,20 +63,27 @@ fn word(on: bool) -> &'static str {
 fn on_axum(criterion: &mut Criterion, provider: &FlipswitchProvider, client: &'static Client) {
     use flipswitch_axum::{Flags, FlipswitchLayer};
 
-    let layer = FlipswitchLayer::new(provider.clone()).with_user(context);
+    let anonymous = FlipswitchLayer::new(provider.clone());
+    let layer = anonymous.clone().with_user(fields);
     let reading = async |flags: Flags| word(flags.bool("flag-50", false));
     let asking = async || word(client.get_bool_value("flag-50", None, None).await.unwrap());
+    let app = || Router::new().route("/", get(bare));
+    let reader = || Router::new().route("/", get(reading));
     let apps = [
-        ("bare", Router::new().route("/", get(bare)), "old"),
-        ("layer", Router::new().route("/", get(bare)).layer(layer.clone()), "old"),
-        ("flipswitch", Router::new().route("/", get(reading)).layer(layer.clone()), "new"),
+        ("bare", app(), "old"),
+        ("layer", app().layer(layer.clone()), "old"),
+        ("flipswitch", reader().layer(layer.clone()), "new"),
+        ("context", reader().layer(anonymous.clone().with_user(context)), "new"),
+        ("prepared", reader().layer(anonymous.clone().with_user(prepared)), "new"),
+        ("anonymous", reader().layer(anonymous), "new"),
         ("client", Router::new().route("/", get(asking)).layer(layer), "new"),
     ];
+    let user = User::new();
     let mut group = criterion.benchmark_group("axum");
     for (name, mut app, expected) in apps {
         let request = || {
             let mut request = Request::get("/").body(Body::empty()).unwrap();
-            request.extensions_mut().insert(USER);
+            request.extensions_mut().insert(user.clone());
             request
         };
         let body = axum::body::to_bytes(app.call(request()).now_or_never().unwrap().unwrap().into_body(), 100);
@@ -75,7 +100,9 @@ fn on_actix(criterion: &mut Criterion, provider: &FlipswitchProvider, client: &'
 
     let system = actix_web::rt::System::new();
     let mut group = criterion.benchmark_group("actix");
-    let middleware = FlipswitchMiddleware::new(provider.clone()).with_user(context);
+    let user = User::new();
+    let anonymous = FlipswitchMiddleware::new(provider.clone());
+    let middleware = anonymous.clone().with_user(fields);
     let reading = async |flags: Flags| word(flags.bool("flag-50", false));
     let asking = async move || word(client.get_bool_value("flag-50", None, None).await.unwrap());
     macro_rules! measure {
@@ -83,7 +110,7 @@ fn on_actix(criterion: &mut Criterion, provider: &FlipswitchProvider, client: &'
             let app = system.block_on(actix_web::test::init_service($app));
             let request = || {
                 let request = TestRequest::get().uri("/").to_request();
-                request.extensions_mut().insert(USER);
+                request.extensions_mut().insert(user.clone());
                 request
             };
             let body = system.block_on(actix_web::test::call_and_read_body(&app, request()));
@@ -100,6 +127,10 @@ fn on_actix(criterion: &mut Criterion, provider: &FlipswitchProvider, client: &'
     measure!("bare", App::new().route("/", web::get().to(bare)), "old");
     measure!("layer", App::new().wrap(middleware.clone()).route("/", web::get().to(bare)), "old");
     measure!("flipswitch", App::new().wrap(middleware.clone()).route("/", web::get().to(reading)), "new");
+    let [with_context, with_prepared] = [anonymous.clone().with_user(context), anonymous.clone().with_user(prepared)];
+    measure!("context", App::new().wrap(with_context).route("/", web::get().to(reading)), "new");
+    measure!("prepared", App::new().wrap(with_prepared).route("/", web::get().to(reading)), "new");
+    measure!("anonymous", App::new().wrap(anonymous).route("/", web::get().to(reading)), "new");
     measure!("client", App::new().wrap(middleware).route("/", web::get().to(asking)), "new");
 }
 
@@ -108,13 +139,15 @@ fn main() {
     let (_service, provider, client) = runtime.block_on(async {
         let values = (0..100).map(|number| (format!("flag-{number}"), (number % 2 == 0).into())).collect();
         let service = LocalServer::start(serde_json::Value::Object(values)).await.unwrap();
-        // Nothing makes answers old meanwhile.
+        // Nothing becomes stale during the measurement.
         let builder = FlipswitchProvider::builder(service.api_key()).base_url(service.url());
         let builder =
             builder.enable_realtime(false).enable_polling_fallback(false).cache_ttl(Duration::from_secs(3_600));
         let provider = builder.build().unwrap();
         provider.ready(Duration::from_secs(30)).await.unwrap();
-        assert!(provider.flags(&context(&USER)).await.error().is_none());
+        for context in [context(&User::new()), Context::anonymous()] {
+            assert!(provider.flags(context).await.error().is_none());
+        }
         OpenFeature::singleton_mut().await.set_provider(provider.clone()).await;
         let client = OpenFeature::singleton().await.create_client();
         (service, provider, &*Box::leak(Box::new(client)))
