@@ -1,13 +1,18 @@
 //! What it costs to read one boolean flag out of a hundred, for a context with a targeting key and three attributes: from
-//! FlipswitchMiddleware, and from SDKs that others wrote, each set up so that it does as little as it can. README.md says what each
+//! Flipswitch, and from SDKs that others wrote, each set up so that it does as little as it can. README.md says what each
 //! of them does in an evaluation.
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
-use std::{fs, hint::black_box, time::Duration};
+use std::{
+    fs,
+    hint::black_box,
+    thread,
+    time::{Duration, Instant},
+};
 
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
 use flipswitch::{
-    FlipswitchProvider,
+    Context, Flags, FlipswitchProvider, IntoContext,
     open_feature::{
         EvaluationContext, EvaluationResult,
         provider::{FeatureProvider, ResolutionDetails},
@@ -23,11 +28,13 @@ use open_feature_flagd::{CacheSettings, FlagdOptions, FlagdProvider, ResolverTyp
 use open_feature_ofrep::{OfrepOptions, OfrepProvider};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
-use unleash_yggdrasil::{Context, EngineState};
+use unleash_yggdrasil::EngineState;
 
 const FLAGS: usize = 100;
 const KEY: &str = "flag-50";
 const USER: &str = "user-123456";
+
+const ATTRIBUTES: [(&str, &str); 3] = [("attribute-0", "value-0"), (ATTRIBUTE, VALUE), ("attribute-2", "value-2")];
 
 /// What a rule asks for, where there is one: the context has it, and everyone else gets `false`.
 const ATTRIBUTE: &str = "attribute-1";
@@ -42,17 +49,30 @@ fn keys() -> impl Iterator<Item = String> {
     (0..FLAGS).map(|number| format!("flag-{number}"))
 }
 
-fn attributes() -> impl Iterator<Item = (String, String)> {
-    (0..3).map(|number| (format!("attribute-{number}"), format!("value-{number}")))
-}
-
 /// The context of those who speak OpenFeature.
 fn context() -> EvaluationContext {
     let mut context = EvaluationContext::default().with_targeting_key(USER);
-    for (name, value) in attributes() {
+    for (name, value) in ATTRIBUTES {
         context.add_custom_field(name, value);
     }
     context
+}
+
+/// The context as Flipswitch has it.
+fn flipswitch_context() -> Context {
+    let [first, second, third] = black_box(ATTRIBUTES);
+    Context::user(black_box(USER)).with(first.0, first.1).with(second.0, second.1).with(third.0, third.1)
+}
+
+/// The context as Unleash has it.
+fn unleash_context() -> unleash_yggdrasil::Context {
+    let [first, second, third] = black_box(ATTRIBUTES);
+    let properties = [first, second, third].map(|(name, value)| (name.to_owned(), value.to_owned()));
+    unleash_yggdrasil::Context {
+        user_id: Some(black_box(USER).to_owned()),
+        properties: Some(properties.into()),
+        ..unleash_yggdrasil::Context::default()
+    }
 }
 
 /// What a caller of OpenFeature makes of a resolution.
@@ -67,23 +87,53 @@ async fn service() -> LocalServer {
 }
 
 fn measure(group: &mut Group<'_>, who: &str, read: impl Fn(&str) -> bool) {
-    // The flag differs from the default, so that a failing read is noticed.
-    assert!(read(KEY), "{who} must read the flag");
-    assert!(!read("no-such-flag"), "{who} must give the default for a flag that is not there");
+    check(who, &read);
     group.bench_function(who, |bencher| bencher.iter(|| read(black_box(KEY))));
     assert!(read(KEY), "{who} must read the flag to the end");
+}
+
+/// Measures a read on two threads at once, as the time of one read on each of them.
+fn measure_on_two_threads(group: &mut Group<'_>, who: &str, read: impl Fn(&str) -> bool + Sync) {
+    check(who, &read);
+    let run = |iterations| {
+        for _ in 0..iterations {
+            black_box(read(black_box(KEY)));
+        }
+    };
+    group.bench_function(who, |bencher| {
+        bencher.iter_custom(|iterations| {
+            let began = Instant::now();
+            thread::scope(|scope| {
+                scope.spawn(|| run(iterations));
+                scope.spawn(|| run(iterations));
+            });
+            began.elapsed()
+        });
+    });
+    assert!(read(KEY), "{who} must read the flag to the end");
+}
+
+/// The flag differs from the default, so that a failing read is noticed.
+fn check(who: &str, read: impl Fn(&str) -> bool) {
+    assert!(read(KEY), "{who} must read the flag");
+    assert!(!read("no-such-flag"), "{who} must give the default for a flag that is not there");
+}
+
+/// Returns flags from memory.
+fn cached(provider: &FlipswitchProvider, context: impl IntoContext) -> Flags {
+    provider.flags(black_box(context)).now_or_never().unwrap()
 }
 
 fn flipswitch(group: &mut Group<'_>, runtime: &Runtime) {
     let service = runtime.block_on(service());
     let provider = FlipswitchProvider::builder(service.api_key())
         .base_url(service.url())
-        // Nothing changes and nothing grows old meanwhile.
+        // Nothing changes and nothing becomes stale during the measurement.
         .enable_realtime(false)
         .polling_interval(Duration::from_secs(24 * 3600))
         .build()
         .unwrap();
-    let context = context();
+    let (context, prepared) = (context(), flipswitch_context().prepared());
     let flags = runtime.block_on(async {
         // Otherwise its first request, which is for no user, might still be in flight.
         provider.ready(Duration::from_secs(10)).await.unwrap();
@@ -91,9 +141,13 @@ fn flipswitch(group: &mut Group<'_>, runtime: &Runtime) {
     });
     let asked = service.requests().len();
     measure(group, "flipswitch_flags", |key| flags.bool(key, DEFAULT));
-    measure(group, "flipswitch_provider", |key| {
-        provider.flags(black_box(&context)).now_or_never().unwrap().bool(key, DEFAULT)
+    measure(group, "flipswitch_provider", |key| cached(&provider, &context).bool(key, DEFAULT));
+    measure_on_two_threads(group, "flipswitch_two_threads", |key| cached(&provider, &context).bool(key, DEFAULT));
+    measure(group, "flipswitch_prepared", |key| cached(&provider, &prepared).bool(key, DEFAULT));
+    measure_on_two_threads(group, "flipswitch_prepared_two_threads", |key| {
+        cached(&provider, &prepared).bool(key, DEFAULT)
     });
+    measure(group, "flipswitch_built", |key| cached(&provider, flipswitch_context()).bool(key, DEFAULT));
     measure(group, "flipswitch_resolve", |key| {
         value(provider.resolve_bool_value(key, black_box(&context)).now_or_never().unwrap())
     });
@@ -113,9 +167,13 @@ fn unleash(group: &mut Group<'_>) {
         let engine = EngineState::default();
         let warnings = engine.apply_client_features(from_value(json!({"version": 2, "features": features})).unwrap());
         assert!(warnings.is_none(), "{warnings:?}");
-        let context =
-            Context { user_id: Some(USER.to_owned()), properties: Some(attributes().collect()), ..Context::default() };
-        measure(group, who, |key| engine.is_enabled(key, black_box(&context), &None));
+        let context = unleash_context();
+        let read = |key: &str| engine.is_enabled(key, black_box(&context), &None);
+        measure(group, who, read);
+        if who == "unleash_rule" {
+            measure_on_two_threads(group, "unleash_rule_two_threads", read);
+            measure(group, "unleash_rule_built", |key| engine.is_enabled(key, black_box(&unleash_context()), &None));
+        }
     }
 }
 
@@ -145,8 +203,8 @@ fn launchdarkly(group: &mut Group<'_>, runtime: &Runtime) {
         });
         assert_eq!(started, Some(true));
         let mut context = ContextBuilder::new(USER);
-        for (name, value) in attributes() {
-            context.set_value(&name, value.into());
+        for (name, value) in ATTRIBUTES {
+            context.set_value(name, value.into());
         }
         let context = context.build().unwrap();
         measure(group, who, |key| client.bool_variation(black_box(&context), key, DEFAULT));
