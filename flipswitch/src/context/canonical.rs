@@ -364,15 +364,43 @@ pub(crate) fn is_plain(text: &[u8]) -> bool {
     }
 }
 
+const ONES: u64 = u64::from_ne_bytes([1; 8]);
+
+/// Returns zero if no byte of the word is below a limit of at most 128. Otherwise, the lowest bit that is set belongs to the
+/// first such byte of a little-endian word.
+const fn below(limit: u8, word: u64) -> u64 {
+    const HIGHS: u64 = ONES << 7;
+    word.wrapping_sub(ONES * limit as u64) & !word & HIGHS
+}
+
+/// Returns zero if none of eight bytes is a quote or a backslash, and otherwise as [`below`].
+const fn quotes(word: u64) -> u64 {
+    below(1, word ^ (ONES * b'"' as u64)) | below(1, word ^ (ONES * b'\\' as u64))
+}
+
 /// Returns zero if none of eight bytes needs an escape in JSON.
 const fn specials(word: u64) -> u64 {
-    const ONES: u64 = u64::from_ne_bytes([1; 8]);
-    const HIGHS: u64 = ONES << 7;
-    /// Returns zero if no byte of the word is below a limit of at most 128.
-    const fn below(limit: u8, word: u64) -> u64 {
-        word.wrapping_sub(ONES * limit as u64) & !word & HIGHS
+    below(b' ', word) | quotes(word)
+}
+
+/// Returns the position behind the string in quotes at the beginning of a text.
+pub(crate) fn string_end(text: &[u8]) -> Option<usize> {
+    let mut position = 1;
+    loop {
+        let rest = text.get(position..)?;
+        if let Some(word) = rest.first_chunk().map(|chunk| quotes(u64::from_le_bytes(*chunk))) {
+            if word == 0 {
+                position += 8;
+                continue;
+            }
+            position += word.trailing_zeros() as usize / 8;
+        }
+        match text.get(position)? {
+            b'"' => return Some(position + 1),
+            b'\\' => position += 2,
+            _ => position += 1,
+        }
     }
-    below(b' ', word) | below(1, word ^ (ONES * b'"' as u64)) | below(1, word ^ (ONES * b'\\' as u64))
 }
 
 pub(crate) fn boolean(value: bool, body: &mut Vec<u8>) {

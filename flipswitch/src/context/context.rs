@@ -7,7 +7,7 @@ use open_feature::EvaluationContext;
 use crate::context::{
     attribute::AttributeValue,
     canonical::{self, Canonical, EMPTY, PREFIX, SUFFIX, TARGETING_KEY},
-    fields,
+    fields::{self, Place},
     left_out::{LeftOut, MAX_BYTES, Unsendable},
 };
 
@@ -41,7 +41,8 @@ enum Repr {
     Prepared(PreparedContext),
 }
 
-/// Below this size, attributes that come out of order are put in order at once, in bytes.
+/// Below this size in bytes, attributes are put in order at once. Above, they are put in order before the first use, because
+/// each would take longer than the one before.
 const SMALL: usize = 2 << 10;
 
 /// Room for most contexts, in bytes.
@@ -302,25 +303,37 @@ impl Written {
             body.reserve(ROOM);
             body.extend_from_slice(EMPTY);
         }
-        let end = body.len() - SUFFIX.len();
         let last = last_name.map(|(start, end)| body.get(start..end).unwrap_or_default());
-        let is_next = self.is_canonical
-            && last.is_some_and(|last| name.as_bytes() > last)
-            && canonical::is_plain(name.as_bytes());
+        let place = match last {
+            _ if !self.is_canonical => None,
+            Some(last) if name.as_bytes() > last => Some(Place::Last),
+            _ if body.len() > SMALL => None,
+            _ => Some(fields::place(body, name)),
+        };
+        let end = body.len() - SUFFIX.len();
         body.truncate(end);
         fields::separate(body);
         let start = body.len();
         canonical::name(name, body);
         let value_start = body.len();
         let outcome = value.write(body);
-        match (&outcome, is_next) {
-            (Ok(()), _) => *last_name = Some((start + 1, value_start - 2)),
-            (Err(_), true) => body.truncate(end),
+        match (&outcome, &place) {
+            (Ok(()), Some(Place::Last)) => {
+                *last_name = canonical::is_plain(name.as_bytes()).then_some((start + 1, value_start - 2));
+            }
+            (Ok(()), Some(Place::Before(position))) => {
+                let added = body.len() - end;
+                fields::move_last(body, end, *position);
+                *last_name = last_name.map(|(start, end)| (start + added, end + added));
+            }
+            (Err(_), Some(Place::Last | Place::Before(_))) => body.truncate(end),
+            (Ok(()), _) => {}
             // An earlier one of the name is left out as well.
-            (Err(_), false) => body.truncate(value_start),
+            (Err(_), _) => body.truncate(value_start),
         }
         body.extend_from_slice(SUFFIX);
-        self.is_canonical &= is_next && self.body.len() <= MAX_BYTES;
+        let is_in_place = matches!(place, Some(Place::Last | Place::Before(_)));
+        self.is_canonical &= is_in_place && self.body.len() <= MAX_BYTES;
         match outcome {
             Ok(()) | Err(Unsendable::Absent) => {}
             Err(reason) => self.left_out().add(name, reason),

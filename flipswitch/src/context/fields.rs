@@ -1,19 +1,22 @@
 //! The fields of a written context: found, put in order, and limited in size.
 
-use std::{borrow::Cow, cmp::Reverse, ops::Range};
+use std::{
+    cmp::{Ordering, Reverse},
+    ops::Range,
+};
 
 use smallvec::SmallVec;
 
 use crate::context::{
-    canonical::{PREFIX, SUFFIX, TARGETING_KEY},
+    canonical::{PREFIX, SUFFIX, TARGETING_KEY, string_end},
     left_out::{MAX_BYTES, Unsendable},
 };
 
 /// One field, as it is written.
 #[derive(Clone, Debug)]
 struct Field<'a> {
-    /// Without the quotes. Decoded if it has escapes.
-    name: Cow<'a, str>,
+    /// As it is written, without the quotes.
+    name: &'a [u8],
     /// The name in quotes, a colon, and the value.
     text: &'a [u8],
     has_value: bool,
@@ -23,8 +26,18 @@ struct Field<'a> {
 
 impl Field<'_> {
     fn is_targeting_key(&self) -> bool {
-        self.name == TARGETING_KEY
+        self.name == TARGETING_KEY.as_bytes()
     }
+}
+
+/// Compares names as they are written. Escapes are rare.
+fn compare(one: &[u8], other: &[u8]) -> Ordering {
+    if one.contains(&b'\\') || other.contains(&b'\\') { decoded(one).cmp(&decoded(other)) } else { one.cmp(other) }
+}
+
+/// Returns a name without escapes.
+fn decoded(name: &[u8]) -> String {
+    serde_json::from_slice(&[b"\"", name, b"\""].concat()).unwrap_or_default()
 }
 
 /// Splits the fields of a context from each other.
@@ -36,23 +49,9 @@ fn split(body: &[u8]) -> impl Iterator<Item = Field<'_>> {
         let value_end = value_end(value);
         let (text, after) = rest.split_at(name_end + 1 + value_end);
         rest = after.get(1..).unwrap_or_default();
-        let quoted = text.get(..name_end)?;
-        let name = std::str::from_utf8(quoted.get(1..name_end - 1)?).ok()?;
-        let name = if name.contains('\\') { serde_json::from_slice(quoted).ok()? } else { Cow::Borrowed(name) };
+        let name = text.get(1..name_end - 1)?;
         Some(Field { name, text, has_value: value_end > 0, is_protected: false })
     })
-}
-
-/// Returns the position behind the string at the beginning.
-fn string_end(text: &[u8]) -> Option<usize> {
-    let mut position = 1;
-    loop {
-        match text.get(position)? {
-            b'"' => return Some(position + 1),
-            b'\\' => position += 2,
-            _ => position += 1,
-        }
-    }
 }
 
 /// Returns the position behind the value at the beginning.
@@ -87,7 +86,10 @@ pub(crate) fn arrange(body: &[u8], protected: &Range<usize>, mut left_out: impl 
         })
         .collect();
     // Stable: of fields with the same name, the last one stays the last.
-    fields.sort_by(|a, b| (!a.is_targeting_key(), &a.name).cmp(&(!b.is_targeting_key(), &b.name)));
+    fields.sort_by(|a, b| {
+        let keys = b.is_targeting_key().cmp(&a.is_targeting_key());
+        keys.then_with(|| compare(a.name, b.name))
+    });
     let mut kept: SmallVec<[Field<'_>; 16]> = SmallVec::with_capacity(fields.len());
     for field in fields {
         match kept.last_mut() {
@@ -109,7 +111,7 @@ pub(crate) fn arrange(body: &[u8], protected: &Range<usize>, mut left_out: impl 
             }
             excess = excess.saturating_sub(field.text.len() + 1);
             field.has_value = false;
-            left_out(&field.name, Unsendable::Size { bytes: field.text.len() });
+            left_out(&decoded(field.name), Unsendable::Size { bytes: field.text.len() });
         }
         kept.retain(|field| field.has_value);
     }
@@ -135,12 +137,51 @@ pub(crate) fn written(body: &[u8]) -> &[u8] {
     body.get(PREFIX.len()..body.len().saturating_sub(SUFFIX.len())).unwrap_or_default()
 }
 
+/// Where an attribute belongs.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Place {
+    /// Before the field at this position.
+    Before(usize),
+    /// Another one has the name.
+    Taken,
+    Last,
+}
+
+/// Returns where an attribute belongs among fields that are in order.
+pub(crate) fn place(body: &[u8], name: &str) -> Place {
+    let mut position = PREFIX.len();
+    for field in split(body) {
+        if !field.is_targeting_key() {
+            let has_escapes = field.name.contains(&b'\\');
+            match if has_escapes { name.cmp(&decoded(field.name)) } else { name.as_bytes().cmp(field.name) } {
+                Ordering::Less => return Place::Before(position),
+                Ordering::Equal => return Place::Taken,
+                Ordering::Greater => {}
+            }
+        }
+        position += field.text.len() + 1;
+    }
+    Place::Last
+}
+
+/// Moves the last field, with the comma before it, which are behind `end`, to a position.
+pub(crate) fn move_last(body: &mut [u8], end: usize, position: usize) {
+    let added = body.len() - end;
+    if let Some(moved) = body.get_mut(position..) {
+        moved.rotate_right(added);
+    }
+    // The comma goes behind it.
+    if let Some(field) = body.get_mut(position..position + added) {
+        field.rotate_left(1);
+    }
+}
+
 /// Returns where the name of the last attribute is, unless it has escapes. Empty without attributes.
 pub(crate) fn last_name(body: &[u8]) -> Option<(usize, usize)> {
     let last = split(body).last().filter(|last| !last.is_targeting_key());
     let Some(last) = last else { return Some((0, 0)) };
     let start = body.len() - SUFFIX.len() - last.text.len() + 1;
-    matches!(last.name, Cow::Borrowed(_)).then(|| (start, start + last.name.len()))
+    (!last.name.contains(&b'\\')).then(|| (start, start + last.name.len()))
 }
 
 /// Returns the targeting key of a context in its canonical form.
