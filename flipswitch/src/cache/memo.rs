@@ -27,10 +27,13 @@ const MAX_BYTES: usize = 1 << 10;
 #[derive(Default)]
 pub(crate) struct Memo {
     remembered: Option<Remembered>,
-    /// Address of the last entry that the cache returned. A context is remembered when it is returned again: for one that
-    /// is not, a copy would cost more than it saves.
-    last: usize,
+    /// Address of the last entry that the cache returned, and how often in succession. A context is remembered the third
+    /// time: for one that is evaluated twice, such as in one request, a copy would cost more than it saves.
+    last: (usize, u8),
 }
+
+/// How often in succession the cache returns an entry until it is remembered.
+pub(crate) const FINDS: u8 = 3;
 
 struct Remembered {
     /// Number of the cache.
@@ -45,7 +48,7 @@ struct Remembered {
 }
 
 thread_local! {
-    static MEMO: RefCell<Memo> = const { RefCell::new(Memo { remembered: None, last: 0 }) };
+    static MEMO: RefCell<Memo> = const { RefCell::new(Memo { remembered: None, last: (0, 0) }) };
 }
 
 impl Memo {
@@ -83,8 +86,10 @@ impl Memo {
     /// Takes note of the entry that the cache returned for a context. `puts` is the state of the cache before.
     pub(crate) fn found(&mut self, cache: &Cache, puts: Puts, context: View<'_>, entry: &Arc<CacheEntry>) {
         let address = Arc::as_ptr(entry).addr();
-        if self.last != address {
-            self.last = address;
+        let (last, finds) = self.last;
+        let finds = if last == address { finds + 1 } else { 1 };
+        self.last = (address, finds.min(FINDS - 1));
+        if finds < FINDS {
             return;
         }
         let fields = match context {
@@ -167,15 +172,15 @@ mod tests {
     }
 
     #[test]
-    fn a_context_is_remembered_when_it_is_found_again() {
+    fn a_context_is_remembered_when_it_is_found_often() {
         let (cache, mut memo) = (cache(10), Memo::default());
         let (fields, canonical) = context("x");
         put(&cache, &canonical);
         let mut read = |view| read(&mut memo, &cache, &canonical, view);
-        assert_eq!([0; 4].map(|_| read(View::Fields(&fields))), [false, false, true, true]);
+        assert_eq!([0; 5].map(|_| read(View::Fields(&fields))), [false, false, false, true, true]);
         assert_eq!([0; 2].map(|_| read(view(&canonical))), [true, true], "the same context in another form");
         put(&cache, &context("y").1);
-        assert_eq!([0; 2].map(|_| read(view(&canonical))), [false, true], "it was found before");
+        assert_eq!([0; 2].map(|_| read(view(&canonical))), [false, true], "it was found often");
         assert_eq!([0; 2].map(|_| read(View::Fields(&fields))), [false, true], "it has other fields");
     }
 
@@ -183,12 +188,13 @@ mod tests {
     fn contexts_in_turns_and_those_of_another_cache_are_not_remembered() {
         let (cache, other, mut memo) = (cache(10), cache(10), Memo::default());
         let (one, two) = (context("x").1, context("y").1);
-        for canonical in [&one, &two, &one, &two] {
-            put(&cache, canonical);
+        put(&cache, &one);
+        put(&cache, &two);
+        for canonical in [&one, &one, &two, &two, &one, &one, &two, &two] {
             assert!(!read(&mut memo, &cache, canonical, view(canonical)));
         }
         put(&other, &one);
-        for _ in 0..2 {
+        for _ in 0..3 {
             read(&mut memo, &cache, &one, view(&one));
         }
         assert!(read(&mut memo, &cache, &one, view(&one)));
@@ -204,13 +210,14 @@ mod tests {
         for (fields, canonical) in [context(OffsetDateTime::UNIX_EPOCH), context(structure), context("x".repeat(2_000))]
         {
             put(&cache, &canonical);
-            for _ in 0..4 {
+            for _ in 0..5 {
                 assert!(!read(&mut memo, &cache, &canonical, View::Fields(&fields)), "{fields:?}");
             }
         }
         let (_, canonical) = context("x");
         put(&cache, &canonical);
-        assert_eq!([0; 3].map(|_| read(&mut memo, &cache, &canonical, view(&canonical))), [false, false, true]);
+        let read = [0; 4].map(|_| read(&mut memo, &cache, &canonical, view(&canonical)));
+        assert_eq!(read, [false, false, false, true]);
         let unreported = Canonical { bytes: canonical.as_bytes(), hash: None, left_out: Some(&left_out) };
         assert!(memo.find(&cache, View::Canonical(unreported), READING, Instant::now()).is_none());
     }

@@ -26,7 +26,7 @@ use crate::{
     cache::cache::Cache,
     cache::entry::{CacheEntry, Freshness},
     cache::epoch::{ECHO_WINDOW, Epoch, EpochReading, is_in_echo_window},
-    cache::memo::Memo,
+    cache::memo::{FINDS, Memo},
     context::canonical::{Canonical, CanonicalContext, ContextKey},
     context::into_context::View,
     error::Error,
@@ -405,10 +405,10 @@ impl World {
         let states = RefCell::new(vec![self.cache.puts()]);
         let found = RefCell::new(vec![(states.borrow()[0], find())]);
         self.cache.put_in_steps(entry, || {
-            // A thread without a memo, and the others twice, so that they remember it. Each knows what the one before read.
+            // A thread without a memo, and the others until they remember it. Each knows what the one before read.
             read(find());
-            for thread in (0..THREADS).chain(0..THREADS) {
-                read(self.find(context, thread, reading));
+            for _ in 0..FINDS {
+                (0..THREADS).for_each(|thread| read(self.find(context, thread, reading)));
             }
             states.borrow_mut().push(self.cache.puts());
             found.borrow_mut().extend(states.borrow().iter().map(|puts| (*puts, find())));
@@ -418,7 +418,7 @@ impl World {
         for (puts, entry) in found.into_inner() {
             let Some(entry) = entry else { continue };
             for thread in 0..THREADS {
-                for _ in 0..2 {
+                for _ in 0..FINDS {
                     self.memos.borrow_mut()[thread].found(&self.cache, puts, self.view(context, thread), &entry);
                 }
                 read(self.find(context, thread, reading));

@@ -129,6 +129,28 @@ async fn an_extended_context_is_evaluated_once_in_a_request() {
 }
 
 #[tokio::test]
+async fn additions_that_differ_on_the_wire_are_evaluated_each() {
+    let service = LocalServer::start(support::whoami(["alice".to_owned()])).await.unwrap();
+    let provider = support::builder(&service).enable_realtime(false).build().unwrap();
+    let client = client("numbers", &provider).await;
+    let number = |value: f64| EvaluationContext::default().with_custom_field("number", value);
+    let scope = RequestScope::new(provider.clone(), user("alice").with_custom_field("number", 0.0));
+    scope
+        .run(async {
+            for addition in [number(0.0), number(-0.0), number(1.0), number(-0.0), number(f64::NAN)] {
+                client.get_string_value("whoami", Some(&addition), None).await.unwrap();
+            }
+        })
+        .await;
+    let mut sent: Vec<_> =
+        service.requests().into_iter().map(|request| String::from_utf8(request.body.to_vec()).unwrap()).collect();
+    sent.retain(|body| body.contains("alice"));
+    let body = |number: &str| format!(r#"{{"context":{{"targetingKey":"alice"{number}}}}}"#);
+    let expected = [body(r#","number":0.0"#), body(r#","number":-0.0"#), body(r#","number":1.0"#), body("")];
+    assert_eq!(sent, expected, "a number that cannot be sent does not stand for the request's own");
+}
+
+#[tokio::test]
 async fn a_read_in_a_spawned_task_counts_for_the_request() {
     let flags = TestFlags::new(flipswitch::serde_json::json!({"whoami": "known"}));
     let client = client("carried", &flags.provider()).await;
