@@ -2,8 +2,8 @@
 
 use std::time::Instant;
 
-/// Returns the time of the system's last timer tick, which was at most 10 milliseconds ago, or the present where the system
-/// has no such clock. For ages and deadlines of seconds.
+/// Returns the time of the system's last timer tick, which was at most 10 milliseconds ago, or the current time on
+/// systems without such a clock. For ages and deadlines of seconds.
 #[cfg(target_os = "linux")]
 #[inline]
 pub(crate) fn coarse_now() -> Instant {
@@ -11,21 +11,37 @@ pub(crate) fn coarse_now() -> Instant {
 
     use rustix::time::{ClockId, clock_gettime};
 
-    fn tick() -> Duration {
-        // Cannot fail: the clock counts from the start of the system.
-        Duration::try_from(clock_gettime(ClockId::MonotonicCoarse)).unwrap_or_default()
+    fn read(clock: ClockId) -> Duration {
+        // Cannot fail: both clocks count from the start of the system.
+        Duration::try_from(clock_gettime(clock)).unwrap_or_default()
     }
 
     static ORIGIN: OnceLock<(Instant, Duration)> = OnceLock::new();
-    let (instant, origin) = *ORIGIN.get_or_init(|| {
-        let tick = tick();
-        (Instant::now(), tick)
-    });
-    instant.checked_add(tick().saturating_sub(origin)).unwrap_or(instant)
+    // The instant first: this clock must never run ahead.
+    let (instant, origin) = *ORIGIN.get_or_init(|| (Instant::now(), read(ClockId::Monotonic)));
+    instant.checked_add(read(ClockId::MonotonicCoarse).saturating_sub(origin)).unwrap_or(instant)
 }
 
 /// Returns the present.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn coarse_now() -> Instant {
     Instant::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn the_clock_is_never_ahead_nor_goes_back() {
+        let (start, mut last) = (Instant::now(), coarse_now());
+        while start.elapsed() < Duration::from_millis(50) {
+            let (now, after) = (coarse_now(), Instant::now());
+            assert!(last <= now && now <= after);
+            last = now;
+        }
+        assert!(last > start, "it does not stand still for 50 ms");
+    }
 }

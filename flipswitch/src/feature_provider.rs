@@ -79,7 +79,7 @@ impl FeatureProvider for FlipswitchProvider {
 }
 
 /// Evaluates the flags for a context that OpenFeature passes. If the caller runs in a request of this provider, that
-/// request's context fills in missing fields.
+/// request's context fills in missing attributes.
 async fn flags(provider: &FlipswitchProvider, context: &EvaluationContext) -> Flags {
     match RequestScope::current().filter(|scope| scope.provider().is_same(provider)) {
         Some(scope) => scope.flags_with(context).await,

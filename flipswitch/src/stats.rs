@@ -29,8 +29,10 @@ pub struct Stats {
     pub unavailable: u64,
     /// Contexts that entered the cache, including contexts that had been evicted before.
     pub new_contexts: u64,
-    /// Attributes of contexts that were left out because they cannot be sent. Those of a [`Context`](crate::Context) count
-    /// at its first evaluation, those of an [`EvaluationContext`](crate::EvaluationContext) at each one.
+    /// Attributes of contexts that were left out because they cannot be sent. They count once for each context that is built,
+    /// converted or merged: those of a [`PreparedContext`](crate::PreparedContext) that is evaluated as it is count once, and
+    /// those of a context that is built in each request count in each request. A context over 64 KiB that is not prepared
+    /// counts at each evaluation.
     pub attributes_left_out: u64,
     /// Connections of the stream of changes after the first one, without those that replaced another one before it ended.
     pub reconnects: u64,

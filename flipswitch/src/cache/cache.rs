@@ -22,14 +22,14 @@ use crate::context::canonical::{self, ContextKey};
 
 /// The cached entries, limited in number and in memory.
 pub(crate) struct Cache {
-    entries: Entries<ByContext, Arc<CacheEntry>, Weight, BuildHasherDefault<PassOn>>,
+    entries: Entries<ByContext, Arc<CacheEntry>, Weight, BuildHasherDefault<KnownHash>>,
     freshness: Freshness,
     /// Differs from that of every other cache of the process.
     number: u64,
     puts: AtomicU64,
 }
 
-/// The state of a cache: how many entries have entered it, and how many are about to.
+/// The state of a cache. The low 16 bits count the entries that are about to enter it, the others those that have entered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Puts(u64);
 
@@ -43,11 +43,11 @@ impl Puts {
     }
 }
 
-/// Passes on the hash of a key, which is one already.
+/// Uses the hash that a key has.
 #[derive(Default)]
-struct PassOn(u64);
+struct KnownHash(u64);
 
-impl Hasher for PassOn {
+impl Hasher for KnownHash {
     fn write(&mut self, bytes: &[u8]) {
         self.0 = canonical::hash(bytes);
     }

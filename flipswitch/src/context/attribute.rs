@@ -10,9 +10,14 @@ use crate::context::{canonical, left_out::Unsendable};
 
 /// Value of an attribute: a type that [`Context::with`](crate::Context::with) takes.
 ///
-/// Texts, booleans, numbers, dates, lists, the structures of `serde_json` and of OpenFeature, references to all of these, and
-/// an `Option` of them, of which `None` is no attribute, and no element of a list. A list or structure with a number that
-/// cannot be sent is left out as a whole.
+/// Implemented for `str`, `String`, `Cow<str>`, `bool`, integers up to 64 bits, `f32`, `f64`, `time::OffsetDateTime`,
+/// `serde_json::Value` and maps of it, `StructValue`, `Value` and `EvaluationContextFieldValue` of OpenFeature, slices, arrays
+/// and `Vec`s of these, references to and `Arc`s of these, and `Option`s. `None` adds no attribute, and no element to a list.
+/// A JSON `null` is sent. An `f32` is sent as the `f64` of the same value. A list or structure with a value that cannot be
+/// sent is left out as a whole.
+///
+/// Applications cannot implement this trait. Convert other types, for example with `to_string()` or
+/// `serde_json::to_value(..)`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be an attribute of a context",
     label = "not a text, boolean, number, date, list or JSON value",
@@ -25,42 +30,42 @@ pub trait AttributeValue {
     ///
     /// The reason why it cannot be sent.
     #[doc(hidden)]
-    fn write(&self, body: &mut Vec<u8>) -> Result<(), Unsendable>;
+    fn write_json(&self, body: &mut Vec<u8>) -> Result<(), Unsendable>;
 }
 
 impl<T: AttributeValue + ?Sized> AttributeValue for &T {
-    fn write(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
-        (**self).write(body)
+    fn write_json(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
+        (**self).write_json(body)
     }
 }
 
 impl<T: AttributeValue> AttributeValue for Option<T> {
-    fn write(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
-        self.as_ref().ok_or(Unsendable::Absent)?.write(body)
+    fn write_json(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
+        self.as_ref().ok_or(Unsendable::Absent)?.write_json(body)
     }
 }
 
 impl<T: AttributeValue + ?Sized> AttributeValue for Arc<T> {
-    fn write(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
-        (**self).write(body)
+    fn write_json(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
+        (**self).write_json(body)
     }
 }
 
 impl<T: AttributeValue> AttributeValue for [T] {
-    fn write(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
-        canonical::list(self, body, AttributeValue::write)
+    fn write_json(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
+        canonical::list(self, body, AttributeValue::write_json)
     }
 }
 
 impl<T: AttributeValue, const N: usize> AttributeValue for [T; N] {
-    fn write(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
-        self.as_slice().write(body)
+    fn write_json(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
+        self.as_slice().write_json(body)
     }
 }
 
 impl<T: AttributeValue> AttributeValue for Vec<T> {
-    fn write(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
-        self.as_slice().write(body)
+    fn write_json(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
+        self.as_slice().write_json(body)
     }
 }
 
@@ -68,7 +73,7 @@ impl<T: AttributeValue> AttributeValue for Vec<T> {
 macro_rules! values {
     ($($type:ty: $write:expr;)*) => {$(
         impl AttributeValue for $type {
-            fn write(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
+            fn write_json(&self, body: &mut Vec<u8>) -> Result<(), Unsendable> {
                 let write: fn(&Self, &mut Vec<u8>) -> Result<(), Unsendable> = $write;
                 write(self, body)
             }
@@ -86,21 +91,17 @@ macro_rules! scalars {
     )*}};
 }
 
-scalars! { i8 i16 i32 i64 isize u8 u16 u32 u64 usize }
+scalars! { bool i8 i16 i32 i64 isize u8 u16 u32 u64 usize }
 
 values! {
-    bool: |value, body| {
-        canonical::boolean(*value, body);
-        Ok(())
-    };
     f64: |value, body| canonical::float(*value, body);
     f32: |value, body| canonical::float(f64::from(*value), body);
     str: |value, body| {
         canonical::string(value, body);
         Ok(())
     };
-    String: |value, body| value.as_str().write(body);
-    Cow<'_, str>: |value, body| (**value).write(body);
+    String: |value, body| value.as_str().write_json(body);
+    Cow<'_, str>: |value, body| (**value).write_json(body);
     OffsetDateTime: |value, body| canonical::date(*value, body);
     Json: |value, body| canonical::nested(canonical::Node::Json(value), 0, body);
     Map<String, Json>: |value, body| canonical::nested(canonical::Node::Map(value), 0, body);

@@ -13,14 +13,16 @@ use crate::context::{
 
 /// The context of an evaluation: a targeting key, which identifies the user, and attributes that rules use.
 ///
-/// A context is written in the form in which it is sent while it is built, so an evaluation need not convert it, as it does
-/// with an [`EvaluationContext`](crate::EvaluationContext). The order of the attributes makes no difference. For a context
-/// that is used often, see [`prepared`](Self::prepared).
+/// A context is written in the form in which it is sent while it is built, and an evaluation uses it as it is. An
+/// [`EvaluationContext`](crate::EvaluationContext) must be converted first. The order of different attributes makes no
+/// difference. For a context that is used often, see [`prepared`](Self::prepared).
 ///
 /// Attributes that cannot be sent are left out: numbers that are not finite, dates outside the years 0 to 9999, structures of
 /// a type that is not known or nested more than 64 deep, and an attribute named `targetingKey`. Of a context over 64 KiB, the
-/// largest attributes are left out. Each name is logged once as a warning, and
-/// [`Stats::attributes_left_out`](crate::Stats::attributes_left_out) counts them.
+/// largest attributes are left out, until it fits. Each name is logged once as a warning, for at most 32 names and once for
+/// each provider. [`Stats::attributes_left_out`](crate::Stats::attributes_left_out) counts these attributes.
+///
+/// A context is read by converting it to an [`EvaluationContext`](crate::EvaluationContext).
 ///
 /// ```
 /// use flipswitch::{Context, FlipswitchProvider, serde_json::json};
@@ -50,7 +52,7 @@ const ROOM: usize = 256;
 
 #[derive(Clone)]
 struct Written {
-    /// Complete JSON at any time. Empty without fields, which most requests of a site may be.
+    /// Complete JSON at any time. Empty without fields, as in most anonymous requests.
     body: Vec<u8>,
     /// Where the name of the last attribute is, if it has no escapes. Empty without attributes.
     last_name: Option<(usize, usize)>,
@@ -63,8 +65,8 @@ impl Context {
     /// Creates the context of a user or another subject, such as an organization.
     ///
     /// `targeting_key` identifies it: the same key has the same variants of a flag. For a number or a UUID, pass
-    /// `id.to_string()`. A key over 64 KiB cannot be sent: an evaluation then returns defaults, and
-    /// [`Flags::error`](crate::Flags::error) returns [`Error::InvalidContext`](crate::Error::InvalidContext).
+    /// `id.to_string()`. A key that does not fit into the 64 KiB of a context cannot be sent: an evaluation then returns
+    /// defaults, and [`Flags::error`](crate::Flags::error) returns [`Error::InvalidContext`](crate::Error::InvalidContext).
     #[must_use]
     pub fn user(targeting_key: impl AsRef<str>) -> Self {
         let mut written = Written::new(Vec::with_capacity(ROOM));
@@ -184,14 +186,20 @@ impl Context {
             upper.with_canonical(|upper| {
                 let mut body = Vec::with_capacity(lower.bytes.len() + upper.bytes.len());
                 body.extend_from_slice(PREFIX);
-                body.extend_from_slice(fields::written(lower.bytes));
-                let border = body.len();
                 let mut left_out = lower.left_out.cloned().unwrap_or_default();
-                if fields::targeting_key(upper.bytes).is_some() {
-                    left_out.keep_targeting_key();
+                if lower.left_out.is_some() {
+                    fields::names(upper.bytes).for_each(|name| left_out.remove(&name));
                 }
+                let upper_key = upper.left_out.and_then(LeftOut::targeting_key_error);
+                if fields::has_targeting_key(upper.bytes) || upper_key.is_some() {
+                    left_out.keep_targeting_key();
+                    body.extend_from_slice(fields::attributes(lower.bytes));
+                } else {
+                    body.extend_from_slice(fields::written(lower.bytes));
+                }
+                let border = body.len();
                 if let Some(upper) = upper.left_out {
-                    for (name, _) in upper.attributes().iter().filter(|(name, _)| name != TARGETING_KEY) {
+                    for name in upper.names().filter(|name| *name != TARGETING_KEY) {
                         fields::separate(&mut body);
                         canonical::name(name, &mut body);
                     }
@@ -204,7 +212,7 @@ impl Context {
                 }
                 body.extend_from_slice(SUFFIX);
                 let mut written = Written::new(body);
-                written.left_out = (!left_out.is_empty()).then(|| Arc::new(left_out));
+                written.left_out = left_out.into_shared();
                 written.arrange_keeping(match kept {
                     Layer::Lower => 0..border,
                     Layer::Upper => border..usize::MAX,
@@ -228,7 +236,7 @@ impl Context {
     pub(crate) fn has_targeting_key(&self) -> bool {
         self.with_canonical(|canonical| {
             let is_left_out = canonical.left_out.is_some_and(|left_out| left_out.targeting_key_error().is_some());
-            is_left_out || fields::targeting_key(canonical.bytes).is_some()
+            is_left_out || fields::has_targeting_key(canonical.bytes)
         })
     }
 }
@@ -241,7 +249,7 @@ pub(crate) enum Layer {
 }
 
 impl Default for Context {
-    /// Creates a context without a targeting key and attributes.
+    /// Returns [`Context::anonymous`].
     fn default() -> Self {
         Self::anonymous()
     }
@@ -250,7 +258,7 @@ impl Default for Context {
 impl From<&EvaluationContext> for Context {
     fn from(context: &EvaluationContext) -> Self {
         let mut written = Written::new(Vec::with_capacity(ROOM));
-        written.left_out = canonical::write(context, &mut written.body).map(Arc::new);
+        written.left_out = canonical::write(context, &mut written.body).and_then(LeftOut::into_shared);
         written.last_name = fields::last_name(&written.body);
         Self(Repr::Written(written))
     }
@@ -261,6 +269,23 @@ impl From<EvaluationContext> for Context {
         Self::from(&context)
     }
 }
+
+/// Returns the context as it is sent: dates are RFC 3339 strings, structures are [`serde_json::Value`]s, and attributes that
+/// cannot be sent are missing.
+impl From<&Context> for EvaluationContext {
+    fn from(context: &Context) -> Self {
+        context.with_canonical(|canonical| canonical::decode(canonical.bytes))
+    }
+}
+
+/// Contexts are equal if the same is sent for both.
+impl PartialEq for Context {
+    fn eq(&self, other: &Self) -> bool {
+        self.with_canonical(|one| other.with_canonical(|other| one.bytes == other.bytes))
+    }
+}
+
+impl Eq for Context {}
 
 impl From<PreparedContext> for Context {
     fn from(context: PreparedContext) -> Self {
@@ -291,8 +316,9 @@ impl Written {
     }
 
     fn add(&mut self, name: &str, value: impl AttributeValue) {
-        if let Some(left_out) = &mut self.left_out {
-            Arc::make_mut(left_out).remove(name);
+        if let Some(mut left_out) = self.left_out.take() {
+            Arc::make_mut(&mut left_out).remove(name);
+            self.left_out = Some(left_out).filter(|left_out| !left_out.is_empty());
         }
         if name == TARGETING_KEY {
             self.left_out().add(name, Unsendable::TargetingKey);
@@ -316,7 +342,7 @@ impl Written {
         let start = body.len();
         canonical::name(name, body);
         let value_start = body.len();
-        let outcome = value.write(body);
+        let outcome = value.write_json(body);
         match (&outcome, &place) {
             (Ok(()), Some(Place::Last)) => {
                 *last_name = canonical::is_plain(name.as_bytes()).then_some((start + 1, value_start - 2));
@@ -362,7 +388,8 @@ impl Written {
     }
 }
 
-/// A [`Context`] that is prepared for frequent use. A clone shares it.
+/// A [`Context`] for frequent use, made by [`Context::prepared`]. It holds the form in which the context is sent, and its
+/// hash. Clones share them. Everything that takes a context takes it.
 #[derive(Clone)]
 pub struct PreparedContext(Arc<Prepared>);
 
@@ -378,6 +405,15 @@ impl PreparedContext {
         Canonical { bytes: body, hash: Some(*hash), left_out: left_out.as_deref() }
     }
 }
+
+/// Contexts are equal if the same is sent for both.
+impl PartialEq for PreparedContext {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.body == other.0.body
+    }
+}
+
+impl Eq for PreparedContext {}
 
 /// Omits the content, which may be personal data.
 impl fmt::Debug for PreparedContext {
@@ -403,9 +439,24 @@ mod tests {
 
     fn names_left_out(context: &Context) -> BTreeSet<String> {
         context.with_canonical(|context| {
-            let left_out = context.left_out.map(LeftOut::attributes).unwrap_or_default();
-            left_out.iter().map(|(name, _)| name.clone()).collect()
+            context.left_out.into_iter().flat_map(LeftOut::names).map(str::to_owned).collect()
         })
+    }
+
+    fn has_error(context: &Context) -> bool {
+        context.with_canonical(|context| context.left_out.and_then(LeftOut::targeting_key_error).is_some())
+    }
+
+    #[test]
+    fn contexts_are_equal_if_the_same_is_sent() {
+        let (one, other) = (Context::user("u").with("a", 1).with("b", 2), Context::user("u").with("b", 2).with("a", 1));
+        assert_eq!((&one, one.clone().prepared()), (&other, other.clone().prepared()));
+        assert_ne!((&one, one.clone().prepared()), (&other, other.clone().with("a", 1.0).prepared()));
+        let read = EvaluationContext::from(&one);
+        assert_eq!(
+            read,
+            EvaluationContext::default().with_targeting_key("u").with_custom_field("a", 1).with_custom_field("b", 2)
+        );
     }
 
     #[test]
@@ -446,7 +497,7 @@ mod tests {
     }
 
     #[test]
-    fn the_upper_one_of_merged_contexts_takes_precedence() {
+    fn the_upper_context_takes_precedence() {
         let lower = Context::user("lower").with("a", 1).with("c", 1);
         let upper = Context::anonymous().with("b", 2).with("c", 2);
         let merged = Context::merge(lower.clone(), upper.with("a", f64::NAN), Layer::Upper);
@@ -455,15 +506,14 @@ mod tests {
         let merged = Context::merge(lower, Context::user("upper"), Layer::Upper);
         assert_eq!(text(&merged), r#"{"context":{"targetingKey":"upper","a":1,"c":1}}"#);
         let too_long = Context::user("x".repeat(70_000));
-        let is_valid = |context: &Context| {
-            context.with_canonical(|context| context.left_out.and_then(LeftOut::targeting_key_error).is_none())
-        };
-        assert!(!is_valid(&Context::merge(Context::user("lower"), too_long.clone(), Layer::Upper)));
-        assert!(is_valid(&Context::merge(too_long, Context::user("upper"), Layer::Upper)));
+        let merged = Context::merge(Context::user("lower").with("a", 1), too_long.clone(), Layer::Upper);
+        assert!(has_error(&merged));
+        assert_eq!(text(&merged), r#"{"context":{"a":1}}"#, "the lower key does not stand for the upper one");
+        assert!(!has_error(&Context::merge(too_long, Context::user("upper"), Layer::Upper)));
     }
 
     #[test]
-    fn of_merged_contexts_the_larger_attributes_of_one_are_left_out() {
+    fn merging_leaves_out_the_attributes_of_the_other_context_first() {
         let large = |name: &str, bytes: usize| Context::anonymous().with(name, "x".repeat(bytes));
         let (lower, upper) = (large("l", 30_000).with("l1", 1), large("u", 40_000).with("u1", 1));
         for (kept, lost) in [(Layer::Lower, "u"), (Layer::Upper, "l")] {
@@ -530,6 +580,8 @@ mod tests {
                     let utc = value.checked_to_offset(time::UtcOffset::UTC)?;
                     json!(utc.format(&time::format_description::well_known::Rfc3339).ok()?)
                 }
+                // The one that is nested too deep.
+                Self::Json(value) if value.to_string().starts_with("[[[") => return None,
                 Self::Json(value) => value.clone(),
                 Self::Struct(value) => value.is_finite().then(|| json!({"inner": value}))?,
                 Self::Opaque => return None,
@@ -551,12 +603,14 @@ mod tests {
             datetime!(0000-01-01 0:00 +05:00),
             datetime!(9999-12-31 23:59:59 -05:00),
         ]);
-        let json = select(vec![json!(null), json!([1, [], {"b": null, "a": [u64::MAX]}]), json!({"\"": "}],{"})]);
+        let deep = (0..70).fold(json!(0), |deep, _| json!([deep]));
+        let json = select(vec![json!(null), json!([1, [], {"b": null, "a": [u64::MAX]}]), json!({"\"": "}],{"}), deep]);
         prop_oneof![
             1 => any::<bool>().prop_map(Attribute::Bool),
             1 => any::<i64>().prop_map(Attribute::Int),
             3 => float().prop_map(Attribute::Float),
             3 => any::<String>().prop_map(Attribute::Text),
+            3 => r#"[a"\\\n,:{}\[\]]{0,20}"#.prop_map(Attribute::Text),
             1 => (0..70_000_usize).prop_map(Attribute::Large),
             1 => dates.prop_map(Attribute::Date),
             1 => json.prop_map(Attribute::Json),
@@ -568,6 +622,7 @@ mod tests {
     fn name() -> impl Strategy<Value = String> {
         prop_oneof![
             4 => "[a-e]{0,2}",
+            2 => r#"[a"\\\n,:{}]{0,9}"#,
             1 => any::<String>(),
             1 => Just("targetingKey".to_owned()),
             1 => select(vec!["\"", "\\", "\n", "é", "{", "~", " "]).prop_map(str::to_owned),
@@ -578,7 +633,7 @@ mod tests {
         #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
 
         #[test]
-        fn any_attributes_are_one_context_of_which_all_is_sent_that_can_be(
+        fn all_types_of_context_write_the_same_and_leave_out_only_what_cannot_be_sent(
             key in proptest::option::of(any::<String>()), attributes in vec((name(), attribute()), 0..12),
         ) {
             let fields: BTreeMap<_, _> = attributes.iter().cloned().collect();
@@ -587,7 +642,7 @@ mod tests {
             let start = key.as_ref().map_or_else(Context::anonymous, Context::user);
             let context = attributes.iter().fold(start, |context, (name, value)| value.add_to(name, context));
 
-            // One context, whoever writes it.
+            // Both types write the same context.
             let (bytes, left_out) = (text(&context), names_left_out(&context));
             let converted = Context::from(&feature);
             prop_assert_eq!(&text(&converted), &bytes);
@@ -617,6 +672,38 @@ mod tests {
                 prop_assert_eq!(!sent.contains_key(name), left_out.contains(name), "{}", name);
             }
             prop_assert!(sent.keys().all(|name| fields.contains_key(name)));
+        }
+
+        #[test]
+        fn merged_contexts_are_those_of_merged_attributes(
+            keys in any::<[Option<bool>; 2]>(), attributes in vec((any::<bool>(), name(), attribute()), 0..12),
+        ) {
+            let mut contexts = [(); 2].map(|()| EvaluationContext::default());
+            for (context, key) in contexts.iter_mut().zip(keys) {
+                context.targeting_key = key.map(|is_valid| if is_valid { "k".to_owned() } else { "k".repeat(70_000) });
+            }
+            for (is_upper, name, value) in attributes {
+                contexts[usize::from(is_upper)].add_custom_field(name, value.field());
+            }
+            let [lower, upper] = contexts;
+            let [one, other] = [&lower, &upper].map(Context::from);
+            let is_small = text(&one).len() + text(&other).len() < MAX_BYTES;
+            let mut expected = upper;
+            expected.merge_missing(&lower);
+            let expected = Context::from(&expected);
+            for kept in [Layer::Lower, Layer::Upper] {
+                let merged = Context::merge(one.clone(), other.clone(), kept);
+                prop_assert!(text(&merged).len() <= MAX_BYTES);
+                let again = Context::from(&EvaluationContext::from(&merged));
+                prop_assert_eq!(text(&again), text(&merged), "it is in its canonical form");
+                prop_assert_eq!(has_error(&merged), has_error(&expected));
+                // Attributes that were left out of one context for its size may be missing.
+                let was_large = names_left_out(&one).len() + names_left_out(&other).len() > 0;
+                if is_small && !was_large {
+                    prop_assert_eq!(text(&merged), text(&expected));
+                    prop_assert_eq!(names_left_out(&merged), names_left_out(&expected));
+                }
+            }
         }
     }
 }

@@ -42,7 +42,7 @@ fn decoded(name: &[u8]) -> String {
 
 /// Splits the fields of a context from each other.
 fn split(body: &[u8]) -> impl Iterator<Item = Field<'_>> {
-    let mut rest = body.get(PREFIX.len()..body.len().saturating_sub(SUFFIX.len())).unwrap_or_default();
+    let mut rest = written(body);
     std::iter::from_fn(move || {
         let name_end = string_end(rest)?;
         let value = rest.get(name_end + 1..)?;
@@ -184,8 +184,32 @@ pub(crate) fn last_name(body: &[u8]) -> Option<(usize, usize)> {
     (!last.name.contains(&b'\\')).then(|| (start, start + last.name.len()))
 }
 
+/// Returns the targeting key as it is written, if a context in its canonical form has one, and what is behind it.
+fn split_targeting_key(body: &[u8]) -> Option<(&[u8], &[u8])> {
+    let fields = written(body).strip_prefix(br#""targetingKey":"#)?;
+    fields.split_at_checked(string_end(fields)?)
+}
+
+/// Returns whether a context has a targeting key.
+pub(crate) fn has_targeting_key(body: &[u8]) -> bool {
+    split_targeting_key(body).is_some()
+}
+
+/// Returns the attributes of a context as they are written, with commas between.
+pub(crate) fn attributes(body: &[u8]) -> &[u8] {
+    match split_targeting_key(body) {
+        Some((_, behind)) => behind.get(1..).unwrap_or_default(),
+        None => written(body),
+    }
+}
+
+/// Returns the names of the fields of a context.
+pub(crate) fn names(body: &[u8]) -> impl Iterator<Item = String> {
+    split(body).map(|field| decoded(field.name))
+}
+
 /// Returns the targeting key of a context in its canonical form.
 pub(crate) fn targeting_key(body: &[u8]) -> Option<String> {
-    let key = written(body).strip_prefix(br#""targetingKey":"#)?;
-    serde_json::from_slice(key.get(..string_end(key)?)?).ok()
+    let (key, _) = split_targeting_key(body)?;
+    serde_json::from_slice(key).ok()
 }

@@ -10,8 +10,10 @@ use crate::context::{
 /// Types that an evaluation takes as its context, and that functions for the context of a request return: a [`Context`], a
 /// [`PreparedContext`], an [`EvaluationContext`], references to them, and an `Option` of them.
 ///
-/// `None` has no part in the context of a request, for example because a session has no user. If a function for the context of
-/// a request panics, that counts as `None`, and a warning is logged once. An evaluation for `None` is anonymous. A type of the application can implement the trait as well:
+/// A function for the context of a request returns `None` if the request has no user, for example in a session without one.
+/// If the function panics, that counts as `None`, and a warning is logged once. An evaluation for `None` is anonymous.
+///
+/// A type of the application can implement the trait as well:
 ///
 /// ```
 /// use flipswitch::{Context, IntoContext};
@@ -28,8 +30,9 @@ use crate::context::{
 /// }
 /// ```
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` is no evaluation context",
-    label = "expected a `Context`, a `PreparedContext`, an `EvaluationContext`, or an `Option` of one"
+    message = "`{Self}` is not a context",
+    label = "expected a `Context`, a `PreparedContext`, an `EvaluationContext`, or an `Option` of one",
+    note = "for a `Result`, call `.ok()`; for another type, implement `IntoContext`"
 )]
 pub trait IntoContext: Sized {
     /// Returns the context, or `None` if there is no user.
@@ -127,7 +130,7 @@ impl<C: IntoContext> IntoContext for Option<C> {
     fn view<T>(self, view: impl FnOnce(View<'_>) -> T) -> T {
         match self {
             Some(context) => context.view(view),
-            None => Context::anonymous().with_canonical(|canonical| view(View::Canonical(canonical))),
+            None => Context::anonymous().view(view),
         }
     }
 }

@@ -1,9 +1,12 @@
 //! Attributes that cannot be sent, and are left out of a context.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     fmt,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use parking_lot::Mutex;
@@ -49,31 +52,42 @@ impl fmt::Display for Unsendable {
                 "it is a structure of a type that cannot be sent; use open_feature's StructValue or a serde_json::Value",
             ),
             Self::Nested => write!(f, "it is nested more than {MAX_DEPTH} deep"),
-            Self::TargetingKey => f.write_str("it would replace the targeting key; set the targeting key itself"),
+            Self::TargetingKey => f.write_str(
+                "it would replace the targeting key; pass that to `Context::user` or `with_targeting_key`",
+            ),
             Self::Size { bytes } => {
-                write!(f, "it has {bytes} bytes, and at most {MAX_BYTES} are sent for the whole context")
+                write!(f, "the context has more than {MAX_BYTES} bytes with it ({bytes} bytes)")
             }
         }
     }
 }
 
 /// What is left out of a context.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct LeftOut {
-    attributes: Vec<(String, Unsendable)>,
+    attributes: BTreeMap<String, Reason>,
     /// Size of a targeting key that cannot be sent.
     targeting_key_bytes: Option<usize>,
-    was_reported: AtomicBool,
+}
+
+/// Why an attribute is left out, and whether that was reported.
+#[derive(Debug)]
+struct Reason(Unsendable, AtomicBool);
+
+impl Clone for Reason {
+    fn clone(&self) -> Self {
+        Self(self.0, AtomicBool::new(self.1.load(Ordering::Relaxed)))
+    }
 }
 
 impl LeftOut {
     pub(crate) fn add(&mut self, name: &str, reason: Unsendable) {
-        self.attributes.push((name.to_owned(), reason));
+        self.attributes.insert(name.to_owned(), Reason(reason, AtomicBool::new(false)));
     }
 
     /// Removes an attribute that was set again.
     pub(crate) fn remove(&mut self, name: &str) {
-        self.attributes.retain(|(other, _)| other != name);
+        self.attributes.remove(name);
     }
 
     pub(crate) fn set_targeting_key(&mut self, bytes: usize) {
@@ -87,9 +101,7 @@ impl LeftOut {
 
     /// Adds what another context lacks, which is merged into this one.
     pub(crate) fn merge(&mut self, other: &Self) {
-        self.attributes.extend_from_slice(&other.attributes);
-        // What is new was not reported.
-        *self.was_reported.get_mut() = false;
+        self.attributes.extend(other.attributes.clone());
         self.targeting_key_bytes = self.targeting_key_bytes.or(other.targeting_key_bytes);
     }
 
@@ -101,28 +113,26 @@ impl LeftOut {
         )))
     }
 
-    pub(crate) fn attributes(&self) -> &[(String, Unsendable)] {
-        &self.attributes
+    /// Returns the names of the attributes.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.attributes.keys().map(String::as_str)
+    }
+
+    /// Returns the attributes that no earlier call has returned, with the reasons.
+    pub(crate) fn take_unreported(&self) -> impl Iterator<Item = (&str, Unsendable)> {
+        let unreported =
+            self.attributes.iter().filter(|(_, Reason(_, was_reported))| !was_reported.swap(true, Ordering::Relaxed));
+        unreported.map(|(name, Reason(reason, _))| (name.as_str(), *reason))
+    }
+
+    /// Returns `None` if nothing is left out.
+    pub(crate) fn into_shared(self) -> Option<Arc<Self>> {
+        (!self.is_empty()).then(|| Arc::new(self))
     }
 
     /// Returns whether nothing is left out.
     pub(crate) fn is_empty(&self) -> bool {
         self.attributes.is_empty() && self.targeting_key_bytes.is_none()
-    }
-
-    /// Returns whether this is the first call.
-    pub(crate) fn is_first_report(&self) -> bool {
-        !self.was_reported.swap(true, Ordering::Relaxed)
-    }
-}
-
-impl Clone for LeftOut {
-    fn clone(&self) -> Self {
-        Self {
-            attributes: self.attributes.clone(),
-            targeting_key_bytes: self.targeting_key_bytes,
-            was_reported: AtomicBool::new(self.was_reported.load(Ordering::Relaxed)),
-        }
     }
 }
 
@@ -134,24 +144,33 @@ const MAX_NAMES: usize = 32;
 pub(crate) struct LeftOutWarnings(Mutex<HashSet<String>>);
 
 impl LeftOutWarnings {
-    pub(crate) fn log(&self, left_out: &LeftOut) {
-        for (name, reason) in left_out.attributes() {
+    /// Logs what was not logged before. Returns the number of attributes that are reported for the first time.
+    pub(crate) fn log(&self, left_out: &LeftOut) -> u64 {
+        let mut reported = 0;
+        for (name, reason) in left_out.take_unreported() {
+            reported += 1;
+            let names = self.0.lock().len();
+            if names > MAX_NAMES {
+                continue;
+            }
             let attribute = printable(name);
             let names = {
                 let mut names = self.0.lock();
-                if names.len() > MAX_NAMES || !names.insert(attribute.clone()) {
+                if !names.insert(attribute.clone()) {
                     continue;
                 }
                 names.len()
             };
             if names <= MAX_NAMES {
                 tracing::warn!(target: "flipswitch", attribute, %reason, "an attribute of a context is not sent");
-            } else {
+            } else if names == MAX_NAMES + 1 {
                 tracing::warn!(
                     target: "flipswitch",
-                    "more than {MAX_NAMES} attributes of contexts are not sent; no further ones are logged"
+                    "more than {MAX_NAMES} different attributes of contexts are not sent; no others are logged. \
+                     `Stats::attributes_left_out` counts them"
                 );
             }
         }
+        reported
     }
 }

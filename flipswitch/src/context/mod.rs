@@ -2,7 +2,6 @@
 
 pub(crate) mod attribute;
 pub(crate) mod canonical;
-#[expect(clippy::module_inception, reason = "the file of the type `Context`")]
 pub(crate) mod context;
 pub(crate) mod fields;
 pub(crate) mod into_context;

@@ -95,8 +95,6 @@ enum Op {
     /// Everything is invalidated without a change.
     Invalidate,
     Close,
-    /// The provider shuts down.
-    ShutDown,
     Open,
     /// Other contexts evict everything.
     Evict,
@@ -125,7 +123,6 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::NewKey),
         1 => Just(Op::Invalidate),
         1 => Just(Op::Close),
-        1 => Just(Op::ShutDown),
         2 => Just(Op::Open),
         1 => Just(Op::Evict),
         2 => Just(Op::Settle),
@@ -319,11 +316,6 @@ impl World {
             Op::Close => {
                 self.open = false;
                 self.epoch.stream_closed();
-            }
-            Op::ShutDown => {
-                self.open = false;
-                self.epoch.stream_closed();
-                self.invalidate();
             }
             Op::Open => {
                 // Events that the old stream did not deliver are lost.

@@ -20,6 +20,7 @@ use crate::{
     config::{ApiKey, BaseUrl, Config},
     context::{
         canonical::{self, Canonical, CanonicalContext},
+        context::Context,
         into_context::{IntoContext, View},
         left_out::{LeftOut, LeftOutWarnings},
     },
@@ -227,8 +228,9 @@ impl FlipswitchProvider {
         runtime.join().await;
     }
 
-    /// Evaluates all flags for a context: a [`Context`](crate::Context), a [`PreparedContext`](crate::PreparedContext) or an
-    /// [`EvaluationContext`](crate::EvaluationContext), or a reference to one.
+    /// Evaluates all flags for a context: a [`Context`](crate::Context), a [`PreparedContext`](crate::PreparedContext), an
+    /// [`EvaluationContext`](crate::EvaluationContext), a reference to one, or an `Option` of one; see [`IntoContext`]. `None`
+    /// is anonymous.
     ///
     /// Never fails: without flags from the service, the result holds the
     /// [bootstrap](FlipswitchProviderBuilder::bootstrap) values or none, and [`Flags::error`] returns the reason.
@@ -258,19 +260,21 @@ impl FlipswitchProvider {
     }
 
     /// Returns the flags for a context if that needs no request, or if no request is possible.
-    pub(crate) fn try_flags(&self, context: impl IntoContext) -> Option<Flags> {
-        self.fresh(context).map(Some).unwrap_or_else(|miss| {
+    pub(crate) fn try_flags(&self, context: &Context) -> Option<Flags> {
+        let try_evaluate = |miss: Box<Miss<'_>>| {
             let Miss { context, reading, evaluator } = *miss;
             evaluator.try_evaluate(&context, reading).map(|outcome| Flags::new(outcome, context))
-        })
+        };
+        self.fresh(context).map_or_else(try_evaluate, Some)
     }
 
     /// Returns the last known flags for a context, if there are any, and requests new ones in the background.
-    pub(crate) fn last_known_flags(&self, context: impl IntoContext) -> Option<Flags> {
-        self.fresh(context).map(Some).unwrap_or_else(|miss| {
+    pub(crate) fn last_known_flags(&self, context: &Context) -> Option<Flags> {
+        let last_known = |miss: Box<Miss<'_>>| {
             let Miss { context, reading, evaluator } = *miss;
             evaluator.last_known(&context, reading).map(|outcome| Flags::new(outcome, context))
-        })
+        };
+        self.fresh(context).map_or_else(last_known, Some)
     }
 
     /// Returns fresh flags from memory, or what an evaluation needs.
@@ -327,18 +331,16 @@ impl FlipswitchProvider {
 
     /// Counts and logs what is left out of a context. Returns flags with an error if that is the targeting key.
     #[inline]
-    fn report_left_out(&self, context: Canonical<'_>) -> Option<Flags> {
+    pub(crate) fn report_left_out(&self, context: Canonical<'_>) -> Option<Flags> {
         let error = self.left_out_error(context.left_out?)?;
         Some(Flags::invalid(error, CanonicalContext::from_bytes(context.bytes)))
     }
 
     #[cold]
     fn left_out_error(&self, left_out: &LeftOut) -> Option<Error> {
-        if left_out.is_first_report() {
-            if let Source::Service(service) = &self.handle.source {
-                service.evaluator.counters().attributes_left_out.add(left_out.attributes().len() as u64);
-            }
-            self.handle.left_out.log(left_out);
+        let reported = self.handle.left_out.log(left_out);
+        if let Source::Service(service) = &self.handle.source {
+            service.evaluator.counters().attributes_left_out.add(reported);
         }
         left_out.targeting_key_error()
     }

@@ -176,7 +176,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
 
     /// Sets how the context is built from a user of type `U` in the extensions `E` of the request. Defaults to none.
     ///
-    /// `context` returns `None` if the request has no user. Its fields take precedence over those of
+    /// `context` returns `None` if the request has no user. Its attributes take precedence over those of
     /// [`with_context`](Self::with_context).
     ///
     /// `is_present` returns whether the extensions have a user. It is called when flags are read: if there is a user
@@ -262,7 +262,9 @@ impl<R> fmt::Debug for ScopeBuilder<R> {
     }
 }
 
-/// Calls a service in a scope, and runs the future that it returns in the scope.
+/// Calls a function in a scope, and runs the future that it returns in the same scope.
+///
+/// [`RequestScope::run`] alone runs only the future. [`Scoped::scope`] returns the scope after the response.
 pub fn call<F: Future>(scope: RequestScope, service: impl FnOnce() -> F) -> Scoped<F> {
     scope.call(service)
 }

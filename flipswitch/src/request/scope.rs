@@ -14,7 +14,6 @@ use parking_lot::Mutex;
 
 use crate::{
     context::{
-        canonical,
         context::{Context, Layer, PreparedContext},
         into_context::IntoContext,
     },
@@ -52,7 +51,7 @@ pub struct RequestScope(Arc<Inner>);
 struct Inner {
     provider: FlipswitchProvider,
     context: Context,
-    /// The same context, for who reads it.
+    /// The same context, decoded when it is first read.
     decoded: OnceLock<EvaluationContext>,
     flags: OnceLock<Flags>,
     /// The flags for contexts of OpenFeature clients, merged with that of the request.
@@ -77,8 +76,8 @@ pub(super) struct MissingUser {
 pub(super) type IsPresent = dyn Fn(&dyn Any) -> bool + Send + Sync;
 
 impl RequestScope {
-    /// Opens a scope for a context: a [`Context`](crate::Context), a [`PreparedContext`](crate::PreparedContext) or an
-    /// [`EvaluationContext`].
+    /// Opens a scope for a context: a [`Context`](crate::Context), a [`PreparedContext`](crate::PreparedContext), an
+    /// [`EvaluationContext`], a reference to one, or an `Option` of one; see [`IntoContext`]. `None` is anonymous.
     #[must_use]
     pub fn new(provider: FlipswitchProvider, context: impl IntoContext) -> Self {
         Self::open(provider, context.into_context().unwrap_or_default(), None, None)
@@ -86,10 +85,11 @@ impl RequestScope {
 
     pub(super) fn open(
         provider: FlipswitchProvider,
-        context: Context,
+        mut context: Context,
         cookie: Option<AnonymousCookie>,
         missing_user: Option<MissingUser>,
     ) -> Self {
+        context.arrange();
         Self(Arc::new(Inner {
             provider,
             context,
@@ -108,7 +108,7 @@ impl RequestScope {
         Self(Arc::new(Inner {
             provider: self.0.provider.clone(),
             context: self.0.context.clone(),
-            decoded: self.0.decoded.clone(),
+            decoded: OnceLock::new(),
             flags: OnceLock::new(),
             client_flags: Mutex::default(),
             was_read: AtomicBool::new(false),
@@ -128,7 +128,7 @@ impl RequestScope {
     /// and attributes that cannot be sent are missing.
     #[must_use]
     pub fn context(&self) -> &EvaluationContext {
-        self.0.decoded.get_or_init(|| self.0.context.with_canonical(|context| canonical::decode(context.bytes)))
+        self.0.decoded.get_or_init(|| (&self.0.context).into())
     }
 
     /// Returns the flags of the request, evaluated at the first call. Never fails; see [`Flags`].
@@ -194,6 +194,11 @@ impl RequestScope {
             }
         }
         let merged = Context::merge(own.clone(), given.into(), Layer::Lower).prepared();
+        // Before a shortcut: additions that cannot be sent make no difference to the bytes.
+        if let Some(invalid) = self.0.provider.report_left_out(merged.canonical()) {
+            self.mark_read();
+            return invalid;
+        }
         let bytes = merged.canonical().bytes;
         if own.with_canonical(|own| own.bytes == bytes) {
             return self.flags().await.clone();

@@ -81,7 +81,7 @@ pin_project! {
     /// Future of [`RequestScope::run`].
     #[must_use = "futures do nothing unless polled"]
     pub struct Scoped<F> {
-        // `None` once it is dropped.
+        // `None` once it is ready.
         #[pin]
         future: Option<F>,
         // The scope around it while the future is polled or dropped.
@@ -98,7 +98,7 @@ pin_project! {
 }
 
 impl<F> Scoped<F> {
-    /// Returns the scope. `None` only while the future is polled.
+    /// Returns the scope, or `None` while the future is polled or dropped.
     #[must_use]
     pub fn scope(&self) -> Option<&RequestScope> {
         self.scope.as_ref()
@@ -111,8 +111,14 @@ impl<F: Future> Future for Scoped<F> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let _entered = Entered::new(this.scope);
-        // It is there until it is dropped.
-        this.future.as_pin_mut().map_or(Poll::Pending, |future| future.poll(cx))
+        let mut future = this.future;
+        // It is there until it is ready.
+        let Some(running) = future.as_mut().as_pin_mut() else { return Poll::Pending };
+        let output = running.poll(cx);
+        if output.is_ready() {
+            future.set(None);
+        }
+        output
     }
 }
 
@@ -205,10 +211,10 @@ mod tests {
 
     use serde_json::json;
 
-    use crate::{context::context::Context as EvaluationContext, provider::provider::FlipswitchProvider};
+    use crate::{context::context::Context as FlagContext, provider::provider::FlipswitchProvider};
 
     fn scope(user: &str) -> RequestScope {
-        RequestScope::new(FlipswitchProvider::in_memory(json!({})), EvaluationContext::user(user))
+        RequestScope::new(FlipswitchProvider::in_memory(json!({})), FlagContext::user(user))
     }
 
     fn current() -> Option<String> {

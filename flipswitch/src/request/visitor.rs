@@ -9,7 +9,7 @@ use crate::{error::ConfigError, sanitize::printable};
 /// Selects how requests without a user are evaluated: all with one shared context, or each visitor with a targeting
 /// key.
 ///
-/// A request has a user if `with_user` returns a context, or `with_context` one with a targeting key. Other fields from
+/// A request has a user if `with_user` returns a context, or `with_context` one with a targeting key. Other attributes from
 /// `with_context` are kept.
 ///
 /// ```

@@ -52,6 +52,19 @@ async fn reading_a_flag_allocates_nothing() {
     assert_eq!(allocations(&mut || cached(provider.flags(&context).now_or_never())), 0);
     assert_eq!(allocations(&mut || cached(provider.flags(&written).now_or_never())), 0);
     assert_eq!(allocations(&mut || cached(provider.flags(&prepared).now_or_never())), 0);
+    // In turns, which no thread remembers.
+    let other = user("another").with_custom_field("plan", "premium");
+    let other_written = Context::user("another").with("plan", "premium");
+    assert!(in_time(provider.flags(&other)).await.error().is_none());
+    let in_turns = &mut || {
+        cached(provider.flags(&context).now_or_never());
+        cached(provider.flags(&other).now_or_never());
+        cached(provider.flags(&written).now_or_never());
+        cached(provider.flags(&other_written).now_or_never());
+        cached(provider.flags(&prepared).now_or_never());
+        cached(provider.flags(&other).now_or_never());
+    };
+    assert_eq!(allocations(in_turns), 0);
     service
         .set_definition("off", json!({"state": "DISABLED", "variants": {"on": true}, "defaultVariant": "on"}))
         .unwrap();

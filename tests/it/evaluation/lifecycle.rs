@@ -295,6 +295,29 @@ async fn the_same_attributes_are_one_context_however_they_are_passed() {
 }
 
 #[tokio::test]
+async fn flags_that_a_thread_remembers_end_with_the_key_and_the_provider() {
+    let service = LocalServer::start(json!({"version": 1})).await.unwrap();
+    let provider = builder(&service).enable_realtime(false).build().unwrap();
+    let context = user("u");
+    for _ in 0..5 {
+        assert_eq!(provider.flags(&context).await.int("version", 0), 1);
+    }
+    service.set_flag("version", 2);
+    for _ in 0..5 {
+        assert_eq!(provider.flags(&context).await.int("version", 0), 1, "nothing announces the change");
+    }
+    provider.set_api_key(service.api_key()).unwrap();
+    for _ in 0..5 {
+        assert_eq!(provider.flags(&context).await.int("version", 0), 2);
+    }
+    provider.shutdown().await;
+    for _ in 0..5 {
+        let flags = provider.flags(&context).await;
+        assert!(flags.is_stale() && flags.int("version", 0) == 2, "{flags:?}");
+    }
+}
+
+#[tokio::test]
 async fn each_attribute_that_cannot_be_sent_is_reported_once() {
     let log = Log::of_this_thread();
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
@@ -307,6 +330,8 @@ async fn each_attribute_that_cannot_be_sent_is_reported_once() {
     }
     // Twice for the prepared context, and once for each of the other ones.
     assert_eq!(provider.stats().attributes_left_out, 5);
+    drop(provider.flags(Context::from(prepared).with("lat", f64::NAN)).await);
+    assert_eq!(provider.stats().attributes_left_out, 6, "only what is new");
     let warnings = log.lines();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     for (name, reason) in [("lat", "JSON cannot express NaN"), ("targetingKey", "it would replace the targeting key")] {
@@ -317,7 +342,7 @@ async fn each_attribute_that_cannot_be_sent_is_reported_once() {
     }
     let warnings = log.lines();
     assert_eq!(warnings.len(), 33, "{warnings:?}");
-    assert!(warnings[32].contains("more than 32 attributes of contexts are not sent"), "{warnings:?}");
+    assert!(warnings[32].contains("more than 32 different attributes of contexts are not sent"), "{warnings:?}");
     assert_eq!(support::evaluations(&service), 1, "all of them are the same context");
 }
 

@@ -6,7 +6,7 @@ use actix_web::test::TestRequest;
 use axum::{body::Body, extract::Request};
 use flipswitch::{
     FlipswitchProvider, InRequest, RequestScope,
-    open_feature::{Client, EvaluationContext, OpenFeature},
+    open_feature::{Client, EvaluationContext, EvaluationErrorCode, OpenFeature},
     testing::TestFlags,
 };
 use flipswitch_local::LocalServer;
@@ -148,6 +148,35 @@ async fn additions_that_differ_on_the_wire_are_evaluated_each() {
     let body = |number: &str| format!(r#"{{"context":{{"targetingKey":"alice"{number}}}}}"#);
     let expected = [body(r#","number":0.0"#), body(r#","number":-0.0"#), body(r#","number":1.0"#), body("")];
     assert_eq!(sent, expected, "a number that cannot be sent does not stand for the request's own");
+}
+
+#[tokio::test]
+async fn additions_that_cannot_be_sent_are_reported_and_give_nobodys_flags() {
+    let service = LocalServer::start(support::whoami(["alice".to_owned()])).await.unwrap();
+    let provider = support::builder(&service).enable_realtime(false).build().unwrap();
+    let client = client("unsendable additions", &provider).await;
+    let log = Log::of_this_thread();
+    let too_long = user(&"k".repeat(70_000));
+    let plan = EvaluationContext::default().with_custom_field("plan", "free");
+    let mut too_long_with_plan = plan.clone();
+    too_long_with_plan.merge_missing(&too_long);
+    RequestScope::new(provider.clone(), user("alice"))
+        .run(async {
+            for _ in 0..2 {
+                let lost = EvaluationContext::default().with_custom_field("lat", f64::NAN);
+                assert_eq!(client.get_string_value("whoami", Some(&lost), None).await.unwrap(), "alice");
+                for context in [&too_long, &too_long_with_plan] {
+                    let error = client.get_string_value("whoami", Some(context), None).await.unwrap_err();
+                    assert_eq!(error.code, EvaluationErrorCode::InvalidContext);
+                }
+                assert_eq!(client.get_string_value("whoami", Some(&plan), None).await.unwrap(), "alice");
+            }
+        })
+        .await;
+    assert_eq!(provider.stats().attributes_left_out, 2);
+    let lines = log.lines();
+    let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
+    assert_eq!((count("attribute=\"lat\""), count("another targeting key")), (1, 1), "{lines:?}");
 }
 
 #[tokio::test]
