@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
 use std::{
-    fs,
+    array, fs,
     hint::black_box,
     thread,
     time::{Duration, Instant},
@@ -34,6 +34,9 @@ const FLAGS: usize = 100;
 const KEY: &str = "flag-50";
 const USER: &str = "user-123456";
 
+/// Number of users whose contexts are read in turns, so that no thread remembers one of them.
+const TURNS: usize = 16;
+
 const ATTRIBUTES: [(&str, &str); 3] = [("attribute-0", "value-0"), (ATTRIBUTE, VALUE), ("attribute-2", "value-2")];
 
 /// What a rule asks for, where there is one: the context has it, and everyone else gets `false`.
@@ -49,9 +52,14 @@ fn keys() -> impl Iterator<Item = String> {
     (0..FLAGS).map(|number| format!("flag-{number}"))
 }
 
+/// The users who are read in turns. `USER` is none of them, because a thread may remember it.
+fn users() -> [String; TURNS] {
+    array::from_fn(|number| format!("user-{}", 123_457 + number))
+}
+
 /// The context of those who speak OpenFeature.
-fn context() -> EvaluationContext {
-    let mut context = EvaluationContext::default().with_targeting_key(USER);
+fn context(user: &str) -> EvaluationContext {
+    let mut context = EvaluationContext::default().with_targeting_key(user);
     for (name, value) in ATTRIBUTES {
         context.add_custom_field(name, value);
     }
@@ -59,17 +67,17 @@ fn context() -> EvaluationContext {
 }
 
 /// The context as Flipswitch has it.
-fn flipswitch_context() -> Context {
+fn flipswitch_context(user: &str) -> Context {
     let [first, second, third] = black_box(ATTRIBUTES);
-    Context::user(black_box(USER)).with(first.0, first.1).with(second.0, second.1).with(third.0, third.1)
+    Context::user(black_box(user)).with(first.0, first.1).with(second.0, second.1).with(third.0, third.1)
 }
 
 /// The context as Unleash has it.
-fn unleash_context() -> unleash_yggdrasil::Context {
+fn unleash_context(user: &str) -> unleash_yggdrasil::Context {
     let [first, second, third] = black_box(ATTRIBUTES);
     let properties = [first, second, third].map(|(name, value)| (name.to_owned(), value.to_owned()));
     unleash_yggdrasil::Context {
-        user_id: Some(black_box(USER).to_owned()),
+        user_id: Some(black_box(user).to_owned()),
         properties: Some(properties.into()),
         ..unleash_yggdrasil::Context::default()
     }
@@ -87,17 +95,35 @@ async fn service() -> LocalServer {
 }
 
 fn measure(group: &mut Group<'_>, who: &str, read: impl Fn(&str) -> bool) {
+    measure_in_turns(group, who, |key, _| read(key));
+}
+
+/// Measures a read for several users. A read gets the number of its user.
+fn measure_in_turns(group: &mut Group<'_>, who: &str, read: impl Fn(&str, usize) -> bool) {
     check(who, &read);
-    group.bench_function(who, |bencher| bencher.iter(|| read(black_box(KEY))));
-    assert!(read(KEY), "{who} must read the flag to the end");
+    let mut turn = 0;
+    group.bench_function(who, |bencher| {
+        bencher.iter(|| {
+            turn = (turn + 1) % TURNS;
+            read(black_box(KEY), turn)
+        });
+    });
+    check(who, &read);
 }
 
 /// Measures a read on two threads at once, as the time of one read on each of them.
 fn measure_on_two_threads(group: &mut Group<'_>, who: &str, read: impl Fn(&str) -> bool + Sync) {
+    measure_in_turns_on_two_threads(group, who, |key, _| read(key));
+}
+
+/// Measures a read for several users on two threads at once.
+fn measure_in_turns_on_two_threads(group: &mut Group<'_>, who: &str, read: impl Fn(&str, usize) -> bool + Sync) {
     check(who, &read);
     let run = |iterations| {
+        let mut turn = 0;
         for _ in 0..iterations {
-            black_box(read(black_box(KEY)));
+            turn = (turn + 1) % TURNS;
+            black_box(read(black_box(KEY), turn));
         }
     };
     group.bench_function(who, |bencher| {
@@ -110,13 +136,18 @@ fn measure_on_two_threads(group: &mut Group<'_>, who: &str, read: impl Fn(&str) 
             began.elapsed()
         });
     });
-    assert!(read(KEY), "{who} must read the flag to the end");
+    check(who, &read);
 }
 
-/// The flag differs from the default, so that a failing read is noticed.
-fn check(who: &str, read: impl Fn(&str) -> bool) {
-    assert!(read(KEY), "{who} must read the flag");
-    assert!(!read("no-such-flag"), "{who} must give the default for a flag that is not there");
+/// The flag differs from the default, so that a failing read is noticed. The users are read in turns here too, because
+/// a thread remembers the one that it reads several times in succession.
+fn check(who: &str, read: impl Fn(&str, usize) -> bool) {
+    for turn in 0..TURNS {
+        assert!(read(KEY, turn), "{who} must read the flag");
+    }
+    for turn in 0..TURNS {
+        assert!(!read("no-such-flag", turn), "{who} must give the default for a flag that is not there");
+    }
 }
 
 /// Returns flags from memory.
@@ -133,23 +164,35 @@ fn flipswitch(group: &mut Group<'_>, runtime: &Runtime) {
         .polling_interval(Duration::from_secs(24 * 3600))
         .build()
         .unwrap();
-    let (context, prepared) = (context(), flipswitch_context().prepared());
+    let (one, prepared) = (context(USER), flipswitch_context(USER).prepared());
+    let users = users();
+    let turns = users.each_ref().map(|user| context(user));
+    let prepared_turns = users.each_ref().map(|user| flipswitch_context(user).prepared());
     let flags = runtime.block_on(async {
         // Otherwise its first request, which is for no user, might still be in flight.
         provider.ready(Duration::from_secs(10)).await.unwrap();
-        provider.flags(&context).await
+        for context in &turns {
+            assert!(provider.flags(context).await.error().is_none());
+        }
+        provider.flags(&one).await
     });
     let asked = service.requests().len();
     measure(group, "flipswitch_flags", |key| flags.bool(key, DEFAULT));
-    measure(group, "flipswitch_provider", |key| cached(&provider, &context).bool(key, DEFAULT));
-    measure_on_two_threads(group, "flipswitch_two_threads", |key| cached(&provider, &context).bool(key, DEFAULT));
+    measure(group, "flipswitch_provider", |key| cached(&provider, &one).bool(key, DEFAULT));
+    measure_on_two_threads(group, "flipswitch_two_threads", |key| cached(&provider, &one).bool(key, DEFAULT));
     measure(group, "flipswitch_prepared", |key| cached(&provider, &prepared).bool(key, DEFAULT));
     measure_on_two_threads(group, "flipswitch_prepared_two_threads", |key| {
         cached(&provider, &prepared).bool(key, DEFAULT)
     });
-    measure(group, "flipswitch_built", |key| cached(&provider, flipswitch_context()).bool(key, DEFAULT));
+    measure_in_turns(group, "flipswitch_in_turns", |key, turn| cached(&provider, &turns[turn]).bool(key, DEFAULT));
+    measure_in_turns(group, "flipswitch_prepared_in_turns", |key, turn| {
+        cached(&provider, &prepared_turns[turn]).bool(key, DEFAULT)
+    });
+    let built = |key: &str, turn: usize| cached(&provider, flipswitch_context(&users[turn])).bool(key, DEFAULT);
+    measure_in_turns(group, "flipswitch_built", built);
+    measure_in_turns_on_two_threads(group, "flipswitch_built_two_threads", built);
     measure(group, "flipswitch_resolve", |key| {
-        value(provider.resolve_bool_value(key, black_box(&context)).now_or_never().unwrap())
+        value(provider.resolve_bool_value(key, black_box(&one)).now_or_never().unwrap())
     });
     assert_eq!(service.requests().len(), asked, "all of it came from memory");
     runtime.block_on(async {
@@ -167,12 +210,16 @@ fn unleash(group: &mut Group<'_>) {
         let engine = EngineState::default();
         let warnings = engine.apply_client_features(from_value(json!({"version": 2, "features": features})).unwrap());
         assert!(warnings.is_none(), "{warnings:?}");
-        let context = unleash_context();
+        let context = unleash_context(USER);
         let read = |key: &str| engine.is_enabled(key, black_box(&context), &None);
         measure(group, who, read);
         if who == "unleash_rule" {
             measure_on_two_threads(group, "unleash_rule_two_threads", read);
-            measure(group, "unleash_rule_built", |key| engine.is_enabled(key, black_box(&unleash_context()), &None));
+            let users = users();
+            let built =
+                |key: &str, turn: usize| engine.is_enabled(key, black_box(&unleash_context(&users[turn])), &None);
+            measure_in_turns(group, "unleash_rule_built", built);
+            measure_in_turns_on_two_threads(group, "unleash_rule_built_two_threads", built);
         }
     }
 }
@@ -217,7 +264,7 @@ fn flagd(group: &mut Group<'_>, runtime: &Runtime) {
     let mut rule = everyone.clone();
     rule["defaultVariant"] = json!("off");
     rule["targeting"] = json!({"if": [{"==": [{"var": ATTRIBUTE}, VALUE]}, "on", "off"]});
-    let context = context();
+    let context = context(USER);
     // Its documentation says that this mode has no cache, and shows a set-up that has one: here are both.
     let cache = Some(CacheSettings::default());
     for (who, flag, cache_settings) in
@@ -246,7 +293,7 @@ fn ofrep(group: &mut Group<'_>, runtime: &Runtime) {
     let client = Builder::new_current_thread().enable_all().build().unwrap();
     let options = OfrepOptions { base_url: service.url(), ..OfrepOptions::default() };
     let provider = client.block_on(OfrepProvider::new(options)).unwrap();
-    let context = context();
+    let context = context(USER);
     let read = |key: &str| value(client.block_on(provider.resolve_bool_value(key, &context)));
     assert!(read(KEY) && read(KEY));
     assert_eq!(service.requests().len(), 2, "each evaluation is a request");
