@@ -1,8 +1,10 @@
 //! What it costs to read a flag: from a `Flags`, from the provider's memory with each kind of context, and through
 //! OpenFeature's client, the last beside the same client with a provider that does nothing but return the same details.
 //!
-//! A context is read again and again (`flags_cached`, `flags_context`, `flags_prepared`), in turns with others
-//! (`.._in_turns`), or built for each read (`.._built`). All threads share the contexts that are not built.
+//! One context is read again and again (`flags_cached`, `flags_context`, `flags_prepared`, `resolve_bool_cached`, and
+//! OpenFeature's client), so that the thread remembers its flag set. The contexts of several users are read in turns
+//! (`.._in_turns`), or built in turns, one for each read (`.._built`), so that each flag set is found in the cache. All
+//! threads share the contexts that are not built.
 #![allow(missing_docs, reason = "criterion's macros make public items")]
 #![expect(clippy::expect_used, reason = "a bench fails by panicking")]
 

@@ -19,7 +19,7 @@ use tokio::runtime::Runtime;
 const FLAGS: usize = 100;
 const KEY: &str = "flag-50";
 
-/// Contexts that are read in turns, so that none of them is read twice in a row.
+/// Number of users whose contexts are read in turns, so that no thread remembers one of them.
 const TURNS: usize = 16;
 
 flipswitch::flags! {
@@ -56,37 +56,38 @@ pub(crate) fn measure_all(measure: &mut impl Measure) {
     let users: [User; TURNS] = array::from_fn(User::new);
     let turns = users.each_ref().map(User::map);
     let prepared_turns = users.each_ref().map(|user| user.context().prepared());
-    let [user, ..] = &users;
-    let ([three, ..], [prepared, ..]) = (&turns, &prepared_turns);
-    let (context, ten) = (user.context(), ten_attributes());
-    for context in turns.iter().chain([&ten]) {
+    // Another user, whose flag set the thread remembers.
+    let user = User::new(TURNS);
+    let (three, context, prepared) = (&user.map(), &user.context(), &user.context().prepared());
+    let ten = ten_attributes();
+    for context in turns.iter().chain([three, &ten]) {
         let flags = runtime.block_on(provider.flags(context));
         assert!(flags.bool(KEY, false) && flags.error().is_none(), "flags are not cached");
     }
 
     let flags = cached(&provider, three);
-    measure.on_one_thread("flags/bool", |_| flags.bool(black_box(KEY), false));
-    measure.on_one_thread("flags/string", |_| {
+    measure.on_one_and_two_threads("flags/bool", |_| flags.bool(black_box(KEY), false));
+    measure.on_one_and_two_threads("flags/string", |_| {
         black_box(flags.string(black_box("text"), ""));
     });
-    measure.on_one_thread("flags/typed", |_| black_box(&flags).get(Declared));
-    measure.on_two_threads("flags/bool_two_threads", |_| flags.bool(black_box(KEY), false));
+    measure.on_one_and_two_threads("flags/typed", |_| black_box(&flags).get(Declared));
 
     // One context again and again, in each of its forms.
     measure.on_one_and_two_threads("provider/flags_cached", |_| cached(&provider, three));
     measure.on_one_and_two_threads("provider/flags_cached_10", |_| cached(&provider, &ten));
-    measure.on_one_and_two_threads("provider/flags_context", |_| cached(&provider, &context));
+    measure.on_one_and_two_threads("provider/flags_context", |_| cached(&provider, context));
     measure.on_one_and_two_threads("provider/flags_prepared", |_| cached(&provider, prepared));
     // Several contexts in turns.
     measure.on_one_and_two_threads("provider/flags_in_turns", |turn| cached(&provider, &turns[turn % TURNS]));
     measure.on_one_and_two_threads("provider/flags_prepared_in_turns", |turn| {
         cached(&provider, &prepared_turns[turn % TURNS])
     });
-    // A context that is built for each read.
-    measure.on_one_and_two_threads("provider/flags_map_built", |_| cached(&provider, black_box(user).map()));
-    measure.on_one_and_two_threads("provider/flags_built", |_| cached(&provider, black_box(user).context()));
-    measure.on_one_and_two_threads("provider/flags_built_out_of_order", |_| {
-        cached(&provider, black_box(user).context_out_of_order())
+    // A context that is built for each read, for several users in turns.
+    let user = |turn: usize| black_box(&users[turn % TURNS]);
+    measure.on_one_and_two_threads("provider/flags_map_built", |turn| cached(&provider, user(turn).map()));
+    measure.on_one_and_two_threads("provider/flags_built", |turn| cached(&provider, user(turn).context()));
+    measure.on_one_and_two_threads("provider/flags_built_out_of_order", |turn| {
+        cached(&provider, user(turn).context_out_of_order())
     });
     measure.on_one_and_two_threads("provider/resolve_bool_cached", |_| {
         let details = provider.resolve_bool_value(KEY, black_box(three)).now_or_never();
