@@ -1,13 +1,15 @@
 //! What flags cost a request: a handler as it is, below the layer, and with an extractor and one read.
 //!
 //! `cargo bench -p flipswitch-tests --bench requests`. All in process, without a socket, so that what is measured is
-//! the framework and ours; the context has a targeting key and two attributes, and its flags are cached.
+//! the framework and ours. The requests come from several users in turns, so that no thread remembers the flag set of one
+//! of them. Their contexts have a targeting key and two attributes, and their flags are cached.
 //!
 //! In `layer`, `flipswitch` and `client`, the layer's function returns an `EvaluationContext`, in `context` it returns a
-//! `Context`, and in `prepared` a `PreparedContext` that the user has. In `anonymous`, the layer has no function.
+//! `Context`, and in `prepared` a `PreparedContext` that the user has. In `anonymous`, the layer has no function: all
+//! requests have the same context, whose flag set the thread remembers.
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
-use std::time::Duration;
+use std::{array, cell::Cell, time::Duration};
 
 use actix_web::{App, dev::Service as _, test::TestRequest, web};
 use axum::{Router, body::Body, extract::Request, routing::get};
@@ -20,32 +22,53 @@ use flipswitch_local::LocalServer;
 use futures_util::FutureExt;
 use tower::Service;
 
+/// Number of users.
+const TURNS: usize = 16;
+
 /// Who asks, as an authentication would leave it in the request.
 #[derive(Clone)]
 struct User {
-    id: &'static str,
+    id: String,
     plan: &'static str,
     country: &'static str,
     prepared: PreparedContext,
 }
 
 impl User {
-    fn new() -> Self {
-        let (id, plan, country) = ("user-123", "premium", "de");
-        let prepared = Context::user(id).with("country", country).with("plan", plan).prepared();
+    fn new(number: usize) -> Self {
+        let (id, plan, country) = (format!("user-{}", 123 + number), "premium", "de");
+        let prepared = Context::user(&id).with("country", country).with("plan", plan).prepared();
         Self { id, plan, country, prepared }
+    }
+}
+
+/// The users in turns.
+struct Users {
+    users: [User; TURNS],
+    turn: Cell<usize>,
+}
+
+impl Users {
+    fn new() -> Self {
+        Self { users: array::from_fn(User::new), turn: Cell::new(0) }
+    }
+
+    fn next(&self) -> User {
+        let turn = self.turn.get();
+        self.turn.set((turn + 1) % TURNS);
+        self.users[turn].clone()
     }
 }
 
 fn fields(user: &User) -> EvaluationContext {
     EvaluationContext::default()
-        .with_targeting_key(user.id)
+        .with_targeting_key(&user.id)
         .with_custom_field("plan", user.plan)
         .with_custom_field("country", user.country)
 }
 
 fn context(user: &User) -> Context {
-    Context::user(user.id).with("country", user.country).with("plan", user.plan)
+    Context::user(&user.id).with("country", user.country).with("plan", user.plan)
 }
 
 fn prepared(user: &User) -> PreparedContext {
@@ -78,12 +101,12 @@ fn on_axum(criterion: &mut Criterion, provider: &FlipswitchProvider, client: &'s
         ("anonymous", reader().layer(anonymous), "new"),
         ("client", Router::new().route("/", get(asking)).layer(layer), "new"),
     ];
-    let user = User::new();
+    let users = Users::new();
     let mut group = criterion.benchmark_group("axum");
     for (name, mut app, expected) in apps {
         let request = || {
             let mut request = Request::get("/").body(Body::empty()).unwrap();
-            request.extensions_mut().insert(user.clone());
+            request.extensions_mut().insert(users.next());
             request
         };
         let body = axum::body::to_bytes(app.call(request()).now_or_never().unwrap().unwrap().into_body(), 100);
@@ -100,7 +123,7 @@ fn on_actix(criterion: &mut Criterion, provider: &FlipswitchProvider, client: &'
 
     let system = actix_web::rt::System::new();
     let mut group = criterion.benchmark_group("actix");
-    let user = User::new();
+    let users = Users::new();
     let anonymous = FlipswitchMiddleware::new(provider.clone());
     let middleware = anonymous.clone().with_user(fields);
     let reading = async |flags: Flags| word(flags.bool("flag-50", false));
@@ -110,7 +133,7 @@ fn on_actix(criterion: &mut Criterion, provider: &FlipswitchProvider, client: &'
             let app = system.block_on(actix_web::test::init_service($app));
             let request = || {
                 let request = TestRequest::get().uri("/").to_request();
-                request.extensions_mut().insert(user.clone());
+                request.extensions_mut().insert(users.next());
                 request
             };
             let body = system.block_on(actix_web::test::call_and_read_body(&app, request()));
@@ -145,7 +168,7 @@ fn main() {
             builder.enable_realtime(false).enable_polling_fallback(false).cache_ttl(Duration::from_secs(3_600));
         let provider = builder.build().unwrap();
         provider.ready(Duration::from_secs(30)).await.unwrap();
-        for context in [context(&User::new()), Context::anonymous()] {
+        for context in Users::new().users.iter().map(context).chain([Context::anonymous()]) {
             assert!(provider.flags(context).await.error().is_none());
         }
         OpenFeature::singleton_mut().await.set_provider(provider.clone()).await;
