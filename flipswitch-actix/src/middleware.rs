@@ -92,8 +92,10 @@ impl FlipswitchMiddleware {
 
     /// Sets a function that builds the context from the request: headers, cookies, extensions. Defaults to none.
     ///
-    /// Attributes from [`with_user`](Self::with_user) take precedence. Clients can send any header: use only those that a
-    /// trusted proxy sets.
+    /// Attributes from [`with_user`](Self::with_user) take precedence. If one of them is `None`, the one from here counts. If
+    /// one cannot be sent, neither counts. If both contexts together are over 64 KiB, attributes from here are left out first.
+    /// Merging the contexts of both functions costs as much as writing them again. Clients can send any header: use only
+    /// those that a trusted proxy sets.
     ///
     /// ```
     /// use flipswitch_actix::{Context, FlipswitchMiddleware};

@@ -83,7 +83,8 @@ impl TestFlags {
     }
 
     /// Sets a flag for contexts for which a predicate returns `true`. If several apply, the last one counts. Listeners are
-    /// notified.
+    /// notified. The predicate gets the context as it is sent: dates are strings, and attributes that cannot be sent are
+    /// missing.
     pub fn set_when(
         &self,
         key: impl Into<String>,

@@ -376,7 +376,8 @@ impl fmt::Debug for Flags {
 pub struct FlagReads {
     /// Number of reads.
     pub count: usize,
-    /// Contexts of the reads, each once, in the order of their first reads.
+    /// Contexts of the reads, each once, in the order of their first reads, as they are sent: dates are strings, and attributes
+    /// that cannot be sent are missing.
     pub contexts: Vec<EvaluationContext>,
 }
 

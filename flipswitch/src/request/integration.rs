@@ -5,7 +5,8 @@
 //!
 //! 1. It implements [`RequestParts`] for the framework's request, unless that is an [`http::request::Parts`].
 //! 2. Its middleware [opens](ScopeBuilder::open) a scope in each request, [runs](RequestScope::run) the inner service in
-//!    it, and adds the [cookie](new_cookie) of a new visitor to the response.
+//!    it (or [calls](call) it, if calling it runs code of the application before the future is polled), and adds the
+//!    [cookie](new_cookie) of a new visitor to the response.
 //! 3. Its extractors look up the scope with [`scope`], and read its flags.
 //!
 //! A minimal integration for a fictitious framework, whose requests and responses are plain structures:
