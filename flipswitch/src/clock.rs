@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-/// Returns the time of the system's last timer tick, which was at most 10 milliseconds ago, or the current time on
+/// Returns the time of the system's last timer tick, which was at most 20 milliseconds ago, or the current time on
 /// systems without such a clock. For ages and deadlines of seconds.
 #[cfg(target_os = "linux")]
 #[inline]

@@ -105,8 +105,8 @@ impl Cache {
         self.number
     }
 
-    /// Returns the state of the cache. What was read from the cache is current for as long as the state is the same and was
-    /// complete when it was read, before the entry.
+    /// Returns the state of the cache. An entry is current for as long as the state is the one from before it was read, if that
+    /// was complete.
     #[inline]
     pub(crate) fn puts(&self) -> Puts {
         Puts(self.puts.load(Ordering::Acquire))
@@ -121,9 +121,17 @@ impl Cache {
         self.entries.get(&ContextKey::new(context))
     }
 
-    /// Returns the entry of a context if it is fresh.
-    pub(crate) fn fresh(&self, key: &ContextKey<'_>, reading: EpochReading, now: Instant) -> Option<Arc<CacheEntry>> {
-        self.entries.get(key).filter(|entry| entry.is_fresh(reading, now, &self.freshness))
+    /// Returns the entry of a context if it is fresh, and the state of the cache before it was read.
+    pub(crate) fn fresh(
+        &self,
+        key: &ContextKey<'_>,
+        reading: EpochReading,
+        now: Instant,
+    ) -> Option<(Puts, Arc<CacheEntry>)> {
+        // Before the entry: one that enters meanwhile makes this state an old one.
+        let puts = self.puts();
+        let entry = self.entries.get(key).filter(|entry| entry.is_fresh(reading, now, &self.freshness))?;
+        Some((puts, entry))
     }
 
     /// Stores an entry, unless a newer one of the same context is stored. Not atomic: calls for one context must not run

@@ -63,6 +63,9 @@ impl Memo {
         reading: EpochReading,
         now: Instant,
     ) -> Option<Arc<CacheEntry>> {
+        let (number, puts) = (cache.number(), cache.puts());
+        let is_over = |remembered: &mut Remembered| remembered.cache == number && remembered.puts != puts;
+        self.remembered.take_if(is_over);
         let remembered = self.remembered.as_ref()?;
         let is_alike = match context {
             View::Fields(context) => {
@@ -71,10 +74,10 @@ impl Memo {
             // What is left out is reported at the first use.
             View::Canonical(context) => context.left_out.is_none() && context.bytes == remembered.entry.context(),
         };
-        if !is_alike || remembered.cache != cache.number() {
+        if !is_alike || remembered.cache != number {
             return None;
         }
-        if remembered.puts != cache.puts() || !remembered.entry.is_fresh(reading, now, cache.freshness()) {
+        if !remembered.entry.is_fresh(reading, now, cache.freshness()) {
             self.remembered = None;
             return None;
         }
@@ -114,7 +117,11 @@ impl Memo {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{
+        sync::atomic::{AtomicBool, AtomicU64, Ordering},
+        thread,
+        time::Duration,
+    };
 
     use open_feature::EvaluationContextFieldValue;
     use serde_json::json;
@@ -127,7 +134,7 @@ mod tests {
             canonical::{Canonical, CanonicalContext, ContextKey},
             left_out::{LeftOut, Unsendable},
         },
-        flags::flag_set::FlagSet,
+        flags::{failing::Failing, flag_set::FlagSet},
     };
 
     const HOUR: Duration = Duration::from_secs(3_600);
@@ -150,8 +157,7 @@ mod tests {
             assert_eq!(entry.context(), canonical.as_bytes());
             return true;
         }
-        let puts = cache.puts();
-        let entry = cache.fresh(&ContextKey::new(canonical.as_bytes()), READING, now).expect("it is cached");
+        let (puts, entry) = cache.fresh(&ContextKey::new(canonical.as_bytes()), READING, now).unwrap();
         memo.found(cache, puts, view, &entry);
         false
     }
@@ -209,12 +215,50 @@ mod tests {
                 assert!(!read(&mut memo, &cache, &canonical, View::Fields(&fields)), "{fields:?}");
             }
         }
+        let canonical = CanonicalContext::from_bytes(b"failing");
+        let flag_set = FlagSet::default().with_failing(&[], Failing::no_flags(Instant::now()));
+        cache.put(&Arc::new(CacheEntry::timeless(&canonical, Arc::new(flag_set))));
+        for _ in 0..5 {
+            assert!(!read(&mut memo, &cache, &canonical, view(&canonical)), "a read may request its flags again");
+        }
         let (_, canonical) = context("x");
         put(&cache, &canonical);
         let read = [0; 4].map(|_| read(&mut memo, &cache, &canonical, view(&canonical)));
         assert_eq!(read, [false, false, false, true]);
         let unreported = Canonical { bytes: canonical.as_bytes(), hash: None, left_out: Some(&left_out) };
         assert!(memo.find(&cache, View::Canonical(unreported), READING, Instant::now()).is_none());
+    }
+
+    /// In each version of the entry, the flag has the number of the version.
+    #[test]
+    fn no_thread_reads_an_older_entry_than_another_thread_did_before() {
+        let (cache, seen, is_over) = (cache(10), AtomicU64::new(0), AtomicBool::new(false));
+        let (_, canonical) = context("x");
+        let put = |version: u64| {
+            let values = json!({"version": version}).as_object().unwrap().clone();
+            cache.put(&Arc::new(CacheEntry::timeless(&canonical, Arc::new(FlagSet::of_values(values, "STATIC")))));
+        };
+        put(1);
+        let read_on = || {
+            let mut memo = Memo::default();
+            while !is_over.load(Ordering::SeqCst) {
+                let (before, now) = (seen.load(Ordering::SeqCst), Instant::now());
+                let entry = memo.find(&cache, view(&canonical), READING, now).unwrap_or_else(|| {
+                    let (puts, entry) = cache.fresh(&ContextKey::new(canonical.as_bytes()), READING, now).unwrap();
+                    memo.found(&cache, puts, view(&canonical), &entry);
+                    entry
+                });
+                let version = entry.flag_set.get("version").unwrap().as_i64().unwrap() as u64;
+                assert!(version >= before, "version {version} after {before}");
+                seen.fetch_max(version, Ordering::SeqCst);
+            }
+        };
+        thread::scope(|threads| {
+            (0..3).for_each(|_| drop(threads.spawn(read_on)));
+            (2..50_000).for_each(put);
+            is_over.store(true, Ordering::SeqCst);
+        });
+        assert!(seen.into_inner() > 1);
     }
 
     #[test]

@@ -290,8 +290,7 @@ impl Evaluator {
         reading: EpochReading,
         now: Instant,
     ) -> Option<Arc<CacheEntry>> {
-        let puts = self.cache.puts();
-        let entry = self.cache.fresh(&canonical.key(), reading, now)?;
+        let (puts, entry) = self.cache.fresh(&canonical.key(), reading, now)?;
         self.counters.hits.count();
         if canonical.left_out.is_none() {
             Memo::of_this_thread(|memo| memo.found(&self.cache, puts, context, &entry));

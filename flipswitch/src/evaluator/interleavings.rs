@@ -366,8 +366,7 @@ impl World {
         let memo = &mut self.memos.borrow_mut()[thread % THREADS];
         let (view, canonical) = (self.view(context, thread), &self.contexts[context]);
         memo.find(&self.cache, view, reading, self.now).or_else(|| {
-            let puts = self.cache.puts();
-            let entry = self.cache.fresh(&key(canonical), reading, self.now)?;
+            let (puts, entry) = self.cache.fresh(&key(canonical), reading, self.now)?;
             memo.found(&self.cache, puts, view, &entry);
             Some(entry)
         })
@@ -385,7 +384,7 @@ impl World {
     fn put(&self, entry: &Arc<CacheEntry>) -> Result<u64, TestCaseError> {
         let context = self.contexts.iter().position(|known| known.as_bytes() == entry.context()).unwrap();
         let reading = self.epoch.read(self.now);
-        let find = || self.cache.fresh(&key(&self.contexts[context]), reading, self.now);
+        let find = || Some(self.cache.fresh(&key(&self.contexts[context]), reading, self.now)?.1);
         let (seen, is_older) = (Cell::new(0), Cell::new(false));
         let read = |entry: Option<Arc<CacheEntry>>| {
             if let Some(entry) = entry {

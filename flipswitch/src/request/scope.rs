@@ -114,7 +114,8 @@ impl RequestScope {
             was_read: AtomicBool::new(false),
             cookie: None,
             missing_user: None,
-            origin: Some(self.clone()),
+            // Not a chain: work may carry itself on without end.
+            origin: Some(self.0.origin.clone().unwrap_or_else(|| self.clone())),
         }))
     }
 
@@ -254,6 +255,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn scopes_that_are_carried_on_without_end_are_freed() {
+        let first = RequestScope::new(FlipswitchProvider::in_memory(json!({})), Context::anonymous());
+        let last = (0..1_000_000).fold(first.clone(), |scope, _| scope.carried());
+        assert!(last.try_flags().is_some() && first.was_read());
+    }
 
     #[test]
     fn debug_output_does_not_show_the_context() {
