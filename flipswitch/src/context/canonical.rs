@@ -326,20 +326,24 @@ fn close(bracket: u8, body: &mut Vec<u8>) {
     }
 }
 
-/// Writes the name of a field, followed by a colon.
-pub(crate) fn name(text: &str, body: &mut Vec<u8>) {
-    quoted(text, *b"\":", body);
+/// Writes the name of a field, followed by a colon. Returns whether it has no escapes.
+#[inline]
+pub(crate) fn name(text: &str, body: &mut Vec<u8>) -> bool {
+    quoted(text, *b"\":", body)
 }
 
 /// Writes a string in quotes.
+#[inline]
 pub(crate) fn string(text: &str, body: &mut Vec<u8>) {
     quoted(text, *b"\"", body);
 }
 
-/// Writes a string in quotes. `end` is the closing quote and what follows it. Done by hand, because this runs in every
-/// evaluation, and most strings need no escape.
-fn quoted<const N: usize>(text: &str, end: [u8; N], body: &mut Vec<u8>) {
-    if is_plain(text.as_bytes()) {
+/// Writes a string in quotes. `end` is the closing quote and what follows it. Returns whether the string has no escapes. Done
+/// by hand, because this runs in every evaluation, and most strings need no escape.
+#[inline]
+fn quoted<const N: usize>(text: &str, end: [u8; N], body: &mut Vec<u8>) -> bool {
+    let is_plain = is_plain(text.as_bytes());
+    if is_plain {
         body.reserve(1 + text.len() + N);
         body.push(b'"');
         body.extend_from_slice(text.as_bytes());
@@ -348,11 +352,13 @@ fn quoted<const N: usize>(text: &str, end: [u8; N], body: &mut Vec<u8>) {
         scalar(text, body);
         body.extend_from_slice(&end[1..]);
     }
+    is_plain
 }
 
 /// Returns whether a string needs no escape in JSON: it has no quotes, backslashes or control characters. Checks eight bytes
 /// at a time; the last chunk may overlap the one before.
-pub(crate) fn is_plain(text: &[u8]) -> bool {
+#[inline]
+fn is_plain(text: &[u8]) -> bool {
     if let Some(last) = text.last_chunk::<8>() {
         let word = |chunk: &[u8]| chunk.try_into().map_or(0, u64::from_ne_bytes);
         text.chunks_exact(8).fold(specials(word(last)), |found, chunk| found | specials(word(chunk))) == 0

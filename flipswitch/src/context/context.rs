@@ -103,10 +103,9 @@ impl Context {
     /// # }
     /// ```
     #[must_use]
-    pub fn with(self, name: impl AsRef<str>, value: impl AttributeValue) -> Self {
-        let mut written = self.into_written();
-        written.add(name.as_ref(), value);
-        Self(Repr::Written(written))
+    pub fn with(mut self, name: impl AsRef<str>, value: impl AttributeValue) -> Self {
+        self.add(name.as_ref(), &value);
+        self
     }
 
     /// Prepares the context for frequent use, for example beside the user in a cache of sessions. A clone of the result is
@@ -162,13 +161,16 @@ impl Context {
         }
     }
 
-    fn into_written(self) -> Written {
-        match self.0 {
-            Repr::Written(written) => written,
+    /// Adds an attribute. Not generic, so that applications contain it once.
+    fn add(&mut self, name: &str, value: &dyn AttributeValue) {
+        match &mut self.0 {
+            Repr::Written(written) => written.add(name, value),
             Repr::Prepared(prepared) => {
                 let Prepared { body, left_out, .. } = &*prepared.0;
                 let last_name = fields::last_name(body);
-                Written { last_name, left_out: left_out.clone(), ..Written::new(body.to_vec()) }
+                let mut written = Written { last_name, left_out: left_out.clone(), ..Written::new(body.to_vec()) };
+                written.add(name, value);
+                self.0 = Repr::Written(written);
             }
         }
     }
@@ -316,7 +318,7 @@ impl Written {
         Arc::make_mut(self.left_out.get_or_insert_default())
     }
 
-    fn add(&mut self, name: &str, value: impl AttributeValue) {
+    fn add(&mut self, name: &str, value: &dyn AttributeValue) {
         if let Some(mut left_out) = self.left_out.take() {
             Arc::make_mut(&mut left_out).remove(name);
             self.left_out = Some(left_out).filter(|left_out| !left_out.is_empty());
@@ -341,12 +343,12 @@ impl Written {
         body.truncate(end);
         fields::separate(body);
         let start = body.len();
-        canonical::name(name, body);
+        let is_plain = canonical::name(name, body);
         let value_start = body.len();
         let outcome = value.write_json(body);
         match (&outcome, &place) {
             (Ok(()), Some(Place::Last)) => {
-                *last_name = canonical::is_plain(name.as_bytes()).then_some((start + 1, value_start - 2));
+                *last_name = is_plain.then_some((start + 1, value_start - 2));
             }
             (Ok(()), Some(Place::Before(position))) => {
                 let added = body.len() - end;
