@@ -1,13 +1,16 @@
 //! A clock that is cheap to read.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// Returns the time of the system's last timer tick, which was at most 20 milliseconds ago, or the current time on
-/// systems without such a clock. For ages and deadlines of seconds.
+/// How far [`coarse_now`] is behind at most.
+pub(crate) const COARSE_LAG: Duration = Duration::from_millis(if cfg!(target_os = "linux") { 20 } else { 0 });
+
+/// Returns the time of the system's last timer tick, which was at most [`COARSE_LAG`] ago, or the current time on systems
+/// without such a clock.
 #[cfg(target_os = "linux")]
 #[inline]
 pub(crate) fn coarse_now() -> Instant {
-    use std::{sync::OnceLock, time::Duration};
+    use std::sync::OnceLock;
 
     use rustix::time::{ClockId, clock_gettime};
 
@@ -30,8 +33,6 @@ pub(crate) fn coarse_now() -> Instant {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 
 use crate::{
     cache::{entry::CacheEntry, epoch::EpochReading},
-    clock::coarse_now,
+    clock::{COARSE_LAG, coarse_now},
     config::{ApiKey, BaseUrl, Config},
     context::{
         canonical::{self, Canonical, CanonicalContext},
@@ -284,6 +284,8 @@ impl FlipswitchProvider {
             Source::Service(Service { evaluator, .. }) => {
                 let now = coarse_now();
                 let reading = evaluator.epoch().read(now);
+                // An entry that may be too old is left to the exact clock.
+                let now = now + COARSE_LAG;
                 match evaluator.remembered(context, reading, now) {
                     Some(entry) => Ok(Flags::fresh(entry)),
                     None => self.cached(evaluator, context, reading, now),

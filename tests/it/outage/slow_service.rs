@@ -169,13 +169,8 @@ async fn rate_limits_are_respected_and_cached_users_keep_their_values() {
         }
     })
     .await;
-    let provider = FlipswitchProvider::builder("key")
-        .base_url(service.url())
-        .enable_realtime(false)
-        .polling_interval(Duration::from_millis(1))
-        .stale_wait(Duration::ZERO)
-        .build()
-        .unwrap();
+    let provider =
+        support::unattended(service.url(), Duration::from_millis(1)).stale_wait(Duration::ZERO).build().unwrap();
     assert!(in_time(provider.flags(&user("known"))).await.bool("f", false));
     assert!(matches!(in_time(provider.flags(&user("new"))).await.error(), Some(Error::RateLimited { .. })));
     let before = service.received().len();
