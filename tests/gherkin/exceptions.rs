@@ -72,9 +72,6 @@ const EXCEPTIONS: &[Exception] = &[
     deviating(&[FastFeature], Of::Scenario("Time-based operations"), 2, "rules see no time"),
     deviating(&[FastFeature], Of::Scenario("Errors and edge cases"), 3, "a rule must find a text, all its failures are parse errors, and null has a share of its own"),
 
-    // What our provider does otherwise.
-    deviating(&[Local, Flagd], Of::Scenario("Fractional operator invalid implicit inputs"), 2, "a targeting key that is no text is an invalid context before it is sent: OFREP's is a text"),
-
     // What flipswitch-local does otherwise.
     deviating(&[Local], Of::Tag("non-existent-evaluator-ref"), 2, "such a flag is refused by its name when it is loaded, and not when it is evaluated"),
     deviating(&[Local], Of::Tag("semver-edge-cases"), 30, "flagd-evaluation-engine takes versions that are whole, texts, and without v or build"),
