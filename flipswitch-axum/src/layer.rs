@@ -17,7 +17,8 @@ use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// Layer that gives every request its flags: a [`RequestScope`] with the context of the request's user in the extensions.
+/// Layer that gives every request its flags: a [`RequestScope`](crate::RequestScope) with the context of the request's user
+/// in the extensions.
 ///
 /// Nothing is requested from the flag service until a handler reads a flag, so the layer can be added to all routes. It
 /// works on a [`Router`](https://docs.rs/axum/0.8/axum/struct.Router.html), nested or not, on a method router, and on any
