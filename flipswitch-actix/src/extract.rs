@@ -91,8 +91,8 @@ impl<T> ExtractFuture<T> {
         Self(match request.flag_scope() {
             None => State::Done(Some(Err(MissingMiddleware(())))),
             Some(scope) => match scope.try_flags() {
-                Some(flags) => State::Done(Some(Ok(read(flags)))),
-                None => State::Evaluating { flags: Box::pin(async move { scope.flags().await.clone() }), read },
+                Some(flags) => State::Done(Some(Ok(read(&flags)))),
+                None => State::Evaluating { flags: Box::pin(async move { scope.flags().await }), read },
             },
         })
     }
@@ -139,7 +139,7 @@ pub trait FlagsExt {
 
     /// Returns the flags of the request if that needs no waiting; see [`RequestScope::try_flags`].
     fn try_flags(&self) -> Option<Flags> {
-        self.flag_scope()?.try_flags().cloned().map(Flags)
+        self.flag_scope()?.try_flags().map(Flags)
     }
 }
 

@@ -3,7 +3,6 @@
 use std::{
     fmt,
     future::{Future, Ready, ready},
-    iter,
     pin::Pin,
     rc::Rc,
     sync::Arc,
@@ -204,7 +203,9 @@ where
         let mut head = Head(request);
         let scope = self.middleware.scopes.open(&mut head);
         let Head(request) = head;
-        let state = if self.middleware.prefetch {
+        let is_preflight =
+            || integration::is_preflight(request.method().as_str(), |name| request.headers().contains_key(name));
+        let state = if self.middleware.prefetch && !is_preflight() {
             let call = Some((Rc::clone(&self.inner), request, scope.clone()));
             State::Prefetching { prefetch: Box::pin(async move { scope.prefetch().await }), call }
         } else {
@@ -268,9 +269,7 @@ where
 
 /// Adds the cookie of a new visitor to the headers of a response.
 fn add_cookie(headers: &mut HeaderMap, scope: &RequestScope) {
-    // Not looked up before it is needed.
-    let set = iter::once_with(|| headers.get_all(SET_COOKIE)).flatten().map(HeaderValue::as_bytes);
-    let cookie = integration::new_cookie(scope, set);
+    let cookie = integration::new_cookie(scope, |name| headers.get_all(name).map(HeaderValue::as_bytes));
     if let Some(Ok(cookie)) = cookie.map(HeaderValue::try_from) {
         headers.append(SET_COOKIE, cookie);
     }

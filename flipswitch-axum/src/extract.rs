@@ -37,8 +37,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Flags {
     type Rejection = MissingLayer;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, MissingLayer> {
-        let flags = flags(parts).await.ok_or_else(MissingLayer::logged)?;
-        Ok(Self(flags.clone()))
+        flags(parts).await.map(Self).ok_or_else(MissingLayer::logged)
     }
 }
 
@@ -46,7 +45,7 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Flags {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Option<Self>, Infallible> {
-        Ok(flags(parts).await.cloned().map(Self))
+        Ok(flags(parts).await.map(Self))
     }
 }
 
@@ -75,7 +74,7 @@ impl<F: FlagDef, S: Send + Sync> FromRequestParts<S> for Flag<F> {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, MissingLayer> {
         let flags = flags(parts).await.ok_or_else(MissingLayer::logged)?;
-        Ok(Self(integration::read::<F>(flags)))
+        Ok(Self(integration::read::<F>(&flags)))
     }
 }
 
@@ -83,7 +82,7 @@ impl<F: FlagDef, S: Send + Sync> OptionalFromRequestParts<S> for Flag<F> {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Option<Self>, Infallible> {
-        Ok(flags(parts).await.map(|flags| Self(integration::read::<F>(flags))))
+        Ok(flags(parts).await.map(|flags| Self(integration::read::<F>(&flags))))
     }
 }
 
@@ -106,7 +105,7 @@ pub trait FlagsExt {
 
     /// Returns the flags of the request if that needs no waiting; see [`RequestScope::try_flags`].
     fn try_flags(&self) -> Option<Flags> {
-        self.flag_scope()?.try_flags().cloned().map(Flags)
+        self.flag_scope()?.try_flags().map(Flags)
     }
 }
 
@@ -134,7 +133,7 @@ pub(crate) fn scope(extensions: &Extensions) -> Option<&RequestScope> {
 }
 
 /// Returns the flags of a request, evaluated if need be.
-async fn flags(parts: &Parts) -> Option<&flipswitch::Flags> {
+async fn flags(parts: &Parts) -> Option<flipswitch::Flags> {
     let scope = scope(&parts.extensions)?;
     match scope.try_flags() {
         Some(flags) => Some(flags),

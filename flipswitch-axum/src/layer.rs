@@ -2,7 +2,6 @@
 
 use std::{
     future::Future,
-    iter,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -200,9 +199,8 @@ where
         let mut response = ready!(this.response.as_mut().poll(cx));
         if let (Ok(response), Some(scope)) = (&mut response, this.response.scope()) {
             let headers = response.headers_mut();
-            // Not looked up before it is needed.
-            let set = iter::once_with(|| headers.get_all(SET_COOKIE)).flatten().map(HeaderValue::as_bytes);
-            if let Some(Ok(cookie)) = integration::new_cookie(scope, set).map(HeaderValue::try_from) {
+            let values = |name| headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
+            if let Some(Ok(cookie)) = integration::new_cookie(scope, values).map(HeaderValue::try_from) {
                 headers.append(SET_COOKIE, cookie);
             }
         }

@@ -81,10 +81,18 @@ impl FeatureProvider for FlipswitchProvider {
 /// Evaluates the flags for a context that OpenFeature passes. If the caller runs in a request of this provider, that
 /// request's context fills in missing attributes.
 async fn flags(provider: &FlipswitchProvider, context: &EvaluationContext) -> Flags {
-    match RequestScope::current().filter(|scope| scope.provider().is_same(provider)) {
-        Some(scope) => scope.flags_with(context).await,
-        None => provider.flags(context).await,
+    let current = RequestScope::current();
+    if let Some(scope) = current.as_ref().and_then(|scope| scope.of(provider)) {
+        return scope.flags_with(context).await;
     }
+    if context.targeting_key.is_none() {
+        if current.is_some() {
+            SetupWarning::ClientOfOtherProvider.log(provider.warned());
+        } else if provider.has_layers() {
+            SetupWarning::ClientOutsideOfRequest.log(provider.warned());
+        }
+    }
+    provider.flags(context).await
 }
 
 async fn resolve<T>(

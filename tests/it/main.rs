@@ -61,6 +61,7 @@ mod web {
     mod html;
     mod hyper_and_tonic;
     mod lifespan;
+    mod long_lived;
     mod open_feature_client;
     mod passthrough;
     mod requests;

@@ -82,7 +82,7 @@ impl Backoffs {
 }
 
 /// Returns a kind of rejection, of which one is logged, and what to do about it.
-fn remedy(error: &Error) -> (u8, &'static str) {
+fn remedy(error: &Error) -> (u16, &'static str) {
     match error {
         Error::Evaluation { code, .. } if code == "TARGETING_KEY_MISSING" => (
             1,

@@ -57,6 +57,7 @@ struct Handle {
     runtime: Arc<ProviderRuntime>,
     bus: Arc<EventBus>,
     is_started: AtomicBool,
+    has_layers: AtomicBool,
     warned: WarnOnce,
     left_out: LeftOutWarnings,
     built_at: OffsetDateTime,
@@ -163,6 +164,7 @@ impl FlipswitchProvider {
                 runtime,
                 bus,
                 is_started: AtomicBool::new(false),
+                has_layers: AtomicBool::new(false),
                 warned: WarnOnce::default(),
                 left_out: LeftOutWarnings::default(),
                 built_at: OffsetDateTime::now_utc(),
@@ -553,6 +555,16 @@ impl FlipswitchProvider {
             tracing::error!(target: "flipswitch", error = %Chain(&error), "could not start; retrying at the next use");
             is_started.store(false, Ordering::Relaxed);
         }
+    }
+
+    /// Notes that a layer gives requests a scope.
+    pub(crate) fn layer_added(&self) {
+        self.handle.has_layers.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether a layer gives requests a scope.
+    pub(crate) fn has_layers(&self) -> bool {
+        self.handle.has_layers.load(Ordering::Relaxed)
     }
 
     /// Returns the runtime of the provider's tasks.

@@ -4,9 +4,8 @@
 //! framework consists of three parts:
 //!
 //! 1. It implements [`RequestParts`] for the framework's request, unless that is an [`http::request::Parts`].
-//! 2. Its middleware [opens](ScopeBuilder::open) a scope in each request, [runs](RequestScope::run) the inner service in
-//!    it (or [calls](call) it, if calling it runs code of the application before the future is polled), and adds the
-//!    [cookie](new_cookie) of a new visitor to the response.
+//! 2. Its middleware [opens](ScopeBuilder::open) a scope in each request, [calls](call) the inner service in it, and adds
+//!    the [cookie](new_cookie) of a new visitor to the response. Work that goes on after `call` reads the present flags.
 //! 3. Its extractors look up the scope with [`scope`], and read its flags.
 //!
 //! A minimal integration for a fictitious framework, whose requests and responses are plain structures:
@@ -57,8 +56,10 @@
 //! impl<H: AsyncFn(Request) -> Response> Middleware<H> {
 //!     async fn call(&self, mut request: Request) -> Response {
 //!         let scope = self.scopes.open(&mut request);
-//!         let mut response = scope.clone().run((self.handler)(request)).await;
-//!         let cookie = integration::new_cookie(&scope, response.cookies.iter().map(String::as_bytes));
+//!         let mut response = integration::call(scope.clone(), || (self.handler)(request)).await;
+//!         // Responses of this framework have no other headers than cookies.
+//!         let cookies = |name| response.cookies.iter().filter(move |_| name == "set-cookie").map(String::as_bytes);
+//!         let cookie = integration::new_cookie(&scope, cookies);
 //!         response.cookies.extend(cookie);
 //!         response
 //!     }
@@ -67,7 +68,7 @@
 //! // 3. The extractor.
 //! async fn flags(request: &Request) -> Option<flipswitch::Flags> {
 //!     let scope = integration::scope(request.extensions.scope.as_ref(), &request.extensions)?;
-//!     Some(scope.flags().await.clone())
+//!     Some(scope.flags().await)
 //! }
 //!
 //! // An application.
@@ -100,7 +101,7 @@ use std::{
     any::{Any, type_name},
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
 };
 
 pub use crate::request::{
@@ -118,7 +119,7 @@ use crate::{
     request::{
         scope::{MissingUser, RequestScope},
         task_local::Scoped,
-        visitor::Visitor,
+        visitor::{Visitor, is_for_shared_caches},
         warnings::SetupWarning,
     },
 };
@@ -165,6 +166,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
     /// Makes a builder that evaluates all requests with one shared context, without a targeting key.
     #[must_use]
     pub fn new(provider: FlipswitchProvider) -> Self {
+        provider.layer_added();
         Self { provider, context: None, user: None, anonymous: Anonymous::shared() }
     }
 
@@ -205,7 +207,8 @@ impl<R: RequestParts> ScopeBuilder<R> {
 
     /// Opens the scope of a request, and puts it into the request's extensions.
     ///
-    /// A scope that is there already is replaced, and a warning is logged once.
+    /// A scope that is there already is replaced. If it belongs to the same provider, a warning is logged once; OpenFeature
+    /// clients of another provider still find it.
     pub fn open(&self, request: &mut R) -> RequestScope {
         let Self { provider, context, user, anonymous } = self;
         // After a panic, the user counts as present without a context.
@@ -230,9 +233,13 @@ impl<R: RequestParts> ScopeBuilder<R> {
                 Visitor::Shared => {}
             }
         }
-        let scope = RequestScope::open(provider.clone(), context, cookie, missing_user);
-        if request.insert_scope(scope.clone()).is_some() {
-            SetupWarning::DuplicateLayer.log(provider.warned());
+        let scope = RequestScope::open(provider.clone(), context, cookie, missing_user, Some(AtomicBool::new(false)));
+        if let Some(outer) = request.insert_scope(scope.clone()) {
+            if outer.of(provider).is_some() {
+                SetupWarning::DuplicateLayer.log(provider.warned());
+            } else {
+                scope.set_outer(outer);
+            }
         }
         scope
     }
@@ -263,9 +270,10 @@ impl<R> fmt::Debug for ScopeBuilder<R> {
     }
 }
 
-/// Calls a function in a scope, and runs the future that it returns in the same scope.
+/// Calls a function in a scope, and runs the future that it returns, the response, in the same scope.
 ///
-/// [`RequestScope::run`] alone runs only the future. [`Scoped::scope`] returns the scope after the response.
+/// When the future is ready or dropped, the response head has left: reads of the scope are present flags from then on.
+/// [`Scoped::scope`] returns the scope after the response.
 pub fn call<F: Future>(scope: RequestScope, service: impl FnOnce() -> F) -> Scoped<F> {
     scope.call(service)
 }
@@ -281,12 +289,37 @@ pub fn scope<'a>(scope: Option<&'a RequestScope>, extensions: &dyn Any) -> Optio
 /// Returns the value of the `Set-Cookie` header for a new visitor, if the request read flags and [`Anonymous::cookie`] is
 /// in use.
 ///
-/// `set` yields the values of all `Set-Cookie` headers that the response has. It is not used unless a cookie may be due. If
-/// one of them sets the cookie, there is nothing to add. Each call creates another visitor.
+/// `header_values` returns all values of a header of the response, by its name in lower case. It is not called unless a
+/// cookie may be due. If the response sets the cookie already, there is nothing to add. If shared caches may store the
+/// response, it must have no cookie, and a warning is logged once. Each call creates another visitor.
 #[must_use]
-pub fn new_cookie<'a>(scope: &RequestScope, mut set: impl Iterator<Item = &'a [u8]>) -> Option<String> {
+pub fn new_cookie<'a, I>(scope: &RequestScope, header_values: impl Fn(&'static str) -> I) -> Option<String>
+where
+    I: Iterator<Item = &'a [u8]>,
+{
     let cookie = scope.new_cookie()?;
-    if set.any(|header| cookie.is_set_by(header)) { None } else { cookie.mint() }
+    if header_values("set-cookie").any(|header| cookie.is_set_by(header)) {
+        return None;
+    }
+    if is_for_shared_caches(header_values("cache-control")) {
+        SetupWarning::CookieInSharedResponse.log(scope.provider().warned());
+        return None;
+    }
+    cookie.mint()
+}
+
+/// Returns whether a request is a CORS preflight: whether browsers send it before another one, to ask whether they may send
+/// that (Fetch standard, "CORS-preflight request"). Flags are not read for a preflight, which has no credentials.
+///
+/// `has_header` returns whether the request has a header, by its name in lower case.
+#[must_use]
+pub fn is_preflight(method: &str, has_header: impl Fn(&'static str) -> bool) -> bool {
+    method == "OPTIONS" && has_header("origin") && has_header("access-control-request-method")
+}
+
+/// Logs a warning once that a preflight reached a gate, which must refuse it. The CORS middleware belongs outside.
+pub fn preflight_refused(scope: &RequestScope) {
+    SetupWarning::PreflightAtGate.log(scope.provider().warned());
 }
 
 /// Reads a declared flag by its type, for extractors. Otherwise behaves like [`Flags::get`].

@@ -29,6 +29,9 @@ const MAX_CLIENT_CONTEXTS: usize = 8;
 /// The web crates open a scope in each request. Nothing is requested from the flag service until the first read, and all
 /// parts of the request share one evaluation, also if they read at the same time.
 ///
+/// What goes on after the response head has left, such as a WebSocket or a streamed body, reads the present flags instead:
+/// each read of the scope is an evaluation then. To keep the flags of the request, keep the [`Flags`].
+///
 /// ```
 /// use flipswitch::{Context, FlipswitchProvider, RequestScope, serde_json::json};
 ///
@@ -46,9 +49,13 @@ const MAX_CLIENT_CONTEXTS: usize = 8;
 /// # }
 /// ```
 #[derive(Clone)]
-pub struct RequestScope(Arc<Inner>);
+pub struct RequestScope {
+    request: Arc<Request>,
+    /// Whether it belongs to work that may outlive the request; see [`InRequest`](crate::InRequest).
+    is_carried: bool,
+}
 
-struct Inner {
+struct Request {
     provider: FlipswitchProvider,
     context: Context,
     /// The same context, decoded when it is first read.
@@ -61,8 +68,10 @@ struct Inner {
     cookie: Option<AnonymousCookie>,
     /// How to find out that the request's user was set after the scope was opened.
     missing_user: Option<MissingUser>,
-    /// The scope of the request from which this one was carried into other work.
-    origin: Option<RequestScope>,
+    /// Whether the response head has left. `None` without a layer, which would know.
+    has_responded: Option<AtomicBool>,
+    /// The scope of the layer around, if that is the layer of another provider.
+    outer: OnceLock<RequestScope>,
 }
 
 /// The check for a user that was missing when the scope of a request was opened.
@@ -80,7 +89,7 @@ impl RequestScope {
     /// [`EvaluationContext`], a reference to one, or an `Option` of one; see [`IntoContext`]. `None` is anonymous.
     #[must_use]
     pub fn new(provider: FlipswitchProvider, context: impl IntoContext) -> Self {
-        Self::open(provider, context.into_context().unwrap_or_default(), None, None)
+        Self::open(provider, context.into_context().unwrap_or_default(), None, None, None)
     }
 
     pub(super) fn open(
@@ -88,9 +97,10 @@ impl RequestScope {
         mut context: Context,
         cookie: Option<AnonymousCookie>,
         missing_user: Option<MissingUser>,
+        has_responded: Option<AtomicBool>,
     ) -> Self {
         context.arrange();
-        Self(Arc::new(Inner {
+        let request = Request {
             provider,
             context,
             decoded: OnceLock::new(),
@@ -99,63 +109,114 @@ impl RequestScope {
             was_read: AtomicBool::new(false),
             cookie,
             missing_user,
-            origin: None,
-        }))
+            has_responded,
+            outer: OnceLock::new(),
+        };
+        Self { request: Arc::new(request), is_carried: false }
     }
 
-    /// Opens a scope for other work with the same provider and context. Its reads count as reads of this request.
+    /// Returns the scope for work that may outlive the request.
     pub(super) fn carried(&self) -> Self {
-        Self(Arc::new(Inner {
-            provider: self.0.provider.clone(),
-            context: self.0.context.clone(),
-            decoded: OnceLock::new(),
-            flags: OnceLock::new(),
-            client_flags: Mutex::default(),
-            was_read: AtomicBool::new(false),
-            cookie: None,
-            missing_user: None,
-            // Not a chain: work may carry itself on without end.
-            origin: Some(self.0.origin.clone().unwrap_or_else(|| self.clone())),
-        }))
+        Self { request: Arc::clone(&self.request), is_carried: true }
+    }
+
+    /// Notes that the response head has left, or that there will be none.
+    pub(super) fn responded(&self) {
+        if let Some(has_responded) = &self.request.has_responded {
+            has_responded.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets the scope of the layer of another provider around.
+    pub(super) fn set_outer(&self, outer: RequestScope) {
+        // Set once, when the scope is opened.
+        let _ = self.request.outer.set(outer);
+    }
+
+    /// Returns the scope of this request that belongs to a provider: this one, or that of a layer around.
+    pub(crate) fn of(&self, provider: &FlipswitchProvider) -> Option<Self> {
+        let mut scope = self;
+        while !scope.request.provider.is_same(provider) {
+            scope = scope.request.outer.get()?;
+        }
+        Some(Self { request: Arc::clone(&scope.request), is_carried: self.is_carried })
+    }
+
+    /// Returns whether reads get the flags of the request, and not the present ones.
+    fn is_in_request(&self) -> bool {
+        match &self.request.has_responded {
+            Some(has_responded) => !has_responded.load(Ordering::Relaxed),
+            None => !self.is_carried,
+        }
     }
 
     /// Returns the provider of the request.
     #[must_use]
     pub fn provider(&self) -> &FlipswitchProvider {
-        &self.0.provider
+        &self.request.provider
     }
 
     /// Returns the context of the request, as it is sent: dates are RFC 3339 strings, structures are [`serde_json::Value`]s,
     /// and attributes that cannot be sent are missing.
     #[must_use]
     pub fn context(&self) -> &EvaluationContext {
-        self.0.decoded.get_or_init(|| (&self.0.context).into())
+        self.request.decoded.get_or_init(|| (&self.request.context).into())
     }
 
-    /// Returns the flags of the request, evaluated at the first call. Never fails; see [`Flags`].
+    /// Returns the flags of the request, evaluated at the first call, or the present ones once the response head has left.
+    /// Never fails; see [`Flags`].
     ///
     /// Waits at most [`stale_wait`](crate::FlipswitchProviderBuilder::stale_wait) for a context with stale flags, at most
     /// [`miss_wait`](crate::FlipswitchProviderBuilder::miss_wait) for one without any, and not at all while the service
     /// fails.
-    pub async fn flags(&self) -> &Flags {
+    pub async fn flags(&self) -> Flags {
+        if !self.is_in_request() {
+            return self.latest_flags().await;
+        }
         self.mark_read();
-        self.evaluate().await
+        self.evaluate().await.clone()
     }
 
-    /// Returns the flags of the request if that needs no waiting: if they are evaluated already, if fresh flags are
-    /// cached, or if no request is possible at present. Counts as a read.
-    #[must_use]
-    pub fn try_flags(&self) -> Option<&Flags> {
+    /// Returns the present flags for the context of the request, for work that goes on while flags change. Waits like
+    /// [`flags`](Self::flags).
+    ///
+    /// ```
+    /// use flipswitch::{Context, FlipswitchProvider, RequestScope, serde_json::json};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// # let provider = FlipswitchProvider::in_memory(json!({"chat": true}));
+    /// # let scope = RequestScope::new(provider, Context::user("alice"));
+    /// # let mut messages = ["hello"].into_iter();
+    /// while let Some(message) = messages.next() {
+    ///     if !scope.latest_flags().await.bool("chat", false) {
+    ///         break;
+    ///     }
+    ///     println!("{message}");
+    /// }
+    /// # }
+    /// ```
+    pub async fn latest_flags(&self) -> Flags {
         self.mark_read();
-        self.0.flags.get().or_else(|| {
-            let flags = self.0.provider.try_flags(&self.0.context)?;
-            Some(self.0.flags.get_or_init(|| flags))
-        })
+        self.request.provider.flags(&self.request.context).await
+    }
+
+    /// Returns what [`flags`](Self::flags) returns, if that needs no waiting: if the flags are evaluated already, if fresh
+    /// ones are cached, or if no request is possible at present. Counts as a read.
+    #[must_use]
+    pub fn try_flags(&self) -> Option<Flags> {
+        self.mark_read();
+        let evaluate = || self.request.provider.try_flags(&self.request.context);
+        if !self.is_in_request() {
+            return evaluate();
+        }
+        let flags = &self.request.flags;
+        flags.get().or_else(|| evaluate().map(|evaluated| flags.get_or_init(|| evaluated))).cloned()
     }
 
     /// Returns the last known flags, which may be out of date, and requests new ones in the background.
     pub(super) fn last_known_flags(&self) -> Option<Flags> {
-        self.try_flags().cloned().or_else(|| self.0.provider.last_known_flags(&self.0.context))
+        self.try_flags().or_else(|| self.request.provider.last_known_flags(&self.request.context))
     }
 
     /// Evaluates the flags of the request, so that [`try_flags`](Self::try_flags) returns them. Does not count as a read.
@@ -166,18 +227,18 @@ impl RequestScope {
     /// Returns whether the flags of the request were read.
     #[must_use]
     pub fn was_read(&self) -> bool {
-        self.0.was_read.load(Ordering::Relaxed)
+        self.request.was_read.load(Ordering::Relaxed)
     }
 
     /// Returns the cookie for a new visitor, if flags were read.
     pub(super) fn new_cookie(&self) -> Option<&AnonymousCookie> {
-        self.0.cookie.as_ref().filter(|_| self.was_read())
+        self.request.cookie.as_ref().filter(|_| self.was_read())
     }
 
     /// Warns if the request had no user when the scope was opened, and has one in its extensions now.
     pub(super) fn check_user(&self, extensions: &dyn Any) {
-        if let Some(user) = self.0.missing_user.as_ref().filter(|user| (user.is_present)(extensions)) {
-            SetupWarning::UserSetTooLate { user: user.name }.log(self.0.provider.warned());
+        if let Some(user) = self.request.missing_user.as_ref().filter(|user| (user.is_present)(extensions)) {
+            SetupWarning::UserSetTooLate { user: user.name }.log(self.request.provider.warned());
         }
     }
 
@@ -185,36 +246,39 @@ impl RequestScope {
     /// has the same flags in the whole request.
     pub(crate) async fn flags_with(&self, given: &EvaluationContext) -> Flags {
         if given.targeting_key.is_none() && given.custom_fields.is_empty() {
-            return self.flags().await.clone();
+            return self.flags().await;
         }
-        let own = &self.0.context;
+        let own = &self.request.context;
         if given.targeting_key.is_some() {
             let key = own.targeting_key();
             if key.is_some() && key != given.targeting_key {
-                SetupWarning::OtherTargetingKey.log(self.0.provider.warned());
+                SetupWarning::OtherTargetingKey.log(self.request.provider.warned());
             }
         }
         let merged = Context::merge(own.clone(), given.into(), Layer::Lower).prepared();
         // Before a shortcut: additions that cannot be sent make no difference to the bytes.
-        if let Some(invalid) = self.0.provider.report_left_out(merged.canonical()) {
+        if let Some(invalid) = self.request.provider.report_left_out(merged.canonical()) {
             self.mark_read();
             return invalid;
         }
         let bytes = merged.canonical().bytes;
         if own.with_canonical(|own| own.bytes == bytes) {
-            return self.flags().await.clone();
+            return self.flags().await;
         }
         self.mark_read();
+        if !self.is_in_request() {
+            return self.request.provider.flags(&merged).await;
+        }
         let known = |contexts: &[(PreparedContext, Flags)]| {
             let same = contexts.iter().find(|(context, _)| context.canonical().bytes == bytes);
             same.map(|(_, flags)| flags.clone())
         };
-        let before = known(&self.0.client_flags.lock());
+        let before = known(&self.request.client_flags.lock());
         if let Some(flags) = before {
             return flags;
         }
-        let flags = self.0.provider.flags(&merged).await;
-        let mut contexts = self.0.client_flags.lock();
+        let flags = self.request.provider.flags(&merged).await;
+        let mut contexts = self.request.client_flags.lock();
         // Another part of the request may have evaluated meanwhile.
         if let Some(flags) = known(&contexts) {
             return flags;
@@ -226,27 +290,24 @@ impl RequestScope {
     }
 
     async fn evaluate(&self) -> &Flags {
-        if let Some(flags) = self.0.flags.get() {
+        if let Some(flags) = self.request.flags.get() {
             return flags;
         }
         // Parts of the request that evaluate at the same time wait for the same answer, and the first one's flags are those
         // of the request.
-        let flags = self.0.provider.flags(&self.0.context).await;
-        self.0.flags.get_or_init(|| flags)
+        let flags = self.request.provider.flags(&self.request.context).await;
+        self.request.flags.get_or_init(|| flags)
     }
 
     fn mark_read(&self) {
-        self.0.was_read.store(true, Ordering::Relaxed);
-        if let Some(origin) = &self.0.origin {
-            origin.mark_read();
-        }
+        self.request.was_read.store(true, Ordering::Relaxed);
     }
 }
 
 /// Shows the flags, if they are evaluated. Omits the context, which may hold personal data.
 impl fmt::Debug for RequestScope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RequestScope").field("flags", &self.0.flags.get()).finish_non_exhaustive()
+        f.debug_struct("RequestScope").field("flags", &self.request.flags.get()).finish_non_exhaustive()
     }
 }
 
@@ -255,13 +316,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn scopes_that_are_carried_on_without_end_are_freed() {
-        let first = RequestScope::new(FlipswitchProvider::in_memory(json!({})), Context::anonymous());
-        let last = (0..1_000_000).fold(first.clone(), |scope, _| scope.carried());
-        assert!(last.try_flags().is_some() && first.was_read());
-    }
 
     #[test]
     fn debug_output_does_not_show_the_context() {

@@ -4,13 +4,14 @@ use std::{
     cell::Cell,
     fmt,
     future::Future,
+    panic::Location,
     pin::Pin,
     task::{Context, Poll},
 };
 
 use pin_project_lite::pin_project;
 
-use crate::request::scope::RequestScope;
+use crate::request::{scope::RequestScope, warnings};
 
 thread_local! {
     /// The scope of the future that the thread polls or drops.
@@ -53,10 +54,10 @@ impl RequestScope {
 
     /// Runs a future in this scope. In it, OpenFeature clients of the same provider evaluate with this context.
     ///
-    /// For work that continues alongside the request, use [`InRequest`], which evaluates its own flags.
+    /// For work that may outlive the request, use [`InRequest`].
     #[must_use = "futures do nothing unless polled"]
     pub fn run<F: Future>(self, future: F) -> Scoped<F> {
-        Scoped { future: Some(future), scope: Some(self) }
+        Scoped { future: Some(future), scope: Some(self), is_response: false }
     }
 
     /// Calls a function in this scope.
@@ -66,14 +67,14 @@ impl RequestScope {
         function()
     }
 
-    /// Calls a function in this scope, and runs the future that it returns in it.
+    /// Calls a function in this scope, and runs the future that it returns, the response, in it.
     pub(super) fn call<F: Future>(self, function: impl FnOnce() -> F) -> Scoped<F> {
         let mut scope = Some(self);
         let future = {
             let _entered = Entered::new(&mut scope);
             function()
         };
-        Scoped { future: Some(future), scope }
+        Scoped { future: Some(future), scope, is_response: true }
     }
 }
 
@@ -86,11 +87,16 @@ pin_project! {
         future: Option<F>,
         // The scope around it while the future is polled or dropped.
         scope: Option<RequestScope>,
+        // Whether its end is that of the response head.
+        is_response: bool,
     }
 
     impl<F> PinnedDrop for Scoped<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
+            if let Some(scope) = this.scope.as_ref().filter(|_| *this.is_response) {
+                scope.responded();
+            }
             let _entered = Entered::new(this.scope);
             this.future.set(None);
         }
@@ -110,13 +116,17 @@ impl<F: Future> Future for Scoped<F> {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let _entered = Entered::new(this.scope);
+        let entered = Entered::new(this.scope);
         let mut future = this.future;
         // It is there until it is ready.
         let Some(running) = future.as_mut().as_pin_mut() else { return Poll::Pending };
         let output = running.poll(cx);
         if output.is_ready() {
             future.set(None);
+            drop(entered);
+            if let Some(scope) = this.scope.as_ref().filter(|_| *this.is_response) {
+                scope.responded();
+            }
         }
         output
     }
@@ -128,11 +138,12 @@ impl<F> fmt::Debug for Scoped<F> {
     }
 }
 
-/// Carries the provider and the context of a request into work outside its handler: spawned tasks, streamed bodies,
-/// background jobs. Without it, a plain OpenFeature client there evaluates without a context.
+/// Carries the scope of a request into work outside its handler: spawned tasks, WebSockets, streamed bodies, background
+/// jobs. Without it, a plain OpenFeature client there evaluates without a context.
 ///
-/// The work has its own flags, evaluated when it first reads one, because it may continue long after the request. A future
-/// that several requests share would evaluate for the request that polls it: carry it into one of them.
+/// The work reads the flags of the request until the response head has left, and from then on the present ones: each read
+/// follows the changes of flags. Outside of a web crate's layer, it always reads the present ones. A future that several
+/// requests share would evaluate for the request that polls it: carry it into one of them.
 ///
 /// ```
 /// use flipswitch::{Context, FlipswitchProvider, InRequest, RequestScope, serde_json::json};
@@ -151,12 +162,17 @@ impl<F> fmt::Debug for Scoped<F> {
 /// # }
 /// ```
 pub trait InRequest: Future + Sized {
-    /// Runs the future in the request of the caller. Outside of a request, the future runs unchanged.
+    /// Runs the future in the request of the caller. Outside of a request, the future runs unchanged, and a warning names
+    /// the caller, once per place in the source.
     #[must_use = "futures do nothing unless polled"]
+    #[track_caller]
     fn with_current_scope(self) -> Carried<Self> {
         match RequestScope::current() {
             Some(scope) => self.with_scope(&scope),
-            None => Carried { work: Work::Unscoped { future: self } },
+            None => {
+                warnings::carried_from_nowhere(Location::caller());
+                Carried { work: Work::Unscoped { future: self } }
+            }
         }
     }
 

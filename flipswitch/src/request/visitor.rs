@@ -131,6 +131,19 @@ pub(super) enum Visitor<'a> {
     Shared,
 }
 
+/// Returns whether shared caches may store a response with these values of `Cache-Control` (RFC 9111, section 3): whether it
+/// says so, or sets an age, and is not private.
+pub(super) fn is_for_shared_caches<'a>(values: impl Iterator<Item = &'a [u8]>) -> bool {
+    let (mut is_stored, mut is_private) = (false, false);
+    for directive in values.flat_map(|value| value.split(|byte| *byte == b',')) {
+        let name = directive.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
+        let is = |names: &[&str]| names.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()));
+        is_stored |= is(&["public", "s-maxage", "max-age"]);
+        is_private |= is(&["private", "no-store"]);
+    }
+    is_stored && !is_private
+}
+
 fn single_value<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Option<String> {
     let value = values.next().filter(|value| (1..=MAX_HEADER_BYTES).contains(&value.len()))?;
     // If there are two values, a third party may have added one.
@@ -199,6 +212,25 @@ mod tests {
 
     fn known(key: &str) -> Visitor<'static> {
         Visitor::Known(key.to_owned())
+    }
+
+    #[test]
+    fn responses_for_shared_caches_are_recognized() {
+        let cases: [(&[&str], bool); 10] = [
+            (&[], false),
+            (&["public"], true),
+            (&["no-cache", "S-MaxAge=60"], true),
+            (&["max-age=60"], true),
+            (&["max-age=60, private"], false),
+            (&["Private, max-age=60"], false),
+            (&["public", "no-store"], false),
+            (&["no-cache"], false),
+            (&["republic"], false),
+            (&["x=\"public\""], false),
+        ];
+        for (values, expected) in cases {
+            assert_eq!(is_for_shared_caches(values.iter().map(|value| value.as_bytes())), expected, "{values:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Warnings about the setup of an application.
 
-use std::fmt;
+use std::{fmt, panic::Location};
+
+use parking_lot::Mutex;
 
 use crate::warn_once::WarnOnce;
 
@@ -25,6 +27,34 @@ pub(crate) enum SetupWarning {
     GlobalTargetingKey,
     /// An OpenFeature client evaluated for another targeting key than that of its request.
     OtherTargetingKey,
+    /// An OpenFeature client evaluated without a targeting key, outside of the requests that have one.
+    ClientOutsideOfRequest,
+    /// An OpenFeature client evaluated in a request of another provider.
+    ClientOfOtherProvider,
+    /// A CORS preflight reached a gate.
+    PreflightAtGate,
+    /// A response that shared caches may store was due to set the cookie of a visitor.
+    CookieInSharedResponse,
+}
+
+/// How many places are named that carry work from outside of a request.
+const MAX_PLACES: usize = 32;
+
+/// Warns that work was to be carried from a place that runs outside of every request, unless that place was named before.
+#[cold]
+pub(super) fn carried_from_nowhere(place: &'static Location<'static>) {
+    static NAMED: Mutex<Vec<&Location<'static>>> = Mutex::new(Vec::new());
+    let mut named = NAMED.lock();
+    if named.len() >= MAX_PLACES || named.contains(&place) {
+        return;
+    }
+    named.push(place);
+    drop(named);
+    tracing::warn!(
+        target: "flipswitch", %place,
+        "`with_current_scope()` was called outside of every request, so the work evaluates flags anonymously; in the \
+         handler, take the `RequestScope`, and use `with_scope(&scope)`"
+    );
 }
 
 impl SetupWarning {
@@ -35,7 +65,7 @@ impl SetupWarning {
         }
     }
 
-    fn kind(self) -> u8 {
+    fn kind(self) -> u16 {
         match self {
             Self::DuplicateLayer => 1,
             Self::UserSetTooLate { .. } => 1 << 1,
@@ -43,27 +73,35 @@ impl SetupWarning {
             Self::GuardWithoutFlags { .. } => 1 << 3,
             Self::GlobalTargetingKey => 1 << 4,
             Self::OtherTargetingKey => 1 << 5,
+            Self::ClientOutsideOfRequest => 1 << 6,
+            Self::ClientOfOtherProvider => 1 << 7,
+            Self::PreflightAtGate => 1 << 8,
+            Self::CookieInSharedResponse => 1 << 9,
         }
     }
 }
+
+/// Where a middleware is added so that it runs before Flipswitch.
+const ORDERS: &str = "With `Router::layer` of axum and `App::wrap` of actix-web, add it after Flipswitch, because what is added \
+                      last runs first; in a `tower::ServiceBuilder`, add it before Flipswitch";
 
 impl fmt::Display for SetupWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::DuplicateLayer => f.write_str(
-                "two Flipswitch layers surround the same handler, and the inner one decides; remove one of them, or add \
-                 them to different routes",
+                "two Flipswitch layers of the same provider surround a handler, and the inner one decides; remove one of \
+                 them, or add them to different routes",
             ),
             Self::UserSetTooLate { user } => write!(
                 f,
                 "the request had no `{user}` when Flipswitch looked for its user, but had one when a flag was read: \
-                 requests are evaluated anonymously. The middleware that sets the user must run before Flipswitch: add it \
-                 to the application after Flipswitch, because the middleware that is added last runs first",
+                 requests are evaluated anonymously. The middleware that sets the user must run before Flipswitch. {ORDERS}",
             ),
-            Self::ContextPanicked => f.write_str(
+            Self::ContextPanicked => write!(
+                f,
                 "a function passed to `with_user` or `with_context` panicked, and its context is ignored. If it needs what \
-                 another middleware sets in the request, such as a session, add that middleware to the application after \
-                 Flipswitch, because the middleware that is added last runs first",
+                 another middleware sets in the request, such as a session, that middleware must run before Flipswitch. \
+                 {ORDERS}",
             ),
             Self::GuardWithoutFlags { key } => write!(
                 f,
@@ -78,6 +116,26 @@ impl fmt::Display for SetupWarning {
             Self::OtherTargetingKey => f.write_str(
                 "an OpenFeature client evaluated in a request for another targeting key than the request's: the key of the \
                  caller, the client or the global context takes precedence; remove it there if that is not intended",
+            ),
+            Self::ClientOutsideOfRequest => f.write_str(
+                "an OpenFeature client evaluated outside of every request, and without a targeting key, so anonymously. In \
+                 work that a request started (spawned tasks, WebSockets, streamed bodies, libraries that spawn), carry the \
+                 request along: `with_current_scope()` or `with_scope(&scope)` of `InRequest`. Elsewhere, pass a targeting \
+                 key if the flags should be those of somebody",
+            ),
+            Self::ClientOfOtherProvider => f.write_str(
+                "an OpenFeature client evaluated in a request of another Flipswitch provider, and without a targeting key, so \
+                 anonymously: the layer of the client's own provider is not around this handler. Add it, or pass the client \
+                 a context",
+            ),
+            Self::PreflightAtGate => f.write_str(
+                "a CORS preflight reached a gate, which refuses it: browsers send preflights without credentials. The CORS \
+                 middleware must run before the gate: put the CORS layer outside",
+            ),
+            Self::CookieInSharedResponse => f.write_str(
+                "a visitor got no cookie, because shared caches may store the response (`Cache-Control: public` or \
+                 `s-maxage`), and would give the cookie to others. Mark responses that depend on flags `private` or \
+                 `no-store`",
             ),
         }
     }
@@ -96,6 +154,10 @@ mod tests {
             SetupWarning::GuardWithoutFlags { key: "flag" },
             SetupWarning::GlobalTargetingKey,
             SetupWarning::OtherTargetingKey,
+            SetupWarning::ClientOutsideOfRequest,
+            SetupWarning::ClientOfOtherProvider,
+            SetupWarning::PreflightAtGate,
+            SetupWarning::CookieInSharedResponse,
         ];
         let warned = WarnOnce::default();
         for warning in all {

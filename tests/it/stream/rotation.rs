@@ -85,7 +85,7 @@ impl Balanced {
 
 /// Returns the value of the flag for each user if all flags are fresh in the cache.
 fn cached(row: &Row) -> Option<Vec<i64>> {
-    let read = |id| RequestScope::new(row.provider.clone(), user(&format!("user-{id}"))).try_flags().cloned();
+    let read = |id| RequestScope::new(row.provider.clone(), user(&format!("user-{id}"))).try_flags();
     (0..USERS).map(|id| read(id).filter(|flags| !flags.is_stale()).map(|flags| flags.int("f", -1))).collect()
 }
 

@@ -1,6 +1,7 @@
 //! The same application in both web frameworks, on loopback.
 
 pub(crate) mod clients;
+pub(crate) mod long_lived;
 pub(crate) mod on_actix;
 pub(crate) mod on_axum;
 

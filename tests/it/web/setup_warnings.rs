@@ -62,7 +62,16 @@ async fn authentication_inside_the_layer_causes_a_warning() {
         }
         for path in paths {
             let warnings = warnings(framework, &setup(Order::AuthenticationInside), &[(path, "alice")]).await;
-            assert_one(&warnings, framework, &["WARN", "User`", "add it to the application after Flipswitch"]);
+            assert_one(
+                &warnings,
+                framework,
+                &[
+                    "WARN",
+                    "User`",
+                    "`App::wrap` of actix-web, add it after Flipswitch",
+                    "`tower::ServiceBuilder`, add it before",
+                ],
+            );
         }
     }
 }
@@ -120,6 +129,32 @@ async fn a_panicking_context_function_causes_a_warning() {
     for framework in Framework::ALL {
         let warnings = warnings(framework, &setup(Order::AsItShould), &[("/flag", "panic"), ("/me", "panic")]).await;
         assert_one(&warnings, framework, &["WARN", "`with_user` or `with_context` panicked"]);
+    }
+}
+
+#[actix_web::test]
+async fn a_preflight_at_a_gate_causes_a_warning() {
+    for framework in Framework::ALL {
+        let (log, setup) = (Log::of_this_thread(), setup(Order::AsItShould));
+        let axum = on_axum::app(&setup);
+        let actix = actix_web::test::init_service(actix_web::App::new().configure(on_actix::app(&setup))).await;
+        let headers = [("origin", "https://other.example"), ("access-control-request-method", "PUT")];
+        for _ in 0..2 {
+            match framework {
+                Framework::Axum => {
+                    let request = Request::options("/gate/any");
+                    let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+                    let response = axum.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+                    assert_eq!(response.status(), 404);
+                }
+                Framework::Actix => {
+                    let request = TestRequest::with_uri("/gate/any").method(actix_web::http::Method::OPTIONS);
+                    let request = headers.into_iter().fold(request, TestRequest::insert_header);
+                    assert_eq!(actix_web::test::call_service(&actix, request.to_request()).await.status(), 404);
+                }
+            }
+        }
+        assert_one(&log.lines(), framework, &["WARN", "CORS preflight", "put the CORS layer outside"]);
     }
 }
 

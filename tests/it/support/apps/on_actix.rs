@@ -1,6 +1,6 @@
 //! The application on actix-web.
 
-use std::sync::Arc;
+use std::{pin::pin, sync::Arc};
 
 use actix_web::{
     Error, HttpMessage, HttpRequest, HttpResponse,
@@ -14,7 +14,7 @@ use flipswitch::{InRequest, open_feature::Client};
 use flipswitch_actix::{Flag, FlagGate, Flags, FlagsExt, FlipswitchMiddleware, Unknown, flag_on};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami, clients};
+use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami, clients, long_lived};
 
 pub(crate) fn app(setup: &Setup) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
     let Setup { provider, anonymous, order, prefetch, client } = setup.clone();
@@ -78,6 +78,10 @@ fn routes(config: &mut web::ServiceConfig) {
         )
         .route("/panic", web::get().to(panic))
         .route("/socket", web::get().to(socket))
+        .route("/agree", web::get().to(agree))
+        .route("/live/socket", web::get().to(live_socket))
+        .route("/live/events", web::get().to(live_events))
+        .route("/live/body", web::get().to(live_body))
         .route("/echo", web::post().to(echo));
 }
 
@@ -103,7 +107,7 @@ async fn optional(flags: Option<Flags>) -> String {
 async fn together(request: HttpRequest) -> String {
     let scope = request.flag_scope().unwrap();
     let read = stream::iter(0..10).map(|_| scope.flags()).buffer_unordered(10);
-    let flags: Vec<_> = read.map(super::describe).collect().await;
+    let flags: Vec<_> = read.map(|flags| super::describe(&flags)).collect().await;
     assert!(flags.iter().all(|each| *each == flags[0]));
     flags[0].clone()
 }
@@ -122,6 +126,37 @@ async fn socket(flags: Flags, request: HttpRequest, body: web::Payload) -> Resul
         }
     });
     Ok(response)
+}
+
+async fn agree(flags: Flags) -> HttpResponse {
+    HttpResponse::Ok().streaming(long_lived::agree(&flags).await.map_ok(web::Bytes::from))
+}
+
+async fn live_socket(request: HttpRequest, body: web::Payload) -> Result<HttpResponse, Error> {
+    let scope = request.flag_scope().unwrap();
+    let (response, mut session, _messages) = actix_ws::handle(&request, body)?;
+    actix_web::rt::spawn(async move {
+        let mut on = pin!(long_lived::while_on(scope));
+        while let Some(text) = on.next().await {
+            if session.text(text).await.is_err() {
+                return;
+            }
+        }
+        let _ = session.close(None).await;
+    });
+    Ok(response)
+}
+
+async fn live_events(request: HttpRequest) -> HttpResponse {
+    let events = long_lived::while_on(request.flag_scope().unwrap());
+    HttpResponse::Ok()
+        .content_type("text/event-stream")
+        .streaming(events.map(|text| Ok::<_, Error>(web::Bytes::from(format!("data: {text}\n\n")))))
+}
+
+async fn live_body(request: HttpRequest) -> HttpResponse {
+    let body = long_lived::while_on(request.flag_scope().unwrap());
+    HttpResponse::Ok().streaming(body.map(|text| Ok::<_, Error>(web::Bytes::from(text))))
 }
 
 /// Streams the body of the request back.
@@ -166,6 +201,7 @@ fn gates(config: &mut web::ServiceConfig) {
     let message = || HttpResponse::Gone().insert_header(("x-closed", "yes")).body("not for you");
     config
         .service(behind("/requires", FlagGate::enabled("beta")))
+        .service(web::resource("/any").to(open).wrap(FlagGate::enabled("beta")))
         .service(behind("/requires-not", FlagGate::disabled("beta")))
         .service(behind("/typed", FlagGate::enabled(Beta)))
         .service(behind("/typed-not", FlagGate::disabled(Beta)))

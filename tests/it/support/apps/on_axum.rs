@@ -1,9 +1,9 @@
 //! The application on axum.
 
-use std::{convert::Infallible, sync::Arc};
+use std::{convert::Infallible, pin::pin, sync::Arc};
 
 use axum::{
-    Router,
+    Extension, Router,
     body::{Body, Bytes},
     extract::{
         Request,
@@ -11,14 +11,17 @@ use axum::{
     },
     http::{StatusCode, header::SET_COOKIE},
     middleware::{self, Next},
-    response::{IntoResponse, Response},
-    routing::get,
+    response::{
+        IntoResponse, Response,
+        sse::{Event, Sse},
+    },
+    routing::{any, get},
 };
-use flipswitch::open_feature::Client;
+use flipswitch::{RequestScope, open_feature::Client};
 use flipswitch_axum::{Flag, FlagGate, Flags, FlagsExt, FlipswitchLayer, Unknown};
 use futures_util::{StreamExt, stream};
 
-use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami, clients};
+use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami, clients, long_lived};
 
 pub(crate) fn app(setup: &Setup) -> Router {
     let layer = FlipswitchLayer::new(setup.provider.clone())
@@ -72,6 +75,10 @@ fn routes() -> Router {
         .route("/cookie", get(async |_: Flags| ([(SET_COOKIE, "own=1")], "cookie")))
         .route("/panic", get(panic))
         .route("/socket", get(socket))
+        .route("/agree", get(async |flags: Flags| Body::from_stream(long_lived::agree(&flags).await)))
+        .route("/live/socket", get(live_socket))
+        .route("/live/events", get(live_events))
+        .route("/live/body", get(live_body))
         .route("/echo", get(echo).post(echo))
 }
 
@@ -97,7 +104,7 @@ async fn optional(flags: Option<Flags>) -> String {
 async fn together(request: Request) -> String {
     let scope = request.flag_scope().unwrap();
     let read = stream::iter(0..10).map(|_| scope.flags()).buffer_unordered(10);
-    let flags: Vec<_> = read.map(super::describe).collect().await;
+    let flags: Vec<_> = read.map(|flags| super::describe(&flags)).collect().await;
     assert!(flags.iter().all(|each| *each == flags[0]));
     flags[0].clone()
 }
@@ -116,6 +123,25 @@ async fn socket(flags: Flags, upgrade: WebSocketUpgrade) -> Response {
             }
         }
     })
+}
+
+async fn live_socket(Extension(scope): Extension<RequestScope>, upgrade: WebSocketUpgrade) -> Response {
+    upgrade.on_upgrade(async move |mut socket: WebSocket| {
+        let mut on = pin!(long_lived::while_on(scope));
+        while let Some(text) = on.next().await {
+            if socket.send(text.into()).await.is_err() {
+                return;
+            }
+        }
+    })
+}
+
+async fn live_events(Extension(scope): Extension<RequestScope>) -> Response {
+    Sse::new(long_lived::while_on(scope).map(|text| Ok::<_, Infallible>(Event::default().data(text)))).into_response()
+}
+
+async fn live_body(Extension(scope): Extension<RequestScope>) -> Body {
+    Body::from_stream(long_lived::while_on(scope).map(Ok::<_, Infallible>))
 }
 
 /// Streams the body of the request back.
@@ -141,6 +167,7 @@ fn gates() -> Router {
     let either = || FlagGate::when(|flags| flags.bool("beta", false) || flags.bool("staff", false));
     Router::new()
         .route("/requires", behind(FlagGate::enabled("beta")))
+        .route("/any", any(open).layer(FlagGate::enabled("beta")))
         .route("/requires-not", behind(FlagGate::disabled("beta")))
         .route("/typed", behind(FlagGate::enabled(Beta)))
         .route("/typed-not", behind(FlagGate::disabled(Beta)))
