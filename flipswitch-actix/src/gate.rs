@@ -14,9 +14,9 @@ use actix_web::{
     Error, HttpRequest, HttpResponse, Responder, ResponseError,
     body::{EitherBody, MessageBody},
     dev::{Service, ServiceRequest, ServiceResponse, Transform},
-    http::StatusCode,
+    http::{StatusCode, header::CACHE_CONTROL},
 };
-use flipswitch::integration::{FlagKey, GateFlag, GateRule, Unknown};
+use flipswitch::integration::{self, FlagKey, GateFlag, GateRule, Unknown};
 use pin_project_lite::pin_project;
 
 use crate::{FlagsExt, MissingMiddleware};
@@ -57,6 +57,12 @@ use crate::{FlagsExt, MissingMiddleware};
 /// 404 page passes it to [`fallback`](Self::fallback).
 ///
 /// A gate waits for flags like [`RequestScope::flags`](crate::RequestScope::flags).
+///
+/// # CORS
+///
+/// Browsers send preflights without cookies and other credentials, so a gate cannot know whose they are: it refuses them
+/// without reading flags, and logs a warning once. Register the CORS middleware after the gate, so that it runs before it and
+/// answers them.
 #[derive(Clone)]
 #[must_use = "a gate does nothing until it is added to a scope or resource with `.wrap(..)`"]
 pub struct FlagGate {
@@ -86,7 +92,8 @@ impl FlagGate {
     }
 
     /// Sets the response of a closed gate: a status, or what a function returns, such as `|| ("..", StatusCode::GONE)` or
-    /// `|| HttpResponse::Gone().json(..)`. Defaults to 404 with an empty body.
+    /// `|| HttpResponse::Gone().json(..)`. Defaults to 404 with an empty body and `Cache-Control: no-store`, so that no cache
+    /// answers with it after the flag was turned on.
     pub fn fallback(mut self, fallback: impl Fallback) -> Self {
         self.fallback = Some(Arc::new(fallback));
         self
@@ -100,7 +107,7 @@ impl FlagGate {
     }
 
     fn closed(&self, request: &HttpRequest) -> HttpResponse {
-        let not_found = || HttpResponse::new(StatusCode::NOT_FOUND);
+        let not_found = || HttpResponse::NotFound().insert_header((CACHE_CONTROL, "no-store")).finish();
         self.fallback.as_ref().map_or_else(not_found, |fallback| fallback.respond(request))
     }
 }
@@ -186,8 +193,13 @@ where
         let Some(scope) = request.flag_scope() else {
             return GateFuture::respond(request.into_response(MissingMiddleware(()).error_response()));
         };
+        if integration::is_preflight(request.method().as_str(), |name| request.headers().contains_key(name)) {
+            integration::preflight_refused(&scope);
+            let closed = self.gate.closed(request.request());
+            return GateFuture::respond(request.into_response(closed));
+        }
         if let Some(flags) = scope.try_flags() {
-            return if self.gate.rule.is_open(flags) {
+            return if self.gate.rule.is_open(&flags) {
                 GateFuture { state: State::Open { response: self.inner.call(request) } }
             } else {
                 let closed = self.gate.closed(request.request());
@@ -195,7 +207,7 @@ where
             };
         }
         let (gate, rule) = (self.gate.clone(), self.gate.rule.clone());
-        let is_open = Box::pin(async move { rule.is_open(scope.flags().await) });
+        let is_open = Box::pin(async move { rule.is_open(&scope.flags().await) });
         GateFuture { state: State::Deciding { is_open, gate, call: Some((Rc::clone(&self.inner), request)) } }
     }
 }

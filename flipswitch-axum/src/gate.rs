@@ -11,8 +11,8 @@ use std::{
 };
 
 use axum_core::response::{IntoResponse, Response};
-use flipswitch::integration::{FlagKey, GateFlag, GateRule, Unknown};
-use http::{Request, StatusCode};
+use flipswitch::integration::{self, FlagKey, GateFlag, GateRule, Unknown};
+use http::{Request, StatusCode, header::CACHE_CONTROL};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -70,6 +70,14 @@ use crate::extract::{self, MissingLayer};
 /// A gate waits for flags like [`RequestScope::flags`](crate::RequestScope::flags). The inner service is kept ready
 /// meanwhile.
 ///
+/// # CORS
+///
+/// Browsers send preflights without cookies and other credentials, so a gate cannot know whose they are: it refuses them
+/// without reading flags, and logs a warning once. Add the CORS layer after the gate, so that it runs before it and answers
+/// them.
+///
+/// # gRPC
+///
 /// Under gRPC, clients see a 404 as `UNIMPLEMENTED`. With tonic, `Server::layer` adds a gate to all services, and
 /// `gate.named_layer(service)`, from `tonic::service::LayerExt`, to one.
 #[derive(Clone)]
@@ -100,7 +108,8 @@ impl FlagGate {
         GateRule::when(predicate).into()
     }
 
-    /// Sets the response of a closed gate: a status, or any response. Defaults to 404 with an empty body.
+    /// Sets the response of a closed gate: a status, or any response. Defaults to 404 with an empty body and
+    /// `Cache-Control: no-store`, so that no cache answers with it after the flag was turned on.
     pub fn fallback(mut self, response: impl IntoResponse + Clone + Send + Sync + 'static) -> Self {
         self.fallback = Some(Arc::new(move || response.clone().into_response()));
         self
@@ -114,7 +123,8 @@ impl FlagGate {
     }
 
     fn closed(&self) -> Response {
-        self.fallback.as_ref().map_or_else(|| StatusCode::NOT_FOUND.into_response(), |fallback| fallback())
+        let not_found = || (StatusCode::NOT_FOUND, [(CACHE_CONTROL, "no-store")]).into_response();
+        self.fallback.as_ref().map_or_else(not_found, |fallback| fallback())
     }
 }
 
@@ -162,8 +172,12 @@ where
         let Some(scope) = extract::scope(request.extensions()) else {
             return GateFuture::respond(MissingLayer::logged().into_response());
         };
+        if integration::is_preflight(request.method().as_str(), |name| request.headers().contains_key(name)) {
+            integration::preflight_refused(scope);
+            return GateFuture::respond(self.gate.closed());
+        }
         if let Some(flags) = scope.try_flags() {
-            return if self.gate.rule.is_open(flags) {
+            return if self.gate.rule.is_open(&flags) {
                 GateFuture { state: State::Open { response: self.inner.call(request) } }
             } else {
                 GateFuture::respond(self.gate.closed())
@@ -171,7 +185,7 @@ where
         }
         let (scope, gate) = (scope.clone(), self.gate.clone());
         let decision =
-            Box::pin(async move { if gate.rule.is_open(scope.flags().await) { Ok(()) } else { Err(gate.closed()) } });
+            Box::pin(async move { if gate.rule.is_open(&scope.flags().await) { Ok(()) } else { Err(gate.closed()) } });
         // The service that is ready moves into the future. Its clone must become ready again.
         let inner = self.inner.clone();
         let inner = mem::replace(&mut self.inner, inner);

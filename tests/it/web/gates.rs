@@ -3,11 +3,12 @@
 use axum::{
     Router,
     body::Body,
-    http::{Method, Request, StatusCode},
+    http::{HeaderValue, Method, Request, StatusCode, header::CACHE_CONTROL},
     routing::get,
 };
 use flipswitch::{
     FlipswitchProvider,
+    integration::Anonymous,
     serde_json::{Value, json},
     testing::TestFlags,
 };
@@ -16,7 +17,8 @@ use tower::{Layer, ServiceExt};
 
 use crate::support::{
     self,
-    apps::{Framework, provider, service},
+    apps::{Framework, Setup, provider, service},
+    in_time,
 };
 
 #[tokio::test]
@@ -42,6 +44,54 @@ async fn an_attribute_that_cannot_be_sent_opens_no_gate() {
         // Without a user, the attribute does not name one.
         assert_eq!(app.get("/me", "", "key").await, (200, "nobody, key".to_owned()), "{framework:?}");
         provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn no_cache_keeps_the_response_of_a_closed_gate() {
+    for framework in Framework::ALL {
+        let service = service().await;
+        let provider = provider(&service);
+        let app = framework.serve(provider.clone()).await;
+        for (path, expected) in [("requires", Some("no-store")), ("fallback", None), ("response", None)] {
+            let response = app.send(&format!("/gate/{path}"), &[("x-user", b"bob")]).await;
+            let found = response.headers().get("cache-control").map(|value| value.to_str().unwrap());
+            assert_eq!(found, expected, "{framework:?} {path}: another response is the application's");
+        }
+        provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_preflight_passes_no_gate_and_reads_no_flags() {
+    let preflight = [("origin", "https://other.example"), ("access-control-request-method", "PUT")];
+    for framework in Framework::ALL {
+        for prefetch in [false, true] {
+            let service = service().await;
+            // On, so that the gates are open for everybody.
+            service.set_flag("beta", true);
+            let anonymous = Anonymous::cookie().into();
+            let setup = Setup { prefetch, anonymous, ..provider(&service).into() };
+            let app = framework.serve(setup.clone()).await;
+            let options = async |path: &str, headers: &[(&str, &str)]| {
+                let mut request = app.client.request(Method::OPTIONS, format!("{}{path}", app.url));
+                for (name, value) in headers {
+                    request = request.header(*name, *value);
+                }
+                in_time(request.send()).await.unwrap()
+            };
+            for path in ["/gate/requires", "/gate/any"] {
+                let response = options(path, &preflight).await;
+                assert_eq!(response.status(), 404, "{framework:?} {path}");
+                assert!(!response.headers().contains_key("set-cookie"), "{framework:?} {path}");
+            }
+            assert_eq!(support::evaluations(&service), 0, "{framework:?}");
+            // Any other request passes, also one that is only half a preflight.
+            for headers in [&[][..], &preflight[..1], &preflight[1..]] {
+                assert_eq!(options("/gate/any", headers).await.status(), 200, "{framework:?} {headers:?}");
+            }
+            setup.provider.shutdown().await;
+        }
     }
 }
 
@@ -144,7 +194,7 @@ async fn a_closed_gate_hides_every_method() {
         for (user, get, post) in [("alice", 200, 405), ("bob", 404, 404)] {
             assert_eq!(app.get("/gate/requires", user, "").await.0, get, "{framework:?} {user}");
             let request = app.client.post(format!("{}/gate/requires", app.url)).header("x-user", user);
-            let status = support::in_time(request.send()).await.unwrap().status().as_u16();
+            let status = in_time(request.send()).await.unwrap().status().as_u16();
             assert_eq!(status, post, "{framework:?} {user}");
         }
         provider.shutdown().await;
@@ -219,10 +269,14 @@ async fn on_axum_a_closed_gate_around_a_service_looks_like_a_missing_route() {
         let response = app.clone().oneshot(request).await.unwrap();
         (response.status().as_u16(), response.headers().clone())
     };
+    // No cache may keep the response, because the flag may be on later. This is the only difference.
+    let no_store = HeaderValue::from_static("no-store");
     for method in [Method::GET, Method::HEAD, Method::POST, Method::OPTIONS] {
         let nothing = ask(&method, "/nowhere").await;
         for path in ["/route", "/nested/in", "/nested/nowhere"] {
-            assert_eq!(ask(&method, path).await, nothing, "{method} {path}");
+            let mut closed = ask(&method, path).await;
+            assert_eq!(closed.1.remove(CACHE_CONTROL).as_ref(), Some(&no_store), "{method} {path}");
+            assert_eq!(closed, nothing, "{method} {path}");
         }
     }
     // What the documentation says of the other ways.
