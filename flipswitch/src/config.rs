@@ -10,6 +10,7 @@ use crate::{
     error::ConfigError,
     flags::{flag_set::FlagSet, override_file::OverrideFile},
     sanitize::printable,
+    secret::Secret,
 };
 
 /// Accepted durations: the sum of any two is a valid instant.
@@ -21,6 +22,9 @@ pub(crate) struct Config {
     pub(crate) base_url: BaseUrl,
     pub(crate) bootstrap: Option<FlagSet>,
     pub(crate) override_file: Option<OverrideFile>,
+    pub(crate) name: Option<String>,
+    pub(crate) secret: Option<Secret>,
+    pub(crate) secret_before: Option<Secret>,
     pub(crate) options: Options,
 }
 
@@ -161,6 +165,11 @@ impl ApiKey {
         let mut value = HeaderValue::from_str(key).map_err(|_| ConfigError::IllegalApiKey { position: 1 })?;
         value.set_sensitive(true);
         Ok(Self(value))
+    }
+
+    /// Returns the secret of a provider that was given none.
+    pub(crate) fn secret(&self) -> Secret {
+        Secret::new(self.0.as_bytes())
     }
 
     /// Returns the header value, marked as sensitive.

@@ -208,6 +208,30 @@ pub enum ConfigError {
         /// The name as passed.
         name: String,
     },
+    /// The cookie of visitors is invalid.
+    #[error("the cookie of visitors has the {attribute} {value:?}: {problem}")]
+    Cookie {
+        /// Name of the attribute.
+        attribute: &'static str,
+        /// The value given.
+        value: String,
+        /// The problem with it.
+        problem: &'static str,
+    },
+    /// The secret is shorter than 16 bytes.
+    #[error("{option} has {length} bytes, and must have 16 at least; use 32 random ones")]
+    ShortSecret {
+        /// Name of the option.
+        option: &'static str,
+        /// Length in bytes.
+        length: usize,
+    },
+    /// The name of the provider is invalid.
+    #[error("name is {value:?}; use 1 to 32 letters, digits, `-` and `_`, as in \"billing\"")]
+    Name {
+        /// The name given.
+        value: String,
+    },
     /// The base URL needs TLS, but the crate was built without it.
     #[error(
         "base_url is {value:?}, but flipswitch was built without TLS; enable its feature `rustls` (the default), \
@@ -236,7 +260,9 @@ impl fmt::Debug for ConfigError {
 }
 
 /// Reason why a provider is not ready. Evaluation works nevertheless, with bootstrap values or defaults.
-#[derive(Clone, Debug, thiserror::Error)]
+///
+/// `Debug` shows the text and all causes, because that is what Rust prints of an error that `main` returns.
+#[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadyError {
     /// The flag service refused the API key. Waiting longer does not help.
@@ -254,6 +280,12 @@ pub enum ReadyError {
     /// The provider was shut down.
     #[error("the provider was shut down")]
     ShutDown,
+}
+
+impl fmt::Debug for ReadyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", Chain(self))
+    }
 }
 
 impl Error {

@@ -24,7 +24,7 @@ impl FeatureProvider for FlipswitchProvider {
     /// [`ready`](FlipswitchProvider::ready) to wait.
     async fn initialize(&mut self, context: &EvaluationContext) {
         if context.targeting_key.is_some() {
-            SetupWarning::GlobalTargetingKey.log(self.warned());
+            SetupWarning::GlobalTargetingKey.log(self);
         }
         self.start();
     }
@@ -87,9 +87,9 @@ async fn flags(provider: &FlipswitchProvider, context: &EvaluationContext) -> Fl
     }
     if context.targeting_key.is_none() {
         if current.is_some() {
-            SetupWarning::ClientOfOtherProvider.log(provider.warned());
+            SetupWarning::ClientOfOtherProvider.log(provider);
         } else if provider.has_layers() {
-            SetupWarning::ClientOutsideOfRequest.log(provider.warned());
+            SetupWarning::ClientOutsideOfRequest.log(provider);
         }
     }
     provider.flags(context).await

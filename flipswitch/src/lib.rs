@@ -15,6 +15,7 @@ mod provider;
 mod request;
 mod runtime;
 mod sanitize;
+mod secret;
 mod stats;
 pub mod testing;
 mod updates;

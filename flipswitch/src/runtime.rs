@@ -23,6 +23,8 @@ use tokio_util::{
     task::{AbortOnDropHandle, TaskTracker},
 };
 
+use tracing::{Instrument, Span};
+
 use crate::error::Error;
 
 /// How long tasks may take to end once they are cancelled, and then blocking calls, such as name resolution.
@@ -41,6 +43,8 @@ thread_local! {
 pub(crate) struct ProviderRuntime {
     /// The application's runtime, if it passed one.
     external: Option<Handle>,
+    /// The span of all log lines of the provider; disabled if it has no name.
+    span: Span,
     state: Mutex<State>,
     cancellation: CancellationToken,
     tasks: TaskTracker,
@@ -57,9 +61,10 @@ enum State {
 }
 
 impl ProviderRuntime {
-    pub(crate) fn new(external: Option<Handle>) -> Self {
+    pub(crate) fn new(external: Option<Handle>, span: Span) -> Self {
         Self {
             external,
+            span,
             state: Mutex::new(State::Idle),
             cancellation: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -96,7 +101,8 @@ impl ProviderRuntime {
     {
         let handle = self.handle()?;
         let cancellation = self.cancellation.clone();
-        Ok(self.tasks.spawn_on(async move { cancellation.run_until_cancelled(future).await }, &handle))
+        let future = async move { cancellation.run_until_cancelled(future).await }.instrument(self.span.clone());
+        Ok(self.tasks.spawn_on(future, &handle))
     }
 
     /// Waits on the runtime, whichever one the caller is on. Returns `false` at once if the runtime ends.
@@ -110,7 +116,9 @@ impl ProviderRuntime {
     /// Runs a callback on a thread where it may block. Does nothing once the runtime is stopped.
     pub(crate) fn spawn_callback(&self, callback: impl FnOnce() + Send + 'static) {
         let Ok(handle) = self.handle() else { return };
+        let span = self.span.clone();
         let callback = move || {
+            let _entered = span.entered();
             IN_CALLBACK.set(true);
             callback();
             IN_CALLBACK.set(false);
@@ -151,6 +159,11 @@ impl ProviderRuntime {
     /// Resolves when the runtime is stopped. Needs no runtime itself.
     pub(crate) async fn cancelled(&self) {
         self.cancellation.cancelled().await;
+    }
+
+    /// Returns the span of all log lines of the provider.
+    pub(crate) fn span(&self) -> &Span {
+        &self.span
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -235,7 +248,7 @@ mod tests {
 
     #[test]
     fn tasks_end_when_the_runtime_stops() {
-        let runtime = ProviderRuntime::new(None);
+        let runtime = ProviderRuntime::new(None, Span::none());
         let task = runtime.spawn(std::future::pending::<()>()).unwrap();
         runtime.stop();
         let caller = Builder::new_current_thread().build().unwrap();
@@ -257,7 +270,9 @@ mod tests {
             }
         }
         let given = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        for runtime in [ProviderRuntime::new(None), ProviderRuntime::new(Some(given.handle().clone()))] {
+        for runtime in
+            [ProviderRuntime::new(None, Span::none()), ProviderRuntime::new(Some(given.handle().clone()), Span::none())]
+        {
             let ended = std::sync::Arc::default();
             let ends = Ends(std::sync::Arc::clone(&ended));
             let begun = runtime.run(async {});
@@ -275,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_runtime_that_never_started_stops_immediately() {
-        let runtime = ProviderRuntime::new(None);
+        let runtime = ProviderRuntime::new(None, Span::none());
         runtime.stop();
         Builder::new_current_thread().build().unwrap().block_on(runtime.join());
     }
@@ -283,7 +298,7 @@ mod tests {
     #[test]
     fn an_external_runtime_that_is_gone_does_not_hang() {
         let gone = Builder::new_current_thread().enable_all().build().unwrap();
-        let runtime = ProviderRuntime::new(Some(gone.handle().clone()));
+        let runtime = ProviderRuntime::new(Some(gone.handle().clone()), Span::none());
         drop(gone);
         let caller = Builder::new_current_thread().build().unwrap();
         caller.block_on(async {
@@ -302,7 +317,7 @@ mod tests {
 
     #[test]
     fn a_panic_is_the_callers_error() {
-        let runtime = ProviderRuntime::new(None);
+        let runtime = ProviderRuntime::new(None, Span::none());
         let caller = Builder::new_current_thread().build().unwrap();
         caller.block_on(async {
             let outcome = runtime.run(async { panic!("on purpose") }).await;

@@ -15,9 +15,28 @@ use crate::{
         in_memory::{InMemory, TargetedValue},
         provider::FlipswitchProvider,
     },
+    request::visitor::cookie_of,
 };
 
 pub use crate::provider::flags::FlagReads;
+
+/// Returns name and value of a visitor's [cookie](crate::integration::Anonymous::cookie), for the header `Cookie` of a request
+/// in a test. The visitor's targeting key is `anonymous-` and the number in 32 hexadecimal digits.
+///
+/// The name is that of a cookie with the default settings. The keys of [`TestFlags`] and
+/// [`in_memory`](FlipswitchProvider::in_memory) are random, and the same in the whole process.
+///
+/// ```
+/// use flipswitch::testing::{TestFlags, visitor_cookie};
+///
+/// let flags = TestFlags::new(flipswitch::serde_json::json!({}));
+/// let cookie = visitor_cookie(&flags.provider(), 7);
+/// assert!(cookie.starts_with("__Host-flipswitch-anonymous=00000000000000000000000000000007."));
+/// ```
+#[must_use]
+pub fn visitor_cookie(provider: &FlipswitchProvider, number: u128) -> String {
+    cookie_of(provider, number)
+}
 
 /// Flag values in memory, and a provider that serves them.
 ///

@@ -55,6 +55,7 @@ mod auth {
 mod web {
     mod actix_workers;
     mod anonymous;
+    mod environments;
     mod gates;
     mod guards;
     mod health;

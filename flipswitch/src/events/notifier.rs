@@ -24,6 +24,8 @@ pub(crate) struct Notifier {
     /// Changes that are published when requests succeed again.
     deferred: Mutex<DeferredChanges>,
     stream: Mutex<StreamTimes>,
+    /// Whether keys are derived from a secret, and not from the API key.
+    has_secret: bool,
 }
 
 /// Times from the stream of changes.
@@ -34,7 +36,7 @@ struct StreamTimes {
 }
 
 impl Notifier {
-    pub(crate) fn new(options: &Options, bus: Arc<EventBus>) -> Self {
+    pub(crate) fn new(options: &Options, bus: Arc<EventBus>, has_secret: bool) -> Self {
         let is_updated = options.enable_realtime || options.enable_polling_fallback;
         let interval = is_updated.then_some(options.polling_interval);
         Self {
@@ -43,6 +45,7 @@ impl Notifier {
             deadline_changed: Notify::new(),
             deferred: Mutex::default(),
             stream: Mutex::default(),
+            has_secret,
         }
     }
 
@@ -100,8 +103,13 @@ impl Notifier {
     /// Publishes that the API key is being replaced, or that this was cancelled.
     pub(crate) fn api_key_rotated(&self, valid_until: Option<OffsetDateTime>) {
         match valid_until {
-            Some(valid_until) => tracing::warn!(
+            Some(valid_until) if self.has_secret => tracing::warn!(
                 target: "flipswitch", %valid_until, "the API key is being replaced; set the new one before it expires"
+            ),
+            Some(valid_until) => tracing::warn!(
+                target: "flipswitch", %valid_until,
+                "the API key is being replaced; set the new one before it expires. After the next restart, the cookies of \
+                 visitors are no longer valid, because no `secret` is set: set one, and `secret_before` to the old API key"
             ),
             None => tracing::info!(target: "flipswitch", "the replacement of the API key was cancelled"),
         }

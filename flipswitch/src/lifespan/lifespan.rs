@@ -6,7 +6,7 @@ use std::{
     io,
     pin::pin,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
@@ -36,7 +36,7 @@ use crate::{
 /// # }
 /// ```
 pub struct Lifespan {
-    provider: FlipswitchProvider,
+    providers: Vec<FlipswitchProvider>,
     drain_timeout: Duration,
     signalled: watch::Receiver<bool>,
 }
@@ -45,7 +45,7 @@ pub struct Lifespan {
 #[derive(Clone, Debug)]
 #[must_use = "a builder does nothing until `start` is called"]
 pub struct LifespanBuilder {
-    provider: FlipswitchProvider,
+    providers: Vec<FlipswitchProvider>,
     ready_timeout: Duration,
     require_ready: bool,
     drain_timeout: Duration,
@@ -55,7 +55,7 @@ impl Lifespan {
     /// Returns a builder for a provider.
     pub fn builder(provider: FlipswitchProvider) -> LifespanBuilder {
         LifespanBuilder {
-            provider,
+            providers: vec![provider],
             ready_timeout: Duration::from_secs(5),
             require_ready: false,
             drain_timeout: Duration::from_secs(30),
@@ -65,8 +65,8 @@ impl Lifespan {
     /// Returns a future that resolves when the process is asked to end, by SIGINT, SIGTERM or ctrl-c. May be called any
     /// number of times, also after the signal.
     ///
-    /// Also resolves when the provider is shut down, because signals are not handled from then on. A second signal ends the
-    /// process immediately, and so does a signal after shutdown.
+    /// Also resolves when the provider is shut down, or the first of several, because signals are not handled from then on. A
+    /// second signal ends the process immediately, and so does a signal after shutdown.
     pub fn signal(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut signalled = self.signalled.clone();
         async move {
@@ -75,7 +75,7 @@ impl Lifespan {
         }
     }
 
-    /// Runs a server that drains on [`signal`](Self::signal), then shuts the provider down.
+    /// Runs a server that drains on [`signal`](Self::signal), then shuts all providers down.
     ///
     /// If the server is still draining `drain_timeout` after the signal, it is dropped, and a warning is logged. Connections
     /// that run in tasks of their own end with the runtime.
@@ -101,26 +101,27 @@ impl Lifespan {
                 Ok(())
             }),
         };
-        self.provider.shutdown().await;
+        shut_down(&self.providers).await;
         served
     }
 
-    /// Shuts the provider down, for servers that [`run`](Self::run) cannot wait for.
+    /// Shuts all providers down, for servers that [`run`](Self::run) cannot wait for.
     pub async fn shutdown(self) {
-        self.provider.shutdown().await;
+        shut_down(&self.providers).await;
     }
 
-    /// Returns the provider.
+    /// Returns the provider, or the first of several.
     #[must_use]
     pub fn provider(&self) -> &FlipswitchProvider {
-        &self.provider
+        // There is always the one that `builder` was given.
+        &self.providers[0]
     }
 }
 
 impl fmt::Debug for Lifespan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lifespan")
-            .field("provider", &self.provider)
+            .field("providers", &self.providers)
             .field("drain_timeout", &self.drain_timeout)
             .field("signalled", &*self.signalled.borrow())
             .finish()
@@ -128,7 +129,26 @@ impl fmt::Debug for Lifespan {
 }
 
 impl LifespanBuilder {
-    /// Sets how long [`start`](Self::start) waits for the flag service. Defaults to 5 seconds.
+    /// Adds another provider, for applications that use several environments. All start before the server, and are shut down
+    /// after it.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), flipswitch::ConfigError> {
+    /// use flipswitch::{FlipswitchProvider, Lifespan};
+    ///
+    /// let shop = FlipswitchProvider::builder("key-of-shop").name("shop").build()?;
+    /// let billing = FlipswitchProvider::builder("key-of-billing").name("billing").build()?;
+    /// let lifespan = Lifespan::builder(shop).and(billing);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn and(mut self, provider: FlipswitchProvider) -> Self {
+        self.providers.push(provider);
+        self
+    }
+
+    /// Sets how long [`start`](Self::start) waits for the flag service, with several providers for all of them together.
+    /// Defaults to 5 seconds.
     pub fn ready_timeout(mut self, ready_timeout: Duration) -> Self {
         self.ready_timeout = ready_timeout;
         self
@@ -149,47 +169,71 @@ impl LifespanBuilder {
         self
     }
 
-    /// Starts the provider, waits for the flag service, and begins to handle signals.
+    /// Starts all providers, waits for the flag service, and begins to handle signals.
     ///
     /// # Errors
     ///
     /// A [`ReadyError`] if [`require_ready`](Self::require_ready) is set and the service did not respond, if signals cannot
-    /// be handled, or if the provider was shut down before. The provider is shut down then.
+    /// be handled, or if a provider was shut down before. All providers are shut down then.
     pub async fn start(self) -> Result<Lifespan, ReadyError> {
-        let Self { provider, ready_timeout, require_ready, drain_timeout } = self;
-        let (sender, signalled) = watch::channel(false);
-        // Before waiting for the service, so that a signal during the wait is handled as well.
-        let signals = match provider.runtime().run(async { Signals::catch() }).await {
-            Ok(Ok(signals)) => signals,
-            Ok(Err(error)) => {
-                provider.shutdown().await;
-                return Err(ReadyError::Signals(Arc::new(error)));
-            }
-            Err(error) => {
-                tracing::error!(target: "flipswitch", error = %Chain(&error), "signals are not handled");
-                provider.shutdown().await;
-                return Err(ReadyError::ShutDown);
-            }
-        };
-        if provider.runtime().spawn(wait_for_signal(signals, sender)).is_err() {
+        let Self { providers, ready_timeout, require_ready, drain_timeout } = self;
+        let lifespan = |signalled| Lifespan { providers: providers.clone(), drain_timeout, signalled };
+        let started = start(&providers, ready_timeout, require_ready).await.map(lifespan);
+        if started.is_err() {
+            shut_down(&providers).await;
+        }
+        started
+    }
+}
+
+/// Starts providers. Returns whether the process was asked to end, now and later.
+async fn start(
+    providers: &[FlipswitchProvider],
+    ready_timeout: Duration,
+    require_ready: bool,
+) -> Result<watch::Receiver<bool>, ReadyError> {
+    let (sender, signalled) = watch::channel(false);
+    let runtime = providers[0].runtime();
+    // Before waiting for the service, so that a signal during the wait is handled as well.
+    let signals = match runtime.run(async { Signals::catch() }).await {
+        Ok(Ok(signals)) => signals,
+        Ok(Err(error)) => return Err(ReadyError::Signals(Arc::new(error))),
+        Err(error) => {
+            tracing::error!(target: "flipswitch", error = %Chain(&error), "signals are not handled");
             return Err(ReadyError::ShutDown);
         }
+    };
+    if runtime.spawn(wait_for_signal(signals, sender)).is_err() {
+        return Err(ReadyError::ShutDown);
+    }
+    let began = Instant::now();
+    for provider in providers {
+        provider.start();
+    }
+    for provider in providers {
         let mut asked_to_end = signalled.clone();
         let ready = tokio::select! {
-            ready = provider.ready(ready_timeout) => ready,
-            Ok(_) = asked_to_end.wait_for(|signalled| *signalled) => Ok(()),
+            ready = provider.ready(ready_timeout.saturating_sub(began.elapsed())) => ready,
+            Ok(_) = asked_to_end.wait_for(|signalled| *signalled) => return Ok(signalled),
         };
         match ready {
-            Err(error) if require_ready || matches!(error, ReadyError::ShutDown) => {
-                provider.shutdown().await;
-                Err(error)
-            }
-            Err(error) => {
-                tracing::warn!(target: "flipswitch", error = %Chain(&error), "starting without the flag service");
-                Ok(Lifespan { provider, drain_timeout, signalled })
-            }
-            Ok(()) => Ok(Lifespan { provider, drain_timeout, signalled }),
+            Err(error) if require_ready || matches!(error, ReadyError::ShutDown) => return Err(error),
+            Err(error) => provider.runtime().span().in_scope(
+                || tracing::warn!(target: "flipswitch", error = %Chain(&error), "starting without the flag service"),
+            ),
+            Ok(()) => {}
         }
+    }
+    Ok(signalled)
+}
+
+/// Shuts providers down, all at the same time.
+async fn shut_down(providers: &[FlipswitchProvider]) {
+    for provider in providers {
+        provider.begin_shutdown();
+    }
+    for provider in providers {
+        provider.shutdown().await;
     }
 }
 

@@ -14,6 +14,8 @@ use crate::{
         override_file::OverrideFile,
     },
     provider::provider::FlipswitchProvider,
+    sanitize::printable,
+    secret::Secret,
 };
 
 /// The hosted service.
@@ -46,6 +48,9 @@ pub struct FlipswitchProviderBuilder {
     bootstrap: Option<Value>,
     override_file: Option<PathBuf>,
     override_in_release: bool,
+    name: Option<String>,
+    secret: Option<Vec<u8>>,
+    secret_before: Option<Vec<u8>>,
     options: Options,
 }
 
@@ -57,6 +62,9 @@ impl FlipswitchProviderBuilder {
             bootstrap: None,
             override_file: None,
             override_in_release: false,
+            name: None,
+            secret: None,
+            secret_before: None,
             options: Options::default(),
         }
     }
@@ -74,6 +82,44 @@ impl FlipswitchProviderBuilder {
         })
     }
 
+    /// Sets a name for the provider, for applications that have several: of 1 to 32 letters, digits, `-` and `_`. Defaults to
+    /// none.
+    ///
+    /// The name is in every log line of the provider, as the field `provider` of a span, and in the name of the
+    /// [cookie](crate::integration::Anonymous::cookie) of visitors.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Sets the secret from which all keys of the application are derived, such as the one that authenticates the
+    /// [cookies](crate::integration::Anonymous::cookie) of visitors: at least 16 bytes, better 32 random ones, the same in all
+    /// instances. Defaults to the API key.
+    ///
+    /// With the default, a new API key makes all visitors new ones, which then get other variants. With a secret of its own,
+    /// visitors keep their flags when the API key is replaced.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use flipswitch::FlipswitchProvider;
+    ///
+    /// let secret = std::fs::read("/run/secrets/flipswitch")?;
+    /// let provider = FlipswitchProvider::builder("my-api-key").secret(secret).build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn secret(mut self, secret: impl Into<Vec<u8>>) -> Self {
+        self.secret = Some(secret.into());
+        self
+    }
+
+    /// Sets the secret that was in use before, to replace a secret without losing visitors: their cookies are still accepted.
+    /// Defaults to none. If there was no secret, this is the API key of that time.
+    pub fn secret_before(mut self, secret: impl Into<Vec<u8>>) -> Self {
+        self.secret_before = Some(secret.into());
+        self
+    }
+
     /// Sets the URL of the flag service. Defaults to `https://api.flipswitch.io`.
     ///
     /// The URL has the scheme `http` or `https`, and may have a path, but no credentials, query or fragment. Proxies from
@@ -84,10 +130,10 @@ impl FlipswitchProviderBuilder {
     }
 
     /// Sets a function that configures the HTTP clients: a proxy, a certificate authority, mutual TLS, default headers.
-    /// Defaults to a plain [`reqwest::ClientBuilder`] with the user agent `flipswitch-rust/<version>`.
+    /// Defaults to a plain [`reqwest::ClientBuilder`].
     ///
     /// The function is called for every client that the provider needs. Redirects, timeouts and content encodings are set
-    /// by the provider afterwards.
+    /// by the provider afterwards, and so is the user agent `flipswitch-rust/<version>`, if the function sets none.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -325,9 +371,25 @@ impl FlipswitchProviderBuilder {
     ///
     /// A [`ConfigError`] that names the first option with an invalid value.
     pub fn build(self) -> Result<FlipswitchProvider, ConfigError> {
-        let Self { api_key, base_url, bootstrap, override_file, override_in_release, options } = self;
+        let Self {
+            api_key,
+            base_url,
+            bootstrap,
+            override_file,
+            override_in_release,
+            name,
+            secret,
+            secret_before,
+            options,
+        } = self;
         let (api_key, base_url) = (ApiKey::new(&api_key)?, BaseUrl::new(&base_url)?);
         options.validate()?;
+        if let Some(name) = name.as_ref().filter(|name| !is_name(name)) {
+            return Err(ConfigError::Name { value: printable(name) });
+        }
+        let secret = secret.map(|secret| long_secret("secret", &secret)).transpose()?;
+        // It may be an old API key, which can be short.
+        let secret_before = secret_before.map(|secret| Secret::new(&secret));
         let bootstrap = bootstrap.map(object).transpose();
         let bootstrap = bootstrap.map_err(|error| ConfigError::Bootstrap { found: error.found })?;
         let is_allowed = cfg!(debug_assertions) || override_in_release;
@@ -336,15 +398,31 @@ impl FlipswitchProviderBuilder {
             base_url,
             bootstrap: bootstrap.map(|values| FlagSet::of_values(values, "DEFAULT")),
             override_file: override_file.map(|path| OverrideFile::read(&path, is_allowed)).transpose()?,
+            name,
+            secret,
+            secret_before,
             options,
         })
     }
 }
 
-/// Omits the API key and the bootstrap values.
+fn is_name(name: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    (1..=32).contains(&name.len()) && name.bytes().all(is_allowed)
+}
+
+fn long_secret(option: &'static str, secret: &[u8]) -> Result<Secret, ConfigError> {
+    if secret.len() < 16 {
+        return Err(ConfigError::ShortSecret { option, length: secret.len() });
+    }
+    Ok(Secret::new(secret))
+}
+
+/// Omits the API key, the secrets and the bootstrap values.
 impl fmt::Debug for FlipswitchProviderBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FlipswitchProviderBuilder")
+            .field("name", &self.name)
             .field("base_url", &BaseUrl::without_credentials(&self.base_url))
             .field("override_file", &self.override_file)
             .field("options", &self.options)

@@ -4,3 +4,4 @@ pub(crate) mod builder;
 pub(crate) mod flags;
 pub(crate) mod in_memory;
 pub(crate) mod provider;
+mod twins;

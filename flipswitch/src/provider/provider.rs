@@ -13,6 +13,7 @@ use open_feature::provider::ProviderMetadata;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
+use tracing::{Instrument, Span};
 
 use crate::{
     cache::{entry::CacheEntry, epoch::EpochReading},
@@ -33,8 +34,9 @@ use crate::{
         notifier::Notifier,
     },
     flags::{evaluation::FlagEvaluation, flag_set::object},
-    provider::{builder::FlipswitchProviderBuilder, flags::Flags, in_memory::InMemory},
+    provider::{builder::FlipswitchProviderBuilder, flags::Flags, in_memory::InMemory, twins},
     runtime::{ProviderRuntime, with_timeout},
+    secret::{Secret, VisitorKeys},
     stats::Stats,
     updates::{changes::Changes, updates::Updates},
     warn_once::WarnOnce,
@@ -60,6 +62,8 @@ struct Handle {
     has_layers: AtomicBool,
     warned: WarnOnce,
     left_out: LeftOutWarnings,
+    name: Option<String>,
+    visitor_keys: VisitorKeys,
     built_at: OffsetDateTime,
     metadata: ProviderMetadata,
 }
@@ -126,9 +130,10 @@ impl FlipswitchProvider {
     }
 
     pub(crate) fn with_in_memory(in_memory: Arc<InMemory>) -> Self {
-        let runtime = Arc::new(ProviderRuntime::new(None));
+        let runtime = Arc::new(ProviderRuntime::new(None, Span::none()));
         let bus = Arc::new(EventBus::new(Arc::clone(&runtime)));
-        Self::with_source(Source::InMemory(in_memory), runtime, bus)
+        let keys = VisitorKeys::new(&Secret::of_this_process(), None);
+        Self::with_source(Source::InMemory(in_memory), runtime, bus, None, keys)
     }
 
     /// Publishes a change of a flag in memory.
@@ -139,9 +144,19 @@ impl FlipswitchProvider {
     pub(crate) fn with_config(config: Config) -> Result<Self, ConfigError> {
         let options = config.options.clone();
         let (base_url, api_key) = (config.base_url.clone(), Mutex::new(config.api_key.clone()));
-        let runtime = Arc::new(ProviderRuntime::new(options.runtime.clone()));
+        let name = config.name.clone();
+        let span = match name.as_deref() {
+            // Of the highest level, so that it is there wherever one of its events is.
+            Some(provider) => tracing::error_span!(target: "flipswitch", parent: None, "flipswitch", provider),
+            None => Span::none(),
+        };
+        let runtime = Arc::new(ProviderRuntime::new(options.runtime.clone(), span));
+        let keys = {
+            let secret = config.secret.clone().unwrap_or_else(|| config.api_key.secret());
+            VisitorKeys::new(&secret, config.secret_before.as_ref())
+        };
         let bus = Arc::new(EventBus::new(Arc::clone(&runtime)));
-        let notifier = Arc::new(Notifier::new(&options, Arc::clone(&bus)));
+        let notifier = Arc::new(Notifier::new(&options, Arc::clone(&bus), config.secret.is_some()));
         let changes = Arc::new(Changes::default());
         let evaluator =
             Evaluator::new(config, Arc::clone(&runtime), Arc::clone(&notifier), Arc::<Changes>::clone(&changes))?;
@@ -154,10 +169,16 @@ impl FlipswitchProvider {
             changes,
         ));
         let service = Service { evaluator, notifier, updates, base_url, api_key, is_realtime: options.enable_realtime };
-        Ok(Self::with_source(Source::Service(service), runtime, bus))
+        Ok(Self::with_source(Source::Service(service), runtime, bus, name, keys))
     }
 
-    fn with_source(source: Source, runtime: Arc<ProviderRuntime>, bus: Arc<EventBus>) -> Self {
+    fn with_source(
+        source: Source,
+        runtime: Arc<ProviderRuntime>,
+        bus: Arc<EventBus>,
+        name: Option<String>,
+        visitor_keys: VisitorKeys,
+    ) -> Self {
         Self {
             handle: Arc::new(Handle {
                 source,
@@ -167,10 +188,18 @@ impl FlipswitchProvider {
                 has_layers: AtomicBool::new(false),
                 warned: WarnOnce::default(),
                 left_out: LeftOutWarnings::default(),
+                name,
+                visitor_keys,
                 built_at: OffsetDateTime::now_utc(),
                 metadata: ProviderMetadata::new("flipswitch"),
             }),
         }
+    }
+
+    /// Returns the [name](FlipswitchProviderBuilder::name) of the provider, if it has one.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.handle.name.as_deref()
     }
 
     /// Starts the provider if it is not started, and waits until the service has responded once.
@@ -222,12 +251,17 @@ impl FlipswitchProvider {
     /// Evaluations in progress return their fallbacks. Handles stay usable: an evaluation returns the last known flags as
     /// stale, otherwise defaults.
     pub async fn shutdown(&self) {
+        self.begin_shutdown();
+        self.handle.runtime.join().await;
+    }
+
+    /// Shuts the provider down without waiting for its end.
+    pub(crate) fn begin_shutdown(&self) {
         let Handle { runtime, .. } = &*self.handle;
         if !runtime.is_stopped() {
-            tracing::info!(target: "flipswitch", "shutting down");
+            runtime.span().in_scope(|| tracing::info!(target: "flipswitch", "shutting down"));
         }
         self.handle.end();
-        runtime.join().await;
     }
 
     /// Evaluates all flags for a context: a [`Context`](crate::Context), a [`PreparedContext`](crate::PreparedContext), an
@@ -252,11 +286,11 @@ impl FlipswitchProvider {
             // Boxed, because it is rarely needed and its future is large.
             Err(miss) => {
                 self.start();
-                Box::pin(async move {
+                let evaluate = async move {
                     let Miss { context, reading, evaluator } = *miss;
                     Flags::new(evaluator.evaluate(&context, reading).await, context)
-                })
-                .await
+                };
+                Box::pin(evaluate.instrument(self.handle.runtime.span().clone())).await
             }
         }
     }
@@ -342,7 +376,7 @@ impl FlipswitchProvider {
 
     #[cold]
     fn left_out_error(&self, left_out: &LeftOut) -> Option<Error> {
-        let reported = self.handle.left_out.log(left_out);
+        let reported = self.handle.runtime.span().in_scope(|| self.handle.left_out.log(left_out));
         if let Source::Service(service) = &self.handle.source {
             service.evaluator.counters().attributes_left_out.add(reported);
         }
@@ -527,7 +561,8 @@ impl FlipswitchProvider {
         }
         service.notifier.api_key_replaced();
         service.updates.api_key_replaced();
-        tracing::info!(target: "flipswitch", %api_key, "the API key was replaced");
+        let log = || tracing::info!(target: "flipswitch", %api_key, "the API key was replaced");
+        self.handle.runtime.span().in_scope(log);
         if self.handle.is_started.load(Ordering::Relaxed) && !service.updates.are_enabled() {
             // Nothing else in the background tries the key.
             service.evaluator.spawn_refetch();
@@ -551,10 +586,18 @@ impl FlipswitchProvider {
             return;
         }
         let Source::Service(service) = source else { return };
+        let _entered = runtime.span().enter();
         if let Err(error) = service.start() {
             tracing::error!(target: "flipswitch", error = %Chain(&error), "could not start; retrying at the next use");
             is_started.store(false, Ordering::Relaxed);
+            return;
         }
+        twins::started(&service.base_url, &service.api_key.lock(), runtime);
+    }
+
+    /// Returns the keys for the cookies of visitors.
+    pub(crate) fn visitor_keys(&self) -> &VisitorKeys {
+        &self.handle.visitor_keys
     }
 
     /// Notes that a layer gives requests a scope.
@@ -626,6 +669,9 @@ impl Drop for Handle {
 impl fmt::Debug for FlipswitchProvider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("FlipswitchProvider");
+        if let Some(name) = self.name() {
+            shown.field("name", &name);
+        }
         match &self.handle.source {
             Source::Service(service) => shown
                 .field("base_url", &format_args!("{}", service.base_url))

@@ -146,7 +146,7 @@ impl GateRule {
         scope.last_known_flags().map_or_else(
             || {
                 let (key, is_open) = self.check.without_flags();
-                SetupWarning::GuardWithoutFlags { key }.log(scope.provider().warned());
+                SetupWarning::GuardWithoutFlags { key }.log(scope.provider());
                 self.unknown.map_or(is_open, |unknown| unknown == Unknown::Open)
             },
             |flags| self.is_open(&flags),

@@ -107,7 +107,7 @@ use std::{
 pub use crate::request::{
     gate::{FlagKey, GateFlag, GateRule, Unknown},
     probe::HealthProbe,
-    visitor::{Anonymous, AnonymousCookie},
+    visitor::{Anonymous, AnonymousCookie, SameSite},
 };
 use crate::{
     context::{
@@ -119,7 +119,7 @@ use crate::{
     request::{
         scope::{MissingUser, RequestScope},
         task_local::Scoped,
-        visitor::{Visitor, is_for_shared_caches},
+        visitor::{Visitor, Visitors, is_for_shared_caches},
         warnings::SetupWarning,
     },
 };
@@ -149,7 +149,7 @@ pub struct ScopeBuilder<R> {
     provider: FlipswitchProvider,
     context: Option<Arc<ContextFn<R>>>,
     user: Option<User<R>>,
-    anonymous: Anonymous,
+    visitors: Visitors,
 }
 
 type ContextFn<R> = dyn Fn(&R) -> Option<Context> + Send + Sync;
@@ -167,7 +167,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
     #[must_use]
     pub fn new(provider: FlipswitchProvider) -> Self {
         provider.layer_added();
-        Self { provider, context: None, user: None, anonymous: Anonymous::shared() }
+        Self { provider, context: None, user: None, visitors: Visitors::Shared }
     }
 
     /// Sets a function that builds a context from the request. Defaults to none.
@@ -201,7 +201,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
     /// Sets how requests without a user are evaluated. Defaults to [`Anonymous::shared`].
     #[must_use]
     pub fn with_anonymous(mut self, anonymous: impl Into<Anonymous>) -> Self {
-        self.anonymous = anonymous.into();
+        self.visitors = Visitors::new(anonymous.into(), &self.provider);
         self
     }
 
@@ -210,7 +210,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
     /// A scope that is there already is replaced. If it belongs to the same provider, a warning is logged once; OpenFeature
     /// clients of another provider still find it.
     pub fn open(&self, request: &mut R) -> RequestScope {
-        let Self { provider, context, user, anonymous } = self;
+        let Self { provider, context, user, visitors } = self;
         // After a panic, the user counts as present without a context.
         let find = |user: &User<R>| self.catch_panic(|| (user.context)(request)).unwrap_or(Some(None));
         let (user, missing_user) = match user.as_ref().map(|user| (user, find(user))) {
@@ -227,7 +227,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
         };
         let mut cookie = None;
         if !has_user && !context.has_targeting_key() {
-            match anonymous.find(|name| request.header_values(name)) {
+            match visitors.find(request, provider) {
                 Visitor::Known(key) => context = Context::merge(Context::user(key), context, Layer::Upper),
                 Visitor::New(new) => cookie = Some(new.clone()),
                 Visitor::Shared => {}
@@ -236,7 +236,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
         let scope = RequestScope::open(provider.clone(), context, cookie, missing_user, Some(AtomicBool::new(false)));
         if let Some(outer) = request.insert_scope(scope.clone()) {
             if outer.of(provider).is_some() {
-                SetupWarning::DuplicateLayer.log(provider.warned());
+                SetupWarning::DuplicateLayer.log(provider);
             } else {
                 scope.set_outer(outer);
             }
@@ -247,7 +247,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
     /// Calls a function of the application. Returns `None` if it panics.
     fn catch_panic<T>(&self, call: impl FnOnce() -> T) -> Option<T> {
         let outcome = catch_unwind(AssertUnwindSafe(call));
-        outcome.map_err(|_| SetupWarning::ContextPanicked.log(self.provider.warned())).ok()
+        outcome.map_err(|_| SetupWarning::ContextPanicked.log(&self.provider)).ok()
     }
 }
 
@@ -255,7 +255,7 @@ impl<R> Clone for ScopeBuilder<R> {
     fn clone(&self) -> Self {
         let user = self.user.as_ref();
         let user = user.map(|user| User { missing: user.missing.clone(), context: Arc::clone(&user.context) });
-        Self { provider: self.provider.clone(), context: self.context.clone(), user, anonymous: self.anonymous.clone() }
+        Self { provider: self.provider.clone(), context: self.context.clone(), user, visitors: self.visitors.clone() }
     }
 }
 
@@ -265,7 +265,7 @@ impl<R> fmt::Debug for ScopeBuilder<R> {
             .field("provider", &self.provider)
             .field("with_context", &self.context.is_some())
             .field("with_user", &self.user.as_ref().map(|user| user.missing.name))
-            .field("anonymous", &self.anonymous)
+            .field("visitors", &self.visitors)
             .finish()
     }
 }
@@ -302,7 +302,7 @@ where
         return None;
     }
     if is_for_shared_caches(header_values("cache-control")) {
-        SetupWarning::CookieInSharedResponse.log(scope.provider().warned());
+        SetupWarning::CookieInSharedResponse.log(scope.provider());
         return None;
     }
     cookie.mint()
@@ -319,7 +319,7 @@ pub fn is_preflight(method: &str, has_header: impl Fn(&'static str) -> bool) -> 
 
 /// Logs a warning once that a preflight reached a gate, which must refuse it. The CORS middleware belongs outside.
 pub fn preflight_refused(scope: &RequestScope) {
-    SetupWarning::PreflightAtGate.log(scope.provider().warned());
+    SetupWarning::PreflightAtGate.log(scope.provider());
 }
 
 /// Reads a declared flag by its type, for extractors. Otherwise behaves like [`Flags::get`].

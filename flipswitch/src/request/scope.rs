@@ -18,7 +18,7 @@ use crate::{
         into_context::IntoContext,
     },
     provider::{flags::Flags, provider::FlipswitchProvider},
-    request::{visitor::AnonymousCookie, warnings::SetupWarning},
+    request::{visitor::VisitorCookie, warnings::SetupWarning},
 };
 
 /// How many different contexts of OpenFeature clients are remembered in a request.
@@ -65,7 +65,7 @@ struct Request {
     client_flags: Mutex<Vec<(PreparedContext, Flags)>>,
     was_read: AtomicBool,
     /// The cookie for a new visitor whose flags are read.
-    cookie: Option<AnonymousCookie>,
+    cookie: Option<Arc<VisitorCookie>>,
     /// How to find out that the request's user was set after the scope was opened.
     missing_user: Option<MissingUser>,
     /// Whether the response head has left. `None` without a layer, which would know.
@@ -95,7 +95,7 @@ impl RequestScope {
     pub(super) fn open(
         provider: FlipswitchProvider,
         mut context: Context,
-        cookie: Option<AnonymousCookie>,
+        cookie: Option<Arc<VisitorCookie>>,
         missing_user: Option<MissingUser>,
         has_responded: Option<AtomicBool>,
     ) -> Self {
@@ -231,14 +231,14 @@ impl RequestScope {
     }
 
     /// Returns the cookie for a new visitor, if flags were read.
-    pub(super) fn new_cookie(&self) -> Option<&AnonymousCookie> {
-        self.request.cookie.as_ref().filter(|_| self.was_read())
+    pub(super) fn new_cookie(&self) -> Option<&VisitorCookie> {
+        self.request.cookie.as_deref().filter(|_| self.was_read())
     }
 
     /// Warns if the request had no user when the scope was opened, and has one in its extensions now.
     pub(super) fn check_user(&self, extensions: &dyn Any) {
         if let Some(user) = self.request.missing_user.as_ref().filter(|user| (user.is_present)(extensions)) {
-            SetupWarning::UserSetTooLate { user: user.name }.log(self.request.provider.warned());
+            SetupWarning::UserSetTooLate { user: user.name }.log(&self.request.provider);
         }
     }
 
@@ -252,7 +252,7 @@ impl RequestScope {
         if given.targeting_key.is_some() {
             let key = own.targeting_key();
             if key.is_some() && key != given.targeting_key {
-                SetupWarning::OtherTargetingKey.log(self.request.provider.warned());
+                SetupWarning::OtherTargetingKey.log(&self.request.provider);
             }
         }
         let merged = Context::merge(own.clone(), given.into(), Layer::Lower).prepared();

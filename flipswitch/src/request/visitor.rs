@@ -1,10 +1,21 @@
 //! Visitors: requests without a user, and how they are identified.
 
-use std::fmt::Write as _;
+use std::{
+    fmt,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::Arc,
+    time::Duration,
+};
 
 use http::HeaderName;
 
-use crate::{error::ConfigError, sanitize::printable};
+use crate::{
+    error::ConfigError,
+    provider::provider::FlipswitchProvider,
+    request::{integration::RequestParts, warnings::SetupWarning},
+    sanitize::printable,
+    secret::VisitorKeys,
+};
 
 /// Selects how requests without a user are evaluated: all with one shared context, or each visitor with a targeting
 /// key.
@@ -13,7 +24,7 @@ use crate::{error::ConfigError, sanitize::printable};
 /// `with_context` are kept.
 ///
 /// ```
-/// use flipswitch::integration::Anonymous;
+/// use flipswitch::integration::{Anonymous, SameSite};
 ///
 /// # fn main() -> Result<(), flipswitch::ConfigError> {
 /// // All visitors share one context. This is the default.
@@ -22,18 +33,19 @@ use crate::{error::ConfigError, sanitize::printable};
 /// // A visitor is identified by a header, which clients can forge.
 /// let anonymous = Anonymous::header("x-device-id")?;
 ///
-/// // A visitor is identified by a cookie with a random number.
+/// // A visitor is identified by a cookie that only this application can make.
 /// let anonymous: Anonymous = Anonymous::cookie().into();
 ///
-/// // The same without `Secure`, for sites without HTTPS.
-/// let anonymous: Anonymous = Anonymous::cookie().secure(false).into();
+/// // The same for all subdomains, and within pages of other sites.
+/// let cookie = Anonymous::cookie().domain("example.com").same_site(SameSite::None).partitioned(true);
+/// let anonymous = cookie.build()?;
 /// # Ok(())
 /// # }
 /// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Anonymous(Kind);
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 enum Kind {
     Shared,
     Header(HeaderName),
@@ -41,18 +53,46 @@ enum Kind {
 }
 
 /// Cookie that identifies a visitor, created by [`Anonymous::cookie`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// It is passed to `with_anonymous`, which logs an error if it is invalid, and lets visitors share one context then.
+/// [`build`](Self::build) returns the error instead.
+#[derive(Clone)]
 #[must_use = "a cookie does nothing until it is passed to `with_anonymous`"]
 pub struct AnonymousCookie {
-    secure: bool,
+    name: Option<String>,
+    domain: Option<String>,
+    path: String,
+    same_site: SameSite,
+    is_partitioned: bool,
+    is_secure: bool,
+    max_age: Duration,
+    consent: Option<Arc<Consent>>,
 }
 
+type Consent = dyn Fn(&dyn RequestParts) -> bool + Send + Sync;
+
+/// To which requests browsers add a cookie: the attribute `SameSite`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SameSite {
+    /// To requests from pages of the same site only.
+    Strict,
+    /// Also when a link of another site is followed.
+    Lax,
+    /// To all requests. The cookie must be `Secure`.
+    None,
+}
+
+/// Name of the cookie, without the prefix.
+const NAME: &str = "flipswitch-anonymous";
 /// Longest header value that identifies a visitor, in bytes.
 const MAX_HEADER_BYTES: usize = 256;
-/// Length of a visitor's number in a cookie, in hexadecimal digits.
+/// Length of a visitor's number in a cookie, in hexadecimal digits, and of its authentication code.
 const DIGITS: usize = 32;
-/// A year, in seconds.
-const MAX_AGE: u32 = 31_536_000;
+/// How many cookies of the right name are checked in a request.
+const MAX_COOKIES: usize = 4;
+/// Longest name, domain or path of a cookie, in bytes.
+const MAX_ATTRIBUTE_BYTES: usize = 256;
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 impl Anonymous {
     /// Evaluates all visitors with one shared context, without a targeting key. The default.
@@ -65,7 +105,7 @@ impl Anonymous {
     ///
     /// The value is used if the request has the header once, and if it is UTF-8 of 1 to 256 bytes. Otherwise the
     /// visitor is evaluated with the [shared](Self::shared) context. Clients can send any value: with the id of another
-    /// visitor they get that visitor's flags.
+    /// visitor they get that visitor's flags, and each new value is a request to the flag service.
     ///
     /// # Errors
     ///
@@ -79,31 +119,27 @@ impl Anonymous {
     /// Identifies a visitor by a cookie with a random number, which is valid for a year.
     ///
     /// The cookie is `__Host-flipswitch-anonymous`, with `HttpOnly`, `Secure`, `SameSite=Lax` and `Path=/`. Its value is a
-    /// random number of 128 bits in 32 hexadecimal digits. The targeting key is `anonymous-` followed by the digits, so that
-    /// no cookie can name a user. A cookie with another value is replaced.
+    /// random number of 128 bits, and an authentication code that only applications with the provider's
+    /// [secret](crate::FlipswitchProviderBuilder::secret) can compute. The targeting key is `anonymous-` followed by the
+    /// number in 32 hexadecimal digits, so that no cookie can name a user. A cookie with another value counts as none, and is
+    /// replaced.
     ///
     /// The first response to a request that read a flag sets the cookie. That request itself is evaluated with the
-    /// [shared](Self::shared) context, so that robots that never return a cookie cost the flag service nothing. A client
-    /// that invents cookies is a new visitor each time. Mark responses that depend on flags as private, where shared caches
-    /// may store them.
+    /// [shared](Self::shared) context, so that robots that never return a cookie cost the flag service nothing. A response
+    /// that shared caches may store (`Cache-Control: public`, `s-maxage`, or `max-age` without `private`) does not set it.
     ///
     /// Browsers accept the cookie over HTTPS only, and most of them from `localhost` over plain HTTP. For other sites
     /// without HTTPS see [`secure`](AnonymousCookie::secure).
     pub fn cookie() -> AnonymousCookie {
-        AnonymousCookie { secure: true }
-    }
-
-    /// Finds the visitor of a request, given a function that returns all values of a header.
-    pub(super) fn find<'a, I>(&self, header_values: impl FnOnce(&str) -> I) -> Visitor<'_>
-    where
-        I: Iterator<Item = &'a [u8]>,
-    {
-        match &self.0 {
-            Kind::Shared => Visitor::Shared,
-            Kind::Header(name) => single_value(header_values(name.as_str())).map_or(Visitor::Shared, Visitor::Known),
-            Kind::Cookie(cookie) => header_values("cookie")
-                .find_map(|line| cookie.value(line))
-                .map_or(Visitor::New(cookie), |number| Visitor::Known(format!("anonymous-{number}"))),
+        AnonymousCookie {
+            name: None,
+            domain: None,
+            path: "/".to_owned(),
+            same_site: SameSite::Lax,
+            is_partitioned: false,
+            is_secure: true,
+            max_age: 365 * DAY,
+            consent: None,
         }
     }
 }
@@ -116,19 +152,298 @@ impl Default for Anonymous {
 
 impl From<AnonymousCookie> for Anonymous {
     fn from(cookie: AnonymousCookie) -> Self {
-        Self(Kind::Cookie(cookie))
+        cookie.build().unwrap_or_else(|error| {
+            tracing::error!(target: "flipswitch", %error, "invalid cookie: all visitors share one context");
+            Self::shared()
+        })
     }
 }
 
+impl AnonymousCookie {
+    /// Sets the name of the cookie, without its prefix. Defaults to `flipswitch-anonymous`, followed by `-` and the
+    /// provider's [name](crate::FlipswitchProviderBuilder::name), if it has one.
+    ///
+    /// A prefix is added, which browsers check: `__Host-`, or `__Secure-` with a [domain](Self::domain) or another
+    /// [path](Self::path) than `/`, or none without [`secure`](Self::secure).
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Sets the domain whose subdomains get the cookie as well, such as `example.com`. Defaults to none: only the host that
+    /// set the cookie gets it.
+    pub fn domain(mut self, domain: impl Into<String>) -> Self {
+        self.domain = Some(domain.into());
+        self
+    }
+
+    /// Sets the path below which requests get the cookie. Defaults to `/`.
+    pub fn path(mut self, path: impl Into<String>) -> Self {
+        self.path = path.into();
+        self
+    }
+
+    /// Sets to which requests browsers add the cookie. Defaults to [`SameSite::Lax`].
+    pub fn same_site(mut self, same_site: SameSite) -> Self {
+        self.same_site = same_site;
+        self
+    }
+
+    /// Sets whether browsers keep a separate cookie for each site that embeds the application (`Partitioned`). Defaults to
+    /// `false`.
+    pub fn partitioned(mut self, partitioned: bool) -> Self {
+        self.is_partitioned = partitioned;
+        self
+    }
+
+    /// Sets whether the cookie is `Secure`, that is, accepted over HTTPS only. Defaults to `true`. Without it, the name has
+    /// no prefix: `flipswitch-anonymous`.
+    pub fn secure(mut self, secure: bool) -> Self {
+        self.is_secure = secure;
+        self
+    }
+
+    /// Sets how long browsers keep the cookie, in whole seconds. Defaults to 365 days; browsers accept at most 400.
+    pub fn max_age(mut self, max_age: Duration) -> Self {
+        self.max_age = max_age;
+        self
+    }
+
+    /// Sets a function that returns whether the visitor of a request has consented to the cookie. Without consent, the cookie
+    /// is neither set nor used, and the visitor is evaluated with the [shared](Anonymous::shared) context. Defaults to none:
+    /// no consent is needed. A panic counts as `false`.
+    ///
+    /// ```
+    /// use flipswitch::integration::Anonymous;
+    ///
+    /// let cookie = Anonymous::cookie().consent(|request| {
+    ///     request.header_values("cookie").any(|cookies| cookies.split(|byte| *byte == b';').any(|cookie| cookie.trim_ascii() == b"consent=yes"))
+    /// });
+    /// # drop(cookie);
+    /// ```
+    pub fn consent(mut self, consent: impl Fn(&dyn RequestParts) -> bool + Send + Sync + 'static) -> Self {
+        self.consent = Some(Arc::new(consent));
+        self
+    }
+
+    /// Checks the cookie.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Cookie`] if an attribute is invalid: a name that is no token (RFC 6265) or has a prefix, a domain that is
+    /// no host name, a path that does not begin with `/`, an age that is not from 1 second to 400 days, or
+    /// [`SameSite::None`] or [`partitioned`](Self::partitioned) without [`secure`](Self::secure).
+    pub fn build(self) -> Result<Anonymous, ConfigError> {
+        let refuse = |attribute, value: &dyn fmt::Display, problem| {
+            Err(ConfigError::Cookie { attribute, value: printable(&value.to_string()), problem })
+        };
+        if let Some(name) = &self.name {
+            if !is_token(name) {
+                return refuse("name", name, "use letters, digits, `-` and `_`, at most 256");
+            }
+            let has = |prefix: &str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
+            if has("__host-") || has("__secure-") {
+                return refuse("name", name, "leave the prefix out: it is added");
+            }
+        }
+        let is_host = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
+        match &self.domain {
+            Some(domain)
+                if !(1..=MAX_ATTRIBUTE_BYTES).contains(&domain.len())
+                    || domain.starts_with(['.', '-'])
+                    || !domain.bytes().all(is_host) =>
+            {
+                return refuse("domain", domain, "pass a host name like \"example.com\"");
+            }
+            _ => {}
+        }
+        let is_path = |byte: u8| matches!(byte, b' '..=b'~') && byte != b';';
+        if !self.path.starts_with('/') || self.path.len() > MAX_ATTRIBUTE_BYTES || !self.path.bytes().all(is_path) {
+            return refuse("path", &self.path, "begin with `/`, and use no `;`");
+        }
+        if !(1..=400 * DAY.as_secs()).contains(&self.max_age.as_secs()) {
+            return refuse("max_age", &format_args!("{:?}", self.max_age), "pass 1 second to 400 days");
+        }
+        if !self.is_secure && self.same_site == SameSite::None {
+            return refuse("same_site", &"None", "browsers accept this with `secure(true)` only");
+        }
+        if !self.is_secure && self.is_partitioned {
+            return refuse("partitioned", &true, "browsers accept this with `secure(true)` only");
+        }
+        Ok(Anonymous(Kind::Cookie(self)))
+    }
+
+    /// Makes the cookie of a provider's visitors.
+    fn bind(self, provider: &FlipswitchProvider) -> VisitorCookie {
+        let Self { name, domain, path, same_site, is_partitioned, is_secure, max_age, consent } = self;
+        let name = name.unwrap_or_else(|| match provider.name() {
+            Some(provider) => format!("{NAME}-{provider}"),
+            None => NAME.to_owned(),
+        });
+        let prefix = match (is_secure, &domain, path.as_str()) {
+            (false, _, _) => "",
+            (true, None, "/") => "__Host-",
+            _ => "__Secure-",
+        };
+        let domain = domain.map(|domain| format!("; Domain={domain}")).unwrap_or_default();
+        let (secure, partitioned) =
+            (if is_secure { "; Secure" } else { "" }, if is_partitioned { "; Partitioned" } else { "" });
+        let max_age = max_age.as_secs();
+        VisitorCookie {
+            name: format!("{prefix}{name}"),
+            attributes: format!(
+                "{domain}; Path={path}; Max-Age={max_age}; HttpOnly{secure}; SameSite={same_site:?}{partitioned}"
+            ),
+            keys: provider.visitor_keys().clone(),
+            consent,
+        }
+    }
+}
+
+/// Shows whether consent is needed, and not the function.
+impl fmt::Debug for AnonymousCookie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, domain, path, same_site, is_partitioned, is_secure, max_age, consent } = self;
+        f.debug_struct("AnonymousCookie")
+            .field("name", name)
+            .field("domain", domain)
+            .field("path", path)
+            .field("same_site", same_site)
+            .field("partitioned", is_partitioned)
+            .field("secure", is_secure)
+            .field("max_age", max_age)
+            .field("consent", &consent.is_some())
+            .finish()
+    }
+}
+
+fn is_token(name: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    (1..=MAX_ATTRIBUTE_BYTES).contains(&name.len()) && name.bytes().all(is_allowed)
+}
+
+/// How visitors of one provider are identified.
+#[derive(Clone, Debug)]
+pub(super) enum Visitors {
+    Shared,
+    Header(HeaderName),
+    Cookie(Arc<VisitorCookie>),
+}
+
 /// The visitor of a request.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Visitor<'a> {
     /// Identified by this targeting key.
     Known(String),
     /// Without a cookie yet.
-    New(&'a AnonymousCookie),
+    New(&'a Arc<VisitorCookie>),
     /// Not identified.
     Shared,
+}
+
+/// The cookie of a provider's visitors.
+pub(super) struct VisitorCookie {
+    /// With its prefix.
+    name: String,
+    /// As they follow the value in the header.
+    attributes: String,
+    keys: VisitorKeys,
+    consent: Option<Arc<Consent>>,
+}
+
+impl fmt::Debug for VisitorCookie {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VisitorCookie")
+            .field("name", &self.name)
+            .field("attributes", &self.attributes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Visitors {
+    pub(super) fn new(anonymous: Anonymous, provider: &FlipswitchProvider) -> Self {
+        match anonymous.0 {
+            Kind::Shared => Self::Shared,
+            Kind::Header(name) => Self::Header(name),
+            Kind::Cookie(cookie) => Self::Cookie(Arc::new(cookie.bind(provider))),
+        }
+    }
+
+    /// Finds the visitor of a request.
+    pub(super) fn find(&self, request: &dyn RequestParts, provider: &FlipswitchProvider) -> Visitor<'_> {
+        match self {
+            Self::Shared => Visitor::Shared,
+            Self::Header(name) => {
+                single_value(request.header_values(name.as_str())).map_or(Visitor::Shared, Visitor::Known)
+            }
+            Self::Cookie(cookie) if !cookie.is_allowed(request, provider) => Visitor::Shared,
+            Self::Cookie(cookie) => cookie.find(request).map_or(Visitor::New(cookie), Visitor::Known),
+        }
+    }
+}
+
+impl VisitorCookie {
+    fn is_allowed(&self, request: &dyn RequestParts, provider: &FlipswitchProvider) -> bool {
+        let Some(consent) = &self.consent else { return true };
+        catch_unwind(AssertUnwindSafe(|| consent(request))).unwrap_or_else(|_| {
+            SetupWarning::ContextPanicked.log(provider);
+            false
+        })
+    }
+
+    /// Returns the targeting key of the visitor whose cookie a request has.
+    fn find(&self, request: &dyn RequestParts) -> Option<String> {
+        let lines = request.header_values("cookie");
+        let values = lines.flat_map(|line| line.split(|byte| *byte == b';')).filter_map(|pair| {
+            let value = pair.trim_ascii().strip_prefix(self.name.as_bytes())?.strip_prefix(b"=")?;
+            Visit::parse(value)
+        });
+        // A made-up cookie does not hide the real one, as long as there are few.
+        let visit = values.take(MAX_COOKIES).find(|visit| self.keys.verifies(visit.digits.as_bytes(), visit.code))?;
+        Some(format!("anonymous-{}", visit.digits))
+    }
+
+    /// Returns whether a `Set-Cookie` header sets this cookie.
+    pub(super) fn is_set_by(&self, header: &[u8]) -> bool {
+        header.strip_prefix(self.name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
+    }
+
+    /// Makes the `Set-Cookie` header for a new visitor. Returns `None` if the system has no random numbers.
+    pub(super) fn mint(&self) -> Option<String> {
+        let mut number = [0; DIGITS / 2];
+        getrandom::fill(&mut number)
+            .inspect_err(|error| tracing::error!(target: "flipswitch", %error, "no random numbers: no cookie is set"))
+            .ok()?;
+        Some(format!("{}{}", self.pair(u128::from_be_bytes(number)), self.attributes))
+    }
+
+    /// Returns name and value of the cookie of a visitor.
+    fn pair(&self, number: u128) -> String {
+        let digits = format!("{number:032x}");
+        let code = u128::from_be_bytes(self.keys.sign(digits.as_bytes()));
+        format!("{}={digits}.{code:032x}", self.name)
+    }
+}
+
+/// Returns name and value of the cookie of a visitor, for tests.
+pub(crate) fn cookie_of(provider: &FlipswitchProvider, number: u128) -> String {
+    Anonymous::cookie().bind(provider).pair(number)
+}
+
+/// The value of a cookie, before its code is verified.
+struct Visit<'a> {
+    digits: &'a str,
+    code: [u8; DIGITS / 2],
+}
+
+impl<'a> Visit<'a> {
+    fn parse(value: &'a [u8]) -> Option<Self> {
+        let (digits, code) = std::str::from_utf8(value).ok()?.split_once('.')?;
+        let is_number =
+            |text: &str| text.len() == DIGITS && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+        let code = u128::from_str_radix(Some(code).filter(|code| is_number(code))?, 16).ok()?;
+        is_number(digits).then_some(Self { digits, code: code.to_be_bytes() })
+    }
 }
 
 /// Returns whether shared caches may store a response with these values of `Cache-Control` (RFC 9111, section 3): whether it
@@ -150,69 +465,11 @@ fn single_value<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Option<String
     values.next().is_none().then(|| std::str::from_utf8(value).ok().map(str::to_owned))?
 }
 
-impl AnonymousCookie {
-    /// Sets whether the cookie is `Secure`, that is, accepted over HTTPS only. Defaults to `true`. Without it, the name has
-    /// no prefix: `flipswitch-anonymous`.
-    pub fn secure(mut self, secure: bool) -> Self {
-        self.secure = secure;
-        self
-    }
-
-    fn name(&self) -> &'static str {
-        if self.secure { "__Host-flipswitch-anonymous" } else { "flipswitch-anonymous" }
-    }
-
-    /// Finds the visitor's number in a `Cookie` header.
-    fn value<'a>(&self, line: &'a [u8]) -> Option<&'a str> {
-        line.split(|byte| *byte == b';').find_map(|pair| {
-            let pair = std::str::from_utf8(pair.trim_ascii()).ok()?;
-            let (name, value) = pair.split_once('=')?;
-            let is_valid = name == self.name()
-                && value.len() == DIGITS
-                && value.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-            is_valid.then_some(value)
-        })
-    }
-
-    /// Returns whether a `Set-Cookie` header sets this cookie.
-    pub(super) fn is_set_by(&self, header: &[u8]) -> bool {
-        header.strip_prefix(self.name().as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
-    }
-
-    /// Makes the `Set-Cookie` header for a new visitor. Returns `None` if the system has no random numbers.
-    pub(super) fn mint(&self) -> Option<String> {
-        let mut bits = [0; DIGITS / 2];
-        getrandom::fill(&mut bits)
-            .inspect_err(|error| tracing::error!(target: "flipswitch", %error, "no random numbers: no cookie is set"))
-            .ok()?;
-        let mut header = format!("{}=", self.name());
-        for byte in bits {
-            // Writing to a string does not fail.
-            let _ = write!(header, "{byte:02x}");
-        }
-        let secure = if self.secure { "; Secure" } else { "" };
-        let _ = write!(header, "; Path=/; Max-Age={MAX_AGE}; HttpOnly{secure}; SameSite=Lax");
-        Some(header)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const NUMBER: &str = "0123456789abcdef0123456789abcdef";
-
-    fn find<'a>(anonymous: &'a Anonymous, values: &[&[u8]]) -> Visitor<'a> {
-        anonymous.find(|_| values.iter().copied())
-    }
-
-    fn cookie(secure: bool) -> Anonymous {
-        Anonymous::cookie().secure(secure).into()
-    }
-
-    fn known(key: &str) -> Visitor<'static> {
-        Visitor::Known(key.to_owned())
-    }
+    use crate::request::scope::RequestScope;
 
     #[test]
     fn responses_for_shared_caches_are_recognized() {
@@ -233,79 +490,178 @@ mod tests {
         }
     }
 
+    struct Head(Vec<(&'static str, Vec<u8>)>);
+
+    impl RequestParts for Head {
+        fn header_values<'a>(&'a self, name: &str) -> Box<dyn Iterator<Item = &'a [u8]> + 'a> {
+            let name = name.to_owned();
+            Box::new(self.0.iter().filter(move |(other, _)| *other == name).map(|(_, value)| value.as_slice()))
+        }
+
+        fn insert_scope(&mut self, _: RequestScope) -> Option<RequestScope> {
+            None
+        }
+    }
+
+    /// Returns the targeting key of a visitor, or `new` or `shared`.
+    fn find(anonymous: impl Into<Anonymous>, name: &'static str, values: &[&[u8]]) -> String {
+        let head = Head(values.iter().map(|value| (name, value.to_vec())).collect());
+        let provider = provider();
+        match Visitors::new(anonymous.into(), &provider).find(&head, &provider) {
+            Visitor::Known(key) => key,
+            Visitor::New(_) => "new".to_owned(),
+            Visitor::Shared => "shared".to_owned(),
+        }
+    }
+
+    fn provider() -> FlipswitchProvider {
+        FlipswitchProvider::in_memory(serde_json::json!({}))
+    }
+
+    /// Returns the cookie of the visitor 7.
+    fn seven() -> String {
+        cookie_of(&provider(), 7)
+    }
+
+    const SEVEN: &str = "anonymous-00000000000000000000000000000007";
+
     #[test]
     fn a_header_counts_if_there_is_one_that_is_text_and_short() {
-        let header = Anonymous::header("X-Device-Id").unwrap();
+        let header = || Anonymous::header("X-Device-Id").unwrap();
         let (longest, longer) = ("x".repeat(256), "x".repeat(257));
-        assert_eq!(find(&header, &[b"device 7"]), known("device 7"));
-        assert_eq!(find(&header, &["gerät".as_bytes()]), known("gerät"));
-        assert_eq!(find(&header, &[longest.as_bytes()]), known(&longest));
+        assert_eq!(find(header(), "x-device-id", &[b"device 7"]), "device 7");
+        assert_eq!(find(header(), "x-device-id", &["gerät".as_bytes()]), "gerät");
+        assert_eq!(find(header(), "x-device-id", &[longest.as_bytes()]), longest);
         let refused: [&[&[u8]]; 5] = [&[], &[b""], &[b"one", b"two"], &[b"\xff"], &[longer.as_bytes()]];
         for values in refused {
-            assert_eq!(find(&header, values), Visitor::Shared, "{values:?}");
+            assert_eq!(find(header(), "x-device-id", values), "shared", "{values:?}");
         }
-        let asked = header.find(|name| {
-            assert_eq!(name, "x-device-id");
-            std::iter::empty()
-        });
-        assert_eq!(asked, Visitor::Shared);
+        assert_eq!(find(header(), "x-other", &[b"device 7"]), "shared");
     }
 
     #[test]
     fn a_name_that_no_header_has_is_refused() {
         let error = Anonymous::header("x device").unwrap_err().to_string();
         assert!(error.contains("\"x device\""), "{error}");
-        assert_eq!(find(&Anonymous::shared(), &[b"7"]), Visitor::Shared);
+        assert_eq!(find(Anonymous::shared(), "x-device-id", &[b"7"]), "shared");
     }
 
     #[test]
     fn a_cookie_is_found_among_others() {
-        let line = format!("a=b; __Host-flipswitch-anonymous={NUMBER};c=\"d\"");
-        let secure = cookie(true);
-        let found = find(&secure, &[b"session=\xff; x", line.as_bytes()]);
-        assert_eq!(found, known(&format!("anonymous-{NUMBER}")));
-        // A forged cookie does not hide a valid one.
-        let line = format!("flipswitch-anonymous=forged; flipswitch-anonymous={NUMBER}");
-        let insecure = cookie(false);
-        let found = find(&insecure, &[line.as_bytes()]);
-        assert_eq!(found, known(&format!("anonymous-{NUMBER}")));
+        let line = format!("a=b; {};c=\"d\"", seven());
+        assert_eq!(find(Anonymous::cookie(), "cookie", &[b"session=\xff; x", line.as_bytes()]), SEVEN);
+        // A few made-up cookies do not hide a valid one.
+        let made_up = seven().replace("7.", "8.");
+        for (count, expected) in [(0, SEVEN), (3, SEVEN), (4, "new")] {
+            let line = vec![made_up.clone(); count].join("; ") + "; " + &seven();
+            assert_eq!(find(Anonymous::cookie(), "cookie", &[line.as_bytes()]), expected, "{count}");
+        }
+        let insecure = seven().replace("__Host-", "");
+        assert_eq!(find(Anonymous::cookie().secure(false), "cookie", &[insecure.as_bytes()]), SEVEN);
+        // Other origins of the same site can set a cookie without the prefix only.
+        assert_eq!(find(Anonymous::cookie(), "cookie", &[insecure.as_bytes()]), "new");
+        assert_eq!(find(Anonymous::cookie(), "cookie", &[format!("x{}", seven()).as_bytes()]), "new");
     }
 
     #[test]
-    fn a_cookie_in_another_form_is_replaced() {
-        let forms = [
+    fn a_cookie_that_this_application_did_not_make_is_none() {
+        let (name, value) = seven().split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned())).unwrap();
+        let number = "0123456789abcdef0123456789abcdef";
+        let (digits, code) = value.split_once('.').unwrap();
+        let values = [
             String::new(),
-            NUMBER[1..].to_owned(),
-            format!("{NUMBER}0"),
-            NUMBER.to_uppercase(),
-            format!("\"{NUMBER}\""),
-            format!("{}g", &NUMBER[1..]),
-            format!("{}é", &NUMBER[2..]),
+            // As earlier releases made it.
+            number.to_owned(),
+            format!("{number}.{number}"),
+            format!("{digits}."),
+            format!(".{code}"),
+            format!("{digits}.{}", &code[1..]),
+            format!("{digits}.{code}0"),
+            format!("{digits}.+{}", &code[1..]),
+            format!("0{digits}.{code}"),
+            format!("{digits}.{code}.{code}"),
+            value.to_uppercase().replace('7', "F"),
+            format!("\"{value}\""),
+            value.replace('7', "é"),
             "anonymous-1".to_owned(),
         ];
-        for form in forms {
-            let line = format!("__Host-flipswitch-anonymous={form}");
-            let anonymous = cookie(true);
-            let found = find(&anonymous, &[line.as_bytes()]);
-            assert_eq!(found, Visitor::New(&AnonymousCookie { secure: true }), "{form}");
+        for value in values {
+            assert_eq!(find(Anonymous::cookie(), "cookie", &[format!("{name}={value}").as_bytes()]), "new", "{value}");
         }
-        // Other origins of the same site can set a cookie without the prefix only.
-        let line = format!("flipswitch-anonymous={NUMBER}; x__Host-flipswitch-anonymous={NUMBER}");
-        assert_eq!(find(&cookie(true), &[line.as_bytes()]), Visitor::New(&AnonymousCookie { secure: true }));
+        assert_eq!(find(Anonymous::cookie(), "cookie", &[seven().as_bytes()]), SEVEN);
     }
 
     #[test]
     fn a_cookie_that_was_set_is_found() {
-        for (anonymous, name, secure) in
-            [(cookie(true), "__Host-flipswitch-anonymous=", "; Secure"), (cookie(false), "flipswitch-anonymous=", "")]
-        {
-            let Visitor::New(cookie) = find(&anonymous, &[]) else { panic!("there is no cookie") };
-            let (header, other) = (cookie.mint().unwrap(), cookie.mint().unwrap());
+        let host = "__Host-flipswitch-anonymous=";
+        let year = "Max-Age=31536000; HttpOnly";
+        let cases = [
+            (Anonymous::cookie(), host, format!("Path=/; {year}; Secure; SameSite=Lax")),
+            (Anonymous::cookie().secure(false), "flipswitch-anonymous=", format!("Path=/; {year}; SameSite=Lax")),
+            (
+                Anonymous::cookie().domain("example.com").same_site(SameSite::None).partitioned(true),
+                "__Secure-flipswitch-anonymous=",
+                format!("Domain=example.com; Path=/; {year}; Secure; SameSite=None; Partitioned"),
+            ),
+            (
+                Anonymous::cookie().path("/shop").name("visit").same_site(SameSite::Strict).max_age(DAY),
+                "__Secure-visit=",
+                "Path=/shop; Max-Age=86400; HttpOnly; Secure; SameSite=Strict".to_owned(),
+            ),
+        ];
+        for (cookie, name, attributes) in cases {
+            let provider = provider();
+            let Visitors::Cookie(bound) = Visitors::new(cookie.clone().into(), &provider) else { panic!("no cookie") };
+            let (header, other) = (bound.mint().unwrap(), bound.mint().unwrap());
             assert_ne!(header, other);
-            let (pair, attributes) = header.split_once("; ").unwrap();
-            let number = pair.strip_prefix(name).unwrap();
-            assert_eq!(attributes, format!("Path=/; Max-Age=31536000; HttpOnly{secure}; SameSite=Lax"));
-            assert_eq!(find(&anonymous, &[pair.as_bytes()]), known(&format!("anonymous-{number}")));
+            assert!(bound.is_set_by(header.as_bytes()) && !bound.is_set_by(b"other=1"));
+            let (pair, found) = header.split_once("; ").unwrap();
+            assert_eq!(found, attributes);
+            assert!(pair.starts_with(name), "{pair}");
+            let key = find(cookie, "cookie", &[pair.as_bytes()]);
+            assert_eq!(key, format!("anonymous-{}", &pair[name.len()..name.len() + DIGITS]));
+        }
+    }
+
+    #[test]
+    fn without_consent_no_cookie_is_used_or_set() {
+        let cookie = || {
+            Anonymous::cookie().consent(|request| request.header_values("cookie").any(|line| line.starts_with(b"ok")))
+        };
+        assert_eq!(find(cookie(), "cookie", &[]), "shared");
+        assert_eq!(find(cookie(), "cookie", &[seven().as_bytes()]), "shared");
+        assert_eq!(find(cookie(), "cookie", &[b"ok"]), "new");
+        assert_eq!(find(cookie(), "cookie", &[format!("ok; {}", seven()).as_bytes()]), SEVEN);
+        let panics = Anonymous::cookie().consent(|_| panic!("expected"));
+        assert_eq!(find(panics, "cookie", &[seven().as_bytes()]), "shared");
+    }
+
+    #[test]
+    fn invalid_attributes_are_refused_by_name() {
+        let cookie = Anonymous::cookie;
+        let long = "x".repeat(257);
+        let cases = [
+            (cookie().name(""), "name"),
+            (cookie().name("a b"), "name"),
+            (cookie().name("a;b"), "name"),
+            (cookie().name("__Host-x"), "name"),
+            (cookie().name(&long), "name"),
+            (cookie().domain(""), "domain"),
+            (cookie().domain("a.example; Path=/x"), "domain"),
+            (cookie().domain(".example.com"), "domain"),
+            (cookie().path("shop"), "path"),
+            (cookie().path("/a;b"), "path"),
+            (cookie().path("/a\r\nb"), "path"),
+            (cookie().max_age(Duration::from_millis(999)), "max_age"),
+            (cookie().max_age(401 * DAY), "max_age"),
+            (cookie().same_site(SameSite::None).secure(false), "same_site"),
+            (cookie().partitioned(true).secure(false), "partitioned"),
+        ];
+        for (cookie, attribute) in cases {
+            let error = cookie.clone().build().unwrap_err().to_string();
+            assert!(error.contains(&format!("the {attribute} ")), "{error}");
+            // A site that ignores the error has no cookies.
+            assert_eq!(find(cookie, "cookie", &[seven().as_bytes()]), "shared", "{error}");
         }
     }
 }

@@ -4,7 +4,7 @@ use std::{fmt, panic::Location};
 
 use parking_lot::Mutex;
 
-use crate::warn_once::WarnOnce;
+use crate::provider::provider::FlipswitchProvider;
 
 /// A mistake in the setup of an application that shows in its requests. Each kind is logged once per provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,9 +59,9 @@ pub(super) fn carried_from_nowhere(place: &'static Location<'static>) {
 
 impl SetupWarning {
     /// Logs the warning, unless one of its kind was logged before.
-    pub(crate) fn log(self, warned: &WarnOnce) {
-        if warned.is_first(self.kind()) {
-            tracing::warn!(target: "flipswitch", "{self}");
+    pub(crate) fn log(self, provider: &FlipswitchProvider) {
+        if provider.warned().is_first(self.kind()) {
+            provider.runtime().span().in_scope(|| tracing::warn!(target: "flipswitch", "{self}"));
         }
     }
 
@@ -159,7 +159,7 @@ mod tests {
             SetupWarning::PreflightAtGate,
             SetupWarning::CookieInSharedResponse,
         ];
-        let warned = WarnOnce::default();
+        let warned = crate::warn_once::WarnOnce::default();
         for warning in all {
             assert!(warned.is_first(warning.kind()), "{warning}");
         }

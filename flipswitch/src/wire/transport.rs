@@ -324,6 +324,11 @@ impl EventStream {
 #[error("content of type {0:?} instead of an event stream")]
 struct NoEventStream(String);
 
+/// Returns whether the application's factory has set a user agent. The HTTP client shows its headers in no other way.
+fn has_user_agent(builder: &ClientBuilder) -> bool {
+    format!("{builder:?}").contains("\"user-agent\"")
+}
+
 /// Makes a client with the application's factory. What must hold for every request is set last.
 fn client(config: &Config, method: Method, timeout: Duration) -> Result<Client, ConfigError> {
     let Config { base_url, options, .. } = config;
@@ -331,6 +336,9 @@ fn client(config: &Config, method: Method, timeout: Duration) -> Result<Client, 
         Some(factory) => factory.client_builder(),
         None => default_client(base_url)?,
     };
+    if !has_user_agent(&builder) {
+        builder = builder.user_agent(USER_AGENT);
+    }
     if base_url.is_loopback() {
         builder = builder.no_proxy();
     }
@@ -338,6 +346,11 @@ fn client(config: &Config, method: Method, timeout: Duration) -> Result<Client, 
         // A stream has a connection of its own: one of another stream may be about to be cut.
         builder = builder.pool_max_idle_per_host(0);
     }
+    // An encoded stream could be delayed until there is enough to compress.
+    #[cfg(feature = "gzip")]
+    let builder = builder.gzip(method == Method::POST);
+    #[cfg(not(feature = "gzip"))]
+    let builder = builder.no_gzip();
     let builder = builder
         .redirect(same_origin(base_url.url().clone(), method))
         .connect_timeout(options.connect_timeout)
@@ -348,7 +361,6 @@ fn client(config: &Config, method: Method, timeout: Duration) -> Result<Client, 
         .http2_keep_alive_while_idle(true)
         // Verbose logging would include the API key.
         .connection_verbose(false)
-        .no_gzip()
         .no_brotli()
         .no_zstd()
         .no_deflate();
@@ -359,15 +371,15 @@ fn client(config: &Config, method: Method, timeout: Duration) -> Result<Client, 
 fn default_client(base_url: &BaseUrl) -> Result<ClientBuilder, ConfigError> {
     Ok(match base_url.url().scheme() {
         // Certificates are not needed, and need not be installed.
-        "http" => ClientBuilder::new().user_agent(USER_AGENT).tls_certs_only([]),
-        _ => ClientBuilder::new().user_agent(USER_AGENT),
+        "http" => ClientBuilder::new().tls_certs_only([]),
+        _ => ClientBuilder::new(),
     })
 }
 
 #[cfg(not(any(feature = "rustls", feature = "rustls-no-provider", feature = "native-tls")))]
 fn default_client(base_url: &BaseUrl) -> Result<ClientBuilder, ConfigError> {
     match base_url.url().scheme() {
-        "http" => Ok(ClientBuilder::new().user_agent(USER_AGENT)),
+        "http" => Ok(ClientBuilder::new()),
         _ => Err(ConfigError::NoTls { value: base_url.to_string() }),
     }
 }
@@ -560,6 +572,9 @@ mod tests {
             base_url: BaseUrl::new("https://flags.example").unwrap(),
             bootstrap: None,
             override_file: None,
+            name: None,
+            secret: None,
+            secret_before: None,
             options: Options::default(),
         };
         let text = Transport::new(&config).err().map_or_else(String::new, |error| error.to_string());

@@ -63,6 +63,28 @@ async fn a_port_without_tls_is_named() {
 }
 
 #[tokio::test]
+async fn there_is_a_user_agent_unless_the_factory_sets_another() {
+    let ours = concat!("flipswitch-rust/", env!("CARGO_PKG_VERSION"));
+    let headers = || [(reqwest::header::ACCEPT_LANGUAGE, "de".parse().unwrap())].into_iter().collect();
+    let factories: [(&str, fn() -> reqwest::ClientBuilder); 2] =
+        [(ours, || reqwest::ClientBuilder::new()), ("shop/1", || reqwest::ClientBuilder::new().user_agent("shop/1"))];
+    for (expected, factory) in factories {
+        let service = Scripted::answering(Reply::json(json!({"flags": []}))).await;
+        let provider = FlipswitchProvider::builder("key")
+            .base_url(service.url())
+            .http_client(move || factory().default_headers(headers()))
+            .build()
+            .unwrap();
+        in_time(provider.flags(&user("u"))).await;
+        eventually(async || service.received().len() >= 2).await;
+        for request in service.received() {
+            assert_eq!(request.header("user-agent"), Some(expected), "{} {}", request.method, request.path);
+        }
+        provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
 async fn the_http_client_factory_is_used_for_requests_and_stream() {
     let service = Scripted::start(|request, _| {
         if request.method == "GET" {

@@ -1,8 +1,14 @@
 //! Anonymous visitors: all alike, identified by a header, or by a cookie.
 
-use flipswitch::{FlipswitchProvider, integration::Anonymous, serde_json::json};
+use flipswitch::{
+    FlipswitchProvider,
+    integration::{Anonymous, ScopeBuilder},
+    serde_json::json,
+    testing::visitor_cookie,
+};
 use flipswitch_actix::FlipswitchMiddleware;
 use flipswitch_axum::FlipswitchLayer;
+use flipswitch_local::KeyRotation;
 use reqwest::Response;
 
 use crate::support::{
@@ -11,6 +17,11 @@ use crate::support::{
 };
 
 const NUMBER: &str = "0123456789abcdef0123456789abcdef";
+
+/// Returns the cookie of the visitor with this number.
+fn cookie_of(provider: &FlipswitchProvider) -> String {
+    visitor_cookie(provider, u128::from_str_radix(NUMBER, 16).unwrap())
+}
 
 fn cookies_set(response: &Response) -> Vec<String> {
     response.headers().get_all("set-cookie").iter().map(|value| value.to_str().unwrap().to_owned()).collect()
@@ -23,7 +34,7 @@ async fn by_default_visitors_share_one_context() {
         let provider = provider(&service);
         let app = framework.serve(provider.clone()).await;
         for value in ["one", "two"] {
-            let cookie = format!("__Host-flipswitch-anonymous={NUMBER}");
+            let cookie = cookie_of(&provider);
             let headers: [(&str, &[u8]); 2] = [("x-device-id", value.as_bytes()), ("cookie", cookie.as_bytes())];
             let response = app.send("/me", &headers).await;
             assert!(cookies_set(&response).is_empty(), "{framework:?}");
@@ -101,7 +112,7 @@ async fn a_cookie_is_set_only_when_a_flag_is_read() {
         }
         // What is known of a visitor's request is no identity, and is kept beside one.
         assert_eq!(cookies_set(&app.send("/flag", &[("x-plan", b"premium")]).await).len(), 1, "{framework:?}");
-        let cookie = format!("__Host-flipswitch-anonymous={NUMBER}");
+        let cookie = cookie_of(&setup.provider);
         let visitor = app.send("/me", &[("x-plan", b"premium"), ("cookie", cookie.as_bytes())]).await;
         assert_eq!(visitor.text().await.unwrap(), format!("anonymous-{NUMBER}, premium"), "{framework:?}");
         // A targeting key that the request has is one, whatever the cookie says.
@@ -135,8 +146,7 @@ async fn a_cookie_identifies_a_returning_visitor() {
         let cookie = cookies_set(&first).pop().unwrap();
         let (pair, attributes) = cookie.split_once("; ").unwrap();
         assert_eq!(attributes, "Path=/; Max-Age=31536000; HttpOnly; Secure; SameSite=Lax", "{framework:?}");
-        let number = pair.strip_prefix("__Host-flipswitch-anonymous=").unwrap();
-        assert_eq!(number.len(), 32, "{framework:?} {number}");
+        let number = &pair.strip_prefix("__Host-flipswitch-anonymous=").unwrap()[..32];
         assert_eq!(
             first.text().await.unwrap(),
             "nobody",
@@ -170,6 +180,9 @@ async fn tampered_and_foreign_cookies_are_replaced() {
         "__Host-flipswitch-anonymous=\"0123456789abcdef0123456789abcdef\"",
         "__Host-flipswitch-anonymous=0123456789abcdef0123456789abcde",
         "__Host-flipswitch-anonymous=0123456789abcdef0123456789abcdeff",
+        // As earlier releases set it, and with a made-up authentication code.
+        "__Host-flipswitch-anonymous=0123456789abcdef0123456789abcdef",
+        "__Host-flipswitch-anonymous=0123456789abcdef0123456789abcdef.0123456789abcdef0123456789abcdef",
         "flipswitch-anonymous=0123456789abcdef0123456789abcdef",
         "__host-flipswitch-anonymous=0123456789abcdef0123456789abcdef",
         "\u{ff};=; ;__Host-flipswitch-anonymous=\u{ff}",
@@ -185,6 +198,101 @@ async fn tampered_and_foreign_cookies_are_replaced() {
             assert_eq!(response.text().await.unwrap(), "nobody", "{framework:?} {cookie}");
         }
         assert_eq!(support::evaluations(&service), 1, "{framework:?}: none of them is anybody");
+        setup.provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn made_up_cookies_are_no_contexts() {
+    let service = service().await;
+    let provider = provider(&service);
+    let scopes = ScopeBuilder::new(provider.clone()).with_anonymous(Anonymous::cookie());
+    for number in 0..20_000_u128 {
+        let made_up = number.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+        let cookie = format!("__Host-flipswitch-anonymous={number:032x}.{made_up:032x}");
+        let (mut head, ()) = http::Request::builder().header("cookie", cookie).body(()).unwrap().into_parts();
+        scopes.open(&mut head).flags().await;
+    }
+    assert_eq!(support::evaluations(&service), 1);
+    assert!(provider.stats().contexts <= 2, "the one of all of them, and that of the start");
+    provider.shutdown().await;
+}
+
+#[tokio::test]
+async fn visitors_are_kept_when_the_api_key_is_replaced_if_there_is_a_secret() {
+    const SECRET: &str = "a secret of the whole fleet";
+    for framework in Framework::ALL {
+        let service = service().await;
+        let builder = |key: &str| {
+            FlipswitchProvider::builder(key).base_url(service.url()).enable_realtime(false).miss_wait(support::PATIENCE)
+        };
+        let old = service.api_key();
+        let new = service.rotate_api_key(KeyRotation::new());
+        // The instance before and the one after; whether it knows the visitor.
+        let rollouts = [
+            (builder(&old).secret(SECRET), builder(&new).secret(SECRET), true),
+            (builder(&old), builder(&new), false),
+            (builder(&old), builder(&new).secret_before(old.as_str()), true),
+            (builder(&old), builder(&new).secret(SECRET).secret_before(old.as_str()), true),
+            (builder(&old).secret(SECRET), builder(&new).secret("another secret of the fleet"), false),
+        ];
+        for (at, (before, after, is_kept)) in rollouts.into_iter().enumerate() {
+            let (before, after) = (before.build().unwrap(), after.build().unwrap());
+            let cookie = cookie_of(&before);
+            let setup = Setup { anonymous: Anonymous::cookie().into(), ..after.clone().into() };
+            let app = framework.serve(setup).await;
+            let response = app.send("/me", &[("cookie", cookie.as_bytes())]).await;
+            assert_eq!(cookies_set(&response).is_empty(), is_kept, "{framework:?} {at}");
+            let expected = if is_kept { format!("anonymous-{NUMBER}") } else { "nobody".to_owned() };
+            assert_eq!(response.text().await.unwrap(), expected, "{framework:?} {at}");
+            // A key that is set while the process runs changes nothing.
+            after.set_api_key(new.clone()).unwrap();
+            let own = cookie_of(&after);
+            let response = app.send("/me", &[("cookie", own.as_bytes())]).await;
+            assert_eq!(response.text().await.unwrap(), format!("anonymous-{NUMBER}"), "{framework:?} {at}");
+            after.shutdown().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_shared_caches_may_store_sets_no_cookie() {
+    for framework in Framework::ALL {
+        let (app, setup, _service) = with_cookies(framework).await;
+        for (path, cookies) in [("/public", 0), ("/private", 1), ("/flag", 1)] {
+            assert_eq!(cookies_set(&app.send(path, &[]).await).len(), cookies, "{framework:?} {path}");
+        }
+        // A visitor who has the cookie gets their flags there as well.
+        let cookie = cookie_of(&setup.provider);
+        assert!(cookies_set(&app.send("/public", &[("cookie", cookie.as_bytes())]).await).is_empty(), "{framework:?}");
+        setup.provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn without_consent_there_is_no_cookie() {
+    for framework in Framework::ALL {
+        let service = service().await;
+        let cookie = Anonymous::cookie().consent(|request| {
+            request
+                .header_values("cookie")
+                .flat_map(|line| line.split(|byte| *byte == b';'))
+                .any(|cookie| cookie.trim_ascii() == b"consent=yes")
+        });
+        let setup = Setup { anonymous: cookie.build().unwrap(), ..provider(&service).into() };
+        let app = framework.serve(setup.clone()).await;
+        let known = cookie_of(&setup.provider);
+        let cases = [
+            (String::new(), "nobody".to_owned(), 0),
+            (known.clone(), "nobody".to_owned(), 0),
+            ("consent=yes".to_owned(), "nobody".to_owned(), 1),
+            (format!("consent=yes; {known}"), format!("anonymous-{NUMBER}"), 0),
+        ];
+        for (cookies, expected, set) in cases {
+            let response = app.send("/me", &[("cookie", cookies.as_bytes())]).await;
+            assert_eq!(cookies_set(&response).len(), set, "{framework:?} {cookies}");
+            assert_eq!(response.text().await.unwrap(), expected, "{framework:?} {cookies}");
+        }
         setup.provider.shutdown().await;
     }
 }
@@ -209,7 +317,7 @@ async fn without_https_the_cookie_has_no_secure_attribute_and_no_prefix() {
         let cookie = cookies_set(&app.send("/me", &[]).await).pop().unwrap();
         let (pair, attributes) = cookie.split_once("; ").unwrap();
         assert_eq!(attributes, "Path=/; Max-Age=31536000; HttpOnly; SameSite=Lax", "{framework:?}");
-        let number = pair.strip_prefix("flipswitch-anonymous=").unwrap();
+        let number = &pair.strip_prefix("flipswitch-anonymous=").unwrap()[..32];
         let again = app.send("/me", &[("cookie", pair.as_bytes())]).await;
         assert_eq!(again.text().await.unwrap(), format!("anonymous-{number}"), "{framework:?}");
         setup.provider.shutdown().await;

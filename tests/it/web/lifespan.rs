@@ -46,6 +46,46 @@ async fn without_the_service_the_server_starts_with_defaults_unless_readiness_is
 }
 
 #[tokio::test]
+async fn a_lifespan_starts_and_ends_all_its_providers() {
+    let services =
+        [LocalServer::start(json!({"on": true})).await.unwrap(), LocalServer::start(json!({})).await.unwrap()];
+    let [shop, billing] = [&services[0], &services[1]].map(provider);
+    let lifespan = in_time(Lifespan::builder(shop.clone()).and(billing.clone()).start()).await.unwrap();
+    for service in &services {
+        assert!(service.requests().iter().any(|request| request.method == "POST"), "the start-up check");
+    }
+    let server = async {
+        assert!(shop.flags(&user("u")).await.bool("on", false));
+        assert!(billing.flags(&user("u")).await.error().is_none());
+        Ok(())
+    };
+    in_time(lifespan.run(server)).await.unwrap();
+    for provider in [&shop, &billing] {
+        assert_eq!(provider.health().state, HealthState::ShutDown);
+    }
+
+    // One that is not ready is as bad as all, where readiness is required. The wait is one for both.
+    for is_first in [true, false] {
+        let (away, there) = (support::provider_of_nothing(), provider(&services[0]));
+        let [first, second] = if is_first { [&away, &there] } else { [&there, &away] };
+        let lifespan = Lifespan::builder(first.clone()).and(second.clone()).ready_timeout(Duration::from_millis(300));
+        assert!(in_time(lifespan.clone().require_ready(true).start()).await.is_err());
+        for provider in [away, there] {
+            assert_eq!(provider.health().state, HealthState::ShutDown, "nothing is left running");
+        }
+    }
+}
+
+#[tokio::test]
+async fn the_error_that_main_prints_is_a_text() {
+    let lifespan = Lifespan::builder(support::provider_of_nothing()).ready_timeout(SOON).require_ready(true);
+    let error = in_time(lifespan.start()).await.unwrap_err();
+    let text = format!("{error:?}");
+    assert!(text.starts_with("no request to the flag service succeeded in time: "), "{text}");
+    assert!(!text.contains('{') && !text.contains("Unreachable"), "{text}");
+}
+
+#[tokio::test]
 async fn ready_timeout_limits_the_wait_for_the_service() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     // Sooner than the time that is waited by default, so that a start which did not mind its own would go well.

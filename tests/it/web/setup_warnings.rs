@@ -2,7 +2,7 @@
 
 use actix_web::test::TestRequest;
 use axum::{body::Body, extract::Request};
-use flipswitch::{FlipswitchProvider, serde_json::json};
+use flipswitch::{FlipswitchProvider, integration::Anonymous, serde_json::json};
 use tower::ServiceExt;
 
 use crate::support::{
@@ -129,6 +129,16 @@ async fn a_panicking_context_function_causes_a_warning() {
     for framework in Framework::ALL {
         let warnings = warnings(framework, &setup(Order::AsItShould), &[("/flag", "panic"), ("/me", "panic")]).await;
         assert_one(&warnings, framework, &["WARN", "`with_user` or `with_context` panicked"]);
+    }
+}
+
+#[actix_web::test]
+async fn a_cookie_that_shared_caches_could_store_causes_a_warning() {
+    for framework in Framework::ALL {
+        let mut setup = setup(Order::AsItShould);
+        setup.anonymous = Anonymous::cookie().into();
+        let warnings = warnings(framework, &setup, &[("/public", "guest"), ("/private", "guest")]).await;
+        assert_one(&warnings, framework, &["WARN", "a visitor got no cookie", "`private` or `no-store`"]);
     }
 }
 

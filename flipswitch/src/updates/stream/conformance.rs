@@ -92,6 +92,9 @@ async fn read(chunks: Vec<Vec<u8>>, initial: Option<&str>, pieces: Pieces) -> Re
         base_url: BaseUrl::new(&url).unwrap(),
         bootstrap: None,
         override_file: None,
+        name: None,
+        secret: None,
+        secret_before: None,
         options: Options::default(),
     };
     let mut events = Transport::new(&config).unwrap().events(initial).await.unwrap();

@@ -6,7 +6,10 @@ use actix_web::{
     Error, HttpMessage, HttpRequest, HttpResponse,
     body::MessageBody,
     dev::{HttpServiceFactory, ServiceRequest, ServiceResponse},
-    http::{StatusCode, header::SET_COOKIE},
+    http::{
+        StatusCode,
+        header::{CACHE_CONTROL, SET_COOKIE},
+    },
     middleware::{Condition, Next, from_fn},
     web,
 };
@@ -78,6 +81,8 @@ fn routes(config: &mut web::ServiceConfig) {
         )
         .route("/panic", web::get().to(panic))
         .route("/socket", web::get().to(socket))
+        .route("/public", web::get().to(async |_: Flags| cached("public, max-age=60")))
+        .route("/private", web::get().to(async |_: Flags| cached("private, max-age=60")))
         .route("/agree", web::get().to(agree))
         .route("/live/socket", web::get().to(live_socket))
         .route("/live/events", web::get().to(live_events))
@@ -126,6 +131,10 @@ async fn socket(flags: Flags, request: HttpRequest, body: web::Payload) -> Resul
         }
     });
     Ok(response)
+}
+
+fn cached(cache_control: &'static str) -> HttpResponse {
+    HttpResponse::Ok().insert_header((CACHE_CONTROL, cache_control)).body("cached")
 }
 
 async fn agree(flags: Flags) -> HttpResponse {

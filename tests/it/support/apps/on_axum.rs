@@ -9,7 +9,10 @@ use axum::{
         Request,
         ws::{WebSocket, WebSocketUpgrade},
     },
-    http::{StatusCode, header::SET_COOKIE},
+    http::{
+        StatusCode,
+        header::{CACHE_CONTROL, SET_COOKIE},
+    },
     middleware::{self, Next},
     response::{
         IntoResponse, Response,
@@ -75,6 +78,8 @@ fn routes() -> Router {
         .route("/cookie", get(async |_: Flags| ([(SET_COOKIE, "own=1")], "cookie")))
         .route("/panic", get(panic))
         .route("/socket", get(socket))
+        .route("/public", get(async |_: Flags| ([(CACHE_CONTROL, "public, max-age=60")], "public")))
+        .route("/private", get(async |_: Flags| ([(CACHE_CONTROL, "private, max-age=60")], "private")))
         .route("/agree", get(async |flags: Flags| Body::from_stream(long_lived::agree(&flags).await)))
         .route("/live/socket", get(live_socket))
         .route("/live/events", get(live_events))

@@ -1,0 +1,130 @@
+//! The secret of a provider, and the keys that are derived from it.
+
+use std::{fmt, sync::OnceLock};
+
+use hkdf::Hkdf;
+use hmac::{Hmac, KeyInit, Mac};
+use sha2::Sha256;
+
+/// Length of the authentication code of a text, in bytes. Of HMAC-SHA-256, 128 bits are enough (RFC 2104, section 5).
+const MAC_BYTES: usize = 16;
+
+/// A secret. Each purpose has a key of its own, derived by HKDF-SHA-256 (RFC 5869).
+#[derive(Clone)]
+pub(crate) struct Secret(Hkdf<Sha256>);
+
+impl Secret {
+    pub(crate) fn new(bytes: &[u8]) -> Self {
+        Self(Hkdf::new(None, bytes))
+    }
+
+    /// Returns a secret that is random, and the same in the whole process.
+    pub(crate) fn of_this_process() -> Self {
+        static BYTES: OnceLock<[u8; 32]> = OnceLock::new();
+        let bytes = BYTES.get_or_init(|| {
+            let mut bytes = [0; 32];
+            if let Err(error) = getrandom::fill(&mut bytes) {
+                tracing::error!(target: "flipswitch", %error, "no random numbers: the secret of this process can be guessed");
+            }
+            bytes
+        });
+        Self::new(bytes)
+    }
+
+    fn mac_key(&self, label: &[u8]) -> MacKey {
+        // A block of SHA-256: HMAC fills a key of 32 bytes up with zeros.
+        let mut key = [0; 64];
+        // Fails for lengths beyond 8 160 bytes only.
+        let _ = self.0.expand(label, &mut key[..32]);
+        MacKey(Hmac::new(&key.into()))
+    }
+}
+
+/// The keys for the cookies of visitors: the one that signs, and one that is still accepted.
+#[derive(Clone)]
+pub(crate) struct VisitorKeys {
+    current: MacKey,
+    before: Option<MacKey>,
+}
+
+impl VisitorKeys {
+    pub(crate) fn new(secret: &Secret, before: Option<&Secret>) -> Self {
+        let key = |secret: &Secret| secret.mac_key(b"flipswitch visitor cookie");
+        Self { current: key(secret), before: before.map(key) }
+    }
+
+    /// Returns the authentication code of a visitor's number.
+    pub(crate) fn sign(&self, digits: &[u8]) -> [u8; MAC_BYTES] {
+        self.current.sign(digits)
+    }
+
+    /// Returns whether a visitor's number was signed with one of the keys.
+    pub(crate) fn verifies(&self, digits: &[u8], code: [u8; MAC_BYTES]) -> bool {
+        [Some(&self.current), self.before.as_ref()].into_iter().flatten().any(|key| key.verifies(digits, code))
+    }
+}
+
+/// A key that authenticates short texts.
+#[derive(Clone)]
+struct MacKey(Hmac<Sha256>);
+
+impl MacKey {
+    /// Returns the authentication code of a text.
+    fn sign(&self, text: &[u8]) -> [u8; MAC_BYTES] {
+        let full = self.0.clone().chain_update(text).finalize().into_bytes();
+        let mut code = [0; MAC_BYTES];
+        code.copy_from_slice(&full[..MAC_BYTES]);
+        code
+    }
+
+    /// Returns whether this is the authentication code of a text. Takes the same time for all codes.
+    fn verifies(&self, text: &[u8], code: [u8; MAC_BYTES]) -> bool {
+        self.0.clone().chain_update(text).verify_truncated_left(&code).is_ok()
+    }
+}
+
+/// Shows nothing of the secret.
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(secret: &[u8], before: Option<&[u8]>) -> VisitorKeys {
+        VisitorKeys::new(&Secret::new(secret), before.map(Secret::new).as_ref())
+    }
+
+    #[test]
+    fn a_code_is_that_of_its_text_and_secret_only() {
+        let one = keys(b"one secret of this test", None);
+        let code = one.sign(b"text");
+        assert!(one.verifies(b"text", code));
+        assert!(!one.verifies(b"texts", code) && !one.verifies(b"", code));
+        for bit in 0..128 {
+            let mut other = code;
+            other[bit / 8] ^= 1 << (bit % 8);
+            assert!(!one.verifies(b"text", other), "{bit}");
+        }
+        assert!(!keys(b"another secret of this test", None).verifies(b"text", code));
+        let later = keys(b"another secret of this test", Some(b"one secret of this test"));
+        assert!(later.verifies(b"text", code) && later.sign(b"text") != code);
+    }
+
+    #[test]
+    fn a_process_has_one_random_secret() {
+        let sign = || VisitorKeys::new(&Secret::of_this_process(), None).sign(b"x");
+        assert_eq!(sign(), sign());
+        assert_ne!(sign(), keys(&[0; 32], None).sign(b"x"));
+    }
+
+    /// Computed with `hmac` and `hashlib` of Python: cookies stay valid from release to release.
+    #[test]
+    fn codes_do_not_change() {
+        let code = keys(b"0123456789abcdef", None).sign(b"00000000000000000000000000000007");
+        assert_eq!(format!("{:032x}", u128::from_be_bytes(code)), "d911d38550b6546f2cbfe9158ecb5de0");
+    }
+}
