@@ -65,6 +65,8 @@ mod web {
     mod long_lived;
     mod open_feature_client;
     mod passthrough;
+    #[cfg(feature = "peers")]
+    mod peers;
     mod requests;
     mod service_contract;
     mod setup_warnings;

@@ -47,7 +47,7 @@ pub fn app(provider: FlipswitchProvider, key: Key) -> impl FnOnce(&mut ServiceCo
         let sale = FlagGate::enabled(SummerSale).fallback(|| (shop_common::SALE_IS_OVER, StatusCode::GONE));
 
         // Before the scope below, which matches every path, and outside of it, so that probes have no session.
-        config.route("/health/flags", web::get().to(flipswitch_actix::health(provider)));
+        config.route("/health/flags", web::to(flipswitch_actix::health(provider)));
         config.service(
             web::scope("")
                 .route("/", web::get().to(home))

@@ -1,9 +1,10 @@
 //! OFREP servers of other projects: the provider must understand their answers.
 
-use std::path::Path;
+use std::{io::Write, path::Path};
 
+use flate2::{Compression, write::GzEncoder};
 use flipswitch::{
-    FlagError, Flags, FlipswitchProvider,
+    Error, FlagError, Flags, FlipswitchProvider,
     open_feature::{
         EvaluationErrorCode, EvaluationReason, EvaluationResult,
         provider::{FeatureProvider, ResolutionDetails},
@@ -12,10 +13,49 @@ use flipswitch::{
 };
 use reqwest::StatusCode;
 
-use crate::support::{PATIENCE, in_time, json::fields, peer::Peer, user};
+use crate::support::{
+    PATIENCE, in_time,
+    json::fields,
+    peer::Peer,
+    scripted::{Reply, Scripted},
+    user,
+};
 
 /// The flags of all peers, in flagd's format.
 const FLAGS: &str = include_str!("../../peers/flags.json");
+
+/// A service that compresses its answers, which the feature `gzip` allows, and one whose answer does not end.
+#[tokio::test]
+async fn compressed_answers_are_read_up_to_their_limit() {
+    let compressed = |body: &[u8]| {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        encoder.write_all(body).unwrap();
+        let body = encoder.finish().unwrap();
+        let head = format!(
+            "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-encoding: gzip\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        Reply::Raw([head.as_bytes(), &body].concat())
+    };
+    let flags = json!({"flags": [{"key": "f", "value": true}]}).to_string();
+    let too_long = " ".repeat(16 << 20) + &flags;
+    for (body, is_read) in [(flags, true), (too_long, false)] {
+        let reply = compressed(body.as_bytes());
+        let service = Scripted::start(move |_, _| reply.clone()).await;
+        let provider = FlipswitchProvider::builder("key")
+            .base_url(service.url())
+            .enable_realtime(false)
+            .miss_wait(PATIENCE)
+            .build()
+            .unwrap();
+        let flags = in_time(provider.flags(user("u"))).await;
+        assert_eq!(flags.bool("f", false), is_read, "{:?}", flags.error());
+        assert_eq!(matches!(flags.error(), Some(Error::TooLarge)), !is_read, "{:?}", flags.error());
+        let received = service.received();
+        assert!(received.iter().all(|request| request.header("accept-encoding").is_some_and(|it| it.contains("gzip"))));
+        provider.shutdown().await;
+    }
+}
 
 #[tokio::test]
 async fn answers_of_flagd_are_understood() {

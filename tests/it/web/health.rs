@@ -34,6 +34,13 @@ async fn probes_report_whether_flags_work() {
                 }
             };
             check(statuses).await;
+            // As some load balancers ask.
+            for (query, expected) in ["", "?ready"].into_iter().zip([statuses[0], statuses[2]]) {
+                let response =
+                    support::in_time(app.client.head(format!("{}/health{query}", app.url)).send()).await.unwrap();
+                assert_eq!(response.status().as_u16(), expected, "{framework:?} {name} HEAD {query}");
+                assert_eq!(support::in_time(response.bytes()).await.unwrap(), "", "{framework:?}");
+            }
             for query in ["?ready=1", "?x&ready", "?live&ready=true"] {
                 let status = app.send(&format!("/health{query}"), &[]).await.status().as_u16();
                 assert_eq!(status, statuses[2], "{framework:?} {name} {query}");

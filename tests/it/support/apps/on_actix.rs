@@ -48,7 +48,7 @@ pub(crate) fn app(setup: &Setup) -> impl FnOnce(&mut web::ServiceConfig) + use<>
         let app = web::scope("")
             .service(bare)
             .service(web::resource("/single/flag").wrap(middleware).get(flag))
-            .route("/health", web::get().to(flipswitch_actix::health(provider)))
+            .route("/health", web::to(flipswitch_actix::health(provider)))
             .service(covered)
             .wrap(Condition::new(order == Order::AsItShould, from_fn(authenticate)));
         config.service(app);
