@@ -9,7 +9,7 @@ pub mod testing;
 pub use flipswitch::{
     self, Context, EvaluationContext, FlipswitchProvider, InRequest, IntoContext, Lifespan, PreparedContext,
     RequestScope, flags, http,
-    integration::{Anonymous, AnonymousCookie, FlagKey, GateFlag, GateRule, Unknown},
+    integration::{Anonymous, AnonymousCookie, FlagKey, GateFlag, GateRule, SameSite, Unknown},
     time,
 };
 
