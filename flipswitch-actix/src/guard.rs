@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use actix_web::guard::{Guard, fn_guard};
-use flipswitch::integration::{GateFlag, GateRule};
+use flipswitch::integration::{self, GateFlag, GateRule};
 
 use crate::FlagsExt;
 
@@ -12,7 +12,7 @@ use crate::FlagsExt;
 /// Guards cannot wait, so the flags must be in memory: use [`prefetch`](crate::FlipswitchMiddleware::prefetch). Without it,
 /// the guard uses the last known flags of the user, even if they are out of date, and requests new ones for the next
 /// request. For a user without known flags, the default of the flag counts, which is `false` for a key, and a warning is
-/// logged once.
+/// logged once. The default counts for CORS preflights as well.
 ///
 /// The guards of a scope or a resource run before its own middleware: wrap the app, or a scope around it, with the
 /// [`FlipswitchMiddleware`](crate::FlipswitchMiddleware). Without one, the default counts for every request, and an error is
@@ -44,6 +44,11 @@ pub fn flag_on(flag: impl GateFlag) -> impl Guard {
             }
             return default;
         };
+        let head = request.head();
+        // A preflight has no credentials, so no flags are read for it.
+        if integration::is_preflight(head.method.as_str(), |name| head.headers.contains_key(name)) {
+            return default;
+        }
         rule.is_open_by_last_known(&scope)
     })
 }

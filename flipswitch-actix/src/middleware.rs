@@ -12,7 +12,10 @@ use std::{
 use actix_web::{
     Error, HttpMessage,
     dev::{Extensions, Service, ServiceRequest, ServiceResponse, Transform},
-    http::header::{HeaderMap, HeaderValue, SET_COOKIE},
+    http::{
+        StatusCode,
+        header::{HeaderMap, HeaderValue, SET_COOKIE},
+    },
 };
 use flipswitch::{
     FlipswitchProvider, IntoContext, RequestScope, Scoped,
@@ -250,7 +253,9 @@ where
             let next = match this.state.as_mut().project() {
                 StateProjection::Responding { response: mut future } => {
                     let mut response = ready!(future.as_mut().poll(cx));
-                    if let (Ok(response), Some(scope)) = (&mut response, future.scope()) {
+                    // Caches would add the cookie of a 304 to the response that they have.
+                    let is_due = response.as_ref().is_ok_and(|response| response.status() != StatusCode::NOT_MODIFIED);
+                    if let (Ok(response), Some(scope)) = (&mut response, future.scope().filter(|_| is_due)) {
                         add_cookie(response.headers_mut(), scope);
                     }
                     return Poll::Ready(response);

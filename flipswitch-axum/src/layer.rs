@@ -11,7 +11,7 @@ use flipswitch::{
     FlipswitchProvider, IntoContext, Scoped,
     integration::{self, Anonymous, ScopeBuilder},
 };
-use http::{Extensions, HeaderValue, Request, Response, header::SET_COOKIE, request::Parts};
+use http::{Extensions, HeaderValue, Request, Response, StatusCode, header::SET_COOKIE, request::Parts};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -197,7 +197,9 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         let mut response = ready!(this.response.as_mut().poll(cx));
-        if let (Ok(response), Some(scope)) = (&mut response, this.response.scope()) {
+        // Caches would add the cookie of a 304 to the response that they have.
+        let is_due = response.as_ref().is_ok_and(|response| response.status() != StatusCode::NOT_MODIFIED);
+        if let (Ok(response), Some(scope)) = (&mut response, this.response.scope().filter(|_| is_due)) {
             let headers = response.headers_mut();
             let values = |name| headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
             if let Some(Ok(cookie)) = integration::new_cookie(scope, values).map(HeaderValue::try_from) {

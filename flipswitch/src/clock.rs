@@ -20,8 +20,17 @@ pub(crate) fn coarse_now() -> Instant {
     }
 
     static ORIGIN: OnceLock<(Instant, Duration)> = OnceLock::new();
-    // The instant first: this clock must never run ahead.
-    let (instant, origin) = *ORIGIN.get_or_init(|| (Instant::now(), read(ClockId::Monotonic)));
+    let (instant, origin) = *ORIGIN.get_or_init(|| {
+        // The thread may be paused between two readings: of several pairs, the closest one is taken.
+        let pairs = (0..8).map(|_| {
+            let before = read(ClockId::Monotonic);
+            // The instant first: this clock must never run ahead.
+            let (instant, origin) = (Instant::now(), read(ClockId::Monotonic));
+            (origin.saturating_sub(before), instant, origin)
+        });
+        let closest = pairs.min_by_key(|(pause, ..)| *pause);
+        closest.map_or_else(|| (Instant::now(), read(ClockId::Monotonic)), |(_, instant, origin)| (instant, origin))
+    });
     instant.checked_add(read(ClockId::MonotonicCoarse).saturating_sub(origin)).unwrap_or(instant)
 }
 

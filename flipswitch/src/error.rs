@@ -218,13 +218,15 @@ pub enum ConfigError {
         /// The problem with it.
         problem: &'static str,
     },
-    /// The secret is shorter than 16 bytes.
-    #[error("{option} has {length} bytes, and must have 16 at least; use 32 random ones")]
+    /// A secret is too short.
+    #[error("{option} has {length} bytes, and must have {min} at least; use 32 random ones")]
     ShortSecret {
         /// Name of the option.
         option: &'static str,
         /// Length in bytes.
         length: usize,
+        /// The smallest accepted length.
+        min: usize,
     },
     /// The name of the provider is invalid.
     #[error("name is {value:?}; use 1 to 32 letters, digits, `-` and `_`, as in \"billing\"")]

@@ -43,8 +43,8 @@ thread_local! {
 pub(crate) struct ProviderRuntime {
     /// The application's runtime, if it passed one.
     external: Option<Handle>,
-    /// The span of all log lines of the provider; disabled if it has no name.
-    span: Span,
+    /// The name of the provider, which is in its log lines.
+    name: Option<String>,
     state: Mutex<State>,
     cancellation: CancellationToken,
     tasks: TaskTracker,
@@ -61,10 +61,10 @@ enum State {
 }
 
 impl ProviderRuntime {
-    pub(crate) fn new(external: Option<Handle>, span: Span) -> Self {
+    pub(crate) fn new(external: Option<Handle>, name: Option<String>) -> Self {
         Self {
             external,
-            span,
+            name,
             state: Mutex::new(State::Idle),
             cancellation: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -101,7 +101,7 @@ impl ProviderRuntime {
     {
         let handle = self.handle()?;
         let cancellation = self.cancellation.clone();
-        let future = async move { cancellation.run_until_cancelled(future).await }.instrument(self.span.clone());
+        let future = async move { cancellation.run_until_cancelled(future).await }.instrument(self.task_span());
         Ok(self.tasks.spawn_on(future, &handle))
     }
 
@@ -116,7 +116,7 @@ impl ProviderRuntime {
     /// Runs a callback on a thread where it may block. Does nothing once the runtime is stopped.
     pub(crate) fn spawn_callback(&self, callback: impl FnOnce() + Send + 'static) {
         let Ok(handle) = self.handle() else { return };
-        let span = self.span.clone();
+        let span = self.task_span();
         let callback = move || {
             let _entered = span.entered();
             IN_CALLBACK.set(true);
@@ -152,6 +152,7 @@ impl ProviderRuntime {
             }
         };
         if with_timeout(ended, SHUTDOWN_TIMEOUT).await.is_none() {
+            let _entered = self.span().entered();
             tracing::warn!(target: "flipswitch", "the provider's runtime did not end in time: a task or listener blocks it");
         }
     }
@@ -161,9 +162,25 @@ impl ProviderRuntime {
         self.cancellation.cancelled().await;
     }
 
-    /// Returns the span of all log lines of the provider.
-    pub(crate) fn span(&self) -> &Span {
-        &self.span
+    /// Returns a span for log lines of the provider, within that of the caller. Disabled if the provider has no name.
+    pub(crate) fn span(&self) -> Span {
+        self.name.as_deref().map_or_else(Span::none, |provider| {
+            // Of the highest level, so that it is there wherever one of its events is.
+            tracing::error_span!(target: "flipswitch", "flipswitch", provider)
+        })
+    }
+
+    /// Returns a span for a task, which may outlive what its starter does.
+    fn task_span(&self) -> Span {
+        self.name.as_deref().map_or_else(
+            Span::none,
+            |provider| tracing::error_span!(target: "flipswitch", parent: None, "flipswitch", provider),
+        )
+    }
+
+    /// Returns a token that is cancelled when the runtime is stopped.
+    pub(crate) fn cancellation_token(&self) -> CancellationToken {
+        self.cancellation.clone()
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -188,6 +205,7 @@ impl ProviderRuntime {
 
     fn start_thread(&self) -> io::Result<Handle> {
         let (cancellation, tasks, ended) = (self.cancellation.clone(), self.tasks.clone(), self.ended.clone());
+        let span = self.task_span();
         let (started, is_started) = std::sync::mpsc::sync_channel(1);
         thread::Builder::new().name("flipswitch".to_owned()).spawn(move || {
             // Built on its own thread: dropping a runtime on the caller's thread, which may be async, would panic.
@@ -201,7 +219,10 @@ impl ProviderRuntime {
             runtime.block_on(async {
                 cancellation.cancelled().await;
                 if tokio::time::timeout(TASKS_TIMEOUT, tasks.wait()).await.is_err() {
-                    tracing::warn!(target: "flipswitch", "tasks of the provider did not end in time and are dropped");
+                    let log = || {
+                        tracing::warn!(target: "flipswitch", "tasks of the provider did not end in time and are dropped");
+                    };
+                    span.in_scope(log);
                 }
             });
             runtime.shutdown_timeout(BLOCKING_TIMEOUT);
@@ -248,7 +269,7 @@ mod tests {
 
     #[test]
     fn tasks_end_when_the_runtime_stops() {
-        let runtime = ProviderRuntime::new(None, Span::none());
+        let runtime = ProviderRuntime::new(None, None);
         let task = runtime.spawn(std::future::pending::<()>()).unwrap();
         runtime.stop();
         let caller = Builder::new_current_thread().build().unwrap();
@@ -270,9 +291,7 @@ mod tests {
             }
         }
         let given = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        for runtime in
-            [ProviderRuntime::new(None, Span::none()), ProviderRuntime::new(Some(given.handle().clone()), Span::none())]
-        {
+        for runtime in [ProviderRuntime::new(None, None), ProviderRuntime::new(Some(given.handle().clone()), None)] {
             let ended = std::sync::Arc::default();
             let ends = Ends(std::sync::Arc::clone(&ended));
             let begun = runtime.run(async {});
@@ -290,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_runtime_that_never_started_stops_immediately() {
-        let runtime = ProviderRuntime::new(None, Span::none());
+        let runtime = ProviderRuntime::new(None, None);
         runtime.stop();
         Builder::new_current_thread().build().unwrap().block_on(runtime.join());
     }
@@ -298,7 +317,7 @@ mod tests {
     #[test]
     fn an_external_runtime_that_is_gone_does_not_hang() {
         let gone = Builder::new_current_thread().enable_all().build().unwrap();
-        let runtime = ProviderRuntime::new(Some(gone.handle().clone()), Span::none());
+        let runtime = ProviderRuntime::new(Some(gone.handle().clone()), None);
         drop(gone);
         let caller = Builder::new_current_thread().build().unwrap();
         caller.block_on(async {
@@ -317,7 +336,7 @@ mod tests {
 
     #[test]
     fn a_panic_is_the_callers_error() {
-        let runtime = ProviderRuntime::new(None, Span::none());
+        let runtime = ProviderRuntime::new(None, None);
         let caller = Builder::new_current_thread().build().unwrap();
         caller.block_on(async {
             let outcome = runtime.run(async { panic!("on purpose") }).await;

@@ -55,6 +55,8 @@ mod auth {
 mod web {
     mod actix_workers;
     mod anonymous;
+    #[cfg(feature = "browser")]
+    mod browser;
     mod environments;
     mod gates;
     mod guards;

@@ -37,6 +37,7 @@ fn app(shop: FlipswitchProvider, billing: FlipswitchProvider) -> Router {
 }
 
 #[tokio::main]
+#[expect(clippy::print_stdout, reason = "says what to do next")]
 async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt::init();
     // In production, these are two environments of the service, with two API keys.

@@ -2,10 +2,11 @@
 
 use std::{
     fmt,
-    future::{Future, IntoFuture},
+    future::{Future, IntoFuture, poll_fn},
     io,
     pin::pin,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -214,7 +215,10 @@ async fn start(
         let mut asked_to_end = signalled.clone();
         let ready = tokio::select! {
             ready = provider.ready(ready_timeout.saturating_sub(began.elapsed())) => ready,
-            Ok(_) = asked_to_end.wait_for(|signalled| *signalled) => return Ok(signalled),
+            asked = asked_to_end.wait_for(|signalled| *signalled) => {
+                // An error means that the provider was shut down.
+                return asked.map(drop).map(|()| signalled.clone()).map_err(|_| ReadyError::ShutDown);
+            }
         };
         match ready {
             Err(error) if require_ready || matches!(error, ReadyError::ShutDown) => return Err(error),
@@ -229,19 +233,20 @@ async fn start(
 
 /// Shuts providers down, all at the same time.
 async fn shut_down(providers: &[FlipswitchProvider]) {
-    for provider in providers {
-        provider.begin_shutdown();
-    }
-    for provider in providers {
-        provider.shutdown().await;
-    }
+    let mut shutdowns: Vec<_> = providers.iter().map(|provider| Box::pin(provider.shutdown())).collect();
+    poll_fn(|cx| {
+        shutdowns.retain_mut(|shutdown| shutdown.as_mut().poll(cx).is_pending());
+        if shutdowns.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 /// Waits for the first signal, and reports it. Holds the handlers until the provider is shut down, so that a second signal
 /// is handled as well.
 async fn wait_for_signal(mut signals: Signals, signalled: watch::Sender<bool>) {
     let signal = signals.first().await;
-    tracing::info!(target: "flipswitch", signal, "asked to end; draining");
+    // Of the whole process, and not of the provider whose task this is.
+    tracing::info!(target: "flipswitch", parent: None, signal, "asked to end; draining");
     signalled.send_replace(true);
     signals.hold().await;
 }

@@ -96,6 +96,8 @@ impl FlipswitchProviderBuilder {
     /// [cookies](crate::integration::Anonymous::cookie) of visitors: at least 16 bytes, better 32 random ones, the same in all
     /// instances. Defaults to the API key.
     ///
+    /// White space around it does not count. With the default, cookies are as safe as the API key is: it must not be public.
+    ///
     /// With the default, a new API key makes all visitors new ones, which then get other variants. With a secret of its own,
     /// visitors keep their flags when the API key is replaced.
     ///
@@ -115,6 +117,9 @@ impl FlipswitchProviderBuilder {
 
     /// Sets the secret that was in use before, to replace a secret without losing visitors: their cookies are still accepted.
     /// Defaults to none. If there was no secret, this is the API key of that time.
+    ///
+    /// While some instances still have the old secret only, they replace the cookies of the others. To avoid this, first set
+    /// the old secret as `secret` and the new one as `secret_before` in all instances, and then exchange them.
     pub fn secret_before(mut self, secret: impl Into<Vec<u8>>) -> Self {
         self.secret_before = Some(secret.into());
         self
@@ -387,9 +392,9 @@ impl FlipswitchProviderBuilder {
         if let Some(name) = name.as_ref().filter(|name| !is_name(name)) {
             return Err(ConfigError::Name { value: printable(name) });
         }
-        let secret = secret.map(|secret| long_secret("secret", &secret)).transpose()?;
+        let secret = secret.map(|secret| long_secret("secret", &secret, 16)).transpose()?;
         // It may be an old API key, which can be short.
-        let secret_before = secret_before.map(|secret| Secret::new(&secret));
+        let secret_before = secret_before.map(|secret| long_secret("secret_before", &secret, 1)).transpose()?;
         let bootstrap = bootstrap.map(object).transpose();
         let bootstrap = bootstrap.map_err(|error| ConfigError::Bootstrap { found: error.found })?;
         let is_allowed = cfg!(debug_assertions) || override_in_release;
@@ -411,9 +416,11 @@ fn is_name(name: &str) -> bool {
     (1..=32).contains(&name.len()) && name.bytes().all(is_allowed)
 }
 
-fn long_secret(option: &'static str, secret: &[u8]) -> Result<Secret, ConfigError> {
-    if secret.len() < 16 {
-        return Err(ConfigError::ShortSecret { option, length: secret.len() });
+/// Makes a secret, without the line break at the end of a file.
+fn long_secret(option: &'static str, secret: &[u8], min: usize) -> Result<Secret, ConfigError> {
+    let secret = secret.trim_ascii();
+    if secret.len() < min {
+        return Err(ConfigError::ShortSecret { option, length: secret.len(), min });
     }
     Ok(Secret::new(secret))
 }
@@ -498,6 +505,27 @@ mod tests {
         }
         let error = FlipswitchProviderBuilder::new("k".repeat(5_000)).build().unwrap_err();
         assert!(error.to_string().contains("5000 bytes"), "{error}");
+    }
+
+    #[test]
+    fn short_secrets_are_refused_and_none_is_shown() {
+        let builder = || FlipswitchProviderBuilder::new("key".into());
+        let cases = [
+            (builder().secret("not 16 bytes"), "secret has 12 bytes", "16"),
+            (builder().secret(" \n not 16 bytes \n"), "secret has 12 bytes", "16"),
+            (builder().secret_before(""), "secret_before has 0 bytes", "1 at least"),
+            (builder().secret_before("\n"), "secret_before has 0 bytes", "1 at least"),
+        ];
+        for (builder, problem, remedy) in cases {
+            assert!(!format!("{builder:?}").contains("not 16"), "{builder:?}");
+            let error = builder.build().unwrap_err().to_string();
+            assert!(error.contains(problem) && error.contains(remedy), "{error}");
+        }
+        for name in ["", "a b", "a;b", "x".repeat(33).as_str(), "é"] {
+            let error = builder().name(name).build().unwrap_err().to_string();
+            assert!(error.contains("name is") && error.contains("\"billing\""), "{error}");
+        }
+        assert!(builder().name("billing-2_b").secret("0123456789abcdef").secret_before("key").build().is_ok());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use open_feature::provider::ProviderMetadata;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
-use tracing::{Instrument, Span};
+use tracing::Instrument;
 
 use crate::{
     cache::{entry::CacheEntry, epoch::EpochReading},
@@ -130,7 +130,7 @@ impl FlipswitchProvider {
     }
 
     pub(crate) fn with_in_memory(in_memory: Arc<InMemory>) -> Self {
-        let runtime = Arc::new(ProviderRuntime::new(None, Span::none()));
+        let runtime = Arc::new(ProviderRuntime::new(None, None));
         let bus = Arc::new(EventBus::new(Arc::clone(&runtime)));
         let keys = VisitorKeys::new(&Secret::of_this_process(), None);
         Self::with_source(Source::InMemory(in_memory), runtime, bus, None, keys)
@@ -145,12 +145,7 @@ impl FlipswitchProvider {
         let options = config.options.clone();
         let (base_url, api_key) = (config.base_url.clone(), Mutex::new(config.api_key.clone()));
         let name = config.name.clone();
-        let span = match name.as_deref() {
-            // Of the highest level, so that it is there wherever one of its events is.
-            Some(provider) => tracing::error_span!(target: "flipswitch", parent: None, "flipswitch", provider),
-            None => Span::none(),
-        };
-        let runtime = Arc::new(ProviderRuntime::new(options.runtime.clone(), span));
+        let runtime = Arc::new(ProviderRuntime::new(options.runtime.clone(), name.clone()));
         let keys = {
             let secret = config.secret.clone().unwrap_or_else(|| config.api_key.secret());
             VisitorKeys::new(&secret, config.secret_before.as_ref())
@@ -251,17 +246,14 @@ impl FlipswitchProvider {
     /// Evaluations in progress return their fallbacks. Handles stay usable: an evaluation returns the last known flags as
     /// stale, otherwise defaults.
     pub async fn shutdown(&self) {
-        self.begin_shutdown();
-        self.handle.runtime.join().await;
-    }
-
-    /// Shuts the provider down without waiting for its end.
-    pub(crate) fn begin_shutdown(&self) {
         let Handle { runtime, .. } = &*self.handle;
-        if !runtime.is_stopped() {
+        let was_running = !runtime.is_stopped();
+        self.handle.end();
+        // Last, because the subscriber is code of the application and may panic.
+        if was_running {
             runtime.span().in_scope(|| tracing::info!(target: "flipswitch", "shutting down"));
         }
-        self.handle.end();
+        runtime.join().await;
     }
 
     /// Evaluates all flags for a context: a [`Context`](crate::Context), a [`PreparedContext`](crate::PreparedContext), an
@@ -290,7 +282,7 @@ impl FlipswitchProvider {
                     let Miss { context, reading, evaluator } = *miss;
                     Flags::new(evaluator.evaluate(&context, reading).await, context)
                 };
-                Box::pin(evaluate.instrument(self.handle.runtime.span().clone())).await
+                Box::pin(evaluate.instrument(self.handle.runtime.span())).await
             }
         }
     }
@@ -553,6 +545,7 @@ impl FlipswitchProvider {
     pub fn set_api_key(&self, api_key: impl Into<String>) -> Result<(), ConfigError> {
         let api_key = ApiKey::new(&api_key.into())?;
         let Source::Service(service) = &self.handle.source else { return Ok(()) };
+        let _entered = self.handle.runtime.span().entered();
         {
             // Locked, so that concurrent calls leave the same key everywhere.
             let mut shown = service.api_key.lock();
@@ -561,8 +554,7 @@ impl FlipswitchProvider {
         }
         service.notifier.api_key_replaced();
         service.updates.api_key_replaced();
-        let log = || tracing::info!(target: "flipswitch", %api_key, "the API key was replaced");
-        self.handle.runtime.span().in_scope(log);
+        tracing::info!(target: "flipswitch", %api_key, "the API key was replaced");
         if self.handle.is_started.load(Ordering::Relaxed) && !service.updates.are_enabled() {
             // Nothing else in the background tries the key.
             service.evaluator.spawn_refetch();
@@ -586,13 +578,15 @@ impl FlipswitchProvider {
             return;
         }
         let Source::Service(service) = source else { return };
-        let _entered = runtime.span().enter();
+        let _entered = runtime.span().entered();
         if let Err(error) = service.start() {
             tracing::error!(target: "flipswitch", error = %Chain(&error), "could not start; retrying at the next use");
             is_started.store(false, Ordering::Relaxed);
             return;
         }
-        twins::started(&service.base_url, &service.api_key.lock(), runtime);
+        // Not while it is locked: the subscriber is code of the application.
+        let api_key = service.api_key.lock().clone();
+        twins::started(&service.base_url, &api_key, runtime);
     }
 
     /// Returns the keys for the cookies of visitors.
@@ -651,6 +645,7 @@ impl Service {
 
 impl Handle {
     fn end(&self) {
+        let _entered = self.runtime.span().entered();
         self.bus.close();
         self.runtime.stop();
         if let Source::Service(service) = &self.source {

@@ -2,10 +2,11 @@
 
 use std::{
     hash::{BuildHasher, RandomState},
-    sync::{Arc, LazyLock, Weak},
+    sync::LazyLock,
 };
 
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::{ApiKey, BaseUrl},
@@ -16,7 +17,7 @@ use crate::{
 struct Started {
     /// Hash of its base URL and its API key.
     environment: u64,
-    runtime: Weak<ProviderRuntime>,
+    token: CancellationToken,
     is_reported: bool,
 }
 
@@ -24,15 +25,18 @@ static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 static STARTED: Mutex<Vec<Started>> = Mutex::new(Vec::new());
 
 /// Notes that a provider starts. Warns, once for an environment, if another one of the same environment is running.
-pub(super) fn started(base_url: &BaseUrl, api_key: &ApiKey, runtime: &Arc<ProviderRuntime>) {
+pub(super) fn started(base_url: &BaseUrl, api_key: &ApiKey, runtime: &ProviderRuntime) {
     let environment = HASHER.hash_one((base_url.to_string(), api_key.header().as_bytes()));
     let is_first = {
         let mut started = STARTED.lock();
-        started.retain(|other| other.runtime.upgrade().is_some_and(|other| !other.is_stopped()));
-        let mut twins = started.iter().filter(|other| other.environment == environment).peekable();
-        let has_twins = twins.peek().is_some();
-        let was_reported = twins.any(|twin| twin.is_reported);
-        started.push(Started { environment, runtime: Arc::downgrade(runtime), is_reported: has_twins });
+        started.retain(|other| !other.token.is_cancelled());
+        let twins = started.iter_mut().filter(|other| other.environment == environment);
+        let (mut has_twins, mut was_reported) = (false, false);
+        for twin in twins {
+            has_twins = true;
+            was_reported |= std::mem::replace(&mut twin.is_reported, true);
+        }
+        started.push(Started { environment, token: runtime.cancellation_token(), is_reported: has_twins });
         has_twins && !was_reported
     };
     if is_first {

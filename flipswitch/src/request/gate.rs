@@ -208,6 +208,7 @@ impl fmt::Debug for Check {
 /// Warns that a gate uses its default because of a mistake in its key, or in the type of the flag, or because the service
 /// could not evaluate the flag.
 fn warn(key: &str, flags: &Flags, default: bool) {
+    let _entered = RequestScope::current().map(|scope| scope.provider().runtime().span().entered());
     match flags.read_error(key, FlagType::Boolean) {
         FlagError::TypeMismatch { found, .. } => tracing::warn!(
             target: "flipswitch", key, %found, default, "a gate uses its default: the flag is not a boolean"

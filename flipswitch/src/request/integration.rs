@@ -208,7 +208,8 @@ impl<R: RequestParts> ScopeBuilder<R> {
     /// Opens the scope of a request, and puts it into the request's extensions.
     ///
     /// A scope that is there already is replaced. If it belongs to the same provider, a warning is logged once; OpenFeature
-    /// clients of another provider still find it.
+    /// clients of another provider still find it. Pass the scope to [`call`]: until that ends, its work reads the flags of the
+    /// request.
     pub fn open(&self, request: &mut R) -> RequestScope {
         let Self { provider, context, user, visitors } = self;
         // After a panic, the user counts as present without a context.
@@ -235,10 +236,10 @@ impl<R: RequestParts> ScopeBuilder<R> {
         }
         let scope = RequestScope::open(provider.clone(), context, cookie, missing_user, Some(AtomicBool::new(false)));
         if let Some(outer) = request.insert_scope(scope.clone()) {
-            if outer.of(provider).is_some() {
+            let is_duplicate = outer.of(provider).is_some();
+            scope.set_outer(outer);
+            if is_duplicate {
                 SetupWarning::DuplicateLayer.log(provider);
-            } else {
-                scope.set_outer(outer);
             }
         }
         scope
@@ -272,7 +273,8 @@ impl<R> fmt::Debug for ScopeBuilder<R> {
 
 /// Calls a function in a scope, and runs the future that it returns, the response, in the same scope.
 ///
-/// When the future is ready or dropped, the response head has left: reads of the scope are present flags from then on.
+/// When the future is ready or dropped, the response head has left: reads of a scope that [`ScopeBuilder::open`] has opened are
+/// present flags from then on.
 /// [`Scoped::scope`] returns the scope after the response.
 pub fn call<F: Future>(scope: RequestScope, service: impl FnOnce() -> F) -> Scoped<F> {
     scope.call(service)
@@ -301,7 +303,7 @@ where
     if header_values("set-cookie").any(|header| cookie.is_set_by(header)) {
         return None;
     }
-    if is_for_shared_caches(header_values("cache-control")) {
+    if is_for_shared_caches(header_values) {
         SetupWarning::CookieInSharedResponse.log(scope.provider());
         return None;
     }

@@ -221,7 +221,11 @@ impl RequestScope {
 
     /// Evaluates the flags of the request, so that [`try_flags`](Self::try_flags) returns them. Does not count as a read.
     pub async fn prefetch(&self) {
-        self.evaluate().await;
+        if self.is_in_request() {
+            self.evaluate().await;
+        } else {
+            drop(self.request.provider.flags(&self.request.context).await);
+        }
     }
 
     /// Returns whether the flags of the request were read.

@@ -69,12 +69,13 @@ impl RequestScope {
 
     /// Calls a function in this scope, and runs the future that it returns, the response, in it.
     pub(super) fn call<F: Future>(self, function: impl FnOnce() -> F) -> Scoped<F> {
-        let mut scope = Some(self);
-        let future = {
-            let _entered = Entered::new(&mut scope);
-            function()
-        };
-        Scoped { future: Some(future), scope, is_response: true }
+        // Made first: if the function panics, there will be no response.
+        let mut scoped = Scoped { future: None, scope: Some(self), is_response: true };
+        {
+            let _entered = Entered::new(&mut scoped.scope);
+            scoped.future = Some(function());
+        }
+        scoped
     }
 }
 
@@ -223,7 +224,7 @@ impl<F> fmt::Debug for Carried<F> {
 mod tests {
     use super::*;
 
-    use std::task::Waker;
+    use std::{sync::Arc, task::Waker};
 
     use serde_json::json;
 
@@ -281,6 +282,43 @@ mod tests {
         scope("bob").run_sync(|| drop(alice));
         std::thread::spawn(move || drop(bob)).join().unwrap();
         assert_eq!(current(), None);
+    }
+
+    #[test]
+    fn a_response_is_over_when_it_is_ready_or_dropped_or_when_there_will_be_none() {
+        use crate::{provider::in_memory::InMemory, request::integration::ScopeBuilder};
+
+        let flags = Arc::new(InMemory::new(serde_json::Map::new(), None));
+        let provider = FlipswitchProvider::with_in_memory(Arc::clone(&flags));
+        let scopes = ScopeBuilder::new(provider.clone());
+        let cx = &mut Context::from_waker(Waker::noop());
+        type End = dyn Fn(RequestScope, &mut Context<'_>);
+        let ends: [&End; 3] = [
+            &|scope, cx| assert!(Box::pin(scope.call(|| std::future::ready(()))).as_mut().poll(cx).is_ready()),
+            &|scope, _| drop(scope.call(std::future::pending::<()>)),
+            &|scope, _| {
+                let panics = || scope.call(|| -> std::future::Ready<()> { panic!("expected") });
+                assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
+            },
+        ];
+        for end in ends {
+            flags.set("on".to_owned(), false.into());
+            let (mut head, ()) = http::Request::new(()).into_parts();
+            let scope = scopes.open(&mut head);
+            let carried = [scope.carried(), scope.carried().carried()];
+            let is_on = |scope: &RequestScope| scope.try_flags().unwrap().bool("on", false);
+            assert!(!is_on(&scope));
+            flags.set("on".to_owned(), true.into());
+            assert!(carried.iter().all(|carried| !is_on(carried)) && !is_on(&scope), "the request has one answer");
+            end(scope.clone(), cx);
+            assert!(carried.iter().all(is_on) && is_on(&scope), "then the present one");
+        }
+        // Without a layer, only carried work follows changes.
+        let scope = RequestScope::new(provider, FlagContext::anonymous());
+        let is_on = |scope: &RequestScope| scope.try_flags().unwrap().bool("on", false);
+        assert!(is_on(&scope) && is_on(&scope.carried()));
+        flags.set("on".to_owned(), false.into());
+        assert!(is_on(&scope) && !is_on(&scope.carried()));
     }
 
     #[test]

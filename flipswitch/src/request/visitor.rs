@@ -4,7 +4,7 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use http::HeaderName;
@@ -105,7 +105,7 @@ impl Anonymous {
     ///
     /// The value is used if the request has the header once, and if it is UTF-8 of 1 to 256 bytes. Otherwise the
     /// visitor is evaluated with the [shared](Self::shared) context. Clients can send any value: with the id of another
-    /// visitor they get that visitor's flags, and each new value is a request to the flag service.
+    /// visitor or user they get the flags of that one, and each new value is a request to the flag service.
     ///
     /// # Errors
     ///
@@ -123,6 +123,9 @@ impl Anonymous {
     /// [secret](crate::FlipswitchProviderBuilder::secret) can compute. The targeting key is `anonymous-` followed by the
     /// number in 32 hexadecimal digits, so that no cookie can name a user. A cookie with another value counts as none, and is
     /// replaced.
+    ///
+    /// All applications on one host share their cookies, also on different ports. Give their providers the same secret, or
+    /// different [names](crate::FlipswitchProviderBuilder::name): otherwise each of them replaces the cookies of the other.
     ///
     /// The first response to a request that read a flag sets the cookie. That request itself is evaluated with the
     /// [shared](Self::shared) context, so that robots that never return a cookie cost the flag service nothing. A response
@@ -177,13 +180,15 @@ impl AnonymousCookie {
         self
     }
 
-    /// Sets the path below which requests get the cookie. Defaults to `/`.
+    /// Sets the path below which requests get the cookie. Defaults to `/`. Visitors of other paths have no cookie there, so
+    /// each of them would be a new one: add the layer to this path only.
     pub fn path(mut self, path: impl Into<String>) -> Self {
         self.path = path.into();
         self
     }
 
-    /// Sets to which requests browsers add the cookie. Defaults to [`SameSite::Lax`].
+    /// Sets to which requests browsers add the cookie. Defaults to [`SameSite::Lax`]. With a request to which they add none,
+    /// such as a form of another site, a visitor gets no new cookie.
     pub fn same_site(mut self, same_site: SameSite) -> Self {
         self.same_site = same_site;
         self
@@ -239,27 +244,18 @@ impl AnonymousCookie {
         };
         if let Some(name) = &self.name {
             if !is_token(name) {
-                return refuse("name", name, "use letters, digits, `-` and `_`, at most 256");
+                return refuse("name", name, "use 1 to 256 letters, digits, `-`, `_` and `.`");
             }
-            let has = |prefix: &str| name.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix));
-            if has("__host-") || has("__secure-") {
+            if name.starts_with("__") {
                 return refuse("name", name, "leave the prefix out: it is added");
             }
         }
-        let is_host = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.');
-        match &self.domain {
-            Some(domain)
-                if !(1..=MAX_ATTRIBUTE_BYTES).contains(&domain.len())
-                    || domain.starts_with(['.', '-'])
-                    || !domain.bytes().all(is_host) =>
-            {
-                return refuse("domain", domain, "pass a host name like \"example.com\"");
-            }
-            _ => {}
+        if let Some(domain) = self.domain.as_ref().filter(|domain| !is_host(domain)) {
+            return refuse("domain", domain, "pass a host name like \"example.com\"");
         }
-        let is_path = |byte: u8| matches!(byte, b' '..=b'~') && byte != b';';
+        let is_path = |byte: u8| matches!(byte, b'!'..=b'~') && !matches!(byte, b';' | b'?' | b'#');
         if !self.path.starts_with('/') || self.path.len() > MAX_ATTRIBUTE_BYTES || !self.path.bytes().all(is_path) {
-            return refuse("path", &self.path, "begin with `/`, and use no `;`");
+            return refuse("path", &self.path, "pass a path as it is in URLs, like \"/shop\"");
         }
         if !(1..=400 * DAY.as_secs()).contains(&self.max_age.as_secs()) {
             return refuse("max_age", &format_args!("{:?}", self.max_age), "pass 1 second to 400 days");
@@ -295,6 +291,7 @@ impl AnonymousCookie {
                 "{domain}; Path={path}; Max-Age={max_age}; HttpOnly{secure}; SameSite={same_site:?}{partitioned}"
             ),
             keys: provider.visitor_keys().clone(),
+            same_site,
             consent,
         }
     }
@@ -318,8 +315,16 @@ impl fmt::Debug for AnonymousCookie {
 }
 
 fn is_token(name: &str) -> bool {
-    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
     (1..=MAX_ATTRIBUTE_BYTES).contains(&name.len()) && name.bytes().all(is_allowed)
+}
+
+fn is_host(domain: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    let is_label = |label: &str| {
+        !label.is_empty() && !label.starts_with('-') && !label.ends_with('-') && label.bytes().all(is_allowed)
+    };
+    domain.len() <= MAX_ATTRIBUTE_BYTES && domain.split('.').all(is_label)
 }
 
 /// How visitors of one provider are identified.
@@ -348,6 +353,7 @@ pub(super) struct VisitorCookie {
     /// As they follow the value in the header.
     attributes: String,
     keys: VisitorKeys,
+    same_site: SameSite,
     consent: Option<Arc<Consent>>,
 }
 
@@ -377,7 +383,11 @@ impl Visitors {
                 single_value(request.header_values(name.as_str())).map_or(Visitor::Shared, Visitor::Known)
             }
             Self::Cookie(cookie) if !cookie.is_allowed(request, provider) => Visitor::Shared,
-            Self::Cookie(cookie) => cookie.find(request).map_or(Visitor::New(cookie), Visitor::Known),
+            Self::Cookie(cookie) => match cookie.find(request) {
+                Some(key) => Visitor::Known(key),
+                None if cookie.is_withheld(request) => Visitor::Shared,
+                None => Visitor::New(cookie),
+            },
         }
     }
 }
@@ -389,6 +399,17 @@ impl VisitorCookie {
             SetupWarning::ContextPanicked.log(provider);
             false
         })
+    }
+
+    /// Returns whether browsers send no cookie with this request, although there may be one: where another site has started
+    /// it, `SameSite` allows none, or none with a form. A new cookie would take the place of the old one.
+    fn is_withheld(&self, request: &dyn RequestParts) -> bool {
+        let is_cross_site = || request.header_values("sec-fetch-site").any(|site| site == b"cross-site");
+        match self.same_site {
+            SameSite::None => false,
+            SameSite::Strict => is_cross_site(),
+            SameSite::Lax => is_cross_site() && request.header_values("origin").next().is_some(),
+        }
     }
 
     /// Returns the targeting key of the visitor whose cookie a request has.
@@ -446,17 +467,31 @@ impl<'a> Visit<'a> {
     }
 }
 
-/// Returns whether shared caches may store a response with these values of `Cache-Control` (RFC 9111, section 3): whether it
-/// says so, or sets an age, and is not private.
-pub(super) fn is_for_shared_caches<'a>(values: impl Iterator<Item = &'a [u8]>) -> bool {
-    let (mut is_stored, mut is_private) = (false, false);
-    for directive in values.flat_map(|value| value.split(|byte| *byte == b',')) {
-        let name = directive.split(|byte| *byte == b'=').next().unwrap_or_default().trim_ascii();
-        let is = |names: &[&str]| names.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()));
-        is_stored |= is(&["public", "s-maxage", "max-age"]);
-        is_private |= is(&["private", "no-store"]);
-    }
-    is_stored && !is_private
+/// Returns whether shared caches may store a response (RFC 9111, section 3): whether `Cache-Control` allows it or sets an age,
+/// or there is an `Expires`, and it is not private. Caches with a header of their own go by that (RFC 9213).
+pub(super) fn is_for_shared_caches<'a, I>(header_values: impl Fn(&'static str) -> I) -> bool
+where
+    I: Iterator<Item = &'a [u8]>,
+{
+    let expires = |value: &[u8]| {
+        let date = std::str::from_utf8(value).ok().and_then(|value| httpdate::parse_http_date(value).ok());
+        date.is_some_and(|date| date > SystemTime::now())
+    };
+    let may_store = |name, is_stored_otherwise: bool| {
+        let (mut is_stored, mut is_private) = (is_stored_otherwise, false);
+        for directive in header_values(name).flat_map(|value| value.split(|byte| *byte == b',')) {
+            let directive = directive.trim_ascii();
+            let name = directive.split(|byte| *byte == b'=').next().unwrap_or_default();
+            let is =
+                |text: &[u8], names: &[&str]| names.iter().any(|known| text.eq_ignore_ascii_case(known.as_bytes()));
+            is_stored |= is(name, &["public", "s-maxage", "max-age"]);
+            // With a value, `private` is about some header fields only.
+            is_private |= is(directive, &["private", "no-store"]);
+        }
+        is_stored && !is_private
+    };
+    may_store("cache-control", header_values("expires").any(expires))
+        || ["cdn-cache-control", "surrogate-control"].into_iter().any(|name| may_store(name, false))
 }
 
 fn single_value<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Option<String> {
@@ -473,7 +508,7 @@ mod tests {
 
     #[test]
     fn responses_for_shared_caches_are_recognized() {
-        let cases: [(&[&str], bool); 10] = [
+        let cases: [(&[&str], bool); 11] = [
             (&[], false),
             (&["public"], true),
             (&["no-cache", "S-MaxAge=60"], true),
@@ -483,10 +518,20 @@ mod tests {
             (&["public", "no-store"], false),
             (&["no-cache"], false),
             (&["republic"], false),
+            (&["public, private=\"x-user\""], true),
             (&["x=\"public\""], false),
         ];
         for (values, expected) in cases {
-            assert_eq!(is_for_shared_caches(values.iter().map(|value| value.as_bytes())), expected, "{values:?}");
+            let of = |asked| move |name| values.iter().filter(move |_| name == asked).map(|value| value.as_bytes());
+            assert_eq!(is_for_shared_caches(of("cache-control")), expected, "{values:?}");
+            assert_eq!(is_for_shared_caches(of("cdn-cache-control")), expected, "{values:?}");
+        }
+        let tomorrow = httpdate::fmt_http_date(SystemTime::now() + DAY);
+        for (expires, expected) in [(&*tomorrow, true), ("0", false), ("Thu, 01 Jan 1970 00:00:00 GMT", false)] {
+            let value = |name| (name == "expires").then_some(expires.as_bytes()).into_iter();
+            assert_eq!(is_for_shared_caches(value), expected, "{expires}");
+            let private = |name| value(name).chain((name == "cache-control").then_some(&b"private"[..]));
+            assert!(!is_for_shared_caches(private), "{expires}");
         }
     }
 
@@ -624,6 +669,24 @@ mod tests {
     }
 
     #[test]
+    fn a_request_that_browsers_send_without_cookies_makes_no_new_visitor() {
+        let cross_site = ("sec-fetch-site", b"cross-site".to_vec());
+        let form = ("origin", b"https://other.example".to_vec());
+        let head =
+            |headers: &[&(&'static str, Vec<u8>)]| Head(headers.iter().map(|header| (*header).clone()).collect());
+        let provider = provider();
+        for (same_site, link, posted) in
+            [(SameSite::Strict, false, false), (SameSite::Lax, true, false), (SameSite::None, true, true)]
+        {
+            let visitors = Visitors::new(Anonymous::cookie().same_site(same_site).into(), &provider);
+            let is_new = |head: &Head| matches!(visitors.find(head, &provider), Visitor::New(_));
+            assert!(is_new(&head(&[])) && is_new(&head(&[&form])), "{same_site:?}");
+            assert_eq!(is_new(&head(&[&cross_site])), link, "{same_site:?}");
+            assert_eq!(is_new(&head(&[&cross_site, &form])), posted, "{same_site:?}");
+        }
+    }
+
+    #[test]
     fn without_consent_no_cookie_is_used_or_set() {
         let cookie = || {
             Anonymous::cookie().consent(|request| request.header_values("cookie").any(|line| line.starts_with(b"ok")))
@@ -649,6 +712,12 @@ mod tests {
             (cookie().domain(""), "domain"),
             (cookie().domain("a.example; Path=/x"), "domain"),
             (cookie().domain(".example.com"), "domain"),
+            (cookie().domain("example.com."), "domain"),
+            (cookie().domain("a..example"), "domain"),
+            (cookie().domain("a-.example"), "domain"),
+            (cookie().path("/a b"), "path"),
+            (cookie().path("/a?b"), "path"),
+            (cookie().name("__Http-x"), "name"),
             (cookie().path("shop"), "path"),
             (cookie().path("/a;b"), "path"),
             (cookie().path("/a\r\nb"), "path"),

@@ -99,7 +99,7 @@ impl fmt::Display for SetupWarning {
             ),
             Self::ContextPanicked => write!(
                 f,
-                "a function passed to `with_user` or `with_context` panicked, and its context is ignored. If it needs what \
+                "a function passed to `with_user`, `with_context` or `consent` panicked, and counts as `None`. If it needs what \
                  another middleware sets in the request, such as a session, that middleware must run before Flipswitch. \
                  {ORDERS}",
             ),
@@ -133,9 +133,9 @@ impl fmt::Display for SetupWarning {
                  middleware must run before the gate: put the CORS layer outside",
             ),
             Self::CookieInSharedResponse => f.write_str(
-                "a visitor got no cookie, because shared caches may store the response (`Cache-Control: public` or \
-                 `s-maxage`), and would give the cookie to others. Mark responses that depend on flags `private` or \
-                 `no-store`",
+                "a visitor got no cookie, because shared caches may store the response (`public`, `s-maxage` or `max-age` \
+                 without `private`, or `Expires`), and would give the cookie to others. Mark responses that depend on flags \
+                 `private` or `no-store`",
             ),
         }
     }

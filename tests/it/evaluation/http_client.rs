@@ -66,7 +66,8 @@ async fn a_port_without_tls_is_named() {
 async fn there_is_a_user_agent_unless_the_factory_sets_another() {
     let ours = concat!("flipswitch-rust/", env!("CARGO_PKG_VERSION"));
     let headers = || [(reqwest::header::ACCEPT_LANGUAGE, "de".parse().unwrap())].into_iter().collect();
-    let factories: [(&str, fn() -> reqwest::ClientBuilder); 2] =
+    type Factory = fn() -> reqwest::ClientBuilder;
+    let factories: [(&str, Factory); 2] =
         [(ours, || reqwest::ClientBuilder::new()), ("shop/1", || reqwest::ClientBuilder::new().user_agent("shop/1"))];
     for (expected, factory) in factories {
         let service = Scripted::answering(Reply::json(json!({"flags": []}))).await;

@@ -44,6 +44,8 @@ impl Browser {
             "--disable-component-update",
             "--disable-sync",
             "--window-size=1400,900",
+            // Subdomains of a site, on loopback.
+            "--host-resolver-rules=MAP *.shop.test 127.0.0.1",
             &folder,
         ] {
             wanted.add_arg(argument).unwrap();

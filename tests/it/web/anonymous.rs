@@ -259,7 +259,7 @@ async fn visitors_are_kept_when_the_api_key_is_replaced_if_there_is_a_secret() {
 async fn a_response_that_shared_caches_may_store_sets_no_cookie() {
     for framework in Framework::ALL {
         let (app, setup, _service) = with_cookies(framework).await;
-        for (path, cookies) in [("/public", 0), ("/private", 1), ("/flag", 1)] {
+        for (path, cookies) in [("/public", 0), ("/unchanged", 0), ("/private", 1), ("/flag", 1)] {
             assert_eq!(cookies_set(&app.send(path, &[]).await).len(), cookies, "{framework:?} {path}");
         }
         // A visitor who has the cookie gets their flags there as well.

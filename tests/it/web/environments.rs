@@ -62,7 +62,8 @@ async fn found(
                 let middleware = FlipswitchMiddleware::new(provider.clone()).with_context(move |_| Context::user(user));
                 Condition::new(at < layers.len(), middleware)
             };
-            let app = App::new().route("/", web::get().to(read)).wrap(middleware(1)).wrap(middleware(0));
+            let app =
+                App::new().route("/", web::get().to(read)).wrap(middleware(2)).wrap(middleware(1)).wrap(middleware(0));
             let app = actix_web::test::init_service(app).await;
             let response = actix_web::test::call_service(&app, TestRequest::get().to_request()).await;
             String::from_utf8(actix_web::test::read_body(response).await.to_vec()).unwrap()
@@ -82,6 +83,13 @@ async fn a_client_gets_the_user_of_its_own_environment() {
             assert_eq!(found, expected, "{framework:?}");
         }
         assert!(log.lines().is_empty(), "{framework:?}: {:?}", log.lines());
+
+        // One that is there twice hides no other one.
+        let layers = [(&billing, "bob"), (&shop, "nobody"), (&shop, "alice")];
+        let expected = "alice at shop, alice at shop, bob at billing, bob at billing";
+        assert_eq!(found(framework, &layers, &[&shops, &billings]).await, expected, "{framework:?}");
+        assert!(log.lines().iter().all(|line| line.contains("two Flipswitch layers of the same provider")));
+        let log = Log::of_this_thread();
 
         for _ in 0..2 {
             let found = found(framework, &[(&billing, "alice")], &[&shops]).await;
@@ -106,12 +114,12 @@ async fn every_log_line_has_the_name_of_its_provider() {
         name.map_or(builder.clone(), |name| builder.name(name)).build().unwrap()
     };
     for (name, start) in [(Some("billing"), "WARN flipswitch{provider=\"billing\"}: "), (None, "WARN flipswitch: ")] {
-        let provider = build(name);
+        let (before, provider) = (log.lines().len(), build(name));
         assert_eq!(provider.name(), name);
         // The service refuses the key, which a task reports, and the caller reports an attribute that cannot be sent.
         in_time(provider.flags(Context::user("u").with("lat", f64::NAN))).await;
         provider.shutdown().await;
-        let lines = log.lines();
+        let lines = log.lines().split_off(before);
         for text in ["looks like a placeholder", "an attribute of a context is not sent"] {
             let line = lines.iter().rfind(|line| line.contains(text)).unwrap_or_else(|| panic!("{text}: {lines:?}"));
             assert!(line.trim_start().starts_with(start), "{line}");

@@ -85,6 +85,12 @@ async fn a_preflight_passes_no_gate_and_reads_no_flags() {
                 assert_eq!(response.status(), 404, "{framework:?} {path}");
                 assert!(!response.headers().contains_key("set-cookie"), "{framework:?} {path}");
             }
+            if matches!(framework, Framework::Actix) {
+                // A guard has the default of its flag.
+                let response = options("/guarded-any", &preflight).await;
+                assert!(!response.headers().contains_key("set-cookie"));
+                assert_eq!(in_time(response.text()).await.unwrap(), "old");
+            }
             assert_eq!(support::evaluations(&service), 0, "{framework:?}");
             // Any other request passes, also one that is only half a preflight.
             for headers in [&[][..], &preflight[..1], &preflight[1..]] {

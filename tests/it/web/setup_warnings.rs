@@ -128,7 +128,7 @@ async fn two_layers_cause_a_warning_and_the_inner_one_applies() {
 async fn a_panicking_context_function_causes_a_warning() {
     for framework in Framework::ALL {
         let warnings = warnings(framework, &setup(Order::AsItShould), &[("/flag", "panic"), ("/me", "panic")]).await;
-        assert_one(&warnings, framework, &["WARN", "`with_user` or `with_context` panicked"]);
+        assert_one(&warnings, framework, &["WARN", "`with_context` or `consent` panicked"]);
     }
 }
 

@@ -81,6 +81,7 @@ fn routes(config: &mut web::ServiceConfig) {
         )
         .route("/panic", web::get().to(panic))
         .route("/socket", web::get().to(socket))
+        .route("/unchanged", web::get().to(async |_: Flags| HttpResponse::NotModified().finish()))
         .route("/public", web::get().to(async |_: Flags| cached("public, max-age=60")))
         .route("/private", web::get().to(async |_: Flags| cached("private, max-age=60")))
         .route("/agree", web::get().to(agree))
@@ -237,6 +238,8 @@ fn gates(config: &mut web::ServiceConfig) {
 /// Two handlers for one path, chosen by a guard.
 fn guards(config: &mut web::ServiceConfig) {
     config
+        .service(web::resource("/guarded-any").guard(flag_on("beta")).to(async || "new"))
+        .service(web::resource("/guarded-any").to(async || "old"))
         .service(web::resource("/guarded").guard(flag_on("beta")).get(async || "new"))
         .service(web::resource("/guarded").get(async || "old"))
         .service(web::resource("/guarded-typed").guard(flag_on(Missing)).get(async || "new"))

@@ -78,6 +78,7 @@ fn routes() -> Router {
         .route("/cookie", get(async |_: Flags| ([(SET_COOKIE, "own=1")], "cookie")))
         .route("/panic", get(panic))
         .route("/socket", get(socket))
+        .route("/unchanged", get(async |_: Flags| StatusCode::NOT_MODIFIED))
         .route("/public", get(async |_: Flags| ([(CACHE_CONTROL, "public, max-age=60")], "public")))
         .route("/private", get(async |_: Flags| ([(CACHE_CONTROL, "private, max-age=60")], "private")))
         .route("/agree", get(async |flags: Flags| Body::from_stream(long_lived::agree(&flags).await)))
