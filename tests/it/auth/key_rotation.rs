@@ -11,10 +11,13 @@ use flipswitch::{
     serde_json::json,
 };
 use flipswitch_local::{KeyRotation, LocalServer};
-use tokio::sync::{Semaphore, broadcast};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, broadcast},
+};
 
 use crate::support::{
-    PATIENCE,
+    self, Log, PATIENCE,
     events::{CONNECTED, connected, is, is_change_of, is_error, until},
     eventually, in_time,
     scripted::{Received, Reply, Scripted},
@@ -42,6 +45,28 @@ async fn replacing_a_valid_key_interrupts_nothing() {
     // A key that cannot be sent changes nothing.
     assert!(provider.set_api_key("two\nlines").is_err());
     assert!(in_time(provider.flags(&user("new"))).await.error().is_none());
+}
+
+#[tokio::test]
+async fn a_rotation_warns_that_visitors_will_be_new_ones_unless_there_is_a_secret() {
+    for has_secret in [false, true] {
+        let log = Log::of_this_thread();
+        let service = LocalServer::start(json!({})).await.unwrap();
+        // On this thread, whose log is read.
+        let builder = support::builder(&service).runtime(Handle::current());
+        let builder = if has_secret { builder.secret("a secret of the whole fleet") } else { builder };
+        let provider = builder.build().unwrap();
+        let mut events = provider.events();
+        in_time(provider.ready(PATIENCE)).await.unwrap();
+        eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
+        service.rotate_api_key(KeyRotation::new().valid_until(SystemTime::now() + Duration::from_secs(3_600)));
+        until(&mut events, |event| matches!(event, ProviderEvent::ApiKeyRotated { valid_until: Some(_) })).await;
+        let lines = log.lines();
+        let rotated: Vec<_> = lines.iter().filter(|line| line.contains("the API key is being replaced")).collect();
+        assert_eq!(rotated.len(), 1, "{lines:?}");
+        assert_eq!(rotated[0].contains("no `secret` is set"), !has_secret, "{lines:?}");
+        provider.shutdown().await;
+    }
 }
 
 #[tokio::test]

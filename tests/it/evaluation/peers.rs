@@ -38,7 +38,7 @@ async fn compressed_answers_are_read_up_to_their_limit() {
         Reply::Raw([head.as_bytes(), &body].concat())
     };
     let flags = json!({"flags": [{"key": "f", "value": true}]}).to_string();
-    let too_long = " ".repeat(16 << 20) + &flags;
+    let too_long = format!("{}{flags}", " ".repeat(16 << 20));
     for (body, is_read) in [(flags, true), (too_long, false)] {
         let reply = compressed(body.as_bytes());
         let service = Scripted::start(move |_, _| reply.clone()).await;
