@@ -463,17 +463,20 @@ impl Evaluator {
     }
 
     fn advance_startup(&self, outcome: &Result<Arc<CacheEntry>, Error>) {
+        let mut is_ready = false;
         self.startup.send_if_modified(|state| {
             let next = match (&*state, outcome) {
                 (Startup::Ready, _) | (Startup::Unauthorized, Err(_)) => return false,
                 (_, Ok(_)) => Startup::Ready,
                 (_, Err(error)) => Startup::Waiting(Some(error.clone())),
             };
-            if matches!(next, Startup::Ready) {
-                tracing::info!(target: "flipswitch", "ready");
-            }
+            is_ready = matches!(next, Startup::Ready);
             *state = next;
             true
         });
+        // Not under the lock of the channel, because the subscriber is code of the application.
+        if is_ready {
+            tracing::info!(target: "flipswitch", "ready");
+        }
     }
 }

@@ -66,7 +66,9 @@ impl Browser {
 
     /// Returns the targeting key of the visitor.
     pub(crate) fn visitor(&self) -> Option<String> {
-        self.cookies.get(VISITOR).map(|number| format!("anonymous-{number}"))
+        // An authentication code follows the number.
+        let (number, _) = self.cookies.get(VISITOR)?.split_once('.')?;
+        Some(format!("anonymous-{number}"))
     }
 
     async fn send(&mut self, request: RequestBuilder) -> Page {
