@@ -14,7 +14,7 @@ use actix_web::{
     dev::{Extensions, Service, ServiceRequest, ServiceResponse, Transform},
     http::{
         StatusCode,
-        header::{HeaderMap, HeaderValue, SET_COOKIE},
+        header::{CACHE_CONTROL, HeaderMap, HeaderValue, SET_COOKIE},
     },
 };
 use flipswitch::{
@@ -277,6 +277,10 @@ fn add_cookie(headers: &mut HeaderMap, scope: &RequestScope) {
     let cookie = integration::new_cookie(scope, |name| headers.get_all(name).map(HeaderValue::as_bytes));
     if let Some(Ok(cookie)) = cookie.map(HeaderValue::try_from) {
         headers.append(SET_COOKIE, cookie);
+        // Without it, a shared cache may go by the age that it thinks fit.
+        if !headers.contains_key(CACHE_CONTROL) {
+            headers.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
+        }
     }
 }
 

@@ -11,7 +11,11 @@ use flipswitch::{
     FlipswitchProvider, IntoContext, Scoped,
     integration::{self, Anonymous, ScopeBuilder},
 };
-use http::{Extensions, HeaderValue, Request, Response, StatusCode, header::SET_COOKIE, request::Parts};
+use http::{
+    Extensions, HeaderValue, Request, Response, StatusCode,
+    header::{CACHE_CONTROL, SET_COOKIE},
+    request::Parts,
+};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -204,6 +208,8 @@ where
             let values = |name| headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
             if let Some(Ok(cookie)) = integration::new_cookie(scope, values).map(HeaderValue::try_from) {
                 headers.append(SET_COOKIE, cookie);
+                // Without it, a shared cache may go by the age that it thinks fit.
+                headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("private"));
             }
         }
         Poll::Ready(response)

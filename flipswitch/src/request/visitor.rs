@@ -129,7 +129,8 @@ impl Anonymous {
     ///
     /// The first response to a request that read a flag sets the cookie. That request itself is evaluated with the
     /// [shared](Self::shared) context, so that robots that never return a cookie cost the flag service nothing. A response
-    /// that shared caches may store (`Cache-Control: public`, `s-maxage`, or `max-age` without `private`) does not set it.
+    /// that shared caches may store (`Cache-Control: public`, `s-maxage`, or `max-age` without `private`) does not set it. One
+    /// that says nothing becomes `Cache-Control: private` with it.
     ///
     /// Browsers accept the cookie over HTTPS only, and most of them from `localhost` over plain HTTP. For other sites
     /// without HTTPS see [`secure`](AnonymousCookie::secure).

@@ -262,6 +262,10 @@ async fn a_response_that_shared_caches_may_store_sets_no_cookie() {
         for (path, cookies) in [("/public", 0), ("/unchanged", 0), ("/private", 1), ("/flag", 1)] {
             assert_eq!(cookies_set(&app.send(path, &[]).await).len(), cookies, "{framework:?} {path}");
         }
+        // Where the application says nothing, a response with a cookie is private.
+        let cache_control = async |headers| app.send("/flag", headers).await.headers().get("cache-control").cloned();
+        assert_eq!(cache_control(&[]).await.unwrap(), "private", "{framework:?}");
+        assert_eq!(cache_control(&[("x-user", b"alice")]).await, None, "{framework:?}: no cookie, nothing to add");
         // A visitor who has the cookie gets their flags there as well.
         let cookie = cookie_of(&setup.provider);
         assert!(cookies_set(&app.send("/public", &[("cookie", cookie.as_bytes())]).await).is_empty(), "{framework:?}");
