@@ -8,6 +8,7 @@ use flipswitch_axum::{
 };
 use flipswitch_local::LocalServer;
 use tokio::net::TcpListener;
+use tracing_subscriber::filter::LevelFilter;
 
 #[derive(Clone)]
 struct User(String);
@@ -39,7 +40,7 @@ fn app(shop: FlipswitchProvider, billing: FlipswitchProvider) -> Router {
 #[tokio::main]
 #[expect(clippy::print_stdout, reason = "says what to do next")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    tracing_subscriber::fmt::init();
+    tracing_subscriber::fmt().with_max_level(LevelFilter::INFO).init();
     // In production, these are two environments of the service, with two API keys.
     let services =
         [LocalServer::start(json!({"new-home": true})).await?, LocalServer::start(json!({"days": 30})).await?];
