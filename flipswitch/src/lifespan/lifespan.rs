@@ -217,7 +217,7 @@ async fn start(
             ready = provider.ready(ready_timeout.saturating_sub(began.elapsed())) => ready,
             asked = asked_to_end.wait_for(|signalled| *signalled) => {
                 // An error means that the provider was shut down.
-                return asked.map(drop).map(|()| signalled.clone()).map_err(|_| ReadyError::ShutDown);
+                return if asked.is_ok() { Ok(signalled) } else { Err(ReadyError::ShutDown) };
             }
         };
         match ready {

@@ -223,7 +223,8 @@ impl AnonymousCookie {
     /// use flipswitch::integration::Anonymous;
     ///
     /// let cookie = Anonymous::cookie().consent(|request| {
-    ///     request.header_values("cookie").any(|cookies| cookies.split(|byte| *byte == b';').any(|cookie| cookie.trim_ascii() == b"consent=yes"))
+    ///     let mut cookies = request.header_values("cookie").flat_map(|line| line.split(|byte| *byte == b';'));
+    ///     cookies.any(|cookie| cookie.trim_ascii() == b"consent=yes")
     /// });
     /// # drop(cookie);
     /// ```
@@ -236,9 +237,14 @@ impl AnonymousCookie {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Cookie`] if an attribute is invalid: a name that is no token (RFC 6265) or has a prefix, a domain that is
-    /// no host name, a path that does not begin with `/`, an age that is not from 1 second to 400 days, or
-    /// [`SameSite::None`] or [`partitioned`](Self::partitioned) without [`secure`](Self::secure).
+    /// [`ConfigError::Cookie`] if an attribute is invalid:
+    ///
+    /// - a name that is empty, longer than 256 bytes, begins with `__`, or has other characters than letters, digits, `-`, `_`
+    ///   and `.`
+    /// - a domain that is not a host name
+    /// - a path that does not begin with `/`, or is not written as in a URL
+    /// - an age outside 1 second to 400 days
+    /// - [`SameSite::None`] or [`partitioned`](Self::partitioned) without [`secure`](Self::secure)
     pub fn build(self) -> Result<Anonymous, ConfigError> {
         let refuse = |attribute, value: &dyn fmt::Display, problem| {
             Err(ConfigError::Cookie { attribute, value: printable(&value.to_string()), problem })

@@ -99,7 +99,7 @@ impl fmt::Display for SetupWarning {
             ),
             Self::ContextPanicked => write!(
                 f,
-                "a function passed to `with_user`, `with_context` or `consent` panicked, and counts as `None`. If it needs what \
+                "a function passed to `with_user`, `with_context` or `consent` panicked, and its result is ignored. If it needs what \
                  another middleware sets in the request, such as a session, that middleware must run before Flipswitch. \
                  {ORDERS}",
             ),
@@ -121,7 +121,7 @@ impl fmt::Display for SetupWarning {
                 "an OpenFeature client evaluated outside of every request, and without a targeting key, so anonymously. In \
                  work that a request started (spawned tasks, WebSockets, streamed bodies, libraries that spawn), carry the \
                  request along: `with_current_scope()` or `with_scope(&scope)` of `InRequest`. Elsewhere, pass a targeting \
-                 key if the flags should be those of somebody",
+                 key if the flags depend on the user",
             ),
             Self::ClientOfOtherProvider => f.write_str(
                 "an OpenFeature client evaluated in a request of another Flipswitch provider, and without a targeting key, so \
