@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr, ops::RangeInclusive, sync::Arc, time::Duration};
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use reqwest::{ClientBuilder, Url};
 use tokio::runtime::Handle;
 
@@ -18,7 +18,10 @@ const DURATIONS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration:
 
 /// A valid configuration.
 pub(crate) struct Config {
-    pub(crate) api_key: ApiKey,
+    pub(crate) service: ServiceKind,
+    pub(crate) credential: Credential,
+    /// Headers that the application adds to every request.
+    pub(crate) headers: HeaderMap,
     pub(crate) base_url: BaseUrl,
     pub(crate) bootstrap: Option<FlagSet>,
     pub(crate) override_file: Option<OverrideFile>,
@@ -26,6 +29,34 @@ pub(crate) struct Config {
     pub(crate) secret: Option<Secret>,
     pub(crate) secret_before: Option<Secret>,
     pub(crate) options: Options,
+}
+
+#[cfg(test)]
+impl Config {
+    /// Returns the configuration for a Flipswitch service, with an API key and defaults.
+    pub(crate) fn of_service(base_url: BaseUrl) -> Self {
+        Self {
+            service: ServiceKind::Flipswitch,
+            credential: Credential::ApiKey(ApiKey::new("key").unwrap()),
+            headers: HeaderMap::new(),
+            base_url,
+            bootstrap: None,
+            override_file: None,
+            name: None,
+            secret: None,
+            secret_before: None,
+            options: Options::default(),
+        }
+    }
+}
+
+/// What the service speaks beside OFREP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ServiceKind {
+    /// Flipswitch, with its own stream of changes and headers.
+    Flipswitch,
+    /// Nothing else: its changes arrive over the event streams that it advertises.
+    Ofrep,
 }
 
 /// The options that are used as they are set. `FlipswitchProviderBuilder` documents each of them at its setter.
@@ -140,10 +171,112 @@ impl fmt::Debug for ClientFactory {
     }
 }
 
+/// The header of an API key.
+pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// How an OFREP service authenticates requests; see [`FlipswitchProviderBuilder::auth`](crate::FlipswitchProviderBuilder::auth).
+///
+/// `Debug` shows at most the last four characters of the key or the token.
+#[derive(Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Auth {
+    /// Sends nothing. The default of [`FlipswitchProvider::ofrep`](crate::FlipswitchProvider::ofrep).
+    #[default]
+    None,
+    /// Sends an API key, in the header `X-API-Key`. The default of
+    /// [`FlipswitchProvider::builder`](crate::FlipswitchProvider::builder).
+    ApiKey(String),
+    /// Sends a token, in the header `Authorization: Bearer <token>`.
+    Bearer(String),
+}
+
+impl fmt::Debug for Auth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, key) = match self {
+            Self::None => return f.write_str("None"),
+            Self::ApiKey(key) => ("ApiKey", key),
+            Self::Bearer(token) => ("Bearer", token),
+        };
+        write!(f, "{name}({})", end(key.trim()))
+    }
+}
+
+/// What authenticates requests.
+#[derive(Clone)]
+pub(crate) enum Credential {
+    None,
+    ApiKey(ApiKey),
+    Bearer(ApiKey),
+}
+
+impl Credential {
+    pub(crate) fn new(auth: &Auth) -> Result<Self, ConfigError> {
+        Ok(match auth {
+            Auth::None => Self::None,
+            Auth::ApiKey(key) => Self::ApiKey(ApiKey::new(key)?),
+            Auth::Bearer(token) => Self::Bearer(bearer(token)?),
+        })
+    }
+
+    /// Returns the same kind of credential with another key or token.
+    pub(crate) fn replaced_by(&self, key: &str) -> Result<Self, ConfigError> {
+        match self {
+            Self::None => Err(ConfigError::NoAuth),
+            Self::ApiKey(_) => Ok(Self::ApiKey(ApiKey::new(key)?)),
+            Self::Bearer(_) => Ok(Self::Bearer(bearer(key)?)),
+        }
+    }
+
+    /// Returns the key or the token.
+    pub(crate) fn key(&self) -> Option<&ApiKey> {
+        match self {
+            Self::None => None,
+            Self::ApiKey(key) | Self::Bearer(key) => Some(key),
+        }
+    }
+
+    /// Replaces its header among those of a request.
+    pub(crate) fn insert_into(&self, headers: &mut HeaderMap) {
+        if let Some((name, value)) = self.header() {
+            headers.insert(name, value);
+        }
+    }
+
+    /// Returns the header that is sent, marked as sensitive.
+    fn header(&self) -> Option<(HeaderName, HeaderValue)> {
+        match self {
+            Self::None => None,
+            Self::ApiKey(key) => Some((API_KEY, key.0.clone())),
+            Self::Bearer(token) => {
+                let mut value = HeaderValue::from_bytes(&[b"Bearer ", token.0.as_bytes()].concat()).ok()?;
+                value.set_sensitive(true);
+                Some((header::AUTHORIZATION, value))
+            }
+        }
+    }
+}
+
+fn bearer(token: &str) -> Result<ApiKey, ConfigError> {
+    ApiKey::new(token).map_err(|error| {
+        let problem = error.to_string();
+        ConfigError::BearerToken { problem: problem.trim_start_matches("api_key ").to_owned() }
+    })
+}
+
+/// Shows at most the end of the key.
+impl fmt::Display for Credential {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.key() {
+            Some(key) => key.fmt(f),
+            None => f.write_str("none"),
+        }
+    }
+}
+
 /// Longest accepted API key, in bytes.
 const MAX_KEY_BYTES: usize = 4_096;
 
-/// The API key, as the header value that is sent.
+/// An API key or a token, as a header value.
 #[derive(Clone)]
 pub(crate) struct ApiKey(HeaderValue);
 
@@ -170,11 +303,6 @@ impl ApiKey {
     /// Returns the secret of a provider that was given none.
     pub(crate) fn secret(&self) -> Secret {
         Secret::new(self.0.as_bytes())
-    }
-
-    /// Returns the header value, marked as sensitive.
-    pub(crate) fn header(&self) -> HeaderValue {
-        self.0.clone()
     }
 
     /// Returns whether the key looks like a placeholder from an example.
@@ -208,11 +336,52 @@ fn wrapping(key: &str) -> Option<&'static str> {
 /// Shows the last four characters of a key of at least 16, and nothing of a shorter one.
 impl fmt::Display for ApiKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.to_str() {
-            Ok(key) if key.len() >= 16 => write!(f, "…{}", &key[key.len() - 4..]),
-            _ => f.write_str("…"),
-        }
+        f.write_str(&end(self.0.to_str().unwrap_or_default()))
     }
+}
+
+/// Returns the last four characters of a key of at least 16, and nothing of a shorter one.
+fn end(key: &str) -> String {
+    let end = key.len().checked_sub(4).filter(|_| key.len() >= 16).and_then(|from| key.get(from..));
+    format!("…{}", end.unwrap_or_default())
+}
+
+/// Headers that the provider sets itself, or that belong to the connection.
+const OWN_HEADERS: [HeaderName; 14] = [
+    header::ACCEPT,
+    header::ACCEPT_ENCODING,
+    header::CACHE_CONTROL,
+    header::CONNECTION,
+    header::CONTENT_LENGTH,
+    header::CONTENT_TYPE,
+    header::EXPECT,
+    header::HOST,
+    header::IF_NONE_MATCH,
+    HeaderName::from_static("last-event-id"),
+    header::TE,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::USER_AGENT,
+];
+
+/// Checks a header of the application, whose value is marked as sensitive.
+pub(crate) fn custom_header(
+    name: &str,
+    value: &str,
+    credential: &Credential,
+) -> Result<(HeaderName, HeaderValue), ConfigError> {
+    let refuse = |problem| ConfigError::Header { name: printable(name), problem };
+    let known: HeaderName = name.trim().parse().map_err(|_| refuse("no header can have this name"))?;
+    if OWN_HEADERS.contains(&known) || known.as_str().starts_with("x-flipswitch-") {
+        return Err(refuse("the provider sets it; leave it out, or set a `user-agent` with `http_client`"));
+    }
+    if credential.header().is_some_and(|(name, _)| name == known) {
+        return Err(refuse("`auth` or the API key sets it; leave out one of both"));
+    }
+    let mut value = HeaderValue::from_str(value.trim())
+        .map_err(|_| refuse("its value has a character that a header cannot carry, such as a line break"))?;
+    value.set_sensitive(true);
+    Ok((known, value))
 }
 
 /// The URL of the flag service: an origin, and a path that may be empty.
@@ -265,6 +434,17 @@ impl BaseUrl {
         printable(&format!("{scheme}://{hidden}{rest}"))
     }
 
+    /// Returns the base URL of the origin of a URL.
+    pub(crate) fn of_origin(url: &Url) -> Self {
+        let mut url = url.clone();
+        // Each of both fails for a URL without a host only.
+        let _ = (url.set_username(""), url.set_password(None));
+        url.set_path("/");
+        url.set_query(None);
+        url.set_fragment(None);
+        Self(url)
+    }
+
     pub(crate) fn url(&self) -> &Url {
         &self.0
     }
@@ -278,7 +458,7 @@ impl BaseUrl {
         }
     }
 
-    /// Returns whether the API key crosses the network unencrypted.
+    /// Returns whether requests cross the network unencrypted.
     pub(crate) fn is_plain_and_remote(&self) -> bool {
         self.0.scheme() == "http" && !self.is_loopback()
     }

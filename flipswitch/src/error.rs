@@ -114,7 +114,7 @@ pub enum FlagError {
 #[non_exhaustive]
 pub enum ConfigError {
     /// The API key is empty or blank.
-    #[error("api_key is empty; pass the key of an environment, from its page in the Flipswitch dashboard")]
+    #[error("api_key is empty; pass the key of an environment, from the dashboard of the flag service")]
     EmptyApiKey,
     /// The API key cannot be sent in a header.
     #[error(
@@ -137,11 +137,29 @@ pub enum ConfigError {
         /// Length of the key in bytes.
         length: usize,
     },
-    /// An environment variable that [`from_env`](crate::FlipswitchProvider::from_env) reads is missing.
+    /// An environment variable that [`from_env`](crate::FlipswitchProvider::from_env) or
+    /// [`from_ofrep_env`](crate::FlipswitchProviderBuilder::from_ofrep_env) reads is missing.
     #[error("the environment variable {variable} is not set; set it, or pass the value in code")]
     MissingVariable {
         /// Name of the variable.
         variable: &'static str,
+    },
+    /// The bearer token cannot be sent.
+    #[error("auth: the bearer token {problem}")]
+    BearerToken {
+        /// The problem with it. Does not contain the token.
+        problem: String,
+    },
+    /// There is no API key or token to replace.
+    #[error("there is no API key or token to replace; set one with auth when the provider is built")]
+    NoAuth,
+    /// A header cannot be added to requests. Its value is not shown.
+    #[error("header {name:?}: {problem}")]
+    Header {
+        /// Name of the header as passed.
+        name: String,
+        /// The problem with it.
+        problem: &'static str,
     },
     /// The base URL cannot be used. Credentials in it are not shown.
     #[error("base_url is {value:?}: {problem}; write it like \"https://api.flipswitch.io\"")]

@@ -29,6 +29,7 @@ pub use serde_json;
 pub use time;
 
 pub use crate::{
+    config::Auth,
     context::{
         attribute::AttributeValue,
         context::{Context, PreparedContext},

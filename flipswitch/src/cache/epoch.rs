@@ -74,12 +74,12 @@ impl Epoch {
     }
 
     /// Notes an event. Marks every flag set that was requested so far as out of date, and most of those that are requested
-    /// within the echo window once it is over.
-    pub(crate) fn change_announced(&self, now: Instant) {
+    /// within the echo window once it is over. Returns the epoch of the window.
+    pub(crate) fn change_announced(&self, now: Instant) -> u64 {
         // The window from before ends first: otherwise it would seem to last, until the word changes.
         self.update(|word| if is_in_echo_window(word / Self::STEP) { word + Self::STEP } else { word });
         self.echo_until.store(self.nanos(now + ECHO_WINDOW), Ordering::Release);
-        self.update(|word| word + Self::STEP);
+        self.update(|word| word + Self::STEP) / Self::STEP
     }
 
     /// Returns an epoch that only flag sets from before the next [`invalidate_all`](Self::invalidate_all) precede.
@@ -104,9 +104,12 @@ impl Epoch {
         self.update(|word| word & !Self::STREAMING);
     }
 
-    fn update(&self, change: impl Fn(u64) -> u64) {
+    /// Changes the word, and returns the new one.
+    fn update(&self, change: impl Fn(u64) -> u64) -> u64 {
         // Cannot fail: the change is never `None`.
-        let _ = self.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| Some(change(word)));
+        let (Ok(before) | Err(before)) =
+            self.word.fetch_update(Ordering::AcqRel, Ordering::Acquire, |word| Some(change(word)));
+        change(before)
     }
 
     #[inline]

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, watch};
 
 use crate::{
@@ -18,7 +18,7 @@ use crate::{
         epoch::{Epoch, EpochReading},
         memo::Memo,
     },
-    config::{ApiKey, Config},
+    config::{Config, Credential, ServiceKind},
     context::{
         canonical::{Canonical, CanonicalContext},
         into_context::View,
@@ -38,7 +38,10 @@ use crate::{
     flags::{failing::Failing, flag_set::FlagSet, override_file::OverrideFile},
     runtime::ProviderRuntime,
     stats::{Counters, Stats, Throttling},
-    wire::transport::Transport,
+    wire::{
+        event_streams::{Advertised, ConfigVersion},
+        transport::Transport,
+    },
 };
 
 /// Answers evaluations. The fields are shared with the tasks of `request_task.rs`.
@@ -46,6 +49,8 @@ pub(crate) struct Evaluator {
     pub(super) transport: Transport,
     pub(super) runtime: Arc<ProviderRuntime>,
     pub(super) epoch: Epoch,
+    /// The version of the configuration that was announced last, and the epoch of the event.
+    announced: RwLock<(u64, ConfigVersion)>,
     pub(super) cache: Cache,
     pub(super) in_flight: InFlightRequests,
     pub(super) backoffs: Backoffs,
@@ -61,7 +66,8 @@ pub(crate) struct Evaluator {
     pub(super) counters: Counters,
     bootstrap: Option<Arc<FlagSet>>,
     pub(super) override_file: Option<OverrideFile>,
-    pub(super) is_realtime: bool,
+    /// Whether the service certainly has a stream of changes.
+    pub(super) has_stream: bool,
     pub(super) request_timeout: Duration,
     stale_wait: Duration,
     pub(super) miss_wait: Duration,
@@ -85,6 +91,9 @@ pub(crate) trait Observer: Send + Sync {
 
     /// Notes that a request was answered with the API key in use.
     fn answered(&self);
+
+    /// Notes which event streams the service advertises, in the response to a request that was sent then.
+    fn streams_advertised(&self, advertised: Advertised, sent_at: Instant);
 }
 
 /// State of the service since the start.
@@ -115,7 +124,7 @@ impl Evaluator {
         observer: Arc<dyn Observer>,
     ) -> Result<Self, ConfigError> {
         let transport = Transport::new(&config)?;
-        let Config { bootstrap, override_file, options, .. } = config;
+        let Config { service, bootstrap, override_file, options, .. } = config;
         let bootstrap = match (bootstrap, &override_file) {
             (bootstrap, None) => bootstrap.map(Arc::new),
             (bootstrap, Some(file)) => Some(file.apply_to(&bootstrap.unwrap_or_default())),
@@ -128,6 +137,7 @@ impl Evaluator {
             transport,
             runtime,
             epoch: Epoch::default(),
+            announced: RwLock::default(),
             cache: Cache::new(options.cache_capacity, options.cache_bytes, freshness),
             in_flight: InFlightRequests::default(),
             backoffs: Backoffs::new(),
@@ -141,7 +151,7 @@ impl Evaluator {
             counters: Counters::default(),
             bootstrap,
             override_file,
-            is_realtime: options.enable_realtime,
+            has_stream: options.enable_realtime && service == ServiceKind::Flipswitch,
             request_timeout: options.request_timeout,
             stale_wait: options.stale_wait,
             miss_wait: options.miss_wait,
@@ -221,9 +231,26 @@ impl Evaluator {
         self.breaker_changed.notify_waiters();
     }
 
+    /// Marks all flags as out of date because of an event, which may name the version of the configuration.
+    pub(crate) fn change_announced(&self, version: ConfigVersion) {
+        // Locked before the epoch changes: a request of the new epoch finds the version.
+        let mut announced = self.announced.write();
+        *announced = (self.epoch.change_announced(Instant::now()), version);
+    }
+
+    /// Returns the version of the configuration that a request of an epoch sends back, because an event demands it. `known` is
+    /// the epoch of the flags that the context has. A context without any is requested for another reason.
+    pub(super) fn demanded_version(&self, known: Option<u64>, epoch: u64) -> ConfigVersion {
+        let announced = self.announced.read();
+        let (at, version) = &*announced;
+        // Whatever else happened since then has advanced the epoch by 2.
+        let is_due = version.is_known() && known.is_some_and(|known| known <= *at) && (*at..=*at + 1).contains(&epoch);
+        if is_due { version.clone() } else { ConfigVersion::default() }
+    }
+
     /// Sends another API key from now on, and marks all flags as out of date: they may be those of another environment.
-    pub(crate) fn set_api_key(&self, key: &ApiKey) {
-        self.transport.set_api_key(key);
+    pub(crate) fn set_credential(&self, credential: &Credential) {
+        self.transport.set_credential(credential);
         self.key_epoch.store(self.epoch.after_next_invalidation(), Ordering::Release);
         // After the key: a request that sees the new epoch is sent with the new key.
         self.epoch.invalidate_all();

@@ -21,7 +21,7 @@ use crate::{
     events::health::HealthSignal,
     flags::{failing::Failing, flag_set::FlagSet},
     sanitize::printable,
-    wire::{backoff::backoff, transport::Bulk},
+    wire::{backoff::backoff, event_streams::ConfigVersion, transport::Bulk},
 };
 
 /// A request that takes less time is not slow, however briefly evaluations wait.
@@ -231,11 +231,17 @@ impl Evaluator {
         let base = request.base_since(key_epoch);
         self.counters.requests.count();
         let etag = base.and_then(|base| base.etag()).filter(|_| self.tags.lock().are_sent(now));
-        let (flag_set, etag) = match (self.send_with_tag(&request.context, etag).await?, base) {
-            (Bulk::Flags { flag_set, etag }, _) => match &self.override_file {
-                Some(file) => (file.apply_to(&flag_set), etag),
-                None => (flag_set, etag),
-            },
+        let version = self.demanded_version(base.map(|base| base.epoch), epoch);
+        let (flag_set, etag) = match (self.send_with_tag(&request.context, etag, &version).await?, base) {
+            (Bulk::Flags { flag_set, etag, streams }, _) => {
+                if let Some(streams) = streams {
+                    self.observer.streams_advertised(streams, now);
+                }
+                match &self.override_file {
+                    Some(file) => (file.apply_to(&flag_set), etag),
+                    None => (flag_set, etag),
+                }
+            }
             (Bulk::NoFlags, _) => {
                 let none = FlagSet::default();
                 let none = self.override_file.as_ref().map_or_else(Arc::default, |file| file.apply_to(&none));
@@ -281,21 +287,26 @@ impl Evaluator {
     }
 
     /// Sends a request, and repeats it without its tag if that may be the reason for a rejection.
-    async fn send_with_tag(&self, context: &CanonicalContext, etag: Option<&[u8]>) -> Result<Bulk, Failure> {
+    async fn send_with_tag(
+        &self,
+        context: &CanonicalContext,
+        etag: Option<&[u8]>,
+        version: &ConfigVersion,
+    ) -> Result<Bulk, Failure> {
         // With an open stream, it is the service that responds.
-        let may_lack_flags = !self.is_realtime || self.epoch.read(Instant::now()).streaming;
-        let outcome = self.transport.bulk(context, etag, may_lack_flags).await;
+        let may_lack_flags = !self.has_stream || self.epoch.read(Instant::now()).streaming;
+        let outcome = self.transport.bulk(context, etag, version, may_lack_flags).await;
         let is_rejected = |failure: &Failure| failure.status.is_some_and(may_reject_tag);
         match (&outcome, etag) {
             // Of another answer, which a cache between may have stored.
             (Ok(Bulk::NotModified { etag: Some(other) }), Some(sent)) if !is_same_tag(other, sent) => {
                 self.counters.requests.count();
-                return self.transport.bulk(context, None, may_lack_flags).await;
+                return self.transport.bulk(context, None, version, may_lack_flags).await;
             }
             (Ok(_), Some(_)) => self.tags.lock().accepted(),
             (Err(failure), Some(_)) if is_rejected(failure) => {
                 self.counters.requests.count();
-                let repeated = self.transport.bulk(context, None, may_lack_flags).await?;
+                let repeated = self.transport.bulk(context, None, version, may_lack_flags).await?;
                 if self.tags.lock().rejected(context, Instant::now()) {
                     tracing::warn!(
                         target: "flipswitch", error = %Chain(&failure.error),

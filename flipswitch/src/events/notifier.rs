@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 
 use crate::{
-    config::Options,
+    config::{Options, ServiceKind},
     events::{
         bus::{EventBus, Wakers},
         events::{ConnectionStatus, FlagChangeEvent, MAX_WAITING, ProviderEvent, ProviderEvents},
@@ -36,12 +36,14 @@ struct StreamTimes {
 }
 
 impl Notifier {
-    pub(crate) fn new(options: &Options, bus: Arc<EventBus>, has_secret: bool) -> Self {
+    pub(crate) fn new(service: ServiceKind, options: &Options, bus: Arc<EventBus>, has_secret: bool) -> Self {
         let is_updated = options.enable_realtime || options.enable_polling_fallback;
         let interval = is_updated.then_some(options.polling_interval);
+        // Event streams are not known until the service has responded.
+        let polls_only = !options.enable_realtime || service == ServiceKind::Ofrep;
         Self {
             bus,
-            monitor: Mutex::new(HealthMonitor::new(interval, !options.enable_realtime, Instant::now())),
+            monitor: Mutex::new(HealthMonitor::new(interval, polls_only, Instant::now())),
             deadline_changed: Notify::new(),
             deferred: Mutex::default(),
             stream: Mutex::default(),

@@ -2,18 +2,19 @@
 
 use std::{env, fmt, path::PathBuf, time::Duration};
 
+use http::{HeaderMap, header};
 use reqwest::ClientBuilder;
 use serde_json::Value;
 use tokio::runtime::Handle;
 
 use crate::{
-    config::{ApiKey, BaseUrl, ClientFactory, Config, Options},
+    config::{API_KEY, Auth, BaseUrl, ClientFactory, Config, Credential, Options, ServiceKind, custom_header},
     error::ConfigError,
     flags::{
         flag_set::{FlagSet, object},
         override_file::OverrideFile,
     },
-    provider::provider::FlipswitchProvider,
+    provider::{ofrep_env, provider::FlipswitchProvider},
     sanitize::printable,
     secret::Secret,
 };
@@ -43,7 +44,11 @@ const BASE_URL_VARIABLE: &str = "FLIPSWITCH_BASE_URL";
 #[derive(Clone)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct FlipswitchProviderBuilder {
-    api_key: String,
+    service: ServiceKind,
+    auth: Auth,
+    headers: Vec<(String, String)>,
+    /// Headers from the environment, and the URL of the service that they are for. Those in code take precedence.
+    environment: Option<(HeaderMap, BaseUrl)>,
     base_url: String,
     bootstrap: Option<Value>,
     override_file: Option<PathBuf>,
@@ -55,10 +60,13 @@ pub struct FlipswitchProviderBuilder {
 }
 
 impl FlipswitchProviderBuilder {
-    pub(crate) fn new(api_key: String) -> Self {
+    fn new(service: ServiceKind, base_url: String, auth: Auth) -> Self {
         Self {
-            api_key,
-            base_url: DEFAULT_BASE_URL.to_owned(),
+            service,
+            auth,
+            headers: Vec::new(),
+            environment: None,
+            base_url,
             bootstrap: None,
             override_file: None,
             override_in_release: false,
@@ -69,17 +77,95 @@ impl FlipswitchProviderBuilder {
         }
     }
 
+    pub(crate) fn flipswitch(api_key: String) -> Self {
+        Self::new(ServiceKind::Flipswitch, DEFAULT_BASE_URL.to_owned(), Auth::ApiKey(api_key))
+    }
+
+    pub(crate) fn ofrep(base_url: String) -> Self {
+        Self::new(ServiceKind::Ofrep, base_url, Auth::None)
+    }
+
     /// Reads `FLIPSWITCH_API_KEY` and `FLIPSWITCH_BASE_URL`. OFREP's own variables are not read: they may name another
     /// service, to which the key would be sent.
     pub(crate) fn from_env() -> Result<Self, ConfigError> {
         // A value that is not Unicode is neither a valid key nor a valid URL, and is rejected as one.
         let variable = |name| env::var_os(name).map(|value| value.to_string_lossy().trim().to_owned());
         let api_key = variable(API_KEY_VARIABLE).ok_or(ConfigError::MissingVariable { variable: API_KEY_VARIABLE })?;
-        let builder = Self::new(api_key);
+        let builder = Self::flipswitch(api_key);
         Ok(match variable(BASE_URL_VARIABLE).filter(|base_url| !base_url.is_empty()) {
             Some(base_url) => builder.base_url(base_url),
             None => builder,
         })
+    }
+
+    /// Returns a builder for the OFREP service that the environment names, as SDKs of other languages read it (ADR-0007 of the
+    /// OpenFeature protocol). Otherwise it is the builder of [`ofrep`](FlipswitchProvider::ofrep).
+    ///
+    /// | variable | meaning |
+    /// |---|---|
+    /// | `OFREP_ENDPOINT` | base URL of the service |
+    /// | `OFREP_HEADERS` | headers of every request, as in `Authorization=Bearer%20abc,X-Team=web`; percent-encoded |
+    /// | `OFREP_TIMEOUT_MS` | the [`request_timeout`](Self::request_timeout) in milliseconds |
+    ///
+    /// Options that are set in code take precedence: `auth` replaces both headers that authenticate, and
+    /// [`header`](Self::header) one of the same name. If code sets a [`base_url`](Self::base_url) of another origin, the headers
+    /// of the environment are not sent, since they may contain a key. Invalid entries of `OFREP_HEADERS` and an invalid
+    /// `OFREP_TIMEOUT_MS` are ignored, with a warning that names each.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), flipswitch::ConfigError> {
+    /// let provider = flipswitch::FlipswitchProviderBuilder::from_ofrep_env()?.build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// A [`ConfigError`] if `OFREP_ENDPOINT` is missing or no valid URL.
+    pub fn from_ofrep_env() -> Result<Self, ConfigError> {
+        let read = ofrep_env::read(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))?;
+        let mut builder = Self::ofrep(read.base_url.to_string());
+        if let Some(timeout) = read.timeout {
+            builder = builder.request_timeout(timeout);
+        }
+        builder.environment = Some((read.headers, read.base_url));
+        Ok(builder)
+    }
+
+    /// Sets how requests are authenticated. Defaults to [`Auth::None`] for [`ofrep`](FlipswitchProvider::ofrep), and to the API
+    /// key otherwise.
+    ///
+    /// The key or the token is sent to the origin of the [`base_url`](Self::base_url) only: not to the target of a redirect,
+    /// and not to an event stream at another origin. [`set_api_key`](FlipswitchProvider::set_api_key) replaces it at run time.
+    pub fn auth(mut self, auth: Auth) -> Self {
+        self.auth = auth;
+        if let Some((headers, _)) = &mut self.environment {
+            headers.remove(API_KEY);
+            headers.remove(header::AUTHORIZATION);
+        }
+        self
+    }
+
+    /// Adds a header to every request, such as the one that selects a namespace or a set of flags. The last one of a name
+    /// counts.
+    ///
+    /// It is sent to the origin of the [`base_url`](Self::base_url) only. Its value is never logged. [`build`](Self::build)
+    /// refuses invalid headers, and those that the provider sets itself.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), flipswitch::ConfigError> {
+    /// use flipswitch::{Auth, FlipswitchProvider};
+    ///
+    /// let provider = FlipswitchProvider::ofrep("https://flags.example")
+    ///     .auth(Auth::Bearer("token".to_owned()))
+    ///     .header("x-flipt-namespace", "shop")
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
     }
 
     /// Sets a name for the provider, for applications that have several: of 1 to 32 letters, digits, `-` and `_`. Defaults to
@@ -140,6 +226,9 @@ impl FlipswitchProviderBuilder {
     /// The function is called for every client that the provider needs. Redirects, timeouts and content encodings are set
     /// by the provider afterwards, and so is the user agent `flipswitch-rust/<version>`, if the function sets none.
     ///
+    /// Headers are better added with [`header`](Self::header): with default headers of the client, event streams at other
+    /// origins than the [`base_url`](Self::base_url) are not opened, because the headers would be sent there.
+    ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// use flipswitch::{FlipswitchProvider, reqwest};
@@ -198,7 +287,7 @@ impl FlipswitchProviderBuilder {
     }
 
     /// Sets whether requests report the versions of this crate and of the compiler, the operating system and the enabled
-    /// features, like requests of all Flipswitch SDKs. Defaults to `true`.
+    /// features, like requests of all Flipswitch SDKs. Defaults to `true`. Other OFREP services never receive them.
     pub fn telemetry(mut self, telemetry: bool) -> Self {
         self.options.telemetry = telemetry;
         self
@@ -280,6 +369,9 @@ impl FlipswitchProviderBuilder {
 
     /// Sets whether the provider opens the service's stream of changes, which updates flags in milliseconds. Defaults to
     /// `true`. Otherwise the service is polled, unless [polling](Self::enable_polling_fallback) is disabled as well.
+    ///
+    /// An OFREP service advertises its event streams in its responses (ADR-0008 of the OpenFeature protocol), up to 4 of which
+    /// are followed. While it advertises none, it is polled.
     pub fn enable_realtime(mut self, enable_realtime: bool) -> Self {
         self.options.enable_realtime = enable_realtime;
         self
@@ -377,7 +469,10 @@ impl FlipswitchProviderBuilder {
     /// A [`ConfigError`] that names the first option with an invalid value.
     pub fn build(self) -> Result<FlipswitchProvider, ConfigError> {
         let Self {
-            api_key,
+            service,
+            auth,
+            headers,
+            environment,
             base_url,
             bootstrap,
             override_file,
@@ -387,7 +482,22 @@ impl FlipswitchProviderBuilder {
             secret_before,
             options,
         } = self;
-        let (api_key, base_url) = (ApiKey::new(&api_key)?, BaseUrl::new(&base_url)?);
+        let (credential, base_url) = (Credential::new(&auth)?, BaseUrl::new(&base_url)?);
+        let mut sent = match environment {
+            Some((headers, service)) if service.url().origin() == base_url.url().origin() => headers,
+            Some((headers, _)) if !headers.is_empty() => {
+                tracing::warn!(
+                    target: "flipswitch", %base_url,
+                    "the headers in OFREP_HEADERS are not sent: base_url is of another origin than OFREP_ENDPOINT"
+                );
+                HeaderMap::new()
+            }
+            _ => HeaderMap::new(),
+        };
+        for (name, value) in headers {
+            let (name, value) = custom_header(&name, &value, &credential)?;
+            sent.insert(name, value);
+        }
         options.validate()?;
         if let Some(name) = name.as_ref().filter(|name| !is_name(name)) {
             return Err(ConfigError::Name { value: printable(name) });
@@ -399,7 +509,9 @@ impl FlipswitchProviderBuilder {
         let bootstrap = bootstrap.map_err(|error| ConfigError::Bootstrap { found: error.found })?;
         let is_allowed = cfg!(debug_assertions) || override_in_release;
         FlipswitchProvider::with_config(Config {
-            api_key,
+            service,
+            credential,
+            headers: sent,
             base_url,
             bootstrap: bootstrap.map(|values| FlagSet::of_values(values, "DEFAULT")),
             override_file: override_file.map(|path| OverrideFile::read(&path, is_allowed)).transpose()?,
@@ -425,12 +537,14 @@ fn long_secret(option: &'static str, secret: &[u8], min: usize) -> Result<Secret
     Ok(Secret::new(secret))
 }
 
-/// Omits the API key, the secrets and the bootstrap values.
+/// Omits the API key, the values of headers, the secrets and the bootstrap values.
 impl fmt::Debug for FlipswitchProviderBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FlipswitchProviderBuilder")
             .field("name", &self.name)
             .field("base_url", &BaseUrl::without_credentials(&self.base_url))
+            .field("auth", &self.auth)
+            .field("headers", &self.headers.iter().map(|(name, _)| name).collect::<Vec<_>>())
             .field("override_file", &self.override_file)
             .field("options", &self.options)
             .finish_non_exhaustive()
@@ -474,7 +588,7 @@ mod tests {
             (|b| b.override_file("no/such/file.json"), "override_file no/such/file.json", "JSON object"),
         ];
         for (change, option, remedy) in cases {
-            let error = change(FlipswitchProviderBuilder::new("key".into())).build().unwrap_err().to_string();
+            let error = change(FlipswitchProviderBuilder::flipswitch("key".into())).build().unwrap_err().to_string();
             assert!(error.contains(option) && error.contains(remedy), "{option}: {error}");
             assert!(!error.contains("secret"), "{error}");
         }
@@ -484,7 +598,7 @@ mod tests {
     fn an_invalid_key_is_refused_and_not_shown() {
         let cases = [("", "empty"), (" \t", "empty"), ("abc\ndef", "position 4"), ("clé", "position 3")];
         for (key, expected) in cases {
-            let error = FlipswitchProviderBuilder::new(key.into()).build().unwrap_err().to_string();
+            let error = FlipswitchProviderBuilder::flipswitch(key.into()).build().unwrap_err().to_string();
             assert!(error.contains("api_key") && error.contains(expected), "{error}");
             assert!(!error.contains("abc"), "{error}");
         }
@@ -496,20 +610,20 @@ mod tests {
             ("${FLIPSWITCH_API_KEY}", "not expanded"),
             ("$FLIPSWITCH_API_KEY", "not expanded"),
         ] {
-            let error = FlipswitchProviderBuilder::new(key.into()).build().unwrap_err().to_string();
+            let error = FlipswitchProviderBuilder::flipswitch(key.into()).build().unwrap_err().to_string();
             assert!(error.contains("api_key") && error.contains(expected), "{error}");
             assert!(!error.contains("secret"), "{error}");
         }
         for key in ["c2VjcmV0LWtleQ==", "ABCDEF=", "sk_live_$x=1"] {
-            assert!(FlipswitchProviderBuilder::new(key.into()).build().is_ok(), "{key}");
+            assert!(FlipswitchProviderBuilder::flipswitch(key.into()).build().is_ok(), "{key}");
         }
-        let error = FlipswitchProviderBuilder::new("k".repeat(5_000)).build().unwrap_err();
+        let error = FlipswitchProviderBuilder::flipswitch("k".repeat(5_000)).build().unwrap_err();
         assert!(error.to_string().contains("5000 bytes"), "{error}");
     }
 
     #[test]
     fn short_secrets_are_refused_and_none_is_shown() {
-        let builder = || FlipswitchProviderBuilder::new("key".into());
+        let builder = || FlipswitchProviderBuilder::flipswitch("key".into());
         let cases = [
             (builder().secret("not 16 bytes"), "secret has 12 bytes", "16"),
             (builder().secret(" \n not 16 bytes \n"), "secret has 12 bytes", "16"),
@@ -530,13 +644,14 @@ mod tests {
 
     #[test]
     fn zero_is_accepted_for_waiting_and_for_staleness() {
-        let builder = FlipswitchProviderBuilder::new("key".into());
+        let builder = FlipswitchProviderBuilder::flipswitch("key".into());
         assert!(builder.stale_wait(Duration::ZERO).miss_wait(Duration::ZERO).max_stale(Duration::ZERO).build().is_ok());
     }
 
     #[test]
     fn debug_output_does_not_show_the_key() {
-        let builder = FlipswitchProviderBuilder::new("very-secret-key".into()).base_url("http://u:p4ss@127.0.0.1");
+        let builder =
+            FlipswitchProviderBuilder::flipswitch("very-secret-key".into()).base_url("http://u:p4ss@127.0.0.1");
         let shown = format!("{builder:?}");
         assert!(!shown.contains("very-secret-key") && !shown.contains("p4ss"), "{shown}");
     }

@@ -3,5 +3,6 @@
 pub(crate) mod builder;
 pub(crate) mod flags;
 pub(crate) mod in_memory;
+mod ofrep_env;
 pub(crate) mod provider;
 mod twins;

@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use http::{HeaderMap, header};
 use open_feature::provider::ProviderMetadata;
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
@@ -18,7 +19,7 @@ use tracing::Instrument;
 use crate::{
     cache::{entry::CacheEntry, epoch::EpochReading},
     clock::{COARSE_LAG, coarse_now},
-    config::{ApiKey, BaseUrl, Config},
+    config::{API_KEY, ApiKey, BaseUrl, Config, Credential},
     context::{
         canonical::{self, Canonical, CanonicalContext},
         context::Context,
@@ -42,9 +43,9 @@ use crate::{
     warn_once::WarnOnce,
 };
 
-/// The OpenFeature provider for Flipswitch. A clone is a handle to the same provider.
+/// The OpenFeature provider for Flipswitch, and for every other OFREP service. A clone is a handle to the same provider.
 ///
-/// [`new`](Self::new), [`builder`](Self::builder) and [`from_env`](Self::from_env) build a provider, which starts at its
+/// [`new`](Self::new), [`builder`](Self::builder), [`from_env`](Self::from_env) and [`ofrep`](Self::ofrep) build a provider, which starts at its
 /// first use; [`ready`](Self::ready) starts it and waits for the service. Evaluation never fails: without flags from the
 /// service it returns the caller's defaults. The provider ends with [`shutdown`](Self::shutdown), or when its last handle
 /// is dropped. OpenFeature keeps the handle that it was given for the lifetime of the process.
@@ -79,9 +80,18 @@ struct Service {
     evaluator: Arc<Evaluator>,
     notifier: Arc<Notifier>,
     updates: Arc<Updates>,
+    target: Box<Target>,
+}
+
+/// Where requests go, and what authenticates them.
+struct Target {
     base_url: BaseUrl,
-    api_key: Mutex<ApiKey>,
+    credential: Mutex<Credential>,
+    /// Headers that the application adds to every request.
+    headers: HeaderMap,
     is_realtime: bool,
+    /// Whether there is a secret, or a key to derive one from.
+    has_secret: bool,
 }
 
 /// What an evaluation needs that memory does not answer.
@@ -103,7 +113,28 @@ impl FlipswitchProvider {
 
     /// Returns a builder, for settings other than the defaults.
     pub fn builder(api_key: impl Into<String>) -> FlipswitchProviderBuilder {
-        FlipswitchProviderBuilder::new(api_key.into())
+        FlipswitchProviderBuilder::flipswitch(api_key.into())
+    }
+
+    /// Returns a builder for any service that speaks the OpenFeature Remote Evaluation Protocol (OFREP), such as flagd,
+    /// GO Feature Flag or Flipt.
+    ///
+    /// Requests have no API key unless [`auth`](FlipswitchProviderBuilder::auth) sets one. Changes arrive over the event streams
+    /// that the service advertises, if it does, and by polling otherwise.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), flipswitch::ConfigError> {
+    /// use flipswitch::{Auth, FlipswitchProvider};
+    ///
+    /// let flagd = FlipswitchProvider::ofrep("http://flagd:8016").build()?;
+    /// let go_feature_flag = FlipswitchProvider::ofrep("http://goff:1031")
+    ///     .auth(Auth::ApiKey("my-api-key".to_owned()))
+    ///     .build()?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn ofrep(base_url: impl Into<String>) -> FlipswitchProviderBuilder {
+        FlipswitchProviderBuilder::ofrep(base_url.into())
     }
 
     /// Builds a provider from the environment: `FLIPSWITCH_API_KEY`, and `FLIPSWITCH_BASE_URL` if it is set.
@@ -143,27 +174,32 @@ impl FlipswitchProvider {
 
     pub(crate) fn with_config(config: Config) -> Result<Self, ConfigError> {
         let options = config.options.clone();
-        let (base_url, api_key) = (config.base_url.clone(), Mutex::new(config.api_key.clone()));
+        let (base_url, credential) = (config.base_url.clone(), Mutex::new(config.credential.clone()));
+        let headers = config.headers.clone();
         let name = config.name.clone();
         let runtime = Arc::new(ProviderRuntime::new(options.runtime.clone(), name.clone()));
-        let keys = {
-            let secret = config.secret.clone().unwrap_or_else(|| config.api_key.secret());
-            VisitorKeys::new(&secret, config.secret_before.as_ref())
-        };
+        let secret = config.secret.clone().or_else(|| config.credential.key().map(ApiKey::secret));
+        let has_secret = secret.is_some();
+        let secret = secret.unwrap_or_else(Secret::of_this_process);
+        let keys = VisitorKeys::new(&secret, config.secret_before.as_ref());
         let bus = Arc::new(EventBus::new(Arc::clone(&runtime)));
-        let notifier = Arc::new(Notifier::new(&options, Arc::clone(&bus), config.secret.is_some()));
+        let service = config.service;
+        let notifier = Arc::new(Notifier::new(service, &options, Arc::clone(&bus), config.secret.is_some()));
         let changes = Arc::new(Changes::default());
         let evaluator =
             Evaluator::new(config, Arc::clone(&runtime), Arc::clone(&notifier), Arc::<Changes>::clone(&changes))?;
         let evaluator = Arc::new(evaluator);
         let updates = Arc::new(Updates::new(
+            service,
             &options,
             Arc::clone(&runtime),
             Arc::clone(&evaluator),
             Arc::clone(&notifier),
             changes,
         ));
-        let service = Service { evaluator, notifier, updates, base_url, api_key, is_realtime: options.enable_realtime };
+        let is_realtime = options.enable_realtime;
+        let target = Box::new(Target { base_url, credential, headers, is_realtime, has_secret });
+        let service = Service { evaluator, notifier, updates, target };
         Ok(Self::with_source(Source::Service(service), runtime, bus, name, keys))
     }
 
@@ -517,7 +553,8 @@ impl FlipswitchProvider {
         health
     }
 
-    /// Replaces the API key, after [`ApiKeyRotated`](ProviderEvent::ApiKeyRotated) or to correct a wrong key.
+    /// Replaces the API key, after [`ApiKeyRotated`](ProviderEvent::ApiKeyRotated) or to correct a wrong key. Replaces the
+    /// token of [`Auth::Bearer`](crate::Auth::Bearer) as well.
     ///
     /// The provider reconnects to the stream of changes with the new key, and ends the wait that follows a refused key.
     ///
@@ -541,17 +578,18 @@ impl FlipswitchProvider {
     ///
     /// # Errors
     ///
-    /// A [`ConfigError`] if the key cannot be sent. The old key stays in use.
+    /// A [`ConfigError`] if the key cannot be sent, or if there is none to replace. The old key stays in use.
     pub fn set_api_key(&self, api_key: impl Into<String>) -> Result<(), ConfigError> {
-        let api_key = ApiKey::new(&api_key.into())?;
-        let Source::Service(service) = &self.handle.source else { return Ok(()) };
+        let api_key = api_key.into();
+        let Source::Service(service) = &self.handle.source else { return ApiKey::new(&api_key).map(drop) };
         let _entered = self.handle.runtime.span().entered();
-        {
+        let api_key = {
             // Locked, so that concurrent calls leave the same key everywhere.
-            let mut shown = service.api_key.lock();
-            service.evaluator.set_api_key(&api_key);
-            *shown = api_key.clone();
-        }
+            let mut credential = service.target.credential.lock();
+            *credential = credential.replaced_by(&api_key)?;
+            service.evaluator.set_credential(&credential);
+            credential.clone()
+        };
         service.notifier.api_key_replaced();
         service.updates.api_key_replaced();
         tracing::info!(target: "flipswitch", %api_key, "the API key was replaced");
@@ -585,8 +623,14 @@ impl FlipswitchProvider {
             return;
         }
         // Not while it is locked: the subscriber is code of the application.
-        let api_key = service.api_key.lock().clone();
-        twins::started(&service.base_url, &api_key, runtime);
+        let Target { base_url, credential, headers, .. } = &*service.target;
+        let credential = credential.lock().clone();
+        twins::started(base_url, &credential, headers, runtime);
+    }
+
+    /// Returns whether keys are derived from random numbers because there is neither a secret nor an API key.
+    pub(crate) fn lacks_secret(&self) -> bool {
+        matches!(&self.handle.source, Source::Service(service) if !service.target.has_secret)
     }
 
     /// Returns the keys for the cookies of visitors.
@@ -628,15 +672,16 @@ impl Service {
     fn start(&self) -> Result<(), Error> {
         self.evaluator.start()?;
         self.updates.start()?;
-        let Self { base_url, is_realtime, .. } = self;
-        let api_key = self.api_key.lock().clone();
+        let Target { base_url, is_realtime, credential, headers, .. } = &*self.target;
+        let api_key = credential.lock().clone();
         let proxy = self.evaluator.transport().proxy();
         tracing::info!(target: "flipswitch", %base_url, proxy, %api_key, realtime = is_realtime, "starting");
         self.evaluator.announce_overrides();
-        if base_url.is_plain_and_remote() {
+        let has_credentials = headers.contains_key(header::AUTHORIZATION) || headers.contains_key(API_KEY);
+        if base_url.is_plain_and_remote() && (has_credentials || api_key.key().is_some()) {
             tracing::warn!(target: "flipswitch", %base_url, "the API key is sent unencrypted; use https");
         }
-        if api_key.is_placeholder() {
+        if api_key.key().is_some_and(ApiKey::is_placeholder) {
             tracing::warn!(target: "flipswitch", "the API key looks like a placeholder; use one from the dashboard");
         }
         Ok(())
@@ -669,8 +714,8 @@ impl fmt::Debug for FlipswitchProvider {
         }
         match &self.handle.source {
             Source::Service(service) => shown
-                .field("base_url", &format_args!("{}", service.base_url))
-                .field("api_key", &format_args!("{}", service.api_key.lock())),
+                .field("base_url", &format_args!("{}", service.target.base_url))
+                .field("api_key", &format_args!("{}", service.target.credential.lock())),
             Source::InMemory(in_memory) => shown.field("flags", &in_memory.len()),
         }
         .finish_non_exhaustive()

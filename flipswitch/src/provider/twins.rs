@@ -5,17 +5,18 @@ use std::{
     sync::LazyLock,
 };
 
+use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    config::{ApiKey, BaseUrl},
+    config::{BaseUrl, Credential},
     runtime::ProviderRuntime,
 };
 
 /// A provider that was started.
 struct Started {
-    /// Hash of its base URL and its API key.
+    /// Hash of its base URL, its API key and its headers, which may select an environment.
     environment: u64,
     token: CancellationToken,
     is_reported: bool,
@@ -25,8 +26,12 @@ static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 static STARTED: Mutex<Vec<Started>> = Mutex::new(Vec::new());
 
 /// Notes that a provider starts. Warns, once for an environment, if another one of the same environment is running.
-pub(super) fn started(base_url: &BaseUrl, api_key: &ApiKey, runtime: &ProviderRuntime) {
-    let environment = HASHER.hash_one((base_url.to_string(), api_key.header().as_bytes()));
+pub(super) fn started(base_url: &BaseUrl, credential: &Credential, headers: &HeaderMap, runtime: &ProviderRuntime) {
+    let mut headers = headers.clone();
+    credential.insert_into(&mut headers);
+    let mut sent: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+    sent.sort_unstable();
+    let environment = HASHER.hash_one((base_url.to_string(), sent));
     let is_first = {
         let mut started = STARTED.lock();
         started.retain(|other| !other.token.is_cancelled());

@@ -378,7 +378,12 @@ impl Visitors {
         match anonymous.0 {
             Kind::Shared => Self::Shared,
             Kind::Header(name) => Self::Header(name),
-            Kind::Cookie(cookie) => Self::Cookie(Arc::new(cookie.bind(provider))),
+            Kind::Cookie(cookie) => {
+                if provider.lacks_secret() {
+                    SetupWarning::CookieWithoutSecret.log(provider);
+                }
+                Self::Cookie(Arc::new(cookie.bind(provider)))
+            }
         }
     }
 

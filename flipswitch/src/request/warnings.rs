@@ -35,6 +35,8 @@ pub(crate) enum SetupWarning {
     PreflightAtGate,
     /// A response that shared caches may store was due to set the cookie of a visitor.
     CookieInSharedResponse,
+    /// Visitors get cookies, and there is neither a secret nor an API key to authenticate them with.
+    CookieWithoutSecret,
 }
 
 /// How many places are named that carry work from outside of a request.
@@ -77,6 +79,7 @@ impl SetupWarning {
             Self::ClientOfOtherProvider => 1 << 7,
             Self::PreflightAtGate => 1 << 8,
             Self::CookieInSharedResponse => 1 << 9,
+            Self::CookieWithoutSecret => 1 << 10,
         }
     }
 }
@@ -137,6 +140,10 @@ impl fmt::Display for SetupWarning {
                  without `private`, or `Expires`), and would give the cookie to others. Mark responses that depend on flags \
                  `private` or `no-store`",
             ),
+            Self::CookieWithoutSecret => f.write_str(
+                "the cookies of visitors are authenticated with a random key, since the provider has neither a `secret` nor an \
+                 API key: after a restart, and in other instances, their visitors are new ones; set a `secret`",
+            ),
         }
     }
 }
@@ -158,6 +165,7 @@ mod tests {
             SetupWarning::ClientOfOtherProvider,
             SetupWarning::PreflightAtGate,
             SetupWarning::CookieInSharedResponse,
+            SetupWarning::CookieWithoutSecret,
         ];
         let warned = crate::warn_once::WarnOnce::default();
         for warning in all {

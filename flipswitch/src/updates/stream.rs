@@ -1,4 +1,6 @@
-//! The stream of changes: its connection, and the actions that the supervisor decides on.
+//! The streams of changes: their connections, and the actions that their supervisors decide on.
+//!
+//! Flipswitch has one stream. An OFREP service advertises any number, and changes arrive only while all of them are open.
 
 #[cfg(test)]
 mod conformance;
@@ -9,11 +11,13 @@ pub(crate) mod supervisor;
 mod suspend;
 
 use std::{
-    future::pending,
+    future::{Future, pending, poll_fn},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU8, AtomicU64, Ordering},
     },
+    task::Poll,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -25,18 +29,36 @@ use self::{
     connections::ConnectionNumber,
     decoder::{Decoder, Message},
     event::{Cause, StreamEvent},
-    supervisor::{Action, ConnectionInput, Input, StreamOptions, Supervisor},
+    supervisor::{Action, ConnectionInput, Input, StreamKind, StreamOptions, Supervisor},
     suspend::{SuspendDetector, TICK},
 };
 use crate::{
     error::Error,
-    events::health::HealthSignal,
+    events::{events::ConnectionStatus, health::HealthSignal},
     runtime::sleep_until,
     updates::updates::Updates,
-    wire::transport::{EventStream, StreamRefused},
+    wire::transport::{EventStream, StreamRefused, StreamSource},
 };
 
-/// Commands for the stream. A command that is given several times before it is read counts once.
+/// Something that all streams must know.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Command {
+    Reconnect,
+    Refetched,
+    Unauthorized,
+}
+
+impl Command {
+    fn input(self) -> Input {
+        match self {
+            Self::Reconnect => Input::Reconnect,
+            Self::Refetched => Input::Refetched,
+            Self::Unauthorized => Input::Unauthorized,
+        }
+    }
+}
+
+/// Commands for the streams. A command that is given several times before it is read counts once.
 #[derive(Debug)]
 pub(crate) struct StreamCommands {
     pending: AtomicU8,
@@ -98,15 +120,15 @@ impl StreamCommands {
         self.notify.notify_one();
     }
 
-    pub(super) async fn next(&self) -> Input {
+    pub(super) async fn next(&self) -> Command {
         loop {
-            for (bit, input) in [
-                (Self::RECONNECT, Input::Reconnect),
-                (Self::REFETCHED, Input::Refetched),
-                (Self::UNAUTHORIZED, Input::Unauthorized),
+            for (bit, command) in [
+                (Self::RECONNECT, Command::Reconnect),
+                (Self::REFETCHED, Command::Refetched),
+                (Self::UNAUTHORIZED, Command::Unauthorized),
             ] {
                 if self.pending.fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
-                    return input;
+                    return command;
                 }
             }
             self.notify.notified().await;
@@ -117,17 +139,17 @@ impl StreamCommands {
 /// Wait before the task is started again after a panic.
 const RESTART_WAIT: Duration = Duration::from_secs(1);
 
-/// Reads the stream for the lifetime of the provider.
+/// Reads the streams for the lifetime of the provider.
 ///
 /// The task runs code of the application, the subscriber of its logs, which may panic. Without the task nothing would
 /// invalidate flags, so it is started again.
 pub(super) async fn run(updates: Arc<Updates>, options: StreamOptions) {
     loop {
-        let url = updates.evaluator.transport().events_url().as_str().into();
         let task = StreamTask {
+            published: Combined { status: ConnectionStatus::Disconnected, polls: updates.is_polling() },
             updates: Arc::clone(&updates),
-            supervisor: Supervisor::new(options, url, updates.was_connected()),
-            connections: [Numbered::NONE, Numbered::NONE],
+            options,
+            streams: Vec::new(),
             suspend: SuspendDetector::default(),
         };
         match updates.runtime.spawn(task.run()) {
@@ -141,13 +163,32 @@ pub(super) async fn run(updates: Arc<Updates>, options: StreamOptions) {
     }
 }
 
-/// Carries out what the supervisor decides.
+/// Carries out what the supervisors decide.
 struct StreamTask {
     updates: Arc<Updates>,
+    options: StreamOptions,
+    streams: Vec<Stream>,
+    suspend: SuspendDetector,
+    published: Combined,
+}
+
+/// What all streams are together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Combined {
+    status: ConnectionStatus,
+    polls: bool,
+}
+
+struct Stream {
+    source: StreamSource,
     supervisor: Supervisor,
     /// The connection, and the one beside it while one replaces the other.
     connections: [Numbered; 2],
-    suspend: SuspendDetector,
+    is_open: bool,
+    /// Until when an open stream counts, unless more is received.
+    heard_until: Instant,
+    status: ConnectionStatus,
+    polls: bool,
 }
 
 /// A connection with its number.
@@ -185,117 +226,221 @@ enum ConnectionEvent {
 
 impl StreamTask {
     async fn run(mut self) {
-        self.input(Input::Start);
+        let mut sources = self.updates.stream_sources();
+        let first = sources.borrow_and_update().clone();
+        self.follow(&first);
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let deadline = self.supervisor.deadline();
-            let is_open = self.supervisor.is_open();
+            let deadline = self.streams.iter().filter_map(|stream| stream.supervisor.deadline()).min();
+            let is_open = self.streams.iter().any(|stream| stream.supervisor.is_open());
             if !is_open {
                 self.suspend.reset();
             }
             tokio::select! {
                 biased;
-                command = self.updates.next_command() => self.input(command),
-                (number, event) = next_event(&mut self.connections) => self.connection_event(number, event),
+                command = self.updates.next_command() => self.input_to_all(|| command.input()),
+                // Cannot fail: the sender is part of `updates`.
+                _ = sources.changed() => {
+                    let sources = sources.borrow_and_update().clone();
+                    self.follow(&sources);
+                }
+                (at, number, event) = next_event(&mut self.streams) => self.connection_event(at, number, event),
                 () = sleep_until(deadline) => {
                     self.look_for_answers();
-                    self.input(Input::DeadlineReached);
+                    self.input_to_all(|| Input::DeadlineReached);
                 }
                 _ = tick.tick(), if is_open => {
                     if self.suspend.tick(Instant::now(), SystemTime::now()) {
-                        self.input(Input::Resumed);
+                        self.input_to_all(|| Input::Resumed);
                     }
                 }
             }
         }
     }
 
-    fn connection_event(&mut self, number: ConnectionNumber, event: ConnectionEvent) {
+    /// Follows these streams from now on. A stream that takes the place of another one is that stream at another URL.
+    fn follow(&mut self, sources: &[StreamSource]) {
+        let mut new: Vec<_> =
+            sources.iter().filter(|&source| self.streams.iter().all(|it| it.source != *source)).collect();
+        for at in (0..self.streams.len()).rev() {
+            if sources.contains(&self.streams[at].source) {
+                continue;
+            }
+            if let Some(source) = new.pop() {
+                self.streams[at].source = source.clone();
+                let shown = self.updates.evaluator.transport().shown(source).into();
+                self.input(at, Input::Moved(shown));
+            } else {
+                self.change(|streams| drop(streams.remove(at)));
+            }
+        }
+        for source in new {
+            let url = self.updates.evaluator.transport().shown(source).into();
+            let kind = match source {
+                StreamSource::Own => StreamKind::Heartbeats,
+                StreamSource::Advertised(_) => StreamKind::Anything,
+            };
+            let stream = Stream {
+                source: source.clone(),
+                supervisor: Supervisor::new(self.options, kind, url, self.updates.was_connected()),
+                connections: [Numbered::NONE, Numbered::NONE],
+                is_open: false,
+                heard_until: Instant::now(),
+                status: ConnectionStatus::Disconnected,
+                polls: false,
+            };
+            self.change(|streams| streams.push(stream));
+            self.input(self.streams.len() - 1, Input::Start);
+        }
+        self.publish();
+    }
+
+    fn connection_event(&mut self, at: usize, number: ConnectionNumber, event: ConnectionEvent) {
         let input = match event {
             ConnectionEvent::Opened(open) => {
-                self.replace(number, Connection::Open(open));
+                self.streams[at].replace(number, Connection::Open(open));
                 ConnectionInput::Opened
             }
             ConnectionEvent::Refused(StreamRefused { status, failure }) => {
-                self.replace(number, Connection::None);
+                self.streams[at].replace(number, Connection::None);
                 self.look_for_answers();
                 ConnectionInput::Refused(status, failure)
             }
             ConnectionEvent::Bytes(bytes) => {
-                self.updates.heard();
-                self.input(Input::Connection(number, ConnectionInput::Bytes));
-                return self.decode(number, bytes);
+                self.streams[at].heard_until = Instant::now() + self.options.stream_idle_timeout;
+                self.updates.heard(heard_until(&self.streams));
+                self.input(at, Input::Connection(number, ConnectionInput::Bytes));
+                return self.decode(at, number, bytes);
             }
             ConnectionEvent::Ended => ConnectionInput::Ended,
             ConnectionEvent::Broken(error) => ConnectionInput::Broken(error),
         };
-        self.input(Input::Connection(number, input));
+        self.input(at, Input::Connection(number, input));
     }
 
-    fn decode(&mut self, number: ConnectionNumber, mut bytes: Bytes) {
+    fn decode(&mut self, at: usize, number: ConnectionNumber, mut bytes: Bytes) {
         // A message may end the connection that it came on.
-        while let Some(Connection::Open(open)) = self.connection(number) {
+        while let Some(Connection::Open(open)) = self.streams[at].connection(number) {
             let message = open.decoder.next(&mut bytes);
             // After an error, the id may be one that exceeds the limit.
             if !matches!(message, Some(Err(_))) && open.last_id.as_ref() != open.decoder.last_id() {
                 // Only when it changes: two connections may be open, and the other one may have continued it.
                 open.last_id = open.decoder.last_id().cloned();
                 let last_id = open.last_id.clone();
-                self.input(Input::Connection(number, ConnectionInput::LastId(last_id)));
+                self.input(at, Input::Connection(number, ConnectionInput::LastId(last_id)));
             }
             let input = match message {
                 Some(Ok(Message::Event { event, data })) => {
                     self.updates.notifier.event_received();
-                    ConnectionInput::Event(StreamEvent::parse(&event, &data))
+                    ConnectionInput::Event(StreamEvent::parse(&self.streams[at].source, &event, &data))
                 }
                 Some(Ok(Message::Retry(wait))) => ConnectionInput::Retry(wait),
                 Some(Err(error)) => ConnectionInput::Broken(Error::decode(error)),
                 None => break,
             };
-            self.input(Input::Connection(number, input));
+            self.input(at, Input::Connection(number, input));
         }
     }
 
     fn look_for_answers(&mut self) {
         let answered_at = self.updates.answered_at();
-        self.input(Input::Answered(answered_at));
+        self.input_to_all(|| Input::Answered(answered_at));
     }
 
-    fn input(&mut self, input: Input) {
-        for action in self.supervisor.input(input, Instant::now(), fastrand::f64()) {
-            self.act(action);
+    fn input_to_all(&mut self, input: impl Fn() -> Input) {
+        for at in 0..self.streams.len() {
+            self.input(at, input());
         }
     }
 
-    fn act(&mut self, action: Action) {
+    fn input(&mut self, at: usize, input: Input) {
+        for action in self.streams[at].supervisor.input(input, Instant::now(), fastrand::f64()) {
+            self.act(at, action);
+        }
+    }
+
+    fn act(&mut self, at: usize, action: Action) {
         let updates = &self.updates;
+        let stream = &mut self.streams[at];
         match action {
             Action::Connect { number, last_id } => {
-                let connection = connect(updates, last_id);
-                self.connections = [Numbered { number, connection }, Numbered::NONE];
+                let connection = connect(updates, &stream.source, last_id);
+                stream.connections = [Numbered { number, connection }, Numbered::NONE];
             }
             Action::ConnectBeside { number, last_id } => {
-                let connection = connect(updates, last_id);
+                let connection = connect(updates, &stream.source, last_id);
                 let is_free = |slot: &&mut Numbered| matches!(slot.connection, Connection::None);
-                if let Some(free) = self.connections.iter_mut().find(is_free) {
+                if let Some(free) = stream.connections.iter_mut().find(is_free) {
                     *free = Numbered { number, connection };
                 }
             }
-            Action::Close(number) => self.replace(number, Connection::None),
-            Action::Disconnect => self.connections = [Numbered::NONE, Numbered::NONE],
-            Action::StreamOpened => updates.stream_opened(),
-            Action::StreamClosed => updates.stream_closed(),
-            Action::Invalidate(Cause::Announced) => updates.change_announced(),
+            Action::Close(number) => stream.replace(number, Connection::None),
+            Action::Disconnect => stream.connections = [Numbered::NONE, Numbered::NONE],
+            Action::StreamOpened => {
+                let heard_until = Instant::now() + self.options.stream_idle_timeout;
+                self.change(|streams| (streams[at].is_open, streams[at].heard_until) = (true, heard_until));
+            }
+            Action::StreamClosed => self.change(|streams| streams[at].is_open = false),
+            Action::Invalidate(Cause::Announced(version)) => updates.change_announced(version),
             Action::Invalidate(Cause::Missed) => updates.invalidate(),
             Action::Notify(notification) => updates.notify(notification),
-            Action::Status(status) => updates.status(status),
+            Action::Status(status) => {
+                stream.status = status;
+                self.publish();
+            }
             Action::Refetch => updates.refetch(),
-            Action::Polling(is_active) => updates.set_polling(is_active),
+            Action::Polling(polls) => {
+                stream.polls = polls;
+                self.publish();
+            }
             Action::Unauthorized => updates.notifier.observe(HealthSignal::StreamUnauthorized),
         }
     }
 
+    /// Changes the streams, and notes if changes arrive from now on, or do not arrive any more.
+    fn change(&mut self, change: impl FnOnce(&mut Vec<Stream>)) {
+        let are_open = |streams: &[Stream]| !streams.is_empty() && streams.iter().all(|stream| stream.is_open);
+        let before = are_open(&self.streams);
+        change(&mut self.streams);
+        match (before, are_open(&self.streams)) {
+            (false, true) => self.updates.stream_opened(heard_until(&self.streams)),
+            (true, false) => self.updates.stream_closed(),
+            _ => {}
+        }
+    }
+
+    /// Publishes what all streams are together, if it has changed.
+    fn publish(&mut self) {
+        let is = |status| move |stream: &Stream| stream.status == status;
+        let status = if self.streams.iter().any(is(ConnectionStatus::Error)) {
+            ConnectionStatus::Error
+        } else if self.streams.iter().any(is(ConnectionStatus::Connecting)) {
+            ConnectionStatus::Connecting
+        } else if self.streams.is_empty() || self.streams.iter().any(is(ConnectionStatus::Disconnected)) {
+            ConnectionStatus::Disconnected
+        } else {
+            ConnectionStatus::Connected
+        };
+        let may_poll = self.options.polling_fallback;
+        let polls = may_poll && (self.streams.is_empty() || self.streams.iter().any(|stream| stream.polls));
+        let before = std::mem::replace(&mut self.published, Combined { status, polls });
+        if before.polls != polls {
+            self.updates.set_polling(polls);
+        }
+        if before.status != status {
+            self.updates.status(status);
+        }
+    }
+}
+
+/// Returns until when all streams count, unless more is received.
+fn heard_until(streams: &[Stream]) -> Instant {
+    let open = streams.iter().filter(|stream| stream.is_open);
+    open.map(|stream| stream.heard_until).min().unwrap_or_else(Instant::now)
+}
+
+impl Stream {
     fn connection(&mut self, number: ConnectionNumber) -> Option<&mut Connection> {
         self.connections.iter_mut().find(|slot| slot.number == number).map(|slot| &mut slot.connection)
     }
@@ -307,19 +452,30 @@ impl StreamTask {
     }
 }
 
-/// Returns the next event of any connection.
-async fn next_event([first, second]: &mut [Numbered; 2]) -> (ConnectionNumber, ConnectionEvent) {
-    // In a random order, so that one connection cannot hold up the other.
-    tokio::select! {
-        event = first.connection.next() => (first.number, event),
-        event = second.connection.next() => (second.number, event),
+/// Returns the next event of any connection, with the position of its stream.
+async fn next_event(streams: &mut [Stream]) -> (usize, ConnectionNumber, ConnectionEvent) {
+    type Next<'a> = Pin<Box<dyn Future<Output = (usize, ConnectionNumber, ConnectionEvent)> + Send + 'a>>;
+    let mut next: Vec<Next<'_>> = Vec::new();
+    for (at, stream) in streams.iter_mut().enumerate() {
+        for Numbered { number, connection } in &mut stream.connections {
+            if !matches!(connection, Connection::None) {
+                next.push(Box::pin(async move { (at, *number, connection.next().await) }));
+            }
+        }
     }
+    // In a random order, so that one connection cannot hold up the others.
+    fastrand::shuffle(&mut next);
+    poll_fn(|context| {
+        let ready = next.iter_mut().map(|next| next.as_mut().poll(context));
+        ready.into_iter().find(Poll::is_ready).unwrap_or(Poll::Pending)
+    })
+    .await
 }
 
-fn connect(updates: &Updates, last_id: Option<Arc<str>>) -> Connection {
-    let evaluator = Arc::clone(&updates.evaluator);
+fn connect(updates: &Updates, source: &StreamSource, last_id: Option<Arc<str>>) -> Connection {
+    let (evaluator, source) = (Arc::clone(&updates.evaluator), source.clone());
     let connecting = updates.runtime.spawn(async move {
-        let events = evaluator.transport().events(last_id.as_deref()).await?;
+        let events = evaluator.transport().events(&source, last_id.as_deref()).await?;
         let decoder = Decoder::new(last_id);
         Ok(Open { events, last_id: decoder.last_id().cloned(), decoder })
     });

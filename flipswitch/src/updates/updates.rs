@@ -8,8 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::sync::watch;
+
 use crate::{
-    config::Options,
+    config::{Options, ServiceKind},
     error::Error,
     evaluator::evaluator::Evaluator,
     events::{
@@ -23,6 +25,7 @@ use crate::{
         polling::{Polling, refetch_delay},
         stream::{self, event::Notification, supervisor::StreamOptions},
     },
+    wire::{event_streams::ConfigVersion, transport::StreamSource},
 };
 
 /// The sources of updates: the stream of changes, and polling.
@@ -41,6 +44,7 @@ pub(crate) struct Updates {
 
 impl Updates {
     pub(crate) fn new(
+        service: ServiceKind,
         options: &Options,
         runtime: Arc<ProviderRuntime>,
         evaluator: Arc<Evaluator>,
@@ -53,6 +57,9 @@ impl Updates {
             stream_idle_timeout: options.stream_idle_timeout,
         });
         let is_updated = options.enable_realtime || options.enable_polling_fallback;
+        if service == ServiceKind::Flipswitch {
+            changes.follow(vec![StreamSource::Own]);
+        }
         Self {
             evaluator,
             notifier,
@@ -72,9 +79,13 @@ impl Updates {
     /// An [`Error`] if no task can be started.
     pub(crate) fn start(self: &Arc<Self>) -> Result<(), Error> {
         let Some(interval) = self.polling_interval else { return Ok(()) };
-        match self.stream {
-            Some(options) => drop(self.runtime.spawn(stream::run(Arc::clone(self), options))?),
-            None => self.polling.start_active(),
+        // Without a stream, or until the service advertises one, it is polled.
+        let may_poll = self.stream.is_none_or(|options| options.polling_fallback);
+        if may_poll && (self.stream.is_none() || self.stream_sources().borrow().is_empty()) {
+            self.polling.start_active();
+        }
+        if let Some(options) = self.stream {
+            drop(self.runtime.spawn(stream::run(Arc::clone(self), options))?);
         }
         let polling = Arc::clone(&self.polling);
         self.runtime.spawn(polling.run(Arc::clone(&self.evaluator), Arc::clone(&self.notifier), interval))?;
@@ -109,15 +120,19 @@ impl Updates {
         self.changes.stream.answered_at()
     }
 
-    pub(super) async fn next_command(&self) -> stream::supervisor::Input {
+    pub(super) async fn next_command(&self) -> stream::Command {
         self.changes.stream.next().await
     }
 
-    /// Notes that changes arrive from now on, and invalidates all flags.
-    pub(super) fn stream_opened(&self) {
+    /// Returns where streams of changes come from, as it changes.
+    pub(super) fn stream_sources(&self) -> watch::Receiver<Vec<StreamSource>> {
+        self.changes.sources()
+    }
+
+    /// Notes that changes arrive from now on, which counts until `heard_until` without more, and invalidates all flags.
+    pub(super) fn stream_opened(&self, heard_until: Instant) {
         // A service with an open stream has probably recovered.
-        let now = Instant::now();
-        self.evaluator.stream_opened(now + self.heard_for(), now + refetch_delay());
+        self.evaluator.stream_opened(heard_until, Instant::now() + refetch_delay());
         if self.was_connected.swap(true, Ordering::Relaxed) {
             self.evaluator.counters().reconnects.count();
         }
@@ -128,13 +143,9 @@ impl Updates {
         self.was_connected.load(Ordering::Relaxed)
     }
 
-    /// Notes that bytes arrived on the stream.
-    pub(super) fn heard(&self) {
-        self.evaluator.epoch().heard(Instant::now() + self.heard_for());
-    }
-
-    fn heard_for(&self) -> Duration {
-        self.stream.map_or(Duration::ZERO, |options| options.stream_idle_timeout)
+    /// Notes that bytes arrived on a stream, so that the streams count until this time.
+    pub(super) fn heard(&self, until: Instant) {
+        self.evaluator.epoch().heard(until);
     }
 
     /// Notes that changes do not arrive any more.
@@ -157,9 +168,9 @@ impl Updates {
         self.evaluator.epoch().invalidate_all();
     }
 
-    /// Marks all flags as out of date because of an event.
-    pub(super) fn change_announced(&self) {
-        self.evaluator.epoch().change_announced(Instant::now());
+    /// Marks all flags as out of date because of an event, which may name the version of the configuration.
+    pub(super) fn change_announced(&self, version: ConfigVersion) {
+        self.evaluator.change_announced(version);
     }
 
     /// Requests the flags of the start-up context soon.

@@ -13,12 +13,17 @@ use serde::de::IgnoredAny;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
-    config::{ApiKey, BaseUrl, Config},
+    config::{BaseUrl, Config, Credential, Options, ServiceKind},
     context::canonical::CanonicalContext,
     error::{Chain, ConfigError, Error, Failure},
     flags::{flag_set::FlagSet, intern::Interner},
     sanitize::printable,
-    wire::{not_found::NotFound, ofrep, proxy::proxy},
+    wire::{
+        event_streams::{self, Advertised, ConfigVersion, StreamUrl},
+        not_found::NotFound,
+        ofrep,
+        proxy::proxy,
+    },
 };
 
 /// Largest body of a bulk response, in bytes.
@@ -27,6 +32,9 @@ const MAX_BODY: usize = 16 << 20;
 /// How much of the body of an error response is read, in bytes, and for how long if its status does not decide alone.
 const MAX_ERROR_BODY: usize = 64 << 10;
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Clients that are kept for event streams at other origins.
+const MAX_FOREIGN_CLIENTS: usize = 4;
 
 /// Number of redirects that are followed, all of them within the origin.
 const MAX_REDIRECTS: usize = 5;
@@ -48,28 +56,31 @@ const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// Sent unless the application configures the client: some firewalls reject requests without it.
 const USER_AGENT: &str = concat!("flipswitch-rust/", env!("CARGO_PKG_VERSION"));
 
-const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-
 /// Sends requests to the flag service. Must be used on the provider's runtime.
 pub(crate) struct Transport {
     /// Two clients of one factory, so that a stalled stream cannot hold up requests on a shared connection.
     requests: Client,
     streams: Client,
+    /// Clients for event streams at other origins, to which none of our headers is sent. The newest one last.
+    foreign_streams: Mutex<Vec<(String, Client)>>,
+    base_url: BaseUrl,
+    options: Options,
     bulk_url: Url,
     events_url: Url,
+    reads_event_streams: bool,
     /// The proxy between the provider and the service, if the system or the environment has one, without its credentials.
     proxy: Option<String>,
-    /// Headers of every request; the API key among them may be replaced.
+    /// Headers of every request to the service; the API key among them may be replaced.
     headers: RwLock<HeaderMap>,
     not_found: Mutex<NotFound>,
     interner: Interner,
 }
 
-/// Returns the headers that are sent with every request, those of the stream included.
+/// Returns the headers that are sent with every request to the service, those of streams included.
 fn common_headers(config: &Config) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    headers.insert(API_KEY, config.api_key.header());
-    if config.options.telemetry {
+    let mut headers = config.headers.clone();
+    config.credential.insert_into(&mut headers);
+    if config.options.telemetry && config.service == ServiceKind::Flipswitch {
         insert_telemetry(&mut headers, config.options.enable_realtime);
     }
     headers
@@ -77,10 +88,14 @@ fn common_headers(config: &Config) -> HeaderMap {
 
 impl Transport {
     pub(crate) fn new(config: &Config) -> Result<Self, ConfigError> {
+        let Config { base_url, options, .. } = config;
         Ok(Self {
-            requests: client(config, Method::POST, config.options.request_timeout)?,
-            // The duration of a stream is unlimited; its reader limits how long it may be silent.
-            streams: client(config, Method::GET, NO_TIMEOUT)?,
+            requests: client(base_url, options, Method::POST)?,
+            streams: client(base_url, options, Method::GET)?,
+            foreign_streams: Mutex::default(),
+            base_url: base_url.clone(),
+            options: options.clone(),
+            reads_event_streams: config.service == ServiceKind::Ofrep && options.enable_realtime,
             bulk_url: config.base_url.join("/ofrep/v1/evaluate/flags"),
             events_url: config.base_url.join("/api/v1/flags/events"),
             proxy: proxy(config),
@@ -90,9 +105,9 @@ impl Transport {
         })
     }
 
-    /// Sends another API key from now on.
-    pub(crate) fn set_api_key(&self, key: &ApiKey) {
-        self.headers.write().insert(API_KEY, key.header());
+    /// Sends another API key or token from now on.
+    pub(crate) fn set_credential(&self, credential: &Credential) {
+        credential.insert_into(&mut self.headers.write());
         // Another environment may have no flags yet.
         *self.not_found.lock() = NotFound::default();
     }
@@ -102,27 +117,24 @@ impl Transport {
         self.proxy.as_deref()
     }
 
-    /// Returns the URL of the stream.
-    pub(crate) fn events_url(&self) -> &Url {
-        &self.events_url
-    }
-
     fn headers(&self) -> HeaderMap {
         self.headers.read().clone()
     }
 
     /// Requests all flags of one context. `etag` is the tag of the flag set that is cached for this very context.
     ///
-    /// `may_lack_flags` tells whether the service may respond with 404 because it has no flags. Has no time limit of its own.
+    /// `version` is that of the configuration if an event demands the request. `may_lack_flags` tells whether the service may
+    /// respond with 404 because it has no flags. Has no time limit of its own.
     pub(crate) async fn bulk(
         &self,
         context: &CanonicalContext,
         etag: Option<&[u8]>,
+        version: &ConfigVersion,
         may_lack_flags: bool,
     ) -> Result<Bulk, Failure> {
         let mut request = self
             .requests
-            .post(self.bulk_url.clone())
+            .post(version.added_to(&self.bulk_url))
             .headers(self.headers())
             .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
             // A cache that ignores the body would answer one user with the flags of another.
@@ -144,15 +156,18 @@ impl Transport {
         let etag = etag.filter(|etag| (1..=MAX_ETAG).contains(&etag.len())).map(Box::from);
         match response.status() {
             StatusCode::OK => {
-                let flag_set = ofrep::bulk(&body(response, MAX_BODY).await?, &self.interner)?;
+                let body = body(response, MAX_BODY).await?;
+                let flag_set = ofrep::bulk(&body, &self.interner)?;
                 self.has_flags();
-                Ok(Bulk::Flags { flag_set, etag })
+                let reads_streams = self.reads_event_streams && context.is_start_up();
+                let streams = reads_streams.then(|| event_streams::advertised(&body, self.base_url.url()));
+                Ok(Bulk::Flags { flag_set, etag, streams })
             }
             StatusCode::NOT_MODIFIED => {
                 self.has_flags();
                 Ok(Bulk::NotModified { etag })
             }
-            StatusCode::NOT_FOUND => match self.status_failure(response, &self.bulk_url).await {
+            StatusCode::NOT_FOUND => match self.status_failure(response, self.bulk_url.as_str()).await {
                 Failure { error: Error::Status(_), .. }
                     if may_lack_flags && self.not_found.lock().means_no_flags(Instant::now()) =>
                 {
@@ -167,7 +182,7 @@ impl Transport {
                 }
                 failure => Err(failure),
             },
-            _ => Err(self.status_failure(response, &self.bulk_url).await),
+            _ => Err(self.status_failure(response, self.bulk_url.as_str()).await),
         }
     }
 
@@ -179,18 +194,32 @@ impl Transport {
         }
     }
 
-    /// Opens the stream of changes, after the event with this id.
-    pub(crate) async fn events(&self, last_id: Option<&str>) -> Result<EventStream, StreamRefused> {
+    /// Opens a stream of changes, after the event with this id.
+    pub(crate) async fn events(
+        &self,
+        source: &StreamSource,
+        last_id: Option<&str>,
+    ) -> Result<EventStream, StreamRefused> {
         // The limit includes the body of an error response, which may stall as well.
         let timed_out = |_| Err(StreamRefused { status: None, failure: Error::Timeout.into() });
-        tokio::time::timeout(STREAM_HEAD_TIMEOUT, self.open_stream(last_id)).await.unwrap_or_else(timed_out)
+        tokio::time::timeout(STREAM_HEAD_TIMEOUT, self.open_stream(source, last_id)).await.unwrap_or_else(timed_out)
     }
 
-    async fn open_stream(&self, last_id: Option<&str>) -> Result<EventStream, StreamRefused> {
-        let mut request = self
-            .streams
-            .get(self.events_url.clone())
-            .headers(self.headers())
+    async fn open_stream(&self, source: &StreamSource, last_id: Option<&str>) -> Result<EventStream, StreamRefused> {
+        let (url, client, headers) = match source {
+            StreamSource::Own => (&self.events_url, self.streams.clone(), self.headers()),
+            StreamSource::Advertised(stream) if stream.url().origin() == self.base_url.url().origin() => {
+                (stream.url(), self.streams.clone(), self.headers())
+            }
+            StreamSource::Advertised(stream) => {
+                let client = self.foreign_client(stream.url());
+                let client = client.map_err(|error| StreamRefused { status: None, failure: error.into() })?;
+                (stream.url(), client, HeaderMap::new())
+            }
+        };
+        let mut request = client
+            .get(url.clone())
+            .headers(headers)
             .header(header::ACCEPT, HeaderValue::from_static("text/event-stream"))
             .header(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"))
             .header(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
@@ -203,10 +232,12 @@ impl Transport {
             .map_err(|error| StreamRefused { status: None, failure: self.request_failure(error) })?;
         let status = response.status();
         if status != StatusCode::OK {
-            return Err(StreamRefused {
-                status: Some(status),
-                failure: self.status_failure(response, &self.events_url).await,
-            });
+            let mut failure = self.status_failure(response, &self.shown(source)).await;
+            if let (StreamSource::Advertised(_), Error::Unauthorized) = (source, &failure.error) {
+                // The URL authenticates the client, and not the API key.
+                failure.error = Error::Status(status);
+            }
+            return Err(StreamRefused { status: Some(status), failure });
         }
         let media_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let media_type = media_type.unwrap_or_default();
@@ -215,6 +246,37 @@ impl Transport {
         }
         let error = Error::decode(NoEventStream(printable(media_type)));
         Err(StreamRefused { status: Some(status), failure: error.into() })
+    }
+
+    /// Returns what may be shown of the URL of a stream.
+    pub(crate) fn shown(&self, source: &StreamSource) -> String {
+        match source {
+            StreamSource::Own => self.events_url.to_string(),
+            StreamSource::Advertised(stream) => stream.to_string(),
+        }
+    }
+
+    /// Returns a client for streams at another origin than that of the service.
+    ///
+    /// # Errors
+    ///
+    /// An [`Error`] if the application's client has headers of its own, which it would send there.
+    fn foreign_client(&self, url: &Url) -> Result<Client, Error> {
+        let origin = url.origin().ascii_serialization();
+        let mut clients = self.foreign_streams.lock();
+        if let Some((_, client)) = clients.iter().find(|(known, _)| *known == origin) {
+            return Ok(client.clone());
+        }
+        if self.options.http_client.as_ref().is_some_and(|factory| has_own_headers(&factory.client_builder())) {
+            return Err(Error::transport(HeadersForOtherOrigin));
+        }
+        let service = BaseUrl::of_origin(url);
+        let client = client(&service, &self.options, Method::GET).map_err(Error::transport)?;
+        if clients.len() == MAX_FOREIGN_CLIENTS {
+            clients.remove(0);
+        }
+        clients.push((origin, client.clone()));
+        Ok(client)
     }
 
     /// Returns the failure of a request without a response.
@@ -235,8 +297,8 @@ impl Transport {
         Failure { is_connect, ..error.into() }
     }
 
-    /// Returns the failure for a status that is neither success nor 304.
-    async fn status_failure(&self, response: Response, url: &Url) -> Failure {
+    /// Returns the failure for a status that is neither success nor 304. `url` is what may be shown of the URL.
+    async fn status_failure(&self, response: Response, url: &str) -> Failure {
         let retry_after = retry_after(response.headers());
         let status = response.status();
         let error = match status {
@@ -261,7 +323,7 @@ impl Transport {
     /// # Errors
     ///
     /// [`Error::Decode`] if the body is neither empty nor JSON: then a proxy, a firewall or another server has responded.
-    async fn own_body(&self, response: Response, url: &Url) -> Result<(), Error> {
+    async fn own_body(&self, response: Response, url: &str) -> Result<(), Error> {
         let status = response.status();
         let media_type =
             response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(printable);
@@ -279,7 +341,7 @@ impl Transport {
             _ => "the service refuses the API key, but not in JSON",
         };
         let sender = self.proxy.as_ref().map_or_else(|| "a proxy".to_owned(), |proxy| format!("the proxy {proxy}"));
-        Err(Error::decode(ForeignResponse { status, media_type, url: url.clone(), sender, or }))
+        Err(Error::decode(ForeignResponse { status, media_type, url: url.to_owned(), sender, or }))
     }
 }
 
@@ -289,13 +351,22 @@ pub(crate) enum Bulk {
     Flags {
         flag_set: Arc<FlagSet>,
         etag: Option<Box<[u8]>>,
+        /// The event streams that the service advertises, if the provider follows them.
+        streams: Option<Advertised>,
     },
     /// The service has no flags.
     NoFlags,
     /// The flag set that the request's tag stands for is still valid.
-    NotModified {
-        etag: Option<Box<[u8]>>,
-    },
+    NotModified { etag: Option<Box<[u8]>> },
+}
+
+/// Where a stream of changes comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StreamSource {
+    /// The stream of Flipswitch.
+    Own,
+    /// An event stream of OFREP.
+    Advertised(StreamUrl),
 }
 
 /// Reason why the stream did not open.
@@ -329,9 +400,30 @@ fn has_user_agent(builder: &ClientBuilder) -> bool {
     format!("{builder:?}").contains("\"user-agent\"")
 }
 
-/// Makes a client with the application's factory. What must hold for every request is set last.
-fn client(config: &Config, method: Method, timeout: Duration) -> Result<Client, ConfigError> {
-    let Config { base_url, options, .. } = config;
+/// The application's client has default headers.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the event stream is at another origin than the service, and the default headers of `http_client` would be sent there; \
+     set them with `header` instead"
+)]
+struct HeadersForOtherOrigin;
+
+/// Returns whether the application's factory has set headers other than a user agent. The HTTP client shows its headers in
+/// no other way than as `"name": value`. Whatever else looks so counts as a header.
+fn has_own_headers(builder: &ClientBuilder) -> bool {
+    let text = format!("{builder:?}");
+    let Some((_, headers)) = text.split_once("default_headers: {") else { return true };
+    headers.match_indices("\": ").any(|(end, _)| {
+        let name = headers[..end].rsplit('"').next();
+        !matches!(name, Some("accept" | "user-agent"))
+    })
+}
+
+/// Makes a client with the application's factory. What must hold for every request is set last. A client for GET is for
+/// streams.
+fn client(base_url: &BaseUrl, options: &Options, method: Method) -> Result<Client, ConfigError> {
+    // The duration of a stream is unlimited; its reader limits how long it may be silent.
+    let timeout = if method == Method::GET { NO_TIMEOUT } else { options.request_timeout };
     let mut builder = match &options.http_client {
         Some(factory) => factory.client_builder(),
         None => default_client(base_url)?,
@@ -482,7 +574,7 @@ async fn body(mut response: Response, limit: usize) -> Result<Vec<u8>, Error> {
 struct ForeignResponse {
     status: StatusCode,
     media_type: String,
-    url: Url,
+    url: String,
     sender: String,
     or: &'static str,
 }
@@ -531,7 +623,6 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::config::Options;
 
     #[test]
     fn retry_after_is_parsed_in_its_three_forms() {
@@ -559,6 +650,23 @@ mod tests {
     }
 
     #[test]
+    fn default_headers_of_a_client_are_recognized() {
+        let with = |name: &'static str, value: &str| {
+            let value = HeaderValue::from_str(value).unwrap();
+            ClientBuilder::new().default_headers(HeaderMap::from_iter([(HeaderName::from_static(name), value)]))
+        };
+        let usual = || ClientBuilder::new().no_proxy().connect_timeout(Duration::from_secs(1));
+        assert!(!has_own_headers(&usual()) && !has_own_headers(&usual().user_agent("my } agent")));
+        let secret = with("authorization", "secret");
+        assert!(has_own_headers(&secret));
+        assert!(has_own_headers(&secret.user_agent("x")));
+        let mut sensitive = HeaderValue::from_static("secret");
+        sensitive.set_sensitive(true);
+        let headers = HeaderMap::from_iter([(HeaderName::from_static("x-token"), sensitive)]);
+        assert!(has_own_headers(&usual().user_agent("a } b").default_headers(headers)));
+    }
+
+    #[test]
     fn missing_tls_is_reported_before_any_request() {
         let expected: &[&str] = if cfg!(any(feature = "rustls", feature = "native-tls")) {
             &[]
@@ -567,17 +675,9 @@ mod tests {
         } else {
             &["built without TLS", "`rustls`"]
         };
-        let config = Config {
-            api_key: ApiKey::new("key").unwrap(),
-            base_url: BaseUrl::new("https://flags.example").unwrap(),
-            bootstrap: None,
-            override_file: None,
-            name: None,
-            secret: None,
-            secret_before: None,
-            options: Options::default(),
-        };
-        let text = Transport::new(&config).err().map_or_else(String::new, |error| error.to_string());
+        let base_url = BaseUrl::new("https://flags.example").unwrap();
+        let text =
+            Transport::new(&Config::of_service(base_url)).err().map_or_else(String::new, |error| error.to_string());
         assert_eq!(text.is_empty(), expected.is_empty(), "{text}");
         for words in expected {
             assert!(text.contains(words), "{text}");

@@ -14,8 +14,8 @@ use tokio::{
 
 use super::decoder::{Decoder, Message};
 use crate::{
-    config::{ApiKey, BaseUrl, Config, Options},
-    wire::transport::Transport,
+    config::{BaseUrl, Config},
+    wire::transport::{StreamSource, Transport},
 };
 
 /// What a server sends, and the expected result.
@@ -87,17 +87,8 @@ async fn read(chunks: Vec<Vec<u8>>, initial: Option<&str>, pieces: Pieces) -> Re
         }
         String::from_utf8(head).unwrap()
     });
-    let config = Config {
-        api_key: ApiKey::new("key").unwrap(),
-        base_url: BaseUrl::new(&url).unwrap(),
-        bootstrap: None,
-        override_file: None,
-        name: None,
-        secret: None,
-        secret_before: None,
-        options: Options::default(),
-    };
-    let mut events = Transport::new(&config).unwrap().events(initial).await.unwrap();
+    let config = Config::of_service(BaseUrl::new(&url).unwrap());
+    let mut events = Transport::new(&config).unwrap().events(&StreamSource::Own, initial).await.unwrap();
     let mut decoder = Decoder::with_limit(initial.map(Arc::from), NonZeroUsize::new(16 << 20).unwrap());
     let mut read = Read::default();
     while let Some(mut chunk) = events.chunk().await.unwrap() {

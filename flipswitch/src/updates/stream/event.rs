@@ -1,19 +1,27 @@
 //! The events of the stream of changes, and what each of them changes.
 //!
-//! A new kind of event is added in two places: [`StreamEvent::parse`] reads it, and [`StreamEvent::effect`] decides what
-//! follows from it.
+//! A new kind of event is added in two places: [`StreamEvent::parse`] reads it, or `parse_advertised` for event streams of
+//! OFREP, and [`StreamEvent::effect`] decides what follows from it.
 
 use serde::Deserialize;
 use serde_json::Value;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
-use crate::events::events::FlagChangeEvent;
+use crate::{
+    events::events::FlagChangeEvent,
+    wire::{
+        event_streams::{ConfigVersion, refetch},
+        transport::StreamSource,
+    },
+};
 
 /// An event of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StreamEvent {
     /// A flag changed, or possibly all flags.
     Changed(FlagChangeEvent),
+    /// The configuration has another version, so that all flags may have changed.
+    Reconfigured(FlagChangeEvent, ConfigVersion),
     /// The API key is being replaced, or, with `None`, its replacement was cancelled.
     KeyRotated { valid_until: Option<OffsetDateTime> },
     /// The stream is alive.
@@ -32,10 +40,11 @@ pub(crate) struct Effect {
 }
 
 /// Why flags are out of date.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// A change was announced. The service may evaluate with old rules for a moment after its own event.
-    Announced,
+    /// A change was announced, with the version of the configuration if the service names one. The service may evaluate with
+    /// old rules for a moment after its own event.
+    Announced(ConfigVersion),
     /// A change may have been missed.
     Missed,
 }
@@ -57,8 +66,24 @@ struct Data {
 }
 
 impl StreamEvent {
-    /// Parses an event. A change that cannot be read may concern any flag.
-    pub(crate) fn parse(name: &str, data: &str) -> Self {
+    /// Parses an event of a stream.
+    pub(crate) fn parse(source: &StreamSource, name: &str, data: &str) -> Self {
+        match source {
+            StreamSource::Own => Self::parse_own(name, data),
+            StreamSource::Advertised(_) => Self::parse_advertised(data),
+        }
+    }
+
+    /// Parses an event of OFREP, which is known by the type in its data, whatever its name is (ADR-0008).
+    fn parse_advertised(data: &str) -> Self {
+        match refetch(data) {
+            Some((version, timestamp)) => Self::Reconfigured(FlagChangeEvent { flag_key: None, timestamp }, version),
+            None => Self::Unknown,
+        }
+    }
+
+    /// Parses an event of Flipswitch. A change that cannot be read may concern any flag.
+    fn parse_own(name: &str, data: &str) -> Self {
         let data = || serde_json::from_str::<Data>(data).unwrap_or_default();
         match name {
             "flag-updated" => {
@@ -80,7 +105,11 @@ impl StreamEvent {
     pub(crate) fn effect(self, is_first_heartbeat: bool) -> Effect {
         match self {
             Self::Changed(change) => {
-                Effect { invalidate: Some(Cause::Announced), notify: Some(Notification::Changed(change)) }
+                let invalidate = Some(Cause::Announced(ConfigVersion::default()));
+                Effect { invalidate, notify: Some(Notification::Changed(change)) }
+            }
+            Self::Reconfigured(change, version) => {
+                Effect { invalidate: Some(Cause::Announced(version)), notify: Some(Notification::Changed(change)) }
             }
             Self::KeyRotated { valid_until } => {
                 let notify = Some(Notification::KeyRotated { valid_until });
@@ -112,32 +141,35 @@ mod tests {
     #[test]
     fn events_are_parsed_as_the_service_sends_them() {
         let at = datetime!(2024-01-21 10:30:45.123 UTC);
-        let read =
-            StreamEvent::parse("flag-updated", r#"{"flagKey":"my-feature","timestamp":"2024-01-21T10:30:45.123Z"}"#);
+        let read = StreamEvent::parse_own(
+            "flag-updated",
+            r#"{"flagKey":"my-feature","timestamp":"2024-01-21T10:30:45.123Z"}"#,
+        );
         assert_eq!(read, changed(Some("my-feature"), Some(at)));
         let segment = r#"{"timestamp":"2024-01-21T10:30:45.123Z","reason":"segment-modified"}"#;
-        assert_eq!(StreamEvent::parse("config-updated", segment), changed(None, Some(at)));
-        let rotated = StreamEvent::parse("api-key-rotated", r#"{"validUntil":"2025-06-01T00:00:00Z","timestamp":"…"}"#);
+        assert_eq!(StreamEvent::parse_own("config-updated", segment), changed(None, Some(at)));
+        let rotated =
+            StreamEvent::parse_own("api-key-rotated", r#"{"validUntil":"2025-06-01T00:00:00Z","timestamp":"…"}"#);
         assert_eq!(rotated, StreamEvent::KeyRotated { valid_until: Some(datetime!(2025-06-01 0:00 UTC)) });
-        assert_eq!(StreamEvent::parse("heartbeat", "{}"), StreamEvent::Heartbeat);
-        assert_eq!(StreamEvent::parse("message", "{}"), StreamEvent::Unknown);
-        assert_eq!(StreamEvent::parse("Flag-Updated", "{}"), StreamEvent::Unknown);
+        assert_eq!(StreamEvent::parse_own("heartbeat", "{}"), StreamEvent::Heartbeat);
+        assert_eq!(StreamEvent::parse_own("message", "{}"), StreamEvent::Unknown);
+        assert_eq!(StreamEvent::parse_own("Flag-Updated", "{}"), StreamEvent::Unknown);
     }
 
     #[test]
     fn a_change_that_cannot_be_read_may_concern_any_flag() {
         for data in ["", "{", "null", "7", "[]", r#"{"flagKey":null}"#, r#"{"flagKey":7}"#, r#"{"flagKey":""}"#, "{}"] {
-            assert_eq!(StreamEvent::parse("flag-updated", data), changed(None, None), "{data}");
-            assert_eq!(StreamEvent::parse("config-updated", data), changed(None, None), "{data}");
+            assert_eq!(StreamEvent::parse_own("flag-updated", data), changed(None, None), "{data}");
+            assert_eq!(StreamEvent::parse_own("config-updated", data), changed(None, None), "{data}");
         }
         // Readable fields are kept.
         let data = r#"{"flagKey":"f","timestamp":1705833045123}"#;
-        assert_eq!(StreamEvent::parse("flag-updated", data), changed(Some("f"), None));
+        assert_eq!(StreamEvent::parse_own("flag-updated", data), changed(Some("f"), None));
     }
 
     #[test]
     fn a_date_without_an_offset_is_in_utc() {
-        let rotated = StreamEvent::parse("api-key-rotated", r#"{"validUntil":"2025-06-01T00:00:00"}"#);
+        let rotated = StreamEvent::parse_own("api-key-rotated", r#"{"validUntil":"2025-06-01T00:00:00"}"#);
         assert_eq!(rotated, StreamEvent::KeyRotated { valid_until: Some(datetime!(2025-06-01 0:00 UTC)) });
     }
 
@@ -145,7 +177,7 @@ mod tests {
     fn a_rotation_without_a_date_was_cancelled() {
         for data in [r#"{"validUntil":null}"#, r#"{"validUntil":""}"#, "{}", "nonsense"] {
             assert_eq!(
-                StreamEvent::parse("api-key-rotated", data),
+                StreamEvent::parse_own("api-key-rotated", data),
                 StreamEvent::KeyRotated { valid_until: None },
                 "{data}"
             );

@@ -27,6 +27,9 @@ const REFUSED_WAIT: Duration = Duration::from_secs(300);
 /// Refusals of the API key in a row after which it counts as refused. A single one may be a mistake of a proxy.
 const CONFIRMED_REFUSALS: u32 = 2;
 
+/// After a stream has moved, the next moves within this time cause no request for flags.
+const QUIET_AFTER_MOVE: Duration = Duration::from_secs(60);
+
 /// How long an answer to a request for flags contradicts a refusal of the API key for the stream, and how often to look for
 /// one while the key counts as refused.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
@@ -42,6 +45,15 @@ pub(crate) struct StreamOptions {
     pub(crate) stream_idle_timeout: Duration,
 }
 
+/// How a service shows that it sends changes on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StreamKind {
+    /// With heartbeats, as Flipswitch does.
+    Heartbeats,
+    /// With whatever it sends: OFREP has no heartbeats, and services send comments instead.
+    Anything,
+}
+
 /// Something that happened.
 #[derive(Debug)]
 pub(crate) enum Input {
@@ -53,6 +65,8 @@ pub(crate) enum Input {
     DeadlineReached,
     /// The application asks for a new connection.
     Reconnect,
+    /// The service advertises another URL for the stream, of which this may be shown.
+    Moved(Arc<str>),
     /// The machine was asleep: the other side may have closed the connection long ago, and time has passed unnoticed.
     Resumed,
     /// A request for the start-up context has succeeded since the stream opened.
@@ -118,9 +132,14 @@ pub(crate) enum Action {
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     options: StreamOptions,
+    kind: StreamKind,
     times: Times,
-    /// The URL of the stream, for logs.
+    /// What may be shown of the URL of the stream, for logs.
     url: Arc<str>,
+    /// Until when the flags of the start-up context are not requested because the stream has moved: the response may move it
+    /// again.
+    moves_quietly_until: Option<Instant>,
+    is_moving: bool,
     state: State,
     /// Number of the last connection.
     last_number: ConnectionNumber,
@@ -173,11 +192,14 @@ enum State {
 }
 
 impl Supervisor {
-    pub(crate) fn new(options: StreamOptions, url: Arc<str>, was_open: bool) -> Self {
+    pub(crate) fn new(options: StreamOptions, kind: StreamKind, url: Arc<str>, was_open: bool) -> Self {
         Self {
             options,
+            kind,
             times: Times::new(options.stream_idle_timeout),
             url,
+            moves_quietly_until: None,
+            is_moving: false,
             state: State::Idle,
             last_number: 0,
             failures: 0,
@@ -257,6 +279,21 @@ impl Supervisor {
                 todo.extend([Action::Disconnect, Action::StreamClosed, Action::Invalidate(Cause::Missed)]);
                 self.connect(todo);
             }
+            (State::Open(_), Input::Moved(url)) => {
+                self.url = url;
+                (self.failures, self.is_moving, self.last_id) = (0, true, None);
+                todo.extend([Action::Disconnect, Action::StreamClosed]);
+                self.connect(todo);
+            }
+            (state, Input::Moved(url)) => {
+                self.url = url;
+                self.last_id = None;
+                match state {
+                    // The response that moves the stream may have been requested because the attempt failed.
+                    State::Waiting { until } => *until = (*until).min(now + MAX_BACKOFF),
+                    _ => self.connect(todo),
+                }
+            }
             // Replaces an attempt in flight as well, which may have been sent with another API key.
             (_, Input::Reconnect) => {
                 (self.failures, self.key_refusals, self.absences) = (0, 0, 0);
@@ -278,7 +315,7 @@ impl Supervisor {
     ) {
         match &mut self.state {
             State::Connecting { number: connecting, after_id } if *connecting == number => match input {
-                ConnectionInput::Opened => self.opened(OpenConnection::new(number, now), todo),
+                ConnectionInput::Opened => self.opened(OpenConnection::new(number, now), now, todo),
                 ConnectionInput::Refused(status, failure) => {
                     let after_id = *after_id;
                     self.refused(status, after_id, failure, now, random, todo);
@@ -316,10 +353,16 @@ impl Supervisor {
         match input {
             ConnectionInput::Bytes => {
                 (connection.received_at, connection.has_received) = (now, true);
+                connection.has_event |= self.kind == StreamKind::Anything;
                 if open.switch(now + self.time_limit.read_on(&self.times)) {
                     tracing::debug!(target: "flipswitch", "the next connection of the stream of changes is in use");
                 }
-                if open.current.is_stable(&self.times, now) {
+                let current = &mut open.current;
+                let shows_subscription = self.kind == StreamKind::Anything && current.number == number;
+                if shows_subscription && !std::mem::replace(&mut current.is_subscribed, true) {
+                    todo.push(Action::Invalidate(Cause::Missed));
+                }
+                if current.is_stable(&self.times, now) {
                     self.failures = 0;
                 }
             }
@@ -396,7 +439,7 @@ impl Supervisor {
             }
             Beside::Next(next) if is_stable => {
                 self.close_rotated(number, open_for, todo);
-                return self.opened(next, todo);
+                return self.opened(next, now, todo);
             }
             _ => {}
         }
@@ -440,7 +483,7 @@ impl Supervisor {
         self.last_number
     }
 
-    fn opened(&mut self, connection: OpenConnection, todo: &mut Vec<Action>) {
+    fn opened(&mut self, connection: OpenConnection, now: Instant, todo: &mut Vec<Action>) {
         self.state = State::Open(Open::new(connection));
         self.notified.clear();
         (self.key_refusals, self.absences, self.was_open) = (0, 0, true);
@@ -451,6 +494,12 @@ impl Supervisor {
         if std::mem::take(&mut self.missed_changes) {
             // A change that was missed may concern other contexts than the start-up context.
             todo.push(Action::Notify(Notification::Changed(FlagChangeEvent::all())));
+        }
+        if std::mem::take(&mut self.is_moving) {
+            if self.moves_quietly_until.is_some_and(|until| now < until) {
+                return;
+            }
+            self.moves_quietly_until = Some(now + QUIET_AFTER_MOVE);
         }
         todo.push(Action::Refetch);
     }
@@ -465,7 +514,7 @@ impl Supervisor {
         todo: &mut Vec<Action>,
     ) {
         let wait = REFUSED_WAIT.mul_f64(0.8 + 0.4 * random);
-        self.missed_changes = true;
+        (self.missed_changes, self.is_moving) = (true, false);
         let status = status.map(|status| status.as_u16());
         let is_key_refused = matches!(error, Error::Unauthorized);
         // Not a page of a proxy, which is unreadable.
@@ -476,6 +525,10 @@ impl Supervisor {
             self.refused_since = Some(now);
         }
         self.absences = if is_absent { self.absences.saturating_add(1) } else { 0 };
+        if self.kind == StreamKind::Anything && status.is_some_and(|status| status != 204) {
+            // The URL may have expired.
+            todo.push(Action::Refetch);
+        }
         match status {
             Some(204) => {
                 tracing::warn!(target: "flipswitch", "the service declines the stream of changes (204); polling");
@@ -631,6 +684,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
+    use crate::wire::event_streams::ConfigVersion;
 
     const URL: &str = "http://flags.example/api/v1/flags/events";
     const MILLISECOND: Duration = Duration::from_millis(1);
@@ -648,7 +702,11 @@ mod tests {
 
     impl Stream {
         fn new(options: StreamOptions) -> Self {
-            Self { supervisor: Supervisor::new(options, URL.into(), false), now: Instant::now(), random: 1.0 }
+            Self {
+                supervisor: Supervisor::new(options, StreamKind::Heartbeats, URL.into(), false),
+                now: Instant::now(),
+                random: 1.0,
+            }
         }
 
         /// One that connects.
@@ -757,6 +815,10 @@ mod tests {
 
     fn changed(key: Option<&str>) -> FlagChangeEvent {
         FlagChangeEvent { flag_key: key.map(str::to_owned), timestamp: None }
+    }
+
+    fn announced() -> Action {
+        Action::Invalidate(Cause::Announced(ConfigVersion::default()))
     }
 
     fn notify(key: Option<&str>) -> Action {
@@ -1014,9 +1076,9 @@ mod tests {
     fn events_invalidate_before_anything_else() {
         let mut stream = Stream::open();
         let flag = || StreamEvent::Changed(changed(Some("f")));
-        stream.does(event(flag()), [Action::Invalidate(Cause::Announced), notify(Some("f"))]);
+        stream.does(event(flag()), [announced(), notify(Some("f"))]);
         let all = || StreamEvent::Changed(changed(None));
-        stream.does(event(all()), [Action::Invalidate(Cause::Announced), Action::Refetch, notify(None)]);
+        stream.does(event(all()), [announced(), Action::Refetch, notify(None)]);
         let valid_until = Some(datetime!(2025-06-01 0:00 UTC));
         stream.does(
             event(StreamEvent::KeyRotated { valid_until }),
@@ -1281,12 +1343,12 @@ mod tests {
                 stream.now += SECOND;
                 stream.does_on(old, ConnectionInput::Bytes, []);
                 let change = || event(StreamEvent::Changed(changed(Some("f"))));
-                stream.does_on(old, change(), [Action::Invalidate(Cause::Announced), notify(Some("f"))]);
+                stream.does_on(old, change(), [announced(), notify(Some("f"))]);
                 stream.waits(SECOND);
                 stream.does(Input::DeadlineReached, [Action::Close(old)]);
                 stream.does_on(old, change(), []);
                 stream.does_on(old, ConnectionInput::Ended, []);
-                stream.does(change(), [Action::Invalidate(Cause::Announced), notify(Some("f"))]);
+                stream.does(change(), [announced(), notify(Some("f"))]);
                 assert_eq!(stream.supervisor.last_number, new);
             }
         }
@@ -1329,9 +1391,7 @@ mod tests {
             FlagChangeEvent { flag_key: None, timestamp }
         };
         let changes = |second| event(StreamEvent::Changed(all(second)));
-        let published = |second| {
-            [Action::Invalidate(Cause::Announced), Action::Refetch, Action::Notify(Notification::Changed(all(second)))]
-        };
+        let published = |second| [announced(), Action::Refetch, Action::Notify(Notification::Changed(all(second)))];
         let mut stream = limited(30, ENDS[0]);
         // Those before do not use up what is remembered. On one connection each of them counts.
         for second in (100..200).chain([100]) {
@@ -1342,23 +1402,23 @@ mod tests {
         stream.does_on(old, changes(1), published(1));
         stream.does(ConnectionInput::Bytes, []);
         // Flags are invalidated nevertheless.
-        stream.does(changes(1), [Action::Invalidate(Cause::Announced)]);
+        stream.does(changes(1), [announced()]);
         stream.does(changes(1), published(1));
         stream.does(changes(2), published(2));
-        stream.does_on(old, changes(2), [Action::Invalidate(Cause::Announced)]);
+        stream.does_on(old, changes(2), [announced()]);
         stream.does_on(old, changes(3), published(3));
         let rotated = || event(StreamEvent::KeyRotated { valid_until: None });
         stream.does_on(old, rotated(), [Action::Notify(Notification::KeyRotated { valid_until: None })]);
         stream.does(rotated(), []);
         // Without a timestamp it may be another change.
         let any = || event(StreamEvent::Changed(changed(None)));
-        let is_any = [Action::Invalidate(Cause::Announced), Action::Refetch, notify(None)];
+        let is_any = [announced(), Action::Refetch, notify(None)];
         stream.does_on(old, any(), is_any.clone());
         stream.does(any(), is_any);
         stream.now += SECOND * 2;
         stream.does(Input::DeadlineReached, [Action::Close(old)]);
         // It is late.
-        stream.does(changes(3), [Action::Invalidate(Cause::Announced)]);
+        stream.does(changes(3), [announced()]);
         stream.does(changes(4), published(4));
         // Only during an overlap: after a reconnect, it may be another change.
         stream.gets(Input::Reconnect, 1.0);
