@@ -9,12 +9,13 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use http::{HeaderValue, StatusCode};
+use http::StatusCode;
 use serde_json::json;
 
 use crate::{
     api::{ofrep, stream},
     faults::fault::{BULK_PATH, STREAM_PATH},
+    keys,
     state::AppState,
 };
 
@@ -27,8 +28,7 @@ pub(crate) fn routes(state: &Arc<AppState>) -> Router<Arc<AppState>> {
 }
 
 async fn require_api_key(State(state): State<Arc<AppState>>, request: Request, next: Next) -> Response {
-    let key = request.headers().get("x-api-key").map(HeaderValue::as_bytes);
-    if state.keys.accepts(key) {
+    if state.keys.accepts(keys::sent_key(request.headers())) {
         next.run(request).await
     } else {
         (StatusCode::UNAUTHORIZED, Json(json!({"errorDetails": "unknown API key"}))).into_response()
