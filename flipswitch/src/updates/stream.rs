@@ -33,11 +33,15 @@ use self::{
     suspend::{SuspendDetector, TICK},
 };
 use crate::{
+    cache::epoch::ECHO_WINDOW,
     error::Error,
     events::{events::ConnectionStatus, health::HealthSignal},
     runtime::sleep_until,
     updates::updates::Updates,
-    wire::transport::{EventStream, StreamRefused, StreamSource},
+    wire::{
+        event_streams::ConfigVersion,
+        transport::{EventStream, StreamRefused, StreamSource},
+    },
 };
 
 /// Something that all streams must know.
@@ -151,6 +155,7 @@ pub(super) async fn run(updates: Arc<Updates>, options: StreamOptions) {
             options,
             streams: Vec::new(),
             suspend: SuspendDetector::default(),
+            last_version: None,
         };
         match updates.runtime.spawn(task.run()) {
             Ok(running) => match running.await {
@@ -170,6 +175,14 @@ struct StreamTask {
     streams: Vec<Stream>,
     suspend: SuspendDetector,
     published: Combined,
+    last_version: Option<LastVersion>,
+}
+
+/// The last version of the configuration that an event named.
+struct LastVersion {
+    version: ConfigVersion,
+    stream: usize,
+    at: Instant,
 }
 
 /// What all streams are together.
@@ -333,7 +346,9 @@ impl StreamTask {
             let input = match message {
                 Some(Ok(Message::Event { event, data })) => {
                     self.updates.notifier.event_received();
-                    ConnectionInput::Event(StreamEvent::parse(&self.streams[at].source, &event, &data))
+                    let event = StreamEvent::parse(&self.streams[at].source, &event, &data);
+                    // Still an event of the service.
+                    ConnectionInput::Event(if self.is_repeated(at, &event) { StreamEvent::Unknown } else { event })
                 }
                 Some(Ok(Message::Retry(wait))) => ConnectionInput::Retry(wait),
                 Some(Err(error)) => ConnectionInput::Broken(Error::decode(error)),
@@ -341,6 +356,20 @@ impl StreamTask {
             };
             self.input(at, Input::Connection(number, input));
         }
+    }
+
+    /// Returns whether an event repeats on another stream what was announced a moment ago.
+    fn is_repeated(&mut self, at: usize, event: &StreamEvent) -> bool {
+        let StreamEvent::Reconfigured(_, version) = event else { return false };
+        let (stream, now) = (at, Instant::now());
+        let is_repeated = |last: &LastVersion| {
+            last.stream != stream && last.version == *version && now.duration_since(last.at) < ECHO_WINDOW
+        };
+        if version.is_known() && self.last_version.as_ref().is_some_and(is_repeated) {
+            return true;
+        }
+        self.last_version = Some(LastVersion { version: version.clone(), stream, at: now });
+        false
     }
 
     fn look_for_answers(&mut self) {

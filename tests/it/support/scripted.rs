@@ -84,7 +84,12 @@ impl Received {
     }
 
     pub(crate) fn is_bulk(&self) -> bool {
-        self.path == "/ofrep/v1/evaluate/flags"
+        self.path.split('?').next() == Some("/ofrep/v1/evaluate/flags")
+    }
+
+    /// Returns the query of the URL, as sent.
+    pub(crate) fn query(&self) -> Option<&str> {
+        self.path.split_once('?').map(|(_, query)| query)
     }
 }
 

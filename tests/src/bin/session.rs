@@ -5,7 +5,7 @@
 use std::{error::Error, time::Duration};
 
 use flipswitch::{
-    FlipswitchProvider,
+    Auth, ConnectionStatus, FlipswitchProvider, FlipswitchProviderBuilder, ProviderEvent,
     open_feature::{EvaluationContext, provider::FeatureProvider},
     reqwest::Client as HttpClient,
 };
@@ -19,7 +19,20 @@ async fn main() {
         Ok(provider) => println!("from the environment: {provider:?}"),
         Err(error) => println!("from the environment: {error} {error:?}"),
     }
+    match FlipswitchProviderBuilder::from_ofrep_env() {
+        Ok(builder) => println!("from the environment: {builder:?} {:?}", builder.clone().build()),
+        Err(error) => println!("from the environment: {error} {error:?}"),
+    }
     for base_url in std::env::args().skip(1) {
+        if let Some(base_url) = base_url.strip_prefix("ofrep+") {
+            let builder = FlipswitchProvider::ofrep(base_url).auth(Auth::Bearer(key.clone())).header("x-secret", &key);
+            println!("{builder:?}");
+            match builder.request_timeout(Duration::from_millis(300)).build() {
+                Ok(provider) => session(&provider).await,
+                Err(error) => println!("{error} {error:?}"),
+            }
+            continue;
+        }
         if base_url.starts_with("https") {
             println!("{:?}", FlipswitchProvider::new(&key).map_err(|error| error.to_string()));
             continue;
@@ -47,6 +60,19 @@ async fn session(provider: &FlipswitchProvider) {
     let user = EvaluationContext::default().with_targeting_key("user-123");
     if let Err(error) = provider.ready(Duration::from_millis(500)).await {
         println!("{error} {error:?} {:?}", error.source());
+    }
+    let mut events = provider.events();
+    // Until the stream, if there is one, has failed or is open.
+    let is_over = async {
+        while let Some(event) = events.recv().await {
+            println!("{event:?}");
+            if matches!(event, ProviderEvent::Status(ConnectionStatus::Connected | ConnectionStatus::Error)) {
+                break;
+            }
+        }
+    };
+    if tokio::time::timeout(Duration::from_millis(500), is_over).await.is_err() {
+        println!("no stream: {:?}", provider.health());
     }
     let flags = provider.flags(&user).await;
     println!("{flags:?} {:?} {:?}", flags.error(), flags.evaluation("f"));
