@@ -49,6 +49,7 @@ mod outage {
 mod auth {
     mod api_key;
     mod key_rotation;
+    mod ofrep;
     mod refused_keys;
 }
 

@@ -1666,4 +1666,85 @@ mod tests {
         stream.refuse(401, FAILED);
         assert!(matches!(stream.supervisor.state, State::Waiting { .. }));
     }
+
+    /// An event stream of OFREP.
+    fn advertised() -> Stream {
+        let supervisor = Supervisor::new(OPTIONS, StreamKind::Anything, URL.into(), false);
+        let mut stream = Stream { supervisor, now: Instant::now(), random: 1.0 };
+        stream.does(Input::Start, [status(ConnectionStatus::Connecting), connect(None)]);
+        stream
+    }
+
+    fn moved() -> Input {
+        Input::Moved(URL.into())
+    }
+
+    const OPENED: [Action; 3] = [Action::StreamOpened, Action::Status(ConnectionStatus::Connected), Action::Refetch];
+
+    #[test]
+    fn on_an_event_stream_anything_shows_that_the_service_sends() {
+        let mut stream = advertised();
+        stream.does(ConnectionInput::Opened, OPENED);
+        // The service may have subscribed the connection to changes only now.
+        stream.does(ConnectionInput::Bytes, [Action::Invalidate(Cause::Missed)]);
+        stream.does(ConnectionInput::Bytes, []);
+        stream.now += SECOND * 10;
+        // Not a failure: a rotation.
+        stream.does(
+            ConnectionInput::Ended,
+            [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Disconnected)],
+        );
+    }
+
+    #[test]
+    fn a_refused_event_stream_may_have_another_url() {
+        for code in [401, 403, 404, 500] {
+            let mut stream = advertised();
+            let all = [&[Action::Refetch], FAILED.as_slice()].concat();
+            stream.does(ConnectionInput::Refused(StatusCode::from_u16(code).ok(), failure(None)), all);
+        }
+        let mut stream = advertised();
+        stream.does(unreachable(), FAILED);
+        let mut stream = advertised();
+        stream.refuse(204, [Action::Polling(true), status(ConnectionStatus::Disconnected)]);
+        stream.does(moved(), [status(ConnectionStatus::Connecting), connect(None)]);
+    }
+
+    #[test]
+    fn a_stream_that_moves_again_and_again_requests_flags_once_a_minute() {
+        let mut stream = advertised();
+        stream.does(ConnectionInput::Opened, OPENED);
+        stream.does(ConnectionInput::LastId(Some("7".into())), []);
+        // The id is one of the old stream.
+        let moves = [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Connecting), connect(None)];
+        stream.does(moved(), moves.clone());
+        stream.does(ConnectionInput::Opened, OPENED);
+        for _ in 0..3 {
+            stream.does(moved(), moves.clone());
+            stream.does(ConnectionInput::Opened, OPENED[..2].to_vec());
+        }
+        // A failure in between means that changes may have been missed.
+        stream.does(moved(), moves.clone());
+        stream.does(unreachable(), FAILED);
+        stream.connects_after(SECOND);
+        let all = [Action::StreamOpened, status(ConnectionStatus::Connected), notify(None), Action::Refetch];
+        stream.does(ConnectionInput::Opened, all);
+        stream.now += MINUTE;
+        stream.does(moved(), moves);
+        stream.does(ConnectionInput::Opened, OPENED);
+    }
+
+    #[test]
+    fn a_stream_that_moves_while_it_waits_is_not_retried_sooner_than_others() {
+        let mut stream = advertised();
+        stream.does(unreachable(), FAILED);
+        stream.does(moved(), []);
+        stream.connects_after(SECOND);
+        // A long wait becomes a usual one.
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        let refused = ConnectionInput::Refused(Some(status), failure(Some(MINUTE * 4)));
+        stream.does(refused, [&[Action::Refetch, Action::Polling(true)], FAILED.as_slice()].concat());
+        stream.does(moved(), []);
+        stream.connects_after(MAX_BACKOFF);
+    }
 }

@@ -1,0 +1,132 @@
+//! OFREP services of any kind: how requests are authenticated, and what is never sent.
+
+use flipswitch::{Auth, ConfigError, FlipswitchProvider, FlipswitchProviderBuilder, integration::Anonymous};
+use flipswitch_axum::FlipswitchLayer;
+use flipswitch_local::LocalServer;
+use serde_json::json;
+use tokio::runtime::Handle;
+
+use crate::support::{
+    Log, PATIENCE, in_time,
+    scripted::{Reply, Scripted},
+    user,
+};
+
+fn ofrep(service: &Scripted) -> FlipswitchProviderBuilder {
+    FlipswitchProvider::ofrep(service.url()).miss_wait(PATIENCE)
+}
+
+async fn service() -> Scripted {
+    Scripted::answering(Reply::json(json!({"flags": [{"key": "f", "value": true}]}))).await
+}
+
+/// Builds the provider, reads a flag, and returns the headers that were sent, without those of HTTP.
+async fn sent(service: &Scripted, builder: FlipswitchProviderBuilder) -> Vec<String> {
+    let before = service.received().len();
+    let provider = builder.build().unwrap();
+    assert!(in_time(provider.flags(user("u"))).await.bool("f", false));
+    provider.shutdown().await;
+    let usual = ["host:", "accept", "content-", "cache-control:", "user-agent:"];
+    let mut sent: Vec<_> = service.received()[before].head.lines().skip(1).map(str::to_owned).collect();
+    sent.retain(|line| !line.is_empty() && !usual.iter().any(|usual| line.starts_with(usual)));
+    sent.sort_unstable();
+    sent
+}
+
+#[tokio::test]
+async fn requests_carry_the_chosen_credential_and_headers_and_nothing_of_flipswitch() {
+    let service = service().await;
+    assert_eq!(sent(&service, ofrep(&service)).await, [""; 0]);
+    assert_eq!(sent(&service, ofrep(&service).auth(Auth::None).telemetry(true)).await, [""; 0]);
+    let key = || Auth::ApiKey(" the-key ".into());
+    assert_eq!(sent(&service, ofrep(&service).auth(key())).await, ["x-api-key: the-key"]);
+    let bearer = ofrep(&service).auth(key()).auth(Auth::Bearer("a.b".into())).header("Flagd-Selector", "source=x");
+    assert_eq!(sent(&service, bearer).await, ["authorization: bearer a.b", "flagd-selector: source=x"]);
+    let basic = ofrep(&service).header("x-a", "1").header("X-A", " 2 ").header("authorization", "Basic eA==");
+    assert_eq!(sent(&service, basic).await, ["authorization: basic ea==", "x-a: 2"]);
+    // Flipswitch may be behind a gateway that wants a header.
+    let flipswitch = FlipswitchProvider::builder("k").base_url(service.url()).telemetry(false).enable_realtime(false);
+    assert_eq!(sent(&service, flipswitch.header("x-a", "1")).await, ["x-a: 1", "x-api-key: k"]);
+}
+
+#[test]
+fn headers_that_cannot_be_sent_are_refused_by_name() {
+    let builder = || FlipswitchProvider::ofrep("http://flags.example").auth(Auth::Bearer("token".into()));
+    for (name, value, problem) in [
+        ("a b", "x", "no header can have this name"),
+        ("", "x", "no header can have this name"),
+        ("x-a", "secret\r\nx-evil: 1", "cannot carry"),
+        ("Content-Type", "secret", "the provider sets it"),
+        ("if-none-match", "secret", "the provider sets it"),
+        ("host", "secret", "the provider sets it"),
+        ("User-Agent", "secret", "`http_client`"),
+        ("X-Flipswitch-SDK", "secret", "the provider sets it"),
+        ("authorization", "secret", "`auth`"),
+    ] {
+        let error = builder().header(name, value).build().unwrap_err();
+        assert!(matches!(error, ConfigError::Header { .. }), "{name}: {error}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("{name:?}")) && text.contains(problem) && !text.contains("secret"), "{text}");
+    }
+    for (token, problem) in
+        [("", "is empty"), ("Bearer x", "begins with \"Bearer\""), ("a\nb", "position 2"), ("\"t\"", "quote")]
+    {
+        let error = FlipswitchProvider::ofrep("http://flags.example").auth(Auth::Bearer(token.into())).build();
+        let text = error.unwrap_err().to_string();
+        assert!(text.starts_with("auth: the bearer token ") && text.contains(problem), "{text}");
+    }
+    let shown = format!("{:?}", builder().header("x-a", "secret"));
+    assert!(shown.contains("Bearer(…)") && shown.contains("x-a") && !shown.contains("secret"), "{shown}");
+    assert!(!shown.contains("token"), "{shown}");
+}
+
+#[tokio::test]
+async fn a_token_is_replaced_at_run_time_and_a_missing_one_is_not() {
+    let service = LocalServer::builder().flags(json!({"f": true})).api_key("first-token").start().await.unwrap();
+    let builder = || FlipswitchProvider::ofrep(service.url()).miss_wait(PATIENCE);
+    let provider = builder().auth(Auth::Bearer("wrong".into())).build().unwrap();
+    in_time(provider.ready(PATIENCE)).await.unwrap_err();
+    provider.set_api_key("first-token").unwrap();
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    assert!(in_time(provider.flags(user("u"))).await.bool("f", false));
+    let error = provider.set_api_key("a\nb").unwrap_err().to_string();
+    assert!(error.contains("bearer token"), "{error}");
+    let none = builder().build().unwrap();
+    assert!(matches!(none.set_api_key("first-token"), Err(ConfigError::NoAuth)));
+    provider.shutdown().await;
+    none.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_redirect_to_another_origin_receives_nothing() {
+    let elsewhere = service().await;
+    let target = elsewhere.url();
+    let moved = Scripted::answering(Reply::status(307, "").with("location", target)).await;
+    let provider = ofrep(&moved).auth(Auth::Bearer("secret".into())).header("x-a", "secret").build().unwrap();
+    assert!(in_time(provider.flags(user("u"))).await.error().is_some());
+    assert!(elsewhere.received().is_empty());
+    provider.shutdown().await;
+}
+
+/// Without a key there is nothing to derive the key of cookies from.
+#[tokio::test]
+async fn cookies_without_a_secret_are_warned_of_once() {
+    let build = |builder: FlipswitchProviderBuilder| builder.runtime(Handle::current()).build().unwrap();
+    let ofrep = || FlipswitchProvider::ofrep("http://127.0.0.1:9");
+    for (provider, is_warned) in [
+        (build(ofrep()), true),
+        (build(ofrep().header("authorization", "Basic eA==")), true),
+        (build(ofrep().auth(Auth::ApiKey("key".into()))), false),
+        (build(ofrep().secret("a secret of the whole fleet")), false),
+        (FlipswitchProvider::in_memory(json!({})), false),
+    ] {
+        let log = Log::of_this_thread();
+        for _ in 0..2 {
+            drop(FlipswitchLayer::new(provider.clone()).with_anonymous(Anonymous::cookie()));
+        }
+        let warned = log.lines().iter().filter(|line| line.contains("set a `secret`")).count();
+        assert_eq!(warned, usize::from(is_warned));
+        drop(FlipswitchLayer::new(provider.clone()).with_anonymous(Anonymous::shared()));
+        provider.shutdown().await;
+    }
+}
