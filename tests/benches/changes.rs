@@ -1,5 +1,6 @@
 //! How long a change takes from the service to a reader: from the moment a flag is `PUT` until a listener has heard of
-//! it and an evaluation has the new value, beside one bare request for all flags, made in turn with it.
+//! it and an evaluation has the new value, beside one bare request for all flags, made in turn with it. The change arrives
+//! over Flipswitch's own stream, or over an event stream of OFREP.
 //!
 //! Percentiles are what matters here, which criterion does not have; so this is a program of its own.
 #![expect(
@@ -25,13 +26,14 @@ const CHANGES: i64 = 1_000;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A service on a thread of its own, as another process would be.
-async fn service() -> LocalServer {
+async fn service(event_streams: bool) -> LocalServer {
     let (started, service) = oneshot::channel();
     thread::spawn(move || {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
+        runtime.block_on(async move {
             let flags = (0..100).map(|number| (format!("flag-{number}"), json!(false))).collect();
-            started.send(LocalServer::start(flags).await.unwrap()).unwrap();
+            let builder = LocalServer::builder().flags(flags).event_streams(event_streams);
+            started.send(builder.start().await.unwrap()).unwrap();
             std::future::pending::<()>().await;
         });
     });
@@ -57,9 +59,14 @@ async fn know(provider: &FlipswitchProvider, contexts: usize) {
     }
 }
 
-async fn measure(contexts: usize) {
-    let service = service().await;
-    let provider = FlipswitchProvider::builder(service.api_key()).base_url(service.url()).build().unwrap();
+async fn measure(contexts: usize, event_streams: bool) {
+    let service = service(event_streams).await;
+    let provider = match event_streams {
+        true => FlipswitchProvider::ofrep(service.url()),
+        false => FlipswitchProvider::builder(service.api_key()).base_url(service.url()),
+    };
+    // All contexts are known before the measurement, also on a busy machine.
+    let provider = provider.miss_wait(PATIENCE).build().unwrap();
     provider.ready(PATIENCE).await.unwrap();
     while provider.sse_status().to_string() != "connected" {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -113,7 +120,10 @@ fn main() {
         return;
     }
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
-    for contexts in [1, 10_000] {
-        runtime.block_on(measure(contexts));
+    for (what, event_streams) in [("Flipswitch's stream", false), ("an event stream of OFREP", true)] {
+        println!("{what}");
+        for contexts in [1, 10_000] {
+            runtime.block_on(measure(contexts, event_streams));
+        }
     }
 }
