@@ -135,7 +135,7 @@ impl Service {
 }
 
 fn peer(peer: Peer) -> (Running, FlipswitchProviderBuilder) {
-    let provider = FlipswitchProvider::builder("key").base_url(&peer.url);
+    let provider = FlipswitchProvider::ofrep(&peer.url);
     (Running::Peer { _process: peer }, provider)
 }
 

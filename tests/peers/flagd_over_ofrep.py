@@ -1,6 +1,6 @@
 """Serves a flagd flags file over OFREP: fast-feature's HTTP layer in front of flagd's own evaluator.
 
-Usage: flagd_over_ofrep.py FLAGS_FILE PORT; port 0 takes a free one. The URL is printed once connections are accepted.
+A change of the file counts from the next request. Usage: flagd_over_ofrep.py FLAGS_FILE PORT; port 0 takes a free one. The URL is printed once connections are accepted.
 """
 
 import json
@@ -21,7 +21,16 @@ from openfeature.exception import OpenFeatureError
 class FlagdFile(FlagRepository, TargetingEngine):
     """To the HTTP layer both the store and the engine; a flag is its key, since only the evaluator knows the rest."""
 
-    def __init__(self, text):
+    def __init__(self, path):
+        self._path = path
+        self._text = None
+        self._read()
+
+    def _read(self):
+        text = self._path.read_text(encoding="utf-8")
+        if text == self._text:
+            return
+        self._text = text
         self._core = FlagdCore()
         self._core.set_flags(text)
         resolve_by_type = {
@@ -39,9 +48,11 @@ class FlagdFile(FlagRepository, TargetingEngine):
         }
 
     async def get(self, key):
+        self._read()
         return key if key in self._resolve else None
 
     async def list_all(self):
+        self._read()
         return sorted(self._resolve)
 
     async def create(self, flag):
@@ -62,7 +73,7 @@ class FlagdFile(FlagRepository, TargetingEngine):
 
 
 def main(path, port):
-    flags = FlagdFile(Path(path).read_text(encoding="utf-8"))
+    flags = FlagdFile(Path(path))
     app = FastAPI(title="flagd over OFREP")
     app.include_router(OfrepRouter.build(flags, engine=flags))
     listener = socket.create_server(("127.0.0.1", int(port)))

@@ -1,6 +1,6 @@
 //! OFREP servers of other projects: the provider must understand their answers.
 
-use std::{io::Write, path::Path};
+use std::{io::Write, path::Path, time::Duration};
 
 use flate2::{Compression, write::GzEncoder};
 use flipswitch::{
@@ -14,7 +14,10 @@ use flipswitch::{
 use reqwest::StatusCode;
 
 use crate::support::{
-    PATIENCE, in_time,
+    PATIENCE,
+    apps::Framework,
+    events::{is_change_of, until},
+    eventually, in_time,
     json::fields,
     peer::Peer,
     scripted::{Reply, Scripted},
@@ -92,6 +95,59 @@ async fn answers_of_fast_feature_are_understood() {
     check(&peer, fast_feature).await;
 }
 
+/// An application in each framework, whose flags come from a service of others: extractor, gate, targeting, and a change that
+/// polling finds.
+#[tokio::test]
+async fn applications_follow_the_services_of_others() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let write = |flags: &Value| std::fs::write(file.path(), json!({ "flags": flags }).to_string()).unwrap();
+    let mut flags = json!({
+        "whoami": {
+            "state": "ENABLED", "variants": {"alice": "it is alice", "other": "somebody"}, "defaultVariant": "other",
+            "targeting": {"if": [{"==": [{"var": "targetingKey"}, "alice"]}, "alice"]},
+        },
+        "beta": {
+            "state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": "off",
+            "targeting": {"if": [{"==": [{"var": "plan"}, "premium"]}, "on"]},
+        },
+    });
+    write(&flags);
+    let (flagd, fast_feature) = (Peer::flagd(file.path()), Peer::fast_feature());
+    for key in ["whoami", "beta"] {
+        assert_eq!(fast_feature.create(key, &flags[key]).await, StatusCode::CREATED);
+    }
+    flags["beta"]["defaultVariant"] = json!("on");
+    for peer in [&flagd, &fast_feature] {
+        let builder = FlipswitchProvider::ofrep(&peer.url).miss_wait(PATIENCE).stale_wait(PATIENCE);
+        let provider = builder.polling_interval(Duration::from_millis(100)).build().unwrap();
+        let mut apps = Vec::new();
+        for framework in Framework::ALL {
+            let app = framework.serve(provider.clone()).await;
+            assert_eq!(
+                app.get("/flag", "alice", "free").await,
+                (200, "it is alice default".to_owned()),
+                "{framework:?}"
+            );
+            assert_eq!(app.get("/flag", "bob", "free").await, (200, "somebody default".to_owned()), "{framework:?}");
+            assert_eq!(app.get("/gated/free", "bob", "premium").await.0, 200, "{framework:?}");
+            assert_eq!(app.get("/gated/free", "bob", "free").await.0, 404, "{framework:?}");
+            apps.push(app);
+        }
+        let mut events = provider.events();
+        if std::ptr::eq(peer, &flagd) {
+            write(&flags);
+        } else {
+            assert_eq!(fast_feature.update("beta", &flags["beta"]).await, StatusCode::OK);
+        }
+        until(&mut events, is_change_of("beta")).await;
+        for app in &apps {
+            eventually(async || app.get("/gated/free", "bob", "free").await.0 == 200).await;
+        }
+        assert!(provider.is_polling_active() && provider.stats().polls > 0);
+        provider.shutdown().await;
+    }
+}
+
 /// What a peer says about a flag.
 enum Says {
     /// A value, here as everything that it can be read as, with variant and reason.
@@ -135,7 +191,7 @@ async fn check(peer: &Peer, peculiar: impl IntoIterator<Item = (&str, &str, Says
         ("unknown", "free", Says::Unknown),
     ];
 
-    let provider = FlipswitchProvider::builder("key").base_url(&peer.url).miss_wait(PATIENCE).build().unwrap();
+    let provider = FlipswitchProvider::ofrep(&peer.url).miss_wait(PATIENCE).build().unwrap();
     provider.ready(PATIENCE).await.unwrap();
     for (key, plan, says) in usual.into_iter().chain(peculiar) {
         check_flag(&provider, key, plan, &says).await;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use flipswitch::serde_json::{Value, json};
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 
 use crate::support::{PATIENCE, in_time};
 
@@ -73,12 +73,21 @@ impl Peer {
 
     /// Creates a flag through the admin interface of fast-feature, whose format differs from that of flagd.
     pub(crate) async fn create(&self, key: &str, flag: &Value) -> StatusCode {
+        self.change(Method::POST, "", key, flag).await
+    }
+
+    /// Changes a flag of fast-feature.
+    pub(crate) async fn update(&self, key: &str, flag: &Value) -> StatusCode {
+        self.change(Method::PUT, &format!("/{key}"), key, flag).await
+    }
+
+    async fn change(&self, method: Method, path: &str, key: &str, flag: &Value) -> StatusCode {
         let flag = json!({
             "key": key, "state": flag["state"], "variants": flag["variants"], "default_variant": flag["defaultVariant"],
             "targeting": flag["targeting"], "metadata": flag.get("metadata").unwrap_or(&json!({})),
         });
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let request = client.post(format!("{}/admin/api/flags", self.url)).json(&flag);
+        let request = client.request(method, format!("{}/admin/api/flags{path}", self.url)).json(&flag);
         in_time(request.send()).await.unwrap().status()
     }
 }
