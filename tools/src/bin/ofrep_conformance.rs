@@ -1,0 +1,104 @@
+//! Checks whether a service conforms to OFREP; see `--help`, and the module `conformance`.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
+
+use std::{env, ffi::OsString, process::ExitCode, time::Duration};
+
+use flipswitch_tools::conformance::{Service, check};
+
+const HELP: &str = "\
+Checks whether a flag service conforms to OFREP, with its event streams (ADR-0008).
+
+Usage: ofrep-conformance URL [OPTIONS]
+
+The service is sent about a hundred evaluations, and no changes. The report says for each demand whether it holds, what
+was seen if not, or why it does not apply. It has no credentials and no URLs of streams.
+
+Options:
+  --api-key KEY           Sends the header X-API-Key
+  --bearer TOKEN          Sends the header Authorization: Bearer
+  --header NAME=VALUE     Sends a header; may be repeated
+  --flag KEY              A flag that exists; the first one with a value by default
+  --stream-wait SECONDS   How long a stream may be silent; 35 by default
+  --json                  Prints the report as JSON
+  -h, --help              Prints this text
+
+Exit codes: 0 if all MUST rows hold that apply, 1 if not, 2 if the service cannot be checked.";
+
+/// The code of wrong usage, and of a service that cannot be reached.
+const CANNOT_CHECK: u8 = 2;
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+enum Command {
+    Help,
+    Check { service: Service, as_json: bool },
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run().await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(CANNOT_CHECK)
+        }
+    }
+}
+
+async fn run() -> Outcome<ExitCode> {
+    let (service, as_json) = match command(env::args_os())? {
+        Command::Help => {
+            println!("{HELP}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Check { service, as_json } => (service, as_json),
+    };
+    let report = check(&service).await?;
+    if as_json {
+        println!("{:#}", report.to_json());
+    } else {
+        print!("{report}");
+    }
+    Ok(if report.conforms() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn command(arguments: impl IntoIterator<Item = OsString, IntoIter: 'static>) -> Outcome<Command> {
+    use lexopt::{
+        Arg::{Long, Short, Value},
+        ValueExt,
+    };
+
+    let (mut url, mut headers, mut flag, mut wait, mut as_json) = (None, Vec::new(), None, None, false);
+    let mut parser = lexopt::Parser::from_iter(arguments);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("api-key") => headers.push(("x-api-key".to_owned(), parser.value()?.string()?)),
+            Long("bearer") => {
+                headers.push(("authorization".to_owned(), format!("Bearer {}", parser.value()?.string()?)));
+            }
+            Long("header") => {
+                let header = parser.value()?.string()?;
+                let (name, value) = header.split_once('=').ok_or("--header needs NAME=VALUE")?;
+                headers.push((name.trim().to_owned(), value.to_owned()));
+            }
+            Long("flag") => flag = Some(parser.value()?.string()?),
+            Long("stream-wait") => wait = Some(Duration::try_from_secs_f64(parser.value()?.parse()?)?),
+            Long("json") => as_json = true,
+            Long("help") | Short('h') => return Ok(Command::Help),
+            Value(text) if url.is_none() => url = Some(text.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let url = url.ok_or("give the URL of a service; see --help")?;
+    let mut service = Service::new(&url)?;
+    for (name, value) in headers {
+        service = service.header(&name, &value)?;
+    }
+    if let Some(flag) = flag {
+        service = service.flag(flag);
+    }
+    if let Some(wait) = wait {
+        service = service.stream_wait(wait);
+    }
+    Ok(Command::Check { service, as_json })
+}
