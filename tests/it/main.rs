@@ -84,6 +84,13 @@ mod local {
     mod service;
 }
 
+/// Whether services conform to OFREP.
+mod conformance {
+    #[cfg(feature = "peers")]
+    mod peers;
+    mod services;
+}
+
 mod compile_fail;
 
 /// What the tests share.
