@@ -44,13 +44,58 @@ impl Topic {
 /// How often each topic has changed. Counters need no queue, so a watcher that falls behind misses nothing.
 pub(crate) type TopicCounts = [u64; Topic::ALL.len()];
 
+/// The kinds of streams. All of them receive the same changes, each in its own form.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StreamKind {
+    /// The stream of Flipswitch, which receives every event by its name.
+    Flipswitch,
+    /// An event stream of OFREP, which is asked to refetch the flags after each change.
+    Ofrep,
+}
+
+/// A version of the flags: the id of the change that led to it, in milliseconds since the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Revision(i64);
+
+impl Revision {
+    /// Returns the id of the change's event.
+    pub(crate) fn id(self) -> String {
+        self.0.to_string()
+    }
+
+    /// Returns the time of the change.
+    pub(crate) fn last_modified(self) -> OffsetDateTime {
+        OffsetDateTime::UNIX_EPOCH + ::time::Duration::milliseconds(self.0)
+    }
+
+    /// Formats the event that asks clients of an event stream to refetch the flags. Its tag is the id in quotes.
+    pub(crate) fn refetch(self) -> Bytes {
+        let (id, seconds) = (self.0, self.last_modified().unix_timestamp());
+        let data = format!(r#"{{"type":"refetchEvaluation","etag":"\"{id}\"","lastModified":{seconds}}}"#);
+        format!("id: {id}\ndata: {data}\n\n").into()
+    }
+}
+
+/// What is sent to the open streams, in the form of each kind.
+#[derive(Clone)]
+struct Message {
+    flipswitch: Bytes,
+    /// `None` for events that event streams do not have.
+    ofrep: Option<Bytes>,
+}
+
+struct Last {
+    /// The id of the last event, in milliseconds since the epoch. Ids never repeat.
+    id: i64,
+    revision: Revision,
+}
+
 /// Sends events to all open streams, and counts the changes of each topic.
 pub(crate) struct Broadcaster {
-    events: broadcast::Sender<Bytes>,
+    events: broadcast::Sender<Message>,
     /// Ends the open streams.
     finish: watch::Sender<()>,
-    /// The id of the last event, in milliseconds since the epoch. Ids never repeat.
-    last_id: Mutex<i64>,
+    last: Mutex<Last>,
     /// The open streams, oldest first.
     streams: Mutex<BTreeMap<u64, OpenStream>>,
     topics: watch::Sender<TopicCounts>,
@@ -65,10 +110,11 @@ pub(crate) struct OpenStream {
 
 impl Default for Broadcaster {
     fn default() -> Self {
+        let now = millis(OffsetDateTime::now_utc());
         Self {
             events: broadcast::Sender::new(BACKLOG),
             finish: watch::Sender::default(),
-            last_id: Mutex::default(),
+            last: Mutex::new(Last { id: now, revision: Revision(now) }),
             streams: Mutex::default(),
             topics: watch::Sender::default(),
         }
@@ -103,18 +149,28 @@ impl Broadcaster {
         self.changed(Topic::ApiKey);
     }
 
-    /// Sends an event to the open streams.
+    /// Sends an event to the open streams. Event streams of OFREP receive changes of flags only.
     pub(crate) fn send(&self, event: &str, data: &Value) {
         // Locked until the event is sent, so that no stream sees ids out of order.
-        let mut last_id = self.last_id.lock();
-        *last_id = millis(OffsetDateTime::now_utc()).max(*last_id + 1);
+        let mut last = self.last.lock();
+        last.id = millis(OffsetDateTime::now_utc()).max(last.id + 1);
+        let flipswitch = frame(event, data, Some(last.id));
+        let ofrep = matches!(event, "flag-updated" | "config-updated").then(|| {
+            last.revision = Revision(last.id);
+            last.revision.refetch()
+        });
         // Sending fails only if no stream is open.
-        let _ = self.events.send(frame(event, data, Some(*last_id)));
+        let _ = self.events.send(Message { flipswitch, ofrep });
     }
 
-    /// Sends bytes unchanged to the open streams. Returns the number of streams.
+    /// Returns the version of the flags. It is never newer than the flags themselves.
+    pub(crate) fn revision(&self) -> Revision {
+        self.last.lock().revision
+    }
+
+    /// Sends bytes unchanged to the open streams of both kinds. Returns the number of streams.
     pub(crate) fn inject(&self, bytes: Bytes) -> usize {
-        self.events.send(bytes).unwrap_or(0)
+        self.events.send(Message { flipswitch: bytes.clone(), ofrep: Some(bytes) }).unwrap_or(0)
     }
 
     /// Ends the open streams after the events that are already queued. Returns the number of streams.
@@ -124,14 +180,18 @@ impl Broadcaster {
     }
 
     /// Opens a stream for the client with this name.
-    pub(crate) fn subscribe(self: &Arc<Self>, client: String) -> Subscription {
+    pub(crate) fn subscribe(self: &Arc<Self>, kind: StreamKind, client: String) -> Subscription {
         let mut streams = self.streams.lock();
         let id = streams.last_key_value().map_or(0, |(last, _)| last + 1);
         streams.insert(id, OpenStream { since: OffsetDateTime::now_utc(), client });
         drop(streams);
         self.changed(Topic::Streams);
-        let (events, finish) = (self.events.subscribe(), self.finish.subscribe());
-        Subscription { broadcaster: Arc::clone(self), id, events, finish }
+        let finish = self.finish.subscribe();
+        // Locked, so that the first event is that of the change after this revision.
+        let last = self.last.lock();
+        let (events, revision) = (self.events.subscribe(), last.revision);
+        drop(last);
+        Subscription { broadcaster: Arc::clone(self), kind, id, revision, events, finish }
     }
 
     /// Returns the number of open streams.
@@ -149,23 +209,43 @@ impl Broadcaster {
 /// An open stream. Dropping it closes the stream.
 pub(crate) struct Subscription {
     broadcaster: Arc<Broadcaster>,
+    pub(crate) kind: StreamKind,
     id: u64,
-    events: broadcast::Receiver<Bytes>,
+    /// The version of the flags when the stream was opened.
+    pub(crate) revision: Revision,
+    events: broadcast::Receiver<Message>,
     finish: watch::Receiver<()>,
 }
 
 impl Subscription {
     /// Waits for the next event. Returns `None` at the end of the stream.
     pub(crate) async fn next(&mut self) -> Option<Bytes> {
-        tokio::select! {
-            biased;
-            event = self.events.recv() => match event {
-                Ok(event) => Some(event),
-                Err(RecvError::Lagged(_)) => Some(frame("config-updated", &config_updated("events-missed"), None)),
-                Err(RecvError::Closed) => None,
-            },
-            _ = self.finish.changed() => None,
+        loop {
+            let message = tokio::select! {
+                biased;
+                message = self.events.recv() => message,
+                _ = self.finish.changed() => return None,
+            };
+            let frame = match (message, self.kind) {
+                (Ok(message), StreamKind::Flipswitch) => Some(message.flipswitch),
+                (Ok(message), StreamKind::Ofrep) => message.ofrep,
+                (Err(RecvError::Lagged(_)), StreamKind::Flipswitch) => {
+                    Some(frame("config-updated", &config_updated("events-missed"), None))
+                }
+                (Err(RecvError::Lagged(_)), StreamKind::Ofrep) => Some(self.skip_to_present()),
+                (Err(RecvError::Closed), _) => return None,
+            };
+            if frame.is_some() {
+                return frame;
+            }
         }
+    }
+
+    /// Skips the queued events, all of which would ask for the same as the one that is returned.
+    fn skip_to_present(&mut self) -> Bytes {
+        let last = self.broadcaster.last.lock();
+        self.events = self.events.resubscribe();
+        last.revision.refetch()
     }
 }
 
@@ -176,7 +256,7 @@ impl Drop for Subscription {
     }
 }
 
-/// Formats one event. The service sends the id after the data.
+/// Formats one event of the stream of Flipswitch. The service sends the id after the data.
 pub(crate) fn frame(event: &str, data: &Value, id: Option<i64>) -> Bytes {
     let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
     format!("event: {event}\ndata: {data}\n{id}\n").into()
@@ -213,7 +293,7 @@ mod tests {
             });
             let mut last = 0;
             for _ in 0..BACKLOG {
-                let frame = stream.try_recv().unwrap();
+                let frame = stream.try_recv().unwrap().flipswitch;
                 let text = std::str::from_utf8(&frame).unwrap();
                 let id: i64 = text.rsplit("id: ").next().unwrap().trim().parse().unwrap();
                 assert!(id > last, "{id} after {last}");
@@ -225,7 +305,7 @@ mod tests {
     #[tokio::test]
     async fn a_stream_that_misses_events_gets_config_updated_instead() {
         let broadcaster = Arc::new(Broadcaster::default());
-        let mut stream = broadcaster.subscribe("client".to_owned());
+        let mut stream = broadcaster.subscribe(StreamKind::Flipswitch, "client".to_owned());
         for _ in 0..=BACKLOG {
             broadcaster.flag_updated("a");
         }
@@ -233,5 +313,43 @@ mod tests {
         let text = str::from_utf8(&text).unwrap();
         assert!(text.starts_with("event: config-updated\n") && text.contains("\"reason\":\"events-missed\""), "{text}");
         assert!(stream.next().await.unwrap().starts_with(b"event: flag-updated\n"));
+    }
+
+    #[tokio::test]
+    async fn an_event_stream_that_misses_events_is_asked_once_to_refetch() {
+        let broadcaster = Arc::new(Broadcaster::default());
+        let mut stream = broadcaster.subscribe(StreamKind::Ofrep, "client".to_owned());
+        for _ in 0..=BACKLOG {
+            broadcaster.flag_updated("a");
+        }
+        let newest = broadcaster.revision();
+        assert_eq!(stream.next().await.unwrap(), newest.refetch());
+        broadcaster.flag_updated("a");
+        let next = broadcaster.revision();
+        assert_ne!(next, newest);
+        assert_eq!(stream.next().await.unwrap(), next.refetch(), "nothing in between");
+    }
+
+    #[tokio::test]
+    async fn event_streams_receive_changes_with_the_ids_of_the_other_stream() {
+        let broadcaster = Arc::new(Broadcaster::default());
+        let mut own = broadcaster.subscribe(StreamKind::Flipswitch, "client".to_owned());
+        let mut events = broadcaster.subscribe(StreamKind::Ofrep, "client".to_owned());
+        let opened = events.revision;
+        broadcaster.api_key_rotated("2030-01-01T00:00:00.000Z");
+        assert_eq!(broadcaster.revision(), opened, "the flags are the same");
+        broadcaster.config_updated("test");
+        let revision = broadcaster.revision();
+        let id = revision.id();
+        let seconds = id.parse::<i64>().unwrap() / 1_000;
+        let data = json!({"type": "refetchEvaluation", "etag": format!("\"{id}\""), "lastModified": seconds});
+        let frame = events.next().await.unwrap();
+        let (first, rest) = str::from_utf8(&frame).unwrap().split_once("\ndata: ").unwrap();
+        assert_eq!(first, format!("id: {id}"));
+        assert_eq!(serde_json::from_str::<Value>(rest.strip_suffix("\n\n").unwrap()).unwrap(), data);
+        assert!(own.next().await.unwrap().starts_with(b"event: api-key-rotated\n"));
+        assert!(own.next().await.unwrap().ends_with(format!("\nid: {id}\n\n").as_bytes()));
+        assert_eq!(broadcaster.inject(Bytes::from_static(b":\n")), 2);
+        assert_eq!((own.next().await.unwrap(), events.next().await.unwrap()), (":\n".into(), ":\n".into()));
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use ::time::OffsetDateTime;
+use http::{HeaderMap, header};
 use parking_lot::RwLock;
 use serde::Deserialize;
 
@@ -118,6 +119,16 @@ impl Keys {
     }
 }
 
+/// Returns the API key of a request: that of `X-API-Key`, or otherwise the token of `Authorization: Bearer`.
+pub(crate) fn sent_key(headers: &HeaderMap) -> Option<&[u8]> {
+    const SCHEME: &[u8] = b"bearer ";
+    if let Some(key) = headers.get("x-api-key") {
+        return Some(key.as_bytes());
+    }
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.as_bytes().split_at_checked(SCHEME.len())?;
+    scheme.eq_ignore_ascii_case(SCHEME).then(|| token.trim_ascii())
+}
+
 /// Generates a key, with the random seeds that the standard library has for hash tables.
 fn generate_key() -> String {
     let random = || RandomState::new().build_hasher().finish();
@@ -147,5 +158,26 @@ mod tests {
         let (generated, _) = keys.rotate(KeyRotation::new());
         assert_eq!(keys.current(), generated);
         assert!(keys.accepts(Some(generated.as_bytes())) && !keys.accepts(Some(b"3")));
+    }
+
+    #[test]
+    fn a_key_is_sent_in_one_of_two_headers() {
+        let cases = [
+            ("", None),
+            ("x-api-key: k", Some("k")),
+            ("authorization: Bearer k", Some("k")),
+            ("authorization: bEARER  k ", Some("k")),
+            ("authorization: Bearer k\nx-api-key: other", Some("other")),
+            ("authorization: Bearer k\nx-api-key: ", Some("")),
+            ("authorization: Basic azpr", None),
+            ("authorization: Bearerk", None),
+            ("authorization: k", None),
+        ];
+        for (lines, expected) in cases {
+            let pairs = lines.lines().map(|line| line.split_once(": ").unwrap());
+            let headers: HeaderMap =
+                pairs.map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+            assert_eq!(sent_key(&headers), expected.map(str::as_bytes), "{lines:?}");
+        }
     }
 }

@@ -11,13 +11,16 @@ A local feature-flag service for development and tests.
 
 Usage: flipswitch-local [OPTIONS]
 
-  --flags FILE        File of flags, in flagd's format or {\"key\": value}; reloaded on changes
-  --listen ADDRESS    Address to listen on [default: 127.0.0.1:3001]
-  --api-key KEY       API key that clients must send [default: any]
-  --heartbeat SECONDS Interval of heartbeats on streams [default: 15]
-  --expose-control    Allow other machines to use the dashboard and change flags
-  --help              Print this help
-  --version           Print the version
+  --flags FILE           File of flags, in flagd's format or {\"key\": value}; reloaded on changes
+  --listen ADDRESS       Address to listen on [default: 127.0.0.1:3001]
+  --api-key KEY          API key that clients must send [default: any]
+  --heartbeat SECONDS    Interval of heartbeats on streams [default: 15]
+  --event-streams        Announce changes on event streams of OFREP as well, for browsers
+  --allow-origin ORIGIN  Allow pages of this origin to use the API, such as http://localhost:5173, or * for any;
+                         can be repeated [default: none]
+  --expose-control       Allow other machines to use the dashboard and change flags
+  --help                 Print this help
+  --version              Print the version
 ";
 
 struct Options {
@@ -26,6 +29,8 @@ struct Options {
     api_key: Option<String>,
     heartbeat: Duration,
     expose_control: bool,
+    event_streams: bool,
+    allowed_origins: Vec<String>,
 }
 
 enum Command {
@@ -64,7 +69,11 @@ async fn serve(options: Options) -> std::io::Result<()> {
     let mut builder = LocalServer::builder()
         .listen(options.listen)
         .heartbeat(options.heartbeat)
-        .expose_control(options.expose_control);
+        .expose_control(options.expose_control)
+        .event_streams(options.event_streams);
+    for origin in options.allowed_origins {
+        builder = builder.allow_origin(origin);
+    }
     if let Some(flags) = options.flags {
         builder = builder.flags_file(flags);
     }
@@ -114,6 +123,8 @@ fn command() -> Result<Command, lexopt::Error> {
         api_key: None,
         heartbeat: Duration::from_secs(15),
         expose_control: false,
+        event_streams: false,
+        allowed_origins: Vec::new(),
     };
     let mut arguments = lexopt::Parser::from_env();
     while let Some(argument) = arguments.next()? {
@@ -131,6 +142,8 @@ fn command() -> Result<Command, lexopt::Error> {
                     Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
                 })?;
             }
+            Long("event-streams") => options.event_streams = true,
+            Long("allow-origin") => options.allowed_origins.push(arguments.value()?.string()?),
             Long("expose-control") => options.expose_control = true,
             Long("help") => return Ok(Command::Print(HELP.to_owned())),
             Long("version") => {

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admin::{access, control, dashboard},
-    api::routes,
+    api::{cors, routes},
     faults::{
         connection::{Listener, Peer},
         middleware::apply_faults,
@@ -62,6 +62,7 @@ fn app(state: Arc<AppState>) -> Router {
     let faults = Arc::clone(&state.faults);
     // Faults come before the API key is checked, so that they apply whatever the key is.
     let api = routes::routes(&state).route_layer(middleware::from_fn_with_state(faults, apply_faults));
+    let api = cors::allow(api, &state.allowed_origins);
     let admin = control::routes()
         .merge(dashboard::routes())
         .method_not_allowed_fallback(control::method_not_allowed)

@@ -7,6 +7,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{
+    api::cors,
     broadcast::Broadcaster,
     faults::{faults::Faults, registry::FaultRegistry},
     flags::{
@@ -74,6 +75,8 @@ pub struct LocalServerBuilder {
     api_key: Option<String>,
     heartbeat: Duration,
     expose_control: bool,
+    event_streams: bool,
+    allowed_origins: Vec<String>,
 }
 
 impl LocalServer {
@@ -96,6 +99,8 @@ impl LocalServer {
             api_key: None,
             heartbeat: Duration::from_secs(15),
             expose_control: false,
+            event_streams: false,
+            allowed_origins: Vec::new(),
         }
     }
 
@@ -158,7 +163,8 @@ impl LocalServer {
         self.state.flags.remove(key)
     }
 
-    /// Sends an event to the open streams.
+    /// Sends an event to the open streams. Event streams of OFREP only receive `flag-updated` and `config-updated`, in their
+    /// own form.
     #[expect(clippy::needless_pass_by_value, reason = "callers write `json!(..)` on the spot")]
     pub fn send_event(&self, event: &str, data: Value) {
         self.state.broadcaster.send(event, &data);
@@ -246,18 +252,66 @@ impl LocalServerBuilder {
         self
     }
 
+    /// Sets whether the server has event streams of OFREP. Defaults to `false`.
+    ///
+    /// Every successful evaluation of all flags then names the stream, `GET /ofrep/v1/sse/flags`, in `eventStreams`.
+    /// Clients that support OFREP's event streams open it, and refetch the flags when it asks for that: after each change,
+    /// and when it opens, unless the client has received the newest change (`Last-Event-ID`).
+    ///
+    /// The stream requires no API key, because a browser sends no header of the page's choice with the request that opens
+    /// it. It says when the flags have changed, but not which, and contains no values.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> std::io::Result<()> {
+    /// use flipswitch_local::LocalServer;
+    /// use serde_json::json;
+    ///
+    /// // A page of the development server at port 5173 can use this service.
+    /// let service = LocalServer::builder()
+    ///     .flags(json!({"new-home": true}))
+    ///     .event_streams(true)
+    ///     .allow_origin("http://localhost:5173")
+    ///     .start()
+    ///     .await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn event_streams(mut self, event_streams: bool) -> Self {
+        self.event_streams = event_streams;
+        self
+    }
+
+    /// Allows pages of this origin to evaluate flags and open streams from a browser (CORS). Several calls allow several
+    /// origins, and `*` allows all of them. Defaults to none.
+    ///
+    /// The origin is written as browsers send it, such as `http://localhost:5173`. The dashboard and the endpoints under
+    /// `/local` stay closed to pages of other origins. Responses of [faults](crate::Faults) can be read by the page as
+    /// well, and preflight requests (`OPTIONS`) are answered before faults apply and without an API key.
+    pub fn allow_origin(mut self, origin: impl Into<String>) -> Self {
+        self.allowed_origins.push(origin.into());
+        self
+    }
+
     /// Starts the server on the current tokio runtime.
     ///
     /// # Errors
     ///
     /// Returns an I/O error that names the address if the server cannot listen on it, or the file if it cannot be read.
-    /// The kind is `InvalidData` for invalid flags, and `InvalidInput` for a heartbeat of zero or more than a day.
+    /// The kind is `InvalidData` for invalid flags, and `InvalidInput` for a heartbeat of zero or more than a day, and for
+    /// an invalid origin.
     pub async fn start(self) -> io::Result<LocalServer> {
-        let Self { flags, flags_file, listen, api_key, heartbeat, expose_control } = self;
+        let Self { flags, flags_file, listen, api_key, heartbeat, expose_control, event_streams, allowed_origins } =
+            self;
+        let invalid_input = |problem| io::Error::new(io::ErrorKind::InvalidInput, problem);
         if heartbeat.is_zero() || heartbeat > MAX_HEARTBEAT {
             let problem = format!("heartbeat is {heartbeat:?}, but must be more than zero and at most a day");
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+            return Err(invalid_input(problem));
         }
+        let parse_origin = |origin: &String| {
+            cors::parse_origin(origin).map_err(|problem| invalid_input(format!("allow_origin: {problem}")))
+        };
+        let allowed_origins = allowed_origins.iter().map(parse_origin).collect::<io::Result<_>>()?;
         let mut flags =
             definition::parse_document(flags).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         let file = match &flags_file {
@@ -288,6 +342,8 @@ impl LocalServerBuilder {
             broadcaster,
             heartbeat,
             expose_control,
+            event_streams,
+            allowed_origins,
             stop: stop.clone(),
         });
         let mut tasks = vec![tokio::spawn(serve::serve(listener, Arc::clone(&state)))];
@@ -310,6 +366,8 @@ impl fmt::Debug for LocalServerBuilder {
             .field("listen", &self.listen)
             .field("heartbeat", &self.heartbeat)
             .field("expose_control", &self.expose_control)
+            .field("event_streams", &self.event_streams)
+            .field("allowed_origins", &self.allowed_origins)
             .finish_non_exhaustive()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::HeaderValue;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -23,6 +24,10 @@ pub(crate) struct AppState {
     pub(crate) heartbeat: Duration,
     /// Whether other machines may use the dashboard and the endpoints under `/local`.
     pub(crate) expose_control: bool,
+    /// Whether there are event streams of OFREP.
+    pub(crate) event_streams: bool,
+    /// The origins whose pages may use the API, or `*`.
+    pub(crate) allowed_origins: Vec<HeaderValue>,
     /// Cancelled when the server shuts down.
     pub(crate) stop: CancellationToken,
 }

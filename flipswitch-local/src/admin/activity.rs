@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     broadcast::{Broadcaster, Topic, TopicCounts},
-    mask,
+    keys, mask,
     request_log::{LoggedRequest, RequestLog},
     state::AppState,
     time,
@@ -44,7 +44,7 @@ fn request_json(logged: &LoggedRequest) -> Value {
         "at": time::timestamp(logged.received_at),
         "method": request.method.as_str(),
         "path": mask::truncate(&request.path),
-        "apiKey": request.headers.get("x-api-key").map(|key| mask::mask_key(key.as_bytes())),
+        "apiKey": keys::sent_key(&request.headers).map(mask::mask_key),
         "context": context(&request.body),
         "status": outcome.and_then(|outcome| outcome.status).map(|status| status.as_u16()),
         "millis": outcome.map(|outcome| u64::try_from(outcome.took.as_millis()).unwrap_or(u64::MAX)),

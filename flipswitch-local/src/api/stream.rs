@@ -1,8 +1,10 @@
-//! The stream of changes, `GET /api/v1/flags/events`.
+//! The streams of changes: that of Flipswitch, `GET /api/v1/flags/events`, and the event stream of OFREP,
+//! `GET /ofrep/v1/sse/flags`.
 
 use std::{convert::Infallible, pin::Pin, sync::Arc};
 
 use axum::{
+    Extension,
     body::{Body, Bytes},
     extract::State,
     response::{IntoResponse, Response},
@@ -14,14 +16,34 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    broadcast::{self, Subscription},
-    faults::{fault::Endpoint, registry::FaultRegistry},
+    broadcast::{self, StreamKind, Subscription},
+    faults::{effect::NoReplay, fault::Endpoint, registry::FaultRegistry},
     mask,
     state::AppState,
 };
 
-/// Opens a stream.
+/// Opens a stream of Flipswitch.
 pub(crate) async fn stream(State(state): State<Arc<AppState>>, request: HeaderMap) -> Response {
+    respond(&request, |client| EventSource::new(&state, StreamKind::Flipswitch, client))
+}
+
+/// Opens an event stream of OFREP. The first event asks the client to refetch the flags, unless it has received the
+/// newest change: browsers do not refetch by themselves when they reopen a stream.
+pub(crate) async fn event_stream(
+    State(state): State<Arc<AppState>>,
+    no_replay: Option<Extension<NoReplay>>,
+    request: HeaderMap,
+) -> Response {
+    respond(&request, |client| {
+        let mut source = EventSource::new(&state, StreamKind::Ofrep, client);
+        let revision = source.subscription.revision;
+        let is_known = request.get("last-event-id").is_some_and(|id| *id == revision.id());
+        source.first = (!is_known && no_replay.is_none()).then(|| revision.refetch());
+        source
+    })
+}
+
+fn respond(request: &HeaderMap, open: impl FnOnce(String) -> EventSource) -> Response {
     // SDKs of the service name themselves in the first of these headers, other clients in the second.
     let client = request.get("x-flipswitch-sdk").or(request.get(header::USER_AGENT));
     let client = client.map_or_else(String::new, |client| mask::truncate(&String::from_utf8_lossy(client.as_bytes())));
@@ -31,11 +53,13 @@ pub(crate) async fn stream(State(state): State<Arc<AppState>>, request: HeaderMa
         // Asks nginx, and proxies that follow it, not to buffer events.
         (HeaderName::from_static("x-accel-buffering"), "no"),
     ];
-    (headers, EventSource::new(&state, client).into_body()).into_response()
+    (headers, open(client).into_body()).into_response()
 }
 
 /// The events and heartbeats of one stream.
 struct EventSource {
+    /// The event with which the stream begins.
+    first: Option<Bytes>,
     subscription: Subscription,
     heartbeat: Interval,
     faults: Arc<FaultRegistry>,
@@ -43,11 +67,11 @@ struct EventSource {
 }
 
 impl EventSource {
-    fn new(state: &AppState, client: String) -> Self {
+    fn new(state: &AppState, kind: StreamKind, client: String) -> Self {
         let mut heartbeat = tokio::time::interval_at(Instant::now() + state.heartbeat, state.heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let subscription = state.broadcaster.subscribe(client);
-        Self { subscription, heartbeat, faults: Arc::clone(&state.faults), stop: state.stop.clone() }
+        let subscription = state.broadcaster.subscribe(kind, client);
+        Self { first: None, subscription, heartbeat, faults: Arc::clone(&state.faults), stop: state.stop.clone() }
     }
 
     fn into_body(self) -> Body {
@@ -57,6 +81,9 @@ impl EventSource {
     }
 
     async fn next(&mut self) -> Option<Bytes> {
+        if let Some(first) = self.first.take() {
+            return Some(first);
+        }
         loop {
             return tokio::select! {
                 biased;
@@ -66,7 +93,10 @@ impl EventSource {
                     if self.faults.suppresses_heartbeat() {
                         continue;
                     }
-                    Some(broadcast::frame("heartbeat", &json!({}), None))
+                    Some(match self.subscription.kind {
+                        StreamKind::Flipswitch => broadcast::frame("heartbeat", &json!({}), None),
+                        StreamKind::Ofrep => Bytes::from_static(b":\n\n"),
+                    })
                 }
             };
         }

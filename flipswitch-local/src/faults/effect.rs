@@ -78,8 +78,15 @@ pub(crate) enum Effect {
     },
     ContentType(String),
     FlagError(FlagError),
+    NotModified {},
     NoHeartbeats {},
+    NoReplay {},
+    SplitEvents {},
 }
+
+/// Tells the endpoint that an event stream sends nothing when it opens.
+#[derive(Clone, Copy)]
+pub(crate) struct NoReplay;
 
 /// The error of one flag, instead of its value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -129,14 +136,14 @@ impl Effect {
 
     /// Returns whether the endpoint still handles the request.
     pub(crate) fn reaches_endpoint(&self) -> bool {
-        self.changes_body() || matches!(self, Self::Delay { .. } | Self::FlagError(_))
+        self.changes_body() || matches!(self, Self::Delay { .. } | Self::FlagError(_) | Self::NoReplay {})
     }
 
     /// Returns whether the effect changes the body of the response, so that there must be one.
     pub(crate) fn changes_body(&self) -> bool {
         self.cut().is_some()
             || self.end_of_stream().is_some()
-            || matches!(self, Self::Trickle { .. } | Self::ContentType(_))
+            || matches!(self, Self::Trickle { .. } | Self::SplitEvents {} | Self::ContentType(_))
     }
 
     /// Checks the values that headers and status lines cannot contain.

@@ -19,6 +19,9 @@ pub(crate) const BULK_PATH: &str = "/ofrep/v1/evaluate/flags";
 /// Path of the stream of changes.
 pub(crate) const STREAM_PATH: &str = "/api/v1/flags/events";
 
+/// Path of the event stream of OFREP.
+pub(crate) const EVENT_STREAM_PATH: &str = "/ofrep/v1/sse/flags";
+
 /// The endpoint that a fault applies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -30,7 +33,8 @@ pub enum Endpoint {
     Bulk,
     /// The evaluation of one flag, `POST /ofrep/v1/evaluate/flags/{key}`.
     Single,
-    /// The stream of changes, `GET /api/v1/flags/events`.
+    /// The stream of changes, `GET /api/v1/flags/events`, and the event stream of OFREP, `GET /ofrep/v1/sse/flags`, if
+    /// [`event_streams`](crate::LocalServerBuilder::event_streams) is on.
     Stream,
     /// New connections, before anything is read from them. This includes connections for the endpoints under `/local`.
     ///
@@ -45,7 +49,7 @@ impl Endpoint {
         match path.strip_prefix(BULK_PATH) {
             Some("") => Some(Self::Bulk),
             Some(key) if key.starts_with('/') => Some(Self::Single),
-            _ => (path == STREAM_PATH).then_some(Self::Stream),
+            _ => matches!(path, STREAM_PATH | EVENT_STREAM_PATH).then_some(Self::Stream),
         }
     }
 
@@ -201,6 +205,36 @@ impl FaultOn {
     /// [`after`](Fault::after) and [`times`](Fault::times) count heartbeats instead of requests.
     pub fn no_heartbeats(self) -> Fault {
         self.effect(Effect::NoHeartbeats {})
+    }
+
+    /// Sends nothing when an event stream of OFREP opens. Without the fault, the server then asks the client to refetch the
+    /// flags, unless the client has received the newest change.
+    ///
+    /// Requires [`Endpoint::Stream`].
+    ///
+    /// ```
+    /// # use flipswitch_local::{Endpoint, Fault};
+    /// // A client that reopens its stream must refetch the flags by itself.
+    /// let fault = Fault::on(Endpoint::Stream).no_replay();
+    /// ```
+    pub fn no_replay(self) -> Fault {
+        self.effect(Effect::NoReplay {})
+    }
+
+    /// Sends each event of a stream in two pieces with a pause of 50 ms between them, so that clients read half an event
+    /// at a time. Applies to the heartbeats as well.
+    ///
+    /// Requires [`Endpoint::Stream`]. When the fault is removed or the server shuts down, the pauses end.
+    pub fn split_events(self) -> Fault {
+        self.effect(Effect::SplitEvents {})
+    }
+
+    /// Responds to requests with a header `If-None-Match` with 304 Not Modified and the tag of that header, whatever has
+    /// changed. Does not apply to requests without the header.
+    ///
+    /// Requires [`Endpoint::Bulk`].
+    pub fn not_modified(self) -> Fault {
+        self.effect(Effect::NotModified {})
     }
 
     fn effect(self, effect: Effect) -> Fault {
@@ -387,6 +421,9 @@ impl Fault {
                 (matches!(self.on, Endpoint::Stream | Endpoint::All), "must be stream for the effect noHeartbeats")
             }
             Effect::FlagError(_) => (self.on == Endpoint::Bulk, "must be bulk for the effect flagError"),
+            Effect::NotModified {} => (self.on == Endpoint::Bulk, "must be bulk for the effect notModified"),
+            Effect::NoReplay {} => (self.on == Endpoint::Stream, "must be stream for the effect noReplay"),
+            Effect::SplitEvents {} => (self.on == Endpoint::Stream, "must be stream for the effect splitEvents"),
             effect if effect.end_of_stream().is_some() => {
                 (self.on == Endpoint::Stream, "must be stream for the effect finish and for afterMillis")
             }
@@ -413,7 +450,8 @@ impl Fault {
 
     /// Returns whether the fault applies to a request.
     pub(crate) fn applies_to(&self, request: &IncomingRequest) -> bool {
-        self.applies_to_endpoint(request.endpoint) && self.when.matches(request)
+        let has_tag = request.has_tag || self.effect != Effect::NotModified {};
+        has_tag && self.applies_to_endpoint(request.endpoint) && self.when.matches(request)
     }
 
     /// Returns whether the fault applies to requests to this endpoint, which is one of the three of the API.

@@ -14,13 +14,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::faults::{
     connection::Peer,
-    effect::Effect,
+    effect::{Effect, NoReplay},
     fault::Endpoint,
     filter::IncomingRequest,
     handle::ConnectionAction,
     registry::{AppliedFault, FaultRegistry},
     response::{self, ResponseCutter},
 };
+
+/// The pause between the pieces of a split event, in which clients read the first one.
+const SPLIT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Applies a matching fault to each request, before the endpoint handles it.
 pub(crate) async fn apply_faults(
@@ -97,7 +100,22 @@ async fn respond_with_fault(
         }
         Effect::Trickle { bytes, every_millis } => {
             let response = response::set_content_length(next.run(request).await);
-            response::cuttable(response.map(|body| trickle(body, bytes, every_millis, end)), cutter)
+            let pieces = Pieces { size: PieceSize::Bytes(bytes), every: every_millis };
+            response::cuttable(response.map(|body| trickle(body, pieces, end)), cutter)
+        }
+        Effect::SplitEvents {} => {
+            let pieces = Pieces { size: PieceSize::HalfOfChunk, every: SPLIT_PAUSE };
+            response::cuttable(next.run(request).await.map(|body| trickle(body, pieces, end)), cutter)
+        }
+        Effect::NotModified {} => {
+            // The fault applies to requests with the header only.
+            let held = request.headers_mut().remove(header::IF_NONE_MATCH);
+            let tag: HeaderMap = held.map(|held| (header::ETAG, held)).into_iter().collect();
+            (StatusCode::NOT_MODIFIED, tag).into_response()
+        }
+        Effect::NoReplay {} => {
+            request.extensions_mut().insert(NoReplay);
+            respond(endpoint, cutter, request, next).await
         }
         Effect::FlagError(error) => {
             request.extensions_mut().insert(error);
@@ -147,19 +165,33 @@ fn response<'a>(code: u16, headers: impl IntoIterator<Item = (&'a String, &'a St
     (StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), headers, Body::from(body)).into_response()
 }
 
-/// Splits a body into pieces of this size, with a pause between them.
-fn trickle(body: Body, bytes: usize, every: Duration, end: FaultEnd) -> Body {
-    let source = Trickle { body: body.into_data_stream(), rest: Bytes::new(), started: false, bytes, every, end };
+/// Splits a body into pieces, with a pause between them.
+fn trickle(body: Body, pieces: Pieces, end: FaultEnd) -> Body {
+    let source = Trickle { body: body.into_data_stream(), rest: Bytes::new(), next: 0, started: false, pieces, end };
     Body::from_stream(stream::unfold(source, async |mut source| Some((source.next().await?, source))))
+}
+
+/// The pieces of a body, and the pause between them.
+struct Pieces {
+    size: PieceSize,
+    every: Duration,
+}
+
+#[derive(Clone, Copy)]
+enum PieceSize {
+    Bytes(usize),
+    /// Two pieces of each chunk. The chunks of a stream are its events.
+    HalfOfChunk,
 }
 
 struct Trickle {
     body: BodyDataStream,
     /// What was read from the body and not sent yet.
     rest: Bytes,
+    /// The size of the next piece.
+    next: usize,
     started: bool,
-    bytes: usize,
-    every: Duration,
+    pieces: Pieces,
     end: FaultEnd,
 }
 
@@ -170,11 +202,15 @@ impl Trickle {
                 Ok(bytes) => self.rest = bytes,
                 Err(error) => return Some(Err(error)),
             }
+            self.next = match self.pieces.size {
+                PieceSize::Bytes(bytes) => bytes,
+                PieceSize::HalfOfChunk => self.rest.len().div_ceil(2),
+            };
         }
         if self.started {
-            self.end.wait_at_most(self.every).await;
+            self.end.wait_at_most(self.pieces.every).await;
         }
         self.started = true;
-        Some(Ok(self.rest.split_to(self.bytes.min(self.rest.len()))))
+        Some(Ok(self.rest.split_to(self.next.min(self.rest.len()))))
     }
 }

@@ -30,7 +30,10 @@ const EFFECTS = {
   trickle: ['Bytes every 100 ms', '16', (text) => ({ bytes: number(text), everyMillis: 100 })],
   garbage: ['Body', '<html>', (text) => ({ body: text })],
   contentType: ['Content type', 'text/html', (text) => text],
+  notModified: [null, '', () => ({})],
   noHeartbeats: [null, '', () => ({})],
+  noReplay: [null, '', () => ({})],
+  splitEvents: [null, '', () => ({})],
 };
 
 const listed = (text) => text.split(',').map((part) => part.trim()).filter(Boolean);

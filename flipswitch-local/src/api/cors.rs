@@ -1,0 +1,123 @@
+//! Access for pages of other origins (CORS), which a browser denies unless the server allows it.
+
+use axum::{
+    Router,
+    extract::Request,
+    middleware::{self, Next},
+    response::Response,
+};
+use http::{HeaderValue, Method, StatusCode, Uri, header};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, Vary};
+
+/// Allows pages of any origin.
+const ANY: &str = "*";
+
+/// Checks an origin, which is `*` or written as browsers send it.
+pub(crate) fn parse_origin(origin: &str) -> Result<HeaderValue, String> {
+    match HeaderValue::from_str(origin) {
+        Ok(value) if origin == ANY || is_origin(origin) => Ok(value),
+        _ => Err(format!(
+            "{origin:?} is not an origin as browsers send it, such as http://localhost:5173: scheme, host, and port \
+             unless it is the default, in lower case and without a path"
+        )),
+    }
+}
+
+fn is_origin(origin: &str) -> bool {
+    let Ok(uri) = origin.parse::<Uri>() else { return false };
+    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else { return false };
+    let (host, port) = (authority.host(), authority.port_u16());
+    let is_default = matches!((scheme, port), ("http", Some(80)) | ("https", Some(443)));
+    // Without anything else that a URI can contain.
+    let written = match port {
+        Some(port) => format!("{scheme}://{host}:{port}"),
+        None => format!("{scheme}://{host}"),
+    };
+    origin == written
+        && !host.is_empty()
+        && !is_default
+        && !origin.bytes().any(|byte| byte.is_ascii_uppercase() || byte == b'*')
+}
+
+/// Answers preflight requests, and adds the headers of CORS to all other responses, for pages of these origins.
+///
+/// The layers come before faults and the API key, so that a page can read these responses as well.
+pub(crate) fn allow<S: Clone + Send + Sync + 'static>(api: Router<S>, origins: &[HeaderValue]) -> Router<S> {
+    if origins.is_empty() {
+        return api;
+    }
+    let (allowed, vary) = if origins.iter().any(|origin| origin == ANY) {
+        (AllowOrigin::any(), Vary::list([]))
+    } else {
+        (AllowOrigin::list(origins.iter().cloned()), Vary::list([header::ORIGIN]))
+    };
+    let cors = CorsLayer::new()
+        .allow_origin(allowed)
+        .vary(vary)
+        .allow_methods([Method::GET, Method::POST])
+        // SDKs send headers of their own, and tracing libraries as well.
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([header::ETAG, header::RETRY_AFTER]);
+    api.route_layer(cors).route_layer(middleware::from_fn(without_content))
+}
+
+/// Changes the status of the preflight responses, which have no body, from 200 to 204.
+async fn without_content(request: Request, next: Next) -> Response {
+    let is_preflight = request.method() == Method::OPTIONS;
+    let mut response = next.run(request).await;
+    if is_preflight && response.status() == StatusCode::OK {
+        *response.status_mut() = StatusCode::NO_CONTENT;
+    }
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_are_written_as_browsers_send_them() {
+        let valid = [
+            "*",
+            "http://localhost:5173",
+            "https://app.example.com",
+            "http://127.0.0.1:3000",
+            "http://[::1]:5173",
+            "https://example.com:80",
+            "tauri://localhost",
+        ];
+        for origin in valid {
+            assert_eq!(parse_origin(origin).unwrap(), origin);
+        }
+        let invalid = [
+            "",
+            "null",
+            "localhost",
+            "localhost:5173",
+            "//localhost:5173",
+            "http://",
+            "http://:5173",
+            "http://localhost:5173/",
+            "http://localhost:5173/app",
+            "http://localhost:5173?a",
+            "http://localhost:5173#a",
+            "http://user@localhost:5173",
+            "http://localhost:",
+            "http://localhost:05173",
+            "http://localhost:65536",
+            "http://localhost:80",
+            "https://localhost:443",
+            "HTTP://localhost",
+            "http://Localhost",
+            "http://*.localhost",
+            "http://localhost:5173, http://localhost:5174",
+            " http://localhost",
+            "http://bücher.example",
+            "http://localhost\n",
+        ];
+        for origin in invalid {
+            let error = parse_origin(origin).expect_err(origin);
+            assert!(error.contains(&format!("{origin:?}")), "{error}");
+        }
+    }
+}
