@@ -7,6 +7,7 @@ answered with a line, `{"answer": ..}`. The provider asks the service for each e
 """
 
 import json
+import logging
 import sys
 
 from openfeature import api
@@ -33,6 +34,8 @@ def details(type, key, default, context):
 
 
 def main(url, headers):
+    # Errors are part of the answers.
+    logging.getLogger().addHandler(logging.NullHandler())
     headers = json.loads(headers)
     api.set_provider_and_wait(OFREPProvider(url, headers_factory=lambda: headers))
     tell(answer="ready")

@@ -36,8 +36,11 @@ enum Command {
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
-    match run().await {
-        Ok(code) => code,
+    match run(env::args_os()).await {
+        Ok((text, code)) => {
+            print!("{text}");
+            ExitCode::from(code)
+        }
         Err(error) => {
             eprintln!("{error}");
             ExitCode::from(CANNOT_CHECK)
@@ -45,21 +48,15 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn run() -> Outcome<ExitCode> {
-    let (service, as_json) = match command(env::args_os())? {
-        Command::Help => {
-            println!("{HELP}");
-            return Ok(ExitCode::SUCCESS);
-        }
+/// Returns what to print, and the exit code.
+async fn run(arguments: impl IntoIterator<Item = OsString, IntoIter: 'static>) -> Outcome<(String, u8)> {
+    let (service, as_json) = match command(arguments)? {
+        Command::Help => return Ok((format!("{HELP}\n"), 0)),
         Command::Check { service, as_json } => (service, as_json),
     };
     let report = check(&service).await?;
-    if as_json {
-        println!("{:#}", report.to_json());
-    } else {
-        print!("{report}");
-    }
-    Ok(if report.conforms() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let text = if as_json { format!("{:#}\n", report.to_json()) } else { report.to_string() };
+    Ok((text, u8::from(!report.conforms())))
 }
 
 fn command(arguments: impl IntoIterator<Item = OsString, IntoIter: 'static>) -> Outcome<Command> {
@@ -101,4 +98,51 @@ fn command(arguments: impl IntoIterator<Item = OsString, IntoIter: 'static>) -> 
         service = service.stream_wait(wait);
     }
     Ok(Command::Check { service, as_json })
+}
+
+#[cfg(test)]
+mod tests {
+    use flipswitch_local::LocalServer;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    async fn run_with(arguments: &[&str]) -> Outcome<(String, u8)> {
+        let arguments: Vec<_> = ["ofrep-conformance"].iter().chain(arguments).map(OsString::from).collect();
+        run(arguments).await
+    }
+
+    #[tokio::test]
+    async fn the_exit_code_says_whether_the_service_conforms() {
+        let service = LocalServer::builder().flags(json!({"f": true, "g": 1})).api_key("sesame").start().await.unwrap();
+        let url = service.url();
+        for credentials in [["--api-key", "sesame"], ["--bearer", "sesame"], ["--header", "X-API-Key=sesame"]] {
+            let (report, code) = run_with(&[&[&url, "--flag", "g"], &credentials[..]].concat()).await.unwrap();
+            assert_eq!(code, 0, "{report}");
+            assert!(report.ends_with("the service conforms\n") && !report.contains("sesame"), "{report}");
+        }
+        let (report, code) = run_with(&[&url, "--json", "--stream-wait", "0.5"]).await.unwrap();
+        let report: Value = serde_json::from_str(&report).unwrap();
+        assert_eq!((code, &report["conforms"]), (1, &json!(false)));
+        let first = &report["rows"][0];
+        assert_eq!((&first["name"], &first["seen"]), (&json!("bulk-answer"), &json!("status 401")));
+        service.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn wrong_usage_is_an_error() {
+        assert!(run_with(&["--help"]).await.unwrap().0.contains("Usage: ofrep-conformance URL"));
+        for (arguments, problem) in [
+            (&[][..], "give the URL"),
+            (&["localhost:8080"], "must begin with http"),
+            (&["http://localhost:8080", "again"], "again"),
+            (&["http://localhost:8080", "--header", "name"], "NAME=VALUE"),
+            (&["http://localhost:8080", "--api-key", "a\nb"], "x-api-key"),
+            (&["http://localhost:8080", "--stream-wait", "-1"], "negative"),
+            (&["http://localhost:8080", "--unknown"], "--unknown"),
+        ] {
+            let error = run_with(arguments).await.unwrap_err().to_string();
+            assert!(error.contains(problem), "{arguments:?}: {error}");
+        }
+    }
 }

@@ -163,7 +163,11 @@ impl Session {
             let said = read(&stream.bytes);
             if said.events.is_empty() && said.comments == 0 {
                 let seconds = self.stream_wait.as_secs_f32();
-                return fails(if stream.ended { "a stream that ends".to_owned() } else { format!("nothing in {seconds} s") });
+                return fails(if stream.ended {
+                    "a stream that ends".to_owned()
+                } else {
+                    format!("nothing in {seconds} s")
+                });
             }
         }
         Ok(())
@@ -260,7 +264,9 @@ impl Session {
         let mut response = match timeout_at(until, self.requests.open(url, lifetime)).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => return OpenedStream { head: Err(no_answer(error)), bytes: Vec::new(), ended: true },
-            Err(_) => return OpenedStream { head: Err("no answer in time".to_owned()), bytes: Vec::new(), ended: true },
+            Err(_) => {
+                return OpenedStream { head: Err("no answer in time".to_owned()), bytes: Vec::new(), ended: true };
+            }
         };
         let head = Ok((response.status(), response.headers().clone()));
         let mut stream = OpenedStream { head, bytes: Vec::new(), ended: false };
@@ -344,7 +350,11 @@ fn check_shape(stream: &Value) -> Result<(), &'static str> {
     }
     match (stream.get("url"), stream.get("endpoint")) {
         (Some(Value::String(url)), None) => {
-            if is_origin_or_url(url) { Ok(()) } else { Err("a url that is not absolute, with http or https") }
+            if is_origin_or_url(url) {
+                Ok(())
+            } else {
+                Err("a url that is not absolute, with http or https")
+            }
         }
         (None, Some(Value::Object(endpoint))) => {
             if endpoint.get("origin").is_some_and(|origin| !origin.as_str().is_some_and(is_origin_or_url)) {

@@ -62,8 +62,10 @@ table! {
         "the answer about an unknown flag has its key";
     EncodedKey: "encoded-key", Must, "RFC 3986 section 2.3",
         "a key is the same with its characters percent-encoded";
-    ReservedCharacters: "reserved-characters", Should, "RFC 3986 section 2.2",
-        "a percent-encoded key may contain spaces, slashes, question marks and letters beyond ASCII";
+    EncodedCharacters: "encoded-characters", Should, "RFC 3986 section 2.1",
+        "a percent-encoded key may have spaces, question marks, percent signs and letters beyond ASCII";
+    EncodedSlash: "encoded-slash", Should, "RFC 3986 section 2.2",
+        "a percent-encoded key may have slashes";
     ErrorBodies: "error-bodies", Must, "OFREP openapi",
         "the bodies of errors 400 and 404 have the content type application/json";
     OtherMethods: "other-methods", Should, "RFC 9110 section 15.5.6",

@@ -39,7 +39,11 @@ impl Session {
     async fn again(&self) -> Finding<Answer> {
         let again = ask(self.bulk().json(&body())).await?;
         again.has_status(StatusCode::OK)?;
-        if again.json() == self.first.json() { Ok(again) } else { not_applicable("equal requests have different answers") }
+        if again.json() == self.first.json() {
+            Ok(again)
+        } else {
+            not_applicable("equal requests have different answers")
+        }
     }
 
     pub(super) async fn not_modified(&self) -> Finding<Answer> {

@@ -54,7 +54,8 @@ async fn the_python_provider_asks_for_each_evaluation() {
     let service = LocalServer::start(serde_json::from_str(FLAGS).unwrap()).await.unwrap();
     let mut client = Client::start(&service, json!({})).await;
     assert_eq!(client.details("boolean", "bool", "free").await["value"], true);
-    service.set_definition("bool", json!({"variants": {"on": true, "off": false}, "defaultVariant": "off"})).unwrap();
+    let definition = json!({"state": "ENABLED", "variants": {"off": false}, "defaultVariant": "off"});
+    service.set_definition("bool", definition).unwrap();
     let details = client.details("boolean", "bool", "free").await;
     assert_eq!((&details["value"], &details["variant"]), (&json!(false), &json!("off")));
 

@@ -214,7 +214,8 @@ fn service() -> LocalServerBuilder {
 /// Gives a flag another value.
 fn flip(service: &LocalServer, key: &str) {
     let value = if key == "bool" { json!(false) } else { json!("changed") };
-    service.set_definition(key, json!({"variants": {"flipped": value}, "defaultVariant": "flipped"})).unwrap();
+    let definition = json!({"state": "ENABLED", "variants": {"flipped": value}, "defaultVariant": "flipped"});
+    service.set_definition(key, definition).unwrap();
 }
 
 fn bulk_requests(service: &LocalServer) -> usize {
