@@ -166,7 +166,7 @@ async fn credentials_are_in_no_report() {
 async fn a_service_that_is_not_there_cannot_be_checked() {
     let service = Service::new(&format!("http://{}", closed_port())).unwrap();
     assert!(matches!(check(&service).await, Err(Error::Unreachable(_))));
-    for url in ["", "example.com", "ftp://example.com"] {
+    for url in ["", "example.com", "ftp://example.com", "http://user:password@example.com"] {
         assert!(matches!(Service::new(url), Err(Error::Url(_))), "{url}");
     }
     assert_eq!(service.api_key("a\nb").unwrap_err(), Error::Header("x-api-key".to_owned()));

@@ -29,11 +29,6 @@ const CANNOT_CHECK: u8 = 2;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-enum Command {
-    Help,
-    Check { service: Service, as_json: bool },
-}
-
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
     match run(env::args_os()).await {
@@ -50,16 +45,16 @@ async fn main() -> ExitCode {
 
 /// Returns what to print, and the exit code.
 async fn run(arguments: impl IntoIterator<Item = OsString, IntoIter: 'static>) -> Outcome<(String, u8)> {
-    let (service, as_json) = match command(arguments)? {
-        Command::Help => return Ok((format!("{HELP}\n"), 0)),
-        Command::Check { service, as_json } => (service, as_json),
+    let Some((service, as_json)) = options(arguments)? else {
+        return Ok((format!("{HELP}\n"), 0));
     };
     let report = check(&service).await?;
     let text = if as_json { format!("{:#}\n", report.to_json()) } else { report.to_string() };
     Ok((text, u8::from(!report.conforms())))
 }
 
-fn command(arguments: impl IntoIterator<Item = OsString, IntoIter: 'static>) -> Outcome<Command> {
+/// Returns the service, and whether the report is to be JSON. Without them, the user asks for help.
+fn options(arguments: impl IntoIterator<Item = OsString, IntoIter: 'static>) -> Outcome<Option<(Service, bool)>> {
     use lexopt::{
         Arg::{Long, Short, Value},
         ValueExt,
@@ -81,7 +76,7 @@ fn command(arguments: impl IntoIterator<Item = OsString, IntoIter: 'static>) -> 
             Long("flag") => flag = Some(parser.value()?.string()?),
             Long("stream-wait") => wait = Some(Duration::try_from_secs_f64(parser.value()?.parse()?)?),
             Long("json") => as_json = true,
-            Long("help") | Short('h') => return Ok(Command::Help),
+            Long("help") | Short('h') => return Ok(None),
             Value(text) if url.is_none() => url = Some(text.string()?),
             other => return Err(other.unexpected().into()),
         }
@@ -97,7 +92,7 @@ fn command(arguments: impl IntoIterator<Item = OsString, IntoIter: 'static>) -> 
     if let Some(wait) = wait {
         service = service.stream_wait(wait);
     }
-    Ok(Command::Check { service, as_json })
+    Ok(Some((service, as_json)))
 }
 
 #[cfg(test)]

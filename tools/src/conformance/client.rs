@@ -39,13 +39,13 @@ pub(crate) fn not_applicable<T>(why: impl Into<String>) -> Finding<T> {
 
 /// An answer that was read to its end.
 #[derive(Clone, Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Reply {
     pub(crate) status: StatusCode,
     pub(crate) headers: HeaderMap,
     pub(crate) body: Vec<u8>,
 }
 
-impl Answer {
+impl Reply {
     pub(crate) fn header(&self, name: HeaderName) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
@@ -151,7 +151,7 @@ impl Requests {
 }
 
 /// Sends a request and reads the answer.
-pub(crate) async fn send(request: RequestBuilder) -> Result<Answer, String> {
+pub(crate) async fn send(request: RequestBuilder) -> Result<Reply, String> {
     let mut response = request.send().await.map_err(no_answer)?;
     let (status, headers, mut body) = (response.status(), response.headers().clone(), Vec::new());
     while let Some(chunk) = response.chunk().await.map_err(no_answer)? {
@@ -160,5 +160,5 @@ pub(crate) async fn send(request: RequestBuilder) -> Result<Answer, String> {
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(Answer { status, headers, body })
+    Ok(Reply { status, headers, body })
 }

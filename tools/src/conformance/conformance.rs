@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use super::{
-    client::{Answer, Finding, Miss, Requests, not_applicable, send},
+    client::{Finding, Miss, Reply, Requests, not_applicable, send},
     report::{Outcome, Report, Row},
     streams::OpenedStream,
     table::{Check, TABLE},
@@ -47,12 +47,16 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Url`] if the URL is not an absolute one with `http` or `https`.
+    /// Returns [`Error::Url`] if the URL is not an absolute one with `http` or `https`, or has a user name.
     pub fn new(url: &str) -> Result<Self, Error> {
         let problem = |problem: &str| Error::Url(problem.to_owned());
         let mut url = Url::parse(url).map_err(|error| problem(&error.to_string()))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(problem("must begin with http:// or https://"));
+        }
+        // The URLs of streams would have them, too.
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(problem("must not have a user name or a password: send them in a header"));
         }
         url.set_query(None);
         url.set_fragment(None);
@@ -109,7 +113,6 @@ impl Service {
     fn secrets(&self) -> Vec<String> {
         let values = self.headers.values().filter_map(|value| value.to_str().ok());
         let mut secrets: Vec<_> = values.map(|value| value.trim_start_matches("Bearer ").to_owned()).collect();
-        secrets.extend(self.url.password().map(str::to_owned));
         secrets.retain(|secret| !secret.is_empty());
         secrets
     }
@@ -149,8 +152,8 @@ pub async fn check(service: &Service) -> Result<Report, Error> {
     for rule in TABLE {
         let outcome = match Box::pin(session.finding(rule.check)).await {
             Ok(()) => Outcome::Holds,
-            Err(Miss::Fails(seen)) => Outcome::Fails(without(&secrets, seen)),
-            Err(Miss::NotApplicable(why)) => Outcome::NotApplicable(without(&secrets, why)),
+            Err(Miss::Fails(seen)) => Outcome::Fails(redacted(&secrets, seen)),
+            Err(Miss::NotApplicable(why)) => Outcome::NotApplicable(redacted(&secrets, why)),
         };
         let (name, demand, level, source) = (rule.name, rule.demand, rule.level, rule.source);
         rows.push(Row { name, demand, level, source, outcome });
@@ -158,7 +161,7 @@ pub async fn check(service: &Service) -> Result<Report, Error> {
     Ok(Report { rows })
 }
 
-fn without(secrets: &[String], text: String) -> String {
+fn redacted(secrets: &[String], text: String) -> String {
     secrets.iter().fold(text, |text, secret| text.replace(secret, "***"))
 }
 
@@ -166,7 +169,7 @@ fn without(secrets: &[String], text: String) -> String {
 pub(crate) struct Session {
     pub(crate) requests: Requests,
     /// The answer to the first request.
-    pub(crate) first: Answer,
+    pub(crate) first: Reply,
     /// All flags of that answer.
     pub(crate) flags: Vec<Value>,
     /// The flag to evaluate alone.
@@ -277,7 +280,7 @@ impl Session {
     }
 
     /// Evaluates all flags for the usual context, under the condition that the tag is not this one.
-    pub(crate) async fn bulk_unless(&self, tag: &str) -> Finding<Answer> {
+    pub(crate) async fn bulk_unless(&self, tag: &str) -> Finding<Reply> {
         let Ok(mut tag) = HeaderValue::from_str(tag) else {
             return not_applicable("the ETag cannot be sent in a header");
         };
@@ -300,7 +303,7 @@ pub(crate) fn body() -> Value {
 }
 
 /// Sends a request. Without an answer, the row fails.
-pub(crate) async fn ask(request: RequestBuilder) -> Finding<Answer> {
+pub(crate) async fn ask(request: RequestBuilder) -> Finding<Reply> {
     send(request).await.map_err(Miss::Fails)
 }
 

@@ -7,7 +7,7 @@ use reqwest::{
 use serde_json::{Value, json};
 
 use super::{
-    client::{Answer, Finding, Miss, fails, not_applicable, printable, send},
+    client::{Finding, Miss, Reply, fails, not_applicable, printable, send},
     conformance::{Session, ask, body, encoded, raw},
 };
 
@@ -163,7 +163,7 @@ impl Session {
         if errors.peek().is_none() {
             return not_applicable("no request is answered with 400 or 404");
         }
-        errors.try_for_each(Answer::has_json_content_type)
+        errors.try_for_each(Reply::has_json_content_type)
     }
 
     pub(super) async fn other_methods(&self) -> Finding {
@@ -182,7 +182,7 @@ impl Session {
         if allowed.split(',').any(|method| method.trim() == "POST") { Ok(()) } else { fails("405 without Allow: POST") }
     }
 
-    async fn answers_to_other_methods(&self) -> Finding<[Answer; 2]> {
+    async fn answers_to_other_methods(&self) -> Finding<[Reply; 2]> {
         let request = |method| self.requests.request(method, self.requests.url(None));
         Ok([ask(request(Method::GET)).await?, ask(request(Method::PUT).json(&body())).await?])
     }
@@ -203,7 +203,7 @@ impl Session {
         fails(format!("{}, and a body that is no JSON", answer.seen()))
     }
 
-    async fn without_credentials(&self) -> Finding<Answer> {
+    async fn without_credentials(&self) -> Finding<Reply> {
         if !self.requests.has_credentials() {
             return not_applicable("no credentials were given");
         }
@@ -236,16 +236,16 @@ fn name(flag: &Value) -> String {
 }
 
 /// Checks that an answer is 400 with an error code.
-fn is_rejection(answer: &Answer) -> Finding {
+fn is_rejection(answer: &Reply) -> Finding {
     let body = answer.json_with(StatusCode::BAD_REQUEST)?;
     if body["errorCode"].is_string() { Ok(()) } else { fails("status 400 without an errorCode") }
 }
 
-fn is_not_found(answer: &Answer) -> Finding {
+fn is_not_found(answer: &Reply) -> Finding {
     let body = answer.json_with(StatusCode::NOT_FOUND)?;
     if body["errorCode"] == "FLAG_NOT_FOUND" { Ok(()) } else { fails(format!("{}, no FLAG_NOT_FOUND", answer.seen())) }
 }
 
-fn is_refusal(answer: &Answer) -> bool {
+fn is_refusal(answer: &Reply) -> bool {
     matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }

@@ -50,9 +50,9 @@ impl OpenedStream {
     }
 }
 
-/// What a stream has said.
+/// The content of a stream, as far as it was read.
 #[derive(Debug, Default, PartialEq)]
-struct Said {
+struct StreamContent {
     comments: usize,
     events: Vec<Event>,
     has_cr: bool,
@@ -67,12 +67,12 @@ struct Event {
 }
 
 /// Reads what has arrived of a stream. The rest after the last line may be incomplete.
-fn read(bytes: &[u8]) -> Said {
-    let mut said = Said { has_cr: bytes.contains(&b'\r'), ..Said::default() };
+fn read(bytes: &[u8]) -> StreamContent {
+    let mut content = StreamContent { has_cr: bytes.contains(&b'\r'), ..StreamContent::default() };
     let complete = bytes.iter().rposition(|byte| matches!(byte, b'\n' | b'\r')).map_or(0, |end| end + 1);
     let Ok(text) = str::from_utf8(&bytes[..complete]) else {
-        said.problem = Some("bytes that are no UTF-8");
-        return said;
+        content.problem = Some("bytes that are no UTF-8");
+        return content;
     };
     let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n").replace('\r', "\n");
     let mut event = Event::default();
@@ -81,14 +81,14 @@ fn read(bytes: &[u8]) -> Said {
             let event = std::mem::take(&mut event);
             // An event without data is none, but may carry an id.
             if event.data.is_some() {
-                said.events.push(event);
+                content.events.push(event);
             }
             continue;
         }
         let (field, value) = line.split_once(':').unwrap_or((line, ""));
         let value = value.strip_prefix(' ').unwrap_or(value);
         match field {
-            "" => said.comments += 1,
+            "" => content.comments += 1,
             "event" => event.event_type = Some(value.to_owned()),
             "id" => event.id = Some(value.to_owned()),
             "data" => match &mut event.data {
@@ -99,10 +99,10 @@ fn read(bytes: &[u8]) -> Said {
                 none => *none = Some(value.to_owned()),
             },
             "retry" => {}
-            _ => said.problem = Some("a line that is neither a field nor a comment"),
+            _ => content.problem = Some("a line that is neither a field nor a comment"),
         }
     }
-    said
+    content
 }
 
 impl Session {
@@ -160,8 +160,8 @@ impl Session {
 
     pub(super) async fn stream_speaks(&self) -> Finding {
         for stream in self.open_streams().await? {
-            let said = read(&stream.bytes);
-            if said.events.is_empty() && said.comments == 0 {
+            let content = read(&stream.bytes);
+            if content.events.is_empty() && content.comments == 0 {
                 let seconds = self.stream_wait.as_secs_f32();
                 return fails(if stream.ended {
                     "a stream that ends".to_owned()
@@ -183,7 +183,7 @@ impl Session {
     }
 
     pub(super) async fn stream_lf(&self) -> Finding {
-        let has_cr = self.speaking_streams().await?.iter().any(|said| said.has_cr);
+        let has_cr = self.speaking_streams().await?.iter().any(|content| content.has_cr);
         if has_cr { fails("CR") } else { Ok(()) }
     }
 
@@ -206,9 +206,8 @@ impl Session {
     }
 
     pub(super) async fn stream_refetch(&self) -> Finding {
-        self.open_streams().await?;
-        for stream in self.speaking_streams_or_silent().await? {
-            let first = stream.events.first().and_then(fields);
+        for stream in self.open_streams().await? {
+            let first = read(&stream.bytes).events.first().and_then(fields);
             if first.is_none_or(|fields| fields.get("type").is_none_or(|it| it != "refetchEvaluation")) {
                 return fails("no refetchEvaluation after the stream was opened");
             }
@@ -256,7 +255,7 @@ impl Session {
         Ok(streams.await)
     }
 
-    /// Opens a stream, and reads until it has said something.
+    /// Opens a stream, and reads until it has sent something.
     async fn open(&self, url: Url) -> OpenedStream {
         // Longer than any wait that follows.
         let lifetime = self.stream_wait + EVENT_WAIT * 2;
@@ -283,11 +282,11 @@ impl Session {
                 }
                 Err(_) => break,
             }
-            let said = read(&stream.bytes);
-            if !said.events.is_empty() {
+            let content = read(&stream.bytes);
+            if !content.events.is_empty() {
                 break;
             }
-            if said.comments > 0 && !spoke {
+            if content.comments > 0 && !spoke {
                 (until, spoke) = (until.min(Instant::now() + EVENT_WAIT), true);
             }
         }
@@ -318,20 +317,16 @@ impl Session {
         if open.is_empty() { not_applicable("no stream opens") } else { Ok(open) }
     }
 
-    async fn speaking_streams_or_silent(&self) -> Finding<Vec<Said>> {
-        Ok(self.open_streams().await?.iter().map(|stream| read(&stream.bytes)).collect())
-    }
-
-    /// Returns what the streams have said that said something.
-    async fn speaking_streams(&self) -> Finding<Vec<Said>> {
+    /// Returns the contents of the streams that sent something.
+    async fn speaking_streams(&self) -> Finding<Vec<StreamContent>> {
         let streams = self.open_streams().await?;
-        let said: Vec<_> =
+        let contents: Vec<_> =
             streams.iter().filter(|stream| !stream.bytes.is_empty()).map(|stream| read(&stream.bytes)).collect();
-        if said.is_empty() { not_applicable("no stream sends anything") } else { Ok(said) }
+        if contents.is_empty() { not_applicable("no stream sends anything") } else { Ok(contents) }
     }
 
     async fn events(&self) -> Finding<Vec<Event>> {
-        let events: Vec<_> = self.speaking_streams().await?.into_iter().flat_map(|said| said.events).collect();
+        let events: Vec<_> = self.speaking_streams().await?.into_iter().flat_map(|content| content.events).collect();
         if events.is_empty() { not_applicable("no stream sends an event") } else { Ok(events) }
     }
 }
@@ -381,11 +376,11 @@ mod tests {
 
     #[test]
     fn streams_are_read_line_by_line() {
-        let said = read(b": hello\n\nid: 1\ndata: a\ndata:b\n\nevent: x\nid: 2\n\ndata: incomplete\n");
+        let content = read(b": hello\n\nid: 1\ndata: a\ndata:b\n\nevent: x\nid: 2\n\ndata: incomplete\n");
         let event = Event { event_type: None, data: Some("a\nb".to_owned()), id: Some("1".to_owned()) };
-        assert_eq!(said, Said { comments: 1, events: vec![event], has_cr: false, problem: None });
-        let said = read(b"data: a\r\n\r\n");
-        assert_eq!((said.events.len(), said.has_cr, said.problem), (1, true, None));
+        assert_eq!(content, StreamContent { comments: 1, events: vec![event], has_cr: false, problem: None });
+        let content = read(b"data: a\r\n\r\n");
+        assert_eq!((content.events.len(), content.has_cr, content.problem), (1, true, None));
         assert_eq!(read(b"<html>\n").problem, Some("a line that is neither a field nor a comment"));
         assert_eq!(read(b"data: \xff\n\n").problem, Some("bytes that are no UTF-8"));
         // A character that is cut in two is only incomplete.

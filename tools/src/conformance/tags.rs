@@ -7,7 +7,7 @@ use reqwest::{
 use serde_json::{Value, json};
 
 use super::{
-    client::{Answer, Finding, Miss, fails, not_applicable},
+    client::{Finding, Miss, Reply, fails, not_applicable},
     conformance::{Session, ask, body},
 };
 
@@ -15,7 +15,7 @@ use super::{
 pub(crate) struct Contexts {
     other: Value,
     /// The answer to the other context, while the first answer is that to the usual one.
-    answer: Answer,
+    answer: Reply,
 }
 
 impl Session {
@@ -36,7 +36,7 @@ impl Session {
     }
 
     /// Sends the usual request again, if the answer is the same.
-    async fn again(&self) -> Finding<Answer> {
+    async fn again(&self) -> Finding<Reply> {
         let again = ask(self.bulk().json(&body())).await?;
         again.has_status(StatusCode::OK)?;
         if again.json() == self.first.json() {
@@ -46,14 +46,14 @@ impl Session {
         }
     }
 
-    pub(super) async fn not_modified(&self) -> Finding<Answer> {
+    pub(super) async fn not_modified(&self) -> Finding<Reply> {
         let answer = self.bulk_unless(self.tag()?).await?;
         answer.has_status(StatusCode::NOT_MODIFIED)?;
         Ok(answer)
     }
 
     /// Returns a 304, without which the row does not apply.
-    async fn a_not_modified(&self) -> Finding<Answer> {
+    async fn a_not_modified(&self) -> Finding<Reply> {
         match self.not_modified().await {
             Err(Miss::Fails(_)) => not_applicable("no request is answered with 304"),
             other => other,
@@ -114,7 +114,7 @@ impl Session {
     }
 
     async fn find_contexts(&self) -> Finding<Contexts> {
-        let flags = |answer: &Answer| answer.json().map(|body| body["flags"].clone());
+        let flags = |answer: &Reply| answer.json().map(|body| body["flags"].clone());
         let usual = flags(&self.again().await?);
         for other in candidates() {
             let answer = ask(self.bulk().json(&other)).await?;

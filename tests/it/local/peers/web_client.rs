@@ -110,7 +110,7 @@ async fn the_web_provider_follows_the_event_stream_without_polling() {
     assert_eq!(header(stream, "x-api-key"), "");
     let tag = header(opened, "if-none-match");
     assert_eq!((tag.is_empty(), header(changed, "if-none-match")), (false, tag), "the first refetch was not modified");
-    let versions = [opened, changed].map(|request| announced(request));
+    let versions = [opened, changed].map(announced);
     assert!(versions.iter().all(|(etag, last_modified)| !etag.is_empty() && !last_modified.is_empty()), "{versions:?}");
     assert_ne!(versions[0].0, versions[1].0, "each event names its version");
 
