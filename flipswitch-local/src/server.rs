@@ -232,6 +232,9 @@ impl LocalServerBuilder {
     }
 
     /// Sets the API key that clients must send. By default, the server accepts any key, and requests without one.
+    ///
+    /// Clients send the key in `X-API-Key`, or in `Authorization` as a bearer token. If a request has both, `X-API-Key`
+    /// counts.
     pub fn api_key(mut self, api_key: impl Into<String>) -> Self {
         self.api_key = Some(api_key.into());
         self

@@ -58,7 +58,7 @@ fn it_serves_a_flags_file_and_prints_its_url() {
 
 #[test]
 fn errors_name_the_option() {
-    let cases: [(&[&str], i32, &str); 9] = [
+    let cases: [(&[&str], i32, &str); 10] = [
         (&["--flag", "x"], 2, "--flag"),
         (&["--listen", "nowhere"], 2, "--listen nowhere: must be an IP address with a port"),
         (&["--listen=localhost:4000"], 2, "--listen localhost:4000: must be an IP address with a port"),
@@ -66,6 +66,11 @@ fn errors_name_the_option() {
         (&["--heartbeat=-1"], 2, "--heartbeat -1: "),
         (&["--heartbeat", "86401"], 1, "heartbeat is 86401s"),
         (&["--heartbeat", "0"], 1, "heartbeat"),
+        (
+            &["--allow-origin", "http://localhost:1", "--allow-origin", "http://localhost:2/"],
+            1,
+            "allow_origin: \"http://localhost:2/\" is not an origin",
+        ),
         (&["--flags", "no/such/file.json"], 1, "no/such/file.json"),
         (&["--listen", "192.0.2.1:1"], 1, "--listen: cannot listen on 192.0.2.1:1"),
     ];
@@ -88,6 +93,29 @@ fn control_is_exposed_only_with_the_option() {
         let request = reqwest::Client::new().get(format!("{url}/local/flags")).header("host", "flags:3001");
         let response = tokio::runtime::Runtime::new().unwrap().block_on(request.send()).unwrap();
         assert_eq!(response.status().as_u16(), status);
+    }
+}
+
+#[test]
+fn browsers_are_supported_with_options() {
+    for supported in [false, true] {
+        let mut arguments = vec!["--listen", "127.0.0.1:0"];
+        let options =
+            ["--event-streams", "--allow-origin", "http://localhost:1", "--allow-origin", "http://localhost:2"];
+        arguments.extend(options.iter().filter(|_| supported));
+        let mut child = Running(program(&arguments).stdout(Stdio::piped()).spawn().unwrap());
+        let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+        let first = lines.next().unwrap().unwrap();
+        let url = first.strip_prefix("Flags at ").unwrap();
+        let request = reqwest::Client::new().post(format!("{url}/ofrep/v1/evaluate/flags"));
+        let request = request.header("origin", "http://localhost:2").body("{}");
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(async {
+            let response = request.send().await.unwrap();
+            let allowed = response.headers().get("access-control-allow-origin").cloned();
+            assert_eq!(allowed.is_some_and(|origin| origin == "http://localhost:2"), supported);
+            assert_eq!(response.text().await.unwrap().contains("/ofrep/v1/sse/flags"), supported);
+        });
     }
 }
 

@@ -414,6 +414,10 @@ async fn errors_of_invalid_faults_name_the_field() {
         (on.reset().after_time(HOUR), "on: "),
         (Fault::on(Endpoint::Stream).close().after_bytes(1).after_time(HOUR), "effect.close: "),
         (Fault::on(Endpoint::Single).flag_error("a", "GENERAL"), "on: "),
+        (Fault::on(Endpoint::All).not_modified(), "on: must be bulk for the effect notModified"),
+        (on.no_replay(), "on: must be stream for the effect noReplay"),
+        (Fault::on(Endpoint::All).split_events(), "on: must be stream for the effect splitEvents"),
+        (Fault::on(Endpoint::Stream).no_replay().header("a", "b"), "headers: "),
         (connections.half_open().after_bytes(1), "effect: "),
         (connections.finish(), "effect: "),
         (on.no_heartbeats(), "on: "),
@@ -427,6 +431,21 @@ async fn errors_of_invalid_faults_name_the_field() {
     }
     assert_eq!(faults.active(), []);
     assert_responds(&service, BULK).await;
+}
+
+#[tokio::test]
+async fn requests_with_a_tag_are_not_modified_whatever_has_changed() {
+    let (service, faults) = service().await;
+    let fault = faults.add(Fault::on(Endpoint::Bulk).not_modified().times(2)).unwrap();
+    service.set_flag("a", "changed");
+    for tag in ["\"outdated\"", "W/\"outdated\""] {
+        let (status, head, body) = evaluate(&service, &format!("if-none-match: {tag}\r\n"), json!({})).await;
+        assert_eq!((status, header(&head, "etag"), body.as_str()), (304, Some(tag.to_lowercase().as_str()), ""));
+        let (status, _, body) = evaluate(&service, "", json!({})).await;
+        assert!(status == 200 && body.contains("changed"), "without a tag, the endpoint responds: {body}");
+    }
+    assert_eq!(faults.applied(fault), 2, "requests without a tag do not count");
+    assert_eq!(evaluate(&service, "if-none-match: \"outdated\"\r\n", json!({})).await.0, 200);
 }
 
 #[tokio::test]

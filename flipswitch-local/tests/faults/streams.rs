@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use flipswitch_local::{Endpoint, Fault, LocalServer};
 use serde_json::json;
 
-use crate::support::{BULK, End, HOUR, STREAM, Socket, assert_responds, eventually, in_time, service, until_applied};
+use crate::support::{
+    BULK, EVENT_STREAM, End, HOUR, STREAM, Socket, assert_responds, eventually, in_time, service,
+    service_with_event_streams, until_applied,
+};
 
 #[tokio::test]
 async fn open_streams_end_after_the_events_sent_before() {
@@ -284,4 +287,99 @@ async fn heartbeats_stop_while_the_fault_applies() {
     let id = faults.add(Fault::on(Endpoint::All).no_heartbeats()).unwrap();
     assert_responds(&service, BULK).await;
     assert_eq!(faults.applied(id), 0, "the fault does not apply to requests");
+}
+
+#[tokio::test]
+async fn faults_on_streams_apply_to_event_streams() {
+    let (service, faults) = service_with_event_streams().await;
+    let stream = Fault::on(Endpoint::Stream);
+
+    faults.add(stream.status(204).times(1)).unwrap();
+    let mut socket = Socket::request(&service, EVENT_STREAM).await;
+    assert!(socket.head().await.starts_with("http/1.1 204"));
+
+    let ends = [(stream.close().times(1), End::Closed), (stream.reset().times(1), End::Reset)];
+    for (fault, expected) in ends {
+        faults.add(fault).unwrap();
+        let (bytes, end) = Socket::request(&service, EVENT_STREAM).await.end().await;
+        assert_eq!((bytes.len(), end), (0, expected));
+    }
+
+    // Streams that are open already.
+    let open = async || {
+        let mut stream = Socket::request(&service, EVENT_STREAM).await;
+        stream.head().await;
+        assert!(stream.chunk().await.contains("refetchEvaluation"));
+        stream
+    };
+    let mut finished = open().await;
+    faults.add(stream.finish().times(1)).unwrap();
+    finished.until("0\r\n\r\n").await;
+
+    let ends = [(stream.close(), End::Closed), (stream.reset(), End::Reset)];
+    for (fault, expected) in ends {
+        let socket = open().await;
+        faults.add(fault.after_time(Duration::ZERO).times(1)).unwrap();
+        assert_eq!(socket.end().await.1, expected);
+    }
+    let dropped = open().await;
+    eventually(|| service.streams() == 1).await;
+    assert_eq!(faults.drop_streams(), 1);
+    assert_eq!(dropped.end().await.1, End::Closed);
+
+    let (silent, mut unharmed) = (open().await, open().await);
+    faults.add(stream.half_open().times(1)).unwrap();
+    service.set_flag("a", 2);
+    assert!(unharmed.chunk().await.contains("refetchEvaluation"));
+    silent.assert_quiet();
+    faults.clear();
+    assert_eq!(silent.end().await.1, End::Closed);
+}
+
+#[tokio::test]
+async fn without_replay_nothing_is_sent_on_opening() {
+    let (service, faults) = service_with_event_streams().await;
+    let fault = faults.add(Fault::on(Endpoint::Stream).no_replay().times(1)).unwrap();
+    let mut stream = Socket::request(&service, EVENT_STREAM).await;
+    stream.head().await;
+    assert_eq!(faults.applied(fault), 1);
+    service.send_event("config-updated", json!({}));
+    let first = stream.until("\n\n").await;
+    stream.until("\r\n").await;
+    service.send_event("config-updated", json!({}));
+    let second = stream.until("\n\n").await;
+    let id = |event: &str| -> i64 { event.split("id: ").nth(1).unwrap().lines().next().unwrap().parse().unwrap() };
+    assert!(id(&second) > id(&first), "{first} {second}");
+
+    // The next stream begins with the id of the last change.
+    let mut stream = Socket::request(&service, EVENT_STREAM).await;
+    assert_eq!(id(&stream.until("\n\n").await), id(&second), "as often as `times`");
+}
+
+#[tokio::test]
+async fn events_can_be_split_in_two() {
+    let (service, faults) = service_with_event_streams().await;
+    let fault = faults.add(Fault::on(Endpoint::Stream).split_events()).unwrap();
+    for path in [EVENT_STREAM, STREAM] {
+        let mut stream = Socket::request(&service, path).await;
+        stream.head().await;
+        if path == EVENT_STREAM {
+            let replayed = stream.chunk().await + &stream.chunk().await;
+            assert!(replayed.ends_with("\n\n"), "{replayed:?}");
+        }
+        let began = Instant::now();
+        service.send_event("config-updated", json!({}));
+        let (first, second) = (stream.chunk().await, stream.chunk().await);
+        assert!(began.elapsed() >= Duration::from_millis(50), "clients have time to read the first piece");
+        assert!(first.len().abs_diff(second.len()) <= 1, "{first:?} {second:?}");
+        let event = first + &second;
+        let expected = if path == STREAM { "event: config-updated\ndata: " } else { "id: " };
+        assert!(event.starts_with(expected) && event.ends_with("\n\n"), "{event:?}");
+    }
+    assert_eq!(faults.applied(fault), 2);
+    faults.clear();
+    let mut stream = Socket::open_stream(&service).await;
+    service.send_event("any", json!({}));
+    let event = stream.chunk().await;
+    assert!(event.starts_with("event: any\n") && event.ends_with("\n\n"), "in one piece: {event:?}");
 }

@@ -15,6 +15,7 @@ use tokio::{
 pub(crate) const BULK: &str = "/ofrep/v1/evaluate/flags";
 pub(crate) const SINGLE: &str = "/ofrep/v1/evaluate/flags/a";
 pub(crate) const STREAM: &str = "/api/v1/flags/events";
+pub(crate) const EVENT_STREAM: &str = "/ofrep/v1/sse/flags";
 
 /// Longer than any test takes.
 pub(crate) const HOUR: Duration = Duration::from_secs(3600);
@@ -53,7 +54,8 @@ impl Socket {
     }
 
     pub(crate) async fn send(&mut self, path: &str, key: &str, headers: &str) {
-        let (method, body) = if path == STREAM { ("GET", "") } else { ("POST", r#"{"context":{}}"#) };
+        let is_stream = path == STREAM || path == EVENT_STREAM;
+        let (method, body) = if is_stream { ("GET", "") } else { ("POST", r#"{"context":{}}"#) };
         self.send_body(method, path, key, headers, body).await;
     }
 
@@ -101,6 +103,14 @@ impl Socket {
         self.bytes(length(head)).await
     }
 
+    /// Reads the next chunk of a body. The server writes each chunk by itself.
+    pub(crate) async fn chunk(&mut self) -> String {
+        let size = self.until("\r\n").await;
+        let chunk = self.bytes(usize::from_str_radix(size.trim(), 16).unwrap()).await;
+        assert_eq!(self.bytes(2).await, "\r\n");
+        chunk
+    }
+
     /// Reads to the end of the connection.
     pub(crate) async fn end(mut self) -> (Vec<u8>, End) {
         loop {
@@ -130,6 +140,13 @@ pub(crate) fn length(head: &str) -> usize {
 /// Starts a server with a flag `a`.
 pub(crate) async fn service() -> (LocalServer, Faults) {
     let service = LocalServer::start(json!({"a": "some text that gives the response a length"})).await.unwrap();
+    let faults = service.faults();
+    (service, faults)
+}
+
+/// Starts a server with a flag `a` and event streams of OFREP.
+pub(crate) async fn service_with_event_streams() -> (LocalServer, Faults) {
+    let service = LocalServer::builder().flags(json!({"a": 1})).event_streams(true).start().await.unwrap();
     let faults = service.faults();
     (service, faults)
 }

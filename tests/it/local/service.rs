@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flipswitch_local::LocalServer;
+use flipswitch_local::{Endpoint, Fault, LocalServer};
 use reqwest::{Client, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::{
@@ -58,6 +58,325 @@ impl Events {
             self.1.push_str(std::str::from_utf8(&chunk).unwrap());
         }
     }
+}
+
+const EVENT_STREAM: &str = "/ofrep/v1/sse/flags";
+
+async fn with_event_streams() -> LocalServer {
+    LocalServer::builder().flags(json!({"a": 1})).event_streams(true).start().await.unwrap()
+}
+
+/// A reader of the pieces of an event stream of OFREP, as they arrive.
+struct Refetches(Response);
+
+impl Refetches {
+    /// Opens a stream as a browser does, without an API key.
+    async fn open(service: &LocalServer, last_event_id: Option<&str>) -> Self {
+        let mut request = Client::new().get(format!("{}{EVENT_STREAM}", service.url()));
+        if let Some(id) = last_event_id {
+            request = request.header("last-event-id", id);
+        }
+        Self(in_time(request.send()).await.unwrap().error_for_status().unwrap())
+    }
+
+    async fn piece(&mut self) -> Option<String> {
+        let chunk = in_time(self.0.chunk()).await.unwrap()?;
+        Some(str::from_utf8(&chunk).unwrap().to_owned())
+    }
+
+    /// Returns id and data of the next event, which must be one piece.
+    async fn next(&mut self) -> (String, Value) {
+        let piece = self.piece().await.unwrap();
+        let (id, data) = piece.strip_suffix("\n\n").unwrap().split_once('\n').unwrap();
+        let id = id.strip_prefix("id: ").unwrap().to_owned();
+        (id, serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap())
+    }
+}
+
+#[tokio::test]
+async fn event_streams_exist_only_if_they_are_switched_on() {
+    let without = LocalServer::builder().flags(json!({"a": 1})).api_key("key").start().await.unwrap();
+    let with = LocalServer::builder().flags(json!({"a": 1})).api_key("key").event_streams(true).start().await.unwrap();
+    let streams = json!([{"type": "sse", "endpoint": {"requestUri": EVENT_STREAM}}]);
+    for (service, on) in [(without, false), (with, true)] {
+        let expected = on.then_some(&streams);
+        assert_eq!(bulk(&service, json!({})).await.get("eventStreams"), expected);
+        assert_eq!(bulk(&service, json!({"targetingKey": "u"})).await.get("eventStreams"), expected);
+        let single: Value = post(&service, &format!("{BULK}/a"), "{}").await.json().await.unwrap();
+        assert_eq!(single.get("eventStreams"), None, "only the answer with all flags has it");
+        for (path, found) in [(EVENT_STREAM, on), ("/ofrep/v1/sse/other", false), ("/ofrep/v1/sse", false)] {
+            let answer = in_time(Client::new().get(format!("{}{path}", service.url())).send()).await.unwrap();
+            let expected = if found { StatusCode::OK } else { StatusCode::NOT_FOUND };
+            assert_eq!(answer.status(), expected, "{path}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_event_stream_asks_to_refetch_on_opening_and_after_each_change() {
+    let service = with_event_streams().await;
+    let mut own = Events::open(&service).await;
+    let mut stream = Refetches::open(&service, None).await;
+    for (name, value) in
+        [("content-type", "text/event-stream"), ("cache-control", "no-cache"), ("x-accel-buffering", "no")]
+    {
+        assert_eq!(stream.0.headers()[name], value);
+    }
+    eventually(async || service.streams() == 2).await;
+
+    let (first, data) = stream.next().await;
+    assert_eq!((&data["type"], &data["etag"]), (&json!("refetchEvaluation"), &json!(format!("\"{first}\""))));
+    assert!(data["lastModified"].as_i64().unwrap() > 1_600_000_000, "{data}");
+
+    service.set_flag("a", 2);
+    service.send_event("api-key-rotated", json!({}));
+    service.send_event("config-updated", json!({}));
+    let mut etags = vec![data["etag"].clone()];
+    for expected in ["flag-updated", "api-key-rotated", "config-updated"] {
+        let (name, _, id) = own.next().await.unwrap();
+        assert_eq!(name, expected);
+        if name != "api-key-rotated" {
+            let (own_id, data) = stream.next().await;
+            assert_eq!((own_id, &data["type"]), (id, &json!("refetchEvaluation")));
+            assert!(!etags.contains(&data["etag"]), "{data} after {etags:?}");
+            etags.push(data["etag"].clone());
+        }
+    }
+    assert_eq!(service.faults().inject("data: {"), 2);
+    assert_eq!(stream.piece().await.unwrap(), "data: {");
+
+    let requests: Value = {
+        let answer = in_time(Client::new().get(format!("{}/local/requests", service.url())).send()).await.unwrap();
+        answer.json().await.unwrap()
+    };
+    assert_eq!(
+        (&requests["requests"][0]["path"], &requests["requests"][0]["status"]),
+        (&json!(EVENT_STREAM), &json!(200))
+    );
+    drop(stream);
+    eventually(async || service.streams() == 1).await;
+}
+
+#[tokio::test]
+async fn a_reopened_event_stream_asks_to_refetch_if_a_change_was_missed() {
+    let service = with_event_streams().await;
+    let (opened, _) = Refetches::open(&service, None).await.next().await;
+    // The first event is the one that follows.
+    let mut known = Refetches::open(&service, Some(&opened)).await;
+    service.set_flag("a", 2);
+    let (changed, data) = known.next().await;
+    assert_ne!(changed, opened);
+    for missed in [Some(opened.as_str()), Some("unknown"), Some(""), None] {
+        assert_eq!(Refetches::open(&service, missed).await.next().await, (changed.clone(), data.clone()), "{missed:?}");
+    }
+    service.send_event("api-key-rotated", json!({}));
+    let mut known = Refetches::open(&service, Some(&changed)).await;
+    service.remove_flag("a");
+    assert_ne!(known.next().await.0, changed, "other events are no changes of flags");
+}
+
+#[tokio::test]
+async fn event_streams_have_comments_as_heartbeats_and_end_at_shutdown() {
+    let builder = LocalServer::builder().heartbeat(Duration::from_millis(20)).event_streams(true);
+    let service = builder.start().await.unwrap();
+    let mut stream = Refetches::open(&service, None).await;
+    stream.next().await;
+    for _ in 0..3 {
+        assert_eq!(stream.piece().await.unwrap(), ":\n\n");
+    }
+    let silenced = service.faults().add(Fault::on(Endpoint::Stream).no_heartbeats()).unwrap();
+    eventually(async || service.faults().applied(silenced) > 3).await;
+    in_time(service.shutdown()).await;
+    while let Some(piece) = stream.piece().await {
+        assert_eq!(piece.replace(":\n\n", ""), "", "heartbeats from before");
+    }
+}
+
+#[tokio::test]
+async fn flags_are_at_least_as_new_as_the_event_that_announces_them() {
+    let service = with_event_streams().await;
+    let mut stream = Refetches::open(&service, None).await;
+    stream.next().await;
+    let mut held = post(&service, BULK, "{}").await.headers()["etag"].clone();
+    for value in 2..40 {
+        service.set_flag("a", value);
+        let (id, data) = stream.next().await;
+        let query = format!("flagConfigEtag=%22{id}%22&flagConfigLastModified={}", data["lastModified"]);
+        let request = Client::new().post(format!("{}{BULK}?{query}", service.url())).body("{}");
+        let answer = in_time(request.header("if-none-match", held).send()).await.unwrap();
+        held = answer.headers()["etag"].clone();
+        let body: Value = answer.json().await.unwrap();
+        assert_eq!(body["flags"][0]["value"], value);
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_knows_of_another_version_gets_the_flags_whatever_their_tag() {
+    let service = with_event_streams().await;
+    let (id, event) = Refetches::open(&service, None).await.next().await;
+    let seconds = event["lastModified"].as_i64().unwrap();
+    let tag = post(&service, BULK, "{}").await.headers()["etag"].clone();
+    let cases = [
+        (String::new(), 304),
+        (format!("flagConfigEtag=%22{id}%22"), 304),
+        (format!("flagConfigEtag={id}"), 304),
+        (format!("flagConfigEtag=%22{id}%22&flagConfigLastModified={seconds}"), 304),
+        (format!("flagConfigLastModified={}", seconds - 60), 304),
+        ("flagConfigEtag=%22other%22".to_owned(), 200),
+        (format!("flagConfigEtag=%22{id}%22&flagConfigLastModified={}", seconds + 60), 200),
+        ("flagConfigLastModified=9000-01-01T00%3A00%3A00Z".to_owned(), 200),
+        ("flagConfigLastModified=2001-01-01T00%3A00%3A00Z".to_owned(), 304),
+        ("flagConfigLastModified=soon".to_owned(), 304),
+        ("flagConfigLastModified=%FF".to_owned(), 304),
+        ("flagConfigEtag=1&flagConfigEtag=2".to_owned(), 304),
+        ("other=1".to_owned(), 304),
+    ];
+    for (query, expected) in cases {
+        let request = Client::new().post(format!("{}{BULK}?{query}", service.url())).body("{}");
+        let answer = in_time(request.header("if-none-match", &tag).send()).await.unwrap();
+        assert_eq!(answer.status().as_u16(), expected, "{query}");
+        assert_eq!(answer.headers()["etag"], tag, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn tags_are_recognised_in_lists_and_as_proxies_change_them() {
+    let service = LocalServer::start(json!({"a": 1})).await.unwrap();
+    let tag = post(&service, BULK, "{}").await.headers()["etag"].to_str().unwrap().to_owned();
+    let inner = tag.trim_matches('"');
+    let cases: [(&[&str], u16); 8] = [
+        (&[&tag], 304),
+        (&[inner], 304),
+        (&[&format!("W/{tag}")], 304),
+        (&[&format!("\"{inner}-gzip\"")], 304),
+        (&[&format!("\"other\", {tag}")], 304),
+        (&["\"other\"", &tag], 304),
+        (&["*"], 304),
+        (&["\"other\"", "W/\"another\""], 200),
+    ];
+    for (lines, expected) in cases {
+        let request = Client::new().post(format!("{}{BULK}", service.url())).body("{}");
+        let request = lines.iter().fold(request, |request, line| request.header("if-none-match", *line));
+        assert_eq!(in_time(request.send()).await.unwrap().status().as_u16(), expected, "{lines:?}");
+    }
+}
+
+/// A page of another origin.
+const PAGE: &str = "http://localhost:5173";
+
+/// Returns the value of a header, or an empty text.
+fn header<'a>(response: &'a Response, name: &str) -> &'a str {
+    response.headers().get(name).map_or("", |value| value.to_str().unwrap())
+}
+
+/// Sends the request with which a browser asks whether a page may send a request.
+async fn preflight(service: &LocalServer, path: &str, origin: &str) -> Response {
+    let request = Client::new().request(reqwest::Method::OPTIONS, format!("{}{path}", service.url()));
+    let request = request.header("origin", origin).header("access-control-request-method", "POST");
+    let headers = "content-type,if-none-match,x-api-key,authorization,cache-control,last-event-id,x-flipswitch-sdk";
+    in_time(request.header("access-control-request-headers", headers).send()).await.unwrap()
+}
+
+#[tokio::test]
+async fn pages_of_allowed_origins_can_use_the_api() {
+    let builder = LocalServer::builder().flags(json!({"a": 1})).api_key("key").event_streams(true);
+    let service = builder.allow_origin("https://other.example").allow_origin(PAGE).start().await.unwrap();
+    let refused = service.faults().add(Fault::on(Endpoint::All).status(503).header("retry-after", "1")).unwrap();
+    for path in [BULK, "/ofrep/v1/evaluate/flags/a", "/api/v1/flags/events", EVENT_STREAM] {
+        let answer = preflight(&service, path, PAGE).await;
+        assert_eq!(answer.status(), StatusCode::NO_CONTENT, "without a key, and before faults: {path}");
+        assert_eq!(header(&answer, "access-control-allow-origin"), PAGE);
+        assert_eq!(header(&answer, "vary"), "origin");
+        let methods = header(&answer, "access-control-allow-methods");
+        assert!(methods.contains("GET") && methods.contains("POST"), "{methods}");
+        let headers = header(&answer, "access-control-allow-headers");
+        for name in [
+            "content-type",
+            "if-none-match",
+            "x-api-key",
+            "authorization",
+            "cache-control",
+            "last-event-id",
+            "x-flipswitch-sdk",
+        ] {
+            assert!(headers.split(',').any(|allowed| allowed.trim() == name), "{name}: {headers}");
+        }
+        let denied = preflight(&service, path, "http://localhost:5174").await;
+        assert_eq!(header(&denied, "access-control-allow-origin"), "", "{path}");
+    }
+    assert_eq!(service.faults().applied(refused), 0);
+
+    let send = async |key: &str, origin: &str| {
+        let request = Client::new().post(format!("{}{BULK}", service.url())).header("x-api-key", key).body("{}");
+        in_time(request.header("origin", origin).send()).await.unwrap()
+    };
+    let fault = send("key", PAGE).await;
+    assert_eq!((fault.status().as_u16(), header(&fault, "retry-after")), (503, "1"));
+    assert_eq!(header(&fault, "access-control-allow-origin"), PAGE, "a page sees the status of a fault");
+    service.faults().clear();
+    for (key, status) in [("wrong", 401), ("key", 200)] {
+        let answer = send(key, PAGE).await;
+        assert_eq!(answer.status().as_u16(), status);
+        assert_eq!(header(&answer, "access-control-allow-origin"), PAGE);
+        assert_eq!(header(&answer, "access-control-expose-headers").to_lowercase(), "etag,retry-after");
+        assert_eq!(header(&answer, "vary"), "origin");
+    }
+    assert_eq!(
+        header(&send("key", "https://other.example").await, "access-control-allow-origin"),
+        "https://other.example"
+    );
+    assert_eq!(header(&send("key", "https://elsewhere.example").await, "access-control-allow-origin"), "");
+    let stream = in_time(Client::new().get(format!("{}{EVENT_STREAM}", service.url())).header("origin", PAGE).send());
+    assert_eq!(header(&stream.await.unwrap(), "access-control-allow-origin"), PAGE);
+
+    // The dashboard and its endpoints stay closed.
+    for path in ["/", "/local/flags", "/local/faults"] {
+        let answer = preflight(&service, path, PAGE).await;
+        assert!(answer.status().is_client_error(), "{path}: {}", answer.status());
+        assert_eq!(header(&answer, "access-control-allow-origin"), "");
+        let answer = Client::new().get(format!("{}{path}", service.url())).header("origin", PAGE).send();
+        assert_eq!(header(&in_time(answer).await.unwrap(), "access-control-allow-origin"), "");
+    }
+}
+
+#[tokio::test]
+async fn pages_of_other_origins_are_denied_by_default() {
+    let closed = LocalServer::start(json!({"a": 1})).await.unwrap();
+    assert_eq!(preflight(&closed, BULK, PAGE).await.status(), StatusCode::METHOD_NOT_ALLOWED);
+    let request = Client::new().post(format!("{}{BULK}", closed.url())).header("origin", PAGE).body("{}");
+    let answer = in_time(request.send()).await.unwrap();
+    assert!(answer.headers().keys().all(|name| name != "vary" && !name.as_str().starts_with("access-control-")));
+
+    let open = LocalServer::builder().allow_origin(PAGE).allow_origin("*").start().await.unwrap();
+    let answer = preflight(&open, BULK, "https://any.example").await;
+    assert_eq!((answer.status(), header(&answer, "access-control-allow-origin")), (StatusCode::NO_CONTENT, "*"));
+
+    for origin in ["localhost:5173", "http://localhost:5173/", "null", ""] {
+        let error = LocalServer::builder().allow_origin(PAGE).allow_origin(origin).start().await.unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains(&format!("allow_origin: {origin:?} is not an origin")), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn the_key_is_accepted_in_two_headers() {
+    let service = LocalServer::builder().api_key("a-key-of-some-length").start().await.unwrap();
+    let cases: [(&[(&str, &str)], u16); 6] = [
+        (&[("authorization", "Bearer a-key-of-some-length")], 200),
+        (&[("authorization", "bearer a-key-of-some-length")], 200),
+        (&[("authorization", "Bearer wrong")], 401),
+        (&[("authorization", "Basic a-key-of-some-length")], 401),
+        (&[("authorization", "Bearer wrong"), ("x-api-key", "a-key-of-some-length")], 200),
+        (&[("authorization", "Bearer a-key-of-some-length"), ("x-api-key", "wrong")], 401),
+    ];
+    for (headers, expected) in cases {
+        let request = Client::new().post(format!("{}{BULK}", service.url())).body("{}");
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        assert_eq!(in_time(request.send()).await.unwrap().status().as_u16(), expected, "{headers:?}");
+    }
+    let answer = in_time(Client::new().get(format!("{}/local/requests", service.url())).send()).await.unwrap();
+    let listed: Value = answer.json().await.unwrap();
+    assert_eq!(listed["requests"][5]["apiKey"], "••••ngth", "{listed}");
 }
 
 #[tokio::test]
