@@ -7,15 +7,21 @@ use reqwest::{
     header::{AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH},
 };
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
+use tokio::{
+    sync::OnceCell,
+    time::{Instant, timeout_at},
+};
 
 use super::{
-    client::{Finding, Miss, Reply, Requests, not_applicable, send},
+    client::{Finding, Miss, Reply, Requests, fails, not_applicable, send},
     report::{Outcome, Report, Row},
-    streams::OpenedStream,
+    streams::{MAX_STREAMS, OpenedStream},
     table::{Check, TABLE},
     tags::Contexts,
 };
+
+/// Limits the time of a check, without the waits for streams.
+const MAX_TIME: Duration = Duration::from_secs(120);
 
 /// The characters of a key that need not be encoded, without the dot: a key of dots would otherwise be a relative path.
 fn is_unreserved(byte: u8) -> bool {
@@ -102,10 +108,10 @@ impl Service {
         self
     }
 
-    /// Sets how long a stream may be silent after it was opened. Defaults to 35 seconds.
+    /// Sets how long a stream may be silent after it was opened, at most an hour. Defaults to 35 seconds.
     #[must_use]
     pub fn stream_wait(mut self, wait: Duration) -> Self {
-        self.stream_wait = wait;
+        self.stream_wait = wait.min(Duration::from_secs(60 * 60));
         self
     }
 
@@ -140,7 +146,8 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// Checks a service. This takes about a hundred requests, and at most [`Service::stream_wait`] for each stream.
+/// Checks a service. This takes about a hundred requests and at most two minutes, and for each of at most four streams
+/// [`Service::stream_wait`].
 ///
 /// # Errors
 ///
@@ -148,9 +155,11 @@ impl std::error::Error for Error {}
 pub async fn check(service: &Service) -> Result<Report, Error> {
     let session = Session::start(service).await?;
     let secrets = service.secrets();
+    let until = Instant::now() + MAX_TIME + service.stream_wait * MAX_STREAMS as u32;
     let mut rows = Vec::with_capacity(TABLE.len());
     for rule in TABLE {
-        let outcome = match Box::pin(session.finding(rule.check)).await {
+        let finding = timeout_at(until, Box::pin(session.finding(rule.check))).await;
+        let outcome = match finding.unwrap_or_else(|_| fails("not checked: the service is too slow")) {
             Ok(()) => Outcome::Holds,
             Err(Miss::Fails(seen)) => Outcome::Fails(redacted(&secrets, seen)),
             Err(Miss::NotApplicable(why)) => Outcome::NotApplicable(redacted(&secrets, why)),
@@ -231,7 +240,7 @@ impl Session {
             Check::Allow => self.allow().await,
             Check::Credentials => self.credentials().await,
             Check::CredentialsBody => self.credentials_body().await,
-            Check::Tag => self.tag().map(drop).or_else(|_| super::client::fails("no ETag")),
+            Check::Tag => self.tag().map(drop).or_else(|_| fails("no ETag")),
             Check::TagSyntax => self.tag_syntax(),
             Check::TagStable => self.tag_stable().await,
             Check::NotModified => self.not_modified().await.map(drop),

@@ -15,7 +15,7 @@ use super::{
 };
 
 /// How many streams are opened.
-const MAX_STREAMS: usize = 4;
+pub(super) const MAX_STREAMS: usize = 4;
 
 /// How much of a stream is read, in bytes.
 const MAX_BYTES: usize = 64 << 10;
