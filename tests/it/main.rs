@@ -81,9 +81,24 @@ mod local {
     mod admin;
     #[cfg(feature = "browser")]
     mod browser;
+    mod service;
+
+    /// Clients of other projects.
+    #[cfg(feature = "peers")]
+    mod peers {
+        mod common;
+        mod event_source;
+        mod python_client;
+        mod vendor_client;
+        mod web_client;
+    }
+}
+
+/// Whether services conform to OFREP.
+mod conformance {
     #[cfg(feature = "peers")]
     mod peers;
-    mod service;
+    mod services;
 }
 
 mod compile_fail;
@@ -94,6 +109,8 @@ mod support {
     #[cfg(feature = "browser")]
     pub(crate) mod browser;
     mod common;
+    #[cfg(feature = "peers")]
+    pub(crate) mod driver;
     pub(crate) mod events;
     pub(crate) mod faults;
     #[cfg(feature = "peers")]

@@ -2,22 +2,15 @@
 
 use std::{
     env,
-    path::Path,
-    process::Stdio,
     time::{Duration, SystemTime},
 };
 
-use flipswitch_local::{KeyRotation, LocalServer, LocalServerBuilder, RecordedRequest};
+use flipswitch_local::{KeyRotation, LocalServer, LocalServerBuilder};
 use serde_json::{Value, json};
-use tokio::{
-    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
-    process::{Child, ChildStdin, ChildStdout, Command},
-};
 
-use crate::support::{eventually, in_time, peer::installed};
+use super::common::{FLAGS, context, default, header};
+use crate::support::{driver::Driver, eventually};
 
-/// The flags of all peers, in flagd's format.
-const FLAGS: &str = include_str!("../../peers/flags.json");
 const KEY: &str = "key";
 const STREAM: &str = "/api/v1/flags/events";
 
@@ -230,23 +223,8 @@ fn service() -> LocalServerBuilder {
     LocalServer::builder().flags(serde_json::from_str(FLAGS).unwrap()).api_key(KEY).heartbeat(HEARTBEAT)
 }
 
-/// A value of a type that no flag of that type has.
-fn default(flag_type: &str) -> Value {
-    match flag_type {
-        "boolean" => json!(false),
-        "integer" => json!(-1),
-        "float" => json!(-0.5),
-        "string" => json!("default"),
-        _ => json!({"default": true}),
-    }
-}
-
 fn streams_asked_for(service: &LocalServer) -> usize {
     service.requests().iter().filter(|request| request.path == STREAM).count()
-}
-
-fn header<'a>(request: &'a RecordedRequest, name: &str) -> &'a str {
-    request.headers.get(name).map(|value| value.to_str().unwrap()).unwrap_or_default()
 }
 
 fn find<'a>(all: &'a [Value], key: &str) -> &'a Value {
@@ -254,13 +232,7 @@ fn find<'a>(all: &'a [Value], key: &str) -> &'a Value {
 }
 
 /// The client, in a process that ends with the test.
-struct Client {
-    process: Child,
-    questions: ChildStdin,
-    lines: Lines<BufReader<ChildStdout>>,
-    /// The events that no test has waited for yet, oldest first.
-    heard: Vec<Value>,
-}
+struct Client(Driver);
 
 impl Client {
     /// Starts a client and waits until its stream is open.
@@ -273,21 +245,8 @@ impl Client {
 
     /// Starts a client and returns it with its first message.
     async fn spawn(service: &LocalServer, api_key: &str) -> (Self, Value) {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/vendor_client.py");
-        let mut process = Command::new(installed("python"))
-            .arg(script)
-            .args([&service.url(), api_key])
-            .env("no_proxy", "*")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let questions = process.stdin.take().unwrap();
-        let lines = BufReader::new(process.stdout.take().unwrap()).lines();
-        let mut client = Self { process, questions, lines, heard: Vec::new() };
-        let answer = client.answer().await;
-        (client, answer)
+        let (driver, answer) = Driver::python("vendor_client.py", &[&service.url(), api_key]).await;
+        (Self(driver), answer)
     }
 
     async fn is_connected_to(&mut self, service: &LocalServer) {
@@ -315,60 +274,23 @@ impl Client {
     }
 
     async fn ask(&mut self, question: Value) -> Value {
-        in_time(self.questions.write_all(format!("{question}\n").as_bytes())).await.unwrap();
-        self.answer().await
-    }
-
-    async fn answer(&mut self) -> Value {
-        in_time(async {
-            loop {
-                let mut line = self.line().await.expect("the client has ended");
-                match line.get_mut("answer") {
-                    Some(answer) => break answer.take(),
-                    None => self.heard.push(line),
-                }
-            }
-        })
-        .await
+        self.0.ask(question).await
     }
 
     /// Waits until both listeners got a change, of one flag or of all. Returns its time.
     async fn hears_change(&mut self, flag: Option<&str>) -> Value {
         let flags = flag.map(|flag| [flag]);
-        self.hears(|heard| heard["heard"] == "openfeature" && heard["flags"] == json!(flags)).await;
-        self.hears(|heard| heard["heard"] == "listener" && heard["flag"] == json!(flag)).await["at"].take()
+        self.0.hears(|heard| heard["heard"] == "openfeature" && heard["flags"] == json!(flags)).await;
+        self.0.hears(|heard| heard["heard"] == "listener" && heard["flag"] == json!(flag)).await["at"].take()
     }
 
     async fn hears_log(&mut self, text: &str) {
-        self.hears(|heard| heard["text"].as_str().is_some_and(|logged| logged.starts_with(text))).await;
-    }
-
-    async fn hears(&mut self, what: impl Fn(&Value) -> bool) -> Value {
-        in_time(async {
-            loop {
-                if let Some(index) = self.heard.iter().position(&what) {
-                    break self.heard.remove(index);
-                }
-                let line = self.line().await.expect("the client has ended");
-                self.heard.push(line);
-            }
-        })
-        .await
-    }
-
-    async fn line(&mut self) -> Option<Value> {
-        let line = self.lines.next_line().await.unwrap()?;
-        Some(serde_json::from_str(&line).unwrap())
+        self.0.hears(|heard| heard["text"].as_str().is_some_and(|logged| logged.starts_with(text))).await;
     }
 
     /// Ends the client, which must have understood every event, and its stream.
     async fn end(self, service: LocalServer) {
-        let Self { mut process, questions, mut lines, mut heard } = self;
-        drop(questions);
-        while let Some(line) = in_time(lines.next_line()).await.unwrap() {
-            heard.push(serde_json::from_str(&line).unwrap());
-        }
-        assert!(in_time(process.wait()).await.unwrap().success());
+        let heard = self.0.end().await;
         eventually(async || service.streams() == 0).await;
         let is_error = |line: &&Value| {
             line["level"] == "ERROR" && line["logger"].as_str().is_some_and(|logger| logger.starts_with("flipswitch"))
@@ -376,8 +298,4 @@ impl Client {
         assert_eq!(heard.iter().find(is_error), None);
         service.shutdown().await;
     }
-}
-
-fn context(plan: &str) -> Value {
-    json!({"targetingKey": "user-123", "plan": plan})
 }

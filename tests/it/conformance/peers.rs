@@ -1,0 +1,48 @@
+//! Servers of other projects, and exactly where they differ from OFREP.
+
+use std::path::Path;
+
+use flipswitch_tools::conformance::{Report, Service, check};
+use serde_json::Value;
+
+use crate::support::{in_time, peer::Peer};
+
+/// The flags of all peers, in flagd's format.
+const FLAGS: &str = include_str!("../../peers/flags.json");
+
+/// The rows that fail with the HTTP layer of fast-feature, which flagd's evaluator has here as well.
+const FAILURES: [&str; 9] = [
+    // It rejects with 422 what it cannot read.
+    "empty-body",
+    "not-json",
+    "context-no-object",
+    "encoded-slash",
+    // It compares the text of the header.
+    "tag-list",
+    "tag-weak",
+    "tag-any",
+    "tag-unquoted",
+    "tag-suffix",
+];
+
+#[tokio::test]
+async fn flagd_differs_in_these_rows() {
+    let peer = Peer::flagd(&Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/flags.json"));
+    let report = report(&peer).await;
+    assert_eq!(report.failures(), FAILURES, "{report}");
+}
+
+#[tokio::test]
+async fn fast_feature_differs_in_these_rows() {
+    let peer = Peer::fast_feature();
+    let flags: Value = serde_json::from_str(FLAGS).unwrap();
+    for (key, flag) in flags["flags"].as_object().unwrap() {
+        peer.create(key, flag).await;
+    }
+    let report = report(&peer).await;
+    assert_eq!(report.failures(), FAILURES, "{report}");
+}
+
+async fn report(peer: &Peer) -> Report {
+    in_time(check(&Service::new(&peer.url).unwrap())).await.unwrap()
+}

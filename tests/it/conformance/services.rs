@@ -1,0 +1,195 @@
+//! The local service, and services that are wrong on purpose.
+
+use std::time::Duration;
+
+use axum::body::Bytes;
+use flipswitch_local::LocalServer;
+use flipswitch_tools::conformance::{Error, Outcome, Report, Service, check};
+use serde_json::{Value, json};
+use tokio::sync::broadcast;
+
+use crate::support::{
+    closed_port, in_time,
+    scripted::{Received, Reply, Scripted},
+};
+
+/// Flags of which some are targeted and some fail.
+const FLAGS: &str = include_str!("../../peers/flags.json");
+
+#[tokio::test]
+async fn the_local_service_conforms() {
+    let service = LocalServer::builder().flags(flags()).api_key("secret").start().await.unwrap();
+    let report = report(Service::new(&service.url()).unwrap().api_key("secret").unwrap()).await;
+    assert_eq!(report.failures(), [""; 0], "{report}");
+    assert_eq!(
+        report.not_applicable(),
+        [
+            "streams",
+            "streams-inactivity",
+            "streams-single",
+            "stream-opens",
+            "stream-uncompressed",
+            "stream-speaks",
+            "stream-syntax",
+            "stream-lf",
+            "stream-events",
+            "stream-ids",
+            "stream-refetch",
+            "flag-config-etag",
+            "flag-config-last-modified",
+        ]
+    );
+    assert!(report.conforms());
+    service.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_local_service_conforms_with_event_streams() {
+    let service = LocalServer::builder().flags(flags()).api_key("secret").event_streams(true).start().await.unwrap();
+    let report = report(Service::new(&service.url()).unwrap().bearer("secret").unwrap()).await;
+    assert_eq!(report.failures(), [""; 0], "{report}");
+    // It leaves the delay to the clients.
+    assert_eq!(report.not_applicable(), ["streams-inactivity"], "{report}");
+    service.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_service_that_ignores_requests_is_found_out() {
+    // One answer to all that is asked.
+    let answer = Reply::json(json!({"flags": [{"key": "f", "value": true}], "key": "f", "value": false}));
+    let service = Scripted::answering(answer).await;
+    let report = report(Service::new(&service.url()).unwrap().bearer("secret").unwrap()).await;
+    assert_eq!(
+        report.failures(),
+        [
+            "reasons",
+            "not-json",
+            "context-no-object",
+            "single-agrees",
+            "unknown-flag",
+            "unknown-flag-key",
+            "encoded-characters",
+            "encoded-slash",
+            "other-methods",
+            "credentials",
+            "tag",
+        ],
+        "{report}"
+    );
+    assert!(!report.conforms());
+}
+
+#[tokio::test]
+async fn a_service_whose_tags_do_not_cover_the_context_is_found_out() {
+    let service = Scripted::start(|request, _| {
+        if request.header("if-none-match").is_some() {
+            return Reply::Http(304, vec![("etag", "\"other\"".to_owned())], Vec::new());
+        }
+        let plan = request.body.contains("premium");
+        let flag = json!({"key": "f", "value": plan, "reason": "STATIC"});
+        let body = if request.is_bulk() { json!({"flags": [flag]}) } else { flag };
+        Reply::json(body).with("etag", "unquoted")
+    })
+    .await;
+    let report = report(Service::new(&service.url()).unwrap()).await;
+    let tags: Vec<_> =
+        report.failures().into_iter().filter(|name| name.contains("tag") || name.contains("mod")).collect();
+    assert_eq!(
+        tags,
+        ["tag-syntax", "not-modified-tag", "other-tag", "tag-differs", "tag-of-other-context"],
+        "{report}"
+    );
+    assert_eq!(seen(&report, "tag-of-other-context"), "status 304");
+}
+
+#[tokio::test]
+async fn wrong_event_streams_are_found_out() {
+    let events = broadcast::Sender::new(1);
+    let service = Scripted::start(move |request, _| {
+        let streams = json!([
+            {"type": "sse", "endpoint": {"requestUri": "/events?token=stream-token"}, "inactivityDelaySec": 0},
+            {"type": "sse", "url": "/a", "endpoint": {"requestUri": "/b"}},
+        ]);
+        if request.path.starts_with("/events") {
+            let sender = events.clone();
+            tokio::spawn(async move {
+                while sender.send(Bytes::from_static(b"event: refetch\r\ndata: now\r\n\r\n")).is_err() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            });
+            return Reply::Bytes("content-encoding: identity\r\n", events.clone());
+        }
+        if request.path.starts_with("/a") {
+            return Reply::status(403, "no credentials");
+        }
+        answer_with_streams(request, &streams)
+    })
+    .await;
+    let report = report(Service::new(&service.url()).unwrap().header("x-token", "secret").unwrap()).await;
+    let streams: Vec<_> = report.failures().into_iter().filter(|name| name.starts_with("stream")).collect();
+    assert_eq!(
+        streams,
+        [
+            "streams",
+            "streams-inactivity",
+            "streams-single",
+            "stream-opens",
+            "stream-lf",
+            "stream-events",
+            "stream-ids",
+            "stream-refetch",
+        ],
+        "{report}"
+    );
+    assert_eq!(seen(&report, "stream-opens"), "status 403");
+    let text = format!("{report}{}", report.to_json());
+    assert!(!text.contains("stream-token") && !text.contains("/events"), "{text}");
+}
+
+#[tokio::test]
+async fn credentials_are_in_no_report() {
+    // The service says what it should not: in a content type and in an error code.
+    let service = Scripted::start(|request, _| match request.header("x-api-key") {
+        Some(key) => Reply::status(400, json!({"errorCode": key})).with("content-type", key),
+        None => Reply::status(200, ""),
+    })
+    .await;
+    let key = "sesame-open";
+    let service = Service::new(&service.url()).unwrap().api_key(key).unwrap();
+    assert!(!format!("{service:?}").contains(key), "{service:?}");
+    let report = report(service).await;
+    let text = format!("{report}{}", report.to_json());
+    assert!(text.contains("***") && !text.contains(key), "{text}");
+}
+
+#[tokio::test]
+async fn a_service_that_is_not_there_cannot_be_checked() {
+    let service = Service::new(&format!("http://{}", closed_port())).unwrap();
+    assert!(matches!(check(&service).await, Err(Error::Unreachable(_))));
+    for url in ["", "example.com", "ftp://example.com", "http://user:password@example.com"] {
+        assert!(matches!(Service::new(url), Err(Error::Url(_))), "{url}");
+    }
+    assert_eq!(service.api_key("a\nb").unwrap_err(), Error::Header("x-api-key".to_owned()));
+}
+
+/// A service that ignores everything but the path.
+fn answer_with_streams(request: &Received, streams: &Value) -> Reply {
+    let flag = json!({"key": "f", "value": true, "reason": "STATIC", "eventStreams": streams});
+    Reply::json(if request.is_bulk() { json!({"flags": [flag], "eventStreams": streams}) } else { flag })
+}
+
+fn flags() -> Value {
+    serde_json::from_str(FLAGS).unwrap()
+}
+
+async fn report(service: Service) -> Report {
+    in_time(check(&service)).await.unwrap()
+}
+
+/// Returns what was seen instead of what a row demands.
+fn seen<'a>(report: &'a Report, name: &str) -> &'a str {
+    match &report.rows().iter().find(|row| row.name == name).unwrap().outcome {
+        Outcome::Fails(seen) => seen,
+        other => panic!("{name}: {other}"),
+    }
+}

@@ -1,0 +1,143 @@
+//! Checks whether a service conforms to OFREP; see `--help`, and the module `conformance`.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
+
+use std::{env, ffi::OsString, process::ExitCode, time::Duration};
+
+use flipswitch_tools::conformance::{Service, check};
+
+const HELP: &str = "\
+Checks whether a flag service conforms to OFREP, with its event streams (ADR-0008).
+
+Usage: ofrep-conformance URL [OPTIONS]
+
+The service is sent about a hundred evaluations, and no changes. The report says for each demand whether it holds, what
+was seen if not, or why it does not apply. It has no credentials and no URLs of streams.
+
+Options:
+  --api-key KEY           Sends the header X-API-Key
+  --bearer TOKEN          Sends the header Authorization: Bearer
+  --header NAME=VALUE     Sends a header; may be repeated
+  --flag KEY              A flag that exists; the first one with a value by default
+  --stream-wait SECONDS   How long a stream may be silent; 35 by default
+  --json                  Prints the report as JSON
+  -h, --help              Prints this text
+
+Exit codes: 0 if all MUST rows hold that apply, 1 if not, 2 if the service cannot be checked.";
+
+/// The code of wrong usage, and of a service that cannot be reached.
+const CANNOT_CHECK: u8 = 2;
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run(env::args_os()).await {
+        Ok((text, code)) => {
+            print!("{text}");
+            ExitCode::from(code)
+        }
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(CANNOT_CHECK)
+        }
+    }
+}
+
+/// Returns what to print, and the exit code.
+async fn run(arguments: impl IntoIterator<Item = OsString, IntoIter: 'static>) -> Outcome<(String, u8)> {
+    let Some((service, as_json)) = options(arguments)? else {
+        return Ok((format!("{HELP}\n"), 0));
+    };
+    let report = check(&service).await?;
+    let text = if as_json { format!("{:#}\n", report.to_json()) } else { report.to_string() };
+    Ok((text, u8::from(!report.conforms())))
+}
+
+/// Returns the service, and whether the report is to be JSON. Without them, the user asks for help.
+fn options(arguments: impl IntoIterator<Item = OsString, IntoIter: 'static>) -> Outcome<Option<(Service, bool)>> {
+    use lexopt::{
+        Arg::{Long, Short, Value},
+        ValueExt,
+    };
+
+    let (mut url, mut headers, mut flag, mut wait, mut as_json) = (None, Vec::new(), None, None, false);
+    let mut parser = lexopt::Parser::from_iter(arguments);
+    while let Some(argument) = parser.next()? {
+        match argument {
+            Long("api-key") => headers.push(("x-api-key".to_owned(), parser.value()?.string()?)),
+            Long("bearer") => {
+                headers.push(("authorization".to_owned(), format!("Bearer {}", parser.value()?.string()?)));
+            }
+            Long("header") => {
+                let header = parser.value()?.string()?;
+                let (name, value) = header.split_once('=').ok_or("--header needs NAME=VALUE")?;
+                headers.push((name.trim().to_owned(), value.to_owned()));
+            }
+            Long("flag") => flag = Some(parser.value()?.string()?),
+            Long("stream-wait") => wait = Some(Duration::try_from_secs_f64(parser.value()?.parse()?)?),
+            Long("json") => as_json = true,
+            Long("help") | Short('h') => return Ok(None),
+            Value(text) if url.is_none() => url = Some(text.string()?),
+            other => return Err(other.unexpected().into()),
+        }
+    }
+    let url = url.ok_or("give the URL of a service; see --help")?;
+    let mut service = Service::new(&url)?;
+    for (name, value) in headers {
+        service = service.header(&name, &value)?;
+    }
+    if let Some(flag) = flag {
+        service = service.flag(flag);
+    }
+    if let Some(wait) = wait {
+        service = service.stream_wait(wait);
+    }
+    Ok(Some((service, as_json)))
+}
+
+#[cfg(test)]
+mod tests {
+    use flipswitch_local::LocalServer;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    async fn run_with(arguments: &[&str]) -> Outcome<(String, u8)> {
+        let arguments: Vec<_> = ["ofrep-conformance"].iter().chain(arguments).map(OsString::from).collect();
+        run(arguments).await
+    }
+
+    #[tokio::test]
+    async fn the_exit_code_says_whether_the_service_conforms() {
+        let service = LocalServer::builder().flags(json!({"f": true, "g": 1})).api_key("sesame").start().await.unwrap();
+        let url = service.url();
+        for credentials in [["--api-key", "sesame"], ["--bearer", "sesame"], ["--header", "X-API-Key=sesame"]] {
+            let (report, code) = run_with(&[&[&url, "--flag", "g"], &credentials[..]].concat()).await.unwrap();
+            assert_eq!(code, 0, "{report}");
+            assert!(report.ends_with("the service conforms\n") && !report.contains("sesame"), "{report}");
+        }
+        let (report, code) = run_with(&[&url, "--json", "--stream-wait", "0.5"]).await.unwrap();
+        let report: Value = serde_json::from_str(&report).unwrap();
+        assert_eq!((code, &report["conforms"]), (1, &json!(false)));
+        let first = &report["rows"][0];
+        assert_eq!((&first["name"], &first["seen"]), (&json!("bulk-answer"), &json!("status 401")));
+        service.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn wrong_usage_is_an_error() {
+        assert!(run_with(&["--help"]).await.unwrap().0.contains("Usage: ofrep-conformance URL"));
+        for (arguments, problem) in [
+            (&[][..], "give the URL"),
+            (&["localhost:8080"], "must begin with http"),
+            (&["http://localhost:8080", "again"], "again"),
+            (&["http://localhost:8080", "--header", "name"], "NAME=VALUE"),
+            (&["http://localhost:8080", "--api-key", "a\nb"], "x-api-key"),
+            (&["http://localhost:8080", "--stream-wait", "-1"], "negative"),
+            (&["http://localhost:8080", "--unknown"], "--unknown"),
+        ] {
+            let error = run_with(arguments).await.unwrap_err().to_string();
+            assert!(error.contains(problem), "{arguments:?}: {error}");
+        }
+    }
+}

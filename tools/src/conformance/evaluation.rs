@@ -1,0 +1,251 @@
+//! Evaluation of all flags and of one, and credentials.
+
+use reqwest::{
+    Method, StatusCode,
+    header::{ALLOW, CONTENT_TYPE},
+};
+use serde_json::{Value, json};
+
+use super::{
+    client::{Finding, Miss, Reply, fails, not_applicable, printable, send},
+    conformance::{Session, ask, body, encoded, raw},
+};
+
+/// How many flags are compared, alone and among all.
+const COMPARED: usize = 8;
+
+/// A key that no flag has.
+const UNKNOWN: &str = "conformance-no-such-flag";
+
+impl Session {
+    pub(super) fn bulk_answer(&self) -> Finding {
+        let body = self.first.json_with(StatusCode::OK)?;
+        match &body["flags"] {
+            Value::Array(_) => Ok(()),
+            Value::Null => fails("status 200, and JSON without `flags`"),
+            _ => fails("status 200, and `flags` is no array"),
+        }
+    }
+
+    pub(super) fn bulk_content_type(&self) -> Finding {
+        self.first.has_status(StatusCode::OK)?;
+        self.first.has_json_content_type()
+    }
+
+    pub(super) fn bulk_items(&self) -> Finding {
+        for (index, flag) in self.some_flags()?.iter().enumerate() {
+            check_item(flag).or_else(|seen| fails(format!("flag {index}: {seen}")))?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn reasons(&self) -> Finding {
+        let without = self.some_flags()?.iter().find(|flag| !flag["value"].is_null() && !flag["reason"].is_string());
+        match without {
+            None => Ok(()),
+            Some(flag) => fails(format!("{} has a value and no reason", name(flag))),
+        }
+    }
+
+    fn some_flags(&self) -> Finding<&[Value]> {
+        if self.flags.is_empty() { not_applicable("there are no flags") } else { Ok(&self.flags) }
+    }
+
+    pub(super) async fn attributes(&self) -> Finding {
+        let context = json!({
+            "targetingKey": "conformance", "text": "é", "yes": true, "integer": 9_007_199_254_740_993_i64,
+            "number": 0.5, "list": [1, "two", null], "object": {"nested": {"deep": 1}}, "nothing": null, "": "",
+        });
+        ask(self.bulk().json(&json!({"context": context}))).await?.has_status(StatusCode::OK)
+    }
+
+    pub(super) async fn unknown_fields(&self) -> Finding {
+        let body = json!({"context": {"targetingKey": "conformance"}, "conformance": {"unknown": true}});
+        ask(self.bulk().json(&body)).await?.has_status(StatusCode::OK)
+    }
+
+    pub(super) async fn request_charset(&self) -> Finding {
+        let request = self.bulk().header(CONTENT_TYPE, "application/json; charset=utf-8").body(body().to_string());
+        ask(request).await?.has_status(StatusCode::OK)
+    }
+
+    /// Checks that a body is evaluated, or rejected with a reason.
+    pub(super) async fn is_evaluated_or_rejected(&self, body: &[u8]) -> Finding {
+        let answer = ask(raw(self.bulk(), body)).await?;
+        if answer.status == StatusCode::OK { Ok(()) } else { is_rejection(&answer) }
+    }
+
+    pub(super) async fn is_rejected(&self, body: &[u8]) -> Finding {
+        is_rejection(&ask(raw(self.bulk(), body)).await?)
+    }
+
+    pub(super) async fn large_context(&self) -> Finding {
+        let body = json!({"context": {"targetingKey": "conformance", "text": "x".repeat(60 << 10)}});
+        let answer = ask(self.bulk().json(&body)).await?;
+        if answer.status == StatusCode::PAYLOAD_TOO_LARGE { Ok(()) } else { answer.has_status(StatusCode::OK) }
+    }
+
+    pub(super) async fn single_answer(&self) -> Finding {
+        let key = self.flag()?;
+        let answer = ask(self.single(key).json(&body())).await?;
+        let flag = answer.json_with(StatusCode::OK)?;
+        answer.has_json_content_type()?;
+        if flag["key"] != key {
+            return fails("status 200, and the key of another flag or none");
+        }
+        check_item(&flag).or_else(fails)
+    }
+
+    pub(super) async fn single_agrees(&self) -> Finding {
+        let with_key = || self.flags.iter().filter(|flag| flag["key"].is_string());
+        // Flags that fail are compared first, there are few.
+        let (failing, others): (Vec<_>, Vec<_>) = with_key().partition(|flag| flag.get("errorCode").is_some());
+        let compared: Vec<_> = failing.into_iter().take(COMPARED / 2).chain(others).take(COMPARED).collect();
+        if compared.is_empty() {
+            return not_applicable("there are no flags");
+        }
+        for flag in compared {
+            let key = flag["key"].as_str().unwrap_or_default();
+            let answer = ask(self.single(key).json(&body())).await?;
+            let alone = answer.json().unwrap_or_default();
+            let is_error = flag.get("errorCode").is_some();
+            if is_error == answer.status.is_success() {
+                return fails(format!("{} alone: {}", name(flag), answer.seen()));
+            }
+            for field in ["value", "variant", "reason", "errorCode"] {
+                if alone[field] != flag[field] {
+                    return fails(format!("{} alone has another {field}", name(flag)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn unknown_flag(&self) -> Finding {
+        is_not_found(&ask(self.single(UNKNOWN).json(&body())).await?)
+    }
+
+    pub(super) async fn unknown_flag_key(&self) -> Finding {
+        let answer = ask(self.single(UNKNOWN).json(&body())).await?;
+        match answer.json() {
+            Some(Value::Object(fields)) if fields.get("key").is_some_and(|key| key == UNKNOWN) => Ok(()),
+            Some(Value::Object(fields)) if fields.contains_key("key") => {
+                fails(format!("{}, another key", answer.seen()))
+            }
+            _ => fails(format!("{}, no key", answer.seen())),
+        }
+    }
+
+    pub(super) async fn encoded_key(&self) -> Finding {
+        let key = self.flag()?;
+        let url = self.requests.url(Some(&encoded(key, |_| false)));
+        let answer = ask(self.requests.request(Method::POST, url).json(&body())).await?;
+        let flag = answer.json_with(StatusCode::OK)?;
+        if flag["key"] == key { Ok(()) } else { fails("status 200, and the key of another flag or none") }
+    }
+
+    /// Checks that there is no flag with this key, and that the service has read the key so.
+    pub(super) async fn is_unknown(&self, key: &str) -> Finding {
+        let answer = ask(self.single(key).json(&body())).await?;
+        is_not_found(&answer)?;
+        match answer.json().unwrap_or_default()["key"].as_str() {
+            Some(other) if other != key => fails(format!("{}, another key", answer.seen())),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) async fn error_bodies(&self) -> Finding {
+        let answers = [ask(raw(self.bulk(), b"{\"context\":")).await?, ask(self.single(UNKNOWN).json(&body())).await?];
+        let mut errors = answers
+            .iter()
+            .filter(|answer| matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND))
+            .peekable();
+        if errors.peek().is_none() {
+            return not_applicable("no request is answered with 400 or 404");
+        }
+        errors.try_for_each(Reply::has_json_content_type)
+    }
+
+    pub(super) async fn other_methods(&self) -> Finding {
+        for answer in self.answers_to_other_methods().await? {
+            answer.has_status(StatusCode::METHOD_NOT_ALLOWED)?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn allow(&self) -> Finding {
+        let answers = self.answers_to_other_methods().await?;
+        let Some(answer) = answers.iter().find(|answer| answer.status == StatusCode::METHOD_NOT_ALLOWED) else {
+            return not_applicable("no request is answered with 405");
+        };
+        let allowed = answer.header(ALLOW).unwrap_or_default();
+        if allowed.split(',').any(|method| method.trim() == "POST") { Ok(()) } else { fails("405 without Allow: POST") }
+    }
+
+    async fn answers_to_other_methods(&self) -> Finding<[Reply; 2]> {
+        let request = |method| self.requests.request(method, self.requests.url(None));
+        Ok([ask(request(Method::GET)).await?, ask(request(Method::PUT).json(&body())).await?])
+    }
+
+    pub(super) async fn credentials(&self) -> Finding {
+        let answer = self.without_credentials().await?;
+        if is_refusal(&answer) { Ok(()) } else { fails(answer.seen()) }
+    }
+
+    pub(super) async fn credentials_body(&self) -> Finding {
+        let answer = self.without_credentials().await?;
+        if !is_refusal(&answer) {
+            return not_applicable("no request is answered with 401 or 403");
+        }
+        if answer.body.is_empty() || answer.json().is_some() {
+            return Ok(());
+        }
+        fails(format!("{}, and a body that is no JSON", answer.seen()))
+    }
+
+    async fn without_credentials(&self) -> Finding<Reply> {
+        if !self.requests.has_credentials() {
+            return not_applicable("no credentials were given");
+        }
+        let request = self.requests.anonymous(Method::POST, self.requests.url(None)).json(&body());
+        send(request).await.map_err(Miss::Fails)
+    }
+}
+
+/// Checks a flag, and returns what is wrong with it.
+fn check_item(flag: &Value) -> Result<(), String> {
+    let Value::Object(fields) = flag else { return Err("no object".to_owned()) };
+    match fields.get("key") {
+        Some(Value::String(_)) => {}
+        Some(_) => return Err("a key that is no string".to_owned()),
+        None => return Err("no key".to_owned()),
+    }
+    let name = name(flag);
+    match (fields.get("errorCode"), fields.get("value"), fields.get("reason")) {
+        (Some(Value::String(_)), None | Some(Value::Null), _) => Ok(()),
+        (Some(Value::String(_)), Some(_), _) => Err(format!("{name} has an errorCode and a value")),
+        (Some(_), ..) => Err(format!("{name} has an errorCode that is no string")),
+        (None, Some(Value::Null) | None, Some(Value::String(_))) => Ok(()),
+        (None, Some(Value::Null) | None, _) => Err(format!("{name} has no value, no errorCode and no reason")),
+        (None, Some(_), _) => Ok(()),
+    }
+}
+
+fn name(flag: &Value) -> String {
+    format!("the flag {:?}", printable(flag["key"].as_str().unwrap_or_default()))
+}
+
+/// Checks that an answer is 400 with an error code.
+fn is_rejection(answer: &Reply) -> Finding {
+    let body = answer.json_with(StatusCode::BAD_REQUEST)?;
+    if body["errorCode"].is_string() { Ok(()) } else { fails("status 400 without an errorCode") }
+}
+
+fn is_not_found(answer: &Reply) -> Finding {
+    let body = answer.json_with(StatusCode::NOT_FOUND)?;
+    if body["errorCode"] == "FLAG_NOT_FOUND" { Ok(()) } else { fails(format!("{}, no FLAG_NOT_FOUND", answer.seen())) }
+}
+
+fn is_refusal(answer: &Reply) -> bool {
+    matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+}

@@ -1,0 +1,143 @@
+//! Tags of answers, and conditional requests.
+
+use reqwest::{
+    StatusCode,
+    header::{ETAG, IF_NONE_MATCH, TRANSFER_ENCODING},
+};
+use serde_json::{Value, json};
+
+use super::{
+    client::{Finding, Miss, Reply, fails, not_applicable},
+    conformance::{Session, ask, body},
+};
+
+/// Two contexts whose answers differ.
+pub(crate) struct Contexts {
+    other: Value,
+    /// The answer to the other context, while the first answer is that to the usual one.
+    answer: Reply,
+}
+
+impl Session {
+    pub(super) fn tag_syntax(&self) -> Finding {
+        let tag = self.tag()?;
+        let opaque = tag.strip_prefix("W/").unwrap_or(tag);
+        match opaque.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')) {
+            Some(inner) if inner.bytes().all(|byte| byte > b' ' && byte != b'"' && byte != 0x7f) => Ok(()),
+            Some(_) => fails("a tag with characters that tags cannot have"),
+            None => fails("a tag without quotes"),
+        }
+    }
+
+    pub(super) async fn tag_stable(&self) -> Finding {
+        let tag = self.tag()?;
+        let again = self.again().await?;
+        if again.header(ETAG) == Some(tag) { Ok(()) } else { fails("an equal answer with another tag, or none") }
+    }
+
+    /// Sends the usual request again, if the answer is the same.
+    async fn again(&self) -> Finding<Reply> {
+        let again = ask(self.bulk().json(&body())).await?;
+        again.has_status(StatusCode::OK)?;
+        if again.json() == self.first.json() {
+            Ok(again)
+        } else {
+            not_applicable("equal requests have different answers")
+        }
+    }
+
+    pub(super) async fn not_modified(&self) -> Finding<Reply> {
+        let answer = self.bulk_unless(self.tag()?).await?;
+        answer.has_status(StatusCode::NOT_MODIFIED)?;
+        Ok(answer)
+    }
+
+    /// Returns a 304, without which the row does not apply.
+    async fn a_not_modified(&self) -> Finding<Reply> {
+        match self.not_modified().await {
+            Err(Miss::Fails(_)) => not_applicable("no request is answered with 304"),
+            other => other,
+        }
+    }
+
+    pub(super) async fn not_modified_body(&self) -> Finding {
+        let answer = self.a_not_modified().await?;
+        if !answer.body.is_empty() || answer.headers.contains_key(TRANSFER_ENCODING) {
+            return fails("304 with a body");
+        }
+        // Bytes of a body would be read as the next answer of the connection.
+        self.again().await.map(drop)
+    }
+
+    pub(super) async fn not_modified_tag(&self) -> Finding {
+        let answer = self.a_not_modified().await?;
+        let opaque = |tag: &str| tag.trim_start_matches("W/").to_owned();
+        match answer.header(ETAG) {
+            Some(tag) if opaque(tag) == opaque(self.tag()?) => Ok(()),
+            Some(_) => fails("304 with another tag"),
+            None => fails("304 without a tag"),
+        }
+    }
+
+    pub(super) async fn other_tag(&self) -> Finding {
+        self.bulk_unless("\"conformance\"").await?.has_status(StatusCode::OK)
+    }
+
+    /// Checks that the tag in another form is recognised. Does not apply where the tag itself is not.
+    pub(super) async fn tag_as(&self, form: impl Fn(&str) -> String) -> Finding {
+        self.a_not_modified().await?;
+        self.bulk_unless(&form(self.tag()?)).await?.has_status(StatusCode::NOT_MODIFIED)
+    }
+
+    pub(super) async fn tag_differs(&self) -> Finding {
+        let tag = self.tag()?;
+        match self.contexts().await?.answer.header(ETAG) {
+            Some(other) if other == tag => fails("two different answers have the same tag"),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) async fn tag_of_other_context(&self) -> Finding {
+        let tag = self.tag()?;
+        let other = &self.contexts().await?.other;
+        ask(self.bulk().json(other).header(IF_NONE_MATCH, tag)).await?.has_status(StatusCode::OK)
+    }
+
+    /// Looks once for a context with other flags than the usual one has.
+    async fn contexts(&self) -> Finding<&Contexts> {
+        let found = self.contexts.get_or_init(async || self.find_contexts().await).await;
+        match found {
+            Ok(contexts) => Ok(contexts),
+            Err(Miss::Fails(seen)) => fails(seen),
+            Err(Miss::NotApplicable(why)) => not_applicable(why),
+        }
+    }
+
+    async fn find_contexts(&self) -> Finding<Contexts> {
+        let flags = |answer: &Reply| answer.json().map(|body| body["flags"].clone());
+        let usual = flags(&self.again().await?);
+        for other in candidates() {
+            let answer = ask(self.bulk().json(&other)).await?;
+            if answer.status == StatusCode::OK && flags(&answer) != usual {
+                return Ok(Contexts { other, answer });
+            }
+        }
+        not_applicable("all contexts that were tried have equal flags")
+    }
+}
+
+/// Returns requests with contexts that are likely to have other flags: by attributes that are often targeted, and by chance.
+fn candidates() -> impl Iterator<Item = Value> {
+    let targeted = [
+        json!({"plan": "premium"}),
+        json!({"plan": "enterprise", "tier": "enterprise", "premium": true}),
+        json!({"email": "user@example.com", "role": "admin", "admin": true, "beta": true, "internal": true}),
+        json!({"country": "DE", "region": "eu", "language": "de", "locale": "de-DE"}),
+        json!({"version": "99.0.0", "environment": "production", "platform": "web", "os": "linux", "device": "mobile"}),
+    ];
+    let targeted = targeted.into_iter().map(|mut context| {
+        context["targetingKey"] = json!("conformance");
+        json!({ "context": context })
+    });
+    targeted.chain((1..=11).map(|number| json!({"context": {"targetingKey": format!("conformance-{number}")}})))
+}

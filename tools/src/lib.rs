@@ -1,0 +1,3 @@
+//! What programs share with tests.
+
+pub mod conformance;
