@@ -7,7 +7,7 @@ mod layer;
 pub mod testing;
 
 pub use flipswitch::{
-    self, Context, EvaluationContext, FlipswitchProvider, InRequest, IntoContext, Lifespan, PreparedContext,
+    self, Auth, Context, EvaluationContext, FlipswitchProvider, InRequest, IntoContext, Lifespan, PreparedContext,
     RequestScope, flags, http,
     integration::{Anonymous, AnonymousCookie, FlagKey, GateFlag, GateRule, SameSite, Unknown},
     time,

@@ -9,6 +9,7 @@ mod exceptions;
 #[path = "../it/support/json.rs"]
 mod json;
 #[path = "../it/support/peer.rs"]
+#[expect(dead_code, reason = "what the tests in `it` need of a server is more than what these need")]
 mod server;
 #[path = "../it/support/common.rs"]
 #[expect(dead_code, reason = "what the tests in `it` share is more than what these need")]
