@@ -8,8 +8,8 @@ mod middleware;
 pub mod testing;
 
 pub use flipswitch::{
-    self, Auth, Context, EvaluationContext, FlipswitchProvider, InRequest, IntoContext, Lifespan, PreparedContext,
-    RequestScope, flags, http,
+    self, Auth, Context, EvaluationContext, FlipswitchProvider, FlipswitchProviderBuilder, InRequest, IntoContext,
+    Lifespan, PreparedContext, RequestScope, flags, http,
     integration::{Anonymous, AnonymousCookie, FlagKey, GateFlag, GateRule, SameSite, Unknown},
     time,
 };

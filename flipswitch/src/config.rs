@@ -1,12 +1,13 @@
-//! The configuration of a provider: options with their defaults and limits, the base URL, and the API key.
+//! The configuration of a provider: options with their defaults and limits, and the base URL.
 
 use std::{fmt, net::IpAddr, ops::RangeInclusive, sync::Arc, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use http::HeaderMap;
 use reqwest::{ClientBuilder, Url};
 use tokio::runtime::Handle;
 
 use crate::{
+    credential::Credential,
     error::ConfigError,
     flags::{flag_set::FlagSet, override_file::OverrideFile},
     sanitize::printable,
@@ -14,11 +15,10 @@ use crate::{
 };
 
 /// Accepted durations: the sum of any two is a valid instant.
-const DURATIONS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(7 * 24 * 3600);
+pub(crate) const DURATIONS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(7 * 24 * 3600);
 
 /// A valid configuration.
 pub(crate) struct Config {
-    pub(crate) service: ServiceKind,
     pub(crate) credential: Credential,
     /// Headers that the application adds to every request.
     pub(crate) headers: HeaderMap,
@@ -36,8 +36,7 @@ impl Config {
     /// Returns the configuration for a Flipswitch service, with an API key and defaults.
     pub(crate) fn of_service(base_url: BaseUrl) -> Self {
         Self {
-            service: ServiceKind::Flipswitch,
-            credential: Credential::ApiKey(ApiKey::new("key").unwrap()),
+            credential: Credential::new(&crate::credential::Auth::ApiKey("key".to_owned())).unwrap(),
             headers: HeaderMap::new(),
             base_url,
             bootstrap: None,
@@ -50,18 +49,19 @@ impl Config {
     }
 }
 
-/// What the service speaks beside OFREP.
+/// The kind of flag service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ServiceKind {
-    /// Flipswitch, with its own stream of changes and headers.
+    /// Flipswitch, which has a stream of changes and headers of its own.
     Flipswitch,
-    /// Nothing else: its changes arrive over the event streams that it advertises.
+    /// Any other OFREP service, which may advertise event streams.
     Ofrep,
 }
 
 /// The options that are used as they are set. `FlipswitchProviderBuilder` documents each of them at its setter.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
+    pub(crate) service: ServiceKind,
     pub(crate) http_client: Option<ClientFactory>,
     pub(crate) runtime: Option<Handle>,
     pub(crate) request_timeout: Duration,
@@ -85,6 +85,7 @@ pub(crate) struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            service: ServiceKind::Flipswitch,
             http_client: None,
             runtime: None,
             request_timeout: Duration::from_secs(10),
@@ -108,6 +109,16 @@ impl Default for Options {
 }
 
 impl Options {
+    /// Returns whether changes arrive over the stream of Flipswitch.
+    pub(crate) fn has_own_stream(&self) -> bool {
+        self.enable_realtime && self.service == ServiceKind::Flipswitch
+    }
+
+    /// Returns whether changes arrive over event streams, if the service advertises any.
+    pub(crate) fn follows_event_streams(&self) -> bool {
+        self.enable_realtime && self.service == ServiceKind::Ofrep
+    }
+
     /// Checks every option against its limits.
     ///
     /// # Errors
@@ -171,226 +182,19 @@ impl fmt::Debug for ClientFactory {
     }
 }
 
-/// The header of an API key.
-pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-
-/// How an OFREP service authenticates requests; see [`FlipswitchProviderBuilder::auth`](crate::FlipswitchProviderBuilder::auth).
-///
-/// `Debug` shows at most the last four characters of the key or the token.
-#[derive(Clone, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Auth {
-    /// Sends nothing. The default of [`FlipswitchProvider::ofrep`](crate::FlipswitchProvider::ofrep).
-    #[default]
-    None,
-    /// Sends an API key, in the header `X-API-Key`. The default of
-    /// [`FlipswitchProvider::builder`](crate::FlipswitchProvider::builder).
-    ApiKey(String),
-    /// Sends a token, in the header `Authorization: Bearer <token>`.
-    Bearer(String),
-}
-
-impl fmt::Debug for Auth {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, key) = match self {
-            Self::None => return f.write_str("None"),
-            Self::ApiKey(key) => ("ApiKey", key),
-            Self::Bearer(token) => ("Bearer", token),
-        };
-        write!(f, "{name}({})", end(key.trim()))
-    }
-}
-
-/// What authenticates requests.
-#[derive(Clone)]
-pub(crate) enum Credential {
-    None,
-    ApiKey(ApiKey),
-    Bearer(ApiKey),
-}
-
-impl Credential {
-    pub(crate) fn new(auth: &Auth) -> Result<Self, ConfigError> {
-        Ok(match auth {
-            Auth::None => Self::None,
-            Auth::ApiKey(key) => Self::ApiKey(ApiKey::new(key)?),
-            Auth::Bearer(token) => Self::Bearer(bearer(token)?),
-        })
-    }
-
-    /// Returns the same kind of credential with another key or token.
-    pub(crate) fn replaced_by(&self, key: &str) -> Result<Self, ConfigError> {
-        match self {
-            Self::None => Err(ConfigError::NoAuth),
-            Self::ApiKey(_) => Ok(Self::ApiKey(ApiKey::new(key)?)),
-            Self::Bearer(_) => Ok(Self::Bearer(bearer(key)?)),
-        }
-    }
-
-    /// Returns the key or the token.
-    pub(crate) fn key(&self) -> Option<&ApiKey> {
-        match self {
-            Self::None => None,
-            Self::ApiKey(key) | Self::Bearer(key) => Some(key),
-        }
-    }
-
-    /// Replaces its header among those of a request.
-    pub(crate) fn insert_into(&self, headers: &mut HeaderMap) {
-        if let Some((name, value)) = self.header() {
-            headers.insert(name, value);
-        }
-    }
-
-    /// Returns the header that is sent, marked as sensitive.
-    fn header(&self) -> Option<(HeaderName, HeaderValue)> {
-        match self {
-            Self::None => None,
-            Self::ApiKey(key) => Some((API_KEY, key.0.clone())),
-            Self::Bearer(token) => {
-                let mut value = HeaderValue::from_bytes(&[b"Bearer ", token.0.as_bytes()].concat()).ok()?;
-                value.set_sensitive(true);
-                Some((header::AUTHORIZATION, value))
-            }
-        }
-    }
-}
-
-fn bearer(token: &str) -> Result<ApiKey, ConfigError> {
-    ApiKey::new(token).map_err(|error| {
-        let problem = error.to_string();
-        ConfigError::BearerToken { problem: problem.trim_start_matches("api_key ").to_owned() }
-    })
-}
-
-/// Shows at most the end of the key.
-impl fmt::Display for Credential {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.key() {
-            Some(key) => key.fmt(f),
-            None => f.write_str("none"),
-        }
-    }
-}
-
-/// Longest accepted API key, in bytes.
-const MAX_KEY_BYTES: usize = 4_096;
-
-/// An API key or a token, as a header value.
-#[derive(Clone)]
-pub(crate) struct ApiKey(HeaderValue);
-
-impl ApiKey {
-    pub(crate) fn new(key: &str) -> Result<Self, ConfigError> {
-        let key = key.trim();
-        if key.is_empty() {
-            return Err(ConfigError::EmptyApiKey);
-        }
-        if key.len() > MAX_KEY_BYTES {
-            return Err(ConfigError::LongApiKey { length: key.len() });
-        }
-        if let Some(problem) = wrapping(key) {
-            return Err(ConfigError::WrappedApiKey { problem });
-        }
-        if let Some(position) = key.chars().position(|character| !matches!(character, ' '..='~')) {
-            return Err(ConfigError::IllegalApiKey { position: position + 1 });
-        }
-        let mut value = HeaderValue::from_str(key).map_err(|_| ConfigError::IllegalApiKey { position: 1 })?;
-        value.set_sensitive(true);
-        Ok(Self(value))
-    }
-
-    /// Returns the secret of a provider that was given none.
-    pub(crate) fn secret(&self) -> Secret {
-        Secret::new(self.0.as_bytes())
-    }
-
-    /// Returns whether the key looks like a placeholder from an example.
-    pub(crate) fn is_placeholder(&self) -> bool {
-        let key = self.0.to_str().unwrap_or_default().to_ascii_lowercase().replace(['_', ' '], "-");
-        key.starts_with('<')
-            || key.chars().all(|character| character == 'x')
-            || ["your-", "changeme", "change-me", "placeholder", "my-api-key", "api-key"]
-                .iter()
-                .any(|start| key.starts_with(start))
-    }
-}
-
-/// Returns what is wrong with a key that was copied together with something else.
-fn wrapping(key: &str) -> Option<&'static str> {
-    let is_variable =
-        |name: &str| name.contains('_') && name.bytes().all(|byte| matches!(byte, b'A'..=b'Z' | b'0'..=b'9' | b'_'));
-    if key.starts_with(['"', '\'', '`', '“', '‘', '«']) {
-        Some("begins with a quote")
-    } else if key.get(..7).is_some_and(|start| start.eq_ignore_ascii_case("bearer ")) {
-        Some("begins with \"Bearer\"")
-    } else if key.starts_with("${") || key.starts_with("$(") || key.strip_prefix('$').is_some_and(is_variable) {
-        Some("is the name of a variable that was not expanded")
-    } else if key.split_once('=').is_some_and(|(name, value)| !value.is_empty() && is_variable(name)) {
-        Some("is an assignment to a variable")
-    } else {
-        None
-    }
-}
-
-/// Shows the last four characters of a key of at least 16, and nothing of a shorter one.
-impl fmt::Display for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&end(self.0.to_str().unwrap_or_default()))
-    }
-}
-
-/// Returns the last four characters of a key of at least 16, and nothing of a shorter one.
-fn end(key: &str) -> String {
-    let end = key.len().checked_sub(4).filter(|_| key.len() >= 16).and_then(|from| key.get(from..));
-    format!("…{}", end.unwrap_or_default())
-}
-
-/// Headers that the provider sets itself, or that belong to the connection.
-const OWN_HEADERS: [HeaderName; 14] = [
-    header::ACCEPT,
-    header::ACCEPT_ENCODING,
-    header::CACHE_CONTROL,
-    header::CONNECTION,
-    header::CONTENT_LENGTH,
-    header::CONTENT_TYPE,
-    header::EXPECT,
-    header::HOST,
-    header::IF_NONE_MATCH,
-    HeaderName::from_static("last-event-id"),
-    header::TE,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    header::USER_AGENT,
-];
-
-/// Checks a header of the application, whose value is marked as sensitive.
-pub(crate) fn custom_header(
-    name: &str,
-    value: &str,
-    credential: &Credential,
-) -> Result<(HeaderName, HeaderValue), ConfigError> {
-    let refuse = |problem| ConfigError::Header { name: printable(name), problem };
-    let known: HeaderName = name.trim().parse().map_err(|_| refuse("no header can have this name"))?;
-    if OWN_HEADERS.contains(&known) || known.as_str().starts_with("x-flipswitch-") {
-        return Err(refuse("the provider sets it; leave it out, or set a `user-agent` with `http_client`"));
-    }
-    if credential.header().is_some_and(|(name, _)| name == known) {
-        return Err(refuse("`auth` or the API key sets it; leave out one of both"));
-    }
-    let mut value = HeaderValue::from_str(value.trim())
-        .map_err(|_| refuse("its value has a character that a header cannot carry, such as a line break"))?;
-    value.set_sensitive(true);
-    Ok((known, value))
-}
-
 /// The URL of the flag service: an origin, and a path that may be empty.
 #[derive(Clone)]
 pub(crate) struct BaseUrl(Url);
 
 impl BaseUrl {
     pub(crate) fn new(text: &str) -> Result<Self, ConfigError> {
+        Self::of_option("base_url", text)
+    }
+
+    /// Reads the value of an option or an environment variable, which errors name.
+    pub(crate) fn of_option(option: &'static str, text: &str) -> Result<Self, ConfigError> {
         let refuse = |problem: &str| ConfigError::BaseUrl {
+            option,
             value: Self::without_credentials(text),
             problem: problem.to_owned(),
         };
@@ -405,7 +209,7 @@ impl BaseUrl {
             return Err(refuse("only http and https are supported"));
         }
         if !url.username().is_empty() || url.password().is_some() {
-            return Err(refuse("credentials in a URL end up in logs; the service needs the API key only"));
+            return Err(refuse("credentials in a URL end up in logs; use the API key, `auth` or `header`"));
         }
         if url.query().is_some() {
             return Err(refuse("a query is not supported, because paths are appended"));
@@ -437,7 +241,7 @@ impl BaseUrl {
     /// Returns the base URL of the origin of a URL.
     pub(crate) fn of_origin(url: &Url) -> Self {
         let mut url = url.clone();
-        // Each of both fails for a URL without a host only.
+        // Both fail only for a URL without a host.
         let _ = (url.set_username(""), url.set_password(None));
         url.set_path("/");
         url.set_query(None);
@@ -512,22 +316,6 @@ mod tests {
         for (url, expected) in cases {
             assert_eq!(BaseUrl::new(url).unwrap().is_plain_and_remote(), expected, "{url}");
         }
-    }
-
-    #[test]
-    fn placeholder_keys_are_recognized() {
-        for key in ["your-api-key", "YOUR_API_KEY", "<key>", "changeme", "xxxx", "api_key", "my-api-key-here"] {
-            assert!(ApiKey::new(key).unwrap().is_placeholder(), "{key}");
-        }
-        for key in ["sk_live_8f3a", "quickstart-key", "x1"] {
-            assert!(!ApiKey::new(key).unwrap().is_placeholder(), "{key}");
-        }
-    }
-
-    #[test]
-    fn at_most_the_end_of_a_key_is_shown() {
-        assert_eq!(ApiKey::new("0123456789abcdef").unwrap().to_string(), "…cdef");
-        assert_eq!(ApiKey::new("short-key").unwrap().to_string(), "…");
     }
 
     #[test]

@@ -28,8 +28,8 @@ pub(crate) type SharedError = Arc<dyn StdError + Send + Sync + 'static>;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The flag service refused the API key (401 or 403).
-    #[error("the flag service refused the API key")]
+    /// The flag service refused the API key or token (401 or 403), or demands one.
+    #[error("the flag service refused the API key or token")]
     Unauthorized,
     /// The flag service limits the rate of requests (429). No request is sent until `retry_after` is over.
     #[error("the flag service limits the rate of requests; retrying after {}", WholeSeconds(*.retry_after))]
@@ -113,27 +113,36 @@ pub enum FlagError {
 #[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// The API key is empty or blank.
-    #[error("api_key is empty; pass the key of an environment, from the dashboard of the flag service")]
-    EmptyApiKey,
-    /// The API key cannot be sent in a header.
+    /// The API key or the token is empty or blank.
+    #[error("{what} is empty; take it from the dashboard of the flag service")]
+    EmptyApiKey {
+        /// `api_key`, or the bearer token.
+        what: &'static str,
+    },
+    /// The API key or the token cannot be sent in a header.
     #[error(
-        "api_key has a character at position {position} that an HTTP header cannot carry; \
+        "{what} has a character at position {position} that an HTTP header cannot carry; \
          look for a line break, a typographic quote or a stray byte"
     )]
     IllegalApiKey {
+        /// `api_key`, or the bearer token.
+        what: &'static str,
         /// Position of the first invalid character, counted from 1.
         position: usize,
     },
-    /// The API key is wrapped in something else, such as quotes.
-    #[error("api_key {problem}; pass the key alone")]
+    /// The API key or the token is wrapped in something else, such as quotes.
+    #[error("{what} {problem}; pass it alone")]
     WrappedApiKey {
+        /// `api_key`, or the bearer token.
+        what: &'static str,
         /// What the key is wrapped in. Does not contain the key.
         problem: &'static str,
     },
-    /// The API key is longer than 4 096 bytes.
-    #[error("api_key has {length} bytes, and at most 4096 are accepted; check that it is a key")]
+    /// The API key or the token is longer than 4 096 bytes.
+    #[error("{what} has {length} bytes, and at most 4096 are accepted; check that it is a key")]
     LongApiKey {
+        /// `api_key`, or the bearer token.
+        what: &'static str,
         /// Length of the key in bytes.
         length: usize,
     },
@@ -143,12 +152,6 @@ pub enum ConfigError {
     MissingVariable {
         /// Name of the variable.
         variable: &'static str,
-    },
-    /// The bearer token cannot be sent.
-    #[error("auth: the bearer token {problem}")]
-    BearerToken {
-        /// The problem with it. Does not contain the token.
-        problem: String,
     },
     /// There is no API key or token to replace.
     #[error("there is no API key or token to replace; set one with auth when the provider is built")]
@@ -162,8 +165,10 @@ pub enum ConfigError {
         problem: &'static str,
     },
     /// The base URL cannot be used. Credentials in it are not shown.
-    #[error("base_url is {value:?}: {problem}; write it like \"https://api.flipswitch.io\"")]
+    #[error("{option} is {value:?}: {problem}; write it like \"https://flags.example.com\"")]
     BaseUrl {
+        /// Name of the option or of the environment variable.
+        option: &'static str,
         /// The URL as given, without credentials, query and fragment.
         value: String,
         /// The problem with it.
@@ -286,7 +291,7 @@ impl fmt::Debug for ConfigError {
 #[non_exhaustive]
 pub enum ReadyError {
     /// The flag service refused the API key. Waiting longer does not help.
-    #[error("the flag service refused the API key; check it on the environment's page in the Flipswitch dashboard")]
+    #[error("the flag service refused the API key or token; check it in the dashboard of the flag service")]
     Unauthorized,
     /// All requests before the timeout failed. The provider keeps trying.
     #[error("no request to the flag service succeeded in time")]
@@ -408,6 +413,7 @@ impl fmt::Display for Chain<'_> {
 fn hint(status: &http::StatusCode) -> &'static str {
     match *status {
         http::StatusCode::NOT_FOUND => ": it has no flags yet, or the base URL is wrong",
+        http::StatusCode::METHOD_NOT_ALLOWED | http::StatusCode::NOT_IMPLEMENTED => ": the base URL may be wrong",
         _ => "",
     }
 }

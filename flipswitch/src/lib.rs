@@ -4,6 +4,7 @@ mod cache;
 mod clock;
 mod config;
 mod context;
+mod credential;
 mod error;
 mod evaluator;
 mod events;
@@ -29,12 +30,12 @@ pub use serde_json;
 pub use time;
 
 pub use crate::{
-    config::Auth,
     context::{
         attribute::AttributeValue,
         context::{Context, PreparedContext},
         into_context::IntoContext,
     },
+    credential::Auth,
     error::{ConfigError, Error, FlagError, ReadyError},
     events::{
         bus::Subscription,

@@ -18,6 +18,7 @@ mod evaluation {
 /// Changes in real time: the stream, polling, events.
 mod stream {
     mod changes;
+    mod event_stream_hosts;
     mod event_streams;
     mod events;
     mod malformed;

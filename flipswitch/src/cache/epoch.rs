@@ -124,6 +124,12 @@ pub(crate) fn is_in_echo_window(epoch: u64) -> bool {
     epoch % 2 == 1
 }
 
+/// Returns whether nothing but an event, and the end of its echo window, has advanced the epoch since the event. `event` is
+/// the epoch that the event began.
+pub(crate) fn is_of_event(event: u64, epoch: u64) -> bool {
+    is_in_echo_window(event) && (event..=event + 1).contains(&epoch)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,8 +157,10 @@ mod tests {
         assert_eq!((at(0), at(2), at(3)), (1, 1, 2));
         epoch.change_announced(now + Duration::from_secs(2));
         assert_eq!((at(2), at(4), at(5)), (3, 3, 4), "the window begins again");
+        assert!(is_of_event(3, 3) && is_of_event(3, 4) && !is_of_event(0, 0));
         epoch.invalidate_all();
         assert_eq!((at(4), at(5)), (5, 6), "the window lasts");
+        assert!(!is_of_event(3, 5) && !is_of_event(3, 6), "something else has happened");
         epoch.change_announced(now + Duration::from_secs(10));
         assert_eq!((at(10), at(13)), (7, 8), "a window that is over is another one");
     }

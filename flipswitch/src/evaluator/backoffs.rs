@@ -81,13 +81,14 @@ impl Backoffs {
     }
 }
 
+/// What to do if the service misses a targeting key.
+pub(super) const SET_TARGETING_KEY: &str =
+    "set a targeting key in every context; in a web application, visitors get one with `Anonymous::cookie()`";
+
 /// Returns a kind of rejection, of which one is logged, and what to do about it.
 fn remedy(error: &Error) -> (u16, &'static str) {
     match error {
-        Error::Evaluation { code, .. } if code == "TARGETING_KEY_MISSING" => (
-            1,
-            "set a targeting key in every context; in a web application, visitors get one with `Anonymous::cookie()`",
-        ),
+        Error::Evaluation { code, .. } if code == "TARGETING_KEY_MISSING" => (1, SET_TARGETING_KEY),
         Error::Evaluation { code, .. } if code == "INVALID_CONTEXT" => {
             (1 << 1, "check the names and types of the context's fields")
         }

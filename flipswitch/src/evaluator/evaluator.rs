@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -15,14 +15,15 @@ use crate::{
     cache::{
         cache::Cache,
         entry::{CacheEntry, Freshness},
-        epoch::{Epoch, EpochReading},
+        epoch::{Epoch, EpochReading, is_of_event},
         memo::Memo,
     },
-    config::{Config, Credential, ServiceKind},
+    config::{Config, ServiceKind},
     context::{
         canonical::{Canonical, CanonicalContext},
         into_context::View,
     },
+    credential::Credential,
     error::{ConfigError, Error},
     evaluator::{
         backoffs::Backoffs,
@@ -49,8 +50,7 @@ pub(crate) struct Evaluator {
     pub(super) transport: Transport,
     pub(super) runtime: Arc<ProviderRuntime>,
     pub(super) epoch: Epoch,
-    /// The version of the configuration that was announced last, and the epoch of the event.
-    announced: RwLock<(u64, ConfigVersion)>,
+    announced: RwLock<Announced>,
     pub(super) cache: Cache,
     pub(super) in_flight: InFlightRequests,
     pub(super) backoffs: Backoffs,
@@ -66,8 +66,10 @@ pub(crate) struct Evaluator {
     pub(super) counters: Counters,
     bootstrap: Option<Arc<FlagSet>>,
     pub(super) override_file: Option<OverrideFile>,
-    /// Whether the service certainly has a stream of changes.
-    pub(super) has_stream: bool,
+    pub(super) service: ServiceKind,
+    pub(super) is_realtime: bool,
+    /// Whether the next request for the start-up context is sent without a tag.
+    pub(super) is_start_up_in_full: AtomicBool,
     pub(super) request_timeout: Duration,
     stale_wait: Duration,
     pub(super) miss_wait: Duration,
@@ -75,6 +77,14 @@ pub(crate) struct Evaluator {
     pub(super) key_epoch: AtomicU64,
     pub(super) notifier: Arc<Notifier>,
     pub(super) observer: Arc<dyn Observer>,
+}
+
+/// The last event that has announced a change.
+#[derive(Default)]
+struct Announced {
+    epoch: u64,
+    /// The version of the flags that it names.
+    version: ConfigVersion,
 }
 
 /// What the evaluator reports to the sources of updates, which it does not know.
@@ -92,7 +102,7 @@ pub(crate) trait Observer: Send + Sync {
     /// Notes that a request was answered with the API key in use.
     fn answered(&self);
 
-    /// Notes which event streams the service advertises, in the response to a request that was sent then.
+    /// Notes which event streams a response advertises. `sent_at` is when its request was sent.
     fn streams_advertised(&self, advertised: Advertised, sent_at: Instant);
 }
 
@@ -124,7 +134,7 @@ impl Evaluator {
         observer: Arc<dyn Observer>,
     ) -> Result<Self, ConfigError> {
         let transport = Transport::new(&config)?;
-        let Config { service, bootstrap, override_file, options, .. } = config;
+        let Config { bootstrap, override_file, options, .. } = config;
         let bootstrap = match (bootstrap, &override_file) {
             (bootstrap, None) => bootstrap.map(Arc::new),
             (bootstrap, Some(file)) => Some(file.apply_to(&bootstrap.unwrap_or_default())),
@@ -151,7 +161,9 @@ impl Evaluator {
             counters: Counters::default(),
             bootstrap,
             override_file,
-            has_stream: options.enable_realtime && service == ServiceKind::Flipswitch,
+            service: options.service,
+            is_realtime: options.enable_realtime,
+            is_start_up_in_full: AtomicBool::new(false),
             request_timeout: options.request_timeout,
             stale_wait: options.stale_wait,
             miss_wait: options.miss_wait,
@@ -231,24 +243,27 @@ impl Evaluator {
         self.breaker_changed.notify_waiters();
     }
 
-    /// Marks all flags as out of date because of an event, which may name the version of the configuration.
+    /// Marks all flags as out of date because of an event, which may name the version of the flags.
     pub(crate) fn change_announced(&self, version: ConfigVersion) {
         // Locked before the epoch changes: a request of the new epoch finds the version.
         let mut announced = self.announced.write();
-        *announced = (self.epoch.change_announced(Instant::now()), version);
+        *announced = Announced { epoch: self.epoch.change_announced(Instant::now()), version };
     }
 
-    /// Returns the version of the configuration that a request of an epoch sends back, because an event demands it. `known` is
-    /// the epoch of the flags that the context has. A context without any is requested for another reason.
+    /// Returns the version that a request sends back because an event demanded it. `known` is the epoch of the cached flags; a
+    /// context without any sends none.
     pub(super) fn demanded_version(&self, known: Option<u64>, epoch: u64) -> ConfigVersion {
         let announced = self.announced.read();
-        let (at, version) = &*announced;
-        // Whatever else happened since then has advanced the epoch by 2.
-        let is_due = version.is_known() && known.is_some_and(|known| known <= *at) && (*at..=*at + 1).contains(&epoch);
-        if is_due { version.clone() } else { ConfigVersion::default() }
+        let is_due = known.is_some_and(|known| known <= announced.epoch) && is_of_event(announced.epoch, epoch);
+        if is_due { announced.version.clone() } else { ConfigVersion::default() }
     }
 
-    /// Sends another API key from now on, and marks all flags as out of date: they may be those of another environment.
+    /// Sends the next request for the start-up context without a tag, so that the response has a body.
+    pub(crate) fn request_start_up_in_full(&self) {
+        self.is_start_up_in_full.store(true, Ordering::Relaxed);
+    }
+
+    /// Sends another API key or token from now on, and marks all flags as out of date: they may be those of another environment.
     pub(crate) fn set_credential(&self, credential: &Credential) {
         self.transport.set_credential(credential);
         self.key_epoch.store(self.epoch.after_next_invalidation(), Ordering::Release);

@@ -9,8 +9,9 @@ use std::{
 use crate::{
     cache::entry::CacheEntry,
     context::canonical::CanonicalContext,
-    error::{Chain, Error, Failure},
+    error::{Chain, Error, Failure, FlagError},
     evaluator::{
+        backoffs::SET_TARGETING_KEY,
         circuit_breaker::{CircuitBreaker, FIRST_WAIT, rejects_context},
         evaluator::{Evaluator, Startup},
         in_flight::InFlightRequest,
@@ -21,7 +22,7 @@ use crate::{
     events::health::HealthSignal,
     flags::{failing::Failing, flag_set::FlagSet},
     sanitize::printable,
-    wire::{backoff::backoff, event_streams::ConfigVersion, transport::Bulk},
+    wire::{backoff::backoff, event_streams::ConfigVersion, not_found::may_lack_flags, transport::Bulk},
 };
 
 /// A request that takes less time is not slow, however briefly evaluations wait.
@@ -230,7 +231,8 @@ impl Evaluator {
         let key_epoch = self.key_epoch.load(Ordering::Acquire);
         let base = request.base_since(key_epoch);
         self.counters.requests.count();
-        let etag = base.and_then(|base| base.etag()).filter(|_| self.tags.lock().are_sent(now));
+        let is_in_full = request.context.is_start_up() && self.is_start_up_in_full.swap(false, Ordering::Relaxed);
+        let etag = base.and_then(|base| base.etag()).filter(|_| !is_in_full && self.tags.lock().are_sent(now));
         let version = self.demanded_version(base.map(|base| base.epoch), epoch);
         let (flag_set, etag) = match (self.send_with_tag(&request.context, etag, &version).await?, base) {
             (Bulk::Flags { flag_set, etag, streams }, _) => {
@@ -278,8 +280,10 @@ impl Evaluator {
         let new = self.failing_flags.lock().received(context, flag_set, now, fastrand::f64());
         for item in new {
             if let Err(error) = flag_set.get(&item.key) {
+                let needs_key = matches!(&error, FlagError::Evaluation { code, .. } if code == "TARGETING_KEY_MISSING");
+                let remedy = if needs_key { SET_TARGETING_KEY } else { "see the log of the flag service" };
                 tracing::warn!(
-                    target: "flipswitch", flag = printable(&item.key), %error,
+                    target: "flipswitch", flag = printable(&item.key), %error, remedy,
                     "the flag service cannot evaluate a flag; users keep its last value, or get the default"
                 );
             }
@@ -293,10 +297,15 @@ impl Evaluator {
         etag: Option<&[u8]>,
         version: &ConfigVersion,
     ) -> Result<Bulk, Failure> {
-        // With an open stream, it is the service that responds.
-        let may_lack_flags = !self.has_stream || self.epoch.read(Instant::now()).streaming;
-        let outcome = self.transport.bulk(context, etag, version, may_lack_flags).await;
+        let may_lack_flags = may_lack_flags(self.service, self.is_realtime, self.epoch.read(Instant::now()).streaming);
         let is_rejected = |failure: &Failure| failure.status.is_some_and(may_reject_tag);
+        let mut outcome = self.transport.bulk(context, etag, version, may_lack_flags).await;
+        if version.is_known() && outcome.as_ref().err().is_some_and(is_rejected) {
+            // A firewall may reject the query.
+            self.counters.requests.count();
+            outcome = self.transport.bulk(context, etag, &ConfigVersion::default(), may_lack_flags).await;
+        }
+        let version = &ConfigVersion::default();
         match (&outcome, etag) {
             // Of another answer, which a cache between may have stored.
             (Ok(Bulk::NotModified { etag: Some(other) }), Some(sent)) if !is_same_tag(other, sent) => {
@@ -424,8 +433,9 @@ impl Evaluator {
             });
             tracing::error!(
                 target: "flipswitch",
-                "the flag service refuses the API key; serving the last known flags and defaults. Set another key with \
-                 `set_api_key`; this one is tried again after 5 s, 30 s, and then every 5 minutes"
+                "the flag service refuses the API key or token, or demands one; serving the last known flags and defaults. Set \
+                 another one with `set_api_key`, or the first one with `auth`; requests are tried again after 5 s, 30 s, and \
+                 then every 5 minutes"
             );
         } else {
             tracing::warn!(

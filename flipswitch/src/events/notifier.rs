@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use tokio::sync::Notify;
 
 use crate::{
-    config::{Options, ServiceKind},
+    config::Options,
     events::{
         bus::{EventBus, Wakers},
         events::{ConnectionStatus, FlagChangeEvent, MAX_WAITING, ProviderEvent, ProviderEvents},
@@ -36,11 +36,11 @@ struct StreamTimes {
 }
 
 impl Notifier {
-    pub(crate) fn new(service: ServiceKind, options: &Options, bus: Arc<EventBus>, has_secret: bool) -> Self {
+    pub(crate) fn new(options: &Options, bus: Arc<EventBus>, has_secret: bool) -> Self {
         let is_updated = options.enable_realtime || options.enable_polling_fallback;
         let interval = is_updated.then_some(options.polling_interval);
         // Event streams are not known until the service has responded.
-        let polls_only = !options.enable_realtime || service == ServiceKind::Ofrep;
+        let polls_only = !options.has_own_stream();
         Self {
             bus,
             monitor: Mutex::new(HealthMonitor::new(interval, polls_only, Instant::now())),

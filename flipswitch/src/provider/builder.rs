@@ -8,13 +8,17 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 
 use crate::{
-    config::{API_KEY, Auth, BaseUrl, ClientFactory, Config, Credential, Options, ServiceKind, custom_header},
+    config::{BaseUrl, ClientFactory, Config, Options, ServiceKind},
+    credential::{API_KEY, Auth, Credential, custom_header, shown_name},
     error::ConfigError,
     flags::{
         flag_set::{FlagSet, object},
         override_file::OverrideFile,
     },
-    provider::{ofrep_env, provider::FlipswitchProvider},
+    provider::{
+        ofrep_env::{self, OfrepEnv},
+        provider::FlipswitchProvider,
+    },
     sanitize::printable,
     secret::Secret,
 };
@@ -44,11 +48,10 @@ const BASE_URL_VARIABLE: &str = "FLIPSWITCH_BASE_URL";
 #[derive(Clone)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct FlipswitchProviderBuilder {
-    service: ServiceKind,
     auth: Auth,
     headers: Vec<(String, String)>,
-    /// Headers from the environment, and the URL of the service that they are for. Those in code take precedence.
-    environment: Option<(HeaderMap, BaseUrl)>,
+    /// What OFREP's environment variables say. Options in code take precedence.
+    environment: Option<OfrepEnv>,
     base_url: String,
     bootstrap: Option<Value>,
     override_file: Option<PathBuf>,
@@ -62,7 +65,6 @@ pub struct FlipswitchProviderBuilder {
 impl FlipswitchProviderBuilder {
     fn new(service: ServiceKind, base_url: String, auth: Auth) -> Self {
         Self {
-            service,
             auth,
             headers: Vec::new(),
             environment: None,
@@ -73,7 +75,7 @@ impl FlipswitchProviderBuilder {
             name: None,
             secret: None,
             secret_before: None,
-            options: Options::default(),
+            options: Options { service, ..Options::default() },
         }
     }
 
@@ -98,8 +100,8 @@ impl FlipswitchProviderBuilder {
         })
     }
 
-    /// Returns a builder for the OFREP service that the environment names, as SDKs of other languages read it (ADR-0007 of the
-    /// OpenFeature protocol). Otherwise it is the builder of [`ofrep`](FlipswitchProvider::ofrep).
+    /// Returns a builder for the OFREP service that environment variables name (ADR-0007 of the OpenFeature protocol). All
+    /// other options have the defaults of [`ofrep`](FlipswitchProvider::ofrep).
     ///
     /// | variable | meaning |
     /// |---|---|
@@ -107,10 +109,10 @@ impl FlipswitchProviderBuilder {
     /// | `OFREP_HEADERS` | headers of every request, as in `Authorization=Bearer%20abc,X-Team=web`; percent-encoded |
     /// | `OFREP_TIMEOUT_MS` | the [`request_timeout`](Self::request_timeout) in milliseconds |
     ///
-    /// Options that are set in code take precedence: `auth` replaces both headers that authenticate, and
-    /// [`header`](Self::header) one of the same name. If code sets a [`base_url`](Self::base_url) of another origin, the headers
-    /// of the environment are not sent, since they may contain a key. Invalid entries of `OFREP_HEADERS` and an invalid
-    /// `OFREP_TIMEOUT_MS` are ignored, with a warning that names each.
+    /// Options that are set in code take precedence: [`auth`](Self::auth) drops `X-API-Key` and `Authorization` of
+    /// `OFREP_HEADERS`, and [`header`](Self::header) replaces a header of the same name. If code sets a
+    /// [`base_url`](Self::base_url) of another origin, no header of the environment is sent, because it may contain a key.
+    /// Invalid entries of `OFREP_HEADERS` and an invalid `OFREP_TIMEOUT_MS` are ignored with a warning.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), flipswitch::ConfigError> {
@@ -128,7 +130,7 @@ impl FlipswitchProviderBuilder {
         if let Some(timeout) = read.timeout {
             builder = builder.request_timeout(timeout);
         }
-        builder.environment = Some((read.headers, read.base_url));
+        builder.environment = Some(read);
         Ok(builder)
     }
 
@@ -139,15 +141,15 @@ impl FlipswitchProviderBuilder {
     /// and not to an event stream at another origin. [`set_api_key`](FlipswitchProvider::set_api_key) replaces it at run time.
     pub fn auth(mut self, auth: Auth) -> Self {
         self.auth = auth;
-        if let Some((headers, _)) = &mut self.environment {
+        if let Some(OfrepEnv { headers, .. }) = &mut self.environment {
             headers.remove(API_KEY);
             headers.remove(header::AUTHORIZATION);
         }
         self
     }
 
-    /// Adds a header to every request, such as the one that selects a namespace or a set of flags. The last one of a name
-    /// counts.
+    /// Adds a header to every request, such as the one that selects a namespace or a set of flags. If a name is set twice, the
+    /// last value is sent.
     ///
     /// It is sent to the origin of the [`base_url`](Self::base_url) only. Its value is never logged. [`build`](Self::build)
     /// refuses invalid headers, and those that the provider sets itself.
@@ -180,7 +182,7 @@ impl FlipswitchProviderBuilder {
 
     /// Sets the secret from which all keys of the application are derived, such as the one that authenticates the
     /// [cookies](crate::integration::Anonymous::cookie) of visitors: at least 16 bytes, better 32 random ones, the same in all
-    /// instances. Defaults to the API key.
+    /// instances. Defaults to the API key or token, and without one to random bytes that differ in each process.
     ///
     /// White space around it does not count. With the default, cookies are as safe as the API key is: it must not be public.
     ///
@@ -370,8 +372,8 @@ impl FlipswitchProviderBuilder {
     /// Sets whether the provider opens the service's stream of changes, which updates flags in milliseconds. Defaults to
     /// `true`. Otherwise the service is polled, unless [polling](Self::enable_polling_fallback) is disabled as well.
     ///
-    /// An OFREP service advertises its event streams in its responses (ADR-0008 of the OpenFeature protocol), up to 4 of which
-    /// are followed. While it advertises none, it is polled.
+    /// An OFREP service advertises its event streams in its responses (ADR-0008 of the OpenFeature protocol). The provider
+    /// follows up to 4 of them, and polls while there are none.
     pub fn enable_realtime(mut self, enable_realtime: bool) -> Self {
         self.options.enable_realtime = enable_realtime;
         self
@@ -469,7 +471,6 @@ impl FlipswitchProviderBuilder {
     /// A [`ConfigError`] that names the first option with an invalid value.
     pub fn build(self) -> Result<FlipswitchProvider, ConfigError> {
         let Self {
-            service,
             auth,
             headers,
             environment,
@@ -483,17 +484,7 @@ impl FlipswitchProviderBuilder {
             options,
         } = self;
         let (credential, base_url) = (Credential::new(&auth)?, BaseUrl::new(&base_url)?);
-        let mut sent = match environment {
-            Some((headers, service)) if service.url().origin() == base_url.url().origin() => headers,
-            Some((headers, _)) if !headers.is_empty() => {
-                tracing::warn!(
-                    target: "flipswitch", %base_url,
-                    "the headers in OFREP_HEADERS are not sent: base_url is of another origin than OFREP_ENDPOINT"
-                );
-                HeaderMap::new()
-            }
-            _ => HeaderMap::new(),
-        };
+        let mut sent = environment.map_or_else(HeaderMap::new, |environment| environment.headers_for(&base_url));
         for (name, value) in headers {
             let (name, value) = custom_header(&name, &value, &credential)?;
             sent.insert(name, value);
@@ -509,7 +500,6 @@ impl FlipswitchProviderBuilder {
         let bootstrap = bootstrap.map_err(|error| ConfigError::Bootstrap { found: error.found })?;
         let is_allowed = cfg!(debug_assertions) || override_in_release;
         FlipswitchProvider::with_config(Config {
-            service,
             credential,
             headers: sent,
             base_url,
@@ -544,7 +534,7 @@ impl fmt::Debug for FlipswitchProviderBuilder {
             .field("name", &self.name)
             .field("base_url", &BaseUrl::without_credentials(&self.base_url))
             .field("auth", &self.auth)
-            .field("headers", &self.headers.iter().map(|(name, _)| name).collect::<Vec<_>>())
+            .field("headers", &self.headers.iter().map(|(name, _)| shown_name(name)).collect::<Vec<_>>())
             .field("override_file", &self.override_file)
             .field("options", &self.options)
             .finish_non_exhaustive()

@@ -19,13 +19,14 @@ use tracing::Instrument;
 use crate::{
     cache::{entry::CacheEntry, epoch::EpochReading},
     clock::{COARSE_LAG, coarse_now},
-    config::{API_KEY, ApiKey, BaseUrl, Config, Credential},
+    config::{BaseUrl, Config},
     context::{
         canonical::{self, Canonical, CanonicalContext},
         context::Context,
         into_context::{IntoContext, View},
         left_out::{LeftOut, LeftOutWarnings},
     },
+    credential::{API_KEY, ApiKey, Auth, Credential},
     error::{Chain, ConfigError, Error, ReadyError},
     evaluator::evaluator::{Evaluator, Startup},
     events::{
@@ -83,7 +84,7 @@ struct Service {
     target: Box<Target>,
 }
 
-/// Where requests go, and what authenticates them.
+/// What the provider sends, and where to. Boxed, because `Source` is matched in each evaluation.
 struct Target {
     base_url: BaseUrl,
     credential: Mutex<Credential>,
@@ -119,7 +120,9 @@ impl FlipswitchProvider {
     /// Returns a builder for any service that speaks the OpenFeature Remote Evaluation Protocol (OFREP), such as flagd,
     /// GO Feature Flag or Flipt.
     ///
-    /// Requests have no API key unless [`auth`](FlipswitchProviderBuilder::auth) sets one. Changes arrive over the event streams
+    /// Requests have no API key unless [`auth`](FlipswitchProviderBuilder::auth) sets one;
+    /// [`header`](FlipswitchProviderBuilder::header) adds headers. To read the service from the environment, use
+    /// [`from_ofrep_env`](FlipswitchProviderBuilder::from_ofrep_env). Changes arrive over the event streams
     /// that the service advertises, if it does, and by polling otherwise.
     ///
     /// ```no_run
@@ -127,8 +130,8 @@ impl FlipswitchProvider {
     /// use flipswitch::{Auth, FlipswitchProvider};
     ///
     /// let flagd = FlipswitchProvider::ofrep("http://flagd:8016").build()?;
-    /// let go_feature_flag = FlipswitchProvider::ofrep("http://goff:1031")
-    ///     .auth(Auth::ApiKey("my-api-key".to_owned()))
+    /// let go_feature_flag = FlipswitchProvider::ofrep("https://goff.example")
+    ///     .auth(Auth::ApiKey("my-key".to_owned()))
     ///     .build()?;
     /// # Ok(())
     /// # }
@@ -183,14 +186,12 @@ impl FlipswitchProvider {
         let secret = secret.unwrap_or_else(Secret::of_this_process);
         let keys = VisitorKeys::new(&secret, config.secret_before.as_ref());
         let bus = Arc::new(EventBus::new(Arc::clone(&runtime)));
-        let service = config.service;
-        let notifier = Arc::new(Notifier::new(service, &options, Arc::clone(&bus), config.secret.is_some()));
+        let notifier = Arc::new(Notifier::new(&options, Arc::clone(&bus), config.secret.is_some()));
         let changes = Arc::new(Changes::default());
         let evaluator =
             Evaluator::new(config, Arc::clone(&runtime), Arc::clone(&notifier), Arc::<Changes>::clone(&changes))?;
         let evaluator = Arc::new(evaluator);
         let updates = Arc::new(Updates::new(
-            service,
             &options,
             Arc::clone(&runtime),
             Arc::clone(&evaluator),
@@ -581,18 +582,20 @@ impl FlipswitchProvider {
     /// A [`ConfigError`] if the key cannot be sent, or if there is none to replace. The old key stays in use.
     pub fn set_api_key(&self, api_key: impl Into<String>) -> Result<(), ConfigError> {
         let api_key = api_key.into();
-        let Source::Service(service) = &self.handle.source else { return ApiKey::new(&api_key).map(drop) };
+        let Source::Service(service) = &self.handle.source else {
+            return Credential::new(&Auth::ApiKey(api_key)).map(drop);
+        };
         let _entered = self.handle.runtime.span().entered();
-        let api_key = {
+        let credential = {
             // Locked, so that concurrent calls leave the same key everywhere.
-            let mut credential = service.target.credential.lock();
-            *credential = credential.replaced_by(&api_key)?;
-            service.evaluator.set_credential(&credential);
-            credential.clone()
+            let mut current = service.target.credential.lock();
+            *current = current.replaced_by(&api_key)?;
+            service.evaluator.set_credential(&current);
+            current.clone()
         };
         service.notifier.api_key_replaced();
         service.updates.api_key_replaced();
-        tracing::info!(target: "flipswitch", %api_key, "the API key was replaced");
+        tracing::info!(target: "flipswitch", api_key = %credential, "the API key or token was replaced");
         if self.handle.is_started.load(Ordering::Relaxed) && !service.updates.are_enabled() {
             // Nothing else in the background tries the key.
             service.evaluator.spawn_refetch();
@@ -679,10 +682,10 @@ impl Service {
         self.evaluator.announce_overrides();
         let has_credentials = headers.contains_key(header::AUTHORIZATION) || headers.contains_key(API_KEY);
         if base_url.is_plain_and_remote() && (has_credentials || api_key.key().is_some()) {
-            tracing::warn!(target: "flipswitch", %base_url, "the API key is sent unencrypted; use https");
+            tracing::warn!(target: "flipswitch", %base_url, "the API key or token is sent unencrypted; use https");
         }
         if api_key.key().is_some_and(ApiKey::is_placeholder) {
-            tracing::warn!(target: "flipswitch", "the API key looks like a placeholder; use one from the dashboard");
+            tracing::warn!(target: "flipswitch", "the API key or token looks like a placeholder; use one from the dashboard of the flag service");
         }
         Ok(())
     }

@@ -9,10 +9,7 @@ use http::HeaderMap;
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::{
-    config::{BaseUrl, Credential},
-    runtime::ProviderRuntime,
-};
+use crate::{config::BaseUrl, credential::Credential, runtime::ProviderRuntime};
 
 /// A provider that was started.
 struct Started {

@@ -141,8 +141,8 @@ impl fmt::Display for SetupWarning {
                  `private` or `no-store`",
             ),
             Self::CookieWithoutSecret => f.write_str(
-                "the cookies of visitors are authenticated with a random key, since the provider has neither a `secret` nor an \
-                 API key: after a restart, and in other instances, their visitors are new ones; set a `secret`",
+                "the cookies of visitors are authenticated with a random key, because the provider has no `secret`, API key or \
+                 token. After a restart, and in other instances, returning visitors count as new; set a `secret`",
             ),
         }
     }

@@ -3,17 +3,13 @@
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
 
 use crate::{
     evaluator::evaluator::Observer,
     events::events::FlagChangeEvent,
     flags::flag_set::FlagSet,
-    updates::stream::StreamCommands,
-    wire::{
-        event_streams::{Advertised, StreamProblem},
-        transport::StreamSource,
-    },
+    updates::{sources::Sources, stream::commands::StreamCommands},
+    wire::event_streams::Advertised,
 };
 
 /// Names of changed flags that are remembered. More count as a change of all flags.
@@ -26,16 +22,7 @@ const MAX_NAMES: usize = 1_024;
 pub(crate) struct Changes {
     known: Mutex<Known>,
     pub(crate) stream: StreamCommands,
-    sources: watch::Sender<Vec<StreamSource>>,
-    advertisement: Mutex<Advertisement>,
-}
-
-/// The newest response that could advertise streams.
-#[derive(Debug, Default)]
-struct Advertisement {
-    /// When it was requested.
-    sent_at: Option<Instant>,
-    problem: Option<StreamProblem>,
+    pub(super) sources: Sources,
 }
 
 #[derive(Debug, Default)]
@@ -58,20 +45,6 @@ impl Default for Notified {
 }
 
 impl Changes {
-    /// Follows these streams from now on.
-    pub(crate) fn follow(&self, sources: Vec<StreamSource>) {
-        self.sources.send_if_modified(|known| {
-            let is_new = *known != sources;
-            *known = sources;
-            is_new
-        });
-    }
-
-    /// Returns where streams come from, as it changes.
-    pub(crate) fn sources(&self) -> watch::Receiver<Vec<StreamSource>> {
-        self.sources.subscribe()
-    }
-
     /// Remembers that the application is notified of a change, so that it is not notified again.
     pub(crate) fn notified(&self, change: &FlagChangeEvent) {
         let notified = &mut self.known.lock().notified;
@@ -123,22 +96,8 @@ impl Observer for Changes {
         self.stream.answered();
     }
 
-    fn streams_advertised(&self, Advertised { streams, problem }: Advertised, sent_at: Instant) {
-        let is_new_problem = {
-            let mut newest = self.advertisement.lock();
-            if newest.sent_at.is_some_and(|newest| newest > sent_at) {
-                return;
-            }
-            newest.sent_at = Some(sent_at);
-            self.follow(streams.into_iter().map(StreamSource::Advertised).collect());
-            std::mem::replace(&mut newest.problem, problem.clone()) != problem
-        };
-        // Not under the lock, because the subscriber is code of the application.
-        if let (Some(problem), true) = (problem, is_new_problem) {
-            tracing::warn!(
-                target: "flipswitch", %problem, "an event stream that the flag service advertises is not followed"
-            );
-        }
+    fn streams_advertised(&self, advertised: Advertised, sent_at: Instant) {
+        self.sources.advertised(advertised, sent_at);
     }
 }
 

@@ -2,5 +2,6 @@
 
 pub(crate) mod changes;
 pub(crate) mod polling;
+mod sources;
 pub(crate) mod stream;
 pub(crate) mod updates;

@@ -2,7 +2,13 @@
 //!
 //! While the stream is closed, these requests reveal that flags have changed, and which ones.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     sync::{Notify, watch},
@@ -29,11 +35,13 @@ const POLL_JITTER: f64 = 0.1;
 pub(crate) struct Polling {
     refetch: Notify,
     is_active: watch::Sender<bool>,
+    /// Whether the log says that polling is active.
+    is_logged: AtomicBool,
 }
 
 impl Polling {
     pub(crate) fn new() -> Self {
-        Self { refetch: Notify::new(), is_active: watch::Sender::new(false) }
+        Self { refetch: Notify::new(), is_active: watch::Sender::new(false), is_logged: AtomicBool::new(false) }
     }
 
     /// Requests the flags soon, once.
@@ -46,11 +54,14 @@ impl Polling {
         self.is_active.send_replace(true);
     }
 
-    /// Begins or ends polling. The first poll is due soon.
-    pub(crate) fn set_active(&self, is_active: bool) {
+    /// Begins or ends polling. `polls_now` tells whether the first poll is due soon.
+    pub(crate) fn set_active(&self, is_active: bool, polls_now: bool) {
         if self.is_active.send_replace(is_active) != is_active {
-            tracing::info!(target: "flipswitch", "{}", if is_active { "polling begins" } else { "polling ends" });
-            if is_active {
+            // Polling that begins with the provider is not logged, so that its end would not be understood.
+            if self.is_logged.swap(is_active, Ordering::Relaxed) || is_active {
+                tracing::info!(target: "flipswitch", "{}", if is_active { "polling begins" } else { "polling ends" });
+            }
+            if is_active && polls_now {
                 self.refetch();
             }
         }

@@ -2,6 +2,8 @@
 //!
 //! Flipswitch has one stream. An OFREP service advertises any number, and changes arrive only while all of them are open.
 
+mod combined;
+pub(crate) mod commands;
 #[cfg(test)]
 mod conformance;
 mod connections;
@@ -13,132 +15,31 @@ mod suspend;
 use std::{
     future::{Future, pending, poll_fn},
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicU8, AtomicU64, Ordering},
-    },
+    sync::Arc,
     task::Poll,
     time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
-use tokio::{sync::Notify, time::MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::{
+    combined::{Refetches, StreamState, open_until, opens_at, polls, status},
     connections::ConnectionNumber,
     decoder::{Decoder, Message},
     event::{Cause, StreamEvent},
-    supervisor::{Action, ConnectionInput, Input, StreamKind, StreamOptions, Supervisor},
+    supervisor::{Action, ConnectionInput, Input, StreamOptions, Supervisor},
     suspend::{SuspendDetector, TICK},
 };
 use crate::{
-    cache::epoch::ECHO_WINDOW,
+    config::ServiceKind,
     error::Error,
     events::{events::ConnectionStatus, health::HealthSignal},
     runtime::sleep_until,
     updates::updates::Updates,
-    wire::{
-        event_streams::ConfigVersion,
-        transport::{EventStream, StreamRefused, StreamSource},
-    },
+    wire::transport::{EventStream, StreamRefused, StreamSource},
 };
-
-/// Something that all streams must know.
-#[derive(Clone, Copy, Debug)]
-pub(super) enum Command {
-    Reconnect,
-    Refetched,
-    Unauthorized,
-}
-
-impl Command {
-    fn input(self) -> Input {
-        match self {
-            Self::Reconnect => Input::Reconnect,
-            Self::Refetched => Input::Refetched,
-            Self::Unauthorized => Input::Unauthorized,
-        }
-    }
-}
-
-/// Commands for the streams. A command that is given several times before it is read counts once.
-#[derive(Debug)]
-pub(crate) struct StreamCommands {
-    pending: AtomicU8,
-    notify: Notify,
-    /// When a request was last answered with the API key in use, in nanoseconds since `origin`; zero if none was since the
-    /// last refusal.
-    answered_at: AtomicU64,
-    origin: Instant,
-}
-
-impl Default for StreamCommands {
-    fn default() -> Self {
-        let (pending, notify, answered_at) = (AtomicU8::new(0), Notify::new(), AtomicU64::new(0));
-        Self { pending, notify, answered_at, origin: Instant::now() }
-    }
-}
-
-impl StreamCommands {
-    const RECONNECT: u8 = 1;
-    const REFETCHED: u8 = 2;
-    const UNAUTHORIZED: u8 = 4;
-
-    /// Reports that the application asks for a new connection.
-    pub(crate) fn reconnect(&self) {
-        // A refusal from before says nothing about the API key that is used from now on.
-        self.pending.fetch_and(!Self::UNAUTHORIZED, Ordering::AcqRel);
-        self.send(Self::RECONNECT);
-    }
-
-    /// Reports that a request for the start-up context has succeeded.
-    pub(crate) fn refetched(&self) {
-        self.send(Self::REFETCHED);
-    }
-
-    /// Reports that a request for flags was refused because of the API key.
-    pub(crate) fn unauthorized(&self) {
-        self.forget_answers();
-        self.send(Self::UNAUTHORIZED);
-    }
-
-    /// Reports that a request was answered with the API key in use. Wakes nothing: the stream looks when it matters.
-    pub(crate) fn answered(&self) {
-        let nanos = u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.answered_at.store(nanos.max(1), Ordering::Relaxed);
-    }
-
-    /// Forgets answers: they do not count for another API key, or after a refusal.
-    pub(crate) fn forget_answers(&self) {
-        self.answered_at.store(0, Ordering::Relaxed);
-    }
-
-    pub(super) fn answered_at(&self) -> Option<Instant> {
-        let nanos = self.answered_at.load(Ordering::Relaxed);
-        (nanos > 0).then(|| self.origin + Duration::from_nanos(nanos))
-    }
-
-    fn send(&self, command: u8) {
-        self.pending.fetch_or(command, Ordering::AcqRel);
-        self.notify.notify_one();
-    }
-
-    pub(super) async fn next(&self) -> Command {
-        loop {
-            for (bit, command) in [
-                (Self::RECONNECT, Command::Reconnect),
-                (Self::REFETCHED, Command::Refetched),
-                (Self::UNAUTHORIZED, Command::Unauthorized),
-            ] {
-                if self.pending.fetch_and(!bit, Ordering::AcqRel) & bit != 0 {
-                    return command;
-                }
-            }
-            self.notify.notified().await;
-        }
-    }
-}
 
 /// Wait before the task is started again after a panic.
 const RESTART_WAIT: Duration = Duration::from_secs(1);
@@ -148,18 +49,23 @@ const RESTART_WAIT: Duration = Duration::from_secs(1);
 /// The task runs code of the application, the subscriber of its logs, which may panic. Without the task nothing would
 /// invalidate flags, so it is started again.
 pub(super) async fn run(updates: Arc<Updates>, options: StreamOptions) {
+    let mut published = Published { status: ConnectionStatus::Disconnected, polls: Some(updates.is_polling()) };
     loop {
         let task = StreamTask {
-            published: Combined { status: ConnectionStatus::Disconnected, polls: updates.is_polling() },
+            published,
             updates: Arc::clone(&updates),
             options,
             streams: Vec::new(),
             suspend: SuspendDetector::default(),
-            last_version: None,
+            opened_at: None,
+            refetches: Refetches::default(),
         };
         match updates.runtime.spawn(task.run()) {
             Ok(running) => match running.await {
-                Err(error) if error.is_panic() => updates.stream_panicked(),
+                Err(error) if error.is_panic() => {
+                    updates.stream_panicked();
+                    published = Published { status: ConnectionStatus::Error, polls: None };
+                }
                 _ => return,
             },
             Err(_) => return,
@@ -174,22 +80,18 @@ struct StreamTask {
     options: StreamOptions,
     streams: Vec<Stream>,
     suspend: SuspendDetector,
-    published: Combined,
-    last_version: Option<LastVersion>,
+    published: Published,
+    /// When streams were opened that a response had added or moved.
+    opened_at: Option<Instant>,
+    refetches: Refetches,
 }
 
-/// The last version of the configuration that an event named.
-struct LastVersion {
-    version: ConfigVersion,
-    stream: usize,
-    at: Instant,
-}
-
-/// What all streams are together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Combined {
+/// The status of all streams together, as it was published.
+#[derive(Clone, Copy)]
+struct Published {
     status: ConnectionStatus,
-    polls: bool,
+    /// `None` if it is not known what was published.
+    polls: Option<bool>,
 }
 
 struct Stream {
@@ -197,11 +99,7 @@ struct Stream {
     supervisor: Supervisor,
     /// The connection, and the one beside it while one replaces the other.
     connections: [Numbered; 2],
-    is_open: bool,
-    /// Until when an open stream counts, unless more is received.
-    heard_until: Instant,
-    status: ConnectionStatus,
-    polls: bool,
+    state: StreamState,
 }
 
 /// A connection with its number.
@@ -245,7 +143,8 @@ impl StreamTask {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let deadline = self.streams.iter().filter_map(|stream| stream.supervisor.deadline()).min();
+            let deadlines = self.streams.iter().filter_map(|stream| stream.supervisor.deadline());
+            let deadline = deadlines.chain(self.refetches.deadline()).min();
             let is_open = self.streams.iter().any(|stream| stream.supervisor.is_open());
             if !is_open {
                 self.suspend.reset();
@@ -262,6 +161,9 @@ impl StreamTask {
                 () = sleep_until(deadline) => {
                     self.look_for_answers();
                     self.input_to_all(|| Input::DeadlineReached);
+                    if self.refetches.take_due(Instant::now()) {
+                        self.updates.refetch();
+                    }
                 }
                 _ = tick.tick(), if is_open => {
                     if self.suspend.tick(Instant::now(), SystemTime::now()) {
@@ -272,8 +174,9 @@ impl StreamTask {
         }
     }
 
-    /// Follows these streams from now on. A stream that takes the place of another one is that stream at another URL.
+    /// Follows these streams from now on. A stream that disappears while another one appears has moved to its URL.
     fn follow(&mut self, sources: &[StreamSource]) {
+        let opens_at = opens_at(self.opened_at, Instant::now());
         let mut new: Vec<_> =
             sources.iter().filter(|&source| self.streams.iter().all(|it| it.source != *source)).collect();
         for at in (0..self.streams.len()).rev() {
@@ -283,28 +186,34 @@ impl StreamTask {
             if let Some(source) = new.pop() {
                 self.streams[at].source = source.clone();
                 let shown = self.updates.evaluator.transport().shown(source).into();
-                self.input(at, Input::Moved(shown));
+                self.opened_at = Some(opens_at);
+                self.input(at, Input::Moved(shown, opens_at));
             } else {
+                // An event that was not read is lost.
+                self.updates.invalidate();
                 self.change(|streams| drop(streams.remove(at)));
             }
         }
         for source in new {
             let url = self.updates.evaluator.transport().shown(source).into();
-            let kind = match source {
-                StreamSource::Own => StreamKind::Heartbeats,
-                StreamSource::Advertised(_) => StreamKind::Anything,
+            let service = match source {
+                StreamSource::Own => ServiceKind::Flipswitch,
+                StreamSource::Advertised(_) => ServiceKind::Ofrep,
             };
             let stream = Stream {
                 source: source.clone(),
-                supervisor: Supervisor::new(self.options, kind, url, self.updates.was_connected()),
+                supervisor: Supervisor::new(self.options, service, url, self.updates.was_connected()),
                 connections: [Numbered::NONE, Numbered::NONE],
-                is_open: false,
-                heard_until: Instant::now(),
-                status: ConnectionStatus::Disconnected,
-                polls: false,
+                state: StreamState {
+                    is_open: false,
+                    heard_until: Instant::now(),
+                    status: ConnectionStatus::Disconnected,
+                    polls: false,
+                },
             };
             self.change(|streams| streams.push(stream));
-            self.input(self.streams.len() - 1, Input::Start);
+            self.opened_at = Some(opens_at);
+            self.input(self.streams.len() - 1, Input::Start(opens_at));
         }
         self.publish();
     }
@@ -321,8 +230,10 @@ impl StreamTask {
                 ConnectionInput::Refused(status, failure)
             }
             ConnectionEvent::Bytes(bytes) => {
-                self.streams[at].heard_until = Instant::now() + self.options.stream_idle_timeout;
-                self.updates.heard(heard_until(&self.streams));
+                self.streams[at].state.heard_until = Instant::now() + self.options.stream_idle_timeout;
+                if let Some(until) = open_until(self.states()) {
+                    self.updates.heard(until);
+                }
                 self.input(at, Input::Connection(number, ConnectionInput::Bytes));
                 return self.decode(at, number, bytes);
             }
@@ -346,9 +257,7 @@ impl StreamTask {
             let input = match message {
                 Some(Ok(Message::Event { event, data })) => {
                     self.updates.notifier.event_received();
-                    let event = StreamEvent::parse(&self.streams[at].source, &event, &data);
-                    // Still an event of the service.
-                    ConnectionInput::Event(if self.is_repeated(at, &event) { StreamEvent::Unknown } else { event })
+                    ConnectionInput::Event(StreamEvent::parse(&self.streams[at].source, &event, &data))
                 }
                 Some(Ok(Message::Retry(wait))) => ConnectionInput::Retry(wait),
                 Some(Err(error)) => ConnectionInput::Broken(Error::decode(error)),
@@ -356,20 +265,6 @@ impl StreamTask {
             };
             self.input(at, Input::Connection(number, input));
         }
-    }
-
-    /// Returns whether an event repeats on another stream what was announced a moment ago.
-    fn is_repeated(&mut self, at: usize, event: &StreamEvent) -> bool {
-        let StreamEvent::Reconfigured(_, version) = event else { return false };
-        let (stream, now) = (at, Instant::now());
-        let is_repeated = |last: &LastVersion| {
-            last.stream != stream && last.version == *version && now.duration_since(last.at) < ECHO_WINDOW
-        };
-        if version.is_known() && self.last_version.as_ref().is_some_and(is_repeated) {
-            return true;
-        }
-        self.last_version = Some(LastVersion { version: version.clone(), stream, at: now });
-        false
     }
 
     fn look_for_answers(&mut self) {
@@ -408,65 +303,69 @@ impl StreamTask {
             Action::Disconnect => stream.connections = [Numbered::NONE, Numbered::NONE],
             Action::StreamOpened => {
                 let heard_until = Instant::now() + self.options.stream_idle_timeout;
-                self.change(|streams| (streams[at].is_open, streams[at].heard_until) = (true, heard_until));
+                self.change(|streams| {
+                    let state = &mut streams[at].state;
+                    (state.is_open, state.heard_until) = (true, heard_until);
+                });
             }
-            Action::StreamClosed => self.change(|streams| streams[at].is_open = false),
+            Action::StreamClosed => self.change(|streams| streams[at].state.is_open = false),
             Action::Invalidate(Cause::Announced(version)) => updates.change_announced(version),
             Action::Invalidate(Cause::Missed) => updates.invalidate(),
             Action::Notify(notification) => updates.notify(notification),
             Action::Status(status) => {
-                stream.status = status;
+                stream.state.status = status;
                 self.publish();
             }
             Action::Refetch => updates.refetch(),
+            Action::RefetchForNewStream => {
+                if self.refetches.ask(Instant::now()) {
+                    updates.refetch();
+                }
+            }
+            Action::RenewUrl => {
+                updates.renew_urls();
+                if self.refetches.ask(Instant::now()) {
+                    updates.refetch();
+                }
+            }
             Action::Polling(polls) => {
-                stream.polls = polls;
+                stream.state.polls = polls;
                 self.publish();
             }
             Action::Unauthorized => updates.notifier.observe(HealthSignal::StreamUnauthorized),
         }
     }
 
-    /// Changes the streams, and notes if changes arrive from now on, or do not arrive any more.
+    fn states(&self) -> impl Iterator<Item = StreamState> {
+        self.streams.iter().map(|stream| stream.state)
+    }
+
+    /// Changes the streams, and notes if all of them are open from now on, or not any more.
     fn change(&mut self, change: impl FnOnce(&mut Vec<Stream>)) {
-        let are_open = |streams: &[Stream]| !streams.is_empty() && streams.iter().all(|stream| stream.is_open);
-        let before = are_open(&self.streams);
+        let before = open_until(self.states());
         change(&mut self.streams);
-        match (before, are_open(&self.streams)) {
-            (false, true) => self.updates.stream_opened(heard_until(&self.streams)),
-            (true, false) => self.updates.stream_closed(),
+        match (before, open_until(self.states())) {
+            (None, Some(heard_until)) => self.updates.stream_opened(heard_until),
+            (Some(_), None) => self.updates.stream_closed(),
             _ => {}
         }
     }
 
-    /// Publishes what all streams are together, if it has changed.
+    /// Publishes the status of all streams together, if it has changed.
     fn publish(&mut self) {
-        let is = |status| move |stream: &Stream| stream.status == status;
-        let status = if self.streams.iter().any(is(ConnectionStatus::Error)) {
-            ConnectionStatus::Error
-        } else if self.streams.iter().any(is(ConnectionStatus::Connecting)) {
-            ConnectionStatus::Connecting
-        } else if self.streams.is_empty() || self.streams.iter().any(is(ConnectionStatus::Disconnected)) {
-            ConnectionStatus::Disconnected
-        } else {
-            ConnectionStatus::Connected
+        let now = Published {
+            status: status(self.states()),
+            polls: Some(self.options.polling_fallback && polls(self.states())),
         };
-        let may_poll = self.options.polling_fallback;
-        let polls = may_poll && (self.streams.is_empty() || self.streams.iter().any(|stream| stream.polls));
-        let before = std::mem::replace(&mut self.published, Combined { status, polls });
-        if before.polls != polls {
-            self.updates.set_polling(polls);
+        let before = std::mem::replace(&mut self.published, now);
+        if let (true, Some(polls)) = (before.polls != self.published.polls, self.published.polls) {
+            // A response that ends the streams is as good as a poll.
+            self.updates.set_polling(polls, !self.streams.is_empty());
         }
-        if before.status != status {
-            self.updates.status(status);
+        if before.status != self.published.status {
+            self.updates.status(self.published.status);
         }
     }
-}
-
-/// Returns until when all streams count, unless more is received.
-fn heard_until(streams: &[Stream]) -> Instant {
-    let open = streams.iter().filter(|stream| stream.is_open);
-    open.map(|stream| stream.heard_until).min().unwrap_or_else(Instant::now)
 }
 
 impl Stream {
@@ -495,8 +394,7 @@ async fn next_event(streams: &mut [Stream]) -> (usize, ConnectionNumber, Connect
     // In a random order, so that one connection cannot hold up the others.
     fastrand::shuffle(&mut next);
     poll_fn(|context| {
-        let ready = next.iter_mut().map(|next| next.as_mut().poll(context));
-        ready.into_iter().find(Poll::is_ready).unwrap_or(Poll::Pending)
+        next.iter_mut().map(|next| next.as_mut().poll(context)).find(Poll::is_ready).unwrap_or(Poll::Pending)
     })
     .await
 }

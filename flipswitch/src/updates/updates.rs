@@ -11,7 +11,7 @@ use std::{
 use tokio::sync::watch;
 
 use crate::{
-    config::{Options, ServiceKind},
+    config::Options,
     error::Error,
     evaluator::evaluator::Evaluator,
     events::{
@@ -40,11 +40,11 @@ pub(crate) struct Updates {
     /// Interval of polls, if anything is requested in the background.
     polling_interval: Option<Duration>,
     was_connected: AtomicBool,
+    follows_event_streams: bool,
 }
 
 impl Updates {
     pub(crate) fn new(
-        service: ServiceKind,
         options: &Options,
         runtime: Arc<ProviderRuntime>,
         evaluator: Arc<Evaluator>,
@@ -57,8 +57,8 @@ impl Updates {
             stream_idle_timeout: options.stream_idle_timeout,
         });
         let is_updated = options.enable_realtime || options.enable_polling_fallback;
-        if service == ServiceKind::Flipswitch {
-            changes.follow(vec![StreamSource::Own]);
+        if options.has_own_stream() {
+            changes.sources.follow(vec![StreamSource::Own]);
         }
         Self {
             evaluator,
@@ -69,6 +69,7 @@ impl Updates {
             stream,
             polling_interval: is_updated.then_some(options.polling_interval),
             was_connected: AtomicBool::new(false),
+            follows_event_streams: options.follows_event_streams(),
         }
     }
 
@@ -80,8 +81,11 @@ impl Updates {
     pub(crate) fn start(self: &Arc<Self>) -> Result<(), Error> {
         let Some(interval) = self.polling_interval else { return Ok(()) };
         // Without a stream, or until the service advertises one, it is polled.
-        let may_poll = self.stream.is_none_or(|options| options.polling_fallback);
-        if may_poll && (self.stream.is_none() || self.stream_sources().borrow().is_empty()) {
+        let polls = match self.stream {
+            None => true,
+            Some(options) => options.polling_fallback && self.stream_sources().borrow().is_empty(),
+        };
+        if polls {
             self.polling.start_active();
         }
         if let Some(options) = self.stream {
@@ -111,6 +115,10 @@ impl Updates {
         // The key may be that of another environment, whose flags may differ for any context.
         self.notify(Notification::Changed(FlagChangeEvent::all()));
         self.changes.stream.forget_answers();
+        if self.follows_event_streams {
+            // They may be those of another environment.
+            self.changes.sources.forget(Instant::now());
+        }
         self.reconnect();
         self.refetch();
     }
@@ -120,16 +128,17 @@ impl Updates {
         self.changes.stream.answered_at()
     }
 
-    pub(super) async fn next_command(&self) -> stream::Command {
+    pub(super) async fn next_command(&self) -> stream::commands::Command {
         self.changes.stream.next().await
     }
 
-    /// Returns where streams of changes come from, as it changes.
+    /// Returns a receiver of the streams to follow.
     pub(super) fn stream_sources(&self) -> watch::Receiver<Vec<StreamSource>> {
-        self.changes.sources()
+        self.changes.sources.receiver()
     }
 
-    /// Notes that changes arrive from now on, which counts until `heard_until` without more, and invalidates all flags.
+    /// Notes that all streams are open, and invalidates all flags. They count as open until `heard_until`, or longer if more
+    /// bytes arrive.
     pub(super) fn stream_opened(&self, heard_until: Instant) {
         // A service with an open stream has probably recovered.
         self.evaluator.stream_opened(heard_until, Instant::now() + refetch_delay());
@@ -143,7 +152,7 @@ impl Updates {
         self.was_connected.load(Ordering::Relaxed)
     }
 
-    /// Notes that bytes arrived on a stream, so that the streams count until this time.
+    /// Notes that bytes arrived, so that the streams count as open until this time, or longer if more arrive.
     pub(super) fn heard(&self, until: Instant) {
         self.evaluator.epoch().heard(until);
     }
@@ -168,7 +177,7 @@ impl Updates {
         self.evaluator.epoch().invalidate_all();
     }
 
-    /// Marks all flags as out of date because of an event, which may name the version of the configuration.
+    /// Marks all flags as out of date because of an event, which may name the version of the flags.
     pub(super) fn change_announced(&self, version: ConfigVersion) {
         self.evaluator.change_announced(version);
     }
@@ -178,8 +187,14 @@ impl Updates {
         self.polling.refetch();
     }
 
-    pub(super) fn set_polling(&self, is_active: bool) {
-        self.polling.set_active(is_active);
+    /// Requests the flags of the start-up context in full next time, since the response may advertise other streams.
+    pub(super) fn renew_urls(&self) {
+        self.evaluator.request_start_up_in_full();
+    }
+
+    /// Begins or ends polling. `polls_now` tells whether the first poll is due soon.
+    pub(super) fn set_polling(&self, is_active: bool, polls_now: bool) {
+        self.polling.set_active(is_active, polls_now);
         self.notifier.observe(HealthSignal::Polling(is_active));
     }
 

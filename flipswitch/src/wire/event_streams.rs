@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc};
 
 use reqwest::Url;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::sanitize::printable;
@@ -14,10 +14,13 @@ use crate::sanitize::printable;
 /// Streams that are followed at most; further ones are ignored.
 const MAX_STREAMS: usize = 4;
 
+/// Longest list of streams, in bytes.
+const MAX_LIST: usize = 64 << 10;
+
 /// Longest URL of a stream, in bytes.
 const MAX_URL: usize = 2_048;
 
-/// Longest tag or date of a configuration, in bytes. Longer ones are not sent back.
+/// Longest tag or date of a version, in bytes. Longer ones are not sent back.
 const MAX_VERSION: usize = 1_024;
 
 /// The URL of an event stream. It may contain a token, so only its origin is ever shown.
@@ -52,11 +55,11 @@ pub(crate) struct Advertised {
 /// Why an advertised stream is not followed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum StreamProblem {
-    #[error("`eventStreams` is not a list of streams as OFREP has it")]
+    #[error("`eventStreams` is not a list of streams (ADR-0008 of the OpenFeature protocol), or has more than 64 KiB")]
     Unreadable,
-    #[error("a stream has neither `url` nor `endpoint`, or both")]
+    #[error("a stream must have either `url` or `endpoint`")]
     NotOneOfBoth,
-    #[error("the URL of a stream is invalid, or has more than 2048 bytes")]
+    #[error("the URL of a stream is invalid, or has more than {MAX_URL} bytes")]
     InvalidUrl,
     #[error("a stream at {0} is not encrypted, but the service is")]
     Unencrypted(String),
@@ -66,9 +69,9 @@ pub(crate) enum StreamProblem {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Body {
-    #[serde(default)]
-    event_streams: Value,
+struct Body<'a> {
+    #[serde(borrow, default)]
+    event_streams: Option<&'a RawValue>,
 }
 
 #[derive(Deserialize)]
@@ -87,16 +90,18 @@ struct Endpoint {
 /// Reads the streams that the body of a bulk response with status 200 advertises. `base` is the URL of the service.
 pub(crate) fn advertised(body: &[u8], base: &Url) -> Advertised {
     let mut advertised = Advertised::default();
-    let streams = match serde_json::from_slice(body) {
-        Ok(Body { event_streams: Value::Array(streams) }) => streams,
-        Ok(Body { event_streams: Value::Null }) => return advertised,
-        Ok(_) | Err(_) => {
-            advertised.problem = Some(StreamProblem::Unreadable);
-            return advertised;
-        }
+    let list = match serde_json::from_slice(body) {
+        Ok(Body { event_streams: Some(list) }) if list.get() != "null" => list.get(),
+        Ok(_) => return advertised,
+        Err(_) => "",
+    };
+    let streams = Some(list).filter(|list| list.len() <= MAX_LIST).and_then(|list| serde_json::from_str(list).ok());
+    let Some(Value::Array(streams)) = streams else {
+        advertised.problem = Some(StreamProblem::Unreadable);
+        return advertised;
     };
     for stream in streams {
-        // Of other types than "sse", nothing is known.
+        // Streams of other types are ignored.
         match &stream["type"] {
             Value::String(kind) if kind == "sse" => {}
             Value::String(_) => continue,
@@ -142,8 +147,8 @@ fn stream_url(stream: Value, base: &Url) -> Result<StreamUrl, StreamProblem> {
     }
 }
 
-/// The version of a configuration, as the event that announces it has it. Requests because of the event send it back, so
-/// that an instance of the service that does not have it yet can tell.
+/// The version of the flags that an event names. The requests that the event causes send it back, so that an instance of the
+/// service can tell that its own version is older.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ConfigVersion {
     etag: Option<String>,
@@ -179,8 +184,8 @@ struct EventData {
     last_modified: Value,
 }
 
-/// Reads the data of an event. Returns `None` unless it demands that flags are requested again. A version that cannot be
-/// read is left out, as is the time.
+/// Reads the data of an event. Returns `None` unless it demands that flags are requested again. A tag or a date that cannot be
+/// read is left out.
 pub(crate) fn refetch(data: &str) -> Option<(ConfigVersion, Option<OffsetDateTime>)> {
     let data: EventData = serde_json::from_str(data).ok()?;
     if data.r#type != "refetchEvaluation" {
@@ -191,10 +196,13 @@ pub(crate) fn refetch(data: &str) -> Option<(ConfigVersion, Option<OffsetDateTim
         Value::String(text) => OffsetDateTime::parse(text, &Rfc3339).ok(),
         _ => None,
     };
-    let text = |value: Value| match value {
-        Value::String(text) if (1..=MAX_VERSION).contains(&text.len()) => Some(text),
-        Value::Number(number) => Some(number.to_string()),
-        _ => None,
+    let text = |value: Value| {
+        let text = match value {
+            Value::String(text) => text,
+            Value::Number(number) => number.to_string(),
+            _ => return None,
+        };
+        (1..=MAX_VERSION).contains(&text.len()).then_some(text)
     };
     let etag = Some(data.etag).filter(Value::is_string).and_then(text);
     Some((ConfigVersion { etag, last_modified: text(data.last_modified) }, at))
@@ -241,6 +249,7 @@ mod tests {
         let cases = [
             (json!("https://s.example"), StreamProblem::Unreadable),
             (json!([7]), StreamProblem::Unreadable),
+            (json!([{"type": "x", "url": "x".repeat(MAX_LIST)}]), StreamProblem::Unreadable),
             (json!([{"url": "https://s.example"}]), StreamProblem::Unreadable),
             (json!([{"type": "sse", "url": 7}]), StreamProblem::Unreadable),
             (json!([{"type": "sse", "endpoint": {"origin": "https://s.example"}}]), StreamProblem::Unreadable),
@@ -276,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn no_advertisement_is_none() {
+    fn a_body_without_streams_advertises_none() {
         let base = Url::parse("https://flags.example").unwrap();
         for body in [r#"{"flags":[]}"#, r#"{"flags":[],"eventStreams":null}"#, r#"{"flags":[],"eventStreams":[]}"#] {
             assert_eq!(advertised(body.as_bytes(), &base), Advertised::default(), "{body}");

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::config::ServiceKind;
+
 /// Number of responses with 404, and their minimum duration, after which the service has no flags. A rollout usually takes
 /// less time.
 const RESPONSES: u32 = 3;
@@ -37,9 +39,23 @@ impl NotFound {
     }
 }
 
+/// Returns whether a response with 404 may be one of a service without flags. Only Flipswitch has such a response. If it has a
+/// stream of changes, that is open then: otherwise a proxy may respond in its place.
+pub(crate) fn may_lack_flags(service: ServiceKind, is_realtime: bool, is_streaming: bool) -> bool {
+    service == ServiceKind::Flipswitch && (!is_realtime || is_streaming)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_flipswitch_may_lack_flags() {
+        for (is_realtime, is_streaming, expected) in [(true, true, true), (true, false, false), (false, false, true)] {
+            assert_eq!(may_lack_flags(ServiceKind::Flipswitch, is_realtime, is_streaming), expected);
+            assert!(!may_lack_flags(ServiceKind::Ofrep, is_realtime, is_streaming));
+        }
+    }
 
     #[test]
     fn a_service_has_no_flags_after_a_minute_of_404() {

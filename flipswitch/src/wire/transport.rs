@@ -13,8 +13,9 @@ use serde::de::IgnoredAny;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::{
-    config::{BaseUrl, Config, Credential, Options, ServiceKind},
+    config::{BaseUrl, Config, Options, ServiceKind},
     context::canonical::CanonicalContext,
+    credential::Credential,
     error::{Chain, ConfigError, Error, Failure},
     flags::{flag_set::FlagSet, intern::Interner},
     sanitize::printable,
@@ -32,9 +33,6 @@ const MAX_BODY: usize = 16 << 20;
 /// How much of the body of an error response is read, in bytes, and for how long if its status does not decide alone.
 const MAX_ERROR_BODY: usize = 64 << 10;
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Clients that are kept for event streams at other origins.
-const MAX_FOREIGN_CLIENTS: usize = 4;
 
 /// Number of redirects that are followed, all of them within the origin.
 const MAX_REDIRECTS: usize = 5;
@@ -61,13 +59,10 @@ pub(crate) struct Transport {
     /// Two clients of one factory, so that a stalled stream cannot hold up requests on a shared connection.
     requests: Client,
     streams: Client,
-    /// Clients for event streams at other origins, to which none of our headers is sent. The newest one last.
-    foreign_streams: Mutex<Vec<(String, Client)>>,
     base_url: BaseUrl,
     options: Options,
     bulk_url: Url,
     events_url: Url,
-    reads_event_streams: bool,
     /// The proxy between the provider and the service, if the system or the environment has one, without its credentials.
     proxy: Option<String>,
     /// Headers of every request to the service; the API key among them may be replaced.
@@ -80,7 +75,7 @@ pub(crate) struct Transport {
 fn common_headers(config: &Config) -> HeaderMap {
     let mut headers = config.headers.clone();
     config.credential.insert_into(&mut headers);
-    if config.options.telemetry && config.service == ServiceKind::Flipswitch {
+    if config.options.telemetry && config.options.service == ServiceKind::Flipswitch {
         insert_telemetry(&mut headers, config.options.enable_realtime);
     }
     headers
@@ -90,12 +85,10 @@ impl Transport {
     pub(crate) fn new(config: &Config) -> Result<Self, ConfigError> {
         let Config { base_url, options, .. } = config;
         Ok(Self {
-            requests: client(base_url, options, Method::POST)?,
-            streams: client(base_url, options, Method::GET)?,
-            foreign_streams: Mutex::default(),
+            requests: client(client_builder(base_url, options)?, base_url, options, Method::POST)?,
+            streams: client(client_builder(base_url, options)?, base_url, options, Method::GET)?,
             base_url: base_url.clone(),
             options: options.clone(),
-            reads_event_streams: config.service == ServiceKind::Ofrep && options.enable_realtime,
             bulk_url: config.base_url.join("/ofrep/v1/evaluate/flags"),
             events_url: config.base_url.join("/api/v1/flags/events"),
             proxy: proxy(config),
@@ -159,7 +152,7 @@ impl Transport {
                 let body = body(response, MAX_BODY).await?;
                 let flag_set = ofrep::bulk(&body, &self.interner)?;
                 self.has_flags();
-                let reads_streams = self.reads_event_streams && context.is_start_up();
+                let reads_streams = self.options.follows_event_streams() && context.is_start_up();
                 let streams = reads_streams.then(|| event_streams::advertised(&body, self.base_url.url()));
                 Ok(Bulk::Flags { flag_set, etag, streams })
             }
@@ -206,16 +199,15 @@ impl Transport {
     }
 
     async fn open_stream(&self, source: &StreamSource, last_id: Option<&str>) -> Result<EventStream, StreamRefused> {
-        let (url, client, headers) = match source {
-            StreamSource::Own => (&self.events_url, self.streams.clone(), self.headers()),
-            StreamSource::Advertised(stream) if stream.url().origin() == self.base_url.url().origin() => {
-                (stream.url(), self.streams.clone(), self.headers())
-            }
-            StreamSource::Advertised(stream) => {
-                let client = self.foreign_client(stream.url());
-                let client = client.map_err(|error| StreamRefused { status: None, failure: error.into() })?;
-                (stream.url(), client, HeaderMap::new())
-            }
+        let url = match source {
+            StreamSource::Own => &self.events_url,
+            StreamSource::Advertised(stream) => stream.url(),
+        };
+        let (client, headers) = if url.origin() == self.base_url.url().origin() {
+            (self.streams.clone(), self.headers())
+        } else {
+            let refused = |error: Error| StreamRefused { status: None, failure: error.into() };
+            (self.client_for_other_origin(url).map_err(refused)?, HeaderMap::new())
         };
         let mut request = client
             .get(url.clone())
@@ -232,11 +224,14 @@ impl Transport {
             .map_err(|error| StreamRefused { status: None, failure: self.request_failure(error) })?;
         let status = response.status();
         if status != StatusCode::OK {
-            let mut failure = self.status_failure(response, &self.shown(source)).await;
-            if let (StreamSource::Advertised(_), Error::Unauthorized) = (source, &failure.error) {
-                // The URL authenticates the client, and not the API key.
-                failure.error = Error::Status(status);
-            }
+            let failure = match source {
+                StreamSource::Own => self.status_failure(response, self.events_url.as_str()).await,
+                // Its body may repeat the URL. A status says nothing about the API key: the token in the URL may have expired.
+                StreamSource::Advertised(_) => {
+                    let retry_after = retry_after(response.headers());
+                    Failure { error: Error::Status(status), is_connect: false, status: Some(status), retry_after }
+                }
+            };
             return Err(StreamRefused { status: Some(status), failure });
         }
         let media_type = response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
@@ -244,7 +239,12 @@ impl Transport {
         if media_type.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("text/event-stream") {
             return Ok(EventStream(response));
         }
-        let error = Error::decode(NoEventStream(printable(media_type)));
+        let shown = match source {
+            StreamSource::Own => printable(media_type),
+            // Another host decides about this text.
+            StreamSource::Advertised(_) => "another type".to_owned(),
+        };
+        let error = Error::decode(NoEventStream(shown));
         Err(StreamRefused { status: Some(status), failure: error.into() })
     }
 
@@ -256,27 +256,18 @@ impl Transport {
         }
     }
 
-    /// Returns a client for streams at another origin than that of the service.
+    /// Makes a client for a stream at another origin than that of the service.
     ///
     /// # Errors
     ///
     /// An [`Error`] if the application's client has headers of its own, which it would send there.
-    fn foreign_client(&self, url: &Url) -> Result<Client, Error> {
-        let origin = url.origin().ascii_serialization();
-        let mut clients = self.foreign_streams.lock();
-        if let Some((_, client)) = clients.iter().find(|(known, _)| *known == origin) {
-            return Ok(client.clone());
-        }
-        if self.options.http_client.as_ref().is_some_and(|factory| has_own_headers(&factory.client_builder())) {
+    fn client_for_other_origin(&self, url: &Url) -> Result<Client, Error> {
+        let base_url = BaseUrl::of_origin(url);
+        let builder = client_builder(&base_url, &self.options).map_err(Error::transport)?;
+        if has_own_headers(&builder) {
             return Err(Error::transport(HeadersForOtherOrigin));
         }
-        let service = BaseUrl::of_origin(url);
-        let client = client(&service, &self.options, Method::GET).map_err(Error::transport)?;
-        if clients.len() == MAX_FOREIGN_CLIENTS {
-            clients.remove(0);
-        }
-        clients.push((origin, client.clone()));
-        Ok(client)
+        client(builder, &base_url, &self.options, Method::GET).map_err(Error::transport)
     }
 
     /// Returns the failure of a request without a response.
@@ -338,7 +329,7 @@ impl Transport {
         let media_type = media_type.unwrap_or_else(|| "no content type".to_owned());
         let or = match status {
             StatusCode::NOT_FOUND => "the base URL is wrong",
-            _ => "the service refuses the API key, but not in JSON",
+            _ => "the service refuses the API key or token, but not in JSON",
         };
         let sender = self.proxy.as_ref().map_or_else(|| "a proxy".to_owned(), |proxy| format!("the proxy {proxy}"));
         Err(Error::decode(ForeignResponse { status, media_type, url: url.to_owned(), sender, or }))
@@ -377,7 +368,6 @@ pub(crate) struct StreamRefused {
 }
 
 /// The open stream of changes.
-#[derive(Debug)]
 pub(crate) struct EventStream(Response);
 
 impl EventStream {
@@ -409,25 +399,37 @@ fn has_user_agent(builder: &ClientBuilder) -> bool {
 struct HeadersForOtherOrigin;
 
 /// Returns whether the application's factory has set headers other than a user agent. The HTTP client shows its headers in
-/// no other way than as `"name": value`. Whatever else looks so counts as a header.
+/// no other way than as `"name": value`. Other text of this form counts as a header, too.
 fn has_own_headers(builder: &ClientBuilder) -> bool {
     let text = format!("{builder:?}");
     let Some((_, headers)) = text.split_once("default_headers: {") else { return true };
+    // Cookies are those of a host, whatever its port.
+    if text.contains("cookie_store: true") {
+        return true;
+    }
     headers.match_indices("\": ").any(|(end, _)| {
         let name = headers[..end].rsplit('"').next();
         !matches!(name, Some("accept" | "user-agent"))
     })
 }
 
-/// Makes a client with the application's factory. What must hold for every request is set last. A client for GET is for
-/// streams.
-fn client(base_url: &BaseUrl, options: &Options, method: Method) -> Result<Client, ConfigError> {
+/// Makes the builder of a client, with the application's factory if there is one.
+fn client_builder(base_url: &BaseUrl, options: &Options) -> Result<ClientBuilder, ConfigError> {
+    match &options.http_client {
+        Some(factory) => Ok(factory.client_builder()),
+        None => default_client(base_url),
+    }
+}
+
+/// Builds a client. What must hold for every request is set last. A client for GET is for streams.
+fn client(
+    mut builder: ClientBuilder,
+    base_url: &BaseUrl,
+    options: &Options,
+    method: Method,
+) -> Result<Client, ConfigError> {
     // The duration of a stream is unlimited; its reader limits how long it may be silent.
     let timeout = if method == Method::GET { NO_TIMEOUT } else { options.request_timeout };
-    let mut builder = match &options.http_client {
-        Some(factory) => factory.client_builder(),
-        None => default_client(base_url)?,
-    };
     if !has_user_agent(&builder) {
         builder = builder.user_agent(USER_AGENT);
     }
@@ -514,7 +516,7 @@ fn same_origin(base: Url, method: Method) -> redirect::Policy {
 /// Reason why a redirect was not followed.
 #[derive(Debug, thiserror::Error)]
 enum RefusedRedirect {
-    #[error("redirected to another origin, {0}, to which the API key is not sent")]
+    #[error("redirected to another origin, {0}, to which neither the API key nor other headers are sent")]
     OtherOrigin(String),
     #[error("redirected more than {MAX_REDIRECTS} times")]
     TooMany,

@@ -53,27 +53,31 @@ async fn requests_carry_the_chosen_credential_and_headers_and_nothing_of_flipswi
 fn headers_that_cannot_be_sent_are_refused_by_name() {
     let builder = || FlipswitchProvider::ofrep("http://flags.example").auth(Auth::Bearer("token".into()));
     for (name, value, problem) in [
-        ("a b", "x", "no header can have this name"),
-        ("", "x", "no header can have this name"),
         ("x-a", "secret\r\nx-evil: 1", "cannot carry"),
         ("Content-Type", "secret", "the provider sets it"),
         ("if-none-match", "secret", "the provider sets it"),
         ("host", "secret", "the provider sets it"),
         ("User-Agent", "secret", "`http_client`"),
         ("X-Flipswitch-SDK", "secret", "the provider sets it"),
-        ("authorization", "secret", "`auth`"),
+        ("authorization", "secret", "`Auth::None`"),
     ] {
         let error = builder().header(name, value).build().unwrap_err();
         assert!(matches!(error, ConfigError::Header { .. }), "{name}: {error}");
         let text = error.to_string();
         assert!(text.contains(&format!("{name:?}")) && text.contains(problem) && !text.contains("secret"), "{text}");
     }
+    // The name may be a part of a secret.
+    for name in ["a-secret b", "", "secret/x"] {
+        let error = builder().header(name, "secret").build().unwrap_err().to_string();
+        assert!(error.contains("characters)") && error.contains("no header") && !error.contains("secret"), "{error}");
+        assert!(!format!("{:?}", builder().header(name, "x")).contains("secret"));
+    }
     for (token, problem) in
         [("", "is empty"), ("Bearer x", "begins with \"Bearer\""), ("a\nb", "position 2"), ("\"t\"", "quote")]
     {
         let error = FlipswitchProvider::ofrep("http://flags.example").auth(Auth::Bearer(token.into())).build();
         let text = error.unwrap_err().to_string();
-        assert!(text.starts_with("auth: the bearer token ") && text.contains(problem), "{text}");
+        assert!(text.starts_with("the bearer token ") && text.contains(problem), "{text}");
     }
     let shown = format!("{:?}", builder().header("x-a", "secret"));
     assert!(shown.contains("Bearer(…)") && shown.contains("x-a") && !shown.contains("secret"), "{shown}");
@@ -126,7 +130,6 @@ async fn cookies_without_a_secret_are_warned_of_once() {
         }
         let warned = log.lines().iter().filter(|line| line.contains("set a `secret`")).count();
         assert_eq!(warned, usize::from(is_warned));
-        drop(FlipswitchLayer::new(provider.clone()).with_anonymous(Anonymous::shared()));
         provider.shutdown().await;
     }
 }

@@ -5,7 +5,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicI64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::body::Bytes;
@@ -26,36 +26,36 @@ use crate::support::{
 };
 
 /// What flagd writes when a flag changed, and what keeps its connections open.
-const FLAGD: &str = "id: 7\nevent: message\ndata: {\"type\":\"refetchEvaluation\",\"etag\":\"\\\"a b\\\"\",\"lastModified\":1771622898}\n\n";
+pub(super) const FLAGD: &str = "id: 7\nevent: message\ndata: {\"type\":\"refetchEvaluation\",\"etag\":\"\\\"a b\\\"\",\"lastModified\":1771622898}\n\n";
 const FLAGD_QUERY: &str = "flagConfigEtag=%22a+b%22&flagConfigLastModified=1771622898";
-const KEEP_ALIVE: &str = ":keep-alive\n";
+pub(super) const KEEP_ALIVE: &str = ":keep-alive\n";
 
 /// What Flipt writes, without a name.
 const FLIPT: &str = "data: {\"type\":\"refetchEvaluation\",\"etag\":\"5d41\"}\nid: 8\n\n";
 const FLIPT_QUERY: &str = "flagConfigEtag=5d41";
 
 /// The stream that flagd advertises, and one with a token.
-fn flagd() -> Value {
+pub(super) fn flagd() -> Value {
     json!([{"type": "sse", "endpoint": {"requestUri": "/ofrep/v1/sse/"}, "inactivityDelaySec": 120}])
 }
 
 /// A service with the flag `f`, whose response advertises event streams.
-struct Service {
-    scripted: Scripted,
-    value: Arc<AtomicI64>,
-    streams: Arc<Mutex<Value>>,
+pub(super) struct Service {
+    pub(super) scripted: Scripted,
+    pub(super) value: Arc<AtomicI64>,
+    pub(super) streams: Arc<Mutex<Value>>,
     /// What is sent instead of a stream.
-    instead: Arc<Mutex<Option<Reply>>>,
-    events: broadcast::Sender<Bytes>,
+    pub(super) instead: Arc<Mutex<Option<Reply>>>,
+    pub(super) events: broadcast::Sender<Bytes>,
 }
 
 impl Service {
-    async fn start(streams: Value) -> Self {
+    pub(super) async fn start(streams: Value) -> Self {
         Self::tokens(streams, |streams, _| streams).await
     }
 
     /// Starts a service that writes a token into the streams of each response.
-    async fn tokens(streams: Value, write: impl Fn(Value, usize) -> Value + Send + Sync + 'static) -> Self {
+    pub(super) async fn tokens(streams: Value, write: impl Fn(Value, usize) -> Value + Send + Sync + 'static) -> Self {
         let (value, streams) = (Arc::new(AtomicI64::new(1)), Arc::new(Mutex::new(streams)));
         let instead = Arc::<Mutex<Option<Reply>>>::default();
         let events = broadcast::channel(16).0;
@@ -63,6 +63,9 @@ impl Service {
             let (value, streams) = (Arc::clone(&value), Arc::clone(&streams));
             let (instead, events) = (Arc::clone(&instead), events.clone());
             Scripted::start(move |request, number| {
+                if request.query() == Some("token=expired") {
+                    return Reply::status(401, "");
+                }
                 if !request.is_bulk() {
                     return instead.lock().unwrap().clone().unwrap_or_else(|| Reply::Bytes("", events.clone()));
                 }
@@ -83,12 +86,12 @@ impl Service {
         Self { scripted, value, streams, instead, events }
     }
 
-    fn builder(&self) -> FlipswitchProviderBuilder {
+    pub(super) fn builder(&self) -> FlipswitchProviderBuilder {
         FlipswitchProvider::ofrep(self.scripted.url()).miss_wait(PATIENCE).stale_wait(PATIENCE)
     }
 
     /// Builds a provider, and waits until its stream is open.
-    async fn connected(&self) -> FlipswitchProvider {
+    pub(super) async fn connected(&self) -> FlipswitchProvider {
         let provider = self.builder().build().unwrap();
         in_time(provider.ready(PATIENCE)).await.unwrap();
         is(&provider, ConnectionStatus::Connected).await;
@@ -97,35 +100,40 @@ impl Service {
         provider
     }
 
-    fn send(&self, bytes: &'static str) {
+    /// Ends the open streams in good order.
+    pub(super) fn end_streams(&self) {
+        self.send("");
+    }
+
+    pub(super) fn send(&self, bytes: &'static str) {
         self.events.send(Bytes::from_static(bytes.as_bytes())).unwrap();
     }
 
-    fn asked(&self, which: impl Fn(&Received) -> bool) -> Vec<Received> {
+    pub(super) fn asked(&self, which: impl Fn(&Received) -> bool) -> Vec<Received> {
         self.scripted.received().into_iter().filter(which).collect()
     }
 
-    fn streams_asked_for(&self) -> Vec<Received> {
+    pub(super) fn streams_asked_for(&self) -> Vec<Received> {
         self.asked(|request| !request.is_bulk())
     }
 
-    fn asked_for(&self, user: &str) -> Vec<Received> {
+    pub(super) fn asked_for(&self, user: &str) -> Vec<Received> {
         let body = format!("\"targetingKey\":\"{user}\"");
         self.asked(|request| request.is_bulk() && request.body.contains(&body))
     }
 
     /// Waits for this many requests of the start-up context, and returns the last one.
-    async fn start_ups(&self, number: usize) -> Received {
+    pub(super) async fn start_ups(&self, number: usize) -> Received {
         eventually(async || self.asked_for("_init_").len() >= number).await;
         self.asked_for("_init_").remove(number - 1)
     }
 
-    fn advertise(&self, streams: Value) {
+    pub(super) fn advertise(&self, streams: Value) {
         *self.streams.lock().unwrap() = streams;
     }
 }
 
-async fn is(provider: &FlipswitchProvider, status: ConnectionStatus) {
+pub(super) async fn is(provider: &FlipswitchProvider, status: ConnectionStatus) {
     eventually(async || provider.sse_status() == status).await;
 }
 
@@ -134,14 +142,14 @@ fn is_change_of_all(event: &ProviderEvent) -> bool {
 }
 
 /// Waits until a user has this value, and returns the last request for the user.
-async fn sees(provider: &FlipswitchProvider, service: &Service, id: &str, value: i64) -> Received {
+pub(super) async fn sees(provider: &FlipswitchProvider, service: &Service, id: &str, value: i64) -> Received {
     eventually(async || provider.flags(user(id)).await.int("f", 0) == value).await;
     service.asked_for(id).pop().unwrap()
 }
 
 /// The table of ADR-0008, row by row: what is sent with a request depends on why it is sent.
 #[tokio::test]
-async fn requests_carry_what_their_reason_demands() {
+async fn requests_send_a_tag_and_a_version_as_adr_0008_says() {
     for (event, query) in [(FLAGD, FLAGD_QUERY), (FLIPT, FLIPT_QUERY)] {
         let service = Service::start(flagd()).await;
         let provider = service.connected().await;
@@ -165,7 +173,7 @@ async fn requests_carry_what_their_reason_demands() {
         // An orderly end, which a new connection follows.
         service.value.store(3, Ordering::SeqCst);
         let before = service.asked_for("_init_").len();
-        service.send("");
+        service.end_streams();
         let reopened = service.start_ups(before + 1).await;
         assert!(reopened.header("if-none-match").is_some() && reopened.query().is_none(), "reopened: {reopened:?}");
         let last_id = service.streams_asked_for()[1].header("last-event-id").map(str::to_owned);
@@ -179,7 +187,7 @@ async fn requests_carry_what_their_reason_demands() {
 #[tokio::test]
 async fn while_the_stream_fails_the_service_is_polled_without_a_version() {
     let service = Service::start(flagd()).await;
-    *service.instead.lock().unwrap() = Some(Reply::status(503, ""));
+    *service.instead.lock().unwrap() = Some(Reply::Raw(Vec::new()));
     let provider = service.builder().polling_interval(Duration::from_millis(50)).max_sse_retries(1).build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
     is(&provider, ConnectionStatus::Error).await;
@@ -216,8 +224,11 @@ async fn comments_and_unknown_events_change_nothing() {
     let before = until(&mut events, is_change_of_all).await;
     assert!(before.iter().all(|event| !matches!(event, ProviderEvent::ConfigurationChanged(_))), "{before:?}");
     assert_eq!(provider.flags(user("u")).await.int("f", 0), 2);
-    let changes = async { until(&mut events, is_change_of_all).await };
-    assert!(tokio::time::timeout(Duration::from_millis(1), changes).await.is_err(), "one change is announced once");
+    // One with a time, which that one does not have.
+    service.send(FLAGD);
+    let is_dated = |event: &ProviderEvent| matches!(event, ProviderEvent::ConfigurationChanged(change) if change.timestamp.is_some());
+    let between = until(&mut events, is_dated).await;
+    assert!(!between.iter().any(is_change_of_all), "announced once: {between:?}");
     provider.shutdown().await;
 }
 
@@ -253,19 +264,28 @@ async fn a_response_without_streams_ends_them_and_one_with_them_begins_them() {
 }
 
 #[tokio::test]
-async fn without_polling_and_streams_nothing_is_requested_in_the_background() {
+async fn without_polling_nothing_is_requested_in_the_background() {
     let service = Service::start(Value::Null).await;
-    let provider = service.builder().enable_polling_fallback(false).build().unwrap();
+    let interval = Duration::from_millis(20);
+    let provider = service.builder().enable_polling_fallback(false).polling_interval(interval).build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
-    assert!(!provider.is_polling_active());
+    let before = service.asked_for("_init_").len();
+    // By then, a poll would have been due.
+    let began = Instant::now();
+    eventually(async || provider.flags(user("u")).await.int("f", 0) == 1 && began.elapsed() > 5 * interval).await;
+    assert_eq!((service.asked_for("_init_").len(), provider.is_polling_active()), (before, false));
+    provider.shutdown().await;
+}
+
+#[tokio::test]
+async fn without_realtime_updates_advertised_streams_are_not_opened() {
     let service = Service::start(flagd()).await;
-    let without = service.builder().enable_realtime(false).build().unwrap();
-    in_time(without.ready(PATIENCE)).await.unwrap();
-    assert!(without.is_polling_active());
-    without.flags(user("u")).await;
+    let builder = service.builder().enable_realtime(false).polling_interval(Duration::from_millis(20));
+    let provider = builder.build().unwrap();
+    in_time(provider.ready(PATIENCE)).await.unwrap();
+    eventually(async || provider.stats().polls >= 2).await;
     assert!(service.streams_asked_for().is_empty());
     provider.shutdown().await;
-    without.shutdown().await;
 }
 
 /// Our headers go to the origin of the service, and to no other.
@@ -348,7 +368,7 @@ async fn several_streams_count_as_open_together() {
     provider.reconnect_sse();
     is(&provider, ConnectionStatus::Connected).await;
 
-    // The same event on both causes one request, and either is enough.
+    // Either is enough.
     provider.flags(user("u")).await;
     let mut events = provider.events();
     service.value.store(2, Ordering::SeqCst);
@@ -361,7 +381,7 @@ async fn several_streams_count_as_open_together() {
     sees(&provider, &service, "u", 3).await;
 
     *first.instead.lock().unwrap() = Some(Reply::status(503, ""));
-    first.send("");
+    first.end_streams();
     is(&provider, ConnectionStatus::Error).await;
     eventually(async || provider.is_polling_active()).await;
     *first.instead.lock().unwrap() = None;
@@ -373,7 +393,7 @@ async fn several_streams_count_as_open_together() {
 
 /// A service whose every response names another URL must not make the provider request flags again and again.
 #[tokio::test]
-async fn a_new_url_in_each_response_moves_the_stream_and_ends() {
+async fn a_new_url_in_each_response_causes_a_limited_number_of_requests() {
     let paths: [fn(usize) -> String; 2] = [|number| format!("/sse?token={number}"), |number| format!("/sse/{number}")];
     for path in paths {
         let service = Service::tokens(
@@ -402,18 +422,17 @@ async fn a_new_url_in_each_response_moves_the_stream_and_ends() {
 /// A stream whose URL has expired gets another one.
 #[tokio::test]
 async fn a_refused_stream_asks_for_another_url() {
-    let service = Service::start(json!([{"type": "sse", "url": "http://127.0.0.1:9/"}])).await;
-    let old = format!("{}/sse?token=old", service.scripted.url());
-    service.advertise(json!([{"type": "sse", "url": old}]));
-    *service.instead.lock().unwrap() = Some(Reply::status(401, ""));
+    let token = |number| if number == 0 { "expired" } else { "new" };
+    let service = Service::tokens(
+        flagd(),
+        move |_, number| json!([{"type": "sse", "endpoint": {"requestUri": format!("/sse?token={}", token(number))}}]),
+    )
+    .await;
     let provider = service.builder().build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
-    eventually(async || service.streams_asked_for().len() == 1).await;
-    let new = format!("{}/sse?token=new", service.scripted.url());
-    *service.instead.lock().unwrap() = None;
-    service.advertise(json!([{"type": "sse", "url": new}]));
     is(&provider, ConnectionStatus::Connected).await;
-    assert_eq!(service.streams_asked_for().pop().unwrap().query(), Some("token=new"));
+    let queries: Vec<_> = service.streams_asked_for().iter().map(|it| it.query().unwrap().to_owned()).collect();
+    assert_eq!(queries, ["token=expired", "token=new"]);
     assert_ne!(provider.health().state, HealthState::Unauthorized, "the key was not refused");
     provider.shutdown().await;
 }

@@ -28,7 +28,7 @@ async fn main() {
             let builder = FlipswitchProvider::ofrep(base_url).auth(Auth::Bearer(key.clone())).header("x-secret", &key);
             println!("{builder:?}");
             match builder.request_timeout(Duration::from_millis(300)).build() {
-                Ok(provider) => session(&provider).await,
+                Ok(provider) => session(&provider, true).await,
                 Err(error) => println!("{error} {error:?}"),
             }
             continue;
@@ -49,30 +49,32 @@ async fn main() {
         };
         println!("{builder:?}");
         match builder.build() {
-            Ok(provider) => session(&provider).await,
+            Ok(provider) => session(&provider, false).await,
             Err(error) => println!("{error} {error:?}"),
         }
     }
 }
 
-async fn session(provider: &FlipswitchProvider) {
+async fn session(provider: &FlipswitchProvider, is_ofrep: bool) {
     println!("{provider:?}");
     let user = EvaluationContext::default().with_targeting_key("user-123");
+    let mut events = provider.events();
     if let Err(error) = provider.ready(Duration::from_millis(500)).await {
         println!("{error} {error:?} {:?}", error.source());
     }
-    let mut events = provider.events();
-    // Until the stream, if there is one, has failed or is open.
-    let is_over = async {
-        while let Some(event) = events.recv().await {
-            println!("{event:?}");
-            if matches!(event, ProviderEvent::Status(ConnectionStatus::Connected | ConnectionStatus::Error)) {
-                break;
+    if is_ofrep {
+        // Until the streams, if there are any, have failed or are open.
+        let is_over = async {
+            while let Some(event) = events.recv().await {
+                println!("{event:?}");
+                if matches!(event, ProviderEvent::Status(status) if status != ConnectionStatus::Connecting) {
+                    break;
+                }
             }
+        };
+        if tokio::time::timeout(Duration::from_secs(5), is_over).await.is_err() {
+            println!("no stream: {:?}", provider.health());
         }
-    };
-    if tokio::time::timeout(Duration::from_millis(500), is_over).await.is_err() {
-        println!("no stream: {:?}", provider.health());
     }
     let flags = provider.flags(&user).await;
     println!("{flags:?} {:?} {:?}", flags.error(), flags.evaluation("f"));

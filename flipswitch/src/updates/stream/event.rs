@@ -1,7 +1,7 @@
 //! The events of the stream of changes, and what each of them changes.
 //!
-//! A new kind of event is added in two places: [`StreamEvent::parse`] reads it, or `parse_advertised` for event streams of
-//! OFREP, and [`StreamEvent::effect`] decides what follows from it.
+//! A new kind of event is added in two places: `parse_own` or `parse_advertised` reads it, and [`StreamEvent::effect`] decides
+//! what follows from it.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -18,10 +18,8 @@ use crate::{
 /// An event of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StreamEvent {
-    /// A flag changed, or possibly all flags.
-    Changed(FlagChangeEvent),
-    /// The configuration has another version, so that all flags may have changed.
-    Reconfigured(FlagChangeEvent, ConfigVersion),
+    /// A flag changed, or possibly all flags. Holds the new version of the flags, if the event names it.
+    Changed(FlagChangeEvent, ConfigVersion),
     /// The API key is being replaced, or, with `None`, its replacement was cancelled.
     KeyRotated { valid_until: Option<OffsetDateTime> },
     /// The stream is alive.
@@ -42,7 +40,7 @@ pub(crate) struct Effect {
 /// Why flags are out of date.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// A change was announced, with the version of the configuration if the service names one. The service may evaluate with
+    /// A change was announced, with the version of the flags if the event names it. The service may evaluate with
     /// old rules for a moment after its own event.
     Announced(ConfigVersion),
     /// A change may have been missed.
@@ -77,7 +75,7 @@ impl StreamEvent {
     /// Parses an event of OFREP, which is known by the type in its data, whatever its name is (ADR-0008).
     fn parse_advertised(data: &str) -> Self {
         match refetch(data) {
-            Some((version, timestamp)) => Self::Reconfigured(FlagChangeEvent { flag_key: None, timestamp }, version),
+            Some((version, timestamp)) => Self::Changed(FlagChangeEvent { flag_key: None, timestamp }, version),
             None => Self::Unknown,
         }
     }
@@ -92,9 +90,12 @@ impl StreamEvent {
                     Value::String(key) if !key.is_empty() => Some(key),
                     _ => None,
                 };
-                Self::Changed(FlagChangeEvent { flag_key, timestamp: date(&timestamp) })
+                Self::Changed(FlagChangeEvent { flag_key, timestamp: date(&timestamp) }, ConfigVersion::default())
             }
-            "config-updated" => Self::Changed(FlagChangeEvent { flag_key: None, timestamp: date(&data().timestamp) }),
+            "config-updated" => {
+                let change = FlagChangeEvent { flag_key: None, timestamp: date(&data().timestamp) };
+                Self::Changed(change, ConfigVersion::default())
+            }
             "api-key-rotated" => Self::KeyRotated { valid_until: date(&data().valid_until) },
             "heartbeat" => Self::Heartbeat,
             _ => Self::Unknown,
@@ -104,11 +105,7 @@ impl StreamEvent {
     /// Returns what follows from the event. `is_first_heartbeat` is true for the first heartbeat on this connection.
     pub(crate) fn effect(self, is_first_heartbeat: bool) -> Effect {
         match self {
-            Self::Changed(change) => {
-                let invalidate = Some(Cause::Announced(ConfigVersion::default()));
-                Effect { invalidate, notify: Some(Notification::Changed(change)) }
-            }
-            Self::Reconfigured(change, version) => {
+            Self::Changed(change, version) => {
                 Effect { invalidate: Some(Cause::Announced(version)), notify: Some(Notification::Changed(change)) }
             }
             Self::KeyRotated { valid_until } => {
@@ -135,7 +132,8 @@ mod tests {
     use super::*;
 
     fn changed(flag_key: Option<&str>, timestamp: Option<OffsetDateTime>) -> StreamEvent {
-        StreamEvent::Changed(FlagChangeEvent { flag_key: flag_key.map(str::to_owned), timestamp })
+        let change = FlagChangeEvent { flag_key: flag_key.map(str::to_owned), timestamp };
+        StreamEvent::Changed(change, ConfigVersion::default())
     }
 
     #[test]

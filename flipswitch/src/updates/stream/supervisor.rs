@@ -13,6 +13,7 @@ use super::{
     event::{Cause, Effect, Notification, StreamEvent},
 };
 use crate::{
+    config::ServiceKind,
     error::{Chain, Error, Failure},
     events::events::{ConnectionStatus, FlagChangeEvent},
     wire::backoff::{MAX_BACKOFF, backoff, retry_after_wait},
@@ -26,9 +27,6 @@ const REFUSED_WAIT: Duration = Duration::from_secs(300);
 
 /// Refusals of the API key in a row after which it counts as refused. A single one may be a mistake of a proxy.
 const CONFIRMED_REFUSALS: u32 = 2;
-
-/// After a stream has moved, the next moves within this time cause no request for flags.
-const QUIET_AFTER_MOVE: Duration = Duration::from_secs(60);
 
 /// How long an answer to a request for flags contradicts a refusal of the API key for the stream, and how often to look for
 /// one while the key counts as refused.
@@ -45,28 +43,19 @@ pub(crate) struct StreamOptions {
     pub(crate) stream_idle_timeout: Duration,
 }
 
-/// How a service shows that it sends changes on a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum StreamKind {
-    /// With heartbeats, as Flipswitch does.
-    Heartbeats,
-    /// With whatever it sends: OFREP has no heartbeats, and services send comments instead.
-    Anything,
-}
-
 /// Something that happened.
 #[derive(Debug)]
 pub(crate) enum Input {
-    /// The provider starts.
-    Start,
+    /// Opens the stream at this time.
+    Start(Instant),
     /// Something happened to the connection with this number.
     Connection(ConnectionNumber, ConnectionInput),
     /// The time of [`Supervisor::deadline`] has come.
     DeadlineReached,
     /// The application asks for a new connection.
     Reconnect,
-    /// The service advertises another URL for the stream, of which this may be shown.
-    Moved(Arc<str>),
+    /// The service advertises another URL for the stream, which opens at this time. Contains what logs may show of the URL.
+    Moved(Arc<str>, Instant),
     /// The machine was asleep: the other side may have closed the connection long ago, and time has passed unnoticed.
     Resumed,
     /// A request for the start-up context has succeeded since the stream opened.
@@ -122,6 +111,10 @@ pub(crate) enum Action {
     Status(ConnectionStatus),
     /// Request the flags of the start-up context.
     Refetch,
+    /// Request them because a stream is open that a response has added or moved.
+    RefetchForNewStream,
+    /// Request them in full, because the response may advertise another URL.
+    RenewUrl,
     /// Begin or end polling.
     Polling(bool),
     /// Publish that the service refuses the API key.
@@ -132,14 +125,12 @@ pub(crate) enum Action {
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     options: StreamOptions,
-    kind: StreamKind,
+    service: ServiceKind,
     times: Times,
     /// What may be shown of the URL of the stream, for logs.
     url: Arc<str>,
-    /// Until when the flags of the start-up context are not requested because the stream has moved: the response may move it
-    /// again.
-    moves_quietly_until: Option<Instant>,
-    is_moving: bool,
+    /// Whether the next connection is the first one at its URL.
+    is_new: bool,
     state: State,
     /// Number of the last connection.
     last_number: ConnectionNumber,
@@ -163,6 +154,7 @@ pub(crate) struct Supervisor {
     was_open: bool,
     reported_unauthorized: bool,
     reported_no_stream: bool,
+    reported_declined: bool,
     time_limit: TimeLimit,
     reported_limit: bool,
     notified: Notified,
@@ -192,14 +184,13 @@ enum State {
 }
 
 impl Supervisor {
-    pub(crate) fn new(options: StreamOptions, kind: StreamKind, url: Arc<str>, was_open: bool) -> Self {
+    pub(crate) fn new(options: StreamOptions, service: ServiceKind, url: Arc<str>, was_open: bool) -> Self {
         Self {
             options,
-            kind,
+            service,
             times: Times::new(options.stream_idle_timeout),
             url,
-            moves_quietly_until: None,
-            is_moving: false,
+            is_new: true,
             state: State::Idle,
             last_number: 0,
             failures: 0,
@@ -215,6 +206,7 @@ impl Supervisor {
             was_open,
             reported_unauthorized: false,
             reported_no_stream: false,
+            reported_declined: false,
             time_limit: TimeLimit::default(),
             reported_limit: false,
             notified: Notified::default(),
@@ -246,7 +238,7 @@ impl Supervisor {
         let mut actions = Vec::new();
         let todo = &mut actions;
         match (&mut self.state, input) {
-            (State::Idle, Input::Start) => self.connect(todo),
+            (State::Idle, Input::Start(at)) => self.connect_at(at, now, todo),
             (_, Input::Answered(at)) => self.answered_at = at,
             (State::Idle, _) => {}
             (_, Input::Connection(number, input)) => self.connection_input(number, input, now, random, todo),
@@ -279,19 +271,21 @@ impl Supervisor {
                 todo.extend([Action::Disconnect, Action::StreamClosed, Action::Invalidate(Cause::Missed)]);
                 self.connect(todo);
             }
-            (State::Open(_), Input::Moved(url)) => {
-                self.url = url;
-                (self.failures, self.is_moving, self.last_id) = (0, true, None);
-                todo.extend([Action::Disconnect, Action::StreamClosed]);
-                self.connect(todo);
-            }
-            (state, Input::Moved(url)) => {
-                self.url = url;
-                self.last_id = None;
+            (state, Input::Moved(url, at)) => {
+                // The id is one of the stream at the other URL.
+                (self.url, self.last_id, self.is_new) = (url, None, true);
                 match state {
                     // The response that moves the stream may have been requested because the attempt failed.
-                    State::Waiting { until } => *until = (*until).min(now + MAX_BACKOFF),
-                    _ => self.connect(todo),
+                    State::Waiting { until } => *until = (*until).min(at + MAX_BACKOFF),
+                    State::Open(_) => {
+                        self.failures = 0;
+                        todo.extend([Action::Disconnect, Action::StreamClosed]);
+                        self.connect_at(at, now, todo);
+                    }
+                    _ => {
+                        todo.push(Action::Disconnect);
+                        self.connect_at(at, now, todo);
+                    }
                 }
             }
             // Replaces an attempt in flight as well, which may have been sent with another API key.
@@ -315,7 +309,7 @@ impl Supervisor {
     ) {
         match &mut self.state {
             State::Connecting { number: connecting, after_id } if *connecting == number => match input {
-                ConnectionInput::Opened => self.opened(OpenConnection::new(number, now), now, todo),
+                ConnectionInput::Opened => self.opened(OpenConnection::new(number, now), todo),
                 ConnectionInput::Refused(status, failure) => {
                     let after_id = *after_id;
                     self.refused(status, after_id, failure, now, random, todo);
@@ -353,12 +347,12 @@ impl Supervisor {
         match input {
             ConnectionInput::Bytes => {
                 (connection.received_at, connection.has_received) = (now, true);
-                connection.has_event |= self.kind == StreamKind::Anything;
+                connection.has_event |= self.service == ServiceKind::Ofrep;
                 if open.switch(now + self.time_limit.read_on(&self.times)) {
                     tracing::debug!(target: "flipswitch", "the next connection of the stream of changes is in use");
                 }
                 let current = &mut open.current;
-                let shows_subscription = self.kind == StreamKind::Anything && current.number == number;
+                let shows_subscription = self.service == ServiceKind::Ofrep && current.number == number;
                 if shows_subscription && !std::mem::replace(&mut current.is_subscribed, true) {
                     todo.push(Action::Invalidate(Cause::Missed));
                 }
@@ -439,7 +433,7 @@ impl Supervisor {
             }
             Beside::Next(next) if is_stable => {
                 self.close_rotated(number, open_for, todo);
-                return self.opened(next, now, todo);
+                return self.opened(next, todo);
             }
             _ => {}
         }
@@ -471,6 +465,15 @@ impl Supervisor {
         self.set_status(ConnectionStatus::Connecting, todo);
     }
 
+    /// Connects now, or waits until that is due.
+    fn connect_at(&mut self, at: Instant, now: Instant, todo: &mut Vec<Action>) {
+        if at <= now {
+            return self.connect(todo);
+        }
+        self.state = State::Waiting { until: at };
+        self.set_status(ConnectionStatus::Disconnected, todo);
+    }
+
     fn connect(&mut self, todo: &mut Vec<Action>) {
         let number = self.next_number();
         self.state = State::Connecting { number, after_id: self.last_id.is_some() };
@@ -483,25 +486,20 @@ impl Supervisor {
         self.last_number
     }
 
-    fn opened(&mut self, connection: OpenConnection, now: Instant, todo: &mut Vec<Action>) {
+    fn opened(&mut self, connection: OpenConnection, todo: &mut Vec<Action>) {
         self.state = State::Open(Open::new(connection));
         self.notified.clear();
         (self.key_refusals, self.absences, self.was_open) = (0, 0, true);
-        (self.reported_unauthorized, self.reported_no_stream) = (false, false);
-        tracing::info!(target: "flipswitch", "the stream of changes is open");
+        (self.reported_unauthorized, self.reported_no_stream, self.reported_declined) = (false, false, false);
+        tracing::info!(target: "flipswitch", url = &*self.url, "the stream of changes is open");
         todo.push(Action::StreamOpened);
         self.set_status(ConnectionStatus::Connected, todo);
         if std::mem::take(&mut self.missed_changes) {
             // A change that was missed may concern other contexts than the start-up context.
             todo.push(Action::Notify(Notification::Changed(FlagChangeEvent::all())));
         }
-        if std::mem::take(&mut self.is_moving) {
-            if self.moves_quietly_until.is_some_and(|until| now < until) {
-                return;
-            }
-            self.moves_quietly_until = Some(now + QUIET_AFTER_MOVE);
-        }
-        todo.push(Action::Refetch);
+        let is_new = std::mem::take(&mut self.is_new) && self.service == ServiceKind::Ofrep;
+        todo.push(if is_new { Action::RefetchForNewStream } else { Action::Refetch });
     }
 
     fn refused(
@@ -514,7 +512,7 @@ impl Supervisor {
         todo: &mut Vec<Action>,
     ) {
         let wait = REFUSED_WAIT.mul_f64(0.8 + 0.4 * random);
-        (self.missed_changes, self.is_moving) = (true, false);
+        self.missed_changes = true;
         let status = status.map(|status| status.as_u16());
         let is_key_refused = matches!(error, Error::Unauthorized);
         // Not a page of a proxy, which is unreadable.
@@ -525,13 +523,16 @@ impl Supervisor {
             self.refused_since = Some(now);
         }
         self.absences = if is_absent { self.absences.saturating_add(1) } else { 0 };
-        if self.kind == StreamKind::Anything && status.is_some_and(|status| status != 204) {
+        if self.service == ServiceKind::Ofrep && matches!(status, Some(400 | 401 | 403 | 404 | 410)) {
             // The URL may have expired.
-            todo.push(Action::Refetch);
+            todo.push(Action::RenewUrl);
         }
         match status {
             Some(204) => {
-                tracing::warn!(target: "flipswitch", "the service declines the stream of changes (204); polling");
+                if !std::mem::replace(&mut self.reported_declined, true) {
+                    let url = &*self.url;
+                    tracing::warn!(target: "flipswitch", url, "the service declines the stream of changes (204); polling");
+                }
                 self.state = State::Declined;
                 self.poll(true, todo);
                 self.set_status(ConnectionStatus::Disconnected, todo);
@@ -662,9 +663,9 @@ impl Supervisor {
     fn log(&self, error: impl fmt::Display) {
         let failures = self.failures.saturating_add(1);
         if failures == 1 || failures == self.options.max_retries {
-            tracing::warn!(target: "flipswitch", %error, failures, "stream of changes failed; retrying");
+            tracing::warn!(target: "flipswitch", url = &*self.url, %error, failures, "stream of changes failed; retrying");
         } else {
-            tracing::debug!(target: "flipswitch", %error, failures, "stream of changes failed; retrying");
+            tracing::debug!(target: "flipswitch", url = &*self.url, %error, failures, "stream of changes failed; retrying");
         }
     }
 }
@@ -703,7 +704,7 @@ mod tests {
     impl Stream {
         fn new(options: StreamOptions) -> Self {
             Self {
-                supervisor: Supervisor::new(options, StreamKind::Heartbeats, URL.into(), false),
+                supervisor: Supervisor::new(options, ServiceKind::Flipswitch, URL.into(), false),
                 now: Instant::now(),
                 random: 1.0,
             }
@@ -712,7 +713,7 @@ mod tests {
         /// One that connects.
         fn connecting() -> Self {
             let mut stream = Self::new(OPTIONS);
-            stream.does(Input::Start, [status(ConnectionStatus::Connecting), connect(None)]);
+            stream.does(Input::Start(stream.now), [status(ConnectionStatus::Connecting), connect(None)]);
             stream
         }
 
@@ -863,7 +864,7 @@ mod tests {
     #[test]
     fn without_the_fallback_nothing_is_polled() {
         let mut stream = Stream::new(StreamOptions { polling_fallback: false, max_retries: 1, ..OPTIONS });
-        stream.does(Input::Start, [status(ConnectionStatus::Connecting), connect(None)]);
+        stream.does(Input::Start(stream.now), [status(ConnectionStatus::Connecting), connect(None)]);
         stream.does(unreachable(), FAILED);
         stream.connects_after(SECOND);
         stream.refuse(204, [status(ConnectionStatus::Disconnected)]);
@@ -1075,9 +1076,9 @@ mod tests {
     #[test]
     fn events_invalidate_before_anything_else() {
         let mut stream = Stream::open();
-        let flag = || StreamEvent::Changed(changed(Some("f")));
+        let flag = || StreamEvent::Changed(changed(Some("f")), ConfigVersion::default());
         stream.does(event(flag()), [announced(), notify(Some("f"))]);
-        let all = || StreamEvent::Changed(changed(None));
+        let all = || StreamEvent::Changed(changed(None), ConfigVersion::default());
         stream.does(event(all()), [announced(), Action::Refetch, notify(None)]);
         let valid_until = Some(datetime!(2025-06-01 0:00 UTC));
         stream.does(
@@ -1131,7 +1132,11 @@ mod tests {
 
     #[test]
     fn a_connection_with_an_event_is_stable_after_ten_seconds() {
-        for first in [StreamEvent::Heartbeat, StreamEvent::Unknown, StreamEvent::Changed(changed(Some("f")))] {
+        for first in [
+            StreamEvent::Heartbeat,
+            StreamEvent::Unknown,
+            StreamEvent::Changed(changed(Some("f")), ConfigVersion::default()),
+        ] {
             let mut stream = Stream::open();
             stream.supervisor.failures = 3;
             stream.does(ConnectionInput::Bytes, []);
@@ -1178,7 +1183,7 @@ mod tests {
     #[test]
     fn a_connection_that_received_nothing_is_not_stable() {
         let mut stream = Stream::new(StreamOptions { stream_idle_timeout: MINUTE * 3, ..OPTIONS });
-        stream.gets(Input::Start, 0.0);
+        stream.gets(Input::Start(stream.now), 0.0);
         stream.supervisor.failures = 3;
         stream.gets(ConnectionInput::Opened, 0.0);
         stream.now += MINUTE * 2;
@@ -1240,7 +1245,7 @@ mod tests {
     #[test]
     fn inputs_of_a_dropped_connection_are_ignored() {
         let of_a_connection = || {
-            let change = event(StreamEvent::Changed(changed(None)));
+            let change = event(StreamEvent::Changed(changed(None), ConfigVersion::default()));
             [
                 ConnectionInput::Opened,
                 ConnectionInput::Bytes,
@@ -1342,7 +1347,7 @@ mod tests {
                 // Events that were on their way count.
                 stream.now += SECOND;
                 stream.does_on(old, ConnectionInput::Bytes, []);
-                let change = || event(StreamEvent::Changed(changed(Some("f"))));
+                let change = || event(StreamEvent::Changed(changed(Some("f")), ConfigVersion::default()));
                 stream.does_on(old, change(), [announced(), notify(Some("f"))]);
                 stream.waits(SECOND);
                 stream.does(Input::DeadlineReached, [Action::Close(old)]);
@@ -1390,7 +1395,7 @@ mod tests {
             let timestamp = Some(datetime!(2025-06-01 0:00 UTC) + SECOND * second);
             FlagChangeEvent { flag_key: None, timestamp }
         };
-        let changes = |second| event(StreamEvent::Changed(all(second)));
+        let changes = |second| event(StreamEvent::Changed(all(second), ConfigVersion::default()));
         let published = |second| [announced(), Action::Refetch, Action::Notify(Notification::Changed(all(second)))];
         let mut stream = limited(30, ENDS[0]);
         // Those before do not use up what is remembered. On one connection each of them counts.
@@ -1411,7 +1416,7 @@ mod tests {
         stream.does_on(old, rotated(), [Action::Notify(Notification::KeyRotated { valid_until: None })]);
         stream.does(rotated(), []);
         // Without a timestamp it may be another change.
-        let any = || event(StreamEvent::Changed(changed(None)));
+        let any = || event(StreamEvent::Changed(changed(None), ConfigVersion::default()));
         let is_any = [announced(), Action::Refetch, notify(None)];
         stream.does_on(old, any(), is_any.clone());
         stream.does(any(), is_any);
@@ -1580,7 +1585,7 @@ mod tests {
     fn times_are_scaled_by_the_idle_timeout() {
         let idle = SECOND * 6;
         let mut stream = Stream::new(StreamOptions { stream_idle_timeout: idle, ..OPTIONS });
-        stream.gets(Input::Start, 1.0);
+        stream.gets(Input::Start(stream.now), 1.0);
         for _ in 0..2 {
             stream.gets(ConnectionInput::Opened, 1.0);
             stream.hears();
@@ -1669,17 +1674,18 @@ mod tests {
 
     /// An event stream of OFREP.
     fn advertised() -> Stream {
-        let supervisor = Supervisor::new(OPTIONS, StreamKind::Anything, URL.into(), false);
+        let supervisor = Supervisor::new(OPTIONS, ServiceKind::Ofrep, URL.into(), false);
         let mut stream = Stream { supervisor, now: Instant::now(), random: 1.0 };
-        stream.does(Input::Start, [status(ConnectionStatus::Connecting), connect(None)]);
+        stream.does(Input::Start(stream.now), [status(ConnectionStatus::Connecting), connect(None)]);
         stream
     }
 
-    fn moved() -> Input {
-        Input::Moved(URL.into())
+    fn moved(stream: &Stream) -> Input {
+        Input::Moved(URL.into(), stream.now)
     }
 
-    const OPENED: [Action; 3] = [Action::StreamOpened, Action::Status(ConnectionStatus::Connected), Action::Refetch];
+    const OPENED: [Action; 3] =
+        [Action::StreamOpened, Action::Status(ConnectionStatus::Connected), Action::RefetchForNewStream];
 
     #[test]
     fn on_an_event_stream_anything_shows_that_the_service_sends() {
@@ -1698,53 +1704,59 @@ mod tests {
 
     #[test]
     fn a_refused_event_stream_may_have_another_url() {
-        for code in [401, 403, 404, 500] {
+        for code in [401, 403, 404, 410] {
             let mut stream = advertised();
-            let all = [&[Action::Refetch], FAILED.as_slice()].concat();
+            let all = [&[Action::RenewUrl], FAILED.as_slice()].concat();
             stream.does(ConnectionInput::Refused(StatusCode::from_u16(code).ok(), failure(None)), all);
         }
         let mut stream = advertised();
         stream.does(unreachable(), FAILED);
         let mut stream = advertised();
         stream.refuse(204, [Action::Polling(true), status(ConnectionStatus::Disconnected)]);
-        stream.does(moved(), [status(ConnectionStatus::Connecting), connect(None)]);
+        stream.does(moved(&stream), [Action::Disconnect, status(ConnectionStatus::Connecting), connect(None)]);
     }
 
     #[test]
-    fn a_stream_that_moves_again_and_again_requests_flags_once_a_minute() {
+    fn the_first_connection_at_a_url_is_told_from_later_ones() {
         let mut stream = advertised();
         stream.does(ConnectionInput::Opened, OPENED);
         stream.does(ConnectionInput::LastId(Some("7".into())), []);
-        // The id is one of the old stream.
+        // Without the id, which is one of the stream at the other URL.
         let moves = [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Connecting), connect(None)];
-        stream.does(moved(), moves.clone());
+        stream.does(moved(&stream), moves);
         stream.does(ConnectionInput::Opened, OPENED);
-        for _ in 0..3 {
-            stream.does(moved(), moves.clone());
-            stream.does(ConnectionInput::Opened, OPENED[..2].to_vec());
-        }
-        // A failure in between means that changes may have been missed.
-        stream.does(moved(), moves.clone());
-        stream.does(unreachable(), FAILED);
+        stream.does(ConnectionInput::Broken(Error::Timeout), BROKE);
         stream.connects_after(SECOND);
         let all = [Action::StreamOpened, status(ConnectionStatus::Connected), notify(None), Action::Refetch];
         stream.does(ConnectionInput::Opened, all);
-        stream.now += MINUTE;
-        stream.does(moved(), moves);
+    }
+
+    #[test]
+    fn a_stream_that_moves_soon_again_is_closed_and_waits() {
+        let mut stream = advertised();
         stream.does(ConnectionInput::Opened, OPENED);
+        let later = Input::Moved(URL.into(), stream.now + SECOND * 2);
+        let closed = [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Disconnected)];
+        stream.does(later, closed);
+        stream.connects_after(SECOND * 2);
+        stream.does(
+            Input::Moved(URL.into(), stream.now + SECOND),
+            [Action::Disconnect, status(ConnectionStatus::Disconnected)],
+        );
+        stream.connects_after(SECOND);
     }
 
     #[test]
     fn a_stream_that_moves_while_it_waits_is_not_retried_sooner_than_others() {
         let mut stream = advertised();
         stream.does(unreachable(), FAILED);
-        stream.does(moved(), []);
+        stream.does(moved(&stream), []);
         stream.connects_after(SECOND);
         // A long wait becomes a usual one.
         let status = StatusCode::SERVICE_UNAVAILABLE;
         let refused = ConnectionInput::Refused(Some(status), failure(Some(MINUTE * 4)));
-        stream.does(refused, [&[Action::Refetch, Action::Polling(true)], FAILED.as_slice()].concat());
-        stream.does(moved(), []);
+        stream.does(refused, [&[Action::Polling(true)], FAILED.as_slice()].concat());
+        stream.does(moved(&stream), []);
         stream.connects_after(MAX_BACKOFF);
     }
 }
