@@ -65,10 +65,10 @@ async fn streams_that_change_with_each_response_do_not_defeat_the_cache() {
     let users: Vec<_> = (0..50).map(|number| format!("user-{number}")).collect();
     let users: Vec<_> = users.iter().map(String::as_str).collect();
     let services: [fn(usize) -> Value; 3] = [
-        |number| if number % 2 == 0 { json!([stream("/sse")]) } else { Value::Null },
+        |number| if number.is_multiple_of(2) { json!([stream("/sse")]) } else { Value::Null },
         |number| {
             let one = stream(&format!("/a{number}"));
-            if number % 2 == 0 { json!([one]) } else { json!([one, stream(&format!("/b{number}"))]) }
+            if number.is_multiple_of(2) { json!([one]) } else { json!([one, stream(&format!("/b{number}"))]) }
         },
         |number| json!([stream(&format!("/a{number}"))]),
     ];
@@ -204,7 +204,7 @@ async fn headers_of_the_client_in_use_are_checked() {
             || reqwest::header::HeaderMap::from_iter([("x-token".parse().unwrap(), "secret".parse().unwrap())]);
         // The first two clients are those of the service. Then every second one has no headers.
         let call = calls.fetch_add(1, Ordering::SeqCst);
-        if call < 2 || call % 2 == 0 { builder } else { builder.default_headers(headers()) }
+        if call < 2 || call.is_multiple_of(2) { builder } else { builder.default_headers(headers()) }
     });
     let provider = builder.build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
