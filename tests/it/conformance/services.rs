@@ -1,12 +1,8 @@
 //! The local service, and services that are wrong on purpose.
 
-use std::time::Duration;
-
-use axum::body::Bytes;
 use flipswitch_local::LocalServer;
 use flipswitch_tools::conformance::{Error, Outcome, Report, Service, check};
 use serde_json::{Value, json};
-use tokio::sync::broadcast;
 
 use crate::support::{
     closed_port, in_time,
@@ -104,20 +100,15 @@ async fn a_service_whose_tags_do_not_cover_the_context_is_found_out() {
 
 #[tokio::test]
 async fn wrong_event_streams_are_found_out() {
-    let events = broadcast::Sender::new(1);
-    let service = Scripted::start(move |request, _| {
+    let service = Scripted::start(|request, _| {
         let streams = json!([
             {"type": "sse", "endpoint": {"requestUri": "/events?token=stream-token"}, "inactivityDelaySec": 0},
             {"type": "sse", "url": "/a", "endpoint": {"requestUri": "/b"}},
         ]);
         if request.path.starts_with("/events") {
-            let sender = events.clone();
-            tokio::spawn(async move {
-                while sender.send(Bytes::from_static(b"event: refetch\r\ndata: now\r\n\r\n")).is_err() {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            });
-            return Reply::Bytes("content-encoding: identity\r\n", events.clone());
+            let head =
+                vec![("content-type", "text/event-stream".to_owned()), ("content-encoding", "identity".to_owned())];
+            return Reply::Http(200, head, b"event: refetch\r\ndata: now\r\n\r\n".to_vec());
         }
         if request.path.starts_with("/a") {
             return Reply::status(403, "no credentials");
