@@ -5,16 +5,13 @@ use flipswitch_tools::conformance::{Error, Outcome, Report, Service, check};
 use serde_json::{Value, json};
 
 use crate::support::{
-    closed_port, in_time,
+    closed_port, in_time, sample_flags,
     scripted::{Received, Reply, Scripted},
 };
 
-/// Flags of which some are targeted and some fail.
-const FLAGS: &str = include_str!("../../peers/flags.json");
-
 #[tokio::test]
 async fn the_local_service_conforms() {
-    let service = LocalServer::builder().flags(flags()).api_key("secret").start().await.unwrap();
+    let service = LocalServer::builder().flags(sample_flags()).api_key("secret").start().await.unwrap();
     let report = report(Service::new(&service.url()).unwrap().api_key("secret").unwrap()).await;
     assert_eq!(report.failures(), [""; 0], "{report}");
     assert_eq!(
@@ -41,7 +38,8 @@ async fn the_local_service_conforms() {
 
 #[tokio::test]
 async fn the_local_service_conforms_with_event_streams() {
-    let service = LocalServer::builder().flags(flags()).api_key("secret").event_streams(true).start().await.unwrap();
+    let service =
+        LocalServer::builder().flags(sample_flags()).api_key("secret").event_streams(true).start().await.unwrap();
     let report = report(Service::new(&service.url()).unwrap().bearer("secret").unwrap()).await;
     assert_eq!(report.failures(), [""; 0], "{report}");
     // It leaves the delay to the clients.
@@ -167,10 +165,6 @@ async fn a_service_that_is_not_there_cannot_be_checked() {
 fn answer_with_streams(request: &Received, streams: &Value) -> Reply {
     let flag = json!({"key": "f", "value": true, "reason": "STATIC", "eventStreams": streams});
     Reply::json(if request.is_bulk() { json!({"flags": [flag], "eventStreams": streams}) } else { flag })
-}
-
-fn flags() -> Value {
-    serde_json::from_str(FLAGS).unwrap()
 }
 
 async fn report(service: Service) -> Report {

@@ -9,7 +9,7 @@ use flipswitch::{
         EvaluationErrorCode, EvaluationReason, EvaluationResult,
         provider::{FeatureProvider, ResolutionDetails},
     },
-    serde_json::{self, Map, Value, json},
+    serde_json::{Map, Value, json},
 };
 use reqwest::StatusCode;
 
@@ -20,12 +20,10 @@ use crate::support::{
     eventually, in_time,
     json::fields,
     peer::Peer,
+    sample_flags,
     scripted::{Reply, Scripted},
     user,
 };
-
-/// The flags of all peers, in flagd's format.
-const FLAGS: &str = include_str!("../../peers/flags.json");
 
 /// A service that compresses its answers, which the feature `gzip` allows, and one whose answer does not end.
 #[tokio::test]
@@ -74,8 +72,7 @@ async fn answers_of_flagd_are_understood() {
 #[tokio::test]
 async fn answers_of_fast_feature_are_understood() {
     let peer = Peer::fast_feature();
-    let flags: Value = serde_json::from_str(FLAGS).unwrap();
-    for (key, flag) in flags["flags"].as_object().unwrap() {
+    for (key, flag) in sample_flags()["flags"].as_object().unwrap() {
         // Every flag has a default variant here, so there is none that leaves its value to the code.
         let expected =
             if flag["defaultVariant"].is_null() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::CREATED };

@@ -10,9 +10,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{eventually, in_time};
-
-const BULK: &str = "/ofrep/v1/evaluate/flags";
+use crate::support::{BULK, EVENT_STREAM, eventually, in_time};
 
 async fn post(service: &LocalServer, path: &str, body: &str) -> Response {
     let request = Client::new().post(format!("{}{path}", service.url())).header("x-api-key", service.api_key());
@@ -59,8 +57,6 @@ impl Events {
         }
     }
 }
-
-const EVENT_STREAM: &str = "/ofrep/v1/sse/flags";
 
 async fn with_event_streams() -> LocalServer {
     LocalServer::builder().flags(json!({"a": 1})).event_streams(true).start().await.unwrap()
