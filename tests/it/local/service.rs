@@ -273,9 +273,9 @@ async fn pages_of_allowed_origins_can_use_the_api() {
     let refused = service.faults().add(Fault::on(Endpoint::All).status(503).header("retry-after", "1")).unwrap();
     for path in [BULK, "/ofrep/v1/evaluate/flags/a", "/api/v1/flags/events", EVENT_STREAM] {
         let answer = preflight(&service, path, PAGE).await;
-        assert_eq!(answer.status(), StatusCode::NO_CONTENT, "without a key, and before faults: {path}");
+        assert_eq!(answer.status(), StatusCode::OK, "without a key, and before faults: {path}");
         assert_eq!(header(&answer, "access-control-allow-origin"), PAGE);
-        assert_eq!(header(&answer, "vary"), "origin");
+        assert!(header(&answer, "vary").split(", ").any(|name| name == "origin"));
         let methods = header(&answer, "access-control-allow-methods");
         assert!(methods.contains("GET") && methods.contains("POST"), "{methods}");
         let headers = header(&answer, "access-control-allow-headers");
@@ -300,7 +300,7 @@ async fn pages_of_allowed_origins_can_use_the_api() {
         assert_eq!(answer.status().as_u16(), status);
         assert_eq!(header(&answer, "access-control-allow-origin"), PAGE);
         assert_eq!(header(&answer, "access-control-expose-headers").to_lowercase(), "etag,retry-after");
-        assert_eq!(header(&answer, "vary"), "origin");
+        assert!(header(&answer, "vary").split(", ").any(|name| name == "origin"));
     }
     assert_eq!(
         header(&send("key", "https://other.example").await, "access-control-allow-origin"),
@@ -330,7 +330,7 @@ async fn pages_of_other_origins_are_denied_by_default() {
 
     let open = LocalServer::builder().allow_origin(PAGE).allow_origin("*").start().await.unwrap();
     let answer = preflight(&open, BULK, "https://any.example").await;
-    assert_eq!((answer.status(), header(&answer, "access-control-allow-origin")), (StatusCode::NO_CONTENT, "*"));
+    assert_eq!((answer.status(), header(&answer, "access-control-allow-origin")), (StatusCode::OK, "*"));
 
     for origin in ["localhost:5173", "http://localhost:5173/", "null", ""] {
         let error = LocalServer::builder().allow_origin(PAGE).allow_origin(origin).start().await.unwrap_err();
