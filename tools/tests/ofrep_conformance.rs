@@ -27,7 +27,7 @@ async fn the_exit_code_says_whether_the_service_conforms() {
     let report: Value = serde_json::from_str(&report).unwrap();
     assert_eq!((code, &report["conforms"]), (1, &json!(false)));
     let first = &report["rows"][0];
-    assert_eq!((&first["name"], &first["seen"]), (&json!("bulk-answer"), &json!("status 401")));
+    assert_eq!((&first["name"], &first["seen"]), (&json!("bulk-response"), &json!("status 401")));
     service.shutdown().await;
 }
 

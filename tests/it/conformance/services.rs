@@ -12,7 +12,7 @@ use crate::support::{
 #[tokio::test]
 async fn the_local_service_conforms() {
     let service = LocalServer::builder().flags(sample_flags()).api_key("secret").start().await.unwrap();
-    let report = report(Service::new(&service.url()).unwrap().api_key("secret").unwrap()).await;
+    let report = report(Service::new(&service.url()).unwrap().header("x-api-key", "secret").unwrap()).await;
     assert_eq!(report.failures(), [""; 0], "{report}");
     assert_eq!(
         report.not_applicable(),
@@ -40,7 +40,7 @@ async fn the_local_service_conforms() {
 async fn the_local_service_conforms_with_event_streams() {
     let service =
         LocalServer::builder().flags(sample_flags()).api_key("secret").event_streams(true).start().await.unwrap();
-    let report = report(Service::new(&service.url()).unwrap().bearer("secret").unwrap()).await;
+    let report = report(Service::new(&service.url()).unwrap().header("authorization", "Bearer secret").unwrap()).await;
     assert_eq!(report.failures(), [""; 0], "{report}");
     // It leaves the delay to the clients.
     assert_eq!(report.not_applicable(), ["streams-inactivity"], "{report}");
@@ -48,11 +48,11 @@ async fn the_local_service_conforms_with_event_streams() {
 }
 
 #[tokio::test]
-async fn a_service_that_ignores_requests_is_found_out() {
-    // One answer to all that is asked.
-    let answer = Reply::json(json!({"flags": [{"key": "f", "value": true}], "key": "f", "value": false}));
-    let service = Scripted::answering(answer).await;
-    let report = report(Service::new(&service.url()).unwrap().bearer("secret").unwrap()).await;
+async fn a_service_that_ignores_requests_fails() {
+    // One response to all requests.
+    let response = Reply::json(json!({"flags": [{"key": "f", "value": true}], "key": "f", "value": false}));
+    let service = Scripted::answering(response).await;
+    let report = report(Service::new(&service.url()).unwrap().header("authorization", "Bearer secret").unwrap()).await;
     assert_eq!(
         report.failures(),
         [
@@ -74,7 +74,7 @@ async fn a_service_that_ignores_requests_is_found_out() {
 }
 
 #[tokio::test]
-async fn a_service_whose_tags_do_not_cover_the_context_is_found_out() {
+async fn tags_that_do_not_cover_the_context_fail() {
     let service = Scripted::start(|request, _| {
         if request.header("if-none-match").is_some() {
             return Reply::Http(304, vec![("etag", "\"other\"".to_owned())], Vec::new());
@@ -97,10 +97,11 @@ async fn a_service_whose_tags_do_not_cover_the_context_is_found_out() {
 }
 
 #[tokio::test]
-async fn wrong_event_streams_are_found_out() {
+async fn wrong_event_streams_fail() {
     let service = Scripted::start(|request, _| {
         let streams = json!([
             {"type": "sse", "endpoint": {"requestUri": "/events?token=stream-token"}, "inactivityDelaySec": 0},
+            {"type": "sse", "endpoint": {"requestUri": "/denied"}},
             {"type": "sse", "url": "/a", "endpoint": {"requestUri": "/b"}},
         ]);
         if request.path.starts_with("/events") {
@@ -108,7 +109,7 @@ async fn wrong_event_streams_are_found_out() {
                 vec![("content-type", "text/event-stream".to_owned()), ("content-encoding", "identity".to_owned())];
             return Reply::Http(200, head, b"event: refetch\r\ndata: now\r\n\r\n".to_vec());
         }
-        if request.path.starts_with("/a") {
+        if request.path.starts_with("/denied") {
             return Reply::status(403, "no credentials");
         }
         answer_with_streams(request, &streams)
@@ -144,7 +145,7 @@ async fn credentials_are_in_no_report() {
     })
     .await;
     let key = "sesame-open";
-    let service = Service::new(&service.url()).unwrap().api_key(key).unwrap();
+    let service = Service::new(&service.url()).unwrap().header("x-api-key", key).unwrap();
     assert!(!format!("{service:?}").contains(key), "{service:?}");
     let report = report(service).await;
     let text = format!("{report}{}", report.to_json());
@@ -158,7 +159,7 @@ async fn a_service_that_is_not_there_cannot_be_checked() {
     for url in ["", "example.com", "ftp://example.com", "http://user:password@example.com"] {
         assert!(matches!(Service::new(url), Err(Error::Url(_))), "{url}");
     }
-    assert_eq!(service.api_key("a\nb").unwrap_err(), Error::Header("x-api-key".to_owned()));
+    assert_eq!(service.header("x-api-key", "a\nb").unwrap_err(), Error::Header("x-api-key".to_owned()));
 }
 
 /// A service that ignores everything but the path.
@@ -173,7 +174,7 @@ async fn report(service: Service) -> Report {
 
 /// Returns what was seen instead of what a row demands.
 fn seen<'a>(report: &'a Report, name: &str) -> &'a str {
-    match &report.rows().iter().find(|row| row.name == name).unwrap().outcome {
+    match &report.rows().iter().find(|row| row.rule.name == name).unwrap().outcome {
         Outcome::Fails(seen) => seen,
         other => panic!("{name}: {other}"),
     }
