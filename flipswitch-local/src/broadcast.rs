@@ -55,9 +55,9 @@ pub(crate) enum StreamKind {
 
 /// A version of the flags: the id of the change that led to it, in milliseconds since the epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Revision(i64);
+pub(crate) struct Version(i64);
 
-impl Revision {
+impl Version {
     /// Returns the id of the change's event.
     pub(crate) fn id(self) -> String {
         self.0.to_string()
@@ -87,7 +87,7 @@ struct Message {
 struct Last {
     /// The id of the last event, in milliseconds since the epoch. Ids never repeat.
     id: i64,
-    revision: Revision,
+    version: Version,
 }
 
 /// Sends events to all open streams, and counts the changes of each topic.
@@ -114,7 +114,7 @@ impl Default for Broadcaster {
         Self {
             events: broadcast::Sender::new(BACKLOG),
             finish: watch::Sender::default(),
-            last: Mutex::new(Last { id: now, revision: Revision(now) }),
+            last: Mutex::new(Last { id: now, version: Version(now) }),
             streams: Mutex::default(),
             topics: watch::Sender::default(),
         }
@@ -156,16 +156,16 @@ impl Broadcaster {
         last.id = millis(OffsetDateTime::now_utc()).max(last.id + 1);
         let flipswitch = frame(event, data, Some(last.id));
         let ofrep = matches!(event, "flag-updated" | "config-updated").then(|| {
-            last.revision = Revision(last.id);
-            last.revision.refetch()
+            last.version = Version(last.id);
+            last.version.refetch()
         });
         // Sending fails only if no stream is open.
         let _ = self.events.send(Message { flipswitch, ofrep });
     }
 
     /// Returns the version of the flags. It is never newer than the flags themselves.
-    pub(crate) fn revision(&self) -> Revision {
-        self.last.lock().revision
+    pub(crate) fn version(&self) -> Version {
+        self.last.lock().version
     }
 
     /// Sends bytes unchanged to the open streams of both kinds. Returns the number of streams.
@@ -187,11 +187,11 @@ impl Broadcaster {
         drop(streams);
         self.changed(Topic::Streams);
         let finish = self.finish.subscribe();
-        // Locked, so that the first event is that of the change after this revision.
+        // Locked, so that the first event is that of the change after this version.
         let last = self.last.lock();
-        let (events, revision) = (self.events.subscribe(), last.revision);
+        let (events, version) = (self.events.subscribe(), last.version);
         drop(last);
-        Subscription { broadcaster: Arc::clone(self), kind, id, revision, events, finish }
+        Subscription { broadcaster: Arc::clone(self), kind, id, version, events, finish }
     }
 
     /// Returns the number of open streams.
@@ -212,7 +212,7 @@ pub(crate) struct Subscription {
     pub(crate) kind: StreamKind,
     id: u64,
     /// The version of the flags when the stream was opened.
-    pub(crate) revision: Revision,
+    pub(crate) version: Version,
     events: broadcast::Receiver<Message>,
     finish: watch::Receiver<()>,
 }
@@ -245,7 +245,7 @@ impl Subscription {
     fn skip_to_present(&mut self) -> Bytes {
         let last = self.broadcaster.last.lock();
         self.events = self.events.resubscribe();
-        last.revision.refetch()
+        last.version.refetch()
     }
 }
 
@@ -322,10 +322,10 @@ mod tests {
         for _ in 0..=BACKLOG {
             broadcaster.flag_updated("a");
         }
-        let newest = broadcaster.revision();
+        let newest = broadcaster.version();
         assert_eq!(stream.next().await.unwrap(), newest.refetch());
         broadcaster.flag_updated("a");
-        let next = broadcaster.revision();
+        let next = broadcaster.version();
         assert_ne!(next, newest);
         assert_eq!(stream.next().await.unwrap(), next.refetch(), "nothing in between");
     }
@@ -335,12 +335,12 @@ mod tests {
         let broadcaster = Arc::new(Broadcaster::default());
         let mut own = broadcaster.subscribe(StreamKind::Flipswitch, "client".to_owned());
         let mut events = broadcaster.subscribe(StreamKind::Ofrep, "client".to_owned());
-        let opened = events.revision;
+        let opened = events.version;
         broadcaster.api_key_rotated("2030-01-01T00:00:00.000Z");
-        assert_eq!(broadcaster.revision(), opened, "the flags are the same");
+        assert_eq!(broadcaster.version(), opened, "the flags are the same");
         broadcaster.config_updated("test");
-        let revision = broadcaster.revision();
-        let id = revision.id();
+        let version = broadcaster.version();
+        let id = version.id();
         let seconds = id.parse::<i64>().unwrap() / 1_000;
         let data = json!({"type": "refetchEvaluation", "etag": format!("\"{id}\""), "lastModified": seconds});
         let frame = events.next().await.unwrap();

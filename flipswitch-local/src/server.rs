@@ -257,12 +257,12 @@ impl LocalServerBuilder {
 
     /// Sets whether the server has event streams of OFREP. Defaults to `false`.
     ///
-    /// Every successful evaluation of all flags then names the stream, `GET /ofrep/v1/sse/flags`, in `eventStreams`.
+    /// Each response with all flags then advertises the stream, `GET /ofrep/v1/sse/flags`, in `eventStreams`.
     /// Clients that support OFREP's event streams open it, and refetch the flags when it asks for that: after each change,
     /// and when it opens, unless the client has received the newest change (`Last-Event-ID`).
     ///
-    /// The stream requires no API key, because a browser sends no header of the page's choice with the request that opens
-    /// it. It says when the flags have changed, but not which, and contains no values.
+    /// The stream requires no API key, because a page cannot add headers to the request that opens an event stream. An event
+    /// says that flags changed, not which ones.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]

@@ -1,6 +1,8 @@
 """Serves a flagd flags file over OFREP: fast-feature's HTTP layer in front of flagd's own evaluator.
 
-A change of the file counts from the next request. Usage: flagd_over_ofrep.py FLAGS_FILE PORT; port 0 takes a free one. The URL is printed once connections are accepted.
+Usage: flagd_over_ofrep.py FLAGS_FILE PORT; port 0 takes a free one. The URL is printed once connections are accepted.
+
+A change of the file counts from the next request.
 """
 
 import json
@@ -30,22 +32,22 @@ class FlagdFile(FlagRepository, TargetingEngine):
         text = self._path.read_text(encoding="utf-8")
         if text == self._text:
             return
-        self._text = text
-        self._core = FlagdCore()
-        self._core.set_flags(text)
+        core = FlagdCore()
+        core.set_flags(text)
         resolve_by_type = {
-            bool: self._core.resolve_boolean_value,
-            str: self._core.resolve_string_value,
-            int: self._core.resolve_integer_value,
-            float: self._core.resolve_float_value,
-            dict: self._core.resolve_object_value,
-            list: self._core.resolve_object_value,
+            bool: core.resolve_boolean_value,
+            str: core.resolve_string_value,
+            int: core.resolve_integer_value,
+            float: core.resolve_float_value,
+            dict: core.resolve_object_value,
+            list: core.resolve_object_value,
         }
         # flagd's flags have no type of their own and its evaluator asks for one: the variants show it.
         self._resolve = {
             key: resolve_by_type[type(next(iter(flag["variants"].values())))]
             for key, flag in json.loads(text)["flags"].items()
         }
+        self._text = text
 
     async def get(self, key):
         self._read()

@@ -10,27 +10,13 @@ import json
 import logging
 import sys
 
+from answers import details
 from openfeature import api
 from openfeature.contrib.provider.ofrep import OFREPProvider
-from openfeature.evaluation_context import EvaluationContext
 
 
 def tell(**line):
     print(json.dumps(line), flush=True)
-
-
-def details(type, key, default, context):
-    attributes = dict(context)
-    context = EvaluationContext(attributes.pop("targetingKey", None), attributes)
-    details = getattr(api.get_client(), f"get_{type}_details")(key, default, context)
-    if details.error_code:
-        return {"value": details.value, "error": details.error_code.value, "message": details.error_message}
-    return {
-        "value": details.value,
-        "variant": details.variant,
-        "reason": details.reason,
-        "metadata": dict(details.flag_metadata),
-    }
 
 
 def main(url, headers):

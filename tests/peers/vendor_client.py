@@ -13,9 +13,9 @@ import sys
 import threading
 from dataclasses import asdict
 
+from answers import details, evaluation_context
 from flipswitch import FlipswitchProvider
 from openfeature import api
-from openfeature.evaluation_context import EvaluationContext
 from openfeature.event import ProviderEvent
 from openfeature.exception import OpenFeatureError
 
@@ -35,24 +35,13 @@ class Told(logging.Handler):
 
 
 class Questions:
+    details = staticmethod(details)
+
     def __init__(self, provider):
         self._provider = provider
-        self._client = api.get_client()
 
     def status(self):
         return self._provider.get_sse_status().value
-
-    def details(self, type, key, default, context):
-        """Asks as applications do, through OpenFeature."""
-        details = getattr(self._client, f"get_{type}_details")(key, default, evaluation_context(context))
-        if details.error_code:
-            return {"value": details.value, "error": details.error_code.value, "message": details.error_message}
-        return {
-            "value": details.value,
-            "variant": details.variant,
-            "reason": details.reason,
-            "metadata": dict(details.flag_metadata),
-        }
 
     def one(self, key, context):
         evaluation = self._provider.evaluate_flag(key, evaluation_context(context))
@@ -61,10 +50,6 @@ class Questions:
     def all(self, context):
         evaluations = self._provider.evaluate_all_flags(evaluation_context(context))
         return [asdict(evaluation) for evaluation in evaluations]
-
-
-def evaluation_context(context):
-    return EvaluationContext(context["targetingKey"], {k: v for k, v in context.items() if k != "targetingKey"})
 
 
 def main(url, api_key):

@@ -1,3 +1,3 @@
-//! What programs share with tests.
+//! Code that the programs and the tests share.
 
 pub mod conformance;

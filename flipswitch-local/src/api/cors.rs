@@ -1,13 +1,8 @@
 //! Access for pages of other origins (CORS), which a browser denies unless the server allows it.
 
-use axum::{
-    Router,
-    extract::Request,
-    middleware::{self, Next},
-    response::Response,
-};
-use http::{HeaderValue, Method, StatusCode, Uri, header};
-use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer, Vary};
+use axum::Router;
+use http::{HeaderValue, Method, Uri, header};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 /// Allows pages of any origin.
 const ANY: &str = "*";
@@ -41,34 +36,23 @@ fn is_origin(origin: &str) -> bool {
 
 /// Answers preflight requests, and adds the headers of CORS to all other responses, for pages of these origins.
 ///
-/// The layers come before faults and the API key, so that a page can read these responses as well.
+/// The layer comes before faults and the API key, so that a page can read these responses as well.
 pub(crate) fn allow<S: Clone + Send + Sync + 'static>(api: Router<S>, origins: &[HeaderValue]) -> Router<S> {
     if origins.is_empty() {
         return api;
     }
-    let (allowed, vary) = if origins.iter().any(|origin| origin == ANY) {
-        (AllowOrigin::any(), Vary::list([]))
+    let allowed = if origins.iter().any(|origin| origin == ANY) {
+        AllowOrigin::any()
     } else {
-        (AllowOrigin::list(origins.iter().cloned()), Vary::list([header::ORIGIN]))
+        AllowOrigin::list(origins.iter().cloned())
     };
     let cors = CorsLayer::new()
         .allow_origin(allowed)
-        .vary(vary)
         .allow_methods([Method::GET, Method::POST])
         // SDKs send headers of their own, and tracing libraries as well.
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([header::ETAG, header::RETRY_AFTER]);
-    api.route_layer(cors).route_layer(middleware::from_fn(without_content))
-}
-
-/// Changes the status of the preflight responses, which have no body, from 200 to 204.
-async fn without_content(request: Request, next: Next) -> Response {
-    let is_preflight = request.method() == Method::OPTIONS;
-    let mut response = next.run(request).await;
-    if is_preflight && response.status() == StatusCode::OK {
-        *response.status_mut() = StatusCode::NO_CONTENT;
-    }
-    response
+    api.route_layer(cors)
 }
 
 #[cfg(test)]

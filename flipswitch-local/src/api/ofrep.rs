@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     api::etag,
-    broadcast::Revision,
+    broadcast::Version,
     faults::{
         effect::FlagError,
         fault::{EVENT_STREAM_PATH, Endpoint},
@@ -36,9 +36,9 @@ pub(crate) struct AnnouncedVersion {
 impl AnnouncedVersion {
     /// Returns whether the client knows of another version than this one, so that its flags may be outdated whatever
     /// their tag is.
-    fn differs_from(&self, revision: Revision) -> bool {
-        let is_other = |tag: &String| etag::opaque(tag.as_bytes()) != revision.id().as_bytes();
-        let is_newer = |time: &String| parse_time(time).is_some_and(|time| time > revision.last_modified());
+    fn differs_from(&self, version: Version) -> bool {
+        let is_other = |tag: &String| etag::opaque(tag.as_bytes()) != version.id().as_bytes();
+        let is_newer = |time: &String| parse_time(time).is_some_and(|time| time > version.last_modified());
         self.flag_config_etag.as_ref().is_some_and(is_other)
             || self.flag_config_last_modified.as_ref().is_some_and(is_newer)
     }
@@ -78,7 +78,7 @@ pub(crate) async fn bulk(
     let tag = etag::of_body(&body);
     // Parameters that cannot be read are ignored.
     let announced = announced.map(|Query(announced)| announced).unwrap_or_default();
-    if etag::is_held(&headers, &tag) && !announced.differs_from(state.broadcaster.revision()) {
+    if etag::is_held(&headers, &tag) && !announced.differs_from(state.broadcaster.version()) {
         return (StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response();
     }
     let content_type = HeaderValue::from_static(Endpoint::Bulk.content_type());
@@ -133,13 +133,13 @@ mod tests {
 
     #[test]
     fn a_version_differs_if_its_tag_is_another_or_its_time_is_later() {
-        let revision = Broadcaster::default().revision();
-        let seconds = revision.last_modified().unix_timestamp();
+        let version = Broadcaster::default().version();
+        let seconds = version.last_modified().unix_timestamp();
         let differs = |etag: Option<String>, last_modified: Option<String>| {
             let (flag_config_etag, flag_config_last_modified) = (etag, last_modified);
-            AnnouncedVersion { flag_config_etag, flag_config_last_modified }.differs_from(revision)
+            AnnouncedVersion { flag_config_etag, flag_config_last_modified }.differs_from(version)
         };
-        let id = revision.id();
+        let id = version.id();
         let cases = [
             (None, None, false),
             (Some(format!("\"{id}\"")), None, false),

@@ -36,9 +36,9 @@ pub(crate) async fn event_stream(
 ) -> Response {
     respond(&request, |client| {
         let mut source = EventSource::new(&state, StreamKind::Ofrep, client);
-        let revision = source.subscription.revision;
-        let is_known = request.get("last-event-id").is_some_and(|id| *id == revision.id());
-        source.first = (!is_known && no_replay.is_none()).then(|| revision.refetch());
+        let version = source.subscription.version;
+        let is_known = request.get("last-event-id").is_some_and(|id| *id == version.id());
+        source.first = (!is_known && no_replay.is_none()).then(|| version.refetch());
         source
     })
 }

@@ -1,6 +1,6 @@
 //! OFREP servers of other projects: the provider must understand their answers.
 
-use std::{io::Write, path::Path, time::Duration};
+use std::{fs, io::Write, path::Path, time::Duration};
 
 use flate2::{Compression, write::GzEncoder};
 use flipswitch::{
@@ -9,7 +9,7 @@ use flipswitch::{
         EvaluationErrorCode, EvaluationReason, EvaluationResult,
         provider::{FeatureProvider, ResolutionDetails},
     },
-    serde_json::{self, Map, Value, json},
+    serde_json::{Map, Value, json},
 };
 use reqwest::StatusCode;
 
@@ -20,12 +20,10 @@ use crate::support::{
     eventually, in_time,
     json::fields,
     peer::Peer,
+    sample_flags,
     scripted::{Reply, Scripted},
     user,
 };
-
-/// The flags of all peers, in flagd's format.
-const FLAGS: &str = include_str!("../../peers/flags.json");
 
 /// A service that compresses its answers, which the feature `gzip` allows, and one whose answer does not end.
 #[tokio::test]
@@ -74,8 +72,7 @@ async fn answers_of_flagd_are_understood() {
 #[tokio::test]
 async fn answers_of_fast_feature_are_understood() {
     let peer = Peer::fast_feature();
-    let flags: Value = serde_json::from_str(FLAGS).unwrap();
-    for (key, flag) in flags["flags"].as_object().unwrap() {
+    for (key, flag) in sample_flags()["flags"].as_object().unwrap() {
         // Every flag has a default variant here, so there is none that leaves its value to the code.
         let expected =
             if flag["defaultVariant"].is_null() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::CREATED };
@@ -99,8 +96,13 @@ async fn answers_of_fast_feature_are_understood() {
 /// polling finds.
 #[tokio::test]
 async fn applications_follow_the_services_of_others() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let write = |flags: &Value| std::fs::write(file.path(), json!({ "flags": flags }).to_string()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (file, written) = (folder.path().join("flags.json"), folder.path().join("flags.json~"));
+    let write = |flags: &Value| {
+        // Renamed, so that no reader sees a part of it.
+        fs::write(&written, json!({ "flags": flags }).to_string()).unwrap();
+        fs::rename(&written, &file).unwrap();
+    };
     let mut flags = json!({
         "whoami": {
             "state": "ENABLED", "variants": {"alice": "it is alice", "other": "somebody"}, "defaultVariant": "other",
@@ -112,12 +114,12 @@ async fn applications_follow_the_services_of_others() {
         },
     });
     write(&flags);
-    let (flagd, fast_feature) = (Peer::flagd(file.path()), Peer::fast_feature());
+    let (flagd, fast_feature) = (Peer::flagd(&file), Peer::fast_feature());
     for key in ["whoami", "beta"] {
         assert_eq!(fast_feature.create(key, &flags[key]).await, StatusCode::CREATED);
     }
     flags["beta"]["defaultVariant"] = json!("on");
-    for peer in [&flagd, &fast_feature] {
+    for (peer, reads_file) in [(&flagd, true), (&fast_feature, false)] {
         let builder = FlipswitchProvider::ofrep(&peer.url).miss_wait(PATIENCE).stale_wait(PATIENCE);
         let provider = builder.polling_interval(Duration::from_millis(100)).build().unwrap();
         let mut apps = Vec::new();
@@ -134,7 +136,7 @@ async fn applications_follow_the_services_of_others() {
             apps.push(app);
         }
         let mut events = provider.events();
-        if std::ptr::eq(peer, &flagd) {
+        if reads_file {
             write(&flags);
         } else {
             assert_eq!(fast_feature.update("beta", &flags["beta"]).await, StatusCode::OK);

@@ -6,9 +6,8 @@ use flipswitch_local::{Endpoint, Fault, LocalServer};
 use reqwest::{Client, Method, Response, StatusCode};
 use serde_json::{Value, json};
 
-use crate::support::{eventually, in_time};
+use crate::support::{BULK, eventually, in_time};
 
-const BULK: &str = "/ofrep/v1/evaluate/flags";
 const KEY: &str = "a-key-that-must-stay-secret-4711";
 
 type Headers<'a> = &'a [(&'a str, &'a str)];

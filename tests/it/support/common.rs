@@ -18,6 +18,17 @@ use tracing_subscriber::filter::LevelFilter;
 /// The longest time that a test waits for a state, also on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The path of all flags.
+pub(crate) const BULK: &str = "/ofrep/v1/evaluate/flags";
+
+/// The path of the event stream of OFREP.
+pub(crate) const EVENT_STREAM: &str = "/ofrep/v1/sse/flags";
+
+/// Returns flags of every type, in flagd's format. The services and clients of others are tested with them.
+pub(crate) fn sample_flags() -> Value {
+    serde_json::from_str(include_str!("../../peers/flags.json")).unwrap()
+}
+
 /// Returns the context of a user.
 pub(crate) fn user(id: &str) -> EvaluationContext {
     EvaluationContext::default().with_targeting_key(id)
@@ -77,7 +88,7 @@ pub(crate) fn whoami(users: impl IntoIterator<Item = String>) -> Value {
 /// Returns how many bulk requests a service has received, without that of the start-up check.
 pub(crate) fn evaluations(service: &LocalServer) -> usize {
     let start_up = json!({"context": {"targetingKey": "_init_"}}).to_string();
-    let is_evaluation = |path: &str, body: &[u8]| path == "/ofrep/v1/evaluate/flags" && body != start_up.as_bytes();
+    let is_evaluation = |path: &str, body: &[u8]| path == BULK && body != start_up.as_bytes();
     service.requests().iter().filter(|request| is_evaluation(&request.path, &request.body)).count()
 }
 

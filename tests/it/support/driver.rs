@@ -23,9 +23,10 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// Starts a script of `tests/peers` in Python. Returns the client with its first message.
+    /// Starts a script of `tests/peers` in Python, without a cache of its modules beside it. Returns the client with its first
+    /// message.
     pub(crate) async fn python(script: &str, arguments: &[&str]) -> (Self, Value) {
-        Self::start(Command::new(installed("python")).arg(path(script)).args(arguments)).await
+        Self::start(Command::new(installed("python")).arg("-B").arg(path(script)).args(arguments)).await
     }
 
     /// Starts a script of `tests/peers` in Node, with the folder of its packages. Returns the client with its first

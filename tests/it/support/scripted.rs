@@ -15,6 +15,8 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::support::BULK;
+
 /// A response. The connection is closed after it.
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
@@ -84,7 +86,7 @@ impl Received {
     }
 
     pub(crate) fn is_bulk(&self) -> bool {
-        self.path.split('?').next() == Some("/ofrep/v1/evaluate/flags")
+        self.path.split('?').next() == Some(BULK)
     }
 
     /// Returns the query of the URL, as sent.

@@ -14,11 +14,11 @@ use super::conformance::{Error, Service};
 /// Limits the time of a request, without streams.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Limits the bodies of answers, in bytes.
+/// Limits the bodies of responses, in bytes.
 const MAX_BODY: usize = 4 << 20;
 
 /// Why a row does not hold.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Miss {
     Fails(String),
     NotApplicable(String),
@@ -37,7 +37,7 @@ pub(crate) fn not_applicable<T>(why: impl Into<String>) -> Finding<T> {
     Err(Miss::NotApplicable(why.into()))
 }
 
-/// An answer that was read to its end.
+/// A response that was read to its end.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
@@ -54,10 +54,10 @@ impl Reply {
         serde_json::from_slice(&self.body).ok()
     }
 
-    /// Returns the JSON of an answer with this status.
+    /// Returns the JSON of a response with this status.
     pub(crate) fn json_with(&self, status: StatusCode) -> Finding<Value> {
         self.has_status(status)?;
-        self.json().ok_or_else(|| Miss::Fails(format!("status {}, and a body that is no JSON", status.as_u16())))
+        self.json().ok_or_else(|| Miss::Fails(format!("status {}, and a body that is not JSON", status.as_u16())))
     }
 
     pub(crate) fn has_status(&self, status: StatusCode) -> Finding {
@@ -92,14 +92,14 @@ pub(crate) fn printable(text: &str) -> String {
     text.chars().take(60).map(|char| if char.is_ascii_graphic() || char == ' ' { char } else { '?' }).collect()
 }
 
-/// Describes why there is no answer, without the URL.
-pub(crate) fn no_answer(error: reqwest::Error) -> String {
+/// Describes why there is no response, without the URL.
+pub(crate) fn no_response(error: reqwest::Error) -> String {
     if error.is_timeout() {
-        return "no answer in time".to_owned();
+        return "no response in time".to_owned();
     }
     let error = error.without_url();
     let chain = std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
-    format!("no answer: {}", chain.map(ToString::to_string).collect::<Vec<_>>().join(": "))
+    format!("no response: {}", chain.map(ToString::to_string).collect::<Vec<_>>().join(": "))
 }
 
 /// Sends requests to a service.
@@ -113,7 +113,7 @@ impl Requests {
     pub(crate) fn new(service: &Service) -> Result<Self, Error> {
         // Credentials follow no redirect, and what is compressed is to be seen.
         let client = Client::builder().redirect(redirect::Policy::none()).no_gzip().no_brotli().no_deflate().no_zstd();
-        let client = client.build().map_err(|error| Error::Unreachable(no_answer(error)))?;
+        let client = client.build().map_err(|error| Error::Unreachable(no_response(error)))?;
         Ok(Self { client, base: service.url.clone(), credentials: service.headers.clone() })
     }
 
@@ -125,7 +125,7 @@ impl Requests {
         !self.credentials.is_empty()
     }
 
-    /// Returns the URL of all flags, or of the flag with this key, which is percent-encoded already.
+    /// Returns the URL of all flags, or of the flag with this percent-encoded key.
     pub(crate) fn url(&self, encoded_key: Option<&str>) -> Url {
         let mut url = self.base.clone();
         let key = encoded_key.map(|key| format!("/{key}")).unwrap_or_default();
@@ -150,13 +150,13 @@ impl Requests {
     }
 }
 
-/// Sends a request and reads the answer.
+/// Sends a request and reads the response.
 pub(crate) async fn send(request: RequestBuilder) -> Result<Reply, String> {
-    let mut response = request.send().await.map_err(no_answer)?;
+    let mut response = request.send().await.map_err(no_response)?;
     let (status, headers, mut body) = (response.status(), response.headers().clone(), Vec::new());
-    while let Some(chunk) = response.chunk().await.map_err(no_answer)? {
+    while let Some(chunk) = response.chunk().await.map_err(no_response)? {
         if body.len() + chunk.len() > MAX_BODY {
-            return Err(format!("an answer of more than {MAX_BODY} bytes"));
+            return Err(format!("a response of more than {MAX_BODY} bytes"));
         }
         body.extend_from_slice(&chunk);
     }

@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use reqwest::{
     Method, RequestBuilder, StatusCode, Url,
-    header::{AUTHORIZATION, CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH},
+    header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH},
 };
 use serde_json::{Value, json};
 use tokio::{
@@ -16,17 +16,12 @@ use super::{
     client::{Finding, Miss, Reply, Requests, fails, not_applicable, send},
     report::{Outcome, Report, Row},
     streams::{MAX_STREAMS, OpenedStream},
-    table::{Check, TABLE},
+    table::TABLE,
     tags::Contexts,
 };
 
 /// Limits the time of a check, without the waits for streams.
 const MAX_TIME: Duration = Duration::from_secs(120);
-
-/// The characters of a key that need not be encoded, without the dot: a key of dots would otherwise be a relative path.
-fn is_unreserved(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'~')
-}
 
 /// A service to check, and how.
 #[derive(Clone)]
@@ -38,13 +33,16 @@ pub struct Service {
 }
 
 /// Why a service cannot be checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The URL is not one of a service.
+    #[error("invalid URL: {0}")]
     Url(String),
     /// A header is invalid. Has its name.
+    #[error("invalid header {0:?}")]
     Header(String),
-    /// There was no answer at all. Says why.
+    /// There was no response at all. Says why.
+    #[error("cannot reach the service: {0}")]
     Unreachable(String),
 }
 
@@ -67,24 +65,6 @@ impl Service {
         url.set_query(None);
         url.set_fragment(None);
         Ok(Self { url, headers: HeaderMap::new(), flag: None, stream_wait: Duration::from_secs(35) })
-    }
-
-    /// Sends this key as `X-API-Key`.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Error::Header`] if the key cannot be sent in a header.
-    pub fn api_key(self, key: &str) -> Result<Self, Error> {
-        self.header("x-api-key", key)
-    }
-
-    /// Sends this token as `Authorization: Bearer`.
-    ///
-    /// # Errors
-    ///
-    /// Returns [`Error::Header`] if the token cannot be sent in a header.
-    pub fn bearer(self, token: &str) -> Result<Self, Error> {
-        self.header(AUTHORIZATION.as_str(), &format!("Bearer {token}"))
     }
 
     /// Sends this header, which counts as a credential.
@@ -134,38 +114,25 @@ impl fmt::Debug for Service {
     }
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Url(problem) => write!(f, "invalid URL: {problem}"),
-            Self::Header(name) => write!(f, "invalid header {name:?}"),
-            Self::Unreachable(problem) => write!(f, "cannot reach the service: {problem}"),
-        }
-    }
-}
-
-impl std::error::Error for Error {}
-
 /// Checks a service. This takes about a hundred requests and at most two minutes, and for each of at most four streams
 /// [`Service::stream_wait`].
 ///
 /// # Errors
 ///
-/// Returns [`Error::Unreachable`] if the first request is not answered.
+/// Returns [`Error::Unreachable`] if there is no response to the first request.
 pub async fn check(service: &Service) -> Result<Report, Error> {
-    let session = Session::start(service).await?;
+    let run = Run::start(service).await?;
     let secrets = service.secrets();
     let until = Instant::now() + MAX_TIME + service.stream_wait * MAX_STREAMS as u32;
     let mut rows = Vec::with_capacity(TABLE.len());
     for rule in TABLE {
-        let finding = timeout_at(until, Box::pin(session.finding(rule.check))).await;
+        let finding = timeout_at(until, (rule.check)(&run)).await;
         let outcome = match finding.unwrap_or_else(|_| fails("not checked: the service is too slow")) {
             Ok(()) => Outcome::Holds,
             Err(Miss::Fails(seen)) => Outcome::Fails(redacted(&secrets, seen)),
             Err(Miss::NotApplicable(why)) => Outcome::NotApplicable(redacted(&secrets, why)),
         };
-        let (name, demand, level, source) = (rule.name, rule.demand, rule.level, rule.source);
-        rows.push(Row { name, demand, level, source, outcome });
+        rows.push(Row { rule, outcome });
     }
     Ok(Report { rows })
 }
@@ -175,11 +142,11 @@ fn redacted(secrets: &[String], text: String) -> String {
 }
 
 /// A check under way.
-pub(crate) struct Session {
+pub(crate) struct Run {
     pub(crate) requests: Requests,
-    /// The answer to the first request.
+    /// The response to the first request.
     pub(crate) first: Reply,
-    /// All flags of that answer.
+    /// All flags of that response.
     pub(crate) flags: Vec<Value>,
     /// The flag to evaluate alone.
     flag: Option<String>,
@@ -188,7 +155,7 @@ pub(crate) struct Session {
     pub(crate) contexts: OnceCell<Finding<Contexts>>,
 }
 
-impl Session {
+impl Run {
     async fn start(service: &Service) -> Result<Self, Error> {
         let requests = Requests::new(service)?;
         let request = requests.request(Method::POST, requests.url(None)).json(&body());
@@ -213,63 +180,6 @@ impl Session {
         })
     }
 
-    async fn finding(&self, check: Check) -> Finding {
-        match check {
-            Check::BulkAnswer => self.bulk_answer(),
-            Check::BulkContentType => self.bulk_content_type(),
-            Check::BulkItems => self.bulk_items(),
-            Check::Reasons => self.reasons(),
-            Check::Attributes => self.attributes().await,
-            Check::NoTargetingKey => self.is_evaluated_or_rejected(br#"{"context":{"plan":"free"}}"#).await,
-            Check::UnknownFields => self.unknown_fields().await,
-            Check::RequestCharset => self.request_charset().await,
-            Check::NoContext => self.is_evaluated_or_rejected(b"{}").await,
-            Check::EmptyBody => self.is_evaluated_or_rejected(b"").await,
-            Check::NotJson => self.is_rejected(b"{\"context\":").await,
-            Check::ContextNoObject => self.is_rejected(br#"{"context":["conformance"]}"#).await,
-            Check::LargeContext => self.large_context().await,
-            Check::SingleAnswer => self.single_answer().await,
-            Check::SingleAgrees => self.single_agrees().await,
-            Check::UnknownFlag => self.unknown_flag().await,
-            Check::UnknownFlagKey => self.unknown_flag_key().await,
-            Check::EncodedKey => self.encoded_key().await,
-            Check::EncodedCharacters => self.is_unknown("conformance no such?flag %é").await,
-            Check::EncodedSlash => self.is_unknown("conformance/no-such-flag").await,
-            Check::ErrorBodies => self.error_bodies().await,
-            Check::OtherMethods => self.other_methods().await,
-            Check::Allow => self.allow().await,
-            Check::Credentials => self.credentials().await,
-            Check::CredentialsBody => self.credentials_body().await,
-            Check::Tag => self.tag().map(drop).or_else(|_| fails("no ETag")),
-            Check::TagSyntax => self.tag_syntax(),
-            Check::TagStable => self.tag_stable().await,
-            Check::NotModified => self.not_modified().await.map(drop),
-            Check::NotModifiedBody => self.not_modified_body().await,
-            Check::NotModifiedTag => self.not_modified_tag().await,
-            Check::OtherTag => self.other_tag().await,
-            Check::TagDiffers => self.tag_differs().await,
-            Check::TagOfOtherContext => self.tag_of_other_context().await,
-            Check::TagList => self.tag_as(|tag| format!("\"0\", {tag}, W/\"1\"")).await,
-            Check::TagWeak => self.tag_as(|tag| format!("W/{}", tag.trim_start_matches("W/"))).await,
-            Check::TagAny => self.tag_as(|_| "*".to_owned()).await,
-            Check::TagUnquoted => self.tag_as(|tag| tag.trim_start_matches("W/").trim_matches('"').to_owned()).await,
-            Check::TagSuffix => self.tag_as(|tag| format!("{}-gzip\"", tag.trim_end_matches('"'))).await,
-            Check::Streams => self.streams(),
-            Check::StreamsInactivity => self.streams_inactivity(),
-            Check::StreamsSingle => self.streams_single().await,
-            Check::StreamOpens => self.stream_opens().await,
-            Check::StreamUncompressed => self.stream_uncompressed().await,
-            Check::StreamSpeaks => self.stream_speaks().await,
-            Check::StreamSyntax => self.stream_syntax().await,
-            Check::StreamLf => self.stream_lf().await,
-            Check::StreamEvents => self.stream_events().await,
-            Check::StreamIds => self.stream_ids().await,
-            Check::StreamRefetch => self.stream_refetch().await,
-            Check::FlagConfigEtag => self.flag_config_etag().await,
-            Check::FlagConfigLastModified => self.flag_config_last_modified().await,
-        }
-    }
-
     /// Returns the key of the flag to evaluate alone.
     pub(crate) fn flag(&self) -> Finding<&str> {
         match &self.flag {
@@ -283,9 +193,16 @@ impl Session {
         self.requests.request(Method::POST, self.requests.url(None))
     }
 
+    /// Begins an evaluation of all flags for the usual context, with a parameter in the query.
+    pub(crate) fn bulk_with(&self, name: &str, value: &str) -> RequestBuilder {
+        let mut url = self.requests.url(None);
+        url.query_pairs_mut().append_pair(name, value);
+        self.requests.request(Method::POST, url).json(&body())
+    }
+
     /// Begins an evaluation of one flag.
     pub(crate) fn single(&self, key: &str) -> RequestBuilder {
-        self.requests.request(Method::POST, self.requests.url(Some(&encoded(key, is_unreserved))))
+        self.requests.request(Method::POST, self.requests.url(Some(&encoded(key))))
     }
 
     /// Evaluates all flags for the usual context, under the condition that the tag is not this one.
@@ -297,7 +214,7 @@ impl Session {
         ask(self.bulk().json(&body()).header(IF_NONE_MATCH, tag)).await
     }
 
-    /// Returns the tag of the first answer.
+    /// Returns the tag of the first response.
     pub(crate) fn tag(&self) -> Finding<&str> {
         match self.first.header(ETAG) {
             Some(tag) if self.first.status == StatusCode::OK => Ok(tag),
@@ -311,7 +228,7 @@ pub(crate) fn body() -> Value {
     json!({"context": {"targetingKey": "conformance"}})
 }
 
-/// Sends a request. Without an answer, the row fails.
+/// Sends a request. Without a response, the row fails.
 pub(crate) async fn ask(request: RequestBuilder) -> Finding<Reply> {
     send(request).await.map_err(Miss::Fails)
 }
@@ -321,8 +238,11 @@ pub(crate) fn raw(request: RequestBuilder, body: &[u8]) -> RequestBuilder {
     request.header(CONTENT_TYPE, "application/json").body(body.to_vec())
 }
 
-/// Percent-encodes a key.
-pub(crate) fn encoded(key: &str, is_plain: impl Fn(u8) -> bool) -> String {
-    let encode = |byte| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
+/// Percent-encodes a key, also its dots: a key of dots would otherwise be a relative path.
+fn encoded(key: &str) -> String {
+    let encode = |byte| match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'~' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    };
     key.bytes().map(encode).collect()
 }

@@ -7,8 +7,8 @@ use reqwest::{
 use serde_json::{Value, json};
 
 use super::{
-    client::{Finding, Miss, Reply, fails, not_applicable, printable, send},
-    conformance::{Session, ask, body, encoded, raw},
+    client::{Finding, Reply, fails, not_applicable, printable},
+    conformance::{Run, ask, body, raw},
 };
 
 /// How many flags are compared, alone and among all.
@@ -17,8 +17,8 @@ const COMPARED: usize = 8;
 /// A key that no flag has.
 const UNKNOWN: &str = "conformance-no-such-flag";
 
-impl Session {
-    pub(super) fn bulk_answer(&self) -> Finding {
+impl Run {
+    pub(super) fn bulk_response(&self) -> Finding {
         let body = self.first.json_with(StatusCode::OK)?;
         match &body["flags"] {
             Value::Array(_) => Ok(()),
@@ -71,8 +71,8 @@ impl Session {
 
     /// Checks that a body is evaluated, or rejected with a reason.
     pub(super) async fn is_evaluated_or_rejected(&self, body: &[u8]) -> Finding {
-        let answer = ask(raw(self.bulk(), body)).await?;
-        if answer.status == StatusCode::OK { Ok(()) } else { is_rejection(&answer) }
+        let response = ask(raw(self.bulk(), body)).await?;
+        if response.status == StatusCode::OK { Ok(()) } else { is_rejection(&response) }
     }
 
     pub(super) async fn is_rejected(&self, body: &[u8]) -> Finding {
@@ -81,15 +81,15 @@ impl Session {
 
     pub(super) async fn large_context(&self) -> Finding {
         let body = json!({"context": {"targetingKey": "conformance", "text": "x".repeat(60 << 10)}});
-        let answer = ask(self.bulk().json(&body)).await?;
-        if answer.status == StatusCode::PAYLOAD_TOO_LARGE { Ok(()) } else { answer.has_status(StatusCode::OK) }
+        let response = ask(self.bulk().json(&body)).await?;
+        if response.status == StatusCode::PAYLOAD_TOO_LARGE { Ok(()) } else { response.has_status(StatusCode::OK) }
     }
 
-    pub(super) async fn single_answer(&self) -> Finding {
+    pub(super) async fn single_response(&self) -> Finding {
         let key = self.flag()?;
-        let answer = ask(self.single(key).json(&body())).await?;
-        let flag = answer.json_with(StatusCode::OK)?;
-        answer.has_json_content_type()?;
+        let response = ask(self.single(key).json(&body())).await?;
+        let flag = response.json_with(StatusCode::OK)?;
+        response.has_json_content_type()?;
         if flag["key"] != key {
             return fails("status 200, and the key of another flag or none");
         }
@@ -106,11 +106,11 @@ impl Session {
         }
         for flag in compared {
             let key = flag["key"].as_str().unwrap_or_default();
-            let answer = ask(self.single(key).json(&body())).await?;
-            let alone = answer.json().unwrap_or_default();
+            let response = ask(self.single(key).json(&body())).await?;
+            let alone = response.json().unwrap_or_default();
             let is_error = flag.get("errorCode").is_some();
-            if is_error == answer.status.is_success() {
-                return fails(format!("{} alone: {}", name(flag), answer.seen()));
+            if is_error == response.status.is_success() {
+                return fails(format!("{} alone: {}", name(flag), response.seen()));
             }
             for field in ["value", "variant", "reason", "errorCode"] {
                 if alone[field] != flag[field] {
@@ -126,89 +126,90 @@ impl Session {
     }
 
     pub(super) async fn unknown_flag_key(&self) -> Finding {
-        let answer = ask(self.single(UNKNOWN).json(&body())).await?;
-        match answer.json() {
+        let response = ask(self.single(UNKNOWN).json(&body())).await?;
+        match response.json() {
             Some(Value::Object(fields)) if fields.get("key").is_some_and(|key| key == UNKNOWN) => Ok(()),
             Some(Value::Object(fields)) if fields.contains_key("key") => {
-                fails(format!("{}, another key", answer.seen()))
+                fails(format!("{}, another key", response.seen()))
             }
-            _ => fails(format!("{}, no key", answer.seen())),
+            _ => fails(format!("{}, no key", response.seen())),
         }
     }
 
     pub(super) async fn encoded_key(&self) -> Finding {
         let key = self.flag()?;
-        let url = self.requests.url(Some(&encoded(key, |_| false)));
-        let answer = ask(self.requests.request(Method::POST, url).json(&body())).await?;
-        let flag = answer.json_with(StatusCode::OK)?;
+        let encoded: String = key.bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let url = self.requests.url(Some(&encoded));
+        let response = ask(self.requests.request(Method::POST, url).json(&body())).await?;
+        let flag = response.json_with(StatusCode::OK)?;
         if flag["key"] == key { Ok(()) } else { fails("status 200, and the key of another flag or none") }
     }
 
     /// Checks that there is no flag with this key, and that the service has read the key so.
     pub(super) async fn is_unknown(&self, key: &str) -> Finding {
-        let answer = ask(self.single(key).json(&body())).await?;
-        is_not_found(&answer)?;
-        match answer.json().unwrap_or_default()["key"].as_str() {
-            Some(other) if other != key => fails(format!("{}, another key", answer.seen())),
+        let response = ask(self.single(key).json(&body())).await?;
+        is_not_found(&response)?;
+        match response.json().unwrap_or_default()["key"].as_str() {
+            Some(other) if other != key => fails(format!("{}, another key", response.seen())),
             _ => Ok(()),
         }
     }
 
     pub(super) async fn error_bodies(&self) -> Finding {
-        let answers = [ask(raw(self.bulk(), b"{\"context\":")).await?, ask(self.single(UNKNOWN).json(&body())).await?];
-        let mut errors = answers
+        let responses =
+            [ask(raw(self.bulk(), b"{\"context\":")).await?, ask(self.single(UNKNOWN).json(&body())).await?];
+        let mut errors = responses
             .iter()
-            .filter(|answer| matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND))
+            .filter(|response| matches!(response.status, StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND))
             .peekable();
         if errors.peek().is_none() {
-            return not_applicable("no request is answered with 400 or 404");
+            return not_applicable("no response has status 400 or 404");
         }
         errors.try_for_each(Reply::has_json_content_type)
     }
 
     pub(super) async fn other_methods(&self) -> Finding {
-        for answer in self.answers_to_other_methods().await? {
-            answer.has_status(StatusCode::METHOD_NOT_ALLOWED)?;
+        for response in self.responses_to_other_methods().await? {
+            response.has_status(StatusCode::METHOD_NOT_ALLOWED)?;
         }
         Ok(())
     }
 
     pub(super) async fn allow(&self) -> Finding {
-        let answers = self.answers_to_other_methods().await?;
-        let Some(answer) = answers.iter().find(|answer| answer.status == StatusCode::METHOD_NOT_ALLOWED) else {
-            return not_applicable("no request is answered with 405");
+        let responses = self.responses_to_other_methods().await?;
+        let Some(response) = responses.iter().find(|response| response.status == StatusCode::METHOD_NOT_ALLOWED) else {
+            return not_applicable("no response has status 405");
         };
-        let allowed = answer.header(ALLOW).unwrap_or_default();
+        let allowed = response.header(ALLOW).unwrap_or_default();
         if allowed.split(',').any(|method| method.trim() == "POST") { Ok(()) } else { fails("405 without Allow: POST") }
     }
 
-    async fn answers_to_other_methods(&self) -> Finding<[Reply; 2]> {
+    async fn responses_to_other_methods(&self) -> Finding<[Reply; 2]> {
         let request = |method| self.requests.request(method, self.requests.url(None));
         Ok([ask(request(Method::GET)).await?, ask(request(Method::PUT).json(&body())).await?])
     }
 
     pub(super) async fn credentials(&self) -> Finding {
-        let answer = self.without_credentials().await?;
-        if is_refusal(&answer) { Ok(()) } else { fails(answer.seen()) }
+        let response = self.without_credentials().await?;
+        if is_refusal(&response) { Ok(()) } else { fails(response.seen()) }
     }
 
     pub(super) async fn credentials_body(&self) -> Finding {
-        let answer = self.without_credentials().await?;
-        if !is_refusal(&answer) {
-            return not_applicable("no request is answered with 401 or 403");
+        let response = self.without_credentials().await?;
+        if !is_refusal(&response) {
+            return not_applicable("no response has status 401 or 403");
         }
-        if answer.body.is_empty() || answer.json().is_some() {
+        if response.body.is_empty() || response.json().is_some() {
             return Ok(());
         }
-        fails(format!("{}, and a body that is no JSON", answer.seen()))
+        fails(format!("{}, and a body that is not JSON", response.seen()))
     }
 
     async fn without_credentials(&self) -> Finding<Reply> {
         if !self.requests.has_credentials() {
             return not_applicable("no credentials were given");
         }
-        let request = self.requests.anonymous(Method::POST, self.requests.url(None)).json(&body());
-        send(request).await.map_err(Miss::Fails)
+        ask(self.requests.anonymous(Method::POST, self.requests.url(None)).json(&body())).await
     }
 }
 
@@ -235,17 +236,21 @@ fn name(flag: &Value) -> String {
     format!("the flag {:?}", printable(flag["key"].as_str().unwrap_or_default()))
 }
 
-/// Checks that an answer is 400 with an error code.
-fn is_rejection(answer: &Reply) -> Finding {
-    let body = answer.json_with(StatusCode::BAD_REQUEST)?;
+/// Checks that a response is 400 with an error code.
+fn is_rejection(response: &Reply) -> Finding {
+    let body = response.json_with(StatusCode::BAD_REQUEST)?;
     if body["errorCode"].is_string() { Ok(()) } else { fails("status 400 without an errorCode") }
 }
 
-fn is_not_found(answer: &Reply) -> Finding {
-    let body = answer.json_with(StatusCode::NOT_FOUND)?;
-    if body["errorCode"] == "FLAG_NOT_FOUND" { Ok(()) } else { fails(format!("{}, no FLAG_NOT_FOUND", answer.seen())) }
+fn is_not_found(response: &Reply) -> Finding {
+    let body = response.json_with(StatusCode::NOT_FOUND)?;
+    if body["errorCode"] == "FLAG_NOT_FOUND" {
+        Ok(())
+    } else {
+        fails(format!("{}, no FLAG_NOT_FOUND", response.seen()))
+    }
 }
 
-fn is_refusal(answer: &Reply) -> bool {
-    matches!(answer.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+fn is_refusal(response: &Reply) -> bool {
+    matches!(response.status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }

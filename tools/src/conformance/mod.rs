@@ -17,5 +17,6 @@ mod tags;
 
 pub use self::{
     conformance::{Error, Service, check},
-    report::{Level, Outcome, Report, Row},
+    report::{Outcome, Report, Row},
+    table::{Level, Rule},
 };

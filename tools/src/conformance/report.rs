@@ -4,16 +4,9 @@ use std::fmt;
 
 use serde_json::{Value, json};
 
-/// Whether a row is a demand or a recommendation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Level {
-    /// A demand of a specification.
-    Must,
-    /// A recommendation, or the practice of clients and proxies.
-    Should,
-}
+use super::table::{Level, Rule};
 
-/// What became of a row.
+/// The result of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// The service does what the row demands.
@@ -28,15 +21,9 @@ pub enum Outcome {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Row {
-    /// Name of the row, which stays the same between versions.
-    pub name: &'static str,
     /// What the row demands.
-    pub demand: &'static str,
-    /// Whether it is a demand or a recommendation.
-    pub level: Level,
-    /// Where the demand comes from.
-    pub source: &'static str,
-    /// What became of it.
+    pub rule: &'static Rule,
+    /// Its result.
     pub outcome: Outcome,
 }
 
@@ -53,10 +40,10 @@ impl Report {
         &self.rows
     }
 
-    /// Returns whether all demands hold that apply. Recommendations do not matter.
+    /// Returns whether all demands that apply hold. Recommendations do not matter.
     #[must_use]
     pub fn conforms(&self) -> bool {
-        !self.rows.iter().any(|row| row.level == Level::Must && matches!(row.outcome, Outcome::Fails(_)))
+        !self.rows.iter().any(|row| row.rule.level == Level::Must && matches!(row.outcome, Outcome::Fails(_)))
     }
 
     /// Returns the names of the rows that fail.
@@ -79,7 +66,7 @@ impl Report {
     }
 
     fn names(&self, is_wanted: impl Fn(&Outcome) -> bool) -> Vec<&'static str> {
-        self.rows.iter().filter(|row| is_wanted(&row.outcome)).map(|row| row.name).collect()
+        self.rows.iter().filter(|row| is_wanted(&row.outcome)).map(|row| row.rule.name).collect()
     }
 }
 
@@ -90,18 +77,10 @@ impl Row {
             Outcome::Fails(seen) => ("fails", Some(seen)),
             Outcome::NotApplicable(why) => ("notApplicable", Some(why)),
         };
+        let Rule { name, level, source, demand, .. } = self.rule;
         json!({
-            "name": self.name, "demand": self.demand, "level": self.level.to_string(), "source": self.source,
+            "name": name, "demand": demand, "level": level.to_string(), "source": source,
             "outcome": outcome, "seen": seen,
-        })
-    }
-}
-
-impl fmt::Display for Level {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Must => "MUST",
-            Self::Should => "SHOULD",
         })
     }
 }
@@ -118,7 +97,7 @@ impl fmt::Display for Outcome {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for Row { name, demand, level, source, outcome } in &self.rows {
+        for Row { rule: Rule { name, level, source, demand, .. }, outcome } in &self.rows {
             writeln!(f, "{level:<6} {name:<26} {outcome}")?;
             if matches!(outcome, Outcome::Fails(_)) {
                 writeln!(f, "{:<33} demanded: {demand} ({source})", "")?;

@@ -4,14 +4,14 @@ use std::{str, time::Duration};
 
 use reqwest::{
     StatusCode, Url,
-    header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap},
+    header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, IF_NONE_MATCH},
 };
 use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
-    client::{Finding, fails, is_media_type, no_answer, not_applicable, printable},
-    conformance::{Session, ask, body},
+    client::{Finding, fails, is_media_type, no_response, not_applicable, printable},
+    conformance::{Run, ask, body},
 };
 
 /// How many streams are opened.
@@ -27,12 +27,18 @@ const EVENT_WAIT: Duration = Duration::from_secs(3);
 pub(crate) struct OpenedStream {
     /// Status and headers, or why there are none.
     head: Result<(StatusCode, HeaderMap), String>,
-    bytes: Vec<u8>,
+    /// What it has sent, if anything.
+    content: Option<StreamContent>,
     /// Whether the stream ended while it was read.
     ended: bool,
 }
 
 impl OpenedStream {
+    /// Returns a stream without a response.
+    fn failed(problem: String) -> Self {
+        Self { head: Err(problem), content: None, ended: true }
+    }
+
     fn is_open(&self) -> bool {
         self.check().is_ok()
     }
@@ -66,12 +72,18 @@ struct Event {
     id: Option<String>,
 }
 
+impl StreamContent {
+    fn speaks(&self) -> bool {
+        self.comments > 0 || !self.events.is_empty()
+    }
+}
+
 /// Reads what has arrived of a stream. The rest after the last line may be incomplete.
 fn read(bytes: &[u8]) -> StreamContent {
     let mut content = StreamContent { has_cr: bytes.contains(&b'\r'), ..StreamContent::default() };
     let complete = bytes.iter().rposition(|byte| matches!(byte, b'\n' | b'\r')).map_or(0, |end| end + 1);
     let Ok(text) = str::from_utf8(&bytes[..complete]) else {
-        content.problem = Some("bytes that are no UTF-8");
+        content.problem = Some("bytes that are not UTF-8");
         return content;
     };
     let text = text.strip_prefix('\u{feff}').unwrap_or(text).replace("\r\n", "\n").replace('\r', "\n");
@@ -105,19 +117,19 @@ fn read(bytes: &[u8]) -> StreamContent {
     content
 }
 
-impl Session {
+impl Run {
     /// Returns the streams that the service advertises.
     fn advertised(&self) -> Finding<Vec<Value>> {
         match self.first.json().as_mut().map(|body| body["eventStreams"].take()) {
             Some(Value::Array(streams)) if !streams.is_empty() => Ok(streams),
             Some(Value::Array(_) | Value::Null) | None => not_applicable("the service advertises no eventStreams"),
-            Some(_) => fails("eventStreams is no array"),
+            Some(_) => fails("eventStreams is not an array"),
         }
     }
 
     pub(super) fn streams(&self) -> Finding {
         for stream in self.advertised()? {
-            check_shape(&stream).or_else(fails)?;
+            stream_url(&stream, self.requests.base()).or_else(fails)?;
         }
         Ok(())
     }
@@ -131,14 +143,14 @@ impl Session {
         match delays.find(|delay| delay.as_u64().is_none_or(|seconds| seconds == 0)) {
             None => Ok(()),
             Some(Value::Number(number)) => fails(format!("inactivityDelaySec {number}")),
-            Some(_) => fails("inactivityDelaySec is no number"),
+            Some(_) => fails("inactivityDelaySec is not a number"),
         }
     }
 
     pub(super) async fn streams_single(&self) -> Finding {
         self.advertised()?;
-        let answer = ask(self.single(self.flag()?).json(&body())).await?;
-        let has_streams = answer.json_with(StatusCode::OK)?.get("eventStreams").is_some();
+        let response = ask(self.single(self.flag()?).json(&body())).await?;
+        let has_streams = response.json_with(StatusCode::OK)?.get("eventStreams").is_some();
         if has_streams { fails("status 200 with eventStreams") } else { Ok(()) }
     }
 
@@ -160,8 +172,7 @@ impl Session {
 
     pub(super) async fn stream_speaks(&self) -> Finding {
         for stream in self.open_streams().await? {
-            let content = read(&stream.bytes);
-            if content.events.is_empty() && content.comments == 0 {
+            if !stream.content.as_ref().is_some_and(StreamContent::speaks) {
                 let seconds = self.stream_wait.as_secs_f32();
                 return fails(if stream.ended {
                     "a stream that ends".to_owned()
@@ -193,8 +204,8 @@ impl Session {
             if !matches!(event_type, "" | "message") {
                 return fails(format!("an event of the type {:?}", printable(event_type)));
             }
-            if !fields(&event).is_some_and(|fields| fields.get("type").is_some_and(Value::is_string)) {
-                return fails("data that is no JSON object with a type");
+            if !fields(event).is_some_and(|fields| fields.get("type").is_some_and(Value::is_string)) {
+                return fails("data that is not a JSON object with a type");
             }
         }
         Ok(())
@@ -207,7 +218,7 @@ impl Session {
 
     pub(super) async fn stream_refetch(&self) -> Finding {
         for stream in self.open_streams().await? {
-            let first = read(&stream.bytes).events.first().and_then(fields);
+            let first = stream.content.as_ref().and_then(|content| fields(content.events.first()?));
             if first.is_none_or(|fields| fields.get("type").is_none_or(|it| it != "refetchEvaluation")) {
                 return fails("no refetchEvaluation after the stream was opened");
             }
@@ -217,22 +228,17 @@ impl Session {
 
     pub(super) async fn flag_config_etag(&self) -> Finding {
         self.advertised()?;
-        let tag = self.tag()?;
-        let (mut url, body) = (self.requests.url(None), body());
-        url.query_pairs_mut().append_pair("flagConfigEtag", "\"conformance-newer\"");
-        let request = self.requests.request(reqwest::Method::POST, url).json(&body);
-        ask(request.header(reqwest::header::IF_NONE_MATCH, tag)).await?.has_status(StatusCode::OK)
+        let request = self.bulk_with("flagConfigEtag", "\"conformance-newer\"");
+        ask(request.header(IF_NONE_MATCH, self.tag()?)).await?.has_status(StatusCode::OK)
     }
 
     pub(super) async fn flag_config_last_modified(&self) -> Finding {
         self.advertised()?;
         // Two dates of the past, so that no service waits for a configuration that it has not heard of.
         for date in ["1771622898", "2026-02-20T21:28:18Z"] {
-            let mut url = self.requests.url(None);
-            url.query_pairs_mut().append_pair("flagConfigLastModified", date);
-            let answer = ask(self.requests.request(reqwest::Method::POST, url).json(&body())).await?;
-            if answer.status != StatusCode::OK {
-                return fails(format!("{} for {date}", answer.seen()));
+            let response = ask(self.bulk_with("flagConfigLastModified", date)).await?;
+            if response.status != StatusCode::OK {
+                return fails(format!("{} for {date}", response.seen()));
             }
         }
         Ok(())
@@ -241,7 +247,8 @@ impl Session {
     /// Opens the streams once, and returns them.
     async fn opened(&self) -> Finding<&[OpenedStream]> {
         let advertised = self.advertised()?;
-        let urls: Vec<_> = advertised.iter().filter_map(|stream| self.stream_url(stream)).take(MAX_STREAMS).collect();
+        let urls = advertised.iter().filter_map(|stream| stream_url(stream, self.requests.base()).ok().flatten());
+        let urls: Vec<_> = urls.take(MAX_STREAMS).collect();
         if urls.is_empty() {
             return not_applicable("no stream has the type sse and a valid URL");
         }
@@ -262,27 +269,25 @@ impl Session {
         let until = Instant::now() + self.stream_wait;
         let mut response = match timeout_at(until, self.requests.open(url, lifetime)).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => return OpenedStream { head: Err(no_answer(error)), bytes: Vec::new(), ended: true },
-            Err(_) => {
-                return OpenedStream { head: Err("no answer in time".to_owned()), bytes: Vec::new(), ended: true };
-            }
+            Ok(Err(error)) => return OpenedStream::failed(no_response(error)),
+            Err(_) => return OpenedStream::failed("no response in time".to_owned()),
         };
         let head = Ok((response.status(), response.headers().clone()));
-        let mut stream = OpenedStream { head, bytes: Vec::new(), ended: false };
+        let mut stream = OpenedStream { head, content: None, ended: false };
         if !stream.is_open() {
             return stream;
         }
-        let (mut until, mut spoke) = (until, false);
-        while stream.bytes.len() < MAX_BYTES {
+        let (mut until, mut spoke, mut bytes) = (until, false, Vec::new());
+        while bytes.len() < MAX_BYTES {
             match timeout_at(until, response.chunk()).await {
-                Ok(Ok(Some(chunk))) => stream.bytes.extend_from_slice(&chunk),
+                Ok(Ok(Some(chunk))) => bytes.extend_from_slice(&chunk),
                 Ok(Ok(None) | Err(_)) => {
                     stream.ended = true;
                     break;
                 }
                 Err(_) => break,
             }
-            let content = read(&stream.bytes);
+            let content = stream.content.insert(read(&bytes));
             if !content.events.is_empty() {
                 break;
             }
@@ -293,24 +298,6 @@ impl Session {
         stream
     }
 
-    fn stream_url(&self, stream: &Value) -> Option<Url> {
-        if stream["type"] != "sse" {
-            return None;
-        }
-        let url = match (&stream["url"], &stream["endpoint"]) {
-            (Value::String(url), _) => self.requests.base().join(url).ok()?,
-            (_, Value::Object(endpoint)) => {
-                let origin = match endpoint.get("origin") {
-                    Some(origin) => Url::parse(origin.as_str()?).ok()?,
-                    None => self.requests.base().clone(),
-                };
-                origin.join(endpoint.get("requestUri")?.as_str()?).ok()?
-            }
-            _ => return None,
-        };
-        matches!(url.scheme(), "http" | "https").then_some(url)
-    }
-
     /// Returns the streams that are open.
     async fn open_streams(&self) -> Finding<Vec<&OpenedStream>> {
         let open: Vec<_> = self.opened().await?.iter().filter(|stream| stream.is_open()).collect();
@@ -318,15 +305,14 @@ impl Session {
     }
 
     /// Returns the contents of the streams that sent something.
-    async fn speaking_streams(&self) -> Finding<Vec<StreamContent>> {
+    async fn speaking_streams(&self) -> Finding<Vec<&StreamContent>> {
         let streams = self.open_streams().await?;
-        let contents: Vec<_> =
-            streams.iter().filter(|stream| !stream.bytes.is_empty()).map(|stream| read(&stream.bytes)).collect();
+        let contents: Vec<_> = streams.into_iter().filter_map(|stream| stream.content.as_ref()).collect();
         if contents.is_empty() { not_applicable("no stream sends anything") } else { Ok(contents) }
     }
 
-    async fn events(&self) -> Finding<Vec<Event>> {
-        let events: Vec<_> = self.speaking_streams().await?.into_iter().flat_map(|content| content.events).collect();
+    async fn events(&self) -> Finding<Vec<&Event>> {
+        let events: Vec<_> = self.speaking_streams().await?.into_iter().flat_map(|content| &content.events).collect();
         if events.is_empty() { not_applicable("no stream sends an event") } else { Ok(events) }
     }
 }
@@ -335,37 +321,35 @@ fn fields(event: &Event) -> Option<Map<String, Value>> {
     serde_json::from_str(event.data.as_deref()?).ok()
 }
 
-/// Checks an entry of `eventStreams`, and returns what is wrong with it.
-fn check_shape(stream: &Value) -> Result<(), &'static str> {
-    match &stream["type"] {
+/// Returns the URL of an entry of `eventStreams`, or what is wrong with it. Entries of types to come have none.
+fn stream_url(entry: &Value, base: &Url) -> Result<Option<Url>, &'static str> {
+    match &entry["type"] {
         Value::String(kind) if kind == "sse" => {}
-        // Types to come are ignored.
-        Value::String(_) => return Ok(()),
+        Value::String(_) => return Ok(None),
         _ => return Err("a stream without a type"),
     }
-    match (stream.get("url"), stream.get("endpoint")) {
-        (Some(Value::String(url)), None) => {
-            if is_origin_or_url(url) {
-                Ok(())
-            } else {
-                Err("a url that is not absolute, with http or https")
-            }
-        }
+    let url = match (entry.get("url"), entry.get("endpoint")) {
+        (Some(Value::String(url)), None) => http_url(url).ok_or("a url that is not absolute, with http or https")?,
         (None, Some(Value::Object(endpoint))) => {
-            if endpoint.get("origin").is_some_and(|origin| !origin.as_str().is_some_and(is_origin_or_url)) {
-                return Err("an origin that is not one of http or https");
-            }
-            let uri = endpoint.get("requestUri").and_then(Value::as_str).unwrap_or_default();
-            if uri.starts_with('/') { Ok(()) } else { Err("a requestUri that does not begin with /, or none") }
+            let origin = match endpoint.get("origin") {
+                Some(origin) => {
+                    origin.as_str().and_then(http_url).ok_or("an origin that is not one of http or https")?
+                }
+                None => base.clone(),
+            };
+            let uri = endpoint.get("requestUri").and_then(Value::as_str).filter(|uri| uri.starts_with('/'));
+            let url = uri.and_then(|uri| origin.join(uri).ok());
+            url.ok_or("a requestUri that does not begin with /, or none")?
         }
-        (Some(_), Some(_)) => Err("a stream with both url and endpoint"),
-        (None, None) => Err("a stream with neither url nor endpoint"),
-        _ => Err("a url that is no string, or an endpoint that is no object"),
-    }
+        (Some(_), Some(_)) => return Err("a stream with both url and endpoint"),
+        (None, None) => return Err("a stream with neither url nor endpoint"),
+        _ => return Err("a url that is not a string, or an endpoint that is not an object"),
+    };
+    Ok(Some(url))
 }
 
-fn is_origin_or_url(url: &str) -> bool {
-    Url::parse(url).is_ok_and(|url| matches!(url.scheme(), "http" | "https"))
+fn http_url(text: &str) -> Option<Url> {
+    Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"))
 }
 
 #[cfg(test)]
@@ -382,31 +366,37 @@ mod tests {
         let content = read(b"data: a\r\n\r\n");
         assert_eq!((content.events.len(), content.has_cr, content.problem), (1, true, None));
         assert_eq!(read(b"<html>\n").problem, Some("a line that is neither a field nor a comment"));
-        assert_eq!(read(b"data: \xff\n\n").problem, Some("bytes that are no UTF-8"));
+        assert_eq!(read(b"data: \xff\n\n").problem, Some("bytes that are not UTF-8"));
         // A character that is cut in two is only incomplete.
         assert_eq!(read(b"data: \xc3").problem, None);
     }
 
     #[test]
     fn entries_of_event_streams_have_a_shape() {
-        for valid in [
-            json!({"type": "sse", "url": "https://example.com/s?token=1"}),
-            json!({"type": "sse", "endpoint": {"requestUri": "/s?channel=1"}}),
-            json!({"type": "sse", "endpoint": {"origin": "https://example.com", "requestUri": "/s"}}),
-            json!({"type": "another"}),
+        let base = Url::parse("http://flags.test/base/").unwrap();
+        for (entry, expected) in [
+            (json!({"type": "sse", "url": "https://a.test/s?token=1"}), Some("https://a.test/s?token=1")),
+            (json!({"type": "sse", "endpoint": {"requestUri": "/s?a=1"}}), Some("http://flags.test/s?a=1")),
+            (
+                json!({"type": "sse", "endpoint": {"origin": "https://a.test", "requestUri": "/s"}}),
+                Some("https://a.test/s"),
+            ),
+            (json!({"type": "another"}), None),
         ] {
-            assert_eq!(check_shape(&valid), Ok(()), "{valid}");
+            let url = stream_url(&entry, &base).unwrap().map(String::from);
+            assert_eq!(url.as_deref(), expected, "{entry}");
         }
         for invalid in [
             json!("sse"),
             json!({"url": "https://example.com/s"}),
             json!({"type": "sse"}),
             json!({"type": "sse", "url": "/s"}),
+            json!({"type": "sse", "url": "ftp://example.com/s"}),
             json!({"type": "sse", "url": "https://example.com/s", "endpoint": {"requestUri": "/s"}}),
             json!({"type": "sse", "endpoint": {"requestUri": "s"}}),
             json!({"type": "sse", "endpoint": {"origin": "example.com", "requestUri": "/s"}}),
         ] {
-            assert!(check_shape(&invalid).is_err(), "{invalid}");
+            stream_url(&invalid, &base).expect_err(&invalid.to_string());
         }
     }
 }

@@ -1,135 +1,219 @@
 //! The table of what is checked.
 
-use super::report::Level::{self, Must, Should};
+use std::fmt;
 
-/// A row of the table.
-pub(crate) struct Rule {
-    pub(crate) check: Check,
-    pub(crate) name: &'static str,
-    pub(crate) level: Level,
-    pub(crate) source: &'static str,
-    pub(crate) demand: &'static str,
+use futures_util::future::BoxFuture;
+
+use self::Level::{Must, Should};
+use super::{
+    client::{Finding, fails},
+    conformance::Run,
+};
+
+/// Whether a row is a demand or a recommendation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// A demand of a specification.
+    Must,
+    /// A recommendation, or the practice of clients and proxies.
+    Should,
 }
 
-/// Declares an enum of the checks, and the table with a row for each.
-macro_rules! table {
-    ($($check:ident: $name:literal, $level:ident, $source:literal, $demand:literal;)*) => {
-        /// How a row is checked.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub(crate) enum Check { $($check),* }
+/// What a row demands.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Rule {
+    /// Name of the row, which stays the same between versions.
+    pub name: &'static str,
+    /// Whether it is a demand or a recommendation.
+    pub level: Level,
+    /// Where the demand comes from.
+    pub source: &'static str,
+    /// What the row demands.
+    pub demand: &'static str,
+    pub(crate) check: fn(&Run) -> BoxFuture<'_, Finding>,
+}
 
+impl fmt::Display for Level {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Must => "MUST",
+            Self::Should => "SHOULD",
+        })
+    }
+}
+
+/// Declares the rows. Each has a name, a level, a source, a demand, and the expression that checks it in a run.
+macro_rules! table {
+    ($run:ident: $($name:literal, $level:ident, $source:literal, $demand:literal => $check:expr;)*) => {
         /// All rows, in the order of the report.
-        pub(crate) const TABLE: &[Rule] = &[
-            $(Rule { check: Check::$check, name: $name, level: $level, source: $source, demand: $demand }),*
-        ];
+        pub(crate) static TABLE: &[Rule] = &[$(Rule {
+            name: $name,
+            level: $level,
+            source: $source,
+            demand: $demand,
+            check: |$run| Box::pin(async move { $check }),
+        }),*];
     };
 }
 
-table! {
-    BulkAnswer: "bulk-answer", Must, "OFREP openapi",
-        "all flags are answered with 200 and a JSON object with the array `flags`";
-    BulkContentType: "bulk-content-type", Must, "OFREP openapi",
-        "the content type of all flags is application/json, with or without parameters";
-    BulkItems: "bulk-items", Must, "OFREP openapi, ADR-0006",
-        "each flag has a key, and a value, an errorCode, or a reason for having no value";
-    Reasons: "reasons", Should, "OFREP openapi",
-        "each flag that has a value has a reason";
-    Attributes: "attributes", Must, "OFREP openapi",
-        "attributes of every JSON type beside targetingKey are accepted";
-    NoTargetingKey: "no-targeting-key", Must, "OFREP openapi",
-        "a context without targetingKey is evaluated, or rejected with 400 and an errorCode";
-    UnknownFields: "unknown-fields", Should, "OFREP openapi",
-        "unknown fields of a request are ignored";
-    RequestCharset: "request-charset", Must, "RFC 9110 section 8.3",
-        "the content type of a request may have a charset, as web clients send it";
-    NoContext: "no-context", Must, "OFREP openapi",
-        "a request without a context is evaluated, or rejected with 400 and an errorCode";
-    EmptyBody: "empty-body", Must, "OFREP openapi",
-        "an empty request is evaluated, or rejected with 400 and an errorCode";
-    NotJson: "not-json", Must, "OFREP openapi",
-        "a request that is no JSON is rejected with 400 and an errorCode";
-    ContextNoObject: "context-no-object", Must, "OFREP openapi",
-        "a context that is no object is rejected with 400 and an errorCode";
-    LargeContext: "large-context", Must, "RFC 9110 section 15.5.14",
-        "a context of 60 KiB is evaluated, or rejected with 413";
-    SingleAnswer: "single-answer", Must, "OFREP openapi",
-        "one flag is answered with 200, its key, and a value or a reason for having none";
-    SingleAgrees: "single-agrees", Must, "OFREP openapi",
-        "one flag is evaluated as it is among all flags";
-    UnknownFlag: "unknown-flag", Must, "OFREP openapi",
-        "an unknown flag is answered with 404 and the errorCode FLAG_NOT_FOUND";
-    UnknownFlagKey: "unknown-flag-key", Must, "OFREP openapi",
-        "the answer about an unknown flag has its key";
-    EncodedKey: "encoded-key", Must, "RFC 3986 section 2.3",
-        "a key is the same with its characters percent-encoded";
-    EncodedCharacters: "encoded-characters", Should, "RFC 3986 section 2.1",
-        "a percent-encoded key may have spaces, question marks, percent signs and letters beyond ASCII";
-    EncodedSlash: "encoded-slash", Should, "RFC 3986 section 2.2",
-        "a percent-encoded key may have slashes";
-    ErrorBodies: "error-bodies", Must, "OFREP openapi",
-        "the bodies of errors 400 and 404 have the content type application/json";
-    OtherMethods: "other-methods", Should, "RFC 9110 section 15.5.6",
-        "GET and PUT for all flags are answered with 405";
-    Allow: "allow", Should, "RFC 9110 section 15.5.6",
-        "405 names the methods that are allowed";
-    Credentials: "credentials", Should, "OFREP openapi",
-        "requests without the credentials are answered with 401 or 403";
-    CredentialsBody: "credentials-body", Should, "OFREP openapi",
-        "401 and 403 have a JSON body, or none";
+table! { run:
+    "bulk-response", Must, "OFREP openapi",
+        "the response with all flags has status 200, and a JSON object with the array `flags`"
+        => run.bulk_response();
+    "bulk-content-type", Must, "OFREP openapi",
+        "the response with all flags has the content type application/json, with or without parameters"
+        => run.bulk_content_type();
+    "bulk-items", Must, "OFREP openapi, ADR-0006",
+        "each flag has a key, and a value, an errorCode, or a reason for having no value"
+        => run.bulk_items();
+    "reasons", Should, "OFREP openapi",
+        "each flag that has a value has a reason"
+        => run.reasons();
+    "attributes", Must, "OFREP openapi",
+        "attributes of every JSON type beside targetingKey are accepted"
+        => run.attributes().await;
+    "no-targeting-key", Must, "OFREP openapi",
+        "a context without targetingKey is evaluated, or rejected with 400 and an errorCode"
+        => run.is_evaluated_or_rejected(br#"{"context":{"plan":"free"}}"#).await;
+    "unknown-fields", Should, "OFREP openapi",
+        "unknown fields of a request are ignored"
+        => run.unknown_fields().await;
+    "request-charset", Must, "RFC 9110 section 8.3",
+        "the content type of a request may have a charset, as web clients send it"
+        => run.request_charset().await;
+    "no-context", Must, "OFREP openapi",
+        "a request without a context is evaluated, or rejected with 400 and an errorCode"
+        => run.is_evaluated_or_rejected(b"{}").await;
+    "empty-body", Must, "OFREP openapi",
+        "an empty request is evaluated, or rejected with 400 and an errorCode"
+        => run.is_evaluated_or_rejected(b"").await;
+    "not-json", Must, "OFREP openapi",
+        "a request that is not JSON is rejected with 400 and an errorCode"
+        => run.is_rejected(b"{\"context\":").await;
+    "context-no-object", Must, "OFREP openapi",
+        "a context that is not an object is rejected with 400 and an errorCode"
+        => run.is_rejected(br#"{"context":["conformance"]}"#).await;
+    "large-context", Must, "RFC 9110 section 15.5.14",
+        "a context of 60 KiB is evaluated, or rejected with 413"
+        => run.large_context().await;
+    "single-response", Must, "OFREP openapi",
+        "the response for one flag has status 200, its key, and a value or a reason for having none"
+        => run.single_response().await;
+    "single-agrees", Must, "OFREP openapi",
+        "one flag is evaluated as it is among all flags"
+        => run.single_agrees().await;
+    "unknown-flag", Must, "OFREP openapi",
+        "the response for an unknown flag has status 404 and the errorCode FLAG_NOT_FOUND"
+        => run.unknown_flag().await;
+    "unknown-flag-key", Must, "OFREP openapi",
+        "the response for an unknown flag has its key"
+        => run.unknown_flag_key().await;
+    "encoded-key", Must, "RFC 3986 section 2.3",
+        "a key is the same with its characters percent-encoded"
+        => run.encoded_key().await;
+    "encoded-characters", Should, "RFC 3986 section 2.1",
+        "a percent-encoded key may have spaces, question marks, percent signs and letters beyond ASCII"
+        => run.is_unknown("conformance no such?flag %é").await;
+    "encoded-slash", Should, "RFC 3986 section 2.2",
+        "a percent-encoded key may have slashes"
+        => run.is_unknown("conformance/no-such-flag").await;
+    "error-bodies", Must, "OFREP openapi",
+        "responses with 400 and 404 have the content type application/json"
+        => run.error_bodies().await;
+    "other-methods", Should, "RFC 9110 section 15.5.6",
+        "the response to GET and PUT for all flags has status 405"
+        => run.other_methods().await;
+    "allow", Should, "RFC 9110 section 15.5.6",
+        "a response with 405 names the methods that are allowed"
+        => run.allow().await;
+    "credentials", Should, "OFREP openapi",
+        "the response to requests without the credentials has status 401 or 403"
+        => run.credentials().await;
+    "credentials-body", Should, "OFREP openapi",
+        "responses with 401 and 403 have a JSON body, or none"
+        => run.credentials_body().await;
 
-    Tag: "tag", Should, "OFREP openapi",
-        "all flags are answered with an ETag";
-    TagSyntax: "tag-syntax", Must, "RFC 9110 section 8.8.3",
-        "the ETag is quoted";
-    TagStable: "tag-stable", Must, "RFC 9110 section 8.8.3",
-        "equal requests with equal answers have equal tags";
-    NotModified: "not-modified", Must, "OFREP openapi",
-        "If-None-Match with the tag is answered with 304";
-    NotModifiedBody: "not-modified-body", Must, "RFC 9110 section 15.4.5",
-        "304 has no body";
-    NotModifiedTag: "not-modified-tag", Must, "RFC 9110 section 15.4.5",
-        "304 has the same tag";
-    OtherTag: "other-tag", Must, "RFC 9110 section 13.1.2",
-        "If-None-Match with another tag is answered with 200";
-    TagDiffers: "tag-differs", Must, "RFC 9110 section 8.8.3",
-        "different answers have different tags";
-    TagOfOtherContext: "tag-of-other-context", Must, "OFREP openapi",
-        "the tag of another context's different answer is not answered with 304";
-    TagList: "tag-list", Should, "RFC 9110 section 13.1.2",
-        "If-None-Match may be a list";
-    TagWeak: "tag-weak", Should, "RFC 9110 section 13.1.2",
-        "If-None-Match compares weakly: proxies weaken tags";
-    TagAny: "tag-any", Should, "RFC 9110 section 13.1.2",
-        "If-None-Match may be *";
-    TagUnquoted: "tag-unquoted", Should, "practice of clients",
-        "If-None-Match may lack the quotes";
-    TagSuffix: "tag-suffix", Should, "practice of proxies",
-        "If-None-Match may have the suffix -gzip, which proxies add that compress";
+    "tag", Should, "OFREP openapi",
+        "the response with all flags has an ETag"
+        => run.tag().map(drop).or_else(|_| fails("no ETag"));
+    "tag-syntax", Must, "RFC 9110 section 8.8.3",
+        "the ETag is quoted"
+        => run.tag_syntax();
+    "tag-stable", Must, "RFC 9110 section 8.8.3",
+        "equal responses to equal requests have equal tags"
+        => run.tag_stable().await;
+    "not-modified", Must, "OFREP openapi",
+        "the response to If-None-Match with the tag has status 304"
+        => run.not_modified().await.map(drop);
+    "not-modified-body", Must, "RFC 9110 section 15.4.5",
+        "a response with 304 has no body"
+        => run.not_modified_body().await;
+    "not-modified-tag", Must, "RFC 9110 section 15.4.5",
+        "a response with 304 has the same tag"
+        => run.not_modified_tag().await;
+    "other-tag", Must, "RFC 9110 section 13.1.2",
+        "the response to If-None-Match with another tag has status 200"
+        => run.other_tag().await;
+    "tag-differs", Must, "RFC 9110 section 8.8.3",
+        "different responses have different tags"
+        => run.tag_differs().await;
+    "tag-of-other-context", Must, "OFREP openapi",
+        "the response to If-None-Match with the tag of another context, whose flags differ, has status 200"
+        => run.tag_of_other_context().await;
+    "tag-list", Should, "RFC 9110 section 13.1.2",
+        "If-None-Match may be a list"
+        => run.tag_as(|tag| format!("\"0\", {tag}, W/\"1\"")).await;
+    "tag-weak", Should, "RFC 9110 section 13.1.2",
+        "If-None-Match compares weakly: proxies weaken tags"
+        => run.tag_as(|tag| format!("W/{}", tag.trim_start_matches("W/"))).await;
+    "tag-any", Should, "RFC 9110 section 13.1.2",
+        "If-None-Match may be *"
+        => run.tag_as(|_| "*".to_owned()).await;
+    "tag-unquoted", Should, "practice of clients",
+        "If-None-Match may lack the quotes"
+        => run.tag_as(|tag| tag.trim_start_matches("W/").trim_matches('"').to_owned()).await;
+    "tag-suffix", Should, "practice of proxies",
+        "If-None-Match may have the suffix -gzip, which proxies add that compress"
+        => run.tag_as(|tag| format!("{}-gzip\"", tag.trim_end_matches('"'))).await;
 
-    Streams: "streams", Must, "ADR-0008",
-        "each of eventStreams has a type, and with the type sse exactly one of url and endpoint, which are valid";
-    StreamsInactivity: "streams-inactivity", Must, "ADR-0008",
-        "inactivityDelaySec is an integer of at least 1";
-    StreamsSingle: "streams-single", Must, "ADR-0008",
-        "the answer about one flag has no eventStreams";
-    StreamOpens: "stream-opens", Must, "ADR-0008, HTML section 9.2",
-        "a stream opens as browsers open it, without credentials: with 200 and the content type text/event-stream";
-    StreamUncompressed: "stream-uncompressed", Should, "practice of proxies",
-        "streams are not compressed: compression holds small events back";
-    StreamSpeaks: "stream-speaks", Should, "HTML section 9.2.7",
-        "a stream sends an event or a comment from time to time";
-    StreamSyntax: "stream-syntax", Must, "HTML section 9.2.5",
-        "streams are UTF-8, of fields and comments";
-    StreamLf: "stream-lf", Should, "practice of clients",
-        "lines of streams end with LF: some clients do not understand CR";
-    StreamEvents: "stream-events", Must, "ADR-0008",
-        "events are of the type message, and their data is a JSON object with a type";
-    StreamIds: "stream-ids", Should, "ADR-0008",
-        "events have an id";
-    StreamRefetch: "stream-refetch", Should, "practice of clients",
-        "a stream that opens sends refetchEvaluation, for clients that do not ask again by themselves";
-    FlagConfigEtag: "flag-config-etag", Should, "ADR-0008 guideline 9",
-        "a flagConfigEtag that differs is answered with 200, also if If-None-Match has the tag";
-    FlagConfigLastModified: "flag-config-last-modified", Must, "ADR-0008 guideline 2",
-        "flagConfigLastModified is accepted as Unix seconds and as a date of ISO 8601";
+    "streams", Must, "ADR-0008",
+        "each of eventStreams has a type, and with the type sse exactly one of url and endpoint, which are valid"
+        => run.streams();
+    "streams-inactivity", Must, "ADR-0008",
+        "inactivityDelaySec is an integer of at least 1"
+        => run.streams_inactivity();
+    "streams-single", Must, "ADR-0008",
+        "the response for one flag has no eventStreams"
+        => run.streams_single().await;
+    "stream-opens", Must, "ADR-0008, HTML section 9.2",
+        "a stream opens as browsers open it, without credentials: with 200 and the content type text/event-stream"
+        => run.stream_opens().await;
+    "stream-uncompressed", Should, "practice of proxies",
+        "streams are not compressed: compression holds small events back"
+        => run.stream_uncompressed().await;
+    "stream-speaks", Should, "HTML section 9.2.7",
+        "a stream sends an event or a comment from time to time"
+        => run.stream_speaks().await;
+    "stream-syntax", Must, "HTML section 9.2.5",
+        "streams are UTF-8, of fields and comments"
+        => run.stream_syntax().await;
+    "stream-lf", Should, "practice of clients",
+        "lines of streams end with LF: some clients do not understand CR"
+        => run.stream_lf().await;
+    "stream-events", Must, "ADR-0008",
+        "events are of the type message, and their data is a JSON object with a type"
+        => run.stream_events().await;
+    "stream-ids", Should, "ADR-0008",
+        "events have an id"
+        => run.stream_ids().await;
+    "stream-refetch", Should, "practice of clients",
+        "a stream that opens sends refetchEvaluation, for clients that do not ask again by themselves"
+        => run.stream_refetch().await;
+    "flag-config-etag", Should, "ADR-0008 guideline 9",
+        "the response to a flagConfigEtag that differs has status 200, also if If-None-Match has the tag"
+        => run.flag_config_etag().await;
+    "flag-config-last-modified", Must, "ADR-0008 guideline 2",
+        "flagConfigLastModified is accepted as Unix seconds and as a date of ISO 8601"
+        => run.flag_config_last_modified().await;
 }

@@ -1,4 +1,4 @@
-//! Tags of answers, and conditional requests.
+//! Tags of responses, and conditional requests.
 
 use reqwest::{
     StatusCode,
@@ -8,17 +8,17 @@ use serde_json::{Value, json};
 
 use super::{
     client::{Finding, Miss, Reply, fails, not_applicable},
-    conformance::{Session, ask, body},
+    conformance::{Run, ask, body},
 };
 
-/// Two contexts whose answers differ.
+/// Two contexts whose responses differ.
 pub(crate) struct Contexts {
     other: Value,
-    /// The answer to the other context, while the first answer is that to the usual one.
-    answer: Reply,
+    /// The response to the other context, while the first response is that to the usual one.
+    response: Reply,
 }
 
-impl Session {
+impl Run {
     pub(super) fn tag_syntax(&self) -> Finding {
         let tag = self.tag()?;
         let opaque = tag.strip_prefix("W/").unwrap_or(tag);
@@ -32,47 +32,47 @@ impl Session {
     pub(super) async fn tag_stable(&self) -> Finding {
         let tag = self.tag()?;
         let again = self.again().await?;
-        if again.header(ETAG) == Some(tag) { Ok(()) } else { fails("an equal answer with another tag, or none") }
+        if again.header(ETAG) == Some(tag) { Ok(()) } else { fails("an equal response with another tag, or none") }
     }
 
-    /// Sends the usual request again, if the answer is the same.
+    /// Sends the usual request again, if the response is the same.
     async fn again(&self) -> Finding<Reply> {
         let again = ask(self.bulk().json(&body())).await?;
         again.has_status(StatusCode::OK)?;
         if again.json() == self.first.json() {
             Ok(again)
         } else {
-            not_applicable("equal requests have different answers")
+            not_applicable("equal requests have different responses")
         }
     }
 
     pub(super) async fn not_modified(&self) -> Finding<Reply> {
-        let answer = self.bulk_unless(self.tag()?).await?;
-        answer.has_status(StatusCode::NOT_MODIFIED)?;
-        Ok(answer)
+        let response = self.bulk_unless(self.tag()?).await?;
+        response.has_status(StatusCode::NOT_MODIFIED)?;
+        Ok(response)
     }
 
     /// Returns a 304, without which the row does not apply.
     async fn a_not_modified(&self) -> Finding<Reply> {
         match self.not_modified().await {
-            Err(Miss::Fails(_)) => not_applicable("no request is answered with 304"),
+            Err(Miss::Fails(_)) => not_applicable("no response has status 304"),
             other => other,
         }
     }
 
     pub(super) async fn not_modified_body(&self) -> Finding {
-        let answer = self.a_not_modified().await?;
-        if !answer.body.is_empty() || answer.headers.contains_key(TRANSFER_ENCODING) {
+        let response = self.a_not_modified().await?;
+        if !response.body.is_empty() || response.headers.contains_key(TRANSFER_ENCODING) {
             return fails("304 with a body");
         }
-        // Bytes of a body would be read as the next answer of the connection.
+        // Bytes of a body would be read as the next response of the connection.
         self.again().await.map(drop)
     }
 
     pub(super) async fn not_modified_tag(&self) -> Finding {
-        let answer = self.a_not_modified().await?;
+        let response = self.a_not_modified().await?;
         let opaque = |tag: &str| tag.trim_start_matches("W/").to_owned();
-        match answer.header(ETAG) {
+        match response.header(ETAG) {
             Some(tag) if opaque(tag) == opaque(self.tag()?) => Ok(()),
             Some(_) => fails("304 with another tag"),
             None => fails("304 without a tag"),
@@ -83,7 +83,7 @@ impl Session {
         self.bulk_unless("\"conformance\"").await?.has_status(StatusCode::OK)
     }
 
-    /// Checks that the tag in another form is recognised. Does not apply where the tag itself is not.
+    /// Checks that the tag in another form is recognized. Does not apply where the tag itself is not.
     pub(super) async fn tag_as(&self, form: impl Fn(&str) -> String) -> Finding {
         self.a_not_modified().await?;
         self.bulk_unless(&form(self.tag()?)).await?.has_status(StatusCode::NOT_MODIFIED)
@@ -91,8 +91,8 @@ impl Session {
 
     pub(super) async fn tag_differs(&self) -> Finding {
         let tag = self.tag()?;
-        match self.contexts().await?.answer.header(ETAG) {
-            Some(other) if other == tag => fails("two different answers have the same tag"),
+        match self.contexts().await?.response.header(ETAG) {
+            Some(other) if other == tag => fails("two different responses have the same tag"),
             _ => Ok(()),
         }
     }
@@ -105,21 +105,17 @@ impl Session {
 
     /// Looks once for a context with other flags than the usual one has.
     async fn contexts(&self) -> Finding<&Contexts> {
-        let found = self.contexts.get_or_init(async || self.find_contexts().await).await;
-        match found {
-            Ok(contexts) => Ok(contexts),
-            Err(Miss::Fails(seen)) => fails(seen),
-            Err(Miss::NotApplicable(why)) => not_applicable(why),
-        }
+        let found = self.contexts.get_or_init(|| self.find_contexts()).await;
+        found.as_ref().map_err(Miss::clone)
     }
 
     async fn find_contexts(&self) -> Finding<Contexts> {
-        let flags = |answer: &Reply| answer.json().map(|body| body["flags"].clone());
+        let flags = |response: &Reply| response.json().map(|body| body["flags"].clone());
         let usual = flags(&self.again().await?);
         for other in candidates() {
-            let answer = ask(self.bulk().json(&other)).await?;
-            if answer.status == StatusCode::OK && flags(&answer) != usual {
-                return Ok(Contexts { other, answer });
+            let response = ask(self.bulk().json(&other)).await?;
+            if response.status == StatusCode::OK && flags(&response) != usual {
+                return Ok(Contexts { other, response });
             }
         }
         not_applicable("all contexts that were tried have equal flags")

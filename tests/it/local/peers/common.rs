@@ -1,16 +1,38 @@
 //! Flags, contexts and requests of all clients.
 
+use std::sync::LazyLock;
+
 use flipswitch_local::{LocalServer, RecordedRequest};
 use serde_json::{Value, json};
 
-/// The flags of all peers, in flagd's format.
-pub(super) const FLAGS: &str = include_str!("../../../peers/flags.json");
+/// Type, key, plan, value, variant and reason.
+type Expectation = (&'static str, &'static str, &'static str, Value, &'static str, &'static str);
 
-/// The path of all flags.
-pub(super) const BULK: &str = "/ofrep/v1/evaluate/flags";
+/// What a client in Python reads.
+pub(super) static TYPED: LazyLock<[Expectation; 9]> = LazyLock::new(|| {
+    let page = json!({"title": "Hi", "steps": [1, 2.5, "x"], "size": {"wide": true}});
+    [
+        ("boolean", "bool", "free", json!(true), "on", "STATIC"),
+        ("string", "string", "free", json!("Grüße 👋"), "hello", "STATIC"),
+        ("integer", "int", "free", json!(42), "many", "STATIC"),
+        ("integer", "large-int", "free", json!(9_007_199_254_740_993_i64), "large", "STATIC"),
+        ("float", "float", "free", json!(0.1), "tenth", "STATIC"),
+        ("float", "whole-float", "free", json!(42.0), "whole", "STATIC"),
+        ("object", "object", "free", page, "page", "STATIC"),
+        ("string", "targeted", "premium", json!("5 %"), "reduced", "TARGETING_MATCH"),
+        ("string", "targeted", "free", json!("10 %"), "standard", "DEFAULT"),
+    ]
+});
 
-/// The path of the event stream of OFREP.
-pub(super) const EVENT_STREAM: &str = "/ofrep/v1/sse/flags";
+/// What a client in Python cannot read as a boolean: key, error code, and a part of the message.
+pub(super) const FAILURES: [(&str, &str, &str); 5] = [
+    ("unknown", "FLAG_NOT_FOUND", "unknown"),
+    ("string", "TYPE_MISMATCH", "str"),
+    ("misdirected", "GENERAL", "nowhere"),
+    // OFREP lets the variant be absent and so do these flags. The clients insist on one, and name it in their errors.
+    ("disabled", "GENERAL", "variant"),
+    ("code-default", "GENERAL", "variant"),
+];
 
 /// A value of a type that no flag of that type has.
 pub(super) fn default(flag_type: &str) -> Value {

@@ -11,8 +11,8 @@ use reqwest_012::{
 use reqwest_eventsource::{Error, Event, EventSource, RequestBuilderExt, retry};
 use serde_json::{Value, json};
 
-use super::common::{EVENT_STREAM, header, requests_to};
-use crate::support::{eventually, in_time};
+use super::common::{header, requests_to};
+use crate::support::{EVENT_STREAM, eventually, in_time};
 
 const KEY: &str = "key";
 const STREAM: &str = "/api/v1/flags/events";

@@ -3,47 +3,27 @@
 use flipswitch_local::{Endpoint, Fault, LocalServer};
 use serde_json::{Value, json};
 
-use super::common::{FLAGS, context, default, header};
-use crate::support::driver::Driver;
+use super::common::{FAILURES, TYPED, context, default, header};
+use crate::support::{driver::Driver, sample_flags};
 
 #[tokio::test]
 async fn the_python_provider_reads_every_type_of_flag() {
-    let service = LocalServer::start(serde_json::from_str(FLAGS).unwrap()).await.unwrap();
+    let service = LocalServer::start(sample_flags()).await.unwrap();
     let mut client = Client::start(&service, json!({})).await;
-    let page = json!({"title": "Hi", "steps": [1, 2.5, "x"], "size": {"wide": true}});
-    let cases = [
-        ("boolean", "bool", "free", json!(true), "on", "STATIC"),
-        ("string", "string", "free", json!("Grüße 👋"), "hello", "STATIC"),
-        ("integer", "int", "free", json!(42), "many", "STATIC"),
-        ("integer", "large-int", "free", json!(9_007_199_254_740_993_i64), "large", "STATIC"),
-        ("float", "float", "free", json!(0.1), "tenth", "STATIC"),
-        ("float", "whole-float", "free", json!(42.0), "whole", "STATIC"),
-        ("object", "object", "free", page, "page", "STATIC"),
-        ("string", "targeted", "premium", json!("5 %"), "reduced", "TARGETING_MATCH"),
-        ("string", "targeted", "free", json!("10 %"), "standard", "DEFAULT"),
-    ];
-    for (flag_type, key, plan, value, variant, reason) in cases {
+    for (flag_type, key, plan, value, variant, reason) in &*TYPED {
         let details = client.details(flag_type, key, plan).await;
         assert_eq!(
             (&details["value"], &details["variant"], &details["reason"]),
-            (&value, &json!(variant), &json!(reason)),
+            (value, &json!(variant), &json!(reason)),
             "{key}: {details}"
         );
     }
     let details = client.details("boolean", "bool", "free").await;
     assert_eq!(details["metadata"], json!({"flagType": "boolean", "owner": "web", "priority": 3}));
 
-    let failures = [
-        ("boolean", "unknown", "FLAG_NOT_FOUND", "unknown"),
-        ("boolean", "string", "TYPE_MISMATCH", "str"),
-        ("boolean", "misdirected", "GENERAL", "nowhere"),
-        // OFREP lets the variant be absent and so do these flags. The provider insists on one, and names it in its error.
-        ("boolean", "disabled", "GENERAL", "variant"),
-        ("boolean", "code-default", "GENERAL", "variant"),
-    ];
-    for (flag_type, key, error, message) in failures {
-        let details = client.details(flag_type, key, "free").await;
-        assert_eq!((&details["value"], &details["error"]), (&default(flag_type), &json!(error)), "{key}: {details}");
+    for (key, error, message) in FAILURES {
+        let details = client.details("boolean", key, "free").await;
+        assert_eq!((&details["value"], &details["error"]), (&json!(false), &json!(error)), "{key}: {details}");
         assert!(details["message"].as_str().unwrap().contains(message), "{key}: {details}");
     }
     client.end(service).await;
@@ -51,7 +31,7 @@ async fn the_python_provider_reads_every_type_of_flag() {
 
 #[tokio::test]
 async fn the_python_provider_asks_for_each_evaluation() {
-    let service = LocalServer::start(serde_json::from_str(FLAGS).unwrap()).await.unwrap();
+    let service = LocalServer::start(sample_flags()).await.unwrap();
     let mut client = Client::start(&service, json!({})).await;
     assert_eq!(client.details("boolean", "bool", "free").await["value"], true);
     let definition = json!({"state": "ENABLED", "variants": {"off": false}, "defaultVariant": "off"});
@@ -78,7 +58,7 @@ async fn the_python_provider_asks_for_each_evaluation() {
 
 #[tokio::test]
 async fn the_python_provider_sends_its_key_in_either_header() {
-    let service = LocalServer::builder().flags(serde_json::from_str(FLAGS).unwrap()).api_key("key");
+    let service = LocalServer::builder().flags(sample_flags()).api_key("key");
     let service = service.start().await.unwrap();
     for (headers, is_accepted) in [
         (json!({"X-API-Key": "key"}), true),

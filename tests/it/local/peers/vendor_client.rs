@@ -8,8 +8,8 @@ use std::{
 use flipswitch_local::{KeyRotation, LocalServer, LocalServerBuilder};
 use serde_json::{Value, json};
 
-use super::common::{FLAGS, context, default, header};
-use crate::support::{driver::Driver, eventually};
+use super::common::{FAILURES, TYPED, context, default, header};
+use crate::support::{BULK, driver::Driver, eventually, sample_flags};
 
 const KEY: &str = "key";
 const STREAM: &str = "/api/v1/flags/events";
@@ -22,30 +22,12 @@ async fn the_vendor_client_reads_every_type_of_flag() {
     let service = service().start().await.unwrap();
     let mut client = Client::start(&service).await;
     // A number that is no integer has the type `decimal` in the metadata, and `number` where the client shows it.
-    let cases = [
-        ("boolean", "bool", "free", json!(true), "on", "STATIC"),
-        ("string", "string", "free", json!("Grüße 👋"), "hello", "STATIC"),
-        ("integer", "int", "free", json!(42), "many", "STATIC"),
-        ("integer", "large-int", "free", json!(9_007_199_254_740_993_i64), "large", "STATIC"),
-        ("float", "float", "free", json!(0.1), "tenth", "STATIC"),
-        ("float", "whole-float", "free", json!(42.0), "whole", "STATIC"),
-        (
-            "object",
-            "object",
-            "free",
-            json!({"title": "Hi", "steps": [1, 2.5, "x"], "size": {"wide": true}}),
-            "page",
-            "STATIC",
-        ),
-        ("string", "targeted", "premium", json!("5 %"), "reduced", "TARGETING_MATCH"),
-        ("string", "targeted", "free", json!("10 %"), "standard", "DEFAULT"),
-    ];
-    for (flag_type, key, plan, value, variant, reason) in cases {
-        let (in_metadata, shown) = if flag_type == "float" { ("decimal", "number") } else { (flag_type, flag_type) };
+    for (flag_type, key, plan, value, variant, reason) in &*TYPED {
+        let (in_metadata, shown) = if *flag_type == "float" { ("decimal", "number") } else { (*flag_type, *flag_type) };
         let details = client.details(flag_type, key, plan).await;
         assert_eq!(
             (&details["value"], &details["variant"], &details["reason"]),
-            (&value, &json!(variant), &json!(reason)),
+            (value, &json!(variant), &json!(reason)),
             "{key}: {details}"
         );
         assert_eq!(details["metadata"]["flagType"], in_metadata, "{key}: {details}");
@@ -56,17 +38,9 @@ async fn the_vendor_client_reads_every_type_of_flag() {
     let details = client.details("boolean", "bool", "free").await;
     assert_eq!(details["metadata"], json!({"flagType": "boolean", "owner": "web", "priority": 3}));
 
-    let failures = [
-        ("boolean", "unknown", "FLAG_NOT_FOUND", "unknown"),
-        ("boolean", "string", "TYPE_MISMATCH", "str"),
-        ("boolean", "misdirected", "GENERAL", "nowhere"),
-        // OFREP lets the variant be absent and so do these flags. The client insists on one, and names it in its error.
-        ("boolean", "disabled", "GENERAL", "variant"),
-        ("boolean", "code-default", "GENERAL", "variant"),
-    ];
-    for (flag_type, key, error, message) in failures {
-        let details = client.details(flag_type, key, "free").await;
-        assert_eq!((&details["value"], &details["error"]), (&default(flag_type), &json!(error)), "{key}: {details}");
+    for (key, error, message) in FAILURES {
+        let details = client.details("boolean", key, "free").await;
+        assert_eq!((&details["value"], &details["error"]), (&json!(false), &json!(error)), "{key}: {details}");
         assert!(details["message"].as_str().unwrap().contains(message), "{key}: {details}");
     }
     // Its own way to read a flag does without a variant. It says the same of a flag that fails and of one that is not
@@ -81,7 +55,7 @@ async fn the_vendor_client_reads_every_type_of_flag() {
         (json!(null), json!(null))
     );
     assert_eq!(find(&all, "misdirected")["reason"], json!(null));
-    let flags: Value = serde_json::from_str(FLAGS).unwrap();
+    let flags = sample_flags();
     assert_eq!(all.len(), flags["flags"].as_object().unwrap().len(), "each flag once: {all:?}");
     client.end(service).await;
 }
@@ -122,10 +96,10 @@ async fn the_vendor_client_identifies_itself_in_each_request() {
     });
     let premium = json!({"context": {"targetingKey": "user-123", "plan": "premium"}});
     let expected = [
-        ("/ofrep/v1/evaluate/flags", json!({"context": {"targetingKey": "_init_"}})),
+        (BULK, json!({"context": {"targetingKey": "_init_"}})),
         ("/ofrep/v1/evaluate/flags/bool", premium.clone()),
         ("/ofrep/v1/evaluate/flags/bool", premium.clone()),
-        ("/ofrep/v1/evaluate/flags", premium),
+        (BULK, premium),
     ];
     assert_eq!(asked.collect::<Vec<_>>(), expected);
     client.end(service).await;
@@ -220,7 +194,7 @@ async fn the_vendor_client_reconnects_to_a_restarted_service() {
 }
 
 fn service() -> LocalServerBuilder {
-    LocalServer::builder().flags(serde_json::from_str(FLAGS).unwrap()).api_key(KEY).heartbeat(HEARTBEAT)
+    LocalServer::builder().flags(sample_flags()).api_key(KEY).heartbeat(HEARTBEAT)
 }
 
 fn streams_asked_for(service: &LocalServer) -> usize {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use flipswitch_local::{Endpoint, Fault, LocalServer, LocalServerBuilder, RecordedRequest};
 use serde_json::{Value, json};
 
-use super::common::{BULK, EVENT_STREAM, FLAGS, context, default, header, requests_to};
-use crate::support::{driver::Driver, eventually};
+use super::common::{context, default, header, requests_to};
+use crate::support::{BULK, EVENT_STREAM, driver::Driver, eventually, sample_flags};
 
 #[tokio::test]
 async fn the_web_provider_reads_every_type_of_flag() {
@@ -208,7 +208,7 @@ async fn the_web_provider_follows_a_restarted_service() {
 }
 
 fn service() -> LocalServerBuilder {
-    LocalServer::builder().flags(serde_json::from_str(FLAGS).unwrap())
+    LocalServer::builder().flags(sample_flags())
 }
 
 /// Gives a flag another value.
