@@ -15,7 +15,7 @@ Usage: flipswitch-local [OPTIONS]
   --listen ADDRESS       Address to listen on [default: 127.0.0.1:3001]
   --api-key KEY          API key that clients must send [default: any]
   --heartbeat SECONDS    Interval of heartbeats on streams [default: 15]
-  --event-streams        Announce changes on event streams of OFREP as well, for browsers
+  --event-streams        Announce changes on event streams of OFREP as well
   --allow-origin ORIGIN  Allow pages of this origin to use the API, such as http://localhost:5173, or * for any;
                          can be repeated [default: none]
   --expose-control       Allow other machines to use the dashboard and change flags

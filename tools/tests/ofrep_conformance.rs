@@ -3,7 +3,7 @@
 
 use std::process::Output;
 
-use flipswitch_local::LocalServer;
+use flipswitch_local::{Endpoint, Fault, LocalServer};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -23,11 +23,18 @@ async fn the_exit_code_says_whether_the_service_conforms() {
         assert_eq!(code, 0, "{report}");
         assert!(report.ends_with("the service conforms\n") && !report.contains("sesame"), "{report}");
     }
-    let (code, report, _) = run(&[&url, "--json", "--stream-wait", "0.5"]).await;
+    for (arguments, problem) in
+        [(vec![url.as_str()], "401"), (vec![&*format!("{url}/ofrep/v1"), "--api-key", "sesame"], "404")]
+    {
+        let (code, _, error) = run(&arguments).await;
+        assert!(code == 2 && error.contains(problem), "{error}");
+    }
+    service.faults().add(Fault::on(Endpoint::Bulk).status(503)).unwrap();
+    let (code, report, _) = run(&[&url, "--api-key", "sesame", "--json", "--stream-wait", "0.5"]).await;
     let report: Value = serde_json::from_str(&report).unwrap();
     assert_eq!((code, &report["conforms"]), (1, &json!(false)));
     let first = &report["rows"][0];
-    assert_eq!((&first["name"], &first["seen"]), (&json!("bulk-response"), &json!("status 401")));
+    assert_eq!((&first["name"], &first["seen"]), (&json!("bulk-response"), &json!("status 503")));
     service.shutdown().await;
 }
 

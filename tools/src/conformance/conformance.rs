@@ -38,12 +38,18 @@ pub enum Error {
     /// The URL is not one of a service.
     #[error("invalid URL: {0}")]
     Url(String),
-    /// A header is invalid. Has its name.
+    /// A header is invalid. Contains its name.
     #[error("invalid header {0:?}")]
     Header(String),
-    /// There was no response at all. Says why.
+    /// There was no response at all. Contains the reason.
     #[error("cannot reach the service: {0}")]
     Unreachable(String),
+    /// The service refuses the credentials, or demands some.
+    #[error("the service responds with {0}: pass --api-key, --bearer or --header")]
+    Refused(StatusCode),
+    /// There is no such service at this URL.
+    #[error("the service responds with {0}: there is no OFREP at this URL, which must not contain /ofrep/v1")]
+    NotFound(StatusCode),
 }
 
 impl Service {
@@ -160,6 +166,11 @@ impl Run {
         let requests = Requests::new(service)?;
         let request = requests.request(Method::POST, requests.url(None)).json(&body());
         let first = send(request).await.map_err(Error::Unreachable)?;
+        match first.status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(Error::Refused(first.status)),
+            StatusCode::NOT_FOUND => return Err(Error::NotFound(first.status)),
+            _ => {}
+        }
         let flags = match first.json() {
             Some(mut body) if first.status == StatusCode::OK => match body["flags"].take() {
                 Value::Array(flags) => flags,
