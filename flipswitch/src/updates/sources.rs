@@ -42,7 +42,7 @@ impl Sources {
     }
 
     /// Follows no streams, until a response to a request from now on advertises some.
-    pub(super) fn forget(&self, now: Instant) {
+    pub(super) fn reset(&self, now: Instant) {
         let mut newest = self.newest.lock();
         newest.sent_at = Some(now);
         self.follow(Vec::new());

@@ -117,7 +117,7 @@ impl Updates {
         self.changes.stream.forget_answers();
         if self.follows_event_streams {
             // They may be those of another environment.
-            self.changes.sources.forget(Instant::now());
+            self.changes.sources.reset(Instant::now());
         }
         self.reconnect();
         self.refetch();
