@@ -4,12 +4,13 @@ mod extract;
 mod gate;
 mod guard;
 mod health;
+mod inspection;
 mod middleware;
 pub mod testing;
 
 pub use flipswitch::{
     self, Auth, Context, EvaluationContext, FlipswitchProvider, FlipswitchProviderBuilder, InRequest, IntoContext,
-    Lifespan, PreparedContext, RequestScope, flags, http,
+    Lifespan, PreparedContext, RequestScope, SignedOverrides, flags, http,
     integration::{Anonymous, AnonymousCookie, FlagKey, GateFlag, GateRule, SameSite, Unknown},
     time,
 };
@@ -19,5 +20,6 @@ pub use crate::{
     gate::{Fallback, FlagGate, GateFuture, GateService},
     guard::flag_on,
     health::health,
+    inspection::inspection,
     middleware::{FlipswitchMiddleware, FlipswitchService, ResponseFuture},
 };

@@ -10,16 +10,14 @@ use std::{
 };
 
 use actix_web::{
-    Error, HttpMessage,
+    Error, HttpMessage, HttpResponse,
+    body::EitherBody,
     dev::{Extensions, Service, ServiceRequest, ServiceResponse, Transform},
-    http::{
-        StatusCode,
-        header::{CACHE_CONTROL, HeaderMap, HeaderValue, SET_COOKIE},
-    },
+    http::header::{HeaderMap, HeaderName, HeaderValue},
 };
 use flipswitch::{
-    FlipswitchProvider, IntoContext, RequestScope, Scoped,
-    integration::{self, Anonymous, RequestParts, ScopeBuilder},
+    FlipswitchProvider, IntoContext, RequestScope, Scoped, SignedOverrides,
+    integration::{self, Anonymous, RequestParts, ResponseHeaders, ScopeBuilder},
 };
 use pin_project_lite::pin_project;
 
@@ -83,6 +81,29 @@ impl RequestParts for Head {
 
     fn insert_scope(&mut self, scope: RequestScope) -> Option<RequestScope> {
         self.0.extensions_mut().insert(scope)
+    }
+
+    fn path(&self) -> &str {
+        self.0.path()
+    }
+}
+
+/// The headers of a response.
+struct Headers<'a>(&'a mut HeaderMap);
+
+impl ResponseHeaders for Headers<'_> {
+    fn values<'a>(&'a self, name: &'static str) -> Box<dyn Iterator<Item = &'a [u8]> + 'a> {
+        Box::new(self.0.get_all(name).map(HeaderValue::as_bytes))
+    }
+
+    fn append(&mut self, name: &'static str, value: &str) {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            self.0.append(HeaderName::from_static(name), value);
+        }
+    }
+
+    fn remove(&mut self, name: &'static str) {
+        self.0.remove(name);
     }
 }
 
@@ -152,6 +173,41 @@ impl FlipswitchMiddleware {
         self.map(|scopes| scopes.with_anonymous(anonymous))
     }
 
+    /// Sets which flags a signed cookie can override in a browser, for those who test; see [`SignedOverrides`]. Defaults to
+    /// none.
+    ///
+    /// A GET request with `?flipswitch=<token>` of a valid link is answered with a redirect to the same page, which sets the
+    /// cookie, and one with `?flipswitch=off` removes it. Responses to requests with overrides are kept out of shared caches.
+    ///
+    /// ```
+    /// use flipswitch_actix::{FlipswitchMiddleware, SignedOverrides};
+    /// # use flipswitch_actix::{FlipswitchProvider, flipswitch::serde_json::json};
+    ///
+    /// # let (provider, key) = (FlipswitchProvider::in_memory(json!({})), "0123456789abcdef");
+    /// let overrides = SignedOverrides::new(key).allow(["new-checkout"]);
+    /// let middleware = FlipswitchMiddleware::new(provider).with_overrides(overrides);
+    /// ```
+    pub fn with_overrides(self, overrides: SignedOverrides) -> Self {
+        self.map(|scopes| scopes.with_overrides(overrides))
+    }
+
+    /// Sets which requests are inspected. Defaults to none.
+    ///
+    /// What they have read until the response head leaves is in its header `Server-Timing`, which the tools of browsers show.
+    /// The latest 100 of them are on the page of [`inspection`](crate::inspection()).
+    ///
+    /// ```
+    /// use flipswitch_actix::FlipswitchMiddleware;
+    /// # use flipswitch_actix::{FlipswitchProvider, flipswitch::serde_json::json};
+    ///
+    /// # let provider = FlipswitchProvider::in_memory(json!({}));
+    /// let middleware =
+    ///     FlipswitchMiddleware::new(provider).with_inspection(|request| request.headers().contains_key("x-staff"));
+    /// ```
+    pub fn with_inspection(self, when: impl Fn(&ServiceRequest) -> bool + Send + Sync + 'static) -> Self {
+        self.map(|scopes| scopes.with_inspection(move |head: &Head| when(&head.0)))
+    }
+
     /// Sets whether the flags of every request are evaluated before it is routed, for guards, which cannot wait
     /// ([`flag_on`](crate::flag_on)). Defaults to `false`.
     ///
@@ -172,7 +228,7 @@ impl<S, B> Transform<S, ServiceRequest> for FlipswitchMiddleware
 where
     S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
 {
-    type Response = ServiceResponse<B>;
+    type Response = ServiceResponse<EitherBody<B>>;
     type Error = Error;
     type Transform = FlipswitchService<S>;
     type InitError = ();
@@ -194,7 +250,7 @@ impl<S, B> Service<ServiceRequest> for FlipswitchService<S>
 where
     S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
 {
-    type Response = ServiceResponse<B>;
+    type Response = ServiceResponse<EitherBody<B>>;
     type Error = Error;
     type Future = ResponseFuture<S>;
 
@@ -205,6 +261,15 @@ where
     fn call(&self, request: ServiceRequest) -> Self::Future {
         let mut head = Head(request);
         let scope = self.middleware.scopes.open(&mut head);
+        let target = head.0.uri().path_and_query().map_or("/", |target| target.as_str());
+        if let Some(redirect) = self.middleware.scopes.redirect(head.0.method().as_str(), target, &head, &scope) {
+            let mut response = HttpResponse::SeeOther();
+            for header in redirect.headers() {
+                response.append_header(header);
+            }
+            let response = Some(head.0.into_response(response.finish()));
+            return ResponseFuture { state: State::Redirecting { response } };
+        }
         let Head(request) = head;
         let is_preflight =
             || integration::is_preflight(request.method().as_str(), |name| request.headers().contains_key(name));
@@ -231,6 +296,7 @@ pin_project! {
     enum State<S: Service<ServiceRequest>> {
         Prefetching { prefetch: Pin<Box<dyn Future<Output = ()>>>, call: Option<(Rc<S>, ServiceRequest, RequestScope)> },
         Responding { #[pin] response: Scoped<S::Future> },
+        Redirecting { response: Option<ServiceResponse> },
     }
 }
 
@@ -245,7 +311,7 @@ impl<S, B> Future for ResponseFuture<S>
 where
     S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
 {
-    type Output = Result<ServiceResponse<B>, Error>;
+    type Output = Result<ServiceResponse<EitherBody<B>>, Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
@@ -253,12 +319,15 @@ where
             let next = match this.state.as_mut().project() {
                 StateProjection::Responding { response: mut future } => {
                     let mut response = ready!(future.as_mut().poll(cx));
-                    // Caches would add the cookie of a 304 to the response that they have.
-                    let is_due = response.as_ref().is_ok_and(|response| response.status() != StatusCode::NOT_MODIFIED);
-                    if let (Ok(response), Some(scope)) = (&mut response, future.scope().filter(|_| is_due)) {
-                        add_cookie(response.headers_mut(), scope);
+                    if let (Ok(response), Some(scope)) = (&mut response, future.scope()) {
+                        integration::finish(scope, response.status().as_u16(), &mut Headers(response.headers_mut()));
                     }
-                    return Poll::Ready(response);
+                    return Poll::Ready(response.map(ServiceResponse::map_into_left_body));
+                }
+                StateProjection::Redirecting { response } => {
+                    // Taken once, where the future ends.
+                    let Some(response) = response.take() else { return Poll::Pending };
+                    return Poll::Ready(Ok(response.map_into_right_body()));
                 }
                 StateProjection::Prefetching { prefetch, call } => {
                     ready!(prefetch.as_mut().poll(cx));
@@ -268,18 +337,6 @@ where
                 }
             };
             this.state.set(next);
-        }
-    }
-}
-
-/// Adds the cookie of a new visitor to the headers of a response.
-fn add_cookie(headers: &mut HeaderMap, scope: &RequestScope) {
-    let cookie = integration::new_cookie(scope, |name| headers.get_all(name).map(HeaderValue::as_bytes));
-    if let Some(Ok(cookie)) = cookie.map(HeaderValue::try_from) {
-        headers.append(SET_COOKIE, cookie);
-        // Without it, a shared cache may go by the age that it thinks fit.
-        if !headers.contains_key(CACHE_CONTROL) {
-            headers.insert(CACHE_CONTROL, HeaderValue::from_static("private"));
         }
     }
 }

@@ -7,15 +7,12 @@ use std::{
     task::{Context, Poll, ready},
 };
 
+use axum::extract::OriginalUri;
 use flipswitch::{
-    FlipswitchProvider, IntoContext, Scoped,
-    integration::{self, Anonymous, ScopeBuilder},
+    FlipswitchProvider, IntoContext, Scoped, SignedOverrides,
+    integration::{self, Anonymous, Redirect, ScopeBuilder},
 };
-use http::{
-    Extensions, HeaderValue, Request, Response, StatusCode,
-    header::{CACHE_CONTROL, SET_COOKIE},
-    request::Parts,
-};
+use http::{Extensions, HeaderName, HeaderValue, Request, Response, StatusCode, request::Parts};
 use pin_project_lite::pin_project;
 use tower_layer::Layer;
 use tower_service::Service;
@@ -131,6 +128,42 @@ impl FlipswitchLayer {
         self.map(|scopes| scopes.with_anonymous(anonymous))
     }
 
+    /// Sets which flags a signed cookie can override in a browser, for those who test; see [`SignedOverrides`]. Defaults to
+    /// none.
+    ///
+    /// A GET request with `?flipswitch=<token>` of a valid link is answered with a redirect to the same page, which sets the
+    /// cookie, and one with `?flipswitch=off` removes it. Responses to requests with overrides are kept out of shared caches.
+    ///
+    /// ```
+    /// use flipswitch_axum::{FlipswitchLayer, SignedOverrides};
+    /// # use flipswitch_axum::{FlipswitchProvider, flipswitch::serde_json::json};
+    ///
+    /// # let (provider, key) = (FlipswitchProvider::in_memory(json!({})), "0123456789abcdef");
+    /// let layer = FlipswitchLayer::new(provider).with_overrides(SignedOverrides::new(key).allow(["new-checkout"]));
+    /// ```
+    pub fn with_overrides(self, overrides: SignedOverrides) -> Self {
+        self.map(|scopes| scopes.with_overrides(overrides))
+    }
+
+    /// Sets which requests are inspected. Defaults to none.
+    ///
+    /// What they have read until the response head leaves is in its header `Server-Timing`, which the tools of browsers show.
+    /// The latest 100 of them are on the page of [`inspection`](crate::inspection()).
+    ///
+    /// ```
+    /// use flipswitch_axum::FlipswitchLayer;
+    /// # use flipswitch_axum::{FlipswitchProvider, flipswitch::serde_json::json};
+    ///
+    /// #[derive(Clone)]
+    /// struct Staff;
+    ///
+    /// # let provider = FlipswitchProvider::in_memory(json!({}));
+    /// let layer = FlipswitchLayer::new(provider).with_inspection(|parts| parts.extensions.get::<Staff>().is_some());
+    /// ```
+    pub fn with_inspection(self, when: impl Fn(&Parts) -> bool + Send + Sync + 'static) -> Self {
+        self.map(|scopes| scopes.with_inspection(when))
+    }
+
     fn map(self, change: impl FnOnce(ScopeBuilder<Parts>) -> ScopeBuilder<Parts>) -> Self {
         Self(Arc::new(change(Arc::unwrap_or_clone(self.0))))
     }
@@ -166,6 +199,7 @@ pub struct FlipswitchService<S> {
 impl<S, B, R> Service<Request<B>> for FlipswitchService<S>
 where
     S: Service<Request<B>, Response = Response<R>>,
+    R: Default,
 {
     type Response = Response<R>;
     type Error = S::Error;
@@ -178,8 +212,13 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
         let scope = self.scopes.open(&mut parts);
+        let original = parts.extensions.get::<OriginalUri>().map_or(&parts.uri, |OriginalUri(uri)| uri);
+        let target = original.path_and_query().map_or("/", |target| target.as_str());
+        if let Some(redirect) = self.scopes.redirect(parts.method.as_str(), target, &parts, &scope) {
+            return ResponseFuture { state: State::Redirecting { redirect } };
+        }
         let request = Request::from_parts(parts, body);
-        ResponseFuture { response: integration::call(scope, || self.inner.call(request)) }
+        ResponseFuture { state: State::Responding { response: integration::call(scope, || self.inner.call(request)) } }
     }
 }
 
@@ -188,30 +227,45 @@ pin_project! {
     #[derive(Debug)]
     pub struct ResponseFuture<F> {
         #[pin]
-        response: Scoped<F>,
+        state: State<F>,
+    }
+}
+
+pin_project! {
+    #[derive(Debug)]
+    #[project = StateProjection]
+    enum State<F> {
+        Responding { #[pin] response: Scoped<F> },
+        Redirecting { redirect: Redirect },
     }
 }
 
 impl<F, R, E> Future for ResponseFuture<F>
 where
     F: Future<Output = Result<Response<R>, E>>,
+    R: Default,
 {
     type Output = Result<Response<R>, E>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut this = self.project();
-        let mut response = ready!(this.response.as_mut().poll(cx));
-        // Caches would add the cookie of a 304 to the response that they have.
-        let is_due = response.as_ref().is_ok_and(|response| response.status() != StatusCode::NOT_MODIFIED);
-        if let (Ok(response), Some(scope)) = (&mut response, this.response.scope().filter(|_| is_due)) {
-            let headers = response.headers_mut();
-            let values = |name| headers.get_all(name).into_iter().map(HeaderValue::as_bytes);
-            if let Some(Ok(cookie)) = integration::new_cookie(scope, values).map(HeaderValue::try_from) {
-                headers.append(SET_COOKIE, cookie);
-                // Without it, a shared cache may go by the age that it thinks fit.
-                headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("private"));
+        match self.project().state.project() {
+            StateProjection::Redirecting { redirect } => {
+                let mut response = Response::new(R::default());
+                *response.status_mut() = StatusCode::SEE_OTHER;
+                for (name, value) in redirect.headers() {
+                    if let Ok(value) = HeaderValue::from_str(value) {
+                        response.headers_mut().insert(HeaderName::from_static(name), value);
+                    }
+                }
+                Poll::Ready(Ok(response))
+            }
+            StateProjection::Responding { response: mut future } => {
+                let mut response = ready!(future.as_mut().poll(cx));
+                if let (Ok(response), Some(scope)) = (&mut response, future.scope()) {
+                    integration::finish(scope, response.status().as_u16(), response.headers_mut());
+                }
+                Poll::Ready(response)
             }
         }
-        Poll::Ready(response)
     }
 }

@@ -3,6 +3,7 @@
 mod extract;
 mod gate;
 mod health;
+mod inspection;
 mod layer;
 pub mod testing;
 
@@ -17,5 +18,6 @@ pub use crate::{
     extract::{Flag, Flags, FlagsExt, MissingLayer},
     gate::{FlagGate, GateFuture, GateService},
     health::{HealthService, health},
+    inspection::{InspectionService, inspection},
     layer::{FlipswitchLayer, FlipswitchService, RequestExtension, ResponseFuture},
 };

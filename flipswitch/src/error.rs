@@ -251,6 +251,12 @@ pub enum ConfigError {
         /// The smallest accepted length.
         min: usize,
     },
+    /// Overrides cannot be minted.
+    #[error("overrides: {problem}")]
+    Overrides {
+        /// The problem with them.
+        problem: String,
+    },
     /// The name of the provider is invalid.
     #[error("name is {value:?}; use 1 to 32 letters, digits, `-` and `_`, as in \"billing\"")]
     Name {

@@ -38,6 +38,11 @@ impl FlagType {
         }
     }
 
+    /// Returns whether a value of this type can take the place of one of another type.
+    pub(crate) fn fits(self, other: Self) -> bool {
+        self == other || other == Self::Null || (self, other) == (Self::Integer, Self::Number)
+    }
+
     /// Returns the type of a JSON value.
     pub(crate) fn of_value(value: &Value) -> Self {
         match value {

@@ -51,6 +51,7 @@ pub use crate::{
     provider::{builder::FlipswitchProviderBuilder, flags::Flags, provider::FlipswitchProvider},
     request::{
         integration,
+        overrides::{OverrideToken, SignedOverrides},
         scope::RequestScope,
         task_local::{Carried, InRequest, Scoped},
     },

@@ -403,6 +403,11 @@ struct Prepared {
 }
 
 impl PreparedContext {
+    /// Returns the targeting key as it is sent.
+    pub(crate) fn targeting_key(&self) -> Option<String> {
+        fields::targeting_key(self.canonical().bytes)
+    }
+
     pub(crate) fn canonical(&self) -> Canonical<'_> {
         let Prepared { body, hash, left_out } = &*self.0;
         Canonical { bytes: body, hash: Some(*hash), left_out: left_out.as_deref() }

@@ -13,8 +13,8 @@ use crate::{
     flags::flag_set::{FlagSet, object},
 };
 
-/// Reason of a value from the file.
-const REASON: &str = "OVERRIDE";
+/// Reason of a value that replaces that of the service.
+pub(crate) const OVERRIDE: &str = "OVERRIDE";
 
 /// The values of an override file.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl OverrideFile {
         if is_flagd(&values) {
             return Err(unusable("flagd's format with variants and rules is not supported".to_owned()));
         }
-        Ok(Self { path: path.to_owned(), flag_set: FlagSet::of_values(values, REASON) })
+        Ok(Self { path: path.to_owned(), flag_set: FlagSet::of_values(values, OVERRIDE) })
     }
 
     /// Puts the values over a flag set.

@@ -1,6 +1,6 @@
 //! The flags of one context, as a caller reads them.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{collections::HashMap, fmt, sync::Arc, time::Instant};
 
 use open_feature::EvaluationContext;
 use parking_lot::Mutex;
@@ -13,7 +13,12 @@ use crate::{
     error::{Error, FlagError},
     evaluator::evaluator::EvaluationOutcome,
     flag_type::FlagType,
-    flags::{declare::FlagDef, evaluation::FlagEvaluation, flag_set::FlagSet},
+    flags::{
+        declare::FlagDef,
+        evaluation::FlagEvaluation,
+        flag_set::{FlagSet, Item, Outcome},
+        override_file::OVERRIDE,
+    },
     sanitize::printable,
 };
 
@@ -48,14 +53,45 @@ enum Source {
     Stale(Arc<CacheEntry>, Option<Arc<Error>>),
     /// No flags from the service.
     Unavailable(Arc<Unavailable>),
-    /// Flags of a test that records reads.
-    Recorded(Arc<Recorded>),
+    /// Flags with overridden values, or whose reads are recorded. Boxed as a whole, because they are rare.
+    Special(Arc<Special>),
 }
 
-struct Recorded {
-    entry: Arc<CacheEntry>,
-    context: EvaluationContext,
-    reads: Arc<ReadLog>,
+#[derive(Clone)]
+struct Special {
+    /// Not special themselves.
+    flags: Flags,
+    /// The flags with overridden values, and the keys of these.
+    overridden: Option<Arc<(FlagSet, Vec<String>)>>,
+    recorders: Vec<Arc<dyn Recorder>>,
+}
+
+/// Where the value of a flag comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FlagSource {
+    Service,
+    Stale,
+    Override,
+    File,
+    Bootstrap,
+    /// There is no value, so that the caller's default counts.
+    Default,
+}
+
+/// Takes note of what is read.
+pub(crate) trait Recorder: Send + Sync {
+    /// Takes note of a read of these flags. `default` is that of the caller, if it is known.
+    fn read(&self, flags: &Flags, key: &str, default: Option<&dyn fmt::Display>);
+}
+
+/// Values that replace those of some flags.
+#[derive(Debug)]
+pub(crate) struct Overlay(FlagSet);
+
+impl Overlay {
+    pub(crate) fn new(values: Map<String, Value>) -> Self {
+        Self(FlagSet::of_values(values, OVERRIDE))
+    }
 }
 
 struct Unavailable {
@@ -86,22 +122,79 @@ impl Flags {
     }
 
     /// Makes flags whose reads are recorded.
-    pub(crate) fn recorded(entry: Arc<CacheEntry>, context: EvaluationContext, reads: Arc<ReadLog>) -> Self {
-        Self(Source::Recorded(Arc::new(Recorded { entry, context, reads })))
+    pub(crate) fn recorded(self, recorder: Arc<dyn Recorder>) -> Self {
+        let Special { flags, overridden, mut recorders } = self.into_special();
+        recorders.push(recorder);
+        Self(Source::Special(Arc::new(Special { flags, overridden, recorders })))
+    }
+
+    fn into_special(self) -> Special {
+        match &self.0 {
+            Source::Special(special) => Special::clone(special),
+            _ => Special { flags: self, overridden: None, recorders: Vec::new() },
+        }
+    }
+
+    /// Puts values over the flags. Returns the flags, and whether a value was left out because its flag has another type.
+    pub(crate) fn overridden(self, Overlay(overlay): &Overlay) -> (Self, bool) {
+        let known = self.flag_set();
+        let fits = |item: &&Arc<Item>| {
+            let (Outcome::Evaluated(new), Some(old)) = (&item.outcome, known.and_then(|set| set.evaluated(&item.key)))
+            else {
+                // The service does not have the flag, or has no value: any type may be right.
+                return true;
+            };
+            new.flag_type.fits(old.flag_type)
+        };
+        let items: Vec<_> = overlay.items().iter().filter(fits).cloned().collect();
+        let has_misfits = items.len() < overlay.items().len();
+        if items.is_empty() {
+            return (self, has_misfits);
+        }
+        let keys = items.iter().map(|item| item.key.clone()).collect();
+        // Of two items with the same key, the later one wins.
+        let base = known.map(FlagSet::items).unwrap_or_default();
+        let set = FlagSet::new(base.iter().cloned().chain(items).collect());
+        let Special { flags, recorders, .. } = self.into_special();
+        let overridden = Some(Arc::new((set, keys)));
+        (Self(Source::Special(Arc::new(Special { flags, overridden, recorders }))), has_misfits)
+    }
+
+    /// Returns whether a value of the request's overrides replaces that of the flag.
+    fn is_overridden(&self, key: &str) -> bool {
+        match &self.0 {
+            Source::Special(special) => {
+                special.overridden.as_ref().is_some_and(|overridden| overridden.1.iter().any(|known| known == key))
+            }
+            _ => false,
+        }
     }
 
     /// Records the read of a flag, if reads are recorded.
     #[inline]
-    fn record(&self, key: &str) {
-        if let Source::Recorded(recorded) = &self.0 {
-            recorded.reads.record(key, &recorded.context);
+    fn record(&self, key: &str, default: Option<&dyn fmt::Display>) {
+        if let Source::Special(special) = &self.0 {
+            for recorder in &special.recorders {
+                recorder.read(self, key, default);
+            }
+        }
+    }
+
+    /// Returns the flags as the provider has them, without overrides.
+    fn plain(&self) -> &Self {
+        match &self.0 {
+            Source::Special(special) => &special.flags,
+            _ => self,
         }
     }
 
     #[inline]
     fn flag_set(&self) -> Option<&FlagSet> {
         match &self.0 {
-            Source::Recorded(recorded) => Some(&recorded.entry.flag_set),
+            Source::Special(special) => match &special.overridden {
+                Some(overridden) => Some(&overridden.0),
+                None => special.flags.flag_set(),
+            },
             Source::Fresh(entry) | Source::Stale(entry, _) => Some(&entry.flag_set),
             Source::Unavailable(unavailable) => unavailable.bootstrap.as_deref(),
         }
@@ -187,16 +280,23 @@ impl Flags {
     /// [`FlagError::NotFound`] if the service does not have the flag, [`FlagError::Evaluation`] if it could not evaluate it,
     /// [`FlagError::Unavailable`] if there are no flags for the context.
     pub fn evaluation(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
-        self.record(key);
+        self.record(key, None);
         self.look_up(key)
     }
 
     fn look_up(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
         match (self.flag_set(), &self.0) {
             (Some(flags), _) => flags.get(key),
+            (None, Source::Special(special)) => special.flags.look_up(key),
             (None, Source::Unavailable(unavailable)) => Err(FlagError::Unavailable(Error::clone(&unavailable.error))),
             (None, _) => Err(FlagError::NotFound),
         }
+    }
+
+    /// Returns the flags whose values are overridden, by [`SignedOverrides`](crate::SignedOverrides) or an
+    /// [`override_file`](crate::FlipswitchProviderBuilder::override_file), so that a page can say so.
+    pub fn overrides(&self) -> impl Iterator<Item = &FlagEvaluation> {
+        self.iter().filter(|flag| flag.reason == OVERRIDE)
     }
 
     /// Returns all evaluated flags, sorted by key. Flags that the service could not evaluate are left out.
@@ -210,7 +310,7 @@ impl Flags {
     pub fn context(&self) -> EvaluationContext {
         match &self.0 {
             Source::Fresh(entry) | Source::Stale(entry, _) => canonical::decode(entry.context()),
-            Source::Recorded(recorded) => canonical::decode(recorded.entry.context()),
+            Source::Special(special) => special.flags.context(),
             Source::Unavailable(unavailable) => canonical::decode(unavailable.context.as_bytes()),
         }
     }
@@ -219,7 +319,8 @@ impl Flags {
     #[must_use]
     pub fn is_stale(&self) -> bool {
         match &self.0 {
-            Source::Fresh(_) | Source::Recorded(_) => false,
+            Source::Fresh(_) => false,
+            Source::Special(special) => special.flags.is_stale(),
             Source::Stale(..) => true,
             Source::Unavailable(unavailable) => unavailable.bootstrap.is_some(),
         }
@@ -231,6 +332,7 @@ impl Flags {
     pub fn is_flag_stale(&self, key: &str) -> bool {
         match &self.0 {
             Source::Fresh(entry) => entry.failing().is_some_and(|failing| failing.kept_since(key).is_some()),
+            Source::Special(special) => !self.is_overridden(key) && special.flags.is_flag_stale(key),
             _ => self.is_stale(),
         }
     }
@@ -239,7 +341,8 @@ impl Flags {
     #[must_use]
     pub fn error(&self) -> Option<&Error> {
         match &self.0 {
-            Source::Fresh(_) | Source::Recorded(_) => None,
+            Source::Fresh(_) => None,
+            Source::Special(special) => special.flags.error(),
             Source::Stale(_, error) => error.as_deref(),
             Source::Unavailable(unavailable) => Some(&unavailable.error),
         }
@@ -281,9 +384,14 @@ impl Flags {
         })
     }
 
+    /// Returns an error if there are neither flags nor bootstrap values, and no override of the flag `key`.
+    pub(crate) fn available_for(&self, key: Option<&str>) -> Result<(), Error> {
+        if key.is_some_and(|key| self.is_overridden(key)) { Ok(()) } else { self.available() }
+    }
+
     /// Returns an error if there are neither flags nor bootstrap values.
     pub(crate) fn available(&self) -> Result<(), Error> {
-        match &self.0 {
+        match &self.plain().0 {
             Source::Unavailable(unavailable) if unavailable.bootstrap.is_none() => {
                 Err(Error::clone(&unavailable.error))
             }
@@ -303,14 +411,15 @@ impl Flags {
 
     /// Reads a flag as one type, or returns the default.
     #[inline]
-    fn value<'a, T>(
+    fn value<'a, T: fmt::Display>(
         &'a self,
         key: &str,
         expected: FlagType,
         read: impl FnOnce(&'a FlagEvaluation) -> Option<T>,
         default: T,
     ) -> T {
-        let flag = self.find(key);
+        self.record(key, Some(&default));
+        let flag = self.evaluated(key);
         let value = flag.and_then(read);
         if value.is_none() {
             log_default(key, flag, expected);
@@ -321,7 +430,37 @@ impl Flags {
     /// Returns the evaluation of a flag, if the service could evaluate it.
     #[inline]
     pub(crate) fn find(&self, key: &str) -> Option<&FlagEvaluation> {
-        self.record(key);
+        self.record(key, None);
+        self.evaluated(key)
+    }
+
+    /// Returns the evaluation of a flag, if there is one. Does not count as a read.
+    pub(crate) fn peek(&self, key: &str) -> Option<&FlagEvaluation> {
+        self.evaluated(key)
+    }
+
+    /// Returns where the value of a flag comes from, and since when it is known.
+    pub(crate) fn source_of(&self, key: &str) -> (FlagSource, Option<Instant>) {
+        let has_value = |flag: &FlagEvaluation| !flag.value.is_null();
+        if self.is_overridden(key) {
+            return (FlagSource::Override, None);
+        }
+        let Some(flag) = self.evaluated(key).filter(|flag| has_value(flag)) else { return (FlagSource::Default, None) };
+        if flag.reason == OVERRIDE {
+            return (FlagSource::File, None);
+        }
+        match &self.plain().0 {
+            Source::Fresh(entry) => match entry.failing().and_then(|failing| failing.kept_since(key)) {
+                Some(since) => (FlagSource::Stale, Some(since)),
+                None => (FlagSource::Service, Some(entry.sent_at)),
+            },
+            Source::Stale(entry, _) => (FlagSource::Stale, Some(entry.sent_at)),
+            _ => (FlagSource::Bootstrap, None),
+        }
+    }
+
+    #[inline]
+    fn evaluated(&self, key: &str) -> Option<&FlagEvaluation> {
         self.flag_set()?.evaluated(key)
     }
 
@@ -385,16 +524,19 @@ pub struct FlagReads {
 #[derive(Default)]
 pub(crate) struct ReadLog(Mutex<HashMap<String, FlagReads>>);
 
-impl ReadLog {
-    fn record(&self, key: &str, context: &EvaluationContext) {
+impl Recorder for ReadLog {
+    fn read(&self, flags: &Flags, key: &str, _: Option<&dyn fmt::Display>) {
+        let context = flags.context();
         let mut log = self.0.lock();
         let reads = log.entry(key.to_owned()).or_default();
         reads.count += 1;
-        if !reads.contexts.contains(context) {
-            reads.contexts.push(context.clone());
+        if !reads.contexts.contains(&context) {
+            reads.contexts.push(context);
         }
     }
+}
 
+impl ReadLog {
     pub(crate) fn reads(&self, key: &str) -> FlagReads {
         self.0.lock().get(key).cloned().unwrap_or_default()
     }

@@ -3,6 +3,7 @@
 pub(crate) mod builder;
 pub(crate) mod flags;
 pub(crate) mod in_memory;
+pub(crate) mod inspection;
 mod ofrep_env;
 pub(crate) mod provider;
 mod twins;

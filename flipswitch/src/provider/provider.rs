@@ -21,7 +21,7 @@ use crate::{
     clock::{COARSE_LAG, coarse_now},
     config::{BaseUrl, Config},
     context::{
-        canonical::{self, Canonical, CanonicalContext},
+        canonical::{Canonical, CanonicalContext},
         context::Context,
         into_context::{IntoContext, View},
         left_out::{LeftOut, LeftOutWarnings},
@@ -36,7 +36,13 @@ use crate::{
         notifier::Notifier,
     },
     flags::{evaluation::FlagEvaluation, flag_set::object},
-    provider::{builder::FlipswitchProviderBuilder, flags::Flags, in_memory::InMemory, twins},
+    provider::{
+        builder::FlipswitchProviderBuilder,
+        flags::{Flags, ReadLog},
+        in_memory::InMemory,
+        inspection::Inspections,
+        twins,
+    },
     runtime::{ProviderRuntime, with_timeout},
     secret::{Secret, VisitorKeys},
     stats::Stats,
@@ -66,6 +72,7 @@ struct Handle {
     left_out: LeftOutWarnings,
     name: Option<String>,
     visitor_keys: VisitorKeys,
+    inspections: Arc<Inspections>,
     built_at: OffsetDateTime,
     metadata: ProviderMetadata,
 }
@@ -222,6 +229,7 @@ impl FlipswitchProvider {
                 left_out: LeftOutWarnings::default(),
                 name,
                 visitor_keys,
+                inspections: Arc::default(),
                 built_at: OffsetDateTime::now_utc(),
                 metadata: ProviderMetadata::new("flipswitch"),
             }),
@@ -391,7 +399,7 @@ impl FlipswitchProvider {
             let entry = Arc::new(CacheEntry::timeless(&context, in_memory.flag_set(&context)));
             match &in_memory.reads {
                 None => Flags::fresh(entry),
-                Some(reads) => Flags::recorded(entry, canonical::decode(canonical.bytes), Arc::clone(reads)),
+                Some(reads) => Flags::fresh(entry).recorded(Arc::<ReadLog>::clone(reads)),
             }
         })
     }
@@ -649,6 +657,11 @@ impl FlipswitchProvider {
     /// Returns whether a layer gives requests a scope.
     pub(crate) fn has_layers(&self) -> bool {
         self.handle.has_layers.load(Ordering::Relaxed)
+    }
+
+    /// Returns the latest inspected requests.
+    pub(crate) fn inspections(&self) -> &Arc<Inspections> {
+        &self.handle.inspections
     }
 
     /// Returns the runtime of the provider's tasks.

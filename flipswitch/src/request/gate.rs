@@ -131,7 +131,7 @@ impl GateRule {
     #[must_use]
     pub fn is_open(&self, flags: &Flags) -> bool {
         match self.unknown {
-            Some(unknown) if flags.available().is_err() => unknown == Unknown::Open,
+            Some(unknown) if flags.available_for(self.check.key()).is_err() => unknown == Unknown::Open,
             _ => self.check.holds(flags),
         }
     }
@@ -161,6 +161,14 @@ impl GateRule {
 impl Check {
     fn flag(flag: &impl GateFlag, opens_if: bool) -> Self {
         Self::Flag { key: flag.key(), default: flag.default_on(), opens_if, warned: Arc::default() }
+    }
+
+    /// Returns the key of the only flag that decides.
+    fn key(&self) -> Option<&'static str> {
+        match self {
+            Self::Flag { key, .. } | Self::Variant { key, .. } => Some(key),
+            Self::When(_) => None,
+        }
     }
 
     /// Returns the key of the flag, and whether the gate is open without any flags.

@@ -106,6 +106,8 @@ use std::{
 
 pub use crate::request::{
     gate::{FlagKey, GateFlag, GateRule, Unknown},
+    inspection::InspectionPage,
+    overrides::Redirect,
     probe::HealthProbe,
     visitor::{Anonymous, AnonymousCookie, SameSite},
 };
@@ -115,15 +117,18 @@ use crate::{
         into_context::IntoContext,
     },
     flags::declare::FlagDef,
-    provider::{flags::Flags, provider::FlipswitchProvider},
+    provider::{flags::Flags, inspection::Inspection, provider::FlipswitchProvider},
     request::{
-        scope::{MissingUser, RequestScope},
+        inspection,
+        overrides::SignedOverrides,
+        scope::{MissingUser, RequestScope, TestAids},
         task_local::Scoped,
         visitor::{Visitor, Visitors, is_for_shared_caches},
         warnings::SetupWarning,
     },
 };
-use http::HeaderValue;
+use http::{HeaderMap, HeaderName, HeaderValue};
+use open_feature::EvaluationContext;
 
 /// The request of a web framework, as far as a scope needs it.
 pub trait RequestParts {
@@ -132,6 +137,39 @@ pub trait RequestParts {
 
     /// Puts a scope into the extensions of the request, and returns the one that was there.
     fn insert_scope(&mut self, scope: RequestScope) -> Option<RequestScope>;
+
+    /// Returns the path, for the [page](InspectionPage) of inspected requests. Defaults to an empty one.
+    fn path(&self) -> &str {
+        ""
+    }
+}
+
+/// The headers of the response of a web framework, as far as [`finish`] needs them. Names are in lower case.
+pub trait ResponseHeaders {
+    /// Returns the values of all headers of a name, in their order.
+    fn values<'a>(&'a self, name: &'static str) -> Box<dyn Iterator<Item = &'a [u8]> + 'a>;
+
+    /// Adds a header.
+    fn append(&mut self, name: &'static str, value: &str);
+
+    /// Removes all headers of a name.
+    fn remove(&mut self, name: &'static str);
+}
+
+impl ResponseHeaders for HeaderMap {
+    fn values<'a>(&'a self, name: &'static str) -> Box<dyn Iterator<Item = &'a [u8]> + 'a> {
+        Box::new(self.get_all(name).into_iter().map(HeaderValue::as_bytes))
+    }
+
+    fn append(&mut self, name: &'static str, value: &str) {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            self.append(HeaderName::from_static(name), value);
+        }
+    }
+
+    fn remove(&mut self, name: &'static str) {
+        self.remove(name);
+    }
 }
 
 impl RequestParts for http::request::Parts {
@@ -142,6 +180,10 @@ impl RequestParts for http::request::Parts {
     fn insert_scope(&mut self, scope: RequestScope) -> Option<RequestScope> {
         self.extensions.insert(scope)
     }
+
+    fn path(&self) -> &str {
+        self.uri.path()
+    }
 }
 
 /// Opens the scopes of requests: builds the context of each request from its user, its head, or its visitor.
@@ -150,8 +192,11 @@ pub struct ScopeBuilder<R> {
     context: Option<Arc<ContextFn<R>>>,
     user: Option<User<R>>,
     visitors: Visitors,
+    overrides: Option<SignedOverrides>,
+    inspects: Option<Arc<Inspects<R>>>,
 }
 
+type Inspects<R> = dyn Fn(&R) -> bool + Send + Sync;
 type ContextFn<R> = dyn Fn(&R) -> Option<Context> + Send + Sync;
 type UserFn<R> = dyn Fn(&R) -> Option<Option<Context>> + Send + Sync;
 
@@ -167,7 +212,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
     #[must_use]
     pub fn new(provider: FlipswitchProvider) -> Self {
         provider.layer_added();
-        Self { provider, context: None, user: None, visitors: Visitors::Shared }
+        Self { provider, context: None, user: None, visitors: Visitors::Shared, overrides: None, inspects: None }
     }
 
     /// Sets a function that builds a context from the request. Defaults to none.
@@ -205,13 +250,52 @@ impl<R: RequestParts> ScopeBuilder<R> {
         self
     }
 
+    /// Sets which flags a signed cookie can override, for those who test. Defaults to none.
+    #[must_use]
+    pub fn with_overrides(mut self, overrides: SignedOverrides) -> Self {
+        self.overrides = Some(overrides);
+        self
+    }
+
+    /// Sets which requests are inspected: what they read is in the header `Server-Timing` of the response, and on a
+    /// [page](InspectionPage). Defaults to none.
+    #[must_use]
+    pub fn with_inspection(mut self, when: impl Fn(&R) -> bool + Send + Sync + 'static) -> Self {
+        self.inspects = Some(Arc::new(when));
+        self
+    }
+
+    /// Returns the response to a request that opens a link of [overrides](Self::with_overrides), or ends them. The inner
+    /// service must not be called then.
+    ///
+    /// `target` is path and query as the client sent them, also below a nested router, and `scope` is that of the request.
+    #[must_use]
+    pub fn redirect(&self, method: &str, target: &str, request: &R, scope: &RequestScope) -> Option<Redirect> {
+        let overrides = self.overrides.as_ref().filter(|_| method == "GET")?;
+        overrides.redirect(target, request, scope)
+    }
+
+    /// Returns what is switched on in a request for those who test.
+    fn aids(&self, request: &R, context: &Context) -> Option<Box<TestAids>> {
+        let overrides = self.overrides.as_ref().and_then(|overrides| overrides.find(request, &self.provider));
+        let is_inspected =
+            self.inspects.as_ref().is_some_and(|when| self.catch_panic(|| when(request)).unwrap_or(false));
+        let inspection = is_inspected.then(|| {
+            let EvaluationContext { targeting_key, custom_fields, .. } = context.into();
+            let mut names: Vec<_> = custom_fields.into_keys().collect();
+            names.sort_unstable();
+            Inspection::new(Arc::clone(self.provider.inspections()), request.path(), targeting_key.is_some(), names)
+        });
+        (overrides.is_some() || inspection.is_some()).then(|| Box::new(TestAids { overrides, inspection }))
+    }
+
     /// Opens the scope of a request, and puts it into the request's extensions.
     ///
     /// A scope that is there already is replaced. If it belongs to the same provider, a warning is logged once; OpenFeature
     /// clients of another provider still find it. Pass the scope to [`call`]: until that ends, its work reads the flags of the
     /// request.
     pub fn open(&self, request: &mut R) -> RequestScope {
-        let Self { provider, context, user, visitors } = self;
+        let Self { provider, context, user, visitors, overrides, inspects } = self;
         // After a panic, the user counts as present without a context.
         let find = |user: &User<R>| self.catch_panic(|| (user.context)(request)).unwrap_or(Some(None));
         let (user, missing_user) = match user.as_ref().map(|user| (user, find(user))) {
@@ -234,7 +318,10 @@ impl<R: RequestParts> ScopeBuilder<R> {
                 Visitor::Shared => {}
             }
         }
-        let scope = RequestScope::open(provider.clone(), context, cookie, missing_user, Some(AtomicBool::new(false)));
+        let has_aids = overrides.is_some() || inspects.is_some();
+        let aids = if has_aids { self.aids(request, &context) } else { None };
+        let has_responded = Some(AtomicBool::new(false));
+        let scope = RequestScope::open(provider.clone(), context, cookie, missing_user, has_responded, aids);
         if let Some(outer) = request.insert_scope(scope.clone()) {
             let is_duplicate = outer.of(provider).is_some();
             scope.set_outer(outer);
@@ -256,7 +343,14 @@ impl<R> Clone for ScopeBuilder<R> {
     fn clone(&self) -> Self {
         let user = self.user.as_ref();
         let user = user.map(|user| User { missing: user.missing.clone(), context: Arc::clone(&user.context) });
-        Self { provider: self.provider.clone(), context: self.context.clone(), user, visitors: self.visitors.clone() }
+        Self {
+            provider: self.provider.clone(),
+            context: self.context.clone(),
+            user,
+            visitors: self.visitors.clone(),
+            overrides: self.overrides.clone(),
+            inspects: self.inspects.clone(),
+        }
     }
 }
 
@@ -267,6 +361,8 @@ impl<R> fmt::Debug for ScopeBuilder<R> {
             .field("with_context", &self.context.is_some())
             .field("with_user", &self.user.as_ref().map(|user| user.missing.name))
             .field("visitors", &self.visitors)
+            .field("overrides", &self.overrides)
+            .field("with_inspection", &self.inspects.is_some())
             .finish()
     }
 }
@@ -308,6 +404,45 @@ where
         return None;
     }
     cookie.mint()
+}
+
+/// Changes the headers of a response as the flags of its request demand: adds the [cookie](new_cookie) of a new visitor, keeps
+/// a response with overridden flags out of shared caches, and tells what an inspected request has read.
+pub fn finish(scope: &RequestScope, status: u16, headers: &mut dyn ResponseHeaders) {
+    let timing = scope.inspection().and_then(inspection::server_timing);
+    if scope.has_overrides() || timing.is_some() {
+        keep_private(headers);
+    }
+    if let Some(timing) = timing {
+        headers.append("server-timing", &timing);
+    }
+    // Caches would add the cookie of a 304 to the response that they have.
+    let cookie = if status == 304 { None } else { new_cookie(scope, |name| headers.values(name)) };
+    if let Some(cookie) = cookie {
+        headers.append("set-cookie", &cookie);
+        // Without it, a shared cache may go by the age that it thinks fit.
+        if headers.values("cache-control").next().is_none() {
+            headers.append("cache-control", "private");
+        }
+    }
+}
+
+/// Keeps a response out of shared caches, whatever the application says, and apart from those of browsers without the cookie.
+fn keep_private(headers: &mut dyn ResponseHeaders) {
+    let has = |headers: &dyn ResponseHeaders, name, wanted: &[&str]| {
+        let items = headers.values(name).flat_map(|value| value.split(|byte| *byte == b','));
+        let mut items = items.map(<[u8]>::trim_ascii);
+        items.any(|item| wanted.iter().any(|wanted| item.eq_ignore_ascii_case(wanted.as_bytes())))
+    };
+    let is_stored = !has(headers, "cache-control", &["no-store"]);
+    // Those after the second are of single caches, which prefer them (RFC 9213).
+    for name in ["cache-control", "expires", "cdn-cache-control", "surrogate-control", "x-accel-expires"] {
+        headers.remove(name);
+    }
+    headers.append("cache-control", if is_stored { "private" } else { "private, no-store" });
+    if !has(headers, "vary", &["cookie", "*"]) {
+        headers.append("vary", "Cookie");
+    }
 }
 
 /// Returns whether a request is a CORS preflight: whether browsers send it before another one, to ask whether they may send

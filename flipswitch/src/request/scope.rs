@@ -17,8 +17,8 @@ use crate::{
         context::{Context, Layer, PreparedContext},
         into_context::IntoContext,
     },
-    provider::{flags::Flags, provider::FlipswitchProvider},
-    request::{visitor::VisitorCookie, warnings::SetupWarning},
+    provider::{flags::Flags, inspection::Inspection, provider::FlipswitchProvider},
+    request::{overrides::Overrides, visitor::VisitorCookie, warnings::SetupWarning},
 };
 
 /// How many different contexts of OpenFeature clients are remembered in a request.
@@ -72,6 +72,32 @@ struct Request {
     has_responded: Option<AtomicBool>,
     /// The scope of the layer around, if that is the layer of another provider.
     outer: OnceLock<RequestScope>,
+    /// What is switched on for those who test.
+    aids: Option<Box<TestAids>>,
+}
+
+/// What is switched on in a request for those who test.
+#[derive(Default)]
+pub(super) struct TestAids {
+    pub(super) overrides: Option<Arc<Overrides>>,
+    pub(super) inspection: Option<Arc<Inspection>>,
+}
+
+impl TestAids {
+    /// Returns the flags as the request reads them. `targeting_key` is that of their context.
+    fn apply(&self, mut flags: Flags, targeting_key: Option<&str>, provider: &FlipswitchProvider) -> Flags {
+        if let Some(overlay) = self.overrides.as_ref().and_then(|overrides| overrides.for_context(targeting_key)) {
+            let has_misfits;
+            (flags, has_misfits) = flags.overridden(overlay);
+            if has_misfits {
+                SetupWarning::OverrideIgnored { problem: "a value has another type than its flag" }.log(provider);
+            }
+        }
+        match &self.inspection {
+            Some(inspection) => flags.recorded(Arc::<Inspection>::clone(inspection)),
+            None => flags,
+        }
+    }
 }
 
 /// The check for a user that was missing when the scope of a request was opened.
@@ -89,7 +115,7 @@ impl RequestScope {
     /// [`EvaluationContext`], a reference to one, or an `Option` of one; see [`IntoContext`]. `None` is anonymous.
     #[must_use]
     pub fn new(provider: FlipswitchProvider, context: impl IntoContext) -> Self {
-        Self::open(provider, context.into_context().unwrap_or_default(), None, None, None)
+        Self::open(provider, context.into_context().unwrap_or_default(), None, None, None, None)
     }
 
     pub(super) fn open(
@@ -98,6 +124,7 @@ impl RequestScope {
         cookie: Option<Arc<VisitorCookie>>,
         missing_user: Option<MissingUser>,
         has_responded: Option<AtomicBool>,
+        aids: Option<Box<TestAids>>,
     ) -> Self {
         context.arrange();
         let request = Request {
@@ -111,6 +138,7 @@ impl RequestScope {
             missing_user,
             has_responded,
             outer: OnceLock::new(),
+            aids,
         };
         Self { request: Arc::new(request), is_carried: false }
     }
@@ -198,7 +226,7 @@ impl RequestScope {
     /// ```
     pub async fn latest_flags(&self) -> Flags {
         self.mark_read();
-        self.request.provider.flags(&self.request.context).await
+        self.present(self.request.provider.flags(&self.request.context).await)
     }
 
     /// Returns what [`flags`](Self::flags) returns, if that needs no waiting: if the flags are evaluated already, if fresh
@@ -206,7 +234,7 @@ impl RequestScope {
     #[must_use]
     pub fn try_flags(&self) -> Option<Flags> {
         self.mark_read();
-        let evaluate = || self.request.provider.try_flags(&self.request.context);
+        let evaluate = || self.request.provider.try_flags(&self.request.context).map(|flags| self.present(flags));
         if !self.is_in_request() {
             return evaluate();
         }
@@ -216,7 +244,8 @@ impl RequestScope {
 
     /// Returns the last known flags, which may be out of date, and requests new ones in the background.
     pub(super) fn last_known_flags(&self) -> Option<Flags> {
-        self.try_flags().or_else(|| self.request.provider.last_known_flags(&self.request.context))
+        let last_known = || self.request.provider.last_known_flags(&self.request.context);
+        self.try_flags().or_else(|| last_known().map(|flags| self.present(flags)))
     }
 
     /// Evaluates the flags of the request, so that [`try_flags`](Self::try_flags) returns them. Does not count as a read.
@@ -270,8 +299,9 @@ impl RequestScope {
             return self.flags().await;
         }
         self.mark_read();
+        let present = |flags| self.present_for(flags, || merged.targeting_key());
         if !self.is_in_request() {
-            return self.request.provider.flags(&merged).await;
+            return present(self.request.provider.flags(&merged).await);
         }
         let known = |contexts: &[(PreparedContext, Flags)]| {
             let same = contexts.iter().find(|(context, _)| context.canonical().bytes == bytes);
@@ -281,7 +311,7 @@ impl RequestScope {
         if let Some(flags) = before {
             return flags;
         }
-        let flags = self.request.provider.flags(&merged).await;
+        let flags = present(self.request.provider.flags(&merged).await);
         let mut contexts = self.request.client_flags.lock();
         // Another part of the request may have evaluated meanwhile.
         if let Some(flags) = known(&contexts) {
@@ -299,8 +329,36 @@ impl RequestScope {
         }
         // Parts of the request that evaluate at the same time wait for the same answer, and the first one's flags are those
         // of the request.
-        let flags = self.request.provider.flags(&self.request.context).await;
+        let flags = self.present(self.request.provider.flags(&self.request.context).await);
         self.request.flags.get_or_init(|| flags)
+    }
+
+    /// Returns flags of the request's context as the request reads them.
+    fn present(&self, flags: Flags) -> Flags {
+        self.present_for(flags, || self.targeting_key())
+    }
+
+    /// Returns flags of a context with this targeting key as the request reads them.
+    fn present_for(&self, flags: Flags, targeting_key: impl FnOnce() -> Option<String>) -> Flags {
+        match &self.request.aids {
+            None => flags,
+            Some(aids) => aids.apply(flags, targeting_key().as_deref(), &self.request.provider),
+        }
+    }
+
+    /// Returns the targeting key of the request's context.
+    pub(super) fn targeting_key(&self) -> Option<String> {
+        self.request.context.targeting_key()
+    }
+
+    /// Returns whether the request has overrides.
+    pub(super) fn has_overrides(&self) -> bool {
+        self.request.aids.as_ref().is_some_and(|aids| aids.overrides.is_some())
+    }
+
+    /// Returns what the request has read, if it is inspected.
+    pub(super) fn inspection(&self) -> Option<&Inspection> {
+        self.request.aids.as_ref()?.inspection.as_deref()
     }
 
     fn mark_read(&self) {

@@ -37,6 +37,11 @@ pub(crate) enum SetupWarning {
     CookieInSharedResponse,
     /// Visitors get cookies, and there is neither a secret nor an API key to authenticate them with.
     CookieWithoutSecret,
+    /// A token of overrides, or a value of it, was ignored.
+    OverrideIgnored {
+        /// Why.
+        problem: &'static str,
+    },
 }
 
 /// How many places are named that carry work from outside of a request.
@@ -80,6 +85,7 @@ impl SetupWarning {
             Self::PreflightAtGate => 1 << 8,
             Self::CookieInSharedResponse => 1 << 9,
             Self::CookieWithoutSecret => 1 << 10,
+            Self::OverrideIgnored { .. } => 1 << 11,
         }
     }
 }
@@ -144,6 +150,11 @@ impl fmt::Display for SetupWarning {
                 "the cookies of visitors are authenticated with a random key, because the provider has no `secret`, API key or \
                  token. After a restart, and in other instances, returning visitors count as new; set a `secret`",
             ),
+            Self::OverrideIgnored { problem } => write!(
+                f,
+                "overrides of flags in a request were ignored, in part or as a whole: {problem}. Further ones are ignored without \
+                 a warning",
+            ),
         }
     }
 }
@@ -166,6 +177,7 @@ mod tests {
             SetupWarning::PreflightAtGate,
             SetupWarning::CookieInSharedResponse,
             SetupWarning::CookieWithoutSecret,
+            SetupWarning::OverrideIgnored { problem: "it has expired" },
         ];
         let warned = crate::warn_once::WarnOnce::default();
         for warning in all {

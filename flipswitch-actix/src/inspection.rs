@@ -1,0 +1,39 @@
+//! The page of inspected requests.
+
+use std::future::{Ready, ready};
+
+use actix_web::{Handler, HttpMessage, HttpRequest, HttpResponse};
+use flipswitch::{FlipswitchProvider, integration::InspectionPage};
+
+/// Creates a handler that responds with a page of the latest 100 requests that were
+/// [inspected](crate::FlipswitchMiddleware::with_inspection): which flags they have read, with value, variant, reason, source,
+/// age, the default in code, and how often.
+///
+/// The route must be below the middleware. Only requests that are inspected themselves get the page; others get 404. Contexts
+/// are not shown, but for the names of their attributes.
+///
+/// ```
+/// use actix_web::{App, web};
+/// use flipswitch_actix::FlipswitchMiddleware;
+/// # use flipswitch_actix::{FlipswitchProvider, flipswitch::serde_json::json};
+///
+/// # let provider = FlipswitchProvider::in_memory(json!({}));
+/// let app = App::new()
+///     .wrap(FlipswitchMiddleware::new(provider.clone()).with_inspection(|request| request.headers().contains_key("x-staff")))
+///     .route("/flags/requests", web::get().to(flipswitch_actix::inspection(provider)));
+/// ```
+#[must_use]
+pub fn inspection(provider: FlipswitchProvider) -> impl Handler<(HttpRequest,), Output = HttpResponse> {
+    move |request| respond(&provider, &request)
+}
+
+fn respond(provider: &FlipswitchProvider, request: &HttpRequest) -> Ready<HttpResponse> {
+    let Some(page) = InspectionPage::new(request.extensions().get(), provider) else {
+        return ready(HttpResponse::NotFound().finish());
+    };
+    let mut response = HttpResponse::Ok();
+    for header in page.headers() {
+        response.insert_header(header);
+    }
+    ready(response.body(page.html().to_owned()))
+}
