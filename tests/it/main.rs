@@ -69,6 +69,7 @@ mod web {
     mod lifespan;
     mod long_lived;
     mod open_feature_client;
+    mod overrides;
     mod passthrough;
     #[cfg(feature = "peers")]
     mod peers;

@@ -9,7 +9,7 @@ use std::{sync::Arc, thread, time::Duration};
 
 use actix_web::HttpServer;
 use flipswitch::{
-    Context, FlipswitchProvider,
+    Context, FlipswitchProvider, SignedOverrides,
     integration::Anonymous,
     open_feature::{Client, EvaluationContext},
     serde_json::{Value, json},
@@ -38,6 +38,9 @@ pub(crate) struct Setup {
     pub(crate) prefetch: bool,
     /// A client of OpenFeature's for the routes that evaluate with one.
     pub(crate) client: Option<Arc<Client>>,
+    pub(crate) overrides: Option<SignedOverrides>,
+    /// Whether requests with the header `x-staff` are inspected.
+    pub(crate) inspects: bool,
 }
 
 /// The order of the layers.
@@ -54,7 +57,15 @@ pub(crate) enum Order {
 
 impl From<FlipswitchProvider> for Setup {
     fn from(provider: FlipswitchProvider) -> Self {
-        Self { provider, anonymous: Anonymous::shared(), order: Order::AsItShould, prefetch: false, client: None }
+        Self {
+            provider,
+            anonymous: Anonymous::shared(),
+            order: Order::AsItShould,
+            prefetch: false,
+            client: None,
+            overrides: None,
+            inspects: false,
+        }
     }
 }
 

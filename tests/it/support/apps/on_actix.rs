@@ -20,7 +20,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami, clients, long_lived};
 
 pub(crate) fn app(setup: &Setup) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
-    let Setup { provider, anonymous, order, prefetch, client } = setup.clone();
+    let Setup { provider, anonymous, order, prefetch, client, overrides, inspects } = setup.clone();
     let middleware = FlipswitchMiddleware::new(provider.clone())
         .with_user(super::context_of_user)
         .with_context(|request| {
@@ -28,6 +28,14 @@ pub(crate) fn app(setup: &Setup) -> impl FnOnce(&mut web::ServiceConfig) + use<>
         })
         .with_anonymous(anonymous)
         .prefetch(prefetch);
+    let middleware = match overrides {
+        Some(overrides) => middleware.with_overrides(overrides),
+        None => middleware,
+    };
+    let middleware = match inspects {
+        true => middleware.with_inspection(|request| request.headers().contains_key("x-staff")),
+        false => middleware,
+    };
     let second = FlipswitchMiddleware::new(provider.clone()).with_context(|_| crate::support::user("inner"));
     move |config| {
         let covered = web::scope("")
@@ -36,6 +44,7 @@ pub(crate) fn app(setup: &Setup) -> impl FnOnce(&mut web::ServiceConfig) + use<>
             .service(web::scope("/gate").configure(gates))
             .service(web::scope("/gated").configure(routes).wrap(FlagGate::enabled("beta")))
             .configure(guards)
+            .route("/inspection", web::get().to(flipswitch_actix::inspection(provider.clone())))
             .configure(clients(client))
             .wrap(Condition::new(order == Order::Twice, second))
             .wrap(Condition::new(order != Order::AsItShould, from_fn(authenticate)))

@@ -31,11 +31,20 @@ pub(crate) fn app(setup: &Setup) -> Router {
         .with_user(super::context_of_user)
         .with_context(|parts| super::context_of_plan(parts.headers.get("x-plan").and_then(|plan| plan.to_str().ok())))
         .with_anonymous(setup.anonymous.clone());
+    let layer = match &setup.overrides {
+        Some(overrides) => layer.with_overrides(overrides.clone()),
+        None => layer,
+    };
+    let layer = match setup.inspects {
+        true => layer.with_inspection(|parts| parts.headers.contains_key("x-staff")),
+        false => layer,
+    };
     let covered = Router::new()
         .merge(routes())
         .merge(setup.client.as_ref().map(clients).unwrap_or_default())
         .nest("/nested", routes())
         .nest("/gate", gates())
+        .route_service("/inspection", flipswitch_axum::inspection(setup.provider.clone()))
         .nest("/gated", routes().layer(FlagGate::enabled("beta")));
     let covered = match setup.order {
         Order::AsItShould => covered,

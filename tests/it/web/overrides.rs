@@ -1,0 +1,369 @@
+//! Overrides of flags by a signed cookie, and the look into what a request has read.
+
+use std::{sync::Arc, time::Duration};
+
+use flipswitch::{FlipswitchProvider, SignedOverrides, open_feature::OpenFeature};
+use flipswitch_local::LocalServer;
+use reqwest::{Method, Response, redirect::Policy};
+use serde_json::{Value, json};
+
+use crate::support::{
+    self, Log,
+    apps::{self, App, Framework, Setup, service},
+    eventually, in_time,
+};
+
+const KEY: &str = "the key of overrides in these tests";
+
+fn overrides() -> SignedOverrides {
+    SignedOverrides::new(KEY).allow(["whoami", "beta", "theme", "new"])
+}
+
+fn cookie(values: Value) -> String {
+    overrides().mint(values).cookie().unwrap()
+}
+
+/// Sends a request without following redirects.
+async fn send(app: &App, method: Method, path: &str, headers: &[(&str, &str)]) -> Response {
+    let client = reqwest::Client::builder().redirect(Policy::none()).no_proxy().build().unwrap();
+    let mut request = client.request(method, format!("{}{path}", app.url));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    in_time(request.send()).await.unwrap()
+}
+
+async fn get(app: &App, path: &str, headers: &[(&str, &str)]) -> (u16, String) {
+    let response = send(app, Method::GET, path, headers).await;
+    (response.status().as_u16(), in_time(response.text()).await.unwrap())
+}
+
+fn header<'a>(response: &'a Response, name: &str) -> Vec<&'a str> {
+    response.headers().get_all(name).iter().map(|value| value.to_str().unwrap()).collect()
+}
+
+/// An application with a flag service, whose flags can be overridden and whose requests can be inspected.
+async fn start(framework: Framework) -> (App, FlipswitchProvider, LocalServer) {
+    let service = service().await;
+    // Nothing makes flags out of date, so that each request to the service has a cause here.
+    let builder = support::builder(&service).enable_realtime(false).polling_interval(Duration::from_secs(3_600));
+    let provider = builder.build().unwrap();
+    let name = format!("overrides {framework:?} {}", service.url());
+    OpenFeature::singleton_mut().await.set_named_provider(&name, provider.clone()).await;
+    let client = Some(Arc::new(OpenFeature::singleton().await.create_named_client(&name)));
+    let setup = Setup { overrides: Some(overrides()), inspects: true, client, ..provider.clone().into() };
+    (framework.serve(setup).await, provider, service)
+}
+
+#[tokio::test]
+async fn every_part_of_a_request_reads_the_overrides_and_nobody_else_does() {
+    for framework in Framework::ALL {
+        let (app, provider, service) = start(framework).await;
+        let bob = ("x-user", "bob");
+        // Known before, so that every request from here on is one that the overrides have caused.
+        assert_eq!(get(&app, "/flag", &[bob]).await, (200, "bob user".to_owned()), "{framework:?}");
+        assert_eq!(get(&app, "/gate/requires", &[bob]).await.0, 404, "{framework:?}");
+        let before = support::evaluations(&service);
+        let cookie = cookie(json!({"whoami": "overridden", "beta": true, "theme": "#123", "new": 7}));
+        let cookie = format!("other=1; {cookie}; more=2");
+        let tester = [bob, ("cookie", &cookie)];
+        for (path, expected) in [
+            ("/flag", "overridden user"),
+            ("/twice", "overridden user"),
+            ("/typed", "overridden user"),
+            ("/together", "overridden user"),
+            ("/optional", "overridden user"),
+            ("/nested/flag", "overridden user"),
+            ("/single/flag", "overridden user"),
+            // An OpenFeature client, also in a spawned task and in a streamed body.
+            ("/plain", "overridden"),
+            ("/deep", "overridden"),
+        ] {
+            assert_eq!(get(&app, path, &tester).await, (200, expected.to_owned()), "{framework:?} {path}");
+        }
+        for gate in ["/gate/requires", "/gated/free"] {
+            assert_eq!(get(&app, gate, &tester).await.0, 200, "{framework:?} {gate}");
+        }
+        assert_eq!(get(&app, "/gate/requires-not", &tester).await.0, 404, "{framework:?}");
+        // The same user in another browser, and routes outside of the layer.
+        assert_eq!(get(&app, "/flag", &[bob]).await, (200, "bob user".to_owned()), "{framework:?}");
+        assert_eq!(get(&app, "/gate/requires", &[bob]).await.0, 404, "{framework:?}");
+        assert_eq!(get(&app, "/bare/flag", &tester).await.0, 500, "{framework:?}");
+        assert_eq!(support::evaluations(&service), before, "{framework:?}: no request to the service");
+        provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_guard_reads_the_overrides() {
+    let (app, provider, _service) = start(Framework::Actix).await;
+    let cookie = cookie(json!({"beta": true}));
+    // The flags are in memory then.
+    get(&app, "/flag", &[("x-user", "bob")]).await;
+    for (headers, expected) in [(&[("x-user", "bob")][..], "old"), (&[("x-user", "bob"), ("cookie", &cookie)], "new")] {
+        eventually(async || get(&app, "/guarded", headers).await.1 == expected).await;
+    }
+    provider.shutdown().await;
+}
+
+/// What an attacker with the source, and with valid tokens for something else, can try.
+#[tokio::test]
+async fn tokens_for_something_else_are_ignored() {
+    for framework in Framework::ALL {
+        let (app, provider, _service) = start(framework).await;
+        let values = || json!({"whoami": "overridden"});
+        let name = "__Host-flipswitch-overrides";
+        let minted = |overrides: SignedOverrides| overrides.mint(values());
+        let valid = minted(overrides()).cookie().unwrap();
+        let link = minted(overrides()).link().unwrap().replace("flipswitch=", &format!("{name}="));
+        let long = format!("{name}={}", "A".repeat(6_000));
+        let many = format!("{}; {valid}", vec![format!("{name}=x.y"); 4].join("; "));
+        let cookies = [
+            minted(SignedOverrides::new("another key of these tests")).cookie().unwrap(),
+            minted(overrides()).provider_name("other").cookie().unwrap(),
+            minted(overrides()).for_context("alice").cookie().unwrap(),
+            // Not allowed, and of another type.
+            overrides().mint(json!({"origin": "overridden", "plain": "x"})).cookie().unwrap(),
+            overrides().mint(json!({"whoami": 7, "beta": "yes"})).cookie().unwrap(),
+            // The purpose is another one.
+            link,
+            valid.replace('.', ".A"),
+            valid.replace("__Host-", ""),
+            valid.replace("__Host-", "__host-"),
+            format!("{valid}x"),
+            format!("{name}="),
+            format!("{name}=."),
+            format!("{name}=\"{}\"", valid.split_once('=').unwrap().1),
+            format!("{name}=%00%0d%0a.%ff"),
+            long,
+            many,
+        ];
+        for cookie in &cookies {
+            let (status, body) = get(&app, "/flag", &[("x-user", "bob"), ("cookie", cookie)]).await;
+            assert_eq!((status, body.as_str()), (200, "bob user"), "{framework:?} {cookie}");
+            let (status, _) = get(&app, "/gate/requires", &[("x-user", "bob"), ("cookie", cookie)]).await;
+            assert_eq!(status, 404, "{framework:?} {cookie}");
+        }
+        let response =
+            app.send("/flag", &[("x-user", b"bob"), ("cookie", b"__Host-flipswitch-overrides=\xff\xfe.\x80")]).await;
+        assert_eq!(response.status(), 200);
+        // Those of a context are for it.
+        let for_bob = minted(overrides()).for_context("bob").cookie().unwrap();
+        assert_eq!(get(&app, "/flag", &[("x-user", "bob"), ("cookie", &for_bob)]).await.1, "overridden user");
+        assert_eq!(get(&app, "/flag", &[("cookie", &for_bob)]).await.1, "nobody nowhere");
+        // A key is replaced without ending what was minted with the one before.
+        provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn the_first_token_that_is_ignored_is_warned_of() {
+    let log = Log::of_this_thread();
+    let provider = FlipswitchProvider::in_memory(json!({"whoami": "service"}));
+    let setup = Setup { overrides: Some(overrides()), ..provider.clone().into() };
+    let app = apps::on_axum::app(&setup);
+    for cookie in ["__Host-flipswitch-overrides=x.y", "__Host-flipswitch-overrides=secret"] {
+        let request =
+            http::Request::get("/flag").header("cookie", cookie).body(axum::body::Body::empty()).unwrap();
+        let response = tower::ServiceExt::oneshot(app.clone(), request).await.unwrap();
+        assert_eq!(response.status(), 200);
+    }
+    let lines = log.lines();
+    let [line] = &lines[..] else { panic!("one warning: {lines:?}") };
+    assert!(line.contains("overrides of flags in a request were ignored") && !line.contains("x.y"), "{line}");
+}
+
+#[tokio::test]
+async fn a_response_with_overrides_stays_out_of_shared_caches() {
+    for framework in Framework::ALL {
+        let (app, provider, _service) = start(framework).await;
+        let cookie = cookie(json!({"beta": true}));
+        for path in ["/public", "/private", "/flag", "/free", "/unchanged", "/no-such-page"] {
+            let plain = send(&app, Method::GET, path, &[]).await;
+            assert!(header(&plain, "vary").is_empty(), "{framework:?} {path}");
+            let response = send(&app, Method::GET, path, &[("cookie", &cookie)]).await;
+            assert_eq!(response.status(), plain.status(), "{framework:?} {path}");
+            assert_eq!(header(&response, "cache-control"), ["private"], "{framework:?} {path}");
+            assert_eq!(header(&response, "vary"), ["Cookie"], "{framework:?} {path}");
+        }
+        let public = send(&app, Method::GET, "/public", &[("cookie", "__Host-flipswitch-overrides=x.y")]).await;
+        assert_eq!(header(&public, "cache-control"), ["public, max-age=60"], "{framework:?}: nothing is overridden");
+        provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_link_sets_the_cookie_and_leads_to_the_page_without_the_token() {
+    for framework in Framework::ALL {
+        let (app, provider, service) = start(framework).await;
+        let link = overrides().mint(json!({"whoami": "overridden"})).link().unwrap();
+        let before = support::evaluations(&service);
+        for (path, location) in [
+            (format!("/flag?{link}"), "/flag"),
+            (format!("/flag?a=1&{link}&b=%2F"), "/flag?a=1&b=%2F"),
+            (format!("/nested/flag?{link}"), "/nested/flag"),
+            (format!("/single/flag?{link}"), "/single/flag"),
+            (format!("/gate/requires?{link}"), "/gate/requires"),
+            (format!("//evil.example/%5c?{link}"), "/evil.example/%5c"),
+            (format!("/nested//evil.example?{link}"), "/nested//evil.example"),
+            (format!("/%2F/evil.example?{link}&next=//evil.example"), "/%2F/evil.example?next=//evil.example"),
+        ] {
+            let response =
+                send(&app, Method::GET, &path, &[("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")]).await;
+            assert_eq!(response.status(), 303, "{framework:?} {path}");
+            assert_eq!(header(&response, "location"), [location], "{framework:?} {path}");
+            assert_eq!(header(&response, "cache-control"), ["no-store"], "{framework:?} {path}");
+            assert_eq!(header(&response, "referrer-policy"), ["no-referrer"], "{framework:?} {path}");
+            let [cookie] = header(&response, "set-cookie")[..] else { panic!("one cookie: {response:?}") };
+            let (pair, attributes) = cookie.split_once("; ").unwrap();
+            assert_eq!(attributes, "Path=/; Max-Age=28800; Secure; HttpOnly; SameSite=Lax", "{framework:?}");
+            let read = get(&app, "/flag", &[("x-user", "bob"), ("cookie", pair)]).await;
+            assert_eq!(read.1, "overridden user", "{framework:?}");
+        }
+        let off = send(&app, Method::GET, "/flag?flipswitch=off&a=1", &[]).await;
+        assert_eq!((off.status().as_u16(), header(&off, "location")), (303, vec!["/flag?a=1"]), "{framework:?}");
+        let cleared = "__Host-flipswitch-overrides=; Path=/; Max-Age=0; Secure; HttpOnly; SameSite=Lax";
+        assert_eq!(header(&off, "set-cookie"), [cleared], "{framework:?}");
+        // Only of the requests for bob that read flags.
+        assert_eq!(support::evaluations(&service), before + 1, "{framework:?}");
+        provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn other_requests_set_no_cookie() {
+    for framework in Framework::ALL {
+        let (app, provider, _service) = start(framework).await;
+        let link = overrides().mint(json!({"whoami": "overridden"})).link().unwrap();
+        let for_alice = overrides().mint(json!({"whoami": "overridden"})).for_context("alice").link().unwrap();
+        let cookie = cookie(json!({"whoami": "overridden"}));
+        let other_purpose = format!("flipswitch={}", cookie.split_once('=').unwrap().1);
+        let other_name = overrides().mint(json!({"whoami": 1})).provider_name("other").link().unwrap();
+        let page = |query: &str| format!("/flag?{query}");
+        let get = Method::GET;
+        for (method, path, headers) in [
+            (Method::POST, format!("/echo?{link}"), vec![]),
+            (Method::HEAD, page(&link), vec![]),
+            (Method::POST, "/echo?flipswitch=off".to_owned(), vec![]),
+            // An image, a frame, a script of another page.
+            (get.clone(), page(&link), vec![("sec-fetch-mode", "no-cors"), ("sec-fetch-dest", "image")]),
+            (get.clone(), page(&link), vec![("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "iframe")]),
+            (get.clone(), page("flipswitch=off"), vec![("sec-fetch-mode", "cors"), ("sec-fetch-dest", "empty")]),
+            (get.clone(), page(&for_alice), vec![("x-user", "bob")]),
+            (get.clone(), page(&for_alice), vec![]),
+            (get.clone(), page(&other_purpose), vec![]),
+            (get.clone(), page(&other_name), vec![]),
+            (get.clone(), page(&format!("{link}x")), vec![]),
+            (get.clone(), page("flipswitch="), vec![]),
+            (get.clone(), page("flipswitch=x.y"), vec![]),
+            (get.clone(), format!("/bare/optional?{link}"), vec![]),
+        ] {
+            let response = send(&app, method.clone(), &path, &headers).await;
+            assert_ne!(response.status(), 303, "{framework:?} {method} {path} {headers:?}");
+            assert!(header(&response, "set-cookie").is_empty(), "{framework:?} {method} {path} {headers:?}");
+        }
+        let alice = send(&app, Method::GET, &page(&for_alice), &[("x-user", "alice")]).await;
+        assert_eq!(alice.status(), 303, "{framework:?}");
+        provider.shutdown().await;
+    }
+}
+
+/// With the service away, overrides still count, and decide only about their own flags.
+#[tokio::test]
+async fn overrides_count_without_the_service() {
+    for framework in Framework::ALL {
+        let provider = support::provider_of_nothing();
+        let setup = Setup { overrides: Some(overrides()), ..provider.clone().into() };
+        let app = framework.serve(setup).await;
+        let cookie = cookie(json!({"whoami": "overridden", "beta": true}));
+        let read = get(&app, "/flag", &[("x-user", "bob"), ("cookie", &cookie)]).await;
+        assert_eq!(read, (200, "overridden default".to_owned()), "{framework:?}");
+        assert_eq!(get(&app, "/gate/requires", &[("cookie", &cookie)]).await.0, 200, "{framework:?}");
+        provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn an_inspected_request_tells_what_it_has_read() {
+    for framework in Framework::ALL {
+        let (app, provider, service) = start(framework).await;
+        service.set_flag("whoami", "<b>\"quoted\\\"</b>\r\nx-evil: 1 é");
+        let is_set = |timing: &[&str]| timing.len() == 1 && timing[0].contains("evil");
+        let staff = [("x-user", "<i>bob</i>"), ("x-staff", "1")];
+        eventually(async || is_set(&header(&send(&app, Method::GET, "/flag", &staff).await, "server-timing"))).await;
+        let response = send(&app, Method::GET, "/flag?secret=1", &staff).await;
+        assert!(!response.headers().contains_key("x-evil"), "{framework:?}");
+        assert_eq!(header(&response, "cache-control"), ["private"], "{framework:?}");
+        let timing = header(&response, "server-timing")[0].to_owned();
+        assert!(timing.starts_with("flag;desc=\"whoami=\\\"<b>"), "{framework:?}: {timing}");
+        assert!(timing.contains("(service, ") && timing.contains("flag;desc=\"origin="), "{framework:?}: {timing}");
+        // As an override, and with the default.
+        let cookie = cookie(json!({"whoami": "overridden"}));
+        let overridden = send(&app, Method::GET, "/flag", &[staff[1], ("cookie", &cookie)]).await;
+        let timing = header(&overridden, "server-timing")[0];
+        assert!(timing.contains("whoami=\\\"overridden\\\" (override)"), "{framework:?}: {timing}");
+        send(&app, Method::GET, "/gate/missing-typed", &staff).await;
+
+        let response = send(&app, Method::GET, "/inspection", &staff).await;
+        assert_eq!((response.status().as_u16(), header(&response, "cache-control")), (200, vec!["no-store"]));
+        let policy = header(&response, "content-security-policy")[0].to_owned();
+        assert!(policy.starts_with("default-src 'none'; style-src 'sha256-"), "{framework:?}: {policy}");
+        let page = in_time(response.text()).await.unwrap();
+        for expected in
+            ["&lt;b&gt;", ">service<", ">override<", ">default<", "<code>/flag</code>", "attributes: origin"]
+        {
+            assert!(page.contains(expected), "{framework:?}: {expected} in {page}");
+        }
+        for hidden in ["<b>", "<i>", "bob", "secret", "<script"] {
+            assert!(!page.contains(hidden), "{framework:?}: {hidden} in {page}");
+        }
+        // Nobody else learns anything.
+        for headers in [&[][..], &[("x-user", "bob")], &[("cookie", &*cookie)]] {
+            assert_eq!(get(&app, "/inspection", headers).await.0, 404, "{framework:?} {headers:?}");
+            let response = send(&app, Method::GET, "/flag", headers).await;
+            assert!(header(&response, "server-timing").is_empty(), "{framework:?} {headers:?}");
+        }
+        provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn the_page_and_the_header_are_bounded() {
+    for framework in Framework::ALL {
+        let values: serde_json::Map<_, _> =
+            (0..300).map(|number| (format!("flag-{number}"), json!("x".repeat(500)))).collect();
+        let provider = FlipswitchProvider::in_memory(Value::Object(values));
+        let setup = Setup { inspects: true, ..provider.clone().into() };
+        let app = framework.serve(setup).await;
+        let staff = [("x-staff", "1")];
+        for number in 0..120 {
+            let response = send(&app, Method::GET, &format!("/flag?{number}"), &staff).await;
+            assert!(header(&response, "server-timing")[0].len() <= 1_024, "{framework:?}");
+        }
+        let page = get(&app, "/inspection", &staff).await.1;
+        assert_eq!(page.matches("<h2>").count(), 100, "{framework:?}");
+        provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_there_unless_it_is_switched_on() {
+    for framework in Framework::ALL {
+        let service = service().await;
+        let provider = apps::provider(&service);
+        let app = framework.serve(provider.clone()).await;
+        let link = overrides().mint(json!({"whoami": "overridden"})).link().unwrap();
+        let cookie = cookie(json!({"whoami": "overridden"}));
+        let headers = [("x-user", "bob"), ("x-staff", "1"), ("cookie", &*cookie)];
+        for path in [format!("/flag?{link}"), "/flag?flipswitch=off".to_owned()] {
+            let response = send(&app, Method::GET, &path, &headers).await;
+            assert_eq!(response.status(), 200, "{framework:?} {path}");
+            for name in ["server-timing", "vary", "set-cookie", "cache-control"] {
+                assert!(header(&response, name).is_empty(), "{framework:?} {path} {name}");
+            }
+            assert_eq!(in_time(response.text()).await.unwrap(), "bob user", "{framework:?} {path}");
+        }
+        assert_eq!(get(&app, "/inspection", &headers).await.0, 404, "{framework:?}");
+        provider.shutdown().await;
+    }
+}
