@@ -13,6 +13,7 @@ use flipswitch::{
 };
 use flipswitch_local::LocalServer;
 use reqwest::StatusCode;
+use tempfile::NamedTempFile;
 
 use crate::{
     server::{Peer, checked},
@@ -47,9 +48,10 @@ pub(crate) struct Service {
 #[derive(Debug)]
 enum Running {
     Local(LocalServer),
-    /// Kept, since it ends when it is dropped.
+    /// Kept, since both end when they are dropped.
     Peer {
         _process: Peer,
+        _flags: Option<NamedTempFile>,
     },
 }
 
@@ -98,11 +100,11 @@ impl Service {
                 (Running::Local(service), provider)
             }
             Server::Flagd => {
-                let file = tempfile::NamedTempFile::new().unwrap();
+                let file = NamedTempFile::new().unwrap();
                 fs::write(file.path(), flags.to_string()).unwrap();
-                peer(Peer::flagd(file.path()))
+                peer(Peer::flagd(file.path()), Some(file))
             }
-            Server::FastFeature => peer(fast_feature(&flags).await),
+            Server::FastFeature => peer(fast_feature(&flags).await, None),
         };
         let provider = provider.miss_wait(PATIENCE).build().unwrap();
         provider.ready(PATIENCE).await.unwrap();
@@ -134,9 +136,9 @@ impl Service {
     }
 }
 
-fn peer(peer: Peer) -> (Running, FlipswitchProviderBuilder) {
+fn peer(peer: Peer, flags: Option<NamedTempFile>) -> (Running, FlipswitchProviderBuilder) {
     let provider = FlipswitchProvider::ofrep(&peer.url);
-    (Running::Peer { _process: peer }, provider)
+    (Running::Peer { _process: peer, _flags: flags }, provider)
 }
 
 async fn local(mut flags: Value) -> LocalServer {
