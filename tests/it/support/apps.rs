@@ -168,6 +168,11 @@ pub(crate) fn describe(flags: &flipswitch::Flags) -> String {
     format!("{} {}", flags.string("whoami", "default"), flags.string("origin", "default"))
 }
 
+/// Returns the keys of the overridden flags.
+pub(crate) fn overridden(flags: &flipswitch::Flags) -> String {
+    flags.overrides().map(|flag| flag.key.as_str()).collect::<Vec<_>>().join(",")
+}
+
 /// Returns the targeting key and, if there is one, the plan that the flags were evaluated for.
 pub(crate) fn subject(flags: &flipswitch::Flags) -> String {
     let context = flags.context();

@@ -3,9 +3,9 @@
 use std::{net::TcpListener, process::Stdio};
 
 use flipswitch::{
-    FlipswitchProvider,
+    FlipswitchProvider, SignedOverrides,
     integration::{Anonymous, AnonymousCookie},
-    serde_json::Value,
+    serde_json::{Value, json},
 };
 use flipswitch_local::LocalServer;
 use tempfile::TempDir;
@@ -124,6 +124,69 @@ async fn a_shared_cache_hands_no_visitor_the_cookie_of_another() {
             assert!(!cached.headers().contains_key("set-cookie"), "{framework:?}");
             site.provider.shutdown().await;
         }
+    }
+}
+
+/// Returns overrides, and the query of a link that overrides a flag of the application.
+fn overrides() -> (SignedOverrides, String) {
+    let overrides = SignedOverrides::new("the key of overrides in these tests").allow(["whoami"]);
+    let link = overrides.mint(json!({"whoami": "overridden"})).link().unwrap();
+    (overrides, link)
+}
+
+#[tokio::test]
+async fn a_link_overrides_a_flag_in_one_browser() {
+    for framework in Framework::ALL {
+        let (overrides, link) = overrides();
+        let service = service().await;
+        let setup = Setup { overrides: Some(overrides), ..provider(&service).into() };
+        let app = framework.serve(setup.clone()).await;
+        let [browser, other] = [Browser::start().await, Browser::start().await];
+        let page = |path: &str| format!("{}{path}", app.url.replace("127.0.0.1", "localhost"));
+        assert_eq!(read(&browser, &page("/flag?a=1")).await, "nobody nowhere", "{framework:?}");
+        assert_eq!(read(&browser, &page(&format!("/flag?a=1&{link}"))).await, "overridden nowhere", "{framework:?}");
+        // The URL has no token any more, and no script reads the cookie.
+        let look = async |script: &str| browser.look(script, Value::Null).await;
+        assert_eq!(look("location.pathname + location.search").await, "/flag?a=1", "{framework:?}");
+        assert_eq!(look("document.cookie").await, "", "{framework:?}");
+        assert_eq!(read(&browser, &page("/nested/flag")).await, "overridden nowhere", "{framework:?}");
+        assert_eq!(read(&browser, &page("/overridden")).await, "whoami", "{framework:?}: a page can say so");
+        assert_eq!(read(&other, &page("/flag")).await, "nobody nowhere", "{framework:?}");
+        // An image of a page of another site does not end them.
+        browser.open(&page("/free")).await;
+        let image = page("/flag?flipswitch=off");
+        look(&format!(
+            "new Promise(done => {{ const i = new Image(); i.onerror = done; i.src = '{image}'; }}).then(() => 1)"
+        ))
+        .await;
+        assert_eq!(read(&browser, &page("/flag")).await, "overridden nowhere", "{framework:?}");
+        assert_eq!(read(&browser, &page("/flag?flipswitch=off")).await, "nobody nowhere", "{framework:?}");
+        assert_eq!(look("location.pathname + location.search").await, "/flag", "{framework:?}");
+        assert_eq!(read(&browser, &page("/overridden")).await, "", "{framework:?}");
+        setup.provider.shutdown().await;
+    }
+}
+
+/// Whoever tests must not fill a shared cache with pages for others, whatever the application says about caches.
+#[tokio::test]
+async fn a_shared_cache_stores_no_page_with_overrides() {
+    for framework in Framework::ALL {
+        let (overrides, link) = overrides();
+        let service = service().await;
+        let setup = Setup { overrides: Some(overrides), ..provider(&service).into() };
+        let app = framework.serve(setup.clone()).await;
+        let nginx = Nginx::start(&app.url, "").await;
+        let page = |path: &str| format!("http://localhost:{}{path}", nginx.port);
+        let [tester, other] = [Browser::start().await, Browser::start().await];
+        read(&tester, &page(&format!("/flag?{link}"))).await;
+        for _ in 0..2 {
+            assert_eq!(read(&tester, &page("/public-flag")).await, "overridden nowhere", "{framework:?}");
+        }
+        assert_eq!(read(&other, &page("/public-flag")).await, "nobody nowhere", "{framework:?}");
+        let cached = reqwest::get(page("/public-flag")).await.unwrap();
+        assert_eq!(cached.headers()["x-cache"], "HIT", "{framework:?}: it is a cache");
+        assert_eq!(cached.text().await.unwrap(), "nobody nowhere", "{framework:?}");
+        setup.provider.shutdown().await;
     }
 }
 

@@ -163,8 +163,7 @@ async fn the_first_token_that_is_ignored_is_warned_of() {
     let setup = Setup { overrides: Some(overrides()), ..provider.clone().into() };
     let app = apps::on_axum::app(&setup);
     for cookie in ["__Host-flipswitch-overrides=x.y", "__Host-flipswitch-overrides=secret"] {
-        let request =
-            http::Request::get("/flag").header("cookie", cookie).body(axum::body::Body::empty()).unwrap();
+        let request = http::Request::get("/flag").header("cookie", cookie).body(axum::body::Body::empty()).unwrap();
         let response = tower::ServiceExt::oneshot(app.clone(), request).await.unwrap();
         assert_eq!(response.status(), 200);
     }

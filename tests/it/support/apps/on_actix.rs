@@ -79,6 +79,8 @@ fn routes(config: &mut web::ServiceConfig) {
     config
         .route("/free", web::get().to(async || "free"))
         .route("/flag", web::get().to(flag))
+        .route("/public-flag", web::get().to(public_flag))
+        .route("/overridden", web::get().to(async |flags: Flags| super::overridden(&flags)))
         .route("/twice", web::get().to(twice))
         .route("/typed", web::get().to(typed))
         .route("/optional", web::get().to(optional))
@@ -102,6 +104,12 @@ fn routes(config: &mut web::ServiceConfig) {
 
 async fn flag(flags: Flags) -> String {
     super::describe(&flags)
+}
+
+async fn public_flag(flags: Flags) -> HttpResponse {
+    let mut response = HttpResponse::Ok();
+    response.insert_header((CACHE_CONTROL, "public, max-age=60")).insert_header(("x-accel-expires", "60"));
+    response.body(super::describe(&flags))
 }
 
 async fn twice(one: Flags, other: Flags) -> String {

@@ -89,6 +89,8 @@ fn routes() -> Router {
         .route("/socket", get(socket))
         .route("/unchanged", get(async |_: Flags| StatusCode::NOT_MODIFIED))
         .route("/public", get(async |_: Flags| ([(CACHE_CONTROL, "public, max-age=60")], "public")))
+        .route("/public-flag", get(public_flag))
+        .route("/overridden", get(async |flags: Flags| super::overridden(&flags)))
         .route("/private", get(async |_: Flags| ([(CACHE_CONTROL, "private, max-age=60")], "private")))
         .route("/agree", get(async |flags: Flags| Body::from_stream(long_lived::agree(&flags).await)))
         .route("/live/socket", get(live_socket))
@@ -99,6 +101,10 @@ fn routes() -> Router {
 
 async fn flag(flags: Flags) -> String {
     super::describe(&flags)
+}
+
+async fn public_flag(flags: Flags) -> impl IntoResponse {
+    ([("cache-control", "public, max-age=60"), ("x-accel-expires", "60")], super::describe(&flags))
 }
 
 async fn twice(one: Flags, other: Flags) -> String {
