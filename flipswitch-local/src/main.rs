@@ -1,5 +1,9 @@
 //! The program: `flipswitch-local --flags FILE --listen 127.0.0.1:3001 --api-key KEY`.
+//! Its subcommand `override` mints overrides of flags.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program writes to its terminal")]
+
+mod override_command;
+mod overrides;
 
 use std::{ffi::OsStr, io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -10,6 +14,7 @@ const HELP: &str = "\
 A local feature-flag service for development and tests.
 
 Usage: flipswitch-local [OPTIONS]
+       flipswitch-local override [OPTIONS] FLAG=VALUE...
 
   --flags FILE           File of flags, in flagd's format or {\"key\": value}; reloaded on changes
   --listen ADDRESS       Address to listen on [default: 127.0.0.1:3001]
@@ -21,6 +26,8 @@ Usage: flipswitch-local [OPTIONS]
   --expose-control       Allow other machines to use the dashboard and change flags
   --help                 Print this help
   --version              Print the version
+
+flipswitch-local override mints overrides of flags for a browser; see flipswitch-local override --help.
 ";
 
 struct Options {
@@ -40,6 +47,10 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    if arguments.next_if(|first| first == "override").is_some() {
+        return override_command::run(arguments);
+    }
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))
         .with_ansi(std::io::stderr().is_terminal())

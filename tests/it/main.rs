@@ -83,6 +83,7 @@ mod local {
     mod admin;
     #[cfg(feature = "browser")]
     mod browser;
+    mod overrides;
     mod service;
 
     /// Clients of other projects.
