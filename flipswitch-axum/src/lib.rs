@@ -9,7 +9,7 @@ pub mod testing;
 
 pub use flipswitch::{
     self, Auth, Context, EvaluationContext, FlipswitchProvider, FlipswitchProviderBuilder, InRequest, IntoContext,
-    Lifespan, PreparedContext, RequestScope, flags, http,
+    Lifespan, PreparedContext, RequestScope, SignedOverrides, flags, http,
     integration::{Anonymous, AnonymousCookie, FlagKey, GateFlag, GateRule, SameSite, Unknown},
     time,
 };

@@ -42,6 +42,9 @@ const LINK_LIFETIME: Duration = Duration::from_secs(15 * 60);
 const LIFETIME: Duration = Duration::from_secs(8 * 3600);
 const MAX_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 
+/// How far the clock of the machine that mints may be ahead.
+const CLOCK_SKEW: Duration = Duration::from_secs(60);
+
 /// Cookies of the name that are looked at; further ones are ignored.
 const MAX_COOKIES: usize = 4;
 
@@ -93,7 +96,6 @@ impl SignedOverrides {
 
     /// Allows flags to be overridden, in addition to those that are allowed already: keys, or flags that were declared with
     /// [`flags!`](crate::flags).
-    #[expect(clippy::needless_pass_by_value, reason = "flags are passed by name")]
     pub fn allow<F: FlagKey>(mut self, flags: impl IntoIterator<Item = F>) -> Self {
         Arc::make_mut(&mut self.allowed).extend(flags.into_iter().map(|flag| flag.key()));
         self
@@ -191,7 +193,7 @@ impl SignedOverrides {
         };
         if body.exp <= now {
             Err("it has expired")
-        } else if body.exp - now > longest.as_secs() {
+        } else if body.exp - now > (longest + CLOCK_SKEW).as_secs() {
             Err("it would last for longer than is allowed")
         } else {
             Ok(body)
@@ -429,6 +431,8 @@ mod tests {
         assert_eq!(valid(Cookie, &cookie, "", NOW), Ok(()));
         assert_eq!(valid(Link, &link, "", NOW + 899), Ok(()));
         assert_eq!(valid(Link, &link, "", NOW + 900), Err("it has expired"));
+        assert_eq!(valid(Link, &link, "", NOW - 60), Ok(()), "minted on a machine whose clock is ahead");
+        assert!(valid(Link, &link, "", NOW - 61).unwrap_err().contains("longer"));
         assert_eq!(valid(Cookie, &cookie, "", NOW + 8 * 3600 - 1), Ok(()));
         assert_eq!(valid(Cookie, &cookie, "", NOW + 8 * 3600), Err("it has expired"));
         for invalid in
