@@ -156,6 +156,18 @@ struct Driver {
 
 impl Driver {
     async fn start() -> Self {
+        in_time(async {
+            loop {
+                // It ends if the port that it has chosen for IPv4 is taken for IPv6.
+                if let Some(driver) = Self::try_start().await {
+                    break driver;
+                }
+            }
+        })
+        .await
+    }
+
+    async fn try_start() -> Option<Self> {
         let mut process = Command::new("chromedriver")
             .arg("--port=0")
             .process_group(0)
@@ -166,13 +178,13 @@ impl Driver {
             .spawn()
             .expect("chromedriver, of Debian's packages chromium and chromium-driver");
         let mut output = BufReader::new(process.stdout.take().unwrap()).lines();
-        loop {
-            let line = in_time(output.next_line()).await.unwrap().expect("the driver says where it listens");
+        while let Some(line) = output.next_line().await.unwrap() {
             if let Some((_, port)) = line.split_once("successfully on port ") {
                 let url = format!("http://127.0.0.1:{}", port.trim_end_matches('.'));
-                return Self { process, url, _output: output };
+                return Some(Self { process, url, _output: output });
             }
         }
+        None
     }
 }
 
