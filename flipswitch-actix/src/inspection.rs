@@ -13,13 +13,17 @@ use flipswitch::{FlipswitchProvider, integration::InspectionPage};
 /// are not shown, but for the names of their attributes.
 ///
 /// ```
-/// use actix_web::{App, web};
+/// use actix_web::{App, HttpMessage, web};
 /// use flipswitch_actix::FlipswitchMiddleware;
 /// # use flipswitch_actix::{FlipswitchProvider, flipswitch::serde_json::json};
 ///
+/// struct Staff;
+///
 /// # let provider = FlipswitchProvider::in_memory(json!({}));
+/// let flags = FlipswitchMiddleware::new(provider.clone())
+///     .with_inspection(|request| request.extensions().contains::<Staff>());
 /// let app = App::new()
-///     .wrap(FlipswitchMiddleware::new(provider.clone()).with_inspection(|request| request.headers().contains_key("x-staff")))
+///     .wrap(flags)
 ///     .route("/flags/requests", web::get().to(flipswitch_actix::inspection(provider)));
 /// ```
 #[must_use]

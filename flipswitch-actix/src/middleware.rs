@@ -10,10 +10,13 @@ use std::{
 };
 
 use actix_web::{
-    Error, HttpMessage, HttpResponse,
+    Error, HttpMessage, HttpResponse, ResponseError,
     body::EitherBody,
     dev::{Extensions, Service, ServiceRequest, ServiceResponse, Transform},
-    http::header::{HeaderMap, HeaderName, HeaderValue},
+    http::{
+        StatusCode,
+        header::{HeaderMap, HeaderName, HeaderValue},
+    },
 };
 use flipswitch::{
     FlipswitchProvider, IntoContext, RequestScope, Scoped, SignedOverrides,
@@ -102,8 +105,8 @@ impl ResponseHeaders for Headers<'_> {
         }
     }
 
-    fn remove(&mut self, name: &'static str) {
-        self.0.remove(name);
+    fn remove(&mut self, matches: &dyn Fn(&str) -> bool) {
+        self.0.retain(|name, _| !matches(name.as_str()));
     }
 }
 
@@ -194,15 +197,19 @@ impl FlipswitchMiddleware {
     /// Sets which requests are inspected. Defaults to none.
     ///
     /// What they have read until the response head leaves is in its header `Server-Timing`, which the tools of browsers show.
-    /// The latest 100 of them are on the page of [`inspection`](crate::inspection()).
+    /// The latest 100 of them are on the page of [`inspection`](crate::inspection()). Do not go by what a client sends, such as a
+    /// header: anybody could read the page then.
     ///
     /// ```
+    /// use actix_web::HttpMessage;
     /// use flipswitch_actix::FlipswitchMiddleware;
     /// # use flipswitch_actix::{FlipswitchProvider, flipswitch::serde_json::json};
     ///
+    /// struct Staff;
+    ///
     /// # let provider = FlipswitchProvider::in_memory(json!({}));
-    /// let middleware =
-    ///     FlipswitchMiddleware::new(provider).with_inspection(|request| request.headers().contains_key("x-staff"));
+    /// let middleware = FlipswitchMiddleware::new(provider)
+    ///     .with_inspection(|request| request.extensions().contains::<Staff>());
     /// ```
     pub fn with_inspection(self, when: impl Fn(&ServiceRequest) -> bool + Send + Sync + 'static) -> Self {
         self.map(|scopes| scopes.with_inspection(move |head: &Head| when(&head.0)))
@@ -319,8 +326,16 @@ where
             let next = match this.state.as_mut().project() {
                 StateProjection::Responding { response: mut future } => {
                     let mut response = ready!(future.as_mut().poll(cx));
-                    if let (Ok(response), Some(scope)) = (&mut response, future.scope()) {
-                        integration::finish(scope, response.status().as_u16(), &mut Headers(response.headers_mut()));
+                    match (&mut response, future.scope()) {
+                        (Ok(response), Some(scope)) => {
+                            let status = response.status().as_u16();
+                            integration::finish(scope, status, &mut Headers(response.headers_mut()));
+                        }
+                        (Err(_), Some(scope)) if scope.has_overrides() => {
+                            let scope = scope.clone();
+                            response = response.map_err(|error| OverriddenError { error, scope }.into());
+                        }
+                        _ => {}
                     }
                     return Poll::Ready(response.map(ServiceResponse::map_into_left_body));
                 }
@@ -338,6 +353,32 @@ where
             };
             this.state.set(next);
         }
+    }
+}
+
+/// An error in a request with overrides, whose response must stay out of shared caches.
+#[derive(Debug)]
+struct OverriddenError {
+    error: Error,
+    scope: RequestScope,
+}
+
+impl fmt::Display for OverriddenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl ResponseError for OverriddenError {
+    fn status_code(&self) -> StatusCode {
+        self.error.as_response_error().status_code()
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = self.error.error_response();
+        let status = response.status().as_u16();
+        integration::finish(&self.scope, status, &mut Headers(response.headers_mut()));
+        response
     }
 }
 

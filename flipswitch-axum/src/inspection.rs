@@ -23,10 +23,13 @@ use tower_service::Service;
 /// use flipswitch_axum::FlipswitchLayer;
 /// # use flipswitch_axum::{FlipswitchProvider, flipswitch::serde_json::json};
 ///
+/// #[derive(Clone)]
+/// struct Staff;
+///
 /// # let provider = FlipswitchProvider::in_memory(json!({}));
 /// let app: Router = Router::new()
 ///     .route_service("/flags/requests", flipswitch_axum::inspection(provider.clone()))
-///     .layer(FlipswitchLayer::new(provider).with_inspection(|parts| parts.headers.contains_key("x-staff")));
+///     .layer(FlipswitchLayer::new(provider).with_inspection(|parts| parts.extensions.get::<Staff>().is_some()));
 /// ```
 #[must_use]
 pub fn inspection(provider: FlipswitchProvider) -> InspectionService {

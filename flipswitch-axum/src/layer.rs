@@ -148,7 +148,8 @@ impl FlipswitchLayer {
     /// Sets which requests are inspected. Defaults to none.
     ///
     /// What they have read until the response head leaves is in its header `Server-Timing`, which the tools of browsers show.
-    /// The latest 100 of them are on the page of [`inspection`](crate::inspection()).
+    /// The latest 100 of them are on the page of [`inspection`](crate::inspection()). Do not go by what a client sends, such as a
+    /// header: anybody could read the page then.
     ///
     /// ```
     /// use flipswitch_axum::FlipswitchLayer;

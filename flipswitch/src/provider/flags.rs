@@ -286,8 +286,9 @@ impl Flags {
 
     fn look_up(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
         match (self.flag_set(), &self.0) {
+            // Of other flags, there may be none.
+            (_, Source::Special(special)) if !self.is_overridden(key) => special.flags.look_up(key),
             (Some(flags), _) => flags.get(key),
-            (None, Source::Special(special)) => special.flags.look_up(key),
             (None, Source::Unavailable(unavailable)) => Err(FlagError::Unavailable(Error::clone(&unavailable.error))),
             (None, _) => Err(FlagError::NotFound),
         }

@@ -52,7 +52,7 @@ pub(crate) struct Inspection {
     /// Names of the attributes of its context.
     pub(crate) attributes: Vec<String>,
     reads: Mutex<Vec<Read>>,
-    inspections: Arc<Inspections>,
+    inspections: Weak<Inspections>,
     /// Itself, to be kept.
     this: Weak<Self>,
 }
@@ -76,18 +76,18 @@ pub(crate) struct Read {
 impl Inspection {
     /// Begins to inspect a request with a context.
     pub(crate) fn new(
-        inspections: Arc<Inspections>,
+        inspections: &Arc<Inspections>,
         path: &str,
         has_targeting_key: bool,
-        attributes: Vec<String>,
+        attributes: &[String],
     ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             at: OffsetDateTime::now_utc(),
             path: printable(path),
             has_targeting_key,
-            attributes,
+            attributes: attributes.iter().map(|name| shortened(name)).collect(),
             reads: Mutex::default(),
-            inspections,
+            inspections: Arc::downgrade(inspections),
             this: this.clone(),
         })
     }
@@ -101,9 +101,10 @@ impl Inspection {
 impl Recorder for Inspection {
     fn read(&self, flags: &Flags, key: &str, default: Option<&dyn fmt::Display>) {
         let default = default.map(|default| shortened(&default.to_string()));
+        let shown = shortened(key);
         let is_first = {
             let mut reads = self.reads.lock();
-            if let Some(read) = reads.iter_mut().find(|read| read.key == key) {
+            if let Some(read) = reads.iter_mut().find(|read| read.key == shown) {
                 read.count += 1;
                 read.default = default.or(read.default.take());
                 return;
@@ -112,7 +113,7 @@ impl Recorder for Inspection {
                 let found = flags.peek(key);
                 let (source, since) = flags.source_of(key);
                 reads.push(Read {
-                    key: shortened(key),
+                    key: shown,
                     value: found.filter(|flag| !flag.value.is_null()).map(|flag| shortened(&flag.value.to_string())),
                     variant: found.and_then(|flag| flag.variant.as_deref()).map(shortened),
                     reason: found.map(|flag| shortened(&flag.reason)),
@@ -124,8 +125,11 @@ impl Recorder for Inspection {
             }
             reads.len() == 1
         };
-        if let (true, Some(this)) = (is_first, self.this.upgrade()) {
-            self.inspections.add(this);
+        if !is_first {
+            return;
+        }
+        if let (Some(inspections), Some(this)) = (self.inspections.upgrade(), self.this.upgrade()) {
+            inspections.add(this);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What inspected requests have read: in a header of the response, and on a page.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use sha2::{Digest, Sha256};
@@ -63,9 +63,15 @@ fn source(source: FlagSource) -> &'static str {
 }
 
 /// The page of the latest inspected requests, for an integration with a web framework.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct InspectionPage {
     html: String,
+}
+
+impl fmt::Debug for InspectionPage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InspectionPage").finish_non_exhaustive()
+    }
 }
 
 impl InspectionPage {

@@ -130,6 +130,9 @@ use crate::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 use open_feature::EvaluationContext;
 
+/// Names of attributes that are kept of an inspected request.
+const MAX_NAMES: usize = 50;
+
 /// The request of a web framework, as far as a scope needs it.
 pub trait RequestParts {
     /// Returns the values of all headers of a name, in their order. The name is in lower case.
@@ -152,8 +155,8 @@ pub trait ResponseHeaders {
     /// Adds a header.
     fn append(&mut self, name: &'static str, value: &str);
 
-    /// Removes all headers of a name.
-    fn remove(&mut self, name: &'static str);
+    /// Removes all headers whose names match.
+    fn remove(&mut self, matches: &dyn Fn(&str) -> bool);
 }
 
 impl ResponseHeaders for HeaderMap {
@@ -167,8 +170,11 @@ impl ResponseHeaders for HeaderMap {
         }
     }
 
-    fn remove(&mut self, name: &'static str) {
-        self.remove(name);
+    fn remove(&mut self, matches: &dyn Fn(&str) -> bool) {
+        let names: Vec<_> = self.keys().filter(|name| matches(name.as_str())).cloned().collect();
+        for name in names {
+            self.remove(name);
+        }
     }
 }
 
@@ -284,7 +290,8 @@ impl<R: RequestParts> ScopeBuilder<R> {
             let EvaluationContext { targeting_key, custom_fields, .. } = context.into();
             let mut names: Vec<_> = custom_fields.into_keys().collect();
             names.sort_unstable();
-            Inspection::new(Arc::clone(self.provider.inspections()), request.path(), targeting_key.is_some(), names)
+            names.truncate(MAX_NAMES);
+            Inspection::new(self.provider.inspections(), request.path(), targeting_key.is_some(), &names)
         });
         (overrides.is_some() || inspection.is_some()).then(|| Box::new(TestAids { overrides, inspection }))
     }
@@ -409,15 +416,16 @@ where
 /// Changes the headers of a response as the flags of its request demand: adds the [cookie](new_cookie) of a new visitor, keeps
 /// a response with overridden flags out of shared caches, and tells what an inspected request has read.
 pub fn finish(scope: &RequestScope, status: u16, headers: &mut dyn ResponseHeaders) {
-    let timing = scope.inspection().and_then(inspection::server_timing);
+    // Caches would add the headers of a 304 to the response that they have.
+    let is_whole = status != 304;
+    let timing = scope.inspection().filter(|_| is_whole).and_then(inspection::server_timing);
     if scope.has_overrides() || timing.is_some() {
         keep_private(headers);
     }
     if let Some(timing) = timing {
         headers.append("server-timing", &timing);
     }
-    // Caches would add the cookie of a 304 to the response that they have.
-    let cookie = if status == 304 { None } else { new_cookie(scope, |name| headers.values(name)) };
+    let cookie = if is_whole { new_cookie(scope, |name| headers.values(name)) } else { None };
     if let Some(cookie) = cookie {
         headers.append("set-cookie", &cookie);
         // Without it, a shared cache may go by the age that it thinks fit.
@@ -429,18 +437,27 @@ pub fn finish(scope: &RequestScope, status: u16, headers: &mut dyn ResponseHeade
 
 /// Keeps a response out of shared caches, whatever the application says, and apart from those of browsers without the cookie.
 fn keep_private(headers: &mut dyn ResponseHeaders) {
-    let has = |headers: &dyn ResponseHeaders, name, wanted: &[&str]| {
+    let items = |name| -> Vec<String> {
         let items = headers.values(name).flat_map(|value| value.split(|byte| *byte == b','));
-        let mut items = items.map(<[u8]>::trim_ascii);
-        items.any(|item| wanted.iter().any(|wanted| item.eq_ignore_ascii_case(wanted.as_bytes())))
+        items.map(|item| String::from_utf8_lossy(item).trim().to_ascii_lowercase()).collect()
     };
-    let is_stored = !has(headers, "cache-control", &["no-store"]);
-    // Those after the second are of single caches, which prefer them (RFC 9213).
-    for name in ["cache-control", "expires", "cdn-cache-control", "surrogate-control", "x-accel-expires"] {
-        headers.remove(name);
+    let is_any = |items: &[String], wanted: &[&str]| items.iter().any(|item| wanted.contains(&item.as_str()));
+    let (directives, vary) = (items("cache-control"), items("vary"));
+    let is_private = is_any(&directives, &["private", "no-store"])
+        && !directives.iter().any(|directive| directive == "public" || directive.starts_with("s-maxage"));
+    // Those of single caches take precedence there (RFC 9213).
+    headers.remove(&|name| {
+        let is_of_a_cache = name.ends_with("-cache-control")
+            || matches!(name, "expires" | "surrogate-control" | "edge-control" | "x-accel-expires");
+        is_of_a_cache || name == "cache-control" && !is_private
+    });
+    if !is_private {
+        let kept = ["no-cache", "must-revalidate", "no-transform"];
+        let kept = directives.iter().filter(|directive| kept.contains(&directive.as_str()));
+        let value = kept.fold("private".to_owned(), |value, directive| value + ", " + directive);
+        headers.append("cache-control", &value);
     }
-    headers.append("cache-control", if is_stored { "private" } else { "private, no-store" });
-    if !has(headers, "vary", &["cookie", "*"]) {
+    if !is_any(&vary, &["cookie", "*"]) {
         headers.append("vary", "Cookie");
     }
 }

@@ -122,13 +122,13 @@ impl SignedOverrides {
                 Err(problem) => SetupWarning::OverrideIgnored { problem }.log(provider),
             }
         }
-        let Body { flags, sub, .. } = found?;
+        let Body { exp, flags, sub, .. } = found?;
         let (allowed, others): (Map<_, _>, Map<_, _>) =
             flags.into_iter().partition(|(key, _)| self.allowed.contains(&key.as_str()));
         if !others.is_empty() {
             SetupWarning::OverrideIgnored { problem: "a flag is not allowed to be overridden" }.log(provider);
         }
-        (!allowed.is_empty()).then(|| Arc::new(Overrides { subject: sub, overlay: Overlay::new(allowed) }))
+        (!allowed.is_empty()).then(|| Arc::new(Overrides { exp, subject: sub, overlay: Overlay::new(allowed) }))
     }
 
     /// Returns the response to a request that opens a link, or ends overrides. `target` is path and query of a GET request, as
@@ -137,7 +137,8 @@ impl SignedOverrides {
         let token = parameter(target)?;
         // Browsers say what the request is for. Images, frames and scripts of other pages change nothing.
         let is = |name: &str, expected: &[u8]| request.header_values(name).all(|value| value == expected);
-        if !is("sec-fetch-mode", b"navigate") || !is("sec-fetch-dest", b"document") {
+        let is_speculative = request.header_values("sec-purpose").next().is_some();
+        if is_speculative || !is("sec-fetch-mode", b"navigate") || !is("sec-fetch-dest", b"document") {
             return None;
         }
         let set_cookie = if token == OFF {
@@ -165,7 +166,7 @@ impl SignedOverrides {
             subject: body.sub,
             lifetime,
         };
-        let value = cookie.sign(Purpose::Cookie, now).map_err(|_| "it is too long")?;
+        let value = cookie.sign(Purpose::Cookie, now).map_err(|_| "no cookie can be made of it")?;
         let seconds = lifetime.as_secs();
         Ok(format!("{COOKIE}={value}; Path=/; Max-Age={seconds}; Secure; HttpOnly; SameSite=Lax"))
     }
@@ -340,27 +341,37 @@ impl fmt::Debug for OverrideToken {
 /// The overrides of one request.
 #[derive(Debug)]
 pub(super) struct Overrides {
+    /// When they expire, in seconds since the Unix epoch.
+    exp: u64,
     /// The targeting key of the only user that they are for.
     subject: Option<String>,
     overlay: Overlay,
 }
 
 impl Overrides {
-    /// Returns the overlay for the flags of a context with this targeting key.
-    pub(super) fn for_context(&self, targeting_key: Option<&str>) -> Option<&Overlay> {
-        let is_meant = self.subject.as_deref().is_none_or(|subject| targeting_key == Some(subject));
-        is_meant.then_some(&self.overlay)
+    /// Returns the overlay for the flags of a context with this targeting key. `is_own` tells that it is that of the request:
+    /// without a subject, the overrides are for the user of the browser, and not for others that the request is about.
+    pub(super) fn for_context(&self, targeting_key: Option<&str>, is_own: bool) -> Option<&Overlay> {
+        let is_meant = self.subject.as_deref().map_or(is_own, |subject| targeting_key == Some(subject));
+        // Work that a request has started may go on for longer.
+        (is_meant && seconds(SystemTime::now()) < self.exp).then_some(&self.overlay)
     }
 }
 
-/// The response to a request that opens a link, or ends overrides: `303 See Other`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The response to a request that opens a link, or ends overrides: `303 See Other`. `Debug` omits the cookie.
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Redirect {
     /// Path and query of the same page without the token, for the header `Location`.
     pub location: String,
     /// Value of the header `Set-Cookie`.
     pub set_cookie: String,
+}
+
+impl fmt::Debug for Redirect {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redirect").field("location", &self.location).finish_non_exhaustive()
+    }
 }
 
 impl Redirect {
@@ -389,6 +400,7 @@ fn location(target: &str) -> String {
     let is_other =
         |pair: &&str| pair.strip_prefix(PARAMETER).is_none_or(|rest| !rest.is_empty() && !rest.starts_with('='));
     let query: Vec<_> = query.split('&').filter(|pair| !pair.is_empty()).filter(is_other).collect();
+    let path: String = path.chars().filter(|character| !character.is_ascii_control()).collect();
     let path = path.trim_start_matches(['/', '\\']);
     if query.is_empty() { format!("/{path}") } else { format!("/{path}?{}", query.join("&")) }
 }
@@ -527,6 +539,7 @@ mod tests {
             ("/\\/\\//evil.example?flipswitch=x", "/evil.example"),
             ("/%2F%2Fevil.example?flipswitch=x", "/%2F%2Fevil.example"),
             ("https://evil.example/?flipswitch=x", "/https://evil.example/"),
+            ("/\t/evil.example?flipswitch=x", "/evil.example"),
             ("", "/"),
         ] {
             assert_eq!(location(target), expected, "{target}");

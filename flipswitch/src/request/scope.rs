@@ -84,9 +84,17 @@ pub(super) struct TestAids {
 }
 
 impl TestAids {
-    /// Returns the flags as the request reads them. `targeting_key` is that of their context.
-    fn apply(&self, mut flags: Flags, targeting_key: Option<&str>, provider: &FlipswitchProvider) -> Flags {
-        if let Some(overlay) = self.overrides.as_ref().and_then(|overrides| overrides.for_context(targeting_key)) {
+    /// Returns the flags as the request reads them. `targeting_key` is that of their context, and `own` that of the request.
+    fn apply(
+        &self,
+        mut flags: Flags,
+        targeting_key: Option<&str>,
+        own: Option<&str>,
+        provider: &FlipswitchProvider,
+    ) -> Flags {
+        let overlay =
+            self.overrides.as_ref().and_then(|overrides| overrides.for_context(targeting_key, targeting_key == own));
+        if let Some(overlay) = overlay {
             let has_misfits;
             (flags, has_misfits) = flags.overridden(overlay);
             if has_misfits {
@@ -342,7 +350,10 @@ impl RequestScope {
     fn present_for(&self, flags: Flags, targeting_key: impl FnOnce() -> Option<String>) -> Flags {
         match &self.request.aids {
             None => flags,
-            Some(aids) => aids.apply(flags, targeting_key().as_deref(), &self.request.provider),
+            Some(aids) => {
+                let own = self.targeting_key();
+                aids.apply(flags, targeting_key().as_deref(), own.as_deref(), &self.request.provider)
+            }
         }
     }
 
@@ -351,8 +362,9 @@ impl RequestScope {
         self.request.context.targeting_key()
     }
 
-    /// Returns whether the request has overrides.
-    pub(super) fn has_overrides(&self) -> bool {
+    /// Returns whether the request has [overrides](crate::SignedOverrides), whichever flags it reads.
+    #[must_use]
+    pub fn has_overrides(&self) -> bool {
         self.request.aids.as_ref().is_some_and(|aids| aids.overrides.is_some())
     }
 

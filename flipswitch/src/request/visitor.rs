@@ -479,6 +479,17 @@ impl<'a> Visit<'a> {
     }
 }
 
+/// Headers of single caches, in the syntax of `Cache-Control`.
+const OF_SINGLE_CACHES: [&str; 7] = [
+    "cdn-cache-control",
+    "surrogate-control",
+    "cloudflare-cdn-cache-control",
+    "vercel-cdn-cache-control",
+    "netlify-cdn-cache-control",
+    "edge-control",
+    "x-litespeed-cache-control",
+];
+
 /// Returns whether shared caches may store a response (RFC 9111, section 3): whether `Cache-Control` allows it or sets an age,
 /// or there is an `Expires`, and it is not private. Caches with a header of their own go by that (RFC 9213).
 pub(super) fn is_for_shared_caches<'a, I>(header_values: impl Fn(&'static str) -> I) -> bool
@@ -503,7 +514,7 @@ where
         is_stored && !is_private
     };
     may_store("cache-control", header_values("expires").any(expires))
-        || ["cdn-cache-control", "surrogate-control"].into_iter().any(|name| may_store(name, false))
+        || OF_SINGLE_CACHES.into_iter().any(|name| may_store(name, false))
 }
 
 fn single_value<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Option<String> {

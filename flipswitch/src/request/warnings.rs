@@ -108,8 +108,9 @@ impl fmt::Display for SetupWarning {
             ),
             Self::ContextPanicked => write!(
                 f,
-                "a function passed to `with_user`, `with_context` or `consent` panicked, and its result is ignored. If it needs what \
-                 another middleware sets in the request, such as a session, that middleware must run before Flipswitch. \
+                "a function passed to `with_inspection`, `with_user`, `with_context` or `consent` panicked, and its result is ignored. \
+                 If it needs what another middleware sets in the request, such as a session, that middleware must run before \
+                 Flipswitch. \
                  {ORDERS}",
             ),
             Self::GuardWithoutFlags { key } => write!(

@@ -2,7 +2,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use flipswitch::{FlipswitchProvider, SignedOverrides, open_feature::OpenFeature};
+use flipswitch::{
+    FlipswitchProvider, SignedOverrides,
+    integration::{self, ScopeBuilder},
+    open_feature::{EvaluationContext, OpenFeature, provider::FeatureProvider},
+};
 use flipswitch_local::LocalServer;
 use reqwest::{Method, Response, redirect::Policy};
 use serde_json::{Value, json};
@@ -63,6 +67,8 @@ async fn every_part_of_a_request_reads_the_overrides_and_nobody_else_does() {
         // Known before, so that every request from here on is one that the overrides have caused.
         assert_eq!(get(&app, "/flag", &[bob]).await, (200, "bob user".to_owned()), "{framework:?}");
         assert_eq!(get(&app, "/gate/requires", &[bob]).await.0, 404, "{framework:?}");
+        // Reads outside of the request as well.
+        get(&app, "/deep", &[bob]).await;
         let before = support::evaluations(&service);
         let cookie = cookie(json!({"whoami": "overridden", "beta": true, "theme": "#123", "new": 7}));
         let cookie = format!("other=1; {cookie}; more=2");
@@ -89,7 +95,9 @@ async fn every_part_of_a_request_reads_the_overrides_and_nobody_else_does() {
         assert_eq!(get(&app, "/flag", &[bob]).await, (200, "bob user".to_owned()), "{framework:?}");
         assert_eq!(get(&app, "/gate/requires", &[bob]).await.0, 404, "{framework:?}");
         assert_eq!(get(&app, "/bare/flag", &tester).await.0, 500, "{framework:?}");
-        assert_eq!(support::evaluations(&service), before, "{framework:?}: no request to the service");
+        let asked: Vec<_> =
+            service.requests().iter().map(|it| String::from_utf8_lossy(&it.body).into_owned()).collect();
+        assert_eq!(support::evaluations(&service), before, "{framework:?}: no request to the service: {asked:?}");
         provider.shutdown().await;
     }
 }
@@ -182,7 +190,8 @@ async fn a_response_with_overrides_stays_out_of_shared_caches() {
             assert!(header(&plain, "vary").is_empty(), "{framework:?} {path}");
             let response = send(&app, Method::GET, path, &[("cookie", &cookie)]).await;
             assert_eq!(response.status(), plain.status(), "{framework:?} {path}");
-            assert_eq!(header(&response, "cache-control"), ["private"], "{framework:?} {path}");
+            let control = if path == "/private" { "private, max-age=60" } else { "private" };
+            assert_eq!(header(&response, "cache-control"), [control], "{framework:?} {path}");
             assert_eq!(header(&response, "vary"), ["Cookie"], "{framework:?} {path}");
         }
         let public = send(&app, Method::GET, "/public", &[("cookie", "__Host-flipswitch-overrides=x.y")]).await;
@@ -248,6 +257,7 @@ async fn other_requests_set_no_cookie() {
             (get.clone(), page(&link), vec![("sec-fetch-mode", "no-cors"), ("sec-fetch-dest", "image")]),
             (get.clone(), page(&link), vec![("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "iframe")]),
             (get.clone(), page("flipswitch=off"), vec![("sec-fetch-mode", "cors"), ("sec-fetch-dest", "empty")]),
+            (get.clone(), page("flipswitch=off"), vec![("sec-purpose", "prefetch")]),
             (get.clone(), page(&for_alice), vec![("x-user", "bob")]),
             (get.clone(), page(&for_alice), vec![]),
             (get.clone(), page(&other_purpose), vec![]),
@@ -365,4 +375,97 @@ async fn nothing_is_there_unless_it_is_switched_on() {
         assert_eq!(get(&app, "/inspection", &headers).await.0, 404, "{framework:?}");
         provider.shutdown().await;
     }
+}
+
+/// A request may be about other users: whose flags an administrator looks at, for instance.
+#[tokio::test]
+async fn overrides_are_for_the_user_of_the_request() {
+    let (_, provider, _service) = start(Framework::Axum).await;
+    let scopes = ScopeBuilder::<http::request::Parts>::new(provider.clone())
+        .with_context(|_| support::user("bob"))
+        .with_overrides(overrides());
+    for (subject, own, other) in [(None, "overridden", "alice"), (Some("alice"), "bob", "overridden")] {
+        let token = overrides().mint(json!({"whoami": "overridden"}));
+        let cookie = subject.map_or(token.clone(), |subject| token.for_context(subject)).cookie().unwrap();
+        let (mut parts, ()) = http::Request::get("/").header("cookie", cookie).body(()).unwrap().into_parts();
+        let scope = scopes.open(&mut parts);
+        let read = async |context| provider.resolve_string_value("whoami", &context).await.unwrap().value;
+        let reads = async { (read(EvaluationContext::default()).await, read(support::user("alice")).await) };
+        assert_eq!(in_time(scope.clone().run(reads)).await, (own.to_owned(), other.to_owned()));
+        assert!(scope.has_overrides());
+    }
+    provider.shutdown().await;
+}
+
+#[test]
+fn headers_for_caches_are_replaced_whatever_the_application_sets() {
+    let provider = FlipswitchProvider::in_memory(json!({}));
+    let scopes = ScopeBuilder::<http::request::Parts>::new(provider).with_overrides(overrides());
+    let cookie = cookie(json!({"whoami": "overridden"}));
+    let (mut parts, ()) = http::Request::get("/").header("cookie", cookie).body(()).unwrap().into_parts();
+    let scope = scopes.open(&mut parts);
+    for (set, control, vary) in [
+        (&[][..], "private", "Cookie"),
+        (&[("cache-control", "public"), ("cache-control", "S-MaxAge=60")], "private", "Cookie"),
+        (
+            &[("cache-control", "no-cache, must-revalidate"), ("expires", "0")],
+            "private, no-cache, must-revalidate",
+            "Cookie",
+        ),
+        (
+            &[("cache-control", "private, max-age=60"), ("vary", "accept, COOKIE")],
+            "private, max-age=60",
+            "accept, COOKIE",
+        ),
+        (&[("cache-control", "No-Store"), ("vary", "*")], "No-Store", "*"),
+        (&[("cache-control", "private, s-maxage=60")], "private", "Cookie"),
+        (
+            &[
+                ("cdn-cache-control", "public"),
+                ("cloudflare-cdn-cache-control", "public"),
+                ("x-litespeed-cache-control", "public"),
+                ("surrogate-control", "max-age=60"),
+                ("edge-control", "max-age=60"),
+                ("x-accel-expires", "60"),
+                ("expires", "Thu, 01 Jan 2099 00:00:00 GMT"),
+            ],
+            "private",
+            "Cookie",
+        ),
+    ] {
+        let mut headers = http::HeaderMap::new();
+        for (name, value) in set {
+            headers.append(*name, value.parse().unwrap());
+        }
+        integration::finish(&scope, 200, &mut headers);
+        let mut left: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        left.sort_unstable();
+        assert_eq!(left, [("cache-control", control), ("vary", vary)], "{set:?}");
+    }
+}
+
+/// An error of a middleware is no response yet when it passes the scope.
+#[actix_web::test]
+async fn on_actix_an_error_stays_out_of_shared_caches() {
+    use actix_web::{App, error::ErrorNotFound, middleware::from_fn, test, web};
+    use flipswitch_actix::FlipswitchMiddleware;
+
+    let provider = FlipswitchProvider::in_memory(json!({"beta": false}));
+    let app = App::new()
+        .wrap(from_fn(
+            async |request: actix_web::dev::ServiceRequest,
+                   _: actix_web::middleware::Next<actix_web::body::BoxBody>| {
+                drop(request);
+                Err::<actix_web::dev::ServiceResponse, _>(ErrorNotFound("none"))
+            },
+        ))
+        .wrap(FlipswitchMiddleware::new(provider).with_overrides(overrides()))
+        .route("/", web::get().to(async || "page"));
+    let app = test::init_service(app).await;
+    let request = test::TestRequest::get().insert_header(("cookie", cookie(json!({"beta": true})))).to_request();
+    let error = test::try_call_service(&app, request).await.err().unwrap();
+    let response = error.error_response();
+    assert_eq!(response.status().as_u16(), 404);
+    assert_eq!(response.headers().get("cache-control").unwrap(), "private");
+    assert_eq!(response.headers().get("vary").unwrap(), "Cookie");
 }
