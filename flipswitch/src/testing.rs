@@ -9,13 +9,14 @@ use open_feature::EvaluationContext;
 use serde_json::{Map, Value};
 
 use crate::{
+    error::ConfigError,
     flags::flag_set::object,
     provider::{
         flags::ReadLog,
         in_memory::{InMemory, TargetedValue},
         provider::FlipswitchProvider,
     },
-    request::visitor::cookie_of,
+    request::{overrides::SignedOverrides, visitor::cookie_of},
 };
 
 pub use crate::provider::flags::FlagReads;
@@ -36,6 +37,26 @@ pub use crate::provider::flags::FlagReads;
 #[must_use]
 pub fn visitor_cookie(provider: &FlipswitchProvider, number: u128) -> String {
     cookie_of(provider, number)
+}
+
+/// Returns name and value of the cookie that overrides flags, for the header `Cookie` of a request in a test. `key` is the one of
+/// the application's [`SignedOverrides`], which must allow the flags.
+///
+/// ```
+/// use flipswitch::{serde_json::json, testing::override_cookie};
+///
+/// # fn main() -> Result<(), flipswitch::ConfigError> {
+/// let cookie = override_cookie("the key of the application", json!({"new-checkout": true}))?;
+/// assert!(cookie.starts_with("__Host-flipswitch-overrides="));
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// A [`ConfigError::Overrides`] if the key is too short, or the values cannot be sent.
+pub fn override_cookie(key: impl AsRef<[u8]>, values: Value) -> Result<String, ConfigError> {
+    SignedOverrides::new(key).mint(values).cookie()
 }
 
 /// Flag values in memory, and a provider that serves them.
