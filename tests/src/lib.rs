@@ -5,3 +5,9 @@
 #[cfg(doctest)]
 #[derive(Debug)]
 pub struct Readme;
+
+/// The page about overrides and inspection.
+#[doc = include_str!("../../docs/overrides.md")]
+#[cfg(doctest)]
+#[derive(Debug)]
+pub struct Overrides;
