@@ -7,7 +7,7 @@ use flipswitch::{FlipswitchProvider, integration::InspectionPage};
 
 /// Creates a handler that responds with a page of the latest 100 requests that were
 /// [inspected](crate::FlipswitchMiddleware::with_inspection): which flags they have read, with value, variant, reason, source,
-/// age, the default in code, and how often.
+/// age, the default in code if it is a plain one, and how often.
 ///
 /// The route must be below the middleware. Only requests that are inspected themselves get the page; others get 404. Contexts
 /// are not shown, but for the names of their attributes.

@@ -13,7 +13,7 @@ use tower_service::Service;
 
 /// Creates a service that responds with a page of the latest 100 requests that were
 /// [inspected](crate::FlipswitchLayer::with_inspection): which flags they have read, with value, variant, reason, source, age,
-/// the default in code, and how often.
+/// the default in code if it is a plain one, and how often.
 ///
 /// The service must be below the layer. Only requests that are inspected themselves get the page; others get 404. Contexts are
 /// not shown, but for the names of their attributes.

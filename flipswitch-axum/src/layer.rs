@@ -128,7 +128,7 @@ impl FlipswitchLayer {
         self.map(|scopes| scopes.with_anonymous(anonymous))
     }
 
-    /// Sets which flags a signed cookie can override in a browser, for those who test; see [`SignedOverrides`]. Defaults to
+    /// Sets which flags a signed cookie can override in a browser, for testing; see [`SignedOverrides`]. Defaults to
     /// none.
     ///
     /// A GET request with `?flipswitch=<token>` of a valid link is answered with a redirect to the same page, which sets the
@@ -148,8 +148,8 @@ impl FlipswitchLayer {
     /// Sets which requests are inspected. Defaults to none.
     ///
     /// What they have read until the response head leaves is in its header `Server-Timing`, which the tools of browsers show.
-    /// The latest 100 of them are on the page of [`inspection`](crate::inspection()). Do not go by what a client sends, such as a
-    /// header: anybody could read the page then.
+    /// The latest 100 of them are on the page of [`inspection`](crate::inspection()). Do not decide by what a
+    /// client sends, such as a header: every client could read the page.
     ///
     /// ```
     /// use flipswitch_axum::FlipswitchLayer;

@@ -40,7 +40,8 @@ impl FlagType {
 
     /// Returns whether a value of this type can take the place of one of another type.
     pub(crate) fn fits(self, other: Self) -> bool {
-        self == other || other == Self::Null || (self, other) == (Self::Integer, Self::Number)
+        let is_number = |kind| matches!(kind, Self::Integer | Self::Number);
+        self == other || other == Self::Null || is_number(self) && is_number(other)
     }
 
     /// Returns the type of a JSON value.

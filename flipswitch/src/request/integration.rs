@@ -4,8 +4,9 @@
 //! framework consists of three parts:
 //!
 //! 1. It implements [`RequestParts`] for the framework's request, unless that is an [`http::request::Parts`].
-//! 2. Its middleware [opens](ScopeBuilder::open) a scope in each request, [calls](call) the inner service in it, and adds
-//!    the [cookie](new_cookie) of a new visitor to the response. Work that goes on after `call` reads the present flags.
+//! 2. Its middleware [opens](ScopeBuilder::open) a scope in each request, responds itself to links of
+//!    [overrides](ScopeBuilder::redirect), [calls](call) the inner service in the scope, and [finishes](finish) the headers of
+//!    the response. Work that goes on after `call` reads the present flags.
 //! 3. Its extractors look up the scope with [`scope`], and read its flags.
 //!
 //! A minimal integration for a fictitious framework, whose requests and responses are plain structures:
@@ -13,11 +14,14 @@
 //! ```
 //! use flipswitch::{
 //!     Context, FlipswitchProvider, RequestScope,
-//!     integration::{self, RequestParts, ScopeBuilder},
+//!     integration::{self, RequestParts, ResponseHeaders, ScopeBuilder},
 //! };
 //!
 //! #[derive(Default)]
 //! struct Request {
+//!     method: String,
+//!     /// Path and query.
+//!     target: String,
 //!     headers: Vec<(String, String)>,
 //!     extensions: Extensions,
 //! }
@@ -31,8 +35,9 @@
 //! struct User(String);
 //!
 //! struct Response {
+//!     status: u16,
+//!     headers: Vec<(&'static str, String)>,
 //!     body: String,
-//!     cookies: Vec<String>,
 //! }
 //!
 //! // 1. The request.
@@ -56,12 +61,29 @@
 //! impl<H: AsyncFn(Request) -> Response> Middleware<H> {
 //!     async fn call(&self, mut request: Request) -> Response {
 //!         let scope = self.scopes.open(&mut request);
+//!         if let Some(redirect) = self.scopes.redirect(&request.method, &request.target, &request, &scope) {
+//!             let headers = redirect.headers().into_iter().map(|(name, value)| (name, value.to_owned()));
+//!             return Response { status: 303, headers: headers.collect(), body: String::new() };
+//!         }
 //!         let mut response = integration::call(scope.clone(), || (self.handler)(request)).await;
-//!         // Responses of this framework have no other headers than cookies.
-//!         let cookies = |name| response.cookies.iter().filter(move |_| name == "set-cookie").map(String::as_bytes);
-//!         let cookie = integration::new_cookie(&scope, cookies);
-//!         response.cookies.extend(cookie);
+//!         integration::finish(&scope, response.status, &mut Headers(&mut response.headers));
 //!         response
+//!     }
+//! }
+//!
+//! struct Headers<'a>(&'a mut Vec<(&'static str, String)>);
+//!
+//! impl ResponseHeaders for Headers<'_> {
+//!     fn values<'a>(&'a self, name: &'static str) -> Box<dyn Iterator<Item = &'a [u8]> + 'a> {
+//!         Box::new(self.0.iter().filter(move |(other, _)| *other == name).map(|(_, value)| value.as_bytes()))
+//!     }
+//!
+//!     fn append(&mut self, name: &'static str, value: &str) {
+//!         self.0.push((name, value.to_owned()));
+//!     }
+//!
+//!     fn remove(&mut self, matches: &dyn Fn(&str) -> bool) {
+//!         self.0.retain(|(name, _)| !matches(name));
 //!     }
 //! }
 //!
@@ -75,7 +97,7 @@
 //! async fn checkout(request: Request) -> Response {
 //!     let flags = flags(&request).await.expect("the middleware is installed");
 //!     let page = if flags.bool("new-checkout", false) { "new" } else { "old" };
-//!     Response { body: page.to_owned(), cookies: Vec::new() }
+//!     Response { status: 200, headers: Vec::new(), body: page.to_owned() }
 //! }
 //!
 //! # #[tokio::main(flavor = "current_thread")]

@@ -20,6 +20,7 @@ use crate::{
     flags::flag_set::object,
     provider::{flags::Overlay, provider::FlipswitchProvider},
     request::{gate::FlagKey, integration::RequestParts, scope::RequestScope, warnings::SetupWarning},
+    sanitize::printable,
 };
 
 /// Name of the cookie.
@@ -48,15 +49,16 @@ const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// Cookies of the name that are looked at; further ones are ignored.
 const MAX_COOKIES: usize = 4;
 
-/// Overrides of flags for single browsers, for those who test: which flags can be overridden, and the key that authenticates
+/// Overrides of flags in single browsers, for testing: which flags can be overridden, and the key that authenticates
 /// the overrides.
 ///
-/// Somebody who has the key [mints](Self::mint) a link. A browser that opens the link gets a cookie, and its requests read the
+/// The key [mints](Self::mint) links. A browser that opens the link gets a cookie, and its requests read the
 /// values of the cookie instead of the service's, with the reason `OVERRIDE`. `?flipswitch=off` ends that. Other browsers, the
 /// cache and the service are not affected.
 ///
 /// A token that is invalid, has expired, or is one of another provider, key or user is ignored, and so are values of flags
-/// that are not allowed, or of another type than the flag has. The first one is logged as a warning.
+/// that are not allowed, or of another type than the flag has. A warning is logged once for each of these three, and each case
+/// at debug level.
 ///
 /// ```
 /// use flipswitch::{SignedOverrides, serde_json::json};
@@ -108,25 +110,21 @@ impl SignedOverrides {
 
     /// Returns the overrides of a request, if its cookie has any.
     pub(super) fn find(&self, request: &dyn RequestParts, provider: &FlipswitchProvider) -> Option<Arc<Overrides>> {
-        let mut found = None;
+        let (name, now) = (provider.name().unwrap_or_default(), SystemTime::now());
         let lines = request.header_values("cookie");
         let pairs = lines.flat_map(|line| line.split(|byte| *byte == b';'));
         let values = pairs.filter_map(|pair| pair.trim_ascii().strip_prefix(COOKIE.as_bytes())?.strip_prefix(b"="));
-        for token in values.take(MAX_COOKIES) {
-            let name = provider.name().unwrap_or_default();
-            match self.verified(Purpose::Cookie, token, name, SystemTime::now()) {
-                Ok(body) => {
-                    found = Some(body);
-                    break;
-                }
-                Err(problem) => SetupWarning::OverrideIgnored { problem }.log(provider),
-            }
-        }
-        let Body { exp, flags, sub, .. } = found?;
+        let verified = |token| {
+            let verified = self.verified(Purpose::Cookie, token, name, now);
+            verified.map_err(|problem| ignored(problem, provider)).ok()
+        };
+        let Body { exp, flags, sub, .. } = values.take(MAX_COOKIES).find_map(verified)?;
         let (allowed, others): (Map<_, _>, Map<_, _>) =
             flags.into_iter().partition(|(key, _)| self.allowed.contains(&key.as_str()));
-        if !others.is_empty() {
-            SetupWarning::OverrideIgnored { problem: "a flag is not allowed to be overridden" }.log(provider);
+        for (key, _) in others {
+            // The token is authentic, so the key is no secret and no text of an attacker.
+            tracing::debug!(target: "flipswitch", flag = printable(&key), "an override is ignored: the flag is not allowed");
+            SetupWarning::OverrideNotAllowed.log(provider);
         }
         (!allowed.is_empty()).then(|| Arc::new(Overrides { exp, subject: sub, overlay: Overlay::new(allowed) }))
     }
@@ -146,7 +144,7 @@ impl SignedOverrides {
         } else {
             let (key, provider) = (scope.targeting_key(), scope.provider());
             self.set_cookie(token, key.as_deref(), provider.name().unwrap_or_default(), SystemTime::now())
-                .map_err(|problem| SetupWarning::OverrideIgnored { problem }.log(provider))
+                .map_err(|problem| ignored(problem, provider))
                 .ok()?
         };
         Some(Redirect { location: location(target), set_cookie })
@@ -156,7 +154,7 @@ impl SignedOverrides {
     fn set_cookie(&self, token: &str, key: Option<&str>, name: &str, now: SystemTime) -> Result<String, &'static str> {
         let body = self.verified(Purpose::Link, token.as_bytes(), name, now)?;
         if body.sub.as_deref().is_some_and(|subject| key != Some(subject)) {
-            return Err("it is for another user");
+            return Err("the token is for another user");
         }
         let lifetime = Duration::from_secs(body.lasts.unwrap_or(LIFETIME.as_secs())).min(MAX_LIFETIME);
         let cookie = OverrideToken {
@@ -166,7 +164,7 @@ impl SignedOverrides {
             subject: body.sub,
             lifetime,
         };
-        let value = cookie.sign(Purpose::Cookie, now).map_err(|_| "no cookie can be made of it")?;
+        let value = cookie.sign(Purpose::Cookie, now).map_err(|_| "the cookie cannot be signed")?;
         let seconds = lifetime.as_secs();
         Ok(format!("{COOKIE}={value}; Path=/; Max-Age={seconds}; Secure; HttpOnly; SameSite=Lax"))
     }
@@ -175,27 +173,29 @@ impl SignedOverrides {
     /// expired.
     fn verified(&self, purpose: Purpose, token: &[u8], name: &str, now: SystemTime) -> Result<Body, &'static str> {
         if token.len() > MAX_TOKEN {
-            return Err("it is too long");
+            return Err("the token is too long");
         }
-        let token = std::str::from_utf8(token).map_err(|_| "it is no token")?;
-        let (body, code) = token.split_once('.').ok_or("it is no token")?;
+        let token = std::str::from_utf8(token).map_err(|_| "the token is malformed")?;
+        let (body, code) = token.split_once('.').ok_or("the token is malformed")?;
         let code = BASE64_URL_SAFE_NO_PAD.decode(code).map_err(|_| "it is no token")?;
         let keys = [self.key.as_ref(), self.before.as_ref()];
         let is_authentic = |key: &Key| authenticated(key, purpose, name, body).verify_slice(&code).is_ok();
         if !keys.into_iter().flatten().any(is_authentic) {
-            return Err("it was minted with another key, for another provider or another purpose, or changed since");
+            return Err(
+                "the signature of the token does not match: another key, provider or purpose, or a changed token",
+            );
         }
         let json = BASE64_URL_SAFE_NO_PAD.decode(body).map_err(|_| "it is no token")?;
-        let body: Body = serde_json::from_slice(&json).map_err(|_| "its content cannot be read")?;
+        let body: Body = serde_json::from_slice(&json).map_err(|_| "the content of the token cannot be read")?;
         let now = seconds(now);
         let longest = match purpose {
             Purpose::Link => LINK_LIFETIME,
             Purpose::Cookie => MAX_LIFETIME,
         };
         if body.exp <= now {
-            Err("it has expired")
+            Err("the token has expired")
         } else if body.exp - now > (longest + CLOCK_SKEW).as_secs() {
-            Err("it would last for longer than is allowed")
+            Err("the lifetime of the token is longer than is allowed")
         } else {
             Ok(body)
         }
@@ -207,6 +207,12 @@ impl fmt::Debug for SignedOverrides {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SignedOverrides").field("allowed", &self.allowed).finish_non_exhaustive()
     }
+}
+
+/// Logs that a token is ignored: once as a warning, since anybody can send tokens, and each time at debug level.
+fn ignored(problem: &'static str, provider: &FlipswitchProvider) {
+    tracing::debug!(target: "flipswitch", problem, "a token of overrides is ignored");
+    SetupWarning::OverrideIgnored { problem }.log(provider);
 }
 
 fn key_of(key: &[u8]) -> Option<Key> {
@@ -313,7 +319,7 @@ impl OverrideToken {
             return Err(refuse("there are no values".to_owned()));
         }
         if self.lifetime < Duration::from_secs(1) || self.lifetime > MAX_LIFETIME {
-            return Err(refuse(format!("they last for {:?}; pass a second to 7 days", self.lifetime)));
+            return Err(refuse(format!("the lifetime is {:?}; pass a second to 7 days", self.lifetime)));
         }
         let (lifetime, lasts) = match purpose {
             Purpose::Link => (LINK_LIFETIME, Some(self.lifetime.as_secs())),
@@ -325,7 +331,7 @@ impl OverrideToken {
         let code = authenticated(key, purpose, &self.name, &body).finalize().into_bytes();
         let token = format!("{body}.{}", BASE64_URL_SAFE_NO_PAD.encode(code));
         if token.len() > MAX_TOKEN {
-            return Err(refuse(format!("they take {} bytes, and at most {MAX_TOKEN} are accepted", token.len())));
+            return Err(refuse(format!("the token has {} bytes, and at most {MAX_TOKEN} are accepted", token.len())));
         }
         Ok(token)
     }
@@ -377,12 +383,14 @@ impl fmt::Debug for Redirect {
 impl Redirect {
     /// Returns all headers of the response, with names in lower case. It has no body.
     #[must_use]
-    pub fn headers(&self) -> [(&'static str, &str); 4] {
+    pub fn headers(&self) -> [(&'static str, &str); 5] {
         [
             ("location", &self.location),
             ("set-cookie", &self.set_cookie),
             ("cache-control", "no-store"),
             ("referrer-policy", "no-referrer"),
+            // The browser may have stored the page with other values.
+            ("clear-site-data", "\"cache\""),
         ]
     }
 }
@@ -442,15 +450,15 @@ mod tests {
         let valid = |purpose, token: &str, name, now| is_valid(&overrides(), purpose, token, name, now);
         assert_eq!(valid(Cookie, &cookie, "", NOW), Ok(()));
         assert_eq!(valid(Link, &link, "", NOW + 899), Ok(()));
-        assert_eq!(valid(Link, &link, "", NOW + 900), Err("it has expired"));
+        assert_eq!(valid(Link, &link, "", NOW + 900), Err("the token has expired"));
         assert_eq!(valid(Link, &link, "", NOW - 60), Ok(()), "minted on a machine whose clock is ahead");
         assert!(valid(Link, &link, "", NOW - 61).unwrap_err().contains("longer"));
         assert_eq!(valid(Cookie, &cookie, "", NOW + 8 * 3600 - 1), Ok(()));
-        assert_eq!(valid(Cookie, &cookie, "", NOW + 8 * 3600), Err("it has expired"));
+        assert_eq!(valid(Cookie, &cookie, "", NOW + 8 * 3600), Err("the token has expired"));
         for invalid in
             [valid(Link, &cookie, "", NOW), valid(Cookie, &link, "", NOW), valid(Cookie, &cookie, "other", NOW)]
         {
-            assert!(invalid.unwrap_err().contains("another provider"));
+            assert!(invalid.unwrap_err().contains("provider or purpose"));
         }
         let other = SignedOverrides::new("another key of tests").allow(["f"]);
         assert!(is_valid(&other, Cookie, &cookie, "", NOW).is_err());
@@ -518,9 +526,9 @@ mod tests {
         assert_eq!(attributes, "Path=/; Max-Age=60; Secure; HttpOnly; SameSite=Lax");
         let value = pair.strip_prefix("__Host-flipswitch-overrides=").unwrap();
         assert_eq!(is_valid(&overrides(), Purpose::Cookie, value, "", NOW + 69), Ok(()));
-        assert_eq!(is_valid(&overrides(), Purpose::Cookie, value, "", NOW + 70), Err("it has expired"));
+        assert_eq!(is_valid(&overrides(), Purpose::Cookie, value, "", NOW + 70), Err("the token has expired"));
         for key in [Some("bob"), None] {
-            assert_eq!(set(&for_alice, key, NOW), Err("it is for another user"));
+            assert_eq!(set(&for_alice, key, NOW), Err("the token is for another user"));
         }
         assert!(set(&link(overrides().mint(json!({"f": 7}))), None, NOW).is_ok());
         assert!(set(&token(Purpose::Cookie), None, NOW).is_err());

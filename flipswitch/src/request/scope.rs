@@ -77,7 +77,6 @@ struct Request {
 }
 
 /// What is switched on in a request for those who test.
-#[derive(Default)]
 pub(super) struct TestAids {
     pub(super) overrides: Option<Arc<Overrides>>,
     pub(super) inspection: Option<Arc<Inspection>>,
@@ -98,7 +97,7 @@ impl TestAids {
             let has_misfits;
             (flags, has_misfits) = flags.overridden(overlay);
             if has_misfits {
-                SetupWarning::OverrideIgnored { problem: "a value has another type than its flag" }.log(provider);
+                SetupWarning::OverrideOfOtherType.log(provider);
             }
         }
         match &self.inspection {

@@ -479,8 +479,8 @@ impl<'a> Visit<'a> {
     }
 }
 
-/// Headers of single caches, in the syntax of `Cache-Control`.
-const OF_SINGLE_CACHES: [&str; 7] = [
+/// Headers of content delivery networks, in the syntax of `Cache-Control`.
+const CDN_CACHE_HEADERS: [&str; 7] = [
     "cdn-cache-control",
     "surrogate-control",
     "cloudflare-cdn-cache-control",
@@ -514,7 +514,8 @@ where
         is_stored && !is_private
     };
     may_store("cache-control", header_values("expires").any(expires))
-        || OF_SINGLE_CACHES.into_iter().any(|name| may_store(name, false))
+        || CDN_CACHE_HEADERS.into_iter().any(|name| may_store(name, false))
+        || header_values("x-accel-expires").any(|value| value != b"0")
 }
 
 fn single_value<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Option<String> {

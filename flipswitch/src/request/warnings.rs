@@ -42,6 +42,10 @@ pub(crate) enum SetupWarning {
         /// Why.
         problem: &'static str,
     },
+    /// Overrides contain a flag that is not allowed.
+    OverrideNotAllowed,
+    /// Overrides contain a value of another type than its flag has.
+    OverrideOfOtherType,
 }
 
 /// How many places are named that carry work from outside of a request.
@@ -86,6 +90,8 @@ impl SetupWarning {
             Self::CookieInSharedResponse => 1 << 9,
             Self::CookieWithoutSecret => 1 << 10,
             Self::OverrideIgnored { .. } => 1 << 11,
+            Self::OverrideNotAllowed => 1 << 12,
+            Self::OverrideOfOtherType => 1 << 13,
         }
     }
 }
@@ -153,8 +159,15 @@ impl fmt::Display for SetupWarning {
             ),
             Self::OverrideIgnored { problem } => write!(
                 f,
-                "overrides of flags in a request were ignored, in part or as a whole: {problem}. Further ones are ignored without \
-                 a warning",
+                "overrides of flags in a request are ignored: {problem}. Others that are ignored are logged at debug level",
+            ),
+            Self::OverrideNotAllowed => f.write_str(
+                "an override is ignored, because its flag is not allowed: pass the flag to `SignedOverrides::allow`; the flag is \
+                 logged at debug level",
+            ),
+            Self::OverrideOfOtherType => f.write_str(
+                "an override is ignored, because its value has another type than the flag; mint it with a value of the flag's \
+                 type",
             ),
         }
     }
@@ -178,7 +191,9 @@ mod tests {
             SetupWarning::PreflightAtGate,
             SetupWarning::CookieInSharedResponse,
             SetupWarning::CookieWithoutSecret,
-            SetupWarning::OverrideIgnored { problem: "it has expired" },
+            SetupWarning::OverrideIgnored { problem: "the token has expired" },
+            SetupWarning::OverrideNotAllowed,
+            SetupWarning::OverrideOfOtherType,
         ];
         let warned = crate::warn_once::WarnOnce::default();
         for warning in all {

@@ -144,6 +144,9 @@ async fn a_link_overrides_a_flag_in_one_browser() {
         let [browser, other] = [Browser::start().await, Browser::start().await];
         let page = |path: &str| format!("{}{path}", app.url.replace("127.0.0.1", "localhost"));
         assert_eq!(read(&browser, &page("/flag?a=1")).await, "nobody nowhere", "{framework:?}");
+        // The browser stores this page, and must not show it again.
+        assert_eq!(read(&browser, &page("/public-flag")).await, "nobody nowhere", "{framework:?}");
+        assert_eq!(read(&browser, &page(&format!("/public-flag?{link}"))).await, "overridden nowhere", "{framework:?}");
         assert_eq!(read(&browser, &page(&format!("/flag?a=1&{link}"))).await, "overridden nowhere", "{framework:?}");
         // The URL has no token any more, and no script reads the cookie.
         let look = async |script: &str| browser.look(script, Value::Null).await;
@@ -167,7 +170,7 @@ async fn a_link_overrides_a_flag_in_one_browser() {
     }
 }
 
-/// Whoever tests must not fill a shared cache with pages for others, whatever the application says about caches.
+/// A tester's page must not enter a shared cache, whatever the application says about caches.
 #[tokio::test]
 async fn a_shared_cache_stores_no_page_with_overrides() {
     for framework in Framework::ALL {
