@@ -342,6 +342,38 @@ async fn an_inspected_request_tells_what_it_has_read() {
 }
 
 #[tokio::test]
+async fn the_page_names_the_source_of_each_value() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&file, json!({"theme": "mine"}).to_string()).unwrap();
+    let closed = FlipswitchProvider::builder("key").base_url(format!("http://{}", support::closed_port()));
+    let closed = closed.bootstrap(json!({"limit": "low"})).override_file(file.path()).build().unwrap();
+    for (key, expected) in [("theme", "file"), ("limit", "bootstrap"), ("missing", "default")] {
+        let page = page_after(&closed, key).await;
+        assert!(page.contains(&format!("<td>{expected}<td>")), "{key}: {expected} in {page}");
+    }
+    closed.shutdown().await;
+
+    let service = LocalServer::start(json!({"limit": "high"})).await.unwrap();
+    let provider = support::builder(&service).polling_interval(Duration::from_millis(1)).build().unwrap();
+    in_time(provider.ready(support::PATIENCE)).await.unwrap();
+    assert!(page_after(&provider, "limit").await.contains("<td>service<td>"));
+    in_time(service.shutdown()).await;
+    eventually(async || page_after(&provider, "limit").await.contains("<td>stale<td>")).await;
+    provider.shutdown().await;
+}
+
+/// The part of the inspection page about a request that reads one flag.
+async fn page_after(provider: &FlipswitchProvider, key: &str) -> String {
+    let scopes = ScopeBuilder::<http::request::Parts>::new(provider.clone()).with_inspection(|_| true);
+    let (mut parts, ()) = http::Request::get("/").body(()).unwrap().into_parts();
+    let scope = scopes.open(&mut parts);
+    let _ = in_time(scope.flags()).await.string(key, "-");
+    integration::finish(&scope, 200, &mut http::HeaderMap::new());
+    let page = InspectionPage::new(Some(&scope), provider).unwrap();
+    page.html().split("<h2>").nth(1).unwrap().to_owned()
+}
+
+#[tokio::test]
 async fn the_page_and_the_header_are_bounded() {
     let values: serde_json::Map<_, _> =
         (0..300).map(|number| (format!("flag-{number}"), json!("x".repeat(500)))).collect();
