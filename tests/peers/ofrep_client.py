@@ -3,7 +3,7 @@
 Usage: ofrep_client.py URL HEADERS, where the headers are a JSON object.
 
 The first line out says that the provider is ready. From then on every line in is a question, `{"ask": NAME, ..}`, and is
-answered with a line, `{"answer": ..}`. The provider asks the service for each evaluation, and is told nothing.
+answered with a line, `{"answer": ..}`. The provider asks the service for each evaluation, and receives no changes.
 """
 
 import json

@@ -82,7 +82,7 @@ async fn an_event_source_reads_the_event_stream_of_ofrep() {
     let changed = refetch(&mut source).await;
     assert_ne!(opening, changed);
 
-    // A client that knows the newest change is told nothing when the stream opens again.
+    // A client that knows the newest change receives no event when the stream opens again.
     for cut in [cut_in_the_middle, cut_at_the_end] {
         cut(&service);
         in_time(source.next()).await.unwrap().unwrap_err();
@@ -92,7 +92,7 @@ async fn an_event_source_reads_the_event_stream_of_ofrep() {
     let last = refetch(&mut source).await;
     assert_ne!(changed, last);
 
-    // One that does not is told once, however many changes it has missed.
+    // One that does not receives one event, regardless of how many changes it has missed.
     service.faults().drop_streams();
     in_time(source.next()).await.unwrap().unwrap_err();
     service.set_flag("f", false);
