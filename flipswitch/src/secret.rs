@@ -64,6 +64,30 @@ impl VisitorKeys {
     }
 }
 
+/// The keys for what browsers receive about flags.
+#[derive(Clone)]
+pub(crate) struct BrowserKeys {
+    tags: MacKey,
+    users: MacKey,
+}
+
+impl BrowserKeys {
+    pub(crate) fn new(secret: &Secret) -> Self {
+        Self { tags: secret.mac_key(b"flipswitch browser tag"), users: secret.mac_key(b"flipswitch browser user") }
+    }
+
+    /// Returns the code of a response for a context.
+    pub(crate) fn tag(&self, context: &[u8], body: &[u8]) -> [u8; MAC_BYTES] {
+        let length = (context.len() as u64).to_be_bytes();
+        self.tags.sign(&[&length, context, body].concat())
+    }
+
+    /// Returns the code of a user.
+    pub(crate) fn user(&self, user: &[u8]) -> [u8; MAC_BYTES] {
+        self.users.sign(user)
+    }
+}
+
 /// A key that authenticates short texts.
 #[derive(Clone)]
 struct MacKey(Hmac<Sha256>);

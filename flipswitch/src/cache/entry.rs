@@ -105,6 +105,11 @@ impl CacheEntry {
         self.epoch >= reading.epoch && now.saturating_duration_since(self.sent_at) <= limit
     }
 
+    /// Returns whether only a later change makes the flags out of date, and not the end of an echo window.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.epoch == u64::MAX || !is_in_echo_window(self.epoch)
+    }
+
     /// Returns whether the flags may be served as stale ones.
     pub(crate) fn may_be_served(&self, now: Instant, freshness: &Freshness) -> bool {
         now.saturating_duration_since(self.sent_at) <= freshness.max_stale

@@ -29,7 +29,7 @@ use crate::{
         backoffs::Backoffs,
         circuit_breaker::CircuitBreaker,
         failing_flags::FailingFlags,
-        in_flight::{InFlightRequest, InFlightRequests, JoinOutcome, WaitOutcome},
+        in_flight::{InFlightRequest, InFlightRequests, JoinOutcome, WaitOutcome, Waiter},
         limiter::Limiter,
         request_task::{PaceTask, RequestTask, RoundTask},
         tags::Tags,
@@ -394,39 +394,44 @@ impl Evaluator {
         context: &CanonicalContext,
         reading: EpochReading,
     ) -> EvaluationOutcome {
+        self.evaluate_since(context, reading, None).await
+    }
+
+    /// Answers an evaluation that needs an answer to a request that was sent at `since` or later, if that is named.
+    pub(crate) async fn evaluate_since(
+        self: &Arc<Self>,
+        context: &CanonicalContext,
+        reading: EpochReading,
+        since: Option<Instant>,
+    ) -> EvaluationOutcome {
         self.counters.misses.count();
         let now = Instant::now();
         if let Some(outcome) = self.fallback_if_unavailable(context, reading, now) {
             return outcome;
         }
-        let cached = || self.cache.get(context.as_bytes());
-        let is_usable = |entry: &Arc<CacheEntry>| entry.is_fresh(reading, now, self.cache.freshness());
-        let waiter = match self.in_flight.join(context, reading.epoch, cached, is_usable) {
-            JoinOutcome::Cached(entry) => return EvaluationOutcome::Fresh(entry),
-            JoinOutcome::Wait(waiter, None) => {
-                self.counters.coalesced.count();
-                if let Some(request) = waiter.joined() {
-                    self.limiter.renew(request);
-                }
-                waiter
-            }
-            JoinOutcome::Wait(waiter, Some(request)) => {
-                self.spawn_request(request);
-                waiter
-            }
-        };
         let stale = self.servable(context);
-        let request = waiter.joined();
-        let patience = self.patience(stale.is_some());
-        let outcome = tokio::select! {
-            biased;
-            outcome = waiter.wait() => outcome,
-            // The request goes on, for later evaluations. A runtime that ends loses it.
-            is_over = self.runtime.sleep(patience) => {
-                if is_over { WaitOutcome::Slow } else { WaitOutcome::Lost }
+        // The request goes on, for later evaluations. A runtime that ends loses it.
+        let mut over = std::pin::pin!(self.runtime.sleep(self.patience(stale.is_some())));
+        let mut joins = 0;
+        let (outcome, request) = loop {
+            let waiter = match self.join(context, reading, now, since) {
+                Ok(waiter) => waiter,
+                Err(entry) => return EvaluationOutcome::Fresh(entry),
+            };
+            let request = waiter.joined();
+            let outcome = tokio::select! {
+                biased;
+                outcome = waiter.wait() => outcome,
+                is_over = &mut over => if is_over { WaitOutcome::Slow } else { WaitOutcome::Lost },
+                // Tasks on an external runtime that is blocked never end, and never complete their requests.
+                () = self.runtime.cancelled() => WaitOutcome::Lost,
+            };
+            joins += 1;
+            match outcome {
+                // It joined a request that was sent too early.
+                WaitOutcome::Answered(entry) if joins == 1 && since.is_some_and(|since| entry.sent_at < since) => {}
+                outcome => break (outcome, request),
             }
-            // Tasks on an external runtime that is blocked never end, and never complete their requests.
-            () = self.runtime.cancelled() => WaitOutcome::Lost,
         };
         match outcome {
             WaitOutcome::Answered(entry) => EvaluationOutcome::Fresh(entry),
@@ -450,6 +455,45 @@ impl Evaluator {
             }
             WaitOutcome::Lost => self.fallback(context, Arc::new(Error::ShutDown)),
         }
+    }
+
+    /// Joins a request for a context, or starts one. Returns the entry if one was cached meanwhile.
+    fn join(
+        self: &Arc<Self>,
+        context: &CanonicalContext,
+        reading: EpochReading,
+        now: Instant,
+        since: Option<Instant>,
+    ) -> Result<Waiter, Arc<CacheEntry>> {
+        let cached = || self.cache.get(context.as_bytes());
+        let is_usable = |entry: &Arc<CacheEntry>| {
+            entry.is_fresh(reading, now, self.cache.freshness()) && since.is_none_or(|since| entry.sent_at >= since)
+        };
+        match self.in_flight.join(context, reading.epoch, cached, is_usable) {
+            JoinOutcome::Cached(entry) => Err(entry),
+            JoinOutcome::Wait(waiter, None) => {
+                self.counters.coalesced.count();
+                if let Some(request) = waiter.joined() {
+                    self.limiter.renew(request);
+                }
+                Ok(waiter)
+            }
+            JoinOutcome::Wait(waiter, Some(request)) => {
+                self.spawn_request(request);
+                Ok(waiter)
+            }
+        }
+    }
+
+    /// Returns when the flags of a context that are cached were requested.
+    pub(crate) fn known_since(&self, context: &[u8]) -> Option<Instant> {
+        Some(self.cache.get(context)?.sent_at)
+    }
+
+    /// Returns the interval in which flags become out of date, while no stream of changes is open.
+    pub(crate) fn polling_age(&self) -> Option<Duration> {
+        let is_streaming = self.epoch.read(Instant::now()).streaming;
+        (!is_streaming).then_some(self.cache.freshness().polling)
     }
 
     /// Returns how long an evaluation waits.

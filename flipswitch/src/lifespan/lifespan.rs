@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use crate::{
     error::{Chain, ReadyError},
     lifespan::signals::Signals,
-    provider::provider::FlipswitchProvider,
+    provider::{browsers::Browsers, provider::FlipswitchProvider},
     runtime::with_timeout,
 };
 
@@ -204,7 +204,8 @@ async fn start(
             return Err(ReadyError::ShutDown);
         }
     };
-    if runtime.spawn(wait_for_signal(signals, sender)).is_err() {
+    let browsers = providers.iter().map(|provider| Arc::clone(provider.browsers())).collect();
+    if runtime.spawn(wait_for_signal(signals, sender, browsers)).is_err() {
         return Err(ReadyError::ShutDown);
     }
     let began = Instant::now();
@@ -243,10 +244,12 @@ async fn shut_down(providers: &[FlipswitchProvider]) {
 
 /// Waits for the first signal, and reports it. Holds the handlers until the provider is shut down, so that a second signal
 /// is handled as well.
-async fn wait_for_signal(mut signals: Signals, signalled: watch::Sender<bool>) {
+async fn wait_for_signal(mut signals: Signals, signalled: watch::Sender<bool>, browsers: Vec<Arc<Browsers>>) {
     let signal = signals.first().await;
     // Of the whole process, and not of the provider whose task this is.
     tracing::info!(target: "flipswitch", parent: None, signal, "asked to end; draining");
     signalled.send_replace(true);
+    // Otherwise the server would wait for their streams.
+    browsers.iter().for_each(|browsers| browsers.drain());
     signals.hold().await;
 }

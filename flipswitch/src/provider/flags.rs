@@ -370,19 +370,40 @@ impl Flags {
     /// ```
     #[must_use]
     pub fn to_script_json(&self) -> String {
-        let json = self.to_json().to_string();
-        // These occur in strings only, where an escape is equivalent. The last two are line ends in older scripts.
-        json.chars().fold(String::with_capacity(json.len()), |mut safe, character| {
-            match character {
-                '<' => safe.push_str(r"\u003c"),
-                '>' => safe.push_str(r"\u003e"),
-                '&' => safe.push_str(r"\u0026"),
-                '\u{2028}' => safe.push_str(r"\u2028"),
-                '\u{2029}' => safe.push_str(r"\u2029"),
-                other => safe.push(other),
-            }
-            safe
-        })
+        safe_in_script(&self.to_json().to_string())
+    }
+
+    /// Returns the items of all flags, sorted by key, also of those that the service could not evaluate.
+    pub(crate) fn items(&self) -> &[Arc<Item>] {
+        self.flag_set().map(FlagSet::items).unwrap_or_default()
+    }
+
+    /// Returns the item of a flag, if there is one. Does not count as a read.
+    pub(crate) fn item(&self, key: &str) -> Option<&Item> {
+        self.flag_set()?.item(key).map(Arc::as_ref)
+    }
+
+    /// Calls a function with the canonical context.
+    pub(crate) fn with_context<T>(&self, call: impl FnOnce(&[u8]) -> T) -> T {
+        match &self.plain().0 {
+            Source::Fresh(entry) | Source::Stale(entry, _) => call(entry.context()),
+            Source::Unavailable(unavailable) => call(unavailable.context.as_bytes()),
+            // Plain flags are not special.
+            Source::Special(_) => call(&[]),
+        }
+    }
+
+    /// Returns whether only a later change makes these flags out of date.
+    pub(crate) fn are_settled(&self) -> bool {
+        matches!(&self.plain().0, Source::Fresh(entry) if entry.is_settled())
+    }
+
+    /// Returns when the flags were requested.
+    pub(crate) fn requested_at(&self) -> Option<Instant> {
+        match &self.plain().0 {
+            Source::Fresh(entry) | Source::Stale(entry, _) => Some(entry.sent_at),
+            _ => None,
+        }
     }
 
     /// Returns an error if there are neither flags nor bootstrap values, and no override of the flag `key`.
@@ -486,6 +507,22 @@ impl Flags {
             })
             .ok()
     }
+}
+
+/// Escapes JSON so that it is safe inside a `<script>` element.
+pub(crate) fn safe_in_script(json: &str) -> String {
+    // These occur in strings only, where an escape is equivalent. The last two are line ends in older scripts.
+    json.chars().fold(String::with_capacity(json.len()), |mut safe, character| {
+        match character {
+            '<' => safe.push_str(r"\u003c"),
+            '>' => safe.push_str(r"\u003e"),
+            '&' => safe.push_str(r"\u0026"),
+            '\u{2028}' => safe.push_str(r"\u2028"),
+            '\u{2029}' => safe.push_str(r"\u2029"),
+            other => safe.push(other),
+        }
+        safe
+    })
 }
 
 /// Logs that a default is used, and the reason.

@@ -1,5 +1,6 @@
 //! The handles that an application holds: the provider, its builder, and the flags that it returns.
 
+pub(crate) mod browsers;
 pub(crate) mod builder;
 pub(crate) mod flags;
 pub(crate) mod in_memory;

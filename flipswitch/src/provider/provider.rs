@@ -37,6 +37,7 @@ use crate::{
     },
     flags::{evaluation::FlagEvaluation, flag_set::object},
     provider::{
+        browsers::Browsers,
         builder::FlipswitchProviderBuilder,
         flags::{Flags, ReadLog},
         in_memory::InMemory,
@@ -44,7 +45,7 @@ use crate::{
         twins,
     },
     runtime::{ProviderRuntime, with_timeout},
-    secret::{Secret, VisitorKeys},
+    secret::{BrowserKeys, Secret, VisitorKeys},
     stats::Stats,
     updates::{changes::Changes, updates::Updates},
     warn_once::WarnOnce,
@@ -73,6 +74,7 @@ struct Handle {
     name: Option<String>,
     visitor_keys: VisitorKeys,
     inspections: Arc<Inspections>,
+    browsers: Arc<Browsers>,
     built_at: OffsetDateTime,
     metadata: ProviderMetadata,
 }
@@ -173,8 +175,8 @@ impl FlipswitchProvider {
     pub(crate) fn with_in_memory(in_memory: Arc<InMemory>) -> Self {
         let runtime = Arc::new(ProviderRuntime::new(None, None));
         let bus = Arc::new(EventBus::new(Arc::clone(&runtime)));
-        let keys = VisitorKeys::new(&Secret::of_this_process(), None);
-        Self::with_source(Source::InMemory(in_memory), runtime, bus, None, keys)
+        let secret = Secret::of_this_process();
+        Self::with_source(Source::InMemory(in_memory), runtime, bus, None, &secret, None)
     }
 
     /// Publishes a change of a flag in memory.
@@ -191,7 +193,7 @@ impl FlipswitchProvider {
         let secret = config.secret.clone().or_else(|| config.credential.key().map(ApiKey::secret));
         let has_secret = secret.is_some();
         let secret = secret.unwrap_or_else(Secret::of_this_process);
-        let keys = VisitorKeys::new(&secret, config.secret_before.as_ref());
+        let secret_before = config.secret_before.clone();
         let bus = Arc::new(EventBus::new(Arc::clone(&runtime)));
         let notifier = Arc::new(Notifier::new(&options, Arc::clone(&bus), config.secret.is_some()));
         let changes = Arc::new(Changes::default());
@@ -208,7 +210,7 @@ impl FlipswitchProvider {
         let is_realtime = options.enable_realtime;
         let target = Box::new(Target { base_url, credential, headers, is_realtime, has_secret });
         let service = Service { evaluator, notifier, updates, target };
-        Ok(Self::with_source(Source::Service(service), runtime, bus, name, keys))
+        Ok(Self::with_source(Source::Service(service), runtime, bus, name, &secret, secret_before.as_ref()))
     }
 
     fn with_source(
@@ -216,8 +218,10 @@ impl FlipswitchProvider {
         runtime: Arc<ProviderRuntime>,
         bus: Arc<EventBus>,
         name: Option<String>,
-        visitor_keys: VisitorKeys,
+        secret: &Secret,
+        secret_before: Option<&Secret>,
     ) -> Self {
+        let browsers = Arc::new(Browsers::new(BrowserKeys::new(secret), runtime.cancellation_token().child_token()));
         Self {
             handle: Arc::new(Handle {
                 source,
@@ -228,8 +232,9 @@ impl FlipswitchProvider {
                 warned: WarnOnce::default(),
                 left_out: LeftOutWarnings::default(),
                 name,
-                visitor_keys,
+                visitor_keys: VisitorKeys::new(secret, secret_before),
                 inspections: Arc::default(),
+                browsers,
                 built_at: OffsetDateTime::now_utc(),
                 metadata: ProviderMetadata::new("flipswitch"),
             }),
@@ -329,6 +334,45 @@ impl FlipswitchProvider {
                 };
                 Box::pin(evaluate.instrument(self.handle.runtime.span())).await
             }
+        }
+    }
+
+    /// Returns the flags for a context, as of a request that was sent at `since` or later. If there are none in time, others.
+    pub(crate) async fn flags_since(&self, context: &Context, since: Instant) -> Flags {
+        let Source::Service(Service { evaluator, .. }) = &self.handle.source else { return self.flags(context).await };
+        self.start();
+        let reading = evaluator.epoch().read(Instant::now());
+        let canonical = context.with_canonical(|canonical| match self.report_left_out(canonical) {
+            Some(invalid) => Err(invalid),
+            None => Ok(CanonicalContext::from_bytes(canonical.bytes)),
+        });
+        let context = match canonical {
+            Ok(context) => context,
+            Err(invalid) => return invalid,
+        };
+        let evaluate =
+            async move { Flags::new(evaluator.evaluate_since(&context, reading, Some(since)).await, context) };
+        Box::pin(evaluate.instrument(self.handle.runtime.span())).await
+    }
+
+    /// Returns when the flags of a context that are cached were requested.
+    pub(crate) fn known_since(&self, context: &Context) -> Option<Instant> {
+        match &self.handle.source {
+            Source::Service(service) => context.with_canonical(|context| service.evaluator.known_since(context.bytes)),
+            Source::InMemory(_) => None,
+        }
+    }
+
+    /// Returns whether a context can be evaluated without a request for a context that is not cached.
+    pub(crate) fn is_known(&self, context: &Context) -> bool {
+        matches!(self.handle.source, Source::InMemory(_)) || self.known_since(context).is_some()
+    }
+
+    /// Returns the interval in which flags become out of date, while no stream of changes is open.
+    pub(crate) fn polling_age(&self) -> Option<Duration> {
+        match &self.handle.source {
+            Source::Service(service) => service.evaluator.polling_age(),
+            Source::InMemory(_) => None,
         }
     }
 
@@ -662,6 +706,11 @@ impl FlipswitchProvider {
     /// Returns the latest inspected requests.
     pub(crate) fn inspections(&self) -> &Arc<Inspections> {
         &self.handle.inspections
+    }
+
+    /// Returns what is known about browsers.
+    pub(crate) fn browsers(&self) -> &Arc<Browsers> {
+        &self.handle.browsers
     }
 
     /// Returns the runtime of the provider's tasks.
