@@ -162,7 +162,7 @@ impl FlagsExt for GuardContext<'_> {
 }
 
 /// Returns the scope of a request whose flags are about to be read.
-fn scope(extensions: &Extensions) -> Option<RequestScope> {
+pub(crate) fn scope(extensions: &Extensions) -> Option<RequestScope> {
     integration::scope(extensions.get(), extensions).cloned()
 }
 

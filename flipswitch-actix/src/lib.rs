@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod browser;
 mod extract;
 mod gate;
 mod guard;
@@ -16,6 +17,7 @@ pub use flipswitch::{
 };
 
 pub use crate::{
+    browser::{BrowserRoutes, browser},
     extract::{ExtractFuture, Flag, Flags, FlagsExt, MissingMiddleware},
     gate::{Fallback, FlagGate, GateFuture, GateService},
     guard::flag_on,

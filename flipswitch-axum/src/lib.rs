@@ -1,5 +1,7 @@
 #![doc = include_str!("../README.md")]
 
+#[cfg(feature = "browser")]
+mod browser;
 mod extract;
 mod gate;
 mod health;
@@ -14,6 +16,8 @@ pub use flipswitch::{
     time,
 };
 
+#[cfg(feature = "browser")]
+pub use crate::browser::{BrowserRoutes, browser};
 pub use crate::{
     extract::{Flag, Flags, FlagsExt, MissingLayer},
     gate::{FlagGate, GateFuture, GateService},

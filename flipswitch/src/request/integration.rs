@@ -127,6 +127,9 @@ use std::{
 };
 
 pub use crate::request::{
+    browser::service::{
+        BrowserBody, BrowserEvents, BrowserRequest, BrowserResponse, BrowserRoute, BrowserService, MAX_BROWSER_BODY,
+    },
     gate::{FlagKey, GateFlag, GateRule, Unknown},
     inspection::InspectionPage,
     overrides::Redirect,

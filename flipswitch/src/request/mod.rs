@@ -1,5 +1,6 @@
 //! One request of a web application: its context, its flags, and what web frameworks need to connect them.
 
+pub(crate) mod browser;
 pub(crate) mod gate;
 mod inspection;
 pub mod integration;

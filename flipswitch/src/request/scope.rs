@@ -7,6 +7,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
+    time::Instant,
 };
 
 use open_feature::EvaluationContext;
@@ -328,6 +329,31 @@ impl RequestScope {
             contexts.push((merged.clone(), flags.clone()));
         }
         flags
+    }
+
+    /// Returns the flags for a browser: those of the request, or those of its context with additions, or as of a request that
+    /// was sent at `since` or later.
+    pub(super) async fn flags_for_browser(&self, merged: Option<&PreparedContext>, since: Option<Instant>) -> Flags {
+        let provider = &self.request.provider;
+        let flags = match (merged, since) {
+            (None, None) => return self.flags().await,
+            (Some(merged), None) => provider.flags(merged).await,
+            (Some(merged), Some(since)) => provider.flags_since(&Context::from(merged.clone()), since).await,
+            (None, Some(since)) => provider.flags_since(&self.request.context, since).await,
+        };
+        self.mark_read();
+        // With attributes of a browser, the user is the same one.
+        self.present(flags)
+    }
+
+    /// Returns the context of the request.
+    pub(super) fn own_context(&self) -> &Context {
+        &self.request.context
+    }
+
+    /// Calls a function with the canonical form of the request's context.
+    pub(super) fn with_canonical_context<T>(&self, call: impl FnOnce(&[u8]) -> T) -> T {
+        self.request.context.with_canonical(|context| call(context.bytes))
     }
 
     async fn evaluate(&self) -> &Flags {

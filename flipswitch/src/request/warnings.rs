@@ -46,6 +46,8 @@ pub(crate) enum SetupWarning {
     OverrideNotAllowed,
     /// Overrides contain a value of another type than its flag has.
     OverrideOfOtherType,
+    /// A browser has named another user than that of its request.
+    BrowserTargetingKey,
 }
 
 /// How many places are named that carry work from outside of a request.
@@ -92,6 +94,7 @@ impl SetupWarning {
             Self::OverrideIgnored { .. } => 1 << 11,
             Self::OverrideNotAllowed => 1 << 12,
             Self::OverrideOfOtherType => 1 << 13,
+            Self::BrowserTargetingKey => 1 << 14,
         }
     }
 }
@@ -168,6 +171,10 @@ impl fmt::Display for SetupWarning {
             Self::OverrideOfOtherType => f.write_str(
                 "an override is ignored, because its value has another type than the flag; mint it with a value of the flag's \
                  type",
+            ),
+            Self::BrowserTargetingKey => f.write_str(
+                "a browser has named a targeting key that is not its user's, and got the flags of its user: the layer decides \
+                 who that is. Remove the targeting key from the page, or use `connect` of `flipswitch.js`",
             ),
         }
     }

@@ -1,0 +1,430 @@
+//! The routes for browsers: which of them answers what.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use time::OffsetDateTime;
+
+use super::{
+    answer::{self, Public},
+    events::{EventLoop, Kind},
+    request::{Body, InvalidBody},
+};
+pub use super::{
+    events::BrowserEvents,
+    request::{BrowserRequest, BrowserRoute},
+};
+use crate::{
+    cache::epoch::ECHO_WINDOW,
+    context::context::{Context, Layer, PreparedContext},
+    provider::{
+        browsers::{ContextId, StreamLimits},
+        flags::Flags,
+        provider::FlipswitchProvider,
+    },
+    request::{gate::FlagKey, scope::RequestScope, warnings::SetupWarning},
+};
+
+/// Largest body of a browser's request, in bytes.
+pub const MAX_BROWSER_BODY: usize = 64 << 10;
+
+const SCRIPT: &str = include_str!("flipswitch.js");
+
+/// The header with the opaque name of the user whose flags a response has.
+const USER: &str = "flipswitch-user";
+
+const JSON: &str = "application/json";
+
+/// Seconds after which a browser may ask again when no flags are known.
+const RETRY_AFTER: &str = "5";
+
+/// Answers browsers of an application over OFREP, with the flags of the request's user: the logic behind `browser` of the web
+/// crates. A clone is cheap.
+#[derive(Clone)]
+pub struct BrowserService {
+    provider: FlipswitchProvider,
+    settings: Arc<Settings>,
+}
+
+#[derive(Clone, Debug)]
+struct Settings {
+    public: Public,
+    attributes: Vec<String>,
+    public_path: Option<String>,
+    limits: StreamLimits,
+    has_streams: bool,
+    inactivity: Duration,
+    spread: Duration,
+    origins: Vec<String>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            public: Public::Keys(BTreeSet::new()),
+            attributes: Vec::new(),
+            public_path: None,
+            limits: StreamLimits { total: 10_000, per_context: 16 },
+            has_streams: true,
+            inactivity: Duration::from_secs(30),
+            spread: Duration::from_secs(2),
+            origins: Vec::new(),
+        }
+    }
+}
+
+/// A response to a browser.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct BrowserResponse {
+    /// The status.
+    pub status: u16,
+    /// Headers, with names in lower case.
+    pub headers: Vec<(&'static str, String)>,
+    /// The body.
+    pub body: BrowserBody,
+}
+
+/// The body of a response to a browser.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum BrowserBody {
+    /// All of it.
+    Full(Bytes),
+    /// A stream, which must not be compressed: compression holds its events back.
+    Events(BrowserEvents),
+}
+
+impl BrowserResponse {
+    fn new(status: u16, body: impl Into<Bytes>) -> Self {
+        Self { status, headers: Vec::new(), body: BrowserBody::Full(body.into()) }
+    }
+
+    fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    fn json(status: u16, body: impl Into<String>) -> Self {
+        Self::new(status, body.into()).with("content-type", JSON)
+    }
+
+    fn error(status: u16, key: Option<&str>, code: &str, details: &str) -> Self {
+        let mut body = json!({"errorCode": code, "errorDetails": details});
+        if let Some(key) = key {
+            body["key"] = key.into();
+        }
+        Self::json(status, body.to_string())
+    }
+}
+
+impl BrowserService {
+    /// Makes a service whose flags are not public.
+    #[must_use]
+    pub fn new(provider: FlipswitchProvider) -> Self {
+        provider.browsers().follow(&provider);
+        Self { provider, settings: Arc::default() }
+    }
+
+    fn set(mut self, set: impl FnOnce(&mut Settings)) -> Self {
+        set(Arc::make_mut(&mut self.settings));
+        self
+    }
+
+    /// Sets which flags browsers may read; see `BrowserRoutes` of the web crates for all options.
+    #[must_use]
+    pub fn public<K: FlagKey>(self, flags: impl IntoIterator<Item = K>) -> Self {
+        self.set(|settings| match &mut settings.public {
+            Public::All => {}
+            Public::Keys(keys) => keys.extend(flags.into_iter().map(|flag| flag.key())),
+        })
+    }
+
+    /// Lets browsers read all flags.
+    #[must_use]
+    pub fn public_all(self) -> Self {
+        self.set(|settings| settings.public = Public::All)
+    }
+
+    /// Sets which attributes browsers may add to the context. Defaults to none.
+    #[must_use]
+    pub fn attributes<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Self {
+        let (targeting_key, names): (Vec<_>, Vec<_>) =
+            names.into_iter().map(Into::into).partition(|name| name == "targetingKey");
+        if !targeting_key.is_empty() {
+            tracing::error!(
+                target: "flipswitch",
+                "`attributes` of the routes for browsers has \"targetingKey\", which is ignored: the layer decides who the user is"
+            );
+        }
+        self.set(|settings| settings.attributes.extend(names))
+    }
+
+    /// Sets the path of the mount as browsers see it. Defaults to that of each request.
+    #[must_use]
+    pub fn public_path(self, path: impl Into<String>) -> Self {
+        let path = path.into();
+        let path = path.trim_end_matches('/');
+        let is_path = path.is_empty() || path.starts_with('/') && !path[1..].starts_with(['/', '\\']);
+        if !is_path && !path.starts_with("https://") && !path.starts_with("http://") {
+            tracing::error!(
+                target: "flipswitch", path,
+                "`public_path` of the routes for browsers is ignored: it must begin with `/`, or be a URL"
+            );
+            return self;
+        }
+        self.set(|settings| settings.public_path = Some(path.to_owned()))
+    }
+
+    /// Sets how many streams may be open. Defaults to 10 000.
+    #[must_use]
+    pub fn max_streams(self, streams: usize) -> Self {
+        self.set(|settings| settings.limits.total = streams)
+    }
+
+    /// Sets how many streams of one user may be open. Defaults to 16.
+    #[must_use]
+    pub fn max_streams_per_context(self, streams: usize) -> Self {
+        self.set(|settings| settings.limits.per_context = streams)
+    }
+
+    /// Sets whether browsers are told of changes by streams. Defaults to `true`.
+    #[must_use]
+    pub fn streams(self, has_streams: bool) -> Self {
+        self.set(|settings| settings.has_streams = has_streams)
+    }
+
+    /// Sets after which time a hidden tab closes its stream, at least one second. Defaults to 30 seconds.
+    #[must_use]
+    pub fn inactivity(self, inactivity: Duration) -> Self {
+        self.set(|settings| settings.inactivity = inactivity.max(Duration::from_secs(1)))
+    }
+
+    /// Sets over which time browsers are told of a change. Defaults to 2 seconds.
+    #[must_use]
+    pub fn spread(self, spread: Duration) -> Self {
+        self.set(|settings| settings.spread = spread)
+    }
+
+    /// Lets pages of another origin ask, such as `https://www.example.com`. Defaults to none.
+    #[must_use]
+    pub fn allow_origin(self, origin: impl Into<String>) -> Self {
+        let origin = origin.into();
+        let host = origin.split_once("://").map(|(_, host)| host);
+        if host.is_none_or(|host| host.is_empty() || host.contains(['/', '*', ' '])) {
+            tracing::error!(
+                target: "flipswitch", origin,
+                "`allow_origin` of the routes for browsers is ignored: it must be exactly what browsers send, like \
+                 https://www.example.com"
+            );
+            return self;
+        }
+        self.set(|settings| settings.origins.push(origin.to_ascii_lowercase()))
+    }
+
+    /// Answers a request. `scope` is that of the layer, and `body` is `None` if it is larger than [`MAX_BROWSER_BODY`].
+    pub async fn respond(
+        &self,
+        request: &BrowserRequest,
+        scope: Option<&RequestScope>,
+        body: Option<Bytes>,
+    ) -> BrowserResponse {
+        let scope = scope.and_then(|scope| scope.of(&self.provider));
+        let response = match (request.route, &scope) {
+            _ if request.is_preflight() => BrowserResponse::new(204, ""),
+            (route, _) if request.method != route.method() => {
+                BrowserResponse::error(405, None, "GENERAL", "the method is not allowed").with("allow", route.method())
+            }
+            (BrowserRoute::Script, _) => self.script(request),
+            (_, None) => self.missing_layer(),
+            (BrowserRoute::Events, Some(scope)) => self.events(request, scope, Kind::Ofrep),
+            (BrowserRoute::OwnEvents, Some(scope)) => self.events(request, scope, Kind::Flipswitch),
+            (BrowserRoute::Bulk | BrowserRoute::Flag, Some(scope)) => {
+                let response = match body {
+                    None => BrowserResponse::error(413, None, "GENERAL", "the body is larger than 64 KiB"),
+                    Some(body) => match Body::parse(&body) {
+                        Ok(body) => self.evaluate(request, scope, &body).await,
+                        Err(InvalidBody(code, details)) => BrowserResponse::error(400, None, code, details),
+                    },
+                };
+                response.with("cache-control", "private, no-store").with("vary", "Cookie")
+            }
+        };
+        self.with_cors(request, response).with("x-content-type-options", "nosniff")
+    }
+
+    /// Evaluates for the user of the request, whoever the body says it is.
+    async fn evaluate(&self, request: &BrowserRequest, scope: &RequestScope, body: &Body) -> BrowserResponse {
+        let browsers = self.provider.browsers();
+        let (id, change) = (ContextId::of(scope.own_context()), browsers.latest().number);
+        let user = answer::user(scope);
+        if body.targeting_key().is_some_and(|key| key != user && scope.targeting_key().as_deref() != Some(key)) {
+            SetupWarning::BrowserTargetingKey.log(&self.provider);
+        }
+        let merged = self.merged(scope, body, id);
+        let (since, is_late) = self.least_time(request, scope, merged.as_ref(), id);
+        let flags = scope.flags_for_browser(merged.as_ref(), since).await;
+        // A refetch for which there is no allowance, or that did not come in time.
+        let is_late = is_late || since.is_some_and(|since| flags.requested_at().is_none_or(|at| at < since));
+        if request.route == BrowserRoute::Bulk {
+            browsers.answered(id, change, flags.are_settled() && !is_late);
+        }
+        if flags.available().is_err() && flags.items().is_empty() {
+            return BrowserResponse::error(503, None, "GENERAL", "no flags are known at present")
+                .with("retry-after", RETRY_AFTER);
+        }
+        let response = match request.route {
+            BrowserRoute::Flag => self.one(request, &flags),
+            _ => self.all(request, &flags, id, is_late),
+        };
+        response.with(USER, user)
+    }
+
+    fn one(&self, request: &BrowserRequest, flags: &Flags) -> BrowserResponse {
+        let key = request.key();
+        let public = key.as_deref().filter(|key| self.settings.public.has(key));
+        match public.and_then(|key| answer::one(flags, key)) {
+            Some((flag, true)) => BrowserResponse::json(200, flag),
+            Some((flag, false)) => BrowserResponse::json(400, flag),
+            // The same for a flag that is not public.
+            None => {
+                BrowserResponse::error(404, Some(&key.unwrap_or_default()), "FLAG_NOT_FOUND", "there is no such flag")
+            }
+        }
+    }
+
+    fn all(&self, request: &BrowserRequest, flags: &Flags, id: ContextId, is_late: bool) -> BrowserResponse {
+        let list = answer::list(flags, &self.settings.public);
+        let tag = answer::tag(flags, &list, &self.provider.browsers().keys);
+        // Where newer flags may exist, the browser must not take it for a confirmation.
+        if !is_late && request.has(&tag) {
+            return BrowserResponse::new(304, "").with("etag", tag);
+        }
+        let streams = self.event_streams(request, id);
+        let streams = streams.map(|streams| format!(",\"eventStreams\":{streams}")).unwrap_or_default();
+        BrowserResponse::json(200, format!("{{\"flags\":{list}{streams}}}")).with("etag", tag)
+    }
+
+    /// Returns the context of the request with the attributes that the browser adds, below its own, unless that would be one
+    /// new context too many.
+    fn merged(&self, scope: &RequestScope, body: &Body, id: ContextId) -> Option<PreparedContext> {
+        let additions = body.additions(&self.settings.attributes)?;
+        let merged = Context::merge(additions, scope.own_context().clone(), Layer::Upper).prepared();
+        let is_known = self.provider.is_known(&Context::from(merged.clone()));
+        (is_known || self.provider.browsers().may_add(id)).then_some(merged)
+    }
+
+    /// Returns the least time at which the flags must have been requested, if an event from another instance names one that
+    /// this instance has not heard of, and whether there is one that cannot be met.
+    fn least_time(
+        &self,
+        request: &BrowserRequest,
+        scope: &RequestScope,
+        merged: Option<&PreparedContext>,
+        id: ContextId,
+    ) -> (Option<Instant>, bool) {
+        let browsers = self.provider.browsers();
+        let Some(changed_at) = request.last_modified().filter(|at| *at > browsers.latest().at) else {
+            return (None, false);
+        };
+        let known_since = match merged {
+            Some(merged) => self.provider.known_since(&Context::from(merged.clone())),
+            None => self.provider.known_since(scope.own_context()),
+        };
+        let now = Instant::now();
+        // The service may evaluate with old rules for a moment after its own event.
+        let is_past = OffsetDateTime::now_utc() - changed_at - ECHO_WINDOW;
+        let since = Duration::try_from(is_past).map_or(Some(now), |past| now.checked_sub(past));
+        match (known_since, since) {
+            (Some(known_since), Some(since)) if known_since < since => match browsers.may_refetch(id) {
+                true => (Some(since), false),
+                false => (None, true),
+            },
+            _ => (None, false),
+        }
+    }
+
+    /// Returns the streams to open, as JSON.
+    fn event_streams(&self, request: &BrowserRequest, id: ContextId) -> Option<String> {
+        let Settings { has_streams, public_path, limits, inactivity, .. } = &*self.settings;
+        // Flipswitch's own web provider opens its own stream, and an event source sends no cookies to another origin.
+        if !has_streams || request.is_of_own_provider() || request.is_cross_origin() {
+            return None;
+        }
+        let mount = public_path.as_deref().or_else(|| request.mount())?;
+        let url = format!("{mount}{}", BrowserRoute::Events.path());
+        let has_room = self.provider.browsers().has_room(id, *limits);
+        let stream = json!([{"type": "sse", "url": url, "inactivityDelaySec": inactivity.as_secs()}]);
+        has_room.then(|| stream.to_string())
+    }
+
+    fn events(&self, request: &BrowserRequest, scope: &RequestScope, kind: Kind) -> BrowserResponse {
+        let Settings { has_streams, limits, spread, .. } = &*self.settings;
+        let id = ContextId::of(scope.own_context());
+        let stream = has_streams.then(|| self.provider.browsers().open(id, *limits)).flatten();
+        let Some(stream) = stream else {
+            // Which event sources take for the end.
+            return BrowserResponse::new(204, "").with("cache-control", "no-store");
+        };
+        let events = EventLoop::new(stream, self.provider.clone(), kind, *spread, request.last_event_id());
+        BrowserResponse { status: 200, headers: Vec::new(), body: BrowserBody::Events(BrowserEvents::new(events)) }
+            .with("content-type", "text/event-stream")
+            .with("cache-control", "private, no-store, no-transform")
+            // Asks nginx, and proxies that follow it, not to buffer events.
+            .with("x-accel-buffering", "no")
+    }
+
+    fn script(&self, request: &BrowserRequest) -> BrowserResponse {
+        let Settings { has_streams, inactivity, .. } = &*self.settings;
+        let inactivity = if *has_streams { inactivity.as_secs().to_string() } else { "null".to_owned() };
+        let script = SCRIPT.replace("INACTIVITY_OR_NULL", &inactivity);
+        let tag = format!("\"{}\"", BASE64_URL_SAFE_NO_PAD.encode(&Sha256::digest(&script)[..12]));
+        let response = match request.has(&tag) {
+            true => BrowserResponse::new(304, ""),
+            false => BrowserResponse::new(200, script).with("content-type", "text/javascript; charset=utf-8"),
+        };
+        response.with("etag", tag).with("cache-control", "no-cache")
+    }
+
+    fn missing_layer(&self) -> BrowserResponse {
+        let details = "No flags in this request: the routes for browsers must be below the layer or middleware of Flipswitch, \
+                       with the same provider";
+        self.provider.runtime().span().in_scope(|| tracing::error!(target: "flipswitch", "{details}"));
+        BrowserResponse::error(500, None, "GENERAL", details)
+    }
+
+    fn with_cors(&self, request: &BrowserRequest, response: BrowserResponse) -> BrowserResponse {
+        let origins = &self.settings.origins;
+        if origins.is_empty() {
+            return response;
+        }
+        let response = response.with("vary", "Origin");
+        if !origins.iter().any(|origin| *origin == request.origin().to_ascii_lowercase()) {
+            return response;
+        }
+        let response = response
+            .with("access-control-allow-origin", request.origin())
+            .with("access-control-allow-credentials", "true");
+        match request.is_preflight() {
+            true => response
+                .with("access-control-allow-methods", request.route.method())
+                .with("access-control-allow-headers", "content-type, if-none-match, x-api-key, x-flipswitch-sdk, x-flipswitch-runtime, x-flipswitch-os, x-flipswitch-features")
+                .with("access-control-max-age", "600"),
+            false => response.with("access-control-expose-headers", format!("ETag, Retry-After, {USER}")),
+        }
+    }
+}
+
+impl fmt::Debug for BrowserService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BrowserService").field("provider", &self.provider).field("settings", &self.settings).finish()
+    }
+}
