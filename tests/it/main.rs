@@ -60,6 +60,7 @@ mod web {
     mod anonymous;
     #[cfg(feature = "browser")]
     mod browser;
+    mod browser_routes;
     mod environments;
     mod gates;
     mod guards;

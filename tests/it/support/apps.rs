@@ -1,5 +1,6 @@
 //! The same application in both web frameworks, on loopback.
 
+pub(crate) mod browsers;
 pub(crate) mod clients;
 pub(crate) mod long_lived;
 pub(crate) mod on_actix;
@@ -16,11 +17,21 @@ use flipswitch::{
 };
 use flipswitch_local::LocalServer;
 
+use self::browsers::Browsers;
 use crate::support::{self, in_time};
 
 /// The user, as an authentication layer would leave one in the request's extensions.
 #[derive(Clone)]
 pub(crate) struct User(pub(crate) String);
+
+impl User {
+    /// Returns the user that a request names: by a header, or in a browser by a cookie.
+    fn of(header: Option<&str>, cookies: Option<&str>) -> Option<Self> {
+        let mut cookies = cookies.unwrap_or_default().split("; ");
+        let user = header.or_else(|| cookies.find_map(|cookie| cookie.strip_prefix("user=")));
+        user.map(|user| Self(user.to_owned()))
+    }
+}
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Framework {
@@ -41,6 +52,7 @@ pub(crate) struct Setup {
     pub(crate) overrides: Option<SignedOverrides>,
     /// Whether requests with the header `x-staff` are inspected.
     pub(crate) inspects: bool,
+    pub(crate) browsers: Browsers,
 }
 
 /// The order of the layers.
@@ -65,6 +77,7 @@ impl From<FlipswitchProvider> for Setup {
             client: None,
             overrides: None,
             inspects: false,
+            browsers: Browsers::default(),
         }
     }
 }
@@ -90,7 +103,8 @@ flipswitch::flags! {
 /// The routes of both applications are in `on_axum` and `on_actix`: `/free` reads no flag; `/flag` reads one, `/twice`
 /// two through two extractors, `/typed` declared ones, `/optional` through `Option`; `/me` returns the context;
 /// `/plain`, `/deep` and `/streamed` evaluate with an OpenFeature client; `/gate/..` are behind gates; `/nested/..` are
-/// below a nested router or scope; `/single/flag` has its own layer; `/bare/..` have none.
+/// below a nested router or scope; `/single/flag` has its own layer; `/bare/..` have none. The routes for browsers are at
+/// `/flags`, `/deep/flags` and, compressed, `/compressed/flags`, and without a layer at `/bare/flags`; `/page` uses them.
 impl Framework {
     pub(crate) const ALL: [Self; 2] = [Self::Axum, Self::Actix];
 

@@ -10,17 +10,22 @@ use actix_web::{
         StatusCode,
         header::{CACHE_CONTROL, SET_COOKIE},
     },
-    middleware::{Condition, Next, from_fn},
+    middleware::{Compress, Condition, Next, from_fn},
     web,
 };
 use flipswitch::{InRequest, open_feature::Client};
 use flipswitch_actix::{Flag, FlagGate, Flags, FlagsExt, FlipswitchMiddleware, Unknown, flag_on};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
-use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami, clients, long_lived};
+use super::{
+    Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami,
+    browsers::{self, set_up},
+    clients, long_lived,
+};
 
 pub(crate) fn app(setup: &Setup) -> impl FnOnce(&mut web::ServiceConfig) + use<> {
-    let Setup { provider, anonymous, order, prefetch, client, overrides, inspects } = setup.clone();
+    let Setup { provider, anonymous, order, prefetch, client, overrides, inspects, browsers } = setup.clone();
+    let browsers = set_up!(flipswitch_actix::browser(provider.clone()), &browsers);
     let middleware = FlipswitchMiddleware::new(provider.clone())
         .with_user(super::context_of_user)
         .with_context(|request| {
@@ -46,6 +51,10 @@ pub(crate) fn app(setup: &Setup) -> impl FnOnce(&mut web::ServiceConfig) + use<>
             .configure(guards)
             .route("/inspection", web::get().to(flipswitch_actix::inspection(provider.clone())))
             .configure(clients(client))
+            .service(web::scope("/flags").service(browsers.clone()))
+            .service(web::scope("/deep").service(web::scope("/flags").service(browsers.clone())))
+            .service(web::scope("/compressed/flags").service(browsers.clone()).wrap(Compress::default()))
+            .route("/page", web::get().to(page))
             .wrap(Condition::new(order == Order::Twice, second))
             .wrap(Condition::new(order != Order::AsItShould, from_fn(authenticate)))
             .wrap(middleware.clone());
@@ -53,10 +62,12 @@ pub(crate) fn app(setup: &Setup) -> impl FnOnce(&mut web::ServiceConfig) + use<>
             .route("/flag", web::get().to(flag))
             .route("/optional", web::get().to(optional))
             .route("/typed", web::get().to(typed))
-            .service(behind("/gate", FlagGate::enabled("beta")));
+            .service(behind("/gate", FlagGate::enabled("beta")))
+            .service(web::scope("/flags").service(browsers));
         let app = web::scope("")
             .service(bare)
             .service(web::resource("/single/flag").wrap(middleware).get(flag))
+            .route("/npm/{path:.*}", web::get().to(package_file))
             .route("/health", web::to(flipswitch_actix::health(provider)))
             .service(covered)
             .wrap(Condition::new(order == Order::AsItShould, from_fn(authenticate)));
@@ -68,11 +79,24 @@ async fn authenticate(
     request: ServiceRequest,
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let user = request.headers().get("x-user").map(|user| User(user.to_str().unwrap().to_owned()));
+    let header = |name| request.headers().get(name).map(|value| value.to_str().unwrap());
+    let user = User::of(header("x-user"), header("cookie"));
     if let Some(user) = user {
         request.extensions_mut().insert(user);
     }
     next.call(request).await
+}
+
+async fn page(flags: Flags, request: HttpRequest) -> HttpResponse {
+    let page = browsers::page(&flags, request.query_string() != "bare");
+    HttpResponse::Ok().content_type("text/html; charset=utf-8").body(page)
+}
+
+async fn package_file(path: web::Path<String>) -> HttpResponse {
+    match browsers::package_file(&path) {
+        Some(file) => HttpResponse::Ok().content_type("text/javascript").body(file),
+        None => HttpResponse::NotFound().finish(),
+    }
 }
 
 fn routes(config: &mut web::ServiceConfig) {

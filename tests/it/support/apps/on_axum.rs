@@ -6,7 +6,7 @@ use axum::{
     Extension, Router,
     body::{Body, Bytes},
     extract::{
-        Request,
+        Path, RawQuery, Request,
         ws::{WebSocket, WebSocketUpgrade},
     },
     http::{
@@ -15,7 +15,7 @@ use axum::{
     },
     middleware::{self, Next},
     response::{
-        IntoResponse, Response,
+        Html, IntoResponse, Response,
         sse::{Event, Sse},
     },
     routing::{any, get},
@@ -23,8 +23,13 @@ use axum::{
 use flipswitch::{RequestScope, open_feature::Client};
 use flipswitch_axum::{Flag, FlagGate, Flags, FlagsExt, FlipswitchLayer, Unknown};
 use futures_util::{StreamExt, stream};
+use tower_http::compression::CompressionLayer;
 
-use super::{Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami, clients, long_lived};
+use super::{
+    Beta, Limit, Missing, Order, Origin, Setup, Theme, User, Whoami,
+    browsers::{self, set_up},
+    clients, long_lived,
+};
 
 pub(crate) fn app(setup: &Setup) -> Router {
     let layer = FlipswitchLayer::new(setup.provider.clone())
@@ -46,6 +51,12 @@ pub(crate) fn app(setup: &Setup) -> Router {
         .nest("/gate", gates())
         .route_service("/inspection", flipswitch_axum::inspection(setup.provider.clone()))
         .nest("/gated", routes().layer(FlagGate::enabled("beta")));
+    let browsers = || set_up!(flipswitch_axum::browser(setup.provider.clone()), &setup.browsers).into_router();
+    let covered = covered
+        .nest("/flags", browsers())
+        .nest("/deep", Router::new().nest("/flags", browsers()))
+        .nest("/compressed", Router::new().nest("/flags", browsers()).layer(CompressionLayer::new()))
+        .route("/page", get(page));
     let covered = match setup.order {
         Order::AsItShould => covered,
         Order::AuthenticationInside => covered.layer(middleware::from_fn(authenticate)),
@@ -58,21 +69,34 @@ pub(crate) fn app(setup: &Setup) -> Router {
         .route("/flag", get(flag))
         .route("/optional", get(optional))
         .route("/typed", get(typed))
-        .route("/gate", get(open).layer(FlagGate::enabled("beta")));
+        .route("/gate", get(open).layer(FlagGate::enabled("beta")))
+        .nest("/flags", browsers());
     let app = covered
         .layer(layer.clone())
         .route("/single/flag", get(flag).layer(layer))
         .nest("/bare", bare)
+        .route("/npm/{*path}", get(package_file))
         .route_service("/health", flipswitch_axum::health(setup.provider.clone()));
     if setup.order == Order::AsItShould { app.layer(middleware::from_fn(authenticate)) } else { app }
 }
 
 async fn authenticate(mut request: Request, next: Next) -> Response {
-    if let Some(user) = request.headers().get("x-user") {
-        let user = User(user.to_str().unwrap().to_owned());
+    let user = {
+        let header = |name| request.headers().get(name).map(|value| value.to_str().unwrap());
+        User::of(header("x-user"), header("cookie"))
+    };
+    if let Some(user) = user {
         request.extensions_mut().insert(user);
     }
     next.run(request).await
+}
+
+async fn page(flags: Flags, RawQuery(query): RawQuery) -> Html<String> {
+    Html(browsers::page(&flags, query.as_deref() != Some("bare")))
+}
+
+async fn package_file(Path(path): Path<String>) -> impl IntoResponse {
+    browsers::package_file(&path).map(|file| ([("content-type", "text/javascript")], file)).ok_or(StatusCode::NOT_FOUND)
 }
 
 fn routes() -> Router {
