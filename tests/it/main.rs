@@ -60,7 +60,8 @@ mod web {
     mod anonymous;
     #[cfg(feature = "browser")]
     mod browser;
-    mod browser_routes;
+    #[cfg(feature = "browser")]
+    mod browser_pages;
     mod environments;
     mod gates;
     mod guards;
@@ -71,6 +72,9 @@ mod web {
     mod long_lived;
     mod open_feature_client;
     mod overrides;
+    mod page_changes;
+    mod page_property;
+    mod page_routes;
     mod passthrough;
     #[cfg(feature = "peers")]
     mod peers;
@@ -119,6 +123,9 @@ mod support {
     pub(crate) mod faults;
     #[cfg(feature = "peers")]
     pub(crate) mod json;
+    #[cfg(feature = "browser")]
+    pub(crate) mod nginx;
+    pub(crate) mod page;
     #[cfg(feature = "peers")]
     pub(crate) mod peer;
     pub(crate) mod relay;

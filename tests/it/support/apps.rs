@@ -6,7 +6,12 @@ pub(crate) mod long_lived;
 pub(crate) mod on_actix;
 pub(crate) mod on_axum;
 
-use std::{sync::Arc, thread, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    sync::Arc,
+    thread,
+    time::Duration,
+};
 
 use actix_web::HttpServer;
 use flipswitch::{
@@ -84,6 +89,7 @@ impl From<FlipswitchProvider> for Setup {
 
 /// An application on loopback, in one of the frameworks.
 pub(crate) struct App {
+    pub(crate) address: SocketAddr,
     pub(crate) url: String,
     pub(crate) client: reqwest::Client,
     _stop: tokio_util::sync::DropGuard,
@@ -109,20 +115,32 @@ impl Framework {
     pub(crate) const ALL: [Self; 2] = [Self::Axum, Self::Actix];
 
     pub(crate) async fn serve(self, setup: impl Into<Setup>) -> App {
+        self.serve_at(setup, (Ipv4Addr::LOCALHOST, 0).into()).await
+    }
+
+    /// Starts the application at an address, at which another one may have ended a moment ago.
+    pub(crate) async fn serve_at(self, setup: impl Into<Setup>, address: SocketAddr) -> App {
         let setup = setup.into();
         let stop = tokio_util::sync::CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
-        let address = match self {
+        let listener = in_time(async {
+            loop {
+                match TcpListener::bind(address) {
+                    Ok(listener) => break listener,
+                    Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            }
+        })
+        .await;
+        let address = listener.local_addr().unwrap();
+        match self {
             Self::Axum => {
-                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-                let address = listener.local_addr().unwrap();
+                listener.set_nonblocking(true).unwrap();
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
                 let server = axum::serve(listener, on_axum::app(&setup)).with_graceful_shutdown(stopped);
                 tokio::spawn(server.into_future());
-                address
             }
             Self::Actix => {
-                let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-                let address = listener.local_addr().unwrap();
                 thread::spawn(move || {
                     let server = HttpServer::new(move || actix_web::App::new().configure(on_actix::app(&setup)))
                         .workers(2)
@@ -132,10 +150,9 @@ impl Framework {
                         .unwrap();
                     actix_web::rt::System::new().block_on(server.run()).unwrap();
                 });
-                address
             }
-        };
-        App { url: format!("http://{address}"), client: reqwest::Client::new(), _stop: stop.drop_guard() }
+        }
+        App { address, url: format!("http://{address}"), client: reqwest::Client::new(), _stop: stop.drop_guard() }
     }
 }
 

@@ -1,20 +1,16 @@
 //! Visitors in Chromium: who keeps their cookie, and who gets none.
 
-use std::{net::TcpListener, process::Stdio};
-
 use flipswitch::{
     FlipswitchProvider, SignedOverrides,
     integration::{Anonymous, AnonymousCookie},
     serde_json::{Value, json},
 };
 use flipswitch_local::LocalServer;
-use tempfile::TempDir;
-use tokio::process::{Child, Command};
 
 use crate::support::{
     apps::{App, Framework, Setup, provider, service},
     browser::Browser,
-    eventually,
+    nginx::Nginx,
 };
 
 /// An application whose visitors have a cookie.
@@ -108,7 +104,7 @@ async fn a_shared_cache_hands_no_visitor_the_cookie_of_another() {
     for ignored in ["", "proxy_ignore_headers Set-Cookie;"] {
         for framework in Framework::ALL {
             let site = Site::start(framework, Anonymous::cookie()).await;
-            let nginx = Nginx::start(&site.app.url, ignored).await;
+            let nginx = shared_cache(&site.app.url, ignored).await;
             let [first, second] = [Browser::start().await, Browser::start().await];
             let page = |path: &str| format!("http://localhost:{}{path}", nginx.port);
             for path in ["/public", "/private"] {
@@ -178,7 +174,7 @@ async fn a_shared_cache_stores_no_page_with_overrides() {
         let service = service().await;
         let setup = Setup { overrides: Some(overrides), ..provider(&service).into() };
         let app = framework.serve(setup.clone()).await;
-        let nginx = Nginx::start(&app.url, "").await;
+        let nginx = shared_cache(&app.url, "").await;
         let page = |path: &str| format!("http://localhost:{}{path}", nginx.port);
         let [tester, other] = [Browser::start().await, Browser::start().await];
         read(&tester, &page(&format!("/flag?{link}"))).await;
@@ -193,49 +189,20 @@ async fn a_shared_cache_stores_no_page_with_overrides() {
     }
 }
 
-/// nginx as a shared cache before an application.
-struct Nginx {
-    port: u16,
-    _process: Child,
-    _folder: TempDir,
-}
-
-impl Nginx {
-    async fn start(application: &str, directives: &str) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let at = folder.path().display().to_string();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let config = format!(
-            "daemon off; worker_processes 1; pid {at}/pid; error_log {at}/error.log;
-            events {{}}
-            http {{
-                access_log off; client_body_temp_path {at}/body; proxy_temp_path {at}/proxy; fastcgi_temp_path {at}/fastcgi;
-                uwsgi_temp_path {at}/uwsgi; scgi_temp_path {at}/scgi;
-                proxy_cache_path {at}/cache keys_zone=pages:1m;
-                server {{
-                    listen 127.0.0.1:{port};
-                    location /nested {{ proxy_pass {application}; }}
-                    location / {{
-                        proxy_pass {application}; proxy_cache pages; {directives}
-                        add_header X-Cache $upstream_cache_status;
-                    }}
+/// Starts nginx as a shared cache before an application.
+async fn shared_cache(application: &str, directives: &str) -> Nginx {
+    Nginx::start(|folder, port| {
+        format!(
+            "proxy_cache_path {folder}/cache keys_zone=pages:1m;
+            server {{
+                listen 127.0.0.1:{port};
+                location /nested {{ proxy_pass {application}; }}
+                location / {{
+                    proxy_pass {application}; proxy_cache pages; {directives}
+                    add_header X-Cache $upstream_cache_status;
                 }}
             }}"
-        );
-        let path = folder.path().join("nginx.conf");
-        std::fs::write(&path, config).unwrap();
-        let mut process = Command::new("nginx")
-            .args(["-e", &format!("{at}/start.log"), "-p", &at, "-c"])
-            .arg(path)
-            .stdin(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .expect("nginx is installed");
-        eventually(async || {
-            assert!(process.try_wait().unwrap().is_none(), "nginx has ended");
-            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()
-        })
-        .await;
-        Self { port, _process: process, _folder: folder }
-    }
+        )
+    })
+    .await
 }

@@ -11,17 +11,22 @@ const bulk = "/ofrep/v1/evaluate/flags";
 // Seconds after which a hidden tab closes its stream, or null without streams.
 const inactivity = INACTIVITY_OR_NULL;
 
+// Returns the body of an answer with these flags.
+function answer(flags) {
+  const { origin, pathname } = new URL(base);
+  const hasStream = inactivity !== null && origin === location.origin;
+  const url = `${pathname.replace(/\/$/, "")}/ofrep/v1/events`;
+  const eventStreams = hasStream ? [{ type: "sse", url, inactivityDelaySec: inactivity }] : undefined;
+  return JSON.stringify({ flags, eventStreams });
+}
+
 // Returns the values in the page, unless the page comes from a cache, or was loaded long ago.
 function startValues(id) {
   const element = document.getElementById(id);
   const [navigation] = performance.getEntriesByType("navigation");
   if (!element || navigation?.transferSize === 0 || performance.now() > 30_000) return undefined;
   const { etag, targetingKey, flags } = JSON.parse(element.textContent);
-  const { origin, pathname } = new URL(base);
-  const hasStream = inactivity !== null && origin === location.origin;
-  const url = `${pathname.replace(/\/$/, "")}/ofrep/v1/events`;
-  const eventStreams = hasStream ? [{ type: "sse", url, inactivityDelaySec: inactivity }] : undefined;
-  return { user: targetingKey, etag, body: JSON.stringify({ flags, eventStreams }) };
+  return { user: targetingKey, etag, body: answer(flags) };
 }
 
 // Asks the application, which knows who the user is.
@@ -29,14 +34,15 @@ async function ask(context, send) {
   const headers = { "Content-Type": "application/json" };
   const request = new Request(base + bulk, { method: "POST", headers, body: JSON.stringify({ context }) });
   const response = await send(request, {});
-  if (response.status !== 200) return undefined;
+  if (response.status !== 200) throw new Error(`status ${response.status}`);
   return { user: userOf(response), etag: response.headers.get("etag"), body: await response.text() };
 }
 
 const userOf = (response) => response.headers.get("flipswitch-user") ?? undefined;
 
 /**
- * Sets a provider that asks the application, and waits until it is ready.
+ * Sets a provider that asks the application, and waits until it is ready. If the application has no flags at present, the
+ * client returns defaults, until an event says that there are flags.
  *
  * @param OpenFeature the API of `@openfeature/web-sdk`
  * @param OFREPWebProvider the class of `@openfeature/ofrep-web-provider`
@@ -54,10 +60,11 @@ export async function connect(OpenFeature, OFREPWebProvider, {
   try {
     first = startValues(element) ?? (await ask(context, send));
   } catch (error) {
-    // The provider asks again, and reports the error.
-    console.warn("flipswitch: no values to start with:", error);
+    console.warn("flipswitch: no flags to start with:", error);
+    // Otherwise the provider would fail for good, and open no stream.
+    first = { body: answer([]) };
   }
-  let user = first?.user;
+  let { user } = first;
   let changing = Promise.resolve();
 
   const ofUser = () => (user === undefined ? context : { ...context, targetingKey: user });

@@ -5,122 +5,19 @@ use std::time::Duration;
 use flipswitch::{
     SignedOverrides,
     integration::Anonymous,
-    serde_json::{self, Value, json},
+    serde_json::{Value, json},
 };
 use flipswitch_local::{Endpoint, Fault};
-use reqwest::{Method, StatusCode, header::HeaderMap};
+use reqwest::Method;
 
 use crate::support::{
     self, BULK, Log,
-    apps::{App, Framework, Setup, browsers::Browsers, provider, service},
+    apps::{Framework, Setup, browsers::Browsers, provider, service},
     evaluations,
     events::connected,
     eventually, in_time,
+    page::{EVENTS, Stream, ask, data, field, send},
 };
-
-const EVENTS: &str = "/ofrep/v1/events";
-
-/// A response, with its whole body.
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    headers: HeaderMap,
-    text: String,
-}
-
-impl Answer {
-    fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.text).unwrap_or_else(|_| panic!("no JSON: {self:?}"))
-    }
-
-    /// Returns the keys and values of the flags.
-    fn values(&self) -> Value {
-        let flags = self.json()["flags"].as_array().unwrap_or_else(|| panic!("no flags: {self:?}")).clone();
-        flags.into_iter().map(|flag| (flag["key"].as_str().unwrap().to_owned(), flag["value"].clone())).collect()
-    }
-}
-
-async fn send(
-    app: &App,
-    method: Method,
-    path: &str,
-    headers: &[(&str, &str)],
-    body: impl Into<reqwest::Body>,
-) -> Answer {
-    let mut request = app.client.request(method, format!("{}{path}", app.url)).body(body);
-    for (name, value) in headers {
-        request = request.header(*name, *value);
-    }
-    let response = in_time(request.send()).await.unwrap();
-    let (status, headers) = (response.status().as_u16(), response.headers().clone());
-    Answer { status, headers, text: in_time(response.text()).await.unwrap() }
-}
-
-/// Asks for all flags as a user.
-async fn ask(app: &App, user: &str, headers: &[(&str, &str)]) -> Answer {
-    let headers = [&[("x-user", user), ("content-type", "application/json")], headers].concat();
-    send(app, Method::POST, &format!("/flags{BULK}"), &headers, "{}").await
-}
-
-/// A stream of events that is read.
-struct Stream {
-    response: reqwest::Response,
-    text: String,
-}
-
-impl Stream {
-    async fn open(app: &App, path: &str, headers: &[(&str, &str)]) -> Self {
-        let mut request = app.client.get(format!("{}{path}", app.url));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let response = in_time(request.send()).await.unwrap();
-        assert_eq!(response.status(), StatusCode::OK);
-        Self { response, text: String::new() }
-    }
-
-    async fn of(app: &App, user: &str) -> Self {
-        Self::open(app, &format!("/flags{EVENTS}"), &[("x-user", user)]).await
-    }
-
-    /// Reads until there is an event, past comments, and returns its lines.
-    async fn event(&mut self) -> String {
-        in_time(async {
-            loop {
-                if let Some((event, rest)) = self.text.split_once("\n\n") {
-                    let (event, rest) = (event.to_owned(), rest.to_owned());
-                    self.text = rest;
-                    if event.contains("data: ") {
-                        return event;
-                    }
-                    continue;
-                }
-                let bytes = self.response.chunk().await.unwrap().expect("the stream goes on");
-                self.text.push_str(str::from_utf8(&bytes).unwrap());
-            }
-        })
-        .await
-    }
-
-    /// Reads to the end.
-    async fn end(mut self) {
-        in_time(async { while self.response.chunk().await.unwrap().is_some() {} }).await;
-    }
-}
-
-/// Returns the data of an event.
-fn data(event: &str) -> Value {
-    let data = event.lines().find_map(|line| line.strip_prefix("data: ")).unwrap_or_else(|| panic!("no data: {event}"));
-    serde_json::from_str(data).unwrap()
-}
-
-fn field<'a>(event: &'a str, name: &str) -> &'a str {
-    event.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": ")).unwrap_or_default()
-}
 
 #[tokio::test]
 async fn the_answer_is_that_of_the_request_whatever_the_body_says() {

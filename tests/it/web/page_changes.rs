@@ -1,0 +1,239 @@
+//! How browsers follow changes when something is not as it should be: a service that lags or is slow, another instance that
+//! has heard of the change first, no stream at all.
+
+use std::time::{Duration, Instant};
+
+use flipswitch::{
+    FlipswitchProvider,
+    serde_json::{Value, json},
+};
+use flipswitch_local::{Endpoint, Fault};
+use reqwest::Method;
+
+use crate::support::{
+    self, BULK,
+    apps::{App, Framework, Setup, browsers::Browsers, provider, service},
+    evaluations,
+    events::connected,
+    eventually,
+    faults::{Kind, Mute, Service},
+    in_time,
+    page::{Stream, ask, data, send},
+};
+
+/// How long after an event the service may evaluate with old rules.
+const ECHO_WINDOW: Duration = Duration::from_secs(2);
+
+fn all_public(provider: FlipswitchProvider) -> Setup {
+    Setup { browsers: Browsers { public: None, ..Browsers::default() }, ..provider.into() }
+}
+
+/// Opens the stream of a user, and asks as the first event demands.
+async fn follow(app: &App, user: &str) -> (Stream, String) {
+    let mut stream = Stream::of(app, user).await;
+    stream.event().await;
+    let answer = ask(app, user, &[]).await;
+    assert_eq!(answer.status, 200);
+    (stream, answer.header("etag").to_owned())
+}
+
+#[tokio::test]
+async fn a_browser_that_asks_a_lagging_service_is_asked_to_ask_again() {
+    for framework in Framework::ALL {
+        let service = Mute::start().await;
+        let provider = service.builder().miss_wait(support::PATIENCE).stale_wait(support::PATIENCE).build().unwrap();
+        in_time(provider.ready(support::PATIENCE)).await.unwrap();
+        eventually(async || provider.sse_status() == flipswitch::ConnectionStatus::Connected).await;
+        service.say("event: heartbeat\ndata: {}\n\n");
+        let app = framework.serve(all_public(provider.clone())).await;
+        let (mut stream, tag) = follow(&app, "alice").await;
+        let said = Instant::now();
+        service.say("event: flag-updated\ndata: {\"flagKey\":\"f\"}\n\n");
+        stream.event().await;
+        let unchanged = ask(&app, "alice", &[("if-none-match", &tag)]).await;
+        assert_eq!(unchanged.status, 304, "{framework:?}: the service has not changed yet");
+        // No other event will come from the service, and no other request.
+        service.set(2);
+        let again = stream.event().await;
+        assert_eq!(data(&again)["type"], "refetchEvaluation", "{framework:?}");
+        assert!(said.elapsed() >= ECHO_WINDOW, "{framework:?}: {:?}", said.elapsed());
+        let changed = ask(&app, "alice", &[("if-none-match", &tag)]).await;
+        assert_eq!((changed.status, &changed.values()["f"]), (200, &json!(2)), "{framework:?}");
+        provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_browser_that_got_the_new_value_is_not_asked_again() {
+    let service = Mute::start().await;
+    let provider = service.builder().miss_wait(support::PATIENCE).stale_wait(support::PATIENCE).build().unwrap();
+    in_time(provider.ready(support::PATIENCE)).await.unwrap();
+    eventually(async || provider.sse_status() == flipswitch::ConnectionStatus::Connected).await;
+    let app = Framework::Axum.serve(all_public(provider.clone())).await;
+    let (mut stream, tag) = follow(&app, "alice").await;
+    // The stream has opened a moment ago; its own echo must be over.
+    let opened = Instant::now();
+    eventually(async || opened.elapsed() > ECHO_WINDOW + Duration::from_secs(2)).await;
+    ask(&app, "alice", &[]).await;
+    service.set(2);
+    service.say("event: flag-updated\ndata: {\"flagKey\":\"f\"}\n\n");
+    stream.event().await;
+    assert_eq!(ask(&app, "alice", &[("if-none-match", &tag)]).await.status, 200);
+    let asked = service.service.asked_for(Kind::User).len();
+    let silence = tokio::time::timeout(ECHO_WINDOW + Duration::from_secs(3), stream.event()).await;
+    assert!(silence.is_err(), "{silence:?}");
+    assert_eq!(service.service.asked_for(Kind::User).len(), asked);
+    provider.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_browser_that_got_an_old_value_from_a_slow_service_is_asked_again() {
+    for framework in Framework::ALL {
+        let service = service().await;
+        let provider = support::builder(&service).stale_wait(Duration::from_millis(1)).build().unwrap();
+        in_time(provider.ready(support::PATIENCE)).await.unwrap();
+        eventually(async || provider.sse_status() == flipswitch::ConnectionStatus::Connected).await;
+        let app = framework.serve(provider.clone()).await;
+        let (mut stream, tag) = follow(&app, "alice").await;
+        let slow = Fault::on(Endpoint::Bulk).delay(Duration::from_secs(1)).for_targeting_key("alice");
+        service.faults().add(slow).unwrap();
+        service.set_flag("theme", "#111");
+        stream.event().await;
+        assert_eq!(
+            ask(&app, "alice", &[("if-none-match", &tag)]).await.status,
+            304,
+            "{framework:?}: the last known one"
+        );
+        eventually(async || {
+            stream.event().await;
+            let answer = ask(&app, "alice", &[("if-none-match", &tag)]).await;
+            answer.status == 200 && answer.values()["theme"] == "#111"
+        })
+        .await;
+        provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_page_that_had_no_flags_gets_them_when_the_service_is_back() {
+    for framework in Framework::ALL {
+        let service = service().await;
+        service.faults().add(Fault::on(Endpoint::Bulk).status(500).for_targeting_key("alice")).unwrap();
+        let provider = support::provider(&service);
+        let app = framework.serve(provider.clone()).await;
+        let mut stream = Stream::of(&app, "alice").await;
+        stream.event().await;
+        assert_eq!(ask(&app, "alice", &[]).await.status, 503, "{framework:?}");
+        service.faults().clear();
+        eventually(async || {
+            stream.event().await;
+            ask(&app, "alice", &[]).await.status == 200
+        })
+        .await;
+        provider.shutdown().await;
+    }
+}
+
+/// Asks as after an event that names this time.
+async fn ask_after(app: &App, user: &str, tag: &str, time: &str) -> (u16, Value) {
+    let path = format!("/flags{BULK}?flagConfigLastModified={}", time.replace(':', "%3A").replace('+', "%2B"));
+    let answer = send(app, Method::POST, &path, &[("x-user", user), ("if-none-match", tag)], "{}").await;
+    let values = if answer.status == 200 { answer.values() } else { Value::Null };
+    (answer.status, values)
+}
+
+#[tokio::test]
+async fn an_instance_that_has_not_heard_of_a_change_learns_of_it_from_the_browser() {
+    for framework in Framework::ALL {
+        let service = service().await;
+        let hears = framework.serve(connected(&service).await).await;
+        // Neither a stream nor a poll within the test.
+        let deaf = framework.serve(provider(&service)).await;
+        let (mut stream, tag) = follow(&hears, "alice").await;
+        assert_eq!(ask(&deaf, "alice", &[("if-none-match", &tag)]).await.status, 304, "{framework:?}: the same flags");
+        ask(&deaf, "bob", &[]).await;
+        service.set_flag("theme", "#111");
+        let event = data(&stream.event().await);
+        let time = event["lastModified"].as_str().unwrap();
+        assert_eq!(
+            ask(&deaf, "alice", &[("if-none-match", &tag)]).await.status,
+            304,
+            "{framework:?}: it has not heard"
+        );
+        let (status, values) = ask_after(&deaf, "alice", &tag, time).await;
+        assert_eq!((status, &values["theme"]), (200, &json!("#111")), "{framework:?}");
+        // Of this context only.
+        let before = evaluations(&service);
+        assert_eq!(ask(&deaf, "bob", &[]).await.values()["theme"], "#fff", "{framework:?}");
+        assert_eq!(evaluations(&service), before);
+    }
+}
+
+#[tokio::test]
+async fn times_that_browsers_invent_cost_a_bounded_number_of_requests() {
+    for framework in Framework::ALL {
+        let service = service().await;
+        let app = framework.serve(provider(&service)).await;
+        let tag = ask(&app, "alice", &[]).await.header("etag").to_owned();
+        let before = service.requests().len();
+        for number in 0..50 {
+            for time in ["9999-12-31T23:59:59Z", "2100-01-01T00:00:00+01:00", "99999999999", "0", "x", "-1"] {
+                let (status, _) = ask_after(&app, "alice", &tag, time).await;
+                assert!(status == 200 || status == 304, "{framework:?} {number} {time}");
+            }
+        }
+        let requests = service.requests().len() - before;
+        assert!(requests <= 10, "{framework:?}: {requests}");
+        // Where there may be newer flags, an answer is no confirmation.
+        assert_eq!(ask_after(&app, "alice", &tag, "9999-12-31T23:59:59Z").await.0, 200, "{framework:?}");
+        assert_eq!(ask(&app, "alice", &[("if-none-match", &tag)]).await.status, 304, "{framework:?}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_stream_of_changes_browsers_are_asked_as_often_as_the_service_is_polled() {
+    for framework in Framework::ALL {
+        let service = service().await;
+        let builder = support::builder(&service).enable_realtime(false).polling_interval(Duration::from_secs(1));
+        let provider = builder.build().unwrap();
+        let app = framework.serve(provider.clone()).await;
+        let (mut stream, tag) = follow(&app, "alice").await;
+        // Of alice only: the poll for the start-up context finds no change.
+        let definition = json!({
+            "state": "ENABLED", "variants": {"dark": "#000", "light": "#fff"}, "defaultVariant": "light",
+            "targeting": {"if": [{"==": [{"var": "targetingKey"}, "nobody"]}, "dark"]},
+        });
+        service.set_definition("theme", definition).unwrap();
+        eventually(async || {
+            stream.event().await;
+            let answer = ask(&app, "alice", &[("if-none-match", &tag)]).await;
+            answer.status == 200 && answer.values()["theme"] == "#fff"
+        })
+        .await;
+        provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_change_reaches_many_streams_over_the_time_that_is_set() {
+    let service = service().await;
+    let spread = Duration::from_secs(2);
+    let browsers = Browsers { spread, ..Browsers::default() };
+    let setup = Setup { browsers, ..connected(&service).await.into() };
+    let app = Framework::Axum.serve(setup).await;
+    let mut streams = Vec::new();
+    for number in 0..20 {
+        let (stream, _) = follow(&app, &format!("user-{number}")).await;
+        streams.push(stream);
+    }
+    let changed = Instant::now();
+    service.set_flag("theme", "#111");
+    let arrivals = streams.iter_mut().map(async |stream| {
+        stream.event().await;
+        changed.elapsed()
+    });
+    let arrivals = futures_util::future::join_all(arrivals).await;
+    let (first, last) = (arrivals.iter().min().unwrap(), arrivals.iter().max().unwrap());
+    // All within a quarter of the time: less likely than one in 10^11.
+    assert!(*last - *first > spread / 4, "{arrivals:?}");
+}
