@@ -61,6 +61,8 @@ mod web {
     #[cfg(feature = "browser")]
     mod browser;
     #[cfg(feature = "browser")]
+    mod browser_example;
+    #[cfg(feature = "browser")]
     mod browser_pages;
     mod environments;
     mod gates;

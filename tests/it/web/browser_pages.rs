@@ -10,7 +10,6 @@ use flipswitch_local::{Endpoint, Fault, LocalServer};
 use reqwest::Method;
 
 use crate::support::{
-    self,
     apps::{App, Framework, Setup, browsers::Browsers, provider, service},
     browser::Browser,
     events::connected,
