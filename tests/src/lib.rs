@@ -6,6 +6,12 @@
 #[derive(Debug)]
 pub struct Readme;
 
+/// The page about flags in the browser.
+#[doc = include_str!("../../docs/browsers.md")]
+#[cfg(doctest)]
+#[derive(Debug)]
+pub struct Browsers;
+
 /// The page about overrides and inspection.
 #[doc = include_str!("../../docs/overrides.md")]
 #[cfg(doctest)]

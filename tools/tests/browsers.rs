@@ -1,5 +1,4 @@
 //! The applications of the program `browsers`: how they end while browsers have streams open.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     process::Stdio,

@@ -200,12 +200,18 @@ impl Browsers {
         });
     }
 
-    fn changed(&self, at: Option<OffsetDateTime>) {
+    pub(crate) fn changed(&self, at: Option<OffsetDateTime>) {
         let now = OffsetDateTime::now_utc();
         let at = at.filter(|at| *at <= now + MAX_AHEAD).unwrap_or(now);
         self.changes.send_modify(|change| {
             *change = Change { number: change.number + 1, at: change.at.max(at), heard_at: Instant::now() };
         });
+    }
+
+    /// Moves the last change into the past.
+    #[cfg(test)]
+    pub(crate) fn heard_before(&self, time: Duration) {
+        self.changes.send_modify(|change| change.heard_at -= time);
     }
 
     pub(crate) fn latest(&self) -> Change {

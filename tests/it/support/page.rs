@@ -10,13 +10,13 @@ pub(crate) const EVENTS: &str = "/ofrep/v1/events";
 
 /// A response, with its whole body.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct FullResponse {
     pub(crate) status: u16,
     pub(crate) headers: HeaderMap,
     pub(crate) text: String,
 }
 
-impl Answer {
+impl FullResponse {
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
@@ -39,18 +39,18 @@ pub(crate) async fn send(
     path: &str,
     headers: &[(&str, &str)],
     body: impl Into<reqwest::Body>,
-) -> Answer {
+) -> FullResponse {
     let mut request = app.client.request(method, format!("{}{path}", app.url)).body(body);
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
     let response = in_time(request.send()).await.unwrap();
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
-    Answer { status, headers, text: in_time(response.text()).await.unwrap() }
+    FullResponse { status, headers, text: in_time(response.text()).await.unwrap() }
 }
 
 /// Asks for all flags as a user.
-pub(crate) async fn ask(app: &App, user: &str, headers: &[(&str, &str)]) -> Answer {
+pub(crate) async fn ask(app: &App, user: &str, headers: &[(&str, &str)]) -> FullResponse {
     let headers = [&[("x-user", user), ("content-type", "application/json")], headers].concat();
     send(app, Method::POST, &format!("/flags{BULK}"), &headers, "{}").await
 }

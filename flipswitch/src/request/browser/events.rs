@@ -283,3 +283,95 @@ fn config_updated(change: Change) -> Bytes {
     let at = change.at.format(&Rfc3339).unwrap_or_default();
     format!("event: config-updated\ndata: {{\"timestamp\":\"{at}\"}}\n\n").into()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::{
+        context::context::Context as FlagContext,
+        provider::browsers::{Browsers, ContextId, StreamLimits},
+        secret::{BrowserKeys, Secret},
+    };
+
+    fn browsers() -> Arc<Browsers> {
+        let keys = BrowserKeys::new(&Secret::new(b"a secret of this test"));
+        Arc::new(Browsers::new(keys, CancellationToken::new()))
+    }
+
+    fn open(browsers: &Arc<Browsers>, last_event_id: &str) -> EventLoop {
+        let id = ContextId::of(&FlagContext::user("alice"));
+        let stream = browsers.open(id, StreamLimits { total: 10, per_context: 10 }).unwrap();
+        let provider = FlipswitchProvider::in_memory(json!({}));
+        EventLoop::new(stream, provider, Kind::Ofrep, Duration::ZERO, last_event_id)
+    }
+
+    fn has_event(bytes: Option<Bytes>) -> bool {
+        str::from_utf8(&bytes.unwrap()).unwrap().contains("refetchEvaluation")
+    }
+
+    #[tokio::test]
+    async fn a_stream_begins_with_an_event_unless_the_last_one_is_known_and_long_ago() {
+        let browsers = browsers();
+        let known = browsers.id(browsers.latest());
+        assert!(has_event(open(&browsers, &known).next().await), "answers may not be settled yet");
+        browsers.heard_before(2 * SETTLED_AFTER);
+        assert!(!has_event(open(&browsers, &known).next().await));
+        for other in ["", "1.1", "x"] {
+            assert!(has_event(open(&browsers, other).next().await), "{other}");
+        }
+        browsers.changed(None);
+        browsers.heard_before(2 * SETTLED_AFTER);
+        assert!(has_event(open(&browsers, &known).next().await));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn comments_become_rarer_and_a_stream_ends() {
+        let (browsers, began) = (browsers(), Instant::now());
+        let mut events = open(&browsers, "");
+        browsers.answered(ContextId::of(&FlagContext::user("alice")), 1, true);
+        assert!(has_event(events.next().await));
+        let mut comments = Vec::new();
+        while let Some(bytes) = events.next().await {
+            assert_eq!(bytes, ":\n\n");
+            comments.push(began.elapsed().as_secs());
+        }
+        assert_eq!(comments[..7], [1, 3, 7, 15, 31, 51, 71], "{comments:?}");
+        assert!((MAX_AGE..=MAX_AGE.mul_f64(1.25) + COMMENT_AFTER).contains(&began.elapsed()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_browser_without_a_settled_answer_is_asked_again_and_again_and_one_that_is_elsewhere_once() {
+        let times = async |answers: bool| {
+            let (browsers, began) = (browsers(), Instant::now());
+            let mut events = open(&browsers, "");
+            let mut times = Vec::new();
+            while began.elapsed() < Duration::from_secs(250) {
+                if has_event(events.next().await) {
+                    times.push(began.elapsed().as_secs());
+                    if answers {
+                        browsers.answered(ContextId::of(&FlagContext::user("alice")), 1, false);
+                    }
+                }
+            }
+            times
+        };
+        assert_eq!(times(false).await, [0, 1]);
+        assert_eq!(times(true).await, [0, 1, 6, 16, 36, 76, 136, 196, 256]);
+    }
+
+    #[tokio::test]
+    async fn draining_ends_a_stream_and_counts_it_no_more() {
+        let browsers = browsers();
+        let mut events = open(&browsers, "");
+        events.next().await;
+        browsers.drain();
+        assert_eq!(events.next().await, None);
+        drop(events);
+        assert_eq!(browsers.open_streams(), 0);
+    }
+}
