@@ -134,6 +134,11 @@ impl ApiKey {
         Secret::new(self.0.as_bytes())
     }
 
+    /// Returns whether the key may be guessed: whether it is shorter than a secret must be.
+    pub(crate) fn is_short(&self) -> bool {
+        self.0.len() < 16
+    }
+
     /// Returns whether the key looks like a placeholder from an example.
     pub(crate) fn is_placeholder(&self) -> bool {
         let key = self.0.to_str().unwrap_or_default().to_ascii_lowercase().replace(['_', ' '], "-");

@@ -15,6 +15,8 @@ use std::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
+use time::OffsetDateTime;
+use tokio::{sync::watch, time::Instant};
 
 use crate::{
     events::events::{Backlog, ConnectionStatus, EventQueue, FlagChangeEvent, ProviderEvent, ProviderEvents},
@@ -63,10 +65,44 @@ enum Callback {
     Status(Box<dyn Fn(ConnectionStatus) + Send + Sync>),
 }
 
+/// A time of a change that is further ahead of ours is not believed.
+pub(crate) const MAX_AHEAD: time::Duration = time::Duration::minutes(1);
+
+/// The last time that flags may have changed. The first one stands for those before the provider was built.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LastChange {
+    pub(crate) number: u64,
+    /// The latest time of a change that the service has named.
+    pub(crate) at: Option<OffsetDateTime>,
+    pub(crate) heard_at: Instant,
+}
+
+impl LastChange {
+    /// Returns whether flags may have changed since the provider was built.
+    pub(crate) fn is_known(&self) -> bool {
+        self.number > 1
+    }
+
+    /// Counts a change. `at` is its time, if the service has named one.
+    pub(crate) fn advance(&mut self, at: Option<OffsetDateTime>) {
+        let latest = OffsetDateTime::now_utc() + MAX_AHEAD;
+        let at = self.at.max(at.filter(|at| *at <= latest));
+        *self = Self { number: self.number + 1, at, heard_at: Instant::now() };
+    }
+}
+
+impl Default for LastChange {
+    fn default() -> Self {
+        Self { number: 1, at: None, heard_at: Instant::now() }
+    }
+}
+
 /// Delivers events to listeners and event streams.
 pub(crate) struct EventBus {
     runtime: Arc<ProviderRuntime>,
     state: Mutex<State>,
+    /// For what only needs to know that flags may have changed. Unlike a listener, it does not wait for code of the application.
+    changes: watch::Sender<LastChange>,
 }
 
 struct State {
@@ -90,7 +126,17 @@ impl EventBus {
             is_delivering: false,
             closed: false,
         };
-        Self { runtime, state: Mutex::new(state) }
+        Self { runtime, state: Mutex::new(state), changes: watch::Sender::default() }
+    }
+
+    /// Returns the last change, now and later.
+    pub(crate) fn changes(&self) -> watch::Receiver<LastChange> {
+        self.changes.subscribe()
+    }
+
+    /// Notes that all flags were marked as out of date, which is no event for the application.
+    pub(crate) fn invalidated(&self) {
+        self.changes.send_modify(|change| change.advance(None));
     }
 
     /// Returns the status of the connection that was published last.
@@ -150,6 +196,9 @@ impl EventBus {
     fn publish_locked(self: &Arc<Self>, mut state: MutexGuard<'_, State>, event: ProviderEvent) -> Wakers {
         if state.closed {
             return Wakers::default();
+        }
+        if let ProviderEvent::ConfigurationChanged(change) = &event {
+            self.changes.send_modify(|last| last.advance(change.timestamp));
         }
         let queues = state.queues.iter().filter_map(Weak::upgrade);
         let wakers = Wakers(queues.filter_map(|queue| queue.push(event.clone())).collect());

@@ -84,6 +84,11 @@ impl Notifier {
         }
     }
 
+    /// Notes that all flags were marked as out of date, which is no event for the application.
+    pub(crate) fn invalidated(&self) {
+        self.bus.invalidated();
+    }
+
     /// Publishes a change that a successful request has brought.
     pub(crate) fn changed_in_response(&self, key: String) {
         drop(self.bus.publish(ProviderEvent::ConfigurationChanged(FlagChangeEvent::of(key))));

@@ -79,6 +79,11 @@ impl Failing {
         self.flags.iter().map(|(item, _)| item.key.as_str())
     }
 
+    /// Returns whether the service has flags, and has failed only for others than those that are concerned.
+    pub(crate) fn is_for_others(&self, concerns: impl Fn(&str) -> bool) -> bool {
+        !self.flags.is_empty() && !self.keys().any(concerns)
+    }
+
     /// Returns when the value of a flag was current that it keeps.
     pub(crate) fn kept_since(&self, key: &str) -> Option<Instant> {
         let position = self.flags.binary_search_by(|(item, _)| item.key.as_str().cmp(key)).ok()?;

@@ -2,25 +2,27 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use parking_lot::Mutex;
-use time::OffsetDateTime;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     context::{canonical, context::Context},
-    events::bus::Subscription,
-    provider::provider::FlipswitchProvider,
+    events::bus::LastChange,
     secret::BrowserKeys,
 };
 
 /// New contexts that browsers may cause in a minute by attributes they add: an identified user, and all others together.
 const NEW_CONTEXTS: u32 = 8;
 const NEW_ANONYMOUS_CONTEXTS: u32 = 64;
+
+/// Requests that browsers may cause in a minute for such contexts when they are known and out of date.
+const RENEWED_CONTEXTS: u32 = 32;
+const RENEWED_ANONYMOUS_CONTEXTS: u32 = 512;
 
 /// Refetches that browsers may cause by a time they name: for one context in a minute, and in a second for all.
 const REFETCHES: u32 = 10;
@@ -29,50 +31,37 @@ const REFETCHES_PER_SECOND: u32 = 10;
 /// Contexts whose allowances are counted. Further ones have none until the next minute.
 const MAX_COUNTED: usize = 65_536;
 
-/// A time of the service that is further ahead of ours is not believed.
-const MAX_AHEAD: time::Duration = time::Duration::minutes(1);
-
 /// What all routes for browsers of a provider share.
 pub(crate) struct Browsers {
     pub(crate) keys: BrowserKeys,
-    /// Distinguishes the ids of events from those of other processes.
-    process: u64,
-    changes: watch::Sender<Change>,
+    /// Whether the keys differ from process to process.
+    are_keys_random: bool,
+    changes: watch::Receiver<LastChange>,
     streams: Mutex<Streams>,
     allowances: Mutex<Allowances>,
     /// Ends all streams. Cancelled with the provider's runtime as well.
     draining: CancellationToken,
-    subscription: OnceLock<Subscription>,
 }
 
-/// A change of flags. The first one stands for those before the process has started.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Change {
-    pub(crate) number: u64,
-    /// The latest time of a change: by the service, or else when it was heard.
-    pub(crate) at: OffsetDateTime,
-    pub(crate) heard_at: Instant,
-}
-
-impl Change {
-    /// Returns whether it is a change that this process has heard of.
-    pub(crate) fn is_known(&self) -> bool {
-        self.number > 1
-    }
-}
-
-/// The context of a browser's request: what limits go by.
+/// Who a browser's request is from: what limits go by.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ContextId {
+    /// Of the targeting key, whatever the attributes are, or of a context without one.
     hash: u64,
     /// Whether there is no targeting key, so that any number of browsers may have this context.
+    is_shared: bool,
+    /// Whether anybody can have such a context, without an account.
     is_anonymous: bool,
 }
 
 impl ContextId {
-    pub(crate) fn of(context: &Context) -> Self {
-        let hash = context.with_canonical(|context| canonical::hash(context.bytes));
-        Self { hash, is_anonymous: !context.has_targeting_key() }
+    /// Returns the id of a context, which may be that of a visitor without an account.
+    pub(crate) fn of(context: &Context, is_visitor: bool) -> Self {
+        let (hash, is_shared) = match context.targeting_key() {
+            Some(key) => (canonical::hash(key.as_bytes()), false),
+            None => (context.with_canonical(|context| canonical::hash(context.bytes)), true),
+        };
+        Self { hash, is_shared, is_anonymous: is_shared || is_visitor }
     }
 }
 
@@ -80,7 +69,7 @@ impl ContextId {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StreamLimits {
     pub(crate) total: usize,
-    /// For each context with a targeting key. All others together have half of the total.
+    /// For each targeting key. All without an account together have half of the total.
     pub(crate) per_context: usize,
 }
 
@@ -98,23 +87,21 @@ struct OfContext {
     progress: Progress,
 }
 
-/// What the browsers of a context were answered.
+/// What the browsers of a context were answered by this process. Which of them was answered is not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
-    /// The number of the last change after which they were answered by this process.
+    /// The number of the last change after which one was answered.
     pub(crate) answered: u64,
-    /// The same for answers that only a later change makes out of date.
-    pub(crate) settled: u64,
+    /// When one was last answered with flags that may become out of date without a further change.
+    pub(crate) unsettled_at: Option<tokio::time::Instant>,
 }
 
 impl Streams {
     fn has_room(&self, id: ContextId, limits: StreamLimits) -> bool {
-        let has_own_room = if id.is_anonymous {
-            self.anonymous < limits.total.div_ceil(2)
-        } else {
-            self.contexts.get(&id.hash).is_none_or(|context| context.open < limits.per_context)
-        };
-        has_own_room && self.open < limits.total
+        let is_below_own = |context: &OfContext| context.open < limits.per_context;
+        self.open < limits.total
+            && (!id.is_anonymous || self.anonymous < limits.total.div_ceil(2))
+            && (id.is_shared || self.contexts.get(&id.hash).is_none_or(is_below_own))
     }
 }
 
@@ -130,6 +117,7 @@ struct Allowances {
 #[derive(Default)]
 struct Used {
     additions: u32,
+    renewals: u32,
     refetches: u32,
 }
 
@@ -153,10 +141,16 @@ impl Allowances {
 
     fn add(&mut self, id: ContextId, now: Instant) -> bool {
         self.advance(now);
-        if id.is_anonymous {
+        if id.is_shared {
             return take(&mut self.anonymous_additions, NEW_ANONYMOUS_CONTEXTS);
         }
         self.used(id).is_some_and(|used| take(&mut used.additions, NEW_CONTEXTS))
+    }
+
+    fn renew(&mut self, id: ContextId, now: Instant) -> bool {
+        self.advance(now);
+        let limit = if id.is_shared { RENEWED_ANONYMOUS_CONTEXTS } else { RENEWED_CONTEXTS };
+        self.used(id).is_some_and(|used| take(&mut used.renewals, limit))
     }
 
     fn refetch(&mut self, id: ContextId, now: Instant) -> bool {
@@ -174,57 +168,29 @@ fn take(used: &mut u32, limit: u32) -> bool {
 }
 
 impl Browsers {
-    pub(crate) fn new(keys: BrowserKeys, draining: CancellationToken) -> Self {
-        let first = Change { number: 1, at: OffsetDateTime::UNIX_EPOCH, heard_at: Instant::now() };
-        Self {
-            keys,
-            process: fastrand::u64(..),
-            changes: watch::Sender::new(first),
-            streams: Mutex::default(),
-            allowances: Mutex::default(),
-            draining,
-            subscription: OnceLock::new(),
-        }
+    pub(crate) fn new(
+        keys: BrowserKeys,
+        are_keys_random: bool,
+        changes: watch::Receiver<LastChange>,
+        draining: CancellationToken,
+    ) -> Self {
+        let (streams, allowances) = (Mutex::default(), Mutex::default());
+        Self { keys, are_keys_random, changes, streams, allowances, draining }
     }
 
-    /// Begins to take note of the provider's changes, unless it has begun.
-    pub(crate) fn follow(self: &Arc<Self>, provider: &FlipswitchProvider) {
-        self.subscription.get_or_init(|| {
-            // Weak: the provider holds both.
-            let browsers = Arc::downgrade(self);
-            provider.add_flag_change_listener(move |change| {
-                if let Some(browsers) = browsers.upgrade() {
-                    browsers.changed(change.timestamp);
-                }
-            })
-        });
+    /// Returns whether the keys differ from process to process.
+    pub(crate) fn are_keys_random(&self) -> bool {
+        self.are_keys_random
     }
 
-    pub(crate) fn changed(&self, at: Option<OffsetDateTime>) {
-        let now = OffsetDateTime::now_utc();
-        let at = at.filter(|at| *at <= now + MAX_AHEAD).unwrap_or(now);
-        self.changes.send_modify(|change| {
-            *change = Change { number: change.number + 1, at: change.at.max(at), heard_at: Instant::now() };
-        });
-    }
-
-    /// Moves the last change into the past.
-    #[cfg(test)]
-    pub(crate) fn heard_before(&self, time: Duration) {
-        self.changes.send_modify(|change| change.heard_at -= time);
-    }
-
-    pub(crate) fn latest(&self) -> Change {
+    /// Returns the last change.
+    pub(crate) fn latest(&self) -> LastChange {
         *self.changes.borrow()
     }
 
-    pub(crate) fn changes(&self) -> watch::Receiver<Change> {
-        self.changes.subscribe()
-    }
-
-    /// Returns the id of a change's event.
-    pub(crate) fn id(&self, change: Change) -> String {
-        format!("{:x}.{}", self.process, change.number)
+    /// Returns the last change, now and later.
+    pub(crate) fn changes(&self) -> watch::Receiver<LastChange> {
+        self.changes.clone()
     }
 
     /// Ends all streams, now and later.
@@ -262,14 +228,20 @@ impl Browsers {
     pub(crate) fn answered(&self, id: ContextId, change: u64, is_settled: bool) {
         if let Some(OfContext { progress, .. }) = self.streams.lock().contexts.get_mut(&id.hash) {
             progress.answered = progress.answered.max(change);
-            progress.settled =
-                if is_settled { progress.settled.max(change) } else { progress.settled.min(change.saturating_sub(1)) };
+            if !is_settled {
+                progress.unsettled_at = Some(tokio::time::Instant::now());
+            }
         }
     }
 
     /// Returns whether a browser may cause a new context, and counts it.
     pub(crate) fn may_add(&self, id: ContextId) -> bool {
         self.allowances.lock().add(id, Instant::now())
+    }
+
+    /// Returns whether a browser may cause a request for a context that it has caused before, and counts it.
+    pub(crate) fn may_renew(&self, id: ContextId) -> bool {
+        self.allowances.lock().renew(id, Instant::now())
     }
 
     /// Returns whether a browser may cause a refetch, and counts it.
@@ -285,9 +257,11 @@ pub(crate) struct OpenStream {
 }
 
 impl OpenStream {
-    /// Returns what the browsers of the same context were answered.
-    pub(crate) fn progress(&self) -> Progress {
-        self.browsers.streams.lock().contexts.get(&self.id.hash).map(|context| context.progress).unwrap_or_default()
+    /// Returns what the browsers of the same context were answered, and whether it may have been another one than that of this
+    /// stream.
+    pub(crate) fn progress(&self) -> (Progress, bool) {
+        let context = self.browsers.streams.lock().contexts.get(&self.id.hash).copied().unwrap_or_default();
+        (context.progress, self.id.is_shared || context.open > 1)
     }
 }
 
@@ -312,15 +286,16 @@ mod tests {
 
     fn browsers() -> Arc<Browsers> {
         let keys = BrowserKeys::new(&Secret::new(b"a secret of this test"));
-        Arc::new(Browsers::new(keys, CancellationToken::new()))
+        let (_, changes) = watch::channel(LastChange::default());
+        Arc::new(Browsers::new(keys, false, changes, CancellationToken::new()))
     }
 
     fn user(key: &str) -> ContextId {
-        ContextId::of(&Context::user(key))
+        ContextId::of(&Context::user(key), false)
     }
 
     fn visitor(locale: &str) -> ContextId {
-        ContextId::of(&Context::anonymous().with("locale", locale))
+        ContextId::of(&Context::anonymous().with("locale", locale), false)
     }
 
     #[test]
@@ -337,8 +312,17 @@ mod tests {
         drop(anonymous);
         assert_eq!(browsers.open_streams(), 0);
         assert!(browsers.streams.lock().contexts.is_empty(), "nothing is left behind");
+        // Visitors have keys of their own, and anybody can be one.
+        let visit = |key: &str| ContextId::of(&Context::user(key), true);
+        let visits: Vec<_> = ["1", "2", "3"].map(|key| open(visit(key))).into();
+        assert!(visits.iter().all(Option::is_some) && open(visit("4")).is_none() && open(user("bob")).is_some());
+        drop(visits);
+        // The attributes of a user make no difference.
+        let with = |plan: &str| ContextId::of(&Context::user("alice").with("plan", plan), false);
+        let plans = [open(with("free")), open(with("premium"))];
+        assert!(plans.iter().all(Option::is_some) && open(with("gold")).is_none());
         browsers.drain();
-        assert!(open(user("alice")).is_none());
+        assert!(open(user("carol")).is_none());
     }
 
     #[test]
@@ -369,23 +353,25 @@ mod tests {
     fn counted_contexts_are_bounded() {
         let (mut allowances, now) = (Allowances::default(), Instant::now());
         for hash in 0..MAX_COUNTED as u64 + 10 {
-            assert_eq!(allowances.add(ContextId { hash, is_anonymous: false }, now), hash < MAX_COUNTED as u64);
+            assert_eq!(allowances.add(ContextId { hash, ..user("") }, now), hash < MAX_COUNTED as u64);
         }
         assert_eq!(allowances.contexts.len(), MAX_COUNTED);
-        assert!(!allowances.add(ContextId { hash: u64::MAX, is_anonymous: false }, now));
-        assert!(allowances.add(ContextId { hash: 1, is_anonymous: false }, now));
+        assert!(!allowances.add(ContextId { hash: u64::MAX, ..user("") }, now));
+        assert!(allowances.add(ContextId { hash: 1, ..user("") }, now));
     }
 
     #[test]
-    fn an_answer_that_is_not_settled_undoes_one_that_was() {
+    fn what_browsers_were_answered_is_known_while_they_have_streams() {
         let (browsers, id) = (browsers(), user("alice"));
         let stream = browsers.open(id, StreamLimits { total: 1, per_context: 1 }).unwrap();
-        assert_eq!(stream.progress(), Progress::default());
         browsers.answered(id, 3, true);
-        assert_eq!(stream.progress(), Progress { answered: 3, settled: 3 });
-        browsers.answered(id, 3, false);
-        assert_eq!(stream.progress(), Progress { answered: 3, settled: 2 });
+        assert_eq!(stream.progress().0, Progress { answered: 3, unsettled_at: None });
+        browsers.answered(id, 2, false);
+        let progress = stream.progress().0;
+        assert!(progress.answered == 3 && progress.unsettled_at.is_some());
+        browsers.answered(id, 4, true);
+        assert_eq!(stream.progress().0.unsettled_at, progress.unsettled_at, "that of another tab");
         browsers.answered(user("bob"), 9, true);
-        assert_eq!(stream.progress(), Progress { answered: 3, settled: 2 }, "of another context");
+        assert_eq!(stream.progress().0.answered, 4, "of another user");
     }
 }

@@ -393,9 +393,10 @@ impl Flags {
         }
     }
 
-    /// Returns whether only a later change makes these flags out of date.
-    pub(crate) fn are_settled(&self) -> bool {
-        matches!(&self.plain().0, Source::Fresh(entry) if entry.is_settled())
+    /// Returns whether only a later change makes these flags out of date, as far as some of them are concerned.
+    pub(crate) fn are_settled(&self, concerns: impl Fn(&str) -> bool) -> bool {
+        let Source::Fresh(entry) = &self.plain().0 else { return false };
+        entry.is_settled() && entry.failing().is_none_or(|failing| failing.is_for_others(concerns))
     }
 
     /// Returns when the flags were requested.

@@ -176,7 +176,7 @@ impl FlipswitchProvider {
         let runtime = Arc::new(ProviderRuntime::new(None, None));
         let bus = Arc::new(EventBus::new(Arc::clone(&runtime)));
         let secret = Secret::of_this_process();
-        Self::with_source(Source::InMemory(in_memory), runtime, bus, None, &secret, None)
+        Self::with_source(Source::InMemory(in_memory), runtime, bus, None, &secret, None, false)
     }
 
     /// Publishes a change of a flag in memory.
@@ -192,6 +192,7 @@ impl FlipswitchProvider {
         let runtime = Arc::new(ProviderRuntime::new(options.runtime.clone(), name.clone()));
         let secret = config.secret.clone().or_else(|| config.credential.key().map(ApiKey::secret));
         let has_secret = secret.is_some();
+        let is_guessable = config.secret.is_none() && config.credential.key().is_none_or(ApiKey::is_short);
         let secret = secret.unwrap_or_else(Secret::of_this_process);
         let secret_before = config.secret_before.clone();
         let bus = Arc::new(EventBus::new(Arc::clone(&runtime)));
@@ -210,7 +211,15 @@ impl FlipswitchProvider {
         let is_realtime = options.enable_realtime;
         let target = Box::new(Target { base_url, credential, headers, is_realtime, has_secret });
         let service = Service { evaluator, notifier, updates, target };
-        Ok(Self::with_source(Source::Service(service), runtime, bus, name, &secret, secret_before.as_ref()))
+        Ok(Self::with_source(
+            Source::Service(service),
+            runtime,
+            bus,
+            name,
+            &secret,
+            secret_before.as_ref(),
+            is_guessable,
+        ))
     }
 
     fn with_source(
@@ -220,8 +229,13 @@ impl FlipswitchProvider {
         name: Option<String>,
         secret: &Secret,
         secret_before: Option<&Secret>,
+        is_guessable: bool,
     ) -> Self {
-        let browsers = Arc::new(Browsers::new(BrowserKeys::new(secret), runtime.cancellation_token().child_token()));
+        // Browsers see codes: an API key that is short enough to be guessed would not stay secret.
+        let random = Secret::of_this_process();
+        let browser_secret = if is_guessable { &random } else { secret };
+        let draining = runtime.cancellation_token().child_token();
+        let browsers = Arc::new(Browsers::new(BrowserKeys::new(browser_secret), is_guessable, bus.changes(), draining));
         Self {
             handle: Arc::new(Handle {
                 source,
@@ -363,9 +377,9 @@ impl FlipswitchProvider {
         }
     }
 
-    /// Returns whether a context can be evaluated without a request for a context that is not cached.
-    pub(crate) fn is_known(&self, context: &Context) -> bool {
-        matches!(self.handle.source, Source::InMemory(_)) || self.known_since(context).is_some()
+    /// Returns whether the flags of a context are in memory and fresh.
+    pub(crate) fn has_fresh(&self, context: &Context) -> bool {
+        self.fresh(context).is_ok()
     }
 
     /// Returns the interval in which flags become out of date, while no stream of changes is open.

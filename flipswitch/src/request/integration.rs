@@ -342,10 +342,12 @@ impl<R: RequestParts> ScopeBuilder<R> {
             (Some(context), None) | (None, Some(context)) => context,
             (None, None) => Context::anonymous(),
         };
-        let mut cookie = None;
+        let (mut cookie, mut is_visitor) = (None, false);
         if !has_user && !context.has_targeting_key() {
             match visitors.find(request, provider) {
-                Visitor::Known(key) => context = Context::merge(Context::user(key), context, Layer::Upper),
+                Visitor::Known(key) => {
+                    (context, is_visitor) = (Context::merge(Context::user(key), context, Layer::Upper), true);
+                }
                 Visitor::New(new) => cookie = Some(new.clone()),
                 Visitor::Shared => {}
             }
@@ -353,7 +355,8 @@ impl<R: RequestParts> ScopeBuilder<R> {
         let has_aids = overrides.is_some() || inspects.is_some();
         let aids = if has_aids { self.aids(request, &context) } else { None };
         let has_responded = Some(AtomicBool::new(false));
-        let scope = RequestScope::open(provider.clone(), context, cookie, missing_user, has_responded, aids);
+        let scope =
+            RequestScope::open(provider.clone(), context, is_visitor, cookie, missing_user, has_responded, aids);
         if let Some(outer) = request.insert_scope(scope.clone()) {
             let is_duplicate = outer.of(provider).is_some();
             scope.set_outer(outer);
@@ -439,12 +442,12 @@ where
 }
 
 /// Changes the headers of a response as the flags of its request demand: adds the [cookie](new_cookie) of a new visitor, keeps
-/// a response with overridden flags out of shared caches, and tells what an inspected request has read.
+/// a response with overridden flags or with [start values](Flags::to_ofrep_json) out of shared caches, and tells what an inspected request has read.
 pub fn finish(scope: &RequestScope, status: u16, headers: &mut dyn ResponseHeaders) {
     // Caches would add the headers of a 304 to the response that they have.
     let is_whole = status != 304;
     let timing = scope.inspection().filter(|_| is_whole).and_then(inspection::server_timing);
-    if scope.has_overrides() || timing.is_some() {
+    if scope.is_private() || timing.is_some() {
         keep_private(headers);
     }
     if let Some(timing) = timing {

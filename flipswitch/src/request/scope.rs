@@ -18,7 +18,7 @@ use crate::{
         context::{Context, Layer, PreparedContext},
         into_context::IntoContext,
     },
-    provider::{flags::Flags, inspection::Inspection, provider::FlipswitchProvider},
+    provider::{browsers::ContextId, flags::Flags, inspection::Inspection, provider::FlipswitchProvider},
     request::{overrides::Overrides, visitor::VisitorCookie, warnings::SetupWarning},
 };
 
@@ -65,6 +65,10 @@ struct Request {
     /// The flags for contexts of OpenFeature clients, merged with that of the request.
     client_flags: Mutex<Vec<(PreparedContext, Flags)>>,
     was_read: AtomicBool,
+    /// Whether the targeting key is that of a visitor, which anybody can be.
+    is_visitor: bool,
+    /// Whether the response has what belongs to one user.
+    is_private: AtomicBool,
     /// The cookie for a new visitor whose flags are read.
     cookie: Option<Arc<VisitorCookie>>,
     /// How to find out that the request's user was set after the scope was opened.
@@ -123,12 +127,13 @@ impl RequestScope {
     /// [`EvaluationContext`], a reference to one, or an `Option` of one; see [`IntoContext`]. `None` is anonymous.
     #[must_use]
     pub fn new(provider: FlipswitchProvider, context: impl IntoContext) -> Self {
-        Self::open(provider, context.into_context().unwrap_or_default(), None, None, None, None)
+        Self::open(provider, context.into_context().unwrap_or_default(), false, None, None, None, None)
     }
 
     pub(super) fn open(
         provider: FlipswitchProvider,
         mut context: Context,
+        is_visitor: bool,
         cookie: Option<Arc<VisitorCookie>>,
         missing_user: Option<MissingUser>,
         has_responded: Option<AtomicBool>,
@@ -142,6 +147,8 @@ impl RequestScope {
             flags: OnceLock::new(),
             client_flags: Mutex::default(),
             was_read: AtomicBool::new(false),
+            is_visitor,
+            is_private: AtomicBool::new(false),
             cookie,
             missing_user,
             has_responded,
@@ -351,9 +358,19 @@ impl RequestScope {
         &self.request.context
     }
 
-    /// Calls a function with the canonical form of the request's context.
-    pub(super) fn with_canonical_context<T>(&self, call: impl FnOnce(&[u8]) -> T) -> T {
-        self.request.context.with_canonical(|context| call(context.bytes))
+    /// Returns what limits for browsers go by.
+    pub(super) fn browser_id(&self) -> ContextId {
+        ContextId::of(&self.request.context, self.request.is_visitor)
+    }
+
+    /// Notes that the response has what belongs to one user.
+    pub(super) fn mark_private(&self) {
+        self.request.is_private.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns whether the response must be kept out of shared caches.
+    pub(super) fn is_private(&self) -> bool {
+        self.request.is_private.load(Ordering::Relaxed) || self.has_overrides()
     }
 
     async fn evaluate(&self) -> &Flags {

@@ -48,6 +48,8 @@ pub(crate) enum SetupWarning {
     OverrideOfOtherType,
     /// A browser has named another user than that of its request.
     BrowserTargetingKey,
+    /// There are routes for browsers, and neither a secret nor a long API key to derive names and tags from.
+    BrowserWithoutSecret,
 }
 
 /// How many places are named that carry work from outside of a request.
@@ -95,6 +97,7 @@ impl SetupWarning {
             Self::OverrideNotAllowed => 1 << 12,
             Self::OverrideOfOtherType => 1 << 13,
             Self::BrowserTargetingKey => 1 << 14,
+            Self::BrowserWithoutSecret => 1 << 15,
         }
     }
 }
@@ -171,6 +174,10 @@ impl fmt::Display for SetupWarning {
             Self::OverrideOfOtherType => f.write_str(
                 "an override is ignored, because its value has another type than the flag; mint it with a value of the flag's \
                  type",
+            ),
+            Self::BrowserWithoutSecret => f.write_str(
+                "the routes for browsers have names for users and tags that differ from process to process, because there is no \
+                 `secret`, and no API key of 16 bytes or more that could stand for one: set a `secret`, the same in all instances",
             ),
             Self::BrowserTargetingKey => f.write_str(
                 "a browser has named a targeting key that is not its user's, and got the flags of its user: the layer decides \

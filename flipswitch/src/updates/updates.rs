@@ -142,6 +142,7 @@ impl Updates {
     pub(super) fn stream_opened(&self, heard_until: Instant) {
         // A service with an open stream has probably recovered.
         self.evaluator.stream_opened(heard_until, Instant::now() + refetch_delay());
+        self.notifier.invalidated();
         if self.was_connected.swap(true, Ordering::Relaxed) {
             self.evaluator.counters().reconnects.count();
         }
@@ -175,6 +176,7 @@ impl Updates {
     /// Marks all flags as out of date.
     pub(super) fn invalidate(&self) {
         self.evaluator.epoch().invalidate_all();
+        self.notifier.invalidated();
     }
 
     /// Marks all flags as out of date because of an event, which may name the version of the flags.

@@ -89,7 +89,6 @@ impl From<FlipswitchProvider> for Setup {
 
 /// An application on loopback, in one of the frameworks.
 pub(crate) struct App {
-    pub(crate) address: SocketAddr,
     pub(crate) url: String,
     pub(crate) client: reqwest::Client,
     _stop: tokio_util::sync::DropGuard,
@@ -152,7 +151,7 @@ impl Framework {
                 });
             }
         }
-        App { address, url: format!("http://{address}"), client: reqwest::Client::new(), _stop: stop.drop_guard() }
+        App { url: format!("http://{address}"), client: reqwest::Client::new(), _stop: stop.drop_guard() }
     }
 }
 

@@ -172,6 +172,24 @@ async fn a_page_that_stays_open_follows_who_is_logged_in() {
 }
 
 #[tokio::test]
+async fn a_page_whose_new_user_has_no_flags_yet_shows_none_of_the_user_before() {
+    for framework in Framework::ALL {
+        let site = Site::start(framework).await;
+        site.log_in("alice").await;
+        site.open("/page").await;
+        site.browser.until("requests.length >= 1", Value::Null).await;
+        site.service.faults().add(Fault::on(Endpoint::Bulk).status(500).for_targeting_key("bob")).unwrap();
+        site.look("document.cookie = 'user=bob; path=/'").await;
+        site.look("refresh()").await;
+        site.browser.until("document.getElementById('page').textContent === 'default default'", Value::Null).await;
+        site.service.faults().clear();
+        site.browser.until("document.getElementById('page').textContent === 'bob #fff'", Value::Null).await;
+        assert_eq!(site.look("seen").await, json!(["alice", "default", "bob"]), "{framework:?}");
+        site.provider.shutdown().await;
+    }
+}
+
+#[tokio::test]
 async fn a_hidden_tab_lets_go_of_its_stream_and_catches_up_when_it_is_shown() {
     for framework in Framework::ALL {
         let service = service().await;
@@ -210,7 +228,7 @@ async fn a_page_outlives_its_application() {
         log_in(&browser, &app.url, "alice").await;
         open(&browser, &format!("{}/page", app.url)).await;
         browser.until("requests.length >= 1", Value::Null).await;
-        let address = app.address;
+        let address = app.url.trim_start_matches("http://").parse().unwrap();
         provider.shutdown().await;
         drop(app);
         // While there is no application.

@@ -85,13 +85,9 @@ pub(super) fn tag(flags: &Flags, list: &str, keys: &BrowserKeys) -> String {
 
 /// Returns the name under which browsers store what belongs to the user of a request. It says nothing about the user.
 pub(super) fn user(scope: &RequestScope) -> String {
-    let keys = &scope.provider().browsers().keys;
-    // Distinguishes keys from contexts.
-    let code = match scope.targeting_key() {
-        Some(key) => keys.user(&[b"k", key.as_bytes()].concat()),
-        None => scope.with_canonical_context(|context| keys.user(&[b"c", context].concat())),
-    };
-    BASE64_URL_SAFE_NO_PAD.encode(code)
+    // All without a targeting key have one name, since attributes may differ in each request.
+    let key = scope.targeting_key().map(|key| format!("k{key}")).unwrap_or_default();
+    BASE64_URL_SAFE_NO_PAD.encode(scope.provider().browsers().keys.user(key.as_bytes()))
 }
 
 /// The values with which a page starts.
@@ -110,7 +106,8 @@ impl Flags {
     /// the routes for browsers hands them over. The JSON is safe inside a `<script type="application/json">` element.
     ///
     /// `keys` are flags that anyone may see; pass those that the routes make public. Within a request below the layer, the
-    /// JSON also has an opaque name for its user, which keeps users apart in the storage of the browser.
+    /// JSON also has an opaque name for its user, which keeps users apart in the storage of the browser, and the response is kept
+    /// out of shared caches.
     ///
     /// ```
     /// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};
@@ -131,6 +128,7 @@ impl Flags {
         let public = Public::Keys(keys.into_iter().map(|key| key.key()).collect());
         let shown = self.items().iter().map(Arc::as_ref).filter(|item| public.has(&item.key));
         let scope = RequestScope::current();
+        scope.iter().for_each(RequestScope::mark_private);
         let start = Start {
             flags: shown.map(Entry::of).collect(),
             etag: scope.as_ref().map(|scope| tag(self, &list(self, &public), &scope.provider().browsers().keys)),

@@ -14,7 +14,7 @@ use std::{
 
 use bytes::Bytes;
 use futures_core::Stream;
-use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until},
@@ -22,10 +22,8 @@ use tokio::{
 
 use crate::{
     cache::epoch::ECHO_WINDOW,
-    provider::{
-        browsers::{Change, OpenStream},
-        provider::FlipswitchProvider,
-    },
+    events::bus::LastChange,
+    provider::{browsers::OpenStream, provider::FlipswitchProvider},
 };
 
 /// How long a stream is silent at most. Proxies close connections that are silent for longer, most of them after 60 seconds.
@@ -37,18 +35,20 @@ const FIRST_COMMENT_AFTER: Duration = Duration::from_secs(1);
 /// How long a stream lasts, before a random part of up to a quarter: load balancers get to balance again.
 const MAX_AGE: Duration = Duration::from_secs(15 * 60);
 
-/// After which time without changes a browser that reconnects has seen all that an event causes.
-const SETTLED_AFTER: Duration = Duration::from_secs(10);
-
 /// How long a browser has to ask after an event.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+
+/// How often a browser is asked again that no answer of this process shows, after a change.
+const MAX_UNSEEN: u32 = 3;
 
 /// Waits before a browser that got flags which are not settled is asked to refetch again. They double.
 const FIRST_REPEAT: Duration = Duration::from_secs(5);
 const LAST_REPEAT: Duration = Duration::from_secs(60);
 
-/// While no stream of changes reaches the application, browsers refetch at this rate together, at most.
+/// While no stream of changes reaches the application, browsers refetch at this rate together, unless each of them would then
+/// wait for more than this many polling intervals.
 const REFETCHES_PER_SECOND: u32 = 10;
+const MAX_POLL_FACTOR: u32 = 10;
 
 /// The kind of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,7 +113,7 @@ impl Stream for BrowserEvents {
 pub(super) struct EventLoop {
     stream: OpenStream,
     provider: FlipswitchProvider,
-    changes: watch::Receiver<Change>,
+    changes: watch::Receiver<LastChange>,
     kind: Kind,
     spread: Duration,
     first: Option<Bytes>,
@@ -123,31 +123,28 @@ pub(super) struct EventLoop {
     comment_at: Instant,
     comment_after: Duration,
     refetched_at: Instant,
+    /// Since when no stream of changes reaches the application, as far as was noticed.
+    polled_from: Option<Instant>,
     ends_at: Instant,
 }
 
-/// Whether a browser must be asked to refetch once more.
+/// When to look whether a browser must be asked to refetch once more.
 struct Repeat {
     at: Instant,
     wait: Duration,
-    /// Whether it was asked once more already.
-    is_second: bool,
+    /// How often it was asked since the change.
+    asked: u32,
+    /// Whether the service may have evaluated with old rules when the browser asked.
+    is_echo: bool,
 }
 
 impl EventLoop {
-    /// Opens a stream. It begins with a request to refetch, unless the browser has received the last event before, and that
-    /// is long ago: browsers do not refetch by themselves when a stream opens, and a change may have come meanwhile.
-    pub(super) fn new(
-        stream: OpenStream,
-        provider: FlipswitchProvider,
-        kind: Kind,
-        spread: Duration,
-        last_event_id: &str,
-    ) -> Self {
-        let mut changes = stream.browsers.changes();
-        let latest = *changes.borrow_and_update();
+    /// Opens a stream. It begins with a request to refetch: browsers do not refetch by themselves when a stream opens, and a
+    /// change may have come meanwhile.
+    pub(super) fn new(stream: OpenStream, provider: FlipswitchProvider, kind: Kind, spread: Duration) -> Self {
         let now = Instant::now();
-        let is_known = last_event_id == stream.browsers.id(latest) && latest.heard_at.elapsed() > SETTLED_AFTER;
+        let mut changes = stream.browsers.changes();
+        changes.mark_unchanged();
         let mut events = Self {
             stream,
             provider,
@@ -160,19 +157,14 @@ impl EventLoop {
             comment_at: now + FIRST_COMMENT_AFTER,
             comment_after: FIRST_COMMENT_AFTER,
             refetched_at: now,
+            polled_from: None,
             ends_at: now + MAX_AGE.mul_f64(1.0 + fastrand::f64() / 4.0),
         };
-        let retry = fastrand::u64(1_000..4_000);
-        events.first = Some(match (kind, is_known) {
-            (Kind::Ofrep, true) => format!("retry: {retry}\n:\n\n").into(),
-            (Kind::Ofrep, false) => {
-                events.repeat = Some(events.repeat_after(latest, now));
-                format!("retry: {retry}\n{}", refetch(&events.stream.browsers.id(latest), None)).into()
-            }
-            (Kind::Flipswitch, _) => {
-                events.repeat = Some(events.repeat_after(latest, now));
-                config_updated(latest)
-            }
+        let first = events.refetch(now);
+        events.first = Some(match kind {
+            // Browsers reconnect after this time. All of them at once would be a burst.
+            Kind::Ofrep => [format!("retry: {}\n", fastrand::u64(1_000..4_000)).as_bytes(), &first].concat().into(),
+            Kind::Flipswitch => first,
         });
         events
     }
@@ -217,19 +209,19 @@ impl EventLoop {
     /// Returns an event after a change, and plans to look whether it had an effect.
     fn refetch(&mut self, now: Instant) -> Bytes {
         let latest = *self.changes.borrow();
-        self.repeat = Some(self.repeat_after(latest, now));
+        let echo_over = latest.heard_at + ECHO_WINDOW;
+        let is_echo = latest.is_known() && echo_over > now;
+        let at = if is_echo { echo_over } else { now } + ANSWER_WITHIN + self.spread.mul_f64(fastrand::f64());
+        self.repeat = Some(Repeat { at, wait: FIRST_REPEAT, asked: 1, is_echo });
         self.event(now)
     }
 
     fn event(&mut self, now: Instant) -> Bytes {
         (self.comment_at, self.refetched_at) = (now + self.comment_after, now);
-        let latest = *self.changes.borrow();
+        let at = self.changes.borrow().at.and_then(|at| at.format(&Rfc3339).ok());
         match self.kind {
-            Kind::Ofrep => {
-                let at = latest.at.format(&Rfc3339).ok().filter(|_| latest.is_known());
-                refetch(&self.stream.browsers.id(latest), at.as_deref()).into()
-            }
-            Kind::Flipswitch => config_updated(latest),
+            Kind::Ofrep => refetch(at.as_deref()).into(),
+            Kind::Flipswitch => config_updated(at.as_deref()),
         }
     }
 
@@ -242,46 +234,49 @@ impl EventLoop {
         })
     }
 
-    /// Plans the look after an event: once the service no longer evaluates with old rules, and the browser has had time.
-    fn repeat_after(&self, latest: Change, now: Instant) -> Repeat {
-        let after_echo = Instant::from_std(latest.heard_at) + ECHO_WINDOW;
-        let jitter = self.spread.mul_f64(fastrand::f64());
-        let echo_over = if latest.is_known() && after_echo > now { after_echo } else { now };
-        Repeat { at: echo_over + ANSWER_WITHIN + jitter, wait: FIRST_REPEAT, is_second: false }
-    }
-
-    /// Returns whether the browser must be asked once more: its last answer was not settled, or another process gave it.
+    /// Returns whether the browser must be asked once more, because its answer since the last event may be out of date. What
+    /// is known are the answers for its context, which may be those of other browsers.
     fn is_repeat_due(&mut self, now: Instant) -> bool {
-        let Some(Repeat { wait, is_second, .. }) = self.repeat.take_if(|repeat| repeat.at <= now) else {
+        let Some(Repeat { wait, asked, is_echo, .. }) = self.repeat.take_if(|repeat| repeat.at <= now) else {
             return false;
         };
-        let (change, progress) = (self.changes.borrow().number, self.stream.progress());
-        let is_due = progress.settled < change && (progress.answered >= change || !is_second);
+        let change = self.changes.borrow().number;
+        let (progress, is_shared) = self.stream.progress();
+        let is_unsettled = progress.unsettled_at.is_some_and(|at| at >= self.refetched_at);
+        // Another process has answered, or the answer takes long, or it was lost.
+        let is_unseen = progress.answered < change && asked <= MAX_UNSEEN;
+        let is_due = is_unsettled || is_unseen || is_echo && is_shared;
         if is_due {
-            self.repeat = Some(Repeat { at: now + wait, wait: (2 * wait).min(LAST_REPEAT), is_second: true });
+            let at = now + wait + self.spread.mul_f64(fastrand::f64());
+            self.repeat = Some(Repeat { at, wait: (2 * wait).min(LAST_REPEAT), asked: asked + 1, is_echo: false });
         }
         is_due
     }
 
     /// Returns whether flags may be out of date because no stream of changes reaches the application.
-    fn is_poll_due(&self, now: Instant) -> bool {
-        let Some(age) = self.provider.polling_age() else { return false };
+    fn is_poll_due(&mut self, now: Instant) -> bool {
+        let Some(age) = self.provider.polling_age() else {
+            self.polled_from = None;
+            return false;
+        };
+        let began = *self.polled_from.get_or_insert(now);
         let streams = u32::try_from(self.stream.browsers.open_streams()).unwrap_or(u32::MAX);
         let fair = Duration::from_secs(1) * streams / REFETCHES_PER_SECOND;
-        now - self.refetched_at >= age.max(fair)
+        now - began.max(self.refetched_at) >= age.max(fair.min(MAX_POLL_FACTOR * age))
     }
 }
 
 /// Formats an event of OFREP. One write, and lines that end with LF only: some parsers need both.
-fn refetch(id: &str, last_modified: Option<&str>) -> String {
+fn refetch(last_modified: Option<&str>) -> String {
     let last_modified = last_modified.map(|at| format!(r#","lastModified":"{at}""#)).unwrap_or_default();
-    format!("id: {id}\ndata: {{\"type\":\"refetchEvaluation\"{last_modified}}}\n\n")
+    format!("data: {{\"type\":\"refetchEvaluation\"{last_modified}}}\n\n")
 }
 
 /// Formats an event of Flipswitch. It names neither flag nor reason: not every flag is public.
-fn config_updated(change: Change) -> Bytes {
-    let at = change.at.format(&Rfc3339).unwrap_or_default();
-    format!("event: config-updated\ndata: {{\"timestamp\":\"{at}\"}}\n\n").into()
+fn config_updated(timestamp: Option<&str>) -> Bytes {
+    let now = || OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
+    let timestamp = timestamp.map_or_else(now, str::to_owned);
+    format!("event: config-updated\ndata: {{\"timestamp\":\"{timestamp}\"}}\n\n").into()
 }
 
 #[cfg(test)]
@@ -298,45 +293,59 @@ mod tests {
         secret::{BrowserKeys, Secret},
     };
 
-    fn browsers() -> Arc<Browsers> {
-        let keys = BrowserKeys::new(&Secret::new(b"a secret of this test"));
-        Arc::new(Browsers::new(keys, CancellationToken::new()))
+    /// What streams share, and the changes that they follow.
+    struct Fixture {
+        browsers: Arc<Browsers>,
+        changes: watch::Sender<LastChange>,
     }
 
-    fn open(browsers: &Arc<Browsers>, last_event_id: &str) -> EventLoop {
-        let id = ContextId::of(&FlagContext::user("alice"));
-        let stream = browsers.open(id, StreamLimits { total: 10, per_context: 10 }).unwrap();
-        let provider = FlipswitchProvider::in_memory(json!({}));
-        EventLoop::new(stream, provider, Kind::Ofrep, Duration::ZERO, last_event_id)
-    }
-
-    fn has_event(bytes: Option<Bytes>) -> bool {
-        str::from_utf8(&bytes.unwrap()).unwrap().contains("refetchEvaluation")
-    }
-
-    #[tokio::test]
-    async fn a_stream_begins_with_an_event_unless_the_last_one_is_known_and_long_ago() {
-        let browsers = browsers();
-        let known = browsers.id(browsers.latest());
-        assert!(has_event(open(&browsers, &known).next().await), "answers may not be settled yet");
-        browsers.heard_before(2 * SETTLED_AFTER);
-        assert!(!has_event(open(&browsers, &known).next().await));
-        for other in ["", "1.1", "x"] {
-            assert!(has_event(open(&browsers, other).next().await), "{other}");
+    impl Fixture {
+        fn new() -> Self {
+            let keys = BrowserKeys::new(&Secret::new(b"a secret of this test"));
+            let (changes, receiver) = watch::channel(LastChange::default());
+            Self { browsers: Arc::new(Browsers::new(keys, false, receiver, CancellationToken::new())), changes }
         }
-        browsers.changed(None);
-        browsers.heard_before(2 * SETTLED_AFTER);
-        assert!(has_event(open(&browsers, &known).next().await));
+
+        fn open(&self) -> EventLoop {
+            let stream = self.browsers.open(alice(), StreamLimits { total: 10, per_context: 10 }).unwrap();
+            let provider = FlipswitchProvider::in_memory(json!({}));
+            EventLoop::new(stream, provider, Kind::Ofrep, Duration::ZERO)
+        }
+
+        fn answered(&self, is_settled: bool) {
+            self.browsers.answered(alice(), self.browsers.latest().number, is_settled);
+        }
+    }
+
+    fn alice() -> ContextId {
+        ContextId::of(&FlagContext::user("alice"), false)
+    }
+
+    fn has_event(bytes: &Option<Bytes>) -> bool {
+        str::from_utf8(bytes.as_ref().unwrap()).unwrap().contains("refetchEvaluation")
+    }
+
+    /// Reads a stream for a time. Returns the seconds at which there were events.
+    async fn events(events: &mut EventLoop, time: Duration, mut on_event: impl FnMut()) -> Vec<u64> {
+        let (began, mut times) = (Instant::now(), Vec::new());
+        while let Ok(bytes) = tokio::time::timeout_at(began + time, events.next()).await {
+            if has_event(&bytes) {
+                times.push(began.elapsed().as_secs());
+                on_event();
+            }
+        }
+        times
     }
 
     #[tokio::test(start_paused = true)]
     async fn comments_become_rarer_and_a_stream_ends() {
-        let (browsers, began) = (browsers(), Instant::now());
-        let mut events = open(&browsers, "");
-        browsers.answered(ContextId::of(&FlagContext::user("alice")), 1, true);
-        assert!(has_event(events.next().await));
+        let (fixture, began) = (Fixture::new(), Instant::now());
+        let mut stream = fixture.open();
+        let first = stream.next().await.unwrap();
+        assert!(first.starts_with(b"retry: ") && has_event(&Some(first)));
+        fixture.answered(true);
         let mut comments = Vec::new();
-        while let Some(bytes) = events.next().await {
+        while let Some(bytes) = stream.next().await {
             assert_eq!(bytes, ":\n\n");
             comments.push(began.elapsed().as_secs());
         }
@@ -345,33 +354,48 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_browser_without_a_settled_answer_is_asked_again_and_again_and_one_that_is_elsewhere_once() {
-        let times = async |answers: bool| {
-            let (browsers, began) = (browsers(), Instant::now());
-            let mut events = open(&browsers, "");
-            let mut times = Vec::new();
-            while began.elapsed() < Duration::from_secs(250) {
-                if has_event(events.next().await) {
-                    times.push(began.elapsed().as_secs());
-                    if answers {
-                        browsers.answered(ContextId::of(&FlagContext::user("alice")), 1, false);
-                    }
-                }
-            }
-            times
-        };
-        assert_eq!(times(false).await, [0, 1]);
-        assert_eq!(times(true).await, [0, 1, 6, 16, 36, 76, 136, 196, 256]);
+    async fn a_browser_is_asked_again_until_its_answer_is_settled() {
+        let time = Duration::from_secs(250);
+        let fixture = Fixture::new();
+        let mut stream = fixture.open();
+        assert_eq!(events(&mut stream, time, || fixture.answered(true)).await, [0]);
+        let mut stream = fixture.open();
+        let unsettled = events(&mut stream, time, || fixture.answered(false)).await;
+        assert_eq!(unsettled, [0, 1, 6, 16, 36, 76, 136, 196]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_browser_whose_answers_are_not_seen_is_asked_a_few_times() {
+        let fixture = Fixture::new();
+        let mut stream = fixture.open();
+        assert_eq!(events(&mut stream, Duration::from_secs(250), || {}).await, [0, 1, 6, 16]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_settled_answer_of_another_tab_is_not_that_of_a_tab() {
+        let fixture = Fixture::new();
+        let [mut first, _second] = [fixture.open(), fixture.open()];
+        let mut asked = 0;
+        let times = events(&mut first, Duration::from_secs(60), || {
+            asked += 1;
+            fixture.answered(asked > 1);
+            fixture.answered(true);
+        });
+        assert_eq!(times.await, [0, 1]);
+        // Of several tabs, each is asked once more after the time in which the service may evaluate with old rules.
+        fixture.changes.send_modify(|change| change.advance(None));
+        let times = events(&mut first, Duration::from_secs(60), || fixture.answered(true)).await;
+        assert_eq!(times.len(), 2, "{times:?}");
     }
 
     #[tokio::test]
     async fn draining_ends_a_stream_and_counts_it_no_more() {
-        let browsers = browsers();
-        let mut events = open(&browsers, "");
-        events.next().await;
-        browsers.drain();
-        assert_eq!(events.next().await, None);
-        drop(events);
-        assert_eq!(browsers.open_streams(), 0);
+        let fixture = Fixture::new();
+        let mut stream = fixture.open();
+        stream.next().await;
+        fixture.browsers.drain();
+        assert_eq!(stream.next().await, None);
+        drop(stream);
+        assert_eq!(fixture.browsers.open_streams(), 0);
     }
 }

@@ -63,7 +63,6 @@ pub struct BrowserRequest {
     path: String,
     query: String,
     if_none_match: String,
-    last_event_id: String,
     origin: String,
     host: String,
     fetch_site: String,
@@ -94,7 +93,6 @@ impl BrowserRequest {
             path: path.to_owned(),
             query: query.unwrap_or_default().to_owned(),
             if_none_match: header("if-none-match"),
-            last_event_id: header("last-event-id"),
             origin: header("origin"),
             host: header("host"),
             fetch_site: header("sec-fetch-site"),
@@ -120,13 +118,10 @@ impl BrowserRequest {
     /// Returns whether the page is of another origin than the application, as far as the request tells.
     pub(super) fn is_cross_origin(&self) -> bool {
         match self.fetch_site.as_str() {
+            "" if self.host.is_empty() => false,
             "" => self.origin.split_once("://").is_some_and(|(_, host)| host != self.host),
             site => !matches!(site, "same-origin" | "none"),
         }
-    }
-
-    pub(super) fn last_event_id(&self) -> &str {
-        &self.last_event_id
     }
 
     /// Returns the path below which the routes are, if it is a plain one.
@@ -206,7 +201,9 @@ impl Body {
             let next = match self.0.get(name) {
                 Some(Value::String(text)) if text.len() <= MAX_ATTRIBUTE => base().with(name, text),
                 Some(Value::Bool(value)) => base().with(name, *value),
-                Some(number @ Value::Number(_)) => base().with(name, number.clone()),
+                Some(number @ Value::Number(_)) if number.to_string().len() <= MAX_ATTRIBUTE => {
+                    base().with(name, number.clone())
+                }
                 _ => continue,
             };
             additions = Some(next);

@@ -25,6 +25,7 @@ pub use super::{
 use crate::{
     cache::epoch::ECHO_WINDOW,
     context::context::{Context, Layer, PreparedContext},
+    events::bus::MAX_AHEAD,
     provider::{
         browsers::{ContextId, StreamLimits},
         flags::Flags,
@@ -130,7 +131,9 @@ impl BrowserService {
     /// Makes a service whose flags are not public.
     #[must_use]
     pub fn new(provider: FlipswitchProvider) -> Self {
-        provider.browsers().follow(&provider);
+        if provider.browsers().are_keys_random() {
+            SetupWarning::BrowserWithoutSecret.log(&provider);
+        }
         Self { provider, settings: Arc::default() }
     }
 
@@ -211,7 +214,7 @@ impl BrowserService {
     /// Sets over which time browsers are told of a change. Defaults to 2 seconds.
     #[must_use]
     pub fn spread(self, spread: Duration) -> Self {
-        self.set(|settings| settings.spread = spread)
+        self.set(|settings| settings.spread = spread.min(Duration::from_secs(3_600)))
     }
 
     /// Lets pages of another origin ask, such as `https://www.example.com`. Defaults to none.
@@ -264,26 +267,27 @@ impl BrowserService {
     /// Evaluates for the user of the request, whoever the body says it is.
     async fn evaluate(&self, request: &BrowserRequest, scope: &RequestScope, body: &Body) -> BrowserResponse {
         let browsers = self.provider.browsers();
-        let (id, change) = (ContextId::of(scope.own_context()), browsers.latest().number);
+        let (id, change) = (scope.browser_id(), browsers.latest().number);
         let user = answer::user(scope);
         if body.targeting_key().is_some_and(|key| key != user && scope.targeting_key().as_deref() != Some(key)) {
             SetupWarning::BrowserTargetingKey.log(&self.provider);
         }
         let merged = self.merged(scope, body, id);
-        let (since, is_late) = self.least_time(request, scope, merged.as_ref(), id);
+        let (since, is_refused) = self.least_time(request, scope, merged.as_ref(), id);
         let flags = scope.flags_for_browser(merged.as_ref(), since).await;
-        // A refetch for which there is no allowance, or that did not come in time.
-        let is_late = is_late || since.is_some_and(|since| flags.requested_at().is_none_or(|at| at < since));
+        let is_late = since.is_some_and(|since| flags.requested_at().is_none_or(|at| at < since));
         if request.route == BrowserRoute::Bulk {
-            browsers.answered(id, change, flags.are_settled() && !is_late);
+            let is_settled = since.is_none() && flags.are_settled(|key| self.settings.public.has(key));
+            browsers.answered(id, change, is_settled);
         }
         if flags.available().is_err() && flags.items().is_empty() {
             return BrowserResponse::error(503, None, "GENERAL", "no flags are known at present")
-                .with("retry-after", RETRY_AFTER);
+                .with("retry-after", RETRY_AFTER)
+                .with(USER, user);
         }
         let response = match request.route {
             BrowserRoute::Flag => self.one(request, &flags),
-            _ => self.all(request, &flags, id, is_late),
+            _ => self.all(request, &flags, id, &user, is_late || is_refused),
         };
         response.with(USER, user)
     }
@@ -301,15 +305,31 @@ impl BrowserService {
         }
     }
 
-    fn all(&self, request: &BrowserRequest, flags: &Flags, id: ContextId, is_late: bool) -> BrowserResponse {
+    fn all(
+        &self,
+        request: &BrowserRequest,
+        flags: &Flags,
+        id: ContextId,
+        user: &str,
+        is_late: bool,
+    ) -> BrowserResponse {
         let list = answer::list(flags, &self.settings.public);
         let tag = answer::tag(flags, &list, &self.provider.browsers().keys);
-        // Where newer flags may exist, the browser must not take it for a confirmation.
-        if !is_late && request.has(&tag) {
+        let url = self.stream_url(request, user);
+        let has_room = url.is_some() && self.provider.browsers().has_room(id, self.settings.limits);
+        // Where newer flags may exist, the browser must not take it for a confirmation. Where there is no room for a stream, it
+        // would try again and again to open the one that it knows.
+        if !is_late && has_room == url.is_some() && request.has(&tag) {
             return BrowserResponse::new(304, "").with("etag", tag);
         }
-        let streams = self.event_streams(request, id);
-        let streams = streams.map(|streams| format!(",\"eventStreams\":{streams}")).unwrap_or_default();
+        let streams = match url.filter(|_| has_room) {
+            Some(url) => {
+                let stream =
+                    json!([{"type": "sse", "url": url, "inactivityDelaySec": self.settings.inactivity.as_secs()}]);
+                format!(",\"eventStreams\":{stream}")
+            }
+            None => String::new(),
+        };
         BrowserResponse::json(200, format!("{{\"flags\":{list}{streams}}}")).with("etag", tag)
     }
 
@@ -318,12 +338,17 @@ impl BrowserService {
     fn merged(&self, scope: &RequestScope, body: &Body, id: ContextId) -> Option<PreparedContext> {
         let additions = body.additions(&self.settings.attributes)?;
         let merged = Context::merge(additions, scope.own_context().clone(), Layer::Upper).prepared();
-        let is_known = self.provider.is_known(&Context::from(merged.clone()));
-        (is_known || self.provider.browsers().may_add(id)).then_some(merged)
+        let (context, browsers) = (Context::from(merged.clone()), self.provider.browsers());
+        let is_allowed = match self.provider.known_since(&context) {
+            _ if self.provider.has_fresh(&context) => true,
+            Some(_) => browsers.may_renew(id),
+            None => browsers.may_add(id),
+        };
+        is_allowed.then_some(merged)
     }
 
     /// Returns the least time at which the flags must have been requested, if an event from another instance names one that
-    /// this instance has not heard of, and whether there is one that cannot be met.
+    /// this instance has not heard of, and whether there is no allowance to meet one.
     fn least_time(
         &self,
         request: &BrowserRequest,
@@ -332,17 +357,19 @@ impl BrowserService {
         id: ContextId,
     ) -> (Option<Instant>, bool) {
         let browsers = self.provider.browsers();
-        let Some(changed_at) = request.last_modified().filter(|at| *at > browsers.latest().at) else {
-            return (None, false);
-        };
+        let now = OffsetDateTime::now_utc();
+        // Times from the future are invented.
+        let is_new = |at: &OffsetDateTime| browsers.latest().at.is_none_or(|latest| *at > latest);
+        let changed_at = request.last_modified().filter(|at| is_new(at) && *at <= now + MAX_AHEAD);
+        let Some(changed_at) = changed_at else { return (None, false) };
         let known_since = match merged {
             Some(merged) => self.provider.known_since(&Context::from(merged.clone())),
             None => self.provider.known_since(scope.own_context()),
         };
-        let now = Instant::now();
-        // The service may evaluate with old rules for a moment after its own event.
-        let is_past = OffsetDateTime::now_utc() - changed_at - ECHO_WINDOW;
-        let since = Duration::try_from(is_past).map_or(Some(now), |past| now.checked_sub(past));
+        // The service may evaluate with old rules for a moment after its own event. Until that is over, one request is enough.
+        let past = Duration::try_from(now - changed_at).unwrap_or_default();
+        let past = past.checked_sub(ECHO_WINDOW).unwrap_or(past);
+        let since = Instant::now().checked_sub(past);
         match (known_since, since) {
             (Some(known_since), Some(since)) if known_since < since => match browsers.may_refetch(id) {
                 true => (Some(since), false),
@@ -352,29 +379,29 @@ impl BrowserService {
         }
     }
 
-    /// Returns the streams to open, as JSON.
-    fn event_streams(&self, request: &BrowserRequest, id: ContextId) -> Option<String> {
-        let Settings { has_streams, public_path, limits, inactivity, .. } = &*self.settings;
+    /// Returns the URL of the stream for a browser, if it can use one. It differs by user, so that a page whose user changes opens
+    /// another stream.
+    fn stream_url(&self, request: &BrowserRequest, user: &str) -> Option<String> {
+        let Settings { has_streams, public_path, .. } = &*self.settings;
         // Flipswitch's own web provider opens its own stream, and an event source sends no cookies to another origin.
         if !has_streams || request.is_of_own_provider() || request.is_cross_origin() {
             return None;
         }
         let mount = public_path.as_deref().or_else(|| request.mount())?;
-        let url = format!("{mount}{}", BrowserRoute::Events.path());
-        let has_room = self.provider.browsers().has_room(id, *limits);
-        let stream = json!([{"type": "sse", "url": url, "inactivityDelaySec": inactivity.as_secs()}]);
-        has_room.then(|| stream.to_string())
+        Some(format!("{mount}{}?user={user}", BrowserRoute::Events.path()))
     }
 
     fn events(&self, request: &BrowserRequest, scope: &RequestScope, kind: Kind) -> BrowserResponse {
         let Settings { has_streams, limits, spread, .. } = &*self.settings;
-        let id = ContextId::of(scope.own_context());
-        let stream = has_streams.then(|| self.provider.browsers().open(id, *limits)).flatten();
+        let id = scope.browser_id();
+        // A page of another site must not take up the streams of its visitors.
+        let is_open = *has_streams && (!request.is_cross_origin() || self.allows(request.origin()));
+        let stream = is_open.then(|| self.provider.browsers().open(id, *limits)).flatten();
         let Some(stream) = stream else {
             // Which event sources take for the end.
             return BrowserResponse::new(204, "").with("cache-control", "no-store");
         };
-        let events = EventLoop::new(stream, self.provider.clone(), kind, *spread, request.last_event_id());
+        let events = EventLoop::new(stream, self.provider.clone(), kind, *spread);
         BrowserResponse { status: 200, headers: Vec::new(), body: BrowserBody::Events(BrowserEvents::new(events)) }
             .with("content-type", "text/event-stream")
             .with("cache-control", "private, no-store, no-transform")
@@ -401,13 +428,18 @@ impl BrowserService {
         BrowserResponse::error(500, None, "GENERAL", details)
     }
 
+    /// Returns whether pages of this origin may ask.
+    fn allows(&self, origin: &str) -> bool {
+        self.settings.origins.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin))
+    }
+
     fn with_cors(&self, request: &BrowserRequest, response: BrowserResponse) -> BrowserResponse {
         let origins = &self.settings.origins;
         if origins.is_empty() {
             return response;
         }
         let response = response.with("vary", "Origin");
-        if !origins.iter().any(|origin| *origin == request.origin().to_ascii_lowercase()) {
+        if !self.allows(request.origin()) {
             return response;
         }
         let response = response
