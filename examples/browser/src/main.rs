@@ -66,7 +66,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_max_level(LevelFilter::INFO).init();
     // In production, this is the flag service.
     let service = LocalServer::start(json!({"greeting": "Hello", "color": "teal"})).await?;
-    let provider = FlipswitchProvider::builder(service.api_key()).base_url(service.url()).build()?;
+    let provider = FlipswitchProvider::builder(service.api_key()).base_url(service.url());
+    // In production, a long API key can stand for it.
+    let provider = provider.secret("only for this example").build()?;
     let lifespan = Lifespan::builder(provider.clone()).start().await?;
     let listener = TcpListener::bind("127.0.0.1:3000").await?;
     println!("open http://{} and, beside it, {}", listener.local_addr()?, service.dashboard_url());

@@ -247,5 +247,6 @@ pub(crate) async fn service() -> LocalServer {
 
 /// Returns a provider without a stream, since opening it would count as a change.
 pub(crate) fn provider(service: &LocalServer) -> FlipswitchProvider {
-    support::builder(service).enable_realtime(false).polling_interval(Duration::from_secs(3_600)).build().unwrap()
+    let builder = support::builder(service).secret("the secret of the applications in these tests");
+    builder.enable_realtime(false).polling_interval(Duration::from_secs(3_600)).build().unwrap()
 }

@@ -56,7 +56,8 @@ pub(crate) fn unattended(base_url: String, cache_ttl: Duration) -> FlipswitchPro
 
 /// Returns a provider for an address where nothing listens.
 pub(crate) fn provider_of_nothing() -> FlipswitchProvider {
-    FlipswitchProvider::builder("key").base_url(format!("http://{}", closed_port())).build().unwrap()
+    let builder = FlipswitchProvider::builder("key").secret("the secret of the applications in these tests");
+    builder.base_url(format!("http://{}", closed_port())).build().unwrap()
 }
 
 /// Returns an address where nothing listens. It stays reserved until the process ends.

@@ -176,9 +176,15 @@ async fn ask_after(app: &App, user: &str, tag: &str, time: &str) -> (u16, Value)
 async fn an_instance_that_has_not_heard_of_a_change_learns_of_it_from_the_browser() {
     for framework in Framework::ALL {
         let service = service().await;
-        let hears = framework.serve(connected(&service).await).await;
+        // The tags of both are the same.
+        let builder = || support::builder(&service).secret("the secret of all instances");
+        let hearing = builder().build().unwrap();
+        in_time(hearing.ready(support::PATIENCE)).await.unwrap();
+        eventually(async || hearing.sse_status() == flipswitch::ConnectionStatus::Connected).await;
+        let hears = framework.serve(hearing).await;
         // Neither a stream nor a poll within the test.
-        let deaf = framework.serve(provider(&service)).await;
+        let deaf = builder().enable_realtime(false).polling_interval(Duration::from_secs(3_600)).build().unwrap();
+        let deaf = framework.serve(deaf).await;
         let (mut stream, tag) = follow(&hears, "alice").await;
         assert_eq!(ask(&deaf, "alice", &[("if-none-match", &tag)]).await.status, 304, "{framework:?}: the same flags");
         ask(&deaf, "bob", &[]).await;

@@ -24,8 +24,8 @@ macro_rules! __browser_options {
         /// Values are strings of at most 64 bytes, numbers and booleans; attributes that the application sets take precedence.
         /// Never use such attributes in rules that protect something: browsers send what they like. `targetingKey` is refused.
         ///
-        /// Each combination is a context of its own. A user may cause 8 new ones a minute, and all requests without a targeting
-        /// key together 64; beyond that, the attributes are ignored.
+        /// Each combination is a context of its own. A user may cause 8 new ones a minute, and 32 requests for those that are out
+        /// of date; all requests without a targeting key together 64, and 512 each. Beyond that, the attributes are ignored.
         #[must_use]
         pub fn attributes<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Self {
             Self(self.0.attributes(names))
@@ -40,8 +40,8 @@ macro_rules! __browser_options {
             Self(self.0.public_path(path))
         }
 
-        /// Sets how many event streams browsers may have open at this process, for requests without a targeting key half of
-        /// them. Defaults to 10 000.
+        /// Sets how many event streams browsers may have open at this process. Requests without a targeting key, and visitors who
+        /// are known by a cookie or header only, have half of them. Defaults to 10 000.
         ///
         /// Above the limit, browsers ask again when their tab becomes visible.
         #[must_use]
@@ -49,7 +49,7 @@ macro_rules! __browser_options {
             Self(self.0.max_streams(streams))
         }
 
-        /// Sets how many event streams one user may have open at this process. Defaults to 16.
+        /// Sets how many event streams may be open at this process for one targeting key. Defaults to 16.
         #[must_use]
         pub fn max_streams_per_context(self, streams: usize) -> Self {
             Self(self.0.max_streams_per_context(streams))

@@ -79,8 +79,8 @@ async fn authenticate(
     request: ServiceRequest,
     next: Next<impl MessageBody>,
 ) -> Result<ServiceResponse<impl MessageBody>, Error> {
-    let header = |name| request.headers().get(name).map(|value| value.to_str().unwrap());
-    let user = User::of(header("x-user"), header("cookie"));
+    let header = |name| request.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    let user = User::of(header("x-user").as_deref(), header("cookie").as_deref());
     if let Some(user) = user {
         request.extensions_mut().insert(user);
     }

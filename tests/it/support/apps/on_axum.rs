@@ -82,8 +82,8 @@ pub(crate) fn app(setup: &Setup) -> Router {
 
 async fn authenticate(mut request: Request, next: Next) -> Response {
     let user = {
-        let header = |name| request.headers().get(name).map(|value| value.to_str().unwrap());
-        User::of(header("x-user"), header("cookie"))
+        let header = |name| request.headers().get(name).map(|value| String::from_utf8_lossy(value.as_bytes()));
+        User::of(header("x-user").as_deref(), header("cookie").as_deref())
     };
     if let Some(user) = user {
         request.extensions_mut().insert(user);
