@@ -19,8 +19,8 @@ use crate::extract::scope;
 /// Creates routes that answer the application's own browsers over OFREP, so that the OpenFeature web SDK of a page has the
 /// flags of the request's user: the same that handlers read.
 ///
-/// The routes must be below the [middleware](crate::FlipswitchMiddleware), which decides who the user is; whatever a browser
-/// says about that is ignored. The API key stays on the server. No flag is public unless
+/// The routes must be below the [middleware](crate::FlipswitchMiddleware), which decides who the user is. A targeting key in
+/// the browser's request is ignored. The API key stays on the server. No flag is public unless
 /// [`public`](BrowserRoutes::public) names it.
 ///
 /// ```

@@ -16,10 +16,10 @@ use flipswitch::{
 use crate::extract::scope;
 
 /// Creates routes that answer the application's own browsers over OFREP, so that the OpenFeature web SDK of a page has the
-/// flags of the request's user: the same that handlers read. Needs the feature `browser`.
+/// flags of the request's user: the same that handlers read. Needs the feature `browser`, which is on by default.
 ///
-/// The routes must be below the [layer](crate::FlipswitchLayer), which decides who the user is; whatever a browser says about
-/// that is ignored. The API key stays on the server. No flag is public unless
+/// The routes must be below the [layer](crate::FlipswitchLayer), which decides who the user is. A targeting key in the
+/// browser's request is ignored. The API key stays on the server. No flag is public unless
 /// [`public`](BrowserRoutes::public) names it.
 ///
 /// ```
@@ -57,7 +57,7 @@ pub struct BrowserRoutes(BrowserService);
 impl BrowserRoutes {
     flipswitch::__browser_options!();
 
-    /// Returns a router, to be nested at any path below the layer.
+    /// Returns a router, to be nested at any path below the layer, or merged for the root.
     pub fn into_router<S: Clone + Send + Sync + 'static>(self) -> Router<S> {
         BrowserRoute::ALL.into_iter().fold(Router::new(), |router, route| {
             let service = self.0.clone();

@@ -26,8 +26,10 @@ struct User(String);
 
 /// The page: one value from the server, and the values with which its script starts.
 async fn page(flags: Flags) -> Html<String> {
-    let page = include_str!("page.html").replace("{server}", flags.string("greeting", "Hello"));
-    Html(page.replace("{start}", &flags.to_ofrep_json(PUBLIC)))
+    let page = include_str!("page.html").replace("{start}", &flags.to_ofrep_json(PUBLIC));
+    // A value is text, and no markup.
+    let greeting = flags.string("greeting", "Hello").replace('&', "&amp;").replace('<', "&lt;");
+    Html(page.replace("{server}", &greeting))
 }
 
 /// Stands for a login. A real one would check a password.
@@ -67,11 +69,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // In production, this is the flag service.
     let service = LocalServer::start(json!({"greeting": "Hello", "color": "teal"})).await?;
     let provider = FlipswitchProvider::builder(service.api_key()).base_url(service.url());
-    // In production, a long API key can stand for it.
+    // Without a secret, an API key of at least 16 bytes is used.
     let provider = provider.secret("only for this example").build()?;
     let lifespan = Lifespan::builder(provider.clone()).start().await?;
     let listener = TcpListener::bind("127.0.0.1:3000").await?;
-    println!("open http://{} and, beside it, {}", listener.local_addr()?, service.dashboard_url());
+    println!("page: http://{}\ndashboard: {}", listener.local_addr()?, service.dashboard_url());
     let packages = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/node_modules"));
     let server = axum::serve(listener, app(provider, packages)).with_graceful_shutdown(lifespan.signal());
     Ok(lifespan.run(server).await?)

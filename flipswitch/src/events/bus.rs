@@ -136,7 +136,7 @@ impl EventBus {
 
     /// Notes that all flags were marked as out of date, which is no event for the application.
     pub(crate) fn invalidated(&self) {
-        self.changes.send_modify(|change| change.advance(None));
+        catch_panic(|| self.changes.send_modify(|change| change.number += 1));
     }
 
     /// Returns the status of the connection that was published last.
@@ -197,11 +197,17 @@ impl EventBus {
         if state.closed {
             return Wakers::default();
         }
-        if let ProviderEvent::ConfigurationChanged(change) = &event {
-            self.changes.send_modify(|last| last.advance(change.timestamp));
-        }
         let queues = state.queues.iter().filter_map(Weak::upgrade);
-        let wakers = Wakers(queues.filter_map(|queue| queue.push(event.clone())).collect());
+        let mut wakers =
+            Wakers { wakers: queues.filter_map(|queue| queue.push(event.clone())).collect(), changes: None };
+        if let ProviderEvent::ConfigurationChanged(change) = &event {
+            self.changes.send_if_modified(|last| {
+                last.advance(change.timestamp);
+                // Once the locks are released.
+                false
+            });
+            wakers.changes = Some(self.changes.clone());
+        }
         if state.listeners.is_empty() {
             return wakers;
         }
@@ -282,17 +288,25 @@ fn catch_panic(run: impl FnOnce()) {
 /// Tasks that wait for events. Wakes them when dropped, which must happen after all locks are released.
 #[must_use]
 #[derive(Default)]
-pub(crate) struct Wakers(Vec<Waker>);
+pub(crate) struct Wakers {
+    wakers: Vec<Waker>,
+    /// Whose receivers are woken.
+    changes: Option<watch::Sender<LastChange>>,
+}
 
 impl Wakers {
     pub(crate) fn extend(&mut self, mut other: Self) {
-        self.0.append(&mut other.0);
+        self.wakers.append(&mut other.wakers);
+        self.changes = self.changes.take().or(other.changes.take());
     }
 }
 
 impl Drop for Wakers {
     fn drop(&mut self) {
-        self.0.drain(..).for_each(|waker| catch_panic(|| waker.wake()));
+        self.wakers.drain(..).for_each(|waker| catch_panic(|| waker.wake()));
+        if let Some(changes) = self.changes.take() {
+            catch_panic(|| changes.send_modify(|_| {}));
+        }
     }
 }
 

@@ -24,11 +24,12 @@ const NEW_ANONYMOUS_CONTEXTS: u32 = 64;
 const RENEWED_CONTEXTS: u32 = 32;
 const RENEWED_ANONYMOUS_CONTEXTS: u32 = 512;
 
-/// Refetches that browsers may cause by a time they name: for one context in a minute, and in a second for all.
+/// Refetches that browsers may cause by a time they name: for one context in a minute, and in a second for all. Half of those are
+/// left to users with an account.
 const REFETCHES: u32 = 10;
 const REFETCHES_PER_SECOND: u32 = 10;
 
-/// Contexts whose allowances are counted. Further ones have none until the next minute.
+/// Users whose allowances are counted, at most half of them without an account. Further ones have none until the next minute.
 const MAX_COUNTED: usize = 65_536;
 
 /// What all routes for browsers of a provider share.
@@ -43,7 +44,7 @@ pub(crate) struct Browsers {
     draining: CancellationToken,
 }
 
-/// Who a browser's request is from: what limits go by.
+/// Identifies what limits apply to: a user, or a context without one.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct ContextId {
     /// Of the targeting key, whatever the attributes are, or of a context without one.
@@ -110,6 +111,7 @@ struct Allowances {
     minute: Option<Instant>,
     contexts: HashMap<u64, Used>,
     anonymous_additions: u32,
+    anonymous_renewals: u32,
     second: Option<Instant>,
     refetches: u32,
 }
@@ -126,7 +128,7 @@ impl Allowances {
     fn advance(&mut self, now: Instant) {
         let is_over = |began: Option<Instant>, length| began.is_none_or(|began| now - began >= length);
         if is_over(self.minute, Duration::from_secs(60)) {
-            (self.minute, self.anonymous_additions) = (Some(now), 0);
+            (self.minute, self.anonymous_additions, self.anonymous_renewals) = (Some(now), 0, 0);
             self.contexts.clear();
         }
         if is_over(self.second, Duration::from_secs(1)) {
@@ -134,8 +136,10 @@ impl Allowances {
         }
     }
 
+    /// Returns what a context has used. Those that anybody can have leave room for others.
     fn used(&mut self, id: ContextId) -> Option<&mut Used> {
-        let has_room = self.contexts.len() < MAX_COUNTED || self.contexts.contains_key(&id.hash);
+        let room = if id.is_anonymous { MAX_COUNTED / 2 } else { MAX_COUNTED };
+        let has_room = self.contexts.len() < room || self.contexts.contains_key(&id.hash);
         has_room.then(|| self.contexts.entry(id.hash).or_default())
     }
 
@@ -149,13 +153,16 @@ impl Allowances {
 
     fn renew(&mut self, id: ContextId, now: Instant) -> bool {
         self.advance(now);
-        let limit = if id.is_shared { RENEWED_ANONYMOUS_CONTEXTS } else { RENEWED_CONTEXTS };
-        self.used(id).is_some_and(|used| take(&mut used.renewals, limit))
+        if id.is_shared {
+            return take(&mut self.anonymous_renewals, RENEWED_ANONYMOUS_CONTEXTS);
+        }
+        self.used(id).is_some_and(|used| take(&mut used.renewals, RENEWED_CONTEXTS))
     }
 
     fn refetch(&mut self, id: ContextId, now: Instant) -> bool {
         self.advance(now);
-        self.refetches < REFETCHES_PER_SECOND
+        let limit = if id.is_anonymous { REFETCHES_PER_SECOND / 2 } else { REFETCHES_PER_SECOND };
+        self.refetches < limit
             && self.used(id).is_some_and(|used| take(&mut used.refetches, REFETCHES))
             && take(&mut self.refetches, REFETCHES_PER_SECOND)
     }
@@ -346,6 +353,7 @@ mod tests {
         };
         assert_eq!((count(user("alice"), 0), count(user("bob"), 0)), (10, 0));
         assert_eq!((count(user("alice"), 1), count(user("carol"), 1), count(user("carol"), 2)), (0, 10, 0));
+        assert_eq!((count(visitor("de"), 3), count(user("dora"), 3)), (5, 5), "half is left to users");
         assert_eq!(count(user("alice"), 60), 10);
     }
 

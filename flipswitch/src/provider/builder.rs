@@ -182,7 +182,9 @@ impl FlipswitchProviderBuilder {
 
     /// Sets the secret from which all keys of the application are derived, such as the one that authenticates the
     /// [cookies](crate::integration::Anonymous::cookie) of visitors: at least 16 bytes, better 32 random ones, the same in all
-    /// instances. Defaults to the API key or token, and without one to random bytes that differ in each process.
+    /// instances. Defaults to the API key or token, and without one to random bytes that differ in each process. What browsers
+    /// receive ([`integration::BrowserService`](crate::integration::BrowserService)) is derived from the API key only if that has 16
+    /// bytes or more, because a shorter one could be guessed from it.
     ///
     /// White space around it does not count. With the default, cookies are as safe as the API key is: it must not be public.
     ///

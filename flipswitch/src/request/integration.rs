@@ -474,15 +474,20 @@ fn keep_private(headers: &mut dyn ResponseHeaders) {
     let is_private = is_any(&directives, &["private", "no-store"])
         && !directives.iter().any(|directive| directive == "public" || directive.starts_with("s-maxage"));
     // Those of single caches take precedence there (RFC 9213).
+    let expires = headers.values("expires").next().is_some();
     headers.remove(&|name| {
         let is_of_a_cache = name.ends_with("-cache-control")
             || matches!(name, "expires" | "surrogate-control" | "edge-control" | "x-accel-expires");
         is_of_a_cache || name == "cache-control" && !is_private
     });
     if !is_private {
-        let kept = ["no-cache", "must-revalidate", "no-transform"];
+        let kept = ["no-store", "no-cache", "max-age=0", "must-revalidate", "no-transform"];
         let kept = directives.iter().filter(|directive| kept.contains(&directive.as_str()));
-        let value = kept.fold("private".to_owned(), |value, directive| value + ", " + directive);
+        let mut value = kept.fold("private".to_owned(), |value, directive| value + ", " + directive);
+        if expires && directives.is_empty() {
+            // A page that was to expire must not stay longer.
+            value.push_str(", no-cache");
+        }
         headers.append("cache-control", &value);
     }
     if !is_any(&vary, &["cookie", "*"]) {

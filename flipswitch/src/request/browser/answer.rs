@@ -103,7 +103,8 @@ struct Start<'a> {
 
 impl Flags {
     /// Returns some flags as JSON for a page, so that its OpenFeature provider starts without a request: `flipswitch.js` of
-    /// the routes for browsers hands them over. The JSON is safe inside a `<script type="application/json">` element.
+    /// the routes for browsers passes them to the provider. The JSON is safe inside a `<script type="application/json">` element.
+    /// For scripts without OpenFeature, see [`to_script_json`](Self::to_script_json).
     ///
     /// `keys` are flags that anyone may see; pass those that the routes make public. Within a request below the layer, the
     /// JSON also has an opaque name for its user, which keeps users apart in the storage of the browser, and the response is kept

@@ -32,13 +32,13 @@ use crate::{
 const COMMENT_AFTER: Duration = Duration::from_secs(20);
 const FIRST_COMMENT_AFTER: Duration = Duration::from_secs(1);
 
-/// How long a stream lasts, before a random part of up to a quarter: load balancers get to balance again.
+/// Minimum lifetime of a stream. A random part of up to a quarter is added. Reconnecting lets load balancers balance again.
 const MAX_AGE: Duration = Duration::from_secs(15 * 60);
 
 /// How long a browser has to ask after an event.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
-/// How often a browser is asked again that no answer of this process shows, after a change.
+/// Maximum number of repeats while this process has sent no answer after a change.
 const MAX_UNSEEN: u32 = 3;
 
 /// Waits before a browser that got flags which are not settled is asked to refetch again. They double.

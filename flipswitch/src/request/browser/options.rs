@@ -6,7 +6,8 @@ macro_rules! __browser_options {
     () => {
         /// Sets which flags browsers may read: keys, or flags declared with `flags!`. Adds to those set before. Defaults to none.
         ///
-        /// Other flags are missing for browsers, as if the service did not have them: everybody can read what a page receives.
+        /// Other flags are missing for browsers, as if the service did not have them. Users can read everything that a page
+        /// receives. For several declared flags, pass their keys: `[NewCheckout::KEY, Theme::KEY]`.
         #[must_use]
         pub fn public<K: $crate::integration::FlagKey>(self, flags: impl IntoIterator<Item = K>) -> Self {
             Self(self.0.public(flags))
@@ -22,7 +23,8 @@ macro_rules! __browser_options {
         /// as `locale`. Defaults to none.
         ///
         /// Values are strings of at most 64 bytes, numbers and booleans; attributes that the application sets take precedence.
-        /// Never use such attributes in rules that protect something: browsers send what they like. `targetingKey` is refused.
+        /// Never use such attributes in rules that protect something: users can send any value. `targetingKey` is logged as an
+        /// error and ignored.
         ///
         /// Each combination is a context of its own. A user may cause 8 new ones a minute, and 32 requests for those that are out
         /// of date; all requests without a targeting key together 64, and 512 each. Beyond that, the attributes are ignored.
@@ -34,7 +36,7 @@ macro_rules! __browser_options {
         /// Sets the path of the mount as browsers see it, or its URL, where a proxy changes paths. Defaults to the path of each
         /// request.
         ///
-        /// Browsers keep it for 30 days, so it should not change often.
+        /// Anything else is logged as an error and ignored.
         #[must_use]
         pub fn public_path(self, path: impl Into<String>) -> Self {
             Self(self.0.public_path(path))
@@ -59,7 +61,7 @@ macro_rules! __browser_options {
         /// tab becomes visible.
         ///
         /// With HTTP/1.1, browsers open at most six connections to a host, for all tabs together, and each visible tab has a
-        /// stream. Serve browsers over HTTP/2, which proxies such as nginx do, or turn streams off.
+        /// stream, which counts. Serve browsers over HTTP/2, which proxies such as nginx do, or turn streams off.
         #[must_use]
         pub fn streams(self, has_streams: bool) -> Self {
             Self(self.0.streams(has_streams))
@@ -72,14 +74,14 @@ macro_rules! __browser_options {
         }
 
         /// Sets over how long browsers are notified of a change, each at a random time of its own, so that they do not all ask
-        /// at once. Defaults to 2 seconds. Use zero for a small site.
+        /// at once. Defaults to 2 seconds, and is at most an hour. Use zero for a small site.
         #[must_use]
         pub fn spread(self, spread: ::std::time::Duration) -> Self {
             Self(self.0.spread(spread))
         }
 
         /// Lets pages of another origin ask with credentials (CORS), such as `https://www.example.com`. May be called for each
-        /// origin. Defaults to none.
+        /// origin. Defaults to none. Anything but an exact origin is logged as an error and ignored.
         ///
         /// These pages get no event stream, because browsers send it no cookies. They ask again when their tab becomes visible.
         #[must_use]

@@ -48,6 +48,11 @@ impl BrowserRoute {
         }
     }
 
+    /// Returns whether the route takes requests with this method.
+    pub(super) fn takes(self, method: &str) -> bool {
+        self.method() == method || self == Self::Script && method == "HEAD"
+    }
+
     /// Returns whether a request with this method has a body that is read.
     #[must_use]
     pub fn reads_body(self, method: &str) -> bool {

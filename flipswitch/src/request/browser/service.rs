@@ -128,7 +128,7 @@ impl BrowserResponse {
 }
 
 impl BrowserService {
-    /// Makes a service whose flags are not public.
+    /// Creates a service without public flags.
     #[must_use]
     pub fn new(provider: FlipswitchProvider) -> Self {
         if provider.browsers().are_keys_random() {
@@ -199,7 +199,7 @@ impl BrowserService {
         self.set(|settings| settings.limits.per_context = streams)
     }
 
-    /// Sets whether browsers are told of changes by streams. Defaults to `true`.
+    /// Sets whether browsers receive changes over event streams. Defaults to `true`.
     #[must_use]
     pub fn streams(self, has_streams: bool) -> Self {
         self.set(|settings| settings.has_streams = has_streams)
@@ -211,7 +211,7 @@ impl BrowserService {
         self.set(|settings| settings.inactivity = inactivity.max(Duration::from_secs(1)))
     }
 
-    /// Sets over which time browsers are told of a change. Defaults to 2 seconds.
+    /// Sets the time over which change events are spread, at most an hour. Defaults to 2 seconds.
     #[must_use]
     pub fn spread(self, spread: Duration) -> Self {
         self.set(|settings| settings.spread = spread.min(Duration::from_secs(3_600)))
@@ -243,7 +243,7 @@ impl BrowserService {
         let scope = scope.and_then(|scope| scope.of(&self.provider));
         let response = match (request.route, &scope) {
             _ if request.is_preflight() => BrowserResponse::new(204, ""),
-            (route, _) if request.method != route.method() => {
+            (route, _) if !route.takes(&request.method) => {
                 BrowserResponse::error(405, None, "GENERAL", "the method is not allowed").with("allow", route.method())
             }
             (BrowserRoute::Script, _) => self.script(request),
@@ -264,7 +264,7 @@ impl BrowserService {
         self.with_cors(request, response).with("x-content-type-options", "nosniff")
     }
 
-    /// Evaluates for the user of the request, whoever the body says it is.
+    /// Evaluates for the user of the request, and ignores the targeting key in the body.
     async fn evaluate(&self, request: &BrowserRequest, scope: &RequestScope, body: &Body) -> BrowserResponse {
         let browsers = self.provider.browsers();
         let (id, change) = (scope.browser_id(), browsers.latest().number);
@@ -272,12 +272,13 @@ impl BrowserService {
         if body.targeting_key().is_some_and(|key| key != user && scope.targeting_key().as_deref() != Some(key)) {
             SetupWarning::BrowserTargetingKey.log(&self.provider);
         }
-        let merged = self.merged(scope, body, id);
+        let (merged, is_reduced) = self.merged(scope, body, id);
         let (since, is_refused) = self.least_time(request, scope, merged.as_ref(), id);
         let flags = scope.flags_for_browser(merged.as_ref(), since).await;
         let is_late = since.is_some_and(|since| flags.requested_at().is_none_or(|at| at < since));
         if request.route == BrowserRoute::Bulk {
-            let is_settled = since.is_none() && flags.are_settled(|key| self.settings.public.has(key));
+            let is_settled =
+                since.is_none() && !is_refused && !is_reduced && flags.are_settled(|key| self.settings.public.has(key));
             browsers.answered(id, change, is_settled);
         }
         if flags.available().is_err() && flags.items().is_empty() {
@@ -333,10 +334,10 @@ impl BrowserService {
         BrowserResponse::json(200, format!("{{\"flags\":{list}{streams}}}")).with("etag", tag)
     }
 
-    /// Returns the context of the request with the attributes that the browser adds, below its own, unless that would be one
-    /// new context too many.
-    fn merged(&self, scope: &RequestScope, body: &Body, id: ContextId) -> Option<PreparedContext> {
-        let additions = body.additions(&self.settings.attributes)?;
+    /// Returns the context of the request with the attributes that the browser adds, below its own, and whether these were
+    /// ignored because there is no allowance for them.
+    fn merged(&self, scope: &RequestScope, body: &Body, id: ContextId) -> (Option<PreparedContext>, bool) {
+        let Some(additions) = body.additions(&self.settings.attributes) else { return (None, false) };
         let merged = Context::merge(additions, scope.own_context().clone(), Layer::Upper).prepared();
         let (context, browsers) = (Context::from(merged.clone()), self.provider.browsers());
         let is_allowed = match self.provider.known_since(&context) {
@@ -344,7 +345,7 @@ impl BrowserService {
             Some(_) => browsers.may_renew(id),
             None => browsers.may_add(id),
         };
-        is_allowed.then_some(merged)
+        (is_allowed.then_some(merged), !is_allowed)
     }
 
     /// Returns the least time at which the flags must have been requested, if an event from another instance names one that
@@ -395,10 +396,10 @@ impl BrowserService {
         let Settings { has_streams, limits, spread, .. } = &*self.settings;
         let id = scope.browser_id();
         // A page of another site must not take up the streams of its visitors.
-        let is_open = *has_streams && (!request.is_cross_origin() || self.allows(request.origin()));
-        let stream = is_open.then(|| self.provider.browsers().open(id, *limits)).flatten();
+        let stream =
+            (*has_streams && !request.is_cross_origin()).then(|| self.provider.browsers().open(id, *limits)).flatten();
         let Some(stream) = stream else {
-            // Which event sources take for the end.
+            // Event sources do not reconnect after a 204.
             return BrowserResponse::new(204, "").with("cache-control", "no-store");
         };
         let events = EventLoop::new(stream, self.provider.clone(), kind, *spread);
@@ -410,9 +411,11 @@ impl BrowserService {
     }
 
     fn script(&self, request: &BrowserRequest) -> BrowserResponse {
-        let Settings { has_streams, inactivity, .. } = &*self.settings;
-        let inactivity = if *has_streams { inactivity.as_secs().to_string() } else { "null".to_owned() };
-        let script = SCRIPT.replace("INACTIVITY_OR_NULL", &inactivity);
+        let Settings { has_streams, inactivity, public_path, .. } = &*self.settings;
+        let inactivity = has_streams.then_some(inactivity.as_secs());
+        let script = SCRIPT
+            .replace("INACTIVITY_OR_NULL", &json!(inactivity).to_string())
+            .replace("PUBLIC_PATH_OR_NULL", &json!(public_path).to_string());
         let tag = format!("\"{}\"", BASE64_URL_SAFE_NO_PAD.encode(&Sha256::digest(&script)[..12]));
         let response = match request.has(&tag) {
             true => BrowserResponse::new(304, ""),
