@@ -124,6 +124,7 @@ use std::{
     fmt,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::AtomicBool},
+    time::SystemTime,
 };
 
 pub use crate::request::{
@@ -474,7 +475,11 @@ fn keep_private(headers: &mut dyn ResponseHeaders) {
     let is_private = is_any(&directives, &["private", "no-store"])
         && !directives.iter().any(|directive| directive == "public" || directive.starts_with("s-maxage"));
     // Those of single caches take precedence there (RFC 9213).
-    let expires = headers.values("expires").next().is_some();
+    // A page that was to expire at once must not stay longer.
+    let is_expired = headers.values("expires").any(|value| {
+        let date = std::str::from_utf8(value).ok().and_then(|value| httpdate::parse_http_date(value).ok());
+        date.is_none_or(|date| date <= SystemTime::now())
+    });
     headers.remove(&|name| {
         let is_of_a_cache = name.ends_with("-cache-control")
             || matches!(name, "expires" | "surrogate-control" | "edge-control" | "x-accel-expires");
@@ -484,8 +489,7 @@ fn keep_private(headers: &mut dyn ResponseHeaders) {
         let kept = ["no-store", "no-cache", "max-age=0", "must-revalidate", "no-transform"];
         let kept = directives.iter().filter(|directive| kept.contains(&directive.as_str()));
         let mut value = kept.fold("private".to_owned(), |value, directive| value + ", " + directive);
-        if expires && directives.is_empty() {
-            // A page that was to expire must not stay longer.
+        if is_expired && directives.is_empty() {
             value.push_str(", no-cache");
         }
         headers.append("cache-control", &value);

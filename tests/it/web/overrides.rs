@@ -470,6 +470,10 @@ fn headers_for_caches_are_replaced_whatever_the_application_sets() {
         ),
         (&[("cache-control", "No-Store"), ("vary", "*")], "No-Store", "*"),
         (&[("cache-control", "private, s-maxage=60")], "private", "Cookie"),
+        (&[("cache-control", "no-store, s-maxage=0")], "private, no-store", "Cookie"),
+        (&[("cache-control", "public, max-age=0")], "private, max-age=0", "Cookie"),
+        (&[("expires", "0")], "private, no-cache", "Cookie"),
+        (&[("expires", "Thu, 01 Jan 1970 00:00:00 GMT")], "private, no-cache", "Cookie"),
         (
             &[
                 ("cdn-cache-control", "public"),
