@@ -308,6 +308,9 @@ pub enum ReadyError {
     /// The flag service did not respond before the timeout. The provider keeps trying.
     #[error("the flag service did not respond in time")]
     Timeout,
+    /// The flag service does not have flags that the code declares, or has them with other types. The text names them.
+    #[error("the flags that are declared do not fit those of the flag service: {0}")]
+    Undeclared(String),
     /// The provider was shut down.
     #[error("the provider was shut down")]
     ShutDown,

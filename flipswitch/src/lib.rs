@@ -44,11 +44,16 @@ pub use crate::{
     },
     flag_type::FlagType,
     flags::{
-        declare::{FlagDef, FlagDefault},
+        declare::{DeclaredFlag, FlagDef, FlagDefault, manifest},
         evaluation::FlagEvaluation,
     },
     lifespan::lifespan::{Lifespan, LifespanBuilder},
-    provider::{builder::FlipswitchProviderBuilder, flags::Flags, provider::FlipswitchProvider},
+    provider::{
+        builder::FlipswitchProviderBuilder,
+        explanation::Explanation,
+        flags::{FlagSource, Flags},
+        provider::FlipswitchProvider,
+    },
     request::{
         integration,
         overrides::{OverrideToken, SignedOverrides},

@@ -1,9 +1,11 @@
 //! Flags as types: key, type and default are declared once.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
-use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value, json};
+
+use crate::flag_type::FlagType;
 
 /// A declared flag with its key, type and default. Implemented by [`flags!`](crate::flags).
 #[diagnostic::on_unimplemented(
@@ -65,6 +67,114 @@ plain_defaults! {
     bool => Value;
 }
 
+/// A flag of a list that [`flags!`](crate::flags) has declared: what [`manifest`] and
+/// [`LifespanBuilder::declared`](crate::LifespanBuilder::declared) need to know about it.
+#[derive(Clone, Copy)]
+pub struct DeclaredFlag {
+    key: &'static str,
+    description: &'static str,
+    default: fn() -> Value,
+    accepts: fn(&Value) -> bool,
+}
+
+impl DeclaredFlag {
+    /// Makes the entry of a flag. Used by [`flags!`](crate::flags).
+    #[doc(hidden)]
+    #[must_use]
+    pub const fn new<F: FlagDef<Value: Serialize>>(description: &'static str) -> Self {
+        Self {
+            key: F::KEY,
+            description,
+            default: || serde_json::to_value(F::default_value()).unwrap_or_default(),
+            accepts: |value| F::Value::deserialize(value).is_ok(),
+        }
+    }
+
+    /// Returns the key.
+    #[must_use]
+    pub fn key(&self) -> &'static str {
+        self.key
+    }
+
+    /// Returns the documentation of the flag, without markup.
+    #[must_use]
+    pub fn description(&self) -> String {
+        let lines = self.description.lines().map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end());
+        lines.collect::<Vec<_>>().join("\n").trim().to_owned()
+    }
+
+    /// Returns the default as JSON.
+    #[must_use]
+    pub fn default_value(&self) -> Value {
+        (self.default)()
+    }
+
+    /// Returns whether a value of the service has the type of the flag. One without a value has, since the default counts.
+    #[must_use]
+    pub fn accepts(&self, value: &Value) -> bool {
+        value.is_null() || (self.accepts)(value)
+    }
+
+    /// Returns the type in a manifest.
+    fn manifest_type(&self) -> &'static str {
+        let default = self.default_value();
+        match FlagType::of_value(&default) {
+            // Beyond 63 bits.
+            FlagType::Number if default.is_u64() => "integer",
+            FlagType::Boolean => "boolean",
+            FlagType::String => "string",
+            FlagType::Integer => "integer",
+            FlagType::Number => "float",
+            // The schema allows any value.
+            FlagType::Object | FlagType::Array | FlagType::Null => "object",
+        }
+    }
+}
+
+impl fmt::Debug for DeclaredFlag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeclaredFlag").field("key", &self.key).field("default", &self.default_value()).finish()
+    }
+}
+
+/// The schema of manifests of the OpenFeature CLI.
+const MANIFEST_SCHEMA: &str =
+    "https://raw.githubusercontent.com/open-feature/cli/refs/heads/main/schema/v0/flag-manifest.json";
+
+/// Returns the manifest of declared flags, in the format of the OpenFeature CLI: `flags.json`, from which it generates code for
+/// other languages, and which `flipswitch-local check` compares with a service.
+///
+/// The type of a flag is that of its default. A default that is not a boolean, a number or a text has the type `object`. Of two
+/// flags with the same key, the later one counts.
+///
+/// ```
+/// use flipswitch::serde_json::json;
+///
+/// flipswitch::flags! {
+///     pub static FLAGS;
+///     /// The checkout on one page.
+///     pub NewCheckout: bool = "new-checkout", default false;
+/// }
+///
+/// let manifest = flipswitch::manifest(FLAGS);
+/// let expected = json!({"flagType": "boolean", "defaultValue": false, "description": "The checkout on one page."});
+/// assert_eq!(manifest["flags"]["new-checkout"], expected);
+/// ```
+#[must_use]
+pub fn manifest(flags: &[DeclaredFlag]) -> Value {
+    let flags = flags.iter().map(|flag| {
+        let mut entry = Map::new();
+        entry.insert("flagType".to_owned(), flag.manifest_type().into());
+        entry.insert("defaultValue".to_owned(), flag.default_value());
+        let description = flag.description();
+        if !description.is_empty() {
+            entry.insert("description".to_owned(), description.into());
+        }
+        (flag.key.to_owned(), Value::Object(entry))
+    });
+    json!({"$schema": MANIFEST_SCHEMA, "flags": flags.collect::<Map<_, _>>()})
+}
+
 /// Declares flags as types, so that key and default are written in one place.
 ///
 /// Each flag becomes a unit struct that implements [`FlagDef`]. Its type is any type that implements
@@ -93,6 +203,21 @@ plain_defaults! {
 /// # }
 /// ```
 ///
+/// With `static` and a name in the first line, the flags are also a list, whose defaults must implement `Serialize`: for a
+/// [`manifest`](crate::manifest()), and for a warning at the start about flags that the service does not have
+/// ([`declared`](crate::LifespanBuilder::declared)).
+///
+/// ```
+/// flipswitch::flags! {
+///     /// The flags of the shop.
+///     pub static FLAGS;
+///     /// The checkout on one page.
+///     pub NewCheckout: bool = "new-checkout", default false;
+/// }
+///
+/// assert_eq!(FLAGS[0].key(), "new-checkout");
+/// ```
+///
 /// A flag that is not declared does not compile:
 ///
 /// ```compile_fail,E0425
@@ -105,6 +230,17 @@ plain_defaults! {
 /// ```
 #[macro_export]
 macro_rules! flags {
+    ($(#[$list_attribute:meta])* $list_visibility:vis static $list:ident;
+     $($(#[$($attribute:tt)*])* $visibility:vis $name:ident: $value:ty = $key:literal, default $default:expr);* $(;)?) => {
+        $crate::flags! {$(
+            $(#[$($attribute)*])*
+            $visibility $name: $value = $key, default $default;
+        )*}
+
+        $(#[$list_attribute])*
+        $list_visibility static $list: &[$crate::DeclaredFlag] =
+            &[$($crate::DeclaredFlag::new::<$name>($crate::__documentation!($(#[$($attribute)*])*))),*];
+    };
     ($($(#[$attribute:meta])* $visibility:vis $name:ident: $value:ty = $key:literal, default $default:expr);* $(;)?) => {$(
         $(#[$attribute])*
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -120,4 +256,83 @@ macro_rules! flags {
             }
         }
     )*};
+}
+
+/// Returns the text of the documentation among some attributes.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __documentation {
+    () => { "" };
+    (#[doc = $line:literal] $($rest:tt)*) => { ::core::concat!($line, "\n", $crate::__documentation!($($rest)*)) };
+    (#[$($other:tt)*] $($rest:tt)*) => { $crate::__documentation!($($rest)*) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize, PartialEq, Serialize)]
+    struct Limits {
+        items: u32,
+    }
+
+    flags! {
+        static FLAGS;
+        /// The checkout on one page.
+        ///
+        /// With "quotes" and \ backslashes.
+        #[doc(alias = "checkout")]
+        NewCheckout: bool = "new-checkout", default false;
+        MaxItems: i64 = "max-items", default 10;
+        Rate: f64 = "rate", default 1;
+        Theme: String = "theme", default "light";
+        Choice: Option<bool> = "choice", default true;
+        Nothing: Option<bool> = "nothing", default None;
+        Cart: Limits = "cart", default Limits { items: 3 };
+        Roles: Vec<String> = "roles", default Vec::new();
+    }
+
+    /// The rules of the schema of manifests, version 0.
+    fn assert_valid(manifest: &Value) {
+        let Value::Object(root) = manifest else { panic!("{manifest}") };
+        assert!(root["$schema"].is_string() && root["flags"].is_object());
+        for (key, flag) in root["flags"].as_object().unwrap() {
+            assert!(!key.is_empty());
+            let default = &flag["defaultValue"];
+            let fits = match flag["flagType"].as_str().unwrap() {
+                "boolean" => default.is_boolean(),
+                "string" => default.is_string(),
+                "integer" => default.is_i64() || default.is_u64(),
+                "float" => default.is_number(),
+                "object" => true,
+                other => panic!("{key}: {other}"),
+            };
+            assert!(fits, "{key}: {flag}");
+            assert!(flag.get("description").is_none_or(Value::is_string));
+        }
+    }
+
+    #[test]
+    fn a_manifest_has_every_declared_flag() {
+        let manifest = manifest(FLAGS);
+        assert_valid(&manifest);
+        let types: Vec<_> = FLAGS.iter().map(|flag| manifest["flags"][flag.key()]["flagType"].clone()).collect();
+        assert_eq!(types, ["boolean", "integer", "float", "string", "boolean", "object", "object", "object"]);
+        let flags = &manifest["flags"];
+        assert_eq!(
+            flags["new-checkout"]["description"],
+            "The checkout on one page.\n\nWith \"quotes\" and \\ backslashes."
+        );
+        assert_eq!(flags["max-items"], json!({"flagType": "integer", "defaultValue": 10}));
+        assert_eq!(flags["cart"]["defaultValue"], json!({"items": 3}));
+        assert_eq!(flags["rate"]["defaultValue"], json!(1.0));
+    }
+
+    #[test]
+    fn a_declared_flag_accepts_values_that_it_can_be_read_from() {
+        let accepts = |key: &str, value: Value| FLAGS.iter().find(|flag| flag.key() == key).unwrap().accepts(&value);
+        assert!(accepts("new-checkout", json!(true)) && accepts("new-checkout", Value::Null));
+        assert!(!accepts("new-checkout", json!("on")) && !accepts("max-items", json!(1.5)));
+        assert!(accepts("rate", json!(2)) && accepts("cart", json!({"items": 1})) && !accepts("cart", json!({})));
+    }
 }

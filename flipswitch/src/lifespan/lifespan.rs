@@ -14,6 +14,7 @@ use tokio::sync::watch;
 
 use crate::{
     error::{Chain, ReadyError},
+    flags::declare::DeclaredFlag,
     lifespan::signals::Signals,
     provider::{browsers::Browsers, provider::FlipswitchProvider},
     runtime::with_timeout,
@@ -49,6 +50,9 @@ pub struct LifespanBuilder {
     providers: Vec<FlipswitchProvider>,
     ready_timeout: Duration,
     require_ready: bool,
+    /// The flags that the code declares, with the number of the provider that they belong to.
+    declared: Vec<(usize, &'static [DeclaredFlag])>,
+    require_declared: bool,
     drain_timeout: Duration,
 }
 
@@ -59,6 +63,8 @@ impl Lifespan {
             providers: vec![provider],
             ready_timeout: Duration::from_secs(5),
             require_ready: false,
+            declared: Vec::new(),
+            require_declared: false,
             drain_timeout: Duration::from_secs(30),
         }
     }
@@ -162,6 +168,35 @@ impl LifespanBuilder {
         self
     }
 
+    /// Names the flags that the code declares with [`flags!`](crate::flags), for the provider that was named last. May be called
+    /// several times.
+    ///
+    /// Once the service has responded, [`start`](Self::start) logs one warning with the flags that the service does not have, and
+    /// with those whose values have another type. Without a response in time, there is no warning.
+    ///
+    /// ```no_run
+    /// # async fn main_(provider: flipswitch::FlipswitchProvider) -> Result<(), flipswitch::ReadyError> {
+    /// flipswitch::flags! {
+    ///     static FLAGS;
+    ///     NewCheckout: bool = "new-checkout", default false;
+    /// }
+    ///
+    /// let lifespan = flipswitch::Lifespan::builder(provider).declared(FLAGS).start().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn declared(mut self, flags: &'static [DeclaredFlag]) -> Self {
+        self.declared.push((self.providers.len() - 1, flags));
+        self
+    }
+
+    /// Sets whether [`start`](Self::start) fails if the service does not have a [declared](Self::declared) flag, or has it with
+    /// another type. Defaults to `false`.
+    pub fn require_declared(mut self, require_declared: bool) -> Self {
+        self.require_declared = require_declared;
+        self
+    }
+
     /// Sets how long the server may drain after the signal. Defaults to 30 seconds.
     ///
     /// If the server has its own limit, as actix-web has with `shutdown_timeout`, the shorter one counts.
@@ -175,11 +210,20 @@ impl LifespanBuilder {
     /// # Errors
     ///
     /// A [`ReadyError`] if [`require_ready`](Self::require_ready) is set and the service did not respond, if signals cannot
-    /// be handled, or if a provider was shut down before. All providers are shut down then.
+    /// be handled, if [`require_declared`](Self::require_declared) is set and a declared flag is missing, or if a provider was
+    /// shut down before. All providers are shut down then.
     pub async fn start(self) -> Result<Lifespan, ReadyError> {
-        let Self { providers, ready_timeout, require_ready, drain_timeout } = self;
+        let Self { providers, ready_timeout, require_ready, declared, require_declared, drain_timeout } = self;
         let lifespan = |signalled| Lifespan { providers: providers.clone(), drain_timeout, signalled };
-        let started = start(&providers, ready_timeout, require_ready).await.map(lifespan);
+        let mut started = start(&providers, ready_timeout, require_ready).await.map(lifespan);
+        for (number, flags) in declared.iter().filter(|_| started.is_ok()) {
+            // There is a provider for each number.
+            let problems = providers[*number].declared_problems(flags).await;
+            if let Some(problems) = problems.filter(|_| require_declared) {
+                started = Err(ReadyError::Undeclared(problems));
+                break;
+            }
+        }
         if started.is_err() {
             shut_down(&providers).await;
         }

@@ -19,6 +19,7 @@ use crate::{
         flag_set::{FlagSet, Item, Outcome},
         override_file::OVERRIDE,
     },
+    provider::explanation::Explanation,
     sanitize::printable,
 };
 
@@ -68,11 +69,17 @@ struct Special {
 
 /// Where the value of a flag comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum FlagSource {
+#[non_exhaustive]
+pub enum FlagSource {
+    /// The flag service.
     Service,
+    /// The flag service, some time ago: the value may be out of date.
     Stale,
+    /// [Overrides](crate::SignedOverrides) of the browser.
     Override,
+    /// The [override file](crate::FlipswitchProviderBuilder::override_file).
     File,
+    /// The [bootstrap](crate::FlipswitchProviderBuilder::bootstrap) values.
     Bootstrap,
     /// There is no value, so that the caller's default counts.
     Default,
@@ -284,7 +291,8 @@ impl Flags {
         self.look_up(key)
     }
 
-    fn look_up(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
+    /// Returns the evaluation of a flag. Does not count as a read.
+    pub(crate) fn look_up(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
         match (self.flag_set(), &self.0) {
             // Of other flags, there may be none.
             (_, Source::Special(special)) if !self.is_overridden(key) => special.flags.look_up(key),
@@ -292,6 +300,26 @@ impl Flags {
             (None, Source::Unavailable(unavailable)) => Err(FlagError::Unavailable(Error::clone(&unavailable.error))),
             (None, _) => Err(FlagError::NotFound),
         }
+    }
+
+    /// Explains why a flag has its value, in words: what is shown to those who ask why a flag is off. Does not count as a read.
+    ///
+    /// ```
+    /// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let provider = FlipswitchProvider::in_memory(json!({"new-checkout": true}));
+    /// let flags = provider.flags(Context::user("alice")).await;
+    /// let expected = "the default in code counts for \"new-chekout\": the flag service does not have this flag; did you \
+    ///                 mean \"new-checkout\"?";
+    /// assert_eq!(flags.why("new-chekout").to_string(), expected);
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn why(&self, key: &str) -> Explanation {
+        let stale = if self.is_flag_stale(key) { self.error() } else { None };
+        let known = self.items().iter().map(|item| item.key.as_str());
+        Explanation::new(key, self.look_up(key), self.source_of(key), stale, known)
     }
 
     /// Returns the flags whose values are overridden, by [`SignedOverrides`](crate::SignedOverrides) or an

@@ -21,13 +21,13 @@ use crate::{
     clock::{COARSE_LAG, coarse_now},
     config::{BaseUrl, Config},
     context::{
-        canonical::{Canonical, CanonicalContext},
+        canonical::{self, Canonical, CanonicalContext},
         context::Context,
         into_context::{IntoContext, View},
         left_out::{LeftOut, LeftOutWarnings},
     },
     credential::{API_KEY, ApiKey, Auth, Credential},
-    error::{Chain, ConfigError, Error, ReadyError},
+    error::{Chain, ConfigError, Error, FlagError, ReadyError},
     evaluator::evaluator::{Evaluator, Startup},
     events::{
         bus::{EventBus, Subscription},
@@ -35,7 +35,7 @@ use crate::{
         health::{Health, HealthState},
         notifier::Notifier,
     },
-    flags::{evaluation::FlagEvaluation, flag_set::object},
+    flags::{declare::DeclaredFlag, evaluation::FlagEvaluation, flag_set::object},
     provider::{
         browsers::Browsers,
         builder::FlipswitchProviderBuilder,
@@ -487,6 +487,41 @@ impl FlipswitchProvider {
         let flags = self.flags(context).await;
         flags.available()?;
         Ok(flags.iter().cloned().collect())
+    }
+
+    /// Compares declared flags with those of the start-up context, and logs a warning about those that differ. Returns its text.
+    pub(crate) async fn declared_problems(&self, declared: &[DeclaredFlag]) -> Option<String> {
+        let start_up = CanonicalContext::start_up();
+        let flags = self.flags(&canonical::decode(start_up.as_bytes())).await;
+        // Without flags, it is not known which there are.
+        if flags.error().is_some() {
+            return None;
+        }
+        let problems = declared.iter().filter_map(|flag| {
+            let key = flag.key();
+            match flags.look_up(key) {
+                Ok(known) if flag.accepts(&known.value) => None,
+                Ok(known) => Some(format!("{key:?} has the type {}", known.flag_type)),
+                Err(FlagError::NotFound) => {
+                    let suggestion = flags.why(key).suggestion;
+                    let suggestion = suggestion.map(|other| format!(" (did you mean {other:?}?)")).unwrap_or_default();
+                    Some(format!("{key:?} is missing{suggestion}"))
+                }
+                // The service has the flag, and cannot evaluate it at present.
+                Err(_) => None,
+            }
+        });
+        let problems: Vec<_> = problems.collect();
+        let text = problems.join(", ");
+        (!text.is_empty()).then(|| {
+            self.handle.runtime.span().in_scope(|| {
+                tracing::warn!(
+                    target: "flipswitch", flags = text,
+                    "the flag service does not have declared flags, or has them with another type; their defaults count"
+                );
+            });
+            text
+        })
     }
 
     /// Evaluates one flag for a context. Takes the same contexts as [`flags`](Self::flags). Returns `None` if the service

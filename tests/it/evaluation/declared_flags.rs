@@ -1,14 +1,17 @@
 //! Flags that are declared as types.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::FutureExt;
 use serde::Deserialize;
 
 use flipswitch::{
-    EvaluationContext, Flags, FlipswitchProvider,
+    EvaluationContext, Flags, FlipswitchProvider, Lifespan, ReadyError,
     serde_json::{Value, json},
 };
+use flipswitch_local::{Endpoint, Fault, LocalServer};
+
+use crate::support::{self, Log, PATIENCE, in_time, provider};
 
 /// A flag that is deserialized as a structure.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -89,4 +92,95 @@ fn a_float_without_a_fraction_is_a_whole_number() {
     // The same rule where the type is given by the caller.
     assert_eq!(flags.object("limit", 0_u16), 42);
     assert_eq!(flags.object("limit", -1.0), 42.0);
+}
+
+flipswitch::flags! {
+    static LISTED;
+    ListedOn: bool = "on", default false;
+    ListedTheme: String = "theme", default "light";
+    ListedMissing: bool = "new-chekout", default false;
+    ListedFailing: bool = "failing", default false;
+}
+
+/// Starts a provider with declared flags. Returns whether it has started, and the warnings.
+async fn start(service: &LocalServer, required: bool) -> (Result<(), ReadyError>, Vec<String>) {
+    let log = Log::of_this_thread();
+    let lifespan = Lifespan::builder(provider(service)).declared(LISTED).require_declared(required);
+    let started = in_time(lifespan.ready_timeout(PATIENCE).start()).await;
+    let outcome = match started {
+        Ok(lifespan) => {
+            in_time(lifespan.shutdown()).await;
+            Ok(())
+        }
+        Err(error) => Err(error),
+    };
+    (outcome, log.lines().into_iter().filter(|line| line.contains("declared flags")).collect())
+}
+
+#[tokio::test]
+async fn a_start_warns_once_of_declared_flags_that_the_service_does_not_have() {
+    let service =
+        LocalServer::start(json!({"on": true, "theme": 7, "new-checkout": true, "failing": true})).await.unwrap();
+    service.faults().add(Fault::on(Endpoint::Bulk).flag_error("failing", "GENERAL")).unwrap();
+    let (outcome, warnings) = start(&service, false).await;
+    assert!(outcome.is_ok());
+    let [warning] = &warnings[..] else { panic!("{warnings:?}") };
+    let expected = r#""theme" has the type integer, "new-chekout" is missing (did you mean "new-checkout"?)"#;
+    assert!(warning.replace('\\', "").contains(expected), "{warning}");
+    assert!(!warning.contains("failing"), "{warning}");
+
+    let (outcome, _) = start(&service, true).await;
+    let error = outcome.unwrap_err();
+    assert!(matches!(&error, ReadyError::Undeclared(problems) if problems == expected), "{error:?}");
+
+    service.set_flag("theme", "dark");
+    service.set_flag("new-chekout", true);
+    let (outcome, warnings) = start(&service, true).await;
+    assert!(outcome.is_ok() && warnings.is_empty(), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn nothing_is_missing_while_the_service_is_away() {
+    let lifespan = Lifespan::builder(support::provider_of_nothing()).declared(LISTED).require_declared(true);
+    let log = Log::of_this_thread();
+    let lifespan = in_time(lifespan.ready_timeout(Duration::from_millis(1)).start()).await.unwrap();
+    assert!(log.lines().iter().all(|line| !line.contains("declared flags")), "{:?}", log.lines());
+    in_time(lifespan.shutdown()).await;
+}
+
+#[tokio::test]
+async fn a_flag_says_why_it_has_its_value() {
+    let service = LocalServer::start(json!({"flags": {
+        "new-checkout": {
+            "state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": "off",
+            "targeting": {"if": [{"==": [{"var": "targetingKey"}, "alice"]}, "on"]},
+        },
+        "disabled": {"state": "DISABLED", "variants": {"on": true}, "defaultVariant": "on"},
+    }}))
+    .await
+    .unwrap();
+    service.faults().add(Fault::on(Endpoint::Bulk).flag_error("failing", "GENERAL")).unwrap();
+    let provider = support::unattended(service.url(), Duration::from_millis(1)).build().unwrap();
+    let why = async |key: &str| in_time(provider.flags(&support::user("alice"))).await.why(key).to_string();
+    let text = why("new-checkout").await;
+    assert_eq!(
+        text,
+        r#""new-checkout" is true, by the variant "on", with the reason TARGETING_MATCH; requested 0 s ago"#
+    );
+    let cases = [
+        ("newCheckout", r#"does not have this flag; did you mean "new-checkout"?"#),
+        ("banner", "does not have this flag"),
+        ("disabled", "the flag service defers to it, with the reason DISABLED"),
+        ("failing", "GENERAL"),
+    ];
+    for (key, expected) in cases {
+        let text = why(key).await;
+        assert!(text.contains(expected) && text.starts_with("the default in code counts"), "{key}: {text}");
+    }
+    service.shutdown().await;
+    let text = why("new-checkout").await;
+    assert!(text.contains("may be out of date: ") && text.contains("the request to the flag service failed"), "{text}");
+    let unknown = in_time(provider.flags(&support::user("bob"))).await.why("new-checkout").to_string();
+    assert!(unknown.starts_with("the default in code counts for \"new-checkout\": "), "{unknown}");
+    assert!(!text.contains("alice") && !unknown.contains("bob"));
 }
