@@ -1,9 +1,15 @@
 //! The program: `flipswitch-local --flags FILE --listen 127.0.0.1:3001 --api-key KEY`.
-//! Its subcommand `override` mints overrides of flags.
+//! Its subcommand `override` mints overrides of flags, `declare` prints source that declares flags, and `check` compares a manifest
+//! of flags with a service.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program writes to its terminal")]
 
+mod check_command;
+mod declarations;
+mod declare_command;
+mod manifest;
 mod override_command;
 mod overrides;
+mod service_flags;
 
 use std::{ffi::OsStr, io::IsTerminal, net::SocketAddr, path::PathBuf, process::ExitCode, time::Duration};
 
@@ -15,6 +21,8 @@ A local feature-flag service for development and tests.
 
 Usage: flipswitch-local [OPTIONS]
        flipswitch-local override [OPTIONS] FLAG=VALUE...
+       flipswitch-local declare --manifest FILE | --service URL
+       flipswitch-local check --manifest FILE --service URL
 
   --flags FILE           File of flags, in flagd's format or {\"key\": value}; reloaded on changes
   --listen ADDRESS       Address to listen on [default: 127.0.0.1:3001]
@@ -27,7 +35,8 @@ Usage: flipswitch-local [OPTIONS]
   --help                 Print this help
   --version              Print the version
 
-flipswitch-local override mints overrides of flags for a browser; see flipswitch-local override --help.
+The subcommands mint overrides of flags for a browser, print source that declares flags, and compare a manifest of
+flags with a service. Each has a --help.
 ";
 
 struct Options {
@@ -50,6 +59,12 @@ async fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1).peekable();
     if arguments.next_if(|first| first == "override").is_some() {
         return override_command::run(arguments);
+    }
+    if arguments.next_if(|first| first == "declare").is_some() {
+        return declare_command::run(arguments).await;
+    }
+    if arguments.next_if(|first| first == "check").is_some() {
+        return check_command::run(arguments).await;
     }
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info")))

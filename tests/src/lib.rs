@@ -12,6 +12,12 @@ pub struct Readme;
 #[derive(Debug)]
 pub struct Browsers;
 
+/// The page about declared flags.
+#[doc = include_str!("../../docs/declared-flags.md")]
+#[cfg(doctest)]
+#[derive(Debug)]
+pub struct DeclaredFlags;
+
 /// The page about overrides and inspection.
 #[doc = include_str!("../../docs/overrides.md")]
 #[cfg(doctest)]

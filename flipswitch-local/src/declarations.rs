@@ -1,0 +1,154 @@
+//! Source code that declares flags with `flags!`.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+
+use crate::manifest::{Flag, FlagType, Flags};
+
+/// Returns the source that declares flags. `crate_name` is the crate whose macro it calls.
+pub(crate) fn source(flags: &Flags, crate_name: &str) -> String {
+    let mut taken = BTreeSet::from(["FLAGS".to_owned()]);
+    let declarations = flags.iter().map(|(key, flag)| declaration(&type_name(key, &mut taken), key, flag, crate_name));
+    let declarations: String = declarations.collect();
+    format!("{crate_name}::flags! {{\n    pub static FLAGS;\n{declarations}}}\n")
+}
+
+fn declaration(name: &str, key: &str, flag: &Flag, crate_name: &str) -> String {
+    let lines =
+        flag.description.lines().map(|line| format!("    /// {}", printable(line)).trim_end().to_owned() + "\n");
+    let documentation: String = lines.collect();
+    let (rust_type, default) = match flag.flag_type {
+        FlagType::Boolean => ("bool".to_owned(), flag.default.to_string()),
+        FlagType::String => ("String".to_owned(), format!("{:?}", flag.default.as_str().unwrap_or_default())),
+        FlagType::Integer if flag.default.is_i64() => ("i64".to_owned(), flag.default.to_string()),
+        FlagType::Integer => ("u64".to_owned(), flag.default.to_string()),
+        FlagType::Float => ("f64".to_owned(), float(&flag.default)),
+        FlagType::Object => {
+            let path =
+                if crate_name == "flipswitch" { crate_name.to_owned() } else { format!("{crate_name}::flipswitch") };
+            let value = format!("{path}::serde_json::json!({})", json_source(&flag.default));
+            (format!("{path}::serde_json::Value"), value)
+        }
+    };
+    format!("{documentation}    pub {name}: {rust_type} = {key:?}, default {default};\n")
+}
+
+/// Returns a line without characters that would end or hide it in source code.
+fn printable(line: &str) -> String {
+    line.chars()
+        .map(|character| if character.is_control() || is_directional(character) { ' ' } else { character })
+        .collect()
+}
+
+/// Returns whether a character changes the direction of text, which the compiler refuses in comments.
+fn is_directional(character: char) -> bool {
+    matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+fn float(value: &Value) -> String {
+    let text = value.to_string();
+    if text.contains(['.', 'e', 'E']) { text } else { format!("{text}.0") }
+}
+
+/// Returns JSON as the macro `json!` takes it: texts are literals of Rust.
+fn json_source(value: &Value) -> String {
+    match value {
+        Value::String(text) => format!("{text:?}"),
+        Value::Array(values) => {
+            let values: Vec<_> = values.iter().map(json_source).collect();
+            format!("[{}]", values.join(", "))
+        }
+        Value::Object(fields) => {
+            let fields: Vec<_> = fields.iter().map(|(key, value)| format!("{key:?}: {}", json_source(value))).collect();
+            format!("{{{}}}", fields.join(", "))
+        }
+        other => other.to_string(),
+    }
+}
+
+/// Returns the name of the type for a flag: its key in `UpperCamelCase`. A name that is taken gets a number.
+fn type_name(key: &str, taken: &mut BTreeSet<String>) -> String {
+    let mut name = String::new();
+    let mut is_start = true;
+    for character in key.chars() {
+        if !character.is_ascii_alphanumeric() {
+            is_start = true;
+        } else if is_start {
+            name.extend(character.to_uppercase());
+            is_start = false;
+        } else {
+            name.push(character);
+        }
+    }
+    // A digit cannot begin a name, and `Self` is the only keyword that begins with an upper-case letter.
+    if name.is_empty() || name.starts_with(|first: char| first.is_ascii_digit()) || name == "Self" {
+        name.insert_str(0, "Flag");
+    }
+    // Types of the prelude that the code around would no longer see.
+    if matches!(name.as_str(), "Option" | "Some" | "None" | "Ok" | "Err" | "Result" | "String" | "Vec" | "Box") {
+        name.push_str("Flag");
+    }
+    let mut unique = name.clone();
+    let mut number = 2;
+    while !taken.insert(unique.clone()) {
+        unique = format!("{name}{number}");
+        number += 1;
+    }
+    unique
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::manifest;
+
+    #[test]
+    fn names_are_identifiers_and_differ() {
+        let mut taken = BTreeSet::from(["FLAGS".to_owned()]);
+        let cases = [
+            ("new-checkout", "NewCheckout"),
+            ("newCheckout", "NewCheckout2"),
+            ("new_checkout", "NewCheckout3"),
+            ("2fa", "Flag2fa"),
+            ("self", "FlagSelf"),
+            ("type", "Type"),
+            ("string", "StringFlag"),
+            ("ääh", "H"),
+            ("旗", "Flag"),
+            ("!!", "Flag2"),
+            ("FLAGS", "FLAGS2"),
+            ("a.b/c d", "ABCD"),
+        ];
+        for (key, expected) in cases {
+            assert_eq!(type_name(key, &mut taken), expected, "{key}");
+        }
+    }
+
+    #[test]
+    fn flags_become_declarations() {
+        let manifest = json!({"flags": {
+            "new-checkout": {"flagType": "boolean", "defaultValue": false, "description": "The checkout.\n\nOn one page."},
+            "max-items": {"flagType": "integer", "defaultValue": 10},
+            "rate": {"flagType": "float", "defaultValue": 1},
+            "theme": {"flagType": "string", "defaultValue": "a \"b\" \\ \n"},
+            "limits": {"flagType": "object", "defaultValue": {"items": [1, "x", null, 0.5]}},
+        }});
+        let source = source(&manifest::parse(&manifest.to_string()).unwrap(), "flipswitch_axum");
+        let expected = r#"flipswitch_axum::flags! {
+    pub static FLAGS;
+    pub Limits: flipswitch_axum::flipswitch::serde_json::Value = "limits", default flipswitch_axum::flipswitch::serde_json::json!({"items": [1, "x", null, 0.5]});
+    pub MaxItems: i64 = "max-items", default 10;
+    /// The checkout.
+    ///
+    /// On one page.
+    pub NewCheckout: bool = "new-checkout", default false;
+    pub Rate: f64 = "rate", default 1.0;
+    pub Theme: String = "theme", default "a \"b\" \\ \n";
+}
+"#;
+        assert_eq!(source, expected);
+    }
+}
