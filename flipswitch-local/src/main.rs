@@ -36,7 +36,8 @@ Usage: flipswitch-local [OPTIONS]
   --version              Print the version
 
 The subcommands mint overrides of flags for a browser, print source that declares flags, and compare a manifest of
-flags with a service. Each has a --help.
+flags with a service: see flipswitch-local override --help, flipswitch-local declare --help and flipswitch-local check
+--help.
 ";
 
 struct Options {

@@ -15,6 +15,9 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Requests the flags of a service over OFREP, with their types as far as they are known. Without a key, that of the environment is
 /// sent, if there is one.
 pub(crate) async fn fetch(url: &str, api_key: Option<String>) -> Result<BTreeMap<String, Option<FlagType>>, String> {
+    if !["http://", "https://"].iter().any(|scheme| url.starts_with(scheme)) {
+        return Err(format!("{url}: must be the URL of a service, such as https://api.flipswitch.io"));
+    }
     let failed = |error: reqwest::Error| format!("{url}: {}", chain(&error));
     let client = reqwest::Client::builder().timeout(TIMEOUT).build().map_err(failed)?;
     let request = client.post(format!("{}/ofrep/v1/evaluate/flags", url.trim_end_matches('/')));

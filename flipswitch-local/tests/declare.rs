@@ -85,6 +85,7 @@ async fn the_exit_code_says_whether_a_service_fits_a_manifest() {
     for (arguments, problem) in [
         (vec!["check", "--service", &url], "pass --manifest"),
         (vec!["check", "--manifest", "no/such.json", "--service", &url], "no/such.json"),
+        (vec!["check", "--manifest", file.to_str().unwrap(), "--service", "localhost:3001"], "must be the URL"),
         (vec!["declare"], "either --manifest"),
         (vec!["declare", "--manifest", "x", "--crate", "other"], "must be one of flipswitch"),
     ] {
