@@ -107,6 +107,7 @@ fn read(key: &str, flag: &Value) -> Result<Flag, String> {
 }
 
 /// Reads the flags of a service from the body of its bulk response. A flag whose type is not known has `None`.
+#[cfg(any(feature = "service", test))]
 pub(crate) fn of_service(body: &Value) -> Result<BTreeMap<String, Option<FlagType>>, String> {
     let items = body
         .get("flags")

@@ -1,51 +1,74 @@
 //! Reads which flags a service has.
 
-use std::{collections::BTreeMap, time::Duration};
+#[cfg(feature = "service")]
+pub(crate) use self::client::fetch;
+#[cfg(not(feature = "service"))]
+pub(crate) use self::without::fetch;
 
-use serde_json::{Value, json};
+#[cfg(feature = "service")]
+mod client {
+    use std::{collections::BTreeMap, time::Duration};
 
-use crate::manifest::{self, FlagType};
+    use serde_json::{Value, json};
 
-/// Environment variable with the API key of the service.
-const KEY_VARIABLE: &str = "FLIPSWITCH_API_KEY";
+    use crate::manifest::{self, FlagType};
 
-/// How long the service may take.
-const TIMEOUT: Duration = Duration::from_secs(10);
+    /// Environment variable with the API key of the service.
+    const KEY_VARIABLE: &str = "FLIPSWITCH_API_KEY";
 
-/// Requests the flags of a service over OFREP, with their types as far as they are known. Without a key, that of the environment is
-/// sent, if there is one.
-pub(crate) async fn fetch(url: &str, api_key: Option<String>) -> Result<BTreeMap<String, Option<FlagType>>, String> {
-    if !["http://", "https://"].iter().any(|scheme| url.starts_with(scheme)) {
-        return Err(format!("{url}: must be the URL of a service, such as https://api.flipswitch.io"));
-    }
-    let failed = |error: reqwest::Error| format!("{url}: {}", chain(&error));
-    let client = reqwest::Client::builder().timeout(TIMEOUT).build().map_err(failed)?;
-    let request = client.post(format!("{}/ofrep/v1/evaluate/flags", url.trim_end_matches('/')));
-    let request = match api_key.or_else(|| std::env::var(KEY_VARIABLE).ok()) {
-        Some(key) => request.header("x-api-key", key),
-        None => request,
-    };
-    let body = json!({"context": {"targetingKey": "flipswitch-local"}}).to_string();
-    let response = request.header("content-type", "application/json").body(body).send().await.map_err(failed)?;
-    let status = response.status();
-    match status.as_u16() {
-        200 => {}
-        401 | 403 => {
-            return Err(format!(
-                "{url}: the service refuses the API key ({status}); pass --api-key, or set {KEY_VARIABLE}"
-            ));
+    /// How long the service may take.
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
+    /// Requests the flags of a service over OFREP, with their types as far as they are known. Without a key, that of the environment is
+    /// sent, if there is one.
+    pub(crate) async fn fetch(
+        url: &str,
+        api_key: Option<String>,
+    ) -> Result<BTreeMap<String, Option<FlagType>>, String> {
+        if !["http://", "https://"].iter().any(|scheme| url.starts_with(scheme)) {
+            return Err(format!("{url}: must be the URL of a service, such as https://api.flipswitch.io"));
         }
-        404 => return Err(format!("{url}: the service has no OFREP there (404); pass the URL before /ofrep")),
-        _ => return Err(format!("{url}: the service responded with {status}")),
+        let failed = |error: reqwest::Error| format!("{url}: {}", chain(&error));
+        let client = reqwest::Client::builder().timeout(TIMEOUT).build().map_err(failed)?;
+        let request = client.post(format!("{}/ofrep/v1/evaluate/flags", url.trim_end_matches('/')));
+        let request = match api_key.or_else(|| std::env::var(KEY_VARIABLE).ok()) {
+            Some(key) => request.header("x-api-key", key),
+            None => request,
+        };
+        let body = json!({"context": {"targetingKey": "flipswitch-local"}}).to_string();
+        let response = request.header("content-type", "application/json").body(body).send().await.map_err(failed)?;
+        let status = response.status();
+        match status.as_u16() {
+            200 => {}
+            401 | 403 => {
+                return Err(format!(
+                    "{url}: the service refuses the API key ({status}); pass --api-key, or set {KEY_VARIABLE}"
+                ));
+            }
+            404 => return Err(format!("{url}: the service has no OFREP there (404); pass the URL before /ofrep")),
+            _ => return Err(format!("{url}: the service responded with {status}")),
+        }
+        let text = response.text().await.map_err(failed)?;
+        let body: Value =
+            serde_json::from_str(&text).map_err(|error| format!("{url}: the response is not JSON: {error}"))?;
+        manifest::of_service(&body).map_err(|problem| format!("{url}: {problem}"))
     }
-    let text = response.text().await.map_err(failed)?;
-    let body: Value =
-        serde_json::from_str(&text).map_err(|error| format!("{url}: the response is not JSON: {error}"))?;
-    manifest::of_service(&body).map_err(|problem| format!("{url}: {problem}"))
+
+    /// Returns the text of an error and of its sources.
+    fn chain(error: &dyn std::error::Error) -> String {
+        let causes = std::iter::successors(Some(error), |error| error.source());
+        causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    }
 }
 
-/// Returns the text of an error and of its sources.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+#[cfg(not(feature = "service"))]
+mod without {
+    use std::collections::BTreeMap;
+
+    use crate::manifest::FlagType;
+
+    /// Returns an error: there is no client.
+    pub(crate) async fn fetch(url: &str, _: Option<String>) -> Result<BTreeMap<String, Option<FlagType>>, String> {
+        Err(format!("{url}: the program was built without the feature `service`, which asks services"))
+    }
 }
