@@ -1,6 +1,6 @@
 //! Providers with an open stream, and waiting for their events.
 
-use flipswitch::{ConnectionStatus, FlipswitchProvider, ProviderEvent, ProviderEvents};
+use flipswitch::{ConnectionStatus, FlipswitchProvider, FlipswitchProviderBuilder, ProviderEvent, ProviderEvents};
 use flipswitch_local::LocalServer;
 use futures_util::StreamExt;
 
@@ -10,7 +10,12 @@ pub(crate) const CONNECTED: ProviderEvent = ProviderEvent::Status(ConnectionStat
 
 /// Returns a provider whose stream is open.
 pub(crate) async fn connected(service: &LocalServer) -> FlipswitchProvider {
-    let provider = builder(service).stale_wait(PATIENCE).build().unwrap();
+    streaming(builder(service).stale_wait(PATIENCE)).await
+}
+
+/// Builds a provider, and waits until its stream is open.
+pub(crate) async fn streaming(builder: FlipswitchProviderBuilder) -> FlipswitchProvider {
+    let provider = builder.build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
     eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
     provider

@@ -112,7 +112,7 @@ async fn a_change_reaches_all_tabs_of_a_browser() {
 }
 
 #[tokio::test]
-async fn nobody_sees_the_values_of_another_user() {
+async fn no_page_shows_the_values_of_another_user() {
     for framework in Framework::ALL {
         let site = Site::start(framework).await;
         let stored = async || site.look("Object.values(localStorage)").await.to_string();

@@ -14,7 +14,7 @@ use crate::support::{
     self, BULK,
     apps::{App, Framework, Setup, browsers::Browsers, provider, service},
     evaluations,
-    events::connected,
+    events::{connected, streaming},
     eventually,
     faults::{Kind, Mute, Service},
     in_time,
@@ -41,9 +41,7 @@ async fn follow(app: &App, user: &str) -> (Stream, String) {
 async fn a_browser_that_asks_a_lagging_service_is_asked_to_ask_again() {
     for framework in Framework::ALL {
         let service = Mute::start().await;
-        let provider = service.builder().miss_wait(support::PATIENCE).stale_wait(support::PATIENCE).build().unwrap();
-        in_time(provider.ready(support::PATIENCE)).await.unwrap();
-        eventually(async || provider.sse_status() == flipswitch::ConnectionStatus::Connected).await;
+        let provider = streaming(service.builder().miss_wait(support::PATIENCE).stale_wait(support::PATIENCE)).await;
         let app = framework.serve(all_public(provider.clone())).await;
         let (mut stream, tag) = follow(&app, "alice").await;
         let said = Instant::now();
@@ -74,9 +72,7 @@ async fn a_browser_that_asks_a_lagging_service_is_asked_to_ask_again() {
 async fn what_makes_flags_stale_without_being_a_change_reaches_browsers_as_well() {
     for framework in Framework::ALL {
         let service = Mute::start().await;
-        let provider = service.builder().miss_wait(support::PATIENCE).stale_wait(support::PATIENCE).build().unwrap();
-        in_time(provider.ready(support::PATIENCE)).await.unwrap();
-        eventually(async || provider.sse_status() == flipswitch::ConnectionStatus::Connected).await;
+        let provider = streaming(service.builder().miss_wait(support::PATIENCE).stale_wait(support::PATIENCE)).await;
         let app = framework.serve(all_public(provider.clone())).await;
         let (mut stream, tag) = follow(&app, "alice").await;
         service.set(2);
@@ -96,9 +92,7 @@ async fn what_makes_flags_stale_without_being_a_change_reaches_browsers_as_well(
 #[tokio::test]
 async fn a_browser_that_got_the_new_value_is_not_asked_again() {
     let service = Mute::start().await;
-    let provider = service.builder().miss_wait(support::PATIENCE).stale_wait(support::PATIENCE).build().unwrap();
-    in_time(provider.ready(support::PATIENCE)).await.unwrap();
-    eventually(async || provider.sse_status() == flipswitch::ConnectionStatus::Connected).await;
+    let provider = streaming(service.builder().miss_wait(support::PATIENCE).stale_wait(support::PATIENCE)).await;
     let app = Framework::Axum.serve(all_public(provider.clone())).await;
     let (mut stream, tag) = follow(&app, "alice").await;
     // The stream has opened a moment ago; its own echo must be over.
@@ -120,9 +114,7 @@ async fn a_browser_that_got_the_new_value_is_not_asked_again() {
 async fn a_browser_that_got_an_old_value_from_a_slow_service_is_asked_again() {
     for framework in Framework::ALL {
         let service = service().await;
-        let provider = support::builder(&service).stale_wait(Duration::from_millis(1)).build().unwrap();
-        in_time(provider.ready(support::PATIENCE)).await.unwrap();
-        eventually(async || provider.sse_status() == flipswitch::ConnectionStatus::Connected).await;
+        let provider = streaming(support::builder(&service).stale_wait(Duration::from_millis(1))).await;
         let app = framework.serve(provider.clone()).await;
         let (mut stream, tag) = follow(&app, "alice").await;
         let slow = Fault::on(Endpoint::Bulk).delay(Duration::from_secs(1)).for_targeting_key("alice");
@@ -178,10 +170,7 @@ async fn an_instance_that_has_not_heard_of_a_change_learns_of_it_from_the_browse
         let service = service().await;
         // The tags of both are the same.
         let builder = || support::builder(&service).secret("the secret of all instances");
-        let hearing = builder().build().unwrap();
-        in_time(hearing.ready(support::PATIENCE)).await.unwrap();
-        eventually(async || hearing.sse_status() == flipswitch::ConnectionStatus::Connected).await;
-        let hears = framework.serve(hearing).await;
+        let hears = framework.serve(streaming(builder()).await).await;
         // Neither a stream nor a poll within the test.
         let deaf = builder().enable_realtime(false).polling_interval(Duration::from_secs(3_600)).build().unwrap();
         let deaf = framework.serve(deaf).await;

@@ -74,7 +74,7 @@ async fn one_flag_is_answered_only_if_it_is_public() {
             assert_eq!((status, &body["errorCode"]), (404, &json!("FLAG_NOT_FOUND")), "{framework:?} {key}: {body}");
         }
         let [hidden, unknown] = [flag("origin").await.1, flag("unknown").await.1];
-        assert_eq!(hidden["errorDetails"], unknown["errorDetails"], "nobody can tell them apart");
+        assert_eq!(hidden["errorDetails"], unknown["errorDetails"], "they cannot be told apart");
 
         let all = Setup { browsers: Browsers { public: None, ..Browsers::default() }, ..provider(&service).into() };
         let app = framework.serve(all).await;

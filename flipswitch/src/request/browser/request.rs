@@ -133,9 +133,7 @@ impl BrowserRequest {
     pub(super) fn mount(&self) -> Option<&str> {
         let (path, _) = self.route.path().split_once("/{key}").unwrap_or((self.route.path(), ""));
         let mount = &self.path[..self.path.rfind(path)?];
-        // Browsers take the path for another host if it begins otherwise.
-        let is_plain = mount.is_empty() || mount.starts_with('/') && !mount[1..].starts_with(['/', '\\']);
-        is_plain.then_some(mount)
+        is_plain_path(mount).then_some(mount)
     }
 
     /// Returns the key of the flag that is named in the path.
@@ -161,6 +159,11 @@ impl BrowserRequest {
             held == "*" || held == opaque
         })
     }
+}
+
+/// Returns whether a path is empty or begins with one slash. Browsers take others for another host.
+pub(super) fn is_plain_path(path: &str) -> bool {
+    path.is_empty() || path.starts_with('/') && !path[1..].starts_with(['/', '\\'])
 }
 
 /// Parses a time in seconds since the epoch or in RFC 3339.

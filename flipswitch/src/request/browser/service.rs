@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 use super::{
     answer::{self, Public},
     events::{EventLoop, Kind},
-    request::{Body, InvalidBody},
+    request::{Body, InvalidBody, is_plain_path},
 };
 pub use super::{
     events::BrowserEvents,
@@ -176,8 +176,7 @@ impl BrowserService {
     pub fn public_path(self, path: impl Into<String>) -> Self {
         let path = path.into();
         let path = path.trim_end_matches('/');
-        let is_path = path.is_empty() || path.starts_with('/') && !path[1..].starts_with(['/', '\\']);
-        if !is_path && !path.starts_with("https://") && !path.starts_with("http://") {
+        if !is_plain_path(path) && !path.starts_with("https://") && !path.starts_with("http://") {
             tracing::error!(
                 target: "flipswitch", path,
                 "`public_path` of the routes for browsers is ignored: it must begin with `/`, or be a URL"
