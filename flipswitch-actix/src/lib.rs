@@ -10,8 +10,8 @@ mod middleware;
 pub mod testing;
 
 pub use flipswitch::{
-    self, Auth, Context, EvaluationContext, FlipswitchProvider, FlipswitchProviderBuilder, InRequest, IntoContext,
-    Lifespan, PreparedContext, RequestScope, SignedOverrides, flags, http,
+    self, Auth, Context, ContextId, EvaluationContext, EvaluationEvents, FlipswitchProvider, FlipswitchProviderBuilder,
+    InRequest, IntoContext, Lifespan, PreparedContext, RequestScope, SignedOverrides, flags, http,
     integration::{Anonymous, AnonymousCookie, FlagKey, GateFlag, GateRule, SameSite, Unknown},
     time,
 };

@@ -49,6 +49,36 @@ impl Config {
     }
 }
 
+/// Which reads of flags are reported as events; see
+/// [`evaluation_events`](crate::FlipswitchProviderBuilder::evaluation_events).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EvaluationEvents {
+    /// None.
+    #[default]
+    Off,
+    /// The first read of each flag in a request. Outside of requests, the first read of each flag of a
+    /// [`Flags`](crate::Flags).
+    PerRequest,
+    /// Every read, as the semantic conventions demand.
+    PerRead,
+}
+
+/// How events name the context of an evaluation; see
+/// [`evaluation_context_id`](crate::FlipswitchProviderBuilder::evaluation_context_id).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ContextId {
+    /// By a code of 32 hexadecimal digits that is made of the targeting key and the secret of the provider. The same user has
+    /// the same code, from which nobody without the secret can find the user.
+    #[default]
+    Hashed,
+    /// By the targeting key itself, which may be personal data.
+    Plain,
+    /// Not at all.
+    Off,
+}
+
 /// The kind of flag service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ServiceKind {
@@ -80,6 +110,8 @@ pub(crate) struct Options {
     pub(crate) cache_bytes: usize,
     pub(crate) cache_ttl: Duration,
     pub(crate) max_stale: Duration,
+    pub(crate) evaluation_events: EvaluationEvents,
+    pub(crate) evaluation_context_id: ContextId,
 }
 
 impl Default for Options {
@@ -104,6 +136,8 @@ impl Default for Options {
             cache_bytes: 256 << 20,
             cache_ttl: Duration::from_secs(15 * 60),
             max_stale: Duration::from_secs(24 * 3600),
+            evaluation_events: EvaluationEvents::Off,
+            evaluation_context_id: ContextId::Hashed,
         }
     }
 }

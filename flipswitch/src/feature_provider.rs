@@ -103,9 +103,9 @@ async fn resolve<T>(
     read: impl FnOnce(&FlagEvaluation) -> Option<T>,
 ) -> EvaluationResult<ResolutionDetails<T>> {
     let flags = flags(provider, context).await;
-    match flags.find(key).and_then(|flag| Some((flag, read(flag)?))) {
-        Some((flag, value)) => Ok(details(value, flag, flags.is_flag_stale(key))),
-        None => Err(flags.read_error(key, expected).to_evaluation_error(key)),
+    match flags.read_with(key, None, read) {
+        (Some(flag), Some(value)) => Ok(details(value, flag, flags.is_flag_stale(key))),
+        _ => Err(flags.read_error(key, expected).to_evaluation_error(key)),
     }
 }
 

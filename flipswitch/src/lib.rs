@@ -30,6 +30,7 @@ pub use serde_json;
 pub use time;
 
 pub use crate::{
+    config::{ContextId, EvaluationEvents},
     context::{
         attribute::AttributeValue,
         context::{Context, PreparedContext},
@@ -46,13 +47,14 @@ pub use crate::{
     flags::{
         declare::{DeclaredFlag, FlagDef, FlagDefault, manifest},
         evaluation::FlagEvaluation,
+        usage::{FlagUsage, Usage},
     },
     lifespan::lifespan::{Lifespan, LifespanBuilder},
     provider::{
         builder::FlipswitchProviderBuilder,
         explanation::Explanation,
         flags::{FlagSource, Flags},
-        provider::FlipswitchProvider,
+        provider::{FlipswitchProvider, WeakProvider},
     },
     request::{
         integration,

@@ -40,6 +40,25 @@ impl Secret {
     }
 }
 
+/// The secrets that the keys of a provider are derived from.
+pub(crate) struct Secrets {
+    pub(crate) current: Secret,
+    pub(crate) before: Option<Secret>,
+    /// Whether the current one is so short that whoever sees a code could find it by trying.
+    pub(crate) is_guessable: bool,
+}
+
+impl Secrets {
+    pub(crate) fn of_this_process() -> Self {
+        Self { current: Secret::of_this_process(), before: None, is_guessable: false }
+    }
+
+    /// Returns the secret for codes that leave the application.
+    pub(crate) fn for_others(&self) -> Secret {
+        if self.is_guessable { Secret::of_this_process() } else { self.current.clone() }
+    }
+}
+
 /// The keys for the cookies of visitors: the one that signs, and one that is still accepted.
 #[derive(Clone)]
 pub(crate) struct VisitorKeys {
@@ -85,6 +104,28 @@ impl BrowserKeys {
     /// Returns the code of a user.
     pub(crate) fn user(&self, user: &[u8]) -> [u8; MAC_BYTES] {
         self.users.sign(user)
+    }
+}
+
+/// The key for the names of contexts in telemetry.
+#[derive(Clone)]
+pub(crate) struct TelemetryKey(MacKey);
+
+impl TelemetryKey {
+    pub(crate) fn new(secret: &Secret) -> Self {
+        Self(secret.mac_key(b"flipswitch evaluation context"))
+    }
+
+    /// Returns the code of a targeting key, in hexadecimal digits.
+    pub(crate) fn code(&self, targeting_key: &str) -> String {
+        format!("{:032x}", u128::from_be_bytes(self.0.sign(targeting_key.as_bytes())))
+    }
+}
+
+/// Shows nothing of the key.
+impl fmt::Debug for TelemetryKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TelemetryKey")
     }
 }
 

@@ -4,7 +4,7 @@ use std::{array, hint::black_box, time::Duration};
 
 use async_trait::async_trait;
 use flipswitch::{
-    Context, Flags, FlipswitchProvider, IntoContext,
+    Context, EvaluationEvents, Flags, FlipswitchProvider, IntoContext,
     open_feature::{
         Client, EvaluationContext, EvaluationReason, EvaluationResult, FlagMetadata, OpenFeature, StructValue,
         provider::{FeatureProvider, ProviderMetadata, ResolutionDetails},
@@ -14,6 +14,7 @@ use flipswitch::{
 use flipswitch_local::LocalServer;
 use futures_util::FutureExt;
 use tokio::runtime::Runtime;
+use tracing::{Event, Metadata, Subscriber, span};
 
 /// Flags of the service.
 const FLAGS: usize = 100;
@@ -45,13 +46,18 @@ pub(crate) fn measure_all(measure: &mut impl Measure) {
     let mut values: Map<_, _> = (0..FLAGS).map(|number| (format!("flag-{number}"), json!(true))).collect();
     values.insert("text".to_owned(), json!("a string value"));
     let service = runtime.block_on(LocalServer::start(values.into())).expect("the service starts");
-    let provider = FlipswitchProvider::builder("key")
-        .base_url(service.url())
-        // Nothing changes and nothing becomes stale during the measurement.
-        .enable_realtime(false)
-        .polling_interval(Duration::from_secs(24 * 3600))
-        .build()
-        .expect("the provider is set up");
+    let provider = |events| {
+        FlipswitchProvider::builder("key")
+            .base_url(service.url())
+            // Nothing changes and nothing becomes stale during the measurement.
+            .enable_realtime(false)
+            .polling_interval(Duration::from_secs(24 * 3600))
+            .evaluation_events(events)
+            .build()
+            .expect("the provider is set up")
+    };
+    let reporting = provider(EvaluationEvents::PerRequest);
+    let provider = provider(EvaluationEvents::Off);
 
     let users: [User; TURNS] = array::from_fn(User::new);
     let turns = users.each_ref().map(User::map);
@@ -102,6 +108,42 @@ pub(crate) fn measure_all(measure: &mut impl Measure) {
     };
     measure.on_one_and_two_threads("openfeature/floor", |_| read(&floor));
     measure.on_one_and_two_threads("openfeature/flipswitch", |_| read(&ours));
+
+    // What a request does with one flag, without events, with events that no subscriber wants, and with one that takes them.
+    assert!(runtime.block_on(reporting.flags(three)).bool(KEY, false), "flags are not cached");
+    let request = |provider| cached(provider, three).bool(black_box(KEY), false);
+    measure.on_one_thread("events/off", |_| request(&provider));
+    measure.on_one_thread("events/unwanted", |_| request(&reporting));
+    tracing::subscriber::with_default(Discard, || {
+        measure.on_one_thread("events/per_request", |_| request(&reporting));
+        let flags = cached(&reporting, three);
+        measure.on_one_thread("events/second_read", |_| flags.bool(black_box(KEY), false));
+    });
+}
+
+/// A subscriber that takes every event about a flag, and does nothing with it.
+struct Discard;
+
+impl Subscriber for Discard {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() == "flipswitch::evaluation"
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+    fn event(&self, event: &Event<'_>) {
+        black_box(event);
+    }
+
+    fn enter(&self, _: &span::Id) {}
+
+    fn exit(&self, _: &span::Id) {}
 }
 
 /// Returns flags from memory.

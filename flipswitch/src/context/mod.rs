@@ -6,3 +6,4 @@ pub(crate) mod context;
 pub(crate) mod fields;
 pub(crate) mod into_context;
 pub(crate) mod left_out;
+pub(crate) mod redact;

@@ -245,8 +245,8 @@ impl Evaluator {
                 }
             }
             (Bulk::NoFlags, _) => {
-                let none = FlagSet::default();
-                let none = self.override_file.as_ref().map_or_else(Arc::default, |file| file.apply_to(&none));
+                let none = self.transport.no_flags();
+                let none = self.override_file.as_ref().map_or_else(|| Arc::clone(&none), |file| file.apply_to(&none));
                 let flag_set = Arc::new(none.with_failing(&[], Failing::no_flags(now)));
                 return Ok(Arc::new(CacheEntry::new(&request.context, flag_set, None, base, epoch, now)));
             }

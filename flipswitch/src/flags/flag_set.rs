@@ -11,7 +11,11 @@ use serde_json::{Map, Value};
 use crate::{
     error::FlagError,
     flag_type::FlagType,
-    flags::{evaluation::FlagEvaluation, failing::Failing},
+    flags::{
+        evaluation::FlagEvaluation,
+        failing::Failing,
+        usage::{ReadBit, UsageLog},
+    },
 };
 
 /// Bytes of a flag set besides its own items: the set itself, and its entry in the interner.
@@ -35,10 +39,18 @@ pub(crate) struct FlagSet {
     failing: Option<Box<Failing>>,
 }
 
-/// The keys of a flag set, with the positions of their items.
+/// The keys of a flag set, with the positions of their items and the marks of their reads.
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
-    position: HashMap<Box<str>, usize>,
+    places: HashMap<Box<str>, Place>,
+    /// Takes note of reads. `None` for flags that do not come from the service.
+    usage: Option<Arc<UsageLog>>,
+}
+
+#[derive(Debug)]
+struct Place {
+    position: u32,
+    was_read: ReadBit,
 }
 
 /// One item of a flag set.
@@ -60,9 +72,20 @@ pub(crate) enum Outcome {
 impl FlagSet {
     /// Makes a set of items in any order. Of two items with the same key, the later one wins.
     pub(crate) fn new(items: Vec<Arc<Item>>) -> Self {
+        Self::new_in(items, None)
+    }
+
+    /// Makes a set like [`new`](Self::new), whose reads are noted.
+    fn new_in(items: Vec<Arc<Item>>, usage: Option<&Arc<UsageLog>>) -> Self {
         let items = sorted(items);
-        let keys = Arc::new(Keys::of(&items));
+        let keys = Keys::of(&items, usage);
         Self::with_keys(items, keys)
+    }
+
+    /// Makes a set with further items, whose reads are noted where those of this set are. Of two items with the same key, the
+    /// further one wins.
+    pub(crate) fn overlaid(&self, items: &[Arc<Item>]) -> Self {
+        Self::new_in(self.items.iter().chain(items).cloned().collect(), self.keys.usage.as_ref())
     }
 
     /// Makes a set of sorted items and their keys.
@@ -75,6 +98,11 @@ impl FlagSet {
 
     /// Makes a set of plain values.
     pub(crate) fn of_values(values: Map<String, Value>, reason: &str) -> Self {
+        Self::of_values_in(values, reason, None)
+    }
+
+    /// Makes a set of plain values, whose reads are noted.
+    pub(crate) fn of_values_in(values: Map<String, Value>, reason: &str, usage: Option<&Arc<UsageLog>>) -> Self {
         let items = values.into_iter().map(|(key, value)| {
             let flag = FlagEvaluation {
                 key: key.clone(),
@@ -86,7 +114,7 @@ impl FlagSet {
             };
             Arc::new(Item { key, outcome: Outcome::Evaluated(flag) })
         });
-        Self::new(items.collect())
+        Self::new_in(items.collect(), usage)
     }
 
     #[cfg(test)]
@@ -105,7 +133,22 @@ impl FlagSet {
 
     #[inline]
     pub(crate) fn item(&self, key: &str) -> Option<&Arc<Item>> {
-        self.items.get(*self.keys.position.get(key)?)
+        self.items.get(self.keys.places.get(key)?.position as usize)
+    }
+
+    /// Returns the item of a flag that is read.
+    #[inline]
+    pub(crate) fn read(&self, key: &str) -> Option<&Arc<Item>> {
+        match self.keys.places.get(key) {
+            Some(place) => {
+                place.was_read.set();
+                self.items.get(place.position as usize)
+            }
+            None => {
+                self.keys.read_of_other(key);
+                None
+            }
+        }
     }
 
     /// Returns the evaluation of a flag.
@@ -121,10 +164,7 @@ impl FlagSet {
     /// Returns the evaluation of a flag, if there is one.
     #[inline]
     pub(crate) fn evaluated(&self, key: &str) -> Option<&FlagEvaluation> {
-        match &self.item(key)?.outcome {
-            Outcome::Evaluated(flag) => Some(flag),
-            Outcome::Failed { .. } => None,
-        }
+        self.item(key)?.evaluated()
     }
 
     /// Returns the keys of flags that differ in another set, or are missing in one of the two.
@@ -183,14 +223,20 @@ impl FlagSet {
 
     /// Returns all evaluated flags, sorted by key. Flags that the service could not evaluate are left out.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &FlagEvaluation> {
-        self.items.iter().filter_map(|item| match &item.outcome {
-            Outcome::Evaluated(flag) => Some(flag),
-            Outcome::Failed { .. } => None,
-        })
+        self.items.iter().filter_map(|item| item.evaluated())
     }
 }
 
 impl Item {
+    /// Returns the evaluation, if the service could evaluate the flag.
+    #[inline]
+    pub(crate) fn evaluated(&self) -> Option<&FlagEvaluation> {
+        match &self.outcome {
+            Outcome::Evaluated(flag) => Some(flag),
+            Outcome::Failed { .. } => None,
+        }
+    }
+
     /// Returns the approximate memory of the item, and of its text in the interner.
     fn bytes(&self) -> usize {
         let outcome = match &self.outcome {
@@ -219,20 +265,51 @@ fn object_bytes(fields: &Map<String, Value>) -> usize {
 }
 
 impl Keys {
-    pub(crate) fn of(items: &[Arc<Item>]) -> Self {
-        let position = items.iter().enumerate().map(|(position, item)| (item.key.as_str().into(), position));
-        Self { position: position.collect() }
+    pub(crate) fn of(items: &[Arc<Item>], usage: Option<&Arc<UsageLog>>) -> Arc<Self> {
+        let place = |position| Place { position, was_read: ReadBit::default() };
+        let places = (0..).zip(items).map(|(position, item)| (item.key.as_str().into(), place(position)));
+        let keys = Arc::new(Self { places: places.collect(), usage: usage.cloned() });
+        if let Some(usage) = usage {
+            usage.add_table(&keys);
+        }
+        keys
+    }
+
+    /// Returns the keys.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(|key| &**key)
+    }
+
+    /// Returns the keys that were read since the last call.
+    pub(crate) fn take_read(&self) -> impl Iterator<Item = &str> {
+        self.places.iter().filter(|(_, place)| place.was_read.take()).map(|(key, _)| &**key)
+    }
+
+    #[cold]
+    fn read_of_other(&self, key: &str) {
+        if let Some(usage) = &self.usage {
+            usage.read_of(key);
+        }
     }
 
     /// Returns the approximate memory of the keys.
     fn bytes(&self) -> usize {
-        self.position.keys().map(|key| key.len() + 48).sum()
+        self.places.keys().map(|key| key.len() + 48).sum()
     }
 
     /// Returns whether these are the keys of the items.
     pub(crate) fn fit(&self, items: &[Arc<Item>]) -> bool {
-        self.position.len() == items.len()
-            && items.iter().enumerate().all(|(position, item)| self.position.get(item.key.as_str()) == Some(&position))
+        let is_at = |position, key: &str| self.places.get(key).is_some_and(|place| place.position == position);
+        self.places.len() == items.len() && (0..).zip(items).all(|(position, item)| is_at(position, item.key.as_str()))
+    }
+}
+
+/// Hands over the marks of reads.
+impl Drop for Keys {
+    fn drop(&mut self) {
+        if let Some(usage) = &self.usage {
+            usage.table_ended(self.take_read());
+        }
     }
 }
 

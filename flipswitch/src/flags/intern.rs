@@ -8,11 +8,18 @@ use std::{
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::flags::flag_set::{self, FlagSet, Item, Keys};
+use crate::flags::{
+    flag_set::{self, FlagSet, Item, Keys},
+    usage::UsageLog,
+};
 
 /// Items and flag sets that were received, for as long as they are in use.
 #[derive(Default)]
-pub(crate) struct Interner(Mutex<State>);
+pub(crate) struct Interner {
+    state: Mutex<State>,
+    /// Takes note of reads of the flags.
+    usage: Arc<UsageLog>,
+}
 
 #[derive(Default)]
 struct State {
@@ -64,7 +71,7 @@ impl Interner {
         let keys = match state.keys.get(&keys_hash).and_then(Weak::upgrade).filter(|keys| keys.fit(&items)) {
             Some(keys) => keys,
             None => {
-                let keys = Arc::new(Keys::of(&items));
+                let keys = Keys::of(&items, Some(&self.usage));
                 state.keys.insert(keys_hash, Arc::downgrade(&keys));
                 keys
             }
@@ -76,7 +83,11 @@ impl Interner {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock()
+        self.state.lock()
+    }
+
+    pub(crate) fn usage(&self) -> &Arc<UsageLog> {
+        &self.usage
     }
 }
 

@@ -6,3 +6,4 @@ pub(crate) mod failing;
 pub(crate) mod flag_set;
 pub(crate) mod intern;
 pub(crate) mod override_file;
+pub(crate) mod usage;

@@ -41,8 +41,7 @@ impl OverrideFile {
 
     /// Puts the values over a flag set.
     pub(crate) fn apply_to(&self, flag_set: &FlagSet) -> Arc<FlagSet> {
-        // Of two items with the same key, the later one wins.
-        Arc::new(FlagSet::new(flag_set.items().iter().chain(self.flag_set.items()).cloned().collect()))
+        Arc::new(flag_set.overlaid(self.flag_set.items()))
     }
 
     /// Logs a warning that names the overridden flags.

@@ -171,8 +171,9 @@ impl LifespanBuilder {
     /// Names the flags that the code declares with [`flags!`](crate::flags), for the provider that was named last. May be called
     /// several times.
     ///
-    /// Once the service has responded, [`start`](Self::start) logs one warning with the flags that the service does not have, and
-    /// with those whose values have another type. Without a response in time, there is no warning.
+    /// Once the service has responded, one warning names the flags that the service does not have, and those whose values have
+    /// another type: in [`start`](Self::start), or later if it does not respond in time. The flags are also listed in the
+    /// [usage](FlipswitchProvider::usage).
     ///
     /// ```no_run
     /// # async fn main_(provider: flipswitch::FlipswitchProvider) -> Result<(), flipswitch::ReadyError> {
@@ -218,7 +219,7 @@ impl LifespanBuilder {
         let mut started = start(&providers, ready_timeout, require_ready).await.map(lifespan);
         for (number, flags) in declared.iter().filter(|_| started.is_ok()) {
             // There is a provider for each number.
-            let problems = providers[*number].declared_problems(flags).await;
+            let problems = providers[*number].declare(flags).await;
             if let Some(problems) = problems.filter(|_| require_declared) {
                 started = Err(ReadyError::Undeclared(problems));
                 break;

@@ -46,7 +46,7 @@ pub(crate) struct Browsers {
 
 /// Identifies what limits apply to: a user, or a context without one.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct ContextId {
+pub(crate) struct BrowserId {
     /// Of the targeting key, whatever the attributes are, or of a context without one.
     hash: u64,
     /// Whether there is no targeting key, so that any number of browsers may have this context.
@@ -55,7 +55,7 @@ pub(crate) struct ContextId {
     is_anonymous: bool,
 }
 
-impl ContextId {
+impl BrowserId {
     /// Returns the id of a context, which may be that of a visitor without an account.
     pub(crate) fn of(context: &Context, is_visitor: bool) -> Self {
         let (hash, is_shared) = match context.targeting_key() {
@@ -98,7 +98,7 @@ pub(crate) struct Progress {
 }
 
 impl Streams {
-    fn has_room(&self, id: ContextId, limits: StreamLimits) -> bool {
+    fn has_room(&self, id: BrowserId, limits: StreamLimits) -> bool {
         let is_below_own = |context: &OfContext| context.open < limits.per_context;
         self.open < limits.total
             && (!id.is_anonymous || self.anonymous < limits.total.div_ceil(2))
@@ -137,13 +137,13 @@ impl Allowances {
     }
 
     /// Returns what a context has used. Those that anybody can have leave room for others.
-    fn used(&mut self, id: ContextId) -> Option<&mut Used> {
+    fn used(&mut self, id: BrowserId) -> Option<&mut Used> {
         let room = if id.is_anonymous { MAX_COUNTED / 2 } else { MAX_COUNTED };
         let has_room = self.contexts.len() < room || self.contexts.contains_key(&id.hash);
         has_room.then(|| self.contexts.entry(id.hash).or_default())
     }
 
-    fn add(&mut self, id: ContextId, now: Instant) -> bool {
+    fn add(&mut self, id: BrowserId, now: Instant) -> bool {
         self.advance(now);
         if id.is_shared {
             return take(&mut self.anonymous_additions, NEW_ANONYMOUS_CONTEXTS);
@@ -151,7 +151,7 @@ impl Allowances {
         self.used(id).is_some_and(|used| take(&mut used.additions, NEW_CONTEXTS))
     }
 
-    fn renew(&mut self, id: ContextId, now: Instant) -> bool {
+    fn renew(&mut self, id: BrowserId, now: Instant) -> bool {
         self.advance(now);
         if id.is_shared {
             return take(&mut self.anonymous_renewals, RENEWED_ANONYMOUS_CONTEXTS);
@@ -159,7 +159,7 @@ impl Allowances {
         self.used(id).is_some_and(|used| take(&mut used.renewals, RENEWED_CONTEXTS))
     }
 
-    fn refetch(&mut self, id: ContextId, now: Instant) -> bool {
+    fn refetch(&mut self, id: BrowserId, now: Instant) -> bool {
         self.advance(now);
         let limit = if id.is_anonymous { REFETCHES_PER_SECOND / 2 } else { REFETCHES_PER_SECOND };
         self.refetches < limit
@@ -210,12 +210,12 @@ impl Browsers {
     }
 
     /// Returns whether a stream can be opened.
-    pub(crate) fn has_room(&self, id: ContextId, limits: StreamLimits) -> bool {
+    pub(crate) fn has_room(&self, id: BrowserId, limits: StreamLimits) -> bool {
         !self.draining.is_cancelled() && self.streams.lock().has_room(id, limits)
     }
 
     /// Counts a stream, until the result is dropped. Returns `None` if there is no room.
-    pub(crate) fn open(self: &Arc<Self>, id: ContextId, limits: StreamLimits) -> Option<OpenStream> {
+    pub(crate) fn open(self: &Arc<Self>, id: BrowserId, limits: StreamLimits) -> Option<OpenStream> {
         let mut streams = self.streams.lock();
         if self.draining.is_cancelled() || !streams.has_room(id, limits) {
             return None;
@@ -232,7 +232,7 @@ impl Browsers {
     }
 
     /// Takes note that a browser of a context was answered after a change.
-    pub(crate) fn answered(&self, id: ContextId, change: u64, is_settled: bool) {
+    pub(crate) fn answered(&self, id: BrowserId, change: u64, is_settled: bool) {
         if let Some(OfContext { progress, .. }) = self.streams.lock().contexts.get_mut(&id.hash) {
             progress.answered = progress.answered.max(change);
             if !is_settled {
@@ -242,17 +242,17 @@ impl Browsers {
     }
 
     /// Returns whether a browser may cause a new context, and counts it.
-    pub(crate) fn may_add(&self, id: ContextId) -> bool {
+    pub(crate) fn may_add(&self, id: BrowserId) -> bool {
         self.allowances.lock().add(id, Instant::now())
     }
 
     /// Returns whether a browser may cause a request for a context that it has caused before, and counts it.
-    pub(crate) fn may_renew(&self, id: ContextId) -> bool {
+    pub(crate) fn may_renew(&self, id: BrowserId) -> bool {
         self.allowances.lock().renew(id, Instant::now())
     }
 
     /// Returns whether a browser may cause a refetch, and counts it.
-    pub(crate) fn may_refetch(&self, id: ContextId) -> bool {
+    pub(crate) fn may_refetch(&self, id: BrowserId) -> bool {
         self.allowances.lock().refetch(id, Instant::now())
     }
 }
@@ -260,7 +260,7 @@ impl Browsers {
 /// An open stream of a browser.
 pub(crate) struct OpenStream {
     pub(crate) browsers: Arc<Browsers>,
-    id: ContextId,
+    id: BrowserId,
 }
 
 impl OpenStream {
@@ -297,12 +297,12 @@ mod tests {
         Arc::new(Browsers::new(keys, false, changes, CancellationToken::new()))
     }
 
-    fn user(key: &str) -> ContextId {
-        ContextId::of(&Context::user(key), false)
+    fn user(key: &str) -> BrowserId {
+        BrowserId::of(&Context::user(key), false)
     }
 
-    fn visitor(locale: &str) -> ContextId {
-        ContextId::of(&Context::anonymous().with("locale", locale), false)
+    fn visitor(locale: &str) -> BrowserId {
+        BrowserId::of(&Context::anonymous().with("locale", locale), false)
     }
 
     #[test]
@@ -320,12 +320,12 @@ mod tests {
         assert_eq!(browsers.open_streams(), 0);
         assert!(browsers.streams.lock().contexts.is_empty(), "nothing is left behind");
         // Visitors have keys of their own, and anybody can be one.
-        let visit = |key: &str| ContextId::of(&Context::user(key), true);
+        let visit = |key: &str| BrowserId::of(&Context::user(key), true);
         let visits: Vec<_> = ["1", "2", "3"].map(|key| open(visit(key))).into();
         assert!(visits.iter().all(Option::is_some) && open(visit("4")).is_none() && open(user("bob")).is_some());
         drop(visits);
         // The attributes of a user make no difference.
-        let with = |plan: &str| ContextId::of(&Context::user("alice").with("plan", plan), false);
+        let with = |plan: &str| BrowserId::of(&Context::user("alice").with("plan", plan), false);
         let plans = [open(with("free")), open(with("premium"))];
         assert!(plans.iter().all(Option::is_some) && open(with("gold")).is_none());
         browsers.drain();
@@ -361,11 +361,11 @@ mod tests {
     fn counted_contexts_are_bounded() {
         let (mut allowances, now) = (Allowances::default(), Instant::now());
         for hash in 0..MAX_COUNTED as u64 + 10 {
-            assert_eq!(allowances.add(ContextId { hash, ..user("") }, now), hash < MAX_COUNTED as u64);
+            assert_eq!(allowances.add(BrowserId { hash, ..user("") }, now), hash < MAX_COUNTED as u64);
         }
         assert_eq!(allowances.contexts.len(), MAX_COUNTED);
-        assert!(!allowances.add(ContextId { hash: u64::MAX, ..user("") }, now));
-        assert!(allowances.add(ContextId { hash: 1, ..user("") }, now));
+        assert!(!allowances.add(BrowserId { hash: u64::MAX, ..user("") }, now));
+        assert!(allowances.add(BrowserId { hash: 1, ..user("") }, now));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 
 use crate::{
-    config::{BaseUrl, ClientFactory, Config, Options, ServiceKind},
+    config::{BaseUrl, ClientFactory, Config, ContextId, EvaluationEvents, Options, ServiceKind},
     credential::{API_KEY, Auth, Credential, custom_header, shown_name},
     error::ConfigError,
     flags::{
@@ -461,6 +461,33 @@ impl FlipswitchProviderBuilder {
     /// [fresh](Self::cache_ttl) flags.
     pub fn max_stale(mut self, max_stale: Duration) -> Self {
         self.options.max_stale = max_stale;
+        self
+    }
+
+    /// Sets which reads of flags are reported as events. Defaults to [`Off`](EvaluationEvents::Off).
+    ///
+    /// An event is one of `tracing` with the level INFO, the target `flipswitch::evaluation`, and the name and the attributes
+    /// of [`feature_flag.evaluation`](https://opentelemetry.io/docs/specs/semconv/feature-flags/feature-flags-events/) in
+    /// OpenTelemetry's semantic conventions. It belongs to the span in which the flag is read. The reason is that of the
+    /// service in lower case, `stale` for a value that may be out of date, or `override` for an overridden one.
+    ///
+    /// What reads all flags at once is not reported, such as [`Flags::to_json`](crate::Flags::to_json) or pages of browsers.
+    ///
+    /// With [`PerRequest`](EvaluationEvents::PerRequest), each flag is reported once for each [`Flags`](crate::Flags): all
+    /// parts of a request share one.
+    pub fn evaluation_events(mut self, events: EvaluationEvents) -> Self {
+        self.options.evaluation_events = events;
+        self
+    }
+
+    /// Sets how [events](Self::evaluation_events) name the context of an evaluation, in the attribute
+    /// `feature_flag.context.id`. Defaults to [`Hashed`](ContextId::Hashed).
+    ///
+    /// All instances with the same [`secret`](Self::secret) give a user the same code; without a secret, those with the same
+    /// API key. With neither, or with a key of fewer than 16 characters, which could be guessed, the codes differ from process
+    /// to process.
+    pub fn evaluation_context_id(mut self, context_id: ContextId) -> Self {
+        self.options.evaluation_context_id = context_id;
         self
     }
 

@@ -18,6 +18,7 @@ use crate::{
         evaluation::FlagEvaluation,
         flag_set::{FlagSet, Item, Outcome},
         override_file::OVERRIDE,
+        usage::UsageLog,
     },
     provider::explanation::Explanation,
     sanitize::printable,
@@ -67,6 +68,13 @@ struct Special {
     recorders: Vec<Arc<dyn Recorder>>,
 }
 
+impl Special {
+    #[cold]
+    fn record(&self, read: &FlagRead<'_>) {
+        self.recorders.iter().for_each(|recorder| recorder.read(read));
+    }
+}
+
 /// Where the value of a flag comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -87,8 +95,50 @@ pub enum FlagSource {
 
 /// Takes note of what is read.
 pub(crate) trait Recorder: Send + Sync {
-    /// Takes note of a read of these flags. `default` is that of the caller, if it is known.
-    fn read(&self, flags: &Flags, key: &str, default: Option<&dyn fmt::Display>);
+    /// Takes note of a read.
+    fn read(&self, read: &FlagRead<'_>);
+}
+
+/// A read of a flag.
+pub(crate) struct FlagRead<'a> {
+    pub(crate) flags: &'a Flags,
+    pub(crate) key: &'a str,
+    /// The default of the caller, if it is known.
+    pub(crate) default: Option<PlainValue<'a>>,
+    /// Whether the caller gets the value of the flag, and not the default.
+    pub(crate) is_used: bool,
+}
+
+/// A value that is neither a structure nor a list.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum PlainValue<'a> {
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Text(&'a str),
+}
+
+macro_rules! plain_values {
+    ($($name:ident($plain:ty)),*) => {$(
+        impl<'a> From<$plain> for PlainValue<'a> {
+            fn from(value: $plain) -> Self {
+                Self::$name(value)
+            }
+        }
+    )*};
+}
+
+plain_values!(Bool(bool), Int(i64), Float(f64), Text(&'a str));
+
+impl fmt::Display for PlainValue<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bool(value) => value.fmt(f),
+            Self::Int(value) => value.fmt(f),
+            Self::Float(value) => value.fmt(f),
+            Self::Text(value) => value.fmt(f),
+        }
+    }
 }
 
 /// Values that replace those of some flags.
@@ -105,6 +155,7 @@ struct Unavailable {
     error: Arc<Error>,
     context: CanonicalContext,
     bootstrap: Option<Arc<FlagSet>>,
+    usage: Arc<UsageLog>,
 }
 
 impl Flags {
@@ -113,19 +164,19 @@ impl Flags {
     }
 
     /// Makes the flags of an outcome for this context.
-    pub(crate) fn new(outcome: EvaluationOutcome, context: CanonicalContext) -> Self {
+    pub(crate) fn new(outcome: EvaluationOutcome, context: CanonicalContext, usage: &Arc<UsageLog>) -> Self {
         Self(match outcome {
             EvaluationOutcome::Fresh(entry) => Source::Fresh(entry),
             EvaluationOutcome::Stale(entry, error) => Source::Stale(entry, error),
             EvaluationOutcome::Unavailable(error, bootstrap) => {
-                Source::Unavailable(Arc::new(Unavailable { error, context, bootstrap }))
+                Source::Unavailable(Arc::new(Unavailable { error, context, bootstrap, usage: Arc::clone(usage) }))
             }
         })
     }
 
     /// Makes the flags of a context that cannot be sent: none.
-    pub(crate) fn invalid(error: Error, context: CanonicalContext) -> Self {
-        Self(Source::Unavailable(Arc::new(Unavailable { error: Arc::new(error), context, bootstrap: None })))
+    pub(crate) fn invalid(error: Error, context: CanonicalContext, usage: &Arc<UsageLog>) -> Self {
+        Self::new(EvaluationOutcome::Unavailable(Arc::new(error), None), context, usage)
     }
 
     /// Makes flags whose reads are recorded.
@@ -177,13 +228,38 @@ impl Flags {
         }
     }
 
-    /// Records the read of a flag, if reads are recorded.
+    /// Returns the evaluation of a flag, if the service could evaluate it, and its value as one type. Counts as a read.
     #[inline]
-    fn record(&self, key: &str, default: Option<&dyn fmt::Display>) {
-        if let Source::Special(special) = &self.0 {
-            for recorder in &special.recorders {
-                recorder.read(self, key, default);
+    pub(crate) fn read_with<'a, T>(
+        &'a self,
+        key: &str,
+        default: Option<PlainValue<'_>>,
+        read: impl FnOnce(&'a FlagEvaluation) -> Option<T>,
+    ) -> (Option<&'a FlagEvaluation>, Option<T>) {
+        let flag = match &self.0 {
+            Source::Fresh(entry) | Source::Stale(entry, _) => {
+                entry.flag_set.read(key).and_then(|item| item.evaluated())
             }
+            Source::Unavailable(_) | Source::Special(_) => {
+                self.note_read(key);
+                self.evaluated(key)
+            }
+        };
+        let value = flag.and_then(read);
+        if let Source::Special(special) = &self.0 {
+            special.record(&FlagRead { flags: self, key, default, is_used: value.is_some() });
+        }
+        (flag, value)
+    }
+
+    /// Notes for the usage that a flag is read.
+    #[cold]
+    fn note_read(&self, key: &str) {
+        match &self.0 {
+            Source::Fresh(entry) | Source::Stale(entry, _) => drop(entry.flag_set.read(key)),
+            Source::Unavailable(unavailable) => unavailable.usage.read_of(key),
+            // Overridden flags are read like others.
+            Source::Special(special) => special.flags.note_read(key),
         }
     }
 
@@ -287,7 +363,7 @@ impl Flags {
     /// [`FlagError::NotFound`] if the service does not have the flag, [`FlagError::Evaluation`] if it could not evaluate it,
     /// [`FlagError::Unavailable`] if there are no flags for the context.
     pub fn evaluation(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
-        self.record(key, None);
+        self.find(key);
         self.look_up(key)
     }
 
@@ -462,16 +538,14 @@ impl Flags {
 
     /// Reads a flag as one type, or returns the default.
     #[inline]
-    fn value<'a, T: fmt::Display>(
+    fn value<'a, T: Copy + Into<PlainValue<'a>>>(
         &'a self,
         key: &str,
         expected: FlagType,
         read: impl FnOnce(&'a FlagEvaluation) -> Option<T>,
         default: T,
     ) -> T {
-        self.record(key, Some(&default));
-        let flag = self.evaluated(key);
-        let value = flag.and_then(read);
+        let (flag, value) = self.read_with(key, Some(default.into()), read);
         if value.is_none() {
             log_default(key, flag, expected);
         }
@@ -479,10 +553,8 @@ impl Flags {
     }
 
     /// Returns the evaluation of a flag, if the service could evaluate it.
-    #[inline]
     pub(crate) fn find(&self, key: &str) -> Option<&FlagEvaluation> {
-        self.record(key, None);
-        self.evaluated(key)
+        self.read_with(key, None, |_| Some(())).0
     }
 
     /// Returns the evaluation of a flag, if there is one. Does not count as a read.
@@ -525,16 +597,22 @@ impl Flags {
 
     /// Deserializes a flag, if it has a value.
     fn read_as<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
-        let Some(flag) = self.find(key).filter(|flag| !flag.value.is_null()) else {
-            tracing::debug!(target: "flipswitch", key, "using the default: the flag has no value");
-            return None;
+        let read = |flag: &FlagEvaluation| {
+            if flag.value.is_null() {
+                return None;
+            }
+            flag.read_as()
+                .inspect_err(|error| {
+                    let error = printable(&error.to_string());
+                    tracing::debug!(target: "flipswitch", key, error, "using the default: the value has another type");
+                })
+                .ok()
         };
-        flag.read_as()
-            .inspect_err(|error| {
-                let error = printable(&error.to_string());
-                tracing::debug!(target: "flipswitch", key, error, "using the default: the value has another type");
-            })
-            .ok()
+        let (flag, value) = self.read_with(key, None, read);
+        if flag.is_none_or(|flag| flag.value.is_null()) {
+            tracing::debug!(target: "flipswitch", key, "using the default: the flag has no value");
+        }
+        value
     }
 }
 
@@ -592,10 +670,10 @@ pub struct FlagReads {
 pub(crate) struct ReadLog(Mutex<HashMap<String, FlagReads>>);
 
 impl Recorder for ReadLog {
-    fn read(&self, flags: &Flags, key: &str, _: Option<&dyn fmt::Display>) {
-        let context = flags.context();
+    fn read(&self, read: &FlagRead<'_>) {
+        let context = read.flags.context();
         let mut log = self.0.lock();
-        let reads = log.entry(key.to_owned()).or_default();
+        let reads = log.entry(read.key.to_owned()).or_default();
         reads.count += 1;
         if !reads.contexts.contains(&context) {
             reads.contexts.push(context);
@@ -618,7 +696,7 @@ mod tests {
 
     fn flags(items: &Value) -> Flags {
         let body = json!({"flags": items}).to_string();
-        let flag_set = ofrep::bulk(body.as_bytes(), &Interner::default()).unwrap();
+        let flag_set = ofrep::bulk(body.as_bytes(), b"", &Interner::default()).unwrap();
         Flags::fresh(Arc::new(CacheEntry::timeless(&CanonicalContext::start_up(), flag_set)))
     }
 
@@ -669,7 +747,7 @@ mod tests {
     fn debug_output_does_not_show_the_context() {
         let context = EvaluationContext::default().with_targeting_key("secret-user");
         let outcome = EvaluationOutcome::Unavailable(Arc::new(Error::Timeout), None);
-        let flags = Flags::new(outcome, CanonicalContext::new(&context));
+        let flags = Flags::new(outcome, CanonicalContext::new(&context), &Arc::default());
         assert!(!format!("{flags:?}").contains("secret-user"));
         assert_eq!(flags.context(), context);
     }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     context::canonical::{self, CanonicalContext},
-    flags::flag_set::FlagSet,
+    flags::{flag_set::FlagSet, usage::UsageLog},
     provider::flags::ReadLog,
 };
 
@@ -21,6 +21,7 @@ const TARGETED_REASON: &str = "TARGETING_MATCH";
 pub(crate) struct InMemory {
     state: Mutex<State>,
     pub(crate) reads: Option<Arc<ReadLog>>,
+    pub(crate) usage: Arc<UsageLog>,
 }
 
 struct State {
@@ -39,8 +40,10 @@ pub(crate) struct TargetedValue {
 
 impl InMemory {
     pub(crate) fn new(values: Map<String, Value>, reads: Option<Arc<ReadLog>>) -> Self {
-        let common = Arc::new(FlagSet::of_values(values.clone(), REASON));
-        Self { state: Mutex::new(State { values, targeted: Vec::new(), common }), reads }
+        let mut state = State { values, targeted: Vec::new(), common: Arc::default() };
+        let usage = Arc::default();
+        state.rebuild(&usage);
+        Self { state: Mutex::new(state), reads, usage }
     }
 
     /// Returns the flags of a context.
@@ -62,7 +65,7 @@ impl InMemory {
             return common;
         }
         let matching = FlagSet::of_values(matching, TARGETED_REASON);
-        Arc::new(FlagSet::new(common.items().iter().chain(matching.items()).cloned().collect()))
+        Arc::new(common.overlaid(matching.items()))
     }
 
     /// Sets a flag for every context.
@@ -70,7 +73,7 @@ impl InMemory {
         let mut state = self.state.lock();
         state.targeted.retain(|targeted| targeted.key != key);
         state.values.insert(key, value);
-        state.rebuild();
+        state.rebuild(&self.usage);
     }
 
     /// Sets a flag for some contexts.
@@ -82,7 +85,7 @@ impl InMemory {
         let mut state = self.state.lock();
         state.targeted.retain(|targeted| targeted.key != key);
         state.values.remove(key);
-        state.rebuild();
+        state.rebuild(&self.usage);
     }
 
     /// Returns the number of flags.
@@ -92,7 +95,7 @@ impl InMemory {
 }
 
 impl State {
-    fn rebuild(&mut self) {
-        self.common = Arc::new(FlagSet::of_values(self.values.clone(), REASON));
+    fn rebuild(&mut self, usage: &Arc<UsageLog>) {
+        self.common = Arc::new(FlagSet::of_values_in(self.values.clone(), REASON, Some(usage)));
     }
 }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::VecDeque,
-    fmt,
     sync::{Arc, Weak},
     time::Instant,
 };
@@ -11,7 +10,7 @@ use parking_lot::Mutex;
 use time::OffsetDateTime;
 
 use crate::{
-    provider::flags::{FlagSource, Flags, Recorder},
+    provider::flags::{FlagRead, FlagSource, Recorder},
     sanitize::printable,
 };
 
@@ -99,7 +98,8 @@ impl Inspection {
 }
 
 impl Recorder for Inspection {
-    fn read(&self, flags: &Flags, key: &str, default: Option<&dyn fmt::Display>) {
+    fn read(&self, read: &FlagRead<'_>) {
+        let FlagRead { flags, key, default, is_used } = *read;
         let default = default.map(|default| shortened(&default.to_string()));
         let shown = shortened(key);
         let is_first = {
@@ -111,7 +111,7 @@ impl Recorder for Inspection {
             }
             if reads.len() < MAX_READS {
                 let found = flags.peek(key);
-                let (source, since) = flags.source_of(key);
+                let (source, since) = if is_used { flags.source_of(key) } else { (FlagSource::Default, None) };
                 reads.push(Read {
                     key: shown,
                     value: found.filter(|flag| !flag.value.is_null()).map(|flag| shortened(&flag.value.to_string())),

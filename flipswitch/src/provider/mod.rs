@@ -2,6 +2,7 @@
 
 pub(crate) mod browsers;
 pub(crate) mod builder;
+pub(crate) mod evaluation_events;
 pub(crate) mod explanation;
 pub(crate) mod flags;
 pub(crate) mod in_memory;

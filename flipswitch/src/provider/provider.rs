@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -19,7 +19,7 @@ use tracing::Instrument;
 use crate::{
     cache::{entry::CacheEntry, epoch::EpochReading},
     clock::{COARSE_LAG, coarse_now},
-    config::{BaseUrl, Config},
+    config::{BaseUrl, Config, ContextId, EvaluationEvents},
     context::{
         canonical::{self, Canonical, CanonicalContext},
         context::Context,
@@ -28,24 +28,30 @@ use crate::{
     },
     credential::{API_KEY, ApiKey, Auth, Credential},
     error::{Chain, ConfigError, Error, FlagError, ReadyError},
-    evaluator::evaluator::{Evaluator, Startup},
+    evaluator::evaluator::{EvaluationOutcome, Evaluator, Startup},
     events::{
         bus::{EventBus, Subscription},
         events::{ConnectionStatus, FlagChangeEvent, ProviderEvent, ProviderEvents},
         health::{Health, HealthState},
         notifier::Notifier,
     },
-    flags::{declare::DeclaredFlag, evaluation::FlagEvaluation, flag_set::object},
+    flags::{
+        declare::DeclaredFlag,
+        evaluation::FlagEvaluation,
+        flag_set::object,
+        usage::{Usage, UsageLog},
+    },
     provider::{
         browsers::Browsers,
         builder::FlipswitchProviderBuilder,
+        evaluation_events::{EventReporter, PROVIDER},
         flags::{Flags, ReadLog},
         in_memory::InMemory,
         inspection::Inspections,
         twins,
     },
     runtime::{ProviderRuntime, with_timeout},
-    secret::{BrowserKeys, Secret, VisitorKeys},
+    secret::{BrowserKeys, Secret, Secrets, TelemetryKey, VisitorKeys},
     stats::Stats,
     updates::{changes::Changes, updates::Updates},
     warn_once::WarnOnce,
@@ -75,6 +81,9 @@ struct Handle {
     visitor_keys: VisitorKeys,
     inspections: Arc<Inspections>,
     browsers: Arc<Browsers>,
+    /// Whether reads are reported. Here, because each evaluation asks.
+    reports_reads: bool,
+    event_reporter: Arc<EventReporter>,
     built_at: OffsetDateTime,
     metadata: ProviderMetadata,
 }
@@ -109,6 +118,24 @@ struct Miss<'a> {
     context: CanonicalContext,
     reading: EpochReading,
     evaluator: &'a Arc<Evaluator>,
+}
+
+/// A handle to a provider that does not keep it: for callbacks and tasks that must not prolong its life.
+#[derive(Clone)]
+pub struct WeakProvider(Weak<Handle>);
+
+impl WeakProvider {
+    /// Returns the provider, unless its last handle is gone.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<FlipswitchProvider> {
+        self.0.upgrade().map(|handle| FlipswitchProvider { handle })
+    }
+}
+
+impl fmt::Debug for WeakProvider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WeakProvider")
+    }
 }
 
 impl FlipswitchProvider {
@@ -175,8 +202,8 @@ impl FlipswitchProvider {
     pub(crate) fn with_in_memory(in_memory: Arc<InMemory>) -> Self {
         let runtime = Arc::new(ProviderRuntime::new(None, None));
         let bus = Arc::new(EventBus::new(Arc::clone(&runtime)));
-        let secret = Secret::of_this_process();
-        Self::with_source(Source::InMemory(in_memory), runtime, bus, None, &secret, None, false)
+        let secrets = Secrets::of_this_process();
+        Self::with_source(Source::InMemory(in_memory), runtime, bus, None, &secrets, Default::default())
     }
 
     /// Publishes a change of a flag in memory.
@@ -193,8 +220,12 @@ impl FlipswitchProvider {
         let secret = config.secret.clone().or_else(|| config.credential.key().map(ApiKey::secret));
         let has_secret = secret.is_some();
         let is_guessable = config.secret.is_none() && config.credential.key().is_none_or(ApiKey::is_short);
-        let secret = secret.unwrap_or_else(Secret::of_this_process);
-        let secret_before = config.secret_before.clone();
+        let secrets = Secrets {
+            current: secret.unwrap_or_else(Secret::of_this_process),
+            before: config.secret_before.clone(),
+            is_guessable,
+        };
+        let events = (options.evaluation_events, options.evaluation_context_id);
         let bus = Arc::new(EventBus::new(Arc::clone(&runtime)));
         let notifier = Arc::new(Notifier::new(&options, Arc::clone(&bus), config.secret.is_some()));
         let changes = Arc::new(Changes::default());
@@ -211,15 +242,7 @@ impl FlipswitchProvider {
         let is_realtime = options.enable_realtime;
         let target = Box::new(Target { base_url, credential, headers, is_realtime, has_secret });
         let service = Service { evaluator, notifier, updates, target };
-        Ok(Self::with_source(
-            Source::Service(service),
-            runtime,
-            bus,
-            name,
-            &secret,
-            secret_before.as_ref(),
-            is_guessable,
-        ))
+        Ok(Self::with_source(Source::Service(service), runtime, bus, name, &secrets, events))
     }
 
     fn with_source(
@@ -227,15 +250,14 @@ impl FlipswitchProvider {
         runtime: Arc<ProviderRuntime>,
         bus: Arc<EventBus>,
         name: Option<String>,
-        secret: &Secret,
-        secret_before: Option<&Secret>,
-        is_guessable: bool,
+        secrets: &Secrets,
+        (events, context_id): (EvaluationEvents, ContextId),
     ) -> Self {
-        // Browsers see codes: an API key that is short enough to be guessed would not stay secret.
-        let random = Secret::of_this_process();
-        let browser_secret = if is_guessable { &random } else { secret };
+        let for_others = secrets.for_others();
+        let event_reporter = EventReporter::new(events, context_id, TelemetryKey::new(&for_others));
         let draining = runtime.cancellation_token().child_token();
-        let browsers = Arc::new(Browsers::new(BrowserKeys::new(browser_secret), is_guessable, bus.changes(), draining));
+        let keys = BrowserKeys::new(&for_others);
+        let browsers = Arc::new(Browsers::new(keys, secrets.is_guessable, bus.changes(), draining));
         Self {
             handle: Arc::new(Handle {
                 source,
@@ -246,11 +268,13 @@ impl FlipswitchProvider {
                 warned: WarnOnce::default(),
                 left_out: LeftOutWarnings::default(),
                 name,
-                visitor_keys: VisitorKeys::new(secret, secret_before),
+                visitor_keys: VisitorKeys::new(&secrets.current, secrets.before.as_ref()),
                 inspections: Arc::default(),
                 browsers,
+                reports_reads: events != EvaluationEvents::Off,
+                event_reporter: Arc::new(event_reporter),
                 built_at: OffsetDateTime::now_utc(),
-                metadata: ProviderMetadata::new("flipswitch"),
+                metadata: ProviderMetadata::new(PROVIDER),
             }),
         }
     }
@@ -344,7 +368,7 @@ impl FlipswitchProvider {
                 self.start();
                 let evaluate = async move {
                     let Miss { context, reading, evaluator } = *miss;
-                    Flags::new(evaluator.evaluate(&context, reading).await, context)
+                    self.made(evaluator.evaluate(&context, reading).await, context)
                 };
                 Box::pin(evaluate.instrument(self.handle.runtime.span())).await
             }
@@ -365,7 +389,7 @@ impl FlipswitchProvider {
             Err(invalid) => return invalid,
         };
         let evaluate =
-            async move { Flags::new(evaluator.evaluate_since(&context, reading, Some(since)).await, context) };
+            async move { self.made(evaluator.evaluate_since(&context, reading, Some(since)).await, context) };
         Box::pin(evaluate.instrument(self.handle.runtime.span())).await
     }
 
@@ -394,7 +418,7 @@ impl FlipswitchProvider {
     pub(crate) fn try_flags(&self, context: &Context) -> Option<Flags> {
         let try_evaluate = |miss: Box<Miss<'_>>| {
             let Miss { context, reading, evaluator } = *miss;
-            evaluator.try_evaluate(&context, reading).map(|outcome| Flags::new(outcome, context))
+            evaluator.try_evaluate(&context, reading).map(|outcome| self.made(outcome, context))
         };
         self.fresh(context).map_or_else(try_evaluate, Some)
     }
@@ -403,7 +427,7 @@ impl FlipswitchProvider {
     pub(crate) fn last_known_flags(&self, context: &Context) -> Option<Flags> {
         let last_known = |miss: Box<Miss<'_>>| {
             let Miss { context, reading, evaluator } = *miss;
-            evaluator.last_known(&context, reading).map(|outcome| Flags::new(outcome, context))
+            evaluator.last_known(&context, reading).map(|outcome| self.made(outcome, context))
         };
         self.fresh(context).map_or_else(last_known, Some)
     }
@@ -418,7 +442,7 @@ impl FlipswitchProvider {
                 // An entry that may be too old is left to the exact clock.
                 let now = now + COARSE_LAG;
                 match evaluator.remembered(context, reading, now) {
-                    Some(entry) => Ok(Flags::fresh(entry)),
+                    Some(entry) => Ok(self.observed(Flags::fresh(entry))),
                     None => self.cached(evaluator, context, reading, now),
                 }
             }
@@ -439,13 +463,31 @@ impl FlipswitchProvider {
                 return Ok(invalid);
             }
             match evaluator.fresh(context, canonical, reading, now) {
-                Some(entry) => Ok(Flags::fresh(entry)),
+                Some(entry) => Ok(self.observed(Flags::fresh(entry))),
                 None => {
                     let context = CanonicalContext::from_bytes(canonical.bytes);
                     Err(Box::new(Miss { context, reading, evaluator }))
                 }
             }
         })
+    }
+
+    fn made(&self, outcome: EvaluationOutcome, context: CanonicalContext) -> Flags {
+        self.observed(Flags::new(outcome, context, self.usage_log()))
+    }
+
+    /// Returns flags whose reads are reported, if reads are.
+    #[inline]
+    fn observed(&self, flags: Flags) -> Flags {
+        if self.handle.reports_reads { self.reported(flags) } else { flags }
+    }
+
+    #[cold]
+    fn reported(&self, flags: Flags) -> Flags {
+        match self.handle.event_reporter.recorder() {
+            Some(recorder) => flags.recorded(recorder),
+            None => flags,
+        }
     }
 
     fn in_memory_flags(&self, in_memory: &InMemory, context: View<'_>) -> Flags {
@@ -466,7 +508,8 @@ impl FlipswitchProvider {
     #[inline]
     pub(crate) fn report_left_out(&self, context: Canonical<'_>) -> Option<Flags> {
         let error = self.left_out_error(context.left_out?)?;
-        Some(Flags::invalid(error, CanonicalContext::from_bytes(context.bytes)))
+        let context = CanonicalContext::from_bytes(context.bytes);
+        Some(self.observed(Flags::invalid(error, context, self.usage_log())))
     }
 
     #[cold]
@@ -489,8 +532,37 @@ impl FlipswitchProvider {
         Ok(flags.iter().cloned().collect())
     }
 
+    /// Returns a handle that does not keep the provider.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakProvider {
+        WeakProvider(Arc::downgrade(&self.handle))
+    }
+
+    /// Takes note of flags that the code declares, and warns of those that the service does not have, now or after its first
+    /// response. Returns the text of the warning that was logged now.
+    pub(crate) async fn declare(&self, flags: &'static [DeclaredFlag]) -> Option<String> {
+        self.usage_log().declare(flags);
+        let Source::Service(Service { evaluator, .. }) = &self.handle.source else {
+            return self.declared_problems(flags).await;
+        };
+        let mut startup = evaluator.startup();
+        if matches!(*startup.borrow(), Startup::Ready) {
+            return self.declared_problems(flags).await;
+        }
+        let provider = self.downgrade();
+        let check = async move {
+            let is_ready = startup.wait_for(|state| matches!(state, Startup::Ready)).await.is_ok();
+            if let Some(provider) = provider.upgrade().filter(|_| is_ready) {
+                provider.declared_problems(flags).await;
+            }
+        };
+        // Fails after shutdown only.
+        let _ = self.handle.runtime.spawn(check);
+        None
+    }
+
     /// Compares declared flags with those of the start-up context, and logs a warning about those that differ. Returns its text.
-    pub(crate) async fn declared_problems(&self, declared: &[DeclaredFlag]) -> Option<String> {
+    async fn declared_problems(&self, declared: &[DeclaredFlag]) -> Option<String> {
         let start_up = CanonicalContext::start_up();
         let flags = self.flags(&canonical::decode(start_up.as_bytes())).await;
         // Without flags, it is not known which there are.
@@ -713,6 +785,44 @@ impl FlipswitchProvider {
         }
     }
 
+    /// Returns which flags were read since the provider was built, and which were not: those that no code needs any more can
+    /// be removed.
+    ///
+    /// Reads of single flags count, through [`Flags`], gates and OpenFeature clients, also if the value is overridden or the
+    /// default counts. What lists all flags does not, such as [`Flags::to_json`] or pages of browsers. Costs a read next to
+    /// nothing: times are precise to the minute, and there are no numbers of reads. [In memory](Self::in_memory) and after
+    /// shutdown, the time of a read is that of the call that first returns it.
+    ///
+    /// ```
+    /// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() {
+    /// let provider = FlipswitchProvider::in_memory(json!({"new-checkout": true, "old-banner": false}));
+    /// assert!(provider.flags(Context::user("alice")).await.bool("new-checkout", false));
+    ///
+    /// let usage = provider.usage();
+    /// let unread = usage.flags.iter().filter(|flag| flag.last_read.is_none());
+    /// assert_eq!(unread.map(|flag| &flag.key).collect::<Vec<_>>(), ["old-banner"]);
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn usage(&self) -> Usage {
+        self.usage_log().usage(OffsetDateTime::now_utc())
+    }
+
+    /// Returns where reads of flags are noted.
+    pub(crate) fn usage_log(&self) -> &Arc<UsageLog> {
+        match &self.handle.source {
+            Source::Service(service) => service.evaluator.transport().usage(),
+            Source::InMemory(in_memory) => &in_memory.usage,
+        }
+    }
+
+    /// Returns what reports evaluations.
+    pub(crate) fn event_reporter(&self) -> &EventReporter {
+        &self.handle.event_reporter
+    }
+
     /// Starts what runs in the background, unless it is started.
     pub(crate) fn start(&self) {
         let Handle { source, runtime, is_started, .. } = &*self.handle;
@@ -721,7 +831,7 @@ impl FlipswitchProvider {
         }
         let Source::Service(service) = source else { return };
         let _entered = runtime.span().entered();
-        if let Err(error) = service.start() {
+        if let Err(error) = service.start(runtime) {
             tracing::error!(target: "flipswitch", error = %Chain(&error), "could not start; retrying at the next use");
             is_started.store(false, Ordering::Relaxed);
             return;
@@ -783,9 +893,11 @@ impl FlipswitchProvider {
 }
 
 impl Service {
-    fn start(&self) -> Result<(), Error> {
+    fn start(&self, runtime: &ProviderRuntime) -> Result<(), Error> {
         self.evaluator.start()?;
         self.updates.start()?;
+        let usage = Arc::clone(self.evaluator.transport().usage());
+        drop(runtime.spawn(usage.sweep_each_minute())?);
         let Target { base_url, is_realtime, credential, headers, .. } = &*self.target;
         let api_key = credential.lock().clone();
         let proxy = self.evaluator.transport().proxy();

@@ -183,8 +183,8 @@ impl Check {
     fn holds(&self, flags: &Flags) -> bool {
         match self {
             Self::Flag { key, default, opens_if, warned } => {
-                let flag = flags.find(key);
-                let on = flag.and_then(FlagEvaluation::as_bool).unwrap_or_else(|| {
+                let (flag, on) = flags.read_with(key, Some((*default).into()), FlagEvaluation::as_bool);
+                let on = on.unwrap_or_else(|| {
                     // A flag without a value, or no flags at all, is not a mistake.
                     let is_mistake = flag.map_or(flags.available().is_ok(), |flag| !flag.value.is_null());
                     if is_mistake && !warned.swap(true, Ordering::Relaxed) {
@@ -221,9 +221,13 @@ fn warn(key: &str, flags: &Flags, default: bool) {
         FlagError::TypeMismatch { found, .. } => tracing::warn!(
             target: "flipswitch", key, %found, default, "a gate uses its default: the flag is not a boolean"
         ),
-        FlagError::NotFound => tracing::warn!(
-            target: "flipswitch", key, default, "a gate uses its default: the flag service does not have the flag"
-        ),
+        FlagError::NotFound => {
+            let did_you_mean = flags.why(key).suggestion;
+            tracing::warn!(
+                target: "flipswitch", key, default, did_you_mean,
+                "a gate uses its default: the flag service does not have the flag"
+            );
+        }
         error => tracing::warn!(target: "flipswitch", key, default, %error, "a gate uses its default"),
     }
 }

@@ -138,12 +138,18 @@ pub use crate::request::{
     visitor::{Anonymous, AnonymousCookie, SameSite},
 };
 use crate::{
+    config::EvaluationEvents,
     context::{
         context::{Context, Layer},
         into_context::IntoContext,
     },
     flags::declare::FlagDef,
-    provider::{flags::Flags, inspection::Inspection, provider::FlipswitchProvider},
+    provider::{
+        evaluation_events::{PROVIDER, report_client},
+        flags::Flags,
+        inspection::Inspection,
+        provider::FlipswitchProvider,
+    },
     request::{
         inspection,
         overrides::SignedOverrides,
@@ -154,7 +160,7 @@ use crate::{
     },
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
-use open_feature::EvaluationContext;
+use open_feature::{EvaluationContext, EvaluationDetails, EvaluationError, HookContext, Value};
 
 /// Names of attributes that are kept of an inspected request.
 const MAX_NAMES: usize = 50;
@@ -517,4 +523,31 @@ pub fn preflight_refused(scope: &RequestScope) {
 #[must_use]
 pub fn read<F: FlagDef>(flags: &Flags) -> F::Value {
     flags.read::<F>()
+}
+
+/// Returns whether a provider reports evaluations by itself, because of its
+/// [`evaluation_events`](crate::FlipswitchProviderBuilder::evaluation_events).
+#[must_use]
+pub fn reports_evaluations(provider: &FlipswitchProvider) -> bool {
+    provider.event_reporter().events != EvaluationEvents::Off
+}
+
+/// Reports an evaluation of an OpenFeature client as an event, for hooks. The event has the attributes of
+/// [`evaluation_events`](crate::FlipswitchProviderBuilder::evaluation_events).
+///
+/// The client may be that of any provider; the settings and the secret of `provider` name the context. The targeting key is that
+/// of the evaluation, or that of the request of `provider` that the caller runs in. Does nothing for evaluations that a
+/// Flipswitch provider [reports](reports_evaluations) itself.
+pub fn report_evaluation(
+    provider: &FlipswitchProvider,
+    context: &HookContext<'_>,
+    outcome: Result<&EvaluationDetails<Value>, &EvaluationError>,
+) {
+    if reports_evaluations(provider) && context.provider_metadata.name == PROVIDER {
+        return;
+    }
+    let of_request = || RequestScope::current()?.of(provider)?.targeting_key();
+    let targeting_key = context.evaluation_context.targeting_key.clone().or_else(of_request);
+    let context_id = targeting_key.and_then(|key| provider.event_reporter().context_id(&key));
+    report_client(context, context_id.as_deref(), outcome);
 }

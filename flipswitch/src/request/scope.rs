@@ -18,7 +18,7 @@ use crate::{
         context::{Context, Layer, PreparedContext},
         into_context::IntoContext,
     },
-    provider::{browsers::ContextId, flags::Flags, inspection::Inspection, provider::FlipswitchProvider},
+    provider::{browsers::BrowserId, flags::Flags, inspection::Inspection, provider::FlipswitchProvider},
     request::{overrides::Overrides, visitor::VisitorCookie, warnings::SetupWarning},
 };
 
@@ -359,8 +359,8 @@ impl RequestScope {
     }
 
     /// Returns what limits for browsers go by.
-    pub(super) fn browser_id(&self) -> ContextId {
-        ContextId::of(&self.request.context, self.request.is_visitor)
+    pub(super) fn browser_id(&self) -> BrowserId {
+        BrowserId::of(&self.request.context, self.request.is_visitor)
     }
 
     /// Notes that the response has what belongs to one user.

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
+    context::redact::redacted,
     error::Error,
     flag_type::FlagType,
     flags::{
@@ -32,21 +33,21 @@ struct Unreadable {
     result: Option<Box<Unreadable>>,
 }
 
-/// Parses the body of a bulk response with status 200.
+/// Parses the body of a bulk response with status 200, for a context.
 ///
 /// # Errors
 ///
 /// [`Error::Decode`] if the body is not JSON or has no list of flags. An invalid item becomes an error of that flag only.
-pub(crate) fn bulk(body: &[u8], interner: &Interner) -> Result<Arc<FlagSet>, Error> {
+pub(crate) fn bulk(body: &[u8], context: &[u8], interner: &Interner) -> Result<Arc<FlagSet>, Error> {
     let Bulk { flags } = serde_json::from_slice(body).map_err(|error| Error::json(&error))?;
     // Allocated at its final size: the items stay in memory for long, and shrinking later fragments the heap.
     let mut items = Vec::with_capacity(flags.len());
-    items.extend(flags.into_iter().filter_map(|raw| interner.item(raw.get(), || item(raw))));
+    items.extend(flags.into_iter().filter_map(|raw| interner.item(raw.get(), || item(raw, context))));
     Ok(interner.flag_set(items))
 }
 
 /// Parses one item. Returns `None` for an item without a key, which OFREP tells clients to skip.
-fn item(raw: &RawValue) -> Option<Item> {
+fn item(raw: &RawValue, context: &[u8]) -> Option<Item> {
     let fields = match serde_json::from_str::<Map<String, Value>>(raw.get()) {
         Ok(fields) => fields,
         Err(error) => {
@@ -56,10 +57,10 @@ fn item(raw: &RawValue) -> Option<Item> {
             return Some(Item { key, outcome: Outcome::Failed { code: "PARSE_ERROR".to_owned(), details } });
         }
     };
-    evaluated(fields)
+    evaluated(fields, context)
 }
 
-fn evaluated(mut fields: Map<String, Value>) -> Option<Item> {
+fn evaluated(mut fields: Map<String, Value>, context: &[u8]) -> Option<Item> {
     let is_wrapped = !fields.contains_key("value") && !fields.contains_key("errorCode");
     if let (true, Some(Value::Object(mut inner))) = (is_wrapped, fields.remove("result")) {
         if let (false, Some(key)) = (inner.contains_key("key"), fields.remove("key")) {
@@ -69,8 +70,8 @@ fn evaluated(mut fields: Map<String, Value>) -> Option<Item> {
     }
     let key = text(fields.remove("key"))?;
     if let Some(code) = text(fields.remove("errorCode")) {
-        let details = details(fields.remove("errorDetails"));
-        return Some(Item { key, outcome: Outcome::Failed { code: printable(&code), details } });
+        let details = details(fields.remove("errorDetails"), context);
+        return Some(Item { key, outcome: Outcome::Failed { code: redacted(&code, context), details } });
     }
     let value = fields.remove("value").unwrap_or(Value::Null);
     let metadata = match fields.remove("metadata") {
@@ -88,12 +89,12 @@ fn evaluated(mut fields: Map<String, Value>) -> Option<Item> {
     Some(Item { key, outcome: Outcome::Evaluated(flag) })
 }
 
-/// Parses the body of a response that rejects the evaluation. Returns `None` if it is not in OFREP's form.
-pub(crate) fn rejection(body: &[u8]) -> Option<Error> {
+/// Parses the body of a response that rejects the evaluation of a context. Returns `None` if it is not in OFREP's form.
+pub(crate) fn rejection(body: &[u8], context: &[u8]) -> Option<Error> {
     let mut fields: Map<String, Value> = serde_json::from_slice(body).ok()?;
     let code = text(fields.remove("errorCode"))?;
-    let details = details(fields.remove("errorDetails"));
-    Some(Error::Evaluation { code: printable(&code), details })
+    let details = details(fields.remove("errorDetails"), context);
+    Some(Error::Evaluation { code: redacted(&code, context), details })
 }
 
 fn text(value: Option<Value>) -> Option<String> {
@@ -103,11 +104,11 @@ fn text(value: Option<Value>) -> Option<String> {
     }
 }
 
-fn details(value: Option<Value>) -> Option<String> {
+fn details(value: Option<Value>, context: &[u8]) -> Option<String> {
     match value? {
         Value::Null => None,
-        Value::String(text) => Some(printable(&text)),
-        other => Some(printable(&other.to_string())),
+        Value::String(text) => Some(redacted(&text, context)),
+        other => Some(redacted(&other.to_string(), context)),
     }
 }
 
@@ -119,7 +120,7 @@ mod tests {
     use crate::error::{Chain, FlagError};
 
     fn read(body: &[u8]) -> Result<Arc<FlagSet>, Error> {
-        bulk(body, &Interner::default())
+        bulk(body, b"", &Interner::default())
     }
 
     fn flag_set(items: &Value) -> Arc<FlagSet> {
@@ -212,10 +213,10 @@ mod tests {
     #[test]
     fn a_rejection_is_read_from_its_code() {
         let body = br#"{"key":"f","errorCode":"TARGETING_KEY_MISSING","errorDetails":"say who"}"#;
-        let Some(Error::Evaluation { code, details }) = rejection(body) else { panic!("a rejection") };
+        let Some(Error::Evaluation { code, details }) = rejection(body, b"") else { panic!("a rejection") };
         assert_eq!((code.as_str(), details.as_deref()), ("TARGETING_KEY_MISSING", Some("say who")));
         for body in ["", "{}", "no", r#"{"errorCode":7}"#] {
-            assert!(rejection(body.as_bytes()).is_none(), "{body:?}");
+            assert!(rejection(body.as_bytes(), b"").is_none(), "{body:?}");
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     context::canonical::CanonicalContext,
     credential::Credential,
     error::{Chain, ConfigError, Error, Failure},
-    flags::{flag_set::FlagSet, intern::Interner},
+    flags::{flag_set::FlagSet, intern::Interner, usage::UsageLog},
     sanitize::printable,
     wire::{
         event_streams::{self, Advertised, ConfigVersion, StreamUrl},
@@ -98,6 +98,16 @@ impl Transport {
         })
     }
 
+    /// Returns where reads of the flags are noted.
+    pub(crate) fn usage(&self) -> &Arc<UsageLog> {
+        self.interner.usage()
+    }
+
+    /// Returns a set without flags.
+    pub(crate) fn no_flags(&self) -> Arc<FlagSet> {
+        self.interner.flag_set(Vec::new())
+    }
+
     /// Sends another API key or token from now on.
     pub(crate) fn set_credential(&self, credential: &Credential) {
         credential.insert_into(&mut self.headers.write());
@@ -150,7 +160,7 @@ impl Transport {
         match response.status() {
             StatusCode::OK => {
                 let body = body(response, MAX_BODY).await?;
-                let flag_set = ofrep::bulk(&body, &self.interner)?;
+                let flag_set = ofrep::bulk(&body, context.as_bytes(), &self.interner)?;
                 self.has_flags();
                 let reads_streams = self.options.follows_event_streams() && context.is_start_up();
                 let streams = reads_streams.then(|| event_streams::advertised(&body, self.base_url.url()));
@@ -160,22 +170,24 @@ impl Transport {
                 self.has_flags();
                 Ok(Bulk::NotModified { etag })
             }
-            StatusCode::NOT_FOUND => match self.status_failure(response, self.bulk_url.as_str()).await {
-                Failure { error: Error::Status(_), .. }
-                    if may_lack_flags && self.not_found.lock().means_no_flags(Instant::now()) =>
-                {
-                    if self.not_found.lock().must_report() {
-                        tracing::warn!(
-                            target: "flipswitch", url = %self.bulk_url,
-                            "the flag service has responded with 404 for a minute, so all flags have their defaults; check \
-                             the base URL"
-                        );
+            StatusCode::NOT_FOUND => {
+                match self.status_failure(response, self.bulk_url.as_str(), context.as_bytes()).await {
+                    Failure { error: Error::Status(_), .. }
+                        if may_lack_flags && self.not_found.lock().means_no_flags(Instant::now()) =>
+                    {
+                        if self.not_found.lock().must_report() {
+                            tracing::warn!(
+                                target: "flipswitch", url = %self.bulk_url,
+                                "the flag service has responded with 404 for a minute, so all flags have their defaults; check \
+                                 the base URL"
+                            );
+                        }
+                        Ok(Bulk::NoFlags)
                     }
-                    Ok(Bulk::NoFlags)
+                    failure => Err(failure),
                 }
-                failure => Err(failure),
-            },
-            _ => Err(self.status_failure(response, self.bulk_url.as_str()).await),
+            }
+            _ => Err(self.status_failure(response, self.bulk_url.as_str(), context.as_bytes()).await),
         }
     }
 
@@ -225,7 +237,7 @@ impl Transport {
         let status = response.status();
         if status != StatusCode::OK {
             let failure = match source {
-                StreamSource::Own => self.status_failure(response, self.events_url.as_str()).await,
+                StreamSource::Own => self.status_failure(response, self.events_url.as_str(), b"").await,
                 // Its body may repeat the URL. A status says nothing about the API key: the token in the URL may have expired.
                 StreamSource::Advertised(_) => {
                     let retry_after = retry_after(response.headers());
@@ -288,8 +300,9 @@ impl Transport {
         Failure { is_connect, ..error.into() }
     }
 
-    /// Returns the failure for a status that is neither success nor 304. `url` is what may be shown of the URL.
-    async fn status_failure(&self, response: Response, url: &str) -> Failure {
+    /// Returns the failure for a status that is neither success nor 304. `url` is what may be shown of the URL, and `context` what
+    /// was sent to be evaluated.
+    async fn status_failure(&self, response: Response, url: &str, context: &[u8]) -> Failure {
         let retry_after = retry_after(response.headers());
         let status = response.status();
         let error = match status {
@@ -300,8 +313,8 @@ impl Transport {
             StatusCode::NOT_FOUND => self.own_body(response, url).await.err().unwrap_or(Error::Status(status)),
             StatusCode::TOO_MANY_REQUESTS => Error::RateLimited { retry_after: retry_after.unwrap_or_default() },
             StatusCode::BAD_REQUEST => {
-                let rejection = body(response, MAX_ERROR_BODY).await.ok().and_then(|body| ofrep::rejection(&body));
-                rejection.unwrap_or(Error::Status(status))
+                let body = body(response, MAX_ERROR_BODY).await.ok();
+                body.and_then(|body| ofrep::rejection(&body, context)).unwrap_or(Error::Status(status))
             }
             _ => Error::Status(status),
         };

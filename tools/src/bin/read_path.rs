@@ -1,4 +1,5 @@
-//! Measures what it costs to read a flag, to compare two versions of the code: `read_path`. Takes about ten seconds.
+//! Measures what it costs to read a flag, to compare two versions of the code: `read_path [NAME]`. Takes about ten
+//! seconds. With an argument, it measures the figures whose names contain it.
 //!
 //! Prints a line for each figure: its name, and nanoseconds for each of a fixed number of iterations. The figures are
 //! those of `cargo bench -p flipswitch --bench read_path`, without the statistics, and those of whole requests through
@@ -25,10 +26,14 @@ use flipswitch_axum::{Flags, FlipswitchLayer};
 use futures_util::FutureExt;
 use tower::Service as _;
 
-struct Print;
+/// Prints the figures whose names contain this text.
+struct Print(String);
 
 impl Measure for Print {
     fn on_one_thread<T>(&mut self, name: &str, read: impl Fn(usize) -> T) {
+        if !name.contains(&self.0) {
+            return;
+        }
         let iterations = iterations(name);
         run(iterations / 10, &read);
         let began = Instant::now();
@@ -37,6 +42,9 @@ impl Measure for Print {
     }
 
     fn on_two_threads<T>(&mut self, name: &str, read: impl Fn(usize) -> T + Sync) {
+        if !name.contains(&self.0) {
+            return;
+        }
         let iterations = iterations(name);
         run(iterations / 10, &read);
         let began = Instant::now();
@@ -52,7 +60,7 @@ impl Measure for Print {
 fn iterations(name: &str) -> usize {
     match name.split_once('/') {
         Some(("flags", _)) => 20_000_000,
-        Some(("provider" | "request", _)) => 500_000,
+        Some(("provider" | "request" | "events", _)) => 500_000,
         _ => 200_000,
     }
 }
@@ -105,6 +113,7 @@ fn greeting(on: bool) -> &'static str {
 }
 
 fn main() {
-    measure_all(&mut Print);
-    measure_requests(&mut Print);
+    let mut print = Print(std::env::args().nth(1).unwrap_or_default());
+    measure_all(&mut print);
+    measure_requests(&mut print);
 }

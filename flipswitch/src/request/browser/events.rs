@@ -289,7 +289,7 @@ mod tests {
     use super::*;
     use crate::{
         context::context::Context as FlagContext,
-        provider::browsers::{Browsers, ContextId, StreamLimits},
+        provider::browsers::{BrowserId, Browsers, StreamLimits},
         secret::{BrowserKeys, Secret},
     };
 
@@ -317,8 +317,8 @@ mod tests {
         }
     }
 
-    fn alice() -> ContextId {
-        ContextId::of(&FlagContext::user("alice"), false)
+    fn alice() -> BrowserId {
+        BrowserId::of(&FlagContext::user("alice"), false)
     }
 
     fn has_event(bytes: &Option<Bytes>) -> bool {

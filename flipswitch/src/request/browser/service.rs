@@ -27,7 +27,7 @@ use crate::{
     context::context::{Context, Layer, PreparedContext},
     events::bus::MAX_AHEAD,
     provider::{
-        browsers::{ContextId, StreamLimits},
+        browsers::{BrowserId, StreamLimits},
         flags::Flags,
         provider::FlipswitchProvider,
     },
@@ -309,7 +309,7 @@ impl BrowserService {
         &self,
         request: &BrowserRequest,
         flags: &Flags,
-        id: ContextId,
+        id: BrowserId,
         user: &str,
         is_late: bool,
     ) -> BrowserResponse {
@@ -335,7 +335,7 @@ impl BrowserService {
 
     /// Returns the context of the request with the attributes that the browser adds, below its own, and whether these were
     /// ignored because there is no allowance for them.
-    fn merged(&self, scope: &RequestScope, body: &Body, id: ContextId) -> (Option<PreparedContext>, bool) {
+    fn merged(&self, scope: &RequestScope, body: &Body, id: BrowserId) -> (Option<PreparedContext>, bool) {
         let Some(additions) = body.additions(&self.settings.attributes) else { return (None, false) };
         let merged = Context::merge(additions, scope.own_context().clone(), Layer::Upper).prepared();
         let (context, browsers) = (Context::from(merged.clone()), self.provider.browsers());
@@ -354,7 +354,7 @@ impl BrowserService {
         request: &BrowserRequest,
         scope: &RequestScope,
         merged: Option<&PreparedContext>,
-        id: ContextId,
+        id: BrowserId,
     ) -> (Option<Instant>, bool) {
         let browsers = self.provider.browsers();
         let now = OffsetDateTime::now_utc();

@@ -1,0 +1,360 @@
+//! Which flags an application reads, for finding those that nothing reads any more.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use parking_lot::{Mutex, RwLock};
+use serde::Serialize;
+use time::OffsetDateTime;
+
+use crate::flags::{declare::DeclaredFlag, flag_set::Keys};
+
+/// How many keys are remembered that neither the service has nor the code declares.
+const MAX_OTHERS: usize = 1_024;
+
+/// Longest of these keys, in bytes. A longer one is made of something, and is no key.
+const MAX_KEY: usize = 256;
+
+/// How often the marks of reads are collected.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Which flags an application has read since its provider was built: returned by
+/// [`FlipswitchProvider::usage`](crate::FlipswitchProvider::usage). Serializes to JSON with dates in RFC 3339.
+///
+/// Holds keys and times only: neither values nor contexts, and no numbers of reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct Usage {
+    /// When the provider was built.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// The flags that the service has, that the code declares, or that were read; sorted by key.
+    pub flags: Vec<FlagUsage>,
+    /// Whether all keys that were read are listed. `false` if more than 1 024 keys were read that the service does not have
+    /// and the code does not declare, or one that is longer than 256 bytes.
+    pub is_complete: bool,
+}
+
+/// The reads of one flag.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+#[non_exhaustive]
+pub struct FlagUsage {
+    /// Key of the flag.
+    pub key: String,
+    /// When the flag was read last, to the minute. `None` if it was not read since the provider was built.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub last_read: Option<OffsetDateTime>,
+    /// Whether the code declares the flag, in a list that [`declared`](crate::LifespanBuilder::declared) was given.
+    pub is_declared: bool,
+    /// Whether the flag service has the flag, as far as flags are in memory.
+    pub is_known: bool,
+}
+
+/// The marks of reads, and what was collected of them.
+///
+/// A read sets one bit beside its key, in the table of keys that it has looked up anyway; all contexts share these tables.
+/// Each minute the bits are collected and cleared, so that nearly all reads find the bit set and write nothing.
+#[derive(Debug)]
+pub(crate) struct UsageLog {
+    since: OffsetDateTime,
+    collected: Mutex<Collected>,
+    /// Keys without a bit that were read since the last collection.
+    others: RwLock<HashSet<Box<str>>>,
+    is_complete: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Collected {
+    tables: Vec<Weak<Keys>>,
+    /// Number of tables at which those that are gone are dropped next.
+    prune_at: usize,
+    last_read: HashMap<Box<str>, OffsetDateTime>,
+    declared: Vec<&'static [DeclaredFlag]>,
+}
+
+/// The bit of one key.
+#[derive(Debug, Default)]
+pub(crate) struct ReadBit(AtomicBool);
+
+impl ReadBit {
+    #[inline]
+    pub(crate) fn set(&self) {
+        // Reading first: the cache line stays shared among processors.
+        if !self.0.load(Ordering::Relaxed) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Clears the bit. Returns whether it was set.
+    pub(crate) fn take(&self) -> bool {
+        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+impl Default for UsageLog {
+    fn default() -> Self {
+        Self {
+            since: OffsetDateTime::now_utc(),
+            collected: Mutex::default(),
+            others: RwLock::default(),
+            is_complete: AtomicBool::new(true),
+        }
+    }
+}
+
+impl UsageLog {
+    /// Adds a table of keys, whose bits are collected from now on.
+    pub(crate) fn add_table(&self, keys: &Arc<Keys>) {
+        let mut collected = self.collected.lock();
+        if collected.tables.len() >= collected.prune_at {
+            collected.tables.retain(|table| table.strong_count() > 0);
+            collected.prune_at = 2 * collected.tables.len() + 16;
+        }
+        collected.tables.push(Arc::downgrade(keys));
+    }
+
+    /// Adds flags that the code declares.
+    pub(crate) fn declare(&self, flags: &'static [DeclaredFlag]) {
+        let mut collected = self.collected.lock();
+        if !collected.declared.iter().any(|known| std::ptr::eq(*known, flags)) {
+            collected.declared.push(flags);
+        }
+    }
+
+    /// Takes note of a read of a key that is in no table.
+    #[cold]
+    pub(crate) fn read_of(&self, key: &str) {
+        if self.others.read().contains(key) {
+            return;
+        }
+        let mut others = self.others.write();
+        if others.len() < MAX_OTHERS && key.len() <= MAX_KEY {
+            others.insert(key.into());
+        } else {
+            self.is_complete.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Takes note of keys whose table ends.
+    pub(crate) fn table_ended<'a>(&self, keys: impl Iterator<Item = &'a str>) {
+        let mut keys = keys.peekable();
+        if keys.peek().is_none() {
+            return;
+        }
+        let now = minute(OffsetDateTime::now_utc());
+        let mut collected = self.collected.lock();
+        collected.last_read.extend(keys.map(|key| (key.into(), now)));
+    }
+
+    /// Collects and clears the bits, now. Returns the tables of keys that are in use.
+    pub(crate) fn sweep(&self, now: OffsetDateTime) -> Vec<Arc<Keys>> {
+        let now = minute(now);
+        // Without the lock from here on: a table that ends takes it.
+        let tables: Vec<_> = self.collected.lock().tables.iter().filter_map(Weak::upgrade).collect();
+        let others = std::mem::take(&mut *self.others.write());
+        let mut collected = self.collected.lock();
+        for key in tables.iter().flat_map(|table| table.take_read()) {
+            // Most keys are known, and need no copy.
+            match collected.last_read.get_mut(key) {
+                Some(last_read) => *last_read = now,
+                None => {
+                    collected.last_read.insert(key.into(), now);
+                }
+            }
+        }
+        collected.last_read.extend(others.into_iter().map(|key| (key, now)));
+        if collected.forget_others(&tables) {
+            self.is_complete.store(false, Ordering::Relaxed);
+        }
+        drop(collected);
+        tables
+    }
+
+    /// Collects the bits once a minute.
+    pub(crate) async fn sweep_each_minute(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(SWEEP_INTERVAL).await;
+            drop(self.sweep(OffsetDateTime::now_utc()));
+        }
+    }
+
+    /// Returns what was read until now.
+    pub(crate) fn usage(&self, now: OffsetDateTime) -> Usage {
+        let tables = self.sweep(now);
+        let mut flags = BTreeMap::<_, FlagUsage>::new();
+        let collected = self.collected.lock();
+        let mut add = |key: &str, change: fn(&mut FlagUsage)| match flags.get_mut(key) {
+            Some(usage) => change(usage),
+            None => {
+                let last_read = collected.last_read.get(key).copied();
+                let mut usage = FlagUsage { key: key.to_owned(), last_read, is_declared: false, is_known: false };
+                change(&mut usage);
+                flags.insert(key.to_owned(), usage);
+            }
+        };
+        tables.iter().flat_map(|table| table.iter()).for_each(|key| add(key, |usage| usage.is_known = true));
+        collected.declared().for_each(|key| add(key, |usage| usage.is_declared = true));
+        collected.last_read.keys().for_each(|key| add(key, |_| {}));
+        drop(collected);
+        Usage {
+            since: self.since,
+            flags: flags.into_values().collect(),
+            is_complete: self.is_complete.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Collected {
+    fn declared(&self) -> impl Iterator<Item = &str> {
+        self.declared.iter().copied().flatten().map(|flag| -> &str { flag.key() })
+    }
+
+    /// Drops the keys that were read longest ago, of those that the service does not have and the code does not declare, if
+    /// there are too many. Returns whether there were.
+    fn forget_others(&mut self, tables: &[Arc<Keys>]) -> bool {
+        if self.last_read.len() <= MAX_OTHERS {
+            return false;
+        }
+        let others: Vec<_> = {
+            let kept: HashSet<_> = tables.iter().flat_map(|table| table.iter()).chain(self.declared()).collect();
+            let others = self.last_read.iter().filter(|(key, _)| !kept.contains(&***key));
+            let mut others: Vec<_> = others.map(|(key, read)| (*read, key.clone())).collect();
+            others.sort_unstable_by(|one, other| other.cmp(one));
+            others.into_iter().skip(MAX_OTHERS).collect()
+        };
+        for (_, key) in &others {
+            self.last_read.remove(key);
+        }
+        !others.is_empty()
+    }
+}
+
+/// Returns the beginning of a minute.
+fn minute(time: OffsetDateTime) -> OffsetDateTime {
+    time.replace_nanosecond(0).and_then(|time| time.replace_second(0)).unwrap_or(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Map, json};
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::flags::{declare::FlagDef, flag_set::FlagSet};
+
+    fn set(log: &Arc<UsageLog>, keys: &[&str]) -> FlagSet {
+        let values: Map<_, _> = keys.iter().map(|key| ((*key).to_owned(), json!(true))).collect();
+        FlagSet::of_values_in(values, "STATIC", Some(log))
+    }
+
+    fn reads(usage: &Usage) -> Vec<(&str, Option<OffsetDateTime>)> {
+        usage.flags.iter().map(|flag| (flag.key.as_str(), flag.last_read)).collect()
+    }
+
+    #[test]
+    fn a_read_is_dated_to_the_minute_in_which_it_is_collected() {
+        let log = Arc::default();
+        let flags = set(&log, &["a", "b"]);
+        assert!(flags.read("a").is_some() && flags.read("missing").is_none());
+        log.sweep(datetime!(2026-01-01 10:00:59.9 UTC));
+        assert!(flags.read("b").is_some());
+        let usage = log.usage(datetime!(2026-01-01 10:01:30 UTC));
+        let (first, second) = (datetime!(2026-01-01 10:00 UTC), datetime!(2026-01-01 10:01 UTC));
+        assert_eq!(reads(&usage), [("a", Some(first)), ("b", Some(second)), ("missing", Some(first))]);
+        let known: Vec<_> = usage.flags.iter().map(|flag| flag.is_known).collect();
+        assert_eq!((known, usage.is_complete), (vec![true, true, false], true));
+    }
+
+    #[test]
+    fn reads_of_flags_that_are_gone_are_kept() {
+        let log = Arc::default();
+        let (gone, kept) = (set(&log, &["gone", "both"]), set(&log, &["both", "unread"]));
+        assert!(gone.read("gone").is_some() && gone.read("both").is_some());
+        drop(gone);
+        let usage = log.usage(datetime!(2026-01-01 10:00 UTC));
+        let read: Vec<_> = reads(&usage).into_iter().map(|(key, read)| (key, read.is_some())).collect();
+        assert_eq!(read, [("both", true), ("gone", true), ("unread", false)]);
+        drop(kept);
+        assert!(
+            log.usage(OffsetDateTime::UNIX_EPOCH).flags.iter().all(|flag| !flag.is_known && flag.last_read.is_some())
+        );
+    }
+
+    #[test]
+    fn keys_that_are_made_up_take_a_limited_number_of_places() {
+        let log = Arc::default();
+        let flags = set(&log, &["real"]);
+        log.declare(DECLARED);
+        for minute in 0..5 {
+            flags.read("real");
+            log.read_of("declared");
+            (0..1_500).for_each(|number| log.read_of(&format!("{minute}-{number}")));
+            log.sweep(datetime!(2026-01-01 10:00 UTC) + time::Duration::minutes(minute));
+        }
+        log.read_of(&"long".repeat(100));
+        let usage = log.usage(datetime!(2026-01-01 11:00 UTC));
+        assert!(!usage.is_complete);
+        assert_eq!(usage.flags.len(), MAX_OTHERS + 2);
+        let of = |key: &str| usage.flags.iter().find(|flag| flag.key == key).unwrap();
+        let last = Some(datetime!(2026-01-01 10:04 UTC));
+        assert_eq!((of("real").last_read, of("declared").last_read), (last, last));
+        assert!(of("declared").is_declared && usage.flags.iter().all(|flag| flag.key.len() < MAX_KEY));
+    }
+
+    struct Declared;
+
+    impl FlagDef for Declared {
+        type Value = bool;
+
+        const KEY: &'static str = "declared";
+
+        fn default_value() -> bool {
+            false
+        }
+    }
+
+    static DECLARED: &[DeclaredFlag] = &[DeclaredFlag::new::<Declared>("")];
+
+    #[tokio::test(start_paused = true)]
+    async fn reads_are_collected_each_minute() {
+        let log = Arc::<UsageLog>::default();
+        let flags = set(&log, &["a"]);
+        let sweeping = tokio::spawn(Arc::clone(&log).sweep_each_minute());
+        flags.read("a");
+        tokio::time::sleep(Duration::from_secs(59)).await;
+        assert!(log.collected.lock().last_read.is_empty());
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(log.collected.lock().last_read.len(), 1);
+        sweeping.abort();
+    }
+
+    #[test]
+    fn reads_from_all_threads_and_collections_lose_nothing() {
+        let log = Arc::new(UsageLog::default());
+        let keys: Vec<_> = (0..64).map(|number| format!("flag-{number}")).collect();
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for (number, key) in keys.iter().enumerate() {
+                        // A set of its own, which ends in the middle.
+                        let flags = set(&log, &[key]);
+                        assert!(flags.read(key).is_some());
+                        if number % 8 == 0 {
+                            log.sweep(OffsetDateTime::now_utc());
+                        }
+                    }
+                });
+            }
+        });
+        let usage = log.usage(OffsetDateTime::now_utc());
+        assert_eq!(usage.flags.iter().filter(|flag| flag.last_read.is_some()).count(), 64);
+    }
+}
