@@ -1,0 +1,6 @@
+#![doc = include_str!("../README.md")]
+
+mod hook;
+mod metrics;
+
+pub use crate::{hook::EvaluationHook, metrics::observe};
