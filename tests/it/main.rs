@@ -12,6 +12,7 @@ mod evaluation {
     mod open_feature;
     #[cfg(feature = "peers")]
     mod peers;
+    mod telemetry;
     mod test_flags;
 }
 

@@ -18,6 +18,12 @@ pub struct Browsers;
 #[derive(Debug)]
 pub struct DeclaredFlags;
 
+/// The page about telemetry and usage.
+#[doc = include_str!("../../docs/telemetry.md")]
+#[cfg(doctest)]
+#[derive(Debug)]
+pub struct Telemetry;
+
 /// The page about overrides and inspection.
 #[doc = include_str!("../../docs/overrides.md")]
 #[cfg(doctest)]
