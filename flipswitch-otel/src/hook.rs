@@ -7,16 +7,16 @@ use flipswitch::{
     },
 };
 
-/// A hook that reports the evaluations of OpenFeature clients, of whichever provider, as events
-/// `feature_flag.evaluation` of OpenTelemetry's semantic conventions.
+/// A hook that reports evaluations of OpenFeature clients, whatever their provider, as events `feature_flag.evaluation` of
+/// OpenTelemetry's semantic conventions.
 ///
 /// The events are those of [`evaluation_events`](flipswitch::FlipswitchProviderBuilder::evaluation_events): of `tracing`, with
-/// the target `flipswitch::evaluation` and the level INFO. Each evaluation is reported. The context has the name that the
-/// provider's [settings](flipswitch::FlipswitchProviderBuilder::evaluation_context_id) give it: that of the evaluation, or that
-/// of the request in which the client evaluates.
+/// the target `flipswitch::evaluation` and the level INFO. Each evaluation is reported. The id of the context comes from the
+/// targeting key of the evaluation, or else of the current request, as
+/// [`evaluation_context_id`](flipswitch::FlipswitchProviderBuilder::evaluation_context_id) of the provider says.
 ///
-/// A provider that reports evaluations itself needs no hook: its evaluations would be reported twice. The hook leaves them out
-/// then, and a warning says so.
+/// If `evaluation_events` is set on the provider that the hook is made with, the hook leaves out the evaluations of all Flipswitch
+/// providers, which would be reported twice, and logs a warning. Set it on all of them or on none.
 ///
 /// ```
 /// # use flipswitch::{FlipswitchProvider, open_feature::OpenFeature, serde_json::json};
@@ -37,15 +37,15 @@ pub struct EvaluationHook {
 }
 
 impl EvaluationHook {
-    /// Makes a hook. The settings and the secret of a provider name the contexts. Once its last handle is gone, nothing is
-    /// reported any more.
+    /// Creates a hook that uses the settings and the secret of a provider. Reports nothing after the last handle of the provider is
+    /// dropped.
     #[must_use]
     pub fn new(provider: &FlipswitchProvider) -> Self {
         if integration::reports_evaluations(provider) {
             tracing::warn!(
                 target: "flipswitch",
-                "evaluation_events of the provider and EvaluationHook exclude each other: the hook leaves out the evaluations \
-                 of Flipswitch providers; use one of the two"
+                "EvaluationHook leaves out the evaluations of Flipswitch providers, because evaluation_events is set on its \
+                 provider"
             );
         }
         Self { provider: provider.downgrade() }
@@ -82,6 +82,6 @@ impl Hook for EvaluationHook {
         self.report(context, Err(error));
     }
 
-    // After an error it does not know the code.
+    // OpenFeature does not pass the code of an error here.
     async fn finally<'a>(&self, _: &HookContext<'a>, _: &EvaluationDetails<Value>, _: Option<&'a HookHints>) {}
 }

@@ -3,4 +3,7 @@
 mod hook;
 mod metrics;
 
+pub use flipswitch;
+pub use opentelemetry;
+
 pub use crate::{hook::EvaluationHook, metrics::observe};

@@ -9,7 +9,7 @@ use opentelemetry::{KeyValue, metrics::Meter};
 use parking_lot::Mutex;
 
 /// What a provider says about itself at one moment.
-struct Snapshot {
+struct Report {
     stats: Stats,
     health: Health,
 }
@@ -21,7 +21,7 @@ struct Instrument {
     description: &'static str,
     kind: Kind,
     /// Returns the number, if there is one.
-    read: fn(&Snapshot) -> Option<f64>,
+    read: fn(&Report) -> Option<f64>,
 }
 
 enum Kind {
@@ -38,7 +38,7 @@ struct States {
     name: &'static str,
     description: &'static str,
     states: &'static [&'static str],
-    read: fn(&Snapshot) -> &'static str,
+    read: fn(&Report) -> &'static str,
 }
 
 macro_rules! instruments {
@@ -141,21 +141,21 @@ fn age(since: OffsetDateTime) -> f64 {
     (OffsetDateTime::now_utc() - since).as_seconds_f64().max(0.0)
 }
 
-/// One snapshot for all instruments: counting the bytes of a large cache takes milliseconds.
-struct Shared {
+/// One report for all instruments: counting the bytes of a large cache takes milliseconds.
+struct ReportCache {
     provider: WeakProvider,
-    /// The snapshot, and which instruments have read it.
-    current: Mutex<(Option<Snapshot>, u64)>,
+    /// The report, and which instruments have read it.
+    current: Mutex<(Option<Report>, u64)>,
 }
 
-impl Shared {
-    /// Reads the snapshot for an instrument: a new one if the instrument has read the one before.
-    fn read<T>(&self, number: usize, read: impl FnOnce(&Snapshot) -> T) -> Option<T> {
+impl ReportCache {
+    /// Reads the report for an instrument: a new one if the instrument has read the one before.
+    fn read<T>(&self, number: usize, read: impl FnOnce(&Report) -> T) -> Option<T> {
         let bit = 1 << number;
         let mut current = self.current.lock();
         if current.0.is_none() || current.1 & bit != 0 {
             let provider = self.provider.upgrade();
-            *current = (provider.map(|provider| Snapshot { stats: provider.stats(), health: provider.health() }), 0);
+            *current = (provider.map(|provider| Report { stats: provider.stats(), health: provider.health() }), 0);
         }
         current.1 |= bit;
         current.0.as_ref().map(read)
@@ -165,8 +165,10 @@ impl Shared {
 /// Reports [`Stats`] and [`Health`] of a provider as observable instruments of a meter. They have the attribute
 /// `flipswitch.provider` if the provider has a [name](flipswitch::FlipswitchProviderBuilder::name).
 ///
-/// Call it once for each provider. Nothing is measured between two collections. The instruments do not keep the provider: once
-/// its last handle is gone, they report nothing.
+/// Call it once for each provider, with a meter of the provider of meters that exports: one that was obtained before
+/// [`set_meter_provider`](opentelemetry::global::set_meter_provider) reports nothing. Give each of several Flipswitch providers a
+/// name, since their series are the same otherwise. The instruments do not keep the provider alive: once its last handle is dropped,
+/// they report nothing.
 ///
 /// ```
 /// use flipswitch::{FlipswitchProvider, serde_json::json};
@@ -175,7 +177,7 @@ impl Shared {
 /// flipswitch_otel::observe(&opentelemetry::global::meter("my-application"), &provider);
 /// ```
 pub fn observe(meter: &Meter, provider: &FlipswitchProvider) {
-    let shared = Arc::new(Shared { provider: provider.downgrade(), current: Mutex::default() });
+    let shared = Arc::new(ReportCache { provider: provider.downgrade(), current: Mutex::default() });
     let attributes: Arc<[KeyValue]> =
         provider.name().map(|name| KeyValue::new("flipswitch.provider", name.to_owned())).into_iter().collect();
     for (number, instrument) in INSTRUMENTS.iter().enumerate() {

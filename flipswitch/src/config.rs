@@ -54,28 +54,27 @@ impl Config {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EvaluationEvents {
-    /// None.
+    /// Reports no reads.
     #[default]
     Off,
-    /// The first read of each flag in a request. Outside of requests, the first read of each flag of a
-    /// [`Flags`](crate::Flags).
+    /// Reports the first read of each flag in a request: of each [`Flags`](crate::Flags), which all parts of a request share.
     PerRequest,
-    /// Every read, as the semantic conventions demand.
+    /// Reports every read, as the semantic conventions recommend.
     PerRead,
 }
 
-/// How events name the context of an evaluation; see
+/// What the attribute `feature_flag.context.id` of events contains; see
 /// [`evaluation_context_id`](crate::FlipswitchProviderBuilder::evaluation_context_id).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ContextId {
-    /// By a code of 32 hexadecimal digits that is made of the targeting key and the secret of the provider. The same user has
-    /// the same code, from which nobody without the secret can find the user.
+    /// A hash of the targeting key, in 32 hexadecimal digits: HMAC-SHA-256 with a key that is derived from the provider's secret.
+    /// A user has the same hash in all instances with the same secret, and cannot be found from it without the secret.
     #[default]
     Hashed,
-    /// By the targeting key itself, which may be personal data.
+    /// The targeting key itself, which may be personal data.
     Plain,
-    /// Not at all.
+    /// No id.
     Off,
 }
 

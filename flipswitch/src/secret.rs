@@ -44,7 +44,7 @@ impl Secret {
 pub(crate) struct Secrets {
     pub(crate) current: Secret,
     pub(crate) before: Option<Secret>,
-    /// Whether the current one is so short that whoever sees a code could find it by trying.
+    /// Whether the current one is so short that it can be found from a code by trial.
     pub(crate) is_guessable: bool,
 }
 
@@ -53,8 +53,8 @@ impl Secrets {
         Self { current: Secret::of_this_process(), before: None, is_guessable: false }
     }
 
-    /// Returns the secret for codes that leave the application.
-    pub(crate) fn for_others(&self) -> Secret {
+    /// Returns the secret for codes that others see.
+    pub(crate) fn for_published_codes(&self) -> Secret {
         if self.is_guessable { Secret::of_this_process() } else { self.current.clone() }
     }
 }
@@ -107,7 +107,7 @@ impl BrowserKeys {
     }
 }
 
-/// The key for the names of contexts in telemetry.
+/// The key for the ids of contexts in telemetry.
 #[derive(Clone)]
 pub(crate) struct TelemetryKey(MacKey);
 

@@ -1,5 +1,5 @@
-//! Flags in OpenTelemetry: the span of each request tells which variants it was served, and metrics how the provider fares.
-//! Prints spans, logs and metrics; an application exports them with `opentelemetry-otlp` instead.
+//! Reports flags to OpenTelemetry: the variants of each request in its span and as log records, and metrics of the provider.
+//! Prints them; an application exports them with `opentelemetry-otlp` instead.
 
 use std::error::Error;
 
@@ -33,7 +33,10 @@ fn flags() -> Value {
 }
 
 fn app(provider: FlipswitchProvider) -> Router {
-    let span = |request: &Request<_>| info_span!("GET /checkout", http.request.method = %request.method());
+    let span = |request: &Request<_>| {
+        let name = format!("{} {}", request.method(), request.uri().path());
+        info_span!("request", otel.name = name)
+    };
     Router::new()
         .route("/checkout", get(checkout))
         .layer(FlipswitchLayer::new(provider).with_user(|user: &User| Context::user(&user.0)))

@@ -9,7 +9,7 @@ use crate::sanitize::printable;
 /// Longer text is not kept, in bytes: it would be searched for each value.
 const MAX_TEXT: usize = 4_096;
 
-/// Values that are shorter, in bytes, say nothing about a user by themselves.
+/// Shorter values, in bytes, are not replaced, because they occur in ordinary text.
 const MIN_VALUE: usize = 3;
 
 /// Returns text of the service that can be logged: printable, of limited length, and with `…` in place of the targeting key and

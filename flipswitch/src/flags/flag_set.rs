@@ -145,7 +145,7 @@ impl FlagSet {
                 self.items.get(place.position as usize)
             }
             None => {
-                self.keys.read_of_other(key);
+                self.keys.record_unlisted(key);
                 None
             }
         }
@@ -286,9 +286,9 @@ impl Keys {
     }
 
     #[cold]
-    fn read_of_other(&self, key: &str) {
+    fn record_unlisted(&self, key: &str) {
         if let Some(usage) = &self.usage {
-            usage.read_of(key);
+            usage.record_unlisted(key);
         }
     }
 

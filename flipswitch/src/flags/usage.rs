@@ -15,10 +15,10 @@ use time::OffsetDateTime;
 
 use crate::flags::{declare::DeclaredFlag, flag_set::Keys};
 
-/// How many keys are remembered that neither the service has nor the code declares.
-const MAX_OTHERS: usize = 1_024;
+/// How many keys are remembered that neither the service has nor the code declares: unlisted ones.
+const MAX_UNLISTED: usize = 1_024;
 
-/// Longest of these keys, in bytes. A longer one is made of something, and is no key.
+/// Longest of these keys, in bytes. A longer one was probably built from data.
 const MAX_KEY: usize = 256;
 
 /// How often the marks of reads are collected.
@@ -54,7 +54,7 @@ pub struct FlagUsage {
     pub last_read: Option<OffsetDateTime>,
     /// Whether the code declares the flag, in a list that [`declared`](crate::LifespanBuilder::declared) was given.
     pub is_declared: bool,
-    /// Whether the flag service has the flag, as far as flags are in memory.
+    /// Whether a flag set in memory has the flag. `false` for all flags before the service has responded.
     pub is_known: bool,
 }
 
@@ -67,7 +67,7 @@ pub(crate) struct UsageLog {
     since: OffsetDateTime,
     collected: Mutex<Collected>,
     /// Keys without a bit that were read since the last collection.
-    others: RwLock<HashSet<Box<str>>>,
+    unlisted: RwLock<HashSet<Box<str>>>,
     is_complete: AtomicBool,
 }
 
@@ -104,7 +104,7 @@ impl Default for UsageLog {
         Self {
             since: OffsetDateTime::now_utc(),
             collected: Mutex::default(),
-            others: RwLock::default(),
+            unlisted: RwLock::default(),
             is_complete: AtomicBool::new(true),
         }
     }
@@ -131,12 +131,12 @@ impl UsageLog {
 
     /// Takes note of a read of a key that is in no table.
     #[cold]
-    pub(crate) fn read_of(&self, key: &str) {
-        if self.others.read().contains(key) {
+    pub(crate) fn record_unlisted(&self, key: &str) {
+        if self.unlisted.read().contains(key) {
             return;
         }
-        let mut others = self.others.write();
-        if others.len() < MAX_OTHERS && key.len() <= MAX_KEY {
+        let mut others = self.unlisted.write();
+        if others.len() < MAX_UNLISTED && key.len() <= MAX_KEY {
             others.insert(key.into());
         } else {
             self.is_complete.store(false, Ordering::Relaxed);
@@ -159,7 +159,7 @@ impl UsageLog {
         let now = minute(now);
         // Without the lock from here on: a table that ends takes it.
         let tables: Vec<_> = self.collected.lock().tables.iter().filter_map(Weak::upgrade).collect();
-        let others = std::mem::take(&mut *self.others.write());
+        let others = std::mem::take(&mut *self.unlisted.write());
         let mut collected = self.collected.lock();
         for key in tables.iter().flat_map(|table| table.take_read()) {
             // Most keys are known, and need no copy.
@@ -171,7 +171,7 @@ impl UsageLog {
             }
         }
         collected.last_read.extend(others.into_iter().map(|key| (key, now)));
-        if collected.forget_others(&tables) {
+        if collected.drop_unlisted(&tables) {
             self.is_complete.store(false, Ordering::Relaxed);
         }
         drop(collected);
@@ -219,8 +219,8 @@ impl Collected {
 
     /// Drops the keys that were read longest ago, of those that the service does not have and the code does not declare, if
     /// there are too many. Returns whether there were.
-    fn forget_others(&mut self, tables: &[Arc<Keys>]) -> bool {
-        if self.last_read.len() <= MAX_OTHERS {
+    fn drop_unlisted(&mut self, tables: &[Arc<Keys>]) -> bool {
+        if self.last_read.len() <= MAX_UNLISTED {
             return false;
         }
         let others: Vec<_> = {
@@ -228,7 +228,7 @@ impl Collected {
             let others = self.last_read.iter().filter(|(key, _)| !kept.contains(&***key));
             let mut others: Vec<_> = others.map(|(key, read)| (*read, key.clone())).collect();
             others.sort_unstable_by(|one, other| other.cmp(one));
-            others.into_iter().skip(MAX_OTHERS).collect()
+            others.into_iter().skip(MAX_UNLISTED).collect()
         };
         for (_, key) in &others {
             self.last_read.remove(key);
@@ -289,20 +289,20 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_made_up_take_a_limited_number_of_places() {
+    fn at_most_1024_unlisted_keys_are_kept() {
         let log = Arc::default();
         let flags = set(&log, &["real"]);
         log.declare(DECLARED);
         for minute in 0..5 {
             flags.read("real");
-            log.read_of("declared");
-            (0..1_500).for_each(|number| log.read_of(&format!("{minute}-{number}")));
+            log.record_unlisted("declared");
+            (0..1_500).for_each(|number| log.record_unlisted(&format!("{minute}-{number}")));
             log.sweep(datetime!(2026-01-01 10:00 UTC) + time::Duration::minutes(minute));
         }
-        log.read_of(&"long".repeat(100));
+        log.record_unlisted(&"long".repeat(100));
         let usage = log.usage(datetime!(2026-01-01 11:00 UTC));
         assert!(!usage.is_complete);
-        assert_eq!(usage.flags.len(), MAX_OTHERS + 2);
+        assert_eq!(usage.flags.len(), MAX_UNLISTED + 2);
         let of = |key: &str| usage.flags.iter().find(|flag| flag.key == key).unwrap();
         let last = Some(datetime!(2026-01-01 10:04 UTC));
         assert_eq!((of("real").last_read, of("declared").last_read), (last, last));

@@ -192,7 +192,8 @@ impl LifespanBuilder {
     }
 
     /// Sets whether [`start`](Self::start) fails if the service does not have a [declared](Self::declared) flag, or has it with
-    /// another type. Defaults to `false`.
+    /// another type. Defaults to `false`. Without a response in time, there is nothing to compare: combine it with
+    /// [`require_ready`](Self::require_ready) to fail then as well.
     pub fn require_declared(mut self, require_declared: bool) -> Self {
         self.require_declared = require_declared;
         self

@@ -469,23 +469,22 @@ impl FlipswitchProviderBuilder {
     /// An event is one of `tracing` with the level INFO, the target `flipswitch::evaluation`, and the name and the attributes
     /// of [`feature_flag.evaluation`](https://opentelemetry.io/docs/specs/semconv/feature-flags/feature-flags-events/) in
     /// OpenTelemetry's semantic conventions. It belongs to the span in which the flag is read. The reason is that of the
-    /// service in lower case, `stale` for a value that may be out of date, or `override` for an overridden one.
+    /// service in lower case, `stale` for a value that may be out of date or a bootstrap value, `override` for an overridden one, or
+    /// `error` if the default counts because of an error.
     ///
-    /// What reads all flags at once is not reported, such as [`Flags::to_json`](crate::Flags::to_json) or pages of browsers.
-    ///
-    /// With [`PerRequest`](EvaluationEvents::PerRequest), each flag is reported once for each [`Flags`](crate::Flags): all
-    /// parts of a request share one.
+    /// Methods that return all flags, such as [`Flags::to_json`](crate::Flags::to_json), and routes for browsers are not
+    /// reported. Neither are reads of a provider [in memory](FlipswitchProvider::in_memory).
     pub fn evaluation_events(mut self, events: EvaluationEvents) -> Self {
         self.options.evaluation_events = events;
         self
     }
 
-    /// Sets how [events](Self::evaluation_events) name the context of an evaluation, in the attribute
-    /// `feature_flag.context.id`. Defaults to [`Hashed`](ContextId::Hashed).
+    /// Sets what the attribute `feature_flag.context.id` of [events](Self::evaluation_events) contains. Defaults to
+    /// [`Hashed`](ContextId::Hashed).
     ///
-    /// All instances with the same [`secret`](Self::secret) give a user the same code; without a secret, those with the same
-    /// API key. With neither, or with a key of fewer than 16 characters, which could be guessed, the codes differ from process
-    /// to process.
+    /// The hash of a user is the same in all instances with the same [`secret`](Self::secret); without a secret, in all with the
+    /// same API key or token. If there is neither, or the key has fewer than 16 bytes and could be guessed, it differs in each
+    /// process.
     pub fn evaluation_context_id(mut self, context_id: ContextId) -> Self {
         self.options.evaluation_context_id = context_id;
         self

@@ -38,7 +38,7 @@ impl EventReporter {
         Self { events, context_id, key }
     }
 
-    /// Returns how events name the context with this targeting key.
+    /// Returns the id of the context with this targeting key.
     pub(crate) fn context_id(&self, targeting_key: &str) -> Option<String> {
         match self.context_id {
             ContextId::Hashed => Some(self.key.code(targeting_key)),
@@ -58,8 +58,8 @@ impl EventReporter {
     }
 }
 
-/// Reports an evaluation of an OpenFeature client. `context_id` is how events name its context.
-pub(crate) fn report_client(
+/// Reports an evaluation of an OpenFeature client. `context_id` is the id of its context.
+pub(crate) fn report_client_evaluation(
     context: &HookContext<'_>,
     context_id: Option<&str>,
     outcome: Result<&EvaluationDetails<FeatureValue>, &EvaluationError>,
@@ -124,7 +124,9 @@ impl Recorder for ReadReporter {
             if seen.iter().any(|key| **key == *read.key) {
                 return;
             }
-            seen.push(read.key.into());
+            if seen.len() < MAX_SEEN {
+                seen.push(read.key.into());
+            }
         }
         let context_id = self.context_id.get_or_init(|| {
             let targeting_key = read.flags.with_context(fields::targeting_key)?;
@@ -133,6 +135,9 @@ impl Recorder for ReadReporter {
         event_of(read, context_id.as_deref()).emit();
     }
 }
+
+/// Keys of one `Flags` that are reported once. Further ones are reported at each read.
+const MAX_SEEN: usize = 256;
 
 const TARGET: &str = "flipswitch::evaluation";
 
@@ -325,7 +330,7 @@ fn error_type(code: &EvaluationErrorCode) -> &'static str {
     }
 }
 
-/// Returns what an error says. Without details from the service, which may have something of the context in them.
+/// Returns what an error says, without details from the service.
 fn message(error: &FlagError) -> Option<String> {
     match error {
         FlagError::Evaluation { code, .. } | FlagError::Unavailable(Error::Evaluation { code, .. }) => {

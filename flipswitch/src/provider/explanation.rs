@@ -72,18 +72,18 @@ impl fmt::Display for Explanation {
         let Some(value) = &self.value else {
             return match (&self.error, &self.reason) {
                 (Some(FlagError::NotFound), _) => {
-                    write!(f, "the default in code counts for \"{key}\": the flag service does not have this flag")?;
+                    write!(f, "\"{key}\" uses the default in code: the flag service does not have this flag")?;
                     match &self.suggestion {
                         Some(suggestion) => write!(f, "; did you mean \"{}\"?", printable(suggestion)),
                         None => Ok(()),
                     }
                 }
-                (Some(error), _) => write!(f, "the default in code counts for \"{key}\": {}", Chain(error)),
+                (Some(error), _) => write!(f, "\"{key}\" uses the default in code: {}", Chain(error)),
                 (None, reason) => {
                     let reason = printable(reason.as_deref().unwrap_or("UNKNOWN"));
                     write!(
                         f,
-                        "the default in code counts for \"{key}\": the flag service defers to it, with the reason {reason}"
+                        "\"{key}\" uses the default in code: the flag service leaves it to the default (reason {reason})"
                     )
                 }
             };

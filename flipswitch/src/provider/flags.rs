@@ -257,7 +257,7 @@ impl Flags {
     fn note_read(&self, key: &str) {
         match &self.0 {
             Source::Fresh(entry) | Source::Stale(entry, _) => drop(entry.flag_set.read(key)),
-            Source::Unavailable(unavailable) => unavailable.usage.read_of(key),
+            Source::Unavailable(unavailable) => unavailable.usage.record_unlisted(key),
             // Overridden flags are read like others.
             Source::Special(special) => special.flags.note_read(key),
         }
@@ -378,7 +378,7 @@ impl Flags {
         }
     }
 
-    /// Explains why a flag has its value, in words: what is shown to those who ask why a flag is off. Does not count as a read.
+    /// Explains in words why a flag has its value, for support pages and logs. Does not count as a read.
     ///
     /// ```
     /// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};
@@ -386,7 +386,7 @@ impl Flags {
     /// # async fn main() {
     /// let provider = FlipswitchProvider::in_memory(json!({"new-checkout": true}));
     /// let flags = provider.flags(Context::user("alice")).await;
-    /// let expected = "the default in code counts for \"new-chekout\": the flag service does not have this flag; did you \
+    /// let expected = "\"new-chekout\" uses the default in code: the flag service does not have this flag; did you \
     ///                 mean \"new-checkout\"?";
     /// assert_eq!(flags.why("new-chekout").to_string(), expected);
     /// # }

@@ -120,7 +120,8 @@ struct Miss<'a> {
     evaluator: &'a Arc<Evaluator>,
 }
 
-/// A handle to a provider that does not keep it: for callbacks and tasks that must not prolong its life.
+/// A weak handle to a provider, for callbacks and tasks that must not keep it alive. Returned by
+/// [`downgrade`](FlipswitchProvider::downgrade).
 #[derive(Clone)]
 pub struct WeakProvider(Weak<Handle>);
 
@@ -253,7 +254,7 @@ impl FlipswitchProvider {
         secrets: &Secrets,
         (events, context_id): (EvaluationEvents, ContextId),
     ) -> Self {
-        let for_others = secrets.for_others();
+        let for_others = secrets.for_published_codes();
         let event_reporter = EventReporter::new(events, context_id, TelemetryKey::new(&for_others));
         let draining = runtime.cancellation_token().child_token();
         let keys = BrowserKeys::new(&for_others);
@@ -368,7 +369,7 @@ impl FlipswitchProvider {
                 self.start();
                 let evaluate = async move {
                     let Miss { context, reading, evaluator } = *miss;
-                    self.made(evaluator.evaluate(&context, reading).await, context)
+                    self.flags_of(evaluator.evaluate(&context, reading).await, context)
                 };
                 Box::pin(evaluate.instrument(self.handle.runtime.span())).await
             }
@@ -389,7 +390,7 @@ impl FlipswitchProvider {
             Err(invalid) => return invalid,
         };
         let evaluate =
-            async move { self.made(evaluator.evaluate_since(&context, reading, Some(since)).await, context) };
+            async move { self.flags_of(evaluator.evaluate_since(&context, reading, Some(since)).await, context) };
         Box::pin(evaluate.instrument(self.handle.runtime.span())).await
     }
 
@@ -418,7 +419,7 @@ impl FlipswitchProvider {
     pub(crate) fn try_flags(&self, context: &Context) -> Option<Flags> {
         let try_evaluate = |miss: Box<Miss<'_>>| {
             let Miss { context, reading, evaluator } = *miss;
-            evaluator.try_evaluate(&context, reading).map(|outcome| self.made(outcome, context))
+            evaluator.try_evaluate(&context, reading).map(|outcome| self.flags_of(outcome, context))
         };
         self.fresh(context).map_or_else(try_evaluate, Some)
     }
@@ -427,7 +428,7 @@ impl FlipswitchProvider {
     pub(crate) fn last_known_flags(&self, context: &Context) -> Option<Flags> {
         let last_known = |miss: Box<Miss<'_>>| {
             let Miss { context, reading, evaluator } = *miss;
-            evaluator.last_known(&context, reading).map(|outcome| self.made(outcome, context))
+            evaluator.last_known(&context, reading).map(|outcome| self.flags_of(outcome, context))
         };
         self.fresh(context).map_or_else(last_known, Some)
     }
@@ -442,7 +443,7 @@ impl FlipswitchProvider {
                 // An entry that may be too old is left to the exact clock.
                 let now = now + COARSE_LAG;
                 match evaluator.remembered(context, reading, now) {
-                    Some(entry) => Ok(self.observed(Flags::fresh(entry))),
+                    Some(entry) => Ok(self.with_reporting(Flags::fresh(entry))),
                     None => self.cached(evaluator, context, reading, now),
                 }
             }
@@ -463,7 +464,7 @@ impl FlipswitchProvider {
                 return Ok(invalid);
             }
             match evaluator.fresh(context, canonical, reading, now) {
-                Some(entry) => Ok(self.observed(Flags::fresh(entry))),
+                Some(entry) => Ok(self.with_reporting(Flags::fresh(entry))),
                 None => {
                     let context = CanonicalContext::from_bytes(canonical.bytes);
                     Err(Box::new(Miss { context, reading, evaluator }))
@@ -472,18 +473,18 @@ impl FlipswitchProvider {
         })
     }
 
-    fn made(&self, outcome: EvaluationOutcome, context: CanonicalContext) -> Flags {
-        self.observed(Flags::new(outcome, context, self.usage_log()))
+    fn flags_of(&self, outcome: EvaluationOutcome, context: CanonicalContext) -> Flags {
+        self.with_reporting(Flags::new(outcome, context, self.usage_log()))
     }
 
     /// Returns flags whose reads are reported, if reads are.
     #[inline]
-    fn observed(&self, flags: Flags) -> Flags {
-        if self.handle.reports_reads { self.reported(flags) } else { flags }
+    fn with_reporting(&self, flags: Flags) -> Flags {
+        if self.handle.reports_reads { self.with_reporter(flags) } else { flags }
     }
 
     #[cold]
-    fn reported(&self, flags: Flags) -> Flags {
+    fn with_reporter(&self, flags: Flags) -> Flags {
         match self.handle.event_reporter.recorder() {
             Some(recorder) => flags.recorded(recorder),
             None => flags,
@@ -509,7 +510,7 @@ impl FlipswitchProvider {
     pub(crate) fn report_left_out(&self, context: Canonical<'_>) -> Option<Flags> {
         let error = self.left_out_error(context.left_out?)?;
         let context = CanonicalContext::from_bytes(context.bytes);
-        Some(self.observed(Flags::invalid(error, context, self.usage_log())))
+        Some(self.with_reporting(Flags::invalid(error, context, self.usage_log())))
     }
 
     #[cold]
@@ -532,7 +533,7 @@ impl FlipswitchProvider {
         Ok(flags.iter().cloned().collect())
     }
 
-    /// Returns a handle that does not keep the provider.
+    /// Returns a weak handle, which does not keep the provider alive.
     #[must_use]
     pub fn downgrade(&self) -> WeakProvider {
         WeakProvider(Arc::downgrade(&self.handle))
@@ -785,13 +786,12 @@ impl FlipswitchProvider {
         }
     }
 
-    /// Returns which flags were read since the provider was built, and which were not: those that no code needs any more can
-    /// be removed.
+    /// Returns when each flag was last read, for finding flags that can be removed.
     ///
-    /// Reads of single flags count, through [`Flags`], gates and OpenFeature clients, also if the value is overridden or the
-    /// default counts. What lists all flags does not, such as [`Flags::to_json`] or pages of browsers. Costs a read next to
-    /// nothing: times are precise to the minute, and there are no numbers of reads. [In memory](Self::in_memory) and after
-    /// shutdown, the time of a read is that of the call that first returns it.
+    /// Reads of single flags count: through [`Flags`], gates and OpenFeature clients, also if the value is overridden or the
+    /// default counts. Methods that return all flags, such as [`Flags::to_json`], and routes for browsers do not count. Recording
+    /// adds almost no cost to a read: times are precise to the minute, and reads are not counted. [In memory](Self::in_memory) and
+    /// after shutdown, the time of a read is that of the next call of this method.
     ///
     /// ```
     /// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};

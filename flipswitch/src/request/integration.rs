@@ -145,7 +145,7 @@ use crate::{
     },
     flags::declare::FlagDef,
     provider::{
-        evaluation_events::{PROVIDER, report_client},
+        evaluation_events::{PROVIDER, report_client_evaluation},
         flags::Flags,
         inspection::Inspection,
         provider::FlipswitchProvider,
@@ -535,9 +535,9 @@ pub fn reports_evaluations(provider: &FlipswitchProvider) -> bool {
 /// Reports an evaluation of an OpenFeature client as an event, for hooks. The event has the attributes of
 /// [`evaluation_events`](crate::FlipswitchProviderBuilder::evaluation_events).
 ///
-/// The client may be that of any provider; the settings and the secret of `provider` name the context. The targeting key is that
-/// of the evaluation, or that of the request of `provider` that the caller runs in. Does nothing for evaluations that a
-/// Flipswitch provider [reports](reports_evaluations) itself.
+/// The client may be that of any provider. The id of the context comes from the targeting key of the evaluation, or else from that
+/// of the request of `provider` that the caller runs in, as the settings of `provider` say. Does nothing for the evaluations of
+/// Flipswitch providers if `provider` [reports](reports_evaluations) its own.
 pub fn report_evaluation(
     provider: &FlipswitchProvider,
     context: &HookContext<'_>,
@@ -549,5 +549,5 @@ pub fn report_evaluation(
     let of_request = || RequestScope::current()?.of(provider)?.targeting_key();
     let targeting_key = context.evaluation_context.targeting_key.clone().or_else(of_request);
     let context_id = targeting_key.and_then(|key| provider.event_reporter().context_id(&key));
-    report_client(context, context_id.as_deref(), outcome);
+    report_client_evaluation(context, context_id.as_deref(), outcome);
 }

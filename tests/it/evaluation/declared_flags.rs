@@ -170,17 +170,17 @@ async fn a_flag_says_why_it_has_its_value() {
     let cases = [
         ("newCheckout", r#"does not have this flag; did you mean "new-checkout"?"#),
         ("banner", "does not have this flag"),
-        ("disabled", "the flag service defers to it, with the reason DISABLED"),
+        ("disabled", "leaves it to the default (reason DISABLED)"),
         ("failing", "GENERAL"),
     ];
     for (key, expected) in cases {
         let text = why(key).await;
-        assert!(text.contains(expected) && text.starts_with("the default in code counts"), "{key}: {text}");
+        assert!(text.contains(expected) && text.contains(" uses the default in code: "), "{key}: {text}");
     }
     service.shutdown().await;
     let text = why("new-checkout").await;
     assert!(text.contains("may be out of date: ") && text.contains("the request to the flag service failed"), "{text}");
     let unknown = in_time(provider.flags(&support::user("bob"))).await.why("new-checkout").to_string();
-    assert!(unknown.starts_with("the default in code counts for \"new-checkout\": "), "{unknown}");
+    assert!(unknown.starts_with("\"new-checkout\" uses the default in code: "), "{unknown}");
     assert!(!text.contains("alice") && !unknown.contains("bob"));
 }

@@ -167,7 +167,7 @@ async fn values_without_variants_have_their_type() {
 }
 
 #[tokio::test]
-async fn failures_of_the_service_are_errors_and_stale_values_are_stale() {
+async fn failed_flags_report_errors_and_last_known_values_report_stale() {
     let (events, service) = (Events::of_this_thread(), service().await);
     let failing = service.faults().add(Fault::on(Endpoint::Bulk).flag_error("static", "PARSE_ERROR")).unwrap();
     let provider = builder(&service).enable_realtime(false).enable_polling_fallback(false);
@@ -209,7 +209,7 @@ async fn a_request_reports_each_flag_once_or_each_read_or_nothing() {
         for _ in 0..2 {
             let flags = in_time(scope.flags()).await;
             let _ = (flags.bool("targeted", false), flags.bool("targeted", false), flags.clone().int("static", 1));
-            // Neither reads one flag.
+            // None of these counts as a read.
             let _ = (flags.to_json(), flags.iter().count(), flags.why("disabled").to_string());
         }
         let reported = events.keys();
@@ -223,7 +223,7 @@ async fn a_request_reports_each_flag_once_or_each_read_or_nothing() {
 }
 
 #[tokio::test]
-async fn contexts_are_named_by_codes_of_the_secret_unless_told_otherwise() {
+async fn the_context_id_is_a_keyed_hash_by_default() {
     let (events, service) = (Events::of_this_thread(), service().await);
     let id = async |builder: FlipswitchProviderBuilder, context: Context| {
         let provider = builder.build().unwrap();
@@ -247,10 +247,9 @@ async fn contexts_are_named_by_codes_of_the_secret_unless_told_otherwise() {
     assert_eq!(id(builder(&service).evaluation_context_id(ContextId::Off), alice()).await, None);
 }
 
-/// Overridden values are told apart, and pages and gates are read like flags in code.
 #[tokio::test]
-async fn requests_report_overrides_gates_and_clients() {
-    // On a runtime of its own, the application logs to the subscriber of the whole process: so, on this thread only.
+async fn gate_client_and_handler_report_a_flag_once_and_overrides_as_such() {
+    // The application runs on this thread, whose events are collected.
     let (events, service) = (Events::of_this_thread(), service().await);
     let provider = builder(&service).evaluation_events(EvaluationEvents::PerRequest).build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
@@ -320,12 +319,12 @@ async fn a_hook_reports_the_evaluations_of_clients() {
 }
 
 #[tokio::test]
-async fn a_hook_and_events_of_the_provider_do_not_report_twice() {
+async fn a_hook_skips_flipswitch_evaluations_if_its_provider_reports_them() {
     let log = Log::of_this_thread();
     let service = service().await;
     let provider = builder(&service).build().unwrap();
     let hook = EvaluationHook::new(&provider);
-    let warnings = log.lines().iter().filter(|line| line.contains("exclude each other")).count();
+    let warnings = log.lines().iter().filter(|line| line.contains("EvaluationHook leaves out")).count();
     assert_eq!(warnings, 1, "{:?}", log.lines());
 
     let events = Events::of_this_thread();
@@ -377,7 +376,7 @@ async fn usage_lists_what_was_read_and_what_was_not() {
     let json = serde_json::to_value(provider.usage()).unwrap();
     assert!(json["flags"][3]["lastRead"].as_str().unwrap().ends_with(":00Z"), "{json}");
 
-    // Also without the service, and of a client.
+    // Reads also count in an outage and after shutdown.
     service.faults().add(Fault::on(Endpoint::Bulk).status(503)).unwrap();
     let _ = in_time(provider.flags(Context::user("bob"))).await.bool("in-an-outage", false);
     assert!(read().contains(&row("in-an-outage", true, false, false)));
@@ -403,9 +402,9 @@ async fn declared_flags_are_checked_as_soon_as_the_service_responds() {
     assert_eq!(warnings(), 1);
 }
 
-/// Nothing that requests leave behind has a targeting key or an attribute in it: no event, no log, no usage, no number.
+/// Also while the service fails, rejects users, and repeats in errors what it was sent.
 #[tokio::test]
-async fn ten_thousand_requests_leave_nothing_personal_behind() {
+async fn logs_events_and_usage_contain_no_targeting_key_and_no_attribute() {
     const REQUESTS: usize = 10_000;
     let faults = Mutex::new(Vec::new());
     let service = service().await;
@@ -418,7 +417,6 @@ async fn ten_thousand_requests_leave_nothing_personal_behind() {
     let client = client("nothing personal", &provider).await.with_hook(EvaluationHook::new(&provider));
     let fault = |fault: Fault| faults.lock().unwrap().push(service.faults().add(fault.times(3)).unwrap());
     for number in 0..REQUESTS {
-        // Also while the service fails, rejects users, and answers with what it was sent.
         match number {
             1_000 => fault(Fault::on(Endpoint::Bulk).status(503)),
             3_000 => {
