@@ -1,6 +1,12 @@
 //! The subcommand `check`: compares a manifest with a service.
 
-use std::{collections::BTreeMap, ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use lexopt::{Arg::Long, ValueExt};
 use serde_json::json;
@@ -49,7 +55,7 @@ impl Differences {
         for (key, flag) in manifest {
             match service.get(key) {
                 None => differences.missing.push(key.clone()),
-                Some(Some(found)) if !flag.flag_type.reads(*found) => {
+                Some(Some(found)) if !flag.fits(*found) => {
                     differences.types.push((key.clone(), flag.flag_type, *found));
                 }
                 Some(_) => {}
@@ -64,12 +70,14 @@ impl Differences {
     }
 
     fn text(&self) -> String {
-        let missing = self.missing.iter().map(|key| format!("missing: {key}\n"));
+        // Keys of a service may have control characters in them.
+        let shown = |key: &str| key.escape_debug().to_string();
+        let missing = self.missing.iter().map(|key| format!("missing: {}\n", shown(key)));
         let types = self
             .types
             .iter()
-            .map(|(key, declared, found)| format!("type: {key} is declared as {declared}, and is {found}\n"));
-        let undeclared = self.undeclared.iter().map(|key| format!("undeclared: {key}\n"));
+            .map(|(key, declared, found)| format!("type: {} is declared as {declared}, and is {found}\n", shown(key)));
+        let undeclared = self.undeclared.iter().map(|key| format!("undeclared: {}\n", shown(key)));
         let result = if self.has_mistakes() {
             "the service does not fit the manifest\n"
         } else {
@@ -102,8 +110,12 @@ pub(crate) async fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     };
     match compare(&options).await {
         Ok(differences) => {
-            print!("{}", if options.json { differences.json() } else { differences.text() });
-            if differences.has_mistakes() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+            let text = if options.json { differences.json() } else { differences.text() };
+            match io::stdout().lock().write_all(text.as_bytes()) {
+                Ok(()) if differences.has_mistakes() => ExitCode::FAILURE,
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_) => ExitCode::from(2),
+            }
         }
         Err(problem) => {
             eprintln!("flipswitch-local check: {problem}");
@@ -148,6 +160,7 @@ mod tests {
         let manifest = json!({"flags": {
             "a": {"flagType": "boolean", "defaultValue": true}, "b": {"flagType": "float", "defaultValue": 1.5},
             "c": {"flagType": "string", "defaultValue": ""}, "d": {"flagType": "integer", "defaultValue": 1},
+            "o": {"flagType": "object", "defaultValue": null},
         }});
         let manifest = manifest::parse(&manifest.to_string()).unwrap();
         let service = |flags: &[(&str, Option<FlagType>)]| {
@@ -159,11 +172,13 @@ mod tests {
             ("b", Some(FlagType::Integer)),
             ("c", None),
             ("d", Some(FlagType::Integer)),
-            ("e", Some(FlagType::Object)),
+            ("e\x1b[2J", Some(FlagType::Object)),
+            // An optional flag.
+            ("o", Some(FlagType::Boolean)),
         ]);
         let differences = Differences::between(&manifest, &fits);
-        assert!(!differences.has_mistakes() && differences.undeclared == ["e"]);
-        let differs = service(&[("a", Some(FlagType::String)), ("d", Some(FlagType::Float)), ("c", None)]);
+        assert_eq!(differences.text(), "undeclared: e\\u{1b}[2J\nthe service fits the manifest\n");
+        let differs = service(&[("a", Some(FlagType::String)), ("d", Some(FlagType::Float)), ("c", None), ("o", None)]);
         let differences = Differences::between(&manifest, &differs);
         assert_eq!(
             differences.text(),

@@ -15,9 +15,7 @@ pub(crate) fn source(flags: &Flags, crate_name: &str) -> String {
 }
 
 fn declaration(name: &str, key: &str, flag: &Flag, crate_name: &str) -> String {
-    let lines =
-        flag.description.lines().map(|line| format!("    /// {}", printable(line)).trim_end().to_owned() + "\n");
-    let documentation: String = lines.collect();
+    let documentation = documentation(&flag.description);
     let (rust_type, default) = match flag.flag_type {
         FlagType::Boolean => ("bool".to_owned(), flag.default.to_string()),
         FlagType::String => ("String".to_owned(), format!("{:?}", flag.default.as_str().unwrap_or_default())),
@@ -27,11 +25,56 @@ fn declaration(name: &str, key: &str, flag: &Flag, crate_name: &str) -> String {
         FlagType::Object => {
             let path =
                 if crate_name == "flipswitch" { crate_name.to_owned() } else { format!("{crate_name}::flipswitch") };
-            let value = format!("{path}::serde_json::json!({})", json_source(&flag.default));
+            let value = if is_simple(&flag.default, MAX_DEPTH) {
+                format!("{path}::serde_json::json!({})", json_source(&flag.default))
+            } else {
+                // The macro takes no large values.
+                let json = format!("{:?}", flag.default.to_string());
+                format!("{path}::serde_json::from_str::<{path}::serde_json::Value>({json}).unwrap_or_default()")
+            };
             (format!("{path}::serde_json::Value"), value)
         }
     };
     format!("{documentation}    pub {name}: {rust_type} = {key:?}, default {default};\n")
+}
+
+/// Lines of documentation, beyond which it is one text: the macro is called for each of them.
+const MAX_LINES: usize = 32;
+
+/// Returns the documentation of a flag.
+fn documentation(description: &str) -> String {
+    let lines: Vec<_> = description.lines().map(plain).collect();
+    if lines.len() > MAX_LINES {
+        return format!("    #[doc = {:?}]\n", lines.join("\n"));
+    }
+    lines.iter().map(|line| format!("    /// {line}").trim_end().to_owned() + "\n").collect()
+}
+
+/// Returns a line of a description as a line of text: an indented one, or one between fences, would be code that tests run.
+fn plain(line: &str) -> String {
+    let line = printable(line);
+    let line = line.trim();
+    let is_fence = line.starts_with("```") || line.starts_with("~~~");
+    if is_fence { format!("\\{line}") } else { line.to_owned() }
+}
+
+/// Deepest JSON, and most values in it, that are written as Rust.
+const MAX_DEPTH: usize = 4;
+const MAX_VALUES: usize = 16;
+
+/// Returns whether JSON can be written as Rust that compiles anywhere.
+fn is_simple(value: &Value, depth: usize) -> bool {
+    match value {
+        Value::Array(values) => {
+            depth > 0 && values.len() <= MAX_VALUES && values.iter().all(|value| is_simple(value, depth - 1))
+        }
+        Value::Object(fields) => {
+            depth > 0 && fields.len() <= MAX_VALUES && fields.values().all(|value| is_simple(value, depth - 1))
+        }
+        // Literals are numbers of 32 bits there.
+        Value::Number(number) => number.is_f64() || number.as_i64().is_some_and(|number| i32::try_from(number).is_ok()),
+        _ => true,
+    }
 }
 
 /// Returns a line without characters that would end or hide it in source code.
@@ -150,5 +193,26 @@ mod tests {
 }
 "#;
         assert_eq!(source, expected);
+    }
+
+    #[test]
+    fn descriptions_are_text_and_not_code() {
+        let description = "How to:\n```\nstd::process::exit(1)\n```\n~~~\n    indented()\n  * a list";
+        let expected = "    /// How to:\n    /// \\```\n    /// std::process::exit(1)\n    /// \\```\n    /// \\~~~\n    /// indented()\n    /// * a list\n";
+        assert_eq!(documentation(description), expected);
+        assert_eq!(documentation(&"line\n".repeat(200)).matches('\n').count(), 1);
+    }
+
+    #[test]
+    fn large_values_are_written_as_json() {
+        let of = |default: Value| {
+            let manifest = json!({"flags": {"f": {"flagType": "object", "defaultValue": default}}});
+            source(&manifest::parse(&manifest.to_string()).unwrap(), "flipswitch")
+        };
+        assert!(of(json!({"a": [1]})).contains("json!({\"a\": [1]})"));
+        let deep = (0..60).fold(json!(1), |value, _| json!([value]));
+        for large in [json!({"expires": 1_700_000_000_000_i64}), json!(vec![0; 200]), deep] {
+            assert!(of(large.clone()).contains("serde_json::from_str::<flipswitch::serde_json::Value>(\""), "{large}");
+        }
     }
 }

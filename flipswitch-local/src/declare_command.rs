@@ -1,6 +1,11 @@
 //! The subcommand `declare`: prints source code that declares flags.
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::{self, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use lexopt::{Arg::Long, ValueExt};
 
@@ -52,8 +57,9 @@ pub(crate) async fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     };
     match read(source).await {
         Ok(flags) => {
-            print!("{}", declarations::source(&flags, &crate_name));
-            ExitCode::SUCCESS
+            let source = declarations::source(&flags, &crate_name);
+            let printed = io::stdout().lock().write_all(source.as_bytes());
+            if printed.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
         Err(problem) => {
             eprintln!("flipswitch-local declare: {problem}");
@@ -72,7 +78,7 @@ async fn read(source: Source) -> Result<Flags, String> {
         Source::Service { url, api_key } => {
             let types = service_flags::fetch(&url, api_key).await?;
             for (key, _) in types.iter().filter(|(_, flag_type)| flag_type.is_none()) {
-                eprintln!("left out, because the service does not tell its type: {key}");
+                eprintln!("left out, because the service does not tell its type: {}", key.escape_debug());
             }
             Ok(manifest::from_service(types))
         }

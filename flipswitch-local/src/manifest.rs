@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Number, Value};
 
 /// The type of a flag in a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl FlagType {
             Value::Null => return None,
             Value::Bool(_) => Self::Boolean,
             Value::String(_) => Self::String,
-            Value::Number(number) if number.is_i64() || number.is_u64() => Self::Integer,
+            Value::Number(number) if number.is_i64() || number.is_u64() || is_whole(number) => Self::Integer,
             Value::Number(_) => Self::Float,
             Value::Array(_) | Value::Object(_) => Self::Object,
         })
@@ -56,6 +56,12 @@ impl FlagType {
     }
 }
 
+/// Returns whether a number with a fraction of zero can be read as a whole number of 64 bits.
+fn is_whole(number: &Number) -> bool {
+    let is_exact = |number: f64| number.fract() == 0.0 && number.abs() < 9_223_372_036_854_775_808.0;
+    number.as_f64().is_some_and(is_exact)
+}
+
 impl fmt::Display for FlagType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -74,6 +80,13 @@ pub(crate) struct Flag {
     pub(crate) flag_type: FlagType,
     pub(crate) default: Value,
     pub(crate) description: String,
+}
+
+impl Flag {
+    /// Returns whether values of this type fit. A default of null is that of an optional flag, whose type is not known.
+    pub(crate) fn fits(&self, found: FlagType) -> bool {
+        self.flag_type.reads(found) || self.flag_type == FlagType::Object && self.default.is_null()
+    }
 }
 
 /// Flags by their keys.
@@ -114,13 +127,15 @@ pub(crate) fn of_service(body: &Value) -> Result<BTreeMap<String, Option<FlagTyp
         .and_then(Value::as_array)
         .ok_or("the response has no list of flags, so it is not one of OFREP")?;
     let types = items.iter().filter_map(|item| {
-        let key = item.get("key")?.as_str()?.to_owned();
-        let declared = match item.pointer("/metadata/flagType").and_then(Value::as_str) {
+        // Some services wrap the evaluation.
+        let field = |name: &str| item.get(name).or_else(|| item.get("result")?.get(name));
+        let key = field("key")?.as_str()?.to_owned();
+        let declared = match field("metadata").and_then(|metadata| metadata.get("flagType")).and_then(Value::as_str) {
             Some("decimal") => Some(FlagType::Float),
             Some(other) => FlagType::parse(other),
             None => None,
         };
-        Some((key, declared.or_else(|| item.get("value").and_then(FlagType::of_value))))
+        Some((key, declared.or_else(|| field("value").and_then(FlagType::of_value))))
     });
     Ok(types.collect())
 }
@@ -174,6 +189,7 @@ mod tests {
         let body = json!({"flags": [
             {"key": "a", "value": 1.0, "metadata": {"flagType": "integer"}}, {"key": "b", "value": "x"}, {"key": "c"},
             {"key": "d", "metadata": {"flagType": "boolean"}}, {"key": "e", "errorCode": "GENERAL"}, {"value": 1},
+            {"key": "f", "result": {"value": 10.0}}, {"result": {"key": "g", "value": 0.5}},
         ]});
         let types = of_service(&body).unwrap();
         let expected = [
@@ -182,9 +198,11 @@ mod tests {
             ("c", None),
             ("d", Some(FlagType::Boolean)),
             ("e", None),
+            ("f", Some(FlagType::Integer)),
+            ("g", Some(FlagType::Float)),
         ];
         assert_eq!(types, expected.map(|(key, flag_type)| (key.to_owned(), flag_type)).into());
-        assert_eq!(from_service(types).len(), 3);
+        assert_eq!(from_service(types).len(), 5);
         assert!(of_service(&json!([])).is_err());
     }
 }

@@ -9,6 +9,7 @@ pub(crate) use self::without::fetch;
 mod client {
     use std::{collections::BTreeMap, time::Duration};
 
+    use reqwest::redirect::Policy;
     use serde_json::{Value, json};
 
     use crate::manifest::{self, FlagType};
@@ -29,7 +30,8 @@ mod client {
             return Err(format!("{url}: must be the URL of a service, such as https://api.flipswitch.io"));
         }
         let failed = |error: reqwest::Error| format!("{url}: {}", chain(&error));
-        let client = reqwest::Client::builder().timeout(TIMEOUT).build().map_err(failed)?;
+        // A redirect would take the API key to another server.
+        let client = reqwest::Client::builder().timeout(TIMEOUT).redirect(Policy::none()).build().map_err(failed)?;
         let request = client.post(format!("{}/ofrep/v1/evaluate/flags", url.trim_end_matches('/')));
         let request = match api_key.or_else(|| std::env::var(KEY_VARIABLE).ok()) {
             Some(key) => request.header("x-api-key", key),
@@ -46,6 +48,7 @@ mod client {
                 ));
             }
             404 => return Err(format!("{url}: the service has no OFREP there (404); pass the URL before /ofrep")),
+            300..=399 => return Err(format!("{url}: the service redirects ({status}); pass the URL that it leads to")),
             _ => return Err(format!("{url}: the service responded with {status}")),
         }
         let text = response.text().await.map_err(failed)?;

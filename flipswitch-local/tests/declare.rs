@@ -8,7 +8,7 @@ mod declared;
 
 use std::{path::PathBuf, process::Output};
 
-use flipswitch_local::LocalServer;
+use flipswitch_local::{Endpoint, Fault, LocalServer};
 use serde_json::{Value, json};
 use tokio::process::Command;
 
@@ -93,4 +93,16 @@ async fn the_exit_code_says_whether_a_service_fits_a_manifest() {
         assert!(code == 2 && error.contains(problem), "{arguments:?}: {code} {error}");
     }
     service.shutdown().await;
+}
+
+/// A redirect would take the API key to another server.
+#[tokio::test]
+async fn redirects_are_not_followed() {
+    let service = LocalServer::start(json!({"on": true})).await.unwrap();
+    let other = LocalServer::start(json!({"on": true})).await.unwrap();
+    let target = format!("{}/ofrep/v1/evaluate/flags", other.url());
+    service.faults().add(Fault::on(Endpoint::Bulk).redirect(307, target)).unwrap();
+    let (code, _, error) = program(&["declare", "--service", &service.url(), "--api-key", "secret"]).await;
+    assert!(code == 1 && error.contains("redirects"), "{error}");
+    assert!(other.requests().is_empty());
 }

@@ -190,7 +190,7 @@ mod tests {
         let interner = Interner::default();
         let flag_set = |value: &str| {
             let outcome = || Outcome::Failed { code: value.to_owned(), details: None };
-            let item = interner.item(value, || Some(Item { key: "f".to_owned(), outcome: outcome() }));
+            let item = interner.item(value, || Some((Item { key: "f".to_owned(), outcome: outcome() }, true)));
             interner.flag_set(item.into_iter().collect())
         };
         let context = CanonicalContext::start_up();

@@ -1,29 +1,52 @@
 //! Text of the service without the values of the context that it was sent.
 
-use std::cmp::Reverse;
+use std::{cell::OnceCell, cmp::Reverse};
 
 use serde_json::Value;
 
 use crate::sanitize::printable;
 
-/// Longer text is not kept, in bytes: it would be searched for each value.
-const MAX_TEXT: usize = 4_096;
+/// Longer text is not kept, in bytes, since it would be searched for each value.
+const MAX_TEXT: usize = 1_024;
 
 /// Shorter values, in bytes, are not replaced, because they occur in ordinary text.
 const MIN_VALUE: usize = 3;
 
-/// Returns text of the service that can be logged: printable, of limited length, and with `…` in place of the targeting key and
-/// the attributes of the context, which some services repeat in their errors.
-pub(crate) fn redacted(text: &str, context: &[u8]) -> String {
-    if text.len() > MAX_TEXT {
-        return format!("({} bytes)", text.len());
+/// Values of a context that are searched for. Text about a context with more of them is not kept.
+const MAX_VALUES: usize = 256;
+
+/// Replaces the values of a context in text of the service.
+#[derive(Debug)]
+pub(crate) struct Redactor<'a> {
+    context: &'a [u8],
+    /// The values, longest first, since a longer one may contain a shorter one. Collected once they are needed.
+    values: OnceCell<Vec<String>>,
+}
+
+impl<'a> Redactor<'a> {
+    pub(crate) fn new(context: &'a [u8]) -> Self {
+        Self { context, values: OnceCell::new() }
     }
-    let mut values = Vec::new();
-    collect(&serde_json::from_slice(context).unwrap_or_default(), &mut values);
-    values.retain(|value| value.len() >= MIN_VALUE && text.contains(value.as_str()));
-    // A longer value may contain a shorter one.
-    values.sort_unstable_by_key(|value| Reverse(value.len()));
-    printable(&values.iter().fold(text.to_owned(), |text, value| text.replace(value.as_str(), "…")))
+
+    /// Returns text that can be logged: printable, of limited length, and with `…` in place of the targeting key and the
+    /// attributes, which some services repeat in their errors. Also returns whether there were any.
+    pub(crate) fn redact(&self, text: &str) -> (String, bool) {
+        let values = self.values.get_or_init(|| {
+            let mut values = Vec::new();
+            collect(&serde_json::from_slice(self.context).unwrap_or_default(), &mut values);
+            values.retain(|value| value.len() >= MIN_VALUE);
+            values.sort_unstable_by_key(|value| Reverse(value.len()));
+            values
+        });
+        if text.len() > MAX_TEXT || values.len() > MAX_VALUES {
+            return (format!("({} bytes)", text.len()), false);
+        }
+        let mut redacted = text.to_owned();
+        for value in values.iter().filter(|value| text.contains(value.as_str())) {
+            redacted = redacted.replace(value.as_str(), "…");
+        }
+        (printable(&redacted), redacted != text)
+    }
 }
 
 /// Collects the values, as they are and as JSON writes them.
@@ -43,11 +66,14 @@ fn collect(value: &Value, values: &mut Vec<String>) {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
     fn values_of_the_context_are_not_kept() {
         let context = br#"{"context":{"targetingKey":"alice","age":4711,"name":"alice \"x\" smith","ok":true,"tags":["vip","de"]}}"#;
+        let redactor = Redactor::new(context);
         let cases = [
             ("alice has no plan", "… has no plan"),
             ("no rule for alice \"x\" smith (4711)", "no rule for … (…)"),
@@ -56,9 +82,11 @@ mod tests {
             ("the targetingKey is missing\n", "the targetingKey is missing"),
         ];
         for (text, expected) in cases {
-            assert_eq!(redacted(text, context), expected);
+            assert_eq!(redactor.redact(text), (expected.to_owned(), expected.contains('…')));
         }
-        assert_eq!(redacted(&"alice".repeat(1_000), context), "(5000 bytes)");
-        assert_eq!(redacted("text", b"no context"), "text");
+        assert_eq!(redactor.redact(&"alice".repeat(1_000)).0, "(5000 bytes)");
+        assert_eq!(Redactor::new(b"no context").redact("text"), ("text".to_owned(), false));
+        let many: Vec<_> = (0..300).map(|number| format!("value {number}")).collect();
+        assert_eq!(Redactor::new(json!(many).to_string().as_bytes()).redact("text").0, "(4 bytes)");
     }
 }

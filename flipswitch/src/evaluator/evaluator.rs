@@ -137,7 +137,7 @@ impl Evaluator {
         let Config { bootstrap, override_file, options, .. } = config;
         let bootstrap = match (bootstrap, &override_file) {
             (bootstrap, None) => bootstrap.map(Arc::new),
-            (bootstrap, Some(file)) => Some(file.apply_to(&bootstrap.unwrap_or_default())),
+            (bootstrap, Some(file)) => Some(Arc::new(FlagSet::new(file.apply_to(&bootstrap.unwrap_or_default())))),
         };
         // Without any updates, the application accepts flags as old as `cache_ttl`.
         let is_updated = options.enable_realtime || options.enable_polling_fallback;

@@ -240,13 +240,13 @@ impl Evaluator {
                     self.observer.streams_advertised(streams, now);
                 }
                 match &self.override_file {
-                    Some(file) => (file.apply_to(&flag_set), etag),
+                    Some(file) => (self.transport.flag_set(file.apply_to(&flag_set)), etag),
                     None => (flag_set, etag),
                 }
             }
             (Bulk::NoFlags, _) => {
-                let none = self.transport.no_flags();
-                let none = self.override_file.as_ref().map_or_else(|| Arc::clone(&none), |file| file.apply_to(&none));
+                let items = self.override_file.as_ref().map(|file| file.apply_to(&FlagSet::default()));
+                let none = self.transport.flag_set(items.unwrap_or_default());
                 let flag_set = Arc::new(none.with_failing(&[], Failing::no_flags(now)));
                 return Ok(Arc::new(CacheEntry::new(&request.context, flag_set, None, base, epoch, now)));
             }

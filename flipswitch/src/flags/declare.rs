@@ -2,10 +2,10 @@
 
 use std::{borrow::Cow, fmt};
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
-use crate::flag_type::FlagType;
+use crate::{flag_type::FlagType, flags::evaluation};
 
 /// A declared flag with its key, type and default. Implemented by [`flags!`](crate::flags).
 #[diagnostic::on_unimplemented(
@@ -86,7 +86,7 @@ impl DeclaredFlag {
             key: F::KEY,
             description,
             default: || serde_json::to_value(F::default_value()).unwrap_or_default(),
-            accepts: |value| F::Value::deserialize(value).is_ok(),
+            accepts: |value| evaluation::read_as::<F::Value>(value).is_ok(),
         }
     }
 
@@ -269,6 +269,8 @@ macro_rules! __documentation {
 
 #[cfg(test)]
 mod tests {
+    use serde::Deserialize;
+
     use super::*;
 
     #[derive(Debug, Deserialize, PartialEq, Serialize)]
@@ -333,6 +335,7 @@ mod tests {
         let accepts = |key: &str, value: Value| FLAGS.iter().find(|flag| flag.key() == key).unwrap().accepts(&value);
         assert!(accepts("new-checkout", json!(true)) && accepts("new-checkout", Value::Null));
         assert!(!accepts("new-checkout", json!("on")) && !accepts("max-items", json!(1.5)));
+        assert!(accepts("max-items", json!(42.0)), "it is read as 42");
         assert!(accepts("rate", json!(2)) && accepts("cart", json!({"items": 1})) && !accepts("cart", json!({})));
     }
 }

@@ -36,8 +36,7 @@ impl FlagEvaluation {
     /// Returns the value if it is a whole number within 64 bits; `42.0` and `4.2e1` are the whole number 42.
     #[must_use]
     pub fn as_i64(&self) -> Option<i64> {
-        let Value::Number(number) = &self.value else { return None };
-        number.as_i64().or_else(|| number.as_f64().filter(|_| number.is_f64()).and_then(whole))
+        as_i64(&self.value)
     }
 
     /// Returns the value if it is a number; a whole number beyond 2⁵³ gives the nearest double.
@@ -64,10 +63,7 @@ impl FlagEvaluation {
     /// Deserializes the value. A float without a fraction is accepted as a whole number, as in
     /// [`as_i64`](Self::as_i64).
     pub(crate) fn read_as<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
-        T::deserialize(&self.value).or_else(|error| match self.as_i64() {
-            Some(whole) if self.value.is_f64() => T::deserialize(Value::from(whole)),
-            _ => Err(error),
-        })
+        read_as(&self.value)
     }
 
     /// Returns the error for a value that cannot be read as `expected`: it is null, or has another type.
@@ -91,6 +87,20 @@ impl fmt::Display for FlagEvaluation {
         }
         f.write_str("]")
     }
+}
+
+/// Deserializes a value like [`FlagEvaluation::read_as`].
+pub(crate) fn read_as<T: DeserializeOwned>(value: &Value) -> serde_json::Result<T> {
+    T::deserialize(value).or_else(|error| match as_i64(value) {
+        Some(whole) if value.is_f64() => T::deserialize(Value::from(whole)),
+        _ => Err(error),
+    })
+}
+
+/// Returns a value like [`FlagEvaluation::as_i64`].
+fn as_i64(value: &Value) -> Option<i64> {
+    let Value::Number(number) = value else { return None };
+    number.as_i64().or_else(|| number.as_f64().filter(|_| number.is_f64()).and_then(whole))
 }
 
 /// Converts a float without a fraction to an integer, if it is within 64 bits.

@@ -40,13 +40,17 @@ struct State {
 const MIN_SWEEP: (usize, usize) = (1_024, 1 << 20);
 
 impl Interner {
-    /// Returns the item of a JSON text: the one in use, or a new one.
-    pub(crate) fn item(&self, text: &str, read: impl FnOnce() -> Option<Item>) -> Option<Arc<Item>> {
+    /// Returns the item of a JSON text: the one in use, or a new one. `read` tells whether the new one may be shared.
+    pub(crate) fn item(&self, text: &str, read: impl FnOnce() -> Option<(Item, bool)>) -> Option<Arc<Item>> {
         if let Some(item) = self.lock().items.get(text).and_then(Weak::upgrade) {
             return Some(item);
         }
         // Parsed without the lock. If two threads parse the same text, the later item is shared from then on.
-        let item = Arc::new(read()?);
+        let (item, is_shared) = read()?;
+        let item = Arc::new(item);
+        if !is_shared {
+            return Some(item);
+        }
         let mut state = self.lock();
         if state.items.insert(text.into(), Arc::downgrade(&item)).is_none() {
             state.texts += text.len();
@@ -121,7 +125,8 @@ mod tests {
             key: key.to_owned(),
             outcome: Outcome::Failed { code: code.to_owned(), details: None },
         };
-        let items = codes.iter().map(|(key, code)| interner.item(&format!("{key} {code}"), || Some(item(key, code))));
+        let items =
+            codes.iter().map(|(key, code)| interner.item(&format!("{key} {code}"), || Some((item(key, code), true))));
         interner.flag_set(items.map(Option::unwrap).collect())
     }
 

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 
 use crate::{
     error::ConfigError,
-    flags::flag_set::{FlagSet, object},
+    flags::flag_set::{FlagSet, Item, object},
 };
 
 /// Reason of a value that replaces that of the service.
@@ -39,9 +39,9 @@ impl OverrideFile {
         Ok(Self { path: path.to_owned(), flag_set: FlagSet::of_values(values, OVERRIDE) })
     }
 
-    /// Puts the values over a flag set.
-    pub(crate) fn apply_to(&self, flag_set: &FlagSet) -> Arc<FlagSet> {
-        Arc::new(flag_set.overlaid(self.flag_set.items()))
+    /// Puts the values over a flag set. Returns the items of the new one, in any order: of two with the same key, the later one wins.
+    pub(crate) fn apply_to(&self, flag_set: &FlagSet) -> Vec<Arc<Item>> {
+        flag_set.items().iter().chain(self.flag_set.items()).cloned().collect()
     }
 
     /// Logs a warning that names the overridden flags.
@@ -80,7 +80,7 @@ mod tests {
         let file = file(r#"{"theme": "dark", "new": true}"#);
         let overrides = OverrideFile::read(file.path(), true).unwrap();
         let Value::Object(service) = json!({"theme": "light", "limit": 10}) else { unreachable!() };
-        let flag_set = overrides.apply_to(&FlagSet::of_values(service, "STATIC"));
+        let flag_set = FlagSet::new(overrides.apply_to(&FlagSet::of_values(service, "STATIC")));
         let values: Vec<_> =
             flag_set.iter().map(|flag| (flag.key.as_str(), flag.value.clone(), flag.reason.as_str())).collect();
         let expected =

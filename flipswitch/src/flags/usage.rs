@@ -1,7 +1,7 @@
 //! Which flags an application reads, for finding those that nothing reads any more.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, Ordering},
@@ -18,7 +18,10 @@ use crate::flags::{declare::DeclaredFlag, flag_set::Keys};
 /// How many keys are remembered that neither the service has nor the code declares: unlisted ones.
 const MAX_UNLISTED: usize = 1_024;
 
-/// Longest of these keys, in bytes. A longer one was probably built from data.
+/// How many keys are remembered that the service has or had.
+const MAX_LISTED: usize = 65_536;
+
+/// Longest of the unlisted keys, in bytes. A longer one was probably built from data.
 const MAX_KEY: usize = 256;
 
 /// How often the marks of reads are collected.
@@ -76,8 +79,16 @@ struct Collected {
     tables: Vec<Weak<Keys>>,
     /// Number of tables at which those that are gone are dropped next.
     prune_at: usize,
-    last_read: HashMap<Box<str>, OffsetDateTime>,
+    last_read: HashMap<Box<str>, LastRead>,
     declared: Vec<&'static [DeclaredFlag]>,
+}
+
+/// The last read of one key.
+#[derive(Clone, Copy, Debug)]
+struct LastRead {
+    at: OffsetDateTime,
+    /// Whether the service has or had the flag.
+    is_listed: bool,
 }
 
 /// The bit of one key.
@@ -115,8 +126,7 @@ impl UsageLog {
     pub(crate) fn add_table(&self, keys: &Arc<Keys>) {
         let mut collected = self.collected.lock();
         if collected.tables.len() >= collected.prune_at {
-            collected.tables.retain(|table| table.strong_count() > 0);
-            collected.prune_at = 2 * collected.tables.len() + 16;
+            collected.prune();
         }
         collected.tables.push(Arc::downgrade(keys));
     }
@@ -132,12 +142,16 @@ impl UsageLog {
     /// Takes note of a read of a key that is in no table.
     #[cold]
     pub(crate) fn record_unlisted(&self, key: &str) {
+        if key.len() > MAX_KEY {
+            self.is_complete.store(false, Ordering::Relaxed);
+            return;
+        }
         if self.unlisted.read().contains(key) {
             return;
         }
-        let mut others = self.unlisted.write();
-        if others.len() < MAX_UNLISTED && key.len() <= MAX_KEY {
-            others.insert(key.into());
+        let mut unlisted = self.unlisted.write();
+        if unlisted.len() < MAX_UNLISTED {
+            unlisted.insert(key.into());
         } else {
             self.is_complete.store(false, Ordering::Relaxed);
         }
@@ -146,32 +160,28 @@ impl UsageLog {
     /// Takes note of keys whose table ends.
     pub(crate) fn table_ended<'a>(&self, keys: impl Iterator<Item = &'a str>) {
         let mut keys = keys.peekable();
-        if keys.peek().is_none() {
-            return;
+        if keys.peek().is_some() {
+            let now = minute(OffsetDateTime::now_utc());
+            let mut collected = self.collected.lock();
+            keys.for_each(|key| collected.read(key, now, true));
         }
-        let now = minute(OffsetDateTime::now_utc());
-        let mut collected = self.collected.lock();
-        collected.last_read.extend(keys.map(|key| (key.into(), now)));
     }
 
     /// Collects and clears the bits, now. Returns the tables of keys that are in use.
     pub(crate) fn sweep(&self, now: OffsetDateTime) -> Vec<Arc<Keys>> {
         let now = minute(now);
-        // Without the lock from here on: a table that ends takes it.
-        let tables: Vec<_> = self.collected.lock().tables.iter().filter_map(Weak::upgrade).collect();
-        let others = std::mem::take(&mut *self.unlisted.write());
+        let tables: Vec<_> = {
+            let mut collected = self.collected.lock();
+            collected.prune();
+            collected.tables.iter().filter_map(Weak::upgrade).collect()
+        };
+        // Without the lock, which new tables wait for, and which a table that ends takes.
+        let read: HashSet<_> = tables.iter().flat_map(|table| table.take_read()).collect();
+        let unlisted = std::mem::take(&mut *self.unlisted.write());
         let mut collected = self.collected.lock();
-        for key in tables.iter().flat_map(|table| table.take_read()) {
-            // Most keys are known, and need no copy.
-            match collected.last_read.get_mut(key) {
-                Some(last_read) => *last_read = now,
-                None => {
-                    collected.last_read.insert(key.into(), now);
-                }
-            }
-        }
-        collected.last_read.extend(others.into_iter().map(|key| (key, now)));
-        if collected.drop_unlisted(&tables) {
+        read.into_iter().for_each(|key| collected.read(key, now, true));
+        unlisted.iter().for_each(|key| collected.read(key, now, false));
+        if collected.drop_oldest() {
             self.is_complete.store(false, Ordering::Relaxed);
         }
         drop(collected);
@@ -189,26 +199,18 @@ impl UsageLog {
     /// Returns what was read until now.
     pub(crate) fn usage(&self, now: OffsetDateTime) -> Usage {
         let tables = self.sweep(now);
-        let mut flags = BTreeMap::<_, FlagUsage>::new();
+        let known: BTreeSet<_> = tables.iter().flat_map(|table| table.iter()).collect();
         let collected = self.collected.lock();
-        let mut add = |key: &str, change: fn(&mut FlagUsage)| match flags.get_mut(key) {
-            Some(usage) => change(usage),
-            None => {
-                let last_read = collected.last_read.get(key).copied();
-                let mut usage = FlagUsage { key: key.to_owned(), last_read, is_declared: false, is_known: false };
-                change(&mut usage);
-                flags.insert(key.to_owned(), usage);
-            }
-        };
-        tables.iter().flat_map(|table| table.iter()).for_each(|key| add(key, |usage| usage.is_known = true));
-        collected.declared().for_each(|key| add(key, |usage| usage.is_declared = true));
-        collected.last_read.keys().for_each(|key| add(key, |_| {}));
-        drop(collected);
-        Usage {
-            since: self.since,
-            flags: flags.into_values().collect(),
-            is_complete: self.is_complete.load(Ordering::Relaxed),
-        }
+        let declared: BTreeSet<_> = collected.declared().collect();
+        let read = collected.last_read.keys().map(|key| &**key);
+        let keys: BTreeSet<_> = known.iter().chain(&declared).copied().chain(read).collect();
+        let flags = keys.into_iter().map(|key| FlagUsage {
+            key: key.to_owned(),
+            last_read: collected.last_read.get(key).map(|read| read.at),
+            is_declared: declared.contains(key),
+            is_known: known.contains(key),
+        });
+        Usage { since: self.since, flags: flags.collect(), is_complete: self.is_complete.load(Ordering::Relaxed) }
     }
 }
 
@@ -217,23 +219,40 @@ impl Collected {
         self.declared.iter().copied().flatten().map(|flag| -> &str { flag.key() })
     }
 
-    /// Drops the keys that were read longest ago, of those that the service does not have and the code does not declare, if
-    /// there are too many. Returns whether there were.
-    fn drop_unlisted(&mut self, tables: &[Arc<Keys>]) -> bool {
+    fn read(&mut self, key: &str, at: OffsetDateTime, is_listed: bool) {
+        // Most keys are there already, and need no copy.
+        match self.last_read.get_mut(key) {
+            Some(read) => *read = LastRead { at, is_listed: is_listed || read.is_listed },
+            None => {
+                self.last_read.insert(key.into(), LastRead { at, is_listed });
+            }
+        }
+    }
+
+    /// Drops the tables that are gone.
+    fn prune(&mut self) {
+        self.tables.retain(|table| table.strong_count() > 0);
+        self.prune_at = 2 * self.tables.len() + 16;
+    }
+
+    /// Drops the keys that were read longest ago, if there are too many. Returns whether there were.
+    fn drop_oldest(&mut self) -> bool {
         if self.last_read.len() <= MAX_UNLISTED {
             return false;
         }
-        let others: Vec<_> = {
-            let kept: HashSet<_> = tables.iter().flat_map(|table| table.iter()).chain(self.declared()).collect();
-            let others = self.last_read.iter().filter(|(key, _)| !kept.contains(&***key));
-            let mut others: Vec<_> = others.map(|(key, read)| (*read, key.clone())).collect();
-            others.sort_unstable_by(|one, other| other.cmp(one));
-            others.into_iter().skip(MAX_UNLISTED).collect()
-        };
-        for (_, key) in &others {
+        let mut dropped = Vec::new();
+        let declared: HashSet<_> = self.declared().collect();
+        for (of_listed, most) in [(false, MAX_UNLISTED), (true, MAX_LISTED)] {
+            let is_listed = |key: &str, read: &LastRead| read.is_listed || declared.contains(key);
+            let keys = self.last_read.iter().filter(|(key, read)| is_listed(key, read) == of_listed);
+            let mut keys: Vec<_> = keys.map(|(key, read)| (read.at, key.clone())).collect();
+            keys.sort_unstable_by(|one, other| other.cmp(one));
+            dropped.extend(keys.into_iter().skip(most));
+        }
+        for (_, key) in &dropped {
             self.last_read.remove(key);
         }
-        !others.is_empty()
+        !dropped.is_empty()
     }
 }
 
@@ -322,6 +341,17 @@ mod tests {
     }
 
     static DECLARED: &[DeclaredFlag] = &[DeclaredFlag::new::<Declared>("")];
+
+    #[test]
+    fn flags_that_the_service_had_are_no_unlisted_ones() {
+        let log = Arc::default();
+        let keys: Vec<_> = (0..1_500).map(|number| format!("flag-{number}")).collect();
+        let flags = set(&log, &keys.iter().map(String::as_str).collect::<Vec<_>>());
+        assert!(keys.iter().all(|key| flags.read(key).is_some()));
+        drop(flags);
+        let usage = log.usage(datetime!(2026-01-01 10:00 UTC));
+        assert!(usage.is_complete && usage.flags.len() == 1_500, "{}", usage.flags.len());
+    }
 
     #[tokio::test(start_paused = true)]
     async fn reads_are_collected_each_minute() {

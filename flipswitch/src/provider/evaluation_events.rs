@@ -6,6 +6,7 @@
 
 use std::{
     borrow::Cow,
+    cell::Cell,
     sync::{Arc, OnceLock},
 };
 
@@ -84,8 +85,8 @@ pub(crate) fn report_client_evaluation(
         }
         Err(error) => {
             // The message may have something of the context in it.
+            // Which default the caller uses is not known: OpenFeature passes that of the type.
             event.set_error(error_type(&error.code), None);
-            event.value = context.default_value.as_ref().map(|value| (&json(value)).into());
         }
     }
     event.emit();
@@ -115,24 +116,47 @@ pub(crate) struct ReadReporter {
 
 impl Recorder for ReadReporter {
     fn read(&self, read: &FlagRead<'_>) {
-        if !tracing::enabled!(target: TARGET, tracing::Level::INFO) {
+        let is_seen = self.seen.as_ref().is_some_and(|seen| seen.lock().iter().any(|key| **key == *read.key));
+        if is_seen || IS_REPORTING.get() {
             return;
         }
-        // Not locked while the subscriber runs, which may read flags itself.
+        // Last, because layers of subscribers remember the answer until the next event: it must be this one.
+        if !tracing::event_enabled!(target: TARGET, tracing::Level::INFO) {
+            return;
+        }
         if let Some(seen) = &self.seen {
             let mut seen = seen.lock();
-            if seen.iter().any(|key| **key == *read.key) {
-                return;
-            }
             if seen.len() < MAX_SEEN {
                 seen.push(read.key.into());
             }
         }
+        // Not locked from here on.
+        let _reporting = Reporting::begin();
         let context_id = self.context_id.get_or_init(|| {
             let targeting_key = read.flags.with_context(fields::targeting_key)?;
             self.reporter.context_id(&targeting_key)
         });
         event_of(read, context_id.as_deref()).emit();
+    }
+}
+
+thread_local! {
+    static IS_REPORTING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Marks that this thread reports a read: what the subscriber reads meanwhile is not reported, which would never end.
+struct Reporting;
+
+impl Reporting {
+    fn begin() -> Self {
+        IS_REPORTING.set(true);
+        Self
+    }
+}
+
+impl Drop for Reporting {
+    fn drop(&mut self) {
+        IS_REPORTING.set(false);
     }
 }
 
@@ -161,7 +185,8 @@ fn event_of<'a>(read: &FlagRead<'a>, context_id: Option<&'a str>) -> EvaluationE
                 event.variant = flag.variant.as_deref().map(text);
             }
             if event.variant.is_none() {
-                event.value = if read.is_used { Some((&flag.value).into()) } else { read.default.map(Into::into) };
+                let value = Some(&flag.value).filter(|value| read.is_used && !value.is_null());
+                event.value = value.map(Into::into).or_else(|| read.default.map(Into::into));
             }
         }
         Err(error) => {
@@ -253,7 +278,10 @@ fn text(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Returns a reason or a code as the conventions write it.
+/// Longest reason of a service that is reported.
+const MAX_REASON: usize = 40;
+
+/// Returns a reason as the conventions write it.
 fn lower(upper: &str) -> Cow<'_, str> {
     const KNOWN: [(&str, &str); 8] = [
         ("TARGETING_MATCH", "targeting_match"),
@@ -267,7 +295,11 @@ fn lower(upper: &str) -> Cow<'_, str> {
     ];
     match KNOWN.iter().find(|known| known.0 == upper) {
         Some((_, lower)) => Cow::Borrowed(lower),
-        None => Cow::Owned(printable(upper).to_lowercase()),
+        // Others are words. Anything else may have something of the context in it.
+        None if upper.len() <= MAX_REASON && upper.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') => {
+            Cow::Owned(upper.to_ascii_lowercase())
+        }
+        None => Cow::Borrowed("unknown"),
     }
 }
 

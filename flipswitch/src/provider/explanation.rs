@@ -14,8 +14,9 @@ use crate::{
     sanitize::printable,
 };
 
-/// Keys beyond this length are not compared with others.
+/// Longer keys, in bytes, and shorter ones, in characters, are not compared with others.
 const MAX_COMPARED: usize = 200;
+const MIN_COMPARED: usize = 3;
 
 /// Why a flag has its value: returned by [`Flags::why`](crate::Flags::why). Its text is for people, and has nothing of the
 /// context.
@@ -115,10 +116,11 @@ impl fmt::Display for Explanation {
 
 /// Returns the key that is most similar to another one, if one is similar enough for a mistake in typing.
 pub(crate) fn similar(key: &str, known: impl Iterator<Item = impl AsRef<str>>) -> Option<String> {
-    if key.len() > MAX_COMPARED {
+    let length = key.chars().count();
+    if key.len() > MAX_COMPARED || length < MIN_COMPARED {
         return None;
     }
-    let tolerance = (key.chars().count() / 3).clamp(1, 4);
+    let tolerance = (length / 3).clamp(1, 4);
     // Words are separated differently in many places.
     let plain = |key: &str| key.replace(['_', '.', ' '], "-").to_lowercase();
     let wanted = plain(key);
@@ -136,7 +138,7 @@ mod tests {
 
     #[test]
     fn mistakes_in_typing_are_recognized() {
-        let known = ["new-checkout", "theme", "max-items", "dark-mode"];
+        let known = ["new-checkout", "theme", "max-items", "dark-mode", "f"];
         let cases = [
             ("new-chekout", Some("new-checkout")),
             ("newCheckout", Some("new-checkout")),
@@ -145,6 +147,7 @@ mod tests {
             ("thmee", Some("theme")),
             ("them", Some("theme")),
             ("banner", None),
+            ("x", None),
             ("", None),
         ];
         for (key, expected) in cases {

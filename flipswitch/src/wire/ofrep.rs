@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
 use crate::{
-    context::redact::redacted,
+    context::redact::Redactor,
     error::Error,
     flag_type::FlagType,
     flags::{
@@ -19,6 +19,18 @@ use crate::{
     },
     sanitize::printable,
 };
+
+/// The error codes of OpenFeature.
+const CODES: [&str; 8] = [
+    "FLAG_NOT_FOUND",
+    "GENERAL",
+    "INVALID_CONTEXT",
+    "PARSE_ERROR",
+    "PROVIDER_FATAL",
+    "PROVIDER_NOT_READY",
+    "TARGETING_KEY_MISSING",
+    "TYPE_MISMATCH",
+];
 
 #[derive(Deserialize)]
 struct Bulk<'a> {
@@ -42,25 +54,38 @@ pub(crate) fn bulk(body: &[u8], context: &[u8], interner: &Interner) -> Result<A
     let Bulk { flags } = serde_json::from_slice(body).map_err(|error| Error::json(&error))?;
     // Allocated at its final size: the items stay in memory for long, and shrinking later fragments the heap.
     let mut items = Vec::with_capacity(flags.len());
-    items.extend(flags.into_iter().filter_map(|raw| interner.item(raw.get(), || item(raw, context))));
+    let redactor = Redactor::new(context);
+    items.extend(flags.into_iter().filter_map(|raw| shared_item(raw, &redactor, interner)));
     Ok(interner.flag_set(items))
 }
 
-/// Parses one item. Returns `None` for an item without a key, which OFREP tells clients to skip.
-fn item(raw: &RawValue, context: &[u8]) -> Option<Item> {
+/// Returns an item, which other contexts may have received as well.
+fn shared_item(raw: &RawValue, redactor: &Redactor<'_>, interner: &Interner) -> Option<Arc<Item>> {
+    let shared = interner.item(raw.get(), || item(raw, redactor))?;
+    let Outcome::Failed { code, details } = &shared.outcome else { return Some(shared) };
+    // A context that the text says nothing about may have received it first.
+    if failure(code, details.clone().map(Value::String), redactor).2 {
+        return item(raw, redactor).map(|(own, _)| Arc::new(own));
+    }
+    Some(shared)
+}
+
+/// Parses one item, and returns whether other contexts may share it. Returns `None` for an item without a key, which OFREP tells
+/// clients to skip.
+fn item(raw: &RawValue, redactor: &Redactor<'_>) -> Option<(Item, bool)> {
     let fields = match serde_json::from_str::<Map<String, Value>>(raw.get()) {
         Ok(fields) => fields,
         Err(error) => {
             let Unreadable { key, result } = serde_json::from_str(raw.get()).ok()?;
             let key = key.or_else(|| result?.key)?;
             let details = Some(printable(&error.to_string()));
-            return Some(Item { key, outcome: Outcome::Failed { code: "PARSE_ERROR".to_owned(), details } });
+            return Some((Item { key, outcome: Outcome::Failed { code: "PARSE_ERROR".to_owned(), details } }, true));
         }
     };
-    evaluated(fields, context)
+    evaluated(fields, redactor)
 }
 
-fn evaluated(mut fields: Map<String, Value>, context: &[u8]) -> Option<Item> {
+fn evaluated(mut fields: Map<String, Value>, redactor: &Redactor<'_>) -> Option<(Item, bool)> {
     let is_wrapped = !fields.contains_key("value") && !fields.contains_key("errorCode");
     if let (true, Some(Value::Object(mut inner))) = (is_wrapped, fields.remove("result")) {
         if let (false, Some(key)) = (inner.contains_key("key"), fields.remove("key")) {
@@ -70,8 +95,8 @@ fn evaluated(mut fields: Map<String, Value>, context: &[u8]) -> Option<Item> {
     }
     let key = text(fields.remove("key"))?;
     if let Some(code) = text(fields.remove("errorCode")) {
-        let details = details(fields.remove("errorDetails"), context);
-        return Some(Item { key, outcome: Outcome::Failed { code: redacted(&code, context), details } });
+        let (code, details, is_redacted) = failure(&code, fields.remove("errorDetails"), redactor);
+        return Some((Item { key, outcome: Outcome::Failed { code, details } }, !is_redacted));
     }
     let value = fields.remove("value").unwrap_or(Value::Null);
     let metadata = match fields.remove("metadata") {
@@ -86,15 +111,15 @@ fn evaluated(mut fields: Map<String, Value>, context: &[u8]) -> Option<Item> {
         variant: text(fields.remove("variant")),
         metadata,
     };
-    Some(Item { key, outcome: Outcome::Evaluated(flag) })
+    Some((Item { key, outcome: Outcome::Evaluated(flag) }, true))
 }
 
 /// Parses the body of a response that rejects the evaluation of a context. Returns `None` if it is not in OFREP's form.
 pub(crate) fn rejection(body: &[u8], context: &[u8]) -> Option<Error> {
     let mut fields: Map<String, Value> = serde_json::from_slice(body).ok()?;
     let code = text(fields.remove("errorCode"))?;
-    let details = details(fields.remove("errorDetails"), context);
-    Some(Error::Evaluation { code: redacted(&code, context), details })
+    let (code, details, _) = failure(&code, fields.remove("errorDetails"), &Redactor::new(context));
+    Some(Error::Evaluation { code, details })
 }
 
 fn text(value: Option<Value>) -> Option<String> {
@@ -104,12 +129,23 @@ fn text(value: Option<Value>) -> Option<String> {
     }
 }
 
-fn details(value: Option<Value>, context: &[u8]) -> Option<String> {
-    match value? {
-        Value::Null => None,
-        Value::String(text) => Some(redacted(&text, context)),
-        other => Some(redacted(&other.to_string(), context)),
-    }
+/// Returns the code and the details of a failure, and whether something of the context was in them.
+fn failure(code: &str, details: Option<Value>, redactor: &Redactor<'_>) -> (String, Option<String>, bool) {
+    let (code, is_code_redacted) = match code {
+        // Part of the protocol, whatever the context is.
+        _ if CODES.contains(&code) => (code.to_owned(), false),
+        _ => match redactor.redact(code) {
+            (_, true) => ("GENERAL".to_owned(), true),
+            unredacted => unredacted,
+        },
+    };
+    let details = match details {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(redactor.redact(&text)),
+        Some(other) => Some(redactor.redact(&other.to_string())),
+    };
+    let (details, are_redacted) = details.unzip();
+    (code, details, is_code_redacted || are_redacted.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -118,6 +154,33 @@ mod tests {
 
     use super::*;
     use crate::error::{Chain, FlagError};
+
+    /// A context with the words of a code gets an item of its own, and shares those that say nothing about it.
+    #[test]
+    fn what_is_redacted_for_one_context_is_not_shared_with_others() {
+        let interner = Interner::default();
+        let flags = [
+            json!({"key": "a", "errorCode": "FLAG_NOT_FOUND"}),
+            json!({"key": "b", "errorCode": "GENERAL", "errorDetails": "no FLAG"}),
+            json!({"key": "c", "errorCode": "ODD_FLAG"}),
+        ];
+        let body = json!({"flags": flags}).to_string();
+        let of = |context: &str| {
+            let set =
+                bulk(body.as_bytes(), json!({"context": {"plan": context}}).to_string().as_bytes(), &interner).unwrap();
+            ["a", "b", "c"].map(|key| match set.get(key) {
+                Err(FlagError::Evaluation { code, details }) => (code, details),
+                other => panic!("{other:?}"),
+            })
+        };
+        let failed = |code: &str, details: Option<&str>| (code.to_owned(), details.map(str::to_owned));
+        for _ in 0..2 {
+            let redacted = [failed("FLAG_NOT_FOUND", None), failed("GENERAL", Some("no …")), failed("GENERAL", None)];
+            assert_eq!(of("FLAG"), redacted);
+            let plain = [failed("FLAG_NOT_FOUND", None), failed("GENERAL", Some("no FLAG")), failed("ODD_FLAG", None)];
+            assert_eq!(of("other"), plain);
+        }
+    }
 
     fn read(body: &[u8]) -> Result<Arc<FlagSet>, Error> {
         bulk(body, b"", &Interner::default())

@@ -17,7 +17,11 @@ use crate::{
     context::canonical::CanonicalContext,
     credential::Credential,
     error::{Chain, ConfigError, Error, Failure},
-    flags::{flag_set::FlagSet, intern::Interner, usage::UsageLog},
+    flags::{
+        flag_set::{FlagSet, Item},
+        intern::Interner,
+        usage::UsageLog,
+    },
     sanitize::printable,
     wire::{
         event_streams::{self, Advertised, ConfigVersion, StreamUrl},
@@ -103,9 +107,9 @@ impl Transport {
         self.interner.usage()
     }
 
-    /// Returns a set without flags.
-    pub(crate) fn no_flags(&self) -> Arc<FlagSet> {
-        self.interner.flag_set(Vec::new())
+    /// Returns the flag set of items that differ from those of a response.
+    pub(crate) fn flag_set(&self, items: Vec<Arc<Item>>) -> Arc<FlagSet> {
+        self.interner.flag_set(items)
     }
 
     /// Sends another API key or token from now on.
