@@ -460,7 +460,7 @@ async fn logs_events_and_usage_contain_no_targeting_key_and_no_attribute() {
                 fault(Fault::on(Endpoint::Bulk).status(400).json(echo).for_targeting_key("personal-key-3-0"));
             }
             5_000 => {
-                let echo = "personal-key-5-0 has personal-value-2";
+                let echo = "personal-key-5-0 has personal-value-0";
                 let flag = json!({"key": "static", "errorCode": "GENERAL", "errorDetails": echo});
                 let echo = Fault::on(Endpoint::Bulk).status(200).json(json!({"flags": [flag]}));
                 fault(echo.for_targeting_key("personal-key-5-0"));
@@ -474,7 +474,7 @@ async fn logs_events_and_usage_contain_no_targeting_key_and_no_attribute() {
             _ => {}
         }
         let context = Context::user(format!("personal-key-{}-{}", number / 1_000, number % 100))
-            .with("name", format!("personal-value-{}", number % 3))
+            .with("name", format!("personal-value-{}", number % 100 % 3))
             .with("a name that is personal-name", 1);
         let scope = RequestScope::new(provider.clone(), context);
         scope
