@@ -248,7 +248,9 @@ async fn slow_service() -> LocalServer {
 /// Returns a provider that has started, with default waits and without a stream.
 async fn with_default_waits(service: &LocalServer) -> FlipswitchProvider {
     let builder = FlipswitchProvider::builder(service.api_key()).base_url(service.url());
-    let provider = builder.enable_realtime(false).build().unwrap();
+    // Flags stay fresh for the whole test, also on a busy machine.
+    let builder = builder.enable_realtime(false).polling_interval(Duration::from_secs(3_600));
+    let provider = builder.build().unwrap();
     in_time(provider.ready(support::PATIENCE)).await.unwrap();
     provider
 }

@@ -110,7 +110,9 @@ async fn after_an_outage_status_ready_and_change_arrive_in_this_order() {
 #[tokio::test]
 async fn a_blocking_listener_delays_nothing_and_gets_the_latest_events() {
     const CHANGES: i64 = 3_000;
-    let service = LocalServer::start(json!({"counter": 0})).await.unwrap();
+    // A heartbeat would let the provider find the last change while the stream still delivers those before it.
+    let service = LocalServer::builder().flags(json!({"counter": 0})).heartbeat(Duration::from_secs(3_600));
+    let service = service.start().await.unwrap();
     let provider = connected(&service).await;
     let (release, released) = mpsc::channel::<()>();
     let (released, heard) = (Mutex::new(released), Arc::new(Mutex::new(Vec::new())));
