@@ -185,40 +185,24 @@ pub fn observe(meter: &Meter, provider: &FlipswitchProvider) {
         let (shared, attributes) = (Arc::clone(&shared), Arc::clone(&attributes));
         let value = move || shared.read(number, read).flatten();
         // An instrument lives as long as its meter.
-        match kind {
-            Kind::Counter => {
-                let builder = meter.u64_observable_counter(*name).with_unit(*unit).with_description(*description);
-                let observed = move || value().map(|value| value as u64);
-                builder
-                    .with_callback(move |observer| {
-                        if let Some(value) = observed() {
-                            observer.observe(value, &attributes);
-                        }
-                    })
-                    .build();
-            }
-            Kind::UpDownCounter => {
-                let builder =
-                    meter.i64_observable_up_down_counter(*name).with_unit(*unit).with_description(*description);
-                let observed = move || value().map(|value| value as i64);
-                builder
-                    .with_callback(move |observer| {
-                        if let Some(value) = observed() {
-                            observer.observe(value, &attributes);
-                        }
-                    })
-                    .build();
-            }
-            Kind::Gauge => {
-                let builder = meter.f64_observable_gauge(*name).with_unit(*unit).with_description(*description);
-                builder
+        macro_rules! build {
+            ($instrument:ident, $number:ty) => {{
+                meter
+                    .$instrument(*name)
+                    .with_unit(*unit)
+                    .with_description(*description)
                     .with_callback(move |observer| {
                         if let Some(value) = value() {
-                            observer.observe(value, &attributes);
+                            observer.observe(value as $number, &attributes);
                         }
                     })
                     .build();
-            }
+            }};
+        }
+        match kind {
+            Kind::Counter => build!(u64_observable_counter, u64),
+            Kind::UpDownCounter => build!(i64_observable_up_down_counter, i64),
+            Kind::Gauge => build!(f64_observable_gauge, f64),
         }
     }
     for (number, States { name, description, states, read }) in (INSTRUMENTS.len()..).zip(STATES) {
