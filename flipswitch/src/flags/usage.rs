@@ -27,7 +27,7 @@ const MAX_KEY: usize = 256;
 /// How often the marks of reads are collected.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Which flags an application has read since its provider was built: returned by
+/// The flags that an application has read since its provider was built. Returned by
 /// [`FlipswitchProvider::usage`](crate::FlipswitchProvider::usage). Serializes to JSON with dates in RFC 3339.
 ///
 /// Holds keys and times only: neither values nor contexts, and no numbers of reads.
@@ -57,7 +57,7 @@ pub struct FlagUsage {
     pub last_read: Option<OffsetDateTime>,
     /// Whether the code declares the flag, in a list that [`declared`](crate::LifespanBuilder::declared) was given.
     pub is_declared: bool,
-    /// Whether a flag set in memory has the flag. `false` for all flags before the service has responded.
+    /// Whether the flags in memory include this one. `false` for all flags before the service has responded.
     pub is_known: bool,
 }
 
