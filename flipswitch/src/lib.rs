@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod cache;
+mod cache_store;
 mod clock;
 mod config;
 mod context;
@@ -23,6 +24,7 @@ mod updates;
 mod warn_once;
 mod wire;
 
+pub use async_trait::async_trait;
 pub use http;
 pub use open_feature::{self, EvaluationContext};
 pub use reqwest;
@@ -30,6 +32,7 @@ pub use serde_json;
 pub use time;
 
 pub use crate::{
+    cache_store::{CacheStore, Lease, Leased, Lookup, StoreError, StoredEntry},
     config::{ContextId, EvaluationEvents},
     context::{
         attribute::AttributeValue,

@@ -1,0 +1,182 @@
+//! A store outside of the process that keeps flags: for a fleet that shares them, or for the time after a restart.
+
+use std::{
+    error::Error as StdError,
+    fmt,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+
+/// Keeps flags by context outside of the process. Set with
+/// [`store`](crate::FlipswitchProviderBuilder::store); `flipswitch-redis` and `flipswitch-disk` implement it.
+///
+/// A store is trusted with nothing: keys are authentication codes of contexts, entries are encrypted, and an entry that was
+/// changed, or written for another context or environment, counts as missing. It may lose entries and fail at any time. The
+/// provider waits 50 ms for [`get`](Self::get) and [`try_lease`](Self::try_lease), and stops asking a store that fails
+/// for a while, so an implementation needs no time limits or repetitions of its own. A future may be dropped at any time.
+///
+/// ```
+/// use std::{
+///     collections::HashMap,
+///     sync::Mutex,
+///     time::{Duration, SystemTime},
+/// };
+///
+/// use flipswitch::{CacheStore, Lookup, StoreError, StoredEntry, async_trait};
+///
+/// /// Keeps flags until the process ends.
+/// #[derive(Default)]
+/// struct InProcess(Mutex<HashMap<String, StoredEntry>>);
+///
+/// #[async_trait]
+/// impl CacheStore for InProcess {
+///     async fn get(&self, key: &str) -> Result<Lookup, StoreError> {
+///         let entries = self.0.lock().map_err(|error| StoreError::new(error.to_string()))?;
+///         Ok(Lookup { entry: entries.get(key).cloned(), now: SystemTime::now() })
+///     }
+///
+///     async fn put(&self, entry: StoredEntry, _ttl: Duration) -> Result<(), StoreError> {
+///         let mut entries = self.0.lock().map_err(|error| StoreError::new(error.to_string()))?;
+///         match entries.get(&entry.key) {
+///             Some(known) if known.sent > entry.sent => {}
+///             _ => drop(entries.insert(entry.key.clone(), entry)),
+///         }
+///         Ok(())
+///     }
+/// }
+/// ```
+#[async_trait]
+pub trait CacheStore: Send + Sync + 'static {
+    /// Returns the entry of a key, and the time of the store's clock, which must be the same for all who use the store.
+    ///
+    /// # Errors
+    ///
+    /// A [`StoreError`] if the store cannot be asked.
+    async fn get(&self, key: &str) -> Result<Lookup, StoreError>;
+
+    /// Keeps an entry for `ttl` at most. In one step: an entry never replaces one that was [sent](StoredEntry::sent) later,
+    /// unless that is more than a second ahead of the store's clock.
+    ///
+    /// # Errors
+    ///
+    /// A [`StoreError`] if the entry is not kept for another reason than that.
+    async fn put(&self, entry: StoredEntry, ttl: Duration) -> Result<(), StoreError>;
+
+    /// Returns the lease of a key, unless another one has been granted that was neither [released](Self::release) nor is
+    /// older than its `ttl`. Its holder asks the flag service while all others wait. By default it is always granted, for a
+    /// store that only one process uses.
+    ///
+    /// # Errors
+    ///
+    /// A [`StoreError`] if the store cannot be asked.
+    async fn try_lease(&self, key: &str, ttl: Duration) -> Result<Leased, StoreError> {
+        let _ = ttl;
+        let lease = Lease { key: key.to_owned(), token: String::new() };
+        Ok(Leased { lease: Some(lease), now: SystemTime::now() })
+    }
+
+    /// Gives a lease back. Does nothing if it has expired, even if another holder has it now.
+    ///
+    /// # Errors
+    ///
+    /// A [`StoreError`] if the store cannot be asked.
+    async fn release(&self, lease: Lease) -> Result<(), StoreError> {
+        drop(lease);
+        Ok(())
+    }
+}
+
+/// Outcome of [`CacheStore::get`].
+#[derive(Clone, Debug)]
+pub struct Lookup {
+    /// The entry, if there is one.
+    pub entry: Option<StoredEntry>,
+    /// The time of the store's clock.
+    pub now: SystemTime,
+}
+
+/// Outcome of [`CacheStore::try_lease`].
+#[derive(Debug)]
+pub struct Leased {
+    /// The lease, unless another holder has it.
+    pub lease: Option<Lease>,
+    /// The time of the store's clock.
+    pub now: SystemTime,
+}
+
+/// A permission to ask the flag service for the flags of one context.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The key that it was asked for.
+    pub key: String,
+    /// Tells it from other leases of the key.
+    pub token: String,
+}
+
+/// The flags of one context as a store keeps them.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoredEntry {
+    /// `flipswitch:1:{<environment>}:<context>`, where both are authentication codes in hexadecimal digits. A cluster of Redis keeps the keys of one
+    /// environment together, because of the braces.
+    pub key: String,
+    /// When the request was sent that the flags answer, by the store's clock. Whole microseconds.
+    pub sent: SystemTime,
+    /// The encrypted flags.
+    pub sealed: Vec<u8>,
+}
+
+/// Omits the content.
+impl fmt::Debug for StoredEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredEntry")
+            .field("key", &self.key)
+            .field("sent", &self.sent)
+            .field("bytes", &self.sealed.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a [`CacheStore`] could not be used.
+#[derive(Debug)]
+pub struct StoreError(Box<dyn StdError + Send + Sync>);
+
+impl StoreError {
+    /// Makes an error of another one, or of a text. Its text is logged.
+    pub fn new(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self(error.into())
+    }
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl StdError for StoreError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source()
+    }
+}
+
+/// One store for several providers.
+#[async_trait]
+impl<S: CacheStore + ?Sized> CacheStore for Arc<S> {
+    async fn get(&self, key: &str) -> Result<Lookup, StoreError> {
+        (**self).get(key).await
+    }
+
+    async fn put(&self, entry: StoredEntry, ttl: Duration) -> Result<(), StoreError> {
+        (**self).put(entry, ttl).await
+    }
+
+    async fn try_lease(&self, key: &str, ttl: Duration) -> Result<Leased, StoreError> {
+        (**self).try_lease(key, ttl).await
+    }
+
+    async fn release(&self, lease: Lease) -> Result<(), StoreError> {
+        (**self).release(lease).await
+    }
+}
