@@ -7,6 +7,7 @@ use reqwest::{ClientBuilder, Url};
 use tokio::runtime::Handle;
 
 use crate::{
+    cache_store::CacheStore,
     credential::Credential,
     error::ConfigError,
     flags::{flag_set::FlagSet, override_file::OverrideFile},
@@ -28,6 +29,8 @@ pub(crate) struct Config {
     pub(crate) name: Option<String>,
     pub(crate) secret: Option<Secret>,
     pub(crate) secret_before: Option<Secret>,
+    pub(crate) store: Option<Arc<dyn CacheStore>>,
+    pub(crate) store_namespace: Option<String>,
     pub(crate) options: Options,
 }
 
@@ -44,6 +47,8 @@ impl Config {
             name: None,
             secret: None,
             secret_before: None,
+            store: None,
+            store_namespace: None,
             options: Options::default(),
         }
     }

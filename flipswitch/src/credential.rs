@@ -129,6 +129,10 @@ impl ApiKey {
         Ok(Self(value))
     }
 
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
     /// Returns the secret of a provider that was given none.
     pub(crate) fn secret(&self) -> Secret {
         Secret::new(self.0.as_bytes())

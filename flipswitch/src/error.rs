@@ -198,6 +198,15 @@ pub enum ConfigError {
         /// The largest accepted value.
         max: u64,
     },
+    /// A [`store`](crate::FlipswitchProviderBuilder::store) is set, but nothing that keeps its content secret.
+    #[error(
+        "store needs a secret: {}; set one with `secret`, the same in all instances",
+        if *has_key { "the API key or token is shorter than 16 bytes and could be guessed" } else { "there is no API key or token" }
+    )]
+    StoreSecret {
+        /// Whether there is an API key or token.
+        has_key: bool,
+    },
     /// The bootstrap values are not a JSON object.
     #[error("bootstrap is a JSON {found}; pass a JSON object of flag keys and values, like {{\"dark-mode\": true}}")]
     Bootstrap {

@@ -19,6 +19,7 @@ mod runtime;
 mod sanitize;
 mod secret;
 mod stats;
+mod store;
 pub mod testing;
 mod updates;
 mod warn_once;

@@ -105,6 +105,14 @@ impl ProviderRuntime {
         Ok(self.tasks.spawn_on(future, &handle))
     }
 
+    /// Spawns a future on the present runtime that takes little time, also while tasks are dropped because the runtime is stopped. It is not
+    /// cancelled then.
+    pub(crate) fn spawn_last(&self, future: impl Future<Output = ()> + Send + 'static) {
+        if let Ok(handle) = Handle::try_current() {
+            drop(self.tasks.spawn_on(future.instrument(self.task_span()), &handle));
+        }
+    }
+
     /// Waits on the runtime, whichever one the caller is on. Returns `false` at once if the runtime ends.
     pub(crate) async fn sleep(&self, duration: Duration) -> bool {
         match self.spawn(async move { tokio::time::sleep(duration).await }) {

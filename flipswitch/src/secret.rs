@@ -2,6 +2,10 @@
 
 use std::{fmt, sync::OnceLock};
 
+use chacha20poly1305::{
+    XChaCha20Poly1305, XNonce,
+    aead::{Aead, Payload},
+};
 use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
@@ -34,9 +38,15 @@ impl Secret {
     fn mac_key(&self, label: &[u8]) -> MacKey {
         // A block of SHA-256: HMAC fills a key of 32 bytes up with zeros.
         let mut key = [0; 64];
-        // Fails for lengths beyond 8 160 bytes only.
-        let _ = self.0.expand(label, &mut key[..32]);
+        key[..32].copy_from_slice(&self.key(label));
         MacKey(Hmac::new(&key.into()))
+    }
+
+    fn key(&self, label: &[u8]) -> [u8; 32] {
+        let mut key = [0; 32];
+        // Fails for lengths beyond 8 160 bytes only.
+        let _ = self.0.expand(label, &mut key);
+        key
     }
 }
 
@@ -126,6 +136,47 @@ impl TelemetryKey {
 impl fmt::Debug for TelemetryKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("TelemetryKey")
+    }
+}
+
+/// The keys for what is kept in a store outside of the process.
+#[derive(Clone)]
+pub(crate) struct StoreKeys {
+    names: MacKey,
+    cipher: XChaCha20Poly1305,
+}
+
+/// Length of the random number that is in front of each encrypted text, in bytes. Long enough to be chosen at random.
+const NONCE_BYTES: usize = 24;
+
+impl StoreKeys {
+    pub(crate) fn new(secret: &Secret) -> Self {
+        Self {
+            names: secret.mac_key(b"flipswitch store name"),
+            cipher: XChaCha20Poly1305::new(&secret.key(b"flipswitch store cipher").into()),
+        }
+    }
+
+    /// Returns the code of texts in hexadecimal digits.
+    pub(crate) fn name(&self, texts: &[&[u8]]) -> String {
+        // With their lengths, so that no two lists of texts have the same code.
+        let parts = texts.iter().flat_map(|text| [&(text.len() as u64).to_be_bytes()[..], text].concat());
+        format!("{:032x}", u128::from_be_bytes(self.names.sign(&parts.collect::<Vec<_>>())))
+    }
+
+    /// Encrypts a text. `associated` is authenticated together with it. Returns `None` if there are no random numbers.
+    pub(crate) fn seal(&self, text: &[u8], associated: &[u8]) -> Option<Vec<u8>> {
+        let mut nonce = [0; NONCE_BYTES];
+        getrandom::fill(&mut nonce).ok()?;
+        let payload = Payload { msg: text, aad: associated };
+        let sealed = self.cipher.encrypt(&XNonce::from(nonce), payload).ok()?;
+        Some([&nonce[..], &sealed].concat())
+    }
+
+    /// Decrypts a text. Returns `None` if it or `associated` is not what was encrypted with this key.
+    pub(crate) fn open(&self, sealed: &[u8], associated: &[u8]) -> Option<Vec<u8>> {
+        let (nonce, sealed) = sealed.split_first_chunk::<NONCE_BYTES>()?;
+        self.cipher.decrypt(&XNonce::from(*nonce), Payload { msg: sealed, aad: associated }).ok()
     }
 }
 

@@ -38,6 +38,17 @@ pub struct Stats {
     pub reconnects: u64,
     /// Polls while the stream of changes was closed.
     pub polls: u64,
+    /// Contexts whose flags were found in the [`store`](crate::FlipswitchProviderBuilder::store), up to date: each one saved a
+    /// request.
+    pub store_hits: u64,
+    /// Contexts whose flags the store did not have, or not up to date.
+    pub store_misses: u64,
+    /// Contexts whose last known flags came from the store, because there were none in memory.
+    pub store_restored: u64,
+    /// Requests that the store left to this provider, while other instances waited for the answer.
+    pub store_leases: u64,
+    /// Times that a request waited because another instance requested the same flags.
+    pub store_waits: u64,
     /// Contexts in the cache.
     pub contexts: u64,
     /// Approximate memory of the cache, in bytes.
@@ -129,6 +140,11 @@ pub(crate) struct Counters {
     pub(crate) attributes_left_out: Counter,
     pub(crate) reconnects: Counter,
     pub(crate) polls: Counter,
+    pub(crate) store_hits: Counter,
+    pub(crate) store_misses: Counter,
+    pub(crate) store_restored: Counter,
+    pub(crate) store_leases: Counter,
+    pub(crate) store_waits: Counter,
 }
 
 impl Counters {
@@ -146,6 +162,11 @@ impl Counters {
             attributes_left_out: self.attributes_left_out.total(),
             reconnects: self.reconnects.total(),
             polls: self.polls.total(),
+            store_hits: self.store_hits.total(),
+            store_misses: self.store_misses.total(),
+            store_restored: self.store_restored.total(),
+            store_leases: self.store_leases.total(),
+            store_waits: self.store_waits.total(),
             contexts,
             bytes,
             throttling,

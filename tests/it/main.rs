@@ -45,6 +45,7 @@ mod outage {
     mod rejected_tags;
     mod slow_service;
     mod stale_values;
+    mod store;
 }
 
 /// API keys.

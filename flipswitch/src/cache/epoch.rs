@@ -5,6 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// The epoch of flag sets that may be out of date whatever happens. The first one is higher.
+pub(crate) const NEVER_FRESH: u64 = 0;
+
 /// How long the service may evaluate with old rules after its own event.
 pub(crate) const ECHO_WINDOW: Duration = Duration::from_secs(2);
 
@@ -37,7 +40,7 @@ pub(crate) struct EpochReading {
 impl Default for Epoch {
     fn default() -> Self {
         Self {
-            word: AtomicU64::new(0),
+            word: AtomicU64::new(2 * Self::STEP),
             heard_until: AtomicU64::new(0),
             echo_until: AtomicU64::new(0),
             origin: Instant::now(),
@@ -138,10 +141,10 @@ mod tests {
     fn a_silent_stream_counts_for_a_while_only() {
         let (epoch, now) = (Epoch::default(), Instant::now());
         let limit = Duration::from_secs(60);
-        assert_eq!(epoch.read(now), EpochReading { epoch: 0, streaming: false });
+        assert_eq!(epoch.read(now), EpochReading { epoch: 2, streaming: false });
         epoch.stream_opened(now + limit);
         for (seconds, streaming) in [(0, true), (60, true), (61, false)] {
-            assert_eq!(epoch.read(now + Duration::from_secs(seconds)), EpochReading { epoch: 2, streaming });
+            assert_eq!(epoch.read(now + Duration::from_secs(seconds)), EpochReading { epoch: 4, streaming });
         }
         epoch.heard(now + 2 * limit);
         assert!(epoch.read(now + Duration::from_secs(61)).streaming);
@@ -154,14 +157,14 @@ mod tests {
         let (epoch, now) = (Epoch::default(), Instant::now());
         let at = |seconds| epoch.current(now + Duration::from_secs(seconds));
         epoch.change_announced(now);
-        assert_eq!((at(0), at(2), at(3)), (1, 1, 2));
+        assert_eq!((at(0), at(2), at(3)), (3, 3, 4));
         epoch.change_announced(now + Duration::from_secs(2));
-        assert_eq!((at(2), at(4), at(5)), (3, 3, 4), "the window begins again");
-        assert!(is_of_event(3, 3) && is_of_event(3, 4) && !is_of_event(0, 0));
+        assert_eq!((at(2), at(4), at(5)), (5, 5, 6), "the window begins again");
+        assert!(is_of_event(5, 5) && is_of_event(5, 6) && !is_of_event(2, 2));
         epoch.invalidate_all();
-        assert_eq!((at(4), at(5)), (5, 6), "the window lasts");
-        assert!(!is_of_event(3, 5) && !is_of_event(3, 6), "something else has happened");
+        assert_eq!((at(4), at(5)), (7, 8), "the window lasts");
+        assert!(!is_of_event(5, 7) && !is_of_event(5, 8), "something else has happened");
         epoch.change_announced(now + Duration::from_secs(10));
-        assert_eq!((at(10), at(13)), (7, 8), "a window that is over is another one");
+        assert_eq!((at(10), at(13)), (9, 10), "a window that is over is another one");
     }
 }

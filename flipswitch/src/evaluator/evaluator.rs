@@ -9,6 +9,7 @@ use std::{
 };
 
 use parking_lot::{Mutex, RwLock};
+use time::OffsetDateTime;
 use tokio::sync::{Notify, watch};
 
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
         canonical::{Canonical, CanonicalContext},
         into_context::View,
     },
-    credential::Credential,
+    credential::{ApiKey, Credential},
     error::{ConfigError, Error},
     evaluator::{
         backoffs::Backoffs,
@@ -38,7 +39,12 @@ use crate::{
     events::notifier::Notifier,
     flags::{failing::Failing, flag_set::FlagSet, override_file::OverrideFile},
     runtime::ProviderRuntime,
+    secret::{Secret, StoreKeys},
     stats::{Counters, Stats, Throttling},
+    store::{
+        fence::{KnownEvents, Requirement},
+        store::{Identity, Store},
+    },
     wire::{
         event_streams::{Advertised, ConfigVersion},
         transport::Transport,
@@ -51,6 +57,7 @@ pub(crate) struct Evaluator {
     pub(super) runtime: Arc<ProviderRuntime>,
     pub(super) epoch: Epoch,
     announced: RwLock<Announced>,
+    pub(super) store: Option<Arc<Store>>,
     pub(super) cache: Cache,
     pub(super) in_flight: InFlightRequests,
     pub(super) backoffs: Backoffs,
@@ -79,12 +86,14 @@ pub(crate) struct Evaluator {
     pub(super) observer: Arc<dyn Observer>,
 }
 
-/// The last event that has announced a change.
-#[derive(Default)]
+/// What was heard of changes. Locked whenever the epoch changes.
 struct Announced {
+    /// The epoch of the last event that has announced a change.
     epoch: u64,
     /// The version of the flags that it names.
     version: ConfigVersion,
+    /// The same in terms that other instances understand.
+    events: KnownEvents,
 }
 
 /// What the evaluator reports to the sources of updates, which it does not know.
@@ -134,6 +143,7 @@ impl Evaluator {
         observer: Arc<dyn Observer>,
     ) -> Result<Self, ConfigError> {
         let transport = Transport::new(&config)?;
+        let store = store(&config, &runtime);
         let Config { bootstrap, override_file, options, .. } = config;
         let bootstrap = match (bootstrap, &override_file) {
             (bootstrap, None) => bootstrap.map(Arc::new),
@@ -147,7 +157,12 @@ impl Evaluator {
             transport,
             runtime,
             epoch: Epoch::default(),
-            announced: RwLock::default(),
+            announced: RwLock::new(Announced {
+                epoch: 0,
+                version: ConfigVersion::default(),
+                events: KnownEvents::new(Instant::now()),
+            }),
+            store,
             cache: Cache::new(options.cache_capacity, options.cache_bytes, freshness),
             in_flight: InFlightRequests::default(),
             backoffs: Backoffs::new(),
@@ -208,6 +223,11 @@ impl Evaluator {
         }
     }
 
+    /// Returns since when the store is away, if it is.
+    pub(crate) fn store_away_since(&self) -> Option<OffsetDateTime> {
+        self.store.as_ref()?.away_since()
+    }
+
     /// Starts the request that checks the API key.
     ///
     /// # Errors
@@ -232,22 +252,54 @@ impl Evaluator {
     /// Marks all flags as out of date, because nothing keeps them up to date any more.
     pub(crate) fn end(&self) {
         self.epoch.stream_closed();
+        self.invalidate_all();
+    }
+
+    /// Marks all flags as out of date, although no event has announced a change.
+    pub(crate) fn invalidate_all(&self) {
+        let mut announced = self.announced.write();
+        announced.events.missed(Instant::now());
         self.epoch.invalidate_all();
     }
 
     /// Notes that the stream of changes is open, and counts until `heard_until` if it is silent. A pending round begins at
     /// `round_at` at the latest.
     pub(crate) fn stream_opened(&self, heard_until: Instant, round_at: Instant) {
-        self.epoch.stream_opened(heard_until);
+        {
+            let mut announced = self.announced.write();
+            announced.events.missed(Instant::now());
+            self.epoch.stream_opened(heard_until);
+        }
+        if let Some(store) = self.store.clone() {
+            // What is stored is fresh only if the clock of the store is known since then.
+            drop(self.runtime.spawn(async move { store.read_clock().await }));
+        }
         self.breaker.lock().round_at_latest(round_at);
         self.breaker_changed.notify_waiters();
     }
 
-    /// Marks all flags as out of date because of an event, which may name the version of the flags.
-    pub(crate) fn change_announced(&self, version: ConfigVersion) {
+    /// Marks all flags as out of date because of an event, which may have an id and name the version of the flags.
+    pub(crate) fn change_announced(&self, id: Option<u64>, version: ConfigVersion) {
         // Locked before the epoch changes: a request of the new epoch finds the version.
-        let mut announced = self.announced.write();
-        *announced = Announced { epoch: self.epoch.change_announced(Instant::now()), version };
+        let (mut announced, now) = (self.announced.write(), Instant::now());
+        announced.events.event(id, self.epoch.current(now), now);
+        (announced.epoch, announced.version) = (self.epoch.change_announced(now), version);
+    }
+
+    /// Returns the epoch, and what flags from the store must contain to be fresh in it. `None` if the stream of changes does not
+    /// tell that.
+    pub(super) fn position(&self, now: Instant) -> (EpochReading, Option<Requirement>) {
+        let announced = self.announced.read();
+        let reading = self.epoch.read(now);
+        // The ids of several streams cannot be compared.
+        let has_ids = self.service == ServiceKind::Flipswitch;
+        (reading, announced.events.requirement(reading).filter(|_| has_ids))
+    }
+
+    /// Returns whether the store may have flags of a context that are better than those in memory.
+    pub(super) fn may_be_stored(&self, context: &CanonicalContext, now: Instant) -> bool {
+        let is_asked = self.store.as_ref().is_some_and(|store| !context.is_start_up() && store.is_worth_asking());
+        is_asked && (self.position(now).1.is_some() || self.servable(context).is_none())
     }
 
     /// Returns the version that a request sends back because an event demanded it. `known` is the epoch of the cached flags; a
@@ -265,10 +317,14 @@ impl Evaluator {
 
     /// Sends another API key or token from now on, and marks all flags as out of date: they may be those of another environment.
     pub(crate) fn set_credential(&self, credential: &Credential) {
-        self.transport.set_credential(credential);
+        let set = || self.transport.set_credential(credential);
+        match &self.store {
+            Some(store) => store.set_credential(credential, set),
+            None => set(),
+        }
         self.key_epoch.store(self.epoch.after_next_invalidation(), Ordering::Release);
         // After the key: a request that sees the new epoch is sent with the new key.
-        self.epoch.invalidate_all();
+        self.invalidate_all();
         self.breaker.lock().reset(Instant::now());
         self.backoffs.clear();
         self.limiter.key_replaced();
@@ -366,7 +422,7 @@ impl Evaluator {
         context: &CanonicalContext,
         reading: EpochReading,
     ) -> Option<EvaluationOutcome> {
-        let outcome = self.fallback_if_unavailable(context, reading, Instant::now())?;
+        let outcome = self.fallback_at_once(context, reading, Instant::now())?;
         self.counters.misses.count();
         Some(outcome)
     }
@@ -378,14 +434,25 @@ impl Evaluator {
         context: &CanonicalContext,
         reading: EpochReading,
     ) -> Option<EvaluationOutcome> {
-        let entry = self.servable(context)?;
+        let Some(entry) = self.servable(context) else {
+            // The store may have some for the next one.
+            let outcome = self.fallback_if_unavailable(context, reading, Instant::now())?;
+            self.counters.misses.count();
+            self.request_in_background(context, reading);
+            return Some(outcome);
+        };
         self.counters.misses.count();
         self.counters.stale_served.count();
-        let cached = || Some(Arc::clone(&entry));
+        self.request_in_background(context, reading);
+        Some(EvaluationOutcome::Stale(entry, None))
+    }
+
+    /// Requests the flags of a context, and nothing waits for them.
+    fn request_in_background(self: &Arc<Self>, context: &CanonicalContext, reading: EpochReading) {
+        let cached = || self.cache.get(context.as_bytes());
         if let JoinOutcome::Wait(_, Some(request)) = self.in_flight.join(context, reading.epoch, cached, |_| false) {
             self.spawn_request(request);
         }
-        Some(EvaluationOutcome::Stale(entry, None))
     }
 
     /// Answers an evaluation that [`fresh`](Self::fresh) did not, with the help of the service.
@@ -406,12 +473,13 @@ impl Evaluator {
     ) -> EvaluationOutcome {
         self.counters.misses.count();
         let now = Instant::now();
-        if let Some(outcome) = self.fallback_if_unavailable(context, reading, now) {
+        if let Some(outcome) = self.fallback_at_once(context, reading, now) {
             return outcome;
         }
         let stale = self.servable(context);
         // The request goes on, for later evaluations. A runtime that ends loses it.
-        let mut over = std::pin::pin!(self.runtime.sleep(self.patience(stale.is_some())));
+        let may_be_restored = stale.is_none() && self.may_be_stored(context, now);
+        let mut over = std::pin::pin!(self.wait(context, stale.is_some(), may_be_restored));
         let mut joins = 0;
         let (outcome, request) = loop {
             let waiter = match self.join(context, reading, now, since) {
@@ -442,7 +510,8 @@ impl Evaluator {
                 if request.is_some_and(|request| self.limiter.is_queued(request)) {
                     error = error.or_else(|| Some(Arc::new(Error::QueueFull)));
                 }
-                match stale {
+                // The request may have found some in the store.
+                match stale.or_else(|| self.servable(context)) {
                     Some(stale) => {
                         self.counters.stale_served.count();
                         EvaluationOutcome::Stale(stale, error)
@@ -496,9 +565,37 @@ impl Evaluator {
         (!is_streaming).then_some(self.cache.freshness().polling)
     }
 
+    /// Waits as long as an evaluation does, which is shorter if flags come from the store meanwhile. Returns `false` at once if
+    /// the runtime ends.
+    async fn wait(&self, context: &CanonicalContext, has_flags: bool, may_be_restored: bool) -> bool {
+        let (patience, first) = (self.patience(has_flags), self.patience(true));
+        if !may_be_restored || first >= patience {
+            return self.runtime.sleep(patience).await;
+        }
+        self.runtime.sleep(first).await
+            && (self.servable(context).is_some() || self.runtime.sleep(patience - first).await)
+    }
+
     /// Returns how long an evaluation waits.
     fn patience(&self, has_flags: bool) -> Duration {
         if has_flags { self.stale_wait } else { self.miss_wait }
+    }
+
+    /// Answers without the service where no request is possible, unless the store may have flags of a context that has none. If it
+    /// may have better ones than those in memory, they are for later evaluations.
+    fn fallback_at_once(
+        self: &Arc<Self>,
+        context: &CanonicalContext,
+        reading: EpochReading,
+        now: Instant,
+    ) -> Option<EvaluationOutcome> {
+        if self.runtime.is_stopped() || !self.may_be_stored(context, now) {
+            return self.fallback_if_unavailable(context, reading, now);
+        }
+        self.servable(context)?;
+        let outcome = self.fallback_if_unavailable(context, reading, now)?;
+        self.request_in_background(context, reading);
+        Some(outcome)
     }
 
     /// Answers without the service where no request is possible: after shutdown, while the context backs off or the
@@ -518,7 +615,7 @@ impl Evaluator {
     }
 
     /// Returns the error because of which a context cannot be requested at present.
-    fn unavailability(
+    pub(super) fn unavailability(
         self: &Arc<Self>,
         context: &CanonicalContext,
         reading: EpochReading,
@@ -556,7 +653,7 @@ impl Evaluator {
     }
 
     /// Returns the last flags of a context, if they may still be served.
-    fn servable(&self, context: &CanonicalContext) -> Option<Arc<CacheEntry>> {
+    pub(super) fn servable(&self, context: &CanonicalContext) -> Option<Arc<CacheEntry>> {
         let entry = self.cache.get(context.as_bytes())?;
         entry.may_be_served(Instant::now(), self.cache.freshness()).then_some(entry)
     }
@@ -640,10 +737,32 @@ impl Evaluator {
         let changed = self.observer.start_up_answered(&entry.flag_set, entry.epoch >= reading.epoch);
         if !changed.is_empty() && !reading.streaming {
             // No event has invalidated the flags of other contexts.
-            self.epoch.invalidate_all();
+            self.invalidate_all();
         }
         for key in changed {
             self.notifier.changed_in_response(key);
         }
     }
+}
+
+/// Returns the store of a provider, if it has one.
+fn store(config: &Config, runtime: &Arc<ProviderRuntime>) -> Option<Arc<Store>> {
+    let store = config.store.clone()?;
+    if config.override_file.is_some() {
+        // Its values are not for others, and cannot be told from those of the service later.
+        tracing::warn!(target: "flipswitch", "the store is not used, because there is an override_file");
+        return None;
+    }
+    let secret = config.secret.clone().or_else(|| config.credential.key().map(ApiKey::secret));
+    let mut headers: Vec<_> = config.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+    headers.sort_unstable();
+    let target = [("", config.base_url.to_string().as_bytes())]
+        .into_iter()
+        .chain(headers)
+        .flat_map(|(name, value)| [name.as_bytes(), b"\0", value, b"\0"].concat())
+        .collect();
+    let keys = StoreKeys::new(&secret.unwrap_or_else(Secret::of_this_process));
+    let identity = Identity { keys, target, namespace: config.store_namespace.clone() };
+    let ttls = [config.options.cache_ttl, config.options.max_stale];
+    Some(Store::new(store, identity, &config.credential, ttls, Arc::clone(runtime)))
 }

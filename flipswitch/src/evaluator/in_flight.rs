@@ -63,6 +63,8 @@ pub(crate) struct InFlightRequest {
     pub(crate) base: Option<Arc<CacheEntry>>,
     /// Whether the request is part of a round that finds out whether the service works.
     pub(crate) is_probe: bool,
+    /// Whether evaluations waited for the end of another request before this one could start.
+    pub(crate) is_next: bool,
     progress: watch::Sender<Progress>,
 }
 
@@ -170,6 +172,12 @@ impl InFlightRequests {
         }
     }
 
+    /// Stores an entry that no request has brought.
+    pub(crate) fn store(&self, store: impl FnOnce()) {
+        let _table = self.table.lock();
+        store();
+    }
+
     /// Completes a request: stores its entry, tells the waiters that can use it, and returns the request to start next, if
     /// an evaluation needs a newer one.
     ///
@@ -196,7 +204,7 @@ impl InFlightRequests {
         };
         let next = requests.wants_next.then(|| {
             requests.wants_next = false;
-            requests.start(&request.context, epoch(), base, false, last_id)
+            InFlightRequest { is_next: true, ..requests.start(&request.context, epoch(), base, false, last_id) }
         });
         let progress = requests.progress.clone();
         // Removed before waiters wake: evaluations from now on must find the cache, or start a request.
@@ -244,7 +252,15 @@ impl Context {
         *last_id += 1;
         let id = *last_id;
         self.running.push(Running { id, epoch });
-        InFlightRequest { id, context: context.clone(), epoch, base, is_probe, progress: self.progress.clone() }
+        InFlightRequest {
+            id,
+            context: context.clone(),
+            epoch,
+            base,
+            is_probe,
+            is_next: false,
+            progress: self.progress.clone(),
+        }
     }
 }
 

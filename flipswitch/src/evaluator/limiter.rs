@@ -297,6 +297,11 @@ impl Drop for Wait {
 }
 
 impl Permit {
+    /// Returns the permit because no request was sent with it.
+    pub(crate) fn unused(self, now: Instant) {
+        self.limiter.0.lock().pacer.unsent(now);
+    }
+
     /// Returns the permit early, because the request is slow. The request goes on until the receiver resolves: when there
     /// are too many such requests, the oldest one is cancelled, those of contexts without flags first, if a request for a context
     /// of the same kind has been answered that was sent when this one was slow already. Where all of them are slow, cancelling them would

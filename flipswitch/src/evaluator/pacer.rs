@@ -109,6 +109,13 @@ impl Pacer {
         }
     }
 
+    /// Notes that a request that was about to be sent was not.
+    pub(crate) fn unsent(&mut self, now: Instant) {
+        if let Some(limit) = &mut self.limit {
+            limit.next = limit.next.checked_sub(SECOND.div_f64(limit.at(now))).unwrap_or(limit.next);
+        }
+    }
+
     /// Returns how many requests a second are sent at most.
     pub(crate) fn per_second(&self, now: Instant) -> Option<f64> {
         self.limit.as_ref().filter(|limit| !limit.is_old(now)).map(|limit| limit.at(now))

@@ -2,12 +2,13 @@
 //! recovered.
 
 use std::{
+    future::Future,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use crate::{
-    cache::entry::CacheEntry,
+    cache::{entry::CacheEntry, epoch::NEVER_FRESH},
     context::canonical::CanonicalContext,
     error::{Chain, Error, Failure, FlagError},
     evaluator::{
@@ -22,6 +23,10 @@ use crate::{
     events::health::HealthSignal,
     flags::{failing::Failing, flag_set::FlagSet},
     sanitize::printable,
+    store::{
+        fence::Fence,
+        store::{Found, HeldLease, Look, Store, Turn},
+    },
     wire::{backoff::backoff, event_streams::ConfigVersion, not_found::may_lack_flags, transport::Bulk},
 };
 
@@ -31,6 +36,13 @@ const MIN_SLOW: Duration = Duration::from_secs(1);
 /// How long a round waits for an answer while the circuit breaker is open. A round that decides whether it opens waits for
 /// the outcomes of its requests: the service may be slow, and contexts that fail at once are no reason to stop others.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long to wait before the store is asked again whether another instance has landed its answer. Doubles each time.
+const FIRST_LOOK_WAIT: Duration = Duration::from_millis(20);
+const MAX_LOOK_WAIT: Duration = Duration::from_millis(640);
+
+/// How long the request for a context without flags waits for that of another instance.
+const MAX_WAIT_OF_NEW: Duration = Duration::from_millis(250);
 
 /// Drives one in-flight request to completion. Dropping it fails all waiters with [`Error::ShutDown`], which also happens
 /// if it panics, or if its runtime is gone.
@@ -178,14 +190,154 @@ impl Evaluator {
         }
     }
 
-    /// Sends a request when it has a permit, and records what its outcome says about the service.
+    /// Answers a request, from the store or with the help of the service.
     async fn send(self: &Arc<Self>, request: &InFlightRequest) -> Result<Arc<CacheEntry>, Error> {
-        // Nothing waits for a probe, and a probe waits for nothing.
-        let mut permit = if request.is_probe { None } else { Some(self.permit(request).await?) };
-        if let (false, Some(error)) = (request.is_probe, self.breaker.lock().error()) {
-            // The service has failed while the request waited.
-            return Err(error.clone());
+        if request.is_probe {
+            // Nothing waits for a probe, and a probe waits for nothing.
+            return self.send_now(request, None, None).await;
         }
+        match &self.store {
+            // Boxed, because most providers have no store, and the future is large.
+            Some(store) if self.may_be_stored(&request.context, Instant::now()) && !self.is_confirmation(request) => {
+                Box::pin(self.send_in_turn(store, request)).await
+            }
+            _ => {
+                let permit = self.permit(request).await?;
+                self.send_now(request, Some(permit), None).await
+            }
+        }
+    }
+
+    /// Returns whether the flags of a context are requested although those in memory were fresh.
+    fn is_confirmation(&self, request: &InFlightRequest) -> bool {
+        let now = Instant::now();
+        let reading = self.epoch.read(now);
+        let is_fresh = |base: &Arc<CacheEntry>| base.is_fresh(reading, now, self.cache.freshness());
+        !request.is_next && request.base.as_ref().is_some_and(is_fresh)
+    }
+
+    /// Answers a request from the store, or else sends it, unless another instance does so for all.
+    async fn send_in_turn(
+        self: &Arc<Self>,
+        store: &Arc<Store>,
+        request: &InFlightRequest,
+    ) -> Result<Arc<CacheEntry>, Error> {
+        let (context, began) = (&request.context, Instant::now());
+        let mut wait = FIRST_LOOK_WAIT;
+        loop {
+            // One with a permit, later on, does not wait for its turn.
+            if let Some(entry) =
+                self.look(store.look_in_turn(context.as_bytes(), self.transport.interner()), context).await
+            {
+                return Ok(entry);
+            }
+            if wait == FIRST_LOOK_WAIT {
+                self.counters.store_misses.count();
+            }
+            let now = Instant::now();
+            if let Some(error) = self.unavailability(context, self.epoch.read(now), now) {
+                return Err(Arc::unwrap_or_clone(error));
+            }
+            let permit = self.permit(request).await?;
+            let Some(requirement) = self.position(Instant::now()).1 else {
+                return self.send_now(request, Some(permit), None).await;
+            };
+            match store.try_lease(context.as_bytes(), &requirement, self.request_timeout).await {
+                Turn::Granted(lease) => {
+                    // Another instance may have released it since the look.
+                    if let Some(entry) =
+                        self.look(store.look(context.as_bytes(), self.transport.interner()), context).await
+                    {
+                        permit.unused(Instant::now());
+                        return Ok(entry);
+                    }
+                    self.counters.store_leases.count();
+                    return self.send_now(request, Some(permit), Some(lease)).await;
+                }
+                Turn::Taken if began.elapsed() + wait < self.patience_for_others(context) => {
+                    permit.unused(Instant::now());
+                    self.counters.store_waits.count();
+                    tokio::time::sleep(wait).await;
+                    wait = (2 * wait).min(MAX_LOOK_WAIT);
+                }
+                Turn::Taken | Turn::Away => return self.send_now(request, Some(permit), None).await,
+            }
+        }
+    }
+
+    /// Returns how long a request waits for that of another instance, which may be gone. Less long if no flags are known.
+    fn patience_for_others(&self, context: &CanonicalContext) -> Duration {
+        match self.servable(context) {
+            Some(_) => self.request_timeout,
+            None => (self.miss_wait / 4).min(MAX_WAIT_OF_NEW),
+        }
+    }
+
+    /// Looks into the store. Returns flags that are fresh. Keeps others as the last known ones, if there are none in memory.
+    async fn look(&self, look: impl Future<Output = Look>, context: &CanonicalContext) -> Option<Arc<CacheEntry>> {
+        let freshness = *self.cache.freshness();
+        let fresh_in_memory = || {
+            let (now, known) = (Instant::now(), self.cache.get(context.as_bytes()));
+            known.filter(|known| known.is_fresh(self.epoch.read(now), now, &freshness))
+        };
+        // Another request may have brought it meanwhile.
+        if let Some(known) = fresh_in_memory() {
+            return Some(known);
+        }
+        let requirement = self.position(Instant::now()).1;
+        let Look::Found(found) = look.await else { return None };
+        let Found { flag_set, etag, fence, sent_at, is_dated } = found;
+        if let Some(known) = fresh_in_memory() {
+            return Some(known);
+        }
+        let now = Instant::now();
+        let known = self.cache.get(context.as_bytes()).filter(|known| known.may_be_served(now, &freshness));
+        let known_at = known.as_ref().map(|known| known.sent_at);
+        let is_usable = is_dated && now.saturating_duration_since(sent_at) <= freshness.streaming;
+        let epoch = requirement.and_then(|it| it.epoch_of(fence, sent_at, known_at)).filter(|_| is_usable);
+        // Values of another key are not kept in those of the present one.
+        let key_epoch = self.key_epoch.load(Ordering::Acquire);
+        let last = known.as_ref().filter(|known| known.epoch >= key_epoch);
+        let last = last.map(|known| (&*known.flag_set, known.sent_at));
+        let wait = |failures| backoff(FIRST_WAIT, failures, fastrand::f64());
+        let (flag_set, etag) = match Failing::keep(&flag_set, last, freshness.max_stale, now, wait) {
+            Some(kept) => (Arc::new(kept), None),
+            None => (flag_set, etag),
+        };
+        let etag = etag.as_deref();
+        let entry = CacheEntry::new(context, flag_set, etag, None, epoch.unwrap_or(NEVER_FRESH), sent_at);
+        let (entry, is_new) = (Arc::new(entry), known.is_none());
+        if is_new && (epoch.is_some() || entry.may_be_served(now, &freshness)) {
+            self.counters.new_contexts.count();
+        }
+        if epoch.is_some() {
+            self.counters.store_hits.count();
+            return Some(entry);
+        }
+        if is_new && entry.may_be_served(now, &freshness) {
+            self.counters.store_restored.count();
+            self.in_flight.store(|| self.cache.restore(&entry, now));
+        }
+        None
+    }
+
+    /// Sends a request, and records what its outcome says about the service.
+    async fn send_now(
+        self: &Arc<Self>,
+        request: &InFlightRequest,
+        mut permit: Option<Permit>,
+        lease: Option<HeldLease>,
+    ) -> Result<Arc<CacheEntry>, Error> {
+        let failing = if permit.is_some() { self.breaker.lock().error().cloned() } else { None };
+        if let Some(error) = failing {
+            // The service has failed while the request waited.
+            return Err(error);
+        }
+        // Both before the request is sent: it has what was heard until now, and may be sent with the next key.
+        let environment =
+            self.store.as_ref().filter(|_| !request.context.is_start_up()).and_then(|store| store.environment());
+        let requirement = if environment.is_some() { self.position(Instant::now()).1 } else { None };
+        let is_known = request.base.is_some() || self.cache.get(request.context.as_bytes()).is_some();
         let sent_at = Instant::now();
         // Boxed, because many requests may wait for a permit, and the future is large.
         let exchange = Box::pin(self.exchange(request, sent_at));
@@ -205,14 +357,28 @@ impl Evaluator {
                 }
             }
         };
-        self.record(request, sent_at, outcome)
+        let outcome = self.record(request, sent_at, outcome);
+        if let (Some(store), Some(environment), Ok(entry)) = (self.store.clone(), environment, &outcome) {
+            let fence = requirement.map(|requirement| requirement.fence);
+            let fence = if entry.is_settled() { fence.map(Fence::after_echo) } else { fence };
+            let (entry, is_known) = (Arc::clone(entry), is_known);
+            if entry.failing().is_none_or(|failing| !failing.has_no_flags()) {
+                // Also if the provider shuts down now.
+                self.runtime.spawn_last(async move {
+                    store.put(&environment, &entry, fence, is_known).await;
+                    // Only now: the next one who gets it finds the answer.
+                    drop(lease);
+                });
+            }
+        }
+        outcome
     }
 
     /// Waits for a permit, for `request_timeout` at most.
     async fn permit(self: &Arc<Self>, request: &InFlightRequest) -> Result<Permit, Error> {
         let ticket = Ticket {
             id: request.id,
-            is_known: request.base.is_some(),
+            is_known: request.base.is_some() || self.cache.get(request.context.as_bytes()).is_some(),
             bytes: request.context.as_bytes().len(),
             is_waited_for: request.is_waited_for(),
         };
@@ -257,11 +423,12 @@ impl Evaluator {
             // The request was not conditional.
             (Bulk::NotModified { .. }, _) => return Err(Error::Status(http::StatusCode::NOT_MODIFIED).into()),
         };
-        if request.base.is_none() && !request.is_probe {
+        // Also of a probe, which has no base, and from the store.
+        let known = self.cache.get(request.context.as_bytes());
+        if request.base.is_none() && known.is_none() && !request.is_probe {
             self.counters.new_contexts.count();
         }
-        // Also of a probe, which has no base.
-        let known = self.cache.get(request.context.as_bytes()).filter(|known| known.epoch >= key_epoch);
+        let known = known.filter(|known| known.epoch >= key_epoch);
         self.report_failing_flags(&request.context, &flag_set, now);
         let freshness = self.cache.freshness();
         let last = known.as_ref().map(|known| (&*known.flag_set, known.sent_at));

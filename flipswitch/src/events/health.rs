@@ -25,7 +25,7 @@ use crate::{
 /// assert_eq!(body["state"], "streaming");
 /// assert_eq!(body["ready"], true);
 /// assert!(body["since"].is_string());
-/// for unknown in ["lastEvent", "lastSuccess", "apiKeyValidUntil"] {
+/// for unknown in ["lastEvent", "lastSuccess", "apiKeyValidUntil", "storeAwaySince"] {
 ///     assert!(body[unknown].is_null());
 /// }
 /// ```
@@ -47,6 +47,10 @@ pub struct Health {
     /// Time until which the API key is valid, if it is being replaced.
     #[serde(with = "time::serde::rfc3339::option")]
     pub api_key_valid_until: Option<OffsetDateTime>,
+    /// Time since which the [`store`](crate::FlipswitchProviderBuilder::store) does not work, for reading or for writing. The
+    /// provider goes on without it, so that this changes nothing else.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub store_away_since: Option<OffsetDateTime>,
     /// State of the connection to the stream of changes.
     pub stream: ConnectionStatus,
     /// Whether the service is polled.
@@ -87,6 +91,7 @@ impl Health {
             last_event: None,
             last_success: None,
             api_key_valid_until: None,
+            store_away_since: None,
             stream: ConnectionStatus::Disconnected,
             polling: false,
             throttling: Throttling::default(),

@@ -84,10 +84,24 @@ impl Failing {
         !self.flags.is_empty() && !self.keys().any(concerns)
     }
 
+    /// Returns whether the service has no flags at all.
+    pub(crate) fn has_no_flags(&self) -> bool {
+        self.flags.is_empty()
+    }
+
+    /// Returns the item of a flag that failed.
+    pub(crate) fn received(&self, key: &str) -> Option<&Item> {
+        self.find(key).map(|(item, _)| &**item)
+    }
+
     /// Returns when the value of a flag was current that it keeps.
     pub(crate) fn kept_since(&self, key: &str) -> Option<Instant> {
+        self.find(key)?.1
+    }
+
+    fn find(&self, key: &str) -> Option<&(Arc<Item>, Option<Instant>)> {
         let position = self.flags.binary_search_by(|(item, _)| item.key.as_str().cmp(key)).ok()?;
-        self.flags.get(position)?.1
+        self.flags.get(position)
     }
 
     /// Returns the approximate memory.

@@ -190,6 +190,11 @@ impl FlagSet {
         Self { bytes: set.bytes + failing.bytes(), failing: Some(failing), ..set }
     }
 
+    /// Returns the items as the service sent them: without values that are kept because their flags failed.
+    pub(crate) fn received(&self) -> impl Iterator<Item = &Item> {
+        self.items.iter().map(|item| self.failing().and_then(|failing| failing.received(&item.key)).unwrap_or(item))
+    }
+
     /// Returns what is known about flags that failed.
     pub(crate) fn failing(&self) -> Option<&Failing> {
         self.failing.as_deref()

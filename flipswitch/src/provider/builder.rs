@@ -1,6 +1,6 @@
 //! The builder of a provider.
 
-use std::{env, fmt, path::PathBuf, time::Duration};
+use std::{env, fmt, path::PathBuf, sync::Arc, time::Duration};
 
 use http::{HeaderMap, header};
 use reqwest::ClientBuilder;
@@ -8,8 +8,9 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 
 use crate::{
+    cache_store::CacheStore,
     config::{BaseUrl, ClientFactory, Config, ContextId, EvaluationEvents, Options, ServiceKind},
-    credential::{API_KEY, Auth, Credential, custom_header, shown_name},
+    credential::{API_KEY, ApiKey, Auth, Credential, custom_header, shown_name},
     error::ConfigError,
     flags::{
         flag_set::{FlagSet, object},
@@ -59,6 +60,8 @@ pub struct FlipswitchProviderBuilder {
     name: Option<String>,
     secret: Option<Vec<u8>>,
     secret_before: Option<Vec<u8>>,
+    store: Option<Arc<dyn CacheStore>>,
+    store_namespace: Option<String>,
     options: Options,
 }
 
@@ -75,6 +78,8 @@ impl FlipswitchProviderBuilder {
             name: None,
             secret: None,
             secret_before: None,
+            store: None,
+            store_namespace: None,
             options: Options { service, ..Options::default() },
         }
     }
@@ -464,6 +469,34 @@ impl FlipswitchProviderBuilder {
         self
     }
 
+    /// Sets a store outside of the process that keeps the flags of users: `flipswitch-redis` for a fleet, in which one instance
+    /// requests the flags of a user after a change and the others find them there, or `flipswitch-disk` for the last known flags after a
+    /// restart. Defaults to none. See [`CacheStore`] for stores of your own.
+    ///
+    /// Flags in memory always come first, and a store that fails, is slow or is gone changes nothing but the number of requests.
+    /// Flags from the store are fresh only if the stream of changes proves it; all others are served as stale. Evaluations wait for it for
+    /// 50 milliseconds at most, within [`stale_wait`](Self::stale_wait) and [`miss_wait`](Self::miss_wait).
+    ///
+    /// Entries are encrypted with a key that is derived from the [`secret`](Self::secret), or else from the API key or token, which
+    /// must be the same in all instances. Neither contexts nor keys can be read from the store. An entry of another service, key or
+    /// [header](Self::header) is never used. With an [`override_file`](Self::override_file), the store is not used.
+    ///
+    /// [`build`](Self::build) refuses a store if there is no secret, and the API key has fewer than 16 bytes and could be guessed.
+    pub fn store(mut self, store: impl CacheStore) -> Self {
+        self.store = Some(Arc::new(store));
+        self
+    }
+
+    /// Sets a name for the flags in the [`store`](Self::store), in place of the API key or token. Defaults to none: after the API key is
+    /// replaced, nothing that was stored before is found.
+    ///
+    /// With a name and a [`secret`](Self::secret), what was stored remains usable after the key is replaced. Each environment of the
+    /// flag service needs a name of its own, and [`set_api_key`](FlipswitchProvider::set_api_key) must not change the environment.
+    pub fn store_namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.store_namespace = Some(namespace.into());
+        self
+    }
+
     /// Sets which reads of flags are reported as events. Defaults to [`Off`](EvaluationEvents::Off).
     ///
     /// An event is one of `tracing` with the level INFO, the target `flipswitch::evaluation`, and the name and the attributes
@@ -509,6 +542,8 @@ impl FlipswitchProviderBuilder {
             name,
             secret,
             secret_before,
+            store,
+            store_namespace,
             options,
         } = self;
         let (credential, base_url) = (Credential::new(&auth)?, BaseUrl::new(&base_url)?);
@@ -524,6 +559,9 @@ impl FlipswitchProviderBuilder {
         let secret = secret.map(|secret| long_secret("secret", &secret, 16)).transpose()?;
         // It may be an old API key, which can be short.
         let secret_before = secret_before.map(|secret| long_secret("secret_before", &secret, 1)).transpose()?;
+        if store.is_some() && secret.is_none() && credential.key().is_none_or(ApiKey::is_short) {
+            return Err(ConfigError::StoreSecret { has_key: credential.key().is_some() });
+        }
         let bootstrap = bootstrap.map(object).transpose();
         let bootstrap = bootstrap.map_err(|error| ConfigError::Bootstrap { found: error.found })?;
         let is_allowed = cfg!(debug_assertions) || override_in_release;
@@ -536,6 +574,8 @@ impl FlipswitchProviderBuilder {
             name,
             secret,
             secret_before,
+            store,
+            store_namespace,
             options,
         })
     }

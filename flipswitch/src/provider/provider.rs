@@ -717,6 +717,7 @@ impl FlipswitchProvider {
             Source::Service(service) => {
                 let mut health = service.notifier.health();
                 health.throttling = service.evaluator.throttling();
+                health.store_away_since = service.evaluator.store_away_since();
                 (health.stream, health.polling) = (self.sse_status(), self.is_polling_active());
                 health
             }

@@ -59,6 +59,7 @@ pub(super) async fn run(updates: Arc<Updates>, options: StreamOptions) {
             suspend: SuspendDetector::default(),
             opened_at: None,
             refetches: Refetches::default(),
+            event_id: None,
         };
         match updates.runtime.spawn(task.run()) {
             Ok(running) => match running.await {
@@ -84,6 +85,8 @@ struct StreamTask {
     /// When streams were opened that a response had added or moved.
     opened_at: Option<Instant>,
     refetches: Refetches,
+    /// The id of the event whose effect is carried out, if it is a number.
+    event_id: Option<u64>,
 }
 
 /// The status of all streams together, as it was published.
@@ -246,7 +249,10 @@ impl StreamTask {
     fn decode(&mut self, at: usize, number: ConnectionNumber, mut bytes: Bytes) {
         // A message may end the connection that it came on.
         while let Some(Connection::Open(open)) = self.streams[at].connection(number) {
+            let before = open.decoder.last_id().cloned();
             let message = open.decoder.next(&mut bytes);
+            // That of the event before is no id of its own.
+            let id = open.decoder.last_id().filter(|id| before.as_ref() != Some(id)).and_then(|id| id.parse().ok());
             // After an error, the id may be one that exceeds the limit.
             if !matches!(message, Some(Err(_))) && open.last_id.as_ref() != open.decoder.last_id() {
                 // Only when it changes: two connections may be open, and the other one may have continued it.
@@ -257,6 +263,7 @@ impl StreamTask {
             let input = match message {
                 Some(Ok(Message::Event { event, data })) => {
                     self.updates.notifier.event_received();
+                    self.event_id = id;
                     ConnectionInput::Event(StreamEvent::parse(&self.streams[at].source, &event, &data))
                 }
                 Some(Ok(Message::Retry(wait))) => ConnectionInput::Retry(wait),
@@ -309,7 +316,7 @@ impl StreamTask {
                 });
             }
             Action::StreamClosed => self.change(|streams| streams[at].state.is_open = false),
-            Action::Invalidate(Cause::Announced(version)) => updates.change_announced(version),
+            Action::Invalidate(Cause::Announced(version)) => updates.change_announced(self.event_id, version),
             Action::Invalidate(Cause::Missed) => updates.invalidate(),
             Action::Notify(notification) => updates.notify(notification),
             Action::Status(status) => {

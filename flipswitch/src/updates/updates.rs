@@ -175,13 +175,13 @@ impl Updates {
 
     /// Marks all flags as out of date.
     pub(super) fn invalidate(&self) {
-        self.evaluator.epoch().invalidate_all();
+        self.evaluator.invalidate_all();
         self.notifier.invalidated();
     }
 
-    /// Marks all flags as out of date because of an event, which may name the version of the flags.
-    pub(super) fn change_announced(&self, version: ConfigVersion) {
-        self.evaluator.change_announced(version);
+    /// Marks all flags as out of date because of an event, which may have an id and name the version of the flags.
+    pub(super) fn change_announced(&self, id: Option<u64>, version: ConfigVersion) {
+        self.evaluator.change_announced(id, version);
     }
 
     /// Requests the flags of the start-up context soon.

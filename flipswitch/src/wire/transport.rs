@@ -107,6 +107,11 @@ impl Transport {
         self.interner.usage()
     }
 
+    /// Returns what shares items with the responses.
+    pub(crate) fn interner(&self) -> &Interner {
+        &self.interner
+    }
+
     /// Returns the flag set of items that differ from those of a response.
     pub(crate) fn flag_set(&self, items: Vec<Arc<Item>>) -> Arc<FlagSet> {
         self.interner.flag_set(items)

@@ -1,7 +1,4 @@
-//! Flags for the tests of an application. They need no service, can change while a test runs, and record their reads.
-//!
-//! Nothing here is global, so tests can run in parallel. For tests over sockets, or of outages, use the service in
-//! `flipswitch-local`.
+//! Flags in memory that change on demand, and everything that tests need for requests.
 
 use std::{fmt, sync::Arc};
 

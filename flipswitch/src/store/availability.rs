@@ -1,0 +1,71 @@
+//! Whether the store works. No I/O; the time is passed in.
+
+use std::time::{Duration, Instant};
+
+use time::OffsetDateTime;
+
+/// Failures in a row after which the store counts as away, if the first of them was begun so long ago. A moment in which the
+/// process or the store stands still makes all operations fail that are in flight.
+const FAILURES: u32 = 3;
+const FAILING_FOR: Duration = Duration::from_millis(250);
+
+/// Whether operations of one kind succeed.
+#[derive(Debug, Default)]
+pub(super) struct Availability {
+    /// Failures since the last success, and when the first of them was begun.
+    failures: u32,
+    failing_since: Option<Instant>,
+    away_since: Option<OffsetDateTime>,
+}
+
+/// What an outcome has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    None,
+    Away,
+    Back,
+}
+
+impl Availability {
+    /// Returns since when the store is away.
+    pub(super) fn away_since(&self) -> Option<OffsetDateTime> {
+        self.away_since
+    }
+
+    pub(super) fn succeeded(&mut self) -> Change {
+        let was_away = std::mem::take(self).away_since.is_some();
+        if was_away { Change::Back } else { Change::None }
+    }
+
+    /// Notes that an operation failed that was begun at `asked_at`.
+    pub(super) fn failed(&mut self, asked_at: Instant, now: Instant) -> Change {
+        self.failures = self.failures.saturating_add(1);
+        let since = *self.failing_since.get_or_insert(asked_at);
+        let is_away = self.failures >= FAILURES && now.saturating_duration_since(since) >= FAILING_FOR;
+        if !is_away || self.away_since.is_some() {
+            return Change::None;
+        }
+        self.away_since = Some(OffsetDateTime::now_utc());
+        Change::Away
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_is_away_when_it_fails_for_a_while() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut store = Availability::default();
+        let failures = [(); 100].map(|()| store.failed(at(0), at(50)));
+        assert!(failures.iter().all(|change| *change == Change::None), "a moment only");
+        assert_eq!((store.succeeded(), store.failed(at(500), at(800))), (Change::None, Change::None), "one operation");
+        let failed = [740, 750, 760].map(|millis| store.failed(at(millis), at(millis)));
+        assert_eq!(failed, [Change::None, Change::Away, Change::None]);
+        assert!(store.away_since().is_some());
+        assert_eq!((store.succeeded(), store.succeeded()), (Change::Back, Change::None));
+        assert!(store.away_since().is_none());
+    }
+}

@@ -1,0 +1,377 @@
+//! The store of a provider: asks it within limits, and keeps away from it while it fails.
+
+use std::{
+    collections::HashMap,
+    future::{Future, poll_fn},
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::{Pin, pin},
+    sync::{Arc, Weak},
+    task::Poll,
+    time::{Duration, Instant, SystemTime},
+};
+
+use parking_lot::{Mutex, RwLock};
+use time::OffsetDateTime;
+use tokio::sync::Semaphore;
+
+use crate::{
+    cache::{entry::CacheEntry, epoch::is_of_event},
+    cache_store::{CacheStore, Lease, StoreError, StoredEntry},
+    credential::Credential,
+    error::Chain,
+    flags::{flag_set::FlagSet, intern::Interner},
+    runtime::ProviderRuntime,
+    secret::StoreKeys,
+    store::{
+        availability::{Availability, Change},
+        clock::{StoreClock, since_1970, time_of},
+        fence::{Fence, MARGIN, Requirement},
+        sealed::{Environment, StoredFlags},
+    },
+};
+
+/// How long an evaluation or a request waits for the store.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(50);
+
+/// How long writing may take, which nobody waits for.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Wait before each attempt while the store is away. It doubles.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const MAX_WAIT: Duration = Duration::from_secs(1);
+
+/// How far the age of an answer by the store's clock may differ from that by the clocks of the two instances. A store that is older than it
+/// says cannot make an old answer fresh.
+const MAX_DISAGREEMENT: Duration = Duration::from_secs(10);
+
+/// First looks at the same time, so that none of them waits for many others. Further ones wait for their turn.
+const MAX_LOOKS: usize = 64;
+
+/// Writes at the same time. Beyond that, answers are not shared.
+const MAX_WRITES: usize = 256;
+
+/// How long answers are kept at least.
+const MIN_TTL: Duration = Duration::from_secs(600);
+
+/// A store, and what is known about it.
+pub(crate) struct Store {
+    store: Arc<dyn CacheStore>,
+    identity: Identity,
+    /// The environment of the credential in use. `None` while that changes.
+    environment: RwLock<Option<Arc<Environment>>>,
+    clock: Mutex<StoreClock>,
+    reads: Mutex<Availability>,
+    writes: Mutex<Availability>,
+    looking: Semaphore,
+    writing: Semaphore,
+    /// How long answers are kept: for a context that was seen once, and for others.
+    ttls: [Duration; 2],
+    /// Names of the leases that this instance holds, and the epochs of the requests.
+    held: Mutex<HashMap<String, u64>>,
+    runtime: Arc<ProviderRuntime>,
+    this: Weak<Self>,
+}
+
+/// What environments are told apart by.
+pub(crate) struct Identity {
+    pub(crate) keys: StoreKeys,
+    /// The base URL and the headers of the application.
+    pub(crate) target: Vec<u8>,
+    /// Takes the place of the API key.
+    pub(crate) namespace: Option<String>,
+}
+
+/// An answer that was found.
+pub(crate) struct Found {
+    pub(crate) flag_set: Arc<FlagSet>,
+    pub(crate) etag: Option<Box<[u8]>>,
+    pub(crate) fence: Option<Fence>,
+    /// When it was requested, at the earliest.
+    pub(crate) sent_at: Instant,
+    /// Whether that is certain: the store's clock was not set since.
+    pub(crate) is_dated: bool,
+}
+
+/// Outcome of a look into the store.
+pub(crate) enum Look {
+    Found(Found),
+    Missing,
+    /// The store was not asked, or did not answer.
+    Away,
+}
+
+/// A lease, which is released when this is dropped.
+pub(crate) struct HeldLease {
+    store: Weak<Store>,
+    name: String,
+    lease: Option<Lease>,
+}
+
+impl Drop for HeldLease {
+    fn drop(&mut self) {
+        if let (Some(store), Some(lease)) = (self.store.upgrade(), self.lease.take()) {
+            store.held.lock().remove(&self.name);
+            let runtime = Arc::clone(&store.runtime);
+            // Not counted as a write: one that fails expires.
+            let release = async move { drop(within(WRITE_TIMEOUT, async { store.store.release(lease).await }).await) };
+            runtime.spawn_last(release);
+        }
+    }
+}
+
+/// Outcome of asking for a lease.
+pub(crate) enum Turn {
+    /// The service may be asked.
+    Granted(HeldLease),
+    /// Another instance asks the service.
+    Taken,
+    /// The store was not asked, or did not answer.
+    Away,
+}
+
+impl Store {
+    pub(crate) fn new(
+        store: Arc<dyn CacheStore>,
+        identity: Identity,
+        credential: &Credential,
+        [cache_ttl, max_stale]: [Duration; 2],
+        runtime: Arc<ProviderRuntime>,
+    ) -> Arc<Self> {
+        let environment = RwLock::new(Some(Arc::new(identity.environment(credential))));
+        Arc::new_cyclic(|this| Self {
+            store,
+            identity,
+            environment,
+            clock: Mutex::default(),
+            reads: Mutex::default(),
+            writes: Mutex::default(),
+            looking: Semaphore::new(MAX_LOOKS),
+            writing: Semaphore::new(MAX_WRITES),
+            // One that is in use is written again when it is older than `cache_ttl`.
+            ttls: [MIN_TTL.max(2 * cache_ttl), MIN_TTL.max(2 * cache_ttl).max(max_stale)],
+            held: Mutex::default(),
+            runtime,
+            this: Weak::clone(this),
+        })
+    }
+
+    /// Returns the environment of requests that are sent now.
+    pub(crate) fn environment(&self) -> Option<Arc<Environment>> {
+        self.environment.read().clone()
+    }
+
+    fn is_current(&self, environment: &Arc<Environment>) -> bool {
+        self.environment.read().as_ref().is_some_and(|current| Arc::ptr_eq(current, environment))
+    }
+
+    /// Changes the credential. Meanwhile, no answer belongs to an environment.
+    pub(crate) fn set_credential(&self, credential: &Credential, set: impl FnOnce()) {
+        *self.environment.write() = None;
+        set();
+        *self.environment.write() = Some(Arc::new(self.identity.environment(credential)));
+    }
+
+    /// Returns since when the store is away, for reading or for writing.
+    pub(crate) fn away_since(&self) -> Option<OffsetDateTime> {
+        let (reads, writes) = (self.reads.lock().away_since(), self.writes.lock().away_since());
+        [reads, writes].into_iter().flatten().min()
+    }
+
+    /// Returns whether the store may be asked now.
+    pub(crate) fn is_worth_asking(&self) -> bool {
+        self.reads.lock().away_since().is_none()
+    }
+
+    /// Looks for the answer to a context, without waiting for others for longer than for the store.
+    pub(crate) async fn look_in_turn(&self, context: &[u8], interner: &Interner) -> Look {
+        match tokio::time::timeout(PATIENCE, self.looking.acquire()).await {
+            Ok(_turn) => self.look(context, interner).await,
+            Err(_) => Look::Away,
+        }
+    }
+
+    /// Looks for the answer to a context.
+    pub(crate) async fn look(&self, context: &[u8], interner: &Interner) -> Look {
+        let Some(environment) = self.environment() else { return Look::Away };
+        let name = environment.name(context);
+        let Some((entry, clock, steady_since, before)) = self.get(&name).await else { return Look::Away };
+        if !self.is_current(&environment) {
+            return Look::Away;
+        }
+        let found = entry.filter(|entry| entry.key == name).and_then(|entry| {
+            let sent = since_1970(entry.sent);
+            let answer = environment.open(context, &name, sent, &entry.sealed, interner)?;
+            // One from the future is of a clock that was wrong.
+            let age = Duration::from_micros(clock.checked_sub(sent)?);
+            let sent_at = before.checked_sub(age)?;
+            let StoredFlags { flag_set, etag, fence, sent_here } = answer;
+            let age_here = Duration::from_micros(since_1970(SystemTime::now()).saturating_sub(sent_here));
+            let is_dated = sent_at >= steady_since + MARGIN && age.abs_diff(age_here) <= MAX_DISAGREEMENT;
+            Some(Found { flag_set, etag, fence, sent_at, is_dated })
+        });
+        found.map_or(Look::Missing, Look::Found)
+    }
+
+    /// Reads the clock of the store.
+    pub(crate) async fn read_clock(&self) {
+        if let Some(environment) = self.environment() {
+            self.get(&environment.name(b"")).await;
+        }
+    }
+
+    /// Returns the entry of a name, and the time of the store's clock, with since when the clock goes as expected and when it was
+    /// read at the earliest.
+    async fn get(&self, name: &str) -> Option<(Option<StoredEntry>, u64, Instant, Instant)> {
+        // Within a future of its own, because the code of the store may panic at once.
+        let (lookup, before) = self.read(async { self.store.get(name).await }).await?;
+        let clock = since_1970(lookup.now);
+        let steady_since = self.clock.lock().read(before, Instant::now(), clock);
+        Some((lookup.entry, clock, steady_since, before))
+    }
+
+    /// Asks for the lease of a context after an event, so that nobody waits for an answer from before it.
+    pub(crate) async fn try_lease(&self, context: &[u8], requirement: &Requirement, ttl: Duration) -> Turn {
+        let Some(environment) = self.environment() else { return Turn::Away };
+        let name = format!("{}:{}", environment.name(context), requirement.fence.heard);
+        // A request of this instance may have it, whose answer is too early for the caller: more than the end of an echo window has
+        // advanced the epoch.
+        let own = self.held.lock().get(&name).copied();
+        let is_too_early = own.is_some_and(|own| own < requirement.epoch && !is_of_event(own, requirement.epoch));
+        // While nothing can be written, waiting is in vain.
+        if is_too_early || self.writes.lock().away_since().is_some() {
+            return Turn::Away;
+        }
+        let leased = self.read(async { self.store.try_lease(&name, ttl).await }).await;
+        let Some((leased, before)) = leased else { return Turn::Away };
+        self.clock.lock().read(before, Instant::now(), since_1970(leased.now));
+        let held = |lease| {
+            self.held.lock().insert(name.clone(), requirement.epoch);
+            HeldLease { store: self.this.clone(), name: name.clone(), lease: Some(lease) }
+        };
+        leased.lease.map_or(Turn::Taken, |lease| Turn::Granted(held(lease)))
+    }
+
+    /// Writes an answer to a request that was sent in an environment, unless another one is in use by now. `is_known` tells
+    /// whether the context was seen before.
+    pub(crate) async fn put(
+        &self,
+        environment: &Arc<Environment>,
+        entry: &CacheEntry,
+        fence: Option<Fence>,
+        is_known: bool,
+    ) {
+        if !self.is_current(environment) {
+            return;
+        }
+        let Ok(_turn) = self.writing.try_acquire() else { return };
+        let name = environment.name(entry.context());
+        let sent = || self.clock.lock().at(entry.sent_at, Instant::now());
+        if !sent().is_some_and(|(_, is_steady)| is_steady) {
+            // Nothing was read since. Only the clock matters.
+            self.get(&environment.name(b"")).await;
+        }
+        let Some((sent, is_steady)) = sent() else { return };
+        let fence = fence.filter(|_| is_steady);
+        let age = Instant::now().saturating_duration_since(entry.sent_at);
+        let sent_here = since_1970(SystemTime::now().checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH));
+        let etag = entry.etag().map(Box::from);
+        let answer = StoredFlags { flag_set: Arc::clone(&entry.flag_set), etag, fence, sent_here };
+        let Some(sealed) = environment.seal(&name, sent, &answer) else { return };
+        let stored = StoredEntry { key: name, sent: time_of(sent), sealed };
+        let ttl = self.ttls[usize::from(is_known)];
+        let asked_at = Instant::now();
+        let outcome = within(WRITE_TIMEOUT, async { self.store.put(stored, ttl).await }).await;
+        report("writing", &self.writes, asked_at, outcome);
+    }
+
+    /// Asks the store, if it is worth trying. Returns the answer, and when the store was asked.
+    async fn read<T>(&self, asked: impl Future<Output = Result<T, StoreError>>) -> Option<(T, Instant)> {
+        if !self.is_worth_asking() {
+            return None;
+        }
+        self.try_read(asked).await
+    }
+
+    async fn try_read<T>(&self, asked: impl Future<Output = Result<T, StoreError>>) -> Option<(T, Instant)> {
+        let asked_at = Instant::now();
+        let (answer, change) = report("reading", &self.reads, asked_at, within(PATIENCE, asked).await);
+        if let (Change::Away, Some(store)) = (change, self.this.upgrade()) {
+            drop(self.runtime.spawn(store.wait_until_back()));
+        }
+        Some((answer?, asked_at))
+    }
+
+    /// Tries again and again, so that nobody else does. Boxed, because each attempt could begin another such task.
+    fn wait_until_back(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            let mut wait = FIRST_WAIT;
+            while !self.is_worth_asking() {
+                tokio::time::sleep(wait.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
+                wait = (2 * wait).min(MAX_WAIT);
+                if let Some(environment) = self.environment() {
+                    self.try_read(async { self.store.get(&environment.name(b"")).await }).await;
+                }
+            }
+        })
+    }
+}
+
+impl Identity {
+    fn environment(&self, credential: &Credential) -> Environment {
+        let key = credential.key().map(crate::credential::ApiKey::as_bytes);
+        let (kind, name) = match &self.namespace {
+            Some(namespace) => (b"namespace".as_slice(), namespace.as_bytes()),
+            None => (b"key".as_slice(), key.unwrap_or_default()),
+        };
+        Environment::new(self.keys.clone(), &[&self.target, kind, name])
+    }
+}
+
+/// Waits for the store, whose code is that of others and may panic.
+async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    let mut asked = pin!(asked);
+    let asked = poll_fn(|context| {
+        let poll = AssertUnwindSafe(|| asked.as_mut().poll(context));
+        catch_unwind(poll).unwrap_or_else(|_| Poll::Ready(Err(StoreError::new("its code panicked"))))
+    });
+    let mut asked = pin!(asked);
+    // In two parts: where the runtime was busy for long, the answer has come, but was not read.
+    for _ in 0..2 {
+        if let Ok(outcome) = tokio::time::timeout(limit / 2, &mut asked).await {
+            return outcome;
+        }
+    }
+    Err(StoreError::new(format!("no answer within {limit:?}")))
+}
+
+/// Takes note of an outcome, and logs when the store goes away or is back.
+fn report<T>(
+    what: &'static str,
+    availability: &Mutex<Availability>,
+    asked_at: Instant,
+    outcome: Result<T, StoreError>,
+) -> (Option<T>, Change) {
+    match outcome {
+        Ok(value) => {
+            let change = availability.lock().succeeded();
+            if change == Change::Back {
+                tracing::info!(target: "flipswitch", what, "the store works again");
+            }
+            (Some(value), change)
+        }
+        Err(error) => {
+            let change = availability.lock().failed(asked_at, Instant::now());
+            let error = Chain(&error);
+            if change == Change::Away {
+                tracing::warn!(
+                    target: "flipswitch", what, %error,
+                    "the store does not work; going on without it, and trying again. Flags are not affected while the flag \
+                     service works"
+                );
+            } else {
+                tracing::debug!(target: "flipswitch", what, %error, "the store failed");
+            }
+            (None, change)
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! Flags for the tests of an application, and a store that fails on demand. They need no service. Flags can change while a test
+//! runs, and record their reads.
+//!
+//! Nothing here is global, so tests can run in parallel. For tests over sockets, or of outages, use the service in
+//! `flipswitch-local`.
+
+mod flags;
+mod memory_store;
+
+pub use self::{
+    flags::{FlagReads, TestFlags, combinations, override_cookie, visitor_cookie},
+    memory_store::MemoryStore,
+};
