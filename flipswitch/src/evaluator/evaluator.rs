@@ -735,8 +735,8 @@ impl Evaluator {
         }
         let reading = self.epoch.read(Instant::now());
         let changed = self.observer.start_up_answered(&entry.flag_set, entry.epoch >= reading.epoch);
-        if !changed.is_empty() && !reading.streaming {
-            // No event has invalidated the flags of other contexts.
+        if !changed.is_empty() {
+            // No event has invalidated the flags of other contexts. A stream that has just opened, or is silent, may have lost it.
             self.invalidate_all();
         }
         for key in changed {
