@@ -1,0 +1,382 @@
+//! The store, its queue, and the threads that use the file.
+
+use std::{
+    collections::HashMap,
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        mpsc::{self, RecvTimeoutError, TrySendError},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use flipswitch::{CacheStore, Lookup, StoreError, StoredEntry, async_trait};
+use parking_lot::{Condvar, Mutex, RwLock};
+use tokio::sync::oneshot;
+
+use crate::{
+    backend::{LockedFile, open_file},
+    file::{self, Entry, Failure, OpenFile},
+};
+
+/// How long a put waits for others that are committed with it.
+const COMMIT_DELAY: Duration = Duration::from_millis(500);
+/// How often a file that cannot be used is opened again.
+const REOPEN_INTERVAL: Duration = Duration::from_secs(3);
+/// A process that ends within this time after it has opened the file may have been ended by damage.
+const EARLY: Duration = Duration::from_secs(10);
+/// How long dropping the store waits for the last commit.
+const DROP_TIMEOUT: Duration = Duration::from_secs(3);
+/// How many puts wait to be committed at most, and how many bytes they have.
+const MAX_QUEUED: (usize, usize) = (4096, 8 << 20);
+/// How many reads wait at most.
+const MAX_READS: usize = 1024;
+/// How many bytes an entry has at most, with its key.
+const MAX_ENTRY: usize = 1 << 20;
+const DEFAULT_MAX_BYTES: u64 = 256 << 20;
+
+/// Keeps flags in a file, for one process at a time.
+///
+/// ```no_run
+/// use std::sync::Arc;
+///
+/// use flipswitch_disk::{DiskStore, flipswitch::FlipswitchProvider};
+///
+/// # let (api_key, other_api_key) = ("", "");
+/// // Providers of one process share a store.
+/// let store = Arc::new(DiskStore::open("/var/lib/my-application/flags.redb")?);
+/// let provider = FlipswitchProvider::builder(api_key).store(store.clone()).build()?;
+/// let other = FlipswitchProvider::builder(other_api_key).store(store).build()?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// Errors of the file after [`open`](Self::open) never stop the application: operations return a [`StoreError`], and the file
+/// is opened again every 3 seconds.
+///
+/// [`put`](CacheStore::put) returns once the entry is queued. A thread commits the queue every 500 milliseconds, so a crash may
+/// lose the last second of puts. Dropping the store commits the queue, and blocks up to 3 seconds for that, also on the thread of
+/// an async runtime.
+pub struct DiskStore {
+    inner: Arc<Inner>,
+    reads: mpsc::SyncSender<(String, Reply)>,
+    /// Has no messages, and is disconnected when the thread that writes ends.
+    ended: Mutex<mpsc::Receiver<()>>,
+}
+
+type Reply = oneshot::Sender<Result<Option<Entry>, StoreError>>;
+
+struct Inner {
+    path: PathBuf,
+    max_bytes: u64,
+    /// Only the writer opens and closes it.
+    file: RwLock<Option<OpenFile>>,
+    queue: Mutex<Queue>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    /// The puts that are not committed yet.
+    puts: HashMap<Arc<str>, Arc<Entry>>,
+    bytes: usize,
+    /// Before or when the first put was queued that the writer has not taken.
+    since: Option<Instant>,
+    /// Why the file cannot be used, if so.
+    closed: Option<Failure>,
+    /// When the file is opened again if it cannot be used.
+    retry_at: Option<Instant>,
+    /// When an end of the process is no longer an early one, until the writer has noted that.
+    settles: Option<Instant>,
+    is_ending: bool,
+}
+
+enum Task {
+    Write(Vec<(Arc<str>, Arc<Entry>)>),
+    Reopen(Failure),
+    Settle,
+    End,
+}
+
+impl DiskStore {
+    /// Opens a file, or creates it, for up to 256 MiB of entries. Its directory must exist and be writable.
+    ///
+    /// If the file is open elsewhere or cannot be used, a warning is logged, and the store tries again later. A damaged file
+    /// is renamed to `<path>.unreadable`.
+    ///
+    /// # Errors
+    ///
+    /// An error of the system if the file can neither be opened for reading and writing nor created.
+    pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
+        Self::open_with_limit(path, DEFAULT_MAX_BYTES)
+    }
+
+    /// Otherwise behaves like [`open`](Self::open), and keeps up to `max_bytes` of entries. Beyond that, those that expire
+    /// first are removed. The file can be larger, see the documentation of the crate.
+    ///
+    /// # Errors
+    ///
+    /// An error of the system if the file can neither be opened for reading and writing nor created.
+    pub fn open_with_limit(path: impl AsRef<Path>, max_bytes: u64) -> io::Result<Self> {
+        let path = path.as_ref();
+        Self::start(path, max_bytes)
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot open the file {}: {error}", path.display())))
+    }
+
+    fn start(path: &Path, max_bytes: u64) -> io::Result<Self> {
+        open_file(path)?;
+        let inner = Arc::new(Inner {
+            path: path.to_owned(),
+            max_bytes,
+            file: RwLock::default(),
+            queue: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        inner.open(None);
+        let opened = inner.check(&inner.queue.lock());
+        if let Err(error) = opened {
+            tracing::warn!(target: "flipswitch", "{error}; going on without it, and trying again");
+        }
+        let (reads, queue) = mpsc::sync_channel(MAX_READS);
+        let (ends, ended) = mpsc::channel();
+        let store = Self { inner, reads, ended: Mutex::new(ended) };
+        let inner = Arc::clone(&store.inner);
+        spawn("flipswitch-read", move || inner.read_until_end(queue))?;
+        let inner = Arc::clone(&store.inner);
+        spawn("flipswitch-disk", move || {
+            inner.write_until_end();
+            drop::<mpsc::Sender<()>>(ends);
+        })?;
+        Ok(store)
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
+}
+
+#[async_trait]
+impl CacheStore for DiskStore {
+    async fn get(&self, key: &str) -> Result<Lookup, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        let queued = {
+            let queue = self.inner.queue.lock();
+            self.inner.check(&queue)?;
+            queue.puts.get(key).cloned()
+        };
+        self.reads.try_send((key.to_owned(), reply)).map_err(|error| match error {
+            TrySendError::Full(_) => StoreError::new("too many reads of the file are waiting"),
+            TrySendError::Disconnected(_) => StoreError::new("the thread that reads the file has ended"),
+        })?;
+        let stored = answer.await.map_err(StoreError::new)??;
+
+        let now = SystemTime::now();
+        let is_newest = |queued: &&Entry| {
+            stored
+                .as_ref()
+                .is_none_or(|stored| file::is_replaced(stored.sent, stored.expires, queued.sent, micros(now)))
+        };
+        let newest = queued.as_deref().filter(is_newest).or(stored.as_ref());
+        let entry = newest.filter(|entry| entry.expires > micros(now)).and_then(|entry| {
+            let sent = UNIX_EPOCH.checked_add(Duration::from_micros(entry.sent))?;
+            Some(StoredEntry { key: key.to_owned(), sent, sealed: entry.sealed.clone() })
+        });
+        Ok(Lookup { entry, now })
+    }
+
+    async fn put(&self, entry: StoredEntry, ttl: Duration) -> Result<(), StoreError> {
+        let now = micros(SystemTime::now());
+        let expires = now.saturating_add(ttl.as_micros().try_into().unwrap_or(u64::MAX));
+        let key: Arc<str> = entry.key.into();
+        let entry = Entry { sent: micros(entry.sent), expires, sealed: entry.sealed };
+        let size = size(&key, &entry);
+        if size > MAX_ENTRY {
+            return Err(StoreError::new(format!("an entry has {size} bytes, and at most {MAX_ENTRY} are kept")));
+        }
+
+        let mut queue = self.inner.queue.lock();
+        self.inner.check(&queue)?;
+        let replaced = match queue.puts.get(&key) {
+            Some(queued) if !file::is_replaced(queued.sent, queued.expires, entry.sent, now) => return Ok(()),
+            Some(queued) => self::size(&key, queued),
+            None => 0,
+        };
+        if queue.puts.len() >= MAX_QUEUED.0 || queue.bytes + size > MAX_QUEUED.1 {
+            return Err(StoreError::new("too many entries wait to be written to the file"));
+        }
+        queue.bytes = queue.bytes + size - replaced;
+        queue.puts.insert(key, Arc::new(entry));
+        let is_first = queue.since.is_none();
+        queue.since.get_or_insert_with(Instant::now);
+        if is_first || queue.is_half_full() {
+            self.inner.changed.notify_all();
+        }
+        Ok(())
+    }
+}
+
+impl Drop for DiskStore {
+    fn drop(&mut self) {
+        self.inner.queue.lock().is_ending = true;
+        self.inner.changed.notify_all();
+        if self.ended.get_mut().recv_timeout(DROP_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+            let path = self.inner.path.display();
+            tracing::warn!(target: "flipswitch", "the file {path} takes long to write; its last entries may be lost");
+        }
+    }
+}
+
+impl fmt::Debug for DiskStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DiskStore")
+            .field("path", &self.inner.path)
+            .field("max_bytes", &self.inner.max_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Queue {
+    /// Removes what was written, unless a newer entry of the key was queued meanwhile.
+    fn remove(&mut self, batch: &[(Arc<str>, Arc<Entry>)]) {
+        for (key, put) in batch {
+            if self.puts.get(key).is_some_and(|queued| Arc::ptr_eq(queued, put)) {
+                self.puts.remove(key);
+                self.bytes -= size(key, put);
+            }
+        }
+    }
+
+    fn is_half_full(&self) -> bool {
+        self.puts.len() >= MAX_QUEUED.0 / 2 || self.bytes >= MAX_QUEUED.1 / 2
+    }
+}
+
+impl Inner {
+    /// Returns why the file cannot be used, if so.
+    fn check(&self, queue: &Queue) -> Result<(), StoreError> {
+        queue.closed.as_ref().map_or(Ok(()), |failure| Err(self.error(failure)))
+    }
+
+    fn error(&self, failure: &Failure) -> StoreError {
+        StoreError::new(format!("the file {} cannot be used: {}", self.path.display(), failure.reason))
+    }
+
+    /// Opens the file, in place of one that failed, which is set aside if it is damaged. If that fails, the store is closed.
+    fn open(&self, failed: Option<Failure>) {
+        self.queue.lock().retry_at = Some(Instant::now() + REOPEN_INTERVAL);
+        let set_aside = match (self.close_file(), failed) {
+            (Some(file), Some(failure)) if failure.is_damage => file.set_aside(&failure.reason),
+            _ => Ok(()),
+        };
+        match set_aside.and_then(|()| file::open(&self.path, micros(SystemTime::now()), self.max_bytes)) {
+            Ok(file) => {
+                *self.file.write() = Some(file);
+                let mut queue = self.queue.lock();
+                queue.settles = Some(Instant::now() + EARLY);
+                queue.closed = None;
+            }
+            Err(failure) => self.queue.lock().closed = Some(failure),
+        }
+    }
+
+    /// Uses the file, and closes the store if that fails. The provider logs it: if this did so while locks are held, a slow
+    /// subscriber would stop all operations.
+    fn run<T>(&self, operation: impl FnOnce(&OpenFile) -> Result<T, Failure>) -> Result<T, StoreError> {
+        let file = self.file.read();
+        let Some(open) = &*file else {
+            return Err(StoreError::new(format!("the file {} is closed", self.path.display())));
+        };
+        operation(open).map_err(|failure| {
+            let error = self.error(&failure);
+            // `file` is still locked, so that it is not another one that is closed.
+            self.queue.lock().closed.get_or_insert(failure);
+            self.changed.notify_all();
+            error
+        })
+    }
+
+    /// The thread that reads.
+    fn read_until_end(&self, reads: mpsc::Receiver<(String, Reply)>) {
+        for (key, reply) in reads {
+            if !reply.is_closed() {
+                // The reader of the reply may be gone by now.
+                let _ = reply.send(self.run(|file| file.read(&key)));
+            }
+        }
+    }
+
+    /// The thread that writes.
+    fn write_until_end(&self) {
+        loop {
+            match self.next_task() {
+                Task::Write(batch) => {
+                    let began = Instant::now();
+                    let now = micros(SystemTime::now());
+                    // If it fails, the next operation returns the error.
+                    if self.run(|file| file.write(&batch, now, self.max_bytes)).is_ok() {
+                        let (entries, micros) = (batch.len(), began.elapsed().as_micros() as u64);
+                        tracing::trace!(target: "flipswitch", entries, micros, "committed to the file");
+                    }
+                    self.queue.lock().remove(&batch);
+                }
+                Task::Reopen(failure) => self.open(Some(failure)),
+                Task::Settle => {
+                    if let Some(file) = &*self.file.read() {
+                        file.forget_starts();
+                    }
+                }
+                Task::End => break,
+            }
+        }
+        self.close_file();
+    }
+
+    /// Closes the file, which is locked as long as what this returns exists.
+    fn close_file(&self) -> Option<LockedFile> {
+        let file = self.file.write().take();
+        file.map(OpenFile::close)
+    }
+
+    fn next_task(&self) -> Task {
+        let mut queue = self.queue.lock();
+        loop {
+            let now = Instant::now();
+            let mut wakes = queue.settles;
+            let is_ending = queue.is_ending;
+            if let Some(closed) = &queue.closed {
+                if is_ending {
+                    return Task::End;
+                }
+                if queue.retry_at.is_none_or(|at| at <= now) {
+                    return Task::Reopen(closed.clone());
+                }
+                wakes = queue.retry_at;
+            } else if wakes.is_some_and(|settles| settles <= now) {
+                queue.settles = None;
+                return Task::Settle;
+            } else if let Some(since) = queue.since {
+                let due = since + COMMIT_DELAY;
+                if is_ending || queue.is_half_full() || due <= now {
+                    queue.since = None;
+                    return Task::Write(queue.puts.iter().map(|(key, put)| (key.clone(), put.clone())).collect());
+                }
+                wakes = Some(wakes.map_or(due, |settles| settles.min(due)));
+            } else if is_ending {
+                return Task::End;
+            }
+            match wakes {
+                Some(at) => drop(self.changed.wait_until(&mut queue, at)),
+                None => self.changed.wait(&mut queue),
+            }
+        }
+    }
+}
+
+fn size(key: &str, entry: &Entry) -> usize {
+    key.len() + entry.sealed.len()
+}
+
+fn micros(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros().try_into().unwrap_or(u64::MAX))
+}

@@ -1,0 +1,67 @@
+//! Errors of the configuration, and of single calls.
+
+use std::sync::Arc;
+
+use redis::RedisError;
+
+/// Why a [`RedisStore`](crate::RedisStore) could not be made. URLs in errors have no user, password or query.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RedisStoreError {
+    /// The URL is not one of a Redis server.
+    #[error("{url} is not a URL of a Redis server: {reason}")]
+    InvalidUrl {
+        /// The URL.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The URL needs TLS, and no feature for it is enabled.
+    #[error("{url} needs TLS: enable the feature `rustls`, `rustls-no-provider` or `native-tls` of flipswitch-redis")]
+    NoTls {
+        /// The URL.
+        url: String,
+    },
+    /// The URL needs TLS, and the features `rustls` and `native-tls` are both enabled, with which `redis` trusts no
+    /// certificate.
+    #[error(
+        "{url} needs TLS: enable one of the features `rustls` and `native-tls` of flipswitch-redis, not both; `rustls` \
+         is a default feature"
+    )]
+    TwoTlsLibraries {
+        /// The URL.
+        url: String,
+    },
+    /// The URL needs TLS, the feature `rustls-no-provider` is enabled, and the application has installed no crypto provider.
+    #[error("{url} needs TLS: no crypto provider of rustls is installed in this process")]
+    NoCryptoProvider {
+        /// The URL.
+        url: String,
+    },
+    /// The builder has no server, or the list of a cluster's nodes is empty.
+    #[error("a Redis store needs a URL or a client")]
+    NoServer,
+}
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    #[error(transparent)]
+    Redis(#[from] RedisError),
+    #[error("{0}")]
+    Down(Arc<str>),
+    #[error("no tokio runtime is running")]
+    NoRuntime,
+    #[error("the entry has {0} bytes, and the store keeps {max} at most", max = crate::store::MAX_ENTRY_BYTES)]
+    TooLarge(usize),
+    #[error("no random numbers: {0}")]
+    Random(getrandom::Error),
+}
+
+/// A failed call, with the server.
+#[derive(Debug, thiserror::Error)]
+#[error("{server}: {error}")]
+pub(crate) struct Failure {
+    pub(crate) server: Arc<str>,
+    pub(crate) error: CallError,
+}
