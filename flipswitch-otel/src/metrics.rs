@@ -71,6 +71,18 @@ const INSTRUMENTS: &[Instrument] = instruments! {
         |now| number(now.stats.new_contexts);
     Counter "flipswitch.context.attributes_left_out", "{attribute}", "Attributes of contexts that cannot be sent.",
         |now| number(now.stats.attributes_left_out);
+    Counter "flipswitch.store.hits", "{context}", "Contexts whose flags were found in the store, up to date.",
+        |now| number(now.stats.store_hits);
+    Counter "flipswitch.store.misses", "{context}", "Contexts whose flags the store did not have, or not up to date.",
+        |now| number(now.stats.store_misses);
+    Counter "flipswitch.store.restored", "{context}", "Contexts whose last known flags came from the store.",
+        |now| number(now.stats.store_restored);
+    Counter "flipswitch.store.leases", "{request}", "Requests that the store left to this provider.",
+        |now| number(now.stats.store_leases);
+    Counter "flipswitch.store.waits", "{request}", "Times that a request waited for that of another instance.",
+        |now| number(now.stats.store_waits);
+    Gauge "flipswitch.store.away", "1", "1 while the store does not work, otherwise 0.",
+        |now| truth(now.health.store_away_since.is_some());
     UpDownCounter "flipswitch.cache.contexts", "{context}", "Contexts in the cache.",
         |now| number(now.stats.contexts);
     UpDownCounter "flipswitch.cache.size", "By", "Approximate memory of the cache.",
