@@ -9,6 +9,7 @@ use flipswitch::{
     CacheStore, ConfigError, ConnectionStatus, Context, FlipswitchProvider, FlipswitchProviderBuilder, Lookup,
     StoreError, StoredEntry, async_trait, serde_json::json, testing::MemoryStore,
 };
+use flipswitch_disk::DiskStore;
 use flipswitch_local::{Endpoint, Fault, KeyRotation, LocalServer};
 use futures_util::future::join_all;
 use serde_json::Value;
@@ -149,6 +150,30 @@ async fn an_instance_that_starts_without_the_service_has_the_last_known_flags() 
     assert!(again.is_stale() && started.stats().store_misses == misses);
     assert!(!started.health().is_ready());
     started.shutdown().await;
+}
+
+/// The same with a file, and the last writes just before the end.
+#[tokio::test]
+async fn a_file_keeps_the_last_known_flags_over_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("flags.redb");
+    let (service, ids) = (service().await, ids(50));
+    let (url, key) = (service.url(), service.api_key());
+    let build = |key: &str, url: String| {
+        FlipswitchProvider::builder(key).base_url(url).secret(SECRET).store(DiskStore::open(&path).unwrap())
+    };
+    let provider = streaming(build(&key, url.clone()).stale_wait(PATIENCE).miss_wait(PATIENCE)).await;
+    let expected = read(std::slice::from_ref(&provider), &ids).await;
+    provider.shutdown().await;
+    drop(provider);
+    service.shutdown().await;
+
+    let restarted = build(&key, url).build().unwrap();
+    for (id, expected) in ids.iter().zip(expected) {
+        let flags = in_time(restarted.flags(&user(id))).await;
+        assert!(flags.is_stale() && flags.int("f", 0) == expected, "{id}: {flags:?}");
+    }
+    restarted.shutdown().await;
 }
 
 /// Entries that are not what this environment has written for this context and time.

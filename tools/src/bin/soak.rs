@@ -1,7 +1,7 @@
-//! Runs a provider against a service with every kind of fault: `soak [--minutes N] [--seed N]`.
+//! Runs two providers that share a store, with every kind of fault of the service and of the store: `soak [--minutes N] [--seed N]`.
 //!
 //! Threads read flags for many contexts all the time, while flags change and faults come and go. After each storm of
-//! faults the provider must be healthy again, and agree with the service for every context, once its waits after failures
+//! faults the providers must be healthy again, and agree with the service for every context, once its waits after failures
 //! are over. A reader must never get a fresh value that is older than the last change
 //! reported before the read, or a value of another user. Prints what was done and how long it took. Fails if something
 //! was wrong.
@@ -22,9 +22,10 @@ use std::{
 
 use fastrand::Rng;
 use flipswitch::{
-    ConnectionStatus, FlipswitchProvider, HealthState,
+    ConnectionStatus, FlipswitchProvider, HealthState, StoredEntry,
     open_feature::EvaluationContext,
     serde_json::{Map, Value, json},
+    testing::MemoryStore,
 };
 use flipswitch_local::{Endpoint, Fault, LocalServer};
 use time::OffsetDateTime;
@@ -33,6 +34,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
 const CONTEXTS: usize = 1_000;
+const INSTANCES: usize = 2;
 const READERS: u64 = 4;
 const KEY: &str = "soak";
 
@@ -83,22 +85,25 @@ fn soak(minutes: f64, seed: u64) -> Outcome<()> {
     println!("{minutes} minutes, --seed {seed}");
     let until = Instant::now() + Duration::from_secs_f64(60.0 * minutes);
     let (services, home) = (Runtime::new()?, Builder::new_multi_thread().worker_threads(1).enable_all().build()?);
-    let seen = Arc::new(Seen::default());
-    let mut soak = services.block_on(Soak::start(home.handle(), Arc::clone(&seen), Rng::with_seed(seed)))?;
+    let mut soak = services.block_on(Soak::start(home.handle(), Rng::with_seed(seed)))?;
+    let seen = soak.instances.each_ref().map(|instance| Arc::clone(&instance.seen));
     let readers: Vec<_> = (0..READERS)
         .map(|number| {
-            let (provider, seen) = (soak.provider.clone(), Arc::clone(&seen));
+            let Instance { provider, seen } = soak.instances[number as usize % INSTANCES].clone();
             thread::spawn(move || read(&provider, &seen, &mut Rng::with_seed(seed ^ number)))
         })
         .collect();
     let outcome = services.block_on(soak.run(until));
-    seen.stop.store(true, Relaxed);
+    seen.iter().for_each(|seen| seen.stop.store(true, Relaxed));
     let panicked = readers.into_iter().filter_map(|reader| reader.join().err()).count();
-    services.block_on(soak.provider.shutdown());
+    for Instance { provider, .. } in &soak.instances {
+        services.block_on(provider.shutdown());
+    }
     soak.report();
     outcome?;
     soak.grew()?;
-    let (older, mixed) = (seen.older.load(Relaxed), seen.mixed.load(Relaxed));
+    let sum = |of: fn(&Seen) -> u64| seen.iter().map(|seen| of(seen)).sum::<u64>();
+    let (older, mixed) = (sum(|seen| seen.older.load(Relaxed)), sum(|seen| seen.mixed.load(Relaxed)));
     if older + mixed > 0 || panicked > 0 {
         return Err(format!("{older} values older than told, {mixed} of another user, {panicked} panics").into());
     }
@@ -137,16 +142,25 @@ fn read(provider: &FlipswitchProvider, seen: &Seen, random: &mut Rng) {
     }
 }
 
+/// A provider, and what its readers got.
+#[derive(Clone)]
+struct Instance {
+    provider: FlipswitchProvider,
+    seen: Arc<Seen>,
+}
+
 struct Soak {
     service: LocalServer,
     address: SocketAddr,
     home: Handle,
-    provider: FlipswitchProvider,
+    instances: [Instance; INSTANCES],
+    store: MemoryStore,
+    /// Entries of an earlier time.
+    backup: Vec<StoredEntry>,
     random: Rng,
-    seen: Arc<Seen>,
     changes: i64,
     storms: u64,
-    /// The times until the provider was healthy, with `reconnect_sse` and without, and until all contexts agreed after
+    /// The times until the providers were healthy, with `reconnect_sse` and without, and until all contexts agreed after
     /// that.
     well_with_help: Vec<Duration>,
     well: Vec<Duration>,
@@ -156,12 +170,35 @@ struct Soak {
 }
 
 impl Soak {
-    async fn start(home: &Handle, seen: Arc<Seen>, random: Rng) -> Outcome<Self> {
+    async fn start(home: &Handle, random: Rng) -> Outcome<Self> {
         let service = serve("127.0.0.1:0".parse()?, 0).await?;
         let address = service.url().trim_start_matches("http://").parse()?;
+        let store = MemoryStore::new();
+        let instances = [Self::instance(home, &service, &store).await?, Self::instance(home, &service, &store).await?];
+        Ok(Self {
+            service,
+            address,
+            home: home.clone(),
+            instances,
+            store,
+            backup: Vec::new(),
+            random,
+            changes: 0,
+            storms: 0,
+            well_with_help: Vec::new(),
+            well: Vec::new(),
+            agreed: Vec::new(),
+            sizes: Vec::new(),
+        })
+    }
+
+    async fn instance(home: &Handle, service: &LocalServer, store: &MemoryStore) -> Outcome<Instance> {
+        let seen = Arc::new(Seen::default());
         let provider = FlipswitchProvider::builder(KEY)
             .base_url(service.url())
             .runtime(home.clone())
+            .secret("the secret of both instances")
+            .store(store.clone())
             // Short enough to elapse during a storm.
             .request_timeout(Duration::from_secs(1))
             .stream_idle_timeout(Duration::from_secs(2))
@@ -181,20 +218,7 @@ impl Soak {
         while provider.sse_status() != ConnectionStatus::Connected {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        Ok(Self {
-            service,
-            address,
-            home: home.clone(),
-            provider,
-            random,
-            seen,
-            changes: 0,
-            storms: 0,
-            well_with_help: Vec::new(),
-            well: Vec::new(),
-            agreed: Vec::new(),
-            sizes: Vec::new(),
-        })
+        Ok(Instance { provider, seen })
     }
 
     async fn run(&mut self, until: Instant) -> Outcome<()> {
@@ -221,9 +245,32 @@ impl Soak {
             4 => self.restart().await?,
             _ => {}
         }
+        if self.random.bool() {
+            self.break_store();
+        }
         let end = Instant::now() + Duration::from_millis(self.random.u64(200..4_000));
         self.change_until(end).await;
         Ok(())
+    }
+
+    fn break_store(&mut self) {
+        let store = &self.store;
+        match self.random.u32(..9) {
+            0 => store.set_down(true),
+            1 => store.set_delay(Duration::from_millis(self.random.u64(..1_500))),
+            2 => store.flush(),
+            3 => store.set_leases_lost(true),
+            4 => store.advance_clock(Duration::from_millis(self.random.u64(..10_000))),
+            5 => store.turn_clock_back(Duration::from_millis(self.random.u64(..10_000))),
+            6 => self.backup = store.entries(),
+            7 => self.backup.drain(..).for_each(|entry| store.insert(entry)),
+            _ => {
+                // Entries take the places of others.
+                let entries = store.entries();
+                let names: Vec<_> = entries.iter().rev().map(|entry| entry.key.clone()).collect();
+                entries.into_iter().zip(names).for_each(|(entry, key)| store.insert(StoredEntry { key, ..entry }));
+            }
+        }
     }
 
     fn fault(&mut self) -> Fault {
@@ -290,21 +337,27 @@ impl Soak {
     /// Ends all faults and waits until all contexts agree.
     async fn calm(&mut self) -> Outcome<()> {
         self.service.faults().clear();
+        self.store.set_down(false);
+        self.store.set_delay(Duration::ZERO);
+        self.store.set_leases_lost(false);
         self.change();
-        let (began, at, connections) = (Instant::now(), OffsetDateTime::now_utc(), self.provider.stats().reconnects);
+        let (began, at) = (Instant::now(), OffsetDateTime::now_utc());
+        let connections = self.instances.each_ref().map(|instance| instance.provider.stats().reconnects);
         let helped = self.random.u32(..4) > 0;
         if helped {
-            self.provider.reconnect_sse();
+            self.instances.iter().for_each(|instance| instance.provider.reconnect_sse());
         }
         // Healthy with this service: a connection that a fault has silenced may still look open.
-        while self.provider.sse_status() != ConnectionStatus::Connected
-            || self.service.streams() != 1
-            || self.provider.health().state != HealthState::Streaming
-            || self.provider.health().last_success.is_none_or(|success| success < at)
-            || helped && self.provider.stats().reconnects == connections
-        {
+        let is_well = |(Instance { provider, .. }, connections): (&Instance, &u64)| {
+            provider.sse_status() == ConnectionStatus::Connected
+                && provider.health().state == HealthState::Streaming
+                && provider.health().last_success.is_some_and(|success| success >= at)
+                && !(helped && provider.stats().reconnects == *connections)
+        };
+        while self.service.streams() != INSTANCES || !self.instances.iter().zip(&connections).all(is_well) {
             if began.elapsed() > BACKOFF {
-                return Err(format!("{:?}: not well after {BACKOFF:?}", self.provider.health()).into());
+                let health = self.instances.each_ref().map(|instance| instance.provider.health());
+                return Err(format!("{health:?}: not well after {BACKOFF:?}").into());
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -323,11 +376,12 @@ impl Soak {
 
     /// Returns a context that does not have the values of the service, or has them as stale.
     async fn disagreement(&self) -> Option<String> {
-        for number in 0..CONTEXTS {
-            let flags = self.provider.flags(&context(number)).await;
+        for number in 0..INSTANCES * CONTEXTS {
+            let (provider, number) = (&self.instances[number % INSTANCES].provider, number / INSTANCES);
+            let flags = provider.flags(&context(number)).await;
             let value = flags.int("counter", -1);
             if value != self.changes || flags.is_flag_stale("counter") {
-                let (health, changes) = (self.provider.health(), self.changes);
+                let (health, changes) = (provider.health(), self.changes);
                 return Some(format!("{} has {value} of {changes}, {:?}, {health:?}", name(number), flags.error()));
             }
         }
@@ -348,15 +402,21 @@ impl Soak {
     }
 
     fn report(&mut self) {
-        let Seen { fresh, stale, absent, older, mixed, .. } = &*self.seen;
         println!("{} storms, {} changes", self.storms, self.changes);
-        println!("reads: {fresh:?} fresh, {stale:?} stale, {absent:?} without an answer");
-        println!("wrong: {older:?} older than told and called fresh, {mixed:?} of another user");
+        for Instance { provider, seen } in &self.instances {
+            let Seen { fresh, stale, absent, older, mixed, .. } = &**seen;
+            println!("reads: {fresh:?} fresh, {stale:?} stale, {absent:?} without an answer");
+            println!("wrong: {older:?} older than told and called fresh, {mixed:?} of another user");
+            let stats = provider.stats();
+            let (requests, reconnects, polls) = (stats.requests, stats.reconnects, stats.polls);
+            println!(
+                "{requests} requests, {reconnects} reconnects, {polls} polls, {} hits of the store",
+                stats.store_hits
+            );
+        }
         println!("until it was well, with `reconnect_sse`: {}", shown(&mut self.well_with_help));
         println!("until it was well by itself: {}", shown(&mut self.well));
         println!("until everybody agreed after that: {}", shown(&mut self.agreed));
-        let (stats, requests) = (self.provider.stats(), self.provider.stats().requests);
-        println!("{requests} requests, {} reconnects, {} polls", stats.reconnects, stats.polls);
         let at = |part: usize| self.sizes.get(self.sizes.len().saturating_sub(1) * part / 4);
         for (what, part) in [("first", 0), ("quarter", 1), ("half", 2), ("last", 4)] {
             if let Some((memory, threads, tasks)) = at(part) {
