@@ -29,3 +29,9 @@ pub struct Telemetry;
 #[cfg(doctest)]
 #[derive(Debug)]
 pub struct Overrides;
+
+/// The page about stores.
+#[doc = include_str!("../../docs/stores.md")]
+#[cfg(doctest)]
+#[derive(Debug)]
+pub struct Stores;
