@@ -73,11 +73,11 @@ const INSTRUMENTS: &[Instrument] = instruments! {
         |now| number(now.stats.attributes_left_out);
     Counter "flipswitch.store.hits", "{context}", "Contexts whose flags were found in the store, up to date.",
         |now| number(now.stats.store_hits);
-    Counter "flipswitch.store.misses", "{context}", "Contexts whose flags the store did not have, or not up to date.",
+    Counter "flipswitch.store.misses", "{request}", "Requests for which the store had no fresh flags.",
         |now| number(now.stats.store_misses);
     Counter "flipswitch.store.restored", "{context}", "Contexts whose last known flags came from the store.",
         |now| number(now.stats.store_restored);
-    Counter "flipswitch.store.leases", "{request}", "Requests that the store left to this provider.",
+    Counter "flipswitch.store.leases", "{request}", "Requests that were sent with a lease of the store.",
         |now| number(now.stats.store_leases);
     Counter "flipswitch.store.waits", "{request}", "Times that a request waited for that of another instance.",
         |now| number(now.stats.store_waits);

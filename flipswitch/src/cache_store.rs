@@ -12,10 +12,11 @@ use async_trait::async_trait;
 /// Keeps flags by context outside of the process. Set with
 /// [`store`](crate::FlipswitchProviderBuilder::store); `flipswitch-redis` and `flipswitch-disk` implement it.
 ///
-/// A store is trusted with nothing: keys are authentication codes of contexts, entries are encrypted, and an entry that was
-/// changed, or written for another context or environment, counts as missing. It may lose entries and fail at any time. The
-/// provider waits 50 ms for [`get`](Self::get) and [`try_lease`](Self::try_lease), and stops asking a store that fails
-/// for a while, so an implementation needs no time limits or repetitions of its own. A future may be dropped at any time.
+/// The provider does not trust a store: keys are authentication codes of contexts, entries are encrypted, and an entry that was
+/// changed, or written for another context or environment, counts as missing. A store may lose entries and fail at any time.
+/// The provider waits 50 ms for [`get`](Self::get) and [`try_lease`](Self::try_lease), and a second for the others. It stops
+/// reading from a store that keeps failing, and tries again about once a second, so an implementation needs no time limits or
+/// retries. A future may be dropped at any time. The provider also gets a key that has no entry, to read the clock.
 ///
 /// ```
 /// use std::{
@@ -26,7 +27,7 @@ use async_trait::async_trait;
 ///
 /// use flipswitch::{CacheStore, Lookup, StoreError, StoredEntry, async_trait};
 ///
-/// /// Keeps flags until the process ends.
+/// /// Keeps flags until the process ends. One that is shared must also respect `ttl`, and replace entries from the future.
 /// #[derive(Default)]
 /// struct InProcess(Mutex<HashMap<String, StoredEntry>>);
 ///
@@ -49,7 +50,7 @@ use async_trait::async_trait;
 /// ```
 #[async_trait]
 pub trait CacheStore: Send + Sync + 'static {
-    /// Returns the entry of a key, and the time of the store's clock, which must be the same for all who use the store.
+    /// Returns the entry of a key, and the time of the store's clock, which must be the same for all instances.
     ///
     /// # Errors
     ///
@@ -61,12 +62,12 @@ pub trait CacheStore: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// A [`StoreError`] if the entry is not kept for another reason than that.
+    /// A [`StoreError`] if the entry could not be written. An entry that is skipped for a later one is no error.
     async fn put(&self, entry: StoredEntry, ttl: Duration) -> Result<(), StoreError>;
 
-    /// Returns the lease of a key, unless another one has been granted that was neither [released](Self::release) nor is
-    /// older than its `ttl`. Its holder asks the flag service while all others wait. By default it is always granted, for a
-    /// store that only one process uses.
+    /// Returns the lease of a key, which is that of an entry and the id of an event, unless another one has been granted that was
+    /// neither [released](Self::release) nor is older than its `ttl`. Its holder asks the flag service while all others wait. By
+    /// default it is always granted, for a store that only one process uses.
     ///
     /// # Errors
     ///
@@ -111,15 +112,15 @@ pub struct Leased {
 pub struct Lease {
     /// The key that it was asked for.
     pub key: String,
-    /// Tells it from other leases of the key.
+    /// Distinguishes it from other leases of the key.
     pub token: String,
 }
 
 /// The flags of one context as a store keeps them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StoredEntry {
-    /// `flipswitch:1:{<environment>}:<context>`, where both are authentication codes in hexadecimal digits. A cluster of Redis keeps the keys of one
-    /// environment together, because of the braces.
+    /// `flipswitch:1:{<environment>}:<context>`, where both are authentication codes in hexadecimal digits. A cluster of Redis
+    /// keeps the keys of one environment together, because of the braces.
     pub key: String,
     /// When the request was sent that the flags answer, by the store's clock. Whole microseconds.
     pub sent: SystemTime,
@@ -143,7 +144,7 @@ impl fmt::Debug for StoredEntry {
 pub struct StoreError(Box<dyn StdError + Send + Sync>);
 
 impl StoreError {
-    /// Makes an error of another one, or of a text. Its text is logged.
+    /// Wraps an error, or a text. The text is logged.
     pub fn new(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self(error.into())
     }

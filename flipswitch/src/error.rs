@@ -201,7 +201,7 @@ pub enum ConfigError {
     /// A [`store`](crate::FlipswitchProviderBuilder::store) is set, but nothing that keeps its content secret.
     #[error(
         "store needs a secret: {}; set one with `secret`, the same in all instances",
-        if *has_key { "the API key or token is shorter than 16 bytes and could be guessed" } else { "there is no API key or token" }
+        if *has_key { "the API key or token is shorter than 16 bytes and could be guessed" } else { "there is no API key" }
     )]
     StoreSecret {
         /// Whether there is an API key or token.

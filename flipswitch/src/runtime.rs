@@ -105,8 +105,8 @@ impl ProviderRuntime {
         Ok(self.tasks.spawn_on(future, &handle))
     }
 
-    /// Spawns a future on the present runtime that takes little time, also while tasks are dropped because the runtime is stopped. It is not
-    /// cancelled then.
+    /// Spawns a future on the present runtime that takes little time, also while tasks are dropped because the runtime is stopped.
+    /// It is not cancelled then.
     pub(crate) fn spawn_last(&self, future: impl Future<Output = ()> + Send + 'static) {
         if let Ok(handle) = Handle::try_current() {
             drop(self.tasks.spawn_on(future.instrument(self.task_span()), &handle));

@@ -41,11 +41,11 @@ pub struct Stats {
     /// Contexts whose flags were found in the [`store`](crate::FlipswitchProviderBuilder::store), up to date: each one saved a
     /// request.
     pub store_hits: u64,
-    /// Contexts whose flags the store did not have, or not up to date.
+    /// Requests for which the store had no fresh flags, or did not answer.
     pub store_misses: u64,
     /// Contexts whose last known flags came from the store, because there were none in memory.
     pub store_restored: u64,
-    /// Requests that the store left to this provider, while other instances waited for the answer.
+    /// Requests that were sent with a lease of the store.
     pub store_leases: u64,
     /// Times that a request waited because another instance requested the same flags.
     pub store_waits: u64,

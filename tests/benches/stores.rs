@@ -1,5 +1,5 @@
-//! What a store hit costs, beside a request to a service on the same machine: `cargo bench -p flipswitch-tests --bench stores`. Needs
-//! `redis-server`.
+//! What a store hit costs, beside a request to a service on the same machine:
+//! `cargo bench -p flipswitch-tests --bench stores`. Needs `redis-server`.
 //!
 //! The caches hold one context, and many are read in turns, so that memory never has the flags that are read.
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]

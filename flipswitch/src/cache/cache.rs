@@ -154,7 +154,8 @@ impl Cache {
         self.puts.fetch_add(Puts::ENDED - Puts::BEGUN, Ordering::AcqRel);
     }
 
-    /// Stores the last known flags of a context, in place of those that are too old to be served. Like [`put`](Self::put), not atomic.
+    /// Stores the last known flags of a context, in place of those that are too old to be served. Like [`put`](Self::put),
+    /// not atomic.
     pub(crate) fn restore(&self, entry: &Arc<CacheEntry>, now: Instant) {
         let key = ContextKey::new(entry.context());
         if self.entries.peek(&key).is_some_and(|known| !known.may_be_served(now, &self.freshness)) {

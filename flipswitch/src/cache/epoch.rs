@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// The epoch of flag sets that may be out of date whatever happens. The first one is higher.
+/// The epoch of flag sets that are never fresh. The first epoch is higher.
 pub(crate) const NEVER_FRESH: u64 = 0;
 
 /// How long the service may evaluate with old rules after its own event.

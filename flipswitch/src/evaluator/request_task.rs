@@ -37,7 +37,7 @@ const MIN_SLOW: Duration = Duration::from_secs(1);
 /// the outcomes of its requests: the service may be slow, and contexts that fail at once are no reason to stop others.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long to wait before the store is asked again whether another instance has landed its answer. Doubles each time.
+/// How long to wait before the store is asked again whether another instance has stored its answer. Doubles each time.
 const FIRST_LOOK_WAIT: Duration = Duration::from_millis(20);
 const MAX_LOOK_WAIT: Duration = Duration::from_millis(640);
 
@@ -366,7 +366,7 @@ impl Evaluator {
                 // Also if the provider shuts down now.
                 self.runtime.spawn_last(async move {
                     store.put(&environment, &entry, fence, is_known).await;
-                    // Only now: the next one who gets it finds the answer.
+                    // Only now: the next holder of the lease finds the answer.
                     drop(lease);
                 });
             }

@@ -48,7 +48,7 @@ pub struct Health {
     #[serde(with = "time::serde::rfc3339::option")]
     pub api_key_valid_until: Option<OffsetDateTime>,
     /// Time since which the [`store`](crate::FlipswitchProviderBuilder::store) does not work, for reading or for writing. The
-    /// provider goes on without it, so that this changes nothing else.
+    /// provider continues without it, so that this changes nothing else.
     #[serde(with = "time::serde::rfc3339::option")]
     pub store_away_since: Option<OffsetDateTime>,
     /// State of the connection to the stream of changes.

@@ -470,28 +470,31 @@ impl FlipswitchProviderBuilder {
     }
 
     /// Sets a store outside of the process that keeps the flags of users: `flipswitch-redis` for a fleet, in which one instance
-    /// requests the flags of a user after a change and the others find them there, or `flipswitch-disk` for the last known flags after a
-    /// restart. Defaults to none. See [`CacheStore`] for stores of your own.
+    /// requests the flags of a user after a change and the others find them there, or `flipswitch-disk` for the last known flags
+    /// after a restart. Defaults to none. See [`CacheStore`] for stores of your own.
     ///
-    /// Flags in memory always come first, and a store that fails, is slow or is gone changes nothing but the number of requests.
-    /// Flags from the store are fresh only if the stream of changes proves it; all others are served as stale. Evaluations wait for it for
-    /// 50 milliseconds at most, within [`stale_wait`](Self::stale_wait) and [`miss_wait`](Self::miss_wait).
+    /// Flags in memory always come first. A store that is slow or unavailable causes more requests and short waits, but no errors.
+    /// Flags from the store are fresh only if the stream of changes shows it; all others are served as stale. Each call to the
+    /// store ends after 50 milliseconds, and evaluations wait no longer than [`stale_wait`](Self::stale_wait) and
+    /// [`miss_wait`](Self::miss_wait). The store is dropped with the last handle of the provider, not by `shutdown`.
     ///
-    /// Entries are encrypted with a key that is derived from the [`secret`](Self::secret), or else from the API key or token, which
-    /// must be the same in all instances. Neither contexts nor keys can be read from the store. An entry of another service, key or
-    /// [header](Self::header) is never used. With an [`override_file`](Self::override_file), the store is not used.
+    /// Entries are encrypted with a key that is derived from the [`secret`](Self::secret), or else from the API key or token,
+    /// which must be the same in all instances. Neither contexts nor API keys can be read from the store. An entry of another
+    /// base URL, [header](Self::header), or API key or [`store_namespace`](Self::store_namespace) is never used. With an
+    /// [`override_file`](Self::override_file), the store is not used.
     ///
-    /// [`build`](Self::build) refuses a store if there is no secret, and the API key has fewer than 16 bytes and could be guessed.
+    /// [`build`](Self::build) returns an error if there is no secret, and no API key or token of 16 bytes or more.
     pub fn store(mut self, store: impl CacheStore) -> Self {
         self.store = Some(Arc::new(store));
         self
     }
 
-    /// Sets a name for the flags in the [`store`](Self::store), in place of the API key or token. Defaults to none: after the API key is
-    /// replaced, nothing that was stored before is found.
+    /// Sets a name for the flags in the [`store`](Self::store), in place of the API key or token. Defaults to none: after the API
+    /// key is replaced, nothing that was stored before is found.
     ///
-    /// With a name and a [`secret`](Self::secret), what was stored remains usable after the key is replaced. Each environment of the
-    /// flag service needs a name of its own, and [`set_api_key`](FlipswitchProvider::set_api_key) must not change the environment.
+    /// With a name and a [`secret`](Self::secret), what was stored remains usable after the key is replaced. Each environment of
+    /// the flag service needs a name of its own, and [`set_api_key`](FlipswitchProvider::set_api_key) must not change the
+    /// environment.
     pub fn store_namespace(mut self, namespace: impl Into<String>) -> Self {
         self.store_namespace = Some(namespace.into());
         self

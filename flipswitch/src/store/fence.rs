@@ -1,8 +1,8 @@
 //! Which changes a flag set is certain to contain, in terms that all instances understand. No I/O.
 //!
-//! Each instance counts its own epochs, so that they say nothing to others. The ids of the stream's events do: the instance that
-//! requests a flag set names the newest event that it has heard of before, and one that reads it has heard of no newer one. For whatever
-//! invalidates flags without an id, the time at which the request was sent decides.
+//! Each instance counts its own epochs, which have no meaning for others. The ids of the stream's events do: the instance that
+//! requests a flag set names the newest event that it has received before, and one that reads it has received no newer one.
+//! For changes that have no id, the time at which the request was sent decides.
 
 use std::time::{Duration, Instant};
 

@@ -27,8 +27,8 @@ use crate::{
     wire::ofrep,
 };
 
-/// Largest entry, in bytes.
-const MAX_BYTES: usize = 1 << 20;
+/// Largest content of an entry, in bytes. Stores accept 1 MiB, encrypted and with its key.
+const MAX_BYTES: usize = (1 << 20) - 1_024;
 
 /// The flags of one environment, under the keys of a secret.
 pub(crate) struct Environment {

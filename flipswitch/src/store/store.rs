@@ -33,15 +33,15 @@ use crate::{
 /// How long an evaluation or a request waits for the store.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(50);
 
-/// How long writing may take, which nobody waits for.
+/// How long writing may take. Evaluations do not wait for it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Wait before each attempt while the store is away. It doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// How far the age of an answer by the store's clock may differ from that by the clocks of the two instances. A store that is older than it
-/// says cannot make an old answer fresh.
+/// How far the age of an answer by the store's clock may differ from that by the clocks of the two instances. A store that is
+/// older than it says cannot make an old answer fresh.
 const MAX_DISAGREEMENT: Duration = Duration::from_secs(10);
 
 /// First looks at the same time, so that none of them waits for many others. Further ones wait for their turn.
@@ -64,7 +64,7 @@ pub(crate) struct Store {
     writes: Mutex<Availability>,
     looking: Semaphore,
     writing: Semaphore,
-    /// How long answers are kept: for a context that was seen once, and for others.
+    /// How long answers are kept: for a context that was not in memory, and for others.
     ttls: [Duration; 2],
     /// Names of the leases that this instance holds, and the epochs of the requests.
     held: Mutex<HashMap<String, u64>>,
@@ -229,15 +229,15 @@ impl Store {
         Some((lookup.entry, clock, steady_since, before))
     }
 
-    /// Asks for the lease of a context after an event, so that nobody waits for an answer from before it.
+    /// Asks for the lease of a context after an event, so that no instance waits for an older answer.
     pub(crate) async fn try_lease(&self, context: &[u8], requirement: &Requirement, ttl: Duration) -> Turn {
         let Some(environment) = self.environment() else { return Turn::Away };
         let name = format!("{}:{}", environment.name(context), requirement.fence.heard);
-        // A request of this instance may have it, whose answer is too early for the caller: more than the end of an echo window has
-        // advanced the epoch.
+        // A request of this instance may have it, whose answer is too early for the caller: more than the end of an echo
+        // window has advanced the epoch.
         let own = self.held.lock().get(&name).copied();
         let is_too_early = own.is_some_and(|own| own < requirement.epoch && !is_of_event(own, requirement.epoch));
-        // While nothing can be written, waiting is in vain.
+        // While nothing can be written, no answer would arrive.
         if is_too_early || self.writes.lock().away_since().is_some() {
             return Turn::Away;
         }
@@ -301,7 +301,7 @@ impl Store {
         Some((answer?, asked_at))
     }
 
-    /// Tries again and again, so that nobody else does. Boxed, because each attempt could begin another such task.
+    /// Retries in one task, so that requests do not. Boxed, because each attempt could begin another such task.
     fn wait_until_back(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         Box::pin(async move {
             let mut wait = FIRST_WAIT;
@@ -344,7 +344,7 @@ async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, StoreE
     Err(StoreError::new(format!("no answer within {limit:?}")))
 }
 
-/// Takes note of an outcome, and logs when the store goes away or is back.
+/// Records an outcome, and logs when the store goes away or is back.
 fn report<T>(
     what: &'static str,
     availability: &Mutex<Availability>,
@@ -355,7 +355,7 @@ fn report<T>(
         Ok(value) => {
             let change = availability.lock().succeeded();
             if change == Change::Back {
-                tracing::info!(target: "flipswitch", what, "the store works again");
+                tracing::info!(target: "flipswitch", what, "the store is available again");
             }
             (Some(value), change)
         }
@@ -365,8 +365,8 @@ fn report<T>(
             if change == Change::Away {
                 tracing::warn!(
                     target: "flipswitch", what, %error,
-                    "the store does not work; going on without it, and trying again. Flags are not affected while the flag \
-                     service works"
+                    "the store is unavailable; continuing without it and retrying. Flags stay up to date while the flag service \
+                     responds"
                 );
             } else {
                 tracing::debug!(target: "flipswitch", what, %error, "the store failed");

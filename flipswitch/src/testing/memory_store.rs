@@ -15,8 +15,8 @@ use crate::cache_store::{CacheStore, Lease, Leased, Lookup, StoreError, StoredEn
 /// How far ahead of the clock an entry may be that is not replaced by earlier ones.
 const MAX_AHEAD: Duration = Duration::from_secs(1);
 
-/// A [`CacheStore`] in memory, for tests of what an application does when its store fails. Clones share the entries, as instances of an
-/// application share a store.
+/// A [`CacheStore`] in memory, for tests of what an application does when its store fails. Clones share the entries, as
+/// instances of an application share a store.
 ///
 /// ```
 /// use flipswitch::{FlipswitchProvider, testing::MemoryStore};
@@ -103,7 +103,7 @@ impl MemoryStore {
         entries
     }
 
-    /// Stores an entry whatever is stored already, like a store that is restored from a backup, or one that someone has edited.
+    /// Stores an entry, also over a later one, like a restore from a backup.
     pub fn insert(&self, entry: StoredEntry) {
         let mut state = self.0.lock();
         let expires = state.now() + Duration::from_secs(24 * 3600);

@@ -178,7 +178,7 @@ async fn a_file_keeps_the_last_known_flags_over_a_restart() {
 
 /// Entries that are not what this environment has written for this context and time.
 #[tokio::test]
-async fn an_entry_of_someone_else_is_as_none() {
+async fn a_foreign_entry_counts_as_missing() {
     let (service, store, ids) = (service().await, MemoryStore::new(), ids(2));
     let (url, key) = (service.url(), service.api_key());
     let fleet = [streaming(instance(&service, &store)).await];
@@ -290,7 +290,7 @@ async fn a_store_that_fails_changes_nothing_but_the_number_of_requests() {
             join_all(reads).await.into_iter().all(|is_new| is_new)
         };
         eventually(all_new).await;
-        // The service works: nobody gets a default because of the store.
+        // The service works: no user gets a default because of the store.
         for provider in &fleet {
             let flags = provider.flags(&user(&format!("beta-{name}-first"))).await;
             assert_eq!(flags.int("f", 0), expected, "{name}: {:?}", flags.error());

@@ -2,12 +2,13 @@
 //! `fleet [--instances N] [--users N] [--changes N] [--delay MILLISECONDS] [--fault NAME] [--polling] [--no-store]`.
 //!
 //! Starts `redis-server`, a flag service and the instances. After each change all instances read the flags of all users at once, in
-//! random order, until all of them have the new ones and nothing is left to be asked again. For half of the users, a change leaves the
-//! flags as they are. On the way there is a heartbeat, a new API key, and a restart of one instance. Prints how many requests each
-//! change has cost. Fails if an instance has read a value of another user, or an old one as fresh.
+//! random order, until all of them have the new ones. For half of the users, a change leaves the flags as they are. Between
+//! changes there is a heartbeat, a new API key, and a restart of one instance. Prints how many requests each change has cost.
+//! Fails if an instance has read a value of another user, or an old one as fresh, if instances do not agree within 60 s, or, with a
+//! store, a stream and no fault, if there are more than 1.05 requests for each user and change (2.1 for unchanged flags).
 //!
-//! Faults come in the middle of each change: `flush`, `kill` (and a restart of Redis after a second), `slow` (Redis answers after a
-//! second), `member` (an instance is killed while it reads, and started again), and `cut` (all streams end).
+//! Faults come in the middle of each change: `flush`, `kill` (and a restart of Redis after a second), `slow` (Redis answers after
+//! a second), `member` (an instance is killed while it reads, and started again), and `cut` (all streams end).
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
 
 use std::{

@@ -1,4 +1,5 @@
-//! Runs two providers that share a store, with every kind of fault of the service and of the store: `soak [--minutes N] [--seed N]`.
+//! Runs two providers that share a store, with every kind of fault of the service and of the store:
+//! `soak [--minutes N] [--seed N]`.
 //!
 //! Threads read flags for many contexts all the time, while flags change and faults come and go. After each storm of
 //! faults the providers must be healthy again, and agree with the service for every context, once its waits after failures
