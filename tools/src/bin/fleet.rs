@@ -3,7 +3,8 @@
 //!
 //! Starts `redis-server`, a flag service and the instances. After each change all instances read the flags of all users at once, in
 //! random order, until all of them have the new ones. For half of the users, a change leaves the flags as they are. Between
-//! changes there is a heartbeat, a new API key, and a restart of one instance. Prints how many requests each change has cost.
+//! changes there is a heartbeat, a new API key, and a restart of one instance. At the end an instance starts without the service, and
+//! must have the last known flags of all users from the store, unless there was a fault. Prints how many requests each change has cost.
 //! Fails if an instance has read a value of another user, or an old one as fresh, if instances do not agree within 60 s, or, with a
 //! store, a stream and no fault, if there are more than 1.05 requests for each user and change (2.1 for unchanged flags).
 //!
@@ -43,6 +44,9 @@ const SECRET: &str = "the secret of all instances in this fleet";
 
 /// The echo window, in which a flag set that seems unchanged may be one from before the change, and a little more.
 const ECHO_WINDOW: Duration = Duration::from_millis(2_300);
+
+/// The longest that a reader may wait: `miss_wait`, and what a busy machine adds.
+const LONGEST_READ: f64 = 4_000.0;
 
 /// How often the service is polled without streams.
 const POLLING: Duration = Duration::from_secs(2);
@@ -134,6 +138,8 @@ fn flags(users: usize, change: usize) -> Value {
 struct Reads {
     fresh: u64,
     stale: u64,
+    /// Stale values that are those of the last change.
+    last: u64,
     absent: u64,
     /// Fresh values that are not those of the last change.
     old: u64,
@@ -143,17 +149,21 @@ struct Reads {
 }
 
 impl Reads {
-    const NAMES: [&str; 6] = ["fresh", "stale", "absent", "old", "foreign", "slowest"];
+    const NAMES: [&str; 7] = ["fresh", "stale", "last", "absent", "old", "foreign", "slowest"];
 
     fn to_json(&self) -> Value {
-        let Self { fresh, stale, absent, old, foreign, slowest } = *self;
-        json!({"fresh": fresh, "stale": stale, "absent": absent, "old": old, "foreign": foreign, "slowest": slowest})
+        let Self { fresh, stale, last, absent, old, foreign, slowest } = *self;
+        let [fresh, stale, last, absent, old, foreign] = [fresh, stale, last, absent, old, foreign].map(Value::from);
+        let numbers = [fresh, stale, last, absent, old, foreign, slowest.into()];
+        Self::NAMES.map(str::to_owned).into_iter().zip(numbers).collect::<serde_json::Map<_, _>>().into()
     }
 
     fn add(&mut self, read: &Value) {
-        let [fresh, stale, absent, old, foreign, _] = Self::NAMES.map(|name| read[name].as_u64().unwrap_or_default());
+        let [fresh, stale, last, absent, old, foreign, _] =
+            Self::NAMES.map(|name| read[name].as_u64().unwrap_or_default());
         self.fresh += fresh;
         self.stale += stale;
+        self.last += last;
         self.absent += absent;
         self.old += old;
         self.foreign += foreign;
@@ -172,9 +182,11 @@ async fn instance(options: &str) -> Outcome<()> {
         builder = builder.store(RedisStore::connect(redis)?).store_namespace("fleet");
     }
     let provider = builder.polling_interval(POLLING).enable_realtime(!polls).build()?;
-    provider.ready(LIMIT).await?;
-    while !polls && provider.sse_status() != ConnectionStatus::Connected {
-        sleep(Duration::from_millis(5)).await;
+    if options["away"] != true {
+        provider.ready(LIMIT).await?;
+        while !polls && provider.sse_status() != ConnectionStatus::Connected {
+            sleep(Duration::from_millis(5)).await;
+        }
     }
     let (changes, mut seen) = watch::channel(0_u64);
     let mut events = provider.events();
@@ -237,6 +249,7 @@ async fn read(provider: &FlipswitchProvider, users: usize, change: i64, is_known
         let expected = if is_changed(user) { change } else { 0 };
         if flags.is_stale() {
             reads.stale += 1;
+            reads.last += u64::from(flags.int("number", -1) == expected);
         } else {
             reads.fresh += 1;
             reads.old += u64::from(is_known && flags.int("number", -1) != expected);
@@ -383,6 +396,9 @@ async fn fleet(options: &Options) -> Outcome<()> {
     }
     let [changed, same] = total.map(|requests| requests as f64 / (changes * users / 2) as f64);
     println!("requests for a user and change: {changed:.3} if the flags changed, {same:.3} otherwise");
+    if options.has_store {
+        fleet.start_without_service(changes).await?;
+    }
     let promises = options.has_store && !options.polls && options.fault.is_none();
     if promises && (changed > 1.05 || same > 2.1) {
         return Err("that is more than 1.05, or 2.1".into());
@@ -432,6 +448,28 @@ impl Fleet<'_> {
         Ok(())
     }
 
+    /// Starts an instance while the service is away, which has the last known flags of all users.
+    async fn start_without_service(mut self, change: usize) -> Outcome<()> {
+        let mut each = self.options();
+        each["away"] = true.into();
+        self.service.shutdown().await;
+        self.instances.clear();
+        let mut started = Instance::start(&each).await?;
+        let mut reads = Reads::default();
+        reads.add(&started.ask(&format!("read {change}")).await?);
+        let Reads { last, stale, slowest, .. } = reads;
+        println!(
+            "without the service: {last} of {} users have their last flags, slowest {slowest:.0} ms",
+            self.options.users
+        );
+        // What was answered while Redis was away is not in it.
+        let expected = if self.options.fault.is_none() { self.options.users as u64 } else { stale };
+        if last != expected || slowest > LONGEST_READ {
+            return Err(format!("expected {expected} of them, in time").into());
+        }
+        Ok(())
+    }
+
     /// Reads until all instances have the flags of a change, also after the echo window.
     async fn converge(&mut self, change: usize, began: Instant, fault: Option<&str>) -> Outcome<Reads> {
         let mut all = Reads::default();
@@ -447,6 +485,9 @@ impl Fleet<'_> {
             reads.iter().for_each(|read| [&mut round, &mut all].into_iter().for_each(|sum| sum.add(read)));
             if all.old > 0 || all.foreign > 0 {
                 return Err(format!("{} old values as fresh, {} of other users", all.old, all.foreign).into());
+            }
+            if all.slowest > LONGEST_READ {
+                return Err(format!("a read took {} ms", all.slowest).into());
             }
             if is_over && round.stale == 0 && round.absent == 0 {
                 return Ok(all);
