@@ -12,7 +12,9 @@ use serde_json::json;
 use tokio::runtime::Builder;
 
 use crate::support::{
-    self, eventually,
+    self,
+    events::connected,
+    eventually,
     faults::{Kind, Mute, POLLING, Port, Row, Service, folded, scheduled, service},
     in_time, user,
 };
@@ -296,4 +298,23 @@ fn a_blocked_runtime_does_not_keep_flags_fresh() {
         in_time(row.provider.shutdown()).await;
     });
     own.shutdown_timeout(Duration::from_secs(1));
+}
+
+/// A stream that is open and silent announces nothing, but the flags of the start-up context are requested after each opening.
+#[tokio::test]
+async fn a_change_that_only_a_response_shows_reaches_all_users() {
+    let service = LocalServer::start(json!({"f": 1})).await.unwrap();
+    let provider = connected(&service).await;
+    service.faults().add(Fault::on(Endpoint::Stream).half_open()).unwrap();
+    // So long that the response has the change.
+    let slow = Fault::on(Endpoint::Bulk).delay(Duration::from_secs(1)).for_targeting_key("_init_");
+    service.faults().add(slow).unwrap();
+    provider.reconnect_sse();
+    eventually(async || provider.stats().reconnects == 1).await;
+    assert_eq!(in_time(provider.flags(&user("alice"))).await.int("f", 0), 1);
+    service.set_flag("f", 2);
+    // Much earlier than the silent stream counts as closed.
+    eventually(async || in_time(provider.flags(&user("alice"))).await.int("f", 0) == 2).await;
+    assert_eq!(provider.sse_status(), ConnectionStatus::Connected);
+    provider.shutdown().await;
 }
