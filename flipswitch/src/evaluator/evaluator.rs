@@ -86,7 +86,7 @@ pub(crate) struct Evaluator {
     pub(super) observer: Arc<dyn Observer>,
 }
 
-/// What was heard of changes. Locked whenever the epoch changes.
+/// What is known about changes. Locked whenever the epoch changes.
 struct Announced {
     /// The epoch of the last event that has announced a change.
     epoch: u64,
@@ -749,7 +749,7 @@ impl Evaluator {
 fn store(config: &Config, runtime: &Arc<ProviderRuntime>) -> Option<Arc<Store>> {
     let store = config.store.clone()?;
     if config.override_file.is_some() {
-        // Its values are not for others, and cannot be told from those of the service later.
+        // Its values must not be shared, and cannot be distinguished from those of the service later.
         tracing::warn!(target: "flipswitch", "the store is not used, because there is an override_file");
         return None;
     }

@@ -172,7 +172,7 @@ impl InFlightRequests {
         }
     }
 
-    /// Stores an entry that no request has brought.
+    /// Stores an entry that does not come from a request.
     pub(crate) fn store(&self, store: impl FnOnce()) {
         let _table = self.table.lock();
         store();

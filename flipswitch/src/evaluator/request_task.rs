@@ -333,11 +333,11 @@ impl Evaluator {
             // The service has failed while the request waited.
             return Err(error);
         }
-        // Both before the request is sent: it has what was heard until now, and may be sent with the next key.
+        // Both are read before the request is sent: its answer contains what was received until now.
         let environment =
             self.store.as_ref().filter(|_| !request.context.is_start_up()).and_then(|store| store.environment());
         let requirement = if environment.is_some() { self.position(Instant::now()).1 } else { None };
-        let is_known = request.base.is_some() || self.cache.get(request.context.as_bytes()).is_some();
+        let is_known = self.is_known(request);
         let sent_at = Instant::now();
         // Boxed, because many requests may wait for a permit, and the future is large.
         let exchange = Box::pin(self.exchange(request, sent_at));
@@ -361,7 +361,7 @@ impl Evaluator {
         if let (Some(store), Some(environment), Ok(entry)) = (self.store.clone(), environment, &outcome) {
             let fence = requirement.map(|requirement| requirement.fence);
             let fence = if entry.is_settled() { fence.map(Fence::after_echo) } else { fence };
-            let (entry, is_known) = (Arc::clone(entry), is_known);
+            let entry = Arc::clone(entry);
             if entry.failing().is_none_or(|failing| !failing.has_no_flags()) {
                 // Also if the provider shuts down now.
                 self.runtime.spawn_last(async move {
@@ -374,11 +374,16 @@ impl Evaluator {
         outcome
     }
 
+    /// Returns whether the context has flags already.
+    fn is_known(&self, request: &InFlightRequest) -> bool {
+        request.base.is_some() || self.cache.get(request.context.as_bytes()).is_some()
+    }
+
     /// Waits for a permit, for `request_timeout` at most.
     async fn permit(self: &Arc<Self>, request: &InFlightRequest) -> Result<Permit, Error> {
         let ticket = Ticket {
             id: request.id,
-            is_known: request.base.is_some() || self.cache.get(request.context.as_bytes()).is_some(),
+            is_known: self.is_known(request),
             bytes: request.context.as_bytes().len(),
             is_waited_for: request.is_waited_for(),
         };

@@ -4,7 +4,7 @@ use std::{
     collections::HashMap,
     future::{Future, poll_fn},
     panic::{AssertUnwindSafe, catch_unwind},
-    pin::{Pin, pin},
+    pin::pin,
     sync::{Arc, Weak},
     task::Poll,
     time::{Duration, Instant, SystemTime},
@@ -35,6 +35,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_millis(50);
 
 /// How long writing may take. Evaluations do not wait for it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Has no entry: its name is asked for to read the clock.
+const NO_CONTEXT: &[u8] = b"";
 
 /// Wait before each attempt while the store is away. It doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -72,7 +75,7 @@ pub(crate) struct Store {
     this: Weak<Self>,
 }
 
-/// What environments are told apart by.
+/// What identifies an environment, besides the API key.
 pub(crate) struct Identity {
     pub(crate) keys: StoreKeys,
     /// The base URL and the headers of the application.
@@ -215,7 +218,7 @@ impl Store {
     /// Reads the clock of the store.
     pub(crate) async fn read_clock(&self) {
         if let Some(environment) = self.environment() {
-            self.get(&environment.name(b"")).await;
+            self.get(&environment.name(NO_CONTEXT)).await;
         }
     }
 
@@ -268,7 +271,7 @@ impl Store {
         let sent = || self.clock.lock().at(entry.sent_at, Instant::now());
         if !sent().is_some_and(|(_, is_steady)| is_steady) {
             // Nothing was read since. Only the clock matters.
-            self.get(&environment.name(b"")).await;
+            self.read_clock().await;
         }
         let Some((sent, is_steady)) = sent() else { return };
         let fence = fence.filter(|_| is_steady);
@@ -281,7 +284,7 @@ impl Store {
         let ttl = self.ttls[usize::from(is_known)];
         let asked_at = Instant::now();
         let outcome = within(WRITE_TIMEOUT, async { self.store.put(stored, ttl).await }).await;
-        report("writing", &self.writes, asked_at, outcome);
+        log("writing", record(&self.writes, asked_at, &outcome), outcome.as_ref().err());
     }
 
     /// Asks the store, if it is worth trying. Returns the answer, and when the store was asked.
@@ -289,30 +292,30 @@ impl Store {
         if !self.is_worth_asking() {
             return None;
         }
-        self.try_read(asked).await
-    }
-
-    async fn try_read<T>(&self, asked: impl Future<Output = Result<T, StoreError>>) -> Option<(T, Instant)> {
         let asked_at = Instant::now();
-        let (answer, change) = report("reading", &self.reads, asked_at, within(PATIENCE, asked).await);
+        let outcome = within(PATIENCE, asked).await;
+        let change = record(&self.reads, asked_at, &outcome);
+        // Before the change is logged, because the subscriber may panic.
         if let (Change::Away, Some(store)) = (change, self.this.upgrade()) {
             drop(self.runtime.spawn(store.wait_until_back()));
         }
-        Some((answer?, asked_at))
+        log("reading", change, outcome.as_ref().err());
+        Some((outcome.ok()?, asked_at))
     }
 
-    /// Retries in one task, so that requests do not. Boxed, because each attempt could begin another such task.
-    fn wait_until_back(self: Arc<Self>) -> Pin<Box<dyn Future<Output = ()> + Send>> {
-        Box::pin(async move {
-            let mut wait = FIRST_WAIT;
-            while !self.is_worth_asking() {
-                tokio::time::sleep(wait.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
-                wait = (2 * wait).min(MAX_WAIT);
-                if let Some(environment) = self.environment() {
-                    self.try_read(async { self.store.get(&environment.name(b"")).await }).await;
-                }
+    /// Retries in one task, so that requests do not.
+    async fn wait_until_back(self: Arc<Self>) {
+        let mut wait = FIRST_WAIT;
+        while !self.is_worth_asking() {
+            tokio::time::sleep(wait.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
+            wait = (2 * wait).min(MAX_WAIT);
+            let Some(environment) = self.environment() else { continue };
+            let (asked_at, name) = (Instant::now(), environment.name(NO_CONTEXT));
+            let outcome = within(PATIENCE, async { self.store.get(&name).await }).await;
+            if outcome.is_ok() {
+                log("reading", record(&self.reads, asked_at, &outcome), None);
             }
-        })
+        }
     }
 }
 
@@ -344,34 +347,24 @@ async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, StoreE
     Err(StoreError::new(format!("no answer within {limit:?}")))
 }
 
-/// Records an outcome, and logs when the store goes away or is back.
-fn report<T>(
-    what: &'static str,
-    availability: &Mutex<Availability>,
-    asked_at: Instant,
-    outcome: Result<T, StoreError>,
-) -> (Option<T>, Change) {
+/// Records an outcome. Returns whether the store is away or back since.
+fn record<T>(availability: &Mutex<Availability>, asked_at: Instant, outcome: &Result<T, StoreError>) -> Change {
+    let mut availability = availability.lock();
     match outcome {
-        Ok(value) => {
-            let change = availability.lock().succeeded();
-            if change == Change::Back {
-                tracing::info!(target: "flipswitch", what, "the store is available again");
-            }
-            (Some(value), change)
-        }
-        Err(error) => {
-            let change = availability.lock().failed(asked_at, Instant::now());
-            let error = Chain(&error);
-            if change == Change::Away {
-                tracing::warn!(
-                    target: "flipswitch", what, %error,
-                    "the store is unavailable; continuing without it and retrying. Flags stay up to date while the flag service \
-                     responds"
-                );
-            } else {
-                tracing::debug!(target: "flipswitch", what, %error, "the store failed");
-            }
-            (None, change)
-        }
+        Ok(_) => availability.succeeded(),
+        Err(_) => availability.failed(asked_at, Instant::now()),
+    }
+}
+
+fn log(what: &'static str, change: Change, error: Option<&StoreError>) {
+    match (change, error) {
+        (Change::Away, Some(error)) => tracing::warn!(
+            target: "flipswitch", what, error = %Chain(error),
+            "the store is unavailable; continuing without it and retrying. Flags stay up to date while the flag service \
+             responds"
+        ),
+        (Change::Back, _) => tracing::info!(target: "flipswitch", what, "the store is available again"),
+        (_, Some(error)) => tracing::debug!(target: "flipswitch", what, error = %Chain(error), "the store failed"),
+        (_, None) => {}
     }
 }
