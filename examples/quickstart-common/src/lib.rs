@@ -32,7 +32,8 @@ Starts an application and a local flag service.
   --service ADDRESS  Address of the local flag service [default: 127.0.0.1:3001]
   --help             Prints this text
 
-If FLIPSWITCH_API_KEY is set, flags come from the real service instead.
+If FLIPSWITCH_API_KEY is set, flags come from the hosted service instead. This needs TLS, which
+`cargo run --features tls` includes.
 ";
 
 /// Options of an example.
