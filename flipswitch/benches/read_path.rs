@@ -2,8 +2,8 @@
 //! OpenFeature's client, the last beside the same client with a provider that does nothing but return the same details.
 //!
 //! One context is read again and again (`flags_cached`, `flags_context`, `flags_prepared`, `resolve_bool_cached`, and
-//! OpenFeature's client), so that the thread remembers its flag set. The contexts of several users are read in turns
-//! (`.._in_turns`), or built in turns, one for each read (`.._built`), so that each flag set is found in the cache. All
+//! OpenFeature's client), and so are the contexts of a few users in turns (`.._in_turns`), or they are built in turns, one for
+//! each read (`.._built`): the thread remembers their flag sets. Those of many users (`.._many`) are found in the cache. All
 //! threads share the contexts that are not built.
 #![allow(missing_docs, reason = "criterion's macros make public items")]
 #![expect(clippy::expect_used, reason = "a bench fails by panicking")]

@@ -1,12 +1,12 @@
 //! What flags cost a request: a handler as it is, below the layer, and with an extractor and one read.
 //!
 //! `cargo bench -p flipswitch-tests --bench requests`. All in process, without a socket, so that what is measured is
-//! the framework and ours. The requests come from several users in turns, so that no thread remembers the flag set of one
-//! of them. Their contexts have a targeting key and two attributes, and their flags are cached.
+//! the framework and ours. The requests come from several users in turns, whose flag sets the thread remembers. Their contexts
+//! have a targeting key and two attributes.
 //!
 //! In `layer`, `flipswitch` and `client`, the layer's function returns an `EvaluationContext`, in `context` it returns a
 //! `Context`, and in `prepared` a `PreparedContext` that the user has. In `anonymous`, the layer has no function: all
-//! requests have the same context, whose flag set the thread remembers.
+//! requests have the same context.
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
 use std::{array, cell::Cell, time::Duration};

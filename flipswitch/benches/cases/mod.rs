@@ -20,8 +20,10 @@ use tracing::{Event, Metadata, Subscriber, span};
 const FLAGS: usize = 100;
 const KEY: &str = "flag-50";
 
-/// Number of users whose contexts are read in turns, so that no thread remembers one of them.
+/// Number of users whose contexts are read in turns. A thread remembers about as many.
 const TURNS: usize = 16;
+/// Number of users of whom a thread remembers hardly any.
+const MANY: usize = 1_000;
 
 flipswitch::flags! {
     Declared: bool = "flag-50", default false;
@@ -66,7 +68,9 @@ pub(crate) fn measure_all(measure: &mut impl Measure) {
     let user = User::new(TURNS);
     let (three, context, prepared) = (&user.map(), &user.context(), &user.context().prepared());
     let ten = ten_attributes();
-    for context in turns.iter().chain([three, &ten]) {
+    let many: Vec<_> = (0..MANY).map(|number| User::new(2 * TURNS + number)).collect();
+    let many_maps: Vec<_> = many.iter().map(User::map).collect();
+    for context in turns.iter().chain(&many_maps).chain([three, &ten]) {
         let flags = runtime.block_on(provider.flags(context));
         assert!(flags.bool(KEY, false) && flags.error().is_none(), "flags are not cached");
     }
@@ -90,6 +94,10 @@ pub(crate) fn measure_all(measure: &mut impl Measure) {
     });
     // A context that is built for each read, for several users in turns.
     let user = |turn: usize| black_box(&users[turn % TURNS]);
+    measure.on_one_and_two_threads("provider/flags_many", |turn| cached(&provider, &many_maps[turn % MANY]));
+    measure.on_one_and_two_threads("provider/flags_many_built", |turn| {
+        cached(&provider, black_box(&many[turn % MANY]).context())
+    });
     measure.on_one_and_two_threads("provider/flags_map_built", |turn| cached(&provider, user(turn).map()));
     measure.on_one_and_two_threads("provider/flags_built", |turn| cached(&provider, user(turn).context()));
     measure.on_one_and_two_threads("provider/flags_built_out_of_order", |turn| {

@@ -1,7 +1,8 @@
-//! The last flag set of a thread.
+//! The latest flag sets of a thread.
 
-use std::{cell::RefCell, sync::Arc, time::Instant};
+use std::{cell::RefCell, hash::BuildHasher, sync::Arc, time::Instant};
 
+use hashbrown::DefaultHashBuilder;
 use open_feature::EvaluationContext;
 
 use crate::{
@@ -13,40 +14,59 @@ use crate::{
     context::{canonical::is_written_alike, into_context::View},
 };
 
-/// Contexts with more fields, or longer in bytes, are not remembered: a thread holds the last one until it ends.
+/// Contexts with more fields, or longer in bytes, are not remembered: a thread holds them until it ends.
 const MAX_FIELDS: usize = 16;
 const MAX_BYTES: usize = 1 << 10;
 
-/// The last flag set of a thread, for when its context is evaluated again.
+/// Flag sets that a thread remembers: so many sets, of which a context belongs to one, with so many places each.
+const SETS: usize = 16;
+const PLACES: usize = 4;
+/// For how many entries a thread counts how often it finds them.
+const COUNTED: usize = 64;
+
+/// The latest flag sets of a thread, for when their contexts are evaluated again.
 ///
-/// A hit writes, hashes and locks nothing. The entry is a copy of this thread, so that threads do not share a reference
+/// A hit writes nothing and locks nothing. The entries are copies of this thread, so that threads do not share a reference
 /// count.
 ///
 /// Every entry that enters the cache ends all memos. No thread therefore returns an older flag set after another thread
 /// returned a newer one. The cache, which evicts entries when others enter, thereby notices that an entry is in use.
 #[derive(Default)]
-pub(crate) struct Memo {
-    remembered: Option<Remembered>,
-    /// Address of the last entry that the cache returned, and how often in succession. A context is remembered the third
-    /// time: for one that is evaluated twice, such as in one request, a copy would cost more than it saves.
-    last: (usize, u8),
-}
+pub(crate) struct Memo(Option<Box<Memory>>);
 
-/// How often in succession the cache returns an entry until it is remembered.
+/// How often the cache returns an entry until it is remembered. For a context that is evaluated twice, such as in one request,
+/// a copy would cost more than it saves.
 pub(crate) const FINDS: u8 = 3;
 
-struct Remembered {
-    /// Number of the cache.
+struct Memory {
+    /// Number of the cache that the entries are from.
     cache: u64,
-    /// The state of the cache before the entry was read from it.
+    /// The state of that cache before the entries were read from it.
     puts: Puts,
+    /// The tag of each entry. Apart from them, so that tags are compared fast.
+    tags: [u32; SETS * PLACES],
+    entries: [Option<Remembered>; SETS * PLACES],
+    /// Whether there are entries.
+    is_filled: bool,
+    /// The place of the last hit.
+    last: usize,
+    /// Which place of its set was filled last. The places of a set are filled in turns.
+    filled: usize,
+    /// How often an entry of another cache was found often enough to be remembered, since the last hit.
+    others: u8,
+    /// Addresses of entries that the cache returned, and how often, until another one took the place.
+    found: [(usize, u8); COUNTED],
+    hasher: DefaultHashBuilder,
+}
+
+struct Remembered {
     entry: Arc<CacheEntry>,
     /// The context, if it was evaluated without its canonical form.
     fields: Option<EvaluationContext>,
 }
 
 thread_local! {
-    static MEMO: RefCell<Memo> = const { RefCell::new(Memo { remembered: None, last: (0, 0) }) };
+    static MEMO: RefCell<Memo> = const { RefCell::new(Memo(None)) };
 }
 
 impl Memo {
@@ -63,55 +83,126 @@ impl Memo {
         reading: EpochReading,
         now: Instant,
     ) -> Option<Arc<CacheEntry>> {
-        let (number, puts) = (cache.number(), cache.puts());
-        let is_over = |remembered: &mut Remembered| remembered.cache == number && remembered.puts != puts;
-        self.remembered.take_if(is_over);
-        let remembered = self.remembered.as_ref()?;
-        let is_alike = match context {
+        let memory = self.0.as_deref_mut().filter(|memory| memory.cache == cache.number())?;
+        if memory.puts != cache.puts() {
+            memory.clear();
+        }
+        if !memory.is_filled {
+            return None;
+        }
+        let Memory { entries, last, .. } = &*memory;
+        let is_alike = |remembered: &Remembered| match context {
             View::Fields(context) => {
                 remembered.fields.as_ref().is_some_and(|remembered| is_written_alike(context, remembered))
             }
             // What is left out is reported at the first use.
             View::Canonical(context) => context.left_out.is_none() && context.bytes == remembered.entry.context(),
         };
-        if !is_alike || remembered.cache != number {
-            return None;
-        }
+        let at = |place: usize| entries.get(place)?.as_ref().filter(|remembered| is_alike(remembered));
+        // Often it is the same context again, which needs no tag.
+        let (remembered, place) = match at(*last) {
+            Some(remembered) => (remembered, *last),
+            None => {
+                let place = memory.place(memory.tag(context)).ok()?;
+                (at(place)?, place)
+            }
+        };
         if !remembered.entry.is_fresh(reading, now, cache.freshness()) {
-            self.remembered = None;
             return None;
         }
-        // Only what is found several times in succession replaces it.
-        self.last = (0, 0);
-        Some(Arc::clone(&remembered.entry))
+        let entry = Arc::clone(&remembered.entry);
+        (memory.last, memory.others) = (place, 0);
+        Some(entry)
     }
 
     /// Takes note of the entry that the cache returned for a context. `puts` is the state of the cache before.
     pub(crate) fn found(&mut self, cache: &Cache, puts: Puts, context: View<'_>, entry: &Arc<CacheEntry>) {
+        let memory = self.0.get_or_insert_with(|| Box::new(Memory::new(cache.number(), puts)));
         let address = Arc::as_ptr(entry).addr();
-        let (last, finds) = self.last;
-        let finds = if last == address { finds + 1 } else { 1 };
-        self.last = (address, finds.min(FINDS - 1));
-        if finds < FINDS {
+        let Some((last, finds)) = memory.found.get_mut(address / size_of::<CacheEntry>() % COUNTED) else { return };
+        *finds = if *last == address { *finds + 1 } else { 1 };
+        *last = address;
+        if *finds < FINDS {
             return;
         }
+        *finds = 0;
         let fields = match context {
             View::Fields(context) if context.custom_fields.len() > MAX_FIELDS => return,
             // It has a date or a structure.
             View::Fields(context) if !is_written_alike(context, context) => return,
-            View::Fields(context) => Some(context),
+            View::Fields(context) => Some(context.clone()),
             View::Canonical(_) => None,
         };
         // A flag that failed is requested again when it is read, which only the cache notices.
         if !puts.are_complete() || entry.context().len() > MAX_BYTES || entry.failing().is_some() {
             return;
         }
-        self.remembered = Some(Remembered {
-            cache: cache.number(),
+        if (memory.cache, memory.puts) != (cache.number(), puts) {
+            // Two providers that are used in turns would otherwise only replace each other's entries.
+            if memory.cache != cache.number() && memory.is_filled && memory.others < FINDS {
+                memory.others += 1;
+                return;
+            }
+            memory.clear();
+            memory.others = 0;
+            (memory.cache, memory.puts) = (cache.number(), puts);
+        }
+        let tag = memory.tag(context);
+        memory.remember(tag, Remembered { entry: Arc::new(CacheEntry::clone(entry)), fields });
+    }
+}
+
+impl Memory {
+    fn new(cache: u64, puts: Puts) -> Self {
+        Self {
+            cache,
             puts,
-            entry: Arc::new(CacheEntry::clone(entry)),
-            fields: fields.cloned(),
+            tags: [0; SETS * PLACES],
+            entries: [const { None }; SETS * PLACES],
+            is_filled: false,
+            last: 0,
+            filled: 0,
+            others: 0,
+            found: [(0, 0); COUNTED],
+            hasher: DefaultHashBuilder::default(),
+        }
+    }
+
+    /// Returns the tag of a context, by which it is found. A context has different tags in different forms. Without a canonical
+    /// form and a targeting key, all contexts have the same one.
+    fn tag(&self, context: View<'_>) -> u32 {
+        let hash = |bytes: &[u8]| self.hasher.hash_one(bytes);
+        let hash = match context {
+            View::Fields(context) => context.targeting_key.as_ref().map_or(0, |key| hash(key.as_bytes())),
+            View::Canonical(context) => context.hash.unwrap_or_else(|| hash(context.bytes)),
+        };
+        hash as u32
+    }
+
+    /// Returns the place of the entry with a tag, or the first one of those where it may be.
+    fn place(&self, tag: u32) -> Result<usize, usize> {
+        let first = tag as usize % SETS * PLACES;
+        let tags = self.tags.get(first..first + PLACES).unwrap_or_default();
+        tags.iter().position(|known| *known == tag).map(|place| first + place).ok_or(first)
+    }
+
+    fn remember(&mut self, tag: u32, remembered: Remembered) {
+        let place = self.place(tag).unwrap_or_else(|first| {
+            self.filled = (self.filled + 1) % PLACES;
+            first + self.filled
         });
+        if let (Some(known), Some(entry)) = (self.tags.get_mut(place), self.entries.get_mut(place)) {
+            (*known, *entry) = (tag, Some(remembered));
+            (self.last, self.is_filled) = (place, true);
+        }
+    }
+
+    /// Forgets all entries, at once, for the memory that they hold.
+    fn clear(&mut self) {
+        if self.is_filled {
+            self.entries = [const { None }; SETS * PLACES];
+            self.is_filled = false;
+        }
     }
 }
 
@@ -168,6 +259,12 @@ mod tests {
         (context, canonical)
     }
 
+    fn user(key: &str) -> (EvaluationContext, CanonicalContext) {
+        let context = EvaluationContext::default().with_targeting_key(key).with_custom_field("plan", "free");
+        let canonical = CanonicalContext::new(&context);
+        (context, canonical)
+    }
+
     fn view(canonical: &CanonicalContext) -> View<'_> {
         View::Canonical(Canonical { bytes: canonical.as_bytes(), hash: None, left_out: None })
     }
@@ -185,21 +282,90 @@ mod tests {
         assert_eq!([0; 4].map(|_| read(View::Fields(&fields))), [false, false, false, true], "in another form");
     }
 
+    /// In both forms, with contexts of users and without a targeting key.
     #[test]
-    fn contexts_in_turns_and_those_of_another_cache_are_not_remembered() {
+    fn several_contexts_in_turns_are_remembered() {
+        let contexts: Vec<_> = (0..16).map(|number| user(&format!("user-{number}"))).collect();
+        for is_written in [false, true] {
+            let (cache, mut memo) = (cache(100), Memo::default());
+            contexts.iter().for_each(|(_, canonical)| put(&cache, canonical));
+            let mut remembered = || {
+                let read = |(fields, canonical): &(_, _)| {
+                    let view = if is_written { view(canonical) } else { View::Fields(fields) };
+                    read(&mut memo, &cache, canonical, view)
+                };
+                contexts.iter().map(read).filter(|is_remembered| *is_remembered).count()
+            };
+            assert_eq!([0; 2].map(|_| remembered()), [0, 0]);
+            // Two entries may need one place, where it is counted how often they are found.
+            for _ in 0..10 {
+                remembered();
+            }
+            assert!(remembered() > 8, "{}", remembered());
+            // Any entry that enters the cache ends all of them.
+            put(&cache, &user("another").1);
+            assert_eq!(remembered(), 0);
+        }
+    }
+
+    #[test]
+    fn contexts_with_the_same_tag_are_told_apart() {
+        let (cache, mut memo) = (cache(10), Memo::default());
+        let contexts = ["x", "y"].map(|value| {
+            let fields = EvaluationContext::default().with_targeting_key("user").with_custom_field("field", value);
+            let canonical = CanonicalContext::new(&fields);
+            (fields, canonical)
+        });
+        contexts.iter().for_each(|(_, canonical)| put(&cache, canonical));
+        for _ in 0..20 {
+            // Compares what it finds.
+            contexts.iter().for_each(|(fields, canonical)| {
+                read(&mut memo, &cache, canonical, View::Fields(fields));
+            });
+        }
+    }
+
+    #[test]
+    fn a_thread_remembers_a_limited_number_of_contexts() {
+        let (cache, mut memo) = (cache(10_000), Memo::default());
+        let contexts: Vec<_> = (0..1_000).map(|number| user(&number.to_string()).1).collect();
+        contexts.iter().for_each(|canonical| put(&cache, canonical));
+        for canonical in &contexts {
+            for _ in 0..5 {
+                read(&mut memo, &cache, canonical, view(canonical));
+            }
+        }
+        let again =
+            contexts.iter().rev().filter(|canonical| read(&mut memo, &cache, canonical, view(canonical))).count();
+        assert!((PLACES..=SETS * PLACES).contains(&again), "{again}");
+    }
+
+    #[test]
+    fn another_cache_replaces_what_is_no_longer_used() {
         let (cache, other, mut memo) = (cache(10), cache(10), Memo::default());
         let (one, two) = (context("x").1, context("y").1);
         put(&cache, &one);
-        put(&cache, &two);
-        for canonical in [&one, &one, &two, &two, &one, &one, &two, &two] {
-            assert!(!read(&mut memo, &cache, canonical, view(canonical)));
+        put(&other, &two);
+        let mut read = |cache: &Cache, canonical| read(&mut memo, cache, canonical, view(canonical));
+        assert_eq!([0; 4].map(|_| read(&cache, &one)), [false, false, false, true]);
+        for _ in 0..20 {
+            assert_eq!((read(&other, &two), read(&cache, &one)), (false, true), "in turns");
         }
-        put(&other, &one);
-        for _ in 0..3 {
-            read(&mut memo, &cache, &one, view(&one));
+        assert!((0..20).any(|_| read(&other, &two)));
+        assert!(!read(&cache, &one));
+    }
+
+    #[test]
+    fn the_same_context_of_another_cache_is_not_remembered() {
+        let (cache, other, mut memo) = (cache(10), cache(10), Memo::default());
+        let (_, canonical) = context("x");
+        put(&cache, &canonical);
+        put(&other, &canonical);
+        for _ in 0..4 {
+            read(&mut memo, &cache, &canonical, view(&canonical));
         }
-        assert!(read(&mut memo, &cache, &one, view(&one)));
-        assert!(!read(&mut memo, &other, &one, view(&one)));
+        assert!(read(&mut memo, &cache, &canonical, view(&canonical)));
+        assert!(!read(&mut memo, &other, &canonical, view(&canonical)));
     }
 
     #[test]
