@@ -137,7 +137,8 @@ async fn flags(parts: &Parts) -> Option<flipswitch::Flags> {
     let scope = scope(&parts.extensions)?;
     match scope.try_flags() {
         Some(flags) => Some(flags),
-        None => Some(scope.flags().await),
+        // Boxed, because the future of a handler, which is moved several times, contains this one.
+        None => Some(Box::pin(scope.flags()).await),
     }
 }
 

@@ -240,7 +240,7 @@ type UserFn<R> = dyn Fn(&R) -> Option<Option<Context>> + Send + Sync;
 
 /// How the user of a request is found.
 struct User<R> {
-    missing: MissingUser,
+    missing: Arc<MissingUser>,
     /// Returns `None` if there is no user, and `Some(None)` if the user has no context.
     context: Arc<UserFn<R>>,
 }
@@ -275,7 +275,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
     ) -> Self {
         let is_present = move |extensions: &dyn Any| extensions.downcast_ref().is_some_and(is_present);
         self.user = Some(User {
-            missing: MissingUser { name: type_name::<U>(), is_present: Arc::new(is_present) },
+            missing: Arc::new(MissingUser { name: type_name::<U>(), is_present: Box::new(is_present) }),
             context: Arc::new(move |request| context(request).map(IntoContext::into_context)),
         });
         self
@@ -339,7 +339,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
         let find = |user: &User<R>| self.catch_panic(|| (user.context)(request)).unwrap_or(Some(None));
         let (user, missing_user) = match user.as_ref().map(|user| (user, find(user))) {
             Some((_, Some(context))) => (context, None),
-            Some((user, None)) => (None, Some(user.missing.clone())),
+            Some((user, None)) => (None, Some(Arc::clone(&user.missing))),
             None => (None, None),
         };
         let has_user = user.is_some();
@@ -350,7 +350,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
             (None, None) => Context::anonymous(),
         };
         let (mut cookie, mut is_visitor) = (None, false);
-        if !has_user && !context.has_targeting_key() {
+        if !has_user && !matches!(visitors, Visitors::Shared) && !context.has_targeting_key() {
             match visitors.find(request, provider) {
                 Visitor::Known(key) => {
                     (context, is_visitor) = (Context::merge(Context::user(key), context, Layer::Upper), true);
@@ -384,7 +384,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
 impl<R> Clone for ScopeBuilder<R> {
     fn clone(&self) -> Self {
         let user = self.user.as_ref();
-        let user = user.map(|user| User { missing: user.missing.clone(), context: Arc::clone(&user.context) });
+        let user = user.map(|user| User { missing: Arc::clone(&user.missing), context: Arc::clone(&user.context) });
         Self {
             provider: self.provider.clone(),
             context: self.context.clone(),
@@ -414,6 +414,7 @@ impl<R> fmt::Debug for ScopeBuilder<R> {
 /// When the future is ready or dropped, the response head has left: reads of a scope that [`ScopeBuilder::open`] has opened are
 /// present flags from then on.
 /// [`Scoped::scope`] returns the scope after the response.
+#[inline]
 pub fn call<F: Future>(scope: RequestScope, service: impl FnOnce() -> F) -> Scoped<F> {
     scope.call(service)
 }

@@ -59,8 +59,8 @@ pub struct RequestScope {
 struct Request {
     provider: FlipswitchProvider,
     context: Context,
-    /// The same context, decoded when it is first read.
-    decoded: OnceLock<EvaluationContext>,
+    /// The same context, decoded when it is first read. Boxed like others that are rarely needed, since each request has a scope.
+    decoded: OnceLock<Box<EvaluationContext>>,
     flags: OnceLock<Flags>,
     /// The flags for contexts of OpenFeature clients, merged with that of the request.
     client_flags: Mutex<Vec<(PreparedContext, Flags)>>,
@@ -72,7 +72,7 @@ struct Request {
     /// The cookie for a new visitor whose flags are read.
     cookie: Option<Arc<VisitorCookie>>,
     /// How to find out that the request's user was set after the scope was opened.
-    missing_user: Option<MissingUser>,
+    missing_user: Option<Arc<MissingUser>>,
     /// Whether the response head has left. `None` without a layer, which would know.
     has_responded: Option<AtomicBool>,
     /// The scope of the layer around, if that is the layer of another provider.
@@ -113,10 +113,9 @@ impl TestAids {
 }
 
 /// The check for a user that was missing when the scope of a request was opened.
-#[derive(Clone)]
 pub(super) struct MissingUser {
     pub(super) name: &'static str,
-    pub(super) is_present: Arc<IsPresent>,
+    pub(super) is_present: Box<IsPresent>,
 }
 
 /// Returns whether the extensions of a request have a user.
@@ -135,7 +134,7 @@ impl RequestScope {
         mut context: Context,
         is_visitor: bool,
         cookie: Option<Arc<VisitorCookie>>,
-        missing_user: Option<MissingUser>,
+        missing_user: Option<Arc<MissingUser>>,
         has_responded: Option<AtomicBool>,
         aids: Option<Box<TestAids>>,
     ) -> Self {
@@ -203,7 +202,7 @@ impl RequestScope {
     /// and attributes that cannot be sent are missing.
     #[must_use]
     pub fn context(&self) -> &EvaluationContext {
-        self.request.decoded.get_or_init(|| (&self.request.context).into())
+        self.request.decoded.get_or_init(|| Box::new((&self.request.context).into()))
     }
 
     /// Returns the flags of the request, evaluated at the first call, or the present ones once the response head has left.

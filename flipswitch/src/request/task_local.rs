@@ -68,14 +68,25 @@ impl RequestScope {
     }
 
     /// Calls a function in this scope, and runs the future that it returns, the response, in it.
+    // Inlined, because futures are large, and are moved once less then.
+    #[inline]
     pub(super) fn call<F: Future>(self, function: impl FnOnce() -> F) -> Scoped<F> {
-        // Made first: if the function panics, there will be no response.
-        let mut scoped = Scoped { future: None, scope: Some(self), is_response: true };
-        {
-            let _entered = Entered::new(&mut scoped.scope);
-            scoped.future = Some(function());
+        let mut calling = Calling(Some(self));
+        let entered = Entered::new(&mut calling.0);
+        let future = function();
+        drop(entered);
+        Scoped { future: Some(future), scope: calling.0.take(), is_response: true }
+    }
+}
+
+/// The scope of a service that is called. If the call panics, there will be no response.
+struct Calling(Option<RequestScope>);
+
+impl Drop for Calling {
+    fn drop(&mut self) {
+        if let Some(scope) = &self.0 {
+            scope.responded();
         }
-        scoped
     }
 }
 
@@ -95,6 +106,9 @@ pin_project! {
     impl<F> PinnedDrop for Scoped<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
+            if this.future.is_none() {
+                return;
+            }
             if let Some(scope) = this.scope.as_ref().filter(|_| *this.is_response) {
                 scope.responded();
             }
