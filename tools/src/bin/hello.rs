@@ -1,9 +1,10 @@
-//! Measures from outside what flags cost a whole server: `hello [PAIRS]`. Needs `wrk`, `taskset` and two cores.
+//! Measures from outside what flags cost a whole server: `hello [ROUNDS]`. Needs `wrk`, `taskset` and two cores.
 //!
-//! Each server says hello over real sockets, once without flags and once with the layer, the extractor, one read, and a
-//! context of three attributes. It has one thread on one core, and `wrk` has the other. The two servers are measured in
-//! turns, so that other load on the machine affects both. Such load still shows in the requests a second, and hardly in
-//! the CPU time of a request, which is printed as well.
+//! Three servers say hello over real sockets: `bare` as it is, `flags` with the layer, the extractor, one read, and a context of
+//! three fields, and `layer` with a layer of the framework's own that gives each request one value, and an extractor that takes
+//! it. Each server has one thread on one core, and `wrk` has the other. The servers of a round run at the same time and are under
+//! load in turns of a second, so that other load on the machine affects all. Such load still shows in the requests a second,
+//! and hardly in the CPU time of a request, which is printed as well.
 
 use std::{
     env,
@@ -11,13 +12,13 @@ use std::{
     fmt, fs,
     io::{self, BufRead, BufReader},
     process::{Child, Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
-use axum::{Router, routing::get};
+use axum::{Extension, Router, routing::get};
 use flipswitch::{
-    FlipswitchProvider,
-    open_feature::EvaluationContext,
+    Context, FlipswitchProvider,
     serde_json::{Map, Value},
 };
 use flipswitch_local::LocalServer;
@@ -25,49 +26,70 @@ use tokio::{net::TcpListener, runtime};
 
 /// Flags of the service.
 const FLAGS: usize = 100;
-/// The time that each server is under load in each turn.
-const TURN: Duration = Duration::from_secs(6);
+/// How often each server of a round is under load, for a second.
+const TURNS: usize = 6;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
 
 fn main() -> Outcome {
     let arguments: Vec<_> = env::args().skip(1).collect();
     match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => compare(5),
+        [] => compare(9),
         ["axum", what] => runtime::Builder::new_current_thread().enable_all().build()?.block_on(axum_server(what)),
         ["actix", what] => actix_web::rt::System::new().block_on(actix_server(what)),
-        [pairs] => compare(pairs.parse()?),
-        _ => Err("usage: hello [PAIRS] | hello axum|actix bare|flags".into()),
+        [rounds] => compare(rounds.parse()?),
+        _ => Err("usage: hello [ROUNDS] | hello axum|actix bare|layer|flags".into()),
     }
 }
 
-/// Measures both frameworks, in turns without and with flags.
-fn compare(pairs: usize) -> Outcome {
+/// What a server has: nothing, or a layer (middleware) that gives each request a value and an extractor that takes it, or flags.
+const SERVERS: [&str; 3] = ["bare", "layer", "flags"];
+
+/// Measures both frameworks, with the servers in turns.
+fn compare(rounds: usize) -> Outcome {
     for framework in ["axum", "actix"] {
-        let (mut rates, mut costs) = (Vec::new(), Vec::new());
-        for pair in 1..=pairs {
-            let (bare, flags) = (turn(framework, "bare")?, turn(framework, "flags")?);
-            print(&format!("{framework:<5} {pair:>2}: {bare} bare, {flags} with flags"));
-            rates.push(flags.rate / bare.rate);
-            costs.push(bare.cost / flags.cost);
+        let (mut rates, mut costs) = ([const { Vec::new() }; 2], [const { Vec::new() }; 2]);
+        for number in 1..=rounds {
+            let work = round(framework)?;
+            let figures = SERVERS.iter().zip(&work).map(|(server, work)| format!("{work} {server}"));
+            print(&format!("{framework:<5} {number:>2}: {}", figures.collect::<Vec<_>>().join(", ")));
+            let [bare, others @ ..] = work;
+            for (place, other) in others.iter().enumerate() {
+                rates[place].push(other.rate() / bare.rate());
+                costs[place].push(bare.cost() / other.cost());
+            }
         }
-        print(&format!("{framework:<5} with flags: {} of the requests a second", Spread(rates)));
-        print(&format!("{framework:<5} with flags: {} by time on the core", Spread(costs)));
+        for ((server, rates), costs) in SERVERS.iter().skip(1).zip(rates).zip(costs) {
+            print(&format!("{framework:<5} {server}: {} of the requests a second of bare", Spread(rates)));
+            print(&format!("{framework:<5} {server}: {} by time on the core", Spread(costs)));
+        }
     }
     Ok(())
 }
 
-/// The result of one server in one turn.
-struct Turn {
-    /// Requests a second.
-    rate: f64,
-    /// Microseconds of CPU time for a request.
-    cost: f64,
+/// What one server did in all of its turns.
+#[derive(Default)]
+struct Work {
+    requests: f64,
+    seconds: f64,
+    seconds_on_core: f64,
 }
 
-impl fmt::Display for Turn {
+impl Work {
+    /// Returns requests a second.
+    fn rate(&self) -> f64 {
+        self.requests / self.seconds
+    }
+
+    /// Returns the microseconds of CPU time for a request.
+    fn cost(&self) -> f64 {
+        self.seconds_on_core * 1e6 / self.requests
+    }
+}
+
+impl fmt::Display for Work {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:>6.0}/s, {:>5.2} µs each", self.rate, self.cost)
+        write!(f, "{:>6.0}/s, {:>5.2} µs each", self.rate(), self.cost())
     }
 }
 
@@ -89,20 +111,32 @@ impl fmt::Display for Spread {
     }
 }
 
-fn turn(framework: &str, what: &str) -> Outcome<Turn> {
-    let (server, url) = Server::start(framework, what)?;
-    // Connections and caches are warm when it counts.
-    load(&url, Duration::from_secs(1))?;
-    let before = server.time_on_core()?;
-    let (rate, requests) = load(&url, TURN)?;
-    let cost = (server.time_on_core()? - before) * 1e6 / requests;
-    Ok(Turn { rate, cost })
+/// Starts the servers, and puts them under load in turns.
+fn round(framework: &str) -> Outcome<[Work; SERVERS.len()]> {
+    let servers = SERVERS.iter().map(|server| Server::start(framework, server)).collect::<Result<Vec<_>, _>>()?;
+    let mut work = SERVERS.map(|_| Work::default());
+    for turn in 0..TURNS {
+        for number in 0..servers.len() {
+            // Each server is the first one, and follows each other one, equally often.
+            let number = (turn + if turn % 2 == 0 { number } else { servers.len() - number }) % servers.len();
+            let (server, url) = &servers[number];
+            if turn == 0 {
+                // Connections and caches are warm when it counts.
+                load(url)?;
+            }
+            let before = server.time_on_core()?;
+            let (rate, requests) = load(url)?;
+            work[number].requests += requests;
+            work[number].seconds += requests / rate;
+            work[number].seconds_on_core += server.time_on_core()? - before;
+        }
+    }
+    Ok(work)
 }
 
-/// Puts a server under load. Returns requests a second and the number of requests.
-fn load(url: &str, duration: Duration) -> Outcome<(f64, f64)> {
-    let duration = format!("-d{}s", duration.as_secs());
-    let output = Command::new("taskset").args(["-c", "1", "wrk", "-t1", "-c32", &duration, url]).output()?;
+/// Puts a server under load for a second. Returns requests a second and the number of requests.
+fn load(url: &str) -> Outcome<(f64, f64)> {
+    let output = Command::new("taskset").args(["-c", "1", "wrk", "-t1", "-c32", "-d1s", url]).output()?;
     let report = String::from_utf8(output.stdout)?;
     if !output.status.success() || report.contains("Non-2xx") || report.contains("Socket errors") {
         return Err(format!("wrk: {report}{}", String::from_utf8_lossy(&output.stderr)).into());
@@ -152,6 +186,10 @@ async fn axum_server(what: &str) -> Outcome {
             let layer = FlipswitchLayer::new(provider).with_context(|_: &_| context());
             Router::new().route("/", get(async |flags: Flags| greeting(flags.bool("flag-50", false)))).layer(layer)
         }
+        "layer" => {
+            let reading = async |Extension(Given(on)): Extension<Given>| greeting(*on);
+            Router::new().route("/", get(reading)).layer(Extension(Given(Arc::new(true))))
+        }
         _ => Router::new().route("/", get(async || greeting(true))),
     };
     let listener = TcpListener::bind("127.0.0.1:0").await?;
@@ -160,7 +198,11 @@ async fn axum_server(what: &str) -> Outcome {
 }
 
 async fn actix_server(what: &str) -> Outcome {
-    use actix_web::{App, HttpServer, web};
+    use actix_web::{
+        App, HttpMessage, HttpServer,
+        dev::{Service, ServiceRequest},
+        web,
+    };
     use flipswitch_actix::{Flags, FlipswitchMiddleware};
 
     let (_service, provider) = provider().await?;
@@ -171,6 +213,18 @@ async fn actix_server(what: &str) -> Outcome {
             let middleware = FlipswitchMiddleware::new(provider).with_context(|_: &_| context());
             let reading = async |flags: Flags| greeting(flags.bool("flag-50", false));
             let app = move || App::new().wrap(middleware.clone()).route("/", web::get().to(reading));
+            HttpServer::new(app).workers(1).listen(listener)?.run()
+        }
+        "layer" => {
+            let reading = async |value: web::ReqData<Given>| greeting(*value.into_inner().0);
+            let app = move || {
+                let value = Given(Arc::new(true));
+                let adding = move |request: ServiceRequest, app: &_| {
+                    request.extensions_mut().insert(value.clone());
+                    Service::call(app, request)
+                };
+                App::new().wrap_fn(adding).route("/", web::get().to(reading))
+            };
             HttpServer::new(app).workers(1).listen(listener)?.run()
         }
         _ => {
@@ -190,12 +244,13 @@ async fn provider() -> Outcome<(LocalServer, FlipswitchProvider)> {
     Ok((service, provider))
 }
 
-fn context() -> EvaluationContext {
-    EvaluationContext::default()
-        .with_targeting_key("user-123")
-        .with_custom_field("plan", "premium")
-        .with_custom_field("country", "de")
+fn context() -> Context {
+    Context::user("user-123").with("country", "de").with("plan", "premium")
 }
+
+/// What the layer without flags gives to a request.
+#[derive(Clone)]
+struct Given(Arc<bool>);
 
 fn greeting(on: bool) -> &'static str {
     if on { "Hello, world!" } else { "Hello?" }

@@ -12,8 +12,11 @@ mod cases;
 
 use std::{
     hint::black_box,
-    sync::Mutex,
-    thread,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task, thread,
     time::{Duration, Instant},
 };
 
@@ -23,8 +26,13 @@ use cases::{Measure, measure_all};
 use flipswitch::{Context, FlipswitchProvider, serde_json::json};
 use flipswitch_actix::FlipswitchMiddleware;
 use flipswitch_axum::{Flags, FlipswitchLayer};
+use flipswitch_local::LocalServer;
 use futures_util::FutureExt;
+use tokio::runtime::Runtime;
 use tower::Service as _;
+
+/// Number of users who ask in turns.
+const TURNS: usize = 16;
 
 /// Prints the figures whose names contain this text.
 struct Print(String);
@@ -75,17 +83,41 @@ fn print(name: &str, elapsed: Duration, iterations: usize) {
     println!("{name} {:.3}", elapsed.as_nanos() as f64 / iterations as f64);
 }
 
-/// Measures requests whose handler reads one flag, and the same requests without flags.
+/// Measures requests whose handler reads one flag, with a `Context` and with a `PreparedContext`, the same requests below the
+/// layer without a read, and the same requests without flags. Several users ask in turns.
 fn measure_requests(measure: &mut impl Measure) {
-    let provider = FlipswitchProvider::in_memory(json!({"flag-50": true}));
-    let context = || Context::user("user-123").with("country", "de").with("plan", "premium");
+    let runtime = Runtime::new().expect("a runtime");
+    let service = runtime.block_on(LocalServer::start(json!({"flag-50": true}))).expect("the service starts");
+    let builder = FlipswitchProvider::builder(service.api_key()).base_url(service.url()).enable_realtime(false);
+    let provider = builder.polling_interval(Duration::from_secs(24 * 3600)).build().expect("the provider is set up");
+    let users: Vec<_> = (0..TURNS).map(|number| format!("user-{number}")).collect();
+    let contexts: Vec<_> = users.iter().map(|user| context(user).prepared()).collect();
+    for context in &contexts {
+        assert!(runtime.block_on(provider.flags(context)).bool("flag-50", false), "flags are not cached");
+    }
+    let turn = Arc::new(AtomicUsize::new(0));
+    let next = move || turn.fetch_add(1, Ordering::Relaxed) % TURNS;
+    let built = {
+        let next = next.clone();
+        move || context(&users[next()])
+    };
+    let prepared = move || contexts[next()].clone();
 
-    let layer = FlipswitchLayer::new(provider.clone()).with_context(move |_: &_| context());
+    let layer = || FlipswitchLayer::new(provider.clone());
     let reading = async |flags: Flags| greeting(flags.bool("flag-50", false));
-    let bare = Router::new().route("/", routing::get(async || greeting(true)));
-    let flags = Router::new().route("/", routing::get(reading)).layer(layer);
-    for (name, app) in [("request/axum_bare", bare), ("request/axum_flags", flags)] {
-        let app = Mutex::new(app);
+    let bare = || Router::new().route("/", routing::get(async || greeting(true)));
+    let reader = || Router::new().route("/", routing::get(reading));
+    let (make, take) = (built.clone(), prepared.clone());
+    let apps = [
+        ("request/axum_bare", bare()),
+        ("request/axum_empty_layer", bare().layer(tower::layer::layer_fn(Empty))),
+        ("request/axum_layer", bare().layer(layer())),
+        ("request/axum_flags", reader().layer(layer().with_context(move |_: &_| make()))),
+        ("request/axum_prepared", reader().layer(layer().with_context(move |_: &_| take()))),
+    ];
+    for (name, app) in apps {
+        // As `axum::serve` does for each connection.
+        let app = Mutex::new(app.with_state::<()>(()));
         measure.on_one_thread(name, |_| {
             let request = Request::get("/").body(Body::empty()).expect("a request");
             let answered = app.lock().expect("one thread").call(request).now_or_never();
@@ -94,18 +126,45 @@ fn measure_requests(measure: &mut impl Measure) {
     }
 
     let system = System::new();
-    let middleware = FlipswitchMiddleware::new(provider).with_context(move |_: &_| context());
+    let middleware = FlipswitchMiddleware::new(provider);
     let reading = async |flags: flipswitch_actix::Flags| greeting(flags.bool("flag-50", false));
-    let bare = test::init_service(App::new().route("/", web::get().to(async || greeting(true))));
-    let bare = system.block_on(bare);
-    let flags = system.block_on(test::init_service(App::new().wrap(middleware).route("/", web::get().to(reading))));
     let request = || test::TestRequest::get().uri("/").to_request();
-    measure.on_one_thread("request/actix_bare", |_| {
-        bare.call(request()).now_or_never().expect("nothing is waited for").expect("no request fails")
-    });
-    measure.on_one_thread("request/actix_flags", |_| {
-        flags.call(request()).now_or_never().expect("nothing is waited for").expect("no request fails")
-    });
+    macro_rules! measure {
+        ($name:literal, $app:expr) => {
+            let app = system.block_on(test::init_service($app));
+            measure.on_one_thread($name, |_| {
+                app.call(request()).now_or_never().expect("nothing is waited for").expect("no request fails")
+            });
+        };
+    }
+    let bare = || App::new().route("/", web::get().to(async || greeting(true)));
+    measure!("request/actix_bare", bare());
+    measure!("request/actix_layer", bare().wrap(middleware.clone()));
+    let reader = || App::new().route("/", web::get().to(reading));
+    measure!("request/actix_flags", reader().wrap(middleware.clone().with_context(move |_: &_| built())));
+    measure!("request/actix_prepared", reader().wrap(middleware.with_context(move |_: &_| prepared())));
+}
+
+/// A layer that does nothing: what axum itself takes for a layer.
+#[derive(Clone)]
+struct Empty<S>(S);
+
+impl<S: tower::Service<Request>> tower::Service<Request> for Empty<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut task::Context<'_>) -> task::Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> S::Future {
+        self.0.call(request)
+    }
+}
+
+fn context(user: &str) -> Context {
+    Context::user(user).with("country", "de").with("plan", "premium")
 }
 
 fn greeting(on: bool) -> &'static str {
