@@ -42,7 +42,7 @@ use tokio::{
 use unleash_api_client::{ClientBuilder, client::FeatureKey};
 
 /// How often Unleash's SDK, which does not tell when it has flags, is asked for the value.
-const LOOK: Duration = Duration::from_micros(50);
+const READ_INTERVAL: Duration = Duration::from_micros(50);
 
 /// Measures one SDK. `start` sets it up, and returns it with its first value. `stop` is not measured.
 fn measure<S>(criterion: &mut Criterion, sdk: &str, start: impl Fn() -> (S, bool), stop: impl Fn(S)) {
@@ -132,7 +132,7 @@ fn unleash(criterion: &mut Criterion, server: &Runtime, client: &Runtime) {
         };
         // The value is false until the flags are there.
         while !sdk.is_enabled(Feature, Some(&context), DEFAULT) {
-            thread::sleep(LOOK);
+            thread::sleep(READ_INTERVAL);
         }
         (polling, true)
     };
