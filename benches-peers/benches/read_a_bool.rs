@@ -1,245 +1,264 @@
 //! What it costs to read one boolean flag out of a hundred, for a context with a targeting key and three attributes: from
-//! Flipswitch, and from SDKs that others wrote, each set up so that it does as little as it can. README.md says what each
-//! of them does in an evaluation.
+//! Flipswitch, and from SDKs that others wrote, in the same situations. README.md says what each of them does in a read.
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
+
+mod common;
 
 use std::{
     array, fs,
+    future::Future,
     hint::black_box,
+    sync::{
+        Barrier,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
 
+use common::{
+    ATTRIBUTES, DEFAULT, HEARTBEAT, KEY, USER, evaluation_context, flagd_flags, flipswitch_context, keys,
+    launchdarkly_context, launchdarkly_flag, service, unleash_features, value,
+};
 use criterion::{BenchmarkGroup, Criterion, criterion_group, criterion_main, measurement::WallTime};
 use flipswitch::{
-    Context, Flags, FlipswitchProvider, IntoContext,
-    open_feature::{
-        EvaluationContext, EvaluationResult,
-        provider::{FeatureProvider, ResolutionDetails},
-    },
-    serde_json::{Map, Value, from_value, json},
+    ConnectionStatus, Context, FlipswitchProvider, open_feature::provider::FeatureProvider, serde_json::from_value,
 };
 use flipswitch_local::LocalServer;
 use futures_util::FutureExt;
-use launchdarkly_server_sdk::{
-    Client, ConfigBuilder, ContextBuilder, FlagBuilder, NullEventProcessorBuilder, TestData,
-};
+use launchdarkly_server_sdk::{Client, ConfigBuilder, NullEventProcessorBuilder, TestData};
 use open_feature_flagd::{CacheSettings, FlagdOptions, FlagdProvider, ResolverType};
 use open_feature_ofrep::{OfrepOptions, OfrepProvider};
 use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use unleash_yggdrasil::EngineState;
 
-const FLAGS: usize = 100;
-const KEY: &str = "flag-50";
-const USER: &str = "user-123456";
-
 /// Number of users whose contexts are read in turns, so that no thread remembers one of them.
 const TURNS: usize = 16;
 
-const ATTRIBUTES: [(&str, &str); 3] = [("attribute-0", "value-0"), (ATTRIBUTE, VALUE), ("attribute-2", "value-2")];
+/// The number of users that have been seen so far in `new_user`.
+static NEW_USERS: AtomicU64 = AtomicU64::new(0);
 
-/// What a rule asks for, where there is one: the context has it, and everyone else gets `false`.
-const ATTRIBUTE: &str = "attribute-1";
-const VALUE: &str = "value-1";
-
-/// What a reader gets if there is no such flag; all flags are `true` for this context.
-const DEFAULT: bool = false;
-
+/// The benchmarks of one SDK.
 type Group<'a> = BenchmarkGroup<'a, WallTime>;
 
-fn keys() -> impl Iterator<Item = String> {
-    (0..FLAGS).map(|number| format!("flag-{number}"))
-}
-
-/// The users who are read in turns. `USER` is none of them, because a thread may remember it.
+/// Returns the users who are read in turns. `USER` is none of them, because a thread may remember it.
 fn users() -> [String; TURNS] {
     array::from_fn(|number| format!("user-{}", 123_457 + number))
 }
 
-/// The context of those who speak OpenFeature.
-fn context(user: &str) -> EvaluationContext {
-    let mut context = EvaluationContext::default().with_targeting_key(user);
-    for (name, value) in ATTRIBUTES {
-        context.add_custom_field(name, value);
-    }
-    context
+/// Returns a user that no SDK has seen.
+fn new_user() -> String {
+    format!("user-{}", 1_000_000 + NEW_USERS.fetch_add(1, Ordering::Relaxed))
 }
 
-/// The context as Flipswitch has it.
-fn flipswitch_context(user: &str) -> Context {
-    let [first, second, third] = black_box(ATTRIBUTES);
-    Context::user(black_box(user)).with(first.0, first.1).with(second.0, second.1).with(third.0, third.1)
+/// Measures one SDK in all situations but that of a new user. `at_hand` makes the context that an application keeps,
+/// `read` reads a flag for it, and `built` builds a context for a user and reads a flag for that.
+fn situations<C: Sync>(
+    group: &mut Group<'_>,
+    at_hand: impl Fn(&str) -> C,
+    read: impl Fn(&str, &C) -> bool + Sync,
+    built: impl Fn(&str, &str) -> bool + Sync,
+) {
+    let users = users();
+    let (one, turns) = (at_hand(USER), users.each_ref().map(|user| at_hand(user)));
+    measure(group, "same_user", |key, _| read(key, black_box(&one)));
+    measure(group, "users_in_turns", |key, turn| read(key, black_box(&turns[turn])));
+    measure(group, "built", |key, turn| built(key, black_box(&users[turn])));
+    measure_on_two_threads(group, "same_user_two_threads", |key, _| read(key, black_box(&one)));
+    measure_on_two_threads(group, "built_two_threads", |key, turn| built(key, black_box(&users[turn])));
 }
 
-/// The context as Unleash has it.
-fn unleash_context(user: &str) -> unleash_yggdrasil::Context {
-    let [first, second, third] = black_box(ATTRIBUTES);
-    let properties = [first, second, third].map(|(name, value)| (name.to_owned(), value.to_owned()));
-    unleash_yggdrasil::Context {
-        user_id: Some(black_box(user).to_owned()),
-        properties: Some(properties.into()),
-        ..unleash_yggdrasil::Context::default()
-    }
+/// Measures a read for a user that the SDK has never seen, for whom `built` builds a context.
+fn measure_new_user(group: &mut Group<'_>, built: impl Fn(&str, &str) -> bool) {
+    measure(group, "new_user", |key, _| built(key, black_box(&new_user())));
 }
 
-/// What a caller of OpenFeature makes of a resolution.
-fn value(resolved: EvaluationResult<ResolutionDetails<bool>>) -> bool {
-    resolved.map_or(DEFAULT, |details| details.value)
-}
-
-/// The local flag service, where everyone gets `true` for each flag.
-async fn service() -> LocalServer {
-    let flags: Map<_, _> = keys().map(|key| (key, Value::Bool(true))).collect();
-    LocalServer::start(flags.into()).await.unwrap()
-}
-
-fn measure(group: &mut Group<'_>, who: &str, read: impl Fn(&str) -> bool) {
-    measure_in_turns(group, who, |key, _| read(key));
-}
-
-/// Measures a read for several users. A read gets the number of its user.
-fn measure_in_turns(group: &mut Group<'_>, who: &str, read: impl Fn(&str, usize) -> bool) {
-    check(who, &read);
+/// Measures a read. It gets the number of its user.
+fn measure(group: &mut Group<'_>, situation: &str, read: impl Fn(&str, usize) -> bool) {
+    check(situation, &read);
     let mut turn = 0;
-    group.bench_function(who, |bencher| {
+    group.bench_function(situation, |bencher| {
         bencher.iter(|| {
             turn = (turn + 1) % TURNS;
             read(black_box(KEY), turn)
         });
     });
-    check(who, &read);
+    check(situation, &read);
 }
 
 /// Measures a read on two threads at once, as the time of one read on each of them.
-fn measure_on_two_threads(group: &mut Group<'_>, who: &str, read: impl Fn(&str) -> bool + Sync) {
-    measure_in_turns_on_two_threads(group, who, |key, _| read(key));
-}
-
-/// Measures a read for several users on two threads at once.
-fn measure_in_turns_on_two_threads(group: &mut Group<'_>, who: &str, read: impl Fn(&str, usize) -> bool + Sync) {
-    check(who, &read);
-    let run = |iterations| {
+fn measure_on_two_threads(group: &mut Group<'_>, situation: &str, read: impl Fn(&str, usize) -> bool + Sync) {
+    check(situation, &read);
+    let run = |iterations, began: &Barrier| {
+        began.wait();
         let mut turn = 0;
         for _ in 0..iterations {
             turn = (turn + 1) % TURNS;
             black_box(read(black_box(KEY), turn));
         }
     };
-    group.bench_function(who, |bencher| {
+    group.bench_function(situation, |bencher| {
         bencher.iter_custom(|iterations| {
-            let began = Instant::now();
+            let barrier = Barrier::new(3);
             thread::scope(|scope| {
-                scope.spawn(|| run(iterations));
-                scope.spawn(|| run(iterations));
-            });
-            began.elapsed()
+                let threads = [(); 2].map(|()| scope.spawn(|| run(iterations, &barrier)));
+                barrier.wait();
+                let began = Instant::now();
+                for thread in threads {
+                    thread.join().unwrap();
+                }
+                began.elapsed()
+            })
         });
     });
-    check(who, &read);
+    check(situation, &read);
 }
 
-/// The flag differs from the default, so that a failing read is noticed. The users are read in turns here too, because
+/// Checks that the flag is read, and that a flag that is not there is not. The users are read in turns here too, because
 /// a thread remembers the one that it reads several times in succession.
-fn check(who: &str, read: impl Fn(&str, usize) -> bool) {
+fn check(situation: &str, read: impl Fn(&str, usize) -> bool) {
     for turn in 0..TURNS {
-        assert!(read(KEY, turn), "{who} must read the flag");
+        assert!(read(KEY, turn), "{situation}: the flag must be read");
     }
     for turn in 0..TURNS {
-        assert!(!read("no-such-flag", turn), "{who} must give the default for a flag that is not there");
+        assert!(!read("no-such-flag", turn), "{situation}: a flag that is not there must have the default");
     }
 }
 
-/// Returns flags from memory.
-fn cached(provider: &FlipswitchProvider, context: impl IntoContext) -> Flags {
-    provider.flags(black_box(context)).now_or_never().unwrap()
+/// Returns the result of a read that does not wait.
+fn ready<T>(read: impl Future<Output = T>) -> T {
+    read.now_or_never().unwrap()
 }
 
-fn flipswitch(group: &mut Group<'_>, runtime: &Runtime) {
-    let service = runtime.block_on(service());
-    let provider = FlipswitchProvider::builder(service.api_key())
-        .base_url(service.url())
-        // Nothing changes and nothing becomes stale during the measurement.
-        .enable_realtime(false)
-        .polling_interval(Duration::from_secs(24 * 3600))
-        .build()
-        .unwrap();
-    let (one, prepared) = (context(USER), flipswitch_context(USER).prepared());
-    let users = users();
-    let turns = users.each_ref().map(|user| context(user));
-    let prepared_turns = users.each_ref().map(|user| flipswitch_context(user).prepared());
-    let flags = runtime.block_on(async {
-        // Otherwise its first request, which is for no user, might still be in flight.
-        provider.ready(Duration::from_secs(10)).await.unwrap();
-        for context in &turns {
-            assert!(provider.flags(context).await.error().is_none());
-        }
-        provider.flags(&one).await
+/// Returns a provider with all defaults.
+fn provider(service: &LocalServer, runtime: &Runtime) -> FlipswitchProvider {
+    let provider = FlipswitchProvider::builder(service.api_key()).base_url(service.url()).build().unwrap();
+    runtime.block_on(provider.ready(Duration::from_secs(10))).unwrap();
+    // Flags are requested once more after the stream of changes has opened, and after its first heartbeat.
+    while provider.sse_status() != ConnectionStatus::Connected {
+        thread::sleep(Duration::from_millis(10));
+    }
+    thread::sleep(3 * HEARTBEAT);
+    provider
+}
+
+fn flipswitch(criterion: &mut Criterion, runtime: &Runtime) {
+    let server = runtime.block_on(service(true));
+    let provider = provider(&server, runtime);
+    let wait = |context: Context| runtime.block_on(provider.flags(context));
+    for user in users().iter().map(String::as_str).chain([USER]) {
+        assert!(wait(flipswitch_context(user)).error().is_none());
+    }
+    let before = provider.stats();
+
+    let mut group = criterion.benchmark_group("flipswitch");
+    let flags = ready(provider.flags(flipswitch_context(USER)));
+    measure(&mut group, "from_flags", |key, _| flags.bool(key, DEFAULT));
+    situations(
+        &mut group,
+        |user| flipswitch_context(user).prepared(),
+        |key, context| ready(provider.flags(context)).bool(key, DEFAULT),
+        |key, user| ready(provider.flags(flipswitch_context(user))).bool(key, DEFAULT),
+    );
+    group.finish();
+    let mut group = criterion.benchmark_group("flipswitch_evaluation_context");
+    situations(
+        &mut group,
+        evaluation_context,
+        |key, context| ready(provider.flags(context)).bool(key, DEFAULT),
+        |key, user| ready(provider.flags(evaluation_context(user))).bool(key, DEFAULT),
+    );
+    group.finish();
+    let mut group = criterion.benchmark_group("flipswitch_openfeature");
+    situations(
+        &mut group,
+        evaluation_context,
+        |key, context| value(ready(provider.resolve_bool_value(key, context))),
+        |key, user| value(ready(provider.resolve_bool_value(key, &evaluation_context(user)))),
+    );
+    group.finish();
+    let after = provider.stats();
+    assert_eq!((after.requests, after.stale_served), (before.requests, 0), "every read was fresh and from memory");
+
+    // At the end, because new users replace the others in the cache.
+    let seen = NEW_USERS.load(Ordering::Relaxed);
+    measure_new_user(&mut criterion.benchmark_group("flipswitch"), |key, user| {
+        wait(flipswitch_context(user)).bool(key, DEFAULT)
     });
-    let asked = service.requests().len();
-    measure(group, "flipswitch_flags", |key| flags.bool(key, DEFAULT));
-    measure(group, "flipswitch_provider", |key| cached(&provider, &one).bool(key, DEFAULT));
-    measure_on_two_threads(group, "flipswitch_two_threads", |key| cached(&provider, &one).bool(key, DEFAULT));
-    measure(group, "flipswitch_prepared", |key| cached(&provider, &prepared).bool(key, DEFAULT));
-    measure_on_two_threads(group, "flipswitch_prepared_two_threads", |key| {
-        cached(&provider, &prepared).bool(key, DEFAULT)
+    measure_new_user(&mut criterion.benchmark_group("flipswitch_evaluation_context"), |key, user| {
+        runtime.block_on(provider.flags(evaluation_context(user))).bool(key, DEFAULT)
     });
-    measure_in_turns(group, "flipswitch_in_turns", |key, turn| cached(&provider, &turns[turn]).bool(key, DEFAULT));
-    measure_in_turns(group, "flipswitch_prepared_in_turns", |key, turn| {
-        cached(&provider, &prepared_turns[turn]).bool(key, DEFAULT)
+    measure_new_user(&mut criterion.benchmark_group("flipswitch_openfeature"), |key, user| {
+        value(runtime.block_on(provider.resolve_bool_value(key, &evaluation_context(user))))
     });
-    let built = |key: &str, turn: usize| cached(&provider, flipswitch_context(&users[turn])).bool(key, DEFAULT);
-    measure_in_turns(group, "flipswitch_built", built);
-    measure_in_turns_on_two_threads(group, "flipswitch_built_two_threads", built);
-    measure(group, "flipswitch_resolve", |key| {
-        value(provider.resolve_bool_value(key, black_box(&one)).now_or_never().unwrap())
+    requested_once(&provider, before.requests, seen);
+    stop(&provider, server, runtime);
+}
+
+/// Measures a new user with a service that has no rules to evaluate.
+fn flipswitch_without_rules(criterion: &mut Criterion, runtime: &Runtime) {
+    let server = runtime.block_on(service(false));
+    let provider = provider(&server, runtime);
+    let (requests, seen) = (provider.stats().requests, NEW_USERS.load(Ordering::Relaxed));
+    measure(&mut criterion.benchmark_group("flipswitch"), "new_user_no_rule", |key, _| {
+        runtime.block_on(provider.flags(flipswitch_context(black_box(&new_user())))).bool(key, DEFAULT)
     });
-    assert_eq!(service.requests().len(), asked, "all of it came from memory");
+    requested_once(&provider, requests, seen);
+    stop(&provider, server, runtime);
+}
+
+/// Checks that the flags of each new user were requested once, and were received.
+fn requested_once(provider: &FlipswitchProvider, requests_before: u64, seen_before: u64) {
+    let stats = provider.stats();
+    let seen = NEW_USERS.load(Ordering::Relaxed) - seen_before;
+    assert_eq!((stats.requests, stats.unavailable), (requests_before + seen, 0), "each new user was one request");
+}
+
+fn stop(provider: &FlipswitchProvider, server: LocalServer, runtime: &Runtime) {
     runtime.block_on(async {
         provider.shutdown().await;
-        service.shutdown().await;
+        server.shutdown().await;
     });
 }
 
-fn unleash(group: &mut Group<'_>) {
-    let rule = json!({"contextName": ATTRIBUTE, "operator": "IN", "values": [VALUE]});
-    for (who, constraints) in [("unleash", json!([])), ("unleash_rule", json!([rule]))] {
-        let strategy = json!({"name": "default", "constraints": constraints});
-        let features: Vec<_> =
-            keys().map(|key| json!({"name": key, "enabled": true, "strategies": [strategy]})).collect();
+/// Builds a context of Unleash's engine.
+fn unleash_context(user: &str) -> unleash_yggdrasil::Context {
+    unleash_yggdrasil::Context {
+        user_id: Some(user.to_owned()),
+        properties: Some(ATTRIBUTES.map(|(name, value)| (name.to_owned(), value.to_owned())).into()),
+        ..unleash_yggdrasil::Context::default()
+    }
+}
+
+fn unleash(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("unleash");
+    for rule in [true, false] {
         let engine = EngineState::default();
-        let warnings = engine.apply_client_features(from_value(json!({"version": 2, "features": features})).unwrap());
+        let warnings = engine.apply_client_features(from_value(unleash_features(rule)).unwrap());
         assert!(warnings.is_none(), "{warnings:?}");
-        let context = unleash_context(USER);
-        let read = |key: &str| engine.is_enabled(key, black_box(&context), &None);
-        measure(group, who, read);
-        if who == "unleash_rule" {
-            measure_on_two_threads(group, "unleash_rule_two_threads", read);
-            let users = users();
-            let built =
-                |key: &str, turn: usize| engine.is_enabled(key, black_box(&unleash_context(&users[turn])), &None);
-            measure_in_turns(group, "unleash_rule_built", built);
-            measure_in_turns_on_two_threads(group, "unleash_rule_built_two_threads", built);
+        let read = |key: &str, context: &_| engine.is_enabled(key, context, &None);
+        if rule {
+            let built = |key: &str, user: &str| read(key, &unleash_context(user));
+            situations(&mut group, unleash_context, read, built);
+            measure_new_user(&mut group, built);
+        } else {
+            let context = unleash_context(USER);
+            measure(&mut group, "no_rule", |key, _| read(key, black_box(&context)));
         }
     }
 }
 
-fn launchdarkly(group: &mut Group<'_>, runtime: &Runtime) {
-    type Define = fn(FlagBuilder) -> FlagBuilder;
-    let cases: [(_, Define); 2] = [
-        ("launchdarkly", |flag| flag.variation_for_all(true)),
-        ("launchdarkly_rule", |flag| {
-            flag.fallthrough_variation(false).if_match(ATTRIBUTE, vec![VALUE.into()]).then_return(true)
-        }),
-    ];
-    for (who, define) in cases {
+fn launchdarkly(criterion: &mut Criterion, runtime: &Runtime) {
+    let mut group = criterion.benchmark_group("launchdarkly");
+    for rule in [true, false] {
         let flags = TestData::new();
         for key in keys() {
-            flags.update(define(FlagBuilder::new(key)));
+            flags.update(launchdarkly_flag(&key, rule));
         }
         let config = ConfigBuilder::new("key")
             .data_source(&flags)
-            // An event is still made in each evaluation, and thrown away: no setting that evaluates flags avoids it.
+            // An event is still built in each evaluation, and dropped: no setting that evaluates flags avoids it.
             .event_processor(&NullEventProcessorBuilder::new())
             .build()
             .unwrap();
@@ -249,32 +268,29 @@ fn launchdarkly(group: &mut Group<'_>, runtime: &Runtime) {
             client.wait_for_initialization(Duration::from_secs(10)).await
         });
         assert_eq!(started, Some(true));
-        let mut context = ContextBuilder::new(USER);
-        for (name, value) in ATTRIBUTES {
-            context.set_value(name, value.into());
+        let read = |key: &str, context: &_| client.bool_variation(context, key, DEFAULT);
+        if rule {
+            let built = |key: &str, user: &str| read(key, &launchdarkly_context(user));
+            situations(&mut group, launchdarkly_context, read, built);
+            measure_new_user(&mut group, built);
+        } else {
+            let context = launchdarkly_context(USER);
+            measure(&mut group, "no_rule", |key, _| read(key, black_box(&context)));
         }
-        let context = context.build().unwrap();
-        measure(group, who, |key| client.bool_variation(black_box(&context), key, DEFAULT));
         client.close();
     }
 }
 
-fn flagd(group: &mut Group<'_>, runtime: &Runtime) {
-    let everyone = json!({"state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": "on"});
-    let mut rule = everyone.clone();
-    rule["defaultVariant"] = json!("off");
-    rule["targeting"] = json!({"if": [{"==": [{"var": ATTRIBUTE}, VALUE]}, "on", "off"]});
-    let context = context(USER);
-    // Its documentation says that this mode has no cache, and shows a set-up that has one: here are both.
-    let cache = Some(CacheSettings::default());
-    for (who, flag, cache_settings) in
-        [("flagd", &everyone, None), ("flagd_cached", &everyone, cache), ("flagd_rule", &rule, None)]
+fn flagd(criterion: &mut Criterion, runtime: &Runtime) {
+    // Its documentation says that this mode has no cache, and shows a set-up that has one: both are measured. The cache
+    // is only for flags without rules.
+    for (sdk, rule, cache_settings) in
+        [("flagd", true, None), ("flagd", false, None), ("flagd_cached", false, Some(CacheSettings::default()))]
     {
         // In a directory of its own: the provider reads the file again whenever something changes beside it.
         let directory = TempDir::new().unwrap();
         let file = directory.path().join("flags.json");
-        let flags: Map<_, _> = keys().map(|key| (key, flag.clone())).collect();
-        fs::write(&file, json!({"flags": flags}).to_string()).unwrap();
+        fs::write(&file, flagd_flags(rule).to_string()).unwrap();
         let options = FlagdOptions {
             resolver_type: ResolverType::File,
             source_configuration: Some(file.to_str().unwrap().to_owned()),
@@ -282,37 +298,53 @@ fn flagd(group: &mut Group<'_>, runtime: &Runtime) {
             ..FlagdOptions::default()
         };
         let provider = runtime.block_on(FlagdProvider::new(options)).unwrap();
-        measure(group, who, |key| value(provider.resolve_bool_value(key, black_box(&context)).now_or_never().unwrap()));
+        let mut group = criterion.benchmark_group(sdk);
+        let read = |key: &str, context: &_| value(ready(provider.resolve_bool_value(key, context)));
+        if rule {
+            let built = |key: &str, user: &str| read(key, &evaluation_context(user));
+            situations(&mut group, evaluation_context, read, built);
+            measure_new_user(&mut group, built);
+        } else {
+            let context = evaluation_context(USER);
+            measure(&mut group, "no_rule", |key, _| read(key, black_box(&context)));
+        }
     }
 }
 
-fn ofrep(group: &mut Group<'_>, runtime: &Runtime) {
-    let service = runtime.block_on(service());
-    // On the thread that waits, which suits it best: on a runtime with several threads they wake each other for each
-    // request.
+fn ofrep(criterion: &mut Criterion, runtime: &Runtime) {
+    let server = runtime.block_on(service(true));
+    // The thread that waits drives the connection itself, which is the fastest: on a runtime with several threads they
+    // wake each other for each request.
     let client = Builder::new_current_thread().enable_all().build().unwrap();
-    let options = OfrepOptions { base_url: service.url(), ..OfrepOptions::default() };
+    let options = OfrepOptions { base_url: server.url(), ..OfrepOptions::default() };
     let provider = client.block_on(OfrepProvider::new(options)).unwrap();
-    let context = context(USER);
-    let read = |key: &str| value(client.block_on(provider.resolve_bool_value(key, &context)));
-    assert!(read(KEY) && read(KEY));
-    assert_eq!(service.requests().len(), 2, "each evaluation is a request");
-    measure(group, "ofrep", read);
-    runtime.block_on(service.shutdown());
+    let read = |key: &str, context: &_| value(client.block_on(provider.resolve_bool_value(key, context)));
+    let built = |key: &str, user: &str| read(key, &evaluation_context(user));
+    let context = evaluation_context(USER);
+    assert!(read(KEY, &context) && read(KEY, &context));
+    assert_eq!(server.requests().len(), 2, "each evaluation is a request");
+    let mut group = criterion.benchmark_group("ofrep");
+    situations(&mut group, evaluation_context, read, built);
+    measure_new_user(&mut group, built);
+    group.finish();
+    runtime.block_on(server.shutdown());
 }
 
 /// Measures one after the other; each is ended before the next begins.
-fn bool(criterion: &mut Criterion) {
+fn all(criterion: &mut Criterion) {
     // For what goes on beside the reading: the local service, the SDKs' own tasks.
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-    let mut group = criterion.benchmark_group("bool");
-    flipswitch(&mut group, &runtime);
-    unleash(&mut group);
-    launchdarkly(&mut group, &runtime);
-    flagd(&mut group, &runtime);
-    ofrep(&mut group, &runtime);
-    group.finish();
+    flipswitch(criterion, &runtime);
+    flipswitch_without_rules(criterion, &runtime);
+    unleash(criterion);
+    launchdarkly(criterion, &runtime);
+    flagd(criterion, &runtime);
+    ofrep(criterion, &runtime);
 }
 
-criterion_group!(benches, bool);
+criterion_group! {
+    name = benches;
+    config = Criterion::default().warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
+    targets = all
+}
 criterion_main!(benches);
