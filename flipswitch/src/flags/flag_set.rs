@@ -131,6 +131,11 @@ impl FlagSet {
         &self.items
     }
 
+    /// Returns whether the service could not evaluate some flags.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.items.iter().any(|item| matches!(item.outcome, Outcome::Failed { .. }))
+    }
+
     #[inline]
     pub(crate) fn item(&self, key: &str) -> Option<&Arc<Item>> {
         self.items.get(self.keys.places.get(key)?.position as usize)

@@ -1,7 +1,7 @@
 //! Shares equal items, tables of keys, and whole flag sets.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     hash::{BuildHasher, RandomState},
     sync::{Arc, Weak},
 };
@@ -17,6 +17,7 @@ use crate::flags::{
 #[derive(Default)]
 pub(crate) struct Interner {
     state: Mutex<State>,
+    bodies: Mutex<Bodies>,
     /// Takes note of reads of the flags.
     usage: Arc<UsageLog>,
 }
@@ -35,6 +36,14 @@ struct State {
     /// Number of entries, and bytes of texts, at which unused entries are dropped next.
     sweep_at: (usize, usize),
 }
+
+/// The latest responses that several contexts received, with their flag sets. The latest one is the first.
+#[derive(Default)]
+struct Bodies(VecDeque<(Box<[u8]>, Weak<FlagSet>)>);
+
+/// How many responses are kept, and up to how many bytes each.
+const MAX_BODIES: usize = 8;
+const MAX_BODY: usize = 64 << 10;
 
 /// Number of entries, and bytes of texts, below which nothing is dropped.
 const MIN_SWEEP: (usize, usize) = (1_024, 1 << 20);
@@ -57,6 +66,28 @@ impl Interner {
         }
         state.sweep();
         Some(item)
+    }
+
+    /// Returns the flag set of a response: that of an earlier response with the same bytes, or the one that is `read`. After
+    /// a change, most users of an application have the same flags, and reading them takes longer than comparing the bytes.
+    ///
+    /// # Errors
+    ///
+    /// Those of `read`.
+    pub(crate) fn response<E>(
+        &self,
+        body: &[u8],
+        read: impl FnOnce() -> Result<Arc<FlagSet>, E>,
+    ) -> Result<Arc<FlagSet>, E> {
+        if let Some(flag_set) = self.bodies.lock().find(body) {
+            return Ok(flag_set);
+        }
+        let flag_set = read()?;
+        // Another context has the same flags, so more may have them. What failed depends on the context.
+        if body.len() <= MAX_BODY && Arc::strong_count(&flag_set) > 1 && !flag_set.has_failed() {
+            self.bodies.lock().keep(body, &flag_set);
+        }
+        Ok(flag_set)
     }
 
     /// Returns the flag set of items in any order: the one in use, or a new one.
@@ -95,6 +126,22 @@ impl Interner {
     }
 }
 
+impl Bodies {
+    fn find(&mut self, body: &[u8]) -> Option<Arc<FlagSet>> {
+        let position = self.0.iter().position(|(known, _)| **known == *body)?;
+        let found = self.0.remove(position)?;
+        // Otherwise no context has these flags any more.
+        let flag_set = found.1.upgrade()?;
+        self.0.push_front(found);
+        Some(flag_set)
+    }
+
+    fn keep(&mut self, body: &[u8], flag_set: &Arc<FlagSet>) {
+        self.0.truncate(MAX_BODIES - 1);
+        self.0.push_front((body.into(), Arc::downgrade(flag_set)));
+    }
+}
+
 impl State {
     /// Drops unused entries whenever the map has doubled since the last time.
     fn sweep(&mut self) {
@@ -117,7 +164,10 @@ impl State {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::flags::flag_set::Outcome;
+    use crate::{
+        flag_type::FlagType,
+        flags::{evaluation::FlagEvaluation, flag_set::Outcome},
+    };
 
     /// Receives a set of flags that failed with these codes.
     fn flag_set(interner: &Interner, codes: &[(&str, &str)]) -> Arc<FlagSet> {
@@ -146,6 +196,53 @@ mod tests {
         // Also after another table of keys was used.
         assert!(Arc::ptr_eq(one.keys(), flag_set(&interner, &[("a", "7"), ("b", "2")]).keys()));
         assert_eq!(more.items()[2].key, "c");
+    }
+
+    #[test]
+    fn a_response_that_several_contexts_received_is_read_once_more_at_most() {
+        let interner = Interner::default();
+        let read = |name: &str| {
+            let mut was_read = false;
+            let flag_set = interner.response(name.as_bytes(), || {
+                was_read = true;
+                let key = name.to_owned();
+                let flag = FlagEvaluation {
+                    key: key.clone(),
+                    flag_type: FlagType::Boolean,
+                    value: true.into(),
+                    reason: String::new(),
+                    variant: None,
+                    metadata: serde_json::Map::new(),
+                };
+                let item = interner.item(name, || Some((Item { key, outcome: Outcome::Evaluated(flag) }, true)));
+                Ok::<_, ()>(interner.flag_set(item.into_iter().collect()))
+            });
+            (flag_set.unwrap(), was_read)
+        };
+        let held = [read("one"), read("one"), read("one"), read("two"), read("one")];
+        assert_eq!(held.each_ref().map(|(_, was_read)| *was_read), [true, true, false, true, false]);
+        assert!(Arc::ptr_eq(&held[0].0, &held[4].0));
+        // Nobody has the flags any more.
+        drop(held);
+        assert!(read("one").1);
+        // Only the latest ones are kept.
+        let held: Vec<_> = (0..2 * MAX_BODIES).map(|number| [(); 3].map(|()| read(&number.to_string()).0)).collect();
+        let is_kept = |number: usize| !read(&number.to_string()).1;
+        assert!((MAX_BODIES..2 * MAX_BODIES).all(is_kept));
+        assert!(!is_kept(0));
+        drop(held);
+        let long = "x".repeat(MAX_BODY + 1);
+        assert_eq!([(); 3].map(|()| read(&long)).map(|(_, was_read)| was_read), [true; 3]);
+    }
+
+    #[test]
+    fn a_response_with_failed_flags_is_read_for_each_context() {
+        let interner = Interner::default();
+        let held =
+            [(); 3].map(|()| interner.response(b"body", || Ok::<_, ()>(flag_set(&interner, &[("a", "GENERAL")]))));
+        assert!(held.iter().all(Result::is_ok));
+        let other = interner.response(b"body", || Ok::<_, ()>(flag_set(&interner, &[("b", "GENERAL")]))).unwrap();
+        assert_eq!(other.items()[0].key, "b");
     }
 
     #[test]

@@ -51,12 +51,14 @@ struct Unreadable {
 ///
 /// [`Error::Decode`] if the body is not JSON or has no list of flags. An invalid item becomes an error of that flag only.
 pub(crate) fn bulk(body: &[u8], context: &[u8], interner: &Interner) -> Result<Arc<FlagSet>, Error> {
-    let Bulk { flags } = serde_json::from_slice(body).map_err(|error| Error::json(&error))?;
-    // Allocated at its final size: the items stay in memory for long, and shrinking later fragments the heap.
-    let mut items = Vec::with_capacity(flags.len());
-    let redactor = Redactor::new(context);
-    items.extend(flags.into_iter().filter_map(|raw| shared_item(raw, &redactor, interner)));
-    Ok(interner.flag_set(items))
+    interner.response(body, || {
+        let Bulk { flags } = serde_json::from_slice(body).map_err(|error| Error::json(&error))?;
+        // Allocated at its final size: the items stay in memory for long, and shrinking later fragments the heap.
+        let mut items = Vec::with_capacity(flags.len());
+        let redactor = Redactor::new(context);
+        items.extend(flags.into_iter().filter_map(|raw| shared_item(raw, &redactor, interner)));
+        Ok(interner.flag_set(items))
+    })
 }
 
 /// Returns an item, which other contexts may have received as well.
