@@ -6,15 +6,7 @@
 //! load in turns of a second, so that other load on the machine affects all. Such load still shows in the requests a second,
 //! and hardly in the CPU time of a request, which is printed as well.
 
-use std::{
-    env,
-    error::Error,
-    fmt, fs,
-    io::{self, BufRead, BufReader},
-    process::{Child, Command, Stdio},
-    sync::Arc,
-    time::Duration,
-};
+use std::{env, error::Error, fmt, io, process::Command, sync::Arc, time::Duration};
 
 use axum::{Extension, Router, routing::get};
 use flipswitch::{
@@ -22,6 +14,7 @@ use flipswitch::{
     serde_json::{Map, Value},
 };
 use flipswitch_local::LocalServer;
+use flipswitch_tools::program::Program;
 use tokio::{net::TcpListener, runtime};
 
 /// Flags of the service.
@@ -113,7 +106,7 @@ impl fmt::Display for Spread {
 
 /// Starts the servers, and puts them under load in turns.
 fn round(framework: &str) -> Outcome<[Work; SERVERS.len()]> {
-    let servers = SERVERS.iter().map(|server| Server::start(framework, server)).collect::<Result<Vec<_>, _>>()?;
+    let servers = SERVERS.iter().map(|server| start(framework, server)).collect::<Result<Vec<_>, _>>()?;
     let mut work = SERVERS.map(|_| Work::default());
     for turn in 0..TURNS {
         for number in 0..servers.len() {
@@ -146,35 +139,9 @@ fn load(url: &str) -> Outcome<(f64, f64)> {
     Ok((rate.trim().parse()?, number.trim().parse()?))
 }
 
-/// A server in its own process, which ends when this is dropped.
-struct Server(Child);
-
-impl Server {
-    fn start(framework: &str, what: &str) -> Outcome<(Self, String)> {
-        let mut command = Command::new("taskset");
-        command.args(["-c", "0"]).arg(env::current_exe()?).args([framework, what]).stdout(Stdio::piped());
-        let mut server = Self(command.spawn()?);
-        let mut url = String::new();
-        BufReader::new(server.0.stdout.take().ok_or("no standard output")?).read_line(&mut url)?;
-        Ok((server, url.trim().to_owned()))
-    }
-
-    /// Returns how long its threads have run so far, in seconds.
-    fn time_on_core(&self) -> Outcome<f64> {
-        let mut nanoseconds = 0.0;
-        for thread in fs::read_dir(format!("/proc/{}/task", self.0.id()))? {
-            let scheduled = fs::read_to_string(thread?.path().join("schedstat"))?;
-            nanoseconds += scheduled.split(' ').next().unwrap_or_default().parse::<f64>()?;
-        }
-        Ok(nanoseconds / 1e9)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
+/// Starts a server. Returns it with its URL.
+fn start(framework: &str, what: &str) -> Outcome<(Program, String)> {
+    Ok(Program::start(Command::new("taskset").args(["-c", "0"]).arg(env::current_exe()?).args([framework, what]))?)
 }
 
 async fn axum_server(what: &str) -> Outcome {
