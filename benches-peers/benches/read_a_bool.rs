@@ -5,7 +5,7 @@
 mod common;
 
 use std::{
-    array, fs,
+    fs,
     future::Future,
     hint::black_box,
     sync::{
@@ -33,8 +33,10 @@ use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use unleash_yggdrasil::EngineState;
 
-/// Number of users whose contexts are read in turns, so that no thread remembers one of them.
-const TURNS: usize = 16;
+/// Number of users who are read in turns. A thread that uses Flipswitch remembers hardly any of them.
+const USERS: usize = 1_000;
+/// Number of those who are read in turns in `few_users`. A thread that uses Flipswitch remembers most of them.
+const FEW: usize = 16;
 
 /// The number of users that have been seen so far in `new_user`.
 static NEW_USERS: AtomicU64 = AtomicU64::new(0);
@@ -43,8 +45,8 @@ static NEW_USERS: AtomicU64 = AtomicU64::new(0);
 type Group<'a> = BenchmarkGroup<'a, WallTime>;
 
 /// Returns the users who are read in turns. `USER` is none of them, because a thread may remember it.
-fn users() -> [String; TURNS] {
-    array::from_fn(|number| format!("user-{}", 123_457 + number))
+fn users() -> Vec<String> {
+    (0..USERS).map(|number| format!("user-{}", 123_457 + number)).collect()
 }
 
 /// Returns a user that no SDK has seen.
@@ -61,9 +63,10 @@ fn situations<C: Sync>(
     built: impl Fn(&str, &str) -> bool + Sync,
 ) {
     let users = users();
-    let (one, turns) = (at_hand(USER), users.each_ref().map(|user| at_hand(user)));
+    let (one, contexts) = (at_hand(USER), users.iter().map(|user| at_hand(user)).collect::<Vec<_>>());
     measure(group, "same_user", |key, _| read(key, black_box(&one)));
-    measure(group, "users_in_turns", |key, turn| read(key, black_box(&turns[turn])));
+    measure(group, "few_users", |key, turn| read(key, black_box(&contexts[turn % FEW])));
+    measure(group, "many_users", |key, turn| read(key, black_box(&contexts[turn])));
     measure(group, "built", |key, turn| built(key, black_box(&users[turn])));
     measure_on_two_threads(group, "same_user_two_threads", |key, _| read(key, black_box(&one)));
     measure_on_two_threads(group, "built_two_threads", |key, turn| built(key, black_box(&users[turn])));
@@ -80,7 +83,7 @@ fn measure(group: &mut Group<'_>, situation: &str, read: impl Fn(&str, usize) ->
     let mut turn = 0;
     group.bench_function(situation, |bencher| {
         bencher.iter(|| {
-            turn = (turn + 1) % TURNS;
+            turn = (turn + 1) % USERS;
             read(black_box(KEY), turn)
         });
     });
@@ -94,7 +97,7 @@ fn measure_on_two_threads(group: &mut Group<'_>, situation: &str, read: impl Fn(
         began.wait();
         let mut turn = 0;
         for _ in 0..iterations {
-            turn = (turn + 1) % TURNS;
+            turn = (turn + 1) % USERS;
             black_box(read(black_box(KEY), turn));
         }
     };
@@ -118,10 +121,10 @@ fn measure_on_two_threads(group: &mut Group<'_>, situation: &str, read: impl Fn(
 /// Checks that the flag is read, and that a flag that is not there is not. The users are read in turns here too, because
 /// a thread remembers the one that it reads several times in succession.
 fn check(situation: &str, read: impl Fn(&str, usize) -> bool) {
-    for turn in 0..TURNS {
+    for turn in 0..USERS {
         assert!(read(KEY, turn), "{situation}: the flag must be read");
     }
-    for turn in 0..TURNS {
+    for turn in 0..USERS {
         assert!(!read("no-such-flag", turn), "{situation}: a flag that is not there must have the default");
     }
 }

@@ -44,11 +44,12 @@ const SDKS: [Sdk; 8] = [
 ];
 
 /// The situations, with their headings in the table and in the picture.
-const SITUATIONS: [Situation; 9] = [
+const SITUATIONS: [Situation; 10] = [
     Situation { id: "from_flags", column: "`Flags` at hand", title: "A `Flags` at hand" },
     Situation { id: "same_user", column: "same user", title: "The same user again, context at hand" },
-    Situation { id: "users_in_turns", column: "16 users", title: "16 users in turns, contexts at hand" },
-    Situation { id: "built", column: "built", title: "16 users in turns, context built for each read" },
+    Situation { id: "few_users", column: "16 users", title: "16 users in turns, contexts at hand" },
+    Situation { id: "many_users", column: "1 000 users", title: "1 000 users in turns, contexts at hand" },
+    Situation { id: "built", column: "built", title: "1 000 users in turns, context built for each read" },
     Situation { id: "same_user_two_threads", column: "same, 2 threads", title: "The same user again, on two threads" },
     Situation {
         id: "built_two_threads",
