@@ -90,23 +90,10 @@ impl Memo {
         if !memory.is_filled {
             return None;
         }
-        let Memory { entries, last, .. } = &*memory;
-        let is_alike = |remembered: &Remembered| match context {
-            View::Fields(context) => {
-                remembered.fields.as_ref().is_some_and(|remembered| is_written_alike(context, remembered))
-            }
-            // What is left out is reported at the first use.
-            View::Canonical(context) => context.left_out.is_none() && context.bytes == remembered.entry.context(),
-        };
-        let at = |place: usize| entries.get(place)?.as_ref().filter(|remembered| is_alike(remembered));
         // Often it is the same context again, which needs no tag.
-        let (remembered, place) = match at(*last) {
-            Some(remembered) => (remembered, *last),
-            None => {
-                let place = memory.place(memory.tag(context)).ok()?;
-                (at(place)?, place)
-            }
-        };
+        let place = memory.last;
+        let place = if memory.has(place, context) { place } else { memory.place_of(context)? };
+        let remembered = memory.entries.get(place)?.as_ref()?;
         if !remembered.entry.is_fresh(reading, now, cache.freshness()) {
             return None;
         }
@@ -177,6 +164,24 @@ impl Memory {
             View::Canonical(context) => context.hash.unwrap_or_else(|| hash(context.bytes)),
         };
         hash as u32
+    }
+
+    /// Returns whether the entry at a place is that of a context.
+    #[inline]
+    fn has(&self, place: usize, context: View<'_>) -> bool {
+        let Some(Some(remembered)) = self.entries.get(place) else { return false };
+        match context {
+            View::Fields(context) => {
+                remembered.fields.as_ref().is_some_and(|remembered| is_written_alike(context, remembered))
+            }
+            // What is left out is reported at the first use.
+            View::Canonical(context) => context.left_out.is_none() && context.bytes == remembered.entry.context(),
+        }
+    }
+
+    /// Returns the place of a context's entry, found by its tag.
+    fn place_of(&self, context: View<'_>) -> Option<usize> {
+        self.place(self.tag(context)).ok().filter(|place| self.has(*place, context))
     }
 
     /// Returns the place of the entry with a tag, or the first one of those where it may be.
