@@ -32,13 +32,13 @@ const COUNTED: usize = 64;
 /// Every entry that enters the cache ends all memos. No thread therefore returns an older flag set after another thread
 /// returned a newer one. The cache, which evicts entries when others enter, thereby notices that an entry is in use.
 #[derive(Default)]
-pub(crate) struct Memo(Option<Box<Memory>>);
+pub(crate) struct Memo(Option<Box<MemoTable>>);
 
 /// How often the cache returns an entry until it is remembered. For a context that is evaluated twice, such as in one request,
 /// a copy would cost more than it saves.
 pub(crate) const FINDS: u8 = 3;
 
-struct Memory {
+struct MemoTable {
     /// Number of the cache that the entries are from.
     cache: u64,
     /// The state of that cache before the entries were read from it.
@@ -83,30 +83,30 @@ impl Memo {
         reading: EpochReading,
         now: Instant,
     ) -> Option<Arc<CacheEntry>> {
-        let memory = self.0.as_deref_mut().filter(|memory| memory.cache == cache.number())?;
-        if memory.puts != cache.puts() {
-            memory.clear();
+        let table = self.0.as_deref_mut().filter(|table| table.cache == cache.number())?;
+        if table.puts != cache.puts() {
+            table.clear();
         }
-        if !memory.is_filled {
+        if !table.is_filled {
             return None;
         }
         // Often it is the same context again, which needs no tag.
-        let place = memory.last;
-        let place = if memory.has(place, context) { place } else { memory.place_of(context)? };
-        let remembered = memory.entries.get(place)?.as_ref()?;
+        let place = table.last;
+        let place = if table.has(place, context) { place } else { table.place_of(context)? };
+        let remembered = table.entries.get(place)?.as_ref()?;
         if !remembered.entry.is_fresh(reading, now, cache.freshness()) {
             return None;
         }
         let entry = Arc::clone(&remembered.entry);
-        (memory.last, memory.others) = (place, 0);
+        (table.last, table.others) = (place, 0);
         Some(entry)
     }
 
     /// Takes note of the entry that the cache returned for a context. `puts` is the state of the cache before.
     pub(crate) fn found(&mut self, cache: &Cache, puts: Puts, context: View<'_>, entry: &Arc<CacheEntry>) {
-        let memory = self.0.get_or_insert_with(|| Box::new(Memory::new(cache.number(), puts)));
+        let table = self.0.get_or_insert_with(|| Box::new(MemoTable::new(cache.number(), puts)));
         let address = Arc::as_ptr(entry).addr();
-        let Some((last, finds)) = memory.found.get_mut(address / size_of::<CacheEntry>() % COUNTED) else { return };
+        let Some((last, finds)) = table.found.get_mut(address / size_of::<CacheEntry>() % COUNTED) else { return };
         *finds = if *last == address { *finds + 1 } else { 1 };
         *last = address;
         if *finds < FINDS {
@@ -124,22 +124,22 @@ impl Memo {
         if !puts.are_complete() || entry.context().len() > MAX_BYTES || entry.failing().is_some() {
             return;
         }
-        if (memory.cache, memory.puts) != (cache.number(), puts) {
+        if (table.cache, table.puts) != (cache.number(), puts) {
             // Two providers that are used in turns would otherwise only replace each other's entries.
-            if memory.cache != cache.number() && memory.is_filled && memory.others < FINDS {
-                memory.others += 1;
+            if table.cache != cache.number() && table.is_filled && table.others < FINDS {
+                table.others += 1;
                 return;
             }
-            memory.clear();
-            memory.others = 0;
-            (memory.cache, memory.puts) = (cache.number(), puts);
+            table.clear();
+            table.others = 0;
+            (table.cache, table.puts) = (cache.number(), puts);
         }
-        let tag = memory.tag(context);
-        memory.remember(tag, Remembered { entry: Arc::new(CacheEntry::clone(entry)), fields });
+        let tag = table.tag(context);
+        table.remember(tag, Remembered { entry: Arc::new(CacheEntry::clone(entry)), fields });
     }
 }
 
-impl Memory {
+impl MemoTable {
     fn new(cache: u64, puts: Puts) -> Self {
         Self {
             cache,
