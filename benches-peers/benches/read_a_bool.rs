@@ -119,7 +119,7 @@ fn measure_on_two_threads(group: &mut Group<'_>, situation: &str, read: impl Fn(
 }
 
 /// Checks that the flag is read, and that a flag that is not there is not. The users are read in turns here too, because
-/// a thread remembers the one that it reads several times in succession.
+/// a thread remembers those that it reads several times.
 fn check(situation: &str, read: impl Fn(&str, usize) -> bool) {
     for turn in 0..USERS {
         assert!(read(KEY, turn), "{situation}: the flag must be read");

@@ -268,7 +268,7 @@ where
     fn call(&self, request: ServiceRequest) -> Self::Future {
         let mut head = Head(request);
         let scope = self.middleware.scopes.open(&mut head);
-        let target = head.0.uri().path_and_query().map_or("/", |target| target.as_str());
+        let target = || head.0.uri().path_and_query().map_or("/", |target| target.as_str());
         if let Some(redirect) = self.middleware.scopes.redirect(head.0.method().as_str(), target, &head, &scope) {
             let mut response = HttpResponse::SeeOther();
             for header in redirect.headers() {

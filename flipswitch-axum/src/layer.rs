@@ -213,13 +213,12 @@ where
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let (mut parts, body) = request.into_parts();
         let scope = self.scopes.open(&mut parts);
-        // Links of overrides have a query.
-        if parts.uri.query().is_some() {
+        let target = || {
             let original = parts.extensions.get::<OriginalUri>().map_or(&parts.uri, |OriginalUri(uri)| uri);
-            let target = original.path_and_query().map_or("/", |target| target.as_str());
-            if let Some(redirect) = self.scopes.redirect(parts.method.as_str(), target, &parts, &scope) {
-                return ResponseFuture { state: State::Redirecting { redirect } };
-            }
+            original.path_and_query().map_or("/", |target| target.as_str())
+        };
+        if let Some(redirect) = self.scopes.redirect(parts.method.as_str(), target, &parts, &scope) {
+            return ResponseFuture { state: State::Redirecting { redirect } };
         }
         let response = integration::call(scope, || self.inner.call(Request::from_parts(parts, body)));
         ResponseFuture { state: State::Responding { response } }

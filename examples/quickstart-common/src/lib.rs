@@ -13,7 +13,7 @@ use std::{
     path::Path,
 };
 
-use flipswitch::FlipswitchProvider;
+use flipswitch::{ConfigError, FlipswitchProvider};
 use flipswitch_local::LocalServer;
 use tracing_subscriber::EnvFilter;
 
@@ -90,12 +90,12 @@ fn address(option: &str, arguments: &mut lexopt::Parser) -> Result<SocketAddr, l
 pub struct FlagSource {
     /// The provider, which is not started.
     pub provider: FlipswitchProvider,
-    /// The local flag service, which stops when it is dropped. `None` if the real service is used.
+    /// The local flag service, which stops when it is dropped. `None` if the hosted service is used.
     pub service: Option<LocalServer>,
 }
 
 impl FlagSource {
-    /// Starts a local flag service with the flags of `examples/flags.json`. If `FLIPSWITCH_API_KEY` is set, uses the real
+    /// Starts a local flag service with the flags of `examples/flags.json`. If `FLIPSWITCH_API_KEY` is set, uses the hosted
     /// service instead.
     ///
     /// # Errors
@@ -112,7 +112,11 @@ impl FlagSource {
     /// Those of [`open`](Self::open).
     pub async fn open_file(options: &Options, flags: &Path) -> Result<Self, Box<dyn Error>> {
         if std::env::var_os("FLIPSWITCH_API_KEY").is_some() {
-            return Ok(Self { provider: FlipswitchProvider::from_env()?, service: None });
+            let provider = FlipswitchProvider::from_env().map_err(|error| match error {
+                ConfigError::NoTls { .. } => format!("{error}. Here: `cargo run --features tls`").into(),
+                error => Box::<dyn Error>::from(error),
+            })?;
+            return Ok(Self { provider, service: None });
         }
         let service = LocalServer::builder().flags_file(flags).listen(options.service).api_key(LOCAL_KEY).start();
         let service = service.await.map_err(|error| match error.kind() {

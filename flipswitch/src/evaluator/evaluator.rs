@@ -371,8 +371,7 @@ impl Evaluator {
         true
     }
 
-    /// Returns the flags that this thread found last, if they are those of the context, and fresh `now`, when the epoch was
-    /// read.
+    /// Returns the flags of the context if this thread remembers them, and if they are fresh `now`, when the epoch was read.
     #[inline]
     pub(crate) fn remembered(&self, context: View<'_>, reading: EpochReading, now: Instant) -> Option<Arc<CacheEntry>> {
         let entry = Memo::of_this_thread(|memo| memo.find(&self.cache, context, reading, now)).flatten()?;

@@ -83,7 +83,7 @@ impl Interner {
             return Ok(flag_set);
         }
         let flag_set = read()?;
-        // Another context has the same flags, so more may have them. What failed depends on the context.
+        // The flag set was in use, so others may receive it as well. What failed depends on the context.
         if body.len() <= MAX_BODY && Arc::strong_count(&flag_set) > 1 && !flag_set.has_failed() {
             self.bodies.lock().keep(body, &flag_set);
         }
@@ -137,6 +137,8 @@ impl Bodies {
     }
 
     fn keep(&mut self, body: &[u8], flag_set: &Arc<FlagSet>) {
+        // Several contexts may have received it at the same time.
+        self.0.retain(|(known, _)| **known != *body);
         self.0.truncate(MAX_BODIES - 1);
         self.0.push_front((body.into(), Arc::downgrade(flag_set)));
     }

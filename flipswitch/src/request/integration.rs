@@ -61,7 +61,7 @@
 //! impl<H: AsyncFn(Request) -> Response> Middleware<H> {
 //!     async fn call(&self, mut request: Request) -> Response {
 //!         let scope = self.scopes.open(&mut request);
-//!         if let Some(redirect) = self.scopes.redirect(&request.method, &request.target, &request, &scope) {
+//!         if let Some(redirect) = self.scopes.redirect(&request.method, || &request.target, &request, &scope) {
 //!             let headers = redirect.headers().into_iter().map(|(name, value)| (name, value.to_owned()));
 //!             return Response { status: 303, headers: headers.collect(), body: String::new() };
 //!         }
@@ -306,11 +306,18 @@ impl<R: RequestParts> ScopeBuilder<R> {
     /// Returns the response to a request that opens a link of [overrides](Self::with_overrides), or ends them. The inner
     /// service must not be called then.
     ///
-    /// `target` is path and query as the client sent them, also below a nested router, and `scope` is that of the request.
+    /// `target` returns path and query as the client sent them, also below a nested router. It is not called without overrides.
+    /// `scope` is that of the request.
     #[must_use]
-    pub fn redirect(&self, method: &str, target: &str, request: &R, scope: &RequestScope) -> Option<Redirect> {
+    pub fn redirect<'a>(
+        &self,
+        method: &str,
+        target: impl FnOnce() -> &'a str,
+        request: &R,
+        scope: &RequestScope,
+    ) -> Option<Redirect> {
         let overrides = self.overrides.as_ref().filter(|_| method == "GET")?;
-        overrides.redirect(target, request, scope)
+        overrides.redirect(target(), request, scope)
     }
 
     /// Returns what is switched on in a request for those who test.

@@ -106,11 +106,11 @@ pin_project! {
     impl<F> PinnedDrop for Scoped<F> {
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            if this.future.is_none() {
-                return;
-            }
             if let Some(scope) = this.scope.as_ref().filter(|_| *this.is_response) {
                 scope.responded();
+            }
+            if this.future.is_none() {
+                return;
             }
             let _entered = Entered::new(this.scope);
             this.future.set(None);
@@ -333,6 +333,42 @@ mod tests {
         assert!(is_on(&scope) && is_on(&scope.carried()));
         flags.set("on".to_owned(), false.into());
         assert!(is_on(&scope) && !is_on(&scope.carried()));
+    }
+
+    /// A future that is ready, and cannot be dropped.
+    struct Undroppable;
+
+    impl Future for Undroppable {
+        type Output = ();
+
+        fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+            Poll::Ready(())
+        }
+    }
+
+    impl Drop for Undroppable {
+        fn drop(&mut self) {
+            panic!("expected")
+        }
+    }
+
+    #[test]
+    fn a_response_is_over_even_if_its_future_panics_when_it_is_dropped() {
+        use crate::{provider::in_memory::InMemory, request::integration::ScopeBuilder};
+
+        let flags = Arc::new(InMemory::new(serde_json::Map::new(), None));
+        let scopes = ScopeBuilder::new(FlipswitchProvider::with_in_memory(Arc::clone(&flags)));
+        flags.set("on".to_owned(), false.into());
+        let (mut head, ()) = http::Request::new(()).into_parts();
+        let scope = scopes.open(&mut head);
+        let is_on = |scope: &RequestScope| scope.try_flags().unwrap().bool("on", false);
+        assert!(!is_on(&scope));
+        flags.set("on".to_owned(), true.into());
+        let mut response = Box::pin(scope.clone().call(|| Undroppable));
+        let poll = || response.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(poll)).is_err());
+        drop(response);
+        assert!(is_on(&scope));
     }
 
     #[test]
