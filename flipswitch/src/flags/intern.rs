@@ -224,7 +224,7 @@ mod tests {
         let held = [read("one"), read("one"), read("one"), read("two"), read("one")];
         assert_eq!(held.each_ref().map(|(_, was_read)| *was_read), [true, true, false, true, false]);
         assert!(Arc::ptr_eq(&held[0].0, &held[4].0));
-        // Nobody has the flags any more.
+        // The flag set is no longer in use.
         drop(held);
         assert!(read("one").1);
         // Only the latest ones are kept.

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
-/// Failures in a row after which the store counts as away, if the first of them was begun so long ago. A pause of
-/// the process or of the store makes all operations fail that are in flight.
+/// Failures in a row after which the store counts as away, if the first of them was begun so long ago. During a
+/// pause of the process or of the store, all operations in flight fail.
 const FAILURES: u32 = 3;
 const FAILING_FOR: Duration = Duration::from_millis(250);
 
