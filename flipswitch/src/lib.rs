@@ -1,4 +1,87 @@
-#![doc = include_str!("../README.md")]
+//! The [OpenFeature](https://openfeature.dev) provider for [Flipswitch](https://flipswitch.io), a hosted feature-flag service,
+//! and for every other service that speaks OFREP, the OpenFeature Remote Evaluation Protocol. It requests all flags of a user at
+//! once, keeps them in memory, and receives changes over a stream.
+//!
+//! The crates [`flipswitch-axum`](https://docs.rs/flipswitch-axum) and
+//! [`flipswitch-actix`](https://docs.rs/flipswitch-actix) integrate the provider into axum and actix-web.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use std::time::Duration;
+//!
+//! use flipswitch::{Context, FlipswitchProvider};
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let provider = FlipswitchProvider::new("my-api-key")?;
+//!     // Optional: waits until the service has responded. Otherwise the first evaluation starts the provider.
+//!     provider.ready(Duration::from_secs(5)).await?;
+//!
+//!     // Evaluates all flags of the user. Reading one of them is a lookup in memory.
+//!     let flags = provider.flags(Context::user("user-123").with("plan", "premium")).await;
+//!     if flags.bool("new-checkout", false) {
+//!         println!("theme {}", flags.string("theme", "light"));
+//!     }
+//!     provider.shutdown().await;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! [`FlipswitchProvider::in_memory`] creates a provider that needs no service, for tests and demonstrations.
+//!
+//! # Outages
+//!
+//! An evaluation never fails. If the service is slow or unavailable, or sends invalid responses, the evaluation returns the last
+//! known flags of the context, which may be up to [`max_stale`](FlipswitchProviderBuilder::max_stale) old. If there are none, it
+//! returns the [`bootstrap`](FlipswitchProviderBuilder::bootstrap) values or the defaults in code. [`Flags::is_stale`] and
+//! [`Flags::error`] report this.
+//!
+//! An evaluation waits at most [`stale_wait`](FlipswitchProviderBuilder::stale_wait) for a context with stale flags, and at most
+//! [`miss_wait`](FlipswitchProviderBuilder::miss_wait) for one without flags. While the service counts as down, it does not wait.
+//!
+//! # Overview
+//!
+//! | purpose | items |
+//! |---|---|
+//! | Create a provider | [`FlipswitchProvider`], [`FlipswitchProviderBuilder`], [`Auth`] |
+//! | Describe the user | [`Context`], [`PreparedContext`], [`IntoContext`] |
+//! | Read flags | [`Flags`], [`FlagEvaluation`], [`Flags::why`], [`Error`] |
+//! | Declare flags with key, type and default | [`flags!`], [`manifest()`] |
+//! | Follow changes | [`add_flag_change_listener`], [`events`], [`ProviderEvent`] |
+//! | Monitor the provider | [`health`], [`stats`], [`usage`], [`EvaluationEvents`] |
+//! | Share flags between instances, or keep them over restarts | [`store`](FlipswitchProviderBuilder::store), [`CacheStore`] |
+//! | Start and stop the provider with a server | [`Lifespan`] |
+//! | Test an application | [`testing`] |
+//! | Use an OpenFeature client | [`FlipswitchProvider`](FlipswitchProvider#openfeature-clients), [`open_feature`] |
+//! | Connect flags to the requests of a web application | [`RequestScope`], [`InRequest`], [`integration`] |
+//! | Override flags in single browsers | [`SignedOverrides`] |
+//!
+//! [`add_flag_change_listener`]: FlipswitchProvider::add_flag_change_listener
+//! [`events`]: FlipswitchProvider::events
+//! [`health`]: FlipswitchProvider::health
+//! [`stats`]: FlipswitchProvider::stats
+//! [`usage`]: FlipswitchProvider::usage
+//!
+//! Guides are [in the repository](https://github.com/flipswitch/flipswitch-rust/blob/main/docs/README.md).
+//!
+//! # Features
+//!
+//! | feature | effect |
+//! |---|---|
+//! | `rustls` (default) | TLS with rustls, aws-lc and the root certificates of the platform |
+//! | `rustls-no-provider` | TLS with rustls; the application installs the crypto provider |
+//! | `native-tls` | TLS with the library of the platform |
+//! | `gzip` | compressed responses of the flag service; also enables them in other reqwest clients of the application |
+//!
+//! Without a TLS feature, only `http` URLs can be used.
+//!
+//! # Runtime
+//!
+//! The provider makes all requests on a thread of its own. It can therefore be used from several runtimes at the same time,
+//! including single-threaded ones, and without a runtime. [`runtime`](FlipswitchProviderBuilder::runtime) sets another one.
+//!
+//! Forking after the provider has started is not supported, and neither is WebAssembly.
 
 mod cache;
 mod cache_store;
@@ -68,3 +151,8 @@ pub use crate::{
     },
     stats::{Stats, Throttling},
 };
+
+/// Compiles the example in the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
