@@ -17,14 +17,36 @@ pub(crate) type SharedError = Arc<dyn StdError + Send + Sync + 'static>;
 ///
 /// Most applications only log the error. These variants are worth handling:
 ///
-/// - [`Unauthorized`](Self::Unauthorized): only another API key helps; see
-///   [`set_api_key`](crate::FlipswitchProvider::set_api_key).
-/// - [`InvalidContext`](Self::InvalidContext): the targeting key of the context cannot be sent; pass a shorter one.
-/// - [`Evaluation`](Self::Evaluation): the service rejects this context, for example because it has no targeting
-///   key.
-/// - [`ShutDown`](Self::ShutDown): the application evaluates after it shut the provider down.
+/// | variant | what to do |
+/// |---|---|
+/// | [`Unauthorized`](Self::Unauthorized) | Set another API key with [`set_api_key`](crate::FlipswitchProvider::set_api_key) |
+/// | [`InvalidContext`](Self::InvalidContext) | Pass a shorter targeting key |
+/// | [`Evaluation`](Self::Evaluation) | Correct the context, which the service rejects, for example because it has no targeting key |
+/// | [`ShutDown`](Self::ShutDown) | Evaluate before the provider is shut down |
 ///
 /// All other variants describe a service that is slow, unreachable or overloaded. The provider retries by itself.
+///
+/// ```
+/// use flipswitch::{Context, Error, FlipswitchProvider, Flags, serde_json::json};
+///
+/// fn report(flags: &Flags) {
+///     match flags.error() {
+///         None => {}
+///         Some(Error::Unauthorized) => eprintln!("the API key must be replaced"),
+///         Some(error @ (Error::InvalidContext(_) | Error::Evaluation { .. })) => eprintln!("fix the context: {error}"),
+///         // The provider retries.
+///         Some(error) => eprintln!("flags may be out of date: {error}"),
+///     }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let provider = FlipswitchProvider::in_memory(json!({}));
+/// let flags = provider.flags(Context::user("x".repeat(100_000))).await;
+/// assert!(matches!(flags.error(), Some(Error::InvalidContext(_))));
+/// report(&flags);
+/// # }
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

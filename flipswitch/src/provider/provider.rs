@@ -62,7 +62,26 @@ use crate::{
 /// [`new`](Self::new), [`builder`](Self::builder), [`from_env`](Self::from_env) and [`ofrep`](Self::ofrep) build a provider, which starts at its
 /// first use; [`ready`](Self::ready) starts it and waits for the service. Evaluation never fails: without flags from the
 /// service it returns the caller's defaults. The provider ends with [`shutdown`](Self::shutdown), or when its last handle
-/// is dropped. OpenFeature keeps the handle that it was given for the lifetime of the process.
+/// is dropped.
+///
+/// # OpenFeature clients
+///
+/// OpenFeature keeps the handle that it was given for the lifetime of the process, so the provider ends only with
+/// [`shutdown`](Self::shutdown). Do not call `OpenFeature::shutdown`: in open-feature 0.3.0, a later evaluation panics.
+///
+/// ```
+/// use flipswitch::{EvaluationContext, FlipswitchProvider, open_feature::OpenFeature, serde_json::json};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let provider = FlipswitchProvider::in_memory(json!({"dark-mode": true}));
+/// OpenFeature::singleton_mut().await.set_provider(provider.clone()).await;
+/// let client = OpenFeature::singleton().await.create_client();
+///
+/// let user = EvaluationContext::default().with_targeting_key("user-123").with_custom_field("plan", "premium");
+/// assert!(client.get_bool_value("dark-mode", Some(&user), None).await.unwrap_or(false));
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct FlipswitchProvider {
     handle: Arc<Handle>,
@@ -685,18 +704,21 @@ impl FlipswitchProvider {
     /// times.
     ///
     /// ```
-    /// # use flipswitch::{FlipswitchProvider, ProviderEvent, serde_json::json};
+    /// use flipswitch::{FlipswitchProvider, ProviderEvent, serde_json::json};
+    ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// # let provider = FlipswitchProvider::in_memory(json!({}));
-    /// # let stopper = provider.clone();
+    /// let provider = FlipswitchProvider::in_memory(json!({}));
     /// let mut events = provider.events();
-    /// # stopper.shutdown().await;
+    /// # provider.shutdown().await;
+    /// // Ends when the provider is shut down.
     /// while let Some(event) = events.recv().await {
     ///     match event {
     ///         ProviderEvent::ConfigurationChanged(change) => println!("changed: {:?}", change.flag_key),
+    ///         ProviderEvent::Ready => println!("flags are up to date"),
     ///         ProviderEvent::Stale => println!("flags may be out of date"),
-    ///         other => println!("{other:?}"),
+    ///         ProviderEvent::Error { error, .. } => eprintln!("{error}"),
+    ///         _ => {}
     ///     }
     /// }
     /// # }
@@ -710,6 +732,40 @@ impl FlipswitchProvider {
     }
 
     /// Returns the provider's health, for liveness and readiness probes.
+    ///
+    /// ```
+    /// use flipswitch::{FlipswitchProvider, serde_json::{self, json}};
+    ///
+    /// # fn main() -> Result<(), serde_json::Error> {
+    /// let provider = FlipswitchProvider::in_memory(json!({"dark-mode": true}));
+    /// let health = provider.health();
+    /// assert!(health.is_live() && health.is_ready());
+    ///
+    /// // As the response to a probe. Times are in RFC 3339.
+    /// let mut body = serde_json::to_value(&health)?;
+    /// # body["since"] = "2026-01-21T10:30:00Z".into();
+    /// assert_eq!(body, json!({
+    ///     "state": "streaming",
+    ///     "since": "2026-01-21T10:30:00Z",
+    ///     "lastEvent": null,
+    ///     "lastSuccess": null,
+    ///     "apiKeyValidUntil": null,
+    ///     "storeAwaySince": null,
+    ///     "stream": "disconnected",
+    ///     "polling": false,
+    ///     "throttling": {
+    ///         "circuitOpen": false,
+    ///         "backedOffContexts": 0,
+    ///         "queuedRequests": 0,
+    ///         "requestsPerSecond": null,
+    ///         "failingFlags": 0,
+    ///         "tagsOff": false,
+    ///     },
+    ///     "ready": true,
+    /// }));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn health(&self) -> Health {
         let Handle { source, runtime, built_at, .. } = &*self.handle;
@@ -739,17 +795,19 @@ impl FlipswitchProvider {
     /// begin from now on. Does nothing [in memory](Self::in_memory).
     ///
     /// ```no_run
-    /// # use flipswitch::{FlipswitchProvider, ProviderEvent};
+    /// use flipswitch::{ConfigError, FlipswitchProvider, ProviderEvent};
+    ///
     /// # fn key_from_vault() -> String { String::new() }
-    /// # async fn rotate(provider: FlipswitchProvider) -> Result<(), flipswitch::ConfigError> {
-    /// let mut events = provider.events();
-    /// while let Some(event) = events.recv().await {
-    ///     if let ProviderEvent::ApiKeyRotated { valid_until: Some(_) } = event {
-    ///         provider.set_api_key(key_from_vault())?;
+    /// async fn follow_rotations(provider: FlipswitchProvider) -> Result<(), ConfigError> {
+    ///     let mut events = provider.events();
+    ///     while let Some(event) = events.recv().await {
+    ///         // Without `valid_until`, the service has cancelled the replacement.
+    ///         if let ProviderEvent::ApiKeyRotated { valid_until: Some(_) } = event {
+    ///             provider.set_api_key(key_from_vault())?;
+    ///         }
     ///     }
+    ///     Ok(())
     /// }
-    /// # Ok(())
-    /// # }
     /// ```
     ///
     /// # Errors

@@ -254,6 +254,24 @@ impl<R: RequestParts> ScopeBuilder<R> {
     }
 
     /// Sets a function that builds a context from the request. Defaults to none.
+    ///
+    /// ```
+    /// use flipswitch::{Context, FlipswitchProvider, http, integration::ScopeBuilder, serde_json::json};
+    ///
+    /// # fn main() -> Result<(), http::Error> {
+    /// let provider = FlipswitchProvider::in_memory(json!({"beta": true}));
+    /// let scopes = ScopeBuilder::new(provider).with_context(|head: &http::request::Parts| {
+    ///     let country = head.headers.get("x-country")?.to_str().ok()?;
+    ///     Some(Context::anonymous().with("country", country))
+    /// });
+    ///
+    /// let (mut head, ()) = http::Request::get("/").header("x-country", "SE").body(())?.into_parts();
+    /// let scope = scopes.open(&mut head);
+    /// let country = scope.context().custom_fields.get("country");
+    /// assert_eq!(country.and_then(|country| country.as_str()), Some("SE"));
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn with_context<C: IntoContext>(mut self, context: impl Fn(&R) -> C + Send + Sync + 'static) -> Self {
         self.context = Some(Arc::new(move |request| context(request).into_context()));

@@ -42,6 +42,28 @@ use crate::{
 /// # Ok(())
 /// # }
 /// ```
+///
+/// The response to the first request that reads a flag sets the cookie:
+///
+/// ```
+/// use flipswitch::{FlipswitchProvider, http, serde_json::json};
+/// use flipswitch::integration::{self, Anonymous, ScopeBuilder};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), http::Error> {
+/// let provider = FlipswitchProvider::in_memory(json!({"beta": true}));
+/// let scopes = ScopeBuilder::new(provider).with_anonymous(Anonymous::cookie());
+///
+/// let (mut head, ()) = http::Request::get("/").body(())?.into_parts();
+/// let scope = scopes.open(&mut head);
+/// assert!(scope.flags().await.bool("beta", false));
+///
+/// let mut headers = http::HeaderMap::new();
+/// integration::finish(&scope, 200, &mut headers);
+/// assert!(headers["set-cookie"].as_bytes().starts_with(b"__Host-flipswitch-anonymous="));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Anonymous(Kind);
 
