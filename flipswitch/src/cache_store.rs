@@ -1,4 +1,4 @@
-//! A store outside of the process that keeps flags: for a fleet that shares them, or for the time after a restart.
+//! The interface of stores outside of the process, which share flags in a fleet or keep them over restarts.
 
 use std::{
     error::Error as StdError,
@@ -14,9 +14,11 @@ use async_trait::async_trait;
 ///
 /// The provider does not trust a store: keys are authentication codes of contexts, entries are encrypted, and an entry that was
 /// changed, or written for another context or environment, counts as missing. A store may lose entries and fail at any time.
-/// The provider waits 50 ms for [`get`](Self::get) and [`try_lease`](Self::try_lease), and a second for the others. It stops
-/// reading from a store that keeps failing, and tries again about once a second, so an implementation needs no time limits or
-/// retries. A future may be dropped at any time. The provider also gets a key that has no entry, to read the clock.
+///
+/// The provider waits 50 ms for [`get`](Self::get) and [`try_lease`](Self::try_lease), and a second for the other methods. It
+/// stops reading from a store that keeps failing, and tries again about once a second, so an implementation needs no time limits
+/// or retries. A future may be dropped at any time. The provider also calls [`get`](Self::get) with a key that has no entry, to
+/// read the clock of the store.
 ///
 /// ```
 /// use std::{
@@ -27,7 +29,7 @@ use async_trait::async_trait;
 ///
 /// use flipswitch::{CacheStore, Lookup, StoreError, StoredEntry, async_trait};
 ///
-/// /// Keeps flags until the process ends. One that is shared must also respect `ttl`, and replace entries from the future.
+/// /// Keeps flags until the process ends. A shared store must also respect `ttl`, and replace entries from the future.
 /// #[derive(Default)]
 /// struct InProcess(Mutex<HashMap<String, StoredEntry>>);
 ///
@@ -54,42 +56,44 @@ pub trait CacheStore: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// A [`StoreError`] if the store cannot be asked.
+    /// A [`StoreError`] if the store cannot be read.
     async fn get(&self, key: &str) -> Result<Lookup, StoreError>;
 
-    /// Keeps an entry for `ttl` at most. In one step: an entry never replaces one that was [sent](StoredEntry::sent) later,
-    /// unless that is more than a second ahead of the store's clock.
+    /// Stores an entry for at most `ttl`. An entry must not replace one that was [sent](StoredEntry::sent) later, unless that one
+    /// is more than a second ahead of the store's clock. The comparison and the write must be one atomic step.
     ///
     /// # Errors
     ///
-    /// A [`StoreError`] if the entry could not be written. An entry that is skipped for a later one is no error.
+    /// A [`StoreError`] if the entry could not be written. It is not an error if an entry is skipped because of a later one.
     async fn put(&self, entry: StoredEntry, ttl: Duration) -> Result<(), StoreError>;
 
-    /// Returns the lease of a key, which is that of an entry and the id of an event, unless another one has been granted that was
-    /// neither [released](Self::release) nor is older than its `ttl`. Its holder asks the flag service while all others wait. By
-    /// default it is always granted, for a store that only one process uses.
+    /// Grants the lease of a key, unless another one has been granted that was not [released](Self::release) and is not older
+    /// than its `ttl`. The holder of a lease requests flags from the service while all other instances wait. `key` consists of
+    /// the key of an entry and the id of an event.
+    ///
+    /// The default implementation always grants the lease, for a store that only one process uses.
     ///
     /// # Errors
     ///
-    /// A [`StoreError`] if the store cannot be asked.
+    /// A [`StoreError`] if the store cannot be used.
     async fn try_lease(&self, key: &str, ttl: Duration) -> Result<Leased, StoreError> {
         let _ = ttl;
         let lease = Lease { key: key.to_owned(), token: String::new() };
         Ok(Leased { lease: Some(lease), now: SystemTime::now() })
     }
 
-    /// Gives a lease back. Does nothing if it has expired, even if another holder has it now.
+    /// Releases a lease. Does nothing if the lease has expired, even if another instance holds it now.
     ///
     /// # Errors
     ///
-    /// A [`StoreError`] if the store cannot be asked.
+    /// A [`StoreError`] if the store cannot be used.
     async fn release(&self, lease: Lease) -> Result<(), StoreError> {
         drop(lease);
         Ok(())
     }
 }
 
-/// Outcome of [`CacheStore::get`].
+/// The result of [`CacheStore::get`].
 #[derive(Clone, Debug)]
 pub struct Lookup {
     /// The entry, if there is one.
@@ -98,31 +102,31 @@ pub struct Lookup {
     pub now: SystemTime,
 }
 
-/// Outcome of [`CacheStore::try_lease`].
+/// The result of [`CacheStore::try_lease`].
 #[derive(Debug)]
 pub struct Leased {
-    /// The lease, unless another holder has it.
+    /// The lease, unless another instance holds it.
     pub lease: Option<Lease>,
     /// The time of the store's clock.
     pub now: SystemTime,
 }
 
-/// A permission to ask the flag service for the flags of one context.
+/// The permission to request the flags of one context from the flag service.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// The key that it was asked for.
+    /// The key that was passed to [`CacheStore::try_lease`].
     pub key: String,
-    /// Distinguishes it from other leases of the key.
+    /// Distinguishes the lease from other leases of the key.
     pub token: String,
 }
 
 /// The flags of one context as a store keeps them.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StoredEntry {
-    /// `flipswitch:1:{<environment>}:<context>`, where both are authentication codes in hexadecimal digits. A cluster of Redis
-    /// keeps the keys of one environment together, because of the braces.
+    /// `flipswitch:1:{<environment>}:<context>`, where both parts are authentication codes in hexadecimal digits. Because of the
+    /// braces, a Redis cluster keeps the keys of one environment together.
     pub key: String,
-    /// When the request was sent that the flags answer, by the store's clock. Whole microseconds.
+    /// When the request for the flags was sent, by the store's clock, in whole microseconds.
     pub sent: SystemTime,
     /// The encrypted flags.
     pub sealed: Vec<u8>,
@@ -139,7 +143,7 @@ impl fmt::Debug for StoredEntry {
     }
 }
 
-/// Why a [`CacheStore`] could not be used.
+/// The reason why a [`CacheStore`] could not be used.
 #[derive(Debug)]
 pub struct StoreError(Box<dyn StdError + Send + Sync>);
 

@@ -15,7 +15,7 @@ use crate::{
     secret::Secret,
 };
 
-/// Accepted durations: the sum of any two is a valid instant.
+/// Accepted durations. They are short enough that an instant plus two of them is valid.
 pub(crate) const DURATIONS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(7 * 24 * 3600);
 
 /// A valid configuration.
@@ -64,7 +64,7 @@ pub enum EvaluationEvents {
     Off,
     /// Reports the first read of each flag in a request: of each [`Flags`](crate::Flags), which all parts of a request share.
     PerRequest,
-    /// Reports every read, as the semantic conventions recommend.
+    /// Reports every read, as OpenTelemetry's semantic conventions recommend.
     PerRead,
 }
 
@@ -92,7 +92,7 @@ pub(crate) enum ServiceKind {
     Ofrep,
 }
 
-/// The options that are used as they are set. `FlipswitchProviderBuilder` documents each of them at its setter.
+/// The options that need no conversion. `FlipswitchProviderBuilder` documents each of them at its setter.
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) service: ServiceKind,
@@ -200,7 +200,7 @@ fn number(option: &'static str, value: usize, range: RangeInclusive<usize>) -> R
     }
 }
 
-/// Makes the builders of HTTP clients; set by the application.
+/// Makes the builders of HTTP clients. Set by the application.
 #[derive(Clone)]
 pub(crate) struct ClientFactory(Arc<dyn Fn() -> ClientBuilder + Send + Sync>);
 
@@ -263,8 +263,8 @@ impl BaseUrl {
         Ok(Self(url))
     }
 
-    /// Returns what may be shown of a text that was passed as a URL: without anything that could be a credential, in case
-    /// it is an API key.
+    /// Returns the part of a text that may be shown, if the text was passed as a URL: nothing that could be a credential, since
+    /// the text may be an API key.
     pub(crate) fn without_credentials(text: &str) -> String {
         let text = text.trim();
         let Some((scheme, rest)) = text.split_once("://").filter(|(scheme, _)| scheme.len() <= 10) else {
@@ -291,7 +291,7 @@ impl BaseUrl {
         &self.0
     }
 
-    /// Returns whether requests stay on this machine.
+    /// Returns whether requests stay on this machine, that is, whether the host is a loopback address or name.
     pub(crate) fn is_loopback(&self) -> bool {
         let host = self.0.host_str().unwrap_or_default();
         match host.trim_matches(['[', ']']).parse::<IpAddr>() {

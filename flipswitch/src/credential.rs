@@ -1,4 +1,4 @@
-//! What authenticates requests, and the headers that an application adds to them.
+//! The authentication of requests, and the headers that an application adds to them.
 
 use std::fmt;
 
@@ -36,7 +36,7 @@ impl fmt::Debug for Auth {
     }
 }
 
-/// What authenticates requests.
+/// The key or token that authenticates requests, if there is one.
 #[derive(Clone)]
 pub(crate) enum Credential {
     None,
@@ -70,7 +70,7 @@ impl Credential {
         }
     }
 
-    /// Replaces its header among those of a request.
+    /// Sets its header in a request, and replaces one of the same name.
     pub(crate) fn insert_into(&self, headers: &mut HeaderMap) {
         if let Some((name, value)) = self.header() {
             headers.insert(name, value);
@@ -133,7 +133,7 @@ impl ApiKey {
         self.0.as_bytes()
     }
 
-    /// Returns the secret of a provider that was given none.
+    /// Returns the secret of a provider for which none was set.
     pub(crate) fn secret(&self) -> Secret {
         Secret::new(self.0.as_bytes())
     }
@@ -184,7 +184,7 @@ fn end(key: &str) -> String {
     format!("…{}", end.unwrap_or_default())
 }
 
-/// Headers that the provider sets itself, or that belong to the connection.
+/// Headers that the provider sets itself, and headers of the connection.
 const OWN_HEADERS: [HeaderName; 13] = [
     header::ACCEPT,
     header::ACCEPT_ENCODING,
@@ -201,7 +201,7 @@ const OWN_HEADERS: [HeaderName; 13] = [
     header::UPGRADE,
 ];
 
-/// Returns what may be shown of the name of a header: one that is invalid may be a part of a secret.
+/// Returns the part of a header's name that may be shown. An invalid name may be a part of a secret.
 pub(crate) fn shown_name(name: &str) -> String {
     match name.trim().parse::<HeaderName>() {
         Ok(_) => printable(name),
@@ -209,7 +209,7 @@ pub(crate) fn shown_name(name: &str) -> String {
     }
 }
 
-/// Checks a header of the application, whose value is marked as sensitive.
+/// Checks a header of the application. Its value is marked as sensitive.
 pub(crate) fn custom_header(
     name: &str,
     value: &str,
@@ -224,7 +224,7 @@ pub(crate) fn custom_header(
         return Err(refuse("the provider sets it; leave it out"));
     }
     if credential.header().is_some_and(|(name, _)| name == known) {
-        return Err(refuse("it carries the API key or the token already; leave it out, or use `Auth::None`"));
+        return Err(refuse("it already carries the API key or the token; leave it out, or use `Auth::None`"));
     }
     let mut value = HeaderValue::from_str(value.trim())
         .map_err(|_| refuse("its value has a character that a header cannot carry, such as a line break"))?;

@@ -10,10 +10,10 @@ use crate::flag_type::FlagType;
 /// A cause that several waiters share.
 pub(crate) type SharedError = Arc<dyn StdError + Send + Sync + 'static>;
 
-/// Reason why the flag service gave no flags.
+/// The reason why the flag service returned no flags.
 ///
 /// An evaluation never fails because of it: [`Flags`](crate::Flags) returns the last known values or the caller's
-/// defaults, and keeps the error in [`Flags::error`](crate::Flags::error).
+/// defaults, and [`Flags::error`](crate::Flags::error) returns the error.
 ///
 /// Most applications only log the error. These variants are worth handling:
 ///
@@ -21,7 +21,7 @@ pub(crate) type SharedError = Arc<dyn StdError + Send + Sync + 'static>;
 /// |---|---|
 /// | [`Unauthorized`](Self::Unauthorized) | Set another API key with [`set_api_key`](crate::FlipswitchProvider::set_api_key) |
 /// | [`InvalidContext`](Self::InvalidContext) | Pass a shorter targeting key |
-/// | [`Evaluation`](Self::Evaluation) | Correct the context, which the service rejects, for example because it has no targeting key |
+/// | [`Evaluation`](Self::Evaluation) | Correct the context, for example if it lacks a targeting key that the service needs |
 /// | [`ShutDown`](Self::ShutDown) | Evaluate before the provider is shut down |
 ///
 /// All other variants describe a service that is slow, unreachable or overloaded. The provider retries by itself.
@@ -50,13 +50,13 @@ pub(crate) type SharedError = Arc<dyn StdError + Send + Sync + 'static>;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The flag service refused the API key or token (401 or 403), or demands one.
+    /// The flag service refused the API key or token (401 or 403), or requires one.
     #[error("the flag service refused the API key or token")]
     Unauthorized,
     /// The flag service limits the rate of requests (429). No request is sent until `retry_after` is over.
     #[error("the flag service limits the rate of requests; retrying after {}", WholeSeconds(*.retry_after))]
     RateLimited {
-        /// Wait that the service asked for.
+        /// The wait that the service asked for.
         retry_after: Duration,
     },
     /// The flag service responded with a status that OFREP does not define.
@@ -95,7 +95,7 @@ pub enum Error {
     ShutDown,
 }
 
-/// Reason why a flag has no value.
+/// The reason why a flag has no value.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FlagError {
@@ -129,9 +129,9 @@ pub enum FlagError {
     Unavailable(#[source] Error),
 }
 
-/// Reason why a provider cannot be built. The text names the option, its value (never the API key) and a remedy.
+/// The reason why a provider cannot be built. The text names the option, its value (never the API key) and a remedy.
 ///
-/// `Debug` shows the same text, because that is what Rust prints of an error that `main` returns.
+/// `Debug` shows the same text, because Rust prints it if `main` returns the error.
 #[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
@@ -220,7 +220,7 @@ pub enum ConfigError {
         /// The largest accepted value.
         max: u64,
     },
-    /// A [`store`](crate::FlipswitchProviderBuilder::store) is set, but nothing that keeps its content secret.
+    /// A [`store`](crate::FlipswitchProviderBuilder::store) is set, but no secret with which to encrypt its entries.
     #[error(
         "store needs a secret: {}; set one with `secret`, the same in all instances",
         if *has_key { "the API key or token is shorter than 16 bytes and could be guessed" } else { "there is no API key" }
@@ -273,7 +273,7 @@ pub enum ConfigError {
         problem: &'static str,
     },
     /// A secret is too short.
-    #[error("{option} has {length} bytes, and must have {min} at least; use 32 random ones")]
+    #[error("{option} has {length} bytes, and must have at least {min}; use 32 random bytes")]
     ShortSecret {
         /// Name of the option.
         option: &'static str,
@@ -321,9 +321,9 @@ impl fmt::Debug for ConfigError {
     }
 }
 
-/// Reason why a provider is not ready. Evaluation works nevertheless, with bootstrap values or defaults.
+/// The reason why a provider is not ready. Evaluation still works, with bootstrap values or defaults.
 ///
-/// `Debug` shows the text and all causes, because that is what Rust prints of an error that `main` returns.
+/// `Debug` shows the text and all causes, because Rust prints it if `main` returns the error.
 #[derive(Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadyError {
@@ -340,7 +340,7 @@ pub enum ReadyError {
     #[error("the flag service did not respond in time")]
     Timeout,
     /// The flag service does not have flags that the code declares, or has them with other types. The text names them.
-    #[error("the flags that are declared do not fit those of the flag service: {0}")]
+    #[error("the declared flags do not match those of the flag service: {0}")]
     Undeclared(String),
     /// The provider was shut down.
     #[error("the provider was shut down")]
@@ -359,7 +359,7 @@ impl Error {
         Self::Transport(Arc::new(source))
     }
 
-    /// Wraps a JSON error. Keeps only kind and position, because the parser's text quotes the input.
+    /// Wraps a JSON error. Keeps only its kind and position, because the parser's text quotes the input.
     pub(crate) fn json(error: &serde_json::Error) -> Self {
         Self::decode(JsonError { category: error.classify(), line: error.line(), column: error.column() })
     }
@@ -449,7 +449,7 @@ impl fmt::Display for Chain<'_> {
     }
 }
 
-/// Returns what else a status may mean.
+/// Returns a hint about the cause of a status.
 fn hint(status: &http::StatusCode) -> &'static str {
     match *status {
         http::StatusCode::NOT_FOUND => ": it has no flags yet, or the base URL is wrong",

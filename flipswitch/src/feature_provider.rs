@@ -1,4 +1,4 @@
-//! The OpenFeature provider: evaluations in OpenFeature's terms.
+//! The OpenFeature provider, which evaluates in OpenFeature's terms.
 
 use async_trait::async_trait;
 use open_feature::{
@@ -20,7 +20,7 @@ const REASON_FIELD: &str = "serverReason";
 
 #[async_trait]
 impl FeatureProvider for FlipswitchProvider {
-    /// Starts the provider without waiting for it, because OpenFeature holds a global lock meanwhile. Use
+    /// Starts the provider without waiting for the service, because OpenFeature holds a global lock meanwhile. Use
     /// [`ready`](FlipswitchProvider::ready) to wait.
     async fn initialize(&mut self, context: &EvaluationContext) {
         if context.targeting_key.is_some() {
@@ -78,8 +78,8 @@ impl FeatureProvider for FlipswitchProvider {
     }
 }
 
-/// Evaluates the flags for a context that OpenFeature passes. If the caller runs in a request of this provider, that
-/// request's context fills in missing attributes.
+/// Evaluates the flags for a context that OpenFeature passes. If the caller runs in a request of this provider, the context of
+/// that request fills in missing attributes.
 async fn flags(provider: &FlipswitchProvider, context: &EvaluationContext) -> Flags {
     let current = RequestScope::current();
     if let Some(scope) = current.as_ref().and_then(|scope| scope.of(provider)) {

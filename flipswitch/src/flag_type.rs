@@ -1,11 +1,11 @@
-//! Types of flags.
+//! The types of flags.
 
 use std::fmt;
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// Type of a flag.
+/// The type of a flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -27,7 +27,7 @@ pub enum FlagType {
 }
 
 impl FlagType {
-    /// Returns the type that the service declares in `metadata.flagType`, otherwise the type of the value.
+    /// Returns the type that the service declares in `metadata.flagType`, or otherwise the type of the value.
     pub(crate) fn of(value: &Value, metadata: &Map<String, Value>) -> Self {
         match metadata.get("flagType").and_then(Value::as_str) {
             Some("boolean") => Self::Boolean,
@@ -38,7 +38,7 @@ impl FlagType {
         }
     }
 
-    /// Returns whether a value of this type can take the place of one of another type.
+    /// Returns whether a value of this type can replace a value of another type.
     pub(crate) fn fits(self, other: Self) -> bool {
         let is_number = |kind| matches!(kind, Self::Integer | Self::Number);
         self == other || other == Self::Null || is_number(self) && is_number(other)

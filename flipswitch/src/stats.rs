@@ -29,16 +29,16 @@ pub struct Stats {
     pub unavailable: u64,
     /// Contexts that entered the cache, including contexts that had been evicted before.
     pub new_contexts: u64,
-    /// Attributes of contexts that were left out because they cannot be sent. They count once for each context that is built,
-    /// converted or merged: those of a [`PreparedContext`](crate::PreparedContext) that is evaluated as it is count once, and
-    /// those of a context that is built in each request count in each request. A context over 64 KiB that is not prepared
-    /// counts at each evaluation.
+    /// Attributes of contexts that were left out because they cannot be sent. They are counted once for each context that is
+    /// built, converted or merged. The attributes of a [`PreparedContext`](crate::PreparedContext) are therefore counted once,
+    /// and those of a context that is built in each request are counted in each request. Those of a context over 64 KiB that is
+    /// not prepared are counted at each evaluation.
     pub attributes_left_out: u64,
-    /// Connections of the stream of changes after the first one, without those that replaced another one before it ended.
+    /// Connections of the stream of changes after the first one, except those that replaced another one before it ended.
     pub reconnects: u64,
     /// Polls while the stream of changes was closed.
     pub polls: u64,
-    /// Contexts whose flags were found in the [`store`](crate::FlipswitchProviderBuilder::store), up to date: each one saved a
+    /// Contexts whose flags were found up to date in the [`store`](crate::FlipswitchProviderBuilder::store). Each one saved a
     /// request.
     pub store_hits: u64,
     /// Requests for which the store had no fresh flags, or did not answer.
@@ -53,17 +53,18 @@ pub struct Stats {
     pub contexts: u64,
     /// Approximate memory of the cache, in bytes.
     pub bytes: u64,
-    /// What keeps requests from being sent at present.
+    /// What currently keeps requests from being sent.
     pub throttling: Throttling,
 }
 
-/// What keeps requests for flags from being sent, or flags from being evaluated, at present. All zero, false and `None` while the flag service works.
+/// What keeps requests for flags from being sent, or flags from being evaluated, at present. All zero, false and `None` while the
+/// flag service works.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Throttling {
-    /// Whether the flag service counts as down: no requests are sent, except rounds of up to three to find out whether it
-    /// has recovered. Evaluations return the last known flags or defaults at once.
+    /// Whether the flag service counts as down. No requests are sent, except rounds of up to three to find out whether it has
+    /// recovered. Evaluations return the last known flags or defaults at once.
     #[serde(rename = "circuitOpen")]
     pub is_circuit_open: bool,
     /// Contexts that wait for their next request because the flag service failed for them, or rejected them. At most 1 024
@@ -71,17 +72,16 @@ pub struct Throttling {
     pub backed_off_contexts: u64,
     /// Requests that wait to be sent.
     pub queued_requests: u64,
-    /// How many requests a second are sent at most, because the flag service limits their rate (429). `None` if it does
-    /// not.
+    /// The maximum number of requests a second, if the flag service limits their rate (429). `None` if it does not.
     pub requests_per_second: Option<u64>,
-    /// Flags that the service failed to evaluate when it last could be asked. At most 1 024 are counted.
+    /// Flags that the service failed to evaluate when they were last requested. At most 1 024 are counted.
     pub failing_flags: u64,
-    /// Whether requests carry no entity tags, because they were rejected for them.
+    /// Whether requests carry no entity tags, because the service rejected requests with them.
     #[serde(rename = "tagsOff")]
     pub are_tags_off: bool,
 }
 
-/// Shards of a counter, so that threads that count at the same time rarely share one.
+/// How many shards a counter has, so that threads that count at the same time rarely share one.
 const SHARDS: usize = 8;
 
 /// A counter that threads rarely contend for.

@@ -1,4 +1,4 @@
-//! What an application knows about the browsers that ask it for flags: the last change, the open streams, and what is limited.
+//! What an application knows about the browsers that request flags from it: the last change, the open streams, and the limits.
 
 use std::{
     collections::HashMap,
@@ -16,7 +16,8 @@ use crate::{
     secret::BrowserKeys,
 };
 
-/// New contexts that browsers may cause in a minute by attributes they add: an identified user, and all others together.
+/// New contexts that browsers may cause in a minute by attributes that they add: for each user with a targeting key, and for all
+/// requests without one together.
 const NEW_CONTEXTS: u32 = 8;
 const NEW_ANONYMOUS_CONTEXTS: u32 = 64;
 
@@ -24,12 +25,13 @@ const NEW_ANONYMOUS_CONTEXTS: u32 = 64;
 const RENEWED_CONTEXTS: u32 = 32;
 const RENEWED_ANONYMOUS_CONTEXTS: u32 = 512;
 
-/// Refetches that browsers may cause by a time they name: for one context in a minute, and in a second for all. Half of those are
-/// left to users with an account.
+/// Refetches that browsers may cause by the time in their requests: for one context in a minute, and for all in a second. Half
+/// of the latter are reserved for users with an account.
 const REFETCHES: u32 = 10;
 const REFETCHES_PER_SECOND: u32 = 10;
 
-/// Users whose allowances are counted, at most half of them without an account. Further ones have none until the next minute.
+/// Users whose allowances are counted, at most half of them without an account. Further users have no allowance until the next
+/// minute.
 const MAX_COUNTED: usize = 65_536;
 
 /// What all routes for browsers of a provider share.
@@ -44,14 +46,14 @@ pub(crate) struct Browsers {
     draining: CancellationToken,
 }
 
-/// Identifies what limits apply to: a user, or a context without one.
+/// Identifies what limits apply to: a user, or a context without a user.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BrowserId {
-    /// Of the targeting key, whatever the attributes are, or of a context without one.
+    /// Hash of the targeting key without the attributes, or of the whole context if it has no targeting key.
     hash: u64,
     /// Whether there is no targeting key, so that any number of browsers may have this context.
     is_shared: bool,
-    /// Whether anybody can have such a context, without an account.
+    /// Whether the context needs no account, so that anybody can have it.
     is_anonymous: bool,
 }
 
@@ -70,7 +72,7 @@ impl BrowserId {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StreamLimits {
     pub(crate) total: usize,
-    /// For each targeting key. All without an account together have half of the total.
+    /// The limit for each targeting key. All requests without an account together have half of the total.
     pub(crate) per_context: usize,
 }
 
@@ -81,19 +83,19 @@ struct Streams {
     contexts: HashMap<u64, OfContext>,
 }
 
-/// The open streams of one context, and what their browsers were answered.
+/// The open streams of one context, and the answers to their browsers.
 #[derive(Clone, Copy, Default)]
 struct OfContext {
     open: usize,
     progress: Progress,
 }
 
-/// What the browsers of a context were answered by this process. Which of them was answered is not known.
+/// The answers of this process to the browsers of a context. Which of the browsers received an answer is not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
-    /// The number of the last change after which one was answered.
+    /// The number of the last change after which a browser was answered.
     pub(crate) answered: u64,
-    /// When one was last answered with flags that may become out of date without a further change.
+    /// When a browser was last answered with flags that may become out of date without a further change.
     pub(crate) unsettled_at: Option<tokio::time::Instant>,
 }
 
@@ -124,7 +126,7 @@ struct Used {
 }
 
 impl Allowances {
-    /// Begins a new minute or second, if it is time.
+    /// Begins a new minute or second if the last one is over.
     fn advance(&mut self, now: Instant) {
         let is_over = |began: Option<Instant>, length| began.is_none_or(|began| now - began >= length);
         if is_over(self.minute, Duration::from_secs(60)) {
@@ -136,7 +138,7 @@ impl Allowances {
         }
     }
 
-    /// Returns what a context has used. Those that anybody can have leave room for others.
+    /// Returns what a context has used. Contexts that anybody can have leave room for others.
     fn used(&mut self, id: BrowserId) -> Option<&mut Used> {
         let room = if id.is_anonymous { MAX_COUNTED / 2 } else { MAX_COUNTED };
         let has_room = self.contexts.len() < room || self.contexts.contains_key(&id.hash);
@@ -195,12 +197,12 @@ impl Browsers {
         *self.changes.borrow()
     }
 
-    /// Returns the last change, now and later.
+    /// Returns a receiver of the last change and of later ones.
     pub(crate) fn changes(&self) -> watch::Receiver<LastChange> {
         self.changes.clone()
     }
 
-    /// Ends all streams, now and later.
+    /// Ends all open streams, and lets no new ones open.
     pub(crate) fn drain(&self) {
         self.draining.cancel();
     }
@@ -231,7 +233,7 @@ impl Browsers {
         self.streams.lock().open
     }
 
-    /// Takes note that a browser of a context was answered after a change.
+    /// Records that a browser of a context was answered after a change.
     pub(crate) fn answered(&self, id: BrowserId, change: u64, is_settled: bool) {
         if let Some(OfContext { progress, .. }) = self.streams.lock().contexts.get_mut(&id.hash) {
             progress.answered = progress.answered.max(change);
@@ -264,8 +266,8 @@ pub(crate) struct OpenStream {
 }
 
 impl OpenStream {
-    /// Returns what the browsers of the same context were answered, and whether it may have been another one than that of this
-    /// stream.
+    /// Returns the answers to the browsers of the same context, and whether another browser than that of this stream may have
+    /// received them.
     pub(crate) fn progress(&self) -> (Progress, bool) {
         let context = self.browsers.streams.lock().contexts.get(&self.id.hash).copied().unwrap_or_default();
         (context.progress, self.id.is_shared || context.open > 1)
@@ -333,14 +335,14 @@ mod tests {
     }
 
     #[test]
-    fn allowances_are_those_of_a_minute() {
+    fn allowances_are_renewed_each_minute() {
         let (mut allowances, now) = (Allowances::default(), Instant::now());
         let mut count = |id, seconds| {
             let now = now + Duration::from_secs(seconds);
             (0..200).filter(|_| allowances.add(id, now)).count()
         };
         assert_eq!((count(user("alice"), 0), count(user("bob"), 1), count(user("alice"), 59)), (8, 8, 0));
-        assert_eq!((count(visitor("de"), 59), count(visitor("en"), 59)), (64, 0), "of all visitors together");
+        assert_eq!((count(visitor("de"), 59), count(visitor("en"), 59)), (64, 0), "all visitors together");
         assert_eq!((count(user("alice"), 60), count(visitor("en"), 60)), (8, 64));
     }
 
@@ -369,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn what_browsers_were_answered_is_known_while_they_have_streams() {
+    fn answers_to_browsers_are_remembered_while_they_have_streams() {
         let (browsers, id) = (browsers(), user("alice"));
         let stream = browsers.open(id, StreamLimits { total: 1, per_context: 1 }).unwrap();
         browsers.answered(id, 3, true);
@@ -378,8 +380,8 @@ mod tests {
         let progress = stream.progress().0;
         assert!(progress.answered == 3 && progress.unsettled_at.is_some());
         browsers.answered(id, 4, true);
-        assert_eq!(stream.progress().0.unsettled_at, progress.unsettled_at, "that of another tab");
+        assert_eq!(stream.progress().0.unsettled_at, progress.unsettled_at, "it may concern another tab");
         browsers.answered(user("bob"), 9, true);
-        assert_eq!(stream.progress().0.answered, 4, "of another user");
+        assert_eq!(stream.progress().0.answered, 4, "another user makes no difference");
     }
 }

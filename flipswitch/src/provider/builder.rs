@@ -51,7 +51,7 @@ const BASE_URL_VARIABLE: &str = "FLIPSWITCH_BASE_URL";
 pub struct FlipswitchProviderBuilder {
     auth: Auth,
     headers: Vec<(String, String)>,
-    /// What OFREP's environment variables say. Options in code take precedence.
+    /// The values of OFREP's environment variables. Options in code take precedence.
     environment: Option<OfrepEnv>,
     base_url: String,
     bootstrap: Option<Value>,
@@ -105,8 +105,8 @@ impl FlipswitchProviderBuilder {
         })
     }
 
-    /// Returns a builder for the OFREP service that environment variables name (ADR-0007 of the OpenFeature protocol). All
-    /// other options have the defaults of [`ofrep`](FlipswitchProvider::ofrep).
+    /// Returns a builder for the OFREP service in the environment variables of OFREP (ADR-0007 of the OpenFeature protocol).
+    /// All other options have the defaults of [`ofrep`](FlipswitchProvider::ofrep).
     ///
     /// | variable | meaning |
     /// |---|---|
@@ -128,7 +128,7 @@ impl FlipswitchProviderBuilder {
     ///
     /// # Errors
     ///
-    /// A [`ConfigError`] if `OFREP_ENDPOINT` is missing or no valid URL.
+    /// A [`ConfigError`] if `OFREP_ENDPOINT` is missing or is not a valid URL.
     pub fn from_ofrep_env() -> Result<Self, ConfigError> {
         let read = ofrep_env::read(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))?;
         let mut builder = Self::ofrep(read.base_url.to_string());
@@ -153,7 +153,7 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Adds a header to every request, such as the one that selects a namespace or a set of flags. If a name is set twice, the
+    /// Adds a header to every request, for example one that selects a namespace or a set of flags. If a name is set twice, the
     /// last value is sent.
     ///
     /// It is sent to the origin of the [`base_url`](Self::base_url) only. Its value is never logged. [`build`](Self::build)
@@ -175,8 +175,8 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets a name for the provider, for applications that have several: of 1 to 32 letters, digits, `-` and `_`. Defaults to
-    /// none.
+    /// Sets a name for the provider, for applications with several providers. A name consists of 1 to 32 letters, digits, `-`
+    /// and `_`. Defaults to none.
     ///
     /// The name is in every log line of the provider, as the field `provider` of a span, and in the name of the
     /// [cookie](crate::integration::Anonymous::cookie) of visitors.
@@ -186,15 +186,15 @@ impl FlipswitchProviderBuilder {
     }
 
     /// Sets the secret from which all keys of the application are derived, such as the one that authenticates the
-    /// [cookies](crate::integration::Anonymous::cookie) of visitors: at least 16 bytes, better 32 random ones, the same in all
-    /// instances. Defaults to the API key or token, and without one to random bytes that differ in each process. What browsers
-    /// receive ([`integration::BrowserService`](crate::integration::BrowserService)) is derived from the API key only if that has 16
-    /// bytes or more, because a shorter one could be guessed from it.
+    /// [cookies](crate::integration::Anonymous::cookie) of visitors. It must have at least 16 bytes, and be the same in all
+    /// instances; use 32 random bytes. White space around it is ignored. Defaults to the API key or token, or without one to
+    /// random bytes that differ in each process.
     ///
-    /// White space around it does not count. With the default, cookies are as safe as the API key is: it must not be public.
+    /// What browsers receive from a [`BrowserService`](crate::integration::BrowserService) is derived from the API key only if
+    /// the key has 16 bytes or more, because a shorter key could be guessed from it.
     ///
-    /// With the default, a new API key makes all visitors new ones, which then get other variants. With a secret of its own,
-    /// visitors keep their flags when the API key is replaced.
+    /// With the default, cookies are only as safe as the API key, which must not be public. After the API key is replaced, all
+    /// visitors count as new, and may get other variants. With a separate secret, visitors keep their flags.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -210,11 +210,11 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets the secret that was in use before, to replace a secret without losing visitors: their cookies are still accepted.
-    /// Defaults to none. If there was no secret, this is the API key of that time.
+    /// Sets the secret that was in use before, so that the cookies of visitors are still accepted after a secret is replaced.
+    /// Defaults to none. If there was no secret, pass the API key that was in use.
     ///
-    /// While some instances still have the old secret only, they replace the cookies of the others. To avoid this, first set
-    /// the old secret as `secret` and the new one as `secret_before` in all instances, and then exchange them.
+    /// Instances that only have the old secret replace the cookies of the others. To avoid this, first set the old secret as
+    /// `secret` and the new one as `secret_before` in all instances, and then swap them.
     pub fn secret_before(mut self, secret: impl Into<Vec<u8>>) -> Self {
         self.secret_before = Some(secret.into());
         self
@@ -232,11 +232,11 @@ impl FlipswitchProviderBuilder {
     /// Sets a function that configures the HTTP clients: a proxy, a certificate authority, mutual TLS, default headers.
     /// Defaults to a plain [`reqwest::ClientBuilder`].
     ///
-    /// The function is called for every client that the provider needs. Redirects, timeouts and content encodings are set
-    /// by the provider afterwards, and so is the user agent `flipswitch-rust/<version>`, if the function sets none.
+    /// The function is called for every client that the provider needs. Afterwards, the provider sets redirects, timeouts and
+    /// content encodings. It also sets the user agent `flipswitch-rust/<version>`, unless the function sets one.
     ///
-    /// Headers are better added with [`header`](Self::header): with default headers of the client, event streams at other
-    /// origins than the [`base_url`](Self::base_url) are not opened, because the headers would be sent there.
+    /// Prefer [`header`](Self::header) for headers. If the client has default headers, event streams at other origins than the
+    /// [`base_url`](Self::base_url) are not opened, because the headers would be sent there.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -263,8 +263,8 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets the time limit of a request, from its sending to the last byte of the response, and of its wait to be sent.
-    /// Defaults to 10 seconds.
+    /// Sets the time limit of a request, from when it is sent to the last byte of the response. Also limits how long a request
+    /// waits to be sent. Defaults to 10 seconds.
     pub fn request_timeout(mut self, request_timeout: Duration) -> Self {
         self.options.request_timeout = request_timeout;
         self
@@ -278,9 +278,9 @@ impl FlipswitchProviderBuilder {
 
     /// Sets how many requests may be in flight at the same time. Further requests wait. Defaults to 64.
     ///
-    /// Contexts without flags have at most half of them. A request that takes longer than [`miss_wait`](Self::miss_wait),
-    /// and at least a second, does not count any more. Beyond 64 such requests, one for a context without flags is cancelled
-    /// if a later one was answered.
+    /// Contexts without flags have at most half of them. A request that has taken longer than [`miss_wait`](Self::miss_wait),
+    /// and at least a second, no longer counts. Beyond 64 such requests, one for a context without flags is cancelled if a
+    /// later one was answered.
     pub fn max_concurrent_requests(mut self, max_concurrent_requests: usize) -> Self {
         self.options.max_concurrent_requests = max_concurrent_requests;
         self
@@ -302,7 +302,7 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets flag values that apply to every context until the service has responded, as a JSON object. Defaults to none:
+    /// Sets flag values that apply to every context until the service has responded, as a JSON object. Defaults to none, so
     /// the defaults in code apply.
     ///
     /// ```
@@ -360,7 +360,7 @@ impl FlipswitchProviderBuilder {
     /// Sets the runtime for requests and listeners. Defaults to a thread of the provider, which starts at first use.
     ///
     /// The runtime must have I/O and time enabled, and must be running: while it is blocked, evaluations of contexts that
-    /// are not cached wait.
+    /// are not cached wait. The thread of the provider has no such requirement, and serves several runtimes at the same time.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -414,9 +414,9 @@ impl FlipswitchProviderBuilder {
     /// Sets how long the stream of changes may be silent before it counts as broken. Defaults to 60 seconds; the service
     /// sends a heartbeat every 15 seconds.
     ///
-    /// If the service ends a stream that is stable, this is not a failure. A stream is stable once it has been open for 10
-    /// seconds and has received an event or a heartbeat, or for 60 seconds and has received anything. With a timeout of less
-    /// than 60 seconds, these times are shorter in proportion.
+    /// It is not a failure if the service ends a stream that is stable. A stream is stable once it has been open for 10 seconds
+    /// and has received an event or a heartbeat, or once it has been open for 60 seconds and has received anything. With a
+    /// timeout of less than 60 seconds, these times are shorter in proportion.
     pub fn stream_idle_timeout(mut self, stream_idle_timeout: Duration) -> Self {
         self.options.stream_idle_timeout = stream_idle_timeout;
         self
@@ -432,8 +432,8 @@ impl FlipswitchProviderBuilder {
     /// Sets how long an evaluation waits for the flags of a context that has none yet. Defaults to 1 second; with zero it
     /// never waits.
     ///
-    /// After that the evaluation returns the [bootstrap](Self::bootstrap) values or defaults, with
-    /// [`Error::Timeout`](crate::Error::Timeout). The request goes on, for later evaluations.
+    /// Afterwards, the evaluation returns the [bootstrap](Self::bootstrap) values or defaults, with
+    /// [`Error::Timeout`](crate::Error::Timeout). The request goes on, and later evaluations use its response.
     pub fn miss_wait(mut self, miss_wait: Duration) -> Self {
         self.options.miss_wait = miss_wait;
         self
@@ -448,8 +448,8 @@ impl FlipswitchProviderBuilder {
 
     /// Sets the approximate memory limit of the cache, in bytes. Defaults to 256 MiB; the minimum is 1 MiB.
     ///
-    /// Parts that contexts share are stored once, and count for the context that had them first. After that context is
-    /// evicted, the cache may exceed its limit for a while. Flags that are larger than the limit are cached nevertheless.
+    /// Parts that contexts share are stored once, and count towards the context that had them first. After that context is
+    /// evicted, the cache may exceed its limit for a while. Flags that are larger than the limit are still cached.
     pub fn cache_bytes(mut self, bytes: usize) -> Self {
         self.options.cache_bytes = bytes;
         self
@@ -461,27 +461,30 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets the maximum age of stale flags, which are served when the service does not respond. Older ones are replaced
-    /// by defaults. Defaults to 24 hours; with zero, stale flags are never served. Does not limit
+    /// Sets the maximum age of stale flags, which are served when the service does not respond. Instead of older ones,
+    /// evaluations return defaults. Defaults to 24 hours; with zero, stale flags are never served. Does not limit
     /// [fresh](Self::cache_ttl) flags.
     pub fn max_stale(mut self, max_stale: Duration) -> Self {
         self.options.max_stale = max_stale;
         self
     }
 
-    /// Sets a store outside of the process that keeps the flags of users: `flipswitch-redis` for a fleet, in which one instance
-    /// requests the flags of a user after a change and the others find them there, or `flipswitch-disk` for the last known flags
-    /// after a restart. Defaults to none. See [`CacheStore`] for stores of your own.
+    /// Sets a store outside of the process that keeps the flags of users. Defaults to none.
     ///
-    /// Flags in memory always come first. A store that is slow or unavailable causes more requests and short waits, but no errors.
-    /// Flags from the store are fresh only if the stream of changes shows it; all others are served as stale. Each call to the
-    /// store ends after 50 milliseconds, and evaluations wait no longer than [`stale_wait`](Self::stale_wait) and
+    /// With `flipswitch-redis`, one instance of a fleet requests the flags of a user after a change, and the others find them
+    /// in the store. `flipswitch-disk` keeps the last known flags for the time after a restart. See [`CacheStore`] for stores
+    /// of your own.
+    ///
+    /// Flags in memory always come first. A store that is slow or unavailable causes more requests and short waits, but no
+    /// errors. Flags from the store are fresh only if the stream of changes shows it; all others are served as stale. Each call
+    /// to the store ends after 50 milliseconds, and evaluations wait no longer than [`stale_wait`](Self::stale_wait) and
     /// [`miss_wait`](Self::miss_wait). The store is dropped with the last handle of the provider, not by `shutdown`.
     ///
-    /// Entries are encrypted with a key that is derived from the [`secret`](Self::secret), or else from the API key or token,
-    /// which must be the same in all instances. Neither contexts nor API keys can be read from the store. An entry of another
-    /// base URL, [header](Self::header), or API key or [`store_namespace`](Self::store_namespace) is never used. With an
-    /// [`override_file`](Self::override_file), the store is not used.
+    /// Entries are encrypted with a key that is derived from the [`secret`](Self::secret), or without one from the API key or
+    /// token. It must be the same in all instances. Neither contexts nor API keys can be read from the store. An entry that was
+    /// written with another base URL, other [headers](Self::header), or another API key or
+    /// [`store_namespace`](Self::store_namespace) is never used. With an [`override_file`](Self::override_file), the store is not
+    /// used.
     ///
     /// [`build`](Self::build) returns an error if there is no secret, and no API key or token of 16 bytes or more.
     pub fn store(mut self, store: impl CacheStore) -> Self {
@@ -490,7 +493,7 @@ impl FlipswitchProviderBuilder {
     }
 
     /// Sets a name for the flags in the [`store`](Self::store), in place of the API key or token. Defaults to none: after the API
-    /// key is replaced, nothing that was stored before is found.
+    /// key is replaced, flags that were stored before are not found.
     ///
     /// With a name and a [`secret`](Self::secret), what was stored remains usable after the key is replaced. Each environment of
     /// the flag service needs a name of its own, and [`set_api_key`](FlipswitchProvider::set_api_key) must not change the
@@ -502,14 +505,21 @@ impl FlipswitchProviderBuilder {
 
     /// Sets which reads of flags are reported as events. Defaults to [`Off`](EvaluationEvents::Off).
     ///
-    /// An event is one of `tracing` with the level INFO, the target `flipswitch::evaluation`, and the name and the attributes
-    /// of [`feature_flag.evaluation`](https://opentelemetry.io/docs/specs/semconv/feature-flags/feature-flags-events/) in
-    /// OpenTelemetry's semantic conventions. It belongs to the span in which the flag is read. The reason is that of the
-    /// service in lower case, `stale` for a value that may be out of date or a bootstrap value, `override` for an overridden one, or
-    /// `error` if the default counts because of an error.
+    /// Events are emitted with `tracing` at the level INFO and with the target `flipswitch::evaluation`. They have the name and
+    /// the attributes of [`feature_flag.evaluation`] in OpenTelemetry's semantic conventions, and belong to the span in which
+    /// the flag is read.
+    ///
+    /// | reason of the event | value |
+    /// |---|---|
+    /// | the reason of the service in lower case | a fresh one |
+    /// | `stale` | one that may be out of date, or a bootstrap value |
+    /// | `override` | an overridden one |
+    /// | `error` | the default, because of an error |
     ///
     /// Methods that return all flags, such as [`Flags::to_json`](crate::Flags::to_json), and routes for browsers are not
     /// reported. Neither are reads of a provider [in memory](FlipswitchProvider::in_memory).
+    ///
+    /// [`feature_flag.evaluation`]: https://opentelemetry.io/docs/specs/semconv/feature-flags/feature-flags-events/
     pub fn evaluation_events(mut self, events: EvaluationEvents) -> Self {
         self.options.evaluation_events = events;
         self
@@ -518,9 +528,9 @@ impl FlipswitchProviderBuilder {
     /// Sets what the attribute `feature_flag.context.id` of [events](Self::evaluation_events) contains. Defaults to
     /// [`Hashed`](ContextId::Hashed).
     ///
-    /// The hash of a user is the same in all instances with the same [`secret`](Self::secret); without a secret, in all with the
-    /// same API key or token. If there is neither, or the key has fewer than 16 bytes and could be guessed, it differs in each
-    /// process.
+    /// The hash of a user is the same in all instances with the same [`secret`](Self::secret), or without a secret in all
+    /// instances with the same API key or token. If there is neither, or if the key has fewer than 16 bytes and could be
+    /// guessed, the hash differs in each process.
     pub fn evaluation_context_id(mut self, context_id: ContextId) -> Self {
         self.options.evaluation_context_id = context_id;
         self
@@ -688,8 +698,8 @@ mod tests {
         let cases = [
             (builder().secret("not 16 bytes"), "secret has 12 bytes", "16"),
             (builder().secret(" \n not 16 bytes \n"), "secret has 12 bytes", "16"),
-            (builder().secret_before(""), "secret_before has 0 bytes", "1 at least"),
-            (builder().secret_before("\n"), "secret_before has 0 bytes", "1 at least"),
+            (builder().secret_before(""), "secret_before has 0 bytes", "at least 1"),
+            (builder().secret_before("\n"), "secret_before has 0 bytes", "at least 1"),
         ];
         for (builder, problem, remedy) in cases {
             assert!(!format!("{builder:?}").contains("not 16"), "{builder:?}");

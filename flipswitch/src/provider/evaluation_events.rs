@@ -1,8 +1,8 @@
-//! Events that tell which flags were read, for telemetry.
+//! Events about reads of flags, for telemetry.
 //!
-//! They are events of `tracing` with the names and attributes of OpenTelemetry's semantic conventions (version 1.44,
-//! `docs/feature-flags/feature-flags-events.md`), so that any subscriber can handle them, and the bridge for logs makes
-//! conforming events of them.
+//! They are emitted with `tracing`, so any subscriber can handle them. Names and attributes are those of OpenTelemetry's semantic
+//! conventions (version 1.44, `docs/feature-flags/feature-flags-events.md`). The bridge from `tracing` to OpenTelemetry's logs
+//! turns them into conforming events.
 
 use std::{
     borrow::Cow,
@@ -26,7 +26,7 @@ use crate::{
     secret::TelemetryKey,
 };
 
-/// What the events of a provider depend on.
+/// Creates the events of a provider.
 #[derive(Debug)]
 pub(crate) struct EventReporter {
     pub(crate) events: EvaluationEvents,
@@ -48,7 +48,7 @@ impl EventReporter {
         }
     }
 
-    /// Returns what reports the reads of one `Flags`, if they are reported.
+    /// Returns the reporter for the reads of one `Flags`, if reads are reported.
     pub(crate) fn recorder(self: &Arc<Self>) -> Option<Arc<ReadReporter>> {
         let seen = match self.events {
             EvaluationEvents::Off => return None,
@@ -84,8 +84,8 @@ pub(crate) fn report_client_evaluation(
             (event.set_id, event.version) = (field(SET_ID), field(VERSION));
         }
         Err(error) => {
-            // The message may have something of the context in it.
-            // Which default the caller uses is not known: OpenFeature passes that of the type.
+            // Without the message, which may contain a part of the context, and without the default of the caller, which is not
+            // known: OpenFeature passes the default of the type.
             event.set_error(error_type(&error.code), None);
         }
     }
@@ -120,7 +120,7 @@ impl Recorder for ReadReporter {
         if is_seen || IS_REPORTING.get() {
             return;
         }
-        // Last, because layers of subscribers remember the answer until the next event: it must be this one.
+        // The last check, because layers of subscribers remember the answer until the next event, which must be this one.
         if !tracing::event_enabled!(target: TARGET, tracing::Level::INFO) {
             return;
         }
@@ -144,7 +144,7 @@ thread_local! {
     static IS_REPORTING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Marks that this thread reports a read: what the subscriber reads meanwhile is not reported, which would never end.
+/// Marks that this thread reports a read. Reads by the subscriber meanwhile are not reported, because that would never end.
 struct Reporting;
 
 impl Reporting {
@@ -160,16 +160,16 @@ impl Drop for Reporting {
     }
 }
 
-/// Keys of one `Flags` that are reported once. Further ones are reported at each read.
+/// How many keys of one `Flags` are reported once. Further keys are reported at each read.
 const MAX_SEEN: usize = 256;
 
 const TARGET: &str = "flipswitch::evaluation";
 
-/// Metadata of a flag, as OpenFeature's appendix D names it.
+/// Names of metadata of a flag, as in OpenFeature's appendix D.
 const SET_ID: &str = "flagSetId";
 const VERSION: &str = "version";
 
-/// The name of the provider, as OpenFeature has it.
+/// The name of the provider in OpenFeature.
 pub(crate) const PROVIDER: &str = "flipswitch";
 
 fn event_of<'a>(read: &FlagRead<'a>, context_id: Option<&'a str>) -> EvaluationEvent<'a> {
@@ -206,7 +206,7 @@ fn event_of<'a>(read: &FlagRead<'a>, context_id: Option<&'a str>) -> EvaluationE
 struct EvaluationEvent<'a> {
     key: &'a str,
     variant: Option<Cow<'a, str>>,
-    /// Of the flag or, after an error, of the caller. Only if there is no variant.
+    /// The value of the flag or, after an error, the default of the caller. Set only if there is no variant.
     value: Option<EventValue>,
     reason: Cow<'a, str>,
     context_id: Option<&'a str>,
@@ -214,7 +214,7 @@ struct EvaluationEvent<'a> {
     set_id: Option<String>,
     version: Option<String>,
     error_type: Option<&'static str>,
-    /// Only if the type of the error does not say enough.
+    /// Set only if the type of the error does not say enough.
     error_message: Option<String>,
 }
 
@@ -234,7 +234,7 @@ impl<'a> EvaluationEvent<'a> {
         }
     }
 
-    /// Takes the set and the version of a flag from its metadata, as OpenFeature's appendix D has it.
+    /// Takes the set and the version of a flag from its metadata (appendix D of OpenFeature).
     fn set_metadata(&mut self, metadata: &Map<String, Value>) {
         let field = |name| match metadata.get(name)? {
             Value::String(text) => Some(printable(text)),
@@ -295,7 +295,7 @@ fn lower(upper: &str) -> Cow<'_, str> {
     ];
     match KNOWN.iter().find(|known| known.0 == upper) {
         Some((_, lower)) => Cow::Borrowed(lower),
-        // Others are words. Anything else may have something of the context in it.
+        // Other reasons are words. Anything else may contain a part of the context.
         None if upper.len() <= MAX_REASON && upper.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') => {
             Cow::Owned(upper.to_ascii_lowercase())
         }
@@ -349,7 +349,7 @@ impl From<&Value> for EventValue {
     }
 }
 
-/// Returns how `error.type` names an error of OpenFeature.
+/// Returns the `error.type` of an OpenFeature error.
 fn error_type(code: &EvaluationErrorCode) -> &'static str {
     match code {
         EvaluationErrorCode::FlagNotFound => "flag_not_found",
@@ -362,7 +362,7 @@ fn error_type(code: &EvaluationErrorCode) -> &'static str {
     }
 }
 
-/// Returns what an error says, without details from the service.
+/// Returns the message of an error, without details from the service.
 fn message(error: &FlagError) -> Option<String> {
     match error {
         FlagError::Evaluation { code, .. } | FlagError::Unavailable(Error::Evaluation { code, .. }) => {

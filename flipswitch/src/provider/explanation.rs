@@ -1,4 +1,4 @@
-//! Why a flag has its value, in words.
+//! Explanations of why a flag has its value.
 
 use std::{
     fmt,
@@ -18,18 +18,18 @@ use crate::{
 const MAX_COMPARED: usize = 200;
 const MIN_COMPARED: usize = 3;
 
-/// Why a flag has its value: returned by [`Flags::why`](crate::Flags::why). Its text is for people, and has nothing of the
-/// context.
+/// Explains why a flag has its value. Returned by [`Flags::why`](crate::Flags::why). The text is for people, and contains no part
+/// of the context.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Explanation {
     /// The key of the flag.
     pub key: String,
-    /// The value. `None` if the default of the caller counts.
+    /// The value. `None` if the default of the caller is used.
     pub value: Option<Value>,
     /// The variant, if the service named one.
     pub variant: Option<String>,
-    /// The reason as the service sent it, or that of an override.
+    /// The reason as the service sent it, or the reason of an override.
     pub reason: Option<String>,
     /// Where the value comes from.
     pub source: FlagSource,
@@ -37,7 +37,7 @@ pub struct Explanation {
     pub age: Option<Duration>,
     /// Why there is no value, or no newer one.
     pub error: Option<FlagError>,
-    /// The key of the flag that may be meant, if the service does not have this one.
+    /// A similar key, if the service does not have the flag.
     pub suggestion: Option<String>,
 }
 
@@ -84,14 +84,14 @@ impl fmt::Display for Explanation {
                     let reason = printable(reason.as_deref().unwrap_or("UNKNOWN"));
                     write!(
                         f,
-                        "\"{key}\" uses the default in code: the flag service leaves it to the default (reason {reason})"
+                        "\"{key}\" uses the default in code: the flag service defers to this default (reason {reason})"
                     )
                 }
             };
         };
         write!(f, "\"{key}\" is {}", printable(&value.to_string()))?;
         match self.source {
-            FlagSource::Override => return f.write_str(", by an override of this browser"),
+            FlagSource::Override => return f.write_str(", by an override in this browser"),
             FlagSource::File => return f.write_str(", by the override file of the provider"),
             FlagSource::Bootstrap => f.write_str(", by the bootstrap values of the provider")?,
             FlagSource::Service | FlagSource::Stale | FlagSource::Default => {
@@ -114,14 +114,14 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// Returns the key that is most similar to another one, if one is similar enough for a mistake in typing.
+/// Returns the known key that is most similar to a key, if one is similar enough for a typo.
 pub(crate) fn similar(key: &str, known: impl Iterator<Item = impl AsRef<str>>) -> Option<String> {
     let length = key.chars().count();
     if key.len() > MAX_COMPARED || length < MIN_COMPARED {
         return None;
     }
     let tolerance = (length / 3).clamp(1, 4);
-    // Words are separated differently in many places.
+    // Different places separate words in different ways.
     let plain = |key: &str| key.replace(['_', '.', ' '], "-").to_lowercase();
     let wanted = plain(key);
     let distances = known.filter_map(|other| {
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mistakes_in_typing_are_recognized() {
+    fn typos_are_recognized() {
         let known = ["new-checkout", "theme", "max-items", "dark-mode", "f"];
         let cases = [
             ("new-chekout", Some("new-checkout")),

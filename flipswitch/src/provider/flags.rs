@@ -27,8 +27,8 @@ use crate::{
 /// All flags of one context, evaluated together.
 ///
 /// Reading a flag is a lookup in memory: nothing is requested or locked, and for booleans, numbers and `&str` nothing is
-/// allocated. All reads of one `Flags` are consistent, whatever changes meanwhile; evaluate a new one for each request. A
-/// clone shares the flags.
+/// allocated. All reads of one `Flags` are consistent, even if flags change in the meantime. Evaluate a new one for each
+/// request. A clone shares the flags.
 ///
 /// Reading never fails. A flag that is unknown, has another type or no value gives the caller's default;
 /// [`evaluation`](Self::evaluation) returns the reason.
@@ -61,9 +61,9 @@ enum Source {
 
 #[derive(Clone)]
 struct Special {
-    /// Not special themselves.
+    /// The flags without overridden values. They are not special themselves.
     flags: Flags,
-    /// The flags with overridden values, and the keys of these.
+    /// The flags with overridden values, and the keys of the overridden ones.
     overridden: Option<Arc<(FlagSet, Vec<String>)>>,
     recorders: Vec<Arc<dyn Recorder>>,
 }
@@ -89,13 +89,13 @@ pub enum FlagSource {
     File,
     /// The [bootstrap](crate::FlipswitchProviderBuilder::bootstrap) values.
     Bootstrap,
-    /// There is no value, so that the caller's default counts.
+    /// There is no value, so the caller's default is used.
     Default,
 }
 
-/// Takes note of what is read.
+/// Records reads of flags.
 pub(crate) trait Recorder: Send + Sync {
-    /// Takes note of a read.
+    /// Records a read.
     fn read(&self, read: &FlagRead<'_>);
 }
 
@@ -105,7 +105,7 @@ pub(crate) struct FlagRead<'a> {
     pub(crate) key: &'a str,
     /// The default of the caller, if it is known.
     pub(crate) default: Option<PlainValue<'a>>,
-    /// Whether the caller gets the value of the flag, and not the default.
+    /// Whether the caller gets the value of the flag instead of the default.
     pub(crate) is_used: bool,
 }
 
@@ -199,7 +199,7 @@ impl Flags {
         let fits = |item: &&Arc<Item>| {
             let (Outcome::Evaluated(new), Some(old)) = (&item.outcome, known.and_then(|set| set.evaluated(&item.key)))
             else {
-                // The service does not have the flag, or has no value: any type may be right.
+                // The service does not have the flag, or has no value for it: any type may be right.
                 return true;
             };
             new.flag_type.fits(old.flag_type)
@@ -252,7 +252,7 @@ impl Flags {
         (flag, value)
     }
 
-    /// Notes for the usage that a flag is read.
+    /// Records in the usage that a flag is read.
     #[cold]
     fn note_read(&self, key: &str) {
         match &self.0 {
@@ -370,7 +370,7 @@ impl Flags {
     /// Returns the evaluation of a flag. Does not count as a read.
     pub(crate) fn look_up(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
         match (self.flag_set(), &self.0) {
-            // Of other flags, there may be none.
+            // Without overrides, there may be no flags at all.
             (_, Source::Special(special)) if !self.is_overridden(key) => special.flags.look_up(key),
             (Some(flags), _) => flags.get(key),
             (None, Source::Unavailable(unavailable)) => Err(FlagError::Unavailable(Error::clone(&unavailable.error))),
@@ -398,8 +398,8 @@ impl Flags {
         Explanation::new(key, self.look_up(key), self.source_of(key), stale, known)
     }
 
-    /// Returns the flags whose values are overridden, by [`SignedOverrides`](crate::SignedOverrides) or an
-    /// [`override_file`](crate::FlipswitchProviderBuilder::override_file), so that a page can say so.
+    /// Returns the flags whose values are overridden by [`SignedOverrides`](crate::SignedOverrides) or an
+    /// [`override_file`](crate::FlipswitchProviderBuilder::override_file), so that a page can show them.
     pub fn overrides(&self) -> impl Iterator<Item = &FlagEvaluation> {
         self.iter().filter(|flag| flag.reason == OVERRIDE)
     }
@@ -477,7 +477,7 @@ impl Flags {
         safe_in_script(&self.to_json().to_string())
     }
 
-    /// Returns the items of all flags, sorted by key, also of those that the service could not evaluate.
+    /// Returns the items of all flags, sorted by key. Includes those that the service could not evaluate.
     pub(crate) fn items(&self) -> &[Arc<Item>] {
         self.flag_set().map(FlagSet::items).unwrap_or_default()
     }
@@ -497,7 +497,7 @@ impl Flags {
         }
     }
 
-    /// Returns whether only a later change makes these flags out of date, as far as some of them are concerned.
+    /// Returns whether the flags for which `concerns` returns `true` stay up to date until a later change.
     pub(crate) fn are_settled(&self, concerns: impl Fn(&str) -> bool) -> bool {
         let Source::Fresh(entry) = &self.plain().0 else { return false };
         entry.is_settled() && entry.failing().is_none_or(|failing| failing.is_for_others(concerns))
@@ -618,7 +618,7 @@ impl Flags {
 
 /// Escapes JSON so that it is safe inside a `<script>` element.
 pub(crate) fn safe_in_script(json: &str) -> String {
-    // These occur in strings only, where an escape is equivalent. The last two are line ends in older scripts.
+    // These occur in strings only, where an escape is equivalent. The last two are line ends in older versions of JavaScript.
     json.chars().fold(String::with_capacity(json.len()), |mut safe, character| {
         match character {
             '<' => safe.push_str(r"\u003c"),
@@ -660,8 +660,8 @@ impl fmt::Debug for Flags {
 pub struct FlagReads {
     /// Number of reads.
     pub count: usize,
-    /// Contexts of the reads, each once, in the order of their first reads, as they are sent: dates are strings, and attributes
-    /// that cannot be sent are missing.
+    /// The contexts of the reads, in the order of their first reads and without repetitions. They have the form in which they are
+    /// sent: dates are strings, and attributes that cannot be sent are missing.
     pub contexts: Vec<EvaluationContext>,
 }
 

@@ -27,7 +27,7 @@ pub(crate) struct InMemory {
 struct State {
     values: Map<String, Value>,
     targeted: Vec<Arc<TargetedValue>>,
-    /// The values without targeted ones.
+    /// The flags without targeted values.
     common: Arc<FlagSet>,
 }
 

@@ -1,4 +1,4 @@
-//! What single requests have read, for those who test.
+//! The flags that single requests have read, for testers.
 
 use std::{
     collections::VecDeque,
@@ -52,7 +52,7 @@ pub(crate) struct Inspection {
     pub(crate) attributes: Vec<String>,
     reads: Mutex<Vec<Read>>,
     inspections: Weak<Inspections>,
-    /// Itself, to be kept.
+    /// A reference to itself, which the first read adds to `inspections`.
     this: Weak<Self>,
 }
 
@@ -60,7 +60,7 @@ pub(crate) struct Inspection {
 #[derive(Clone, Debug)]
 pub(crate) struct Read {
     pub(crate) key: String,
-    /// `None` if the flag has no value.
+    /// The value as JSON. `None` if the flag has no value.
     pub(crate) value: Option<String>,
     pub(crate) variant: Option<String>,
     pub(crate) reason: Option<String>,

@@ -16,7 +16,7 @@ const ENDPOINT: &str = "OFREP_ENDPOINT";
 const HEADERS: &str = "OFREP_HEADERS";
 const TIMEOUT: &str = "OFREP_TIMEOUT_MS";
 
-/// What the environment says.
+/// The values of the variables.
 #[derive(Clone)]
 pub(super) struct OfrepEnv {
     pub(super) base_url: BaseUrl,
@@ -25,7 +25,7 @@ pub(super) struct OfrepEnv {
 }
 
 impl OfrepEnv {
-    /// Returns the headers, unless they are for another origin than that of the service in use.
+    /// Returns the headers, unless the service in use has another origin than the one that they are for.
     pub(super) fn headers_for(self, base_url: &BaseUrl) -> HeaderMap {
         if self.base_url.url().origin() == base_url.url().origin() {
             return self.headers;
@@ -64,7 +64,7 @@ pub(super) fn read(variable: impl Fn(&str) -> Option<String>) -> Result<OfrepEnv
 fn headers(text: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let Ok(text) = percent_decode_str(text).decode_utf8() else {
-        tracing::warn!(target: "flipswitch", "OFREP_HEADERS is ignored: decoded, it is not UTF-8");
+        tracing::warn!(target: "flipswitch", "OFREP_HEADERS is ignored: after decoding, it is not UTF-8");
         return headers;
     };
     let entries = text.split(',').enumerate().map(|(number, entry)| (number + 1, entry.trim()));
@@ -78,7 +78,7 @@ fn headers(text: &str) -> HeaderMap {
             );
             continue;
         };
-        // As in an example of ADR-0007. It is sent anyway.
+        // An example of ADR-0007 has this header. The provider sends it anyway.
         if name.trim().eq_ignore_ascii_case("content-type") && value.trim().starts_with("application/json") {
             continue;
         }

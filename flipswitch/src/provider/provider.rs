@@ -59,10 +59,10 @@ use crate::{
 
 /// The OpenFeature provider for Flipswitch, and for every other OFREP service. A clone is a handle to the same provider.
 ///
-/// [`new`](Self::new), [`builder`](Self::builder), [`from_env`](Self::from_env) and [`ofrep`](Self::ofrep) build a provider, which starts at its
-/// first use; [`ready`](Self::ready) starts it and waits for the service. Evaluation never fails: without flags from the
-/// service it returns the caller's defaults. The provider ends with [`shutdown`](Self::shutdown), or when its last handle
-/// is dropped.
+/// [`new`](Self::new), [`builder`](Self::builder), [`from_env`](Self::from_env) and [`ofrep`](Self::ofrep) build a provider,
+/// which starts at its first use. [`ready`](Self::ready) starts it and waits for the service. Evaluation never fails: without
+/// flags from the service, it returns the caller's defaults. The provider ends with [`shutdown`](Self::shutdown), or when its
+/// last handle is dropped.
 ///
 /// # OpenFeature clients
 ///
@@ -100,7 +100,7 @@ struct Handle {
     visitor_keys: VisitorKeys,
     inspections: Arc<Inspections>,
     browsers: Arc<Browsers>,
-    /// Whether reads are reported. Here, because each evaluation asks.
+    /// Whether reads are reported. Kept here, because each evaluation checks it.
     reports_reads: bool,
     event_reporter: Arc<EventReporter>,
     built_at: OffsetDateTime,
@@ -121,7 +121,7 @@ struct Service {
     target: Box<Target>,
 }
 
-/// What the provider sends, and where to. Boxed, because `Source` is matched in each evaluation.
+/// What the provider sends, and where. Boxed, because `Source` is matched in each evaluation.
 struct Target {
     base_url: BaseUrl,
     credential: Mutex<Credential>,
@@ -132,7 +132,7 @@ struct Target {
     has_secret: bool,
 }
 
-/// What an evaluation needs that memory does not answer.
+/// What an evaluation needs if memory has no fresh flags.
 struct Miss<'a> {
     context: CanonicalContext,
     reading: EpochReading,
@@ -178,8 +178,8 @@ impl FlipswitchProvider {
     ///
     /// Requests have no API key unless [`auth`](FlipswitchProviderBuilder::auth) sets one;
     /// [`header`](FlipswitchProviderBuilder::header) adds headers. To read the service from the environment, use
-    /// [`from_ofrep_env`](FlipswitchProviderBuilder::from_ofrep_env). Changes arrive over the event streams
-    /// that the service advertises, if it does, and by polling otherwise.
+    /// [`from_ofrep_env`](FlipswitchProviderBuilder::from_ofrep_env). Changes arrive over event streams if the service
+    /// advertises any, and otherwise by polling.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), flipswitch::ConfigError> {
@@ -307,14 +307,17 @@ impl FlipswitchProvider {
 
     /// Starts the provider if it is not started, and waits until the service has responded once.
     ///
-    /// Calling it is optional, because an evaluation starts the provider as well. May be called again, and
+    /// Calling it is optional, because an evaluation starts the provider as well. May be called several times, also
     /// concurrently.
     ///
     /// # Errors
     ///
-    /// [`ReadyError::Unauthorized`] as soon as the service refuses the key. After `timeout`,
-    /// [`ReadyError::Unreachable`] with the last error, or [`ReadyError::Timeout`] if there was no response at all. After
-    /// these three the provider keeps trying. [`ReadyError::ShutDown`] after shutdown.
+    /// - [`ReadyError::Unauthorized`] as soon as the service refuses the key
+    /// - [`ReadyError::Unreachable`] after `timeout` if requests failed, with the last error
+    /// - [`ReadyError::Timeout`] after `timeout` if there was no response at all
+    /// - [`ReadyError::ShutDown`] if the provider is shut down
+    ///
+    /// After the first three, the provider keeps trying.
     pub async fn ready(&self, timeout: Duration) -> Result<(), ReadyError> {
         let Handle { source, runtime, .. } = &*self.handle;
         if runtime.is_stopped() {
@@ -348,11 +351,11 @@ impl FlipswitchProvider {
         }
     }
 
-    /// Shuts the provider down: its thread, its tasks and its connections. Takes at most 5 seconds, and may be called
-    /// again.
+    /// Shuts the provider down, and ends its thread, tasks and connections. Takes at most 5 seconds. May be called several
+    /// times.
     ///
     /// Evaluations in progress return their fallbacks. Handles stay usable: an evaluation returns the last known flags as
-    /// stale, otherwise defaults.
+    /// stale, or defaults if there are none.
     pub async fn shutdown(&self) {
         let Handle { runtime, .. } = &*self.handle;
         let was_running = !runtime.is_stopped();
@@ -395,7 +398,8 @@ impl FlipswitchProvider {
         }
     }
 
-    /// Returns the flags for a context, as of a request that was sent at `since` or later. If there are none in time, others.
+    /// Returns the flags for a context from a request that was sent at `since` or later. If none arrive in time, falls back
+    /// like [`flags`](Self::flags).
     pub(crate) async fn flags_since(&self, context: &Context, since: Instant) -> Flags {
         let Source::Service(Service { evaluator, .. }) = &self.handle.source else { return self.flags(context).await };
         self.start();
@@ -413,7 +417,7 @@ impl FlipswitchProvider {
         Box::pin(evaluate.instrument(self.handle.runtime.span())).await
     }
 
-    /// Returns when the flags of a context that are cached were requested.
+    /// Returns when the cached flags of a context were requested.
     pub(crate) fn known_since(&self, context: &Context) -> Option<Instant> {
         match &self.handle.source {
             Source::Service(service) => context.with_canonical(|context| service.evaluator.known_since(context.bytes)),
@@ -558,8 +562,8 @@ impl FlipswitchProvider {
         WeakProvider(Arc::downgrade(&self.handle))
     }
 
-    /// Takes note of flags that the code declares, and warns of those that the service does not have, now or after its first
-    /// response. Returns the text of the warning that was logged now.
+    /// Records the flags that the code declares, and logs a warning about those that the service does not have: now, or after
+    /// its first response. Returns the text of the warning if it was logged now.
     pub(crate) async fn declare(&self, flags: &'static [DeclaredFlag]) -> Option<String> {
         self.usage_log().declare(flags);
         let Source::Service(Service { evaluator, .. }) = &self.handle.source else {
@@ -585,7 +589,7 @@ impl FlipswitchProvider {
     async fn declared_problems(&self, declared: &[DeclaredFlag]) -> Option<String> {
         let start_up = CanonicalContext::start_up();
         let flags = self.flags(&canonical::decode(start_up.as_bytes())).await;
-        // Without flags, it is not known which there are.
+        // Without flags, nothing is known about which ones the service has.
         if flags.error().is_some() {
             return None;
         }
@@ -599,7 +603,7 @@ impl FlipswitchProvider {
                     let suggestion = suggestion.map(|other| format!(" (did you mean {other:?}?)")).unwrap_or_default();
                     Some(format!("{key:?} is missing{suggestion}"))
                 }
-                // The service has the flag, and cannot evaluate it at present.
+                // The service has the flag, but cannot evaluate it at present.
                 Err(_) => None,
             }
         });
@@ -609,7 +613,7 @@ impl FlipswitchProvider {
             self.handle.runtime.span().in_scope(|| {
                 tracing::warn!(
                     target: "flipswitch", flags = text,
-                    "the flag service does not have declared flags, or has them with another type; their defaults count"
+                    "the flag service does not have declared flags, or has them with another type; their defaults are used"
                 );
             });
             text
@@ -636,8 +640,8 @@ impl FlipswitchProvider {
         self.handle.bus.status()
     }
 
-    /// Opens a new connection to the stream of changes immediately, also in place of an open one. Starts the provider if it
-    /// is not started. Does nothing without a stream.
+    /// Opens a new connection to the stream of changes immediately, and replaces the open one, if there is one. Starts the
+    /// provider if it is not started. Does nothing without a stream.
     pub fn reconnect_sse(&self) {
         if let Source::Service(service) = &self.handle.source {
             self.start();
@@ -657,9 +661,9 @@ impl FlipswitchProvider {
     /// Subscribes a listener to all changes of flags. Dropping the subscription unsubscribes it.
     ///
     /// Listeners run one at a time, in the order of the events, on a thread of the provider where they may block. All
-    /// cached flags have been invalidated before: a listener that evaluates gets the new value. A panic is logged, and the
-    /// listener stays subscribed. More than 1 024 events that are not delivered yet are merged into one that says that any
-    /// flag may have changed.
+    /// cached flags are invalidated before, so a listener that evaluates gets the new value. If a listener panics, the panic
+    /// is logged, and the listener stays subscribed. If more than 1 024 events have not been delivered yet, they are merged
+    /// into one that says that any flag may have changed.
     ///
     /// While the stream of changes is closed, the changes that polling finds for the start-up context are published. When
     /// the stream opens again after a failure, an event says that any flag may have changed.
@@ -790,9 +794,9 @@ impl FlipswitchProvider {
     ///
     /// The provider reconnects to the stream of changes with the new key, and ends the wait that follows a refused key.
     ///
-    /// The key may be that of another environment. Therefore all cached flags are out of date, and are served as stale only
-    /// while the service does not respond. Requests in flight with the old key complete, but do not answer evaluations that
-    /// begin from now on. Does nothing [in memory](Self::in_memory).
+    /// The new key may belong to another environment. Therefore all cached flags count as out of date, and are served as stale
+    /// only while the service does not respond. Requests in flight with the old key complete, but do not answer evaluations
+    /// that begin later. Does nothing [in memory](Self::in_memory).
     ///
     /// ```no_run
     /// use flipswitch::{ConfigError, FlipswitchProvider, ProviderEvent};
@@ -830,13 +834,13 @@ impl FlipswitchProvider {
         service.updates.api_key_replaced();
         tracing::info!(target: "flipswitch", api_key = %credential, "the API key or token was replaced");
         if self.handle.is_started.load(Ordering::Relaxed) && !service.updates.are_enabled() {
-            // Nothing else in the background tries the key.
+            // No other task in the background tries the key.
             service.evaluator.spawn_refetch();
         }
         Ok(())
     }
 
-    /// Returns counters since the provider was built. All zero [in memory](Self::in_memory).
+    /// Returns counters since the provider was built. All are zero [in memory](Self::in_memory).
     #[must_use]
     pub fn stats(&self) -> Stats {
         match &self.handle.source {
@@ -847,10 +851,10 @@ impl FlipswitchProvider {
 
     /// Returns when each flag was last read, for finding flags that can be removed.
     ///
-    /// Reads of single flags count: through [`Flags`], gates and OpenFeature clients, also if the value is overridden or the
-    /// default counts. Methods that return all flags, such as [`Flags::to_json`], and routes for browsers do not count. Recording
-    /// adds almost no cost to a read: times are precise to the minute, and reads are not counted. [In memory](Self::in_memory) and
-    /// after shutdown, the time of a read is that of the next call of this method.
+    /// Includes reads of single flags through [`Flags`], gates and OpenFeature clients, even if the value is overridden or the
+    /// default is used. Does not include methods that return all flags, such as [`Flags::to_json`], and routes for browsers.
+    /// Recording adds almost no cost to a read: times are precise to the minute, and the number of reads is not recorded.
+    /// [In memory](Self::in_memory) and after shutdown, the time of a read is that of the next call of this method.
     ///
     /// ```
     /// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};
@@ -869,7 +873,7 @@ impl FlipswitchProvider {
         self.usage_log().usage(OffsetDateTime::now_utc())
     }
 
-    /// Returns where reads of flags are noted.
+    /// Returns the log in which reads of flags are recorded.
     pub(crate) fn usage_log(&self) -> &Arc<UsageLog> {
         match &self.handle.source {
             Source::Service(service) => service.evaluator.transport().usage(),
@@ -877,12 +881,12 @@ impl FlipswitchProvider {
         }
     }
 
-    /// Returns what reports evaluations.
+    /// Returns the reporter of evaluations.
     pub(crate) fn event_reporter(&self) -> &EventReporter {
         &self.handle.event_reporter
     }
 
-    /// Starts what runs in the background, unless it is started.
+    /// Starts the background tasks, unless they are started.
     pub(crate) fn start(&self) {
         let Handle { source, runtime, is_started, .. } = &*self.handle;
         if runtime.is_stopped() || is_started.load(Ordering::Relaxed) || is_started.swap(true, Ordering::Relaxed) {
@@ -895,7 +899,7 @@ impl FlipswitchProvider {
             is_started.store(false, Ordering::Relaxed);
             return;
         }
-        // Not while it is locked: the subscriber is code of the application.
+        // Clones the credential first: the subscriber is code of the application, and must not run while it is locked.
         let Target { base_url, credential, headers, .. } = &*service.target;
         let credential = credential.lock().clone();
         twins::started(base_url, &credential, headers, runtime);
@@ -926,7 +930,7 @@ impl FlipswitchProvider {
         &self.handle.inspections
     }
 
-    /// Returns what is known about browsers.
+    /// Returns what the routes for browsers share.
     pub(crate) fn browsers(&self) -> &Arc<Browsers> {
         &self.handle.browsers
     }
@@ -967,7 +971,10 @@ impl Service {
             tracing::warn!(target: "flipswitch", %base_url, "the API key or token is sent unencrypted; use https");
         }
         if api_key.key().is_some_and(ApiKey::is_placeholder) {
-            tracing::warn!(target: "flipswitch", "the API key or token looks like a placeholder; use one from the dashboard of the flag service");
+            tracing::warn!(
+                target: "flipswitch",
+                "the API key or token looks like a placeholder; use one from the dashboard of the flag service"
+            );
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! Providers of the same environment in one process, which are a mistake as a rule.
+//! Detection of several providers of the same environment in one process, which are usually a mistake.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -13,7 +13,7 @@ use crate::{config::BaseUrl, credential::Credential, runtime::ProviderRuntime};
 
 /// A provider that was started.
 struct Started {
-    /// Hash of its base URL, its API key and its headers, which may select an environment.
+    /// Hash of what selects its environment: base URL, API key and headers.
     environment: u64,
     token: CancellationToken,
     is_reported: bool,

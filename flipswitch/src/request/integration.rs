@@ -474,8 +474,9 @@ where
     cookie.mint()
 }
 
-/// Changes the headers of a response as the flags of its request demand: adds the [cookie](new_cookie) of a new visitor, keeps
-/// a response with overridden flags or with [start values](Flags::to_ofrep_json) out of shared caches, and tells what an inspected request has read.
+/// Changes the headers of a response as the flags of its request demand: adds the [cookie](new_cookie) of a new visitor, keeps a
+/// response with overridden flags or with [start values](Flags::to_ofrep_json) out of shared caches, and tells what an inspected
+/// request has read.
 pub fn finish(scope: &RequestScope, status: u16, headers: &mut dyn ResponseHeaders) {
     // Caches would add the headers of a 304 to the response that they have.
     let is_whole = status != 304;
@@ -561,9 +562,9 @@ pub fn reports_evaluations(provider: &FlipswitchProvider) -> bool {
 /// Reports an evaluation of an OpenFeature client as an event, for hooks. The event has the attributes of
 /// [`evaluation_events`](crate::FlipswitchProviderBuilder::evaluation_events).
 ///
-/// The client may be that of any provider. The id of the context comes from the targeting key of the evaluation, or else from that
-/// of the request of `provider` that the caller runs in, as the settings of `provider` say. Does nothing for the evaluations of
-/// Flipswitch providers if `provider` [reports](reports_evaluations) its own.
+/// The client may be that of any provider. The id of the context comes from the targeting key of the evaluation, or else from
+/// that of the request of `provider` that the caller runs in, as the settings of `provider` say. Does nothing for the evaluations
+/// of Flipswitch providers if `provider` [reports](reports_evaluations) its own.
 pub fn report_evaluation(
     provider: &FlipswitchProvider,
     context: &HookContext<'_>,

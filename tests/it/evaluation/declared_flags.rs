@@ -170,7 +170,7 @@ async fn a_flag_says_why_it_has_its_value() {
     let cases = [
         ("newCheckout", r#"does not have this flag; did you mean "new-checkout"?"#),
         ("banner", "does not have this flag"),
-        ("disabled", "leaves it to the default (reason DISABLED)"),
+        ("disabled", "defers to this default (reason DISABLED)"),
         ("failing", "GENERAL"),
     ];
     for (key, expected) in cases {

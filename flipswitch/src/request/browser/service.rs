@@ -379,8 +379,8 @@ impl BrowserService {
         }
     }
 
-    /// Returns the URL of the stream for a browser, if it can use one. It differs by user, so that a page whose user changes opens
-    /// another stream.
+    /// Returns the URL of the stream for a browser, if it can use one. It differs by user, so that a page whose user changes
+    /// opens another stream.
     fn stream_url(&self, request: &BrowserRequest, user: &str) -> Option<String> {
         let Settings { has_streams, public_path, .. } = &*self.settings;
         // Flipswitch's own web provider opens its own stream, and an event source sends no cookies to another origin.
