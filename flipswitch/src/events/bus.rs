@@ -54,7 +54,7 @@ impl fmt::Debug for Subscription {
 }
 
 struct Listener {
-    /// False once it is unsubscribed: events that are being delivered do not reach it any more.
+    /// False once the listener is unsubscribed. Events that are being delivered no longer reach it.
     is_active: AtomicBool,
     callback: Callback,
 }
@@ -65,14 +65,14 @@ enum Callback {
     Status(Box<dyn Fn(ConnectionStatus) + Send + Sync>),
 }
 
-/// A time of a change that is further ahead of ours is not believed.
+/// How far the time of a change may be ahead of our clock. A time that is further ahead is ignored.
 pub(crate) const MAX_AHEAD: time::Duration = time::Duration::minutes(1);
 
-/// The last time that flags may have changed. The first one stands for those before the provider was built.
+/// The last change of flags, or possible change. The first one stands for all changes before the provider was built.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LastChange {
     pub(crate) number: u64,
-    /// The latest time of a change that the service has named.
+    /// The latest time of a change that the service has sent.
     pub(crate) at: Option<OffsetDateTime>,
     pub(crate) heard_at: Instant,
 }
@@ -83,7 +83,7 @@ impl LastChange {
         self.number > 1
     }
 
-    /// Counts a change. `at` is its time, if the service has named one.
+    /// Counts a change. `at` is its time, if the service has sent one.
     pub(crate) fn advance(&mut self, at: Option<OffsetDateTime>) {
         let latest = OffsetDateTime::now_utc() + MAX_AHEAD;
         let at = self.at.max(at.filter(|at| *at <= latest));
@@ -101,7 +101,8 @@ impl Default for LastChange {
 pub(crate) struct EventBus {
     runtime: Arc<ProviderRuntime>,
     state: Mutex<State>,
-    /// For what only needs to know that flags may have changed. Unlike a listener, it does not wait for code of the application.
+    /// For receivers that only need to know that flags may have changed. Unlike listeners, they do not wait for code of the
+    /// application.
     changes: watch::Sender<LastChange>,
 }
 
@@ -129,12 +130,12 @@ impl EventBus {
         Self { runtime, state: Mutex::new(state), changes: watch::Sender::default() }
     }
 
-    /// Returns the last change, now and later.
+    /// Returns a receiver of the last change and of later ones.
     pub(crate) fn changes(&self) -> watch::Receiver<LastChange> {
         self.changes.subscribe()
     }
 
-    /// Notes that all flags were marked as out of date, which is no event for the application.
+    /// Notes that all flags were marked as out of date, which is not an event for the application.
     pub(crate) fn invalidated(&self) {
         catch_panic(|| self.changes.send_modify(|change| change.number += 1));
     }
@@ -203,7 +204,7 @@ impl EventBus {
         if let ProviderEvent::ConfigurationChanged(change) = &event {
             self.changes.send_if_modified(|last| {
                 last.advance(change.timestamp);
-                // Once the locks are released.
+                // The receivers are woken once the locks are released.
                 false
             });
             wakers.changes = Some(self.changes.clone());
@@ -215,13 +216,13 @@ impl EventBus {
         if !std::mem::replace(&mut state.is_delivering, true) {
             drop(state);
             let bus = Arc::clone(self);
-            // Does nothing if the provider is shut down, after which listeners are not called any more.
+            // Does nothing if the provider is shut down, because listeners are not called after that.
             self.runtime.spawn_callback(move || bus.deliver());
         }
         wakers
     }
 
-    /// Ends the delivery: no listener and no event stream gets anything from now on.
+    /// Ends the delivery: no listener and no event stream receives anything from now on.
     pub(crate) fn close(&self) {
         let mut state = self.state.lock();
         (state.closed, state.status) = (true, ConnectionStatus::Disconnected);
@@ -241,7 +242,7 @@ impl EventBus {
                 if listener.is_active.load(Ordering::Acquire) && !self.state.lock().closed {
                     catch_panic(|| listener.call(&event));
                 }
-                // This may be the last reference, and dropping what the listener owns may panic, too.
+                // This may be the last reference, and dropping the data of the listener may panic as well.
                 catch_panic(|| drop(listener));
             }
         }
@@ -278,7 +279,7 @@ impl Listener {
 fn catch_panic(run: impl FnOnce()) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
         tracing::error!(target: "flipswitch", panic = text(&*panic), "a listener or a waker of the application panicked");
-        // Dropping the value of the panic runs code of the application, too.
+        // Dropping the value of the panic also runs code of the application.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
             std::mem::forget(panic);
         }
@@ -290,7 +291,7 @@ fn catch_panic(run: impl FnOnce()) {
 #[derive(Default)]
 pub(crate) struct Wakers {
     wakers: Vec<Waker>,
-    /// Whose receivers are woken.
+    /// The sender whose receivers are woken.
     changes: Option<watch::Sender<LastChange>>,
 }
 

@@ -1,4 +1,4 @@
-//! The events of a provider, and receiving them as a stream.
+//! The events of a provider, and the stream of them.
 
 use std::{
     collections::VecDeque,
@@ -16,12 +16,12 @@ use time::OffsetDateTime;
 
 use crate::error::{Chain, Error};
 
-/// How many events may wait to be received. Further ones are merged into a change of any flag.
+/// How many events may wait to be received. If there are more, changes are merged into one of any flag.
 pub(crate) const MAX_WAITING: usize = 1_024;
 
 /// A change of one flag, or possibly of all flags.
 ///
-/// It is published after all cached flags have been invalidated: a listener that evaluates gets the new value.
+/// It is published after all cached flags have been invalidated, so a listener that evaluates gets the new value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FlagChangeEvent {
@@ -41,14 +41,14 @@ impl FlagChangeEvent {
     }
 }
 
-/// State of the connection to the stream of changes.
+/// The status of the connection to the stream of changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub enum ConnectionStatus {
     /// The provider is connecting.
     Connecting,
-    /// The stream is open: changes arrive as they happen.
+    /// The stream is open, and changes arrive as they happen.
     Connected,
     /// There is no connection, which is not a failure: the provider is not started, realtime updates are disabled, the
     /// provider is about to reconnect, or the service declines connections.
@@ -71,7 +71,7 @@ impl fmt::Display for ConnectionStatus {
 
 /// An event of a provider.
 ///
-/// Two [`Error`](Self::Error) events are equal if the texts of their errors are.
+/// Two [`Error`](Self::Error) events are equal if the texts of their errors are equal.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ProviderEvent {
@@ -80,7 +80,7 @@ pub enum ProviderEvent {
     Ready,
     /// Flags may be out of date: requests fail, or nothing was received for longer than the polling interval.
     Stale,
-    /// The service or the operator must fix something. Published once for as long as the problem lasts.
+    /// The service has a problem, or refuses the API key. Published once for as long as the problem lasts.
     Error {
         /// The problem.
         error: Error,
@@ -89,12 +89,12 @@ pub enum ProviderEvent {
     },
     /// A flag changed, or possibly all flags. All cached flags have been invalidated before.
     ConfigurationChanged(FlagChangeEvent),
-    /// The API key is being replaced: see [`set_api_key`](crate::FlipswitchProvider::set_api_key).
+    /// The API key is being replaced; see [`set_api_key`](crate::FlipswitchProvider::set_api_key).
     ApiKeyRotated {
-        /// Until when the present key is valid. `None` if the replacement was cancelled.
+        /// When the current key expires. `None` if the replacement was cancelled.
         valid_until: Option<OffsetDateTime>,
     },
-    /// The connection to the stream of changes has another status.
+    /// The status of the connection to the stream of changes has changed.
     Status(ConnectionStatus),
 }
 
@@ -115,7 +115,7 @@ impl PartialEq for ProviderEvent {
 
 impl Eq for ProviderEvent {}
 
-/// Events that wait to be received, limited in number.
+/// Events that wait to be received. Their number is limited.
 #[derive(Debug, Default)]
 pub(crate) struct Backlog(VecDeque<ProviderEvent>);
 

@@ -12,7 +12,7 @@ use crate::{
     stats::Throttling,
 };
 
-/// Health of a provider, for liveness and readiness probes. Serializes to JSON with dates in RFC 3339.
+/// The health of a provider, for liveness and readiness probes. Serializes to JSON with times in RFC 3339.
 ///
 /// ```
 /// # use flipswitch::{FlipswitchProvider, HealthState, serde_json::{self, json}};
@@ -33,7 +33,7 @@ use crate::{
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Health {
-    /// Current state.
+    /// The current state.
     pub state: HealthState,
     /// Time of the last change of the state.
     #[serde(with = "time::serde::rfc3339")]
@@ -47,20 +47,20 @@ pub struct Health {
     /// Time until which the API key is valid, if it is being replaced.
     #[serde(with = "time::serde::rfc3339::option")]
     pub api_key_valid_until: Option<OffsetDateTime>,
-    /// Time since which the [`store`](crate::FlipswitchProviderBuilder::store) does not work, for reading or for writing. The
-    /// provider continues without it, so that this changes nothing else.
+    /// Time since which the [`store`](crate::FlipswitchProviderBuilder::store) cannot be read or written. The provider continues
+    /// without it, so the rest of the health does not depend on it.
     #[serde(with = "time::serde::rfc3339::option")]
     pub store_away_since: Option<OffsetDateTime>,
-    /// State of the connection to the stream of changes.
+    /// Status of the connection to the stream of changes.
     pub stream: ConnectionStatus,
     /// Whether the service is polled.
     pub polling: bool,
-    /// What keeps requests for flags from being sent.
+    /// What currently keeps requests for flags from being sent.
     pub throttling: Throttling,
     ready: bool,
 }
 
-/// State of a provider, which tells how up to date its flags are.
+/// The state of a provider, which tells how up to date its flags are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
@@ -72,7 +72,7 @@ pub enum HealthState {
     /// [in memory](crate::FlipswitchProvider::in_memory).
     Streaming,
     /// The service is polled, and flags are at most as old as the polling interval. If polling is disabled as well, flags
-    /// are requested again when they are read and older than
+    /// are requested again when they are read and are older than
     /// [`cache_ttl`](crate::FlipswitchProviderBuilder::cache_ttl).
     Polling,
     /// Requests fail, or nothing was received for longer than the polling interval. Flags are the last known ones.
@@ -99,15 +99,15 @@ impl Health {
         }
     }
 
-    /// Returns whether the service has responded at least once. Always true without a service.
+    /// Returns whether the service has responded at least once. Always `true` without a service.
     ///
-    /// Stays true in an outage: known users keep their flags then, and taking the process out of service would not help.
+    /// Stays `true` in an outage, because known users keep their flags, and taking the process out of service would not help.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.ready
     }
 
-    /// Returns whether the provider works, that is, was not [shut down](HealthState::ShutDown).
+    /// Returns whether the provider works, that is, whether it has not been [shut down](HealthState::ShutDown).
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.state != HealthState::ShutDown
@@ -133,7 +133,7 @@ pub(crate) enum HealthSignal<'a> {
     Succeeded,
     /// The service responds again, although it rejected one context.
     Responsive,
-    /// A request failed, and not for its context alone.
+    /// A request failed for a reason that does not concern its context alone.
     Failed(&'a Error),
     StreamOpened,
     StreamClosed,
@@ -156,7 +156,7 @@ pub(crate) struct HealthMonitor {
     is_polling: bool,
     /// Whether a request ever succeeded.
     is_ready: bool,
-    /// Last time at which flags were known to be up to date: the stream until it closed, a successful request since.
+    /// Last time at which flags were known to be up to date: when the stream was last open, or the last successful request since.
     up_to_date_at: Instant,
     failing: Option<Failing>,
     /// The state that was last published.
@@ -176,7 +176,7 @@ enum Failing {
 }
 
 impl HealthMonitor {
-    /// `interval` is the polling interval, if anything is requested in the background; `polls_only` tells that there is no
+    /// `interval` is the polling interval, if anything is requested in the background. `polls_only` is true if there is no
     /// stream of changes.
     pub(crate) fn new(interval: Option<Duration>, polls_only: bool, now: Instant) -> Self {
         Self {
@@ -219,11 +219,11 @@ impl HealthMonitor {
         health
     }
 
-    /// Returns when [`HealthSignal::DeadlineReached`] is due, unless another signal comes first: without any signal,
-    /// flags become stale after a time.
+    /// Returns when [`HealthSignal::DeadlineReached`] is due, unless another signal comes first. Without any signal, flags
+    /// become stale at that time.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let is_waiting = !self.is_streaming && self.is_ready && self.failing.is_none();
-        // A poll comes up to a tenth later than the interval, and takes its time.
+        // A poll comes up to a tenth later than the interval, and takes some time itself.
         let interval = self.interval.filter(|_| is_waiting)?;
         Some(self.up_to_date_at + interval.mul_f64(1.25) + Duration::from_secs(1))
     }
@@ -296,7 +296,7 @@ impl HealthMonitor {
             _ => Failing::Otherwise,
         };
         if self.failing == Some(Failing::Unauthorized) && failing != Failing::Unauthorized {
-            // The refused key matters more, and the request may have been in flight before.
+            // The refused key matters more, and the request may have been sent before the key was refused.
             return;
         }
         let before = self.failing.replace(failing);
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_key_is_published_once_whatever_request_noticed_it() {
+    fn a_refused_key_is_published_once_by_whichever_request_notices_it() {
         let mut provider = Provider::new(false);
         provider.observes(HealthSignal::Failed(&Error::Unauthorized), &[unauthorized()], HealthState::Unauthorized);
         provider.observes(HealthSignal::StreamUnauthorized, &[], HealthState::Unauthorized);

@@ -1,4 +1,4 @@
-//! Publishes what happens to the provider, in the order in which it happens.
+//! The publishing of events of the provider, in the order in which they happen.
 
 use std::{sync::Arc, time::Instant};
 
@@ -51,7 +51,7 @@ impl Notifier {
         }
     }
 
-    /// Takes what affects the health of the provider, and publishes the events that follow from it.
+    /// Takes a signal that affects the health of the provider, and publishes the events that follow from it.
     pub(crate) fn observe(&self, signal: HealthSignal<'_>) {
         // Published under the lock, so that events have the order of the signals. Tasks wake after it is released.
         let mut wakers = Wakers::default();
@@ -72,8 +72,8 @@ impl Notifier {
 
     /// Publishes a change. All cached flags must have been invalidated before.
     ///
-    /// While requests fail, the change is deferred until they succeed again: until then a listener could not get the new
-    /// value.
+    /// While requests fail, the change is deferred until they succeed again, because a listener could not get the new value
+    /// before.
     pub(crate) fn changed(&self, change: FlagChangeEvent) {
         let mut wakers = Wakers::default();
         let monitor = self.monitor.lock();
@@ -84,12 +84,12 @@ impl Notifier {
         }
     }
 
-    /// Notes that all flags were marked as out of date, which is no event for the application.
+    /// Notes that all flags were marked as out of date, which is not an event for the application.
     pub(crate) fn invalidated(&self) {
         self.bus.invalidated();
     }
 
-    /// Publishes a change that a successful request has brought.
+    /// Publishes a change that was found in the response to a successful request.
     pub(crate) fn changed_in_response(&self, key: String) {
         drop(self.bus.publish(ProviderEvent::ConfigurationChanged(FlagChangeEvent::of(key))));
     }
@@ -107,7 +107,7 @@ impl Notifier {
         self.stream.lock().last_event = Some(OffsetDateTime::now_utc());
     }
 
-    /// Publishes that the API key is being replaced, or that this was cancelled.
+    /// Publishes that the API key is being replaced, or that the replacement was cancelled.
     pub(crate) fn api_key_rotated(&self, valid_until: Option<OffsetDateTime>) {
         match valid_until {
             Some(valid_until) if self.has_secret => tracing::warn!(
@@ -124,7 +124,7 @@ impl Notifier {
         drop(self.bus.publish(ProviderEvent::ApiKeyRotated { valid_until }));
     }
 
-    /// Returns whether the API key is no longer valid, by what the service has announced.
+    /// Returns whether the API key is no longer valid, according to the service's announcement.
     pub(crate) fn is_key_expired(&self) -> bool {
         self.stream.lock().api_key_valid_until.is_some_and(|valid_until| OffsetDateTime::now_utc() >= valid_until)
     }

@@ -72,7 +72,7 @@ impl Lifespan {
     /// Returns a future that resolves when the process is asked to end, by SIGINT, SIGTERM or ctrl-c. May be called any
     /// number of times, also after the signal.
     ///
-    /// Also resolves when the provider is shut down, or the first of several, because signals are not handled from then on. A
+    /// Also resolves when the provider, or the first of several, is shut down, because signals are not handled from then on. A
     /// second signal ends the process immediately, and so does a signal after shutdown.
     pub fn signal(&self) -> impl Future<Output = ()> + Send + 'static {
         let mut signalled = self.signalled.clone();
@@ -84,7 +84,7 @@ impl Lifespan {
 
     /// Runs a server that drains on [`signal`](Self::signal), then shuts all providers down.
     ///
-    /// If the server is still draining `drain_timeout` after the signal, it is dropped, and a warning is logged. Connections
+    /// If the server has not drained within `drain_timeout` after the signal, it is dropped, and a warning is logged. Connections
     /// that run in tasks of their own end with the runtime.
     ///
     /// # Errors
@@ -120,7 +120,7 @@ impl Lifespan {
     /// Returns the provider, or the first of several.
     #[must_use]
     pub fn provider(&self) -> &FlipswitchProvider {
-        // There is always the one that `builder` was given.
+        // There is always the one that was passed to `builder`.
         &self.providers[0]
     }
 }
@@ -136,8 +136,8 @@ impl fmt::Debug for Lifespan {
 }
 
 impl LifespanBuilder {
-    /// Adds another provider, for applications that use several environments. All start before the server, and are shut down
-    /// after it.
+    /// Adds another provider, for applications that use several environments. All providers start before the server, and are
+    /// shut down after it.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), flipswitch::ConfigError> {
@@ -154,8 +154,8 @@ impl LifespanBuilder {
         self
     }
 
-    /// Sets how long [`start`](Self::start) waits for the flag service, with several providers for all of them together.
-    /// Defaults to 5 seconds.
+    /// Sets how long [`start`](Self::start) waits for the flag service. The limit applies to all providers together. Defaults to
+    /// 5 seconds.
     pub fn ready_timeout(mut self, ready_timeout: Duration) -> Self {
         self.ready_timeout = ready_timeout;
         self
@@ -168,12 +168,12 @@ impl LifespanBuilder {
         self
     }
 
-    /// Names the flags that the code declares with [`flags!`](crate::flags), for the provider that was named last. May be called
+    /// Adds the flags that the code declares with [`flags!`](crate::flags), for the provider that was added last. May be called
     /// several times.
     ///
-    /// Once the service has responded, one warning names the flags that the service does not have, and those whose values have
-    /// another type: in [`start`](Self::start), or later if it does not respond in time. The flags are also listed in the
-    /// [usage](FlipswitchProvider::usage).
+    /// Once the service has responded, a warning lists the flags that the service does not have, and those whose values have
+    /// another type. It is logged by [`start`](Self::start), or later if the service does not respond in time. The flags are also
+    /// listed in the [usage](FlipswitchProvider::usage).
     ///
     /// ```no_run
     /// # async fn main_(provider: flipswitch::FlipswitchProvider) -> Result<(), flipswitch::ReadyError> {
@@ -192,8 +192,8 @@ impl LifespanBuilder {
     }
 
     /// Sets whether [`start`](Self::start) fails if the service does not have a [declared](Self::declared) flag, or has it with
-    /// another type. Defaults to `false`. Without a response in time, there is nothing to compare: combine it with
-    /// [`require_ready`](Self::require_ready) to fail then as well.
+    /// another type. Defaults to `false`. Without a response in time, there is nothing to compare. To fail in this case as well,
+    /// set [`require_ready`](Self::require_ready).
     pub fn require_declared(mut self, require_declared: bool) -> Self {
         self.require_declared = require_declared;
         self
@@ -201,7 +201,7 @@ impl LifespanBuilder {
 
     /// Sets how long the server may drain after the signal. Defaults to 30 seconds.
     ///
-    /// If the server has its own limit, as actix-web has with `shutdown_timeout`, the shorter one counts.
+    /// If the server has its own limit, such as `shutdown_timeout` of actix-web, the shorter one applies.
     pub fn drain_timeout(mut self, drain_timeout: Duration) -> Self {
         self.drain_timeout = drain_timeout;
         self
@@ -213,7 +213,7 @@ impl LifespanBuilder {
     ///
     /// A [`ReadyError`] if [`require_ready`](Self::require_ready) is set and the service did not respond, if signals cannot
     /// be handled, if [`require_declared`](Self::require_declared) is set and a declared flag is missing, or if a provider was
-    /// shut down before. All providers are shut down then.
+    /// shut down before. After an error, all providers are shut down.
     pub async fn start(self) -> Result<Lifespan, ReadyError> {
         let Self { providers, ready_timeout, require_ready, declared, require_declared, drain_timeout } = self;
         let lifespan = |signalled| Lifespan { providers: providers.clone(), drain_timeout, signalled };
@@ -233,7 +233,7 @@ impl LifespanBuilder {
     }
 }
 
-/// Starts providers. Returns whether the process was asked to end, now and later.
+/// Starts providers. Returns a receiver of whether the process was asked to end.
 async fn start(
     providers: &[FlipswitchProvider],
     ready_timeout: Duration,
@@ -292,10 +292,10 @@ async fn shut_down(providers: &[FlipswitchProvider]) {
 /// is handled as well.
 async fn wait_for_signal(mut signals: Signals, signalled: watch::Sender<bool>, browsers: Vec<Arc<Browsers>>) {
     let signal = signals.first().await;
-    // Of the whole process, and not of the provider whose task this is.
+    // Without a parent span: the signal is for the whole process, and not only for the provider that runs this task.
     tracing::info!(target: "flipswitch", parent: None, signal, "asked to end; draining");
     signalled.send_replace(true);
-    // Otherwise the server would wait for their streams.
+    // Otherwise the server would wait for the streams of browsers.
     browsers.iter().for_each(|browsers| browsers.drain());
     signals.hold().await;
 }

@@ -22,9 +22,8 @@ mod unix {
     };
     use tokio::signal::unix::{Signal, SignalKind, signal};
 
-    /// The effect of a signal belongs to the process, and so does this state: how many listeners wait for one, and whether
-    /// signals have their default effect, which is to end the process. They have it without a listener, and after the first
-    /// signal.
+    /// How many listeners wait for a signal, and whether signals have their default effect, which is to end the process. They
+    /// have it without a listener, and after the first signal. The state is global, because signals concern the whole process.
     static PROCESS: LazyLock<Process> = LazyLock::new(Process::default);
 
     #[derive(Default)]
@@ -39,7 +38,7 @@ mod unix {
         registered: bool,
     }
 
-    /// Handlers of the signals.
+    /// The handlers of the signals.
     pub(crate) struct Signals {
         interrupt: Signal,
         terminate: Signal,
@@ -62,7 +61,7 @@ mod unix {
             }
         }
 
-        /// Keeps the handlers. The next signal ends the process within its handler, even if no task can run.
+        /// Keeps the handlers. The next signal ends the process in its handler, even if no task can run.
         pub(crate) async fn hold(self) {
             std::future::pending::<()>().await;
         }
@@ -106,7 +105,7 @@ mod windows {
 
     use tokio::signal::windows::{CtrlC, CtrlClose, ctrl_c, ctrl_close};
 
-    /// Handlers of the signals.
+    /// The handlers of the signals.
     pub(crate) struct Signals {
         ctrl_c: CtrlC,
         ctrl_close: CtrlClose,

@@ -1,4 +1,4 @@
-//! Flags in memory that change on demand, and everything that tests need for requests.
+//! Flags in memory that change on demand, and cookies for requests in tests.
 
 use std::{fmt, sync::Arc};
 
@@ -21,7 +21,7 @@ pub use crate::provider::flags::FlagReads;
 /// Returns name and value of a visitor's [cookie](crate::integration::Anonymous::cookie), for the header `Cookie` of a request
 /// in a test. The visitor's targeting key is `anonymous-` and the number in 32 hexadecimal digits.
 ///
-/// The name is that of a cookie with the default settings. The keys of [`TestFlags`] and
+/// The cookie has the name that it has with the default settings. The keys of [`TestFlags`] and
 /// [`in_memory`](FlipswitchProvider::in_memory) are random, and the same in the whole process.
 ///
 /// ```
@@ -36,8 +36,8 @@ pub fn visitor_cookie(provider: &FlipswitchProvider, number: u128) -> String {
     cookie_of(provider, number)
 }
 
-/// Returns name and value of the cookie that overrides flags, for the header `Cookie` of a request in a test. `key` is the one of
-/// the application's [`SignedOverrides`], which must allow the flags.
+/// Returns name and value of the cookie that overrides flags, for the header `Cookie` of a request in a test. `key` is the key
+/// of the application's [`SignedOverrides`], which must allow the flags.
 ///
 /// ```
 /// use flipswitch::{serde_json::json, testing::override_cookie};
@@ -106,22 +106,22 @@ impl TestFlags {
         Self { in_memory, reads, provider }
     }
 
-    /// Returns the provider of these flags, which is always the same one.
+    /// Returns the provider of these flags. Each call returns a handle to the same provider.
     #[must_use]
     pub fn provider(&self) -> FlipswitchProvider {
         self.provider.clone()
     }
 
-    /// Sets a flag for every context, replacing all its values. Listeners are notified.
+    /// Sets a flag for every context, and replaces all its previous values. Listeners are notified.
     pub fn set(&self, key: impl Into<String>, value: impl Into<Value>) {
         let key = key.into();
         self.in_memory.set(key.clone(), value.into());
         self.provider.publish_change(key);
     }
 
-    /// Sets a flag for contexts for which a predicate returns `true`. If several apply, the last one counts. Listeners are
-    /// notified. The predicate gets the context as it is sent: dates are strings, and attributes that cannot be sent are
-    /// missing.
+    /// Sets a flag for the contexts for which a predicate returns `true`. If several values apply to a context, the one that was
+    /// set last is used. Listeners are notified. The predicate gets the context as it is sent: dates are strings, and attributes
+    /// that cannot be sent are missing.
     pub fn set_when(
         &self,
         key: impl Into<String>,
@@ -140,10 +140,10 @@ impl TestFlags {
         self.provider.publish_change(key.to_owned());
     }
 
-    /// Returns the reads of a flag so far, through [`Flags`](crate::Flags), extractors, gates or OpenFeature.
+    /// Returns the reads of a flag so far through [`Flags`](crate::Flags), extractors, gates or OpenFeature.
     ///
-    /// Reads of all flags at once ([`iter`](crate::Flags::iter), [`to_json`](crate::Flags::to_json)) do not count, nor do
-    /// reads for a context whose targeting key cannot be sent.
+    /// Does not include reads of all flags at once ([`iter`](crate::Flags::iter), [`to_json`](crate::Flags::to_json)), and reads
+    /// for a context whose targeting key cannot be sent.
     #[must_use]
     pub fn reads(&self, key: &str) -> FlagReads {
         self.reads.reads(key)
@@ -158,9 +158,9 @@ impl fmt::Debug for TestFlags {
 
 /// Returns every combination of the values that flags can have.
 ///
-/// For `{"a": [false, true], "b": ["x", "y"], "c": 1}` these are the four objects from `{"a": false, "b": "x", "c": 1}`
-/// to `{"a": true, "b": "y", "c": 1}`. A value that is not a list is the only choice. For a flag whose value is a list,
-/// write a list of lists.
+/// For `{"a": [false, true], "b": ["x", "y"], "c": 1}`, these are the four objects from `{"a": false, "b": "x", "c": 1}`
+/// to `{"a": true, "b": "y", "c": 1}`. If a value is not a list, it is the only choice. For a flag whose value is a list,
+/// pass a list of lists.
 ///
 /// ```
 /// use flipswitch::{Context, FlipswitchProvider, serde_json::json, testing::combinations};
@@ -177,7 +177,7 @@ impl fmt::Debug for TestFlags {
 ///
 /// # Panics
 ///
-/// If `flags` is not a JSON object, if a list is empty, because the test would not run, or if there are more combinations
+/// If `flags` is not a JSON object, if a list is empty, since the test would then not run, or if there are more combinations
 /// than a `usize` can count.
 #[track_caller]
 pub fn combinations(flags: Value) -> impl Iterator<Item = Value> {

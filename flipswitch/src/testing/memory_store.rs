@@ -12,10 +12,10 @@ use parking_lot::Mutex;
 
 use crate::cache_store::{CacheStore, Lease, Leased, Lookup, StoreError, StoredEntry};
 
-/// How far ahead of the clock an entry may be that is not replaced by earlier ones.
+/// How far ahead of the store's clock an entry may be. Earlier entries replace one that is further ahead.
 const MAX_AHEAD: Duration = Duration::from_secs(1);
 
-/// A [`CacheStore`] in memory, for tests of what an application does when its store fails. Clones share the entries, as
+/// A [`CacheStore`] in memory, for tests of how an application behaves when its store fails. Clones share the entries, as
 /// instances of an application share a store.
 ///
 /// ```
@@ -39,7 +39,7 @@ struct State {
     is_down: bool,
     leases_are_lost: bool,
     delay: Duration,
-    /// The clock is ahead of that of the system by the first, and behind it by the second.
+    /// How far the store's clock was moved ahead of the system's clock, and how far back.
     ahead: Duration,
     behind: Duration,
 }
@@ -80,7 +80,7 @@ impl MemoryStore {
         state.leases.clear();
     }
 
-    /// Sets whether all leases are granted to a holder that never releases them, like one that was killed.
+    /// Sets whether all leases are granted to a holder that never releases them, like an instance that was killed.
     pub fn set_leases_lost(&self, are_lost: bool) {
         self.0.lock().leases_are_lost = are_lost;
     }
@@ -103,7 +103,7 @@ impl MemoryStore {
         entries
     }
 
-    /// Stores an entry, also over a later one, like a restore from a backup.
+    /// Stores an entry, and replaces even a later one, like a restore from a backup.
     pub fn insert(&self, entry: StoredEntry) {
         let mut state = self.0.lock();
         let expires = state.now() + Duration::from_secs(24 * 3600);

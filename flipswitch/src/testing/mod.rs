@@ -1,5 +1,5 @@
-//! Flags for the tests of an application, and a store that fails on demand. They need no service. Flags can change while a test
-//! runs, and record their reads.
+//! Flags and a store for the tests of an application, which need no service. Flags can change while a test runs, and their reads
+//! are recorded. The store fails on demand.
 //!
 //! Nothing here is global, so tests can run in parallel. For tests over sockets, or of outages, use the service in
 //! `flipswitch-local`.
