@@ -111,12 +111,12 @@ impl Notifier {
     pub(crate) fn api_key_rotated(&self, valid_until: Option<OffsetDateTime>) {
         match valid_until {
             Some(valid_until) if self.has_secret => tracing::warn!(
-                target: "flipswitch", %valid_until, "the API key is being replaced; set the new one before it expires"
+                target: "flipswitch", %valid_until, "the API key is being replaced; set the new key before the old one expires"
             ),
             Some(valid_until) => tracing::warn!(
                 target: "flipswitch", %valid_until,
-                "the API key is being replaced; set the new one before it expires. After the next restart, the cookies of \
-                 visitors are no longer valid, because no `secret` is set: set one, and `secret_before` to the old API key"
+                "the API key is being replaced; set the new key before the old one expires. After the next restart, the cookies \
+                 of visitors are no longer valid, because no `secret` is set: set one, and `secret_before` to the old API key"
             ),
             None => tracing::info!(target: "flipswitch", "the replacement of the API key was cancelled"),
         }

@@ -1,4 +1,4 @@
-//! The rule of a gate: whether a request may pass.
+//! The rule of a gate, which decides whether a request may pass.
 
 use std::{
     borrow::Cow,
@@ -46,7 +46,7 @@ impl<F: FlagDef> FlagKey for F {
     label = "pass the flag's key, a `&'static str`, or a flag declared with `flags!` as `bool`"
 )]
 pub trait GateFlag: FlagKey {
-    /// Returns the value that counts if the flag has none.
+    /// Returns the value that is used if the flag has none.
     fn default_on(&self) -> bool;
 }
 
@@ -64,20 +64,20 @@ impl<F: FlagDef<Value = bool>> GateFlag for F {
     }
 }
 
-/// Whether a gate is open for a request: the rule behind the `FlagGate` of each web crate.
+/// Decides whether a gate is open for a request: the rule behind the `FlagGate` of each web crate.
 ///
-/// A flag that is unknown, has another type or no value counts as its default, which is `false` for a key:
-/// [`enabled`](Self::enabled) is closed then, and [`disabled`](Self::disabled) open. If the service does not have the flag,
-/// or if it is not a boolean, these two log a warning once per gate. [`unknown`](Self::unknown) sets what happens while no
-/// flags of the request are known.
+/// For a flag that is unknown, has another type or no value, its default is used, which is `false` for a key. A gate with
+/// [`enabled`](Self::enabled) is then closed, and one with [`disabled`](Self::disabled) is open. If the service does not have
+/// the flag, or if the flag is not a boolean, these two log a warning once per gate. [`unknown`](Self::unknown) sets what
+/// happens while no flags of the request are known.
 #[derive(Clone, Debug)]
 pub struct GateRule {
     check: Check,
     unknown: Option<Unknown>,
 }
 
-/// What a gate does for a request whose flags are not known at all: the service has not responded for its context, and there
-/// are no bootstrap values.
+/// What a gate does for a request without any known flags, because the service has not responded for its context and there are
+/// no bootstrap values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unknown {
     /// Closes the gate.
@@ -107,7 +107,7 @@ impl GateRule {
         Self::new(Check::flag(&flag, false))
     }
 
-    /// Creates a rule that opens the gate if the service evaluated the flag to this variant.
+    /// Creates a rule that opens the gate if the flag has this variant.
     #[must_use]
     pub fn variant(flag: impl FlagKey, variant: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Check::Variant { key: flag.key(), variant: variant.into().into() })
@@ -119,8 +119,7 @@ impl GateRule {
         Self::new(Check::When(Arc::new(predicate)))
     }
 
-    /// Sets what happens while the flags of the request are not known. By default, the rule decides by the defaults of
-    /// the flags.
+    /// Sets what happens while the flags of the request are not known. By default, the rule uses the defaults of the flags.
     #[must_use]
     pub fn unknown(mut self, unknown: Unknown) -> Self {
         self.unknown = Some(unknown);
@@ -136,11 +135,11 @@ impl GateRule {
         }
     }
 
-    /// Returns whether the gate is open by the last known flags of a request, for guards, which cannot wait. New flags are
-    /// requested in the background.
+    /// Returns whether the gate is open according to the last known flags of a request, for guards, which cannot wait. New flags
+    /// are requested in the background.
     ///
-    /// Without any flags, a warning is logged once, and [`unknown`](Self::unknown) decides. Where that is not set, the
-    /// default of the rule's flag counts, and a rule without a default is closed.
+    /// Without any flags, a warning is logged once, and [`unknown`](Self::unknown) decides. If it is not set, the default of the
+    /// rule's flag is used, and a rule without a default is closed.
     #[must_use]
     pub fn is_open_by_last_known(&self, scope: &RequestScope) -> bool {
         scope.last_known_flags().map_or_else(
@@ -163,7 +162,7 @@ impl Check {
         Self::Flag { key: flag.key(), default: flag.default_on(), opens_if, warned: Arc::default() }
     }
 
-    /// Returns the key of the only flag that decides.
+    /// Returns the key of the flag that decides, if there is only one.
     fn key(&self) -> Option<&'static str> {
         match self {
             Self::Flag { key, .. } | Self::Variant { key, .. } => Some(key),

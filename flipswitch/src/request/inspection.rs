@@ -1,4 +1,4 @@
-//! What inspected requests have read: in a header of the response, and on a page.
+//! The flags that inspected requests have read, in a header of the response and on a page.
 
 use std::fmt::{self, Write as _};
 
@@ -18,11 +18,13 @@ use crate::{
 /// Longest value of `Server-Timing`, in bytes.
 const MAX_HEADER: usize = 1_024;
 
-const STYLE: &str = "body{font:14px system-ui,sans-serif;margin:2rem;color:#222}table{border-collapse:collapse;margin:.5rem 0 1.5rem}\
+const STYLE: &str = "body{font:14px system-ui,sans-serif;margin:2rem;color:#222}\
+                     table{border-collapse:collapse;margin:.5rem 0 1.5rem}\
                      td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}code{overflow-wrap:anywhere}\
                      .override{background:#fff3c4}";
 
-/// Returns the value of the header `Server-Timing` for what a request has read so far. Browsers show it in their tools.
+/// Returns the value of the header `Server-Timing` for the flags that a request has read so far. The developer tools of browsers
+/// show it.
 pub(super) fn server_timing(inspection: &Inspection) -> Option<String> {
     let mut header = String::new();
     for read in inspection.reads() {
@@ -75,8 +77,7 @@ impl fmt::Debug for InspectionPage {
 }
 
 impl InspectionPage {
-    /// Makes the page for a request that is inspected itself. Returns `None` for any other one, which must be told that there
-    /// is no such page.
+    /// Creates the page for a request that is inspected itself. Returns `None` for any other request, which must receive a 404.
     #[must_use]
     pub fn new(scope: Option<&RequestScope>, provider: &FlipswitchProvider) -> Option<Self> {
         scope?.of(provider)?.inspection()?;

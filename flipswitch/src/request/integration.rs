@@ -4,12 +4,12 @@
 //! framework consists of three parts:
 //!
 //! 1. It implements [`RequestParts`] for the framework's request, unless that is an [`http::request::Parts`].
-//! 2. Its middleware [opens](ScopeBuilder::open) a scope in each request, responds itself to links of
-//!    [overrides](ScopeBuilder::redirect), [calls](call) the inner service in the scope, and [finishes](finish) the headers of
-//!    the response. Work that goes on after `call` reads the present flags.
+//! 2. Its middleware [opens](ScopeBuilder::open) a scope in each request, responds to links of
+//!    [overrides](ScopeBuilder::redirect) without calling the inner service, [calls](call) the inner service in the scope, and
+//!    [finishes](finish) the headers of the response. Work that goes on after `call` reads the latest flags.
 //! 3. Its extractors look up the scope with [`scope`], and read its flags.
 //!
-//! A minimal integration for a fictitious framework, whose requests and responses are plain structures:
+//! This is a minimal integration for a fictitious framework, whose requests and responses are plain structures:
 //!
 //! ```
 //! use flipswitch::{
@@ -162,26 +162,26 @@ use crate::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 use open_feature::{EvaluationContext, EvaluationDetails, EvaluationError, HookContext, Value};
 
-/// Names of attributes that are kept of an inspected request.
+/// How many names of attributes are kept of an inspected request.
 const MAX_NAMES: usize = 50;
 
-/// The request of a web framework, as far as a scope needs it.
+/// A request of a web framework, as far as a scope needs it.
 pub trait RequestParts {
-    /// Returns the values of all headers of a name, in their order. The name is in lower case.
+    /// Returns the values of all headers with a name, in their order. The name is in lower case.
     fn header_values<'a>(&'a self, name: &str) -> Box<dyn Iterator<Item = &'a [u8]> + 'a>;
 
     /// Puts a scope into the extensions of the request, and returns the one that was there.
     fn insert_scope(&mut self, scope: RequestScope) -> Option<RequestScope>;
 
-    /// Returns the path, for the [page](InspectionPage) of inspected requests. Defaults to an empty one.
+    /// Returns the path, for the [page](InspectionPage) of inspected requests. The default implementation returns an empty path.
     fn path(&self) -> &str {
         ""
     }
 }
 
-/// The headers of the response of a web framework, as far as [`finish`] needs them. Names are in lower case.
+/// The headers of a response of a web framework, as far as [`finish`] needs them. Names are in lower case.
 pub trait ResponseHeaders {
-    /// Returns the values of all headers of a name, in their order.
+    /// Returns the values of all headers with a name, in their order.
     fn values<'a>(&'a self, name: &'static str) -> Box<dyn Iterator<Item = &'a [u8]> + 'a>;
 
     /// Adds a header.
@@ -238,7 +238,7 @@ type Inspects<R> = dyn Fn(&R) -> bool + Send + Sync;
 type ContextFn<R> = dyn Fn(&R) -> Option<Context> + Send + Sync;
 type UserFn<R> = dyn Fn(&R) -> Option<Option<Context>> + Send + Sync;
 
-/// How the user of a request is found.
+/// The functions that find the user of a request.
 struct User<R> {
     missing: Arc<MissingUser>,
     /// Returns `None` if there is no user, and `Some(None)` if the user has no context.
@@ -283,8 +283,8 @@ impl<R: RequestParts> ScopeBuilder<R> {
     /// `context` returns `None` if the request has no user. Its attributes take precedence over those of
     /// [`with_context`](Self::with_context).
     ///
-    /// `is_present` returns whether the extensions have a user. It is called when flags are read: if there is a user
-    /// then, and was none when the scope was opened, the user was set too late, and a warning is logged once.
+    /// `is_present` returns whether the extensions have a user. It is called when flags are read. If there is a user at that
+    /// time, and there was none when the scope was opened, the user was set too late, and a warning is logged once.
     #[must_use]
     pub fn with_user<U, E: 'static, C: IntoContext>(
         mut self,
@@ -306,26 +306,26 @@ impl<R: RequestParts> ScopeBuilder<R> {
         self
     }
 
-    /// Sets which flags a signed cookie can override, for those who test. Defaults to none.
+    /// Sets which flags a signed cookie can override, for testers. Defaults to none.
     #[must_use]
     pub fn with_overrides(mut self, overrides: SignedOverrides) -> Self {
         self.overrides = Some(overrides);
         self
     }
 
-    /// Sets which requests are inspected: what they read is in the header `Server-Timing` of the response, and on a
-    /// [page](InspectionPage). Defaults to none.
+    /// Sets which requests are inspected. The flags that they read are shown in the header `Server-Timing` of the response, and
+    /// on a [page](InspectionPage). Defaults to none.
     #[must_use]
     pub fn with_inspection(mut self, when: impl Fn(&R) -> bool + Send + Sync + 'static) -> Self {
         self.inspects = Some(Arc::new(when));
         self
     }
 
-    /// Returns the response to a request that opens a link of [overrides](Self::with_overrides), or ends them. The inner
-    /// service must not be called then.
+    /// Returns the response to a request that opens a link of [overrides](Self::with_overrides), or ends them. If there is one,
+    /// the inner service must not be called.
     ///
-    /// `target` returns path and query as the client sent them, also below a nested router. It is not called without overrides.
-    /// `scope` is that of the request.
+    /// `target` returns path and query as the client sent them, even below a nested router. It is not called without overrides.
+    /// `scope` is the scope of the request.
     #[must_use]
     pub fn redirect<'a>(
         &self,
@@ -338,7 +338,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
         overrides.redirect(target(), request, scope)
     }
 
-    /// Returns what is switched on in a request for those who test.
+    /// Returns the overrides and the inspection of a request, if it has any.
     fn aids(&self, request: &R, context: &Context) -> Option<Box<TestAids>> {
         let overrides = self.overrides.as_ref().and_then(|overrides| overrides.find(request, &self.provider));
         let is_inspected =
@@ -355,9 +355,9 @@ impl<R: RequestParts> ScopeBuilder<R> {
 
     /// Opens the scope of a request, and puts it into the request's extensions.
     ///
-    /// A scope that is there already is replaced. If it belongs to the same provider, a warning is logged once; OpenFeature
-    /// clients of another provider still find it. Pass the scope to [`call`]: until that ends, its work reads the flags of the
-    /// request.
+    /// A scope that is already there is replaced. If it belongs to the same provider, a warning is logged once. If it belongs to
+    /// another provider, OpenFeature clients of that provider still find it. Pass the new scope to [`call`]: until the call ends,
+    /// work in the scope reads the flags of the request.
     pub fn open(&self, request: &mut R) -> RequestScope {
         let Self { provider, context, user, visitors, overrides, inspects } = self;
         // After a panic, the user counts as present without a context.
@@ -436,9 +436,8 @@ impl<R> fmt::Debug for ScopeBuilder<R> {
 
 /// Calls a function in a scope, and runs the future that it returns, the response, in the same scope.
 ///
-/// When the future is ready or dropped, the response head has left: reads of a scope that [`ScopeBuilder::open`] has opened are
-/// present flags from then on.
-/// [`Scoped::scope`] returns the scope after the response.
+/// When the future is ready or dropped, the response head has left. From then on, reads of a scope that [`ScopeBuilder::open`]
+/// has opened return the latest flags. [`Scoped::scope`] returns the scope after the response.
 #[inline]
 pub fn call<F: Future>(scope: RequestScope, service: impl FnOnce() -> F) -> Scoped<F> {
     scope.call(service)
@@ -446,8 +445,7 @@ pub fn call<F: Future>(scope: RequestScope, service: impl FnOnce() -> F) -> Scop
 
 /// Returns the scope from a request's extensions, for code that is about to read flags.
 ///
-/// `extensions` are those of the type that [`with_user`](ScopeBuilder::with_user) was given. They are checked for a user
-/// that was set too late.
+/// `extensions` have the type `E` of [`with_user`](ScopeBuilder::with_user). They are checked for a user that was set too late.
 pub fn scope<'a>(scope: Option<&'a RequestScope>, extensions: &dyn Any) -> Option<&'a RequestScope> {
     scope.inspect(|scope| scope.check_user(extensions))
 }
@@ -455,9 +453,9 @@ pub fn scope<'a>(scope: Option<&'a RequestScope>, extensions: &dyn Any) -> Optio
 /// Returns the value of the `Set-Cookie` header for a new visitor, if the request read flags and [`Anonymous::cookie`] is
 /// in use.
 ///
-/// `header_values` returns all values of a header of the response, by its name in lower case. It is not called unless a
-/// cookie may be due. If the response sets the cookie already, there is nothing to add. If shared caches may store the
-/// response, it must have no cookie, and a warning is logged once. Each call creates another visitor.
+/// `header_values` returns all values of a header of the response, by its name in lower case. It is only called if a cookie may
+/// be needed. Returns `None` if the response already sets the cookie. If shared caches may store the response, it must not set a
+/// cookie: this function then returns `None`, and a warning is logged once. Each call creates another visitor.
 #[must_use]
 pub fn new_cookie<'a, I>(scope: &RequestScope, header_values: impl Fn(&'static str) -> I) -> Option<String>
 where
@@ -474,11 +472,11 @@ where
     cookie.mint()
 }
 
-/// Changes the headers of a response as the flags of its request demand: adds the [cookie](new_cookie) of a new visitor, keeps a
-/// response with overridden flags or with [start values](Flags::to_ofrep_json) out of shared caches, and tells what an inspected
-/// request has read.
+/// Changes the headers of a response as the flags of its request require: adds the [cookie](new_cookie) of a new visitor, keeps a
+/// response with overridden flags or with [start values](Flags::to_ofrep_json) out of shared caches, and adds the flags that an
+/// inspected request has read.
 pub fn finish(scope: &RequestScope, status: u16, headers: &mut dyn ResponseHeaders) {
-    // Caches would add the headers of a 304 to the response that they have.
+    // Caches would add the headers of a 304 to the response that they have stored.
     let is_whole = status != 304;
     let timing = scope.inspection().filter(|_| is_whole).and_then(inspection::server_timing);
     if scope.is_private() || timing.is_some() {
@@ -490,14 +488,15 @@ pub fn finish(scope: &RequestScope, status: u16, headers: &mut dyn ResponseHeade
     let cookie = if is_whole { new_cookie(scope, |name| headers.values(name)) } else { None };
     if let Some(cookie) = cookie {
         headers.append("set-cookie", &cookie);
-        // Without it, a shared cache may go by the age that it thinks fit.
+        // Without this header, a shared cache may choose an age itself.
         if headers.values("cache-control").next().is_none() {
             headers.append("cache-control", "private");
         }
     }
 }
 
-/// Keeps a response out of shared caches, whatever the application says, and apart from those of browsers without the cookie.
+/// Keeps a response out of shared caches, whatever headers the application has set, and apart from responses to browsers without
+/// the cookie.
 fn keep_private(headers: &mut dyn ResponseHeaders) {
     let items = |name| -> Vec<String> {
         let items = headers.values(name).flat_map(|value| value.split(|byte| *byte == b','));
@@ -507,12 +506,12 @@ fn keep_private(headers: &mut dyn ResponseHeaders) {
     let (directives, vary) = (items("cache-control"), items("vary"));
     let is_private = is_any(&directives, &["private", "no-store"])
         && !directives.iter().any(|directive| directive == "public" || directive.starts_with("s-maxage"));
-    // Those of single caches take precedence there (RFC 9213).
-    // A page that was to expire at once must not stay longer.
+    // A page that the application lets expire at once must not be kept longer.
     let is_expired = headers.values("expires").any(|value| {
         let date = std::str::from_utf8(value).ok().and_then(|value| httpdate::parse_http_date(value).ok());
         date.is_none_or(|date| date <= SystemTime::now())
     });
+    // The headers of single caches take precedence in these caches (RFC 9213).
     headers.remove(&|name| {
         let is_of_a_cache = name.ends_with("-cache-control")
             || matches!(name, "expires" | "surrogate-control" | "edge-control" | "x-accel-expires");
@@ -532,8 +531,8 @@ fn keep_private(headers: &mut dyn ResponseHeaders) {
     }
 }
 
-/// Returns whether a request is a CORS preflight: whether browsers send it before another one, to ask whether they may send
-/// that (Fetch standard, "CORS-preflight request"). Flags are not read for a preflight, which has no credentials.
+/// Returns whether a request is a CORS preflight, which browsers send to find out whether they may send another request (Fetch
+/// standard, "CORS-preflight request"). Flags are not read for a preflight, because it has no credentials.
 ///
 /// `has_header` returns whether the request has a header, by its name in lower case.
 #[must_use]
@@ -541,7 +540,7 @@ pub fn is_preflight(method: &str, has_header: impl Fn(&'static str) -> bool) -> 
     method == "OPTIONS" && has_header("origin") && has_header("access-control-request-method")
 }
 
-/// Logs a warning once that a preflight reached a gate, which must refuse it. The CORS middleware belongs outside.
+/// Logs a warning once that a preflight reached a gate, which must refuse it. The CORS middleware must be outside of the gate.
 pub fn preflight_refused(scope: &RequestScope) {
     SetupWarning::PreflightAtGate.log(scope.provider());
 }
@@ -552,8 +551,8 @@ pub fn read<F: FlagDef>(flags: &Flags) -> F::Value {
     flags.read::<F>()
 }
 
-/// Returns whether a provider reports evaluations by itself, because of its
-/// [`evaluation_events`](crate::FlipswitchProviderBuilder::evaluation_events).
+/// Returns whether a provider reports evaluations itself, as its
+/// [`evaluation_events`](crate::FlipswitchProviderBuilder::evaluation_events) say.
 #[must_use]
 pub fn reports_evaluations(provider: &FlipswitchProvider) -> bool {
     provider.event_reporter().events != EvaluationEvents::Off
@@ -562,9 +561,10 @@ pub fn reports_evaluations(provider: &FlipswitchProvider) -> bool {
 /// Reports an evaluation of an OpenFeature client as an event, for hooks. The event has the attributes of
 /// [`evaluation_events`](crate::FlipswitchProviderBuilder::evaluation_events).
 ///
-/// The client may be that of any provider. The id of the context comes from the targeting key of the evaluation, or else from
-/// that of the request of `provider` that the caller runs in, as the settings of `provider` say. Does nothing for the evaluations
-/// of Flipswitch providers if `provider` [reports](reports_evaluations) its own.
+/// The client may belong to any provider. The id of the context is derived from the targeting key of the evaluation, as the
+/// settings of `provider` say. If the evaluation has no targeting key, that of the request of `provider` in which the caller runs
+/// is used. Does nothing for the evaluations of Flipswitch providers if `provider` [reports](reports_evaluations) its own
+/// evaluations.
 pub fn report_evaluation(
     provider: &FlipswitchProvider,
     context: &HookContext<'_>,

@@ -1,4 +1,4 @@
-//! One request of a web application: its context, its flags, and what web frameworks need to connect them.
+//! Requests of a web application: their context, their flags, and the parts that web frameworks need to connect them.
 
 pub(crate) mod browser;
 pub(crate) mod gate;

@@ -1,4 +1,4 @@
-//! Overrides: values of flags for one browser, which a signed cookie carries.
+//! Overrides: values of flags for one browser, in a signed cookie.
 //!
 //! A token is `<body>.<code>`, both in base64url without padding. The body is JSON, and the code is the HMAC-SHA-256 of
 //! `flipswitch-overrides.v1.<purpose>.<name of the provider>.<body>`.
@@ -26,7 +26,7 @@ use crate::{
 /// Name of the cookie.
 const COOKIE: &str = "__Host-flipswitch-overrides";
 
-/// Name of the parameter in the query of a link, and its value that ends overrides.
+/// Name of the parameter in the query of a link, and the value that ends overrides.
 const PARAMETER: &str = "flipswitch";
 const OFF: &str = "off";
 
@@ -39,26 +39,26 @@ const MIN_KEY: usize = 16;
 /// How long a link can be opened.
 const LINK_LIFETIME: Duration = Duration::from_secs(15 * 60);
 
-/// How long overrides last, unless they are minted for another time, and how long at most.
+/// How long overrides last by default, and at most.
 const LIFETIME: Duration = Duration::from_secs(8 * 3600);
 const MAX_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 
-/// How far the clock of the machine that mints may be ahead.
+/// How far the clock of the machine that minted a token may be ahead.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
-/// Cookies of the name that are looked at; further ones are ignored.
+/// How many cookies of the name are checked. Further ones are ignored.
 const MAX_COOKIES: usize = 4;
 
 /// Overrides of flags in single browsers, for testing: which flags can be overridden, and the key that authenticates
 /// the overrides.
 ///
-/// The key [mints](Self::mint) links. A browser that opens the link gets a cookie, and its requests read the
-/// values of the cookie instead of the service's, with the reason `OVERRIDE`. `?flipswitch=off` ends that. Other browsers, the
-/// cache and the service are not affected.
+/// The key [mints](Self::mint) links. A browser that opens a link gets a cookie, and its requests read the values in the cookie
+/// instead of those of the service, with the reason `OVERRIDE`. A link with `?flipswitch=off` ends the overrides. Other browsers,
+/// the cache and the service are not affected.
 ///
-/// A token that is invalid, has expired, or is one of another provider, key or user is ignored, and so are values of flags
-/// that are not allowed, or of another type than the flag has. A warning is logged once for each of these three, and each case
-/// at debug level.
+/// A token that is invalid, has expired, or is for another provider, key or user is ignored. Values of flags that are not
+/// allowed, and values of another type than the flag has, are ignored as well. A warning is logged once for each of these three
+/// kinds, and every case is logged at debug level.
 ///
 /// ```
 /// use flipswitch::{SignedOverrides, serde_json::json};
@@ -82,28 +82,28 @@ pub struct SignedOverrides {
 type Key = Hmac<Sha256>;
 
 impl SignedOverrides {
-    /// Creates overrides with the key that authenticates them: at least 16 bytes, better 32 random ones, the same in all
-    /// instances. No flag can be overridden until it is [allowed](Self::allow).
+    /// Creates overrides with the key that authenticates them. The key must have at least 16 bytes, and be the same in all
+    /// instances; use 32 random bytes. No flag can be overridden until it is [allowed](Self::allow).
     ///
-    /// White space around the key does not count. With a shorter key, an error is logged, and there are no overrides.
+    /// White space around the key is ignored. With a shorter key, an error is logged, and there are no overrides.
     pub fn new(key: impl AsRef<[u8]>) -> Self {
         Self { key: key_of(key.as_ref()), before: None, allowed: Arc::default() }
     }
 
-    /// Sets the key that was in use before: what was minted with it is still accepted. Defaults to none.
+    /// Sets the key that was in use before. Tokens that were minted with it are still accepted. Defaults to none.
     pub fn key_before(mut self, key: impl AsRef<[u8]>) -> Self {
         self.before = key_of(key.as_ref());
         self
     }
 
-    /// Allows flags to be overridden, in addition to those that are allowed already: keys, or flags that were declared with
+    /// Allows flags to be overridden, in addition to those that are already allowed. Takes keys, or flags that were declared with
     /// [`flags!`](crate::flags).
     pub fn allow<F: FlagKey>(mut self, flags: impl IntoIterator<Item = F>) -> Self {
         Arc::make_mut(&mut self.allowed).extend(flags.into_iter().map(|flag| flag.key()));
         self
     }
 
-    /// Mints overrides: a JSON object of flag keys and values.
+    /// Mints overrides from a JSON object of flag keys and values.
     pub fn mint(&self, values: Value) -> OverrideToken {
         OverrideToken { key: self.key.clone(), values, name: String::new(), subject: None, lifetime: LIFETIME }
     }
@@ -122,7 +122,7 @@ impl SignedOverrides {
         let (allowed, others): (Map<_, _>, Map<_, _>) =
             flags.into_iter().partition(|(key, _)| self.allowed.contains(&key.as_str()));
         for (key, _) in others {
-            // The token is authentic, so the key is no secret and no text of an attacker.
+            // The token is authentic, so the key is neither a secret nor a text of an attacker.
             tracing::debug!(target: "flipswitch", flag = printable(&key), "an override is ignored: the flag is not allowed");
             SetupWarning::OverrideNotAllowed.log(provider);
         }
@@ -133,7 +133,7 @@ impl SignedOverrides {
     /// the client sent them.
     pub(super) fn redirect(&self, target: &str, request: &dyn RequestParts, scope: &RequestScope) -> Option<Redirect> {
         let token = parameter(target)?;
-        // Browsers say what the request is for. Images, frames and scripts of other pages change nothing.
+        // Browsers send the purpose of the request. Images, frames and scripts of other pages change nothing.
         let is = |name: &str, expected: &[u8]| request.header_values(name).all(|value| value == expected);
         let is_speculative = request.header_values("sec-purpose").next().is_some();
         if is_speculative || !is("sec-fetch-mode", b"navigate") || !is("sec-fetch-dest", b"document") {
@@ -177,15 +177,15 @@ impl SignedOverrides {
         }
         let token = std::str::from_utf8(token).map_err(|_| "the token is malformed")?;
         let (body, code) = token.split_once('.').ok_or("the token is malformed")?;
-        let code = BASE64_URL_SAFE_NO_PAD.decode(code).map_err(|_| "it is no token")?;
+        let code = BASE64_URL_SAFE_NO_PAD.decode(code).map_err(|_| "the token is malformed")?;
         let keys = [self.key.as_ref(), self.before.as_ref()];
         let is_authentic = |key: &Key| authenticated(key, purpose, name, body).verify_slice(&code).is_ok();
         if !keys.into_iter().flatten().any(is_authentic) {
             return Err(
-                "the signature of the token does not match: another key, provider or purpose, or a changed token",
+                "the signature of the token does not match: the token was changed, or is for another key, provider or purpose",
             );
         }
-        let json = BASE64_URL_SAFE_NO_PAD.decode(body).map_err(|_| "it is no token")?;
+        let json = BASE64_URL_SAFE_NO_PAD.decode(body).map_err(|_| "the token is malformed")?;
         let body: Body = serde_json::from_slice(&json).map_err(|_| "the content of the token cannot be read")?;
         let now = seconds(now);
         let longest = match purpose {
@@ -195,14 +195,14 @@ impl SignedOverrides {
         if body.exp <= now {
             Err("the token has expired")
         } else if body.exp - now > (longest + CLOCK_SKEW).as_secs() {
-            Err("the lifetime of the token is longer than is allowed")
+            Err("the lifetime of the token is longer than allowed")
         } else {
             Ok(body)
         }
     }
 }
 
-/// Shows the flags that are allowed, and no key.
+/// Shows the flags that are allowed, but no key.
 impl fmt::Debug for SignedOverrides {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SignedOverrides").field("allowed", &self.allowed).finish_non_exhaustive()
@@ -224,7 +224,7 @@ fn key_of(key: &[u8]) -> Option<Key> {
         );
         return None;
     }
-    // Takes keys of any length.
+    // Accepts keys of any length.
     Key::new_from_slice(key).ok()
 }
 
@@ -274,7 +274,7 @@ pub struct OverrideToken {
 }
 
 impl OverrideToken {
-    /// Sets the only targeting key that the overrides are for. By default they are for every user of the browser.
+    /// Sets the only targeting key that the overrides are for. By default, they are for every user of the browser.
     pub fn for_context(mut self, targeting_key: impl Into<String>) -> Self {
         self.subject = Some(targeting_key.into());
         self
@@ -286,7 +286,7 @@ impl OverrideToken {
         self
     }
 
-    /// Sets the [name](crate::FlipswitchProviderBuilder::name) of the provider that the overrides are for. Defaults to that of
+    /// Sets the [name](crate::FlipswitchProviderBuilder::name) of the provider that the overrides are for. Defaults to none, for
     /// a provider without a name.
     pub fn provider_name(mut self, name: impl Into<String>) -> Self {
         self.name = name.into();
@@ -355,8 +355,9 @@ pub(super) struct Overrides {
 }
 
 impl Overrides {
-    /// Returns the overlay for the flags of a context with this targeting key. `is_own` tells that it is that of the request:
-    /// without a subject, the overrides are for the user of the browser, and not for others that the request is about.
+    /// Returns the overlay for the flags of a context with this targeting key. `is_own` is true if the key is that of the
+    /// request. Without a subject, the overrides are for the user of the browser, and not for other users whose flags the request
+    /// reads.
     pub(super) fn for_context(&self, targeting_key: Option<&str>, is_own: bool) -> Option<&Overlay> {
         let is_meant = self.subject.as_deref().map_or(is_own, |subject| targeting_key == Some(subject));
         // Work that a request has started may go on for longer.
@@ -381,7 +382,7 @@ impl fmt::Debug for Redirect {
 }
 
 impl Redirect {
-    /// Returns all headers of the response, with names in lower case. It has no body.
+    /// Returns all headers of the response, with names in lower case. The response has no body.
     #[must_use]
     pub fn headers(&self) -> [(&'static str, &str); 5] {
         [
@@ -401,7 +402,7 @@ fn parameter(target: &str) -> Option<&str> {
     query.split('&').find_map(|pair| pair.strip_prefix(PARAMETER)?.strip_prefix('='))
 }
 
-/// Returns path and query of a target without the token. It begins with one `/`, so that browsers do not take the path for
+/// Returns path and query of a target without the token. The path begins with one `/`, so that browsers do not mistake it for
 /// another host.
 fn location(target: &str) -> String {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
@@ -451,7 +452,7 @@ mod tests {
         assert_eq!(valid(Cookie, &cookie, "", NOW), Ok(()));
         assert_eq!(valid(Link, &link, "", NOW + 899), Ok(()));
         assert_eq!(valid(Link, &link, "", NOW + 900), Err("the token has expired"));
-        assert_eq!(valid(Link, &link, "", NOW - 60), Ok(()), "minted on a machine whose clock is ahead");
+        assert_eq!(valid(Link, &link, "", NOW - 60), Ok(()), "it was minted on a machine whose clock is ahead");
         assert!(valid(Link, &link, "", NOW - 61).unwrap_err().contains("longer"));
         assert_eq!(valid(Cookie, &cookie, "", NOW + 8 * 3600 - 1), Ok(()));
         assert_eq!(valid(Cookie, &cookie, "", NOW + 8 * 3600), Err("the token has expired"));
@@ -464,7 +465,7 @@ mod tests {
         assert!(is_valid(&other, Cookie, &cookie, "", NOW).is_err());
         assert_eq!(is_valid(&other.key_before("0123456789abcdef\n"), Cookie, &cookie, "", NOW), Ok(()));
         assert!(is_valid(&SignedOverrides::new("short"), Cookie, &cookie, "", NOW).is_err());
-        // A clock that was wrong when it was minted.
+        // The clock was wrong when the token was minted.
         assert!(valid(Cookie, &cookie, "", NOW - 7 * 24 * 3600).unwrap_err().contains("longer"));
     }
 
@@ -490,13 +491,13 @@ mod tests {
         ] {
             assert!(valid(other).is_err(), "{other}");
         }
-        // Cut to what is compared.
+        // A shorter code.
         assert!(valid(&token[..token.len() - 2]).is_err());
         assert!(valid(&"A".repeat(MAX_TOKEN + 1)).unwrap_err().contains("long"));
     }
 
     #[test]
-    fn what_cannot_be_minted_is_refused() {
+    fn overrides_that_cannot_be_minted_are_refused() {
         let mint = |values| overrides().mint(values);
         let day = Duration::from_secs(24 * 3600);
         let long = "x".repeat(MAX_TOKEN);

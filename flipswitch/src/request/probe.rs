@@ -13,7 +13,7 @@ pub struct HealthProbe {
 }
 
 impl HealthProbe {
-    /// Makes the probe of a request with this query.
+    /// Creates the probe for a request with this query.
     #[must_use]
     pub fn new(health: Health, query: Option<&str>) -> Self {
         let mut names = query.into_iter().flat_map(|query| query.split('&')).filter_map(|pair| pair.split('=').next());

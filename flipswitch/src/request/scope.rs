@@ -28,10 +28,10 @@ const MAX_CLIENT_CONTEXTS: usize = 8;
 /// The provider, the context and the flags of one request. A clone is the same scope.
 ///
 /// The web crates open a scope in each request. Nothing is requested from the flag service until the first read, and all
-/// parts of the request share one evaluation, also if they read at the same time.
+/// parts of the request share one evaluation, even if they read at the same time.
 ///
-/// What goes on after the response head has left, such as a WebSocket or a streamed body, reads the present flags instead:
-/// each read of the scope is an evaluation then. To keep the flags of the request, keep the [`Flags`].
+/// Work that goes on after the response head has left, such as a WebSocket or a streamed body, reads the latest flags instead:
+/// each read of the scope is then an evaluation. To keep the flags of the request, keep the [`Flags`].
 ///
 /// ```
 /// use flipswitch::{Context, FlipswitchProvider, RequestScope, serde_json::json};
@@ -59,36 +59,37 @@ pub struct RequestScope {
 struct Request {
     provider: FlipswitchProvider,
     context: Context,
-    /// The same context, decoded when it is first read. Boxed like others that are rarely needed, since each request has a scope.
+    /// The same context, decoded when it is first read. Boxed like other fields that are rarely needed, because each request has
+    /// a scope.
     decoded: OnceLock<Box<EvaluationContext>>,
     flags: OnceLock<Flags>,
-    /// The flags for contexts of OpenFeature clients, merged with that of the request.
+    /// The flags for contexts of OpenFeature clients, which are merged with the context of the request.
     client_flags: Mutex<Vec<(PreparedContext, Flags)>>,
     was_read: AtomicBool,
-    /// Whether the targeting key is that of a visitor, which anybody can be.
+    /// Whether the targeting key identifies a visitor without an account.
     is_visitor: bool,
-    /// Whether the response has what belongs to one user.
+    /// Whether the response contains data of one user.
     is_private: AtomicBool,
     /// The cookie for a new visitor whose flags are read.
     cookie: Option<Arc<VisitorCookie>>,
-    /// How to find out that the request's user was set after the scope was opened.
+    /// The check for a user that was set after the scope was opened.
     missing_user: Option<Arc<MissingUser>>,
-    /// Whether the response head has left. `None` without a layer, which would know.
+    /// Whether the response head has left. `None` without a layer, because only a layer can tell.
     has_responded: Option<AtomicBool>,
-    /// The scope of the layer around, if that is the layer of another provider.
+    /// The scope of the surrounding layer, if that layer belongs to another provider.
     outer: OnceLock<RequestScope>,
-    /// What is switched on for those who test.
+    /// The overrides and the inspection, if there are any.
     aids: Option<Box<TestAids>>,
 }
 
-/// What is switched on in a request for those who test.
+/// The overrides and the inspection of a request, for testers.
 pub(super) struct TestAids {
     pub(super) overrides: Option<Arc<Overrides>>,
     pub(super) inspection: Option<Arc<Inspection>>,
 }
 
 impl TestAids {
-    /// Returns the flags as the request reads them. `targeting_key` is that of their context, and `own` that of the request.
+    /// Returns the flags as the request reads them. `targeting_key` belongs to their context, and `own` to the request.
     fn apply(
         &self,
         mut flags: Flags,
@@ -169,13 +170,13 @@ impl RequestScope {
         }
     }
 
-    /// Sets the scope of the layer of another provider around.
+    /// Sets the scope of a surrounding layer.
     pub(super) fn set_outer(&self, outer: RequestScope) {
         // Set once, when the scope is opened.
         let _ = self.request.outer.set(outer);
     }
 
-    /// Returns the scope of this request that belongs to a provider: this one, or that of a layer around.
+    /// Returns the scope of this request that belongs to a provider: this one, or that of a surrounding layer.
     pub(crate) fn of(&self, provider: &FlipswitchProvider) -> Option<Self> {
         let mut scope = self;
         while !scope.request.provider.is_same(provider) {
@@ -184,7 +185,7 @@ impl RequestScope {
         Some(Self { request: Arc::clone(&scope.request), is_carried: self.is_carried })
     }
 
-    /// Returns whether reads get the flags of the request, and not the present ones.
+    /// Returns whether reads return the flags of the request, and not the latest ones.
     fn is_in_request(&self) -> bool {
         match &self.request.has_responded {
             Some(has_responded) => !has_responded.load(Ordering::Relaxed),
@@ -205,8 +206,8 @@ impl RequestScope {
         self.request.decoded.get_or_init(|| Box::new((&self.request.context).into()))
     }
 
-    /// Returns the flags of the request, evaluated at the first call, or the present ones once the response head has left.
-    /// Never fails; see [`Flags`].
+    /// Returns the flags of the request, which are evaluated at the first call. Once the response head has left, returns the
+    /// latest flags. Never fails; see [`Flags`].
     ///
     /// Waits at most [`stale_wait`](crate::FlipswitchProviderBuilder::stale_wait) for a context with stale flags, at most
     /// [`miss_wait`](crate::FlipswitchProviderBuilder::miss_wait) for one without any, and not at all while the service
@@ -219,7 +220,7 @@ impl RequestScope {
         self.evaluate().await.clone()
     }
 
-    /// Returns the present flags for the context of the request, for work that goes on while flags change. Waits like
+    /// Returns the latest flags for the context of the request, for work that goes on while flags change. Waits like
     /// [`flags`](Self::flags).
     ///
     /// ```
@@ -243,8 +244,8 @@ impl RequestScope {
         self.present(self.request.provider.flags(&self.request.context).await)
     }
 
-    /// Returns what [`flags`](Self::flags) returns, if that needs no waiting: if the flags are evaluated already, if fresh
-    /// ones are cached, or if no request is possible at present. Counts as a read.
+    /// Returns what [`flags`](Self::flags) returns, if it need not wait: if the flags are already evaluated, if fresh ones are
+    /// cached, or if no request is possible at present. Counts as a read.
     #[must_use]
     pub fn try_flags(&self) -> Option<Flags> {
         self.mark_read();
@@ -289,8 +290,8 @@ impl RequestScope {
         }
     }
 
-    /// Returns the flags for the context of an OpenFeature client, which the request's context completes. The same context
-    /// has the same flags in the whole request.
+    /// Returns the flags for the context of an OpenFeature client, which is merged with the context of the request. The same
+    /// context has the same flags in the whole request.
     pub(crate) async fn flags_with(&self, given: &EvaluationContext) -> Flags {
         if given.targeting_key.is_none() && given.custom_fields.is_empty() {
             return self.flags().await;
@@ -303,7 +304,7 @@ impl RequestScope {
             }
         }
         let merged = Context::merge(own.clone(), given.into(), Layer::Lower).prepared();
-        // Before a shortcut: additions that cannot be sent make no difference to the bytes.
+        // Before the comparison below: attributes that cannot be sent make no difference to the bytes.
         if let Some(invalid) = self.request.provider.report_left_out(merged.canonical()) {
             self.mark_read();
             return invalid;
@@ -337,8 +338,8 @@ impl RequestScope {
         flags
     }
 
-    /// Returns the flags for a browser: those of the request, or those of its context with additions, or as of a request that
-    /// was sent at `since` or later.
+    /// Returns the flags for a browser: those of the request, or those of its context with additional attributes. With `since`,
+    /// they are from a request that was sent at that time or later.
     pub(super) async fn flags_for_browser(&self, merged: Option<&PreparedContext>, since: Option<Instant>) -> Flags {
         let provider = &self.request.provider;
         let flags = match (merged, since) {
@@ -348,7 +349,7 @@ impl RequestScope {
             (None, Some(since)) => provider.flags_since(&self.request.context, since).await,
         };
         self.mark_read();
-        // With attributes of a browser, the user is the same one.
+        // The attributes of a browser do not change the user.
         self.present(flags)
     }
 
@@ -357,12 +358,12 @@ impl RequestScope {
         &self.request.context
     }
 
-    /// Returns what limits for browsers go by.
+    /// Returns the id to which the limits for browsers apply.
     pub(super) fn browser_id(&self) -> BrowserId {
         BrowserId::of(&self.request.context, self.request.is_visitor)
     }
 
-    /// Notes that the response has what belongs to one user.
+    /// Notes that the response contains data of one user.
     pub(super) fn mark_private(&self) {
         self.request.is_private.store(true, Ordering::Relaxed);
     }
@@ -376,7 +377,7 @@ impl RequestScope {
         if let Some(flags) = self.request.flags.get() {
             return flags;
         }
-        // Parts of the request that evaluate at the same time wait for the same answer, and the first one's flags are those
+        // Parts of the request that evaluate at the same time wait for the same response. The flags of the first one become those
         // of the request.
         let flags = self.present(self.request.provider.flags(&self.request.context).await);
         self.request.flags.get_or_init(|| flags)
@@ -403,13 +404,13 @@ impl RequestScope {
         self.request.context.targeting_key()
     }
 
-    /// Returns whether the request has [overrides](crate::SignedOverrides), whichever flags it reads.
+    /// Returns whether the request has [overrides](crate::SignedOverrides), regardless of the flags that it reads.
     #[must_use]
     pub fn has_overrides(&self) -> bool {
         self.request.aids.as_ref().is_some_and(|aids| aids.overrides.is_some())
     }
 
-    /// Returns what the request has read, if it is inspected.
+    /// Returns the inspection of the request, if it is inspected.
     pub(super) fn inspection(&self) -> Option<&Inspection> {
         self.request.aids.as_ref()?.inspection.as_deref()
     }

@@ -1,4 +1,4 @@
-//! The scope in which a task runs.
+//! The scope in which a task runs, and futures that run in a scope.
 
 use std::{
     cell::Cell,
@@ -40,8 +40,8 @@ impl Drop for Entered<'_> {
 }
 
 impl RequestScope {
-    /// Returns the scope in which the caller runs: that of a request below the layer of a web crate, or one set with
-    /// [`run`](Self::run) or [`InRequest`].
+    /// Returns the scope in which the caller runs: the scope of a request below the layer of a web crate, or one that was set
+    /// with [`run`](Self::run) or [`InRequest`].
     #[must_use]
     pub fn current() -> Option<Self> {
         let clone = |current: &Cell<Option<Self>>| {
@@ -68,7 +68,7 @@ impl RequestScope {
     }
 
     /// Calls a function in this scope, and runs the future that it returns, the response, in it.
-    // Inlined, because futures are large, and are moved once less then.
+    // Inlined, because futures are large, and inlining saves one move.
     #[inline]
     pub(super) fn call<F: Future>(self, function: impl FnOnce() -> F) -> Scoped<F> {
         let mut calling = Calling(Some(self));
@@ -91,15 +91,15 @@ impl Drop for Calling {
 }
 
 pin_project! {
-    /// Future of [`RequestScope::run`].
+    /// The future of [`RequestScope::run`].
     #[must_use = "futures do nothing unless polled"]
     pub struct Scoped<F> {
         // `None` once it is ready.
         #[pin]
         future: Option<F>,
-        // The scope around it while the future is polled or dropped.
+        // While the future is polled or dropped, the scope that was current before.
         scope: Option<RequestScope>,
-        // Whether its end is that of the response head.
+        // Whether the response head has left when the future ends.
         is_response: bool,
     }
 
@@ -133,7 +133,7 @@ impl<F: Future> Future for Scoped<F> {
         let this = self.project();
         let entered = Entered::new(this.scope);
         let mut future = this.future;
-        // It is there until it is ready.
+        // The future is there until it is ready.
         let Some(running) = future.as_mut().as_pin_mut() else { return Poll::Pending };
         let output = running.poll(cx);
         if output.is_ready() {
@@ -154,11 +154,11 @@ impl<F> fmt::Debug for Scoped<F> {
 }
 
 /// Carries the scope of a request into work outside its handler: spawned tasks, WebSockets, streamed bodies, background
-/// jobs. Without it, a plain OpenFeature client there evaluates without a context.
+/// jobs. Without it, a plain OpenFeature client in such work evaluates without a context.
 ///
-/// The work reads the flags of the request until the response head has left, and from then on the present ones: each read
-/// follows the changes of flags. Outside of a web crate's layer, it always reads the present ones. A future that several
-/// requests share would evaluate for the request that polls it: carry it into one of them.
+/// The work reads the flags of the request until the response head has left, and the latest flags from then on. Outside of a web
+/// crate's layer, it always reads the latest flags. A future that several requests share evaluates for the request that polls
+/// it, unless it is carried into one of them.
 ///
 /// ```
 /// use flipswitch::{Context, FlipswitchProvider, InRequest, RequestScope, serde_json::json};
@@ -177,8 +177,8 @@ impl<F> fmt::Debug for Scoped<F> {
 /// # }
 /// ```
 pub trait InRequest: Future + Sized {
-    /// Runs the future in the request of the caller. Outside of a request, the future runs unchanged, and a warning names
-    /// the caller, once per place in the source.
+    /// Runs the future in the request of the caller. Outside of a request, the future runs unchanged, and a warning names the
+    /// place of the call. It is logged once for each place.
     #[must_use = "futures do nothing unless polled"]
     #[track_caller]
     fn with_current_scope(self) -> Carried<Self> {
@@ -191,7 +191,7 @@ pub trait InRequest: Future + Sized {
         }
     }
 
-    /// Runs the future in the request of a scope. For callers that do not run in that request, such as a streamed body.
+    /// Runs the future in the request of a scope, for callers that do not run in that request, such as a streamed body.
     #[must_use = "futures do nothing unless polled"]
     fn with_scope(self, scope: &RequestScope) -> Carried<Self> {
         Carried { work: Work::Scoped { future: scope.carried().run(self) } }
@@ -201,7 +201,7 @@ pub trait InRequest: Future + Sized {
 impl<F: Future> InRequest for F {}
 
 pin_project! {
-    /// Future of [`InRequest`].
+    /// The future of [`InRequest`].
     #[must_use = "futures do nothing unless polled"]
     pub struct Carried<F> {
         #[pin]
@@ -292,14 +292,14 @@ mod tests {
             assert!(alice.as_mut().poll(cx).is_pending() && bob.as_mut().poll(cx).is_pending());
             assert_eq!((current(), alice.scope().is_some()), (None, true));
         }
-        // Also elsewhere, and inside of another scope.
+        // The same holds on another thread, and inside of another scope.
         scope("bob").run_sync(|| drop(alice));
         std::thread::spawn(move || drop(bob)).join().unwrap();
         assert_eq!(current(), None);
     }
 
     #[test]
-    fn a_response_is_over_when_it_is_ready_or_dropped_or_when_there_will_be_none() {
+    fn a_response_has_left_when_its_future_is_ready_or_dropped_or_the_call_panics() {
         use crate::{provider::in_memory::InMemory, request::integration::ScopeBuilder};
 
         let flags = Arc::new(InMemory::new(serde_json::Map::new(), None));
@@ -323,9 +323,9 @@ mod tests {
             let is_on = |scope: &RequestScope| scope.try_flags().unwrap().bool("on", false);
             assert!(!is_on(&scope));
             flags.set("on".to_owned(), true.into());
-            assert!(carried.iter().all(|carried| !is_on(carried)) && !is_on(&scope), "the request has one answer");
+            assert!(carried.iter().all(|carried| !is_on(carried)) && !is_on(&scope), "the request keeps its flags");
             end(scope.clone(), cx);
-            assert!(carried.iter().all(is_on) && is_on(&scope), "then the present one");
+            assert!(carried.iter().all(is_on) && is_on(&scope), "then the latest flags");
         }
         // Without a layer, only carried work follows changes.
         let scope = RequestScope::new(provider, FlagContext::anonymous());
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn a_response_is_over_even_if_its_future_panics_when_it_is_dropped() {
+    fn a_response_has_left_even_if_its_future_panics_when_it_is_dropped() {
         use crate::{provider::in_memory::InMemory, request::integration::ScopeBuilder};
 
         let flags = Arc::new(InMemory::new(serde_json::Map::new(), None));
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_restores_the_scope_around() {
+    fn a_panic_restores_the_surrounding_scope() {
         let outer = scope("outer").run_sync(|| {
             let mut panics = Box::pin(scope("inner").run(async { panic!("expected") }));
             let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

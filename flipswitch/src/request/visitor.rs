@@ -1,4 +1,4 @@
-//! Visitors: requests without a user, and how they are identified.
+//! Visitors, that is, requests without a user, and their identification.
 
 use std::{
     fmt,
@@ -17,11 +17,10 @@ use crate::{
     secret::VisitorKeys,
 };
 
-/// Selects how requests without a user are evaluated: all with one shared context, or each visitor with a targeting
-/// key.
+/// Selects how requests without a user are evaluated: all with one shared context, or each visitor with a targeting key.
 ///
-/// A request has a user if `with_user` returns a context, or `with_context` one with a targeting key. Other attributes from
-/// `with_context` are kept.
+/// A request has a user if `with_user` returns a context, or if `with_context` returns one with a targeting key. For other
+/// requests, the attributes from `with_context` are kept.
 ///
 /// ```
 /// use flipswitch::integration::{Anonymous, SameSite};
@@ -74,10 +73,10 @@ enum Kind {
     Cookie(AnonymousCookie),
 }
 
-/// Cookie that identifies a visitor, created by [`Anonymous::cookie`].
+/// A cookie that identifies a visitor, created by [`Anonymous::cookie`].
 ///
-/// It is passed to `with_anonymous`, which logs an error if it is invalid, and lets visitors share one context then.
-/// [`build`](Self::build) returns the error instead.
+/// If the cookie is invalid, `with_anonymous` logs an error, and all visitors share one context. [`build`](Self::build) returns
+/// the error instead.
 #[derive(Clone)]
 #[must_use = "a cookie does nothing until it is passed to `with_anonymous`"]
 pub struct AnonymousCookie {
@@ -93,12 +92,12 @@ pub struct AnonymousCookie {
 
 type Consent = dyn Fn(&dyn RequestParts) -> bool + Send + Sync;
 
-/// To which requests browsers add a cookie: the attribute `SameSite`.
+/// Selects the requests to which browsers add a cookie: the attribute `SameSite`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SameSite {
-    /// To requests from pages of the same site only.
+    /// Only to requests from pages of the same site.
     Strict,
-    /// Also when a link of another site is followed.
+    /// Also to requests that follow a link of another site.
     Lax,
     /// To all requests. The cookie must be `Secure`.
     None,
@@ -117,7 +116,7 @@ const MAX_ATTRIBUTE_BYTES: usize = 256;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 impl Anonymous {
-    /// Evaluates all visitors with one shared context, without a targeting key. The default.
+    /// Evaluates all visitors with one shared context, without a targeting key. This is the default.
     #[must_use]
     pub fn shared() -> Self {
         Self(Kind::Shared)
@@ -125,9 +124,9 @@ impl Anonymous {
 
     /// Identifies a visitor by the value of a header, such as a device id.
     ///
-    /// The value is used if the request has the header once, and if it is UTF-8 of 1 to 256 bytes. Otherwise the
-    /// visitor is evaluated with the [shared](Self::shared) context. Clients can send any value: with the id of another
-    /// visitor or user they get the flags of that one, and each new value is a request to the flag service.
+    /// The value is used if the request has the header once, and if the value is UTF-8 of 1 to 256 bytes. Otherwise the
+    /// visitor is evaluated with the [shared](Self::shared) context. Clients can send any value: one that sends the id of
+    /// another visitor or user gets the flags of that one, and each new value causes a request to the flag service.
     ///
     /// # Errors
     ///
@@ -138,21 +137,20 @@ impl Anonymous {
         Ok(Self(Kind::Header(header)))
     }
 
-    /// Identifies a visitor by a cookie with a random number, which is valid for a year.
+    /// Identifies a visitor by a cookie with a random number. The cookie is valid for a year.
     ///
     /// The cookie is `__Host-flipswitch-anonymous`, with `HttpOnly`, `Secure`, `SameSite=Lax` and `Path=/`. Its value is a
     /// random number of 128 bits, and an authentication code that only applications with the provider's
     /// [secret](crate::FlipswitchProviderBuilder::secret) can compute. The targeting key is `anonymous-` followed by the
-    /// number in 32 hexadecimal digits, so that no cookie can name a user. A cookie with another value counts as none, and is
-    /// replaced.
+    /// number in 32 hexadecimal digits, so no cookie can name a user. A cookie with any other value is ignored and replaced.
     ///
-    /// All applications on one host share their cookies, also on different ports. Give their providers the same secret, or
-    /// different [names](crate::FlipswitchProviderBuilder::name): otherwise each of them replaces the cookies of the other.
+    /// All applications on one host share their cookies, even on different ports. Give their providers the same secret or
+    /// different [names](crate::FlipswitchProviderBuilder::name). Otherwise each of them replaces the cookies of the others.
     ///
     /// The first response to a request that read a flag sets the cookie. That request itself is evaluated with the
-    /// [shared](Self::shared) context, so that robots that never return a cookie cost the flag service nothing. A response
-    /// that shared caches may store (`Cache-Control: public`, `s-maxage`, or `max-age` without `private`) does not set it. One
-    /// that says nothing becomes `Cache-Control: private` with it.
+    /// [shared](Self::shared) context, so robots that never return a cookie cause no requests to the flag service. A response
+    /// that shared caches may store (`Cache-Control: public`, `s-maxage`, or `max-age` without `private`) does not set the
+    /// cookie. A response without `Cache-Control` that sets it gets `Cache-Control: private`.
     ///
     /// Browsers accept the cookie over HTTPS only, and most of them from `localhost` over plain HTTP. For other sites
     /// without HTTPS see [`secure`](AnonymousCookie::secure).
@@ -203,15 +201,15 @@ impl AnonymousCookie {
         self
     }
 
-    /// Sets the path below which requests get the cookie. Defaults to `/`. Visitors of other paths have no cookie there, so
-    /// each of them would be a new one: add the layer to this path only.
+    /// Sets the path below which requests get the cookie. Defaults to `/`. Requests of other paths have no cookie, so each of
+    /// them would count as a new visitor: add the layer to this path only.
     pub fn path(mut self, path: impl Into<String>) -> Self {
         self.path = path.into();
         self
     }
 
-    /// Sets to which requests browsers add the cookie. Defaults to [`SameSite::Lax`]. With a request to which they add none,
-    /// such as a form of another site, a visitor gets no new cookie.
+    /// Selects the requests to which browsers add the cookie. Defaults to [`SameSite::Lax`]. The response to a request to which
+    /// they add no cookie, such as a form of another site, sets no new cookie.
     pub fn same_site(mut self, same_site: SameSite) -> Self {
         self.same_site = same_site;
         self
@@ -224,7 +222,7 @@ impl AnonymousCookie {
         self
     }
 
-    /// Sets whether the cookie is `Secure`, that is, accepted over HTTPS only. Defaults to `true`. Without it, the name has
+    /// Sets whether the cookie is `Secure`, that is, accepted over HTTPS only. Defaults to `true`. With `false`, the name has
     /// no prefix: `flipswitch-anonymous`.
     pub fn secure(mut self, secure: bool) -> Self {
         self.is_secure = secure;
@@ -238,8 +236,8 @@ impl AnonymousCookie {
     }
 
     /// Sets a function that returns whether the visitor of a request has consented to the cookie. Without consent, the cookie
-    /// is neither set nor used, and the visitor is evaluated with the [shared](Anonymous::shared) context. Defaults to none:
-    /// no consent is needed. A panic counts as `false`.
+    /// is neither set nor used, and the visitor is evaluated with the [shared](Anonymous::shared) context. Defaults to none, so
+    /// no consent is needed. If the function panics, that counts as `false`.
     ///
     /// ```
     /// use flipswitch::integration::Anonymous;
@@ -265,7 +263,7 @@ impl AnonymousCookie {
     ///   and `.`
     /// - a domain that is not a host name
     /// - a path that does not begin with `/`, or is not written as in a URL
-    /// - an age outside 1 second to 400 days
+    /// - an age below 1 second or above 400 days
     /// - [`SameSite::None`] or [`partitioned`](Self::partitioned) without [`secure`](Self::secure)
     pub fn build(self) -> Result<Anonymous, ConfigError> {
         let refuse = |attribute, value: &dyn fmt::Display, problem| {
@@ -298,7 +296,7 @@ impl AnonymousCookie {
         Ok(Anonymous(Kind::Cookie(self)))
     }
 
-    /// Makes the cookie of a provider's visitors.
+    /// Creates the cookie of a provider's visitors.
     fn bind(self, provider: &FlipswitchProvider) -> VisitorCookie {
         let Self { name, domain, path, same_site, is_partitioned, is_secure, max_age, consent } = self;
         let name = name.unwrap_or_else(|| match provider.name() {
@@ -356,7 +354,7 @@ fn is_host(domain: &str) -> bool {
     domain.len() <= MAX_ATTRIBUTE_BYTES && domain.split('.').all(is_label)
 }
 
-/// How visitors of one provider are identified.
+/// The identification of visitors of one provider.
 #[derive(Clone, Debug)]
 pub(super) enum Visitors {
     Shared,
@@ -369,7 +367,7 @@ pub(super) enum Visitors {
 pub(super) enum Visitor<'a> {
     /// Identified by this targeting key.
     Known(String),
-    /// Without a cookie yet.
+    /// Has no cookie yet.
     New(&'a Arc<VisitorCookie>),
     /// Not identified.
     Shared,
@@ -377,9 +375,9 @@ pub(super) enum Visitor<'a> {
 
 /// The cookie of a provider's visitors.
 pub(super) struct VisitorCookie {
-    /// With its prefix.
+    /// The name with its prefix.
     name: String,
-    /// As they follow the value in the header.
+    /// The attributes as they follow the value in the header.
     attributes: String,
     keys: VisitorKeys,
     same_site: SameSite,
@@ -435,8 +433,8 @@ impl VisitorCookie {
         })
     }
 
-    /// Returns whether browsers send no cookie with this request, although there may be one: where another site has started
-    /// it, `SameSite` allows none, or none with a form. A new cookie would take the place of the old one.
+    /// Returns whether browsers send no cookie with this request, although they may have one: if another site has started the
+    /// request, `SameSite` forbids the cookie, or forbids it for forms. A new cookie would replace the old one.
     fn is_withheld(&self, request: &dyn RequestParts) -> bool {
         let is_cross_site = || request.header_values("sec-fetch-site").any(|site| site == b"cross-site");
         match self.same_site {
@@ -453,7 +451,7 @@ impl VisitorCookie {
             let value = pair.trim_ascii().strip_prefix(self.name.as_bytes())?.strip_prefix(b"=")?;
             Visit::parse(value)
         });
-        // A made-up cookie does not hide the real one, as long as there are few.
+        // A few made-up cookies do not hide the real one.
         let visit = values.take(MAX_COOKIES).find(|visit| self.keys.verifies(visit.digits.as_bytes(), visit.code))?;
         Some(format!("anonymous-{}", visit.digits))
     }
@@ -513,7 +511,7 @@ const CDN_CACHE_HEADERS: [&str; 7] = [
 ];
 
 /// Returns whether shared caches may store a response (RFC 9111, section 3): whether `Cache-Control` allows it or sets an age,
-/// or there is an `Expires`, and it is not private. Caches with a header of their own go by that (RFC 9213).
+/// or there is an `Expires`, and it is not private. Caches with a header of their own use that header (RFC 9213).
 pub(super) fn is_for_shared_caches<'a, I>(header_values: impl Fn(&'static str) -> I) -> bool
 where
     I: Iterator<Item = &'a [u8]>,
@@ -530,7 +528,7 @@ where
             let is =
                 |text: &[u8], names: &[&str]| names.iter().any(|known| text.eq_ignore_ascii_case(known.as_bytes()));
             is_stored |= is(name, &["public", "s-maxage", "max-age"]);
-            // With a value, `private` is about some header fields only.
+            // With a value, `private` concerns some header fields only.
             is_private |= is(directive, &["private", "no-store"]);
         }
         is_stored && !is_private
@@ -617,7 +615,7 @@ mod tests {
     const SEVEN: &str = "anonymous-00000000000000000000000000000007";
 
     #[test]
-    fn a_header_counts_if_there_is_one_that_is_text_and_short() {
+    fn a_header_is_used_if_it_occurs_once_and_is_short_text() {
         let header = || Anonymous::header("X-Device-Id").unwrap();
         let (longest, longer) = ("x".repeat(256), "x".repeat(257));
         assert_eq!(find(header(), "x-device-id", &[b"device 7"]), "device 7");
@@ -631,7 +629,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_no_header_has_is_refused() {
+    fn an_invalid_header_name_is_refused() {
         let error = Anonymous::header("x device").unwrap_err().to_string();
         assert!(error.contains("\"x device\""), "{error}");
         assert_eq!(find(Anonymous::shared(), "x-device-id", &[b"7"]), "shared");
@@ -649,13 +647,13 @@ mod tests {
         }
         let insecure = seven().replace("__Host-", "");
         assert_eq!(find(Anonymous::cookie().secure(false), "cookie", &[insecure.as_bytes()]), SEVEN);
-        // Other origins of the same site can set a cookie without the prefix only.
+        // Other origins of the same site can only set a cookie without the prefix.
         assert_eq!(find(Anonymous::cookie(), "cookie", &[insecure.as_bytes()]), "new");
         assert_eq!(find(Anonymous::cookie(), "cookie", &[format!("x{}", seven()).as_bytes()]), "new");
     }
 
     #[test]
-    fn a_cookie_that_this_application_did_not_make_is_none() {
+    fn a_cookie_that_this_application_did_not_make_is_ignored() {
         let (name, value) = seven().split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned())).unwrap();
         let number = "0123456789abcdef0123456789abcdef";
         let (digits, code) = value.split_once('.').unwrap();
@@ -775,7 +773,7 @@ mod tests {
         for (cookie, attribute) in cases {
             let error = cookie.clone().build().unwrap_err().to_string();
             assert!(error.contains(&format!("the {attribute} ")), "{error}");
-            // A site that ignores the error has no cookies.
+            // An application that ignores the error sets no cookies.
             assert_eq!(find(cookie, "cookie", &[seven().as_bytes()]), "shared", "{error}");
         }
     }

@@ -16,7 +16,7 @@ pub(crate) enum SetupWarning {
         /// Name of the user's type.
         user: &'static str,
     },
-    /// A function that builds the context of a request panicked.
+    /// A function that builds the context of a request, or another one of the layer, panicked.
     ContextPanicked,
     /// A guard needed a flag that was not in memory.
     GuardWithoutFlags {
@@ -33,29 +33,30 @@ pub(crate) enum SetupWarning {
     ClientOfOtherProvider,
     /// A CORS preflight reached a gate.
     PreflightAtGate,
-    /// A response that shared caches may store was due to set the cookie of a visitor.
+    /// A response that shared caches may store would have set the cookie of a visitor.
     CookieInSharedResponse,
-    /// Visitors get cookies, and there is neither a secret nor an API key to authenticate them with.
+    /// Visitors get cookies, but there is neither a secret nor an API key to authenticate them with.
     CookieWithoutSecret,
     /// A token of overrides, or a value of it, was ignored.
     OverrideIgnored {
-        /// Why.
+        /// The reason.
         problem: &'static str,
     },
     /// Overrides contain a flag that is not allowed.
     OverrideNotAllowed,
     /// Overrides contain a value of another type than its flag has.
     OverrideOfOtherType,
-    /// A browser has named another user than that of its request.
+    /// A browser has sent another targeting key than that of its request.
     BrowserTargetingKey,
-    /// There are routes for browsers, and neither a secret nor a long API key to derive names and tags from.
+    /// There are routes for browsers, but neither a secret nor a long API key to derive names and tags from.
     BrowserWithoutSecret,
 }
 
-/// How many places are named that carry work from outside of a request.
+/// How many places are named that call `with_current_scope` outside of every request.
 const MAX_PLACES: usize = 32;
 
-/// Warns that work was to be carried from a place that runs outside of every request, unless that place was named before.
+/// Warns that a place in the code carries the current request into work, but runs outside of every request. Each place is named
+/// once.
 #[cold]
 pub(super) fn carried_from_nowhere(place: &'static Location<'static>) {
     static NAMED: Mutex<Vec<&Location<'static>>> = Mutex::new(Vec::new());
@@ -102,7 +103,7 @@ impl SetupWarning {
     }
 }
 
-/// Where a middleware is added so that it runs before Flipswitch.
+/// Where to add a middleware so that it runs before Flipswitch.
 const ORDERS: &str = "With `Router::layer` of axum and `App::wrap` of actix-web, add it after Flipswitch, because what is added \
                       last runs first; in a `tower::ServiceBuilder`, add it before Flipswitch";
 
@@ -120,10 +121,9 @@ impl fmt::Display for SetupWarning {
             ),
             Self::ContextPanicked => write!(
                 f,
-                "a function passed to `with_inspection`, `with_user`, `with_context` or `consent` panicked, and its result is ignored. \
-                 If it needs what another middleware sets in the request, such as a session, that middleware must run before \
-                 Flipswitch. \
-                 {ORDERS}",
+                "a function that was passed to `with_inspection`, `with_user`, `with_context` or `consent` panicked, and is \
+                 ignored. If it needs data that another middleware sets in the request, such as a session, that middleware must \
+                 run before Flipswitch. {ORDERS}",
             ),
             Self::GuardWithoutFlags { key } => write!(
                 f,
@@ -140,15 +140,15 @@ impl fmt::Display for SetupWarning {
                  caller, the client or the global context takes precedence; remove it there if that is not intended",
             ),
             Self::ClientOutsideOfRequest => f.write_str(
-                "an OpenFeature client evaluated outside of every request, and without a targeting key, so anonymously. In \
-                 work that a request started (spawned tasks, WebSockets, streamed bodies, libraries that spawn), carry the \
-                 request along: `with_current_scope()` or `with_scope(&scope)` of `InRequest`. Elsewhere, pass a targeting \
-                 key if the flags depend on the user",
+                "an OpenFeature client evaluated anonymously, outside of every request and without a targeting key. In work \
+                 that a request started (spawned tasks, WebSockets, streamed bodies, libraries that spawn), carry the request \
+                 along: `with_current_scope()` or `with_scope(&scope)` of `InRequest`. Elsewhere, pass a targeting key if the \
+                 flags depend on the user",
             ),
             Self::ClientOfOtherProvider => f.write_str(
-                "an OpenFeature client evaluated in a request of another Flipswitch provider, and without a targeting key, so \
-                 anonymously: the layer of the client's own provider is not around this handler. Add it, or pass the client \
-                 a context",
+                "an OpenFeature client evaluated anonymously, in a request of another Flipswitch provider and without a \
+                 targeting key: the layer of the client's own provider is not around this handler. Add it, or pass the client a \
+                 context",
             ),
             Self::PreflightAtGate => f.write_str(
                 "a CORS preflight reached a gate, which refuses it: browsers send preflights without credentials. The CORS \
@@ -165,23 +165,23 @@ impl fmt::Display for SetupWarning {
             ),
             Self::OverrideIgnored { problem } => write!(
                 f,
-                "overrides of flags in a request are ignored: {problem}. Others that are ignored are logged at debug level",
+                "overrides of flags in a request are ignored: {problem}. Further ones are logged at debug level",
             ),
             Self::OverrideNotAllowed => f.write_str(
-                "an override is ignored, because its flag is not allowed: pass the flag to `SignedOverrides::allow`; the flag is \
-                 logged at debug level",
+                "an override is ignored, because its flag is not allowed; pass the flag to `SignedOverrides::allow`. The key of \
+                 the flag is logged at debug level",
             ),
             Self::OverrideOfOtherType => f.write_str(
                 "an override is ignored, because its value has another type than the flag; mint it with a value of the flag's \
                  type",
             ),
             Self::BrowserWithoutSecret => f.write_str(
-                "the routes for browsers have names for users and tags that differ from process to process, because there is no \
-                 `secret`, and no API key of 16 bytes or more that could stand for one: set a `secret`, the same in all instances",
+                "the names of users and the tags in the routes for browsers differ from process to process, because there is no \
+                 `secret`, and no API key of 16 bytes or more to use instead; set a `secret`, the same in all instances",
             ),
             Self::BrowserTargetingKey => f.write_str(
-                "a browser has named a targeting key that is not its user's, and got the flags of its user: the layer decides \
-                 who that is. Remove the targeting key from the page, or use `connect` of `flipswitch.js`",
+                "a browser sent a targeting key that is not that of its user, and received the flags of its user, because the \
+                 layer determines the user. Remove the targeting key from the page, or use `connect` of `flipswitch.js`",
             ),
         }
     }

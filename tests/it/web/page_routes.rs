@@ -50,7 +50,7 @@ async fn the_answer_is_that_of_the_request_whatever_the_body_says() {
             }
         }
         assert_eq!(evaluations(&service), 2, "{framework:?}: one for each user");
-        let warnings = log.lines().into_iter().filter(|line| line.contains("named a targeting key")).count();
+        let warnings = log.lines().into_iter().filter(|line| line.contains("sent a targeting key")).count();
         if matches!(framework, Framework::Axum) {
             assert_eq!(warnings, 1, "{:?}", log.lines());
         }

@@ -1,4 +1,4 @@
-//! What browsers are answered about flags. No I/O.
+//! Flags in responses to browsers. No I/O.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -29,12 +29,12 @@ impl Public {
     }
 }
 
-/// One flag, as OFREP has it. Metadata and details of errors stay in the application.
+/// One flag in the format of OFREP. Metadata and details of errors stay in the application.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Entry<'a> {
     key: &'a str,
-    /// Missing where the service defers to the code default.
+    /// Missing if the service defers to the code default.
     #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<&'a Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -77,15 +77,16 @@ fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-/// Returns the tag of a list of flags. It differs by context, also where the lists are the same, and says nothing about it.
+/// Returns the tag of a list of flags. It differs by context, even if the lists are the same, and reveals nothing about the
+/// context.
 pub(super) fn tag(flags: &Flags, list: &str, keys: &BrowserKeys) -> String {
     let code = flags.with_context(|context| keys.tag(context, list.as_bytes()));
     format!("\"{}\"", BASE64_URL_SAFE_NO_PAD.encode(code))
 }
 
-/// Returns the name under which browsers store what belongs to the user of a request. It says nothing about the user.
+/// Returns the name under which browsers store data of the user of a request. It reveals nothing about the user.
 pub(super) fn user(scope: &RequestScope) -> String {
-    // All without a targeting key have one name, since attributes may differ in each request.
+    // All requests without a targeting key have one name, because attributes may differ in each request.
     let key = scope.targeting_key().map(|key| format!("k{key}")).unwrap_or_default();
     BASE64_URL_SAFE_NO_PAD.encode(scope.provider().browsers().keys.user(key.as_bytes()))
 }
@@ -106,9 +107,9 @@ impl Flags {
     /// the routes for browsers passes them to the provider. The JSON is safe inside a `<script type="application/json">` element.
     /// For scripts without OpenFeature, see [`to_script_json`](Self::to_script_json).
     ///
-    /// `keys` are flags that anyone may see; pass those that the routes make public. Within a request below the layer, the
-    /// JSON also has an opaque name for its user, which keeps users apart in the storage of the browser, and the response is kept
-    /// out of shared caches.
+    /// `keys` are flags that anyone may see; pass those that the routes make public. In a request below the layer, the JSON also
+    /// has an opaque name for the user, which separates users in the storage of the browser. The response is kept out of shared
+    /// caches.
     ///
     /// ```
     /// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};

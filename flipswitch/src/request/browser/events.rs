@@ -1,7 +1,7 @@
 //! The streams that ask browsers to refetch.
 //!
-//! An event says that something may have changed, and nothing else. It therefore needs no identity, and all browsers receive
-//! the same one, each at a time of its own. The browser asks for its flags again, and gets those of its own session.
+//! An event only says that something may have changed. It is therefore the same for all browsers, and needs no identity. Each
+//! browser receives it at a different time, requests its flags again, and gets those of its own session.
 
 use std::{
     convert::Infallible,
@@ -27,26 +27,26 @@ use crate::{
 };
 
 /// How long a stream is silent at most. Proxies close connections that are silent for longer, most of them after 60 seconds.
-/// A new stream sends comments sooner, and then less and less often: actix-web notices only by two failing writes that a
-/// browser has gone, and most pages are left soon.
+/// A new stream sends comments sooner, and then less and less often, because actix-web only notices that a browser has gone
+/// when two writes fail, and users leave most pages soon.
 const COMMENT_AFTER: Duration = Duration::from_secs(20);
 const FIRST_COMMENT_AFTER: Duration = Duration::from_secs(1);
 
 /// Minimum lifetime of a stream. A random part of up to a quarter is added. Reconnecting lets load balancers balance again.
 const MAX_AGE: Duration = Duration::from_secs(15 * 60);
 
-/// How long a browser has to ask after an event.
+/// How long a browser may take to request flags after an event.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
-/// Maximum number of repeats while this process has sent no answer after a change.
+/// Maximum number of repeats while this process has answered no request after a change.
 const MAX_UNSEEN: u32 = 3;
 
-/// Waits before a browser that got flags which are not settled is asked to refetch again. They double.
+/// Waits before a browser is asked to refetch again because its flags are not settled. They double.
 const FIRST_REPEAT: Duration = Duration::from_secs(5);
 const LAST_REPEAT: Duration = Duration::from_secs(60);
 
-/// While no stream of changes reaches the application, browsers refetch at this rate together, unless each of them would then
-/// wait for more than this many polling intervals.
+/// While no stream of changes reaches the application, all browsers together refetch at this rate, unless each of them would then
+/// wait for more than this number of polling intervals.
 const REFETCHES_PER_SECOND: u32 = 10;
 const MAX_POLL_FACTOR: u32 = 10;
 
@@ -55,14 +55,14 @@ const MAX_POLL_FACTOR: u32 = 10;
 pub(super) enum Kind {
     /// The event stream of OFREP (ADR-0008).
     Ofrep,
-    /// The stream that Flipswitch's own web provider opens.
+    /// The stream that the web provider of Flipswitch opens.
     Flipswitch,
 }
 
 /// The body of a stream.
 pub struct BrowserEvents(State);
 
-/// Waits for the next bytes, and returns what it needs to go on.
+/// Waits for the next bytes. Returns them with the loop, which continues later.
 type Next = dyn Future<Output = (Option<Bytes>, Box<EventLoop>)> + Send;
 
 enum State {
@@ -109,7 +109,7 @@ impl Stream for BrowserEvents {
     }
 }
 
-/// One stream: which bytes it sends, and when. It ends with the process, the provider, or its own maximum age.
+/// One stream, which decides which bytes to send, and when. It ends with the process, the provider, or its own maximum age.
 pub(super) struct EventLoop {
     stream: OpenStream,
     provider: FlipswitchProvider,
@@ -123,24 +123,24 @@ pub(super) struct EventLoop {
     comment_at: Instant,
     comment_after: Duration,
     refetched_at: Instant,
-    /// Since when no stream of changes reaches the application, as far as was noticed.
+    /// When it was noticed that no stream of changes reaches the application.
     polled_from: Option<Instant>,
     ends_at: Instant,
 }
 
-/// When to look whether a browser must be asked to refetch once more.
+/// When to check whether a browser must be asked to refetch once more.
 struct Repeat {
     at: Instant,
     wait: Duration,
-    /// How often it was asked since the change.
+    /// How often the browser was asked since the change.
     asked: u32,
-    /// Whether the service may have evaluated with old rules when the browser asked.
+    /// Whether the service may have evaluated with old rules when the browser requested flags.
     is_echo: bool,
 }
 
 impl EventLoop {
-    /// Opens a stream. It begins with a request to refetch: browsers do not refetch by themselves when a stream opens, and a
-    /// change may have come meanwhile.
+    /// Opens a stream. It begins with a request to refetch, because browsers do not refetch by themselves when a stream opens,
+    /// and flags may have changed meanwhile.
     pub(super) fn new(stream: OpenStream, provider: FlipswitchProvider, kind: Kind, spread: Duration) -> Self {
         let now = Instant::now();
         let mut changes = stream.browsers.changes();
@@ -162,7 +162,7 @@ impl EventLoop {
         };
         let first = events.refetch(now);
         events.first = Some(match kind {
-            // Browsers reconnect after this time. All of them at once would be a burst.
+            // Browsers reconnect after this time. It is random, so that they do not all reconnect at once.
             Kind::Ofrep => [format!("retry: {}\n", fastrand::u64(1_000..4_000)).as_bytes(), &first].concat().into(),
             Kind::Flipswitch => first,
         });
@@ -206,7 +206,7 @@ impl EventLoop {
         }
     }
 
-    /// Returns an event after a change, and plans to look whether it had an effect.
+    /// Returns an event after a change, and plans a check of whether it had an effect.
     fn refetch(&mut self, now: Instant) -> Bytes {
         let latest = *self.changes.borrow();
         let echo_over = latest.heard_at + ECHO_WINDOW;
@@ -234,8 +234,8 @@ impl EventLoop {
         })
     }
 
-    /// Returns whether the browser must be asked once more, because its answer since the last event may be out of date. What
-    /// is known are the answers for its context, which may be those of other browsers.
+    /// Returns whether the browser must be asked once more, because the flags that it received since the last event may be out of
+    /// date. Only the answers for its context are known, which other browsers may have received.
     fn is_repeat_due(&mut self, now: Instant) -> bool {
         let Some(Repeat { wait, asked, is_echo, .. }) = self.repeat.take_if(|repeat| repeat.at <= now) else {
             return false;
@@ -243,7 +243,7 @@ impl EventLoop {
         let change = self.changes.borrow().number;
         let (progress, is_shared) = self.stream.progress();
         let is_unsettled = progress.unsettled_at.is_some_and(|at| at >= self.refetched_at);
-        // Another process has answered, or the answer takes long, or it was lost.
+        // Another process has answered, or the answer is late, or it was lost.
         let is_unseen = progress.answered < change && asked <= MAX_UNSEEN;
         let is_due = is_unsettled || is_unseen || is_echo && is_shared;
         if is_due {
@@ -266,13 +266,13 @@ impl EventLoop {
     }
 }
 
-/// Formats an event of OFREP. One write, and lines that end with LF only: some parsers need both.
+/// Formats an event of OFREP. Some parsers need it in one write, and with lines that end with LF only.
 fn refetch(last_modified: Option<&str>) -> String {
     let last_modified = last_modified.map(|at| format!(r#","lastModified":"{at}""#)).unwrap_or_default();
     format!("data: {{\"type\":\"refetchEvaluation\"{last_modified}}}\n\n")
 }
 
-/// Formats an event of Flipswitch. It names neither flag nor reason: not every flag is public.
+/// Formats an event of Flipswitch. It names neither a flag nor a reason, because not every flag is public.
 fn config_updated(timestamp: Option<&str>) -> Bytes {
     let now = || OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
     let timestamp = timestamp.map_or_else(now, str::to_owned);
@@ -293,7 +293,7 @@ mod tests {
         secret::{BrowserKeys, Secret},
     };
 
-    /// What streams share, and the changes that they follow.
+    /// The state that streams share, and the changes that they follow.
     struct Fixture {
         browsers: Arc<Browsers>,
         changes: watch::Sender<LastChange>,
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_settled_answer_of_another_tab_is_not_that_of_a_tab() {
+    async fn a_settled_answer_to_one_tab_does_not_hide_an_unsettled_one_to_another() {
         let fixture = Fixture::new();
         let [mut first, _second] = [fixture.open(), fixture.open()];
         let mut asked = 0;
@@ -382,14 +382,14 @@ mod tests {
             fixture.answered(true);
         });
         assert_eq!(times.await, [0, 1]);
-        // Of several tabs, each is asked once more after the time in which the service may evaluate with old rules.
+        // With several tabs, each is asked once more after the time in which the service may evaluate with old rules.
         fixture.changes.send_modify(|change| change.advance(None));
         let times = events(&mut first, Duration::from_secs(60), || fixture.answered(true)).await;
         assert_eq!(times.len(), 2, "{times:?}");
     }
 
     #[tokio::test]
-    async fn draining_ends_a_stream_and_counts_it_no_more() {
+    async fn a_stream_that_draining_ends_is_no_longer_counted() {
         let fixture = Fixture::new();
         let mut stream = fixture.open();
         stream.next().await;

@@ -1,4 +1,4 @@
-//! Flags for the browsers of an application: what the routes of the web crates respond, over OFREP.
+//! Flags for the browsers of an application: the responses of the routes of the web crates, over OFREP.
 
 mod answer;
 mod events;

@@ -4,48 +4,49 @@
 #[macro_export]
 macro_rules! __browser_options {
     () => {
-        /// Sets which flags browsers may read: keys, or flags declared with `flags!`. Adds to those set before. Defaults to none.
+        /// Adds flags that browsers may read: keys, or flags declared with `flags!`. Defaults to none.
         ///
-        /// Other flags are missing for browsers, as if the service did not have them. Users can read everything that a page
+        /// For browsers, other flags are missing, as if the service did not have them. Users can read everything that a page
         /// receives. For several declared flags, pass their keys: `[NewCheckout::KEY, Theme::KEY]`.
         #[must_use]
         pub fn public<K: $crate::integration::FlagKey>(self, flags: impl IntoIterator<Item = K>) -> Self {
             Self(self.0.public(flags))
         }
 
-        /// Lets browsers read all flags, also those that are created later.
+        /// Lets browsers read all flags, including those that are created later.
         #[must_use]
         pub fn public_all(self) -> Self {
             Self(self.0.public_all())
         }
 
-        /// Sets the names of attributes that browsers may add to the context, for rules that use what only the page knows, such
+        /// Adds names of attributes that browsers may add to the context, for rules that use data that only the page knows, such
         /// as `locale`. Defaults to none.
         ///
         /// Values are strings of at most 64 bytes, numbers and booleans; attributes that the application sets take precedence.
-        /// Never use such attributes in rules that protect something: users can send any value. `targetingKey` is logged as an
-        /// error and ignored.
+        /// Never use such attributes in rules that protect something, because users can send any value. The name `targetingKey`
+        /// is logged as an error and ignored.
         ///
-        /// Each combination is a context of its own. A user may cause 8 new ones a minute, and 32 requests for those that are out
-        /// of date; all requests without a targeting key together 64, and 512 each. Beyond that, the attributes are ignored.
+        /// Each combination is a context of its own. In a minute, a user may cause 8 new ones, and 32 requests for those that are
+        /// out of date. All requests without a targeting key together may cause 64 and 512. Beyond that, the attributes are
+        /// ignored.
         #[must_use]
         pub fn attributes<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Self {
             Self(self.0.attributes(names))
         }
 
-        /// Sets the path of the mount as browsers see it, or its URL, where a proxy changes paths. Defaults to the path of each
+        /// Sets the path of the mount as browsers see it, or its URL, if a proxy changes paths. Defaults to the path of each
         /// request.
         ///
-        /// Anything else is logged as an error and ignored.
+        /// A value that is neither a path nor a URL is logged as an error and ignored.
         #[must_use]
         pub fn public_path(self, path: impl Into<String>) -> Self {
             Self(self.0.public_path(path))
         }
 
         /// Sets how many event streams browsers may have open at this process. Requests without a targeting key, and visitors who
-        /// are known by a cookie or header only, have half of them. Defaults to 10 000.
+        /// are only known by a cookie or header, have half of them. Defaults to 10 000.
         ///
-        /// Above the limit, browsers ask again when their tab becomes visible.
+        /// Above the limit, browsers request flags again when their tab becomes visible.
         #[must_use]
         pub fn max_streams(self, streams: usize) -> Self {
             Self(self.0.max_streams(streams))
@@ -57,33 +58,34 @@ macro_rules! __browser_options {
             Self(self.0.max_streams_per_context(streams))
         }
 
-        /// Sets whether browsers follow changes over an event stream. Defaults to `true`. Without it, they ask again when their
-        /// tab becomes visible.
+        /// Sets whether browsers follow changes over an event stream. Defaults to `true`. With `false`, they request flags again
+        /// when their tab becomes visible.
         ///
-        /// With HTTP/1.1, browsers open at most six connections to a host, for all tabs together, and each visible tab has a
-        /// stream, which counts. Serve browsers over HTTP/2, which proxies such as nginx do, or turn streams off.
+        /// With HTTP/1.1, browsers open at most six connections to a host, for all tabs together, and the stream of each visible
+        /// tab is one of them. Serve browsers over HTTP/2, for example with a proxy such as nginx, or turn streams off.
         #[must_use]
         pub fn streams(self, has_streams: bool) -> Self {
             Self(self.0.streams(has_streams))
         }
 
-        /// Sets after how long a tab that is hidden closes its stream, at least one second. Defaults to 30 seconds.
+        /// Sets how long a tab may be hidden before it closes its stream, at least one second. Defaults to 30 seconds.
         #[must_use]
         pub fn inactivity(self, inactivity: ::std::time::Duration) -> Self {
             Self(self.0.inactivity(inactivity))
         }
 
-        /// Sets over how long browsers are notified of a change, each at a random time of its own, so that they do not all ask
-        /// at once. Defaults to 2 seconds, and is at most an hour. Use zero for a small site.
+        /// Sets the time over which browsers are notified of a change. Each is notified at a random time within it, so that not
+        /// all of them request flags at once. Defaults to 2 seconds; the maximum is an hour. Use zero for a small site.
         #[must_use]
         pub fn spread(self, spread: ::std::time::Duration) -> Self {
             Self(self.0.spread(spread))
         }
 
-        /// Lets pages of another origin ask with credentials (CORS), such as `https://www.example.com`. May be called for each
-        /// origin. Defaults to none. Anything but an exact origin is logged as an error and ignored.
+        /// Lets pages of another origin, such as `https://www.example.com`, request flags with credentials (CORS). May be called
+        /// for each origin. Defaults to none. A value that is not an exact origin is logged as an error and ignored.
         ///
-        /// These pages get no event stream, because browsers send it no cookies. They ask again when their tab becomes visible.
+        /// These pages get no event stream, because browsers send no cookies with it. They request flags again when their tab
+        /// becomes visible.
         #[must_use]
         pub fn allow_origin(self, origin: impl Into<String>) -> Self {
             Self(self.0.allow_origin(origin))

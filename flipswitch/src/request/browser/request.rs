@@ -1,4 +1,4 @@
-//! What a browser sends. No I/O.
+//! Requests of browsers. No I/O.
 
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
@@ -18,7 +18,7 @@ pub enum BrowserRoute {
     Flag,
     /// The event stream of OFREP.
     Events,
-    /// The stream of Flipswitch's own web provider.
+    /// The stream that the web provider of Flipswitch opens.
     OwnEvents,
     /// The script for pages.
     Script,
@@ -28,7 +28,7 @@ impl BrowserRoute {
     /// All routes.
     pub const ALL: [Self; 5] = [Self::Bulk, Self::Flag, Self::Events, Self::OwnEvents, Self::Script];
 
-    /// Returns the path below the mount. `{key}` stands for one segment of any text.
+    /// Returns the path below the mount. `{key}` stands for one segment with any text.
     #[must_use]
     pub const fn path(self) -> &'static str {
         match self {
@@ -40,7 +40,7 @@ impl BrowserRoute {
         }
     }
 
-    /// Returns the method, besides OPTIONS.
+    /// Returns the method of the route. OPTIONS is accepted as well.
     pub(super) fn method(self) -> &'static str {
         match self {
             Self::Bulk | Self::Flag => "POST",
@@ -76,8 +76,8 @@ pub struct BrowserRequest {
 }
 
 impl BrowserRequest {
-    /// Takes note of what matters in a request. `path` is that of the request's line, also below a nested router.
-    /// `header_values` returns all values of a header, by its name in lower case.
+    /// Creates the head of a request. `path` is the whole path of the request, even below a nested router. `header_values`
+    /// returns all values of a header, by its name in lower case.
     pub fn new<'a, I>(
         route: BrowserRoute,
         method: &str,
@@ -106,12 +106,12 @@ impl BrowserRequest {
         }
     }
 
-    /// Returns whether the request asks for permission to send another one.
+    /// Returns whether the request is a CORS preflight.
     pub(super) fn is_preflight(&self) -> bool {
         self.method == "OPTIONS" && !self.origin.is_empty() && !self.requested_method.is_empty()
     }
 
-    /// Returns whether Flipswitch's own web provider has sent the request.
+    /// Returns whether the web provider of Flipswitch has sent the request.
     pub(super) fn is_of_own_provider(&self) -> bool {
         self.is_of_own_provider
     }
@@ -120,7 +120,7 @@ impl BrowserRequest {
         &self.origin
     }
 
-    /// Returns whether the page is of another origin than the application, as far as the request tells.
+    /// Returns whether the page has another origin than the application, according to the headers of the request.
     pub(super) fn is_cross_origin(&self) -> bool {
         match self.fetch_site.as_str() {
             "" if self.host.is_empty() => false,
@@ -129,7 +129,7 @@ impl BrowserRequest {
         }
     }
 
-    /// Returns the path below which the routes are, if it is a plain one.
+    /// Returns the path below which the routes are mounted, if it is a plain one.
     pub(super) fn mount(&self) -> Option<&str> {
         let (path, _) = self.route.path().split_once("/{key}").unwrap_or((self.route.path(), ""));
         let mount = &self.path[..self.path.rfind(path)?];
@@ -143,14 +143,14 @@ impl BrowserRequest {
         percent_decode_str(key).decode_utf8().ok().map(Into::into)
     }
 
-    /// Returns the time that the query names, from an event that the browser has received (ADR-0008).
+    /// Returns the time of the change in the query, which is from an event that the browser has received (ADR-0008).
     pub(super) fn last_modified(&self) -> Option<OffsetDateTime> {
         let value = self.query.split('&').find_map(|pair| pair.strip_prefix("flagConfigLastModified="))?;
         time_of(&percent_decode_str(value).decode_utf8().ok()?)
     }
 
-    /// Returns whether the browser has the response with this tag. Tags are compared weakly (RFC 9110, section 13.1.2), and
-    /// also those that a proxy has changed because it has compressed the response.
+    /// Returns whether the browser has the response with this tag. Tags are compared weakly (RFC 9110, section 13.1.2). Tags that
+    /// a proxy has changed because it compressed the response match as well.
     pub(super) fn has(&self, tag: &str) -> bool {
         let opaque = tag.trim_matches('"');
         self.if_none_match.split(',').map(str::trim).any(|held| {
@@ -161,7 +161,7 @@ impl BrowserRequest {
     }
 }
 
-/// Returns whether a path is empty or begins with one slash. Browsers take others for another host.
+/// Returns whether a path is empty or begins with one slash. Browsers interpret other paths as another host.
 pub(super) fn is_plain_path(path: &str) -> bool {
     path.is_empty() || path.starts_with('/') && !path[1..].starts_with(['/', '\\'])
 }
@@ -178,7 +178,7 @@ fn time_of(text: &str) -> Option<OffsetDateTime> {
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Body(Map<String, Value>);
 
-/// Why a body cannot be read: an error code of OFREP, and a text.
+/// The reason why a body cannot be read: an error code of OFREP, and a text.
 #[derive(Debug, PartialEq)]
 pub(super) struct InvalidBody(pub(super) &'static str, pub(super) &'static str);
 
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mount_is_what_stands_before_the_route() {
+    fn the_mount_is_the_path_before_the_route() {
         use BrowserRoute::{Bulk, Flag};
         let cases = [
             (Bulk, "/flags/ofrep/v1/evaluate/flags", Some("/flags")),
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_of_another_origin_is_told_by_its_headers() {
+    fn a_page_of_another_origin_is_recognized_by_headers() {
         let cross = |headers: &[(&str, &str)]| request(BrowserRoute::Bulk, "/", headers).is_cross_origin();
         assert!(!cross(&[]) && !cross(&[("sec-fetch-site", "same-origin"), ("origin", "https://other.example")]));
         assert!(cross(&[("sec-fetch-site", "same-site")]) && cross(&[("sec-fetch-site", "cross-site")]));

@@ -1,4 +1,4 @@
-//! The routes for browsers: which of them answers what.
+//! The routes for browsers, and their responses.
 
 use std::{
     collections::BTreeSet,
@@ -34,21 +34,21 @@ use crate::{
     request::{gate::FlagKey, scope::RequestScope, warnings::SetupWarning},
 };
 
-/// Largest body of a browser's request, in bytes.
+/// The largest body of a browser's request, in bytes.
 pub const MAX_BROWSER_BODY: usize = 64 << 10;
 
 const SCRIPT: &str = include_str!("flipswitch.js");
 
-/// The header with the opaque name of the user whose flags a response has.
+/// The header with the opaque name of the user whose flags are in a response.
 const USER: &str = "flipswitch-user";
 
 const JSON: &str = "application/json";
 
-/// Seconds after which a browser may ask again when no flags are known.
+/// Seconds after which a browser may request flags again when none are known.
 const RETRY_AFTER: &str = "5";
 
-/// Answers browsers of an application over OFREP, with the flags of the request's user: the logic behind `browser` of the web
-/// crates. A clone is cheap.
+/// Responds to browsers of an application over OFREP, with the flags of the request's user. This is the logic behind `browser` of
+/// the web crates. A clone is cheap.
 #[derive(Clone)]
 pub struct BrowserService {
     provider: FlipswitchProvider,
@@ -98,9 +98,9 @@ pub struct BrowserResponse {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum BrowserBody {
-    /// All of it.
+    /// The whole body.
     Full(Bytes),
-    /// A stream, which must not be compressed: compression holds its events back.
+    /// A stream. It must not be compressed, because compression delays its events.
     Events(BrowserEvents),
 }
 
@@ -142,7 +142,7 @@ impl BrowserService {
         self
     }
 
-    /// Sets which flags browsers may read; see `BrowserRoutes` of the web crates for all options.
+    /// Adds flags that browsers may read; see `BrowserRoutes` of the web crates for all options.
     #[must_use]
     pub fn public<K: FlagKey>(self, flags: impl IntoIterator<Item = K>) -> Self {
         self.set(|settings| match &mut settings.public {
@@ -157,7 +157,7 @@ impl BrowserService {
         self.set(|settings| settings.public = Public::All)
     }
 
-    /// Sets which attributes browsers may add to the context. Defaults to none.
+    /// Adds names of attributes that browsers may add to the context. Defaults to none.
     #[must_use]
     pub fn attributes<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Self {
         let (targeting_key, names): (Vec<_>, Vec<_>) =
@@ -165,13 +165,13 @@ impl BrowserService {
         if !targeting_key.is_empty() {
             tracing::error!(
                 target: "flipswitch",
-                "`attributes` of the routes for browsers has \"targetingKey\", which is ignored: the layer decides who the user is"
+                "`attributes` of the routes for browsers has \"targetingKey\", which is ignored: the layer determines the user"
             );
         }
         self.set(|settings| settings.attributes.extend(names))
     }
 
-    /// Sets the path of the mount as browsers see it. Defaults to that of each request.
+    /// Sets the path of the mount as browsers see it. Defaults to the path of each request.
     #[must_use]
     pub fn public_path(self, path: impl Into<String>) -> Self {
         let path = path.into();
@@ -204,19 +204,19 @@ impl BrowserService {
         self.set(|settings| settings.has_streams = has_streams)
     }
 
-    /// Sets after which time a hidden tab closes its stream, at least one second. Defaults to 30 seconds.
+    /// Sets how long a tab may be hidden before it closes its stream, at least one second. Defaults to 30 seconds.
     #[must_use]
     pub fn inactivity(self, inactivity: Duration) -> Self {
         self.set(|settings| settings.inactivity = inactivity.max(Duration::from_secs(1)))
     }
 
-    /// Sets the time over which change events are spread, at most an hour. Defaults to 2 seconds.
+    /// Sets the time over which events about a change are spread, at most an hour. Defaults to 2 seconds.
     #[must_use]
     pub fn spread(self, spread: Duration) -> Self {
         self.set(|settings| settings.spread = spread.min(Duration::from_secs(3_600)))
     }
 
-    /// Lets pages of another origin ask, such as `https://www.example.com`. Defaults to none.
+    /// Lets pages of another origin, such as `https://www.example.com`, request flags. Defaults to none.
     #[must_use]
     pub fn allow_origin(self, origin: impl Into<String>) -> Self {
         let origin = origin.into();
@@ -224,7 +224,7 @@ impl BrowserService {
         if host.is_none_or(|host| host.is_empty() || host.contains(['/', '*', ' '])) {
             tracing::error!(
                 target: "flipswitch", origin,
-                "`allow_origin` of the routes for browsers is ignored: it must be exactly what browsers send, like \
+                "`allow_origin` of the routes for browsers is ignored: it must be an origin exactly as browsers send it, like \
                  https://www.example.com"
             );
             return self;
@@ -232,7 +232,7 @@ impl BrowserService {
         self.set(|settings| settings.origins.push(origin.to_ascii_lowercase()))
     }
 
-    /// Answers a request. `scope` is that of the layer, and `body` is `None` if it is larger than [`MAX_BROWSER_BODY`].
+    /// Responds to a request. `scope` is the scope of the layer. `body` is `None` if it is larger than [`MAX_BROWSER_BODY`].
     pub async fn respond(
         &self,
         request: &BrowserRequest,
@@ -298,7 +298,7 @@ impl BrowserService {
         match public.and_then(|key| answer::one(flags, key)) {
             Some((flag, true)) => BrowserResponse::json(200, flag),
             Some((flag, false)) => BrowserResponse::json(400, flag),
-            // The same for a flag that is not public.
+            // The same response for a flag that is not public.
             None => {
                 BrowserResponse::error(404, Some(&key.unwrap_or_default()), "FLAG_NOT_FOUND", "there is no such flag")
             }
@@ -317,8 +317,8 @@ impl BrowserService {
         let tag = answer::tag(flags, &list, &self.provider.browsers().keys);
         let url = self.stream_url(request, user);
         let has_room = url.is_some() && self.provider.browsers().has_room(id, self.settings.limits);
-        // Where newer flags may exist, the browser must not take it for a confirmation. Where there is no room for a stream, it
-        // would try again and again to open the one that it knows.
+        // If newer flags may exist, the browser must not take a 304 for a confirmation. If there is no room for a stream, the
+        // browser would try to open the one that it knows again and again.
         if !is_late && has_room == url.is_some() && request.has(&tag) {
             return BrowserResponse::new(304, "").with("etag", tag);
         }
@@ -333,8 +333,8 @@ impl BrowserService {
         BrowserResponse::json(200, format!("{{\"flags\":{list}{streams}}}")).with("etag", tag)
     }
 
-    /// Returns the context of the request with the attributes that the browser adds, below its own, and whether these were
-    /// ignored because there is no allowance for them.
+    /// Returns the context of the request with the attributes that the browser adds, and whether these were ignored because there
+    /// is no allowance for them. Attributes of the request take precedence.
     fn merged(&self, scope: &RequestScope, body: &Body, id: BrowserId) -> (Option<PreparedContext>, bool) {
         let Some(additions) = body.additions(&self.settings.attributes) else { return (None, false) };
         let merged = Context::merge(additions, scope.own_context().clone(), Layer::Upper).prepared();
@@ -347,8 +347,8 @@ impl BrowserService {
         (is_allowed.then_some(merged), !is_allowed)
     }
 
-    /// Returns the least time at which the flags must have been requested, if an event from another instance names one that
-    /// this instance has not heard of, and whether there is no allowance to meet one.
+    /// Returns the earliest time at which the flags may have been requested, if the browser has an event from another instance
+    /// about a change that this instance does not know. Also returns whether there is no allowance for a newer request.
     fn least_time(
         &self,
         request: &BrowserRequest,
@@ -358,7 +358,7 @@ impl BrowserService {
     ) -> (Option<Instant>, bool) {
         let browsers = self.provider.browsers();
         let now = OffsetDateTime::now_utc();
-        // Times from the future are invented.
+        // Times in the future are ignored, because they are invented.
         let is_new = |at: &OffsetDateTime| browsers.latest().at.is_none_or(|latest| *at > latest);
         let changed_at = request.last_modified().filter(|at| is_new(at) && *at <= now + MAX_AHEAD);
         let Some(changed_at) = changed_at else { return (None, false) };
@@ -366,7 +366,7 @@ impl BrowserService {
             Some(merged) => self.provider.known_since(&Context::from(merged.clone())),
             None => self.provider.known_since(scope.own_context()),
         };
-        // The service may evaluate with old rules for a moment after its own event. Until that is over, one request is enough.
+        // The service may evaluate with old rules for a moment after its own event. During that time, one request is enough.
         let past = Duration::try_from(now - changed_at).unwrap_or_default();
         let past = past.checked_sub(ECHO_WINDOW).unwrap_or(past);
         let since = Instant::now().checked_sub(past);
@@ -383,7 +383,7 @@ impl BrowserService {
     /// opens another stream.
     fn stream_url(&self, request: &BrowserRequest, user: &str) -> Option<String> {
         let Settings { has_streams, public_path, .. } = &*self.settings;
-        // Flipswitch's own web provider opens its own stream, and an event source sends no cookies to another origin.
+        // The web provider of Flipswitch opens its own stream, and an event source sends no cookies to another origin.
         if !has_streams || request.is_of_own_provider() || request.is_cross_origin() {
             return None;
         }
@@ -394,7 +394,7 @@ impl BrowserService {
     fn events(&self, request: &BrowserRequest, scope: &RequestScope, kind: Kind) -> BrowserResponse {
         let Settings { has_streams, limits, spread, .. } = &*self.settings;
         let id = scope.browser_id();
-        // A page of another site must not take up the streams of its visitors.
+        // A page of another site must not use up the streams of its visitors.
         let stream =
             (*has_streams && !request.is_cross_origin()).then(|| self.provider.browsers().open(id, *limits)).flatten();
         let Some(stream) = stream else {
@@ -430,7 +430,7 @@ impl BrowserService {
         BrowserResponse::error(500, None, "GENERAL", details)
     }
 
-    /// Returns whether pages of this origin may ask.
+    /// Returns whether pages of this origin may request flags.
     fn allows(&self, origin: &str) -> bool {
         self.settings.origins.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin))
     }
@@ -450,7 +450,11 @@ impl BrowserService {
         match request.is_preflight() {
             true => response
                 .with("access-control-allow-methods", request.route.method())
-                .with("access-control-allow-headers", "content-type, if-none-match, x-api-key, x-flipswitch-sdk, x-flipswitch-runtime, x-flipswitch-os, x-flipswitch-features")
+                .with(
+                    "access-control-allow-headers",
+                    "content-type, if-none-match, x-api-key, x-flipswitch-sdk, x-flipswitch-runtime, x-flipswitch-os, \
+                     x-flipswitch-features",
+                )
                 .with("access-control-max-age", "600"),
             false => response.with("access-control-expose-headers", format!("ETag, Retry-After, {USER}")),
         }
