@@ -14,21 +14,7 @@ use crate::{
 
 /// The health of a provider, for liveness and readiness probes. Serializes to JSON with times in RFC 3339.
 ///
-/// ```
-/// # use flipswitch::{FlipswitchProvider, HealthState, serde_json::{self, json}};
-/// let provider = FlipswitchProvider::in_memory(json!({"dark-mode": true}));
-/// let health = provider.health();
-/// assert!(health.is_live() && health.is_ready());
-/// assert_eq!(health.state, HealthState::Streaming);
-///
-/// let body = serde_json::to_value(&health).unwrap();
-/// assert_eq!(body["state"], "streaming");
-/// assert_eq!(body["ready"], true);
-/// assert!(body["since"].is_string());
-/// for unknown in ["lastEvent", "lastSuccess", "apiKeyValidUntil", "storeAwaySince"] {
-///     assert!(body[unknown].is_null());
-/// }
-/// ```
+/// [`FlipswitchProvider::health`](crate::FlipswitchProvider::health) has an example of the JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]

@@ -528,7 +528,8 @@ impl FlipswitchProvider {
         })
     }
 
-    /// Counts and logs what is left out of a context. Returns flags with an error if that is the targeting key.
+    /// Counts and logs the attributes that are left out of a context. If the targeting key is left out, returns flags with an
+    /// error.
     #[inline]
     pub(crate) fn report_left_out(&self, context: Canonical<'_>) -> Option<Flags> {
         let error = self.left_out_error(context.left_out?)?;
@@ -545,7 +546,7 @@ impl FlipswitchProvider {
         left_out.targeting_key_error()
     }
 
-    /// Evaluates all flags for a context, sorted by key. Takes the same contexts as [`flags`](Self::flags).
+    /// Evaluates all flags for a context, and returns them sorted by key. Takes the same contexts as [`flags`](Self::flags).
     ///
     /// # Errors
     ///
@@ -738,15 +739,17 @@ impl FlipswitchProvider {
     /// Returns the provider's health, for liveness and readiness probes.
     ///
     /// ```
-    /// use flipswitch::{FlipswitchProvider, serde_json::{self, json}};
+    /// use flipswitch::{FlipswitchProvider, HealthState, serde_json::{self, json}};
     ///
     /// # fn main() -> Result<(), serde_json::Error> {
     /// let provider = FlipswitchProvider::in_memory(json!({"dark-mode": true}));
     /// let health = provider.health();
     /// assert!(health.is_live() && health.is_ready());
+    /// assert_eq!(health.state, HealthState::Streaming);
     ///
-    /// // As the response to a probe. Times are in RFC 3339.
-    /// let mut body = serde_json::to_value(&health)?;
+    /// // The body of the response to a probe. Times are in RFC 3339.
+    /// let body = serde_json::to_value(&health)?;
+    /// # let mut body = body;
     /// # body["since"] = "2026-01-21T10:30:00Z".into();
     /// assert_eq!(body, json!({
     ///     "state": "streaming",

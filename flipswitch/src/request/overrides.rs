@@ -297,7 +297,7 @@ impl OverrideToken {
     ///
     /// # Errors
     ///
-    /// A [`ConfigError::Overrides`] that says what is wrong.
+    /// A [`ConfigError::Overrides`] if the overrides cannot be minted.
     pub fn link(&self) -> Result<String, ConfigError> {
         Ok(format!("{PARAMETER}={}", self.sign(Purpose::Link, SystemTime::now())?))
     }
@@ -306,7 +306,7 @@ impl OverrideToken {
     ///
     /// # Errors
     ///
-    /// A [`ConfigError::Overrides`] that says what is wrong.
+    /// A [`ConfigError::Overrides`] if the overrides cannot be minted.
     pub fn cookie(&self) -> Result<String, ConfigError> {
         Ok(format!("{COOKIE}={}", self.sign(Purpose::Cookie, SystemTime::now())?))
     }

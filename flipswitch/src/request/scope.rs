@@ -76,7 +76,7 @@ struct Request {
     missing_user: Option<Arc<MissingUser>>,
     /// Whether the response head has left. `None` without a layer, because only a layer can tell.
     has_responded: Option<AtomicBool>,
-    /// The scope of the surrounding layer, if that layer belongs to another provider.
+    /// The scope of the surrounding layer, if there is one. Used if it belongs to another provider.
     outer: OnceLock<RequestScope>,
     /// The overrides and the inspection, if there are any.
     aids: Option<Box<TestAids>>,

@@ -7,7 +7,7 @@
 // there (`to_ofrep_json`), and otherwise with one request. Changes arrive over an event stream.
 
 const base = new URL(".", import.meta.url).href.replace(/\/$/, "");
-// The path of the routes as the application names it, or null if it is that of this script.
+// The path of the routes if the application sets one, or null if it is the path of this script.
 const publicPath = PUBLIC_PATH_OR_NULL;
 // Seconds after which a hidden tab closes its stream, or null without streams.
 const inactivity = INACTIVITY_OR_NULL;
@@ -15,7 +15,7 @@ const inactivity = INACTIVITY_OR_NULL;
 const TIMEOUT = 10_000;
 // Milliseconds before the application is asked again while an answer is missing. They double.
 const [FIRST_WAIT, LAST_WAIT] = [1_000, 60_000];
-// Milliseconds between two changes of the user. More of them are a mistake, such as instances with different secrets.
+// Least milliseconds between two changes of the user. More changes are a mistake, such as instances with different secrets.
 const BETWEEN_USERS = 10_000;
 
 // Returns the body of an answer with these flags.
@@ -87,7 +87,7 @@ export async function connect(OpenFeature, OFREPWebProvider, {
   // Whether the provider has an answer for the user, and whether a later one was dropped.
   let isAnswered = first !== undefined;
   let isDropped = false;
-  // Otherwise the provider would fail for good, and open no stream.
+  // Otherwise the provider would fail permanently, and open no stream.
   first ??= { body: answer([], "") };
 
   // Requests that were sent, the last one that was answered, and how often the context was set.
@@ -100,7 +100,7 @@ export async function connect(OpenFeature, OFREPWebProvider, {
   let due;
   let asking = { promise: Promise.resolve(), resolve() {} };
 
-  // Has the provider ask for the user. It drops the answers to earlier requests.
+  // Makes the provider request the flags of the user, and drop the answers to earlier requests.
   function setContext() {
     contexts += 1;
     named = user;
@@ -130,7 +130,7 @@ export async function connect(OpenFeature, OFREPWebProvider, {
     asking.resolve();
   }
 
-  // Returns no flags while there is no answer for the user, so that nothing of the user before is shown.
+  // Returns no flags while there is no answer for the user, so that nothing of the previous user is shown.
   function failed(otherwise) {
     if (isAnswered && !isDropped) return otherwise();
     if (askLater(wait)) wait = Math.min(2 * wait, LAST_WAIT);
@@ -166,7 +166,7 @@ export async function connect(OpenFeature, OFREPWebProvider, {
       return unchanged();
     }
     if (now !== undefined && now !== user) {
-      // Another user is logged in. The provider must not take the answer for one of the user before.
+      // Another user is logged in. The provider must not take the answer for one of the previous user.
       [user, isAnswered] = [now, false];
       askLater(Math.max(0, changedAt + BETWEEN_USERS - Date.now()));
       changedAt = Date.now();
