@@ -370,7 +370,7 @@ impl Flags {
     /// Returns the evaluation of a flag. Does not count as a read.
     pub(crate) fn look_up(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
         match (self.flag_set(), &self.0) {
-            // Without overrides, there may be no flags at all.
+            // There may be no flags other than the overridden ones.
             (_, Source::Special(special)) if !self.is_overridden(key) => special.flags.look_up(key),
             (Some(flags), _) => flags.get(key),
             (None, Source::Unavailable(unavailable)) => Err(FlagError::Unavailable(Error::clone(&unavailable.error))),
