@@ -53,13 +53,14 @@
 //! | Share flags between instances, or keep them over restarts | [`store`](FlipswitchProviderBuilder::store), [`CacheStore`] |
 //! | Start and stop the provider with a server | [`Lifespan`] |
 //! | Test an application | [`testing`] |
-//! | Use an OpenFeature client | [`FlipswitchProvider`](FlipswitchProvider#openfeature-clients), [`open_feature`](https://docs.rs/open-feature) |
+//! | Use an OpenFeature client | [`FlipswitchProvider`](FlipswitchProvider#openfeature-clients), [`open_feature`] |
 //! | Connect flags to the requests of a web application | [`RequestScope`], [`InRequest`], [`integration`] |
 //! | Override flags in single browsers | [`SignedOverrides`] |
 //!
 //! [`add_flag_change_listener`]: FlipswitchProvider::add_flag_change_listener
 //! [`events`]: FlipswitchProvider::events
 //! [`health`]: FlipswitchProvider::health
+//! [`open_feature`]: https://docs.rs/open-feature
 //! [`stats`]: FlipswitchProvider::stats
 //! [`usage`]: FlipswitchProvider::usage
 //!
