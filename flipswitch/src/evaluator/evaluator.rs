@@ -223,7 +223,7 @@ impl Evaluator {
         }
     }
 
-    /// Returns since when the store is away, if it is.
+    /// Returns since when the store has been unavailable, if it is.
     pub(crate) fn store_away_since(&self) -> Option<OffsetDateTime> {
         self.store.as_ref()?.away_since()
     }
@@ -298,8 +298,8 @@ impl Evaluator {
 
     /// Returns whether the store may have flags of a context that are better than those in memory.
     pub(super) fn may_be_stored(&self, context: &CanonicalContext, now: Instant) -> bool {
-        let is_asked = self.store.as_ref().is_some_and(|store| !context.is_start_up() && store.is_worth_asking());
-        is_asked && (self.position(now).1.is_some() || self.servable(context).is_none())
+        let is_usable = self.store.as_ref().is_some_and(|store| !context.is_start_up() && store.is_available());
+        is_usable && (self.position(now).1.is_some() || self.servable(context).is_none())
     }
 
     /// Returns the version that a request must send back because an event demanded it. `known` is the epoch of the cached
