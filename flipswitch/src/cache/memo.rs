@@ -11,7 +11,7 @@ use crate::{
         entry::CacheEntry,
         epoch::EpochReading,
     },
-    context::{canonical::is_written_alike, into_context::View},
+    context::{canonical::has_same_canonical_form, into_context::View},
 };
 
 /// Contexts with more fields, or with more bytes, are not remembered, because a thread may hold them until it ends.
@@ -124,7 +124,7 @@ impl Memo {
         let fields = match context {
             View::Fields(context) if context.custom_fields.len() > MAX_FIELDS => return,
             // The context contains a date or a structure.
-            View::Fields(context) if !is_written_alike(context, context) => return,
+            View::Fields(context) if !has_same_canonical_form(context, context) => return,
             View::Fields(context) => Some(context),
             View::Canonical(_) => None,
         };
@@ -190,7 +190,7 @@ impl MemoTable {
         let Some(Some(remembered)) = self.entries.get(place) else { return false };
         match context {
             View::Fields(context) => {
-                remembered.fields.as_ref().is_some_and(|remembered| is_written_alike(context, remembered))
+                remembered.fields.as_ref().is_some_and(|remembered| has_same_canonical_form(context, remembered))
             }
             // A context with attributes that are left out is not remembered, because they are reported.
             View::Canonical(context) => context.left_out.is_none() && context.bytes == remembered.entry.context(),
