@@ -28,7 +28,9 @@ impl Secret {
         let bytes = BYTES.get_or_init(|| {
             let mut bytes = [0; 32];
             if let Err(error) = getrandom::fill(&mut bytes) {
-                tracing::error!(target: "flipswitch", %error, "no random numbers are available; the secret of this process can be guessed");
+                tracing::error!(
+                    target: "flipswitch", %error, "no random numbers are available; the secret of this process can be guessed"
+                );
             }
             bytes
         });

@@ -186,7 +186,7 @@ mod tests {
     };
 
     #[test]
-    fn a_shared_flag_set_counts_once_also_after_it_is_confirmed() {
+    fn a_shared_flag_set_counts_once_even_after_it_is_confirmed() {
         let interner = Interner::default();
         let flag_set = |value: &str| {
             let outcome = || Outcome::Failed { code: value.to_owned(), details: None };

@@ -143,7 +143,7 @@ impl CircuitBreaker {
 
     /// Returns when [`begin_round`](Self::begin_round) is due.
     pub(crate) fn due(&self) -> Option<Instant> {
-        // A round asks for the start-up context as well.
+        // A round requests the start-up context as well.
         self.round_at.or(self.start_up_at)
     }
 
@@ -511,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn a_few_failing_contexts_make_the_service_failing_but_do_not_open_the_breaker() {
+    fn a_few_failing_contexts_make_the_service_count_as_failing_but_do_not_open_the_breaker() {
         let mut service = Service::new();
         service.answers(&context(0));
         service.now += SECOND;

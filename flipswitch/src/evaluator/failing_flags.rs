@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_that_fails_for_three_contexts_backs_off_for_all_of_them() {
+    fn a_flag_that_fails_for_three_contexts_backs_off_for_all_contexts() {
         let (mut flags, mut now) = (FailingFlags::default(), Instant::now());
         let is_due = |flags: &FailingFlags, now| flags.is_due(["f"].into_iter(), now);
         for number in [0, 1, 1, 0] {

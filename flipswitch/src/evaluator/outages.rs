@@ -1,6 +1,6 @@
 //! Tests random outages: the circuit breaker, the backoffs of contexts and the limiter together, as the evaluator uses them.
 //!
-//! The service treats each context differently, and this changes now and then. Evaluations of random contexts and events occur
+//! The service treats each context differently, and changes this from time to time. Evaluations of random contexts and events occur
 //! at random times, and rounds when they are due. Nothing sleeps.
 
 use std::time::{Duration, Instant};

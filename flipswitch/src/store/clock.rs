@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_is_set_is_noticed() {
+    fn a_clock_that_was_set_is_detected() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let mut clock = StoreClock::default();
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn small_steps_add_up() {
+    fn small_steps_of_the_clock_add_up() {
         let start = Instant::now();
         let mut clock = StoreClock::default();
         let mut read = |second: u64, behind: u64| {

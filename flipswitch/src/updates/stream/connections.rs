@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn two_connections_of_like_durations_show_a_limit_until_one_lasts_longer() {
+    fn two_connections_of_similar_durations_show_a_limit_until_one_lasts_longer() {
         let mut limit = TimeLimit::default();
         let mut ends = |seconds: f64, counts, is_like, expected: Option<f64>| {
             assert_eq!(limit.ended(Duration::from_secs_f64(seconds), counts), is_like, "{seconds}");

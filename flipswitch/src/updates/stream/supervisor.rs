@@ -1548,7 +1548,7 @@ mod tests {
     }
 
     #[test]
-    fn an_id_of_either_connection_is_continued() {
+    fn a_reconnect_continues_after_the_last_id_of_either_connection() {
         let mut stream = limited(30, ENDS[0]);
         stream.does(ConnectionInput::LastId(Some("7".into())), []);
         let (old, new) = stream.opens_beside_after(SECOND * 24);
@@ -1604,7 +1604,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_sleep_of_the_machine_everything_counts_as_missed() {
+    fn everything_counts_as_missed_after_the_machine_was_asleep() {
         let mut stream = Stream::open();
         let closed = [Action::Disconnect, Action::StreamClosed, Action::Invalidate(Cause::Missed)];
         let connects = [status(ConnectionStatus::Connecting), connect(None)];
