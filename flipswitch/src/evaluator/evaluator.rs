@@ -428,8 +428,8 @@ impl Evaluator {
         Some(outcome)
     }
 
-    /// Answers an evaluation for which [`fresh`](Self::fresh) found nothing with the last known flags, if there are any. Requests
-    /// new ones in the background.
+    /// Answers an evaluation for which [`fresh`](Self::fresh) found nothing. Uses the last known flags, if there are any, and
+    /// requests new ones in the background.
     pub(crate) fn last_known(
         self: &Arc<Self>,
         context: &CanonicalContext,

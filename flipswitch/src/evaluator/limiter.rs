@@ -305,7 +305,7 @@ impl Permit {
 
     /// Returns the permit early, because the request is slow. The request continues until the receiver resolves.
     ///
-    /// If there are too many such requests, the oldest one is cancelled, and those for contexts without flags first. A slow
+    /// If there are too many such requests, the oldest one is cancelled, beginning with those for contexts without flags. A slow
     /// request is cancelled only if it was overtaken: a request for a context of the same kind was sent after it had become
     /// slow, and has been answered. If all requests are slow, cancelling them would only repeat them, and none would ever be
     /// answered.

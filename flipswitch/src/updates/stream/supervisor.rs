@@ -516,7 +516,7 @@ impl Supervisor {
         self.missed_changes = true;
         let status = status.map(|status| status.as_u16());
         let is_key_refused = matches!(error, Error::Unauthorized);
-        // The error page of a proxy, which cannot be read, is another error.
+        // The error page of a proxy cannot be read, and gives another error.
         let is_own = matches!(error, Error::Status(_));
         let is_absent = is_own && matches!(status, Some(404 | 405 | 406 | 410 | 501)) && !self.was_open;
         self.key_refusals = if is_key_refused { self.key_refusals.saturating_add(1) } else { 0 };
