@@ -1,10 +1,10 @@
-//! What it costs to read a flag: from a `Flags`, from the provider's memory with each kind of context, and through
-//! OpenFeature's client, the last beside the same client with a provider that does nothing but return the same details.
+//! Measures the cost of reading a flag: from a `Flags`, from the provider's memory with each kind of context, and through
+//! OpenFeature's client. For comparison, the same client is measured with a provider that only returns the same details.
 //!
-//! One context is read again and again (`flags_cached`, `flags_context`, `flags_prepared`, `resolve_bool_cached`, and
-//! OpenFeature's client), and so are the contexts of a few users in turns (`.._in_turns`), or they are built in turns, one for
-//! each read (`.._built`): the thread remembers their flag sets. Those of many users (`.._many`) are found in the cache. All
-//! threads share the contexts that are not built.
+//! Some benchmarks read one context repeatedly (`flags_cached`, `flags_context`, `flags_prepared`, `resolve_bool_cached`, and
+//! OpenFeature's client). Others read the contexts of a few users in turn (`.._in_turns`), or build one of them for each read
+//! (`.._built`). The thread remembers the flag sets of all these contexts. The flag sets of many users (`.._many`) are found in
+//! the cache. All threads share the contexts that are not built for each read.
 #![allow(missing_docs, reason = "criterion's macros make public items")]
 #![expect(clippy::expect_used, reason = "a bench fails by panicking")]
 

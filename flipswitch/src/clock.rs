@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// How far [`coarse_now`] is behind at most.
+/// Maximum time by which [`coarse_now`] is behind.
 pub(crate) const COARSE_LAG: Duration = Duration::from_millis(if cfg!(target_os = "linux") { 20 } else { 0 });
 
 /// Returns the time of the system's last timer tick, which was at most [`COARSE_LAG`] ago, or the current time on systems
@@ -21,10 +21,10 @@ pub(crate) fn coarse_now() -> Instant {
 
     static ORIGIN: OnceLock<(Instant, Duration)> = OnceLock::new();
     let (instant, origin) = *ORIGIN.get_or_init(|| {
-        // The thread may be paused between two readings: of several pairs, the closest one is taken.
+        // The thread may be paused between two readings, so the closest one of several pairs is used.
         let pairs = (0..8).map(|_| {
             let before = read(ClockId::Monotonic);
-            // The instant first: this clock must never run ahead.
+            // The instant is read first, because this clock must never run ahead.
             let (instant, origin) = (Instant::now(), read(ClockId::Monotonic));
             (origin.saturating_sub(before), instant, origin)
         });
@@ -34,7 +34,7 @@ pub(crate) fn coarse_now() -> Instant {
     instant.checked_add(read(ClockId::MonotonicCoarse).saturating_sub(origin)).unwrap_or(instant)
 }
 
-/// Returns the present.
+/// Returns the current time.
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn coarse_now() -> Instant {
     Instant::now()
@@ -45,13 +45,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_clock_is_never_ahead_nor_goes_back() {
+    fn the_clock_is_never_ahead_and_never_goes_back() {
         let (start, mut last) = (Instant::now(), coarse_now());
         while start.elapsed() < Duration::from_millis(50) {
             let (now, after) = (coarse_now(), Instant::now());
             assert!(last <= now && now <= after);
             last = now;
         }
-        assert!(last > start, "it does not stand still for 50 ms");
+        assert!(last > start, "it advances within 50 ms");
     }
 }

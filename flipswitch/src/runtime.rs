@@ -1,8 +1,8 @@
 //! The runtime of a provider: where all its tasks run, and how they end.
 //!
-//! All I/O happens on one runtime, whichever runtime the callers are on: a pooled connection is driven by the runtime that
-//! opened it, and the caller's may be busy, single-threaded, or about to end. Unless the application passes a runtime, it
-//! is a thread of the provider. The thread starts at the first [`ProviderRuntime::spawn`], and ends with
+//! All I/O happens on one runtime, regardless of the runtime of the caller. A pooled connection is driven by the runtime that
+//! opened it, and the runtime of a caller may be busy, single-threaded, or about to end. Unless the application passes a runtime,
+//! the provider runs its own on a thread. This thread starts at the first [`ProviderRuntime::spawn`], and ends with
 //! [`ProviderRuntime::stop`].
 
 use std::{
@@ -27,8 +27,10 @@ use tracing::{Instrument, Span};
 
 use crate::error::Error;
 
-/// How long tasks may take to end once they are cancelled, and then blocking calls, such as name resolution.
+/// How long tasks may take to end once they are cancelled.
 const TASKS_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long blocking calls, such as name resolution, may take to end after the tasks.
 const BLOCKING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long shutdown may take as a whole.
@@ -105,15 +107,15 @@ impl ProviderRuntime {
         Ok(self.tasks.spawn_on(future, &handle))
     }
 
-    /// Spawns a future on the present runtime that takes little time, also while tasks are dropped because the runtime is stopped.
-    /// It is not cancelled then.
+    /// Spawns a future that takes little time on the current runtime, even while tasks are dropped because the provider's runtime
+    /// is stopped. Stopping does not cancel it.
     pub(crate) fn spawn_last(&self, future: impl Future<Output = ()> + Send + 'static) {
         if let Ok(handle) = Handle::try_current() {
             drop(self.tasks.spawn_on(future.instrument(self.task_span()), &handle));
         }
     }
 
-    /// Waits on the runtime, whichever one the caller is on. Returns `false` at once if the runtime ends.
+    /// Waits on the runtime, regardless of the runtime of the caller. Returns `false` at once if the runtime ends.
     pub(crate) async fn sleep(&self, duration: Duration) -> bool {
         match self.spawn(async move { tokio::time::sleep(duration).await }) {
             Ok(timer) => matches!(AbortOnDropHandle::new(timer).await, Ok(Some(()))),
@@ -161,7 +163,7 @@ impl ProviderRuntime {
         };
         if with_timeout(ended, SHUTDOWN_TIMEOUT).await.is_none() {
             let _entered = self.span().entered();
-            tracing::warn!(target: "flipswitch", "the provider's runtime did not end in time: a task or listener blocks it");
+            tracing::warn!(target: "flipswitch", "the provider's runtime did not end in time; a task or listener blocks it");
         }
     }
 
@@ -173,12 +175,12 @@ impl ProviderRuntime {
     /// Returns a span for log lines of the provider, within that of the caller. Disabled if the provider has no name.
     pub(crate) fn span(&self) -> Span {
         self.name.as_deref().map_or_else(Span::none, |provider| {
-            // Of the highest level, so that it is there wherever one of its events is.
+            // Has the highest level, so that it is enabled wherever one of its events is.
             tracing::error_span!(target: "flipswitch", "flipswitch", provider)
         })
     }
 
-    /// Returns a span for a task, which may outlive what its starter does.
+    /// Returns a span for a task. It has no parent, because the task may outlive the span in which it is started.
     fn task_span(&self) -> Span {
         self.name.as_deref().map_or_else(
             Span::none,
@@ -293,13 +295,13 @@ mod tests {
         struct Ends(std::sync::Arc<std::sync::atomic::AtomicBool>);
         impl Drop for Ends {
             fn drop(&mut self) {
-                // Long enough for a wait that does not wait to be over first.
+                // Long enough that a `join` that does not wait would return first.
                 thread::sleep(Duration::from_millis(50));
                 self.0.store(true, std::sync::atomic::Ordering::Release);
             }
         }
-        let given = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        for runtime in [ProviderRuntime::new(None, None), ProviderRuntime::new(Some(given.handle().clone()), None)] {
+        let external = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        for runtime in [ProviderRuntime::new(None, None), ProviderRuntime::new(Some(external.handle().clone()), None)] {
             let ended = std::sync::Arc::default();
             let ends = Ends(std::sync::Arc::clone(&ended));
             let begun = runtime.run(async {});
@@ -323,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn an_external_runtime_that_is_gone_does_not_hang() {
+    fn nothing_hangs_if_the_external_runtime_is_gone() {
         let gone = Builder::new_current_thread().enable_all().build().unwrap();
         let runtime = ProviderRuntime::new(Some(gone.handle().clone()), None);
         drop(gone);
@@ -343,7 +345,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_the_callers_error() {
+    fn a_panic_becomes_an_error_of_the_caller() {
         let runtime = ProviderRuntime::new(None, None);
         let caller = Builder::new_current_thread().build().unwrap();
         caller.block_on(async {

@@ -13,7 +13,7 @@ use sha2::Sha256;
 /// Length of the authentication code of a text, in bytes. Of HMAC-SHA-256, 128 bits are enough (RFC 2104, section 5).
 const MAC_BYTES: usize = 16;
 
-/// A secret. Each purpose has a key of its own, derived by HKDF-SHA-256 (RFC 5869).
+/// A secret. Each purpose has its own key, derived by HKDF-SHA-256 (RFC 5869).
 #[derive(Clone)]
 pub(crate) struct Secret(Hkdf<Sha256>);
 
@@ -28,7 +28,9 @@ impl Secret {
         let bytes = BYTES.get_or_init(|| {
             let mut bytes = [0; 32];
             if let Err(error) = getrandom::fill(&mut bytes) {
-                tracing::error!(target: "flipswitch", %error, "no random numbers: the secret of this process can be guessed");
+                tracing::error!(
+                    target: "flipswitch", %error, "no random numbers are available; the secret of this process can be guessed"
+                );
             }
             bytes
         });
@@ -36,7 +38,7 @@ impl Secret {
     }
 
     fn mac_key(&self, label: &[u8]) -> MacKey {
-        // A block of SHA-256: HMAC fills a key of 32 bytes up with zeros.
+        // One block of SHA-256. HMAC pads a key of 32 bytes with zeros.
         let mut key = [0; 64];
         key[..32].copy_from_slice(&self.key(label));
         MacKey(Hmac::new(&key.into()))
@@ -44,7 +46,7 @@ impl Secret {
 
     fn key(&self, label: &[u8]) -> [u8; 32] {
         let mut key = [0; 32];
-        // Fails for lengths beyond 8 160 bytes only.
+        // Fails only for lengths beyond 8 160 bytes.
         let _ = self.0.expand(label, &mut key);
         key
     }
@@ -54,7 +56,7 @@ impl Secret {
 pub(crate) struct Secrets {
     pub(crate) current: Secret,
     pub(crate) before: Option<Secret>,
-    /// Whether the current one is so short that it can be found from a code by trial.
+    /// Whether the current one is so short that trying secrets can find it from a code.
     pub(crate) is_guessable: bool,
 }
 
@@ -63,13 +65,13 @@ impl Secrets {
         Self { current: Secret::of_this_process(), before: None, is_guessable: false }
     }
 
-    /// Returns the secret for codes that others see.
+    /// Returns the secret for codes that are visible to others.
     pub(crate) fn for_published_codes(&self) -> Secret {
         if self.is_guessable { Secret::of_this_process() } else { self.current.clone() }
     }
 }
 
-/// The keys for the cookies of visitors: the one that signs, and one that is still accepted.
+/// The keys for the cookies of visitors: the one that signs, and an earlier one that is still accepted.
 #[derive(Clone)]
 pub(crate) struct VisitorKeys {
     current: MacKey,
@@ -132,21 +134,21 @@ impl TelemetryKey {
     }
 }
 
-/// Shows nothing of the key.
+/// Omits the key.
 impl fmt::Debug for TelemetryKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("TelemetryKey")
     }
 }
 
-/// The keys for what is kept in a store outside of the process.
+/// The keys for what is kept in a store outside the process.
 #[derive(Clone)]
 pub(crate) struct StoreKeys {
     names: MacKey,
     cipher: XChaCha20Poly1305,
 }
 
-/// Length of the random number that is in front of each encrypted text, in bytes. Long enough to be chosen at random.
+/// Length of the random number that precedes each encrypted text, in bytes. Long enough to be chosen at random.
 const NONCE_BYTES: usize = 24;
 
 impl StoreKeys {
@@ -159,7 +161,7 @@ impl StoreKeys {
 
     /// Returns the code of texts in hexadecimal digits.
     pub(crate) fn name(&self, texts: &[&[u8]]) -> String {
-        // With their lengths, so that no two lists of texts have the same code.
+        // Includes their lengths, so that no two lists of texts have the same code.
         let parts = texts.iter().flat_map(|text| [&(text.len() as u64).to_be_bytes()[..], text].concat());
         format!("{:032x}", u128::from_be_bytes(self.names.sign(&parts.collect::<Vec<_>>())))
     }
@@ -199,7 +201,7 @@ impl MacKey {
     }
 }
 
-/// Shows nothing of the secret.
+/// Omits the secret.
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Secret")
@@ -215,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_is_that_of_its_text_and_secret_only() {
+    fn a_code_is_valid_only_for_its_text_and_secret() {
         let one = keys(b"one secret of this test", None);
         let code = one.sign(b"text");
         assert!(one.verifies(b"text", code));
@@ -237,7 +239,7 @@ mod tests {
         assert_ne!(sign(), keys(&[0; 32], None).sign(b"x"));
     }
 
-    /// Computed with `hmac` and `hashlib` of Python: cookies stay valid from release to release.
+    /// Computed with `hmac` and `hashlib` of Python. Cookies must stay valid across releases.
     #[test]
     fn codes_do_not_change() {
         let code = keys(b"0123456789abcdef", None).sign(b"00000000000000000000000000000007");

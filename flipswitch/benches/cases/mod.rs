@@ -16,13 +16,13 @@ use futures_util::FutureExt;
 use tokio::runtime::Runtime;
 use tracing::{Event, Metadata, Subscriber, span};
 
-/// Flags of the service.
+/// Number of flags of the service.
 const FLAGS: usize = 100;
 const KEY: &str = "flag-50";
 
-/// Number of users whose contexts are read in turns. A thread remembers about as many.
+/// Number of users whose contexts are read in turn. A thread remembers about as many.
 const TURNS: usize = 16;
-/// Number of users of whom a thread remembers hardly any.
+/// Number of users of whom a thread remembers only a small part.
 const MANY: usize = 1_000;
 
 flipswitch::flags! {
@@ -82,17 +82,17 @@ pub(crate) fn measure_all(measure: &mut impl Measure) {
     });
     measure.on_one_and_two_threads("flags/typed", |_| black_box(&flags).get(Declared));
 
-    // One context again and again, in each of its forms.
+    // One context repeatedly, in each of its forms.
     measure.on_one_and_two_threads("provider/flags_cached", |_| cached(&provider, three));
     measure.on_one_and_two_threads("provider/flags_cached_10", |_| cached(&provider, &ten));
     measure.on_one_and_two_threads("provider/flags_context", |_| cached(&provider, context));
     measure.on_one_and_two_threads("provider/flags_prepared", |_| cached(&provider, prepared));
-    // Several contexts in turns.
+    // Several contexts in turn.
     measure.on_one_and_two_threads("provider/flags_in_turns", |turn| cached(&provider, &turns[turn % TURNS]));
     measure.on_one_and_two_threads("provider/flags_prepared_in_turns", |turn| {
         cached(&provider, &prepared_turns[turn % TURNS])
     });
-    // A context that is built for each read, for several users in turns.
+    // A context that is built for each read, for several users in turn.
     let user = |turn: usize| black_box(&users[turn % TURNS]);
     measure.on_one_and_two_threads("provider/flags_many", |turn| cached(&provider, &many_maps[turn % MANY]));
     measure.on_one_and_two_threads("provider/flags_many_built", |turn| {
@@ -117,7 +117,7 @@ pub(crate) fn measure_all(measure: &mut impl Measure) {
     measure.on_one_and_two_threads("openfeature/floor", |_| read(&floor));
     measure.on_one_and_two_threads("openfeature/flipswitch", |_| read(&ours));
 
-    // What a request does with one flag, without events, with events that no subscriber wants, and with one that takes them.
+    // A request that reads one flag: without events, with events that no subscriber wants, and with a subscriber that takes them.
     assert!(runtime.block_on(reporting.flags(three)).bool(KEY, false), "flags are not cached");
     let request = |provider| cached(provider, three).bool(black_box(KEY), false);
     measure.on_one_thread("events/off", |_| request(&provider));
@@ -206,7 +206,7 @@ fn ten_attributes() -> EvaluationContext {
     })
 }
 
-/// Returns what the service would, at no cost.
+/// A provider that returns what the service would, at no cost.
 struct Constant(ProviderMetadata);
 
 #[async_trait]

@@ -24,12 +24,12 @@ use crate::context::canonical::{self, ContextKey};
 pub(crate) struct Cache {
     entries: Entries<ByContext, Arc<CacheEntry>, Weight, BuildHasherDefault<KnownHash>>,
     freshness: Freshness,
-    /// Differs from that of every other cache of the process.
+    /// Differs from the number of every other cache in the process.
     number: u64,
     puts: AtomicU64,
 }
 
-/// The state of a cache. The low 16 bits count the entries that are about to enter it, the others those that have entered.
+/// The state of a cache. The low 16 bits count the entries that are being stored, the other bits those that have been stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Puts(u64);
 
@@ -37,13 +37,13 @@ impl Puts {
     const BEGUN: u64 = 1;
     const ENDED: u64 = 1 << 16;
 
-    /// Returns whether no entry was about to enter.
+    /// Returns whether no entry was being stored.
     pub(crate) fn are_complete(self) -> bool {
         self.0 % Self::ENDED == 0
     }
 }
 
-/// Uses the hash that a key has.
+/// Uses the hash that a key has already.
 #[derive(Default)]
 struct KnownHash(u64);
 
@@ -61,9 +61,10 @@ impl Hasher for KnownHash {
     }
 }
 
-/// Weighs an entry by its bytes, or by its share of the whole if that is more, so that one limit enforces both.
+/// Weighs an entry by its bytes, or by an equal share of the memory limit if that is more, so that one limit enforces both.
 ///
-/// The weight never exceeds what a shard holds: a large entry is cached, alone if need be, without evicting itself.
+/// The weight never exceeds the capacity of a shard. A large entry is therefore cached without evicting itself, if necessary
+/// alone.
 #[derive(Clone)]
 struct Weight {
     share: u64,
@@ -92,7 +93,7 @@ impl Cache {
             Ok(options) => {
                 Entries::with_options(options, weight, BuildHasherDefault::default(), DefaultLifecycle::default())
             }
-            // Cannot happen: only completeness is checked, and the options are complete.
+            // Cannot happen: `build` checks only that the options are complete, and they are.
             Err(_) => {
                 Entries::with(contexts, capacity, weight, BuildHasherDefault::default(), DefaultLifecycle::default())
             }
@@ -105,8 +106,8 @@ impl Cache {
         self.number
     }
 
-    /// Returns the state of the cache. An entry is current for as long as the state is the one from before it was read, if that
-    /// was complete.
+    /// Returns the state of the cache. An entry is current for as long as the state equals the one from before the entry was
+    /// read, if that state was complete.
     #[inline]
     pub(crate) fn puts(&self) -> Puts {
         Puts(self.puts.load(Ordering::Acquire))
@@ -116,7 +117,7 @@ impl Cache {
         &self.freshness
     }
 
-    /// Returns the entry of a context, whatever its age.
+    /// Returns the entry of a context, regardless of its age.
     pub(crate) fn get(&self, context: &[u8]) -> Option<Arc<CacheEntry>> {
         self.entries.get(&ContextKey::new(context))
     }
@@ -128,14 +129,14 @@ impl Cache {
         reading: EpochReading,
         now: Instant,
     ) -> Option<(Puts, Arc<CacheEntry>)> {
-        // Before the entry: one that enters meanwhile makes this state an old one.
+        // Read before the entry, so that an entry that is stored meanwhile makes this state an old one.
         let puts = self.puts();
         let entry = self.entries.get(key).filter(|entry| entry.is_fresh(reading, now, &self.freshness))?;
         Some((puts, entry))
     }
 
     /// Stores an entry, unless a newer one of the same context is stored. Not atomic: calls for one context must not run
-    /// at the same time.
+    /// concurrently.
     pub(crate) fn put(&self, entry: &Arc<CacheEntry>) {
         self.put_in_steps(entry, || {});
     }
@@ -146,7 +147,7 @@ impl Cache {
         if known.is_some_and(|known| !entry.is_newer_than(&known)) {
             return;
         }
-        // From here to the end, nothing is remembered: some threads find the new entry, and others do not yet.
+        // Until the end, no thread remembers an entry, because some threads find the new one and others do not yet.
         self.puts.fetch_add(Puts::BEGUN, Ordering::AcqRel);
         between();
         self.entries.insert(ByContext(Arc::clone(entry)), Arc::clone(entry));
@@ -164,7 +165,7 @@ impl Cache {
         self.put(entry);
     }
 
-    /// Returns the number of cached contexts, and the bytes that they take.
+    /// Returns the number of cached contexts, and how many bytes they occupy.
     pub(crate) fn size(&self) -> (u64, u64) {
         let bytes = self.entries.iter().map(|(_, entry)| entry.bytes() as u64).sum();
         (self.entries.len() as u64, bytes)

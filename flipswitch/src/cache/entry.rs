@@ -25,23 +25,23 @@ pub(crate) struct CacheEntry {
     pub(crate) sent_at: Instant,
     /// The context, followed by the tag: one allocation, since a cache may hold a million of them.
     text: Box<[u8]>,
-    /// Length of the context, and whether flags failed: a read then needs not look into the flag set.
+    /// Length of the context, and whether flags failed, so that a read need not look into the flag set.
     context_len: u32,
     /// Bytes that the flag set needed; zero if another context shared it already.
     flag_set_bytes: u32,
 }
 
-/// The bit that tells that the service could not evaluate some flags. Contexts are at most 64 KiB.
+/// The bit of `context_len` that is set if the service could not evaluate some flags. Contexts are at most 64 KiB.
 const FAILING: u32 = 1 << 31;
 
 /// How old flags may become.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Freshness {
-    /// Limit of fresh flags while the stream of changes is open.
+    /// Maximum age of fresh flags while the stream of changes is open.
     pub(crate) streaming: Duration,
-    /// Limit of fresh flags while it is closed.
+    /// Maximum age of fresh flags while it is closed.
     pub(crate) polling: Duration,
-    /// Limit of stale flags: older ones are not served.
+    /// Maximum age of stale flags. Older ones are not served.
     pub(crate) max_stale: Duration,
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct Freshness {
 pub(crate) const OVERHEAD: usize = 176;
 
 impl CacheEntry {
-    /// Makes an entry. `base` is the entry that the request was sent with; `etag` is the service's tag, byte for byte.
+    /// Creates an entry. `base` is the entry that the request was sent with; `etag` is the service's tag, byte for byte.
     pub(crate) fn new(
         context: &CanonicalContext,
         flag_set: Arc<FlagSet>,
@@ -70,7 +70,7 @@ impl CacheEntry {
         Self { flag_set, epoch, sent_at, text, context_len, flag_set_bytes }
     }
 
-    /// Makes an entry that never ages, for flags that come from no service.
+    /// Creates an entry that no invalidation affects, for flags that do not come from a service.
     pub(crate) fn timeless(context: &CanonicalContext, flag_set: Arc<FlagSet>) -> Self {
         Self::new(context, flag_set, None, None, u64::MAX, Instant::now())
     }
@@ -98,14 +98,14 @@ impl CacheEntry {
 
     /// Returns whether the flags are fresh for an evaluation that read the epoch when it began.
     ///
-    /// Later invalidations do not count: otherwise events that arrive without pause would keep an evaluation waiting.
+    /// Later invalidations do not count. Otherwise, a rapid series of events would keep an evaluation waiting.
     #[inline]
     pub(crate) fn is_fresh(&self, reading: EpochReading, now: Instant, freshness: &Freshness) -> bool {
         let limit = if reading.streaming { freshness.streaming } else { freshness.polling };
         self.epoch >= reading.epoch && now.saturating_duration_since(self.sent_at) <= limit
     }
 
-    /// Returns whether only a later change makes the flags out of date, and not the end of an echo window.
+    /// Returns whether the flags stay up to date until a later change, also when an echo window ends.
     pub(crate) fn is_settled(&self) -> bool {
         self.epoch == u64::MAX || !is_in_echo_window(self.epoch)
     }
@@ -118,7 +118,7 @@ impl CacheEntry {
     /// Returns the epoch of an answer to a request that was sent in `epoch`, after an entry of the same context.
     ///
     /// Within the echo window after an event, an answer may be one from before the event. It is final if it differs from a
-    /// final one that was fresh until the event came, and after a final one.
+    /// final answer that was fresh until the event arrived, or if the entry is final already.
     pub(crate) fn epoch_of_next(&self, flag_set: &FlagSet, epoch: u64, freshness: &Freshness, sent_at: Instant) -> u64 {
         let was_fresh =
             self.epoch + 1 == epoch && sent_at.saturating_duration_since(self.sent_at) <= freshness.streaming;
@@ -147,7 +147,7 @@ impl fmt::Debug for CacheEntry {
     }
 }
 
-/// An entry as its own key in the cache: found by its context, which is then stored only once.
+/// An entry as its own key in the cache. It is found by its context, which is therefore stored only once.
 #[derive(Clone)]
 pub(crate) struct ByContext(pub(crate) Arc<CacheEntry>);
 
@@ -186,7 +186,7 @@ mod tests {
     };
 
     #[test]
-    fn a_flag_set_counts_once_and_for_as_long_as_it_is_renewed() {
+    fn a_shared_flag_set_counts_once_even_after_it_is_confirmed() {
         let interner = Interner::default();
         let flag_set = |value: &str| {
             let outcome = || Outcome::Failed { code: value.to_owned(), details: None };

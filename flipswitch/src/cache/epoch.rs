@@ -13,18 +13,18 @@ pub(crate) const ECHO_WINDOW: Duration = Duration::from_secs(2);
 
 /// The current epoch, and whether the stream of changes advances it.
 ///
-/// An epoch is odd for the echo window after an event, and even from then on: then a flag set of the odd epoch is out of
-/// date as well. A flag set that was received within the window but certainly has the change belongs to the even epoch that
-/// follows.
+/// The epoch is odd during the echo window after an event, and becomes even when the window ends. A flag set of the odd epoch is
+/// then out of date as well. A flag set that was received within the window but certainly contains the change belongs to the even
+/// epoch that follows.
 #[derive(Debug)]
 pub(crate) struct Epoch {
     /// The epoch, and whether the stream is open. One word, so that no reader sees the stream open together with the epoch
     /// from before it opened.
     word: AtomicU64,
-    /// Until when an open stream counts, unless more is received, in nanoseconds since `origin`. The timer for a silent
-    /// stream does not fire while the runtime is blocked or the process is frozen.
+    /// Until when an open stream counts as open if nothing more is received, in nanoseconds since `origin`. Needed because the
+    /// timer for a silent stream does not fire while the runtime is blocked or the process is frozen.
     heard_until: AtomicU64,
-    /// Until when the echo window lasts, in nanoseconds since `origin`, if the epoch is odd.
+    /// When the echo window ends, in nanoseconds since `origin`, if the epoch is odd.
     echo_until: AtomicU64,
     origin: Instant,
 }
@@ -33,7 +33,7 @@ pub(crate) struct Epoch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EpochReading {
     pub(crate) epoch: u64,
-    /// Whether the stream is open, and was heard of recently.
+    /// Whether the stream is open, and has not been silent for too long.
     pub(crate) streaming: bool,
 }
 
@@ -76,28 +76,29 @@ impl Epoch {
         self.word.fetch_add(2 * Self::STEP, Ordering::AcqRel);
     }
 
-    /// Notes an event. Marks every flag set that was requested so far as out of date, and most of those that are requested
-    /// within the echo window once it is over. Returns the epoch of the window.
+    /// Notes an event. Marks every flag set that was requested so far as out of date. When the echo window ends, most of those
+    /// that were requested within it become out of date as well. Returns the epoch of the window.
     pub(crate) fn change_announced(&self, now: Instant) -> u64 {
-        // The window from before ends first: otherwise it would seem to last, until the word changes.
+        // An earlier window ends first. Otherwise it would seem to continue until the word changes.
         self.update(|word| if is_in_echo_window(word / Self::STEP) { word + Self::STEP } else { word });
         self.echo_until.store(self.nanos(now + ECHO_WINDOW), Ordering::Release);
         self.update(|word| word + Self::STEP) / Self::STEP
     }
 
-    /// Returns an epoch that only flag sets from before the next [`invalidate_all`](Self::invalidate_all) precede.
+    /// Returns the epoch after the next [`invalidate_all`](Self::invalidate_all). Only flag sets from before that call have an
+    /// earlier one.
     pub(crate) fn after_next_invalidation(&self) -> u64 {
         self.word.load(Ordering::Acquire) / Self::STEP + 2
     }
 
-    /// Notes that the stream is open, and counts until `heard_until` if it is silent. Invalidates everything: changes may
-    /// have been missed until now.
+    /// Notes that the stream is open. It counts as open until `heard_until` if nothing is received. Invalidates everything,
+    /// because changes may have been missed until now.
     pub(crate) fn stream_opened(&self, heard_until: Instant) {
         self.heard(heard_until);
         self.update(|word| (word + 2 * Self::STEP) | Self::STREAMING);
     }
 
-    /// Notes that something was received on the stream, which counts until `heard_until` without more.
+    /// Notes that something was received on the stream. It counts as open until `heard_until` if nothing more is received.
     pub(crate) fn heard(&self, heard_until: Instant) {
         self.heard_until.store(self.nanos(heard_until), Ordering::Relaxed);
     }
@@ -138,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_silent_stream_counts_for_a_while_only() {
+    fn a_silent_stream_counts_as_open_only_for_a_while() {
         let (epoch, now) = (Epoch::default(), Instant::now());
         let limit = Duration::from_secs(60);
         assert_eq!(epoch.read(now), EpochReading { epoch: 2, streaming: false });
@@ -153,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_makes_everything_old_twice() {
+    fn an_event_invalidates_everything_at_once_and_after_the_echo_window() {
         let (epoch, now) = (Epoch::default(), Instant::now());
         let at = |seconds| epoch.current(now + Duration::from_secs(seconds));
         epoch.change_announced(now);
@@ -162,9 +163,9 @@ mod tests {
         assert_eq!((at(2), at(4), at(5)), (5, 5, 6), "the window begins again");
         assert!(is_of_event(5, 5) && is_of_event(5, 6) && !is_of_event(2, 2));
         epoch.invalidate_all();
-        assert_eq!((at(4), at(5)), (7, 8), "the window lasts");
+        assert_eq!((at(4), at(5)), (7, 8), "the window continues");
         assert!(!is_of_event(5, 7) && !is_of_event(5, 8), "something else has happened");
         epoch.change_announced(now + Duration::from_secs(10));
-        assert_eq!((at(10), at(13)), (9, 10), "a window that is over is another one");
+        assert_eq!((at(10), at(13)), (9, 10), "a window that has ended is replaced by another one");
     }
 }

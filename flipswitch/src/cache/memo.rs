@@ -11,31 +11,30 @@ use crate::{
         entry::CacheEntry,
         epoch::EpochReading,
     },
-    context::{canonical::is_written_alike, into_context::View},
+    context::{canonical::has_same_canonical_form, into_context::View},
 };
 
-/// Contexts with more fields, or longer in bytes, are not remembered: a thread holds them until it ends.
+/// Contexts with more fields, or with more bytes, are not remembered, because a thread may hold them until it ends.
 const MAX_FIELDS: usize = 16;
 const MAX_BYTES: usize = 1 << 10;
 
-/// Flag sets that a thread remembers: so many sets, of which a context belongs to one, with so many places each.
+/// Number of sets in a memo, and number of places for flag sets in each of them. A context belongs to one set.
 const SETS: usize = 16;
 const PLACES: usize = 4;
-/// For how many entries a thread counts how often it finds them.
+/// Number of entries for which a thread counts how often it finds them.
 const COUNTED: usize = 64;
 
-/// The latest flag sets of a thread, for when their contexts are evaluated again.
+/// The latest flag sets of a thread, which it uses when it evaluates their contexts again.
 ///
-/// A hit locks nothing. The entries are copies of this thread, so that threads do not share a reference
-/// count.
+/// A hit takes no lock. Each thread has its own copies of the entries, so that threads do not share a reference count.
 ///
-/// Every entry that enters the cache ends all memos. No thread therefore returns an older flag set after another thread
-/// returned a newer one. The cache, which evicts entries when others enter, thereby notices that an entry is in use.
+/// Every entry that enters the cache clears all memos. Therefore, no thread returns an older flag set after another thread
+/// returned a newer one. The entries are then read from the cache again, which notices that they are in use before it evicts any.
 #[derive(Default)]
 pub(crate) struct Memo(Option<Box<MemoTable>>);
 
-/// How often the cache returns an entry until it is remembered. For a context that is evaluated twice, such as in one request,
-/// a copy would cost more than it saves.
+/// How often the cache returns an entry before it is remembered. For a context that is evaluated only twice, for example within
+/// one request, a copy would cost more than it saves.
 pub(crate) const FINDS: u8 = 3;
 
 struct MemoTable {
@@ -43,18 +42,18 @@ struct MemoTable {
     cache: u64,
     /// The state of that cache before the entries were read from it.
     puts: Puts,
-    /// The tag of each entry. Apart from them, so that tags are compared fast.
+    /// The tag of each entry. Stored apart from the entries, so that comparing tags is fast.
     tags: [u32; SETS * PLACES],
     entries: [Option<Remembered>; SETS * PLACES],
     /// Whether there are entries.
     is_filled: bool,
     /// The place of the last hit.
     last: usize,
-    /// Which place of a set was filled last. They are filled in turns.
+    /// Which place of a set was filled last. The places are filled in turn.
     filled: usize,
     /// How often an entry of another cache was found often enough to be remembered, since the last hit.
     others: u8,
-    /// Addresses of entries that the cache returned, and how often, until another one took the place.
+    /// Addresses of entries that the cache returned, and how often it returned each. Another entry may take the place of one.
     found: [(usize, u8); COUNTED],
     hasher: DefaultHashBuilder,
 }
@@ -77,7 +76,7 @@ thread_local! {
 }
 
 impl Memo {
-    /// Calls a function with the memo of this thread. Returns `None` while the thread ends.
+    /// Calls a function with the memo of this thread. Returns `None` if the thread is ending.
     pub(crate) fn of_this_thread<T>(call: impl FnOnce(&mut Self) -> T) -> Option<T> {
         MEMO.try_with(|memo| memo.try_borrow_mut().ok().map(|mut memo| call(&mut memo))).ok()?
     }
@@ -97,7 +96,7 @@ impl Memo {
         if !table.is_filled {
             return None;
         }
-        // Often it is the same context again, which needs no tag.
+        // Often the same context is evaluated again, which needs no tag.
         let place = table.last;
         let place = if table.has(place, context) { place } else { table.place_of(context)? };
         let remembered = table.entries.get_mut(place)?.as_mut()?;
@@ -110,7 +109,8 @@ impl Memo {
         Some(entry)
     }
 
-    /// Takes note of the entry that the cache returned for a context. `puts` is the state of the cache before.
+    /// Counts an entry that the cache returned for a context, and remembers it if it is found often. `puts` is the state of the
+    /// cache before the entry was read.
     pub(crate) fn found(&mut self, cache: &Cache, puts: Puts, context: View<'_>, entry: &Arc<CacheEntry>) {
         let table = self.0.get_or_insert_with(|| Box::new(MemoTable::new(cache.number(), puts)));
         let address = Arc::as_ptr(entry).addr();
@@ -123,22 +123,22 @@ impl Memo {
         *finds = 0;
         let fields = match context {
             View::Fields(context) if context.custom_fields.len() > MAX_FIELDS => return,
-            // It has a date or a structure.
-            View::Fields(context) if !is_written_alike(context, context) => return,
+            // The context contains a date or a structure.
+            View::Fields(context) if !has_same_canonical_form(context, context) => return,
             View::Fields(context) => Some(context),
             View::Canonical(_) => None,
         };
-        // A flag that failed is requested again when it is read, which only the cache notices.
+        // A flag that failed is requested again when it is read, and only a read of the cache checks this.
         if !puts.are_complete() || entry.context().len() > MAX_BYTES || entry.failing().is_some() {
             return;
         }
         if (table.cache, table.puts) != (cache.number(), puts) {
-            // Two providers that are used in turns would otherwise only replace each other's entries.
+            // Otherwise, two providers that are used in turn would keep replacing each other's entries.
             if table.cache != cache.number() && table.is_filled && table.others < FINDS {
                 table.others += 1;
                 return;
             }
-            // They are from another cache, or were read from it before another entry entered.
+            // The entries are from another cache, or were read before another entry entered this one.
             table.clear();
             (table.cache, table.puts, table.others) = (cache.number(), puts, 0);
         }
@@ -190,9 +190,9 @@ impl MemoTable {
         let Some(Some(remembered)) = self.entries.get(place) else { return false };
         match context {
             View::Fields(context) => {
-                remembered.fields.as_ref().is_some_and(|remembered| is_written_alike(context, remembered))
+                remembered.fields.as_ref().is_some_and(|remembered| has_same_canonical_form(context, remembered))
             }
-            // What is left out is reported at the first use.
+            // A context with attributes that are left out is not remembered, because they are reported.
             View::Canonical(context) => context.left_out.is_none() && context.bytes == remembered.entry.context(),
         }
     }
@@ -203,7 +203,8 @@ impl MemoTable {
         places(tag).find(|place| self.tags.get(*place) == Some(&tag) && self.has(*place, context))
     }
 
-    /// Returns the place for a new entry, unless the next one to be replaced was used. That one is kept until then.
+    /// Returns the place for a new entry, unless the entry there was used since the last call for this place. In that case it is
+    /// kept until the next call.
     fn place_for(&mut self, tag: u32) -> Option<usize> {
         self.filled = (self.filled + 1) % PLACES;
         let place = places(tag).nth(self.filled)?;
@@ -223,7 +224,7 @@ impl MemoTable {
         }
     }
 
-    /// Forgets all entries, at once, for the memory that they hold.
+    /// Drops all entries at once, to free their memory.
     fn clear(&mut self) {
         if self.is_filled {
             self.entries = [const { None }; SETS * PLACES];
@@ -308,9 +309,9 @@ mod tests {
         assert_eq!([0; 4].map(|_| read(View::Fields(&fields))), [false, false, false, true], "in another form");
     }
 
-    /// In both forms, with contexts of users, without a targeting key, and of one user with several attributes.
+    /// Covers contexts in both forms: of several users, without a targeting key, and of one user with different attributes.
     #[test]
-    fn several_contexts_in_turns_are_remembered() {
+    fn several_contexts_that_are_read_in_turn_are_remembered() {
         let users: Vec<_> = (0..16).map(|number| user(&format!("user-{number}"))).collect();
         let anonymous: Vec<_> = (0..16).map(|number| context(format!("country-{number}"))).collect();
         let attributes = |value: &str| {
@@ -318,7 +319,7 @@ mod tests {
             let canonical = CanonicalContext::new(&fields);
             (fields, canonical)
         };
-        // They have one tag, and four places, without their canonical form.
+        // Without their canonical form, they share one tag and the four places of its set.
         let of_one_user: Vec<_> = ["w", "x", "y", "z"].into_iter().map(attributes).collect();
         for (contexts, is_written) in [
             (&users, false),
@@ -339,19 +340,19 @@ mod tests {
                 contexts.iter().map(read).filter(|is_remembered| *is_remembered).count()
             };
             assert_eq!([0; 2].map(|_| remembered()), [0, 0]);
-            // Two entries may need one place, where it is counted how often they are found.
+            // Two entries may share the place that counts how often they are found.
             for _ in 0..20 {
                 remembered();
             }
             assert!(2 * remembered() >= contexts.len(), "{} of {}", remembered(), contexts.len());
-            // Any entry that enters the cache ends all of them.
+            // Any entry that enters the cache clears the memo.
             put(&cache, &user("another").1);
             assert_eq!(remembered(), 0);
         }
     }
 
     #[test]
-    fn an_entry_that_enters_before_the_cache_is_read_ends_all_others() {
+    fn an_entry_that_enters_before_the_cache_is_read_clears_the_memo() {
         let (cache, mut memo) = (cache(10), Memo::default());
         let (one, two) = (context("x").1, context("y").1);
         put(&cache, &one);
@@ -361,7 +362,7 @@ mod tests {
         }
         let now = Instant::now();
         assert!(memo.find(&cache, view(&one), READING, now).is_some());
-        // After the memo was asked, and before the cache is.
+        // Stored after the memo was read, and before the cache is read.
         put(&cache, &one);
         for _ in 0..FINDS {
             let (puts, entry) = cache.fresh(&ContextKey::new(two.as_bytes()), READING, now).unwrap();
@@ -372,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_found_and_not_remembered_allocates_nothing() {
+    fn an_entry_that_is_found_but_not_remembered_allocates_nothing() {
         let (one, two, mut memo) = (cache(10), cache(10), Memo::default());
         let (fields, canonical) = user("a");
         put(&one, &canonical);
@@ -387,7 +388,7 @@ mod tests {
         let (large, user) = (context("x".repeat(2_000)), (fields.clone(), canonical.clone()));
         put(&two, &large.1);
         assert!((0..9).all(|_| allocations(&two, &large) == 0), "too large");
-        // Until the other cache has taken over.
+        // Until the entries of the other cache replace those of the first one.
         assert!((0..9).all(|_| allocations(&two, &user) == 0), "another cache");
     }
 
@@ -407,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn another_cache_replaces_what_is_no_longer_used() {
+    fn another_cache_replaces_entries_that_are_no_longer_used() {
         let (cache, other, mut memo) = (cache(10), cache(10), Memo::default());
         let (one, two) = (context("x").1, context("y").1);
         put(&cache, &one);
@@ -419,7 +420,7 @@ mod tests {
         }
         put(&other, &one);
         assert!((0..20).any(|_| read(&other, &two)));
-        assert!(!read(&other, &one), "that of the first cache");
+        assert!(!read(&other, &one), "the entry of the first cache");
         assert!(!read(&cache, &one));
     }
 
@@ -437,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_compared_or_must_be_reported_is_not_remembered() {
+    fn contexts_that_cannot_be_compared_or_must_be_reported_are_not_remembered() {
         let mut left_out = LeftOut::default();
         left_out.add("odd", Unsendable::Opaque);
         let (cache, mut memo) = (cache(10), Memo::default());
@@ -463,9 +464,9 @@ mod tests {
         assert!(memo.find(&cache, View::Canonical(unreported), READING, Instant::now()).is_none());
     }
 
-    /// In each version of the entry, the flag has the number of the version.
+    /// The flag's value is the version of the entry.
     #[test]
-    fn no_thread_reads_an_older_entry_than_another_thread_did_before() {
+    fn no_thread_reads_an_older_entry_after_another_thread_has_read_a_newer_one() {
         let (cache, seen, is_over) = (cache(10), AtomicU64::new(0), AtomicBool::new(false));
         let (_, canonical) = context("x");
         let put = |version: u64| {

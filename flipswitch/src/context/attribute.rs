@@ -1,4 +1,4 @@
-//! What an attribute of a context can be.
+//! The types that the attributes of a context can have.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use crate::context::{canonical, left_out::Unsendable};
 
-/// Value of an attribute: a type that [`Context::with`](crate::Context::with) takes.
+/// Types that [`Context::with`](crate::Context::with) accepts as the value of an attribute.
 ///
 /// Implemented for `str`, `String`, `Cow<str>`, `bool`, integers up to 64 bits, `f32`, `f64`, `time::OffsetDateTime`,
 /// `serde_json::Value` and maps of it, `StructValue`, `Value` and `EvaluationContextFieldValue` of OpenFeature, slices, arrays
@@ -81,7 +81,7 @@ macro_rules! values {
     )*};
 }
 
-/// Implements the trait for types whose JSON cannot fail.
+/// Implements the trait for types that can always be written as JSON.
 macro_rules! scalars {
     ($($type:ty)*) => {values! {$(
         $type: |value, body| {

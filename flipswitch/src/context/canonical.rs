@@ -1,7 +1,7 @@
 //! The canonical form of evaluation contexts.
 //!
 //! It is the body of the OFREP request that evaluates the context: the targeting key first, then the other fields sorted by
-//! name, with sorted objects inside. Two contexts are equal for the provider exactly when they are equal for the service.
+//! name. Nested objects are sorted as well. Two contexts are equal for the provider exactly when they are equal for the service.
 
 use std::{
     cell::Cell,
@@ -23,9 +23,9 @@ use crate::context::{
 /// Name of the targeting key among the fields of an OFREP context.
 pub(crate) const TARGETING_KEY: &str = "targetingKey";
 
-/// What is before the fields of a context.
+/// The text before the fields of a context.
 pub(crate) const PREFIX: &[u8] = br#"{"context":{"#;
-/// What is behind the fields of a context.
+/// The text after the fields of a context.
 pub(crate) const SUFFIX: &[u8] = b"}}";
 /// A context without fields.
 pub(crate) const EMPTY: &[u8] = br#"{"context":{}}"#;
@@ -63,17 +63,17 @@ pub(crate) fn write(context: &EvaluationContext, body: &mut Vec<u8>) -> Option<L
     if left_out.is_empty() { None } else { Some(left_out) }
 }
 
-/// Returns whether two contexts have the same canonical form, as far as that can be seen without writing it. Stricter than
-/// `==`, for which `0.0` is `-0.0`.
-pub(crate) fn is_written_alike(one: &EvaluationContext, other: &EvaluationContext) -> bool {
+/// Returns whether two contexts have the same canonical form, as far as this can be determined without writing it. Stricter than
+/// `==`, by which `0.0` equals `-0.0`.
+pub(crate) fn has_same_canonical_form(one: &EvaluationContext, other: &EvaluationContext) -> bool {
     use EvaluationContextFieldValue::{Bool, Float, Int, String};
 
-    let is_alike = |one: &EvaluationContextFieldValue, other: &EvaluationContextFieldValue| match (one, other) {
+    let is_same = |one: &EvaluationContextFieldValue, other: &EvaluationContextFieldValue| match (one, other) {
         (Bool(one), Bool(other)) => one == other,
         (Int(one), Int(other)) => one == other,
         (Float(one), Float(other)) => one.to_bits() == other.to_bits(),
         (String(one), String(other)) => one == other,
-        // Dates and structures: writing them is what compares them.
+        // Dates and structures can be compared only by writing them.
         _ => false,
     };
     let (fields, others) = (&one.custom_fields, &other.custom_fields);
@@ -82,7 +82,7 @@ pub(crate) fn is_written_alike(one: &EvaluationContext, other: &EvaluationContex
         // A clone has its fields in the same order.
         && fields.iter().zip(others).all(|((name, value), (other_name, other))| {
             let other = if name == other_name { Some(other) } else { others.get(name) };
-            other.is_some_and(|other| is_alike(value, other))
+            other.is_some_and(|other| is_same(value, other))
         })
 }
 
@@ -90,7 +90,7 @@ pub(crate) fn is_written_alike(one: &EvaluationContext, other: &EvaluationContex
 ///
 /// # Errors
 ///
-/// Its size, if it cannot be sent; then nothing is written.
+/// The size of the key, if it cannot be sent. In that case, nothing is written.
 pub(crate) fn targeting_key(key: &str, body: &mut Vec<u8>) -> Result<(), usize> {
     let start = body.len();
     body.extend_from_slice(br#""targetingKey":"#);
@@ -107,13 +107,13 @@ thread_local! {
     static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Capacity of a buffer that is kept.
+/// Largest capacity of a buffer that is kept, in bytes.
 const KEPT_BYTES: usize = 4 << 10;
 
 /// Calls a function with the canonical form of a context, and with what is left out, and returns its result. The context is
 /// written to a buffer of the thread, so nothing is allocated.
 pub(crate) fn with_written<T>(context: &EvaluationContext, call: impl FnOnce(Canonical<'_>) -> T) -> T {
-    // Another one if the buffer is in use, or gone because the thread ends.
+    // A new buffer if that of the thread is in use, or is gone because the thread is ending.
     let mut body = BUFFER.try_with(Cell::take).unwrap_or_default();
     let left_out = write(context, &mut body);
     let result = call(Canonical { bytes: &body, hash: None, left_out: left_out.as_ref() });
@@ -130,7 +130,7 @@ pub(crate) fn hash(canonical: &[u8]) -> u64 {
     KEYS.get_or_init(RandomState::new).hash_one(canonical)
 }
 
-/// The canonical form of a context, wherever it is stored.
+/// The canonical form of a context, regardless of where it is stored.
 #[derive(Clone, Copy, Debug)]
 pub struct Canonical<'a> {
     pub(crate) bytes: &'a [u8],
@@ -163,7 +163,7 @@ impl<'a> Canonical<'a> {
 pub(crate) struct CanonicalContext(Arc<[u8]>);
 
 impl CanonicalContext {
-    /// Makes the canonical form of a context; see [`write`].
+    /// Creates the canonical form of a context; see [`write`].
     #[cfg(test)]
     pub(crate) fn new(context: &EvaluationContext) -> Self {
         let mut body = Vec::new();
@@ -193,7 +193,7 @@ impl CanonicalContext {
     }
 }
 
-/// Reads a canonical context back: dates are strings, structures are [`serde_json::Value`]s.
+/// Converts a canonical form back to a context. Dates become strings, and structures become [`serde_json::Value`]s.
 pub(crate) fn decode(canonical: &[u8]) -> EvaluationContext {
     let mut context = EvaluationContext::default();
     let fields = match serde_json::from_slice(canonical) {
@@ -259,7 +259,7 @@ pub(crate) enum Node<'a> {
     Map(&'a Map<String, Json>),
 }
 
-/// Writes a value that may have others inside.
+/// Writes a value that may contain other values.
 pub(crate) fn nested(node: Node<'_>, depth: usize, body: &mut Vec<u8>) -> Result<(), Unsendable> {
     if depth > MAX_DEPTH {
         return Err(Unsendable::Nested);
@@ -300,7 +300,7 @@ fn map<'a, V: 'a>(
     Ok(())
 }
 
-/// Writes a list, given how to write an element. Elements that are absent are left out.
+/// Writes a list. `write` writes one element. Absent elements are left out.
 pub(crate) fn list<V>(
     values: &[V],
     body: &mut Vec<u8>,
@@ -338,8 +338,8 @@ pub(crate) fn string(text: &str, body: &mut Vec<u8>) {
     quoted(text, *b"\"", body);
 }
 
-/// Writes a string in quotes. `end` is the closing quote and what follows it. Returns whether the string has no escapes. Done
-/// by hand, because this runs in every evaluation, and most strings need no escape.
+/// Writes a string in quotes. `end` is the closing quote and what follows it. Returns whether the string has no escapes.
+/// Implemented by hand, because this runs in every evaluation, and most strings need no escape.
 #[inline]
 fn quoted<const N: usize>(text: &str, end: [u8; N], body: &mut Vec<u8>) -> bool {
     let is_plain = is_plain(text.as_bytes());
@@ -379,7 +379,7 @@ const fn below(limit: u8, word: u64) -> u64 {
     word.wrapping_sub(ONES * limit as u64) & !word & HIGHS
 }
 
-/// Returns zero if none of eight bytes is a quote or a backslash, and otherwise as [`below`].
+/// Returns zero if none of eight bytes is a quote or a backslash. Otherwise behaves like [`below`].
 const fn quotes(word: u64) -> u64 {
     below(1, word ^ (ONES * b'"' as u64)) | below(1, word ^ (ONES * b'\\' as u64))
 }
@@ -389,7 +389,7 @@ const fn specials(word: u64) -> u64 {
     below(b' ', word) | quotes(word)
 }
 
-/// Returns the position behind the string in quotes at the beginning of a text.
+/// Returns the position after the quoted string at the beginning of a text.
 pub(crate) fn string_end(text: &[u8]) -> Option<usize> {
     let mut position = 1;
     loop {
@@ -485,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn strings_are_escaped_wherever_it_is_needed() {
+    fn strings_are_escaped_where_necessary() {
         for length in 0..20 {
             for position in 0..length {
                 for special in (0..0x80_u8).chain([0xc3]) {
@@ -502,7 +502,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_sent_is_left_out_by_name() {
+    fn attributes_that_cannot_be_sent_are_left_out() {
         struct Opaque;
         let mut deep = json!(0);
         for _ in 0..100 {
@@ -514,7 +514,7 @@ mod tests {
             (field(Arc::new(StructValue::default().with_field("a", f64::INFINITY))), "JSON cannot express inf"),
             (field(Arc::new(Opaque)), "it is a structure of a type that cannot be sent"),
             (field(Arc::new(deep)), "it is nested more than 64 deep"),
-            (field("x".repeat(70_000)), "the context has more than 65536 bytes with it (70006 bytes)"),
+            (field("x".repeat(70_000)), "the context would have more than 65536 bytes with it (70006 bytes)"),
             (field(datetime!(-0044-03-15 0:00 UTC)), "RFC 3339 cannot express the date -0044-03-15"),
         ];
         for (context, expected) in cases {
@@ -535,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn contexts_are_the_same_exactly_where_their_wire_form_is() {
+    fn contexts_are_equal_exactly_if_their_wire_forms_are() {
         let same = [
             (field(datetime!(2024-01-01 12:00 +02:00)), field(datetime!(2024-01-01 10:00 UTC))),
             (

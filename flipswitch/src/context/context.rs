@@ -13,16 +13,16 @@ use crate::context::{
 
 /// The context of an evaluation: a targeting key, which identifies the user, and attributes that rules use.
 ///
-/// A context is written in the form in which it is sent while it is built, and an evaluation uses it as it is. An
+/// While a context is built, it is written in the form in which it is sent, and an evaluation uses this form directly. An
 /// [`EvaluationContext`](crate::EvaluationContext) must be converted first. The order of different attributes makes no
 /// difference. For a context that is used often, see [`prepared`](Self::prepared).
 ///
 /// Attributes that cannot be sent are left out: numbers that are not finite, dates outside the years 0 to 9999, structures of
-/// a type that is not known or nested more than 64 deep, and an attribute named `targetingKey`. Of a context over 64 KiB, the
-/// largest attributes are left out, until it fits. Each name is logged once as a warning, for at most 32 names and once for
-/// each provider. [`Stats::attributes_left_out`](crate::Stats::attributes_left_out) counts these attributes.
+/// an unknown type or nested more than 64 deep, and an attribute named `targetingKey`. If a context has more than 64 KiB, its
+/// largest attributes are left out until it fits. Each provider logs a warning once for each name, for at most 32 names.
+/// [`Stats::attributes_left_out`](crate::Stats::attributes_left_out) counts these attributes.
 ///
-/// A context is read by converting it to an [`EvaluationContext`](crate::EvaluationContext).
+/// To read a context, convert it to an [`EvaluationContext`](crate::EvaluationContext).
 ///
 /// ```
 /// use flipswitch::{Context, FlipswitchProvider, serde_json::json};
@@ -43,29 +43,29 @@ enum Repr {
     Prepared(PreparedContext),
 }
 
-/// Below this size in bytes, attributes are put in order at once. Above, they are put in order before the first use, because
-/// each would take longer than the one before.
+/// Up to this size in bytes, each attribute is put in order when it is added. Larger contexts are put in order before their first
+/// use, because each attribute would take longer than the one before.
 const SMALL: usize = 2 << 10;
 
-/// Room for most contexts, in bytes.
+/// Initial capacity in bytes, which is enough for most contexts.
 const ROOM: usize = 256;
 
 #[derive(Clone)]
 struct Written {
-    /// Complete JSON at any time. Empty without fields, as in most anonymous requests.
+    /// Complete JSON at any time. Empty if there are no fields, as in most anonymous requests.
     body: Vec<u8>,
-    /// Where the name of the last attribute is, if it has no escapes. Empty without attributes.
+    /// Where the name of the last attribute is, if it has no escapes. Empty if there are no attributes.
     last_name: Option<(usize, usize)>,
-    /// Whether the fields are in order, each once, and not too large.
+    /// Whether the fields are in order, without duplicates, and not too large.
     is_canonical: bool,
     left_out: Option<Arc<LeftOut>>,
 }
 
 impl Context {
-    /// Creates the context of a user or another subject, such as an organization.
+    /// Creates the context of a user or another subject, such as an organisation.
     ///
-    /// `targeting_key` identifies it: the same key has the same variants of a flag. For a number or a UUID, pass
-    /// `id.to_string()`. A key that does not fit into the 64 KiB of a context cannot be sent: an evaluation then returns
+    /// `targeting_key` identifies the subject: the same key gets the same variants of a flag. For a number or a UUID, pass
+    /// `id.to_string()`. A key that does not fit into the 64 KiB of a context cannot be sent. An evaluation then returns
     /// defaults, and [`Flags::error`](crate::Flags::error) returns [`Error::InvalidContext`](crate::Error::InvalidContext).
     #[must_use]
     pub fn user(targeting_key: impl AsRef<str>) -> Self {
@@ -85,7 +85,7 @@ impl Context {
         Self(Repr::Written(Written::new(Vec::new())))
     }
 
-    /// Adds an attribute. Of two attributes with the same name, the later one counts.
+    /// Adds an attribute, which replaces an earlier one with the same name.
     ///
     /// ```
     /// use flipswitch::{Context, serde_json::json, time::OffsetDateTime};
@@ -108,8 +108,9 @@ impl Context {
         self
     }
 
-    /// Prepares the context for frequent use, for example beside the user in a cache of sessions. A clone of the result is
-    /// cheap, and an evaluation need not compute its hash. To add an attribute, convert it back:
+    /// Prepares the context for frequent use, for example to keep it with the user in a cache of sessions.
+    ///
+    /// The result is cheap to clone, and evaluations do not have to compute its hash. To add an attribute, convert it back:
     /// `Context::from(prepared).with(..)`.
     ///
     /// ```
@@ -175,7 +176,7 @@ impl Context {
         }
     }
 
-    /// Merges two contexts. The attributes and the targeting key of `upper` take precedence, also if they cannot be sent. If
+    /// Merges two contexts. The attributes and the targeting key of `upper` take precedence, even if they cannot be sent. If
     /// both together are too large, the attributes of the context that is not `kept` are left out first.
     pub(crate) fn merge(lower: Self, upper: Self, kept: Layer) -> Self {
         if upper.is_empty() {
@@ -225,7 +226,7 @@ impl Context {
         })
     }
 
-    /// Returns whether there is nothing in it, and nothing left out.
+    /// Returns whether the context has no fields, and none were left out.
     fn is_empty(&self) -> bool {
         self.with_canonical(|context| context.left_out.is_none() && fields::written(context.bytes).is_empty())
     }
@@ -281,7 +282,7 @@ impl From<&Context> for EvaluationContext {
     }
 }
 
-/// Contexts are equal if the same is sent for both.
+/// Contexts are equal if the same text is sent for both.
 impl PartialEq for Context {
     fn eq(&self, other: &Self) -> bool {
         self.with_canonical(|one| other.with_canonical(|other| one.bytes == other.bytes))
@@ -304,7 +305,7 @@ impl fmt::Debug for Context {
 }
 
 impl Written {
-    /// Makes a context of a body with fields in order.
+    /// Creates a context from a body whose fields are in order.
     fn new(body: Vec<u8>) -> Self {
         Self { body, last_name: Some((0, 0)), is_canonical: true, left_out: None }
     }
@@ -357,7 +358,7 @@ impl Written {
             }
             (Err(_), Some(Place::Last | Place::Before(_))) => body.truncate(end),
             (Ok(()), _) => {}
-            // An earlier one of the name is left out as well.
+            // An earlier attribute with this name is left out as well.
             (Err(_), _) => body.truncate(value_start),
         }
         body.extend_from_slice(SUFFIX);
@@ -378,8 +379,8 @@ impl Written {
         }
     }
 
-    /// Puts the fields in order. Those that are `kept`, which are bytes of the body, are left out later than others if the
-    /// context is too large.
+    /// Puts the fields in order. If the context is too large, fields within `kept`, which is a range of bytes of the body, are
+    /// left out later than others.
     fn arrange_keeping(&mut self, kept: Range<usize>) {
         let mut left_out = LeftOut::default();
         self.body = fields::arrange(&self.body, &kept, |name, reason| left_out.add(name, reason));
@@ -391,8 +392,10 @@ impl Written {
     }
 }
 
-/// A [`Context`] for frequent use, made by [`Context::prepared`]. It holds the form in which the context is sent, and its
-/// hash. Clones share them. Everything that takes a context takes it.
+/// A [`Context`] for frequent use, created by [`Context::prepared`].
+///
+/// It holds the form in which the context is sent, and the hash of this form. Clones share both. It can be passed wherever a
+/// context is expected.
 #[derive(Clone)]
 pub struct PreparedContext(Arc<Prepared>);
 
@@ -414,7 +417,7 @@ impl PreparedContext {
     }
 }
 
-/// Contexts are equal if the same is sent for both.
+/// Contexts are equal if the same text is sent for both.
 impl PartialEq for PreparedContext {
     fn eq(&self, other: &Self) -> bool {
         self.0.body == other.0.body
@@ -456,7 +459,7 @@ mod tests {
     }
 
     #[test]
-    fn contexts_are_equal_if_the_same_is_sent() {
+    fn contexts_are_equal_if_the_same_text_is_sent() {
         let (one, other) = (Context::user("u").with("a", 1).with("b", 2), Context::user("u").with("b", 2).with("a", 1));
         assert_eq!((&one, one.clone().prepared()), (&other, other.clone().prepared()));
         assert_ne!((&one, one.clone().prepared()), (&other, other.clone().with("a", 1.0).prepared()));
@@ -493,7 +496,7 @@ mod tests {
     }
 
     #[test]
-    fn the_last_attribute_of_a_name_counts_even_if_it_has_no_value() {
+    fn the_last_attribute_with_a_name_counts_even_if_it_has_no_value() {
         for context in [Context::user("u"), Context::user("u").with("z", 1)] {
             let base = text(&context);
             assert_eq!(text(&context.clone().with("a", 1).with("a", None::<i32>)), base);
@@ -516,7 +519,7 @@ mod tests {
         let too_long = Context::user("x".repeat(70_000));
         let merged = Context::merge(Context::user("lower").with("a", 1), too_long.clone(), Layer::Upper);
         assert!(has_error(&merged));
-        assert_eq!(text(&merged), r#"{"context":{"a":1}}"#, "the lower key does not stand for the upper one");
+        assert_eq!(text(&merged), r#"{"context":{"a":1}}"#, "the lower key does not replace the upper one");
         assert!(!has_error(&Context::merge(too_long, Context::user("upper"), Layer::Upper)));
     }
 
@@ -588,7 +591,7 @@ mod tests {
                     let utc = value.checked_to_offset(time::UtcOffset::UTC)?;
                     json!(utc.format(&time::format_description::well_known::Rfc3339).ok()?)
                 }
-                // The one that is nested too deep.
+                // The value that is nested too deeply.
                 Self::Json(value) if value.to_string().starts_with("[[[") => return None,
                 Self::Json(value) => value.clone(),
                 Self::Struct(value) => value.is_finite().then(|| json!({"inner": value}))?,
@@ -673,7 +676,7 @@ mod tests {
                 match (sent.get(name), value.json()) {
                     (Some(sent), Some(value)) => prop_assert_eq!(sent, &value),
                     (None, Some(value)) if name != "targetingKey" => {
-                        prop_assert!(size(name, &value) > room, "{} is left out without need", name);
+                        prop_assert!(size(name, &value) > room, "{} is left out unnecessarily", name);
                     }
                     (sent, _) => prop_assert!(sent.is_none()),
                 }
@@ -683,7 +686,7 @@ mod tests {
         }
 
         #[test]
-        fn merged_contexts_are_those_of_merged_attributes(
+        fn merging_contexts_is_the_same_as_merging_their_attributes(
             keys in any::<[Option<bool>; 2]>(), attributes in vec((any::<bool>(), name(), attribute()), 0..12),
         ) {
             let mut contexts = [(); 2].map(|()| EvaluationContext::default());
@@ -706,7 +709,7 @@ mod tests {
                 let again = Context::from(&EvaluationContext::from(&merged));
                 prop_assert_eq!(text(&again), text(&merged), "it is in its canonical form");
                 prop_assert_eq!(has_error(&merged), has_error(&expected));
-                // Otherwise it depends on which one is kept.
+                // The result for large contexts depends on which one is kept.
                 if is_small {
                     prop_assert_eq!(text(&merged), text(&expected));
                     prop_assert_eq!(names_left_out(&merged), names_left_out(&expected));

@@ -1,4 +1,4 @@
-//! The fields of a written context: found, put in order, and limited in size.
+//! Finds the fields of a written context, puts them in order, and limits their size.
 
 use std::{
     cmp::{Ordering, Reverse},
@@ -20,7 +20,7 @@ struct Field<'a> {
     /// The name in quotes, a colon, and the value.
     text: &'a [u8],
     has_value: bool,
-    /// Left out later than others, if the context is too large.
+    /// Whether the field is left out later than others if the context is too large.
     is_protected: bool,
 }
 
@@ -40,7 +40,7 @@ fn decoded(name: &[u8]) -> String {
     serde_json::from_slice(&[b"\"", name, b"\""].concat()).unwrap_or_default()
 }
 
-/// Splits the fields of a context from each other.
+/// Splits a context into its fields.
 fn split(body: &[u8]) -> impl Iterator<Item = Field<'_>> {
     let mut rest = written(body);
     std::iter::from_fn(move || {
@@ -54,7 +54,7 @@ fn split(body: &[u8]) -> impl Iterator<Item = Field<'_>> {
     })
 }
 
-/// Returns the position behind the value at the beginning.
+/// Returns the position after the value at the beginning of a text.
 fn value_end(text: &[u8]) -> usize {
     let (mut position, mut depth) = (0, 0_usize);
     while let Some(byte) = text.get(position) {
@@ -75,7 +75,7 @@ fn value_end(text: &[u8]) -> usize {
 
 /// Returns the canonical form of a context whose fields are in any order. Of fields with the same name, the last one counts.
 ///
-/// If it is too large, the largest fields are left out, first those outside of `protected`, which are bytes of `body`.
+/// If it is too large, the largest fields are left out, first those outside `protected`, which is a range of bytes of `body`.
 pub(crate) fn arrange(body: &[u8], protected: &Range<usize>, mut left_out: impl FnMut(&str, Unsendable)) -> Vec<u8> {
     let mut position = PREFIX.len();
     let mut fields: SmallVec<[Field<'_>; 16]> = split(body)
@@ -85,7 +85,7 @@ pub(crate) fn arrange(body: &[u8], protected: &Range<usize>, mut left_out: impl 
             Field { is_protected, ..field }
         })
         .collect();
-    // Stable: of fields with the same name, the last one stays the last.
+    // The sort is stable, so the last of the fields with the same name stays the last.
     fields.sort_by(|a, b| {
         let keys = b.is_targeting_key().cmp(&a.is_targeting_key());
         keys.then_with(|| compare(a.name, b.name))
@@ -102,7 +102,7 @@ pub(crate) fn arrange(body: &[u8], protected: &Range<usize>, mut left_out: impl 
     let mut excess = (PREFIX.len() + bytes(&kept) + SUFFIX.len()).saturating_sub(MAX_BYTES + 1);
     if excess > 0 {
         let mut largest: Vec<_> = kept.iter_mut().filter(|field| !field.is_targeting_key()).collect();
-        // The last one of equally large fields comes first.
+        // Of equally large fields, the last one comes first.
         largest.reverse();
         largest.sort_by_key(|field| (field.is_protected, Reverse(field.text.len())));
         for field in largest {
@@ -142,7 +142,7 @@ pub(crate) fn written(body: &[u8]) -> &[u8] {
 pub(crate) enum Place {
     /// Before the field at this position.
     Before(usize),
-    /// Another one has the name.
+    /// Another attribute has the same name.
     Taken,
     Last,
 }
@@ -164,19 +164,19 @@ pub(crate) fn place(body: &[u8], name: &str) -> Place {
     Place::Last
 }
 
-/// Moves the last field, with the comma before it, which are behind `end`, to a position.
+/// Moves the last field and the comma before it, which begin at `end`, to a position.
 pub(crate) fn move_last(body: &mut [u8], end: usize, position: usize) {
     let added = body.len() - end;
     if let Some(moved) = body.get_mut(position..) {
         moved.rotate_right(added);
     }
-    // The comma goes behind it.
+    // The comma moves after the field.
     if let Some(field) = body.get_mut(position..position + added) {
         field.rotate_left(1);
     }
 }
 
-/// Returns where the name of the last attribute is, unless it has escapes. Empty without attributes.
+/// Returns where the name of the last attribute is, unless it has escapes. Empty if there are no attributes.
 pub(crate) fn last_name(body: &[u8]) -> Option<(usize, usize)> {
     let last = split(body).last().filter(|last| !last.is_targeting_key());
     let Some(last) = last else { return Some((0, 0)) };
@@ -184,7 +184,7 @@ pub(crate) fn last_name(body: &[u8]) -> Option<(usize, usize)> {
     (!last.name.contains(&b'\\')).then(|| (start, start + last.name.len()))
 }
 
-/// Returns the targeting key as it is written, if a context in its canonical form has one, and what is behind it.
+/// Returns the targeting key as it is written, and the text after it, if a context in its canonical form has one.
 fn split_targeting_key(body: &[u8]) -> Option<(&[u8], &[u8])> {
     let fields = written(body).strip_prefix(br#""targetingKey":"#)?;
     fields.split_at_checked(string_end(fields)?)
@@ -198,7 +198,7 @@ pub(crate) fn has_targeting_key(body: &[u8]) -> bool {
 /// Returns the attributes of a context as they are written, with commas between.
 pub(crate) fn attributes(body: &[u8]) -> &[u8] {
     match split_targeting_key(body) {
-        Some((_, behind)) => behind.get(1..).unwrap_or_default(),
+        Some((_, after)) => after.get(1..).unwrap_or_default(),
         None => written(body),
     }
 }

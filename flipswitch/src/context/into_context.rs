@@ -1,4 +1,4 @@
-//! What counts as a context.
+//! The types that can be used as a context.
 
 use open_feature::EvaluationContext;
 
@@ -7,13 +7,15 @@ use crate::context::{
     context::{Context, PreparedContext},
 };
 
-/// Types that an evaluation takes as its context, and that functions for the context of a request return: a [`Context`], a
-/// [`PreparedContext`], an [`EvaluationContext`], references to them, and an `Option` of them.
+/// Types that an evaluation accepts as its context, and that functions for the context of a request return.
 ///
-/// A function for the context of a request returns `None` if the request has no user, for example in a session without one.
-/// If the function panics, that counts as `None`, and a warning is logged once. An evaluation for `None` is anonymous.
+/// Implemented for [`Context`], [`PreparedContext`] and [`EvaluationContext`], for references to them, and for an `Option` of
+/// any of these.
 ///
-/// A type of the application can implement the trait as well:
+/// A function for the context of a request returns `None` if the request has no user, for example if nobody is signed in. A
+/// panic of the function counts as `None`, and a warning is logged once. An evaluation for `None` is anonymous.
+///
+/// Types of the application can implement the trait as well:
 ///
 /// ```
 /// use flipswitch::{Context, IntoContext};
@@ -38,7 +40,7 @@ pub trait IntoContext: Sized {
     /// Returns the context, or `None` if there is no user.
     fn into_context(self) -> Option<Context>;
 
-    /// Calls a function with the context as it is.
+    /// Calls a function with the context in the form in which the caller has it.
     #[doc(hidden)]
     fn view<T>(self, view: impl FnOnce(View<'_>) -> T) -> T {
         let context = self.into_context().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Attributes that cannot be sent, and are left out of a context.
+//! Attributes that are left out of a context because they cannot be sent.
 
 use std::{
     collections::{BTreeMap, HashSet},
@@ -14,10 +14,10 @@ use time::OffsetDateTime;
 
 use crate::{error::Error, sanitize::printable};
 
-/// Deepest nesting of an attribute that is sent. Services have limits as well, most of them 128.
+/// Deepest nesting of an attribute that is sent. Services have limits as well, usually 128.
 pub(crate) const MAX_DEPTH: usize = 64;
 
-/// Largest context that is sent, in bytes. It takes as much memory while it is cached.
+/// Largest context that is sent, in bytes. A cached context takes the same amount of memory.
 pub(crate) const MAX_BYTES: usize = 64 << 10;
 
 /// Why an attribute is left out.
@@ -29,13 +29,13 @@ pub enum Unsendable {
     Number(f64),
     /// RFC 3339 has no such date.
     Date(OffsetDateTime),
-    /// A structure of a type that is not known.
+    /// It is a structure of an unknown type.
     Opaque,
-    /// Structures in structures, more than [`MAX_DEPTH`].
+    /// It is nested more than [`MAX_DEPTH`] deep.
     Nested,
     /// It would replace the targeting key.
     TargetingKey,
-    /// The context has more than [`MAX_BYTES`] with it.
+    /// The context would have more than [`MAX_BYTES`] with it.
     Size {
         /// Size of the attribute.
         bytes: usize,
@@ -56,7 +56,7 @@ impl fmt::Display for Unsendable {
                 "it would replace the targeting key; pass that to `Context::user` or `with_targeting_key`",
             ),
             Self::Size { bytes } => {
-                write!(f, "the context has more than {MAX_BYTES} bytes with it ({bytes} bytes)")
+                write!(f, "the context would have more than {MAX_BYTES} bytes with it ({bytes} bytes)")
             }
         }
     }
@@ -99,7 +99,7 @@ impl LeftOut {
         self.targeting_key_bytes = None;
     }
 
-    /// Adds what another context lacks, which is merged into this one.
+    /// Adds what is left out of another context, which is merged into this one.
     pub(crate) fn merge(&mut self, other: &Self) {
         self.attributes.extend(other.attributes.clone());
         self.targeting_key_bytes = self.targeting_key_bytes.or(other.targeting_key_bytes);
@@ -136,10 +136,10 @@ impl LeftOut {
     }
 }
 
-/// How many names are logged.
+/// Maximum number of names that are logged.
 const MAX_NAMES: usize = 32;
 
-/// Warnings of attributes that are left out: one for each name, until there are too many.
+/// Warnings about attributes that are left out: one for each name, until there are too many.
 #[derive(Debug, Default)]
 pub(crate) struct LeftOutWarnings(Mutex<HashSet<String>>);
 
@@ -166,7 +166,7 @@ impl LeftOutWarnings {
             } else if names == MAX_NAMES + 1 {
                 tracing::warn!(
                     target: "flipswitch",
-                    "more than {MAX_NAMES} different attributes of contexts are not sent; no others are logged. \
+                    "more than {MAX_NAMES} different attributes of contexts are not sent; no further ones are logged. \
                      `Stats::attributes_left_out` counts them"
                 );
             }

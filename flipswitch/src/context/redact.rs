@@ -1,4 +1,4 @@
-//! Text of the service without the values of the context that it was sent.
+//! Removes the values of a context from the text with which the service responds.
 
 use std::{cell::OnceCell, cmp::Reverse};
 
@@ -6,20 +6,20 @@ use serde_json::Value;
 
 use crate::sanitize::printable;
 
-/// Longer text is not kept, in bytes, since it would be searched for each value.
+/// Longest text that is kept, in bytes, because it is searched for each value.
 const MAX_TEXT: usize = 1_024;
 
-/// Shorter values, in bytes, are not replaced, because they occur in ordinary text.
+/// Shortest value that is replaced, in bytes. Shorter values occur in ordinary text.
 const MIN_VALUE: usize = 3;
 
-/// Values of a context that are searched for. Text about a context with more of them is not kept.
+/// Maximum number of values of a context that are searched for. Text about a context with more values is not kept.
 const MAX_VALUES: usize = 256;
 
-/// Replaces the values of a context in text of the service.
+/// Replaces the values of a context in text from the service.
 #[derive(Debug)]
 pub(crate) struct Redactor<'a> {
     context: &'a [u8],
-    /// The values, longest first, since a longer one may contain a shorter one. Collected once they are needed.
+    /// The values, longest first, because a longer one may contain a shorter one. Collected when they are first needed.
     values: OnceCell<Vec<String>>,
 }
 
@@ -29,7 +29,7 @@ impl<'a> Redactor<'a> {
     }
 
     /// Returns text that can be logged: printable, of limited length, and with `…` in place of the targeting key and the
-    /// attributes, which some services repeat in their errors. Also returns whether there were any.
+    /// attributes, which some services repeat in their errors. Also returns whether anything was replaced.
     pub(crate) fn redact(&self, text: &str) -> (String, bool) {
         let values = self.values.get_or_init(|| {
             let mut values = Vec::new();

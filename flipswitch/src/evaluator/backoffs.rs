@@ -1,4 +1,4 @@
-//! Contexts for which the flag service fails while it works for others. Each backs off by itself.
+//! Contexts for which the flag service fails while it works for others. Each backs off on its own.
 
 use std::{sync::Arc, time::Instant};
 
@@ -17,7 +17,7 @@ use crate::{
 /// How many contexts are remembered.
 const MAX_CONTEXTS: usize = 1_024;
 
-/// The contexts that back off. A change ends the wait of a context, for one request.
+/// The contexts that back off. After a change, each of them may be requested once before its wait is over.
 pub(crate) struct Backoffs {
     contexts: Entries<CanonicalContext, Backoff>,
     warned: WarnOnce,
@@ -36,7 +36,7 @@ impl Backoffs {
         Self { contexts: Entries::new(MAX_CONTEXTS), warned: WarnOnce::default() }
     }
 
-    /// Returns the error of a context that is not to be requested yet.
+    /// Returns the error of a context that must not be requested yet.
     pub(crate) fn error(&self, context: &CanonicalContext, reading: EpochReading, now: Instant) -> Option<Arc<Error>> {
         let backoff = self.contexts.get(context)?;
         (backoff.epoch >= reading.epoch && now < backoff.retry_at).then_some(backoff.error)
@@ -49,18 +49,18 @@ impl Backoffs {
         let named = retry_after_wait(retry_after.unwrap_or_default().min(MAX_BACKOFF), random);
         let retry_at = now + backoff(FIRST_WAIT, failures, random).max(named);
         let error_seen = Arc::new(error.clone());
-        // With the end of the echo window: one event allows one request.
+        // The end of the echo window begins another epoch, but one event allows only one request.
         let epoch = epoch + u64::from(is_in_echo_window(epoch));
         self.contexts.insert(context.clone(), Backoff { error: error_seen, epoch, retry_at, failures });
         if !rejects_context(error) {
             return;
         }
-        // Last, because the subscriber is code of the application and may panic.
+        // Logged last, because the subscriber is code of the application and may panic.
         let (kind, remedy) = remedy(error);
         if self.warned.is_first(kind) {
             tracing::warn!(
                 target: "flipswitch", error = %Chain(error), remedy,
-                "the flag service rejects a context; its flags have their last values or defaults"
+                "the flag service rejects a context; its flags keep their last values, or get defaults"
             );
         }
     }
@@ -75,17 +75,17 @@ impl Backoffs {
         self.contexts.clear();
     }
 
-    /// Returns how many contexts are not to be requested yet.
+    /// Returns how many contexts must not be requested yet.
     pub(crate) fn count(&self, now: Instant) -> u64 {
         self.contexts.iter().filter(|(_, backoff)| now < backoff.retry_at).count() as u64
     }
 }
 
-/// What to do if the service misses a targeting key.
+/// What to do if the service requires a targeting key.
 pub(super) const SET_TARGETING_KEY: &str =
     "set a targeting key in every context; in a web application, visitors get one with `Anonymous::cookie()`";
 
-/// Returns a kind of rejection, of which one is logged, and what to do about it.
+/// Returns the kind of a rejection, and what to do about it. Each kind is logged once.
 fn remedy(error: &Error) -> (u16, &'static str) {
     match error {
         Error::Evaluation { code, .. } if code == "TARGETING_KEY_MISSING" => (1, SET_TARGETING_KEY),
@@ -94,7 +94,7 @@ fn remedy(error: &Error) -> (u16, &'static str) {
         }
         Error::Status(
             StatusCode::PAYLOAD_TOO_LARGE | StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-        ) => (1 << 2, "send less in the context: the service, or a proxy before it, limits requests"),
-        _ => (1 << 3, "see the log of the flag service, or of a proxy before it"),
+        ) => (1 << 2, "send a smaller context: the service, or a proxy in front of it, limits the size of requests"),
+        _ => (1 << 3, "see the log of the flag service, or of a proxy in front of it"),
     }
 }

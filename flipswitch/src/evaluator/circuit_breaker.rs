@@ -1,10 +1,11 @@
-//! Whether the flag service as a whole works, judged by more than one context.
+//! Decides whether the flag service as a whole works, by the outcomes of more than one context.
 //!
 //! A service that fails for one context may work for all others, so a failure concerns its own context first
 //! ([`Backoffs`](super::backoffs::Backoffs)). The breaker opens if no connection is possible, or if different contexts
-//! fail and nothing is answered: then a round of requests that nothing waits for asks for contexts that are certain to be
-//! valid. While it is open no other requests are sent, so a service that is down costs callers no time, and does not get
-//! all their requests at once when it recovers. One answer closes it. No I/O; the time and random numbers are passed in.
+//! fail and a round of requests is not answered either. A round requests contexts that are certain to be valid, and no
+//! evaluation waits for it. While the breaker is open, only rounds are sent. A service that is down therefore costs callers no
+//! time, and does not receive all their requests at once when it recovers. One answer closes the breaker. No I/O; the time and
+//! random numbers are passed in.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +23,7 @@ pub(crate) const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// Different contexts that must have failed before the breaker opens, unless no connection is possible.
 const MIN_FAILED: usize = 3;
 
-/// When a refusal of the API key is confirmed: a firewall that rejects one request is not the service that refuses a key.
+/// How long after a refusal of the API key a round confirms it, because a firewall may have rejected a single request.
 const CONFIRM_AFTER: Duration = Duration::from_secs(1);
 
 /// A failure to connect opens the breaker at once, unless a request that was sent within this time was answered.
@@ -40,13 +41,13 @@ enum Meaning {
     KeyRefused,
     /// No connection is possible.
     Unreachable,
-    /// The service may have no flags: it must be asked to find out.
+    /// The service may have no flags. A round finds out.
     NoFlags,
     /// The service may be failing.
     Failing,
 }
 
-/// Counts different contexts that fail, and decides when to ask which contexts.
+/// Counts different contexts that fail, and decides when to request which contexts.
 #[derive(Debug, Default)]
 pub(crate) struct CircuitBreaker {
     /// Different contexts that failed since the last answer, up to [`MIN_FAILED`].
@@ -66,12 +67,13 @@ pub(crate) struct CircuitBreaker {
     open_since: Option<Instant>,
     /// The context of the last answer with the API key in use.
     last_answered: Option<CanonicalContext>,
-    /// When the latest request was sent that was answered.
+    /// When the latest answered request was sent.
     last_answer: Option<Instant>,
-    /// Contexts that could not be requested since the last round: one that has flags, and one that has none.
+    /// Contexts that could not be requested since the last round: one with flags, and one without.
     wanted: [Option<CanonicalContext>; 2],
-    /// Failures in a row of the start-up context, and when it is requested again.
+    /// Failures in a row of the start-up context.
     start_up_failures: u32,
+    /// When the start-up context is requested again.
     start_up_at: Option<Instant>,
     /// Whether a task carries out rounds.
     has_task: bool,
@@ -87,13 +89,14 @@ struct Round {
     contexts: Vec<CanonicalContext>,
     /// Whether all failures were refusals of the API key.
     is_refused: bool,
-    /// How many failed, and the shortest time that the service named, if it named one for all of them.
+    /// How many requests failed.
     failed: usize,
+    /// The shortest time that the service named, if it named one for each failed request.
     retry_after: Option<Duration>,
 }
 
 impl CircuitBreaker {
-    /// Returns the error because of which no request is sent, if the breaker is open.
+    /// Returns the reason why no requests are sent, if the breaker is open.
     pub(crate) fn error(&self) -> Option<&Error> {
         self.open_since.and(self.error.as_ref())
     }
@@ -117,7 +120,7 @@ impl CircuitBreaker {
         self.due().is_some() && !std::mem::replace(&mut self.has_task, true)
     }
 
-    /// Returns when the task that carries out rounds has to begin one. Without any, the task has ended.
+    /// Returns when the task that carries out rounds must begin one. If there is none, the task must end.
     pub(crate) fn next_round(&mut self) -> Option<Instant> {
         let due = self.due();
         self.has_task = due.is_some();
@@ -140,11 +143,11 @@ impl CircuitBreaker {
 
     /// Returns when [`begin_round`](Self::begin_round) is due.
     pub(crate) fn due(&self) -> Option<Instant> {
-        // A round asks for the start-up context as well.
+        // A round requests the start-up context as well.
         self.round_at.or(self.start_up_at)
     }
 
-    /// Begins a round, and returns the contexts to request at once. Otherwise returns nothing, because none is due.
+    /// Begins a round, and returns the contexts to request at once. Returns none if no round is due.
     pub(crate) fn begin_round(&mut self, now: Instant) -> Vec<CanonicalContext> {
         if self.due().is_none_or(|due| now < due) {
             return Vec::new();
@@ -164,7 +167,7 @@ impl CircuitBreaker {
         contexts
     }
 
-    /// Ends a round, and plans the next one if no request was answered. Returns whether none was. `random` is from [0, 1).
+    /// Ends a round. If no request was answered, plans the next round and returns `true`. `random` is from [0, 1).
     pub(crate) fn end_round(&mut self, now: Instant, random: f64) -> bool {
         let Some(Round { began, contexts, is_refused, retry_after, .. }) = self.round.take() else { return false };
         self.rounds = self.rounds.saturating_add(1);
@@ -172,10 +175,10 @@ impl CircuitBreaker {
             self.refuse_key(began);
         } else {
             self.refused_rounds = 0;
-            // Without any outcome, nothing has responded in time.
+            // Without an outcome, no request was answered in time.
             self.error.get_or_insert(Error::Timeout);
             if self.failed.len() >= MIN_FAILED {
-                // Since the beginning of the round, so that a late answer to it counts.
+                // Open since the beginning of the round, so that a late answer to it counts.
                 self.open_since.get_or_insert(began);
             }
             let named = retry_after_wait(retry_after.unwrap_or_default().min(MAX_BACKOFF), random);
@@ -185,7 +188,7 @@ impl CircuitBreaker {
         true
     }
 
-    /// Closes the breaker, and forgets what is known: another API key is in use from `now` on.
+    /// Closes the breaker and forgets all outcomes, because another API key is in use from `now` on.
     pub(crate) fn reset(&mut self, now: Instant) {
         *self = Self { reset_at: Some(now), has_task: self.has_task, ..Self::default() };
     }
@@ -195,7 +198,8 @@ impl CircuitBreaker {
         self.reset_at.is_some_and(|reset_at| sent < reset_at)
     }
 
-    /// Brings the next round forward to `then`, unless the service itself named a time: it seems to be back.
+    /// Brings the next round forward to `then`, because the service seems to be back. Does nothing if the service itself named a
+    /// time.
     pub(crate) fn round_at_latest(&mut self, then: Instant) {
         if self.is_named {
             return;
@@ -213,8 +217,8 @@ impl CircuitBreaker {
         self.responded(sent);
     }
 
-    /// Records the failure of a request that was sent at `sent`. `is_key_expired` tells that the service has announced the
-    /// end of the API key. `random` is from [0, 1).
+    /// Records the failure of a request that was sent at `sent`. `is_key_expired` tells whether the API key has expired, as the
+    /// service announced. `random` is from [0, 1).
     pub(crate) fn failed(
         &mut self,
         context: &CanonicalContext,
@@ -233,10 +237,10 @@ impl CircuitBreaker {
         let meaning = meaning(failure);
         if meaning == Meaning::Responsive {
             if let Some(retry_after) = failure.retry_after {
-                // Finds out whether the service takes requests again.
+                // Finds out whether the service accepts requests again.
                 self.start_up_at.get_or_insert(now + retry_after_wait(retry_after, random));
             }
-            // A proxy may reject contexts that a client has made up, while the service is away.
+            // While the service is unavailable, a proxy may still reject contexts that a client has made up.
             if context.is_start_up() || self.last_answered.as_ref() == Some(context) {
                 self.responded(sent);
             }
@@ -246,7 +250,7 @@ impl CircuitBreaker {
             // One slow request does not count against a service that has answered later ones.
             return;
         }
-        // A refused key matters more than what else fails then, and is believed only when it is confirmed.
+        // A refusal of the key takes precedence over other failures, and counts only once it is confirmed.
         if meaning != Meaning::KeyRefused && !matches!(self.error, Some(Error::Unauthorized)) {
             self.error = Some(failure.error.clone());
         }
@@ -267,7 +271,7 @@ impl CircuitBreaker {
                 }
                 return;
             }
-            // Where something was answered just now, one of several servers may be gone.
+            // If something was answered just now, perhaps only one of several servers is down.
             Meaning::Unreachable if self.open_since.is_none() && !was_answered => {
                 self.open_since = Some(now);
                 self.round_at = None;
@@ -312,9 +316,9 @@ impl CircuitBreaker {
 }
 
 impl Round {
-    /// Notes the failure of a request, if it is one of the round.
+    /// Notes the failure of a request, if it belongs to the round.
     fn failed(&mut self, context: &CanonicalContext, retry_after: Option<Duration>, meaning: Meaning) {
-        let Some(position) = self.contexts.iter().position(|asked| asked == context) else { return };
+        let Some(position) = self.contexts.iter().position(|requested| requested == context) else { return };
         self.contexts.swap_remove(position);
         self.retry_after = if self.failed == 0 { retry_after } else { self.retry_after.min(retry_after) };
         self.failed += 1;
@@ -322,8 +326,8 @@ impl Round {
     }
 }
 
-/// Returns the wait that the service named: only after a 429 it may be longer than any other wait, because pages of proxies
-/// name long times as well.
+/// Returns the wait that the service named. It may be longer than [`MAX_BACKOFF`] only after a 429, because error pages of
+/// proxies name long times as well.
 fn named_wait(failure: &Failure, random: f64) -> Duration {
     let named = failure.retry_after.unwrap_or_default();
     let is_limit = matches!(failure.error, Error::RateLimited { .. });
@@ -381,7 +385,7 @@ mod tests {
         Error::Unauthorized.into()
     }
 
-    /// A breaker and the time. Random numbers are 1, so that waits are as long as they can be.
+    /// A breaker and the time. Random numbers are 1, so that waits are as long as possible.
     struct Service {
         breaker: CircuitBreaker,
         now: Instant,
@@ -404,7 +408,7 @@ mod tests {
             self.breaker.error().is_some()
         }
 
-        /// Waits for the next round, and lets all its requests fail. Returns how long it was waited for, and for how many.
+        /// Waits for the next round, and lets all its requests fail. Returns the wait and the number of requests.
         fn unanswered_round(&mut self, failure: impl Fn() -> Failure) -> (Duration, usize) {
             let began = self.now;
             self.now = self.breaker.due().unwrap();
@@ -423,7 +427,7 @@ mod tests {
             service.fails(&context(0), &unavailable());
             assert!(!service.is_open());
         }
-        // The start-up context, and the one that was answered last.
+        // The round requests the start-up context, and the context that was answered last.
         let due = service.breaker.due().unwrap();
         assert_eq!(due - service.now, SECOND);
         assert!(service.breaker.begin_round(service.now).is_empty(), "not yet");
@@ -443,7 +447,7 @@ mod tests {
         }
         assert_eq!(service.breaker.due().unwrap() - service.now, SECOND);
         service.fails(&context(2), &unavailable());
-        assert_eq!(service.breaker.due(), Some(service.now), "asked at once");
+        assert_eq!(service.breaker.due(), Some(service.now), "requested at once");
         assert!(!service.is_open(), "not before the round");
         service.unanswered_round(unavailable);
         assert!(service.is_open());
@@ -454,7 +458,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_in_between_ends_the_row() {
+    fn an_answer_in_between_resets_the_count() {
         let mut service = Service::new();
         for number in 0..10 {
             service.fails(&context(number), &unavailable());
@@ -472,7 +476,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_several_servers_that_is_gone_does_not_open_the_breaker() {
+    fn one_unreachable_server_of_several_does_not_open_the_breaker() {
         let mut service = Service::new();
         for number in 0..10 {
             service.answers(&context(number));
@@ -496,7 +500,7 @@ mod tests {
     }
 
     #[test]
-    fn an_open_breaker_has_a_round_planned_whatever_happens_to_its_task() {
+    fn an_open_breaker_plans_a_round_even_if_its_task_is_dropped() {
         let mut service = Service::new();
         service.fails(&context(0), &unreachable());
         assert!(service.breaker.needs_task() && !service.breaker.needs_task());
@@ -507,7 +511,7 @@ mod tests {
     }
 
     #[test]
-    fn few_contexts_that_fail_are_a_failing_service_but_not_an_open_breaker() {
+    fn a_few_failing_contexts_make_the_service_count_as_failing_but_do_not_open_the_breaker() {
         let mut service = Service::new();
         service.answers(&context(0));
         service.now += SECOND;
@@ -518,7 +522,7 @@ mod tests {
     }
 
     #[test]
-    fn rounds_come_at_doubling_times_and_ask_three_contexts_at_most() {
+    fn rounds_back_off_and_request_three_contexts_at_most() {
         let mut service = Service::new();
         service.answers(&context(0));
         service.now += SECOND;
@@ -527,13 +531,13 @@ mod tests {
             for wanted in 10 * number..10 * number + 5 {
                 service.breaker.want(&context(wanted), wanted % 2 == 0);
             }
-            let (waited, asked) = service.unanswered_round(unreachable);
-            assert_eq!((waited, asked), (expected * SECOND, 3));
+            let (waited, requests) = service.unanswered_round(unreachable);
+            assert_eq!((waited, requests), (expected * SECOND, 3));
         }
         service.breaker.want(&context(7), false);
         service.now = service.breaker.due().unwrap();
         let contexts = service.breaker.begin_round(service.now);
-        assert_eq!(contexts, [CanonicalContext::start_up(), context(0), context(7)], "one of them was answered before");
+        assert_eq!(contexts, [CanonicalContext::start_up(), context(0), context(7)], "context 0 was answered before");
     }
 
     #[test]
@@ -544,12 +548,12 @@ mod tests {
         assert_eq!(service.breaker.due(), Some(service.now));
         service.unanswered_round(|| Failure { retry_after: Some(60 * SECOND), ..unavailable() });
         service.breaker.round_at_latest(service.now);
-        let waits = service.breaker.due().unwrap() - service.now;
-        assert!((30 * SECOND..=33 * SECOND).contains(&waits), "named, and no longer than any other wait: {waits:?}");
+        let wait = service.breaker.due().unwrap() - service.now;
+        assert!((30 * SECOND..=33 * SECOND).contains(&wait), "named, and no longer than any other wait: {wait:?}");
     }
 
     #[test]
-    fn a_refused_key_is_confirmed_before_it_is_believed() {
+    fn a_refusal_of_the_key_counts_only_once_it_is_confirmed() {
         let mut service = Service::new();
         service.answers(&context(1));
         service.now += SECOND;
@@ -561,13 +565,13 @@ mod tests {
         service.fails(&CanonicalContext::start_up(), &refused());
         service.answers(&context(1));
         service.breaker.end_round(service.now, 1.0);
-        assert!(service.breaker.failing().is_none(), "a key that is accepted for one context");
+        assert!(service.breaker.failing().is_none(), "the key is accepted for one context");
 
         service.now += SECOND;
         service.fails(&context(0), &refused());
         for expected in [1, 5, 30, 300, 300] {
-            let (waited, asked) = service.unanswered_round(refused);
-            assert_eq!((waited, asked), (expected * SECOND, 2));
+            let (waited, requests) = service.unanswered_round(refused);
+            assert_eq!((waited, requests), (expected * SECOND, 2));
             assert!(matches!(service.breaker.error(), Some(Error::Unauthorized)));
         }
         service.now += SECOND;
@@ -576,14 +580,14 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_key_is_believed_at_once_after_its_announced_end() {
+    fn a_refusal_of_the_key_counts_at_once_after_its_announced_expiry() {
         let mut service = Service::new();
         service.breaker.failed(&context(0), &refused(), service.now, service.now, true, 1.0);
         assert!(matches!(service.breaker.error(), Some(Error::Unauthorized)));
     }
 
     #[test]
-    fn a_round_that_fails_otherwise_does_not_refuse_the_key() {
+    fn a_round_that_fails_with_another_error_does_not_confirm_a_refusal() {
         let mut service = Service::new();
         service.fails(&context(0), &refused());
         service.unanswered_round(unavailable);
@@ -591,7 +595,7 @@ mod tests {
     }
 
     #[test]
-    fn a_single_refusal_of_a_failing_service_does_not_refuse_the_key() {
+    fn a_single_refusal_by_a_failing_service_does_not_count() {
         let mut service = Service::new();
         service.fails(&context(0), &unavailable());
         service.unanswered_round(unavailable);
@@ -600,7 +604,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_limit_the_start_up_context_finds_out_whether_it_is_over() {
+    fn after_a_rate_limit_the_start_up_context_is_requested_once_the_wait_is_over() {
         let mut service = Service::new();
         let limited = Failure::from(Error::RateLimited { retry_after: SECOND });
         service.fails(&context(0), &Failure { retry_after: Some(60 * SECOND), ..limited });
@@ -608,14 +612,14 @@ mod tests {
     }
 
     #[test]
-    fn the_start_up_context_takes_no_place_of_another_one() {
+    fn the_start_up_context_takes_the_place_of_no_other_context_in_a_round() {
         let mut service = Service::new();
         service.fails(&context(0), &unreachable());
         service.breaker.want(&CanonicalContext::start_up(), true);
         service.breaker.want(&context(1), true);
         service.breaker.want(&context(2), false);
-        let (_, asked) = service.unanswered_round(unreachable);
-        assert_eq!(asked, 3);
+        let (_, requests) = service.unanswered_round(unreachable);
+        assert_eq!(requests, 3);
     }
 
     #[test]
@@ -636,7 +640,7 @@ mod tests {
                 service.fails(&context(1), &unreachable());
                 service.now += SECOND;
                 service.fails(&context(number), &failure);
-                assert_eq!(service.is_open(), !closes, "of a context that anyone may make up: {failure:?}");
+                assert_eq!(service.is_open(), !closes, "for a context that any client may make up: {failure:?}");
             }
             service.now += 2 * SECOND;
             service.fails(&context(1), &unreachable());
@@ -646,7 +650,7 @@ mod tests {
     }
 
     #[test]
-    fn missing_flags_are_asked_for_again_and_never_open_the_breaker() {
+    fn missing_flags_are_requested_again_and_never_open_the_breaker() {
         let mut service = Service::new();
         let not_found = || Failure::from(Error::Status(StatusCode::NOT_FOUND));
         for number in 0..10 {
@@ -659,7 +663,7 @@ mod tests {
     }
 
     #[test]
-    fn outcomes_of_old_requests_say_little() {
+    fn outcomes_of_old_requests_do_not_change_the_breaker() {
         let mut service = Service::new();
         let sent = service.now;
         service.now += SECOND;
@@ -689,7 +693,7 @@ mod tests {
 
     /// How a service behaves towards a context for some time.
     #[derive(Clone, Copy, Debug, PartialEq)]
-    enum Behavior {
+    enum Behaviour {
         Answers,
         Rejects,
         Fails,
@@ -697,20 +701,20 @@ mod tests {
         Unreachable,
     }
 
-    fn behavior() -> impl Strategy<Value = Behavior> {
-        use Behavior::{Answers, Fails, Refuses, Rejects, Unreachable};
+    fn behaviour() -> impl Strategy<Value = Behaviour> {
+        use Behaviour::{Answers, Fails, Refuses, Rejects, Unreachable};
         prop_oneof![3 => Just(Answers), 1 => Just(Rejects), 3 => Just(Fails), 1 => Just(Refuses), 1 => Just(Unreachable)]
     }
 
-    /// The outcome of a request now.
-    fn request(service: &mut Service, context: &CanonicalContext, behavior: Behavior, random: f64) {
+    /// Sends a request now, and records its outcome.
+    fn request(service: &mut Service, context: &CanonicalContext, behaviour: Behaviour, random: f64) {
         let (sent, now) = (service.now, service.now);
-        let failure = match behavior {
-            Behavior::Answers => return service.breaker.answered(context, sent),
-            Behavior::Rejects => Error::Status(StatusCode::BAD_REQUEST).into(),
-            Behavior::Fails => unavailable(),
-            Behavior::Refuses => refused(),
-            Behavior::Unreachable => unreachable(),
+        let failure = match behaviour {
+            Behaviour::Answers => return service.breaker.answered(context, sent),
+            Behaviour::Rejects => Error::Status(StatusCode::BAD_REQUEST).into(),
+            Behaviour::Fails => unavailable(),
+            Behaviour::Refuses => refused(),
+            Behaviour::Unreachable => unreachable(),
         };
         service.breaker.failed(context, &failure, sent, now, false, random);
     }
@@ -718,12 +722,12 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 1_000, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Requests for contexts at random times, while a service treats each context in its own way.
+        /// Requests contexts at random times, while the service treats each context differently.
         #[test]
-        fn one_answered_context_is_enough(
-            of_start_up in behavior(),
-            of_known in behavior(),
-            of_others in vec(behavior(), 6),
+        fn one_answered_context_closes_the_breaker(
+            of_start_up in behaviour(),
+            of_known in behaviour(),
+            of_others in vec(behaviour(), 6),
             requests in vec((0..6_usize, 0..700_u64, 0.0..1.0_f64), 1..200),
         ) {
             let mut service = Service::new();
@@ -733,8 +737,8 @@ mod tests {
                 let other = (0..6).find(|number| *context == self::context(*number));
                 other.map_or(if *context == known { of_known } else { of_start_up }, |number| of_others[number])
             };
-            let has_outage = [of_start_up, of_known].iter().chain(&of_others).any(|of| *of == Behavior::Unreachable);
-            let responds = |of: Behavior| matches!(of, Behavior::Answers | Behavior::Rejects);
+            let has_outage = [of_start_up, of_known].iter().chain(&of_others).any(|of| *of == Behaviour::Unreachable);
+            let responds = |of: Behaviour| matches!(of, Behaviour::Answers | Behaviour::Rejects);
             let mut rounds = Vec::new();
             for (number, millis, random) in requests {
                 service.now += Duration::from_millis(millis);
@@ -746,7 +750,7 @@ mod tests {
                     }
                     service.breaker.end_round(service.now, random);
                     let is_trusted = |context: &CanonicalContext| {
-                        of(context) == Behavior::Answers || of(context) == Behavior::Rejects && context.is_start_up()
+                        of(context) == Behaviour::Answers || of(context) == Behaviour::Rejects && context.is_start_up()
                     };
                     if contexts.iter().any(is_trusted) {
                         prop_assert!(!service.is_open(), "one answer closes the breaker");
@@ -755,13 +759,13 @@ mod tests {
                 }
                 let next = context(number);
                 if service.is_open() {
-                    // Only rounds ask.
+                    // Only rounds send requests.
                     service.breaker.want(&next, false);
                     prop_assert!(service.breaker.due().is_some(), "an open breaker plans a round");
                 } else {
                     request(&mut service, &next, of(&next), random);
                 }
-                if (responds(of_start_up) || of_known == Behavior::Answers) && !has_outage {
+                if (responds(of_start_up) || of_known == Behaviour::Answers) && !has_outage {
                     prop_assert!(!service.is_open(), "contexts that fail do not stop others");
                 }
                 let limit = if matches!(service.breaker.error(), Some(Error::Unauthorized)) { 300 } else { 30 };
@@ -769,7 +773,7 @@ mod tests {
                     prop_assert!(due <= service.now + limit * SECOND, "a round is planned in time");
                 }
             }
-            // At most one immediate round for each row of three failed contexts, and otherwise by the backoff.
+            // There is at most one immediate round for three failed contexts. All others follow the backoff.
             prop_assert!(rounds.len() <= 200);
         }
     }

@@ -62,12 +62,12 @@ pub(crate) struct Evaluator {
     pub(super) in_flight: InFlightRequests,
     pub(super) backoffs: Backoffs,
     pub(super) breaker: Mutex<CircuitBreaker>,
-    /// Wakes the task of the rounds when the next one is due at another time, or a round was answered.
+    /// Wakes the task that runs the rounds when the time of the next round changes, or when a round is answered.
     pub(super) breaker_changed: Notify,
     pub(super) limiter: Limiter,
     pub(super) tags: Mutex<Tags>,
     pub(super) failing_flags: Mutex<FailingFlags>,
-    /// What limits how often failures are logged as warnings.
+    /// Limits how often failures are logged as warnings.
     pub(super) warnings: Mutex<Warnings>,
     pub(super) startup: watch::Sender<Startup>,
     pub(super) counters: Counters,
@@ -88,24 +88,24 @@ pub(crate) struct Evaluator {
 
 /// What is known about changes. Locked whenever the epoch changes.
 struct Announced {
-    /// The epoch of the last event that has announced a change.
+    /// The epoch of the last event that announced a change.
     epoch: u64,
-    /// The version of the flags that it names.
+    /// The version of the flags that this event names.
     version: ConfigVersion,
-    /// The same in terms that other instances understand.
+    /// The events that were received, in terms that other instances understand.
     events: KnownEvents,
 }
 
-/// What the evaluator reports to the sources of updates, which it does not know.
+/// Receives the reports of the evaluator. The sources of updates implement it, because the evaluator does not depend on them.
 pub(crate) trait Observer: Send + Sync {
-    /// Takes the flags of the start-up context. `is_current` tells that nothing was invalidated since they were requested.
-    /// Returns the keys of flags that changed without an event having announced it.
+    /// Takes the flags of the start-up context. `is_current` tells whether nothing was invalidated since they were requested.
+    /// Returns the keys of flags that changed although no event announced it.
     fn start_up_answered(&self, flag_set: &Arc<FlagSet>, is_current: bool) -> Vec<String>;
 
     /// Notes that the service refused the API key.
     fn key_refused(&self);
 
-    /// Notes that the service accepts the API key again that it refused.
+    /// Notes that the service accepts the API key again after it refused it.
     fn key_accepted(&self);
 
     /// Notes that a request was answered with the API key in use.
@@ -115,7 +115,7 @@ pub(crate) trait Observer: Send + Sync {
     fn streams_advertised(&self, advertised: Advertised, sent_at: Instant);
 }
 
-/// State of the service since the start.
+/// Progress of the start-up.
 pub(crate) enum Startup {
     /// No request has succeeded yet. Holds the last error, if there was one.
     Waiting(Option<Error>),
@@ -223,7 +223,7 @@ impl Evaluator {
         }
     }
 
-    /// Returns since when the store is away, if it is.
+    /// Returns since when the store has been unavailable, if it is.
     pub(crate) fn store_away_since(&self) -> Option<OffsetDateTime> {
         self.store.as_ref()?.away_since()
     }
@@ -262,8 +262,8 @@ impl Evaluator {
         self.epoch.invalidate_all();
     }
 
-    /// Notes that the stream of changes is open, and counts until `heard_until` if it is silent. A pending round begins at
-    /// `round_at` at the latest.
+    /// Notes that the stream of changes is open. It counts as open until `heard_until` if nothing is received. A pending round
+    /// begins at `round_at` at the latest.
     pub(crate) fn stream_opened(&self, heard_until: Instant, round_at: Instant) {
         {
             let mut announced = self.announced.write();
@@ -271,7 +271,7 @@ impl Evaluator {
             self.epoch.stream_opened(heard_until);
         }
         if let Some(store) = self.store.clone() {
-            // What is stored is fresh only if the clock of the store is known since then.
+            // Stored flags are fresh only if the clock of the store was read since the stream opened.
             drop(self.runtime.spawn(async move { store.read_clock().await }));
         }
         self.breaker.lock().round_at_latest(round_at);
@@ -280,14 +280,14 @@ impl Evaluator {
 
     /// Marks all flags as out of date because of an event, which may have an id and name the version of the flags.
     pub(crate) fn change_announced(&self, id: Option<u64>, version: ConfigVersion) {
-        // Locked before the epoch changes: a request of the new epoch finds the version.
+        // Locked before the epoch changes, so that a request of the new epoch finds the version.
         let (mut announced, now) = (self.announced.write(), Instant::now());
         announced.events.event(id, self.epoch.current(now), now);
         (announced.epoch, announced.version) = (self.epoch.change_announced(now), version);
     }
 
-    /// Returns the epoch, and what flags from the store must contain to be fresh in it. `None` if the stream of changes does not
-    /// tell that.
+    /// Returns the epoch, and what flags from the store must contain to be fresh in it. The requirement is `None` if the
+    /// stream of changes cannot tell.
     pub(super) fn position(&self, now: Instant) -> (EpochReading, Option<Requirement>) {
         let announced = self.announced.read();
         let reading = self.epoch.read(now);
@@ -298,12 +298,12 @@ impl Evaluator {
 
     /// Returns whether the store may have flags of a context that are better than those in memory.
     pub(super) fn may_be_stored(&self, context: &CanonicalContext, now: Instant) -> bool {
-        let is_asked = self.store.as_ref().is_some_and(|store| !context.is_start_up() && store.is_worth_asking());
-        is_asked && (self.position(now).1.is_some() || self.servable(context).is_none())
+        let is_usable = self.store.as_ref().is_some_and(|store| !context.is_start_up() && store.is_available());
+        is_usable && (self.position(now).1.is_some() || self.servable(context).is_none())
     }
 
-    /// Returns the version that a request sends back because an event demanded it. `known` is the epoch of the cached flags; a
-    /// context without any sends none.
+    /// Returns the version that a request must send back because an event demanded it. `known` is the epoch of the cached
+    /// flags. A request for a context without cached flags sends no version.
     pub(super) fn demanded_version(&self, known: Option<u64>, epoch: u64) -> ConfigVersion {
         let announced = self.announced.read();
         let is_due = known.is_some_and(|known| known <= announced.epoch) && is_of_event(announced.epoch, epoch);
@@ -315,7 +315,8 @@ impl Evaluator {
         self.is_start_up_in_full.store(true, Ordering::Relaxed);
     }
 
-    /// Sends another API key or token from now on, and marks all flags as out of date: they may be those of another environment.
+    /// Sends another API key or token from now on, and marks all flags as out of date, because they may belong to another
+    /// environment.
     pub(crate) fn set_credential(&self, credential: &Credential) {
         let set = || self.transport.set_credential(credential);
         match &self.store {
@@ -323,7 +324,7 @@ impl Evaluator {
             None => set(),
         }
         self.key_epoch.store(self.epoch.after_next_invalidation(), Ordering::Release);
-        // After the key: a request that sees the new epoch is sent with the new key.
+        // Invalidated after the key is set, so that a request that sees the new epoch is sent with the new key.
         self.invalidate_all();
         self.breaker.lock().reset(Instant::now());
         self.backoffs.clear();
@@ -349,14 +350,14 @@ impl Evaluator {
         let context = CanonicalContext::start_up();
         if let Some(error) = self.breaker_error(&context) {
             if matches!(*error, Error::Unauthorized) {
-                // Repeated, because the stream may not have been waiting for it when the request was refused.
+                // Reported again, because the stream may not have waited for it when the request was refused.
                 self.observer.key_refused();
             }
             return false;
         }
         let now = Instant::now();
         if self.backoffs.error(&context, self.epoch.read(now), now).is_some() {
-            // It is requested again when its wait is over.
+            // It is requested again when its backoff ends.
             return false;
         }
         let cached = || self.cache.get(context.as_bytes());
@@ -365,13 +366,13 @@ impl Evaluator {
             if let Some(request) = request {
                 self.spawn_request(request);
             }
-            // No longer than a request may wait and take, whatever happens to it.
+            // A request waits for its permit for `request_timeout` at most, and then takes that long at most.
             let _ = tokio::time::timeout(2 * self.request_timeout, waiter.wait()).await;
         }
         true
     }
 
-    /// Returns the flags of the context if this thread remembers them, and if they are fresh `now`, when the epoch was read.
+    /// Returns the flags of the context if this thread remembers them and they are fresh. `now` is when the epoch was read.
     #[inline]
     pub(crate) fn remembered(&self, context: View<'_>, reading: EpochReading, now: Instant) -> Option<Arc<CacheEntry>> {
         let entry = Memo::of_this_thread(|memo| memo.find(&self.cache, context, reading, now)).flatten()?;
@@ -379,7 +380,8 @@ impl Evaluator {
         Some(entry)
     }
 
-    /// Returns flags from the cache that are fresh `now`, when the epoch was read. `context` is the one that the caller has.
+    /// Returns flags from the cache if they are fresh. `now` is when the epoch was read. `context` is the context as the caller
+    /// passed it.
     pub(crate) fn fresh(
         self: &Arc<Self>,
         context: View<'_>,
@@ -398,7 +400,7 @@ impl Evaluator {
         Some(entry)
     }
 
-    /// Requests the flags of a context again because some of them failed, if it is time. Nothing waits for the request.
+    /// Requests the flags of a context again because some of them failed, if a retry is due. Nothing waits for the request.
     #[cold]
     fn refetch_failing(self: &Arc<Self>, entry: &CacheEntry, failing: &Failing, reading: EpochReading, now: Instant) {
         if !failing.is_look_due(now) || !self.failing_flags.lock().is_due(failing.keys(), now) {
@@ -415,7 +417,7 @@ impl Evaluator {
         }
     }
 
-    /// Answers an evaluation that [`fresh`](Self::fresh) did not, if no request is possible at present.
+    /// Answers an evaluation for which [`fresh`](Self::fresh) found nothing, if no request is possible at present.
     pub(crate) fn try_evaluate(
         self: &Arc<Self>,
         context: &CanonicalContext,
@@ -426,15 +428,15 @@ impl Evaluator {
         Some(outcome)
     }
 
-    /// Answers an evaluation that [`fresh`](Self::fresh) did not with the last known flags, if there are any, and requests
-    /// new ones in the background.
+    /// Answers an evaluation for which [`fresh`](Self::fresh) found nothing. Uses the last known flags, if there are any, and
+    /// requests new ones in the background.
     pub(crate) fn last_known(
         self: &Arc<Self>,
         context: &CanonicalContext,
         reading: EpochReading,
     ) -> Option<EvaluationOutcome> {
         let Some(entry) = self.servable(context) else {
-            // The store may have some for the next one.
+            // The store may have flags for the next evaluation.
             let outcome = self.fallback_if_unavailable(context, reading, Instant::now())?;
             self.counters.misses.count();
             self.request_in_background(context, reading);
@@ -446,7 +448,7 @@ impl Evaluator {
         Some(EvaluationOutcome::Stale(entry, None))
     }
 
-    /// Requests the flags of a context, and nothing waits for them.
+    /// Requests the flags of a context. Nothing waits for them.
     fn request_in_background(self: &Arc<Self>, context: &CanonicalContext, reading: EpochReading) {
         let cached = || self.cache.get(context.as_bytes());
         if let JoinOutcome::Wait(_, Some(request)) = self.in_flight.join(context, reading.epoch, cached, |_| false) {
@@ -454,7 +456,7 @@ impl Evaluator {
         }
     }
 
-    /// Answers an evaluation that [`fresh`](Self::fresh) did not, with the help of the service.
+    /// Answers an evaluation for which [`fresh`](Self::fresh) found nothing, with the help of the service.
     pub(crate) async fn evaluate(
         self: &Arc<Self>,
         context: &CanonicalContext,
@@ -463,7 +465,7 @@ impl Evaluator {
         self.evaluate_since(context, reading, None).await
     }
 
-    /// Answers an evaluation that needs an answer to a request that was sent at `since` or later, if that is named.
+    /// Answers an evaluation. If `since` is set, the answer must be one to a request that was sent then or later.
     pub(crate) async fn evaluate_since(
         self: &Arc<Self>,
         context: &CanonicalContext,
@@ -476,7 +478,7 @@ impl Evaluator {
             return outcome;
         }
         let stale = self.servable(context);
-        // The request goes on, for later evaluations. A runtime that ends loses it.
+        // When the wait is over, the request continues for later evaluations. If the runtime ends, the request is lost.
         let may_be_restored = stale.is_none() && self.may_be_stored(context, now);
         let mut over = std::pin::pin!(self.wait(context, stale.is_some(), may_be_restored));
         let mut joins = 0;
@@ -495,7 +497,7 @@ impl Evaluator {
             };
             joins += 1;
             match outcome {
-                // It joined a request that was sent too early.
+                // The evaluation joined a request that was sent too early, and joins the next one.
                 WaitOutcome::Answered(entry) if joins == 1 && since.is_some_and(|since| entry.sent_at < since) => {}
                 outcome => break (outcome, request),
             }
@@ -504,12 +506,12 @@ impl Evaluator {
             WaitOutcome::Answered(entry) => EvaluationOutcome::Fresh(entry),
             WaitOutcome::Failed(error) => self.fallback(context, error),
             WaitOutcome::Slow => {
-                // It may wait in the queue because of what happened meanwhile.
+                // The service may have become unavailable meanwhile, or the request may still be queued.
                 let mut error = self.unavailability(context, reading, Instant::now());
                 if request.is_some_and(|request| self.limiter.is_queued(request)) {
                     error = error.or_else(|| Some(Arc::new(Error::QueueFull)));
                 }
-                // The request may have found some in the store.
+                // The request may have found flags in the store.
                 match stale.or_else(|| self.servable(context)) {
                     Some(stale) => {
                         self.counters.stale_served.count();
@@ -553,19 +555,19 @@ impl Evaluator {
         }
     }
 
-    /// Returns when the flags of a context that are cached were requested.
+    /// Returns when the cached flags of a context were requested.
     pub(crate) fn known_since(&self, context: &[u8]) -> Option<Instant> {
         Some(self.cache.get(context)?.sent_at)
     }
 
-    /// Returns the interval in which flags become out of date, while no stream of changes is open.
+    /// Returns the age at which flags become out of date, if no stream of changes is open.
     pub(crate) fn polling_age(&self) -> Option<Duration> {
         let is_streaming = self.epoch.read(Instant::now()).streaming;
         (!is_streaming).then_some(self.cache.freshness().polling)
     }
 
-    /// Waits as long as an evaluation does, which is shorter if flags come from the store meanwhile. Returns `false` at once if
-    /// the runtime ends.
+    /// Waits as long as an evaluation may wait. The wait is shorter if flags arrive from the store meanwhile. Returns `false` at
+    /// once if the runtime ends.
     async fn wait(&self, context: &CanonicalContext, has_flags: bool, may_be_restored: bool) -> bool {
         let (patience, first) = (self.patience(has_flags), self.patience(true));
         if !may_be_restored || first >= patience {
@@ -580,8 +582,8 @@ impl Evaluator {
         if has_flags { self.stale_wait } else { self.miss_wait }
     }
 
-    /// Answers without the service where no request is possible, unless the store may have flags of a context that has none. If it
-    /// may have better ones than those in memory, they are for later evaluations.
+    /// Answers without the service if no request is possible, unless the context has no flags in memory and the store may have
+    /// some. If the store may have better flags than those in memory, they are requested for later evaluations.
     fn fallback_at_once(
         self: &Arc<Self>,
         context: &CanonicalContext,
@@ -597,8 +599,8 @@ impl Evaluator {
         Some(outcome)
     }
 
-    /// Answers without the service where no request is possible: after shutdown, while the context backs off or the
-    /// breaker is open, and if the service takes no requests for longer than the evaluation waits.
+    /// Answers without the service if no request is possible: after shutdown, while the context backs off or the
+    /// breaker is open, and if the service accepts no requests for longer than the evaluation waits.
     fn fallback_if_unavailable(
         self: &Arc<Self>,
         context: &CanonicalContext,
@@ -613,7 +615,7 @@ impl Evaluator {
         Some(self.fallback(context, error))
     }
 
-    /// Returns the error because of which a context cannot be requested at present.
+    /// Returns the reason why a context cannot be requested at present, if there is one.
     pub(super) fn unavailability(
         self: &Arc<Self>,
         context: &CanonicalContext,
@@ -638,7 +640,7 @@ impl Evaluator {
         EvaluationOutcome::Unavailable(error, self.bootstrap.clone())
     }
 
-    /// Reports that an evaluation without any flags has waited in vain.
+    /// Reports that an evaluation without any flags timed out.
     fn report_miss(&self) {
         let now = Instant::now();
         let Some(evaluations) = self.warnings.lock().missed(now) else { return };
@@ -646,8 +648,8 @@ impl Evaluator {
         let miss_wait = self.miss_wait;
         tracing::warn!(
             target: "flipswitch", evaluations, ?miss_wait, queued_requests, requests_per_second,
-            "new users get defaults: their flags take longer than `miss_wait`. The flag service is slow, or there are more \
-             new users than it takes"
+            "new users get defaults because their flags take longer than `miss_wait`. The flag service is slow, or there are \
+             more new users than it can handle"
         );
     }
 
@@ -657,7 +659,7 @@ impl Evaluator {
         entry.may_be_served(Instant::now(), self.cache.freshness()).then_some(entry)
     }
 
-    /// Returns the error because of which no request for a context is sent, if the breaker is open.
+    /// If the breaker is open, returns its error, and notes that the context could not be requested.
     fn breaker_error(self: &Arc<Self>, context: &CanonicalContext) -> Option<Arc<Error>> {
         let (error, needs_task) = {
             let mut breaker = self.breaker.lock();
@@ -671,14 +673,14 @@ impl Evaluator {
         Some(Arc::new(error))
     }
 
-    /// Returns an error if the service takes no requests for longer than an evaluation waits.
+    /// Returns an error if the service accepts no requests for longer than an evaluation waits.
     fn limit_error(&self, context: &CanonicalContext, now: Instant) -> Option<Arc<Error>> {
         let wait = self.limiter.blocked_until(now).saturating_duration_since(now);
         let is_longer = !wait.is_zero() && wait > self.patience(self.cache.get(context.as_bytes()).is_some());
         is_longer.then(|| Arc::new(Error::RateLimited { retry_after: wait }))
     }
 
-    /// Starts the task of the rounds, if one is due and the task does not run.
+    /// Starts the task that runs the rounds, if a round is due and the task is not running.
     pub(super) fn plan_rounds(self: &Arc<Self>) {
         let is_needed = self.breaker.lock().needs_task();
         if is_needed {
@@ -686,13 +688,13 @@ impl Evaluator {
         }
     }
 
-    /// Spawns the task of the rounds. Must not be called with the lock of the breaker, which the task takes if it cannot be
-    /// spawned and is dropped.
+    /// Spawns the task that runs the rounds. Must not be called while the breaker is locked: a task that cannot be spawned is
+    /// dropped, and locks the breaker then.
     fn spawn_rounds(self: &Arc<Self>) {
         drop(self.runtime.spawn(RoundTask::new(Arc::clone(self)).run()));
     }
 
-    /// Starts the task that hands out permits while the rate is limited, if requests wait and the task does not run.
+    /// Starts the task that hands out permits while the rate is limited, if requests are waiting and the task is not running.
     pub(super) fn pace(self: &Arc<Self>) {
         if self.limiter.needs_pacing(Instant::now()) {
             drop(self.runtime.spawn(PaceTask::new(self.limiter.clone()).run()));
@@ -735,7 +737,8 @@ impl Evaluator {
         let reading = self.epoch.read(Instant::now());
         let changed = self.observer.start_up_answered(&entry.flag_set, entry.epoch >= reading.epoch);
         if !changed.is_empty() {
-            // No event has invalidated the flags of other contexts. A stream that has just opened, or is silent, may have lost it.
+            // No event has invalidated the flags of other contexts. A stream that has just opened, or is silent, may have
+            // missed it.
             self.invalidate_all();
         }
         for key in changed {
@@ -748,8 +751,8 @@ impl Evaluator {
 fn store(config: &Config, runtime: &Arc<ProviderRuntime>) -> Option<Arc<Store>> {
     let store = config.store.clone()?;
     if config.override_file.is_some() {
-        // Its values must not be shared, and cannot be distinguished from those of the service later.
-        tracing::warn!(target: "flipswitch", "the store is not used, because there is an override_file");
+        // The values of the file must not be shared, and cannot be distinguished from those of the service later.
+        tracing::warn!(target: "flipswitch", "the store is not used, because `override_file` is set");
         return None;
     }
     let secret = config.secret.clone().or_else(|| config.credential.key().map(ApiKey::secret));

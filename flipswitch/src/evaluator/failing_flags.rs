@@ -16,7 +16,7 @@ use crate::{
 /// Number of different contexts after which a flag counts as failing for all.
 const MIN_CONTEXTS: usize = 3;
 
-/// Longest wait between requests because of a flag that fails for all contexts.
+/// Longest wait between requests that are made because a flag fails for all contexts.
 const MAX_WAIT: Duration = Duration::from_secs(300);
 
 /// How many flags are remembered.
@@ -30,14 +30,15 @@ pub(crate) struct FailingFlags(HashMap<String, FailingFlag>);
 struct FailingFlag {
     /// Different contexts, up to [`MIN_CONTEXTS`].
     contexts: Vec<CanonicalContext>,
-    /// Failures since it counts as failing for all contexts, and when they are requested again because of it.
+    /// Failures since the flag counts as failing for all contexts.
     failures: u32,
+    /// When contexts are requested again because of the flag.
     retry_at: Option<Instant>,
 }
 
 impl FailingFlags {
-    /// Takes the flags of a response, and returns those that failed for the first time since they were evaluated. `random` is
-    /// from [0, 1).
+    /// Records the flags of a response, and returns those that failed for the first time since they were last evaluated. `random`
+    /// is from [0, 1).
     pub(crate) fn received(
         &mut self,
         context: &CanonicalContext,
@@ -73,8 +74,8 @@ impl FailingFlags {
         self.0.len()
     }
 
-    /// Returns whether to request flags again because some of them failed: not all of them wait because they fail for every
-    /// context.
+    /// Returns whether to request flags again because those with `keys` failed. Returns `false` while each of them waits
+    /// because it fails for all contexts.
     pub(crate) fn is_due<'a>(&self, keys: impl Iterator<Item = &'a str>, now: Instant) -> bool {
         let mut keys = keys.peekable();
         let waits = |key: &str| self.0.get(key).and_then(|failing| failing.retry_at).is_some_and(|at| now < at);
@@ -97,20 +98,20 @@ mod tests {
     }
 
     #[test]
-    fn a_flag_that_fails_for_three_contexts_backs_off_as_a_flag() {
+    fn a_flag_that_fails_for_three_contexts_backs_off_for_all_contexts() {
         let (mut flags, mut now) = (FailingFlags::default(), Instant::now());
         let is_due = |flags: &FailingFlags, now| flags.is_due(["f"].into_iter(), now);
         for number in [0, 1, 1, 0] {
             flags.received(&context(number), &failed("f"), now, 1.0);
-            assert!(is_due(&flags, now), "each context backs off by itself");
+            assert!(is_due(&flags, now), "each context backs off on its own");
         }
         for expected in [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300] {
-            // Those that were in flight together are one failure.
+            // Requests that were in flight together count as one failure.
             for number in 2..10 {
                 flags.received(&context(number), &failed("f"), now, 1.0);
             }
             assert!(!is_due(&flags, now));
-            assert!(flags.is_due(["f", "other"].into_iter(), now), "another flag has waited");
+            assert!(flags.is_due(["f", "other"].into_iter(), now), "another flag does not wait");
             now += Duration::from_secs(expected) - Duration::from_millis(1);
             assert!(!is_due(&flags, now), "{expected}");
             now += Duration::from_millis(1);

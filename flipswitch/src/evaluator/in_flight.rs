@@ -2,7 +2,7 @@
 //!
 //! At most two requests of one context are in flight: one that can be joined, and an older one that was superseded by a
 //! change. An evaluation joins only a request that was sent late enough for it, so that it never gets flags older than
-//! itself. It waits for at most two requests, so that changes without pause do not delay it forever.
+//! itself. It waits for at most two requests, so that a rapid series of changes does not delay it forever.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::{cache::entry::CacheEntry, context::canonical::CanonicalContext, error::Error};
 
-/// The table of requests in flight. Its lock is held for short moments, never across an await.
+/// The table of requests in flight. Its lock is held briefly, and never across an `.await`.
 #[derive(Default)]
 pub(crate) struct InFlightRequests {
     table: Mutex<Table>,
@@ -41,9 +41,10 @@ struct Running {
 /// What waiters observe. Requests are numbered as they start; a waiter waits for one of them, or for a later one.
 #[derive(Debug, Default)]
 struct Progress {
-    /// The latest request that succeeded, and the newest of all entries: a request that started later may have been sent
-    /// earlier.
+    /// The latest request that succeeded.
     succeeded: u64,
+    /// The newest of all entries. It may be that of an earlier request, because requests are not always sent in the order in
+    /// which they started.
     entry: Option<Arc<CacheEntry>>,
     /// The latest request that failed, and its error.
     failed: u64,
@@ -63,7 +64,7 @@ pub(crate) struct InFlightRequest {
     pub(crate) base: Option<Arc<CacheEntry>>,
     /// Whether the request is part of a round that finds out whether the service works.
     pub(crate) is_probe: bool,
-    /// Whether evaluations waited for the end of another request before this one could start.
+    /// Whether evaluations waited for another request to complete before this one could start.
     pub(crate) is_next: bool,
     progress: watch::Sender<Progress>,
 }
@@ -85,7 +86,7 @@ impl InFlightRequest {
 /// Outcome of [`InFlightRequests::join`].
 #[derive(Debug)]
 pub(crate) enum JoinOutcome {
-    /// The evaluation waits. The request, if there is one, must be started.
+    /// The evaluation must wait. The request, if there is one, must be started.
     Wait(Waiter, Option<InFlightRequest>),
     /// A usable entry was cached meanwhile.
     Cached(Arc<CacheEntry>),
@@ -115,7 +116,7 @@ pub(crate) enum WaitOutcome {
 }
 
 impl InFlightRequests {
-    /// Joins a request that is new enough for `need`, or prepares one.
+    /// Joins a request that is new enough for the epoch `need`, or prepares one.
     ///
     /// `cached` reads the cache, and `is_usable` tells whether its entry makes a request unnecessary. Both are called under
     /// the lock, because a request stores its entry before it leaves the table.
@@ -134,8 +135,8 @@ impl InFlightRequests {
         let Table { contexts, last_id } = &mut *table;
         let requests = contexts.entry(context.clone()).or_insert_with(Context::new);
         let progress = requests.progress.subscribe();
-        // Waiters from before a later request completed were woken then. An older request that is still running has no
-        // waiters left, and must not be joined.
+        // A request that completes wakes the waiters of older requests as well. An older one that is still running therefore has
+        // no waiters left, and must not be joined.
         let (completed, epoch) = {
             let progress = progress.borrow();
             (progress.completed(), progress.epoch)
@@ -154,8 +155,8 @@ impl InFlightRequests {
         JoinOutcome::Wait(Waiter { request, is_joined, progress }, started)
     }
 
-    /// Prepares a probe, which is never conditional. If a request of the context is in flight whose outcome is awaited,
-    /// returns a waiter for it instead.
+    /// Prepares a probe, which is never conditional. If a request for the context is in flight and its outcome is awaited,
+    /// returns a waiter for that request instead.
     pub(crate) fn probe(&self, context: &CanonicalContext, epoch: u64) -> Result<InFlightRequest, Waiter> {
         let mut table = self.table.lock();
         let Table { contexts, last_id } = &mut *table;
@@ -178,7 +179,7 @@ impl InFlightRequests {
         store();
     }
 
-    /// Completes a request: stores its entry, tells the waiters that can use it, and returns the request to start next, if
+    /// Completes a request: stores its entry, wakes the waiters that can use it, and returns the request to start next, if
     /// an evaluation needs a newer one.
     ///
     /// `store` puts an entry into the cache. `epoch` returns the epoch that a request which starts now is certain to see.
@@ -305,14 +306,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_probe_is_never_lost_beside_a_request_that_was_overtaken() {
+    fn a_probe_is_prepared_beside_a_superseded_request() {
         let (in_flight, context, now) = (InFlightRequests::default(), CanonicalContext::start_up(), Instant::now());
         let join = |need| match in_flight.join(&context, need, || None, |_| false) {
             JoinOutcome::Wait(_, Some(request)) => request,
             other => panic!("{other:?}"),
         };
         let (first, second) = (join(0), join(1));
-        assert!(in_flight.probe(&context, 1).is_err(), "the newest is awaited");
+        assert!(in_flight.probe(&context, 1).is_err(), "the newest request is awaited");
         let entry = Ok(Arc::new(CacheEntry::new(&context, Arc::default(), None, None, 1, now)));
         in_flight.complete(&second, entry, |_| {}, || 1);
         let probe = in_flight.probe(&context, 1).expect("a request to be sent");

@@ -36,10 +36,10 @@ use crate::{
 
 const CONTEXTS: usize = 3;
 
-/// Threads with a memo each.
+/// Number of threads, each with a memo.
 const THREADS: usize = 3;
 
-/// Longer than any run: the stream is heard for as long as it is open.
+/// Longer than any run, so that an open stream never counts as silent.
 const NEVER_SILENT: Duration = Duration::from_secs(100 * 365 * 24 * 3_600);
 
 const FRESHNESS: Freshness = Freshness {
@@ -48,7 +48,7 @@ const FRESHNESS: Freshness = Freshness {
     max_stale: Duration::from_secs(200),
 };
 
-/// One step. A number selects what it applies to: a context, or a request in the order of their start.
+/// One step. A number selects what it applies to: a context, or a request in the order in which they started.
 #[derive(Clone, Copy, Debug)]
 enum Op {
     /// An evaluation reads the epoch, and the memo of its thread or the cache.
@@ -172,7 +172,7 @@ struct World {
     fields: [EvaluationContext; CONTEXTS],
     /// The canonical forms of the same contexts.
     contexts: Vec<CanonicalContext>,
-    /// Those of the threads. One of them has its contexts in the canonical form.
+    /// The memos of the threads. The first thread has its contexts in the canonical form.
     memos: RefCell<[Memo; THREADS]>,
     in_flight: InFlightRequests,
     cache: Cache,
@@ -189,7 +189,7 @@ struct World {
     /// Changes whose events have not arrived.
     unannounced: u64,
     announced: u64,
-    /// The version that was announced by the events of this echo window, and holds after it.
+    /// The version that the events of this echo window announced. It is required when the window is over.
     echoed: u64,
     /// The last version that the service evaluated for each context.
     worked: [u64; CONTEXTS],
@@ -229,7 +229,7 @@ impl World {
     fn new(orderly: bool) -> Self {
         let epoch = Epoch::default();
         epoch.stream_opened(Instant::now() + NEVER_SILENT);
-        // The first two are equal for `==`.
+        // The first two are equal by `==`.
         let fields = [0.0, -0.0, 1.0].map(|value| EvaluationContext::default().with_custom_field("number", value));
         Self {
             contexts: fields.iter().map(CanonicalContext::new).collect(),
@@ -332,11 +332,11 @@ impl World {
         }
         self.settle();
         prop_assert_eq!(self.epoch.read(self.now).streaming, self.open, "whether the stream is open");
-        self.listen()?;
-        self.check_flights()
+        self.poll_all()?;
+        self.check_in_flight()
     }
 
-    /// Returns the tag of a version. Contexts and environments may have equal tags, so a tag may match that must not be used.
+    /// Returns the tag of a version. Contexts and environments may have equal tags, so a tag that must not be used may match.
     fn tag(&self, version: u64) -> Box<[u8]> {
         let start = self.environments.iter().rfind(|start| **start <= version).unwrap();
         format!("\"{}\"", version - start).into_bytes().into()
@@ -396,7 +396,8 @@ impl World {
         let states = RefCell::new(vec![self.cache.puts()]);
         let found = RefCell::new(vec![(states.borrow()[0], find())]);
         self.cache.put_in_steps(entry, || {
-            // A thread without a memo, and the others until they remember it. Each knows what the one before read.
+            // A thread without a memo reads the entry, then the others until they remember it. None may read an older version
+            // than the one before.
             read(find());
             for _ in 0..FINDS {
                 (0..THREADS).for_each(|thread| read(self.find(context, thread, reading)));
@@ -405,7 +406,7 @@ impl World {
             found.borrow_mut().extend(states.borrow().iter().map(|puts| (*puts, find())));
         });
         read(find());
-        // Threads that are slow take note only now of what they have found.
+        // Slow threads remember only now what they have found.
         for (puts, entry) in found.into_inner() {
             let Some(entry) = entry else { continue };
             for thread in 0..THREADS {
@@ -433,7 +434,7 @@ impl World {
             }
             None => {
                 let good = known.filter(|known| known.epoch >= reading.epoch && !aged);
-                prop_assert!(good.is_none(), "a good answer was not found: {good:?}");
+                prop_assert!(good.is_none(), "usable flags were not found: {good:?}");
                 self.begun.push(evaluation);
                 Ok(())
             }
@@ -458,7 +459,7 @@ impl World {
             JoinOutcome::Wait(waiter, request) => (waiter, request),
         };
         let known = self.cache.fresh(&key(&canonical), reading, now);
-        prop_assert!(known.is_none(), "an evaluation waits for what is known: {known:?}");
+        prop_assert!(known.is_none(), "an evaluation waits although fresh flags are cached: {known:?}");
         if let Some(request) = request {
             prop_assert!(request.epoch >= need, "a request is too old for the evaluation that starts it");
             self.spawn(request)?;
@@ -490,7 +491,7 @@ impl World {
             prop_assert_eq!(base.etag(), Some(&*self.tag(version)), "a base with the tag of another answer");
         }
         self.requests.push(Request { request, sent: None });
-        self.check_flights()
+        self.check_in_flight()
     }
 
     fn send(&mut self, number: usize) {
@@ -509,7 +510,7 @@ impl World {
     }
 
     fn work(&mut self, number: usize, lags: bool) {
-        // A service that evaluates out of order may go back, which cannot be told from a change.
+        // A service that evaluates out of order may return an older version, which looks like a change.
         let lags = lags && self.orderly && self.is_in_echo_window();
         let contexts = self.contexts.clone();
         let context_of = |request: &Request| contexts.iter().position(|known| *known == request.request.context);
@@ -555,7 +556,7 @@ impl World {
         self.complete(&request, Ok(Arc::clone(&entry)))?;
         let kept = self.cache.get(request.context.as_bytes());
         let kept = kept.is_some_and(|kept| Self::age_order(&kept) >= Self::age_order(&entry));
-        prop_assert!(kept, "an answer that came was not kept");
+        prop_assert!(kept, "an answer was not cached");
         Ok(())
     }
 
@@ -598,8 +599,8 @@ impl World {
         }
     }
 
-    /// Polls all evaluations but the slow ones.
-    fn listen(&mut self) -> TestCaseResult {
+    /// Polls all evaluations except the slow ones.
+    fn poll_all(&mut self) -> TestCaseResult {
         for position in (0..self.waiting.len()).rev() {
             if !self.waiting[position].slow {
                 self.poll(position)?;
@@ -609,10 +610,10 @@ impl World {
     }
 
     fn poll(&mut self, position: usize) -> TestCaseResult {
-        let Poll::Ready(heard) = self.waiting[position].future.poll() else { return Ok(()) };
+        let Poll::Ready(outcome) = self.waiting[position].future.poll() else { return Ok(()) };
         let Waiting { evaluation, slow, waited, .. } = self.waiting.remove(position);
         prop_assert!(slow || waited <= 2, "an evaluation waited for {} requests", waited);
-        match heard {
+        match outcome {
             WaitOutcome::Answered(entry) => self.answered(evaluation, &entry)?,
             WaitOutcome::Failed(error) => {
                 let Error::Evaluation { code, details } = &*error else { unreachable!("{error}") };
@@ -645,13 +646,13 @@ impl World {
         Ok(())
     }
 
-    /// Forgets the versions of evicted contexts. Only the cache knows what was returned before: after an eviction, an older
-    /// request of the same epoch may bring an older version.
+    /// Forgets the versions of evicted contexts. Only the cache knows what was returned before, so an older request of the same
+    /// epoch may return an older version after an eviction.
     fn remember(&mut self) -> TestCaseResult {
         for (context, canonical) in self.contexts.iter().enumerate() {
             let kept = self.cache.get(canonical.as_bytes()).map(|kept| Self::age_order(&kept));
             match kept {
-                Some(_) => prop_assert!(kept >= self.kept[context], "an answer gave way to an older one"),
+                Some(_) => prop_assert!(kept >= self.kept[context], "an older answer replaced a newer one"),
                 None => self.seen[context] = 0,
             }
             self.kept[context] = kept;
@@ -660,11 +661,11 @@ impl World {
     }
 
     /// Checks that at most two requests of a context are in flight, and that all but the last are superseded.
-    fn check_flights(&self) -> TestCaseResult {
+    fn check_in_flight(&self) -> TestCaseResult {
         for context in 0..CONTEXTS {
             let epochs: Vec<_> = self.of(context).map(|request| request.request.epoch).collect();
-            prop_assert!(epochs.len() <= 2, "{epochs:?} are under way");
-            prop_assert!(epochs.is_sorted_by(|older, newer| older < newer), "{epochs:?} are under way");
+            prop_assert!(epochs.len() <= 2, "{epochs:?} are in flight");
+            prop_assert!(epochs.is_sorted_by(|older, newer| older < newer), "{epochs:?} are in flight");
         }
         Ok(())
     }
@@ -677,11 +678,11 @@ impl World {
                 self.step(op)?;
             }
             steps += 1;
-            prop_assert!(steps < 100, "requests follow each other without end");
+            prop_assert!(steps < 100, "requests follow each other endlessly");
         }
         while let Some(last) = self.waiting.len().checked_sub(1) {
             self.poll(last)?;
-            prop_assert_eq!(self.waiting.len(), last, "an evaluation waits though all requests are complete");
+            prop_assert_eq!(self.waiting.len(), last, "an evaluation waits although all requests are complete");
         }
         (0..CONTEXTS).try_for_each(|context| self.probe(context))
     }

@@ -1,4 +1,4 @@
-//! How many requests are in flight, how many are sent each second, and which one is next.
+//! Limits how many requests are in flight and how many are sent each second, and decides which one is next.
 
 use std::{
     collections::VecDeque,
@@ -22,13 +22,13 @@ const ANSWERS_TO_DOUBLE: usize = 10;
 /// The permits are halved at most once in this time.
 const HALVE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often the queue is looked at while the rate is limited and all permits are in use.
+/// How often the queue is checked while the rate is limited and all permits are in use.
 const PACE: Duration = Duration::from_millis(5);
 
-/// Slow requests that may be in flight without a permit, where other contexts are answered faster.
+/// Maximum number of slow requests without a permit, if other contexts are answered faster.
 const MAX_SLOW: usize = 64;
 
-/// Slow requests for each permit that may be in flight without one, where all are slow. This is half of the permits in
+/// Maximum number of slow requests without a permit, for each permit, if all requests are slow. This is half of the permits in
 /// each second of the default `request_timeout`.
 const MAX_SLOW_PER_PERMIT: usize = 5;
 
@@ -43,12 +43,13 @@ struct State {
     /// Answers since the permits changed.
     answers: usize,
     halved_at: Option<Instant>,
-    /// Permits in use, and those of contexts without flags among them.
+    /// Permits in use.
     held: usize,
+    /// Permits in use for contexts without flags.
     held_by_new: usize,
     /// Slow requests without a permit, the oldest first.
     slow: VecDeque<Slow>,
-    /// When the latest request was sent that was answered: for contexts without flags, and for those that have some.
+    /// When the latest answered request was sent: for contexts without flags, and for contexts with flags.
     answered_sent: [Option<Instant>; 2],
     queue: Queue<Waiting>,
     pacer: Pacer,
@@ -111,7 +112,7 @@ impl Limiter {
         })))
     }
 
-    /// Takes a permit, or returns what waits for one. A wait that is dropped leaves the queue.
+    /// Takes a permit, or returns a [`Wait`] for one. Dropping the wait removes the request from the queue.
     pub(crate) fn acquire(&self, ticket: Ticket, now: Instant) -> Result<Permit, Wait> {
         let Ticket { id, is_known, bytes, is_waited_for } = ticket;
         let mut state = self.0.lock();
@@ -121,7 +122,7 @@ impl Limiter {
         }
         let (grant, mut granted) = oneshot::channel();
         let displaced = state.queue.push(Queued { id, is_known, bytes, item: Waiting { grant, is_waited_for } });
-        // One of a context that has flags may be sent although others wait.
+        // A request for a context with flags may be sent although others wait.
         let granted_now = self.grant(&mut state, now);
         drop(state);
         drop((displaced, granted_now));
@@ -131,7 +132,7 @@ impl Limiter {
         Err(Wait { limiter: self.clone(), id, granted })
     }
 
-    /// Notes that something waits again for a request in the queue.
+    /// Notes that an evaluation waits again for a queued request.
     pub(crate) fn renew(&self, id: u64) {
         self.0.lock().queue.renew(id);
     }
@@ -157,7 +158,7 @@ impl Limiter {
         }
     }
 
-    /// Notes that a request was answered, which was sent at `sent`.
+    /// Notes that a request that was sent at `sent` was answered.
     pub(crate) fn answered_sent(&self, is_known: bool, sent: Instant) {
         let answered = &mut self.0.lock().answered_sent[usize::from(is_known)];
         *answered = (*answered).max(Some(sent));
@@ -168,7 +169,7 @@ impl Limiter {
         self.0.lock().pacer.limited(sent, now, retry_after)
     }
 
-    /// Returns until when nothing is sent because of a limit of the service: `now` if something may be.
+    /// Returns when the limit of the service allows the next request. Returns `now` if it allows one already.
     pub(crate) fn blocked_until(&self, now: Instant) -> Instant {
         self.0.lock().pacer.blocked_until(now)
     }
@@ -202,7 +203,7 @@ impl Limiter {
         is_needed && !std::mem::replace(&mut state.is_paced, true)
     }
 
-    /// Hands out what the rate allows. Returns when to call again, unless nothing waits.
+    /// Hands out the permits that the rate allows. Returns when to call this again, or `None` if nothing waits.
     pub(crate) fn pace(&self, now: Instant) -> Option<Instant> {
         let mut state = self.0.lock();
         let granted = self.grant(&mut state, now);
@@ -229,7 +230,7 @@ impl Limiter {
         self.0.lock().pacer.per_second(now)
     }
 
-    /// Hands out permits. Returns those whose requests have just been dropped, for the caller to drop without the lock.
+    /// Hands out permits. Returns those whose requests have just been dropped. The caller must drop them without the lock.
     fn grant(&self, state: &mut State, now: Instant) -> Vec<Permit> {
         let mut unused = Vec::new();
         while state.may_grant(true) && state.pacer.next(now) <= now {
@@ -302,12 +303,14 @@ impl Permit {
         self.limiter.0.lock().pacer.unsent(now);
     }
 
-    /// Returns the permit early, because the request is slow. The request goes on until the receiver resolves: when there
-    /// are too many such requests, the oldest one is cancelled, those of contexts without flags first, if a request for a context
-    /// of the same kind has been answered that was sent when this one was slow already. Where all of them are slow, cancelling them would
-    /// only repeat them, and none would ever be answered.
+    /// Returns the permit early, because the request is slow. The request continues until the receiver resolves.
     ///
-    /// Keeps the permit, and returns `None`, if there are too many and none can be cancelled.
+    /// If there are too many such requests, the oldest one is cancelled, beginning with those for contexts without flags. A slow
+    /// request is cancelled only if it was overtaken: a request for a context of the same kind was sent after it had become
+    /// slow, and has been answered. If all requests are slow, cancelling them would only repeat them, and none would ever be
+    /// answered.
+    ///
+    /// Keeps the permit and returns `None` if there are too many slow requests and none can be cancelled.
     pub(crate) fn release_slow(&mut self, now: Instant) -> Option<oneshot::Receiver<()>> {
         let mut state = self.limiter.0.lock();
         let mut cancelled = None;
@@ -369,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn a_returned_permit_goes_to_the_newest() {
+    fn a_returned_permit_goes_to_the_newest_request() {
         let limiter = Limiter::new(1, 100);
         let permit = granted(&limiter, true);
         let (mut first, mut second) = (waits(&limiter, true), waits(&limiter, true));
@@ -381,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn giving_up_loses_no_permit() {
+    fn a_dropped_wait_loses_no_permit() {
         let limiter = Limiter::new(1, 100);
         let permit = granted(&limiter, true);
         drop(waits(&limiter, true));
@@ -406,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn a_displaced_request_is_told() {
+    fn a_displaced_request_fails() {
         let limiter = Limiter::new(1, 1);
         let _permit = granted(&limiter, true);
         let (mut first, mut second) = (waits(&limiter, false), waits(&limiter, true));
@@ -414,7 +417,7 @@ mod tests {
         assert_pending!(spawn(second.granted()).poll());
     }
 
-    /// Sends slow requests that return their permits, the one with this number for a context without flags.
+    /// Sends slow requests that return their permits. The one with the number `new` is for a context without flags.
     fn slow(limiter: &Limiter, count: usize, new: usize, now: Instant) -> Vec<(Permit, oneshot::Receiver<()>)> {
         let send = |number| {
             let mut permit = granted(limiter, number != new);
@@ -425,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn slow_requests_return_their_permits_and_the_oldest_that_was_overtaken_is_cancelled() {
+    fn slow_requests_return_their_permits_and_the_oldest_overtaken_one_is_cancelled() {
         let (limiter, now) = (Limiter::new(1, 100), Instant::now());
         let mut slow = slow(&limiter, MAX_SLOW, 3, now);
         limiter.answered_sent(false, now);
@@ -444,14 +447,14 @@ mod tests {
         }
         assert!(granted(&limiter, true).release_slow(now).is_none(), "all are for contexts that have flags");
         limiter.answered_sent(true, now + Duration::from_millis(1));
-        assert!(granted(&limiter, true).release_slow(now).is_some(), "others of these were answered");
+        assert!(granted(&limiter, true).release_slow(now).is_some(), "a later request for such a context was answered");
         assert_ready_err!(spawn(&mut slow[0].1).poll());
         drop(slow);
         assert!(granted(&limiter, true).release_slow(now).is_some());
     }
 
     #[test]
-    fn more_slow_requests_are_in_flight_where_all_are_slow() {
+    fn more_slow_requests_may_be_in_flight_if_all_are_slow() {
         const PERMITS: usize = MAX_SLOW;
         let (limiter, now) = (Limiter::new(PERMITS, 100), Instant::now());
         let mut slow = slow(&limiter, MAX_SLOW_PER_PERMIT * PERMITS, 0, now);
@@ -486,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limited_rate_is_handed_out_over_time() {
+    fn permits_are_handed_out_at_the_limited_rate() {
         let (limiter, now) = (Limiter::new(16, 100), Instant::now());
         limiter.limited(now, now, Some(Duration::from_secs(2)));
         let mut waiting = limiter.acquire(ticket(true), now).err().unwrap();

@@ -1,6 +1,6 @@
 //! Tests random outages: the circuit breaker, the backoffs of contexts and the limiter together, as the evaluator uses them.
 //!
-//! The service treats each context in its own way, which changes now and then. Evaluations of random contexts and events come
+//! The service treats each context differently, and changes this from time to time. Evaluations of random contexts and events occur
 //! at random times, and rounds when they are due. Nothing sleeps.
 
 use std::time::{Duration, Instant};
@@ -26,7 +26,7 @@ const PERMITS: usize = 64;
 
 /// How the service treats a context.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Behavior {
+enum Behaviour {
     Answers,
     Fails,
     Rejects,
@@ -39,13 +39,13 @@ enum Op {
     Evaluate(usize),
     /// An event invalidates all flags.
     Event,
-    /// The service treats contexts in other ways: the start-up context first.
-    Change(Vec<Behavior>),
+    /// The service treats contexts differently from now on. The start-up context is the last one.
+    Change(Vec<Behaviour>),
     Advance(u64),
 }
 
-fn behavior() -> impl Strategy<Value = Behavior> {
-    use Behavior::{Answers, Fails, Rejects, Unreachable};
+fn behaviour() -> impl Strategy<Value = Behaviour> {
+    use Behaviour::{Answers, Fails, Rejects, Unreachable};
     prop_oneof![3 => Just(Answers), 3 => Just(Fails), 1 => Just(Rejects), 1 => Just(Unreachable)]
 }
 
@@ -53,8 +53,8 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         12 => (0..CONTEXTS).prop_map(Op::Evaluate),
         2 => Just(Op::Event),
-        1 => vec(behavior(), CONTEXTS + 1).prop_map(Op::Change),
-        1 => Just(Op::Change(vec![Behavior::Answers; CONTEXTS + 1])),
+        1 => vec(behaviour(), CONTEXTS + 1).prop_map(Op::Change),
+        1 => Just(Op::Change(vec![Behaviour::Answers; CONTEXTS + 1])),
         8 => (1..4_000_u64).prop_map(Op::Advance),
     ]
 }
@@ -66,7 +66,7 @@ struct World {
     now: Instant,
     epoch: u64,
     random: f64,
-    behaviors: Vec<Behavior>,
+    behaviours: Vec<Behaviour>,
     /// For each context: its failures in a row, when the last one was, and the epoch that it saw.
     failures: Vec<(u32, Instant, u64)>,
 }
@@ -88,7 +88,7 @@ impl World {
             now,
             epoch: 0,
             random,
-            behaviors: vec![Behavior::Answers; CONTEXTS + 1],
+            behaviours: vec![Behaviour::Answers; CONTEXTS + 1],
             failures: vec![(0, now, 0); CONTEXTS + 1],
         }
     }
@@ -97,7 +97,7 @@ impl World {
         match op {
             Op::Evaluate(number) => self.evaluate(number)?,
             Op::Event => self.epoch += 2,
-            Op::Change(behaviors) => self.behaviors = behaviors,
+            Op::Change(behaviours) => self.behaviours = behaviours,
             Op::Advance(millis) => self.advance(Duration::from_millis(millis))?,
         }
         if self.breaker.error().is_some() {
@@ -117,7 +117,7 @@ impl World {
             return Ok(());
         }
         let (failures, failed_at, epoch) = self.failures[number];
-        // Random numbers are the same in a run, so that the wait is known.
+        // The random number is the same throughout a run, so that the wait is known.
         let wait = Duration::from_secs(1 << failures.saturating_sub(1).min(5)).min(Duration::from_secs(30));
         let has_waited = self.now >= failed_at + wait.mul_f64(0.5 + self.random / 2.0);
         prop_assert!(
@@ -127,21 +127,21 @@ impl World {
         self.request(number)
     }
 
-    /// The outcome of a request now.
+    /// Sends a request now, and records its outcome.
     fn request(&mut self, number: usize) -> TestCaseResult {
         let (context, sent, random) = (context(number), self.now, self.random);
         let was_open = self.breaker.error().is_some();
-        let failure: Failure = match self.behaviors[number] {
-            Behavior::Answers => {
+        let failure: Failure = match self.behaviours[number] {
+            Behaviour::Answers => {
                 self.failures[number].0 = 0;
                 self.backoffs.remove(&context);
                 self.limiter.answered(self.now);
                 self.breaker.answered(&context, sent);
                 return self.closed(was_open);
             }
-            Behavior::Fails => Error::Status(StatusCode::BAD_GATEWAY).into(),
-            Behavior::Rejects => Error::Status(StatusCode::BAD_REQUEST).into(),
-            Behavior::Unreachable => Failure { is_connect: true, ..Error::Timeout.into() },
+            Behaviour::Fails => Error::Status(StatusCode::BAD_GATEWAY).into(),
+            Behaviour::Rejects => Error::Status(StatusCode::BAD_REQUEST).into(),
+            Behaviour::Unreachable => Failure { is_connect: true, ..Error::Timeout.into() },
         };
         self.failures[number] = (self.failures[number].0 + 1, self.now, self.epoch);
         self.backoffs.add(&context, self.epoch, &failure, self.now, random);
@@ -158,7 +158,7 @@ impl World {
         self.backoffs.clear();
         self.failures.iter_mut().for_each(|(failures, ..)| *failures = 0);
         prop_assert_eq!(self.backoffs.count(self.now), 0);
-        prop_assert_eq!(self.permits(), 4, "a service that comes back is not met by a crowd");
+        prop_assert_eq!(self.permits(), 4, "a recovered service does not receive all requests at once");
         Ok(())
     }
 
@@ -174,10 +174,10 @@ impl World {
         let end = self.now + time;
         while let Some(due) = self.breaker.due().filter(|due| *due <= end) {
             self.now = self.now.max(due);
-            let asked = self.breaker.begin_round(self.now);
-            prop_assert!((1..=3).contains(&asked.len()), "{asked:?}");
-            for asked in &asked {
-                let number = (0..=CONTEXTS).find(|number| context(*number) == *asked);
+            let requested = self.breaker.begin_round(self.now);
+            prop_assert!((1..=3).contains(&requested.len()), "{requested:?}");
+            for requested in &requested {
+                let number = (0..=CONTEXTS).find(|number| context(*number) == *requested);
                 self.request(number.unwrap_or(CONTEXTS))?;
             }
             self.breaker.end_round(self.now, self.random);
@@ -200,7 +200,7 @@ proptest! {
         for op in ops {
             world.step(op)?;
         }
-        world.behaviors = vec![Behavior::Answers; CONTEXTS + 1];
+        world.behaviours = vec![Behaviour::Answers; CONTEXTS + 1];
         world.advance(Duration::from_secs(31))?;
         prop_assert!(world.breaker.error().is_none() && world.breaker.failing().is_none(), "{:?}", world.breaker);
         for number in 0..CONTEXTS {
@@ -210,19 +210,19 @@ proptest! {
     }
 
     #[test]
-    fn a_context_that_is_answered_is_enough(random in 0.0..1.0_f64, ops in vec(op(), 1..120)) {
+    fn contexts_that_fail_do_not_stop_others(random in 0.0..1.0_f64, ops in vec(op(), 1..120)) {
         let mut world = World::new(random);
         for op in ops {
             let op = match op {
-                Op::Change(mut behaviors) => {
-                    behaviors.iter_mut().filter(|one| **one == Behavior::Unreachable).for_each(|one| *one = Behavior::Fails);
-                    behaviors[CONTEXTS] = Behavior::Answers;
-                    Op::Change(behaviors)
+                Op::Change(mut behaviours) => {
+                    behaviours.iter_mut().filter(|one| **one == Behaviour::Unreachable).for_each(|one| *one = Behaviour::Fails);
+                    behaviours[CONTEXTS] = Behaviour::Answers;
+                    Op::Change(behaviours)
                 }
                 op => op,
             };
             world.step(op)?;
-            prop_assert!(world.breaker.error().is_none(), "contexts that fail stop others");
+            prop_assert!(world.breaker.error().is_none(), "the breaker opened");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! How many requests a second the flag service takes, once it has limited their rate. No I/O; the time is passed in.
+//! Estimates how many requests a second the flag service accepts, once it has limited their rate. No I/O; the time is passed in.
 
 use std::time::{Duration, Instant};
 
@@ -6,32 +6,35 @@ use crate::wire::backoff::MAX_RETRY_AFTER;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Seconds over which answers are counted, without pauses.
+/// Number of seconds over which answers are counted, not including pauses.
 const SECONDS: usize = 10;
 
-/// Share of the counted rate that is sent after a limit.
+/// Fraction of the counted rate at which requests are sent after a limit.
 const CUT: f64 = 0.9;
 
-/// Share of the highest rate after a limit that is added each second without one. At twice that rate no limit is left.
+/// Fraction of the highest rate that is added in each second without a further limit. At twice the highest rate, the limit is
+/// dropped.
 const RAISE: f64 = 0.01;
 
-/// Seconds without a limit after which the rate is raised faster: the service takes more than was counted.
+/// Seconds without a further limit after which the rate is raised faster: the service accepts more than was counted.
 const FASTER_AFTER: i32 = 15;
 
-/// By how much the rate is raised then, each second.
+/// Factor by which the rate is then raised each second.
 const RAISE_FASTER: f64 = 1.25;
 
-/// How much earlier than evenly spaced a request may be sent: timers are no more exact.
+/// How much earlier than evenly spaced a request may be sent, because timers are no more exact than this.
 const BURST: Duration = Duration::from_millis(20);
 
-/// The rate at which requests are sent. Without limits by the service, there is none.
+/// The rate at which requests are sent. It is unlimited until the service limits it.
 #[derive(Debug, Default)]
 pub(crate) struct Pacer {
-    /// Answers in each of the last seconds, and the number of the last one since `first_answer`, without pauses.
+    /// Answers in each of the last seconds, not including pauses.
     answers: [u32; SECONDS],
+    /// Number of the last of these seconds, counted from `first_answer`.
     second: u64,
     first_answer: Option<Instant>,
-    /// Pauses since then that the service asked for, to the end of the last one. They say nothing about its rate.
+    /// Total of the pauses that the service has asked for since then, up to the end of the last one. They say nothing about
+    /// the rate that it accepts.
     paused: Duration,
     limit: Option<Limit>,
 }
@@ -45,10 +48,11 @@ struct Limit {
     cut_at: Instant,
     /// When the service last limited a request. The rate is raised from then on.
     since: Instant,
-    /// No further cut before this time.
+    /// No further cut is made before this time.
     next_cut: Instant,
     /// When the next request would be sent if all were evenly spaced.
     next: Instant,
+    /// The service asked not to send any request before this time.
     not_before: Instant,
 }
 
@@ -90,12 +94,12 @@ impl Pacer {
         self.next(now).saturating_duration_since(now)
     }
 
-    /// Returns until when nothing is sent: `now` if something may be.
+    /// Returns when the service allows the next request. Returns `now` if it allows one already.
     pub(crate) fn blocked_until(&self, now: Instant) -> Instant {
         self.limit.as_ref().map_or(now, |limit| limit.not_before.max(now))
     }
 
-    /// Returns when the next request may be sent: `now` if one may be.
+    /// Returns when the next request may be sent. Returns `now` if one may be sent already.
     pub(crate) fn next(&mut self, now: Instant) -> Instant {
         self.forget_old_limit(now);
         let next = self.limit.as_ref().map_or(now, |limit| limit.not_before.max(limit.next - BURST));
@@ -109,7 +113,7 @@ impl Pacer {
         }
     }
 
-    /// Notes that a request that was about to be sent was not.
+    /// Takes back [`sent`](Self::sent), because the request was not sent after all.
     pub(crate) fn unsent(&mut self, now: Instant) {
         if let Some(limit) = &mut self.limit {
             limit.next = limit.next.checked_sub(SECOND.div_f64(limit.at(now))).unwrap_or(limit.next);
@@ -154,11 +158,12 @@ impl Pacer {
 }
 
 impl Limit {
-    /// Returns whether no limit is left.
+    /// Returns whether the limit has ended.
     fn is_old(&self, now: Instant) -> bool {
         self.at(now) >= 2.0 * self.highest_rate
     }
 
+    /// Returns how many requests a second may be sent at a time.
     fn at(&self, now: Instant) -> f64 {
         let seconds = now.saturating_duration_since(self.since.max(self.not_before)).as_secs();
         let seconds = i32::try_from(seconds).unwrap_or(i32::MAX);
@@ -171,7 +176,7 @@ impl Limit {
 mod tests {
     use super::*;
 
-    /// Sends as fast as the pacer allows, to a service that answers so many requests in each second.
+    /// Sends as fast as the pacer allows, to a service that answers `allowed` requests in each second.
     fn run(pacer: &mut Pacer, start: Instant, seconds: u64, allowed: u32, retry_after: Option<Duration>) -> (u32, u32) {
         let (mut answered, mut limited) = (0, 0);
         let mut window = (0, 0);
@@ -202,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limited_service_is_used_to_most_of_its_limit() {
+    fn most_of_the_rate_of_a_limited_service_is_used() {
         for retry_after in [None, Some(SECOND)] {
             let (answered, limited) = run(&mut Pacer::default(), Instant::now(), 60, 100, retry_after);
             assert!(answered >= 80 * 60, "{retry_after:?}: {answered}");
@@ -225,7 +230,7 @@ mod tests {
     fn pauses_do_not_lower_the_rate() {
         let (mut pacer, mut now) = (Pacer::default(), Instant::now());
         for _ in 0..3 {
-            // 200 answers in two seconds, which two limits and a pause follow.
+            // 200 answers in two seconds, followed by two limits and a pause.
             for _ in 0..200 {
                 now += SECOND / 100;
                 pacer.answered(now);
@@ -253,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_that_are_limited_together_are_one_cut() {
+    fn requests_that_are_limited_together_cut_the_rate_once() {
         let (mut pacer, start) = (Pacer::default(), Instant::now());
         (0..100).for_each(|_| pacer.answered(start));
         for _ in 0..50 {
@@ -272,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_goes_when_its_rate_has_doubled() {
+    fn the_limit_ends_when_its_rate_has_doubled() {
         let (mut pacer, start) = (Pacer::default(), Instant::now());
         (0..100).for_each(|_| pacer.answered(start));
         pacer.limited(start, start, None);

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-/// Most bytes of the contexts of waiting requests.
+/// Maximum size of the contexts of all waiting requests, in bytes.
 const MAX_BYTES: usize = 16 << 20;
 
-/// Requests in the order of their importance: those that something waits for before all others, and among them the newest
-/// first, because the readers of older ones give up soon. Contexts that have flags and contexts that have none get two
-/// turns to one.
+/// Requests in the order in which they are sent. Those that an evaluation waits for come before all others, and among them the
+/// newest come first, because the evaluations that wait for older ones will soon time out. Contexts with flags get two turns for
+/// each turn of contexts without flags.
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
     kinds: [Kind<T>; 2],
@@ -23,7 +23,7 @@ pub(crate) struct Queue<T> {
 #[derive(Debug)]
 struct Kind<T> {
     waited_for: BTreeMap<u64, Queued<T>>,
-    /// Requests whose readers have given up.
+    /// Requests that no evaluation waits for any more.
     abandoned: BTreeMap<u64, Queued<T>>,
 }
 
@@ -68,8 +68,8 @@ impl<T> Queue<T> {
         self.places.is_empty()
     }
 
-    /// Adds a request. Returns those that had to make room: the oldest that nothing waits for, then the oldest of contexts
-    /// without flags. This may be the new one itself.
+    /// Adds a request. Returns the requests that it displaced: first the oldest that no evaluation waits for, then the oldest for
+    /// contexts without flags. The new request itself may be displaced.
     pub(crate) fn push(&mut self, queued: Queued<T>) -> Vec<T> {
         self.bytes += queued.bytes;
         self.insert(queued);
@@ -90,7 +90,7 @@ impl<T> Queue<T> {
         Some(queued.item)
     }
 
-    /// Makes a request the newest one of its kind, because something waits for it again.
+    /// Makes a request the newest one of its kind, because an evaluation waits for it again.
     pub(crate) fn renew(&mut self, id: u64) {
         let Some(Place { kind, number }) = self.places.get(&id).copied() else { return };
         let kind = &mut self.kinds[kind];
@@ -99,8 +99,8 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Removes the request that is next. `is_waited_for` tells whether something still waits for a request. Requests for
-    /// contexts without flags are considered if `includes_new`.
+    /// Removes and returns the next request. `is_waited_for` tells whether an evaluation still waits for a request. Requests for
+    /// contexts without flags are considered only if `includes_new` is set.
     pub(crate) fn pop(&mut self, includes_new: bool, is_waited_for: impl Fn(&T) -> bool) -> Option<Queued<T>> {
         let kinds: &[usize] = match (includes_new, self.turn) {
             (false, _) => &[0],
@@ -135,7 +135,7 @@ impl<T> Queue<T> {
         self.kinds[place.kind].waited_for.insert(place.number, queued);
     }
 
-    /// Returns the request that makes room for another one.
+    /// Returns the request that is displaced next.
     fn oldest(&self) -> Option<u64> {
         let [known, new] = &self.kinds;
         let lists = [&new.abandoned, &known.abandoned, &new.waited_for, &known.waited_for];
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_that_is_waited_for_goes_first_and_kinds_take_turns() {
+    fn the_newest_awaited_request_goes_first_and_kinds_take_turns() {
         let mut queue = Queue::new(100);
         for id in 1..=6 {
             assert!(queue.push(queued(id, true)).is_empty());
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn contexts_without_flags_wait_where_none_of_them_may_be_sent() {
+    fn contexts_without_flags_wait_while_none_of_them_may_be_sent() {
         let mut queue = Queue::new(100);
         queue.push(queued(1, false));
         assert!(queue.pop(false, |_| true).is_none());
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_queue_drops_what_is_least_useful() {
+    fn a_full_queue_drops_the_least_useful_request() {
         let mut queue = Queue::new(3);
         for id in 1..=3 {
             assert!(queue.push(queued(id, id == 3)).is_empty());
@@ -186,7 +186,7 @@ mod tests {
         assert_eq!(queue.push(queued(4, false)), [1], "the oldest without flags");
         assert_eq!(queue.push(queued(5, true)), [2]);
         assert_eq!(queue.push(queued(6, true)), [4]);
-        assert_eq!(queue.push(queued(7, false)), [7], "it displaces none that has flags");
+        assert_eq!(queue.push(queued(7, false)), [7], "it displaces no context with flags");
         assert_eq!(queue.push(queued(8, true)), [3], "the oldest");
         assert_eq!(queue.len(), 3);
         queue.push(Queued { bytes: MAX_BYTES, ..queued(9, true) });

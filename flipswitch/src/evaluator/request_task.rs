@@ -30,18 +30,19 @@ use crate::{
     wire::{backoff::backoff, event_streams::ConfigVersion, not_found::may_lack_flags, transport::Bulk},
 };
 
-/// A request that takes less time is not slow, however briefly evaluations wait.
+/// A request that takes less time is not slow, even if evaluations wait for a shorter time.
 const MIN_SLOW: Duration = Duration::from_secs(1);
 
-/// How long a round waits for an answer while the circuit breaker is open. A round that decides whether it opens waits for
-/// the outcomes of its requests: the service may be slow, and contexts that fail at once are no reason to stop others.
+/// How long a round waits for an answer while the circuit breaker is open. A round that decides whether the breaker opens
+/// waits for the outcomes of all its requests, because contexts that fail at once must not stop others while the service is
+/// only slow.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long to wait before the store is asked again whether another instance has stored its answer. Doubles each time.
 const FIRST_LOOK_WAIT: Duration = Duration::from_millis(20);
 const MAX_LOOK_WAIT: Duration = Duration::from_millis(640);
 
-/// How long the request for a context without flags waits for that of another instance.
+/// How long a request for a context without flags waits at most while another instance requests them.
 const MAX_WAIT_OF_NEW: Duration = Duration::from_millis(250);
 
 /// Drives one in-flight request to completion. Dropping it fails all waiters with [`Error::ShutDown`], which also happens
@@ -73,8 +74,8 @@ impl Drop for RequestTask {
     }
 }
 
-/// Sends rounds of requests, when the circuit breaker plans them, until the service responds. Dropping it lets another
-/// task begin.
+/// Sends rounds of requests, when the circuit breaker plans them, until the service responds. Dropping it allows another
+/// task to start.
 pub(super) struct RoundTask {
     evaluator: Arc<Evaluator>,
     has_ended: bool,
@@ -111,7 +112,7 @@ impl Drop for RoundTask {
     }
 }
 
-/// Hands out permits while the rate of requests is limited. Dropping it lets another task begin.
+/// Hands out permits while the rate of requests is limited. Dropping it allows another task to start.
 pub(super) struct PaceTask {
     limiter: Limiter,
     has_ended: bool,
@@ -139,7 +140,7 @@ impl Drop for PaceTask {
 }
 
 impl Evaluator {
-    /// Sends the requests of a round, and records what it says about the service.
+    /// Sends the requests of a round, and records what their outcomes say about the service.
     async fn send_round(self: &Arc<Self>) {
         let contexts = self.breaker.lock().begin_round(Instant::now());
         let mut requests = Vec::new();
@@ -148,11 +149,11 @@ impl Evaluator {
         }
         let all = async {
             for request in requests {
-                // Its outcome is recorded already.
+                // Its outcome has been recorded already.
                 let _ = request.await;
             }
         };
-        // One answer is enough, and a round ends before its requests do. They go on.
+        // One answer ends the round. Its other requests continue.
         let answered = async {
             loop {
                 let mut changed = std::pin::pin!(self.breaker_changed.notified());
@@ -193,7 +194,7 @@ impl Evaluator {
     /// Answers a request, from the store or with the help of the service.
     async fn send(self: &Arc<Self>, request: &InFlightRequest) -> Result<Arc<CacheEntry>, Error> {
         if request.is_probe {
-            // Nothing waits for a probe, and a probe waits for nothing.
+            // A probe needs no permit, and does not wait for the store.
             return self.send_now(request, None, None).await;
         }
         match &self.store {
@@ -208,7 +209,7 @@ impl Evaluator {
         }
     }
 
-    /// Returns whether the flags of a context are requested although those in memory were fresh.
+    /// Returns whether the flags of a context are requested although those in memory are fresh.
     fn is_confirmation(&self, request: &InFlightRequest) -> bool {
         let now = Instant::now();
         let reading = self.epoch.read(now);
@@ -216,7 +217,7 @@ impl Evaluator {
         !request.is_next && request.base.as_ref().is_some_and(is_fresh)
     }
 
-    /// Answers a request from the store, or else sends it, unless another instance does so for all.
+    /// Answers a request from the store. Otherwise sends it, unless another instance does so for all instances.
     async fn send_in_turn(
         self: &Arc<Self>,
         store: &Arc<Store>,
@@ -225,7 +226,7 @@ impl Evaluator {
         let (context, began) = (&request.context, Instant::now());
         let mut wait = FIRST_LOOK_WAIT;
         loop {
-            // One with a permit, later on, does not wait for its turn.
+            // The second look, with a permit, does not wait for its turn.
             if let Some(entry) =
                 self.look(store.look_in_turn(context.as_bytes(), self.transport.interner()), context).await
             {
@@ -244,7 +245,7 @@ impl Evaluator {
             };
             match store.try_lease(context.as_bytes(), &requirement, self.request_timeout).await {
                 Turn::Granted(lease) => {
-                    // Another instance may have released it since the look.
+                    // Another instance may have released the lease since the first look.
                     if let Some(entry) =
                         self.look(store.look(context.as_bytes(), self.transport.interner()), context).await
                     {
@@ -265,7 +266,7 @@ impl Evaluator {
         }
     }
 
-    /// Returns how long a request waits for that of another instance, which may be gone. Less long if no flags are known.
+    /// Returns how long a request waits for another instance, which may have stopped. The wait is shorter if no flags are known.
     fn patience_for_others(&self, context: &CanonicalContext) -> Duration {
         match self.servable(context) {
             Some(_) => self.request_timeout,
@@ -273,14 +274,15 @@ impl Evaluator {
         }
     }
 
-    /// Looks into the store. Returns flags that are fresh. Keeps others as the last known ones, if there are none in memory.
+    /// Looks up flags in the store. Returns them if they are fresh. Otherwise keeps them as the last known flags, if there
+    /// are none in memory.
     async fn look(&self, look: impl Future<Output = Look>, context: &CanonicalContext) -> Option<Arc<CacheEntry>> {
         let freshness = *self.cache.freshness();
         let fresh_in_memory = || {
             let (now, known) = (Instant::now(), self.cache.get(context.as_bytes()));
             known.filter(|known| known.is_fresh(self.epoch.read(now), now, &freshness))
         };
-        // Another request may have brought it meanwhile.
+        // Another request may have received fresh flags meanwhile.
         if let Some(known) = fresh_in_memory() {
             return Some(known);
         }
@@ -295,7 +297,7 @@ impl Evaluator {
         let known_at = known.as_ref().map(|known| known.sent_at);
         let is_usable = is_dated && now.saturating_duration_since(sent_at) <= freshness.streaming;
         let epoch = requirement.and_then(|it| it.epoch_of(fence, sent_at, known_at)).filter(|_| is_usable);
-        // Values of another key are not kept in those of the present one.
+        // Values from another API key are not mixed with those from the present one.
         let key_epoch = self.key_epoch.load(Ordering::Acquire);
         let last = known.as_ref().filter(|known| known.epoch >= key_epoch);
         let last = last.map(|known| (&*known.flag_set, known.sent_at));
@@ -330,10 +332,10 @@ impl Evaluator {
     ) -> Result<Arc<CacheEntry>, Error> {
         let failing = if permit.is_some() { self.breaker.lock().error().cloned() } else { None };
         if let Some(error) = failing {
-            // The service has failed while the request waited.
+            // The service began to fail while the request waited.
             return Err(error);
         }
-        // Both are read before the request is sent: its answer contains what was received until now.
+        // Both are read before the request is sent: its answer contains every change that was announced until now.
         let environment =
             self.store.as_ref().filter(|_| !request.context.is_start_up()).and_then(|store| store.environment());
         let requirement = if environment.is_some() { self.position(Instant::now()).1 } else { None };
@@ -363,10 +365,10 @@ impl Evaluator {
             let fence = if entry.is_settled() { fence.map(Fence::after_echo) } else { fence };
             let entry = Arc::clone(entry);
             if entry.failing().is_none_or(|failing| !failing.has_no_flags()) {
-                // Also if the provider shuts down now.
+                // Written even if the provider shuts down now.
                 self.runtime.spawn_last(async move {
                     store.put(&environment, &entry, fence, is_known).await;
-                    // Only now: the next holder of the lease finds the answer.
+                    // Released only now, so that the next holder of the lease finds the answer.
                     drop(lease);
                 });
             }
@@ -428,7 +430,7 @@ impl Evaluator {
             // The request was not conditional.
             (Bulk::NotModified { .. }, _) => return Err(Error::Status(http::StatusCode::NOT_MODIFIED).into()),
         };
-        // Also of a probe, which has no base, and from the store.
+        // Read from the cache, because a probe has no base, and flags may have come from the store meanwhile.
         let known = self.cache.get(request.context.as_bytes());
         if request.base.is_none() && known.is_none() && !request.is_probe {
             self.counters.new_contexts.count();
@@ -438,7 +440,7 @@ impl Evaluator {
         let freshness = self.cache.freshness();
         let last = known.as_ref().map(|known| (&*known.flag_set, known.sent_at));
         let wait = |failures| backoff(FIRST_WAIT, failures, fastrand::f64());
-        // Without a tag: the service might confirm that the flag fails.
+        // Kept without a tag: with one, the service might only confirm a response in which flags failed.
         let (flag_set, etag) = match Failing::keep(&flag_set, last, freshness.max_stale, now, wait) {
             Some(kept) => (Arc::new(kept), None),
             None => (flag_set, etag),
@@ -447,7 +449,7 @@ impl Evaluator {
         Ok(Arc::new(CacheEntry::new(&request.context, flag_set, etag.as_deref(), base, epoch, now)))
     }
 
-    /// Takes note of flags that failed, and reports those that are new.
+    /// Records the flags that failed, and reports new ones.
     fn report_failing_flags(&self, context: &CanonicalContext, flag_set: &FlagSet, now: Instant) {
         let new = self.failing_flags.lock().received(context, flag_set, now, fastrand::f64());
         for item in new {
@@ -462,7 +464,7 @@ impl Evaluator {
         }
     }
 
-    /// Sends a request, and repeats it without its tag if that may be the reason for a rejection.
+    /// Sends a request, and repeats it without its tag if the tag may be the reason for a rejection.
     async fn send_with_tag(
         &self,
         context: &CanonicalContext,
@@ -479,7 +481,7 @@ impl Evaluator {
         }
         let version = &ConfigVersion::default();
         match (&outcome, etag) {
-            // Of another answer, which a cache between may have stored.
+            // The tag is that of another answer, which a cache in between may have stored.
             (Ok(Bulk::NotModified { etag: Some(other) }), Some(sent)) if !is_same_tag(other, sent) => {
                 self.counters.requests.count();
                 return self.transport.bulk(context, None, version, may_lack_flags).await;
@@ -491,8 +493,8 @@ impl Evaluator {
                 if self.tags.lock().rejected(context, Instant::now()) {
                     tracing::warn!(
                         target: "flipswitch", error = %Chain(&failure.error),
-                        "requests with `If-None-Match` are rejected; sending none for 5 minutes. Look for a proxy between \
-                         the application and the flag service"
+                        "requests with `If-None-Match` are rejected; omitting the header for 5 minutes. Look for a proxy \
+                         between the application and the flag service"
                     );
                 }
                 return Ok(repeated);
@@ -605,8 +607,8 @@ impl Evaluator {
             });
             tracing::error!(
                 target: "flipswitch",
-                "the flag service refuses the API key or token, or demands one; serving the last known flags and defaults. Set \
-                 another one with `set_api_key`, or the first one with `auth`; requests are tried again after 5 s, 30 s, and \
+                "the flag service refuses the API key or token, or requires one; serving the last known flags and defaults. Set \
+                 another one with `set_api_key`, or the first one with `auth`. Requests are retried after 5 s, after 30 s, and \
                  then every 5 minutes"
             );
         } else {
@@ -630,7 +632,7 @@ impl Evaluator {
             Error::Unauthorized => Kind::Refused,
             _ => Kind::Failed,
         };
-        // That the service answers nobody was logged already.
+        // An outage of the whole service has been logged already.
         let is_failing = self.breaker.lock().failing().is_some();
         let (contexts, error) = (self.backoffs.count(now), Chain(error));
         if is_failing || !self.warnings.lock().failed(kind, now) {
@@ -649,8 +651,8 @@ impl Evaluator {
             ),
             Kind::Refused => tracing::warn!(
                 target: "flipswitch", contexts,
-                "the flag service refused the API key for one user; asking again whether it accepts the key for others. If \
-                 it does, look for a rule of the service or of a proxy"
+                "the flag service refused the API key for one user; checking whether it accepts the key for others. If it \
+                 does, look for a rule in the service or in a proxy"
             ),
         }
     }
@@ -667,7 +669,7 @@ impl Evaluator {
             *state = next;
             true
         });
-        // Not under the lock of the channel, because the subscriber is code of the application.
+        // Logged without the lock of the channel, because the subscriber is code of the application.
         if is_ready {
             tracing::info!(target: "flipswitch", "ready");
         }

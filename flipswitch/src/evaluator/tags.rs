@@ -6,10 +6,10 @@ use http::StatusCode;
 
 use crate::context::canonical::CanonicalContext;
 
-/// Contexts in a row whose tags were rejected, after which no tags are sent.
+/// Number of contexts in a row whose tags are rejected before tags are switched off.
 const MAX_REJECTED: usize = 3;
 
-/// How long no tags are sent then.
+/// How long tags are switched off.
 const OFF: Duration = Duration::from_secs(300);
 
 /// Counts rejected tags. No I/O; the time is passed in.
@@ -31,7 +31,7 @@ impl Tags {
         self.rejected.clear();
     }
 
-    /// Notes that a request succeeded only without its tag. Returns whether tags are switched off by that.
+    /// Notes that a request succeeded only without its tag. Returns whether this switches tags off.
     pub(crate) fn rejected(&mut self, context: &CanonicalContext, now: Instant) -> bool {
         if !self.rejected.contains(context) {
             self.rejected.push(context.clone());
@@ -45,17 +45,17 @@ impl Tags {
     }
 }
 
-/// Returns whether two tags stand for the same flags, one of which may be marked as weak on the way.
+/// Returns whether two tags stand for the same flags. A proxy may have marked one of them as weak.
 pub(crate) fn is_same_tag(one: &[u8], other: &[u8]) -> bool {
     strong(one) == strong(other)
 }
 
-/// Returns a tag without the mark of a weak one.
+/// Returns a tag without the prefix of weak tags.
 fn strong(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 
-/// Returns whether a status may be the answer to a tag, so that the request is repeated without it.
+/// Returns whether the tag may be the reason for a status. The request is then repeated without it.
 pub(crate) fn may_reject_tag(status: StatusCode) -> bool {
     status.is_client_error()
         && !matches!(
@@ -88,17 +88,17 @@ mod tests {
         assert!(tags.rejected(&context("e"), now));
         assert!(!tags.are_sent(now) && !tags.are_sent(now + OFF - Duration::from_millis(1)));
         assert!(tags.are_sent(now + OFF));
-        assert!(!tags.rejected(&context("a"), now + OFF), "the row starts over");
+        assert!(!tags.rejected(&context("a"), now + OFF), "the count starts over");
     }
 
     #[test]
-    fn a_weak_tag_is_the_same() {
+    fn a_weak_tag_equals_the_strong_one() {
         assert!(is_same_tag(b"\"a\"", b"W/\"a\"") && is_same_tag(b"\"a\"", b"\"a\""));
         assert!(!is_same_tag(b"\"a\"", b"\"b\""));
     }
 
     #[test]
-    fn statuses_about_the_key_the_path_or_the_rate_are_not_about_the_tag() {
+    fn statuses_about_the_key_the_path_or_the_rate_do_not_reject_the_tag() {
         for (status, expected) in
             [(400, true), (403, true), (409, true), (412, true), (428, true), (401, false), (404, false), (408, false)]
         {

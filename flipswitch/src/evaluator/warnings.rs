@@ -1,11 +1,11 @@
-//! How often what happens again and again is logged as a warning. No I/O; the time is passed in.
+//! Limits how often repeated failures are logged as warnings. No I/O; the time is passed in.
 
 use std::time::{Duration, Instant};
 
-/// A kind of warning is logged once in this time.
+/// Each kind of warning is logged at most once in this time.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Evaluations without flags that are worth a warning, if they come within [`SHORT`].
+/// Number of evaluations without flags that are worth a warning if they occur within [`SHORT`].
 const MANY: u32 = 10;
 const SHORT: Duration = Duration::from_secs(10);
 
@@ -25,8 +25,9 @@ pub(crate) enum Kind {
 pub(crate) struct Warnings {
     requests: [Option<Instant>; 3],
     missed_at: Option<Instant>,
-    /// Evaluations that waited in vain since the last warning, and the first of those within a short time.
+    /// Evaluations that timed out without flags since `first_missed` or the last warning.
     missed: u32,
+    /// When the first evaluation of the current [`SHORT`] interval timed out.
     first_missed: Option<Instant>,
 }
 
@@ -36,7 +37,7 @@ impl Warnings {
         is_due(&mut self.requests[kind as usize], now)
     }
 
-    /// Counts an evaluation without flags that waited in vain. Returns the number to report, if it is time.
+    /// Counts an evaluation that timed out without flags. Returns the number to report, if a warning is due.
     pub(crate) fn missed(&mut self, now: Instant) -> Option<u32> {
         let is_short = self.first_missed.is_some_and(|first| now < first + SHORT);
         if !is_short {
@@ -79,7 +80,7 @@ mod tests {
         for _ in 0..100 {
             assert_eq!(warnings.missed(now + Duration::from_secs(1)), None);
         }
-        // One now and then is none of many.
+        // Occasional ones are not reported.
         for minutes in 2..20 {
             assert_eq!(warnings.missed(now + INTERVAL * minutes), None);
         }

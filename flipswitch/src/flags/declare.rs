@@ -21,12 +21,12 @@ pub trait FlagDef {
     /// Key of the flag.
     const KEY: &'static str;
 
-    /// Returns the default, which counts if the flag has no value, or a value of another type.
+    /// Returns the default, which is used if the flag has no value, or a value of another type.
     fn default_value() -> Self::Value;
 }
 
-/// A value that may be declared as the default of a flag of type `T`: a `T`, or a literal that converts to one. `"light"` is
-/// a `String`, `10` any number, and `true` an `Option<bool>`.
+/// A value that may be declared as the default of a flag of type `T`: a `T`, or a literal that converts to one. For example,
+/// `"light"` may be the default of a `String`, `10` that of any number, and `true` that of an `Option<bool>`.
 #[diagnostic::on_unimplemented(
     message = "a flag of type `{T}` cannot have a default of type `{Self}`",
     note = "a value that converts into `{T}` can be used with `.into()`"
@@ -67,8 +67,8 @@ plain_defaults! {
     bool => Value;
 }
 
-/// A flag of a list that [`flags!`](crate::flags) has declared: what [`manifest`] and
-/// [`LifespanBuilder::declared`](crate::LifespanBuilder::declared) need to know about it.
+/// A flag in a list that [`flags!`](crate::flags) declares, for [`manifest`] and
+/// [`LifespanBuilder::declared`](crate::LifespanBuilder::declared).
 #[derive(Clone, Copy)]
 pub struct DeclaredFlag {
     key: &'static str,
@@ -78,7 +78,7 @@ pub struct DeclaredFlag {
 }
 
 impl DeclaredFlag {
-    /// Makes the entry of a flag. Used by [`flags!`](crate::flags).
+    /// Creates the entry of a flag. Used by [`flags!`](crate::flags).
     #[doc(hidden)]
     #[must_use]
     pub const fn new<F: FlagDef<Value: Serialize>>(description: &'static str) -> Self {
@@ -109,7 +109,7 @@ impl DeclaredFlag {
         (self.default)()
     }
 
-    /// Returns whether a value of the service has the type of the flag. One without a value has, since the default counts.
+    /// Returns whether a value from the service has the type of the flag. Null is accepted, because the default is then used.
     #[must_use]
     pub fn accepts(&self, value: &Value) -> bool {
         value.is_null() || (self.accepts)(value)
@@ -119,7 +119,7 @@ impl DeclaredFlag {
     fn manifest_type(&self) -> &'static str {
         let default = self.default_value();
         match FlagType::of_value(&default) {
-            // Beyond 63 bits.
+            // An integer beyond 63 bits.
             FlagType::Number if default.is_u64() => "integer",
             FlagType::Boolean => "boolean",
             FlagType::String => "string",
@@ -141,10 +141,12 @@ impl fmt::Debug for DeclaredFlag {
 const MANIFEST_SCHEMA: &str =
     "https://raw.githubusercontent.com/open-feature/cli/refs/heads/main/schema/v0/flag-manifest.json";
 
-/// Returns the manifest of declared flags, in the format of the OpenFeature CLI: `flags.json`, from which it generates code for
-/// other languages, and which `flipswitch-local check` compares with a service.
+/// Returns the manifest of declared flags, in the format of the OpenFeature CLI.
 ///
-/// The type of a flag is that of its default. A default that is not a boolean, a number or a text has the type `object`. Of two
+/// Stored as `flags.json`, it is the file from which the CLI generates code for other languages, and which
+/// `flipswitch-local check` compares with a service.
+///
+/// The type of a flag is that of its default. A default that is not a boolean, a number or a string has the type `object`. Of two
 /// flags with the same key, the later one counts.
 ///
 /// ```
@@ -175,11 +177,12 @@ pub fn manifest(flags: &[DeclaredFlag]) -> Value {
     json!({"$schema": MANIFEST_SCHEMA, "flags": flags.collect::<Map<_, _>>()})
 }
 
-/// Declares flags as types, so that key and default are written in one place.
+/// Declares flags as types, so that the key and the default of a flag are written in one place.
 ///
 /// Each flag becomes a unit struct that implements [`FlagDef`]. Its type is any type that implements
 /// [`Deserialize`](https://docs.rs/serde), and its default a value that converts to it ([`FlagDefault`]). Attributes,
-/// documentation and visibility are kept. `#[cfg(..)]` on a single flag is not supported: put it on a `flags!` of its own.
+/// documentation and visibility are kept. `#[cfg(..)]` on a single flag is not supported: declare such a flag with its own
+/// `flags!`.
 ///
 /// ```
 /// use flipswitch::{Context, FlipswitchProvider, serde_json::json};
@@ -203,9 +206,9 @@ pub fn manifest(flags: &[DeclaredFlag]) -> Value {
 /// # }
 /// ```
 ///
-/// With `static` and a name in the first line, the flags are also a list, whose defaults must implement `Serialize`: for a
+/// With `static` and a name in the first line, the macro also declares a list of the flags. It is used for a
 /// [`manifest`](crate::manifest()), and for a warning at the start about flags that the service does not have
-/// ([`declared`](crate::LifespanBuilder::declared)).
+/// ([`declared`](crate::LifespanBuilder::declared)). The values of all its flags must implement `Serialize`.
 ///
 /// ```
 /// flipswitch::flags! {
@@ -258,7 +261,7 @@ macro_rules! flags {
     )*};
 }
 
-/// Returns the text of the documentation among some attributes.
+/// Returns the documentation that a list of attributes contains.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __documentation {
@@ -294,7 +297,7 @@ mod tests {
         Roles: Vec<String> = "roles", default Vec::new();
     }
 
-    /// The rules of the schema of manifests, version 0.
+    /// Checks the rules of the schema of manifests, version 0.
     fn assert_valid(manifest: &Value) {
         let Value::Object(root) = manifest else { panic!("{manifest}") };
         assert!(root["$schema"].is_string() && root["flags"].is_object());
@@ -331,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_declared_flag_accepts_values_that_it_can_be_read_from() {
+    fn a_declared_flag_accepts_the_values_that_it_can_be_read_from() {
         let accepts = |key: &str, value: Value| FLAGS.iter().find(|flag| flag.key() == key).unwrap().accepts(&value);
         assert!(accepts("new-checkout", json!(true)) && accepts("new-checkout", Value::Null));
         assert!(!accepts("new-checkout", json!("on")) && !accepts("max-items", json!(1.5)));

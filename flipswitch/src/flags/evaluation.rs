@@ -8,6 +8,23 @@ use serde_json::{Map, Value};
 use crate::{error::FlagError, flag_type::FlagType, sanitize::printable};
 
 /// The result of evaluating one flag for one context, as the service sent it.
+///
+/// [`Flags::evaluation`](crate::Flags::evaluation) returns it for one flag, and [`Flags::iter`](crate::Flags::iter) for all
+/// flags.
+///
+/// ```
+/// use flipswitch::{Context, FlagError, FlipswitchProvider, serde_json::json};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), FlagError> {
+/// let provider = FlipswitchProvider::in_memory(json!({"max-items": 10}));
+/// let flags = provider.flags(Context::user("user-123")).await;
+/// let evaluation = flags.evaluation("max-items")?;
+/// assert_eq!(evaluation.as_i64(), Some(10));
+/// assert_eq!(evaluation.to_string(), "max-items (integer): 10 [reason=STATIC]");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
@@ -16,9 +33,9 @@ pub struct FlagEvaluation {
     pub key: String,
     /// Value of the flag. Null if the service defers to the code default: the flag is disabled, or has no default variant.
     pub value: Value,
-    /// Type of the flag, as declared by the service, otherwise the type of the value.
+    /// Type of the flag as declared by the service, or otherwise the type of the value.
     pub flag_type: FlagType,
-    /// Reason for this value as the service gives it (`STATIC`, `TARGETING_MATCH`, …), `UNKNOWN` if it gives none.
+    /// Reason for this value as the service gives it (`STATIC`, `TARGETING_MATCH`, …), or `UNKNOWN` if it gives none.
     pub reason: String,
     /// Name of the chosen variant, if the service gave one.
     pub variant: Option<String>,
@@ -33,13 +50,13 @@ impl FlagEvaluation {
         self.value.as_bool()
     }
 
-    /// Returns the value if it is a whole number within 64 bits; `42.0` and `4.2e1` are the whole number 42.
+    /// Returns the value if it is a whole number within 64 bits. `42.0` and `4.2e1` are the whole number 42.
     #[must_use]
     pub fn as_i64(&self) -> Option<i64> {
         as_i64(&self.value)
     }
 
-    /// Returns the value if it is a number; a whole number beyond 2⁵³ gives the nearest double.
+    /// Returns the value if it is a number. A whole number beyond 2⁵³ gives the nearest double.
     #[must_use]
     pub fn as_f64(&self) -> Option<f64> {
         self.value.as_f64()
@@ -51,7 +68,8 @@ impl FlagEvaluation {
         self.value.as_str()
     }
 
-    /// Returns the value as compact JSON. A whole number of an integer flag has no fraction, even if it was sent with one.
+    /// Returns the value as compact JSON. A whole number of an integer flag is written without a fraction, even if it was
+    /// sent with one.
     #[must_use]
     pub fn value_as_string(&self) -> String {
         match (self.flag_type, self.as_i64()) {

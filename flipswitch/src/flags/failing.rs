@@ -9,31 +9,32 @@ use parking_lot::Mutex;
 
 use crate::flags::flag_set::{FlagSet, Item, Outcome};
 
-/// How often to look whether the context is to be requested again, once that is due.
+/// How often to check whether to request the context again, once that is due.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// When a service that has no flags is asked again.
+/// How long to wait before flags are requested again from a service that has none.
 const NO_FLAGS_WAIT: Duration = Duration::from_secs(30);
 
-/// The flags that failed. Without any: the service has no flags.
+/// The flags that failed. If there are none, the service has no flags.
 #[derive(Debug)]
 pub(crate) struct Failing {
-    /// The flags as received, in the order of their keys, and when the value was current that they keep, if they have one.
+    /// The flags as received, in the order of their keys, and when the value that they keep was current, if they keep one.
     flags: Vec<(Arc<Item>, Option<Instant>)>,
     /// Failures in a row of the same context.
     failures: u32,
-    /// When to look whether the context is to be requested again because of them.
+    /// When to check whether to request the context again because of them.
     look_at: Mutex<Instant>,
 }
 
 impl Failing {
-    /// Makes the state of a context for which the service has no flags.
+    /// Creates the state of a context for which the service has no flags.
     pub(crate) fn no_flags(now: Instant) -> Box<Self> {
         Box::new(Self { flags: Vec::new(), failures: 0, look_at: Mutex::new(now + NO_FLAGS_WAIT) })
     }
 
     /// Returns the flags of a response in which some failed, with their last values from `known`, which was current at the
-    /// given time. Values that are older than `max_stale` are not kept. `wait` is the wait after so many failures in a row.
+    /// given time. Values that are older than `max_stale` are not kept. `wait` returns the wait after a number of failures in
+    /// a row.
     pub(crate) fn keep(
         received: &FlagSet,
         known: Option<(&FlagSet, Instant)>,
@@ -62,8 +63,8 @@ impl Failing {
         Some(received.with_failing(&kept, Box::new(Self { flags, failures, look_at })))
     }
 
-    /// Returns whether it is time to look whether the context is to be requested again. True for one caller, once in a
-    /// while.
+    /// Returns whether it is time to check whether to request the context again. Returns `true` to one caller in each
+    /// [`LOOK_INTERVAL`].
     pub(crate) fn is_look_due(&self, now: Instant) -> bool {
         self.look_at.try_lock().is_some_and(|mut look_at| {
             let is_due = now >= *look_at;
@@ -79,7 +80,7 @@ impl Failing {
         self.flags.iter().map(|(item, _)| item.key.as_str())
     }
 
-    /// Returns whether the service has flags, and has failed only for others than those that are concerned.
+    /// Returns whether the service has flags, and failed only for flags that do not concern the caller.
     pub(crate) fn is_for_others(&self, concerns: impl Fn(&str) -> bool) -> bool {
         !self.flags.is_empty() && !self.keys().any(concerns)
     }
@@ -94,7 +95,7 @@ impl Failing {
         self.find(key).map(|(item, _)| &**item)
     }
 
-    /// Returns when the value of a flag was current that it keeps.
+    /// Returns when the value that a flag keeps was current.
     pub(crate) fn kept_since(&self, key: &str) -> Option<Instant> {
         self.find(key)?.1
     }

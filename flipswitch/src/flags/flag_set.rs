@@ -1,7 +1,7 @@
 //! All flags of one context, found by key.
 //!
 //! Most contexts get the same flags, and each flag has few different evaluations. Flag sets therefore share their table of
-//! keys and their items: a further flag set is a few pointers.
+//! keys and their items, so that each further flag set consists of a few pointers.
 
 use std::{sync::Arc, time::Instant};
 
@@ -43,7 +43,7 @@ pub(crate) struct FlagSet {
 #[derive(Debug, Default)]
 pub(crate) struct Keys {
     places: HashMap<Box<str>, Place>,
-    /// Takes note of reads. `None` for flags that do not come from the service.
+    /// Records reads. `None` for flags that do not come from the service.
     usage: Option<Arc<UsageLog>>,
 }
 
@@ -63,32 +63,31 @@ pub(crate) struct Item {
 /// Outcome of evaluating one flag.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Outcome {
-    /// A value, which is null where the service defers to the code default.
+    /// A value, which is null if the service defers to the code default.
     Evaluated(FlagEvaluation),
     /// The service could not evaluate the flag.
     Failed { code: String, details: Option<String> },
 }
 
 impl FlagSet {
-    /// Makes a set of items in any order. Of two items with the same key, the later one wins.
+    /// Creates a set from items in any order. Of two items with the same key, the later one wins.
     pub(crate) fn new(items: Vec<Arc<Item>>) -> Self {
         Self::new_in(items, None)
     }
 
-    /// Makes a set like [`new`](Self::new), whose reads are noted.
+    /// Creates a set like [`new`](Self::new), whose reads are recorded.
     fn new_in(items: Vec<Arc<Item>>, usage: Option<&Arc<UsageLog>>) -> Self {
         let items = sorted(items);
         let keys = Keys::of(&items, usage);
         Self::with_keys(items, keys)
     }
 
-    /// Makes a set with further items, whose reads are noted where those of this set are. Of two items with the same key, the
-    /// further one wins.
+    /// Creates a set with further items, which replace items with the same key. Its reads are recorded like those of this set.
     pub(crate) fn overlaid(&self, items: &[Arc<Item>]) -> Self {
         Self::new_in(self.items.iter().chain(items).cloned().collect(), self.keys.usage.as_ref())
     }
 
-    /// Makes a set of sorted items and their keys.
+    /// Creates a set from sorted items and their keys.
     pub(crate) fn with_keys(items: Box<[Arc<Item>]>, keys: Arc<Keys>) -> Self {
         let own = items.iter().filter(|item| Arc::strong_count(item) == 1).map(|item| item.bytes());
         let keys_bytes = if Arc::strong_count(&keys) == 1 { keys.bytes() } else { 0 };
@@ -96,12 +95,12 @@ impl FlagSet {
         Self { keys, items, bytes, failing: None }
     }
 
-    /// Makes a set of plain values.
+    /// Creates a set from plain values.
     pub(crate) fn of_values(values: Map<String, Value>, reason: &str) -> Self {
         Self::of_values_in(values, reason, None)
     }
 
-    /// Makes a set of plain values, whose reads are noted.
+    /// Creates a set from plain values, whose reads are recorded.
     pub(crate) fn of_values_in(values: Map<String, Value>, reason: &str, usage: Option<&Arc<UsageLog>>) -> Self {
         let items = values.into_iter().map(|(key, value)| {
             let flag = FlagEvaluation {
@@ -141,7 +140,7 @@ impl FlagSet {
         self.items.get(self.keys.places.get(key)?.position as usize)
     }
 
-    /// Returns the item of a flag that is read.
+    /// Returns the item of a flag, and records the read.
     #[inline]
     pub(crate) fn read(&self, key: &str) -> Option<&Arc<Item>> {
         match self.keys.places.get(key) {
@@ -210,7 +209,7 @@ impl FlagSet {
         self.failing()?.kept_since(key)
     }
 
-    /// Returns the set with other items in place of those with the same keys. The others are in the order of their keys.
+    /// Returns the set with `others` in place of the items with the same keys. `others` must be in the order of their keys.
     fn with_items(&self, others: &[Arc<Item>]) -> Self {
         let replaced = |item: &Arc<Item>| {
             let position = others.binary_search_by(|other| other.key.cmp(&item.key));
@@ -314,7 +313,7 @@ impl Keys {
     }
 }
 
-/// Hands over the marks of reads.
+/// Hands over the reads that have not been collected yet.
 impl Drop for Keys {
     fn drop(&mut self) {
         if let Some(usage) = &self.usage {
@@ -325,7 +324,7 @@ impl Drop for Keys {
 
 /// Sorts items by key. Of two items with the same key, the later one is kept.
 pub(crate) fn sorted(mut items: Vec<Arc<Item>>) -> Box<[Arc<Item>]> {
-    // The sort is stable, so among equal keys the later item stands last.
+    // The sort is stable, so among equal keys the later item comes last.
     items.sort_by(|a, b| a.key.cmp(&b.key));
     items.reverse();
     items.dedup_by(|earlier, later| earlier.key == later.key);

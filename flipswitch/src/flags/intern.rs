@@ -13,12 +13,12 @@ use crate::flags::{
     usage::UsageLog,
 };
 
-/// Items and flag sets that were received, for as long as they are in use.
+/// The items and flag sets that were received and are in use.
 #[derive(Default)]
 pub(crate) struct Interner {
     state: Mutex<State>,
     bodies: Mutex<Bodies>,
-    /// Takes note of reads of the flags.
+    /// Records reads of the flags.
     usage: Arc<UsageLog>,
 }
 
@@ -37,19 +37,22 @@ struct State {
     sweep_at: (usize, usize),
 }
 
-/// The latest responses that several contexts received, with their flag sets. The latest one is the first.
+/// The latest responses that several contexts received, with their flag sets. The latest one comes first.
 #[derive(Default)]
 struct Bodies(VecDeque<(Box<[u8]>, Weak<FlagSet>)>);
 
-/// How many responses are kept, and up to how many bytes each.
+/// Maximum number of responses that are kept.
 const MAX_BODIES: usize = 8;
+
+/// Largest response that is kept, in bytes.
 const MAX_BODY: usize = 64 << 10;
 
 /// Number of entries, and bytes of texts, below which nothing is dropped.
 const MIN_SWEEP: (usize, usize) = (1_024, 1 << 20);
 
 impl Interner {
-    /// Returns the item of a JSON text: the one in use, or a new one. `read` tells whether the new one may be shared.
+    /// Returns the item of a JSON text: the one in use, or a new one. `read` parses a new one, and tells whether it may be
+    /// shared.
     pub(crate) fn item(&self, text: &str, read: impl FnOnce() -> Option<(Item, bool)>) -> Option<Arc<Item>> {
         if let Some(item) = self.lock().items.get(text).and_then(Weak::upgrade) {
             return Some(item);
@@ -68,8 +71,8 @@ impl Interner {
         Some(item)
     }
 
-    /// Returns the flag set of a response: that of an earlier response with the same bytes, or the one that is `read`. After
-    /// a change, most users of an application have the same flags, and reading them takes longer than comparing the bytes.
+    /// Returns the flag set of a response: that of an earlier response with the same bytes, or the one that `read` returns. After
+    /// a change, most users of an application have the same flags, and parsing them takes longer than comparing the bytes.
     ///
     /// # Errors
     ///
@@ -83,7 +86,7 @@ impl Interner {
             return Ok(flag_set);
         }
         let flag_set = read()?;
-        // The flag set was in use, so others may receive it as well. What failed depends on the context.
+        // The flag set was in use, so other contexts may receive it as well. Failures depend on the context.
         if body.len() <= MAX_BODY && Arc::strong_count(&flag_set) > 1 && !flag_set.has_failed() {
             self.bodies.lock().keep(body, &flag_set);
         }
@@ -130,7 +133,7 @@ impl Bodies {
     fn find(&mut self, body: &[u8]) -> Option<Arc<FlagSet>> {
         let position = self.0.iter().position(|(known, _)| **known == *body)?;
         let found = self.0.remove(position)?;
-        // Otherwise no context has these flags any more.
+        // If it is gone, no context has these flags any more.
         let flag_set = found.1.upgrade()?;
         self.0.push_front(found);
         Some(flag_set)
@@ -145,7 +148,7 @@ impl Bodies {
 }
 
 impl State {
-    /// Drops unused entries whenever the map has doubled since the last time.
+    /// Drops unused entries if the maps have doubled since the last time.
     fn sweep(&mut self) {
         let (entries, texts) = self.sweep_at;
         if self.entries() < entries.max(MIN_SWEEP.0) && self.texts < texts.max(MIN_SWEEP.1) {
@@ -195,13 +198,13 @@ mod tests {
         assert_ne!(one.items()[1].outcome, other.items()[1].outcome);
         let more = flag_set(&interner, &[("a", "1"), ("b", "2"), ("c", "3")]);
         assert!(!Arc::ptr_eq(one.keys(), more.keys()));
-        // Also after another table of keys was used.
+        // Even after another table of keys was used.
         assert!(Arc::ptr_eq(one.keys(), flag_set(&interner, &[("a", "7"), ("b", "2")]).keys()));
         assert_eq!(more.items()[2].key, "c");
     }
 
     #[test]
-    fn a_response_that_several_contexts_received_is_read_once_more_at_most() {
+    fn a_response_that_several_contexts_receive_is_parsed_twice_at_most() {
         let interner = Interner::default();
         let read = |name: &str| {
             let mut was_read = false;

@@ -39,7 +39,7 @@ impl OverrideFile {
         Ok(Self { path: path.to_owned(), flag_set: FlagSet::of_values(values, OVERRIDE) })
     }
 
-    /// Puts the values over a flag set. Returns the items of the new one, in any order: of two with the same key, the later one wins.
+    /// Overrides the values of a flag set. Returns the items in any order. Of two items with the same key, the later one wins.
     pub(crate) fn apply_to(&self, flag_set: &FlagSet) -> Vec<Arc<Item>> {
         flag_set.items().iter().chain(self.flag_set.items()).cloned().collect()
     }
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_values_replace_the_services() {
+    fn values_in_the_file_replace_those_of_the_service() {
         let file = file(r#"{"theme": "dark", "new": true}"#);
         let overrides = OverrideFile::read(file.path(), true).unwrap();
         let Value::Object(service) = json!({"theme": "light", "limit": 10}) else { unreachable!() };
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unusable_file_is_refused_with_its_path_and_the_problem() {
+    fn an_unusable_file_is_rejected_with_its_path_and_the_problem() {
         for (text, problem) in [
             (r#"{"flags": {"a": {"state": "ENABLED"}}}"#, "flagd's format"),
             ("{\"a\": tru}", "line 1 column 10"),
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_refused_in_a_release_build() {
+    fn a_file_is_rejected_in_a_release_build() {
         let file = file("{}");
         let error = OverrideFile::read(file.path(), false).unwrap_err().to_string();
         assert!(error.contains("override_file") && error.contains("override_in_release"), "{error}");

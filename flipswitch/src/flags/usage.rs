@@ -1,4 +1,4 @@
-//! Which flags an application reads, for finding those that nothing reads any more.
+//! Records which flags an application reads, to find those that nothing reads any more.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -15,13 +15,13 @@ use time::OffsetDateTime;
 
 use crate::flags::{declare::DeclaredFlag, flag_set::Keys};
 
-/// How many keys are remembered that neither the service has nor the code declares: unlisted ones.
+/// Maximum number of unlisted keys that are remembered: keys that the service does not have and the code does not declare.
 const MAX_UNLISTED: usize = 1_024;
 
-/// How many keys are remembered that the service has or had.
+/// Maximum number of other keys that are remembered.
 const MAX_LISTED: usize = 65_536;
 
-/// Longest of the unlisted keys, in bytes. A longer one was probably built from data.
+/// Longest unlisted key that is remembered, in bytes. A longer one was probably built from data.
 const MAX_KEY: usize = 256;
 
 /// How often the marks of reads are collected.
@@ -30,7 +30,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// The flags that an application has read since its provider was built. Returned by
 /// [`FlipswitchProvider::usage`](crate::FlipswitchProvider::usage). Serializes to JSON with dates in RFC 3339.
 ///
-/// Holds keys and times only: neither values nor contexts, and no numbers of reads.
+/// Contains only keys and times, and neither values nor contexts nor numbers of reads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
@@ -40,8 +40,8 @@ pub struct Usage {
     pub since: OffsetDateTime,
     /// The flags that the service has, that the code declares, or that were read; sorted by key.
     pub flags: Vec<FlagUsage>,
-    /// Whether all keys that were read are listed. `false` if more than 1 024 keys were read that the service does not have
-    /// and the code does not declare, or one that is longer than 256 bytes.
+    /// Whether all keys that were read are listed. `false` if more than 1 024 of the keys that were read are unknown to the
+    /// service and not declared by the code, or if one of these is longer than 256 bytes.
     pub is_complete: bool,
 }
 
@@ -52,19 +52,19 @@ pub struct Usage {
 pub struct FlagUsage {
     /// Key of the flag.
     pub key: String,
-    /// When the flag was read last, to the minute. `None` if it was not read since the provider was built.
+    /// When the flag was last read, to the minute. `None` if it was not read since the provider was built.
     #[serde(with = "time::serde::rfc3339::option")]
     pub last_read: Option<OffsetDateTime>,
-    /// Whether the code declares the flag, in a list that [`declared`](crate::LifespanBuilder::declared) was given.
+    /// Whether the code declares the flag, in a list that was passed to [`declared`](crate::LifespanBuilder::declared).
     pub is_declared: bool,
     /// Whether the flags in memory include this one. `false` for all flags before the service has responded.
     pub is_known: bool,
 }
 
-/// The marks of reads, and what was collected of them.
+/// Records reads.
 ///
-/// A read sets one bit beside its key, in the table of keys that it has looked up anyway; all contexts share these tables.
-/// Each minute the bits are collected and cleared, so that nearly all reads find the bit set and write nothing.
+/// A read sets one bit beside its key, in the table of keys in which it looks up the flag anyway. All contexts share these
+/// tables. Each minute, the bits are collected and cleared, so nearly all reads find the bit set and write nothing.
 #[derive(Debug)]
 pub(crate) struct UsageLog {
     since: OffsetDateTime,
@@ -77,7 +77,7 @@ pub(crate) struct UsageLog {
 #[derive(Debug, Default)]
 struct Collected {
     tables: Vec<Weak<Keys>>,
-    /// Number of tables at which those that are gone are dropped next.
+    /// Number of tables at which those that are no longer in use are dropped next.
     prune_at: usize,
     last_read: HashMap<Box<str>, LastRead>,
     declared: Vec<&'static [DeclaredFlag]>,
@@ -98,7 +98,7 @@ pub(crate) struct ReadBit(AtomicBool);
 impl ReadBit {
     #[inline]
     pub(crate) fn set(&self) {
-        // Reading first: the cache line stays shared among processors.
+        // Read first, so that the cache line stays shared among processors.
         if !self.0.load(Ordering::Relaxed) {
             self.0.store(true, Ordering::Relaxed);
         }
@@ -139,7 +139,7 @@ impl UsageLog {
         }
     }
 
-    /// Takes note of a read of a key that is in no table.
+    /// Records a read of a key that is in no table.
     #[cold]
     pub(crate) fn record_unlisted(&self, key: &str) {
         if key.len() > MAX_KEY {
@@ -157,7 +157,7 @@ impl UsageLog {
         }
     }
 
-    /// Takes note of keys whose table ends.
+    /// Records reads of keys whose table is being dropped.
     pub(crate) fn table_ended<'a>(&self, keys: impl Iterator<Item = &'a str>) {
         let mut keys = keys.peekable();
         if keys.peek().is_some() {
@@ -167,7 +167,7 @@ impl UsageLog {
         }
     }
 
-    /// Collects and clears the bits, now. Returns the tables of keys that are in use.
+    /// Collects and clears the bits. Returns the tables of keys that are in use.
     pub(crate) fn sweep(&self, now: OffsetDateTime) -> Vec<Arc<Keys>> {
         let now = minute(now);
         let tables: Vec<_> = {
@@ -175,7 +175,7 @@ impl UsageLog {
             collected.prune();
             collected.tables.iter().filter_map(Weak::upgrade).collect()
         };
-        // Without the lock, which new tables wait for, and which a table that ends takes.
+        // Without the lock, which new tables wait for, and which a table takes when it is dropped.
         let read: HashSet<_> = tables.iter().flat_map(|table| table.take_read()).collect();
         let unlisted = std::mem::take(&mut *self.unlisted.write());
         let mut collected = self.collected.lock();
@@ -229,7 +229,7 @@ impl Collected {
         }
     }
 
-    /// Drops the tables that are gone.
+    /// Drops the tables that are no longer in use.
     fn prune(&mut self) {
         self.tables.retain(|table| table.strong_count() > 0);
         self.prune_at = 2 * self.tables.len() + 16;
@@ -343,7 +343,7 @@ mod tests {
     static DECLARED: &[DeclaredFlag] = &[DeclaredFlag::new::<Declared>("")];
 
     #[test]
-    fn flags_that_the_service_had_are_no_unlisted_ones() {
+    fn flags_that_the_service_had_do_not_count_as_unlisted() {
         let log = Arc::default();
         let keys: Vec<_> = (0..1_500).map(|number| format!("flag-{number}")).collect();
         let flags = set(&log, &keys.iter().map(String::as_str).collect::<Vec<_>>());
@@ -367,14 +367,14 @@ mod tests {
     }
 
     #[test]
-    fn reads_from_all_threads_and_collections_lose_nothing() {
+    fn concurrent_reads_and_collections_lose_no_read() {
         let log = Arc::new(UsageLog::default());
         let keys: Vec<_> = (0..64).map(|number| format!("flag-{number}")).collect();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
                     for (number, key) in keys.iter().enumerate() {
-                        // A set of its own, which ends in the middle.
+                        // Each set is dropped after one read.
                         let flags = set(&log, &[key]);
                         assert!(flags.read(key).is_some());
                         if number % 8 == 0 {

@@ -4,21 +4,22 @@ use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
-/// Failures in a row after which the store counts as away, if the first of them was begun so long ago. During a
-/// pause of the process or of the store, all operations in flight fail.
+/// Number of failures in a row after which the store counts as unavailable, if the first of these operations began at least
+/// [`FAILING_FOR`] ago. A short pause of the process or of the store fails all operations in flight, and must not count.
 const FAILURES: u32 = 3;
 const FAILING_FOR: Duration = Duration::from_millis(250);
 
 /// Whether operations of one kind succeed.
 #[derive(Debug, Default)]
 pub(super) struct Availability {
-    /// Failures since the last success, and when the first of them was begun.
+    /// Failures since the last success.
     failures: u32,
+    /// When the first operation that failed began.
     failing_since: Option<Instant>,
     away_since: Option<OffsetDateTime>,
 }
 
-/// What an outcome has changed.
+/// What an outcome changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Change {
     None,
@@ -27,7 +28,7 @@ pub(super) enum Change {
 }
 
 impl Availability {
-    /// Returns since when the store is away.
+    /// Returns since when the store has been unavailable.
     pub(super) fn away_since(&self) -> Option<OffsetDateTime> {
         self.away_since
     }
@@ -37,10 +38,10 @@ impl Availability {
         if was_away { Change::Back } else { Change::None }
     }
 
-    /// Notes that an operation failed that was begun at `asked_at`.
-    pub(super) fn failed(&mut self, asked_at: Instant, now: Instant) -> Change {
+    /// Notes that an operation that began at `began_at` failed.
+    pub(super) fn failed(&mut self, began_at: Instant, now: Instant) -> Change {
         self.failures = self.failures.saturating_add(1);
-        let since = *self.failing_since.get_or_insert(asked_at);
+        let since = *self.failing_since.get_or_insert(began_at);
         let is_away = self.failures >= FAILURES && now.saturating_duration_since(since) >= FAILING_FOR;
         if !is_away || self.away_since.is_some() {
             return Change::None;
@@ -55,12 +56,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_store_is_away_when_it_fails_for_a_while() {
+    fn a_store_counts_as_unavailable_if_it_fails_for_a_while() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let mut store = Availability::default();
         let failures = [(); 100].map(|()| store.failed(at(0), at(50)));
-        assert!(failures.iter().all(|change| *change == Change::None), "a moment only");
+        assert!(failures.iter().all(|change| *change == Change::None), "only for a moment");
         assert_eq!((store.succeeded(), store.failed(at(500), at(800))), (Change::None, Change::None), "one operation");
         let failed = [740, 750, 760].map(|millis| store.failed(at(millis), at(millis)));
         assert_eq!(failed, [Change::None, Change::Away, Change::None]);

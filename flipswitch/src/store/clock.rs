@@ -1,17 +1,17 @@
-//! The clock of the store, as far as it is known here. No I/O.
+//! What is known about the clock of the store. No I/O.
 
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// How far the store's clock may differ from what was expected, beyond the time that reading it took.
 const TOLERANCE: Duration = Duration::from_millis(50);
 
-/// A reading of the store's clock that is older than this is not relied on.
+/// A reading of the store's clock that is older than this is not used.
 const MAX_AGE: Duration = Duration::from_secs(10);
 
-/// A longer step back does not matter: nothing is kept for so long.
+/// Longest step back that matters. Nothing is stored for longer than this.
 const MAX_STEP: Duration = Duration::from_secs(7 * 24 * 3_600);
 
-/// What is known about the store's clock. It may be set, or be another one after a failover.
+/// What is known about the store's clock. The clock may be set, and after a failover it may be that of another server.
 #[derive(Debug, Default)]
 pub(super) struct StoreClock(Option<Known>);
 
@@ -25,19 +25,20 @@ struct Known {
 
 #[derive(Clone, Copy, Debug)]
 struct Reading {
-    /// When it was asked for, and when it arrived.
+    /// When the reading was requested.
     before: Instant,
+    /// When the reading arrived.
     after: Instant,
     /// In microseconds since 1970.
     clock: u64,
 }
 
 impl StoreClock {
-    /// Takes a reading. Returns since when the clock goes as expected: a time of before may not be what it seems.
+    /// Records a reading. Returns since when the clock has run as expected. Earlier times of the clock are not reliable.
     pub(super) fn read(&mut self, before: Instant, after: Instant, clock: u64) -> Instant {
         let last = Reading { before, after, clock };
         if self.0.is_none() && after.saturating_duration_since(before) > TOLERANCE {
-            // Too inexact to compare others with.
+            // Too inexact to compare later readings with.
             return after;
         }
         let known = match self.0 {
@@ -48,7 +49,7 @@ impl StoreClock {
                 if (least..=most).contains(&clock) {
                     Known { first, last, steady_since }
                 } else {
-                    // After a step back, times of before it seem to be later ones.
+                    // After a step back, times from before the step seem later than they were.
                     let back = if clock < least { most.saturating_sub(clock) } else { 0 };
                     let back = Duration::from_micros(back).min(MAX_STEP);
                     Known { first: last, last, steady_since: steady_since.max(after + back) }
@@ -60,8 +61,8 @@ impl StoreClock {
         known.steady_since
     }
 
-    /// Returns the time of the store's clock at an instant, or somewhat earlier, and whether the clock was read before and after
-    /// it and went as expected. `None` if it was not read recently.
+    /// Returns the time of the store's clock at an instant, or a slightly earlier time, and whether the clock was read before and
+    /// after the instant and ran as expected. Returns `None` if the clock was not read recently.
     pub(super) fn at(&self, instant: Instant, now: Instant) -> Option<(u64, bool)> {
         let Known { last: Reading { before, after, clock }, steady_since, .. } = self.0?;
         if now.saturating_duration_since(after) > MAX_AGE {
@@ -78,12 +79,12 @@ pub(super) fn since_1970(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, micros)
 }
 
-/// Returns the time of so many microseconds since 1970.
+/// Returns the time that a number of microseconds since 1970 stands for.
 pub(super) fn time_of(micros: u64) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_micros(micros)).unwrap_or(UNIX_EPOCH)
 }
 
-/// Far from the limits of an integer, so that sums of a few cannot overflow.
+/// Returns whole microseconds, limited so that sums of a few of them cannot overflow.
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX).min(u64::MAX / 8)
 }
@@ -93,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_that_is_set_is_noticed() {
+    fn a_clock_that_was_set_is_detected() {
         let start = Instant::now();
         let at = |millis| start + Duration::from_millis(millis);
         let mut clock = StoreClock::default();
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn small_steps_add_up() {
+    fn small_steps_of_the_clock_add_up() {
         let start = Instant::now();
         let mut clock = StoreClock::default();
         let mut read = |second: u64, behind: u64| {

@@ -1,6 +1,6 @@
-//! Instances that share a store, in random orders of everything that can happen to them: events that arrive late, streams that break,
-//! instances that start, writes that are late or lost, a store that is flushed, restored from a backup, or whose clock jumps. An oracle
-//! knows what the service held when.
+//! Tests instances that share a store, with random orders of everything that can happen to them: events arrive late, streams
+//! break, instances start, writes are late or lost, the store is flushed or restored from a backup, and its clock jumps. The
+//! test knows which flags the service had at each time.
 
 use std::{
     cell::Cell,
@@ -35,15 +35,15 @@ const FRESHNESS: Freshness = Freshness { streaming: HOUR, polling: Duration::ZER
 enum Op {
     /// Time passes.
     Wait(u64),
-    /// The flags change; the event has the id of the one before, or none, if that is said.
+    /// The flags change. [`IdOf`] selects the id of the event.
     Change(IdOf),
     /// An instance reads the next event.
-    Hear(usize),
+    Receive(usize),
     /// The stream of an instance breaks, and events are lost.
     Break(usize),
-    /// It opens.
+    /// The stream of an instance opens.
     Open(usize),
-    /// An instance starts anew.
+    /// An instance starts again.
     Restart(usize),
     /// Something invalidates the flags of an instance without an event: a heartbeat or a poll.
     Miss(usize),
@@ -55,19 +55,19 @@ enum Op {
     },
     /// The answer arrives.
     Respond(usize),
-    /// All of it at once: the answer of an instance is in the store, and another one asks for it a moment later.
+    /// All these steps at once: an instance stores its answer, and another one looks it up a moment later.
     Share {
         instance: usize,
         context: usize,
         lags: bool,
         reader: usize,
     },
-    /// An answer that was to be written arrives in the store, or is lost.
+    /// A pending write arrives in the store, or is lost.
     Write {
         write: usize,
         is_lost: bool,
     },
-    /// An instance asks the store, which takes so many milliseconds to answer.
+    /// An instance looks into the store. The request and the response take `there` and `back` milliseconds.
     Look {
         instance: usize,
         context: usize,
@@ -77,7 +77,7 @@ enum Op {
     Flush,
     Backup,
     Restore,
-    /// The store's clock jumps, perhaps as little as can go unnoticed.
+    /// The store's clock jumps, possibly by so little that nothing notices it.
     Jump(i64),
 }
 
@@ -94,7 +94,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => prop_oneof![0_u64..60, 60_u64..300, 1_000_u64..2_500].prop_map(Op::Wait),
         3 => prop_oneof![8 => Just(IdOf::Next), 1 => Just(IdOf::Last), 1 => Just(IdOf::None)].prop_map(Op::Change),
-        6 => instance().prop_map(Op::Hear),
+        6 => instance().prop_map(Op::Receive),
         1 => instance().prop_map(Op::Break),
         2 => instance().prop_map(Op::Open),
         1 => instance().prop_map(Op::Restart),
@@ -123,7 +123,7 @@ struct Change {
 
 struct Instance {
     epoch: Epoch,
-    heard: KnownEvents,
+    known: KnownEvents,
     clock: StoreClock,
     cache: Cache,
     is_open: bool,
@@ -145,7 +145,7 @@ impl Instance {
     fn new(now: Instant) -> Self {
         Self {
             epoch: Epoch::default(),
-            heard: KnownEvents::new(now),
+            known: KnownEvents::new(now),
             clock: StoreClock::default(),
             cache: Cache::new(100, 1 << 20, FRESHNESS),
             is_open: false,
@@ -158,7 +158,7 @@ impl Instance {
 
     fn position(&self, now: Instant) -> (EpochReading, Option<Requirement>) {
         let reading = self.epoch.read(now);
-        (reading, self.heard.requirement(reading))
+        (reading, self.known.requirement(reading))
     }
 }
 
@@ -191,12 +191,13 @@ struct World {
     /// The newest version that each context was evaluated with.
     worked: [usize; CONTEXTS],
     requests: Vec<Request>,
-    /// Answers that are to be written.
+    /// Pending writes.
     writes: Vec<(usize, Stored)>,
     store: HashMap<usize, Stored>,
     backup: HashMap<usize, Stored>,
-    /// How far the store's clock is ahead, in microseconds, and how many times it was set back.
+    /// How far the store's clock is ahead, in microseconds.
     ahead: i64,
+    /// How many times the store's clock was set back.
     set_back: usize,
     hits: usize,
 }
@@ -205,7 +206,7 @@ fn context(number: usize) -> CanonicalContext {
     CanonicalContext::from_bytes(format!("context {number}").as_bytes())
 }
 
-/// The value of a context under a version: one context changes each time, the other one each third time.
+/// Returns the value of a context in a version. One context changes in each version, the other one in each third version.
 fn value(context: usize, version: usize) -> usize {
     if context == 0 { version } else { version / 3 }
 }
@@ -246,7 +247,7 @@ impl World {
     }
 
     fn wait(&mut self, millis: u64) {
-        // Never nothing: no two things happen at the same instant.
+        // Time always passes, so that no two things happen at the same instant.
         self.now += Duration::from_millis(millis) + Duration::from_micros(1);
     }
 
@@ -260,7 +261,7 @@ impl World {
                 let next = Some(self.clock(now).max(last.map_or(0, |last| last + 1)));
                 let id = match id {
                     IdOf::Next => next,
-                    // Of the same millisecond.
+                    // Only events of the same millisecond have the same id.
                     IdOf::Last => last.filter(|_| now < self.changed_at() + Duration::from_millis(1)).or(next),
                     IdOf::None => None,
                 };
@@ -268,10 +269,10 @@ impl World {
                 let version = self.changes.len() - 1;
                 self.instances.iter_mut().filter(|it| it.is_open).for_each(|it| it.events.push_back(version));
             }
-            Op::Hear(instance) => {
+            Op::Receive(instance) => {
                 let instance = &mut self.instances[instance];
                 if let Some(version) = instance.events.pop_front() {
-                    instance.heard.event(self.changes[version].id, instance.epoch.current(now), now);
+                    instance.known.event(self.changes[version].id, instance.epoch.current(now), now);
                     instance.epoch.change_announced(now);
                     instance.read.push((version, now));
                 }
@@ -282,14 +283,14 @@ impl World {
                 instance.events.clear();
                 instance.epoch.stream_closed();
             }
-            // While the service may evaluate with old rules after a change that was missed, this cannot be noticed. The first heartbeat
-            // makes up for it.
+            // An instance that missed a change cannot notice that the service still evaluates with old rules. The first heartbeat
+            // makes up for this, so streams do not open in that time.
             Op::Open(_) if now < self.changed_at() + ECHO_WINDOW => {}
             Op::Open(instance) => {
                 let instance = &mut self.instances[instance];
                 instance.events.clear();
                 (instance.is_open, instance.missed_at) = (true, now);
-                instance.heard.missed(now);
+                instance.known.missed(now);
                 instance.epoch.stream_opened(now + HOUR);
             }
             Op::Restart(instance) => {
@@ -299,7 +300,7 @@ impl World {
             Op::Miss(instance) => {
                 let instance = &mut self.instances[instance];
                 instance.missed_at = now;
-                instance.heard.missed(now);
+                instance.known.missed(now);
                 instance.epoch.invalidate_all();
             }
             Op::Request { instance, context, lags } => self.request(instance, context, lags),
@@ -336,10 +337,10 @@ impl World {
     fn request(&mut self, instance: usize, context: usize, lags: bool) {
         let now = self.now;
         let (reading, requirement) = self.instances[instance].position(now);
-        // With old rules: as if the changes within the echo window had not come yet.
+        // With old rules, the service evaluates as if the changes within the echo window had not happened yet.
         let is_seen = |change: &Change| !lags || change.at + ECHO_WINDOW < now;
         let version = self.changes.iter().take_while(|change| is_seen(change)).count() - 1;
-        // But never older than before, which could not be told from a change.
+        // The version is never older than before, because that would look like a change.
         let version = version.max(self.worked[context]);
         self.worked[context] = version;
         let fence = requirement.map(|requirement| requirement.fence);
@@ -358,7 +359,7 @@ impl World {
         let entry = Arc::new(CacheEntry::new(&canonical, flag_set, None, None, epoch, sent_at));
         instance.cache.put(&entry);
         let fence = if entry.is_settled() { fence.map(Fence::after_echo) } else { fence };
-        // Read before it is written.
+        // The clock is read before the answer is written.
         let clock = self.clock(self.now);
         let instance = &mut self.instances[at];
         instance.read_clock(self.now, self.now, clock, self.set_back);
@@ -389,7 +390,7 @@ impl World {
         let epoch = requirement.and_then(|it| it.epoch_of(fence, sent_at, known.as_ref().map(|known| known.sent_at)));
         let Some(epoch) = epoch.filter(|_| sent_at >= steady_since + MARGIN) else { return Ok(()) };
         if instance.first_clock.is_some_and(|first| first > written) {
-            // It does not know that the clock was set back before it has first read it.
+            // The instance cannot know that the clock was set back before its first reading.
             return Ok(());
         }
         self.hits += 1;
@@ -399,7 +400,7 @@ impl World {
         prop_assert!(truly_sent_at >= needed_since, "sent {:?} too early: {}", needed_since - truly_sent_at, what);
         let entry = CacheEntry::new(&canonical, flag_set(number, version), None, None, epoch, sent_at);
         instance.cache.put(&Arc::new(entry));
-        // What is in memory is fresh for evaluations that begin now, and after the window.
+        // Checks evaluations that begin now and after the echo window, which use the flags in memory if they are fresh.
         for later in [now, now + ECHO_WINDOW + Duration::from_millis(1)] {
             let reading = self.instances[at].epoch.read(later);
             let fresh = self.instances[at].cache.get(canonical.as_bytes());
@@ -412,15 +413,16 @@ impl World {
         Ok(())
     }
 
-    /// Returns when the request for flags must have been sent for them to be fresh in an instance: after every change that it knows of,
-    /// and after something may have been missed.
+    /// Returns the earliest time at which flags may have been requested to be fresh in an instance. This is after every
+    /// change that the instance knows of, and after the last time at which it may have missed something.
     fn needed_since(&self, instance: usize) -> Instant {
         let Instance { read, missed_at, .. } = &self.instances[instance];
         read.iter().map(|(version, _)| self.changes[*version].at).fold(*missed_at, Instant::max)
     }
 
-    /// Returns the version that flags must have to be fresh in an instance: that of every event that it has read, once the echo window
-    /// of the event is over, which begins anew with each event, and all that were certain when something may have been missed.
+    /// Returns the version that flags must at least have to be fresh in an instance. It includes every event that the
+    /// instance has read and whose echo window is over; the window begins again with each event. It also includes every
+    /// change that was certain when the instance last may have missed something.
     fn needed(&self, instance: usize, now: Instant) -> usize {
         let Instance { read, missed_at, .. } = &self.instances[instance];
         let next = |event: usize| read.get(event + 1).map_or(now, |(_, at)| *at);
@@ -442,7 +444,7 @@ fn no_interleaving_makes_old_flags_of_the_store_fresh() {
     let mut runner = proptest::test_runner::TestRunner::new(config);
     let run = runner.run(&vec(op(), 1..100), |ops| {
         let mut world = World::new();
-        // Most interleavings begin with streams that are open.
+        // All interleavings begin with open streams.
         for instance in 0..INSTANCES {
             world.step(Op::Open(instance))?;
             world.step(Op::Look { instance, context: 0, there: 1, back: 1 })?;
@@ -452,5 +454,5 @@ fn no_interleaving_makes_old_flags_of_the_store_fresh() {
     if let Err(error) = run {
         panic!("{error}");
     }
-    assert!(HITS.get() > 1_000, "only {} answers of the store were fresh", HITS.get());
+    assert!(HITS.get() > 1_000, "only {} answers from the store were fresh", HITS.get());
 }

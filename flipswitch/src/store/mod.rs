@@ -1,4 +1,4 @@
-//! A store outside of the process: what is written to it, and when it is asked.
+//! A store outside the process: what is written to it, and when it is read.
 
 mod availability;
 mod clock;

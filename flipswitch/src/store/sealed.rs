@@ -1,14 +1,15 @@
-//! What is written to a store, and reading it back. No I/O.
+//! The format of the entries in a store. No I/O.
 //!
-//! A name is `flipswitch:1:{<environment>}:<context>`. The number is the version of this format: another version does not find
-//! the entry. What is encrypted, with the name and the time of the request authenticated beside it:
+//! A name is `flipswitch:1:{<environment>}:<context>`. The number is the version of this format. Code for another version of
+//! the format does not find the entry. The following is encrypted, and authenticated together with the name and the time of
+//! the request:
 //!
 //! | bytes | meaning |
 //! |---|---|
 //! | 1 | 1 if there is a fence, otherwise 0 |
-//! | 8 | the newest event that was heard, most significant byte first |
+//! | 8 | the newest event that was received, most significant byte first |
 //! | 8 | the newest event that is settled |
-//! | 8 | when the request was sent by the clock of its instance, in microseconds since 1970 |
+//! | 8 | when the request was sent, by the clock of its instance, in microseconds since 1970 |
 //! | 2 | length of the tag |
 //! | | the tag of the service |
 //! | | a bulk response of OFREP |
@@ -30,29 +31,29 @@ use crate::{
 /// Largest content of an entry, in bytes. Stores accept 1 MiB, encrypted and with its key.
 const MAX_BYTES: usize = (1 << 20) - 1_024;
 
-/// The flags of one environment, under the keys of a secret.
+/// An environment, and the keys with which its flags are named and encrypted.
 pub(crate) struct Environment {
     keys: StoreKeys,
     id: String,
 }
 
-/// An answer of the service, as it is shared.
+/// An answer of the service, as it is stored.
 pub(super) struct StoredFlags {
     pub(super) flag_set: Arc<FlagSet>,
     pub(super) etag: Option<Box<[u8]>>,
     pub(super) fence: Option<Fence>,
-    /// When the request was sent by the clock of its instance, in microseconds since 1970.
+    /// When the request was sent, by the clock of its instance, in microseconds since 1970.
     pub(super) sent_here: u64,
 }
 
 impl Environment {
-    /// `parts` are what the flags depend on besides the context.
+    /// Creates an environment. `parts` is what the flags depend on besides the context.
     pub(super) fn new(keys: StoreKeys, parts: &[&[u8]]) -> Self {
         let id = keys.name(&[&[b"environment".as_slice()], parts].concat());
         Self { keys, id }
     }
 
-    /// Returns the name of a context.
+    /// Returns the name of the entry of a context.
     pub(super) fn name(&self, context: &[u8]) -> String {
         format!("flipswitch:1:{{{}}}:{}", self.id, self.keys.name(&[self.id.as_bytes(), context]))
     }
@@ -60,10 +61,10 @@ impl Environment {
     /// Encrypts an answer. Returns `None` if it is too large.
     pub(super) fn seal(&self, name: &str, sent: u64, answer: &StoredFlags) -> Option<Vec<u8>> {
         let etag = answer.etag.as_deref().unwrap_or_default();
-        let Fence { heard, settled } = answer.fence.unwrap_or_default();
-        let [heard, settled, sent_here] = [heard, settled, answer.sent_here].map(u64::to_be_bytes);
+        let Fence { newest, settled } = answer.fence.unwrap_or_default();
+        let [newest, settled, sent_here] = [newest, settled, answer.sent_here].map(u64::to_be_bytes);
         let length = u16::try_from(etag.len()).ok()?.to_be_bytes();
-        let mut text = [&[u8::from(answer.fence.is_some())][..], &heard, &settled, &sent_here, &length, etag].concat();
+        let mut text = [&[u8::from(answer.fence.is_some())][..], &newest, &settled, &sent_here, &length, etag].concat();
         let flags: Vec<_> = answer.flag_set.received().map(written).collect();
         serde_json::to_writer(&mut text, &json!({ "flags": flags })).ok()?;
         if text.len() > MAX_BYTES {
@@ -72,7 +73,7 @@ impl Environment {
         self.keys.seal(&text, &associated(name, sent))
     }
 
-    /// Decrypts an answer. Returns `None` if it is none, or not one to this name and time.
+    /// Decrypts an answer. Returns `None` if the content is not an answer, or belongs to another name or time.
     pub(super) fn open(
         &self,
         context: &[u8],
@@ -86,12 +87,12 @@ impl Environment {
         }
         let text = self.keys.open(sealed, &associated(name, sent))?;
         let (&[has_fence], rest) = text.split_first_chunk()?;
-        let (heard, rest) = rest.split_first_chunk()?;
+        let (newest, rest) = rest.split_first_chunk()?;
         let (settled, rest) = rest.split_first_chunk()?;
         let (sent_here, rest) = rest.split_first_chunk()?;
         let (length, rest) = rest.split_first_chunk()?;
         let (etag, body) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
-        let fence = Fence { heard: u64::from_be_bytes(*heard), settled: u64::from_be_bytes(*settled) };
+        let fence = Fence { newest: u64::from_be_bytes(*newest), settled: u64::from_be_bytes(*settled) };
         Some(StoredFlags {
             flag_set: ofrep::bulk(body, context, interner).ok()?,
             etag: (!etag.is_empty()).then(|| etag.into()),
@@ -141,7 +142,7 @@ mod tests {
             {"key": "d", "errorCode": "GENERAL", "errorDetails": "broken"},
         ]});
         let flag_set = ofrep::bulk(body.to_string().as_bytes(), b"{}", &Interner::default()).unwrap();
-        let fence = Some(Fence { heard: 7, settled: 5 });
+        let fence = Some(Fence { newest: 7, settled: 5 });
         StoredFlags { flag_set, etag: Some((*b"W/\"\xff\"").into()), fence, sent_here: 9 }
     }
 
@@ -157,7 +158,7 @@ mod tests {
         assert_eq!((read.etag, read.fence, read.sent_here), (answer("x").etag, answer("x").fence, 9));
         let shared = open(&name, 5, &environment.seal(&name, 5, &answer("x")).unwrap()).unwrap();
         assert!(Arc::ptr_eq(&read.flag_set, &shared.flag_set), "flag sets are shared");
-        for fence in [None, Some(Fence { heard: u64::MAX, settled: 0 })] {
+        for fence in [None, Some(Fence { newest: u64::MAX, settled: 0 })] {
             let sealed = environment.seal(&name, 5, &StoredFlags { fence, ..answer("x") }).unwrap();
             assert_eq!(open(&name, 5, &sealed).unwrap().fence, fence);
         }
@@ -171,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn each_environment_and_secret_has_names_and_keys_of_its_own() {
+    fn each_environment_and_secret_has_its_own_names_and_keys() {
         let one = environment(b"one secret of this test", &[b"url", b"key"]);
         let name = one.name(b"{}");
         let sealed = one.seal(&name, 5, &answer("x")).unwrap();
@@ -189,13 +190,13 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_that_is_too_large_is_not_shared() {
+    fn an_answer_that_is_too_large_is_not_stored() {
         let environment = environment(b"one secret of this test", &[]);
         assert!(environment.seal("name", 5, &answer(&"x".repeat(MAX_BYTES))).is_none());
         assert!(environment.seal("name", 5, &answer(&"x".repeat(MAX_BYTES / 2))).is_some());
     }
 
-    /// Entries stay readable from release to release, or the version of the format changes.
+    /// Entries must remain readable across releases, unless the version of the format changes.
     #[test]
     fn names_do_not_change() {
         let environment = environment(b"0123456789abcdef", &[b"https://flags.example/", b"key"]);

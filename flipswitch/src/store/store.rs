@@ -1,4 +1,4 @@
-//! The store of a provider: asks it within limits, and keeps away from it while it fails.
+//! The store of a provider: reads and writes it within limits, and stops using it while it fails.
 
 use std::{
     collections::HashMap,
@@ -36,40 +36,40 @@ pub(crate) const PATIENCE: Duration = Duration::from_millis(50);
 /// How long writing may take. Evaluations do not wait for it.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Has no entry: its name is asked for to read the clock.
+/// A context that never has an entry. Its name is looked up to read the clock.
 const NO_CONTEXT: &[u8] = b"";
 
-/// Wait before each attempt while the store is away. It doubles.
+/// Wait before the first attempt while the store is unavailable. Doubles with each attempt.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// How far the age of an answer by the store's clock may differ from that by the clocks of the two instances. A store that is
-/// older than it says cannot make an old answer fresh.
+/// How far the age of an answer by the store's clock may differ from its age by the clocks of the two instances. This limit
+/// ensures that a wrong clock of the store cannot make an old answer fresh.
 const MAX_DISAGREEMENT: Duration = Duration::from_secs(10);
 
-/// First looks at the same time, so that none of them waits for many others. Further ones wait for their turn.
+/// Maximum number of concurrent first looks, so that none of them waits for many others. Further ones wait for their turn.
 const MAX_LOOKS: usize = 64;
 
-/// Writes at the same time. Beyond that, answers are not shared.
+/// Maximum number of concurrent writes. Beyond that, answers are not stored.
 const MAX_WRITES: usize = 256;
 
-/// How long answers are kept at least.
+/// Minimum time for which answers are stored.
 const MIN_TTL: Duration = Duration::from_secs(600);
 
 /// A store, and what is known about it.
 pub(crate) struct Store {
     store: Arc<dyn CacheStore>,
     identity: Identity,
-    /// The environment of the credential in use. `None` while that changes.
+    /// The environment of the credential in use. `None` while the credential changes.
     environment: RwLock<Option<Arc<Environment>>>,
     clock: Mutex<StoreClock>,
     reads: Mutex<Availability>,
     writes: Mutex<Availability>,
     looking: Semaphore,
     writing: Semaphore,
-    /// How long answers are kept: for a context that was not in memory, and for others.
+    /// How long answers are stored: for a context that was not in memory, and for others.
     ttls: [Duration; 2],
-    /// Names of the leases that this instance holds, and the epochs of the requests.
+    /// Names of the leases that this instance holds, and the epochs of their requests.
     held: Mutex<HashMap<String, u64>>,
     runtime: Arc<ProviderRuntime>,
     this: Weak<Self>,
@@ -80,7 +80,7 @@ pub(crate) struct Identity {
     pub(crate) keys: StoreKeys,
     /// The base URL and the headers of the application.
     pub(crate) target: Vec<u8>,
-    /// Takes the place of the API key.
+    /// Used in place of the API key, if set.
     pub(crate) namespace: Option<String>,
 }
 
@@ -91,7 +91,7 @@ pub(crate) struct Found {
     pub(crate) fence: Option<Fence>,
     /// When it was requested, at the earliest.
     pub(crate) sent_at: Instant,
-    /// Whether that is certain: the store's clock was not set since.
+    /// Whether `sent_at` is certain, because the store's clock was not set since.
     pub(crate) is_dated: bool,
 }
 
@@ -99,7 +99,7 @@ pub(crate) struct Found {
 pub(crate) enum Look {
     Found(Found),
     Missing,
-    /// The store was not asked, or did not answer.
+    /// The store was not read, or did not answer.
     Away,
 }
 
@@ -115,20 +115,20 @@ impl Drop for HeldLease {
         if let (Some(store), Some(lease)) = (self.store.upgrade(), self.lease.take()) {
             store.held.lock().remove(&self.name);
             let runtime = Arc::clone(&store.runtime);
-            // Not counted as a write: one that fails expires.
+            // Not counted as a write: a lease that is not released expires.
             let release = async move { drop(within(WRITE_TIMEOUT, async { store.store.release(lease).await }).await) };
             runtime.spawn_last(release);
         }
     }
 }
 
-/// Outcome of asking for a lease.
+/// Outcome of [`Store::try_lease`].
 pub(crate) enum Turn {
-    /// The service may be asked.
+    /// The caller may send the request.
     Granted(HeldLease),
-    /// Another instance asks the service.
+    /// Another instance sends the request.
     Taken,
-    /// The store was not asked, or did not answer.
+    /// The store was not asked for a lease, or did not answer.
     Away,
 }
 
@@ -150,7 +150,7 @@ impl Store {
             writes: Mutex::default(),
             looking: Semaphore::new(MAX_LOOKS),
             writing: Semaphore::new(MAX_WRITES),
-            // One that is in use is written again when it is older than `cache_ttl`.
+            // An answer in use is written again when it is older than `cache_ttl`.
             ttls: [MIN_TTL.max(2 * cache_ttl), MIN_TTL.max(2 * cache_ttl).max(max_stale)],
             held: Mutex::default(),
             runtime,
@@ -167,25 +167,25 @@ impl Store {
         self.environment.read().as_ref().is_some_and(|current| Arc::ptr_eq(current, environment))
     }
 
-    /// Changes the credential. Meanwhile, no answer belongs to an environment.
+    /// Changes the credential with `set`. Meanwhile, no answer belongs to an environment.
     pub(crate) fn set_credential(&self, credential: &Credential, set: impl FnOnce()) {
         *self.environment.write() = None;
         set();
         *self.environment.write() = Some(Arc::new(self.identity.environment(credential)));
     }
 
-    /// Returns since when the store is away, for reading or for writing.
+    /// Returns since when the store has been unavailable for reading or writing.
     pub(crate) fn away_since(&self) -> Option<OffsetDateTime> {
         let (reads, writes) = (self.reads.lock().away_since(), self.writes.lock().away_since());
         [reads, writes].into_iter().flatten().min()
     }
 
-    /// Returns whether the store may be asked now.
-    pub(crate) fn is_worth_asking(&self) -> bool {
+    /// Returns whether the store is available for reading.
+    pub(crate) fn is_available(&self) -> bool {
         self.reads.lock().away_since().is_none()
     }
 
-    /// Looks for the answer to a context, without waiting for others for longer than for the store.
+    /// Looks up the answer for a context. Waits for its turn for as long as for the store at most.
     pub(crate) async fn look_in_turn(&self, context: &[u8], interner: &Interner) -> Look {
         match tokio::time::timeout(PATIENCE, self.looking.acquire()).await {
             Ok(_turn) => self.look(context, interner).await,
@@ -193,7 +193,7 @@ impl Store {
         }
     }
 
-    /// Looks for the answer to a context.
+    /// Looks up the answer for a context.
     pub(crate) async fn look(&self, context: &[u8], interner: &Interner) -> Look {
         let Some(environment) = self.environment() else { return Look::Away };
         let name = environment.name(context);
@@ -204,7 +204,7 @@ impl Store {
         let found = entry.filter(|entry| entry.key == name).and_then(|entry| {
             let sent = since_1970(entry.sent);
             let answer = environment.open(context, &name, sent, &entry.sealed, interner)?;
-            // One from the future is of a clock that was wrong.
+            // An entry from the future was dated by a wrong clock.
             let age = Duration::from_micros(clock.checked_sub(sent)?);
             let sent_at = before.checked_sub(age)?;
             let StoredFlags { flag_set, etag, fence, sent_here } = answer;
@@ -222,25 +222,26 @@ impl Store {
         }
     }
 
-    /// Returns the entry of a name, and the time of the store's clock, with since when the clock goes as expected and when it was
-    /// read at the earliest.
+    /// Returns the entry of a name, the time of the store's clock, since when the clock has run as expected, and the earliest
+    /// time at which it may have been read.
     async fn get(&self, name: &str) -> Option<(Option<StoredEntry>, u64, Instant, Instant)> {
-        // Within a future of its own, because the code of the store may panic at once.
+        // Within an async block, because the code of the store may panic before it returns a future.
         let (lookup, before) = self.read(async { self.store.get(name).await }).await?;
         let clock = since_1970(lookup.now);
         let steady_since = self.clock.lock().read(before, Instant::now(), clock);
         Some((lookup.entry, clock, steady_since, before))
     }
 
-    /// Asks for the lease of a context after an event, so that no instance waits for an older answer.
+    /// Asks for the lease of a context. The name contains the newest event, so that no instance waits for an answer from
+    /// before it.
     pub(crate) async fn try_lease(&self, context: &[u8], requirement: &Requirement, ttl: Duration) -> Turn {
         let Some(environment) = self.environment() else { return Turn::Away };
-        let name = format!("{}:{}", environment.name(context), requirement.fence.heard);
-        // A request of this instance may have it, whose answer is too early for the caller: more than the end of an echo
-        // window has advanced the epoch.
+        let name = format!("{}:{}", environment.name(context), requirement.fence.newest);
+        // An earlier request of this instance may hold the lease. Its answer is too old for the caller if more than the end of an
+        // echo window has advanced the epoch since.
         let own = self.held.lock().get(&name).copied();
         let is_too_early = own.is_some_and(|own| own < requirement.epoch && !is_of_event(own, requirement.epoch));
-        // While nothing can be written, no answer would arrive.
+        // While the store cannot be written to, no answer of another instance would arrive.
         if is_too_early || self.writes.lock().away_since().is_some() {
             return Turn::Away;
         }
@@ -254,8 +255,8 @@ impl Store {
         leased.lease.map_or(Turn::Taken, |lease| Turn::Granted(held(lease)))
     }
 
-    /// Writes an answer to a request that was sent in an environment, unless another one is in use by now. `is_known` tells
-    /// whether the context was seen before.
+    /// Writes an answer to a request that was sent in an environment, unless another environment is in use by now. `is_known`
+    /// tells whether the context was seen before.
     pub(crate) async fn put(
         &self,
         environment: &Arc<Environment>,
@@ -270,7 +271,7 @@ impl Store {
         let name = environment.name(entry.context());
         let sent = || self.clock.lock().at(entry.sent_at, Instant::now());
         if !sent().is_some_and(|(_, is_steady)| is_steady) {
-            // Nothing was read since. Only the clock matters.
+            // The clock was not read since the request was sent. Only the clock is needed here.
             self.read_clock().await;
         }
         let Some((sent, is_steady)) = sent() else { return };
@@ -282,38 +283,38 @@ impl Store {
         let Some(sealed) = environment.seal(&name, sent, &answer) else { return };
         let stored = StoredEntry { key: name, sent: time_of(sent), sealed };
         let ttl = self.ttls[usize::from(is_known)];
-        let asked_at = Instant::now();
+        let began_at = Instant::now();
         let outcome = within(WRITE_TIMEOUT, async { self.store.put(stored, ttl).await }).await;
-        log("writing", record(&self.writes, asked_at, &outcome), outcome.as_ref().err());
+        log("writing", record(&self.writes, began_at, &outcome), outcome.as_ref().err());
     }
 
-    /// Asks the store, if it is worth trying. Returns the answer, and when the store was asked.
-    async fn read<T>(&self, asked: impl Future<Output = Result<T, StoreError>>) -> Option<(T, Instant)> {
-        if !self.is_worth_asking() {
+    /// Reads from the store, if it is available. Returns the answer, and when the operation began.
+    async fn read<T>(&self, operation: impl Future<Output = Result<T, StoreError>>) -> Option<(T, Instant)> {
+        if !self.is_available() {
             return None;
         }
-        let asked_at = Instant::now();
-        let outcome = within(PATIENCE, asked).await;
-        let change = record(&self.reads, asked_at, &outcome);
-        // Before the change is logged, because the subscriber may panic.
+        let began_at = Instant::now();
+        let outcome = within(PATIENCE, operation).await;
+        let change = record(&self.reads, began_at, &outcome);
+        // Spawned before the change is logged, because the subscriber may panic.
         if let (Change::Away, Some(store)) = (change, self.this.upgrade()) {
             drop(self.runtime.spawn(store.wait_until_back()));
         }
         log("reading", change, outcome.as_ref().err());
-        Some((outcome.ok()?, asked_at))
+        Some((outcome.ok()?, began_at))
     }
 
-    /// Retries in one task, so that requests do not.
+    /// Retries in one task, so that requests do not have to.
     async fn wait_until_back(self: Arc<Self>) {
         let mut wait = FIRST_WAIT;
-        while !self.is_worth_asking() {
+        while !self.is_available() {
             tokio::time::sleep(wait.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
             wait = (2 * wait).min(MAX_WAIT);
             let Some(environment) = self.environment() else { continue };
-            let (asked_at, name) = (Instant::now(), environment.name(NO_CONTEXT));
+            let (began_at, name) = (Instant::now(), environment.name(NO_CONTEXT));
             let outcome = within(PATIENCE, async { self.store.get(&name).await }).await;
             if outcome.is_ok() {
-                log("reading", record(&self.reads, asked_at, &outcome), None);
+                log("reading", record(&self.reads, began_at, &outcome), None);
             }
         }
     }
@@ -330,29 +331,29 @@ impl Identity {
     }
 }
 
-/// Waits for the store, whose code is that of others and may panic.
-async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    let mut asked = pin!(asked);
-    let asked = poll_fn(|context| {
-        let poll = AssertUnwindSafe(|| asked.as_mut().poll(context));
-        catch_unwind(poll).unwrap_or_else(|_| Poll::Ready(Err(StoreError::new("its code panicked"))))
+/// Waits for an operation of the store, whose code belongs to others and may panic.
+async fn within<T>(limit: Duration, operation: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    let mut operation = pin!(operation);
+    let operation = poll_fn(|context| {
+        let poll = AssertUnwindSafe(|| operation.as_mut().poll(context));
+        catch_unwind(poll).unwrap_or_else(|_| Poll::Ready(Err(StoreError::new("the code of the store panicked"))))
     });
-    let mut asked = pin!(asked);
-    // In two parts: where the runtime was busy for long, the answer has come, but was not read.
+    let mut operation = pin!(operation);
+    // Waits in two parts: if the runtime was busy for long, the answer may have arrived without having been polled.
     for _ in 0..2 {
-        if let Ok(outcome) = tokio::time::timeout(limit / 2, &mut asked).await {
+        if let Ok(outcome) = tokio::time::timeout(limit / 2, &mut operation).await {
             return outcome;
         }
     }
     Err(StoreError::new(format!("no answer within {limit:?}")))
 }
 
-/// Records an outcome. Returns whether the store is away or back since.
-fn record<T>(availability: &Mutex<Availability>, asked_at: Instant, outcome: &Result<T, StoreError>) -> Change {
+/// Records an outcome. Returns whether it makes the store unavailable, or available again.
+fn record<T>(availability: &Mutex<Availability>, began_at: Instant, outcome: &Result<T, StoreError>) -> Change {
     let mut availability = availability.lock();
     match outcome {
         Ok(_) => availability.succeeded(),
-        Err(_) => availability.failed(asked_at, Instant::now()),
+        Err(_) => availability.failed(began_at, Instant::now()),
     }
 }
 

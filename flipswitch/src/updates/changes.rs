@@ -12,12 +12,12 @@ use crate::{
     wire::event_streams::Advertised,
 };
 
-/// Names of changed flags that are remembered. More count as a change of all flags.
+/// Maximum number of changed flags whose names are remembered. More count as a change of all flags.
 const MAX_NAMES: usize = 1_024;
 
 /// The known flags of the start-up context, and the changes since they were received.
 ///
-/// This is how the evaluator reports to the sources of updates.
+/// The evaluator reports to the sources of updates through this.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     known: Mutex<Known>,
@@ -54,7 +54,7 @@ impl Changes {
         }
     }
 
-    /// Forgets what the application was notified of: from now on a flag may change again without an event.
+    /// Forgets what the application was notified of, because from now on a flag may change again without an event.
     pub(crate) fn forget_notified(&self) {
         self.known.lock().notified = Notified::default();
     }
@@ -122,7 +122,7 @@ mod tests {
         let second = flag_set(&json!({"a": 2, "c": 1, "d": 1}));
         let mut changed = changes.compare(&second);
         changed.sort();
-        // Equal flags in other allocations are equal as well.
+        // Equal flags in different allocations count as equal.
         assert_eq!(changed, ["a", "b", "d"]);
         changes.notified(&FlagChangeEvent::of("a".into()));
         let third = flag_set(&json!({"a": 3, "c": 2, "d": 1}));
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_bounded() {
+    fn the_number_of_remembered_names_is_bounded() {
         let changes = Changes::default();
         for number in 0..=MAX_NAMES {
             changes.notified(&FlagChangeEvent::of(number.to_string()));

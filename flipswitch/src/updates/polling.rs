@@ -1,4 +1,4 @@
-//! Requests the flags of the start-up context in the background, and no others.
+//! Requests the flags of the start-up context, and no others, in the background.
 //!
 //! While the stream is closed, these requests reveal that flags have changed, and which ones.
 
@@ -21,16 +21,16 @@ use crate::{
     runtime::sleep_until,
 };
 
-/// Refetches that are requested within this time become one.
+/// Refetches that are requested within this time are combined into one.
 const REFETCH_DEBOUNCE: Duration = Duration::from_millis(50);
 
 /// Refetches are spread over this time, so that clients do not all return at once when a service recovers.
 const REFETCH_JITTER: Duration = Duration::from_millis(450);
 
-/// Share of the polling interval by which a poll may come earlier or later, so that clients do not poll in step.
+/// Fraction of the polling interval by which a poll may be earlier or later, so that clients do not poll in step.
 const POLL_JITTER: f64 = 0.1;
 
-/// What is to be requested in the background.
+/// Whether to poll, and whether a refetch is pending.
 #[derive(Debug)]
 pub(crate) struct Polling {
     refetch: Notify,
@@ -49,7 +49,7 @@ impl Polling {
         self.refetch.notify_one();
     }
 
-    /// Begins polling without a stream: the start-up check takes the place of the first poll.
+    /// Begins polling at the start of the provider, whose start-up check replaces the first poll.
     pub(crate) fn start_active(&self) {
         self.is_active.send_replace(true);
     }
@@ -57,7 +57,7 @@ impl Polling {
     /// Begins or ends polling. `polls_now` tells whether the first poll is due soon.
     pub(crate) fn set_active(&self, is_active: bool, polls_now: bool) {
         if self.is_active.send_replace(is_active) != is_active {
-            // Polling that begins with the provider is not logged, so that its end would not be understood.
+            // Polling that begins at the start of the provider is not logged, and then its end is not logged either.
             if self.is_logged.swap(is_active, Ordering::Relaxed) || is_active {
                 tracing::info!(target: "flipswitch", "{}", if is_active { "polling begins" } else { "polling ends" });
             }
@@ -88,7 +88,7 @@ impl Polling {
                 _ = is_active.changed() => continue,
                 () = self.refetch.notified() => {
                     tokio::time::sleep(refetch_delay()).await;
-                    // Refetches that were asked for meanwhile are served as well.
+                    // This request also covers refetches that were requested meanwhile.
                     let _ = tokio::time::timeout(Duration::ZERO, self.refetch.notified()).await;
                 }
                 () = sleep_until(next_poll.map(Instant::into_std)) => {
@@ -107,7 +107,7 @@ impl Polling {
     }
 }
 
-/// Returns how long to wait before a request that other clients make for the same reason.
+/// Returns how long to wait before a request that other clients may make at the same time for the same reason.
 pub(crate) fn refetch_delay() -> Duration {
     REFETCH_DEBOUNCE + REFETCH_JITTER.mul_f64(fastrand::f64())
 }

@@ -41,7 +41,7 @@ impl Sources {
         self.followed.subscribe()
     }
 
-    /// Follows no streams, until a response to a request from now on advertises some.
+    /// Follows no streams until the response to a request that is sent from now on advertises some.
     pub(super) fn reset(&self, now: Instant) {
         let mut newest = self.newest.lock();
         newest.sent_at = Some(now);
@@ -65,10 +65,10 @@ impl Sources {
             newest.reported.extend(problem.clone().filter(|_| is_new));
             (is_new, has_none)
         };
-        // Not under the lock, because the subscriber is code of the application.
+        // Logged without the lock, because the subscriber is code of the application.
         if has_none {
             tracing::info!(
-                target: "flipswitch", "the flag service advertises no event streams: changes arrive by polling, if it is enabled"
+                target: "flipswitch", "the flag service advertises no event streams; changes arrive by polling, if it is enabled"
             );
         }
         if let (Some(problem), true) = (problem, is_new_problem) {

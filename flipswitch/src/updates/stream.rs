@@ -46,8 +46,8 @@ const RESTART_WAIT: Duration = Duration::from_secs(1);
 
 /// Reads the streams for the lifetime of the provider.
 ///
-/// The task runs code of the application, the subscriber of its logs, which may panic. Without the task nothing would
-/// invalidate flags, so it is started again.
+/// The task calls the subscriber of the application's logs, which may panic. Without the task nothing would invalidate flags,
+/// so it is started again.
 pub(super) async fn run(updates: Arc<Updates>, options: StreamOptions) {
     let mut published = Published { status: ConnectionStatus::Disconnected, polls: Some(updates.is_polling()) };
     loop {
@@ -82,7 +82,7 @@ struct StreamTask {
     streams: Vec<Stream>,
     suspend: SuspendDetector,
     published: Published,
-    /// When streams were opened that a response had added or moved.
+    /// When streams that a response had added or moved were last opened.
     opened_at: Option<Instant>,
     refetches: Refetches,
     /// The id of the event whose effect is carried out, if it is a number.
@@ -100,7 +100,7 @@ struct Published {
 struct Stream {
     source: StreamSource,
     supervisor: Supervisor,
-    /// The connection, and the one beside it while one replaces the other.
+    /// The connection, and another one beside it while one replaces the other.
     connections: [Numbered; 2],
     state: StreamState,
 }
@@ -117,7 +117,7 @@ impl Numbered {
 
 enum Connection {
     None,
-    /// A task of its own, because it runs code of the application (a resolver, a connector) that may panic.
+    /// Runs in its own task, because it calls code of the application (a resolver, a connector) that may panic.
     Connecting(AbortOnDropHandle<Option<Result<Open, StreamRefused>>>),
     Open(Box<Open>),
 }
@@ -177,7 +177,8 @@ impl StreamTask {
         }
     }
 
-    /// Follows these streams from now on. A stream that disappears while another one appears has moved to its URL.
+    /// Follows these streams from now on. If one stream disappears while another one appears, it has moved to the URL of the
+    /// other.
     fn follow(&mut self, sources: &[StreamSource]) {
         let opens_at = opens_at(self.opened_at, Instant::now());
         let mut new: Vec<_> =
@@ -192,7 +193,7 @@ impl StreamTask {
                 self.opened_at = Some(opens_at);
                 self.input(at, Input::Moved(shown, opens_at));
             } else {
-                // An event that was not read is lost.
+                // An event that has not been read yet is lost.
                 self.updates.invalidate();
                 self.change(|streams| drop(streams.remove(at)));
             }
@@ -247,15 +248,15 @@ impl StreamTask {
     }
 
     fn decode(&mut self, at: usize, number: ConnectionNumber, mut bytes: Bytes) {
-        // A message may end the connection that it came on.
+        // A message may end the connection on which it arrived.
         while let Some(Connection::Open(open)) = self.streams[at].connection(number) {
             let before = open.decoder.last_id().cloned();
             let message = open.decoder.next(&mut bytes);
-            // That of the event before is no id of its own.
+            // An id that the previous event had already is not an id of this event.
             let id = open.decoder.last_id().filter(|id| before.as_ref() != Some(id)).and_then(|id| id.parse().ok());
             // After an error, the id may be one that exceeds the limit.
             if !matches!(message, Some(Err(_))) && open.last_id.as_ref() != open.decoder.last_id() {
-                // Only when it changes: two connections may be open, and the other one may have continued it.
+                // Reported only when it changes: two connections may be open, and the other one may have received a later id.
                 open.last_id = open.decoder.last_id().cloned();
                 let last_id = open.last_id.clone();
                 self.input(at, Input::Connection(number, ConnectionInput::LastId(last_id)));
@@ -347,7 +348,7 @@ impl StreamTask {
         self.streams.iter().map(|stream| stream.state)
     }
 
-    /// Changes the streams, and notes if all of them are open from now on, or not any more.
+    /// Changes the streams, and reports if all of them are now open, or no longer are.
     fn change(&mut self, change: impl FnOnce(&mut Vec<Stream>)) {
         let before = open_until(self.states());
         change(&mut self.streams);
@@ -366,7 +367,7 @@ impl StreamTask {
         };
         let before = std::mem::replace(&mut self.published, now);
         if let (true, Some(polls)) = (before.polls != self.published.polls, self.published.polls) {
-            // A response that ends the streams is as good as a poll.
+            // A response that ends the streams replaces the first poll.
             self.updates.set_polling(polls, !self.streams.is_empty());
         }
         if before.status != self.published.status {
@@ -398,7 +399,7 @@ async fn next_event(streams: &mut [Stream]) -> (usize, ConnectionNumber, Connect
             }
         }
     }
-    // In a random order, so that one connection cannot hold up the others.
+    // Polled in random order, so that one connection cannot hold up the others.
     fastrand::shuffle(&mut next);
     poll_fn(|context| {
         next.iter_mut().map(|next| next.as_mut().poll(context)).find(Poll::is_ready).unwrap_or(Poll::Pending)

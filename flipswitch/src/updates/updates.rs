@@ -1,4 +1,4 @@
-//! Everything that keeps flags up to date, and what it does to the rest of the provider.
+//! The sources of updates, and how they act on the rest of the provider.
 
 use std::{
     sync::{
@@ -80,7 +80,7 @@ impl Updates {
     /// An [`Error`] if no task can be started.
     pub(crate) fn start(self: &Arc<Self>) -> Result<(), Error> {
         let Some(interval) = self.polling_interval else { return Ok(()) };
-        // Without a stream, or until the service advertises one, it is polled.
+        // The service is polled if there is no stream, or until it advertises one.
         let polls = match self.stream {
             None => true,
             Some(options) => options.polling_fallback && self.stream_sources().borrow().is_empty(),
@@ -110,13 +110,13 @@ impl Updates {
         self.polling.is_active()
     }
 
-    /// Notes that another API key is in use: reconnects, and finds out what changed.
+    /// Notes that another API key is in use. Reconnects, and finds out what changed.
     pub(crate) fn api_key_replaced(&self) {
         // The key may be that of another environment, whose flags may differ for any context.
         self.notify(Notification::Changed(FlagChangeEvent::all()));
         self.changes.stream.forget_answers();
         if self.follows_event_streams {
-            // They may be those of another environment.
+            // The streams may be those of another environment.
             self.changes.sources.reset(Instant::now());
         }
         self.reconnect();
@@ -153,19 +153,19 @@ impl Updates {
         self.was_connected.load(Ordering::Relaxed)
     }
 
-    /// Notes that bytes arrived, so that the streams count as open until this time, or longer if more arrive.
+    /// Notes that bytes arrived. The streams count as open until this time, or longer if more bytes arrive.
     pub(super) fn heard(&self, until: Instant) {
         self.evaluator.epoch().heard(until);
     }
 
-    /// Notes that changes do not arrive any more.
+    /// Notes that changes no longer arrive.
     pub(super) fn stream_closed(&self) {
         self.evaluator.epoch().stream_closed();
         self.changes.forget_notified();
         self.notifier.observe(HealthSignal::StreamClosed);
     }
 
-    /// Notes that the task of the stream has panicked: its connection is gone, whatever its state was.
+    /// Notes that the task of the stream panicked, which closed its connections.
     pub(super) fn stream_panicked(&self) {
         self.stream_closed();
         self.status(ConnectionStatus::Error);
@@ -189,7 +189,7 @@ impl Updates {
         self.polling.refetch();
     }
 
-    /// Requests the flags of the start-up context in full next time, since the response may advertise other streams.
+    /// Requests the flags of the start-up context in full next time, because the response may advertise other streams.
     pub(super) fn renew_urls(&self) {
         self.evaluator.request_start_up_in_full();
     }

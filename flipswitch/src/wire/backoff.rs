@@ -9,8 +9,8 @@ pub(crate) const MAX_BACKOFF: Duration = Duration::from_secs(30);
 pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
 /// Returns the wait after a number of failures in a row, at least one: `base`, doubled for each further failure, up to
-/// [`MAX_BACKOFF`]. `random`, from [0, 1), places it in the second half of that time, so that clients do not return
-/// together.
+/// [`MAX_BACKOFF`]. `random`, from [0, 1), places the wait in the second half of that time, so that clients do not all return
+/// at once.
 pub(crate) fn backoff(base: Duration, failures: u32, random: f64) -> Duration {
     doubled(base, failures).min(MAX_BACKOFF).mul_f64(0.5 + random / 2.0)
 }
@@ -32,7 +32,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn waits_double_up_to_the_maximum_and_are_spread() {
+    fn waits_double_with_jitter_up_to_the_maximum() {
         let ends = |failures| (backoff(SECOND, failures, 0.0), backoff(SECOND, failures, 1.0));
         let expected = [1, 2, 4, 8, 16, 30, 30];
         for (failures, seconds) in (1..).zip(expected) {

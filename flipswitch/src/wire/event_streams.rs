@@ -11,7 +11,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::sanitize::printable;
 
-/// Streams that are followed at most; further ones are ignored.
+/// Maximum number of streams that are followed. Further ones are ignored.
 const MAX_STREAMS: usize = 4;
 
 /// Longest list of streams, in bytes.
@@ -184,7 +184,7 @@ struct EventData {
     last_modified: Value,
 }
 
-/// Reads the data of an event. Returns `None` unless it demands that flags are requested again. A tag or a date that cannot be
+/// Reads the data of an event. Returns `None` unless the event demands a new request for flags. A tag or a date that cannot be
 /// read is left out.
 pub(crate) fn refetch(data: &str) -> Option<(ConfigVersion, Option<OffsetDateTime>)> {
     let data: EventData = serde_json::from_str(data).ok()?;
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_is_named_by_its_url_or_by_its_endpoint() {
+    fn a_stream_has_a_url_or_an_endpoint() {
         let cases = [
             (json!({"type": "sse", "url": "https://s.example/a?token=1"}), "https://s.example/a?token=1"),
             (json!({"type": "sse", "endpoint": {"requestUri": "/sse/x?y"}}), "https://flags.example:8443/sse/x?y"),
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_url_shows_its_origin_only() {
+    fn a_url_shows_only_its_origin() {
         let url = StreamUrl(Arc::new(Url::parse("https://user:pass@s.example/path-secret?token=secret").unwrap()));
         assert_eq!(url.to_string(), "https://s.example/…");
         assert_eq!(format!("{url:?}"), "StreamUrl(https://s.example/…)");

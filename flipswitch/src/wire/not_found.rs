@@ -4,17 +4,18 @@ use std::time::{Duration, Instant};
 
 use crate::config::ServiceKind;
 
-/// Number of responses with 404, and their minimum duration, after which the service has no flags. A rollout usually takes
-/// less time.
+/// Number of responses with 404, and the minimum time since the first of them, after which the service counts as one without
+/// flags. A rollout usually takes less time.
 const RESPONSES: u32 = 3;
 const DURATION: Duration = Duration::from_secs(60);
 
-/// OFREP defines no 404 for bulk requests. Services that have no flags yet send it; proxies send it while a service is
-/// away.
+/// Counts responses with 404. OFREP defines no 404 for bulk requests. Services that have no flags yet send it, and proxies
+/// send it while a service is unavailable.
 #[derive(Debug, Default)]
 pub(crate) struct NotFound {
-    /// The first of the responses with 404 since the last flags, and their number.
+    /// When the first response with 404 since the last flags arrived.
     first: Option<Instant>,
+    /// Number of responses with 404 since the last flags.
     responses: u32,
     /// Whether it was reported that there are no flags.
     is_reported: bool,
@@ -39,8 +40,8 @@ impl NotFound {
     }
 }
 
-/// Returns whether a response with 404 may be one of a service without flags. Only Flipswitch has such a response. If it has a
-/// stream of changes, that is open then: otherwise a proxy may respond in its place.
+/// Returns whether a response with 404 may come from a service without flags. Only Flipswitch sends such a response. If realtime
+/// updates are enabled, the stream of changes must be open. Otherwise, a proxy may have responded in its place.
 pub(crate) fn may_lack_flags(service: ServiceKind, is_realtime: bool, is_streaming: bool) -> bool {
     service == ServiceKind::Flipswitch && (!is_realtime || is_streaming)
 }

@@ -53,7 +53,7 @@ struct Unreadable {
 pub(crate) fn bulk(body: &[u8], context: &[u8], interner: &Interner) -> Result<Arc<FlagSet>, Error> {
     interner.response(body, || {
         let Bulk { flags } = serde_json::from_slice(body).map_err(|error| Error::json(&error))?;
-        // Allocated at its final size: the items stay in memory for long, and shrinking later fragments the heap.
+        // Allocated at its final size: the items stay in memory for a long time, and shrinking later fragments the heap.
         let mut items = Vec::with_capacity(flags.len());
         let redactor = Redactor::new(context);
         items.extend(flags.into_iter().filter_map(|raw| shared_item(raw, &redactor, interner)));
@@ -61,11 +61,11 @@ pub(crate) fn bulk(body: &[u8], context: &[u8], interner: &Interner) -> Result<A
     })
 }
 
-/// Returns an item, which other contexts may have received as well.
+/// Returns an item, which may be shared with other contexts that received it.
 fn shared_item(raw: &RawValue, redactor: &Redactor<'_>, interner: &Interner) -> Option<Arc<Item>> {
     let shared = interner.item(raw.get(), || item(raw, redactor))?;
     let Outcome::Failed { code, details } = &shared.outcome else { return Some(shared) };
-    // A context that the text says nothing about may have received it first.
+    // A context whose values do not occur in the text may have received it first.
     if failure(code, details.clone().map(Value::String), redactor).2 {
         return item(raw, redactor).map(|(own, _)| Arc::new(own));
     }
@@ -131,10 +131,10 @@ fn text(value: Option<Value>) -> Option<String> {
     }
 }
 
-/// Returns the code and the details of a failure, and whether something of the context was in them.
+/// Returns the code and the details of a failure, and whether values of the context were removed from them.
 fn failure(code: &str, details: Option<Value>, redactor: &Redactor<'_>) -> (String, Option<String>, bool) {
     let (code, is_code_redacted) = match code {
-        // Part of the protocol, whatever the context is.
+        // Part of the protocol, regardless of the context.
         _ if CODES.contains(&code) => (code.to_owned(), false),
         _ => match redactor.redact(code) {
             (_, true) => ("GENERAL".to_owned(), true),
@@ -157,9 +157,9 @@ mod tests {
     use super::*;
     use crate::error::{Chain, FlagError};
 
-    /// A context with the words of a code gets an item of its own, and shares those that say nothing about it.
+    /// A context whose values occur in an error gets its own item, and shares the other items.
     #[test]
-    fn what_is_redacted_for_one_context_is_not_shared_with_others() {
+    fn an_item_that_is_redacted_for_one_context_is_not_shared_with_others() {
         let interner = Interner::default();
         let flags = [
             json!({"key": "a", "errorCode": "FLAG_NOT_FOUND"}),
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn items_may_be_wrapped_duplicated_without_key_or_no_objects() {
+    fn items_may_be_wrapped_duplicated_without_a_key_or_not_objects() {
         let flag_set = flag_set(&json!([
             {"key": "twice", "value": 1},
             {"result": {"key": "inside", "value": 2}},
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_item_is_that_flags_error() {
+    fn an_item_with_an_error_is_an_error_of_its_flag_only() {
         let flag_set = flag_set(&json!([
             {"key": "good", "value": 1},
             {"key": "bad", "errorCode": "PARSE_ERROR", "errorDetails": "line 3\r\n\u{7}of targeting"},
@@ -260,7 +260,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_that_is_no_bulk_response_is_an_error() {
+    fn a_body_that_is_not_a_bulk_response_is_an_error() {
         for body in ["", "null", "[]", "{}", "<html></html>", r#"{"flags":{}}"#, r#"{"flags":[}"#, "\u{0}"] {
             assert!(matches!(read(body.as_bytes()), Err(Error::Decode(_))), "{body:?}");
         }
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rejection_is_read_from_its_code() {
+    fn a_rejection_is_recognised_by_its_code() {
         let body = br#"{"key":"f","errorCode":"TARGETING_KEY_MISSING","errorDetails":"say who"}"#;
         let Some(Error::Evaluation { code, details }) = rejection(body, b"") else { panic!("a rejection") };
         assert_eq!((code.as_str(), details.as_deref()), ("TARGETING_KEY_MISSING", Some("say who")));

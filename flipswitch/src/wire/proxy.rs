@@ -5,19 +5,19 @@ use hyper_util::client::proxy::matcher::Matcher;
 
 use crate::{config::Config, sanitize::printable};
 
-/// Returns the proxy that the provider's own client uses for the service, without its credentials. That of a client that the
+/// Returns the proxy that the provider's own client uses for the service, without its credentials. The proxy of a client that the
 /// application configures is not known.
 pub(crate) fn proxy(config: &Config) -> Option<String> {
     if config.options.http_client.is_some() || config.base_url.is_loopback() {
         return None;
     }
     let service = config.base_url.url().as_str().parse().ok()?;
-    // The environment and the system are read as the client does.
+    // Reads the environment and the system in the same way as the client.
     display_proxy(Matcher::from_system().intercept(&service)?.uri())
 }
 
-/// Returns scheme, host and port of a proxy. `None` if it has none, or a port that is no number: then the text before it may be
-/// a part of a password that was not escaped.
+/// Returns the scheme, host and port of a proxy. Returns `None` if it has no scheme or host, or if its port is not a number: the
+/// text before the port may then be part of a password that was not escaped.
 fn display_proxy(proxy: &Uri) -> Option<String> {
     let (scheme, host) = (proxy.scheme_str()?, proxy.host()?);
     let text = match proxy.port_u16() {
@@ -38,13 +38,13 @@ mod tests {
             ("http://proxy:3128", Some("http://proxy:3128")),
             ("socks5://proxy", Some("socks5://proxy")),
             ("http://[::1]:3128/", Some("http://[::1]:3128")),
-            // What is left if the password was not escaped.
+            // What remains if the password was not escaped.
             ("http://ss@proxy:3128", Some("http://proxy:3128")),
             ("http://x@y@proxy", Some("http://proxy")),
             ("http://user:se", None),
         ];
         for (proxy, displayed) in cases {
-            // The parser accepts fewer texts than the one of the HTTP client.
+            // This parser accepts fewer texts than that of the HTTP client.
             let uri = Uri::builder().scheme(proxy.split_once(':').unwrap().0).path_and_query("/");
             let uri = uri.authority(proxy.split_once("//").unwrap().1.trim_end_matches('/')).build();
             assert_eq!(uri.ok().and_then(|uri| display_proxy(&uri)).as_deref(), displayed, "{proxy}");

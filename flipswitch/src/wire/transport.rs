@@ -1,4 +1,4 @@
-//! HTTP: URLs, headers, limits, and the meaning of status codes. The only file that sends requests.
+//! HTTP: URLs, headers, limits, and the meaning of status codes. This is the only file that sends requests.
 
 use std::{
     sync::Arc,
@@ -34,11 +34,13 @@ use crate::{
 /// Largest body of a bulk response, in bytes.
 const MAX_BODY: usize = 16 << 20;
 
-/// How much of the body of an error response is read, in bytes, and for how long if its status does not decide alone.
+/// Largest body of an error response that is read, in bytes.
 const MAX_ERROR_BODY: usize = 64 << 10;
+
+/// How long the body of an error response is read if the status alone does not decide.
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Number of redirects that are followed, all of them within the origin.
+/// Maximum number of redirects that are followed, all of them within the origin.
 const MAX_REDIRECTS: usize = 5;
 
 /// Longest tag that is kept, in bytes.
@@ -50,17 +52,19 @@ const STREAM_HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// A time limit that never applies.
 const NO_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// Interval of HTTP/2 pings on a connection, also while it is idle, and how long a ping may be unanswered. A connection whose
-/// peer is gone, but whose packets are still acknowledged, is replaced after their sum.
+/// Interval of HTTP/2 pings on a connection, also while it is idle.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long a ping may be unanswered. A connection whose peer is gone is replaced after this time and the interval, even if its
+/// packets are still acknowledged.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Sent unless the application configures the client: some firewalls reject requests without it.
+/// Sent unless the application configures a user agent, because some firewalls reject requests without one.
 const USER_AGENT: &str = concat!("flipswitch-rust/", env!("CARGO_PKG_VERSION"));
 
 /// Sends requests to the flag service. Must be used on the provider's runtime.
 pub(crate) struct Transport {
-    /// Two clients of one factory, so that a stalled stream cannot hold up requests on a shared connection.
+    /// Two clients from the same factory, so that a stalled stream cannot hold up requests on a shared connection.
     requests: Client,
     streams: Client,
     base_url: BaseUrl,
@@ -75,7 +79,7 @@ pub(crate) struct Transport {
     interner: Interner,
 }
 
-/// Returns the headers that are sent with every request to the service, those of streams included.
+/// Returns the headers that are sent with every request to the service, including those for streams.
 fn common_headers(config: &Config) -> HeaderMap {
     let mut headers = config.headers.clone();
     config.credential.insert_into(&mut headers);
@@ -102,17 +106,17 @@ impl Transport {
         })
     }
 
-    /// Returns where reads of the flags are noted.
+    /// Returns the log of which flags are read.
     pub(crate) fn usage(&self) -> &Arc<UsageLog> {
         self.interner.usage()
     }
 
-    /// Returns what shares items with the responses.
+    /// Returns the interner, which shares the items of responses.
     pub(crate) fn interner(&self) -> &Interner {
         &self.interner
     }
 
-    /// Returns the flag set of items that differ from those of a response.
+    /// Returns the flag set for items that differ from those of a response.
     pub(crate) fn flag_set(&self, items: Vec<Arc<Item>>) -> Arc<FlagSet> {
         self.interner.flag_set(items)
     }
@@ -133,10 +137,10 @@ impl Transport {
         self.headers.read().clone()
     }
 
-    /// Requests all flags of one context. `etag` is the tag of the flag set that is cached for this very context.
+    /// Requests all flags of one context. `etag` is the tag of the flag set that is cached for exactly this context.
     ///
-    /// `version` is that of the configuration if an event demands the request. `may_lack_flags` tells whether the service may
-    /// respond with 404 because it has no flags. Has no time limit of its own.
+    /// `version` is the version of the flags that the request sends back if an event demands it. `may_lack_flags` tells
+    /// whether the service may respond with 404 because it has no flags. Has no time limit of its own.
     pub(crate) async fn bulk(
         &self,
         context: &CanonicalContext,
@@ -149,7 +153,7 @@ impl Transport {
             .post(version.added_to(&self.bulk_url))
             .headers(self.headers())
             .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            // A cache that ignores the body would answer one user with the flags of another.
+            // Otherwise, a cache that ignores the body could answer one user with the flags of another.
             .header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))
             .body(context.as_bytes().to_vec());
         if let Some(etag) = etag.and_then(|etag| HeaderValue::from_bytes(etag).ok()) {
@@ -157,7 +161,7 @@ impl Transport {
         }
         let retry = request.try_clone();
         let response = match (request.send().await, retry) {
-            // The service closed a pooled connection at that moment. Evaluation is idempotent, so the request is repeated.
+            // The service closed a pooled connection at the same moment. Evaluation is idempotent, so the request is repeated.
             (Err(error), Some(retry)) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
                 retry.send().await.map_err(|error| self.request_failure(error))?
             }
@@ -262,7 +266,7 @@ impl Transport {
         }
         let shown = match source {
             StreamSource::Own => printable(media_type),
-            // Another host decides about this text.
+            // Another host controls this text.
             StreamSource::Advertised(_) => "another type".to_owned(),
         };
         let error = Error::decode(NoEventStream(shown));
@@ -277,11 +281,11 @@ impl Transport {
         }
     }
 
-    /// Makes a client for a stream at another origin than that of the service.
+    /// Creates a client for a stream at an origin other than that of the service.
     ///
     /// # Errors
     ///
-    /// An [`Error`] if the application's client has headers of its own, which it would send there.
+    /// An [`Error`] if the application's client has its own headers, which it would send there.
     fn client_for_other_origin(&self, url: &Url) -> Result<Client, Error> {
         let base_url = BaseUrl::of_origin(url);
         let builder = client_builder(&base_url, &self.options).map_err(Error::transport)?;
@@ -309,8 +313,8 @@ impl Transport {
         Failure { is_connect, ..error.into() }
     }
 
-    /// Returns the failure for a status that is neither success nor 304. `url` is what may be shown of the URL, and `context` what
-    /// was sent to be evaluated.
+    /// Returns the failure for a status that is neither success nor 304. `url` is what may be shown of the URL, and `context`
+    /// is the context that was sent.
     async fn status_failure(&self, response: Response, url: &str, context: &[u8]) -> Failure {
         let retry_after = retry_after(response.headers());
         let status = response.status();
@@ -330,19 +334,19 @@ impl Transport {
         Failure { error, is_connect: false, status: Some(status), retry_after }
     }
 
-    /// Reads the body of an error response that decides more than its status alone, because it is from the flag service
-    /// itself.
+    /// Reads the body of an error response, to check that it comes from the flag service itself.
     ///
     /// # Errors
     ///
-    /// [`Error::Decode`] if the body is neither empty nor JSON: then a proxy, a firewall or another server has responded.
+    /// [`Error::Decode`] if the body is neither empty nor JSON. In that case, a proxy, a firewall or another server has
+    /// responded.
     async fn own_body(&self, response: Response, url: &str) -> Result<(), Error> {
         let status = response.status();
         let media_type =
             response.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(printable);
         let is_own = match tokio::time::timeout(ERROR_BODY_TIMEOUT, body(response, MAX_ERROR_BODY)).await {
             Ok(Ok(body)) => body.trim_ascii().is_empty() || serde_json::from_slice::<IgnoredAny>(&body).is_ok(),
-            // Too large, cut off, or without an end.
+            // The body is too large, cut off, or does not end.
             Ok(Err(_)) | Err(_) => false,
         };
         if is_own {
@@ -402,12 +406,12 @@ impl EventStream {
     }
 }
 
-/// The response is not an event stream: a page of a proxy, for instance.
+/// The response is not an event stream, but for example a page of a proxy.
 #[derive(Debug, thiserror::Error)]
 #[error("content of type {0:?} instead of an event stream")]
 struct NoEventStream(String);
 
-/// Returns whether the application's factory has set a user agent. The HTTP client shows its headers in no other way.
+/// Returns whether the application's factory has set a user agent. The HTTP client shows its headers only in its `Debug` output.
 fn has_user_agent(builder: &ClientBuilder) -> bool {
     format!("{builder:?}").contains("\"user-agent\"")
 }
@@ -420,12 +424,12 @@ fn has_user_agent(builder: &ClientBuilder) -> bool {
 )]
 struct HeadersForOtherOrigin;
 
-/// Returns whether the application's factory has set headers other than a user agent. The HTTP client shows its headers in
-/// no other way than as `"name": value`. Other text of this form counts as a header, too.
+/// Returns whether the application's factory has set headers other than a user agent. The HTTP client shows its headers only
+/// in its `Debug` output, as `"name": value`. Other text of this form counts as a header, too.
 fn has_own_headers(builder: &ClientBuilder) -> bool {
     let text = format!("{builder:?}");
     let Some((_, headers)) = text.split_once("default_headers: {") else { return true };
-    // Cookies are those of a host, whatever its port.
+    // Cookies belong to a host, regardless of the port.
     if text.contains("cookie_store: true") {
         return true;
     }
@@ -435,7 +439,7 @@ fn has_own_headers(builder: &ClientBuilder) -> bool {
     })
 }
 
-/// Makes the builder of a client, with the application's factory if there is one.
+/// Creates the builder of a client, with the application's factory if there is one.
 fn client_builder(base_url: &BaseUrl, options: &Options) -> Result<ClientBuilder, ConfigError> {
     match &options.http_client {
         Some(factory) => Ok(factory.client_builder()),
@@ -443,7 +447,7 @@ fn client_builder(base_url: &BaseUrl, options: &Options) -> Result<ClientBuilder
     }
 }
 
-/// Builds a client. What must hold for every request is set last. A client for GET is for streams.
+/// Builds a client. Settings that must hold for every request are made last. A client for GET is for streams.
 fn client(
     mut builder: ClientBuilder,
     base_url: &BaseUrl,
@@ -459,10 +463,10 @@ fn client(
         builder = builder.no_proxy();
     }
     if method == Method::GET {
-        // A stream has a connection of its own: one of another stream may be about to be cut.
+        // A stream has its own connection, because that of another stream may be about to be cut.
         builder = builder.pool_max_idle_per_host(0);
     }
-    // An encoded stream could be delayed until there is enough to compress.
+    // A compressed stream could be delayed until there is enough data to compress.
     #[cfg(feature = "gzip")]
     let builder = builder.gzip(method == Method::POST);
     #[cfg(not(feature = "gzip"))]
@@ -516,7 +520,7 @@ fn build(builder: ClientBuilder) -> Result<Client, String> {
     }
 }
 
-/// Follows redirects within the origin only, because requests carry the API key. A redirect that would turn a POST into a
+/// Follows redirects only within the origin, because requests carry the API key. A redirect that would turn a POST into a
 /// GET is not followed, and counts as a response.
 fn same_origin(base: Url, method: Method) -> redirect::Policy {
     redirect::Policy::custom(move |attempt| {
@@ -674,7 +678,7 @@ mod tests {
     }
 
     #[test]
-    fn default_headers_of_a_client_are_recognized() {
+    fn default_headers_of_a_client_are_recognised() {
         let with = |name: &'static str, value: &str| {
             let value = HeaderValue::from_str(value).unwrap();
             ClientBuilder::new().default_headers(HeaderMap::from_iter([(HeaderName::from_static(name), value)]))

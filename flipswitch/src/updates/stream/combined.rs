@@ -1,26 +1,27 @@
-//! What several streams are together. No I/O; instants are passed in.
+//! The combined state of several streams. No I/O; instants are passed in.
 
 use std::time::{Duration, Instant};
 
 use crate::events::events::ConnectionStatus;
 
-/// Time between two requests for the start-up context that changes of streams cause.
+/// Minimum time between two requests for the start-up context that changes of streams cause.
 const REFETCH_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Time between two openings of streams that responses have added or moved.
+/// Minimum time between two openings of streams that responses have added or moved.
 const OPENING_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The state of one stream.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StreamState {
     pub(super) is_open: bool,
-    /// Until when an open stream counts as open, unless more is received.
+    /// Until when an open stream counts as open if nothing more is received.
     pub(super) heard_until: Instant,
     pub(super) status: ConnectionStatus,
     pub(super) polls: bool,
 }
 
-/// Returns until when changes arrive, unless more is received: `None` unless all streams are open, and if there are none.
+/// Returns until when the streams count as open if nothing more is received. Returns `None` if one of them is closed, or if there
+/// are none.
 pub(super) fn open_until(streams: impl Iterator<Item = StreamState>) -> Option<Instant> {
     streams.map(|stream| stream.is_open.then_some(stream.heard_until)).min().flatten()
 }
@@ -36,12 +37,12 @@ pub(super) fn status(streams: impl Iterator<Item = StreamState>) -> ConnectionSt
     streams.map(|stream| stream.status).max_by_key(severity).unwrap_or(ConnectionStatus::Disconnected)
 }
 
-/// Returns whether the service is polled: while a stream demands it, and without any streams.
+/// Returns whether to poll the service: if a stream requires it, or if there are no streams.
 pub(super) fn polls(mut streams: impl Iterator<Item = StreamState>) -> bool {
     streams.next().is_none_or(|first| first.polls || streams.any(|stream| stream.polls))
 }
 
-/// Limits requests for the start-up context that a change of streams causes, since the response may change them again.
+/// Limits requests for the start-up context that a change of streams causes, because the response may change them again.
 #[derive(Debug, Default)]
 pub(super) struct Refetches {
     last: Option<Instant>,
@@ -64,13 +65,13 @@ impl Refetches {
         is_now
     }
 
-    /// Returns when the next request is due, if one was asked for.
+    /// Returns when the next request is due, if one is pending.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.last.filter(|_| self.is_due).map(|last| last + REFETCH_INTERVAL)
     }
 }
 
-/// Returns when streams that a response has added or moved are opened. `last` is when others were.
+/// Returns when to open streams that a response has added or moved. `last` is when others were last opened.
 pub(super) fn opens_at(last: Option<Instant>, now: Instant) -> Instant {
     last.map_or(now, |last| now.max(last + OPENING_INTERVAL))
 }
@@ -82,7 +83,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn streams_are_open_together_and_as_bad_as_the_worst() {
+    fn streams_are_open_only_together_and_have_the_worst_status() {
         use ConnectionStatus::{Connected, Connecting, Disconnected, Error};
         let now = Instant::now();
         let of = |status, seconds: u32, polls| StreamState {
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_that_change_again_and_again_are_opened_every_two_seconds() {
+    fn streams_that_keep_changing_are_opened_every_two_seconds() {
         let now = Instant::now();
         assert_eq!(opens_at(None, now), now);
         assert_eq!(opens_at(Some(now), now + SECOND), now + SECOND * 2);

@@ -27,13 +27,13 @@ impl Command {
     }
 }
 
-/// Commands for the streams. A command that is given several times before it is read counts once.
+/// Commands for the streams. A command that is sent several times before it is read counts once.
 #[derive(Debug)]
 pub(crate) struct StreamCommands {
     pending: AtomicU8,
     notify: Notify,
-    /// When a request was last answered with the API key in use, in nanoseconds since `origin`; zero if none was since the
-    /// last refusal.
+    /// When a request was last answered with the API key in use, in nanoseconds since `origin`. Zero if none has been answered
+    /// since the last refusal.
     answered_at: AtomicU64,
     origin: Instant,
 }
@@ -52,7 +52,7 @@ impl StreamCommands {
 
     /// Reports that the application asks for a new connection.
     pub(crate) fn reconnect(&self) {
-        // A refusal from before says nothing about the API key that is used from now on.
+        // An earlier refusal says nothing about the API key that is used from now on.
         self.pending.fetch_and(!Self::UNAUTHORIZED, Ordering::AcqRel);
         self.send(Self::RECONNECT);
     }
@@ -68,7 +68,7 @@ impl StreamCommands {
         self.send(Self::UNAUTHORIZED);
     }
 
-    /// Reports that a request was answered with the API key in use. Wakes nothing: the stream looks when it matters.
+    /// Reports that a request was answered with the API key in use. Does not wake the stream, which reads this when it needs it.
     pub(crate) fn answered(&self) {
         let nanos = u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.answered_at.store(nanos.max(1), Ordering::Relaxed);

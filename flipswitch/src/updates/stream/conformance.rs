@@ -1,5 +1,5 @@
-//! Streams as servers send them, from the socket to the messages: cases written from the HTML standard and, where
-//! `FLIPSWITCH_SSE_CASES` names a file, a corpus from outside this repository.
+//! Tests how streams are decoded, from the socket to the messages. The cases here are written from the HTML standard. If
+//! `FLIPSWITCH_SSE_CASES` names a file, a corpus from outside this repository is tested as well.
 
 use std::{fmt::Write as _, num::NonZeroUsize, sync::Arc, time::Duration};
 
@@ -56,7 +56,7 @@ enum Pieces {
     One,
 }
 
-/// The result.
+/// What was decoded.
 #[derive(Debug, Default)]
 struct Read {
     /// Name, data, and the last id after each event.
@@ -175,7 +175,7 @@ const OWN: &[Own] = &[
     ("data: a", &[], "", None),
     ("", &[], "", None),
     ("\n\n\n", &[], "", None),
-    // Lines end with LF, CR or both, also mixed.
+    // Lines end with LF, CR or both, and these may be mixed.
     (
         "data: a\r\rdata: b\r\n\r\ndata: c\n\r\n",
         &[("message", "a", ""), ("message", "b", ""), ("message", "c", "")],
@@ -213,7 +213,7 @@ const OWN: &[Own] = &[
     ("id: 7\n\nid: 8\n", &[], "7", None),
     ("id: 7\n\nid: 8\0\ndata: a\n\n", &[("message", "a", "7")], "7", None),
     ("id:  7 \ndata: a\n\n", &[("message", "a", " 7 ")], " 7 ", None),
-    // Comments and unknown fields are ignored. Names of fields are exact.
+    // Comments and unknown fields are ignored. Field names must match exactly.
     (": comment\n:\ndata: a\n: b\n\n", &[("message", "a", "")], "", None),
     ("Data: a\n\ndatax: a\n\ndat: a\n\n data: a\n\nother\n\n", &[], "", None),
     (":data: a\n\n", &[], "", None),
@@ -244,7 +244,7 @@ const OWN: &[Own] = &[
 ];
 
 #[tokio::test]
-async fn streams_are_decoded_by_the_standard() {
+async fn streams_are_decoded_according_to_the_standard() {
     for (stream, expected, last_id, retry) in OWN {
         for pieces in [Pieces::Bytes, Pieces::One] {
             let read = read(vec![stream.as_bytes().to_vec()], None, pieces).await;

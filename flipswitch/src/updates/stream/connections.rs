@@ -1,40 +1,42 @@
-//! The open connections of the stream: their stability, the time limit of a proxy, and the connection that replaces another
-//! one before it is cut. No I/O; instants are passed in.
+//! The open connections of the stream: their stability, the time limit of a proxy, and the connection that replaces the current
+//! one before the proxy cuts it. No I/O; instants are passed in.
 
 use std::time::{Duration, Instant};
 
 use super::event::Notification;
 
-/// Two connections that lasted about equally long, to within this share, were probably ended by a time limit.
+/// If the durations of two connections differ by no more than this fraction, a time limit probably ended both.
 const SAME_DURATION: f64 = 0.1;
 
-/// After which share of the time limit the next connection is opened.
+/// Fraction of the time limit after which the next connection is opened.
 const NEXT_OPENS_AFTER: f64 = 0.8;
 
-/// How long the previous connection is read on at most, as a share of the time limit: it is dropped before it is cut.
+/// How long the previous connection is still read at most, as a fraction of the time limit, so that it is dropped before it
+/// is cut.
 const MAX_READ_ON: f64 = 0.1;
 
-/// Notifications that are remembered, from the beginning of an overlap.
+/// Maximum number of notifications that are remembered, from the beginning of an overlap.
 const MAX_NOTIFICATIONS: usize = 64;
 
-/// After so many overlaps one connection is left alone, which shows whether the time limit still exists.
+/// Number of overlaps after which one connection is left open until it ends, which shows whether the time limit still exists.
 const MAX_OVERLAPS: u32 = 50;
 
 /// Number of a connection. Later connections have higher numbers.
 pub(crate) type ConnectionNumber = u64;
 
-/// Times that are derived from `stream_idle_timeout`. Those of a timeout of a minute or more are named.
+/// Times that are derived from `stream_idle_timeout`. The documented times are those for a timeout of a minute or more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Times {
-    /// When a connection that received bytes is stable, 60 s: then the row of failures ends, and an orderly end is not a
-    /// failure.
+    /// After this time, a connection that received bytes is stable: 60 s. This resets the count of failures, and an orderly end
+    /// of the connection is not a failure.
     pub(super) stable: Duration,
-    /// When a connection that received an event or a heartbeat is stable, 10 s: only the service itself sends these. Many
-    /// proxies and load balancers end every connection after a fixed time, such as 30 seconds.
+    /// After this time, a connection that received an event or a heartbeat is stable: 10 s. Only the service itself sends
+    /// these. Shorter than `stable`, because many proxies and load balancers end every connection after a fixed time, such as
+    /// 30 seconds.
     pub(super) stable_with_event: Duration,
-    /// How long the previous connection is read on, 2 s: an event may still be on its way there.
+    /// How long the previous connection is still read: 2 s. An event may still be on its way there.
     pub(super) read_on: Duration,
-    /// A connection that ends earlier, 5 s, is not ended by a time limit of a proxy.
+    /// A connection that ends earlier was not ended by the time limit of a proxy: 5 s.
     pub(super) shortest_limit: Duration,
 }
 
@@ -53,7 +55,7 @@ pub(super) struct OpenConnection {
     pub(super) received_at: Instant,
     pub(super) has_received: bool,
     pub(super) has_event: bool,
-    /// Whether the service sends changes on it for sure: it may do so only some time after the response head.
+    /// Whether the service certainly sends changes on it, which may begin only some time after the response head.
     pub(super) is_subscribed: bool,
 }
 
@@ -62,7 +64,7 @@ impl OpenConnection {
         Self { number, since: now, received_at: now, has_received: false, has_event: false, is_subscribed: false }
     }
 
-    /// Returns from when on the connection is stable, if it has received bytes.
+    /// Returns when the connection becomes stable, if it has received bytes.
     pub(super) fn stable_at(&self, times: &Times) -> Option<Instant> {
         let after = if self.has_event { times.stable_with_event } else { times.stable };
         self.has_received.then_some(self.since + after)
@@ -110,12 +112,12 @@ impl Open {
         [Some(&mut self.current), beside].into_iter().flatten().find(|connection| connection.number == number)
     }
 
-    /// Makes the next connection the current one if bytes arrived on it. The previous one is read on until a time. Returns
-    /// whether it did.
+    /// If bytes arrived on the next connection, makes it the current one and returns `true`. The previous one is still read until
+    /// the given time.
     pub(super) fn switch(&mut self, until: Instant) -> bool {
         match std::mem::replace(&mut self.beside, Beside::None) {
             Beside::Next(mut next) if next.has_received => {
-                // The previous connection delivers what changes until the service has subscribed this one.
+                // The previous connection delivers changes until the service has subscribed this one.
                 next.is_subscribed = true;
                 let connection = std::mem::replace(&mut self.current, next);
                 self.beside = Beside::Previous { connection, until };
@@ -144,20 +146,19 @@ impl Open {
     }
 }
 
-/// The time limit of a proxy or a load balancer, which shows in how long connections last.
+/// The time limit of a proxy or a load balancer, derived from how long connections last.
 #[derive(Debug, Default)]
 pub(super) struct TimeLimit {
-    /// How long the last connection lasted, whether it was open for long enough to count, and whether the service was
-    /// heard on it.
+    /// How long the last connection lasted, and whether it was stable and received an event or a heartbeat.
     last: Option<(Duration, bool)>,
     limit: Option<Duration>,
-    /// Overlaps since a connection was ended by the other side.
+    /// Overlaps since the other side last ended a connection.
     overlaps: u32,
 }
 
 impl TimeLimit {
-    /// Notes that a connection was ended by the other side. `counts` tells that it was stable and received an event or a
-    /// heartbeat. Returns whether the one before lasted about equally long.
+    /// Notes that the other side ended a connection. `counts` tells whether it was stable and received an event or a
+    /// heartbeat. Returns whether the previous one lasted about as long.
     pub(super) fn ended(&mut self, open_for: Duration, counts: bool) -> bool {
         self.overlaps = 0;
         let last = self.last.replace((open_for, counts));
@@ -176,14 +177,14 @@ impl TimeLimit {
         self.overlaps += 1;
     }
 
-    /// Returns how long the previous connection is read on.
+    /// Returns how long the previous connection is still read.
     pub(super) fn read_on(&self, times: &Times) -> Duration {
         self.limit.map_or(times.read_on, |limit| times.read_on.min(limit.mul_f64(MAX_READ_ON)))
     }
 }
 
-/// What the application was notified of since the latest overlap began, so that it is notified once of an event that arrives
-/// on both connections.
+/// What the application was notified of since the latest overlap began, so that it is notified only once of an event that
+/// arrives on both connections.
 #[derive(Debug, Default)]
 pub(super) struct Notified(Vec<(ConnectionNumber, Notification)>);
 
@@ -200,7 +201,7 @@ impl Notified {
         }
     }
 
-    /// Returns whether this arrived on another connection as well. True once for each time.
+    /// Returns whether the same notification arrived on another connection. Each arrival there counts once.
     pub(super) fn is_repeated(&mut self, number: ConnectionNumber, notification: &Notification) -> bool {
         // Without a timestamp it may as well be another change of the same flag.
         let is_distinct = !matches!(notification, Notification::Changed(change) if change.timestamp.is_none());
@@ -215,7 +216,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn times_shrink_with_a_short_idle_timeout_only() {
+    fn times_shrink_only_with_a_short_idle_timeout() {
         let seconds = |idle: u64| {
             let Times { stable, stable_with_event, read_on, shortest_limit } = Times::new(Duration::from_secs(idle));
             [stable, stable_with_event, read_on, shortest_limit].map(|time| time.as_secs_f64())
@@ -227,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn after_many_overlaps_a_connection_is_left_alone_until_it_ends() {
+    fn after_many_overlaps_a_connection_is_left_open_until_it_ends() {
         let mut limit = TimeLimit::default();
         let ends = |limit: &mut TimeLimit, seconds| limit.ended(Duration::from_secs(seconds), true);
         ends(&mut limit, 30);
@@ -241,21 +242,21 @@ mod tests {
         ends(&mut limit, 30);
         assert!(open.next_at(&limit).is_some(), "the limit still exists");
         ends(&mut limit, 60);
-        assert!(open.next_at(&limit).is_none(), "it does not");
+        assert!(open.next_at(&limit).is_none(), "the limit no longer exists");
     }
 
     #[test]
-    fn two_ends_at_like_lengths_are_a_limit_until_a_connection_lasts_longer() {
+    fn two_connections_of_similar_durations_show_a_limit_until_one_lasts_longer() {
         let mut limit = TimeLimit::default();
         let mut ends = |seconds: f64, counts, is_like, expected: Option<f64>| {
             assert_eq!(limit.ended(Duration::from_secs_f64(seconds), counts), is_like, "{seconds}");
             assert_eq!(limit.limit.map(|limit| limit.as_secs_f64()), expected, "{seconds}");
         };
         ends(30.0, true, false, None);
-        // An end of another kind in between.
+        // A connection of another duration in between.
         ends(17.0, true, false, None);
         ends(30.0, true, false, None);
-        // Did not count: too early, or nothing heard.
+        // Does not count: not stable, or without an event.
         ends(30.0, false, true, None);
         ends(30.0, true, true, None);
         ends(31.0, true, true, Some(30.0));

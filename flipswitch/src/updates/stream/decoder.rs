@@ -1,4 +1,4 @@
-//! Decodes the bytes of a stream into messages. The only file that knows the parser.
+//! Decodes the bytes of a stream into messages. This is the only file that uses the parser.
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
@@ -29,12 +29,12 @@ pub(super) enum Message {
 pub(super) struct TooLarge;
 
 impl Decoder {
-    /// Makes a decoder for a connection that continues after `last_id`.
+    /// Creates a decoder for a connection that continues after `last_id`.
     pub(super) fn new(last_id: Option<Arc<str>>) -> Self {
         Self::with_limit(last_id, MAX_EVENT)
     }
 
-    /// Makes a decoder with another limit for events.
+    /// Creates a decoder with another limit for events.
     pub(super) fn with_limit(last_id: Option<Arc<str>>, limit: NonZeroUsize) -> Self {
         let mut decoder = SseDecoder::with_limit(limit);
         decoder.reconnect_with_id(last_id);
@@ -44,7 +44,7 @@ impl Decoder {
     /// Consumes bytes up to the next message. Returns `None` when all bytes are consumed.
     pub(super) fn next(&mut self, bytes: &mut Bytes) -> Option<Result<Message, TooLarge>> {
         let message = self.0.next(bytes);
-        // The parser's own limit holds for each field, ids included.
+        // The parser's own limit applies to each field, including ids.
         if self.last_id().is_some_and(|id| id.len() > MAX_ID) {
             return Some(Err(TooLarge));
         }

@@ -1,7 +1,7 @@
-//! The events of the stream of changes, and what each of them changes.
+//! The events of the stream of changes, and their effects.
 //!
 //! A new kind of event is added in two places: `parse_own` or `parse_advertised` reads it, and [`StreamEvent::effect`] decides
-//! what follows from it.
+//! its effect.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -28,7 +28,7 @@ pub(crate) enum StreamEvent {
     Unknown,
 }
 
-/// What follows from an event. Every kind of event decides both.
+/// The effect of an event. Each kind of event decides both fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Effect {
     /// Whether cached flags are out of date from now on, and why.
@@ -72,7 +72,7 @@ impl StreamEvent {
         }
     }
 
-    /// Parses an event of OFREP, which is known by the type in its data, whatever its name is (ADR-0008).
+    /// Parses an event of OFREP, which is identified by the type in its data and not by its name (ADR-0008).
     fn parse_advertised(data: &str) -> Self {
         match refetch(data) {
             Some((version, timestamp)) => Self::Changed(FlagChangeEvent { flag_key: None, timestamp }, version),
@@ -102,7 +102,7 @@ impl StreamEvent {
         }
     }
 
-    /// Returns what follows from the event. `is_first_heartbeat` is true for the first heartbeat on this connection.
+    /// Returns the effect of the event. `is_first_heartbeat` is true for the first heartbeat on this connection.
     pub(crate) fn effect(self, is_first_heartbeat: bool) -> Effect {
         match self {
             Self::Changed(change, version) => {

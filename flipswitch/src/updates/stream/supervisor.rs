@@ -1,4 +1,4 @@
-//! The states of the stream of changes. No I/O: inputs, the time and random numbers are passed in, and actions come out.
+//! The states of the stream of changes. No I/O: inputs, the time and random numbers are passed in, and actions are returned.
 
 use std::{
     fmt,
@@ -22,13 +22,13 @@ use crate::{
 /// Wait after the first failure, unless the service names another one.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
-/// About how long to wait after the service refused the API key, or if it has no stream.
+/// Approximate wait after the service refused the API key, or if it has no stream.
 const REFUSED_WAIT: Duration = Duration::from_secs(300);
 
-/// Refusals of the API key in a row after which it counts as refused. A single one may be a mistake of a proxy.
+/// Number of refusals in a row after which the API key counts as refused. A single one may be a mistake of a proxy.
 const CONFIRMED_REFUSALS: u32 = 2;
 
-/// How long an answer to a request for flags contradicts a refusal of the API key for the stream, and how often to look for
+/// How long an answer to a request for flags contradicts a refusal of the API key for the stream, and how often to check for
 /// one while the key counts as refused.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
 
@@ -62,8 +62,8 @@ pub(crate) enum Input {
     Refetched,
     /// A request for flags was refused because of the API key.
     Unauthorized,
-    /// When a request was last answered with the API key in use, if none was refused since. Comes before every input that it
-    /// matters to.
+    /// When a request was last answered with the API key in use, if none was refused since. Precedes every input that depends on
+    /// it.
     Answered(Option<Instant>),
 }
 
@@ -74,7 +74,7 @@ pub(crate) enum ConnectionInput {
     Opened,
     /// Connecting failed, with this status if there was a response.
     Refused(Option<StatusCode>, Failure),
-    /// Bytes arrived, whatever they are.
+    /// Bytes of any kind arrived.
     Bytes,
     /// The service names how long to wait before reconnecting.
     Retry(Duration),
@@ -101,7 +101,7 @@ pub(crate) enum Action {
     Disconnect,
     /// Changes arrive from now on; anything may have changed before.
     StreamOpened,
-    /// Changes do not arrive any more.
+    /// Changes no longer arrive.
     StreamClosed,
     /// Anything may have changed.
     Invalidate(Cause),
@@ -111,7 +111,7 @@ pub(crate) enum Action {
     Status(ConnectionStatus),
     /// Request the flags of the start-up context.
     Refetch,
-    /// Request them because a stream is open that a response has added or moved.
+    /// Request them because a stream that a response has added or moved is open.
     RefetchForNewStream,
     /// Request them in full, because the response may advertise another URL.
     RenewUrl,
@@ -121,13 +121,13 @@ pub(crate) enum Action {
     Unauthorized,
 }
 
-/// Decides about the connection of one provider.
+/// Decides what to do with the connections of one stream.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     options: StreamOptions,
     service: ServiceKind,
     times: Times,
-    /// What may be shown of the URL of the stream, for logs.
+    /// What logs may show of the URL of the stream.
     url: Arc<str>,
     /// Whether the next connection is the first one at its URL.
     is_new: bool,
@@ -140,16 +140,17 @@ pub(crate) struct Supervisor {
     last_id: Option<Arc<str>>,
     is_polling: bool,
     status: ConnectionStatus,
-    /// Whether changes may have been missed: the stream was closed for longer than between two connections.
+    /// Whether changes may have been missed, because the stream was closed for longer than the switch to another connection
+    /// takes.
     missed_changes: bool,
     /// Refusals of the API key in a row.
     key_refusals: u32,
-    /// When the first of them was.
+    /// When the first of these refusals occurred.
     refused_since: Option<Instant>,
     /// When a request was last answered with the API key in use.
     answered_at: Option<Instant>,
-    /// Responses in a row that say that there is no stream. A service whose stream was open before has one: its proxies
-    /// respond so while it is deployed.
+    /// Responses in a row that say that there is no stream. They do not count if the stream was open before, because proxies send
+    /// such responses while the service is being deployed.
     absences: u32,
     was_open: bool,
     reported_unauthorized: bool,
@@ -176,7 +177,7 @@ enum State {
     Unauthorized {
         since: Instant,
         until: Instant,
-        /// When to look for an answer to a request with the same key.
+        /// When to check for an answer to a request with the same key.
         look_at: Instant,
     },
     /// The service declines connections.
@@ -233,7 +234,7 @@ impl Supervisor {
         matches!(self.state, State::Open(_))
     }
 
-    /// Takes an input, and returns what to do. `random` is from [0, 1).
+    /// Handles an input, and returns what to do. `random` is from [0, 1).
     pub(crate) fn input(&mut self, input: Input, now: Instant, random: f64) -> Vec<Action> {
         let mut actions = Vec::new();
         let todo = &mut actions;
@@ -267,12 +268,12 @@ impl Supervisor {
                 tracing::info!(target: "flipswitch", "the clock jumped; reconnecting the stream of changes");
                 self.failures = 0;
                 self.missed_changes = true;
-                // Flags have aged by the monotonic clock only, so they count as fresh for a while without the stream.
+                // Flags have aged only by the monotonic clock, and would count as fresh for a while without the stream.
                 todo.extend([Action::Disconnect, Action::StreamClosed, Action::Invalidate(Cause::Missed)]);
                 self.connect(todo);
             }
             (state, Input::Moved(url, at)) => {
-                // The id is one of the stream at the other URL.
+                // The id belongs to the stream at the previous URL.
                 (self.url, self.last_id, self.is_new) = (url, None, true);
                 match state {
                     // The response that moves the stream may have been requested because the attempt failed.
@@ -288,7 +289,7 @@ impl Supervisor {
                     }
                 }
             }
-            // Replaces an attempt in flight as well, which may have been sent with another API key.
+            // Also replaces an attempt in flight, which may have been sent with another API key.
             (_, Input::Reconnect) => {
                 (self.failures, self.key_refusals, self.absences) = (0, 0, 0);
                 (self.reported_unauthorized, self.reported_no_stream) = (false, false);
@@ -327,12 +328,12 @@ impl Supervisor {
                 },
                 (_, input) => self.open_input(number, input, now, random, todo),
             },
-            // From a connection that has been dropped.
+            // The input is from a connection that has been dropped.
             _ => {}
         }
     }
 
-    /// Takes an input of an open connection.
+    /// Handles an input of an open connection.
     fn open_input(
         &mut self,
         number: ConnectionNumber,
@@ -342,7 +343,7 @@ impl Supervisor {
         todo: &mut Vec<Action>,
     ) {
         let State::Open(open) = &mut self.state else { return };
-        // Otherwise it is from a connection that has been dropped.
+        // Otherwise, the input is from a connection that has been dropped.
         let Some(connection) = open.connection(number) else { return };
         match input {
             ConnectionInput::Bytes => {
@@ -376,7 +377,7 @@ impl Supervisor {
         let Effect { invalidate, notify } = event.effect(!connection.is_subscribed);
         connection.has_event = true;
         connection.is_subscribed |= is_heartbeat;
-        // Also for an event that arrives a second time: it may be another one.
+        // Even if the event arrives a second time, because it may be a different one.
         todo.extend(invalidate.map(Action::Invalidate));
         let Some(notification) = notify.filter(|notification| !self.notified.is_repeated(number, notification)) else {
             return;
@@ -389,7 +390,7 @@ impl Supervisor {
         todo.push(Action::Notify(notification));
     }
 
-    /// Takes the end of an open connection: in good order, or with an error.
+    /// Handles the end of an open connection, which is orderly if there is no error.
     fn ended(
         &mut self,
         number: ConnectionNumber,
@@ -413,7 +414,7 @@ impl Supervisor {
         }
         let beside = std::mem::replace(&mut open.beside, Beside::Failed);
         if let Beside::Previous { connection, .. } = beside {
-            // The previous one is still open, so that nothing was missed.
+            // The previous one is still open, so nothing was missed.
             next_failed(&"closed soon after it was opened");
             todo.push(Action::Close(number));
             open.current = connection;
@@ -425,7 +426,7 @@ impl Supervisor {
             self.failures = 0;
         }
         match beside {
-            // A rotation, for which the attempt has begun already.
+            // A rotation, and the attempt to open the next connection has begun already.
             Beside::Connecting { number: next, after_id } if is_stable => {
                 self.close_rotated(number, open_for, todo);
                 self.state = State::Connecting { number: next, after_id };
@@ -459,13 +460,13 @@ impl Supervisor {
     /// Closes the current connection, which has ended while the next one is being opened.
     fn close_rotated(&mut self, number: ConnectionNumber, open_for: Duration, todo: &mut Vec<Action>) {
         tracing::debug!(
-            target: "flipswitch", ?open_for, "the stream of changes was ended; the next connection is on its way"
+            target: "flipswitch", ?open_for, "the stream of changes ended; the next connection is being opened"
         );
         todo.extend([Action::Close(number), Action::StreamClosed]);
         self.set_status(ConnectionStatus::Connecting, todo);
     }
 
-    /// Connects now, or waits until that is due.
+    /// Connects at the given time, which may have passed already.
     fn connect_at(&mut self, at: Instant, now: Instant, todo: &mut Vec<Action>) {
         if at <= now {
             return self.connect(todo);
@@ -495,7 +496,7 @@ impl Supervisor {
         todo.push(Action::StreamOpened);
         self.set_status(ConnectionStatus::Connected, todo);
         if std::mem::take(&mut self.missed_changes) {
-            // A change that was missed may concern other contexts than the start-up context.
+            // A change that was missed may concern contexts other than the start-up context.
             todo.push(Action::Notify(Notification::Changed(FlagChangeEvent::all())));
         }
         let is_new = std::mem::take(&mut self.is_new) && self.service == ServiceKind::Ofrep;
@@ -515,7 +516,7 @@ impl Supervisor {
         self.missed_changes = true;
         let status = status.map(|status| status.as_u16());
         let is_key_refused = matches!(error, Error::Unauthorized);
-        // Not a page of a proxy, which is unreadable.
+        // The error page of a proxy cannot be read, and gives another error.
         let is_own = matches!(error, Error::Status(_));
         let is_absent = is_own && matches!(status, Some(404 | 405 | 406 | 410 | 501)) && !self.was_open;
         self.key_refusals = if is_key_refused { self.key_refusals.saturating_add(1) } else { 0 };
@@ -565,8 +566,8 @@ impl Supervisor {
         }
     }
 
-    /// Returns whether requests are answered with the API key that the service refuses for the stream: since the first of
-    /// the refusals in a row, or shortly before now.
+    /// Returns whether requests are answered with the API key that the service refuses for the stream, either since the first of
+    /// the refusals in a row or recently.
     fn is_key_answered(&self, now: Instant) -> bool {
         let is_recent = |at: Instant| {
             now.saturating_duration_since(at) <= ANSWERED_WITHIN || self.refused_since.is_some_and(|since| at >= since)
@@ -611,7 +612,7 @@ impl Supervisor {
         self.missed_changes = true;
         let wait = backoff(self.first_wait, self.failures, random);
         let wait = retry_after.map_or(wait, |retry_after| wait.max(retry_after_wait(retry_after, random)));
-        // Before the status: a listener may ask whether the provider polls.
+        // Precedes the status, because a listener for the status may ask whether the provider polls.
         if self.failures >= self.options.max_retries || wait > MAX_BACKOFF.mul_f64(1.1) {
             self.poll(true, todo);
         }
@@ -642,7 +643,7 @@ impl Supervisor {
         }
     }
 
-    /// Logs that a connection ended early, or was cut. If connections end after the same time again and again, that is a
+    /// Logs that a connection ended early, or was cut. If connections repeatedly end after the same time, this is logged as a
     /// warning once.
     fn log_end(&mut self, cause: &dyn fmt::Display, open_for: Duration, is_like_last: bool) {
         let is_limited = open_for >= self.times.shortest_limit && is_like_last;
@@ -659,7 +660,7 @@ impl Supervisor {
         }
     }
 
-    /// Logs a failure: as a warning the first one of a row, and the one after which polling begins.
+    /// Logs a failure. The first one in a row, and the one after which polling begins, are logged as warnings.
     fn log(&self, error: impl fmt::Display) {
         let failures = self.failures.saturating_add(1);
         if failures == 1 || failures == self.options.max_retries {
@@ -670,12 +671,12 @@ impl Supervisor {
     }
 }
 
-/// Logs that the next connection failed, which is no failure while the current one is open.
+/// Logs that the next connection failed, which does not count as a failure while the current one is open.
 fn next_failed(error: &dyn fmt::Display) {
     tracing::debug!(target: "flipswitch", %error, "the next connection of the stream of changes failed");
 }
 
-/// Returns the last source of an error, without those in between, which say the same in other words.
+/// Returns the last source of an error. The sources in between only repeat it in other words.
 fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
     std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error)
 }
@@ -710,14 +711,14 @@ mod tests {
             }
         }
 
-        /// One that connects.
+        /// Returns a stream that is connecting.
         fn connecting() -> Self {
             let mut stream = Self::new(OPTIONS);
             stream.does(Input::Start(stream.now), [status(ConnectionStatus::Connecting), connect(None)]);
             stream
         }
 
-        /// One that is open, and has no failure behind it.
+        /// Returns a stream that is open and has not failed before.
         fn open() -> Self {
             let mut stream = Self::connecting();
             stream.does(
@@ -727,7 +728,7 @@ mod tests {
             stream
         }
 
-        /// Gives an input, which comes from the latest connection if it is one of a connection.
+        /// Passes an input. An input of a connection comes from the latest one.
         fn gets(&mut self, input: impl Numbered, random: f64) -> Vec<Action> {
             self.supervisor.input(input.numbered(self.supervisor.last_number), self.now, random)
         }
@@ -736,7 +737,7 @@ mod tests {
             self.does_on(self.supervisor.last_number, input, expected);
         }
 
-        /// Gives an input of a certain connection.
+        /// Passes an input of the connection with this number.
         fn does_on(
             &mut self,
             number: ConnectionNumber,
@@ -774,7 +775,7 @@ mod tests {
         }
     }
 
-    /// An input, or that of a connection that is known from the circumstances.
+    /// An input, or an input of a connection whose number is added.
     trait Numbered {
         fn numbered(self, number: ConnectionNumber) -> Input;
     }
@@ -809,7 +810,7 @@ mod tests {
         ConnectionInput::Refused(Some(status), error.into())
     }
 
-    /// Name resolution, connection, TLS, the deadline, a refused redirect: there is no status.
+    /// A failure without a status: of name resolution, the connection, TLS, the deadline, or because of a rejected redirect.
     fn unreachable() -> ConnectionInput {
         ConnectionInput::Refused(None, failure(None))
     }
@@ -844,7 +845,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_double_are_spread_and_lead_to_polling() {
+    fn waits_double_with_jitter_and_lead_to_polling() {
         let mut stream = Stream::connecting();
         for seconds in [1, 2, 4, 8] {
             stream.does(unreachable(), FAILED);
@@ -935,10 +936,10 @@ mod tests {
                 ConnectionInput::Opened,
                 [Action::StreamOpened, status(ConnectionStatus::Connected), all, Action::Refetch],
             );
-            // Once it was accepted, a refusal is reported again.
+            // After the key was accepted, a refusal is reported again.
             stream.does(ConnectionInput::Ended, BROKE);
             stream.connects_after(SECOND);
-            // A request that was refused confirms it.
+            // A refused request confirms the refusal.
             stream.does(Input::Unauthorized, []);
             stream.refuse(code, [Action::Unauthorized, Action::Polling(true), status(ConnectionStatus::Error)]);
         }
@@ -954,7 +955,7 @@ mod tests {
             stream.does(unreachable(), FAILED);
             stream.connects_after(SECOND * seconds * 2);
         }
-        // A page of a firewall is no refusal of the key, and does not say that there is no stream.
+        // The error page of a firewall does not refuse the key, and does not say that there is no stream.
         for code in [401, 403, 404] {
             let mut stream = Stream::connecting();
             for seconds in [1, 2, 4] {
@@ -970,7 +971,7 @@ mod tests {
             (until - self.now).as_secs()
         }
 
-        /// Advances the time to the next attempt after a refusal. Without an answer there is none before.
+        /// Advances the time to the next attempt after a refusal. Without an answer, there is no earlier attempt.
         fn attempts_again(&mut self) {
             let State::Unauthorized { until, .. } = self.supervisor.state else { panic!("the key is not refused") };
             while self.supervisor.deadline() < Some(until) {
@@ -1068,7 +1069,7 @@ mod tests {
         assert_eq!(stream.supervisor.failures, 5, "headers alone prove nothing");
         stream.does(Input::Refetched, [Action::Polling(false)]);
         stream.does(Input::Refetched, []);
-        // The row of failures goes on: a service that accepts and closes is polled in the end.
+        // The count of failures continues, so a service that accepts connections and closes them is eventually polled.
         stream.does(ConnectionInput::Ended, [&[Action::Polling(true)], BROKE.as_slice()].concat());
         stream.connects_after(SECOND * 30);
     }
@@ -1109,7 +1110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stable_connection_ends_the_row_of_failures() {
+    fn a_stable_connection_resets_the_count_of_failures() {
         let mut stream = Stream::connecting();
         stream.supervisor.failures = 3;
         stream.gets(ConnectionInput::Opened, 0.0);
@@ -1118,7 +1119,7 @@ mod tests {
         stream.waits(MINUTE - SECOND);
         stream.does(Input::DeadlineReached, []);
         assert_eq!(stream.supervisor.failures, 0);
-        // An end is then a rotation, and no failure.
+        // Its end is then a rotation, and not a failure.
         stream.does(
             ConnectionInput::Ended,
             [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Disconnected)],
@@ -1147,7 +1148,7 @@ mod tests {
             let rotation = [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Disconnected)];
             stream.does(ConnectionInput::Ended, rotation);
             stream.connects_after(SECOND);
-            // Nothing was missed for long, so the application is told of no change.
+            // The stream was closed only briefly, so the application is not notified of a change.
             stream.does(
                 ConnectionInput::Opened,
                 [Action::StreamOpened, status(ConnectionStatus::Connected), Action::Refetch],
@@ -1166,7 +1167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_limit_of_a_proxy_is_recognized() {
+    fn a_time_limit_of_a_proxy_is_recognised() {
         let mut stream = Stream::open();
         let mut ends_after = |seconds, limited| {
             let open_for = Duration::from_secs_f64(seconds);
@@ -1194,7 +1195,7 @@ mod tests {
     }
 
     #[test]
-    fn an_early_end_a_broken_body_and_too_large_an_event_are_failures() {
+    fn an_early_end_a_broken_body_and_an_oversized_event_are_failures() {
         for input in
             [ConnectionInput::Ended, ConnectionInput::Broken(Error::TooLarge), ConnectionInput::Broken(Error::Timeout)]
         {
@@ -1204,7 +1205,7 @@ mod tests {
             stream.does(input, BROKE);
             stream.connects_after(SECOND);
         }
-        // Also of a stable connection: only its end is no failure.
+        // An error is a failure even on a stable connection, where an orderly end is not.
         let mut stream = Stream::open();
         stream.does(ConnectionInput::Bytes, []);
         stream.now += MINUTE;
@@ -1282,39 +1283,38 @@ mod tests {
         }
     }
 
-    /// One with a connection that was opened after two others had been ended after `seconds`, and on which the service was
-    /// heard.
+    /// Returns a stream whose connection was opened after two others had ended after `seconds`, and has received a heartbeat.
     fn limited(seconds: u64, ends: fn() -> ConnectionInput) -> Stream {
         let mut stream = Stream::open();
         for _ in 0..2 {
-            stream.hears();
+            stream.receives_a_heartbeat();
             stream.now += Duration::from_secs(seconds);
             stream.gets(ends(), 1.0);
             stream.now = stream.supervisor.deadline().unwrap();
             stream.gets(Input::DeadlineReached, 1.0);
             stream.gets(ConnectionInput::Opened, 1.0);
         }
-        stream.hears();
+        stream.receives_a_heartbeat();
         stream.supervisor.failures = 0;
         stream
     }
 
     impl Stream {
-        fn hears(&mut self) {
+        fn receives_a_heartbeat(&mut self) {
             self.gets(ConnectionInput::Bytes, 1.0);
             self.gets(event(StreamEvent::Heartbeat), 1.0);
         }
 
-        /// Advances the time to when the next connection is opened beside this one, and returns the numbers of both.
+        /// Advances the time until the next connection is opened beside this one, and returns the numbers of both.
         fn opens_beside_after(&mut self, wait: Duration) -> (ConnectionNumber, ConnectionNumber) {
             let (old, last_id) = (self.supervisor.last_number, self.supervisor.last_id.clone());
-            self.waits_hearing(wait);
+            self.waits_with_bytes(wait);
             self.does(Input::DeadlineReached, [Action::ConnectBeside { number: old + 1, last_id }]);
             (old, old + 1)
         }
 
         /// Advances the time, and lets bytes arrive on the current connection so that it is not silent for too long.
-        fn waits_hearing(&mut self, mut wait: Duration) {
+        fn waits_with_bytes(&mut self, mut wait: Duration) {
             while wait > SECOND * 30 {
                 (self.now, wait) = (self.now + SECOND * 30, wait - SECOND * 30);
                 self.does(ConnectionInput::Bytes, []);
@@ -1326,16 +1326,16 @@ mod tests {
     const ENDS: [fn() -> ConnectionInput; 2] = [|| ConnectionInput::Ended, || ConnectionInput::Broken(Error::Timeout)];
 
     #[test]
-    fn the_next_connection_replaces_one_before_it_is_cut_and_nothing_else_happens() {
+    fn the_next_connection_replaces_one_before_it_is_cut_without_other_effects() {
         for (seconds, ends) in [(30, ENDS[0]), (30, ENDS[1]), (300, ENDS[0])] {
             let limit = Duration::from_secs(seconds);
             let mut stream = limited(seconds, ends);
             let mut opened = stream.now;
             for _ in 0..10 {
-                // By the age of this connection, and not of the one before it.
+                // The age of this connection decides, and not that of the previous one.
                 let age = stream.now - opened;
                 let (old, new) = stream.opens_beside_after(limit.mul_f64(0.8) - age);
-                // Once for each connection.
+                // There is one attempt for each connection.
                 stream.does(Input::DeadlineReached, []);
                 stream.now += SECOND;
                 stream.does(ConnectionInput::Opened, []);
@@ -1360,18 +1360,18 @@ mod tests {
     }
 
     #[test]
-    fn one_end_or_ends_at_unlike_lengths_are_no_time_limit() {
+    fn connections_of_different_durations_show_no_time_limit() {
         for seconds in [[30, 40], [40, 30], [9, 9]] {
             let mut stream = Stream::open();
             for seconds in seconds {
-                stream.hears();
+                stream.receives_a_heartbeat();
                 stream.now += Duration::from_secs(seconds);
                 stream.gets(ConnectionInput::Ended, 1.0);
                 stream.now = stream.supervisor.deadline().unwrap();
                 stream.gets(Input::DeadlineReached, 1.0);
                 stream.gets(ConnectionInput::Opened, 1.0);
             }
-            stream.hears();
+            stream.receives_a_heartbeat();
             stream.supervisor.failures = 0;
             stream.waits(MINUTE);
         }
@@ -1398,7 +1398,7 @@ mod tests {
         let changes = |second| event(StreamEvent::Changed(all(second), ConfigVersion::default()));
         let published = |second| [announced(), Action::Refetch, Action::Notify(Notification::Changed(all(second)))];
         let mut stream = limited(30, ENDS[0]);
-        // Those before do not use up what is remembered. On one connection each of them counts.
+        // Earlier events do not count towards the limit of remembered ones. On one connection, each event is published.
         for second in (100..200).chain([100]) {
             stream.does(changes(second), published(second));
         }
@@ -1422,17 +1422,17 @@ mod tests {
         stream.does(any(), is_any);
         stream.now += SECOND * 2;
         stream.does(Input::DeadlineReached, [Action::Close(old)]);
-        // It is late.
+        // It arrives late.
         stream.does(changes(3), [announced()]);
         stream.does(changes(4), published(4));
-        // Only during an overlap: after a reconnect, it may be another change.
+        // Events are compared only during an overlap. After a reconnect, it may be another change.
         stream.gets(Input::Reconnect, 1.0);
         stream.gets(ConnectionInput::Opened, 1.0);
         stream.does(changes(4), published(4));
     }
 
     #[test]
-    fn an_end_before_the_next_connection_is_heard_is_a_rotation_with_that_one() {
+    fn an_end_before_the_next_connection_receives_bytes_is_a_rotation_to_it() {
         for ends in ENDS {
             let reopened = [Action::StreamOpened, status(ConnectionStatus::Connected), Action::Refetch];
             let closed = |old| [Action::Close(old), Action::StreamClosed, status(ConnectionStatus::Connecting)];
@@ -1444,14 +1444,14 @@ mod tests {
             stream.does(ConnectionInput::Bytes, []);
             stream.does(event(StreamEvent::Heartbeat), [Action::Invalidate(Cause::Missed)]);
             stream.opens_beside_after(SECOND * 24);
-            // Open, and not heard.
+            // Open, but no bytes have arrived.
             let mut stream = limited(30, ENDS[0]);
             let (old, _) = stream.opens_beside_after(SECOND * 24);
             stream.does(ConnectionInput::Opened, []);
             stream.does_on(old, ends(), [closed(old).as_slice(), &reopened].concat());
             stream.does(ConnectionInput::Bytes, []);
             stream.does(event(StreamEvent::Heartbeat), [Action::Invalidate(Cause::Missed)]);
-            // Not open, and it fails then.
+            // Not open yet, and it fails later.
             let mut stream = limited(30, ENDS[0]);
             let (old, _) = stream.opens_beside_after(SECOND * 24);
             stream.does_on(old, ends(), closed(old));
@@ -1461,7 +1461,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_of_an_unstable_connection_is_a_failure_also_beside_the_next_one() {
+    fn the_end_of_an_unstable_connection_is_a_failure_even_beside_the_next_one() {
         for is_open in [false, true] {
             let mut stream = limited(11, ENDS[0]);
             let (old, _) = stream.opens_beside_after(SECOND.mul_f64(8.8));
@@ -1474,7 +1474,7 @@ mod tests {
     }
 
     #[test]
-    fn a_next_connection_that_fails_is_no_failure_and_not_tried_again() {
+    fn a_next_connection_that_fails_is_neither_a_failure_nor_retried() {
         let fails: [fn(&mut Stream, ConnectionNumber); 6] = [
             |stream, _| stream.does(unreachable(), []),
             |stream, _| stream.refuse(401, []),
@@ -1487,7 +1487,7 @@ mod tests {
                 stream.does(ConnectionInput::Opened, []);
                 stream.does(ConnectionInput::Broken(Error::Timeout), [Action::Close(new)]);
             },
-            // It was heard already.
+            // Bytes have arrived on it already.
             |stream, new| {
                 stream.does(ConnectionInput::Opened, []);
                 stream.does(ConnectionInput::Bytes, []);
@@ -1507,13 +1507,13 @@ mod tests {
             stream.does_on(old, ConnectionInput::Ended, rotation);
             stream.connects_after(SECOND);
             stream.gets(ConnectionInput::Opened, 1.0);
-            stream.hears();
+            stream.receives_a_heartbeat();
             stream.opens_beside_after(SECOND * 24);
         }
     }
 
     #[test]
-    fn the_previous_connection_may_end_while_it_is_read_on() {
+    fn the_previous_connection_may_end_while_it_is_still_read() {
         // Only a cut may have lost an event.
         for (ends, invalidates) in [(ENDS[0], None), (ENDS[1], Some(Action::Invalidate(Cause::Missed)))] {
             let mut stream = limited(30, ENDS[0]);
@@ -1523,7 +1523,7 @@ mod tests {
             stream.does_on(old, ends(), [Action::Close(old)].into_iter().chain(invalidates));
             stream.opens_beside_after(SECOND * 24);
         }
-        // It is dropped well before it is cut, also if the limit is short.
+        // It is dropped well before it is cut, even if the limit is short.
         let mut stream = limited(10, ENDS[0]);
         let (old, _) = stream.opens_beside_after(SECOND * 8);
         stream.gets(ConnectionInput::Opened, 1.0);
@@ -1548,12 +1548,12 @@ mod tests {
     }
 
     #[test]
-    fn an_id_of_either_connection_is_continued() {
+    fn a_reconnect_continues_after_the_last_id_of_either_connection() {
         let mut stream = limited(30, ENDS[0]);
         stream.does(ConnectionInput::LastId(Some("7".into())), []);
         let (old, new) = stream.opens_beside_after(SECOND * 24);
         stream.does_on(new, ConnectionInput::LastId(Some("6".into())), []);
-        assert_eq!(stream.supervisor.last_id.as_deref(), Some("7"), "it is not open");
+        assert_eq!(stream.supervisor.last_id.as_deref(), Some("7"), "that connection is not open yet");
         stream.gets(ConnectionInput::Opened, 1.0);
         stream.does_on(old, ConnectionInput::LastId(Some("8".into())), []);
         stream.does(ConnectionInput::Bytes, []);
@@ -1568,8 +1568,8 @@ mod tests {
     fn cuts_of_stable_connections_never_lead_to_polling() {
         let mut stream = Stream::open();
         for cut in 0..10 {
-            stream.hears();
-            // Each at another length, so that no time limit shows.
+            stream.receives_a_heartbeat();
+            // Each after a different time, so that no time limit is recognised.
             stream.now += SECOND * (10 + 5 * cut);
             stream.does(ConnectionInput::Broken(Error::Timeout), BROKE);
             stream.connects_after(SECOND);
@@ -1588,14 +1588,14 @@ mod tests {
         stream.gets(Input::Start(stream.now), 1.0);
         for _ in 0..2 {
             stream.gets(ConnectionInput::Opened, 1.0);
-            stream.hears();
+            stream.receives_a_heartbeat();
             stream.now += SECOND;
             let rotation = [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Disconnected)];
             stream.does(ConnectionInput::Ended, rotation);
             stream.connects_after(SECOND);
         }
         stream.gets(ConnectionInput::Opened, 1.0);
-        stream.hears();
+        stream.receives_a_heartbeat();
         let (old, _) = stream.opens_beside_after(MILLISECOND * 800);
         stream.gets(ConnectionInput::Opened, 1.0);
         stream.gets(ConnectionInput::Bytes, 1.0);
@@ -1604,7 +1604,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_was_asleep_has_missed_everything() {
+    fn everything_counts_as_missed_after_the_machine_was_asleep() {
         let mut stream = Stream::open();
         let closed = [Action::Disconnect, Action::StreamClosed, Action::Invalidate(Cause::Missed)];
         let connects = [status(ConnectionStatus::Connecting), connect(None)];
@@ -1635,14 +1635,14 @@ mod tests {
         stream.now += MINUTE * 10;
         let unauthorized = [Action::Unauthorized, Action::Polling(true), status(ConnectionStatus::Error)];
         stream.gets(Input::DeadlineReached, 1.0);
-        // A refused request counts as well, and the answers before it do not.
+        // A refused request counts as well, and answers before it do not.
         stream.does(Input::Unauthorized, []);
         stream.does(Input::Answered(None), []);
         stream.refuse(
             401,
             [Action::Unauthorized, Action::Polling(true)].into_iter().chain([status(ConnectionStatus::Error)]),
         );
-        // Too long before the first one.
+        // The answer was too long before the first refusal.
         let mut stream = Stream::connecting();
         stream.does(Input::Answered(Some(stream.now)), []);
         stream.now += SECOND * 30;
@@ -1659,7 +1659,7 @@ mod tests {
         stream.refuse(401, FAILED);
         stream.connects_after(SECOND);
         stream.refuse(401, [Action::Unauthorized, Action::Polling(true), status(ConnectionStatus::Error)]);
-        // Looked for every 30 seconds. The one from before does not count.
+        // Checked every 30 seconds. The earlier answer does not count.
         for _ in 0..3 {
             stream.waits(SECOND * 30);
             stream.does(Input::DeadlineReached, []);
@@ -1667,12 +1667,12 @@ mod tests {
         stream.now += SECOND;
         stream.does(Input::Answered(Some(stream.now)), []);
         stream.connects_after(SECOND * 29);
-        // It is not refused again as long as requests are answered.
+        // The key does not count as refused again while requests are answered.
         stream.refuse(401, FAILED);
         assert!(matches!(stream.supervisor.state, State::Waiting { .. }));
     }
 
-    /// An event stream of OFREP.
+    /// Returns an event stream of OFREP that is connecting.
     fn advertised() -> Stream {
         let supervisor = Supervisor::new(OPTIONS, ServiceKind::Ofrep, URL.into(), false);
         let mut stream = Stream { supervisor, now: Instant::now(), random: 1.0 };
@@ -1688,14 +1688,14 @@ mod tests {
         [Action::StreamOpened, Action::Status(ConnectionStatus::Connected), Action::RefetchForNewStream];
 
     #[test]
-    fn on_an_event_stream_anything_shows_that_the_service_sends() {
+    fn on_an_event_stream_any_bytes_show_that_the_service_sends() {
         let mut stream = advertised();
         stream.does(ConnectionInput::Opened, OPENED);
         // The service may have subscribed the connection to changes only now.
         stream.does(ConnectionInput::Bytes, [Action::Invalidate(Cause::Missed)]);
         stream.does(ConnectionInput::Bytes, []);
         stream.now += SECOND * 10;
-        // Not a failure: a rotation.
+        // A rotation, and not a failure.
         stream.does(
             ConnectionInput::Ended,
             [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Disconnected)],
@@ -1717,11 +1717,11 @@ mod tests {
     }
 
     #[test]
-    fn the_first_connection_at_a_url_is_told_from_later_ones() {
+    fn the_first_connection_at_a_url_is_distinguished_from_later_ones() {
         let mut stream = advertised();
         stream.does(ConnectionInput::Opened, OPENED);
         stream.does(ConnectionInput::LastId(Some("7".into())), []);
-        // Without the id, which is one of the stream at the other URL.
+        // Without the id, which belongs to the stream at the previous URL.
         let moves = [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Connecting), connect(None)];
         stream.does(moved(&stream), moves);
         stream.does(ConnectionInput::Opened, OPENED);
@@ -1732,7 +1732,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_moves_soon_again_is_closed_and_waits() {
+    fn a_stream_that_soon_moves_again_is_closed_and_waits() {
         let mut stream = advertised();
         stream.does(ConnectionInput::Opened, OPENED);
         let later = Input::Moved(URL.into(), stream.now + SECOND * 2);
@@ -1752,7 +1752,7 @@ mod tests {
         stream.does(unreachable(), FAILED);
         stream.does(moved(&stream), []);
         stream.connects_after(SECOND);
-        // A long wait becomes a usual one.
+        // A long wait becomes an ordinary one.
         let status = StatusCode::SERVICE_UNAVAILABLE;
         let refused = ConnectionInput::Refused(Some(status), failure(Some(MINUTE * 4)));
         stream.does(refused, [&[Action::Polling(true)], FAILED.as_slice()].concat());

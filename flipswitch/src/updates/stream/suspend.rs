@@ -1,4 +1,4 @@
-//! Finds out that the machine was asleep. No I/O; both clocks are passed in.
+//! Detects that the machine was asleep. No I/O; both clocks are passed in.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -8,14 +8,14 @@ pub(super) const TICK: Duration = Duration::from_secs(1);
 /// How far the clocks drift apart in one tick if the machine was asleep, or its wall clock was set.
 const MIN_DRIFT: Duration = Duration::from_secs(5);
 
-/// Compares the wall clock with the monotonic clock, which stands still on most systems while the machine is asleep.
+/// Compares the wall clock with the monotonic clock, which stops on most systems while the machine is asleep.
 #[derive(Debug, Default)]
 pub(super) struct SuspendDetector {
     last: Option<(Instant, SystemTime)>,
 }
 
 impl SuspendDetector {
-    /// Takes the time of both clocks. Returns whether they have drifted apart by 5 seconds or more since the last tick.
+    /// Records the time of both clocks. Returns whether they have drifted apart by 5 seconds or more since the last tick.
     pub(super) fn tick(&mut self, monotonic: Instant, wall: SystemTime) -> bool {
         let Some((last_monotonic, last_wall)) = self.last.replace((monotonic, wall)) else { return false };
         let elapsed = monotonic.saturating_duration_since(last_monotonic);
@@ -58,8 +58,8 @@ mod tests {
     }
 
     #[test]
-    fn clocks_that_drift_apart_within_a_tick_are_noticed() {
-        // Asleep for 5 seconds, for a day; set back.
+    fn clocks_that_drift_apart_within_a_tick_are_detected() {
+        // The machine was asleep for 5 seconds or a day, or the wall clock was set back.
         for tick in [(1.0, 6.0), (0.0, 5.0), (1.0, 86_400.0), (1.0, -4.0), (1.0, -3_600.0)] {
             assert!(asleep(&[tick]), "{tick:?}");
             assert!(asleep(&[(1.0, 1.0), tick]), "{tick:?}");
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_tick_and_a_slow_drift_are_no_sleep() {
+    fn a_late_tick_or_a_slow_drift_does_not_count_as_sleep() {
         // A blocked runtime: both clocks run.
         for tick in [(1.0, 1.0), (600.0, 600.0), (1.0, 5.9), (1.0, -3.9)] {
             assert!(!asleep(&[tick]), "{tick:?}");
