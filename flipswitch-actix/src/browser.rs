@@ -16,11 +16,11 @@ use flipswitch::{
 
 use crate::extract::scope;
 
-/// Creates routes that answer the application's own browsers over OFREP, so that the OpenFeature web SDK of a page has the
-/// flags of the request's user: the same that handlers read.
+/// Creates routes that answer the browsers of the application over OFREP. A page that uses the OpenFeature web SDK then has
+/// the flags of the request's user, as handlers have.
 ///
-/// The routes must be below the [middleware](crate::FlipswitchMiddleware), which decides who the user is. A targeting key in
-/// the browser's request is ignored. The API key stays on the server. No flag is public unless
+/// The routes must be below the [middleware](crate::FlipswitchMiddleware), which finds the user. A targeting key in the
+/// browser's request is ignored. The API key stays on the server. No flag is public unless
 /// [`public`](BrowserRoutes::public) names it.
 ///
 /// ```
@@ -43,7 +43,7 @@ use crate::extract::scope;
 /// client.getBooleanValue("new-checkout", false);
 /// ```
 ///
-/// [`to_ofrep_json`](flipswitch::Flags::to_ofrep_json) puts the first values into the page. A [`Lifespan`](crate::Lifespan)
+/// [`to_ofrep_json`](flipswitch::Flags::to_ofrep_json) embeds the first values in the page. A [`Lifespan`](crate::Lifespan)
 /// ends the event streams when the server drains; without one, shut the provider down before the server waits for its
 /// connections. `middleware::Compress` leaves the streams alone.
 pub fn browser(provider: FlipswitchProvider) -> BrowserRoutes {

@@ -16,7 +16,7 @@ use actix_web::{
 };
 use flipswitch::{FlagDef, RequestScope, integration};
 
-/// Extractor for the flags of the request, which are evaluated at first use and shared by all extractors.
+/// Extractor for the flags of the request, which are evaluated at their first use. All extractors of a request share them.
 ///
 /// Dereferences to [`flipswitch::Flags`]. Without a [`FlipswitchMiddleware`](crate::FlipswitchMiddleware) the error is
 /// [`MissingMiddleware`], and `Option<Flags>` is `None`.
@@ -57,7 +57,7 @@ impl FromRequest for Flags {
 /// use flipswitch_actix::Flag;
 ///
 /// flipswitch_actix::flags! {
-///     /// The checkout on one page.
+///     /// Whether the checkout has one page.
 ///     NewCheckout: bool = "new-checkout", default false;
 /// }
 ///
@@ -106,7 +106,7 @@ impl<T> Future for ExtractFuture<T> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match &mut self.0 {
-            // Pending when it is polled again after completion, as a fused future is.
+            // Pending when polled again after completion, like a fused future.
             State::Done(outcome) => outcome.take().map_or(Poll::Pending, Poll::Ready),
             State::Evaluating { flags, read } => flags.as_mut().poll(cx).map(|flags| Ok(read(&flags))),
         }
@@ -137,7 +137,7 @@ pub trait FlagsExt {
     /// Returns the scope of the request, or `None` without a [`FlipswitchMiddleware`](crate::FlipswitchMiddleware).
     fn flag_scope(&self) -> Option<RequestScope>;
 
-    /// Returns the flags of the request if that needs no waiting; see [`RequestScope::try_flags`].
+    /// Returns the flags of the request if they are available without waiting; see [`RequestScope::try_flags`].
     fn try_flags(&self) -> Option<Flags> {
         self.flag_scope()?.try_flags().map(Flags)
     }

@@ -24,8 +24,8 @@ use crate::{FlagsExt, MissingMiddleware};
 /// Middleware that responds with `404 Not Found` unless a flag is on for the request.
 ///
 /// A gate reads the same flags as handlers. It needs a [`FlipswitchMiddleware`](crate::FlipswitchMiddleware) that runs before
-/// it, that is, one that is registered after it. Without one, it responds with 500 ([`MissingMiddleware`]). What counts for
-/// unknown flags is described at [`GateRule`].
+/// it, that is, one that is registered after it. Without one, it responds with 500 ([`MissingMiddleware`]). [`GateRule`]
+/// describes what counts for unknown flags.
 ///
 /// ```
 /// use actix_web::{App, http::StatusCode, web};
@@ -33,7 +33,7 @@ use crate::{FlagsExt, MissingMiddleware};
 /// # use flipswitch_actix::flipswitch::serde_json::json;
 ///
 /// flipswitch_actix::flags! {
-///     /// The checkout on one page.
+///     /// Whether the checkout has one page.
 ///     NewCheckout: bool = "new-checkout", default false;
 /// }
 ///
@@ -60,8 +60,8 @@ use crate::{FlagsExt, MissingMiddleware};
 ///
 /// # CORS
 ///
-/// Browsers send preflights without cookies and other credentials, so a gate cannot know whose they are: it refuses them
-/// without reading flags, and logs a warning once. Register the CORS middleware after the gate, so that it runs before it and
+/// Browsers send preflights without cookies and other credentials, so a gate cannot find their user. It refuses them without
+/// reading flags, and logs a warning once. Register the CORS middleware after the gate, so that it runs before it and
 /// answers them.
 #[derive(Clone)]
 #[must_use = "a gate does nothing until it is added to a scope or resource with `.wrap(..)`"]
@@ -125,7 +125,7 @@ impl From<GateRule> for FlagGate {
     note = "all workers share the function, so it must be `Send + Sync + 'static` and return a `Responder`"
 )]
 pub trait Fallback: Send + Sync + 'static {
-    /// Makes the response.
+    /// Creates the response.
     fn respond(&self, request: &HttpRequest) -> HttpResponse;
 }
 
@@ -249,7 +249,7 @@ where
                 StateProjection::Open { response } => {
                     return response.poll(cx).map_ok(ServiceResponse::map_into_left_body);
                 }
-                // Pending when it is polled again after completion, as a fused future is.
+                // Pending when polled again after completion, like a fused future.
                 StateProjection::Done { response } => {
                     return response
                         .take()

@@ -8,11 +8,11 @@ use actix_web::{
 };
 use flipswitch::{FlipswitchProvider, integration::HealthProbe};
 
-/// Creates a handler for GET and HEAD that responds with a provider's [`Health`](flipswitch::Health) as JSON: with 200, or with 503 once
-/// the provider is shut down.
+/// Creates a handler for GET and HEAD that responds with a provider's [`Health`](flipswitch::Health) as JSON: with 200, or
+/// with 503 once the provider is shut down.
 ///
 /// With the query `?ready`, it also responds with 503 until the flag service has responded once; `?live` is the
-/// default. An outage changes neither: flags keep their last values, and taking the process out of service would not
+/// default. An outage changes neither status: flags keep their last values, and taking the process out of service would not
 /// help. Use `?ready` only if no request may be served with defaults.
 ///
 /// Pass it to [`web::to`](actix_web::web::to): `web::get()` matches no HEAD, with which some load balancers probe.

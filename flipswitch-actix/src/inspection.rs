@@ -6,11 +6,11 @@ use actix_web::{Handler, HttpMessage, HttpRequest, HttpResponse};
 use flipswitch::{FlipswitchProvider, integration::InspectionPage};
 
 /// Creates a handler that responds with a page of the latest 100 requests that were
-/// [inspected](crate::FlipswitchMiddleware::with_inspection): which flags they have read, with value, variant, reason, source,
-/// age, the default in code if it is a plain one, and how often.
+/// [inspected](crate::FlipswitchMiddleware::with_inspection).
 ///
-/// The route must be below the middleware. Only requests that are inspected themselves get the page; others get 404. Contexts
-/// are not shown, but for the names of their attributes.
+/// The page lists the flags that each request has read, with value, variant, reason, source, age, the default in code if it is
+/// a plain one, and the number of reads. Of contexts, it shows only the names of attributes. The route must be below the
+/// middleware. Only requests that are inspected themselves get the page; others get 404.
 ///
 /// ```
 /// use actix_web::{App, HttpMessage, web};

@@ -9,7 +9,7 @@ use axum_core::{
 use flipswitch::{FlagDef, RequestScope, integration};
 use http::{Extensions, Request, StatusCode, request::Parts};
 
-/// Extractor for the flags of the request, which are evaluated at first use. All extractors of a request share them.
+/// Extractor for the flags of the request, which are evaluated at their first use. All extractors of a request share them.
 ///
 /// Dereferences to [`flipswitch::Flags`]. Without a [`FlipswitchLayer`](crate::FlipswitchLayer) the rejection is
 /// [`MissingLayer`], and `Option<Flags>` is `None`.
@@ -57,7 +57,7 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Flags {
 /// use flipswitch_axum::Flag;
 ///
 /// flipswitch_axum::flags! {
-///     /// The checkout on one page.
+///     /// Whether the checkout has one page.
 ///     NewCheckout: bool = "new-checkout", default false;
 /// }
 ///
@@ -103,7 +103,7 @@ pub trait FlagsExt {
     /// Returns the scope of the request, or `None` without a [`FlipswitchLayer`](crate::FlipswitchLayer).
     fn flag_scope(&self) -> Option<RequestScope>;
 
-    /// Returns the flags of the request if that needs no waiting; see [`RequestScope::try_flags`].
+    /// Returns the flags of the request if they are available without waiting; see [`RequestScope::try_flags`].
     fn try_flags(&self) -> Option<Flags> {
         self.flag_scope()?.try_flags().map(Flags)
     }
@@ -132,7 +132,7 @@ pub(crate) fn scope(extensions: &Extensions) -> Option<&RequestScope> {
     integration::scope(extensions.get(), extensions)
 }
 
-/// Returns the flags of a request, evaluated if need be.
+/// Returns the flags of a request. Evaluates them if necessary.
 async fn flags(parts: &Parts) -> Option<flipswitch::Flags> {
     let scope = scope(&parts.extensions)?;
     match scope.try_flags() {

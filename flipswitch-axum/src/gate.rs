@@ -31,7 +31,7 @@ use crate::extract::{self, MissingLayer};
 /// # use flipswitch_axum::flipswitch::serde_json::json;
 ///
 /// flipswitch_axum::flags! {
-///     /// The checkout on one page.
+///     /// Whether the checkout has one page.
 ///     NewCheckout: bool = "new-checkout", default false;
 /// }
 ///
@@ -72,9 +72,8 @@ use crate::extract::{self, MissingLayer};
 ///
 /// # CORS
 ///
-/// Browsers send preflights without cookies and other credentials, so a gate cannot know whose they are: it refuses them
-/// without reading flags, and logs a warning once. Add the CORS layer after the gate, so that it runs before it and answers
-/// them.
+/// Browsers send preflights without cookies and other credentials, so a gate cannot find their user. It refuses them without
+/// reading flags, and logs a warning once. Add the CORS layer after the gate, so that it runs before it and answers them.
 ///
 /// # gRPC
 ///

@@ -15,8 +15,8 @@ use tower_service::Service;
 /// provider is shut down.
 ///
 /// With the query `?ready`, it also responds with 503 until the flag service has responded once; `?live` is the default. An
-/// outage changes neither: flags keep their last values, and taking the process out of service would not help. Use `?ready`
-/// only if no request may be served with defaults.
+/// outage changes neither status: flags keep their last values, and taking the process out of service would not help. Use
+/// `?ready` only if no request may be served with defaults.
 ///
 /// ```
 /// use axum::Router;

@@ -12,11 +12,11 @@ use http::{HeaderName, HeaderValue, Request, StatusCode};
 use tower_service::Service;
 
 /// Creates a service that responds with a page of the latest 100 requests that were
-/// [inspected](crate::FlipswitchLayer::with_inspection): which flags they have read, with value, variant, reason, source, age,
-/// the default in code if it is a plain one, and how often.
+/// [inspected](crate::FlipswitchLayer::with_inspection).
 ///
-/// The service must be below the layer. Only requests that are inspected themselves get the page; others get 404. Contexts are
-/// not shown, but for the names of their attributes.
+/// The page lists the flags that each request has read, with value, variant, reason, source, age, the default in code if it is
+/// a plain one, and the number of reads. Of contexts, it shows only the names of attributes. The service must be below the
+/// layer. Only requests that are inspected themselves get the page; others get 404.
 ///
 /// ```
 /// use axum::Router;

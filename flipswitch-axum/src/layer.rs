@@ -72,10 +72,12 @@ impl FlipswitchLayer {
 
     /// Sets a function that builds the context from the head of the request: headers, cookies, extensions. Defaults to none.
     ///
-    /// Attributes from [`with_user`](Self::with_user) take precedence. If one of them is `None`, the one from here counts. If
-    /// one cannot be sent, neither counts. If both contexts together are over 64 KiB, attributes from here are left out first.
-    /// Merging the contexts of both functions costs as much as writing them again. Clients can send any header: use only
-    /// those that a trusted proxy sets.
+    /// Clients can send any header: use only those that a trusted proxy sets.
+    ///
+    /// Attributes from [`with_user`](Self::with_user) take precedence. If one of them is `None`, the attribute of that name from
+    /// this function counts. If one of them cannot be sent, neither counts. If both contexts together are over 64 KiB,
+    /// attributes from this function are left out first. If both functions return a context, merging them costs as much as
+    /// building them a second time.
     ///
     /// ```
     /// use flipswitch_axum::{Context, FlipswitchLayer};
@@ -124,6 +126,15 @@ impl FlipswitchLayer {
     }
 
     /// Sets how requests without a user are evaluated. Defaults to [`Anonymous::shared`].
+    ///
+    /// ```
+    /// use flipswitch_axum::{Anonymous, FlipswitchLayer};
+    /// # use flipswitch_axum::{FlipswitchProvider, flipswitch::serde_json::json};
+    ///
+    /// # let provider = FlipswitchProvider::in_memory(json!({}));
+    /// // Each visitor has a cookie, and therefore flags of its own.
+    /// let layer = FlipswitchLayer::new(provider).with_anonymous(Anonymous::cookie());
+    /// ```
     pub fn with_anonymous(self, anonymous: impl Into<Anonymous>) -> Self {
         self.map(|scopes| scopes.with_anonymous(anonymous))
     }
@@ -147,9 +158,9 @@ impl FlipswitchLayer {
 
     /// Sets which requests are inspected. Defaults to none.
     ///
-    /// What they have read until the response head leaves is in its header `Server-Timing`, which the tools of browsers show.
-    /// The latest 100 of them are on the page of [`inspection`](crate::inspection()). Do not decide by what a
-    /// client sends, such as a header: every client could read the page.
+    /// The header `Server-Timing` of their responses lists the flags that were read before the response head left. The
+    /// developer tools of browsers show it. The page of [`inspection`](crate::inspection()) lists the latest 100 of these
+    /// requests. Do not decide by what a client sends, such as a header: every client could read the page.
     ///
     /// ```
     /// use flipswitch_axum::FlipswitchLayer;

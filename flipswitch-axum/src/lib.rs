@@ -1,4 +1,79 @@
-#![doc = include_str!("../README.md")]
+//! [Flipswitch](https://flipswitch.io) feature flags for [axum](https://docs.rs/axum) and every tower service of HTTP requests.
+//!
+//! A layer finds the user of each request, extractors give handlers the flags of that user, and gates restrict routes by
+//! flags. The flags come from Flipswitch, or from any other service that speaks OFREP, such as flagd, GO Feature Flag or Flipt
+//! ([`FlipswitchProvider::ofrep`]).
+//!
+//! ```no_run
+//! use axum::{Extension, Router, routing::get};
+//! use flipswitch_axum::{Context, FlagGate, Flags, FlipswitchLayer, FlipswitchProvider, Lifespan};
+//!
+//! #[derive(Clone)]
+//! struct User {
+//!     id: String,
+//!     plan: String,
+//! }
+//!
+//! async fn checkout(flags: Flags) -> &'static str {
+//!     if flags.bool("new-checkout", false) { "new" } else { "old" }
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     // Reads FLIPSWITCH_API_KEY and, if it is set, FLIPSWITCH_BASE_URL.
+//!     let provider = FlipswitchProvider::from_env()?;
+//!     let flags = FlipswitchLayer::new(provider.clone())
+//!         .with_user(|user: &User| Context::user(&user.id).with("plan", &user.plan));
+//!     // Stands for your authentication, which puts the user into the request's extensions.
+//!     let authentication = Extension(User { id: "user-123".into(), plan: "premium".into() });
+//!     let app: Router = Router::new()
+//!         .route("/checkout", get(checkout))
+//!         .route("/beta", get(async || "Welcome").layer(FlagGate::enabled("beta")))
+//!         .layer(flags)
+//!         // The layer that is added last runs first: authentication runs before the flags.
+//!         .layer(authentication);
+//!
+//!     // Starts the provider before the server, and shuts it down after the server has drained.
+//!     let lifespan = Lifespan::builder(provider).start().await?;
+//!     let listener = tokio::net::TcpListener::bind("127.0.0.1:3000").await?;
+//!     let server = axum::serve(listener, app).with_graceful_shutdown(lifespan.signal());
+//!     lifespan.run(server).await?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! A request that reads no flag causes no request to the flag service, and one that reads many flags causes one; for a known
+//! user, it causes none until a flag changes. No request fails because of flags.
+//!
+//! # Items by purpose
+//!
+//! | purpose | items |
+//! |---|---|
+//! | Users and visitors | [`FlipswitchLayer`], [`Context`], [`PreparedContext`], [`Anonymous`] |
+//! | Flags in handlers | [`Flags`], [`Flag`], [`flags!`] |
+//! | Flags in middleware, tonic and hyper | [`FlagsExt`], [`RequestScope`] |
+//! | Routes for some users only | [`FlagGate`], [`GateRule`], [`Unknown`] |
+//! | Spawned tasks and streamed bodies | [`InRequest`], [`RequestScope::latest_flags`] |
+//! | Pages with the OpenFeature web SDK | [`browser`](fn@browser) |
+//! | Start, shutdown and probes | [`FlipswitchProvider`], [`Lifespan`], [`health`](fn@health) |
+//! | Other values for one browser, and what a request has read | [`SignedOverrides`], [`inspection`](fn@inspection) |
+//! | Tests | [`testing`], [`FlipswitchProvider::in_memory`], [`flipswitch::testing`] |
+//!
+//! # Features
+//!
+//! | feature | default | content |
+//! |---|---|---|
+//! | `browser` | yes | [`browser`](fn@browser): routes for the browsers of the application |
+//! | `rustls` | yes | TLS by rustls with aws-lc and the certificate roots of the platform |
+//! | `rustls-no-provider` | | TLS by rustls, with the crypto provider that the application installs |
+//! | `native-tls` | | TLS by the library of the platform |
+//! | `gzip` | | Compressed responses of the flag service. Enables them in every reqwest client of the application |
+//!
+//! # Guide
+//!
+//! The [guide](https://github.com/flipswitch/flipswitch-rust/blob/main/docs/axum.md) shows each task with a complete example:
+//! axum-login and sessions, visitors, gates, flags in a page, OpenFeature clients, WebSockets, and tests.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "browser")]
 mod browser;
@@ -17,6 +92,7 @@ pub use flipswitch::{
 };
 
 #[cfg(feature = "browser")]
+#[cfg_attr(docsrs, doc(cfg(feature = "browser")))]
 pub use crate::browser::{BrowserRoutes, browser};
 pub use crate::{
     extract::{Flag, Flags, FlagsExt, MissingLayer},
@@ -25,3 +101,8 @@ pub use crate::{
     inspection::{InspectionService, inspection},
     layer::{FlipswitchLayer, FlipswitchService, RequestExtension, ResponseFuture},
 };
+
+/// Compiles the examples of the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct ReadmeDoctests;

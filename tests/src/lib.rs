@@ -1,85 +1,35 @@
 //! Compiles the examples of the project's README and of the pages in `docs`. The tests across the crates are in `it/`.
 
-/// The project's README.
-#[doc = include_str!("../../README.md")]
-#[cfg(doctest)]
-#[derive(Debug)]
-pub struct Readme;
+/// Compiles the examples of Markdown files, each as the documentation of a type of the given name.
+macro_rules! compile_pages {
+    ($($name:ident: $path:literal,)*) => {
+        $(
+            #[doc = include_str!($path)]
+            #[cfg(doctest)]
+            #[derive(Debug)]
+            pub struct $name;
+        )*
+    };
+}
 
-/// The page about flags in the browser.
-#[doc = include_str!("../../docs/browsers.md")]
-#[cfg(doctest)]
-#[derive(Debug)]
-pub struct Browsers;
-
-/// The page about declared flags.
-#[doc = include_str!("../../docs/declared-flags.md")]
-#[cfg(doctest)]
-#[derive(Debug)]
-pub struct DeclaredFlags;
-
-/// The page about telemetry and usage.
-#[doc = include_str!("../../docs/telemetry.md")]
-#[cfg(doctest)]
-#[derive(Debug)]
-pub struct Telemetry;
-
-/// The page about overrides and inspection.
-#[doc = include_str!("../../docs/overrides.md")]
-#[cfg(doctest)]
-#[derive(Debug)]
-pub struct Overrides;
-
-/// The page about stores.
-#[doc = include_str!("../../docs/stores.md")]
-#[cfg(doctest)]
-#[derive(Debug)]
-pub struct Stores;
-
-/// The page about getting started.
-#[doc = include_str!("../../docs/getting-started.md")]
-#[cfg(doctest)]
-#[derive(Debug)]
-pub struct GettingStarted;
-
-/// The page about OpenFeature.
-#[doc = include_str!("../../docs/openfeature.md")]
-#[cfg(doctest)]
-#[derive(Debug)]
-pub struct OpenFeature;
-
-/// The page about outages, changes and options.
-#[doc = include_str!("../../docs/outages.md")]
-#[cfg(doctest)]
-#[derive(Debug)]
-pub struct Outages;
-
-/// The page about other OFREP services.
-#[doc = include_str!("../../docs/ofrep.md")]
-#[cfg(doctest)]
-#[derive(Debug)]
-pub struct OtherServices;
-
-/// The page about testing.
-#[doc = include_str!("../../docs/testing.md")]
-#[cfg(doctest)]
-#[derive(Debug)]
-pub struct Testing;
-
-/// The page about troubleshooting.
-#[doc = include_str!("../../docs/troubleshooting.md")]
-#[cfg(doctest)]
-#[derive(Debug)]
-pub struct Troubleshooting;
-
-/// The page about migrating from other SDKs.
-#[doc = include_str!("../../docs/migrating.md")]
-#[cfg(doctest)]
-#[derive(Debug)]
-pub struct Migrating;
-
-/// The page about performance.
-#[doc = include_str!("../../docs/performance.md")]
-#[cfg(doctest)]
-#[derive(Debug)]
-pub struct Performance;
+compile_pages! {
+    Readme: "../../README.md",
+    ActixWeb: "../../docs/actix-web.md",
+    Axum: "../../docs/axum.md",
+    Browsers: "../../docs/browsers.md",
+    DeclaredFlags: "../../docs/declared-flags.md",
+    Environments: "../../docs/environments.md",
+    GettingStarted: "../../docs/getting-started.md",
+    Migrating: "../../docs/migrating.md",
+    OpenFeature: "../../docs/openfeature.md",
+    Operations: "../../docs/operations.md",
+    OtherServices: "../../docs/ofrep.md",
+    Outages: "../../docs/outages.md",
+    Overrides: "../../docs/overrides.md",
+    Performance: "../../docs/performance.md",
+    Security: "../../docs/security.md",
+    Stores: "../../docs/stores.md",
+    Telemetry: "../../docs/telemetry.md",
+    Testing: "../../docs/testing.md",
+    Troubleshooting: "../../docs/troubleshooting.md",
+}
