@@ -74,7 +74,7 @@ impl Lifespan {
     ///
     /// Also resolves when the provider, or the first of several, is shut down, because signals are not handled from then on. A
     /// second signal ends the process immediately, and so does a signal after shutdown.
-    pub fn signal(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub fn signal(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut signalled = self.signalled.clone();
         async move {
             // An error means that the provider was shut down.
