@@ -45,19 +45,19 @@ const SDKS: [Sdk; 8] = [
 
 /// The situations, with their headings in the table and in the picture.
 const SITUATIONS: [Situation; 10] = [
-    Situation { id: "from_flags", column: "`Flags` at hand", title: "A `Flags` at hand" },
-    Situation { id: "same_user", column: "same user", title: "The same user again, context at hand" },
-    Situation { id: "few_users", column: "16 users", title: "16 users in turns, contexts at hand" },
-    Situation { id: "many_users", column: "1 000 users", title: "1 000 users in turns, contexts at hand" },
-    Situation { id: "built", column: "built", title: "1 000 users in turns, context built for each read" },
-    Situation { id: "same_user_two_threads", column: "same, 2 threads", title: "The same user again, on two threads" },
+    Situation { id: "from_flags", column: "existing `Flags`", title: "An existing `Flags`" },
+    Situation { id: "same_user", column: "same user", title: "The same user and context each time" },
+    Situation { id: "few_users", column: "16 users", title: "16 users in turn, existing contexts" },
+    Situation { id: "many_users", column: "1 000 users", title: "1 000 users in turn, existing contexts" },
+    Situation { id: "built", column: "built", title: "1 000 users in turn, context built for each read" },
+    Situation { id: "same_user_two_threads", column: "same, 2 threads", title: "The same user each time, on two threads" },
     Situation {
         id: "built_two_threads",
         column: "built, 2 threads",
         title: "Context built for each read, on two threads",
     },
     Situation { id: "new_user", column: "new user", title: "A user never seen before" },
-    Situation { id: "no_rule", column: "no rule", title: "The same user again, a flag without a rule" },
+    Situation { id: "no_rule", column: "no rule", title: "The same user each time, a flag without a rule" },
     Situation {
         id: "new_user_no_rule",
         column: "new, no rule",
@@ -303,7 +303,7 @@ fn picture(results: &mut Results, reference: f64) -> Outcome<String> {
         TOP + HEADING * f64::from(u32::try_from(groups.len())?) + LINE * f64::from(u32::try_from(lines)?) + BOTTOM;
 
     let title = "Time of one read of a boolean flag, by SDK and situation";
-    let scale = "Ratios to Flipswitch with the same user and the context at hand, in the same run. Logarithmic scale. Shorter is faster";
+    let scale = "Ratios to Flipswitch with the same user and context each time, in the same run. Logarithmic scale. Shorter is faster";
     let mut svg = String::new();
     writeln!(
         svg,
