@@ -65,7 +65,7 @@ fn expected(code: &str) -> Vec<(usize, Vec<&str>)> {
 }
 
 #[test]
-fn errors_are_reported_in_our_words() {
+fn compiler_errors_contain_our_messages() {
     for entry in fs::read_dir(FOLDER).unwrap() {
         let file = entry.unwrap().path();
         let (name, code) = (file.display(), fs::read_to_string(&file).unwrap());

@@ -40,7 +40,7 @@ async fn redirects_to_another_origin_are_refused() {
 }
 
 #[tokio::test]
-async fn another_scheme_host_or_port_is_another_origin() {
+async fn a_different_scheme_host_or_port_is_a_different_origin() {
     for location in
         ["https://127.0.0.1:1/", "http://localhost:1/", "//127.0.0.1:1/", "http://[::1]:1/", "ftp://127.0.0.1/"]
     {
@@ -81,7 +81,7 @@ async fn redirect_loops_end() {
 }
 
 #[tokio::test]
-async fn the_key_is_in_no_output_log_or_error() {
+async fn the_key_does_not_appear_in_output_logs_or_errors() {
     const KEY: &str = "sk-5f0d1c7e9a3b-do-not-show";
     let elsewhere = Scripted::answering(Reply::status(200, "")).await;
     let services = [

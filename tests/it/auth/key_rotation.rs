@@ -26,7 +26,7 @@ use crate::support::{
 
 /// A rotation announces itself on the stream, and the application sets the new key.
 #[tokio::test]
-async fn replacing_a_valid_key_interrupts_nothing() {
+async fn replacing_a_valid_key_causes_no_interruption() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = connected(&service).await;
     let mut events = provider.events();
@@ -48,7 +48,7 @@ async fn replacing_a_valid_key_interrupts_nothing() {
 }
 
 #[tokio::test]
-async fn a_rotation_warns_that_visitors_will_be_new_ones_unless_there_is_a_secret() {
+async fn a_rotation_without_a_secret_warns_that_visitors_lose_their_identity() {
     for has_secret in [false, true] {
         let log = Log::of_this_thread();
         let service = LocalServer::start(json!({})).await.unwrap();

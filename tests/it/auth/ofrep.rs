@@ -34,7 +34,7 @@ async fn sent(service: &Scripted, builder: FlipswitchProviderBuilder) -> Vec<Str
 }
 
 #[tokio::test]
-async fn requests_carry_the_chosen_credential_and_headers_and_nothing_of_flipswitch() {
+async fn requests_carry_only_the_chosen_credential_and_headers() {
     let service = service().await;
     assert_eq!(sent(&service, ofrep(&service)).await, [""; 0]);
     assert_eq!(sent(&service, ofrep(&service).auth(Auth::None).telemetry(true)).await, [""; 0]);
@@ -50,7 +50,7 @@ async fn requests_carry_the_chosen_credential_and_headers_and_nothing_of_flipswi
 }
 
 #[test]
-fn headers_that_cannot_be_sent_are_refused_by_name() {
+fn invalid_headers_are_rejected_with_their_name() {
     let builder = || FlipswitchProvider::ofrep("http://flags.example").auth(Auth::Bearer("token".into()));
     for (name, value, problem) in [
         ("x-a", "secret\r\nx-evil: 1", "cannot carry"),
@@ -85,7 +85,7 @@ fn headers_that_cannot_be_sent_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn a_token_is_replaced_at_run_time_and_a_missing_one_is_not() {
+async fn a_token_can_be_replaced_at_run_time_but_not_added() {
     let service = LocalServer::builder().flags(json!({"f": true})).api_key("first-token").start().await.unwrap();
     let builder = || FlipswitchProvider::ofrep(service.url()).miss_wait(PATIENCE);
     let provider = builder().auth(Auth::Bearer("wrong".into())).build().unwrap();
@@ -102,7 +102,7 @@ async fn a_token_is_replaced_at_run_time_and_a_missing_one_is_not() {
 }
 
 #[tokio::test]
-async fn a_redirect_to_another_origin_receives_nothing() {
+async fn a_redirect_to_another_origin_is_not_followed() {
     let elsewhere = service().await;
     let target = elsewhere.url();
     let moved = Scripted::answering(Reply::status(307, "").with("location", target)).await;
@@ -114,7 +114,7 @@ async fn a_redirect_to_another_origin_receives_nothing() {
 
 /// Without a key there is nothing to derive the key of cookies from.
 #[tokio::test]
-async fn cookies_without_a_secret_are_warned_of_once() {
+async fn cookies_without_a_secret_cause_one_warning() {
     let build = |builder: FlipswitchProviderBuilder| builder.runtime(Handle::current()).build().unwrap();
     let ofrep = || FlipswitchProvider::ofrep("http://127.0.0.1:9");
     for (provider, is_warned) in [

@@ -32,7 +32,7 @@ fn is_accepted(provider: &FlipswitchProvider) {
 }
 
 #[tokio::test]
-async fn one_page_of_a_firewall_costs_one_user_some_seconds() {
+async fn a_page_of_a_firewall_delays_only_one_user_by_some_seconds() {
     let service = service().await;
     let provider = connected(&service).await;
     let fault = service.faults().add(forbidden().html(PAGE).times(1)).unwrap();
@@ -55,7 +55,7 @@ async fn one_page_of_a_firewall_costs_one_user_some_seconds() {
 }
 
 #[tokio::test]
-async fn an_attribute_that_is_forbidden_is_no_refused_key() {
+async fn a_forbidden_attribute_does_not_count_as_a_refused_key() {
     let service = service().await;
     let provider = connected(&service).await;
     let message = json!({"message": "forbidden"});
@@ -105,7 +105,7 @@ async fn a_first_response_that_refuses_the_key_does_not_fail_the_start() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_refused_for_everything_is_reported_and_probed() {
+async fn a_key_that_all_requests_are_refused_for_is_reported_and_probed() {
     let service = service().await;
     let provider = connected(&service).await;
     assert!(in_time(provider.flags(&user("known"))).await.bool("f", false));

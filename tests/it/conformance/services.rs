@@ -137,7 +137,7 @@ async fn wrong_event_streams_fail() {
 }
 
 #[tokio::test]
-async fn credentials_are_in_no_report() {
+async fn reports_do_not_contain_credentials() {
     // The service says what it should not: in a content type and in an error code.
     let service = Scripted::start(|request, _| match request.header("x-api-key") {
         Some(key) => Reply::status(400, json!({"errorCode": key})).with("content-type", key),
@@ -153,7 +153,7 @@ async fn credentials_are_in_no_report() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_not_there_cannot_be_checked() {
+async fn an_unreachable_service_cannot_be_checked() {
     let service = Service::new(&format!("http://{}", closed_port())).unwrap();
     assert!(matches!(check(&service).await, Err(Error::Unreachable(_))));
     for url in ["", "example.com", "ftp://example.com", "http://user:password@example.com"] {

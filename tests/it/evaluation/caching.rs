@@ -188,7 +188,7 @@ async fn concurrent_requests_are_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_change_during_a_request_makes_its_answer_stale() {
+async fn a_change_during_a_request_makes_its_response_stale() {
     const CHANGE: &str = "event: flag-updated\ndata: {\"flagKey\":\"f\"}\n\n";
     let (released, events) = (Arc::new(Semaphore::new(0)), broadcast::channel(16).0);
     let service = {
@@ -304,7 +304,7 @@ fn asked_for_u(service: &Scripted) -> usize {
 }
 
 #[tokio::test]
-async fn not_modified_makes_a_stale_answer_fresh() {
+async fn not_modified_makes_a_stale_flag_set_fresh() {
     let service = unchanging(None).await;
     let provider =
         support::unattended(service.url(), Duration::from_secs(1)).stale_wait(support::PATIENCE).build().unwrap();
@@ -325,7 +325,7 @@ async fn not_modified_makes_a_stale_answer_fresh() {
 }
 
 #[tokio::test]
-async fn not_modified_after_a_change_makes_an_answer_fresh() {
+async fn not_modified_after_a_change_makes_a_flag_set_fresh() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = builder(&service).stale_wait(support::PATIENCE).build().unwrap();
     provider.ready(support::PATIENCE).await.unwrap();

@@ -52,7 +52,7 @@ async fn the_log_and_the_errors_name_the_proxy() {
 }
 
 #[tokio::test]
-async fn a_port_without_tls_is_named() {
+async fn an_https_url_with_a_port_without_tls_is_explained() {
     let service = LocalServer::start(json!({})).await.unwrap();
     let url = service.url().replace("http://", "https://");
     let provider = FlipswitchProvider::builder("key").base_url(url).build().unwrap();
@@ -63,7 +63,7 @@ async fn a_port_without_tls_is_named() {
 }
 
 #[tokio::test]
-async fn there_is_a_user_agent_unless_the_factory_sets_another() {
+async fn the_provider_sends_its_user_agent_unless_the_factory_sets_another() {
     let ours = concat!("flipswitch-rust/", env!("CARGO_PKG_VERSION"));
     let headers = || [(reqwest::header::ACCEPT_LANGUAGE, "de".parse().unwrap())].into_iter().collect();
     type Factory = fn() -> reqwest::ClientBuilder;

@@ -99,7 +99,7 @@ async fn with_the_service_down_evaluation_returns_defaults_and_the_error() {
 }
 
 #[tokio::test]
-async fn bootstrap_values_are_used_until_the_service_answers() {
+async fn bootstrap_values_are_used_until_the_service_responds() {
     let (address, taken) = support::port_taken();
     let provider = FlipswitchProvider::builder("key")
         .base_url(format!("http://{address}"))
@@ -141,7 +141,7 @@ async fn a_rejected_key_fails_ready_immediately() {
 }
 
 #[tokio::test]
-async fn shutdown_does_not_wait_for_a_service_that_never_answers() {
+async fn shutdown_does_not_wait_for_a_service_that_never_responds() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let provider = FlipswitchProvider::builder("key")
         .base_url(format!("http://{}", silent.local_addr().unwrap()))
@@ -264,7 +264,7 @@ async fn a_targeting_key_that_cannot_be_sent_is_rejected_without_a_request() {
 }
 
 #[tokio::test]
-async fn the_same_attributes_are_one_context_however_they_are_passed() {
+async fn equal_attributes_are_one_context_however_they_are_passed() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = builder(&service).enable_realtime(false).build().unwrap();
     let since = OffsetDateTime::from_unix_timestamp(1_768_991_400).unwrap();
@@ -295,7 +295,7 @@ async fn the_same_attributes_are_one_context_however_they_are_passed() {
 }
 
 #[tokio::test]
-async fn flags_that_a_thread_remembers_end_with_the_key_and_the_provider() {
+async fn remembered_flags_are_replaced_after_a_new_key_and_stale_after_shutdown() {
     let service = LocalServer::start(json!({"version": 1})).await.unwrap();
     let provider = builder(&service).enable_realtime(false).build().unwrap();
     let context = user("u");

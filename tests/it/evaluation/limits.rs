@@ -178,7 +178,7 @@ async fn a_rejected_context_is_requested_again_after_a_change() {
 }
 
 #[tokio::test]
-async fn the_bytes_of_cached_contexts_and_answers_are_bounded() {
+async fn the_bytes_of_cached_contexts_and_flag_sets_are_bounded() {
     const LIMIT: usize = 4 << 20;
     /// Large contexts, and large values that no other context has.
     const LARGE: usize = 50_000;

@@ -184,7 +184,7 @@ fn rows() -> Vec<(&'static str, Reply, Reads)> {
 }
 
 #[tokio::test]
-async fn all_readers_agree_on_every_answer() {
+async fn all_readers_agree_on_every_response() {
     for (number, (label, reply, expected)) in rows().into_iter().enumerate() {
         let label = format!("row {number}, {label}, {}", shown(&reply));
         let service = Scripted::answering(reply).await;

@@ -27,7 +27,7 @@ use crate::support::{
 
 /// A service that compresses its answers, which the feature `gzip` allows, and one whose answer does not end.
 #[tokio::test]
-async fn compressed_answers_are_read_up_to_their_limit() {
+async fn compressed_responses_are_read_up_to_their_limit() {
     let compressed = |body: &[u8]| {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         encoder.write_all(body).unwrap();
@@ -59,7 +59,7 @@ async fn compressed_answers_are_read_up_to_their_limit() {
 }
 
 #[tokio::test]
-async fn answers_of_flagd_are_understood() {
+async fn responses_of_flagd_are_understood() {
     let peer = Peer::flagd(&Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/flags.json"));
     let flagd = [
         ("disabled", "free", Says::Nothing(None, EvaluationReason::Disabled)),
@@ -70,7 +70,7 @@ async fn answers_of_flagd_are_understood() {
 }
 
 #[tokio::test]
-async fn answers_of_fast_feature_are_understood() {
+async fn responses_of_fast_feature_are_understood() {
     let peer = Peer::fast_feature();
     for (key, flag) in sample_flags()["flags"].as_object().unwrap() {
         // Every flag has a default variant here, so there is none that leaves its value to the code.
@@ -95,7 +95,7 @@ async fn answers_of_fast_feature_are_understood() {
 /// An application in each framework, whose flags come from a service of others: extractor, gate, targeting, and a change that
 /// polling finds.
 #[tokio::test]
-async fn applications_follow_the_services_of_others() {
+async fn applications_work_with_services_of_other_projects() {
     let folder = tempfile::tempdir().unwrap();
     let (file, written) = (folder.path().join("flags.json"), folder.path().join("flags.json~"));
     let write = |flags: &Value| {

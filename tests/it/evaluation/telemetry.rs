@@ -244,7 +244,7 @@ impl<S: Subscriber> Layer<S> for Count {
 /// Layers remember which of them want the event that a thread is about to emit. A read that is not reported must leave nothing
 /// behind there.
 #[tokio::test]
-async fn a_read_that_is_not_reported_hides_no_other_event() {
+async fn a_read_that_is_not_reported_does_not_hide_other_events() {
     let service = service().await;
     let provider = builder(&service).evaluation_events(EvaluationEvents::PerRequest).build().unwrap();
     let flags = in_time(provider.flags(Context::user("alice"))).await;
@@ -287,7 +287,7 @@ async fn the_context_id_is_a_keyed_hash_by_default() {
 }
 
 #[tokio::test]
-async fn gate_client_and_handler_report_a_flag_once_and_overrides_as_such() {
+async fn gate_client_and_handler_report_a_flag_once_with_its_override() {
     // The application runs on this thread, whose events are collected.
     let (events, service) = (Events::of_this_thread(), service().await);
     let provider = builder(&service).evaluation_events(EvaluationEvents::PerRequest).build().unwrap();
@@ -376,7 +376,7 @@ flipswitch::flags! {
 }
 
 #[tokio::test]
-async fn usage_lists_what_was_read_and_what_was_not() {
+async fn usage_lists_flags_with_and_without_reads() {
     let service = service().await;
     let provider = builder(&service).build().unwrap();
     let lifespan = Lifespan::builder(provider.clone()).ready_timeout(PATIENCE).declared(DECLARED);
@@ -439,7 +439,7 @@ async fn declared_flags_are_checked_as_soon_as_the_service_responds() {
 
 /// Also while the service fails, rejects users, and repeats in errors what it was sent.
 #[tokio::test]
-async fn logs_events_and_usage_contain_no_targeting_key_and_no_attribute() {
+async fn logs_events_and_usage_contain_no_targeting_keys_and_no_attributes() {
     const REQUESTS: usize = 10_000;
     let faults = Mutex::new(Vec::new());
     let service = service().await;

@@ -105,7 +105,7 @@ fn too_many_combinations_panic() {
 }
 
 #[test]
-fn flags_that_are_known_immediately_are_those_of_the_request() {
+fn the_flags_of_a_scope_do_not_change() {
     let test = TestFlags::new(json!({"on": true}));
     let scope = RequestScope::new(test.provider(), EvaluationContext::default());
     assert!(scope.try_flags().unwrap().bool("on", false));

@@ -51,7 +51,7 @@ fn requests(service: &LocalServer) -> HashMap<String, Vec<Instant>> {
 /// 1 000 users of 3 000, which take a third of the time: half of the 64 concurrent requests may be for unknown contexts, so
 /// the service answers 160 of them a second.
 #[tokio::test]
-async fn every_user_gets_the_flags_or_after_miss_wait_the_defaults() {
+async fn every_user_gets_the_flags_or_the_defaults_after_miss_wait() {
     const USERS: usize = 1_000;
     let service = service().await;
     let provider = started(&service, |builder| builder).await;
@@ -94,7 +94,7 @@ async fn every_user_gets_the_flags_or_after_miss_wait_the_defaults() {
 }
 
 #[tokio::test]
-async fn requests_of_users_who_went_away_leave_the_queue() {
+async fn requests_that_no_evaluation_waits_for_leave_the_queue() {
     const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
     const USERS: usize = 1_000;
     let service = service().await;

@@ -38,7 +38,7 @@ fn requests(service: &LocalServer, after: usize) -> HashMap<String, usize> {
 }
 
 #[tokio::test]
-async fn a_changed_answer_costs_one_request_and_an_unchanged_one_two() {
+async fn changed_flags_cost_one_request_and_unchanged_flags_two() {
     const USERS: usize = 60;
     let flag = |for_beta: &str| {
         json!({
@@ -90,7 +90,7 @@ async fn a_changed_answer_costs_one_request_and_an_unchanged_one_two() {
 }
 
 #[tokio::test]
-async fn old_rules_for_a_second_after_the_event_are_not_believed() {
+async fn values_of_old_rules_after_an_event_do_not_remain_fresh() {
     const USERS: usize = 50;
     const BEHIND: Duration = Duration::from_secs(1);
     const EVENT: &str = "event: flag-updated\ndata: {\"flagKey\": \"f\", \"timestamp\": \"2026-01-01T00:00:00Z\"}\n\n";

@@ -18,7 +18,7 @@ use crate::support::{
 
 /// After an invalid answer the last values stay, marked as stale, until the backoff ends.
 #[tokio::test]
-async fn invalid_answers_keep_the_last_values_until_the_next_request() {
+async fn after_invalid_responses_the_last_values_remain_until_the_next_request() {
     let bulk = || Fault::on(Endpoint::Bulk);
     let page = "<!doctype html><title>Sign in to this network</title>";
     let faults = [
@@ -104,7 +104,7 @@ async fn repeated_failures_double_the_wait() {
 /// A page for every request: a proxy is in between, or the base URL is wrong. The provider is not ready, and says where it
 /// asked, and what else may be the reason.
 #[tokio::test]
-async fn pages_for_all_requests_name_the_url() {
+async fn an_error_for_a_page_names_the_url() {
     let page = "<html><title>Not found</title></html>";
     join_all([(401, "API key"), (403, "API key"), (404, "base URL")].map(async |(status, reason)| {
         let service = Scripted::answering(Reply::status(status, page)).await;
@@ -124,7 +124,7 @@ async fn pages_for_all_requests_name_the_url() {
 /// A 404 in the service's own form says that there are no flags yet, or that the base URL is wrong. Until that is certain,
 /// the provider is not ready, and bootstrap values apply.
 #[tokio::test]
-async fn missing_flags_are_a_failure_at_first() {
+async fn a_404_is_a_failure_at_first() {
     for body in ["", "{\"message\": \"no route\"}"] {
         let service = Scripted::answering(Reply::status(404, body)).await;
         let builder = FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false);
@@ -140,7 +140,7 @@ async fn missing_flags_are_a_failure_at_first() {
 
 /// The provider asks for no encoding, so it reads an answer as it is, whatever `Content-Encoding` says.
 #[tokio::test]
-async fn a_wrong_content_encoding_of_an_answer_is_ignored() {
+async fn a_wrong_content_encoding_of_a_response_is_ignored() {
     let service = service(1).await;
     let answer = json!({"flags": [{"key": "f", "value": 2}]}).to_string();
     service

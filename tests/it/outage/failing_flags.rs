@@ -65,7 +65,7 @@ async fn a_flag_that_fails_costs_few_requests_and_no_reader_waits() {
 }
 
 #[tokio::test]
-async fn a_flag_that_never_had_a_value_gives_its_default_until_it_has_one() {
+async fn a_flag_without_an_earlier_value_returns_its_default_until_it_is_evaluated() {
     let service = LocalServer::start(json!({"a": 1})).await.unwrap();
     let fault = service.faults().add(Fault::on(Endpoint::Bulk).flag_error("a", "GENERAL")).unwrap();
     let provider = builder(&service).build().unwrap();
@@ -76,7 +76,7 @@ async fn a_flag_that_never_had_a_value_gives_its_default_until_it_has_one() {
 }
 
 #[tokio::test]
-async fn a_gate_says_that_the_service_could_not_evaluate_its_flag() {
+async fn a_gate_logs_that_the_service_could_not_evaluate_its_flag() {
     let service = LocalServer::start(json!({"a": true})).await.unwrap();
     service.faults().add(Fault::on(Endpoint::Bulk).flag_error("a", "GENERAL")).unwrap();
     let provider = builder(&service).build().unwrap();

@@ -23,7 +23,7 @@ const CAME_BACK: &str = "connecting connected error connecting connected";
 const CAME_LATE: &str = "connecting error connecting connected";
 
 #[tokio::test]
-async fn a_service_that_starts_late_is_found() {
+async fn flags_are_received_from_a_service_that_starts_late() {
     let port = Port::new();
     let row = Row::new(port.builder());
     let flags = row.read().await;
@@ -39,7 +39,7 @@ async fn a_service_that_starts_late_is_found() {
 /// A change that no stream reported, because none was open, is found after reconnecting, also if it happened while the
 /// service was down.
 #[tokio::test]
-async fn a_restarted_service_is_asked_again() {
+async fn flags_are_requested_again_after_the_service_restarts() {
     let port = Port::new();
     let service = port.service(1).await;
     let row = Row::new(port.builder());

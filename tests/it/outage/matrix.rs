@@ -314,7 +314,7 @@ async fn combination(stream: Stream, answers: Answers) {
 }
 
 #[tokio::test]
-async fn values_are_right_stale_or_default_during_each_failure_and_right_afterwards() {
+async fn values_are_correct_stale_or_defaults_during_each_failure_and_correct_afterwards() {
     run_all(
         STREAMS.into_iter().flat_map(|stream| ANSWERS.map(move |answers| combination(stream, answers).boxed_local())),
     )
@@ -410,7 +410,7 @@ async fn hostile_user(stream: Stream, hostile: Hostile) {
 }
 
 #[tokio::test]
-async fn a_user_who_makes_requests_fail_harms_no_other() {
+async fn a_user_whose_requests_fail_does_not_affect_other_users() {
     run_all(
         STREAMS.into_iter().flat_map(|stream| HOSTILE.map(move |hostile| hostile_user(stream, hostile).boxed_local())),
     )

@@ -127,7 +127,7 @@ async fn a_service_that_fails_for_one_user_serves_all_others() {
 
 /// The failures are quick, and the answers that show that the service works take their time.
 #[tokio::test]
-async fn made_up_contexts_do_not_stop_a_slow_service() {
+async fn failing_invented_contexts_do_not_open_the_breaker_of_a_slow_service() {
     let service = LocalServer::start(json!({"f": true})).await.unwrap();
     let provider = support::builder(&service).build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
@@ -158,7 +158,7 @@ async fn made_up_contexts_do_not_stop_a_slow_service() {
 
 /// A round of requests decides whether the circuit breaker opens, and the stream that opens meanwhile does not end it.
 #[tokio::test]
-async fn a_stream_that_opens_while_contexts_fail_does_not_stop_the_service() {
+async fn a_stream_that_opens_while_contexts_fail_does_not_open_the_breaker() {
     let service = service(1).await;
     let row = Row::new(support::builder(&service));
     row.opens(&service, 1).await;

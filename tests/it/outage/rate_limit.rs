@@ -47,7 +47,7 @@ async fn started(url: String) -> FlipswitchProvider {
 /// Without the first two seconds, in which the provider learns the limit: of a minute they are little, and of the time of
 /// this test they would be much.
 #[tokio::test]
-async fn a_rate_limit_is_used_up_and_rarely_exceeded() {
+async fn requests_use_the_rate_limit_and_rarely_exceed_it() {
     const TIME: Duration = Duration::from_secs(15);
     let of_service = async |retry_after: Option<&str>| {
         let service = LocalServer::start(json!({"f": true})).await.unwrap();
@@ -116,7 +116,7 @@ async fn no_request_is_sent_before_retry_after() {
 }
 
 #[tokio::test]
-async fn a_limit_is_reported_to_those_who_waited_for_their_turn() {
+async fn queued_evaluations_return_the_rate_limit_as_their_error() {
     let released = Arc::new(Semaphore::new(0));
     let service = {
         let released = Arc::clone(&released);

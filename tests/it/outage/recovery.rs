@@ -38,7 +38,7 @@ fn bound() -> usize {
 }
 
 #[tokio::test]
-async fn a_service_that_returns_is_not_met_by_all_users_at_once() {
+async fn a_recovering_service_does_not_receive_all_requests_at_once() {
     const USERS: usize = 5_000;
     let port = Port::new();
     let provider = port.builder().enable_realtime(false).build().unwrap();
@@ -80,7 +80,7 @@ async fn a_service_that_returns_is_not_met_by_all_users_at_once() {
 
 /// Maintenance pages name long times: flags are right again as soon as after any other failure, and a change is seen at once.
 #[tokio::test]
-async fn a_long_retry_after_of_a_failure_delays_nothing_for_long() {
+async fn a_long_retry_after_of_a_failure_is_limited() {
     let service = service(1).await;
     let row = Row::new(builder(&service));
     row.opens(&service, 1).await;

@@ -56,7 +56,7 @@ async fn a_request_that_is_rejected_for_its_tag_is_repeated_without_it() {
 
 /// A cache between the provider and the service confirms a tag that the provider has not sent.
 #[tokio::test]
-async fn a_confirmation_of_another_tag_is_not_believed() {
+async fn a_304_for_another_tag_is_ignored() {
     let service = Scripted::start(|request, _| match request.header("if-none-match") {
         Some(_) => Reply::status(304, "").with("etag", "\"newer\""),
         None => Reply::json(json!({"flags": [{"key": "f", "value": 1}]})).with("etag", "\"tag\""),

@@ -23,7 +23,7 @@ use crate::support::{
 const MISS_WAIT: Duration = Duration::from_secs(1);
 
 #[tokio::test]
-async fn a_silent_service_costs_one_timeout() {
+async fn evaluations_of_a_silent_service_share_one_timeout() {
     const TIMEOUT: Duration = Duration::from_millis(300);
     let service = Scripted::answering(Reply::Silence).await;
     let provider = FlipswitchProvider::builder("key")
@@ -256,7 +256,7 @@ async fn with_default_waits(service: &LocalServer) -> FlipswitchProvider {
 }
 
 #[tokio::test]
-async fn a_new_user_of_a_slow_service_waits_miss_wait_and_has_the_flags_later() {
+async fn a_new_user_of_a_slow_service_waits_for_miss_wait_and_gets_the_flags_later() {
     let service = slow_service().await;
     let provider = with_default_waits(&service).await;
     let began = Instant::now();

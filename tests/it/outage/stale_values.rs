@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn an_override_file_wins_over_the_service_and_works_without_it() {
+async fn an_override_file_takes_precedence_over_the_service_and_works_without_it() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, json!({"theme": "mine", "new": true}).to_string()).unwrap();
     let service = LocalServer::start(json!({"theme": "theirs", "limit": 10})).await.unwrap();
@@ -78,7 +78,7 @@ async fn cached_users_keep_their_values_until_the_service_is_back() {
 }
 
 #[tokio::test]
-async fn a_slow_service_delays_a_stale_read_by_stale_wait_at_most() {
+async fn a_slow_service_delays_a_stale_read_by_at_most_stale_wait() {
     let service = Scripted::start(|_, before| match before {
         // The start-up check and the first evaluation.
         0 | 1 => Reply::json(json!({"flags": [{"key": "on", "value": true}]})),
@@ -143,7 +143,7 @@ async fn the_provider_recovers_from_a_second_outage() {
 }
 
 #[tokio::test]
-async fn the_first_read_in_an_outage_waits_stale_wait_at_most() {
+async fn the_first_read_in_an_outage_waits_for_at_most_stale_wait() {
     let silent = Arc::new(AtomicBool::new(false));
     let service = {
         let silent = Arc::clone(&silent);

@@ -90,7 +90,7 @@ async fn shut_down(fleet: Vec<FlipswitchProvider>) {
 }
 
 #[tokio::test]
-async fn a_change_costs_a_fleet_what_it_costs_one_instance() {
+async fn a_change_costs_several_instances_as_many_requests_as_one() {
     const INSTANCES: usize = 4;
     const USERS: usize = 40;
     let (service, store, ids) = (service().await, MemoryStore::new(), ids(USERS));
@@ -154,7 +154,7 @@ async fn an_instance_that_starts_without_the_service_has_the_last_known_flags() 
 
 /// The same with a file, and the last writes just before the end.
 #[tokio::test]
-async fn a_file_keeps_the_last_known_flags_over_a_restart() {
+async fn a_file_keeps_the_last_known_flags_across_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("flags.redb");
     let (service, ids) = (service().await, ids(50));
@@ -256,7 +256,7 @@ async fn nothing_about_users_can_be_read_in_the_store() {
 
 /// A store that fails in each way: values are right, and no reader waits for it.
 #[tokio::test]
-async fn a_store_that_fails_changes_nothing_but_the_number_of_requests() {
+async fn a_failing_store_changes_only_the_number_of_requests() {
     type Failure = (&'static str, fn(&MemoryStore), fn(&MemoryStore));
     let failures: [Failure; 6] = [
         ("down", |store| store.set_down(true), |store| store.set_down(false)),
@@ -319,7 +319,7 @@ async fn a_store_that_fails_changes_nothing_but_the_number_of_requests() {
 }
 
 #[tokio::test]
-async fn health_tells_since_when_the_store_is_away() {
+async fn health_has_the_time_since_when_the_store_is_unavailable() {
     let (service, store) = (service().await, MemoryStore::new());
     let provider = streaming(instance(&service, &store)).await;
     store.set_down(true);
@@ -365,7 +365,7 @@ async fn without_a_stream_the_store_only_has_last_known_flags() {
 }
 
 #[tokio::test]
-async fn a_namespace_outlasts_the_replacement_of_the_key() {
+async fn flags_in_a_namespace_remain_usable_after_the_key_was_replaced() {
     for namespace in [None, Some("shop")] {
         let (service, store) = (service().await, MemoryStore::new());
         let url = service.url();
@@ -422,7 +422,7 @@ impl CacheStore for Broken {
 }
 
 #[tokio::test]
-async fn a_store_that_panics_or_never_answers_fails_no_request() {
+async fn a_store_that_panics_or_hangs_makes_no_request_fail() {
     let service = service().await;
     for panics in [false, true] {
         let builder = FlipswitchProvider::builder(service.api_key()).base_url(service.url()).secret(SECRET);

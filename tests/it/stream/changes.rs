@@ -17,7 +17,7 @@ use crate::support::{
 
 /// The service may report changes only some time after it sent its headers; those before it are not reported.
 #[tokio::test]
-async fn a_change_before_the_first_heartbeat_is_seen() {
+async fn a_change_before_the_first_heartbeat_is_detected() {
     let service = Mute::start().await;
     let row = Row::new(service.builder());
     row.opens(&service.service, 1).await;
@@ -30,7 +30,7 @@ async fn a_change_before_the_first_heartbeat_is_seen() {
 
 /// The service may still answer with the old value after its event.
 #[tokio::test]
-async fn a_service_that_lags_behind_its_event_is_asked_again() {
+async fn flags_are_requested_again_from_a_service_that_lags_behind_its_event() {
     let service = Mute::start().await;
     let row = Row::new(service.builder());
     row.opens(&service.service, 1).await;

@@ -25,7 +25,7 @@ fn stream(path: &str) -> Value {
 
 /// Two changes within a second may have the same version, so a version that is known already says nothing.
 #[tokio::test]
-async fn a_second_change_of_the_same_version_counts() {
+async fn a_second_change_with_the_same_version_invalidates_flags() {
     const EVENT: &str = "data: {\"type\":\"refetchEvaluation\",\"lastModified\":1771622898}\n\n";
     let (first, second) = (Service::start(Value::Null).await, Service::start(Value::Null).await);
     let stream = |service: &Service| json!({"type": "sse", "url": format!("{}/sse", service.scripted.url())});
@@ -88,7 +88,7 @@ async fn streams_that_change_with_each_response_do_not_defeat_the_cache() {
 
 /// The streams of the old environment say nothing about the new one.
 #[tokio::test]
-async fn another_key_ends_the_streams_of_the_one_before() {
+async fn a_new_key_closes_the_streams_of_the_previous_one() {
     let events = broadcast::channel(4).0;
     let service = Scripted::start(move |request, _| {
         if !request.is_bulk() {
@@ -119,7 +119,7 @@ async fn another_key_ends_the_streams_of_the_one_before() {
 
 /// The host decides about the text of an error, which may repeat the URL.
 #[tokio::test]
-async fn text_of_a_host_is_not_logged() {
+async fn text_sent_by_a_host_is_not_logged() {
     const TOKEN: &str = "stream-secret-9b1f";
     let echo = json!({"errorCode": TOKEN, "errorDetails": TOKEN}).to_string();
     for reply in [
@@ -194,7 +194,7 @@ async fn a_request_whose_query_is_rejected_is_repeated_without_it() {
 
 /// The function that configures clients may return headers at some time only.
 #[tokio::test]
-async fn headers_of_the_client_in_use_are_checked() {
+async fn default_headers_of_each_new_client_are_checked() {
     let elsewhere = Service::start(Value::Null).await;
     let service = Service::start(json!([{"type": "sse", "url": format!("{}/x", elsewhere.scripted.url())}])).await;
     let calls = AtomicUsize::new(0);
@@ -219,7 +219,7 @@ async fn headers_of_the_client_in_use_are_checked() {
 }
 
 #[tokio::test]
-async fn a_stream_that_moves_while_it_is_refused_is_found() {
+async fn a_stream_that_moves_while_it_is_refused_is_opened_at_its_new_url() {
     let service = Service::start(flagd()).await;
     *service.instead.lock().unwrap() = Some(Reply::status(503, ""));
     let provider = service.builder().polling_interval(Duration::from_millis(50)).max_sse_retries(1).build().unwrap();

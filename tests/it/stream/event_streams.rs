@@ -149,7 +149,7 @@ pub(super) async fn sees(provider: &FlipswitchProvider, service: &Service, id: &
 
 /// The table of ADR-0008, row by row: what is sent with a request depends on why it is sent.
 #[tokio::test]
-async fn requests_send_a_tag_and_a_version_as_adr_0008_says() {
+async fn requests_send_the_tag_and_the_version_that_adr_0008_requires() {
     for (event, query) in [(FLAGD, FLAGD_QUERY), (FLIPT, FLIPT_QUERY)] {
         let service = Service::start(flagd()).await;
         let provider = service.connected().await;
@@ -233,7 +233,7 @@ async fn comments_and_unknown_events_change_nothing() {
 }
 
 #[tokio::test]
-async fn a_response_without_streams_ends_them_and_one_with_them_begins_them() {
+async fn streams_are_opened_and_closed_as_responses_advertise_them() {
     let service = Service::start(Value::Null).await;
     let provider = service.builder().polling_interval(Duration::from_millis(50)).build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
@@ -290,7 +290,7 @@ async fn without_realtime_updates_advertised_streams_are_not_opened() {
 
 /// Our headers go to the origin of the service, and to no other.
 #[tokio::test]
-async fn a_stream_at_another_origin_receives_no_header_of_ours() {
+async fn a_stream_at_another_origin_receives_none_of_our_headers() {
     let elsewhere = Service::start(Value::Null).await;
     for streams in [
         json!([{"type": "sse", "url": format!("{}/x?token=secret", elsewhere.scripted.url())}]),
@@ -421,7 +421,7 @@ async fn a_new_url_in_each_response_causes_a_limited_number_of_requests() {
 
 /// A stream whose URL has expired gets another one.
 #[tokio::test]
-async fn a_refused_stream_asks_for_another_url() {
+async fn a_refused_stream_causes_a_request_for_a_new_url() {
     let token = |number| if number == 0 { "expired" } else { "new" };
     let service = Service::tokens(
         flagd(),
@@ -438,7 +438,7 @@ async fn a_refused_stream_asks_for_another_url() {
 }
 
 #[tokio::test]
-async fn the_url_of_a_stream_is_in_no_output_log_or_error() {
+async fn the_url_of_a_stream_does_not_appear_in_output_logs_or_errors() {
     const TOKEN: &str = "stream-secret-9b1f";
     const KEY: &str = "sk-5f0d1c7e9a3b-do-not-show";
     let page = Reply::Http(403, vec![("content-type", "text/html".to_owned())], b"<html>".to_vec());
@@ -515,7 +515,7 @@ async fn changes_of_the_local_service_arrive_over_its_event_stream() {
 
 /// Flipswitch's own stream says more, so it stays the one that is followed.
 #[tokio::test]
-async fn a_provider_of_flipswitch_keeps_its_own_stream() {
+async fn a_flipswitch_provider_keeps_its_own_stream() {
     for advertises in [false, true] {
         let service = LocalServer::builder().flags(json!({"f": 1})).event_streams(advertises).start().await.unwrap();
         let provider = support::events::connected(&service).await;

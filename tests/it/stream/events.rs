@@ -82,7 +82,7 @@ async fn events_start_with_the_current_state_and_are_in_order() {
 }
 
 #[tokio::test]
-async fn after_an_outage_status_ready_and_change_arrive_in_this_order() {
+async fn after_an_outage_events_arrive_in_the_order_status_ready_change() {
     let service = LocalServer::start(json!({"f": 0})).await.unwrap();
     let address = service.url().trim_start_matches("http://").parse().unwrap();
     let api_key = service.api_key();
@@ -278,7 +278,7 @@ async fn the_start_up_request_is_retried_until_it_succeeds() {
 }
 
 #[tokio::test]
-async fn an_invalid_answer_is_an_error_event() {
+async fn an_invalid_response_causes_an_error_event() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider =
         builder(&service).polling_interval(Duration::from_millis(20)).enable_realtime(false).build().unwrap();
@@ -390,7 +390,7 @@ impl Drop for Bomb {
 }
 
 #[tokio::test]
-async fn values_owned_by_a_listener_may_panic_on_drop() {
+async fn a_panic_of_a_value_that_is_dropped_with_its_listener_is_caught() {
     let service = LocalServer::start(json!({"f": 0})).await.unwrap();
     let provider = connected(&service).await;
     let place: Arc<Mutex<Option<Subscription>>> = Arc::default();

@@ -62,7 +62,7 @@ async fn malformed_bytes_do_not_end_the_stream() {
 /// Events are parsed by the rules of event streams: data of several lines, every line ending, chunks of any size. The
 /// name of one event does not carry over to the next.
 #[tokio::test]
-async fn events_are_parsed_however_they_are_split() {
+async fn events_are_parsed_regardless_of_how_they_are_split() {
     let update = |key: &str| format!("event: flag-updated\ndata: {{\"flagKey\":\"{key}\"}}\n\n");
     let end = update("end");
     let (a, b) = (update("a"), update("b"));

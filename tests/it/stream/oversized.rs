@@ -100,7 +100,7 @@ async fn events_just_below_the_limit_are_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_endless_answer_is_abandoned() {
+async fn an_endless_response_is_aborted() {
     let ended = AtomicBool::new(false);
     let service = Scripted::start(move |request, _| match request.method.as_str() {
         "GET" => Reply::status(204, ""),

@@ -110,7 +110,7 @@ fn polling_leaves_no_tasks_behind() {
 
 /// Without realtime and without the fallback there are no background requests.
 #[tokio::test]
-async fn without_the_fallback_nothing_polls() {
+async fn without_the_polling_fallback_there_are_no_polls() {
     let service = service(1).await;
     service.faults().add(Fault::on(Endpoint::Stream).status(404)).unwrap();
     let row = Row::polling(support::builder(&service).enable_polling_fallback(false));

@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn responses_that_are_no_event_stream_are_retried() {
+async fn the_stream_is_retried_after_responses_that_are_not_event_streams() {
     let stream = || Fault::on(Endpoint::Stream);
     let page = "<!doctype html><title>Sign in to this network</title>";
     let faults = [

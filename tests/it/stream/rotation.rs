@@ -106,7 +106,7 @@ fn statuses(row: &Row) -> Vec<String> {
 /// After two streams that ended at like lengths, the next one is always opened before the one in use is cut: no flags are
 /// invalidated, nothing is requested, and the application is notified of changes only, once of each.
 #[tokio::test]
-async fn a_time_limit_of_a_load_balancer_costs_nothing_once_it_is_known() {
+async fn a_known_time_limit_of_a_load_balancer_causes_no_requests_for_flags() {
     const QUIET: usize = 5;
     join_all([false, true].map(async |cuts| {
         let service = Balanced::start(cuts, |_, _| None).await;
@@ -158,7 +158,7 @@ async fn a_time_limit_of_a_load_balancer_costs_nothing_once_it_is_known() {
 
 /// A stream that is not heard before the one in use ends takes its place nevertheless, as after any end of a stable one.
 #[tokio::test]
-async fn a_stream_that_ends_before_the_next_one_is_heard_is_followed_by_that_one() {
+async fn the_next_stream_replaces_one_that_ends_before_the_next_has_sent_a_byte() {
     join_all([false, true].map(async |cuts| {
         let released = Arc::new(Semaphore::new(0));
         let held = Arc::clone(&released);
@@ -190,7 +190,7 @@ async fn a_stream_that_ends_before_the_next_one_is_heard_is_followed_by_that_one
 
 /// A next stream that fails is no failure while the one in use is open, and is not tried again beside the same one.
 #[tokio::test]
-async fn a_next_stream_that_is_refused_is_no_failure() {
+async fn a_refused_next_stream_does_not_count_as_a_failure() {
     join_all([401, 503].map(async |code| {
         let service = Balanced::start(false, move |number, _| (number == 3).then(|| Reply::status(code, ""))).await;
         let row = Row::new(service.builder()).named(code.to_string());
@@ -212,7 +212,7 @@ async fn a_next_stream_that_is_refused_is_no_failure() {
 
 /// With HTTP/2, streams could share a connection, and would be cut together with it.
 #[tokio::test]
-async fn each_stream_has_a_connection_of_its_own() {
+async fn each_stream_has_its_own_connection() {
     let service = LocalServer::start(json!({"f": 1})).await.unwrap();
     let relay = Relay::start(service.url().strip_prefix("http://").unwrap().parse().unwrap()).await;
     let builder = FlipswitchProvider::builder(service.api_key())

@@ -126,7 +126,7 @@ async fn a_cookie_is_set_only_when_a_flag_is_read() {
 }
 
 #[tokio::test]
-async fn prefetching_sets_no_cookie_and_a_guard_does() {
+async fn a_guard_sets_the_cookie_and_prefetching_does_not() {
     let service = service().await;
     let anonymous = Anonymous::from(Anonymous::cookie());
     for prefetch in [true, false] {
@@ -203,7 +203,7 @@ async fn tampered_and_foreign_cookies_are_replaced() {
 }
 
 #[tokio::test]
-async fn made_up_cookies_are_no_contexts() {
+async fn invented_cookies_do_not_create_contexts() {
     let service = service().await;
     let provider = provider(&service);
     let scopes = ScopeBuilder::new(provider.clone()).with_anonymous(Anonymous::cookie());
@@ -219,7 +219,7 @@ async fn made_up_cookies_are_no_contexts() {
 }
 
 #[tokio::test]
-async fn visitors_are_kept_when_the_api_key_is_replaced_if_there_is_a_secret() {
+async fn with_a_secret_visitors_keep_their_identity_when_the_api_key_is_replaced() {
     const SECRET: &str = "a secret of the whole fleet";
     for framework in Framework::ALL {
         let service = service().await;

@@ -40,7 +40,7 @@ async fn read(browser: &Browser, url: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_visitor_keeps_their_number_over_reloads() {
+async fn a_visitor_keeps_their_identifier_across_reloads() {
     for framework in Framework::ALL {
         let site = Site::start(framework, Anonymous::cookie()).await;
         let [browser, other] = [Browser::start().await, Browser::start().await];
@@ -99,7 +99,7 @@ async fn a_visitor_has_no_cookie_before_consent() {
 }
 
 #[tokio::test]
-async fn a_shared_cache_hands_no_visitor_the_cookie_of_another() {
+async fn a_shared_cache_does_not_give_a_visitor_the_cookie_of_another() {
     // By default, nginx stores no response that sets a cookie. It can be told to.
     for ignored in ["", "proxy_ignore_headers Set-Cookie;"] {
         for framework in Framework::ALL {

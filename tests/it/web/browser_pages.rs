@@ -142,7 +142,7 @@ async fn no_page_shows_the_values_of_another_user() {
 }
 
 #[tokio::test]
-async fn a_page_that_stays_open_follows_who_is_logged_in() {
+async fn an_open_page_shows_the_flags_of_the_user_who_is_logged_in() {
     for framework in Framework::ALL {
         for is_told in [true, false] {
             let site = Site::start(framework).await;
@@ -166,7 +166,7 @@ async fn a_page_that_stays_open_follows_who_is_logged_in() {
 }
 
 #[tokio::test]
-async fn a_page_whose_new_user_has_no_flags_yet_shows_none_of_the_user_before() {
+async fn a_page_shows_no_flags_of_the_previous_user_while_the_new_user_has_none() {
     for framework in Framework::ALL {
         let site = Site::start(framework).await;
         site.log_in("alice").await;
@@ -184,7 +184,7 @@ async fn a_page_whose_new_user_has_no_flags_yet_shows_none_of_the_user_before() 
 }
 
 #[tokio::test]
-async fn a_hidden_tab_lets_go_of_its_stream_and_catches_up_when_it_is_shown() {
+async fn a_hidden_tab_closes_its_stream_and_refetches_when_it_becomes_visible() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = connected(&service).await;
@@ -216,7 +216,7 @@ async fn a_hidden_tab_lets_go_of_its_stream_and_catches_up_when_it_is_shown() {
 }
 
 #[tokio::test]
-async fn a_page_outlives_its_application() {
+async fn a_page_recovers_after_its_application_restarts() {
     for framework in Framework::ALL {
         let Site { service, provider, app, browser } = Site::start(framework).await;
         log_in(&browser, &app.url, "alice").await;
@@ -238,7 +238,7 @@ async fn a_page_outlives_its_application() {
 }
 
 #[tokio::test]
-async fn a_page_behind_two_instances_follows_the_one_that_has_heard() {
+async fn a_page_behind_two_instances_gets_a_change_that_only_one_has_received() {
     for [hearing, deaf] in [[Framework::Axum, Framework::Actix], [Framework::Actix, Framework::Axum]] {
         let service = service().await;
         let hears = hearing.serve(connected(&service).await).await;
@@ -267,7 +267,7 @@ async fn a_page_behind_two_instances_follows_the_one_that_has_heard() {
 }
 
 #[tokio::test]
-async fn a_page_keeps_its_values_while_the_service_is_away() {
+async fn a_page_keeps_its_values_while_the_service_is_unavailable() {
     for framework in Framework::ALL {
         let Site { service, provider, app, browser } = Site::start(framework).await;
         log_in(&browser, &app.url, "alice").await;
@@ -299,7 +299,7 @@ async fn a_page_that_found_no_flags_gets_them_later() {
 }
 
 #[tokio::test]
-async fn overrides_apply_to_server_and_page_alike() {
+async fn overrides_apply_to_the_server_and_to_the_page() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = connected(&service).await;

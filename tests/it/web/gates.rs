@@ -22,7 +22,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn an_attribute_that_cannot_be_sent_opens_no_gate() {
+async fn an_attribute_that_cannot_be_sent_does_not_open_a_gate() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = provider(&service);
@@ -48,7 +48,7 @@ async fn an_attribute_that_cannot_be_sent_opens_no_gate() {
 }
 
 #[tokio::test]
-async fn no_cache_keeps_the_response_of_a_closed_gate() {
+async fn caches_do_not_store_the_response_of_a_closed_gate() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = provider(&service);
@@ -63,7 +63,7 @@ async fn no_cache_keeps_the_response_of_a_closed_gate() {
 }
 
 #[tokio::test]
-async fn a_preflight_passes_no_gate_and_reads_no_flags() {
+async fn gates_refuse_preflights_without_reading_flags() {
     let preflight = [("origin", "https://other.example"), ("access-control-request-method", "PUT")];
     for framework in Framework::ALL {
         for prefetch in [false, true] {
@@ -208,7 +208,7 @@ async fn a_closed_gate_hides_every_method() {
 }
 
 #[tokio::test]
-async fn a_gate_follows_its_flag() {
+async fn a_gate_opens_and_closes_when_its_flag_changes() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = support::provider(&service);

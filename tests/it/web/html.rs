@@ -207,7 +207,7 @@ const PIECES: [&str; 29] = [
 ];
 
 #[test]
-fn no_combination_of_dangerous_text_breaks_out_of_its_script_element() {
+fn no_combination_of_dangerous_texts_breaks_out_of_its_script_element() {
     let text = || vec(select(&PIECES[..]), 0..12).prop_map(|pieces| pieces.concat());
     let broken = Cell::new(0);
     let config = ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() };

@@ -77,7 +77,7 @@ async fn a_lifespan_starts_and_ends_all_its_providers() {
 }
 
 #[tokio::test]
-async fn the_error_that_main_prints_is_a_text() {
+async fn main_prints_the_text_of_a_start_error() {
     let lifespan = Lifespan::builder(support::provider_of_nothing()).ready_timeout(SOON).require_ready(true);
     let error = in_time(lifespan.start()).await.unwrap_err();
     let text = format!("{error:?}");

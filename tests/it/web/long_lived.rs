@@ -52,7 +52,7 @@ async fn a_websocket_an_event_stream_and_a_body_follow_a_kill_switch() {
 }
 
 #[tokio::test]
-async fn spawned_work_agrees_with_its_handler_until_the_response_head_has_left() {
+async fn spawned_work_has_the_flags_of_its_handler_until_the_response_head_was_sent() {
     for framework in Framework::ALL {
         let flags = TestFlags::new(json!({"theme": "old"}));
         let app = framework.serve(flags.provider()).await;
@@ -66,7 +66,7 @@ async fn spawned_work_agrees_with_its_handler_until_the_response_head_has_left()
 }
 
 #[tokio::test]
-async fn a_client_in_work_that_nothing_carries_causes_one_warning() {
+async fn a_client_in_spawned_work_without_a_scope_causes_one_warning() {
     let log = Log::of_this_thread();
     let flags = TestFlags::new(json!({"whoami": "somebody"}));
     let mut api = OpenFeature::default();

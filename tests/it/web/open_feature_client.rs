@@ -129,7 +129,7 @@ async fn an_extended_context_is_evaluated_once_in_a_request() {
 }
 
 #[tokio::test]
-async fn additions_that_differ_on_the_wire_are_evaluated_each() {
+async fn additions_with_different_request_bodies_are_evaluated_separately() {
     let service = LocalServer::start(support::whoami(["alice".to_owned()])).await.unwrap();
     let provider = support::builder(&service).enable_realtime(false).build().unwrap();
     let client = client("numbers", &provider).await;
@@ -151,7 +151,7 @@ async fn additions_that_differ_on_the_wire_are_evaluated_each() {
 }
 
 #[tokio::test]
-async fn additions_that_cannot_be_sent_are_reported_and_give_nobodys_flags() {
+async fn additions_that_cannot_be_sent_are_reported() {
     let service = LocalServer::start(support::whoami(["alice".to_owned()])).await.unwrap();
     let provider = support::builder(&service).enable_realtime(false).build().unwrap();
     let client = client("unsendable additions", &provider).await;

@@ -60,7 +60,7 @@ async fn start(framework: Framework) -> (App, FlipswitchProvider, LocalServer) {
 }
 
 #[tokio::test]
-async fn overrides_apply_to_every_part_of_the_request_only() {
+async fn overrides_apply_to_all_parts_of_the_request_and_to_nothing_else() {
     for framework in Framework::ALL {
         let (app, provider, service) = start(framework).await;
         let bob = ("x-user", "bob");
@@ -116,7 +116,7 @@ async fn a_guard_reads_the_overrides() {
 
 /// What an attacker with the source, and with valid tokens for something else, can try.
 #[tokio::test]
-async fn tokens_for_something_else_are_ignored() {
+async fn tokens_for_another_purpose_key_provider_or_user_are_ignored() {
     for framework in Framework::ALL {
         let (app, provider, _service) = start(framework).await;
         let values = || json!({"whoami": "overridden"});
@@ -200,7 +200,7 @@ async fn a_response_with_overrides_stays_out_of_shared_caches() {
 }
 
 #[tokio::test]
-async fn a_link_sets_the_cookie_and_leads_to_the_page_without_the_token() {
+async fn a_link_sets_the_cookie_and_redirects_to_the_page_without_the_token() {
     for framework in Framework::ALL {
         let (app, provider, service) = start(framework).await;
         let link = overrides().mint(json!({"whoami": "overridden"})).link().unwrap();
@@ -279,7 +279,7 @@ async fn other_requests_set_no_cookie() {
 
 /// With the service away, overrides still count, and decide only about their own flags.
 #[tokio::test]
-async fn overrides_count_without_the_service() {
+async fn overrides_apply_without_the_service() {
     for framework in Framework::ALL {
         let provider = support::provider_of_nothing();
         let setup = Setup { overrides: Some(overrides()), ..provider.clone().into() };
@@ -293,7 +293,7 @@ async fn overrides_count_without_the_service() {
 }
 
 #[tokio::test]
-async fn an_inspected_request_tells_what_it_has_read() {
+async fn an_inspected_request_lists_the_flags_that_it_has_read() {
     for framework in Framework::ALL {
         let (app, provider, service) = start(framework).await;
         service.set_flag("whoami", "<b>\"quoted\\\"</b>\r\nx-evil: 1 é");
@@ -449,7 +449,7 @@ async fn overrides_are_for_the_user_of_the_request() {
 }
 
 #[test]
-fn headers_for_caches_are_replaced_whatever_the_application_sets() {
+fn headers_for_caches_are_replaced_regardless_of_the_application() {
     let provider = FlipswitchProvider::in_memory(json!({}));
     let scopes = ScopeBuilder::<http::request::Parts>::new(provider).with_overrides(overrides());
     let cookie = cookie(json!({"whoami": "overridden"}));

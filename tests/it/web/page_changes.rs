@@ -38,7 +38,7 @@ async fn follow(app: &App, user: &str) -> (Stream, String) {
 }
 
 #[tokio::test]
-async fn a_browser_that_asks_a_lagging_service_is_asked_to_ask_again() {
+async fn a_browser_that_may_have_old_values_is_told_to_refetch() {
     for framework in Framework::ALL {
         let service = Mute::start().await;
         let provider = streaming(service.builder().miss_wait(support::PATIENCE).stale_wait(support::PATIENCE)).await;
@@ -69,7 +69,7 @@ async fn a_browser_that_asks_a_lagging_service_is_asked_to_ask_again() {
 
 /// The service may report changes only some time after it sent its headers, so the first heartbeat makes all flags stale.
 #[tokio::test]
-async fn what_makes_flags_stale_without_being_a_change_reaches_browsers_as_well() {
+async fn browsers_are_told_to_refetch_when_flags_become_stale_without_a_change() {
     for framework in Framework::ALL {
         let service = Mute::start().await;
         let provider = streaming(service.builder().miss_wait(support::PATIENCE).stale_wait(support::PATIENCE)).await;
@@ -90,7 +90,7 @@ async fn what_makes_flags_stale_without_being_a_change_reaches_browsers_as_well(
 }
 
 #[tokio::test]
-async fn a_browser_that_got_the_new_value_is_not_asked_again() {
+async fn a_browser_that_got_the_new_value_is_not_told_to_refetch_again() {
     let service = Mute::start().await;
     let provider = streaming(service.builder().miss_wait(support::PATIENCE).stale_wait(support::PATIENCE)).await;
     let app = Framework::Axum.serve(all_public(provider.clone())).await;
@@ -111,7 +111,7 @@ async fn a_browser_that_got_the_new_value_is_not_asked_again() {
 }
 
 #[tokio::test]
-async fn a_browser_that_got_an_old_value_from_a_slow_service_is_asked_again() {
+async fn a_browser_that_got_an_old_value_from_a_slow_service_is_told_to_refetch_again() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = streaming(support::builder(&service).stale_wait(Duration::from_millis(1))).await;
@@ -165,7 +165,7 @@ async fn ask_after(app: &App, user: &str, tag: &str, time: &str) -> (u16, Value)
 }
 
 #[tokio::test]
-async fn an_instance_that_has_not_heard_of_a_change_learns_of_it_from_the_browser() {
+async fn an_instance_that_missed_a_change_learns_of_it_from_the_browser() {
     for framework in Framework::ALL {
         let service = service().await;
         // The tags of both are the same.
@@ -195,7 +195,7 @@ async fn an_instance_that_has_not_heard_of_a_change_learns_of_it_from_the_browse
 }
 
 #[tokio::test]
-async fn times_that_browsers_invent_cost_a_bounded_number_of_requests() {
+async fn invented_times_of_browsers_cause_a_limited_number_of_requests() {
     for framework in Framework::ALL {
         let service = service().await;
         let app = framework.serve(provider(&service)).await;
@@ -221,7 +221,7 @@ async fn times_that_browsers_invent_cost_a_bounded_number_of_requests() {
 }
 
 #[tokio::test]
-async fn without_a_stream_of_changes_browsers_are_asked_as_often_as_the_service_is_polled() {
+async fn without_a_stream_browsers_are_told_to_refetch_at_the_polling_interval() {
     for framework in Framework::ALL {
         let service = service().await;
         let builder = support::builder(&service).enable_realtime(false).polling_interval(Duration::from_secs(1));
@@ -245,7 +245,7 @@ async fn without_a_stream_of_changes_browsers_are_asked_as_often_as_the_service_
 }
 
 #[tokio::test]
-async fn a_change_reaches_many_streams_over_the_time_that_is_set() {
+async fn a_change_reaches_many_streams_spread_over_the_configured_time() {
     let service = service().await;
     let spread = Duration::from_secs(2);
     let browsers = Browsers { spread, ..Browsers::default() };

@@ -107,7 +107,7 @@ fn request() -> impl Strategy<Value = Request> {
 }
 
 #[tokio::test]
-async fn a_browser_gets_the_public_flags_of_its_own_session_whatever_it_sends() {
+async fn a_browser_gets_only_public_flags_of_its_own_session_regardless_of_its_request() {
     const USERS: [&str; 2] = ["alice", "bob"];
     for framework in Framework::ALL {
         let service = service().await;

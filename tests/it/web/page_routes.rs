@@ -20,7 +20,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn the_answer_is_that_of_the_request_whatever_the_body_says() {
+async fn flags_are_those_of_the_requests_user_regardless_of_the_body() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = provider(&service);
@@ -59,7 +59,7 @@ async fn the_answer_is_that_of_the_request_whatever_the_body_says() {
 }
 
 #[tokio::test]
-async fn one_flag_is_answered_only_if_it_is_public() {
+async fn a_single_flag_is_returned_only_if_it_is_public() {
     for framework in Framework::ALL {
         let service = service().await;
         let app = framework.serve(provider(&service)).await;
@@ -84,7 +84,7 @@ async fn one_flag_is_answered_only_if_it_is_public() {
 }
 
 #[tokio::test]
-async fn a_tag_is_that_of_a_user_and_their_values() {
+async fn a_tag_belongs_to_a_user_and_their_values() {
     for framework in Framework::ALL {
         let service = service().await;
         let app = framework.serve(connected(&service).await).await;
@@ -122,7 +122,7 @@ async fn a_tag_is_that_of_a_user_and_their_values() {
 }
 
 #[tokio::test]
-async fn another_process_has_the_same_tag() {
+async fn two_processes_have_the_same_tag() {
     let service = service().await;
     let provider = || support::builder(&service).secret("a secret of all instances").build().unwrap();
     let [one, other] = [Framework::Axum.serve(provider()).await, Framework::Actix.serve(provider()).await];
@@ -133,7 +133,7 @@ async fn another_process_has_the_same_tag() {
 }
 
 #[tokio::test]
-async fn bad_requests_get_errors_of_the_protocol() {
+async fn invalid_requests_get_errors_of_the_protocol() {
     for framework in Framework::ALL {
         let service = service().await;
         let app = framework.serve(provider(&service)).await;
@@ -168,7 +168,7 @@ async fn bad_requests_get_errors_of_the_protocol() {
 }
 
 #[tokio::test]
-async fn errors_of_the_service_are_not_those_of_the_browser() {
+async fn errors_of_the_flag_service_are_reported_as_unavailability() {
     for framework in Framework::ALL {
         for code in [401, 403, 404, 429, 500] {
             let service = service().await;
@@ -191,7 +191,7 @@ async fn errors_of_the_service_are_not_those_of_the_browser() {
 }
 
 #[tokio::test]
-async fn a_stream_says_that_something_may_have_changed_and_nothing_else() {
+async fn events_contain_only_that_something_may_have_changed() {
     for framework in Framework::ALL {
         let service = service().await;
         let app = framework.serve(connected(&service).await).await;
@@ -236,7 +236,7 @@ async fn a_change_reaches_a_browser_over_its_stream() {
 }
 
 #[tokio::test]
-async fn flipswitchs_own_web_provider_has_a_stream_of_its_own() {
+async fn flipswitchs_web_provider_has_a_separate_stream() {
     for framework in Framework::ALL {
         let service = service().await;
         let app = framework.serve(connected(&service).await).await;
@@ -289,7 +289,7 @@ async fn streams_are_limited_and_never_hang() {
 }
 
 #[tokio::test]
-async fn a_compressed_stream_is_not_held_back() {
+async fn a_compressed_stream_is_not_delayed() {
     for framework in Framework::ALL {
         let service = service().await;
         let app = framework.serve(connected(&service).await).await;
@@ -349,7 +349,7 @@ async fn other_origins_are_refused_unless_they_are_allowed() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_changes_paths_is_named() {
+async fn public_path_sets_the_path_of_the_stream() {
     for framework in Framework::ALL {
         let service = service().await;
         for (path, expected) in [
@@ -370,7 +370,7 @@ async fn a_proxy_that_changes_paths_is_named() {
 }
 
 #[tokio::test]
-async fn a_browser_may_add_attributes_that_are_named_and_only_so_many() {
+async fn a_browser_can_send_allowed_attributes_up_to_a_limit() {
     let flag = json!({
         "state": "ENABLED", "variants": {"de": "Hallo", "en": "Hello"}, "defaultVariant": "en",
         "targeting": {"if": [{"==": [{"var": "locale"}, "de"]}, "de"]},
@@ -442,7 +442,7 @@ async fn overrides_agree_with_the_page_and_cost_nothing() {
 }
 
 #[tokio::test]
-async fn a_new_visitor_gets_their_cookie_with_the_flags() {
+async fn a_new_visitor_gets_the_cookie_with_the_flags() {
     for framework in Framework::ALL {
         let service = service().await;
         let anonymous = Anonymous::cookie().secure(false).build().unwrap();
@@ -470,7 +470,7 @@ async fn a_page_with_the_values_of_a_user_is_kept_out_of_shared_caches() {
 }
 
 #[tokio::test]
-async fn streams_end_when_the_provider_does() {
+async fn streams_end_when_the_provider_shuts_down() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = provider(&service);
@@ -486,7 +486,7 @@ async fn streams_end_when_the_provider_does() {
 }
 
 #[tokio::test]
-async fn values_in_memory_are_answered_and_followed() {
+async fn routes_serve_values_in_memory_and_their_changes() {
     for framework in Framework::ALL {
         let flags = flipswitch::testing::TestFlags::new(json!({"whoami": "one", "secret": 1}));
         let app = framework.serve(flags.provider().clone()).await;

@@ -99,7 +99,7 @@ fn evaluations_of(service: &Scripted, user: &str) -> usize {
 }
 
 #[tokio::test]
-async fn the_answer_of_a_cancelled_request_is_cached() {
+async fn the_response_for_a_cancelled_request_is_cached() {
     for framework in Framework::ALL {
         for path in ["/flag", "/gated/flag"] {
             let (service, release, provider) = held().await;

@@ -32,7 +32,7 @@ impl Loader<u8> for Names {
 }
 
 #[actix_web::test]
-async fn a_data_loader_evaluates_for_its_request_if_its_tasks_are_carried() {
+async fn a_data_loader_evaluates_for_its_request_if_its_tasks_have_the_scope() {
     for framework in Framework::ALL {
         for (is_carried, expected) in [(true, "alice"), (false, "nobody")] {
             let log = Log::of_this_thread();

@@ -15,7 +15,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn both_frameworks_answer_alike() {
+async fn both_frameworks_respond_in_the_same_way() {
     // path, user, plan; status, body, requests to the flag service
     let scenarios = [
         ("/free", "alice", "", 200, "free", 0),
@@ -137,7 +137,7 @@ fn user_of(request: usize) -> &'static str {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn parallel_users_are_never_mixed_in_axum() {
+async fn parallel_requests_never_mix_users_in_axum() {
     let service = service().await;
     let provider = support::provider(&service);
     let app = on_axum::app(&provider.clone().into());
@@ -159,7 +159,7 @@ async fn parallel_users_are_never_mixed_in_axum() {
 }
 
 #[actix_web::test]
-async fn parallel_users_are_never_mixed_in_actix() {
+async fn parallel_requests_never_mix_users_in_actix() {
     let service = service().await;
     let provider = support::provider(&service);
     let app = actix_web::App::new().configure(on_actix::app(&provider.clone().into()));

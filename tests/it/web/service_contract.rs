@@ -19,7 +19,7 @@ fn layer() -> FlipswitchLayer {
 }
 
 #[tokio::test]
-async fn readiness_is_that_of_the_inner_service() {
+async fn the_layer_is_ready_when_the_inner_service_is() {
     let (mut service, mut handle) = mock::spawn_layer::<_, Response<&'static str>, _>(layer());
     handle.allow(0);
     tokio_test::assert_pending!(service.poll_ready());
@@ -101,7 +101,7 @@ fn request(provider: &FlipswitchProvider) -> Request<&'static str> {
 }
 
 #[tokio::test]
-async fn readiness_and_errors_of_a_gate_are_those_of_the_inner_service() {
+async fn a_gate_passes_on_readiness_and_errors_of_the_inner_service() {
     let provider = FlipswitchProvider::in_memory(json!({"on": true}));
     let (mut service, mut handle) = mock::spawn_layer::<_, Response<String>, _>(FlagGate::enabled("on"));
     handle.allow(0);
@@ -153,7 +153,7 @@ async fn a_gate_that_waits_for_flags_calls_the_service_that_was_ready() {
 }
 
 #[actix_web::test]
-async fn on_actix_readiness_is_that_of_the_inner_service() {
+async fn on_actix_the_middleware_is_ready_when_the_inner_service_is() {
     use std::{
         future::{Ready, ready},
         task::{Context, Poll, Waker},
