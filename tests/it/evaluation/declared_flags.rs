@@ -89,7 +89,7 @@ fn defaults_have_the_type_of_the_flag() {
 fn a_float_without_a_fraction_can_be_read_as_an_integer() {
     let flags = flags(json!({"limit": 42.0, "ratio": 42}));
     assert_eq!((flags.get(Limit), flags.get(Small), flags.get(Ratio)), (42, 42, 42.0));
-    // The same rule where the type is given by the caller.
+    // The same rule applies if the caller selects the type.
     assert_eq!(flags.object("limit", 0_u16), 42);
     assert_eq!(flags.object("limit", -1.0), 42.0);
 }
@@ -102,7 +102,7 @@ flipswitch::flags! {
     ListedFailing: bool = "failing", default false;
 }
 
-/// Starts a provider with declared flags. Returns whether it has started, and the warnings.
+/// Starts a provider with declared flags. Returns whether the start succeeded, and the warnings.
 async fn start(service: &LocalServer, required: bool) -> (Result<(), ReadyError>, Vec<String>) {
     let log = Log::of_this_thread();
     let lifespan = Lifespan::builder(provider(service)).declared(LISTED).require_declared(required);

@@ -47,7 +47,7 @@ async fn service() -> LocalServer {
     LocalServer::start(json!({"flags": {"f": flag("old")}})).await.unwrap()
 }
 
-/// Returns how many requests a service received for each user, after the first of them.
+/// Returns the number of requests that a service received for each user, without the first `after` requests.
 fn requests(service: &LocalServer, after: usize) -> HashMap<String, usize> {
     let mut requests = HashMap::new();
     for request in service.requests().split_off(after) {
