@@ -68,6 +68,9 @@ async fn a_304_for_another_tag_is_ignored() {
     let flags = in_time(provider.flags(&user("u"))).await;
     assert_eq!((flags.int("f", 0), flags.is_stale()), (1, false), "{:?}", flags.error());
     let tagged: Vec<_> = service.received().iter().map(|request| request.header("if-none-match").is_some()).collect();
-    assert!(tagged.windows(2).any(|pair| pair == [true, false]), "asked again without the tag: {tagged:?}");
+    assert!(
+        tagged.windows(2).any(|pair| pair == [true, false]),
+        "the request must be repeated without the tag: {tagged:?}"
+    );
     provider.shutdown().await;
 }
