@@ -270,7 +270,7 @@ async fn run_all(cells: impl IntoIterator<Item = LocalBoxFuture<'static, ()>>) {
     let cells: Vec<_> = cells.into_iter().map(|cell| local.spawn_local(cell)).collect();
     let count = cells.len();
     let failed = local.run_until(join_all(cells)).await.into_iter().filter(Result::is_err).count();
-    assert_eq!(failed, 0, "of {count} cells; see above");
+    assert_eq!(failed, 0, "failed cases of {count}; see above");
 }
 
 /// Makes evaluations wait for the outcome of their requests, even on a busy machine.

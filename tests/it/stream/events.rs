@@ -273,7 +273,7 @@ async fn the_start_up_request_is_retried_until_it_succeeds() {
         LocalServer::builder().flags(json!({"on": true})).listen(address).api_key("key").start().await.unwrap();
     // There are no evaluations in the meantime.
     let before = until(&mut events, is(ProviderEvent::Ready)).await;
-    assert!(!before.iter().any(is_error(false)), "told once: {before:?}");
+    assert!(!before.iter().any(is_error(false)), "the error must be reported only once: {before:?}");
     assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
     assert_eq!(provider.status(), ProviderStatus::Ready);
     eventually(async || provider.health().state == HealthState::Streaming).await;

@@ -15,7 +15,7 @@ async fn the_provider_starts_before_the_server_and_ends_after_it() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = provider(&service);
     let lifespan = in_time(Lifespan::builder(provider.clone()).start()).await.unwrap();
-    assert!(service.requests().iter().any(|request| request.method == "POST"), "the start-up check");
+    assert!(service.requests().iter().any(|request| request.method == "POST"), "the start-up request must be sent");
     let server = {
         let provider = provider.clone();
         async move {
@@ -52,7 +52,7 @@ async fn a_lifespan_starts_and_ends_all_its_providers() {
     let [shop, billing] = [&services[0], &services[1]].map(provider);
     let lifespan = in_time(Lifespan::builder(shop.clone()).and(billing.clone()).start()).await.unwrap();
     for service in &services {
-        assert!(service.requests().iter().any(|request| request.method == "POST"), "the start-up check");
+        assert!(service.requests().iter().any(|request| request.method == "POST"), "the start-up request must be sent");
     }
     let server = async {
         assert!(shop.flags(&user("u")).await.bool("on", false));
@@ -252,7 +252,7 @@ mod signals {
             assert_eq!(
                 self.1.recv_timeout(PATIENCE),
                 Err(RecvTimeoutError::Disconnected),
-                "it says nothing more and ends"
+                "the process must print nothing more, and end"
             );
             self.0.wait().unwrap()
         }

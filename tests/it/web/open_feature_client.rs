@@ -262,7 +262,11 @@ async fn clients_never_mix_users_in_axum() {
         async move { task.await.unwrap() }
     });
     requests.await;
-    assert_eq!(support::evaluations(&service), USERS + 1, "each user, and the anonymous visitors");
+    assert_eq!(
+        support::evaluations(&service),
+        USERS + 1,
+        "each user and the anonymous visitors must cause one request"
+    );
     setup.provider.shutdown().await;
 }
 
@@ -277,7 +281,11 @@ async fn clients_never_mix_users_in_actix() {
         async move { assert_eq!(in_time(body).await, user) }
     });
     requests.await;
-    assert_eq!(support::evaluations(&service), USERS + 1, "each user, and the anonymous visitors");
+    assert_eq!(
+        support::evaluations(&service),
+        USERS + 1,
+        "each user and the anonymous visitors must cause one request"
+    );
     setup.provider.shutdown().await;
 }
 
