@@ -27,7 +27,7 @@ pub(crate) struct World {
     set: String,
     flag: Option<Flag>,
     context: EvaluationContext,
-    result: Option<Evaluated>,
+    result: Option<Evaluation>,
     events: Option<ProviderEvents>,
     change: Option<FlagChangeEvent>,
 }
@@ -52,7 +52,7 @@ enum Kind {
 
 /// The result of an evaluation.
 #[derive(Debug)]
-struct Evaluated {
+struct Evaluation {
     value: Value,
     variant: Option<String>,
     reason: String,
@@ -110,24 +110,24 @@ impl World {
         self.flag.as_ref().expect("a flag was given")
     }
 
-    fn result(&self) -> &Evaluated {
+    fn result(&self) -> &Evaluation {
         self.result.as_ref().expect("the flag was evaluated")
     }
 
-    async fn evaluate(&self) -> Evaluated {
+    async fn evaluate(&self) -> Evaluation {
         let Flag { kind, key, default } = self.flag();
         let service = self.service();
         let client = service.client().await;
         let context = Some(&self.context);
         let result = in_time(async {
             match kind {
-                Kind::Boolean => evaluated_as(client.get_bool_details(key, context, None).await, Value::from),
-                Kind::String => evaluated_as(client.get_string_details(key, context, None).await, Value::from),
-                Kind::Integer => evaluated_as(client.get_int_details(key, context, None).await, Value::from),
-                Kind::Float => evaluated_as(client.get_float_details(key, context, None).await, Value::from),
+                Kind::Boolean => evaluation(client.get_bool_details(key, context, None).await, Value::from),
+                Kind::String => evaluation(client.get_string_details(key, context, None).await, Value::from),
+                Kind::Integer => evaluation(client.get_int_details(key, context, None).await, Value::from),
+                Kind::Float => evaluation(client.get_float_details(key, context, None).await, Value::from),
                 Kind::Object => {
                     let details = client.get_struct_details::<StructValue>(key, context, None).await;
-                    evaluated_as(details, |value| Value::Object(fields(&value)))
+                    evaluation(details, |value| Value::Object(fields(&value)))
                 }
             }
         });
@@ -155,7 +155,7 @@ impl World {
                 // therefore an error, which contains the reason. Our API returns both the default and the reason.
                 let left_to_code = flags.evaluation(key).ok().filter(|flag| flag.value.is_null());
                 match (left_to_code, &code) {
-                    (Some(flag), EvaluationErrorCode::General(text)) if text.contains(&flag.reason) => Evaluated {
+                    (Some(flag), EvaluationErrorCode::General(text)) if text.contains(&flag.reason) => Evaluation {
                         value,
                         variant: None,
                         reason: flag.reason.clone(),
@@ -165,7 +165,7 @@ impl World {
                     _ => {
                         assert_eq!(&value, default, "a flag that cannot be evaluated has its default");
                         let reason = EvaluationReason::Error.to_string();
-                        Evaluated { value, variant: None, reason, error: Some(code.to_string()), metadata: Vec::new() }
+                        Evaluation { value, variant: None, reason, error: Some(code.to_string()), metadata: Vec::new() }
                     }
                 }
             }
@@ -173,12 +173,12 @@ impl World {
     }
 }
 
-fn evaluated_as<T>(
+fn evaluation<T>(
     result: EvaluationResult<EvaluationDetails<T>>,
     to_json: impl FnOnce(T) -> Value,
-) -> Result<Evaluated, EvaluationErrorCode> {
+) -> Result<Evaluation, EvaluationErrorCode> {
     let details = result.map_err(|error| error.code)?;
-    Ok(Evaluated {
+    Ok(Evaluation {
         value: to_json(details.value),
         variant: details.variant,
         reason: details.reason.unwrap_or_default().to_string(),
