@@ -1,5 +1,5 @@
-//! What it costs to read one boolean flag out of a hundred, for a context with a targeting key and three attributes: from
-//! Flipswitch, and from SDKs that others wrote, in the same situations. README.md says what each of them does in a read.
+//! Measures the time to read one of a hundred boolean flags, for a context with a targeting key and three attributes, with
+//! Flipswitch and with other SDKs in the same situations. README.md describes what each SDK does in a read.
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
 mod common;
@@ -33,9 +33,9 @@ use tempfile::TempDir;
 use tokio::runtime::{Builder, Runtime};
 use unleash_yggdrasil::EngineState;
 
-/// Number of users who are read in turns. A thread that uses Flipswitch remembers hardly any of them.
+/// The number of users whose flags are read in turn. A thread that uses Flipswitch remembers hardly any of them.
 const USERS: usize = 1_000;
-/// Number of those who are read in turns in `few_users`. A thread that uses Flipswitch remembers most of them.
+/// The number of these users in `few_users`. A thread that uses Flipswitch remembers most of them.
 const FEW: usize = 16;
 
 /// The number of users that have been seen so far in `new_user`.
@@ -44,18 +44,18 @@ static NEW_USERS: AtomicU64 = AtomicU64::new(0);
 /// The benchmarks of one SDK.
 type Group<'a> = BenchmarkGroup<'a, WallTime>;
 
-/// Returns the users who are read in turns. `USER` is none of them, because a thread may remember it.
+/// Returns the users whose flags are read in turn. `USER` is not among them, because a thread may remember it.
 fn users() -> Vec<String> {
     (0..USERS).map(|number| format!("user-{}", 123_457 + number)).collect()
 }
 
-/// Returns a user that no SDK has seen.
+/// Returns a user that no SDK has seen before.
 fn new_user() -> String {
     format!("user-{}", 1_000_000 + NEW_USERS.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Measures one SDK in all situations but that of a new user. `at_hand` makes the context that an application keeps,
-/// `read` reads a flag for it, and `built` builds a context for a user and reads a flag for that.
+/// Measures one SDK in all situations except `new_user`. `at_hand` makes a context that an application keeps, `read` reads
+/// a flag for such a context, and `built` builds a context for a user and reads a flag for it.
 fn situations<C: Sync>(
     group: &mut Group<'_>,
     at_hand: impl Fn(&str) -> C,
@@ -72,12 +72,12 @@ fn situations<C: Sync>(
     measure_on_two_threads(group, "built_two_threads", |key, turn| built(key, black_box(&users[turn])));
 }
 
-/// Measures a read for a user that the SDK has never seen, for whom `built` builds a context.
+/// Measures a read for a user that the SDK has never seen before. `built` builds the context of this user.
 fn measure_new_user(group: &mut Group<'_>, built: impl Fn(&str, &str) -> bool) {
     measure(group, "new_user", |key, _| built(key, black_box(&new_user())));
 }
 
-/// Measures a read. It gets the number of its user.
+/// Measures a read. The function gets the key of the flag and the number of the user.
 fn measure(group: &mut Group<'_>, situation: &str, read: impl Fn(&str, usize) -> bool) {
     check(situation, &read);
     let mut turn = 0;
@@ -118,14 +118,14 @@ fn measure_on_two_threads(group: &mut Group<'_>, situation: &str, read: impl Fn(
     check(situation, &read);
 }
 
-/// Checks that the flag is read, and that a flag that is not there is not. The users are read in turns here too, because
-/// a thread remembers those that it reads several times.
+/// Checks that the flag is read, and that a flag that does not exist has the default. The check also reads the flags of all
+/// users in turn, because a thread remembers users whose flags it has read several times.
 fn check(situation: &str, read: impl Fn(&str, usize) -> bool) {
     for turn in 0..USERS {
         assert!(read(KEY, turn), "{situation}: the flag must be read");
     }
     for turn in 0..USERS {
-        assert!(!read("no-such-flag", turn), "{situation}: a flag that is not there must have the default");
+        assert!(!read("no-such-flag", turn), "{situation}: a flag that does not exist must have the default");
     }
 }
 
@@ -134,7 +134,7 @@ fn ready<T>(read: impl Future<Output = T>) -> T {
     read.now_or_never().unwrap()
 }
 
-/// Returns a provider with all defaults.
+/// Returns a provider with default options.
 fn provider(service: &LocalServer, runtime: &Runtime) -> FlipswitchProvider {
     let provider = FlipswitchProvider::builder(service.api_key()).base_url(service.url()).build().unwrap();
     runtime.block_on(provider.ready(Duration::from_secs(10))).unwrap();
@@ -184,7 +184,7 @@ fn flipswitch(criterion: &mut Criterion, runtime: &Runtime) {
     let after = provider.stats();
     assert_eq!((after.requests, after.stale_served), (before.requests, 0), "every read was fresh and from memory");
 
-    // At the end, because new users replace the others in the cache.
+    // New users are measured last, because they replace the others in the cache.
     let seen = NEW_USERS.load(Ordering::Relaxed);
     measure_new_user(&mut criterion.benchmark_group("flipswitch"), |key, user| {
         wait(flipswitch_context(user)).bool(key, DEFAULT)
@@ -261,7 +261,7 @@ fn launchdarkly(criterion: &mut Criterion, runtime: &Runtime) {
         }
         let config = ConfigBuilder::new("key")
             .data_source(&flags)
-            // An event is still built in each evaluation, and dropped: no setting that evaluates flags avoids it.
+            // Each evaluation still builds an event, which is dropped. No setting avoids this.
             .event_processor(&NullEventProcessorBuilder::new())
             .build()
             .unwrap();
@@ -285,12 +285,12 @@ fn launchdarkly(criterion: &mut Criterion, runtime: &Runtime) {
 }
 
 fn flagd(criterion: &mut Criterion, runtime: &Runtime) {
-    // Its documentation says that this mode has no cache, and shows a set-up that has one: both are measured. The cache
-    // is only for flags without rules.
+    // The documentation says that this mode has no cache, but shows a set-up with one, so both are measured. The cache is
+    // only for flags without rules.
     for (sdk, rule, cache_settings) in
         [("flagd", true, None), ("flagd", false, None), ("flagd_cached", false, Some(CacheSettings::default()))]
     {
-        // In a directory of its own: the provider reads the file again whenever something changes beside it.
+        // The provider reads the file again whenever something in its directory changes.
         let directory = TempDir::new().unwrap();
         let file = directory.path().join("flags.json");
         fs::write(&file, flagd_flags(rule).to_string()).unwrap();
@@ -316,8 +316,8 @@ fn flagd(criterion: &mut Criterion, runtime: &Runtime) {
 
 fn ofrep(criterion: &mut Criterion, runtime: &Runtime) {
     let server = runtime.block_on(service(true));
-    // The thread that waits drives the connection itself, which is the fastest: on a runtime with several threads they
-    // wake each other for each request.
+    // The waiting thread drives the connection itself, which is fastest. On a runtime with several threads, the threads
+    // would wake each other for each request.
     let client = Builder::new_current_thread().enable_all().build().unwrap();
     let options = OfrepOptions { base_url: server.url(), ..OfrepOptions::default() };
     let provider = client.block_on(OfrepProvider::new(options)).unwrap();
@@ -333,9 +333,9 @@ fn ofrep(criterion: &mut Criterion, runtime: &Runtime) {
     runtime.block_on(server.shutdown());
 }
 
-/// Measures one after the other; each is ended before the next begins.
+/// Measures the SDKs one after the other. Each SDK is stopped before the next one starts.
 fn all(criterion: &mut Criterion) {
-    // For what goes on beside the reading: the local service, the SDKs' own tasks.
+    // This runtime is for background work: the local service and the tasks of the SDKs.
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     flipswitch(criterion, &runtime);
     flipswitch_without_rules(criterion, &runtime);

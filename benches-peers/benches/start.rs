@@ -1,6 +1,6 @@
-//! The time from the first line of an application's set-up of flags until it has the first right value: of Flipswitch, and
-//! of SDKs that others wrote. There are a hundred flags with a rule each. Every SDK has its default features, with TLS, and
-//! receives the flags over HTTP on loopback, but for flagd, which reads a file.
+//! Measures the time from the start of an application's set-up of flags until it reads the first correct value, with
+//! Flipswitch and with other SDKs. There are a hundred flags with one rule each. Every SDK has its default features, with
+//! TLS, and receives the flags over HTTP on loopback, except flagd, which reads a file.
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
 mod common;
@@ -41,10 +41,10 @@ use tokio::{
 };
 use unleash_api_client::{ClientBuilder, client::FeatureKey};
 
-/// How often Unleash's SDK, which does not tell when it has flags, is asked for the value.
+/// The interval at which the value is read from Unleash's SDK, which does not report when it has received the flags.
 const READ_INTERVAL: Duration = Duration::from_micros(50);
 
-/// Measures one SDK. `start` sets it up, and returns it with its first value. `stop` is not measured.
+/// Measures one SDK. `start` sets it up, and returns it with the first value. The time of `stop` is not measured.
 fn measure<S>(criterion: &mut Criterion, sdk: &str, start: impl Fn() -> (S, bool), stop: impl Fn(S)) {
     let mut group = criterion.benchmark_group("start");
     group.sampling_mode(SamplingMode::Flat).sample_size(50);
@@ -55,7 +55,7 @@ fn measure<S>(criterion: &mut Criterion, sdk: &str, start: impl Fn() -> (S, bool
                 let began = Instant::now();
                 let (started, value) = start();
                 elapsed += began.elapsed();
-                assert!(value, "{sdk}: the first value must be right");
+                assert!(value, "{sdk}: the first value must be correct");
                 stop(started);
             }
             elapsed
@@ -63,7 +63,7 @@ fn measure<S>(criterion: &mut Criterion, sdk: &str, start: impl Fn() -> (S, bool
     });
 }
 
-/// Serves what an SDK requests.
+/// Serves an application on a free port. Returns its address.
 fn serve(runtime: &Runtime, app: Router) -> SocketAddr {
     runtime.block_on(async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -99,7 +99,7 @@ fn ofrep(criterion: &mut Criterion, server: &Runtime, client: &Runtime) {
     server.block_on(service.shutdown());
 }
 
-/// The flag that is read, as Unleash's SDK has it.
+/// The flag that is read, in the form that Unleash's SDK needs.
 #[derive(Clone, Copy, Debug)]
 struct Feature;
 
@@ -130,7 +130,7 @@ fn unleash(criterion: &mut Criterion, server: &Runtime, client: &Runtime) {
             properties: ATTRIBUTES.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
             ..unleash_api_client::Context::default()
         };
-        // The value is false until the flags are there.
+        // The value is false until the flags have arrived.
         while !sdk.is_enabled(Feature, Some(&context), DEFAULT) {
             thread::sleep(READ_INTERVAL);
         }
@@ -146,7 +146,7 @@ fn launchdarkly(criterion: &mut Criterion, server: &Runtime, client: &Runtime) {
         let events = stream::iter([Ok::<_, std::io::Error>(put)]).chain(stream::once(pending()));
         ([(CONTENT_TYPE, "text/event-stream")], axum::body::Body::from_stream(events)).into_response()
     };
-    // Anything else is an event, which is accepted.
+    // All other requests send events, which are accepted.
     let app = Router::new().route("/all", get(stream)).fallback(async || StatusCode::ACCEPTED);
     let url = format!("http://{}", serve(server, app));
     let start = || {
@@ -186,7 +186,7 @@ fn flagd(criterion: &mut Criterion, client: &Runtime) {
     measure(criterion, "flagd", start, drop);
 }
 
-/// Measures one after the other. The servers and the SDKs have a runtime each.
+/// Measures the SDKs one after the other. The servers share one runtime, and the SDKs another.
 fn all(criterion: &mut Criterion) {
     rustls::crypto::aws_lc_rs::default_provider().install_default().unwrap();
     let runtime = || Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();

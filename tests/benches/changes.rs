@@ -1,8 +1,8 @@
-//! How long a change takes from the service to a reader: from the moment a flag is `PUT` until a listener has heard of
-//! it and an evaluation has the new value, beside one bare request for all flags, made in turn with it. The change arrives
-//! over Flipswitch's own stream, or over an event stream of OFREP.
+//! Measures how long a change takes to reach a reader: from the `PUT` of a flag until a listener was called and an
+//! evaluation has the new value. A bare request for all flags is measured in turn with it. The change arrives over
+//! Flipswitch's own stream, or over an event stream of OFREP.
 //!
-//! Percentiles are what matters here, which criterion does not have; so this is a program of its own.
+//! The bench reports percentiles, which criterion does not, and is therefore a separate program.
 #![expect(
     clippy::print_stdout,
     clippy::unwrap_used,
@@ -25,7 +25,7 @@ use tokio::{
 const CHANGES: i64 = 1_000;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A service on a thread of its own, as another process would be.
+/// A service on its own thread, which acts like a separate process.
 async fn service(event_streams: bool) -> LocalServer {
     let (started, service) = oneshot::channel();
     thread::spawn(move || {
@@ -44,7 +44,7 @@ fn user(number: usize) -> EvaluationContext {
     EvaluationContext::default().with_targeting_key(format!("user-{number}")).with_custom_field("plan", "premium")
 }
 
-/// Makes contexts known.
+/// Evaluates contexts, so the provider knows them.
 async fn know(provider: &FlipswitchProvider, contexts: usize) {
     let mut asked = JoinSet::new();
     for number in 0..contexts {
@@ -115,7 +115,7 @@ fn shown(what: &str, contexts: usize, mut times: Vec<Duration>) -> [Duration; 3]
 }
 
 fn main() {
-    // `cargo test` runs benches for one turn; there is nothing to be learnt from one.
+    // `cargo test` runs benches for one turn, whose figures mean nothing.
     if env::args().any(|argument| argument == "--test") {
         return;
     }

@@ -1,11 +1,11 @@
-//! What flags cost a request: a handler as it is, below the layer, and with an extractor and one read.
+//! Measures the cost of flags in a request: for a bare handler, below the layer, and with an extractor and one read.
 //!
-//! `cargo bench -p flipswitch-tests --bench requests`. All in process, without a socket, so that what is measured is
-//! the framework and ours. The requests come from several users in turns, whose flag sets the thread remembers. Their contexts
-//! have a targeting key and two attributes.
+//! `cargo bench -p flipswitch-tests --bench requests`. Everything runs in one process without a socket, so only the framework
+//! and the provider are measured. The requests come from several users in turn, whose flag sets the thread remembers.
+//! Their contexts have a targeting key and two attributes.
 //!
-//! In `layer`, `flipswitch` and `client`, the layer's function returns an `EvaluationContext`, in `context` it returns a
-//! `Context`, and in `prepared` a `PreparedContext` that the user has. In `anonymous`, the layer has no function: all
+//! In `layer`, `flipswitch` and `client`, the layer's function returns an `EvaluationContext`. In `context`, it returns a
+//! `Context`, and in `prepared` a `PreparedContext` that the user has. In `anonymous`, the layer has no function, so all
 //! requests have the same context.
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
@@ -22,10 +22,10 @@ use flipswitch_local::LocalServer;
 use futures_util::FutureExt;
 use tower::Service;
 
-/// Number of users.
+/// The number of users.
 const TURNS: usize = 16;
 
-/// Who asks, as an authentication would leave it in the request.
+/// The user of a request, which an authentication layer would add to the request.
 #[derive(Clone)]
 struct User {
     id: String,
@@ -42,7 +42,7 @@ impl User {
     }
 }
 
-/// The users in turns.
+/// The users, in turn.
 struct Users {
     users: [User; TURNS],
     turn: Cell<usize>,
@@ -162,7 +162,7 @@ fn main() {
     let (_service, provider, client) = runtime.block_on(async {
         let values = (0..100).map(|number| (format!("flag-{number}"), (number % 2 == 0).into())).collect();
         let service = LocalServer::start(serde_json::Value::Object(values)).await.unwrap();
-        // Nothing becomes stale during the measurement.
+        // No flags become stale during the measurement.
         let builder = FlipswitchProvider::builder(service.api_key()).base_url(service.url());
         let builder =
             builder.enable_realtime(false).enable_polling_fallback(false).cache_ttl(Duration::from_secs(3_600));

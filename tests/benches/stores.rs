@@ -1,7 +1,7 @@
-//! What a store hit costs, beside a request to a service on the same machine:
+//! Measures the cost of a store hit, compared with a request to a service on the same machine:
 //! `cargo bench -p flipswitch-tests --bench stores`. Needs `redis-server`.
 //!
-//! The caches hold one context, and many are read in turns, so that memory never has the flags that are read.
+//! The caches hold one context, and many contexts are read in turn, so memory never has the flags that are read.
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
 use std::{
@@ -55,11 +55,11 @@ fn main() {
     let with_store = || builder().store(RedisStore::connect(&url).unwrap());
     let (hits, requests) = runtime.block_on(async {
         let hits = started(with_store()).await;
-        // What is stored counts once it is certain that it was requested after the stream opened.
+        // Stored flags count as fresh once it is certain that they were requested after the stream opened.
         tokio::time::sleep(Duration::from_millis(500)).await;
         (hits, started(builder()).await)
     });
-    // Until all are stored.
+    // Waits until all flags are stored.
     loop {
         let before = hits.stats().store_hits;
         contexts.iter().for_each(|context| drop(runtime.block_on(hits.flags(context))));
@@ -81,7 +81,7 @@ fn main() {
         });
     }
     let stats = (hits.stats(), requests.stats());
-    // Otherwise something else was measured.
+    // Checks that hits and requests were measured.
     assert!(stats.0.store_hits > 10 * stats.0.requests && stats.1.hits * 10 < stats.1.requests, "{stats:?}");
     runtime.block_on(async {
         hits.shutdown().await;

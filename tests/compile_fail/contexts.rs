@@ -1,4 +1,4 @@
-// Functions that must return a context and return something else.
+// Functions that must return a context but return something else.
 
 use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext};
 use flipswitch_actix::FlipswitchMiddleware;

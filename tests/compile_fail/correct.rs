@@ -12,7 +12,7 @@ flipswitch::flags! {
     pub Percentage: u8 = "percentage", default 50;
 }
 
-/// No `Clone`, and so in the extensions as an `Arc` only.
+/// Does not implement `Clone`, so it can only be in the extensions as an `Arc`.
 pub struct Account(String);
 
 fn context(account: &Account) -> EvaluationContext {

@@ -1,4 +1,4 @@
-// Defaults whose type is not that of the flag.
+// Defaults whose type is not the type of the flag.
 
 flipswitch::flags! {
     //~ a flag of type `i64` cannot have a default of type `&str`

@@ -1,4 +1,4 @@
-// A type that exists and is not a flag.
+// A type that exists but is not a flag.
 
 use flipswitch::Flags;
 use flipswitch_axum::FlagGate;

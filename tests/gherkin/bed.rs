@@ -20,7 +20,7 @@ use crate::{
     support::{self, PATIENCE},
 };
 
-/// Who serves the flags.
+/// The server of the flags.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Server {
     Local,
@@ -28,15 +28,15 @@ pub(crate) enum Server {
     FastFeature,
 }
 
-/// What scenarios call the set of all flags, and our name for the evaluator's.
+/// The name of the set of all flags in the scenarios, and our name for the set of the evaluator.
 pub(crate) const ALL_FLAGS: &str = "flags/allFlags.json";
 pub(crate) const EVALUATORS_FLAGS: &str = "evaluator/flags/testkit-flags.json";
 
-/// Each set of flags with a service of its own: one flagd has several, of which a client selects one.
+/// The services, one for each set of flags. A single flagd has several sets, of which a client selects one.
 #[derive(Debug)]
 pub(crate) struct Bed(HashMap<&'static str, Service>);
 
-/// A service, and our provider for it.
+/// A service with its provider.
 #[derive(Debug)]
 pub(crate) struct Service {
     flags: Value,
@@ -48,14 +48,14 @@ pub(crate) struct Service {
 #[derive(Debug)]
 enum Running {
     Local(LocalServer),
-    /// Kept, since both end when they are dropped.
+    /// Both are kept, because they end when they are dropped.
     Peer {
         _process: Peer,
         _flags: Option<NamedTempFile>,
     },
 }
 
-/// Where the scenarios and their flags are.
+/// Returns the folder of the scenarios and their flags.
 pub(crate) fn scenarios() -> PathBuf {
     checked("scenarios.txt", include_str!("../peers/scenarios.txt")).join("scenarios")
 }
@@ -79,7 +79,7 @@ impl Bed {
         Self(services)
     }
 
-    /// The service of a set of flags.
+    /// Returns the service of a set of flags.
     pub(crate) fn service(&self, set: &str) -> &Service {
         self.0.get(set).unwrap_or_else(|| panic!("no service has the flags {set:?}"))
     }
@@ -108,30 +108,30 @@ impl Service {
         };
         let provider = provider.miss_wait(PATIENCE).build().unwrap();
         provider.ready(PATIENCE).await.unwrap();
-        // OpenFeature's registry is one for the process.
+        // OpenFeature has one registry for the whole process, so each provider has a name.
         let name = format!("{server:?} {set}");
         OpenFeature::singleton_mut().await.set_named_provider(&name, provider.clone()).await;
         Self { flags, running, provider, name }
     }
 
-    /// OpenFeature's client in front of the provider.
+    /// Returns an OpenFeature client for the provider.
     pub(crate) async fn client(&self) -> Client {
         OpenFeature::singleton().await.create_named_client(&self.name)
     }
 
-    /// The values of a flag by their variants.
+    /// Returns the values of a flag by variant.
     pub(crate) fn variants(&self, key: &str) -> &Value {
         &self.flags["flags"][key]["variants"]
     }
 
-    /// Whether metadata tells a flag's type, as Flipswitch does.
-    pub(crate) fn tells_types(&self) -> bool {
+    /// Returns whether metadata contains the type of a flag, as with Flipswitch.
+    pub(crate) fn has_types_in_metadata(&self) -> bool {
         matches!(self.running, Running::Local(_))
     }
 
-    /// Gives a flag another definition.
+    /// Sets the definition of a flag.
     pub(crate) fn modify(&self, key: &str, definition: Value) {
-        let Running::Local(service) = &self.running else { panic!("flags cannot be changed here") };
+        let Running::Local(service) = &self.running else { panic!("flags of this service cannot be changed") };
         service.set_definition(key, definition).unwrap();
     }
 }
@@ -154,11 +154,11 @@ async fn local(mut flags: Value) -> LocalServer {
 async fn fast_feature(flags: &Value) -> Peer {
     let peer = Peer::fast_feature();
     for (key, flag) in flags["flags"].as_object().unwrap() {
-        // Its evaluator breaks off on an operator that lacks an argument, and then there is no bulk answer at all.
+        // The evaluator fails if an operator lacks an argument, and the service then sends no bulk response.
         if ["starts-with-wrong-args-flag", "ends-with-wrong-args-flag"].contains(&key.as_str()) {
             continue;
         }
-        // It has no flags without a default variant.
+        // The service does not accept flags without a default variant.
         let expected =
             if flag["defaultVariant"].is_null() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::CREATED };
         let mut flag = flag.clone();
@@ -168,7 +168,7 @@ async fn fast_feature(flags: &Value) -> Peer {
     peer
 }
 
-/// Puts shared rules where a rule refers to them.
+/// Replaces references by the shared rules.
 fn resolve(rule: &mut Value, evaluators: &Value) {
     match rule {
         Value::Array(rules) => rules.iter_mut().for_each(|rule| resolve(rule, evaluators)),
@@ -180,7 +180,7 @@ fn resolve(rule: &mut Value, evaluators: &Value) {
     }
 }
 
-/// All flags in one document, as the scenarios' own set-up merges them: without the sets that are to be selected.
+/// Returns all flags in one document, merged as in the set-up of the scenarios, without the sets for the selector.
 fn all_flags(files: &Path) -> Value {
     let mut merged = json!({"flags": {}, "$evaluators": {}});
     for file in fs::read_dir(files.join("flags")).unwrap() {

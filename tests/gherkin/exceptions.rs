@@ -1,4 +1,4 @@
-//! Which scenarios are left out, which fail, and why.
+//! Lists the scenarios that are left out or that fail, with the reasons.
 
 use std::{cell::Cell, fmt};
 
@@ -6,7 +6,7 @@ use cucumber::gherkin::{Feature, Scenario};
 
 use crate::bed::Server::{self, FastFeature, Flagd, Local};
 
-/// The scenarios that something is the matter with, with one or more servers.
+/// Scenarios that are left out or that fail with one or more servers.
 struct Exception {
     servers: &'static [Server],
     of: Of,
@@ -14,7 +14,7 @@ struct Exception {
     because: &'static str,
 }
 
-/// What scenarios are recognised by.
+/// How scenarios are selected.
 #[derive(Debug)]
 enum Of {
     Feature(&'static str),
@@ -25,9 +25,9 @@ enum Of {
 }
 
 enum Is {
-    /// They are not run, since they cannot be about our provider or about this server.
+    /// They are not run, because they do not apply to our provider or to this server.
     LeftOut,
-    /// They are run, and this many of them must fail.
+    /// They are run, and exactly this many of them must fail.
     Deviating(usize),
 }
 
@@ -41,45 +41,45 @@ const fn deviating(servers: &'static [Server], of: Of, failures: usize, because:
     Exception { servers, of, is: Is::Deviating(failures), because }
 }
 
-/// All exceptions; the first one that is about a scenario counts. One that is not as it is listed fails the run.
+/// All exceptions. The first one that matches a scenario applies. The run fails if an exception does not behave as listed.
 #[rustfmt::skip]
 const EXCEPTIONS: &[Exception] = &[
-    // What is flagd's own.
+    // Features that only flagd has.
     left_out(ALL, Of::Feature("Configuration Test"), "the options and environment variables of flagd's providers"),
     left_out(ALL, Of::Tag("contextEnrichment"), "a context that flagd sends to its providers"),
     left_out(ALL, Of::Tag("sync-payload"), "a context that flagd sends along with its flags"),
-    left_out(ALL, Of::Tag("caching"), "the reason CACHED, which ours never gives: a reason is the service's own"),
-    left_out(ALL, Of::Tag("grace"), "flagd's time of grace between stale and error; ours goes by its polling interval"),
-    left_out(ALL, Of::Tag("targetURI"), "addresses as gRPC resolves them"),
-    left_out(ALL, Of::Tag("customCert"), "a certificate as an option; here it is the HTTP client's"),
-    left_out(ALL, Of::Tag("unixsocket"), "a service behind a Unix socket, which OFREP is not"),
-    left_out(ALL, Of::Tag("reconnect"), "an error once the stream is lost; ours is stale then, which tests/it/stream/events.rs has"),
-    left_out(ALL, Of::Scenario("Provider events chain ready -> error -> ready"), "an error once the stream is lost, as well"),
-    left_out(ALL, Of::Tag("unavailable"), "flagd's deadline for connecting; tests/it/evaluation/lifecycle.rs has ours"),
-    left_out(ALL, Of::Tag("forbidden"), "a list of fatal codes of gRPC; tests/it/auth/key_rotation.rs has our refusals"),
-    left_out(ALL, Of::Tag("deprecated"), "an earlier rule for flags without default variant; the scenarios have the present one as well"),
-    left_out(&[Local, Flagd], Of::Examples("v1"), "an earlier way to share users out among variants"),
-    left_out(&[Local, Flagd], Of::Examples("v2"), "another earlier one"),
+    left_out(ALL, Of::Tag("caching"), "the reason CACHED, which our provider never returns, because the reason comes from the service"),
+    left_out(ALL, Of::Tag("grace"), "flagd's grace period between stale and error; our provider uses its polling interval"),
+    left_out(ALL, Of::Tag("targetURI"), "addresses in gRPC's format"),
+    left_out(ALL, Of::Tag("customCert"), "a certificate as an option; our provider has certificates in the HTTP client"),
+    left_out(ALL, Of::Tag("unixsocket"), "a service behind a Unix socket, which OFREP does not have"),
+    left_out(ALL, Of::Tag("reconnect"), "an error once the stream is lost; our provider becomes stale, see tests/it/stream/events.rs"),
+    left_out(ALL, Of::Scenario("Provider events chain ready -> error -> ready"), "also an error once the stream is lost"),
+    left_out(ALL, Of::Tag("unavailable"), "flagd's deadline for connecting; tests/it/evaluation/lifecycle.rs tests our time limit"),
+    left_out(ALL, Of::Tag("forbidden"), "a list of fatal gRPC codes; tests/it/auth/key_rotation.rs tests refused keys"),
+    left_out(ALL, Of::Tag("deprecated"), "an earlier rule for flags without default variant; other scenarios have the current rule"),
+    left_out(&[Local, Flagd], Of::Examples("v1"), "an earlier algorithm for fractional rollouts"),
+    left_out(&[Local, Flagd], Of::Examples("v2"), "another earlier algorithm for fractional rollouts"),
 
-    // What the others cannot.
+    // Features that the other servers do not have.
     left_out(&[Flagd, FastFeature], Of::Scenario("Flag change event"), "no stream of changes"),
-    left_out(&[FastFeature], Of::Tag("fractional"), "a way of its own to share users out among variants"),
+    left_out(&[FastFeature], Of::Tag("fractional"), "a different algorithm for fractional rollouts"),
     left_out(&[FastFeature], Of::Tag("no-default-variant"), "no flags without default variant"),
     left_out(&[FastFeature], Of::Tag("metadata-provider"), "no metadata of a set of flags"),
-    deviating(&[FastFeature], Of::Tag("disabled"), 11, "a disabled flag is sent with the value of its default variant, and what is sent is the value"),
-    deviating(&[FastFeature], Of::Tag("operator-errors"), 15, "an operator that cannot work is a parse error; here it finds nothing"),
-    deviating(&[FastFeature], Of::Tag("semver"), 16, "a version is a text of three numbers, and all else is none or is not compared"),
-    deviating(&[FastFeature], Of::Scenario("Time-based operations"), 2, "rules see no time"),
-    deviating(&[FastFeature], Of::Scenario("Errors and edge cases"), 3, "a rule must find a text, all its failures are parse errors, and null has a share of its own"),
+    deviating(&[FastFeature], Of::Tag("disabled"), 11, "a disabled flag is sent with the value of its default variant, which the provider returns"),
+    deviating(&[FastFeature], Of::Tag("operator-errors"), 15, "an operator with invalid arguments is a parse error instead of a null result"),
+    deviating(&[FastFeature], Of::Tag("semver"), 16, "only texts of three numbers are versions; other versions are invalid or not compared"),
+    deviating(&[FastFeature], Of::Scenario("Time-based operations"), 2, "rules have no access to the time"),
+    deviating(&[FastFeature], Of::Scenario("Errors and edge cases"), 3, "a rule must return a text, all its failures are parse errors, and null has its own share"),
 
-    // What flipswitch-local does otherwise.
-    deviating(&[Local], Of::Tag("non-existent-evaluator-ref"), 2, "such a flag is refused by its name when it is loaded, and not when it is evaluated"),
-    deviating(&[Local], Of::Tag("semver-edge-cases"), 30, "flagd-evaluation-engine takes versions that are whole, texts, and without v or build"),
-    deviating(&[Local], Of::Scenario("starts_with and ends_with return null for non-string input"), 4, "flagd-evaluation-engine has false"),
-    deviating(&[Local], Of::Scenario("starts_with and ends_with return null for wrong argument count"), 4, "flagd-evaluation-engine has false"),
+    // Deviations of flipswitch-local.
+    deviating(&[Local], Of::Tag("non-existent-evaluator-ref"), 2, "such a flag is rejected by name when it is loaded, and not when it is evaluated"),
+    deviating(&[Local], Of::Tag("semver-edge-cases"), 30, "flagd-evaluation-engine accepts only complete versions that are texts, without v or build"),
+    deviating(&[Local], Of::Scenario("starts_with and ends_with return null for non-string input"), 4, "flagd-evaluation-engine returns false"),
+    deviating(&[Local], Of::Scenario("starts_with and ends_with return null for wrong argument count"), 4, "flagd-evaluation-engine returns false"),
 ];
 
-/// The exceptions with one server, and how often each was met.
+/// The exceptions for one server, with the numbers of matching and failed scenarios.
 pub(crate) struct Exceptions(Vec<Met>);
 
 struct Met {
@@ -95,32 +95,32 @@ impl Exceptions {
         Self(exceptions.map(met).collect())
     }
 
-    /// Whether a scenario is run. Each is asked about once.
+    /// Returns whether a scenario is run. Called once for each scenario.
     pub(crate) fn is_run(&self, feature: &Feature, scenario: &Scenario) -> bool {
         let Some(met) = self.find(feature, scenario) else { return true };
         met.scenarios.update(|count| count + 1);
         matches!(met.exception.is, Is::Deviating(_))
     }
 
-    /// Whether it is listed that a scenario fails, which it did.
+    /// Returns whether the failure of a scenario is listed.
     pub(crate) fn deviates(&self, feature: &Feature, scenario: &Scenario) -> bool {
         let Some(met) = self.find(feature, scenario) else { return false };
         met.failures.update(|count| count + 1);
         true
     }
 
-    /// The exceptions that are not as they are listed.
+    /// Returns the exceptions that do not behave as listed.
     pub(crate) fn mistaken(&self) -> impl Iterator<Item = String> {
         self.0.iter().filter_map(|Met { exception: Exception { of, is, .. }, scenarios, failures }| match is {
-            Is::LeftOut if scenarios.get() == 0 => Some(format!("{of:?} is listed, and there is no such scenario")),
+            Is::LeftOut if scenarios.get() == 0 => Some(format!("{of:?} is listed, but there is no such scenario")),
             Is::Deviating(listed) if failures.get() != *listed => {
-                Some(format!("{of:?}: {} scenarios fail, and {listed} are listed", failures.get()))
+                Some(format!("{of:?}: {} scenarios fail, but {listed} are listed", failures.get()))
             }
             Is::LeftOut | Is::Deviating(_) => None,
         })
     }
 
-    /// The first one listed that is about a scenario.
+    /// Returns the first exception that matches a scenario.
     fn find(&self, feature: &Feature, scenario: &Scenario) -> Option<&Met> {
         self.0.iter().find(|met| match met.exception.of {
             Of::Feature(name) => feature.name == name,

@@ -1,7 +1,7 @@
-//! flagd's own scenarios for providers, told to ours: behind OpenFeature's client, against services that have the flags
-//! of these scenarios.
+//! Runs flagd's scenarios for providers with our provider, behind OpenFeature's client, against services that have the
+//! flags of these scenarios.
 //!
-//! They are not among the tests in `it`: while scenarios run, their runner silences the panics of the whole process.
+//! This is a separate test binary, because the runner silences the panics of the whole process while scenarios run.
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod bed;
@@ -9,10 +9,10 @@ mod exceptions;
 #[path = "../it/support/json.rs"]
 mod json;
 #[path = "../it/support/peer.rs"]
-#[expect(dead_code, reason = "what the tests in `it` need of a server is more than what these need")]
+#[expect(dead_code, reason = "the tests in `it` use more of it")]
 mod server;
 #[path = "../it/support/common.rs"]
-#[expect(dead_code, reason = "what the tests in `it` share is more than what these need")]
+#[expect(dead_code, reason = "the tests in `it` use more of it")]
 mod support;
 mod tally;
 mod world;
@@ -45,10 +45,10 @@ async fn scenarios_pass_with_fast_feature() {
     check(Server::FastFeature, 100).await;
 }
 
-/// Runs the scenarios with a server. So many must pass at least.
+/// Runs the scenarios with a server. At least this many must pass.
 async fn check(server: Server, least: usize) {
-    // A run puts a silent panic hook in the place of the one that it finds, and puts that one back at its end. Two at
-    // once would leave a silent one.
+    // A run replaces the panic hook by a silent one, and restores it at its end. Two runs at the same time would leave a
+    // silent hook behind.
     static ONE_AT_A_TIME: Mutex<()> = Mutex::const_new(());
     let _turn = ONE_AT_A_TIME.lock().await;
 
@@ -64,7 +64,7 @@ async fn check(server: Server, least: usize) {
             Box::pin(async {})
         })
         .with_writer(Tally::new(Rc::clone(&exceptions)))
-        // Otherwise the arguments of the test program are taken for the runner's.
+        // Otherwise the runner would parse the arguments of the test program.
         .with_default_cli()
         .filter_run(features.path().to_owned(), move |feature, _, scenario| asked.is_run(feature, scenario))
         .await;
@@ -75,12 +75,12 @@ async fn check(server: Server, least: usize) {
     }
     let problems: Vec<_> = tally.problems().chain(exceptions.mistaken()).collect();
     assert!(problems.is_empty(), "{server:?}: {tally}\n{}", problems.join("\n"));
-    assert!(tally.passed() >= least, "{server:?}: {tally}, and at least {least} should pass");
+    assert!(tally.passed() >= least, "{server:?}: {tally}; at least {least} must pass");
     bed.shutdown().await;
 }
 
-/// The features as the parser can read them: in a table's cell it refuses a backslash that escapes nothing. In these
-/// files backslashes stand for themselves.
+/// Returns a folder with the features in a form that the parser accepts. The parser rejects a backslash that escapes nothing in
+/// the cell of a table. In these files, backslashes are literal.
 fn readable(scenarios: &Path) -> TempDir {
     let readable = tempfile::tempdir().unwrap();
     for folder in ["gherkin", "evaluator/gherkin"] {

@@ -1,4 +1,4 @@
-//! What became of the scenarios.
+//! Records the outcomes of scenarios.
 
 use std::{collections::BTreeMap, fmt, rc::Rc};
 
@@ -10,7 +10,7 @@ use cucumber::{
 
 use crate::{exceptions::Exceptions, world::World};
 
-/// Takes down which scenarios ran and what failed. A step without an implementation is a failure, too.
+/// Records which scenarios ran and what failed. A step without an implementation is also a failure.
 pub(crate) struct Tally {
     exceptions: Rc<Exceptions>,
     ran: BTreeMap<String, Outcome>,
@@ -19,7 +19,7 @@ pub(crate) struct Tally {
 
 enum Outcome {
     Passed,
-    /// It failed, which is listed.
+    /// The scenario failed as listed.
     Deviated,
     Failed(String),
 }
@@ -33,7 +33,7 @@ impl Tally {
         self.ran.values().filter(|outcome| matches!(outcome, Outcome::Passed)).count()
     }
 
-    /// What is not as it should be.
+    /// Returns unexpected failures, and features that cannot be parsed.
     pub(crate) fn problems(&self) -> impl Iterator<Item = String> {
         let ran = self.ran.iter().filter_map(|(place, outcome)| match outcome {
             Outcome::Failed(failure) => Some(format!("{place}: {failure}")),
@@ -67,7 +67,7 @@ impl Writer<World> for Tally {
             return;
         };
         let file = feature.path.as_deref().unwrap_or("".as_ref()).file_name().unwrap_or_default();
-        // The line is that of the example, and so there is one scenario at each place.
+        // The line is the line of the example, so each place has one scenario.
         let place = format!("{}, {}:{}, {}", feature.name, file.display(), scenario.position.line, scenario.name);
         let (failure, may_be_listed) = match event {
             event::Scenario::Started => {
@@ -79,7 +79,7 @@ impl Writer<World> for Tally {
                 Step::Skipped => (format!("{}: there is no such step", step.value), false),
                 Step::Started | Step::Passed(..) => return,
             },
-            event::Scenario::Hook(_, Hook::Failed(..)) => ("it cannot begin".to_owned(), false),
+            event::Scenario::Hook(_, Hook::Failed(..)) => ("the scenario cannot start".to_owned(), false),
             event::Scenario::Hook(..) | event::Scenario::Log(_) | event::Scenario::Finished => return,
         };
         let listed = may_be_listed && self.exceptions.deviates(&feature, &scenario);
@@ -87,5 +87,5 @@ impl Writer<World> for Tally {
     }
 }
 
-/// What is taken down does not depend on the order of things.
+/// The record does not depend on the order of events.
 impl writer::Normalized for Tally {}

@@ -20,19 +20,19 @@ use crate::{
     support::in_time,
 };
 
-/// What a scenario has said so far.
+/// The state of a scenario.
 #[derive(Debug, Default)]
 pub(crate) struct World {
     bed: Option<Rc<Bed>>,
     set: String,
     flag: Option<Flag>,
     context: EvaluationContext,
-    told: Option<Told>,
+    result: Option<Evaluation>,
     events: Option<ProviderEvents>,
     change: Option<FlagChangeEvent>,
 }
 
-/// A flag as its caller sees it.
+/// A flag as its caller reads it.
 #[derive(Debug)]
 struct Flag {
     kind: Kind,
@@ -40,7 +40,7 @@ struct Flag {
     default: Value,
 }
 
-/// The types that scenarios know.
+/// The types of flags in scenarios.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Boolean,
@@ -50,9 +50,9 @@ enum Kind {
     Object,
 }
 
-/// What was told about a flag.
+/// The result of an evaluation.
 #[derive(Debug)]
-struct Told {
+struct Evaluation {
     value: Value,
     variant: Option<String>,
     reason: String,
@@ -68,7 +68,7 @@ impl cucumber::World for World {
     }
 }
 
-/// All steps. What is said otherwise has no step, and fails.
+/// Returns all steps. Any other text has no step, and fails.
 pub(crate) fn steps() -> Collection<World> {
     let text = r#""(.*)""#;
     let regex = |pattern: &str| Regex::new(&format!("^{}$", pattern.replace("{}", text))).unwrap();
@@ -86,7 +86,7 @@ pub(crate) fn steps() -> Collection<World> {
         )
         .given(None, regex("a change event handler"), listens)
         .when(None, regex("the flag was modified"), modified)
-        .when(None, regex("a change event was fired"), heard)
+        .when(None, regex("a change event was fired"), receives)
         .when(None, regex("the flag was evaluated with details"), evaluated)
         .then(None, regex("the resolved details value should be {}"), value_is)
         .then(None, regex("the reason should be {}"), reason_is)
@@ -110,30 +110,30 @@ impl World {
         self.flag.as_ref().expect("a flag was given")
     }
 
-    fn told(&self) -> &Told {
-        self.told.as_ref().expect("the flag was evaluated")
+    fn result(&self) -> &Evaluation {
+        self.result.as_ref().expect("the flag was evaluated")
     }
 
-    async fn evaluate(&self) -> Told {
+    async fn evaluate(&self) -> Evaluation {
         let Flag { kind, key, default } = self.flag();
         let service = self.service();
         let client = service.client().await;
         let context = Some(&self.context);
-        let told = in_time(async {
+        let result = in_time(async {
             match kind {
-                Kind::Boolean => told(client.get_bool_details(key, context, None).await, Value::from),
-                Kind::String => told(client.get_string_details(key, context, None).await, Value::from),
-                Kind::Integer => told(client.get_int_details(key, context, None).await, Value::from),
-                Kind::Float => told(client.get_float_details(key, context, None).await, Value::from),
+                Kind::Boolean => evaluation(client.get_bool_details(key, context, None).await, Value::from),
+                Kind::String => evaluation(client.get_string_details(key, context, None).await, Value::from),
+                Kind::Integer => evaluation(client.get_int_details(key, context, None).await, Value::from),
+                Kind::Float => evaluation(client.get_float_details(key, context, None).await, Value::from),
                 Kind::Object => {
                     let details = client.get_struct_details::<StructValue>(key, context, None).await;
-                    told(details, |value| Value::Object(fields(&value)))
+                    evaluation(details, |value| Value::Object(fields(&value)))
                 }
             }
         });
-        let told = told.await;
+        let result = result.await;
 
-        // The same flag read in our own way, which has a default.
+        // Reads the same flag through our API, which takes a default.
         let flags = in_time(service.provider.flags(&self.context)).await;
         let value = match kind {
             Kind::Boolean => json!(flags.bool(key, default.as_bool().unwrap())),
@@ -142,26 +142,30 @@ impl World {
             Kind::Float => json!(flags.float(key, default.as_f64().unwrap())),
             Kind::Object => flags.object(key, default.clone()),
         };
-        match told {
-            Ok(told) => {
-                assert_eq!(told.value, value, "the client's value, and our own");
-                // Scenarios say no variants where nothing is cached; flags have them.
-                let variant = told.variant.as_deref().expect("a value has a variant");
+        match result {
+            Ok(result) => {
+                assert_eq!(result.value, value, "the value of the client and of our API");
+                // Scenarios without caching have no step for variants, so they are checked here.
+                let variant = result.variant.as_deref().expect("a value has a variant");
                 assert_eq!(service.variants(key)[variant], value, "the value of the variant {variant:?}");
-                told
+                result
             }
             Err(code) => {
-                // OpenFeature's client for Rust hands no default to the provider, and so a flag whose value is left to
-                // the code is an error there, which names the reason. Our own way of reading has both.
+                // OpenFeature's client for Rust does not pass a default to the provider. A flag without a value is
+                // therefore an error, which contains the reason. Our API returns both the default and the reason.
                 let left_to_code = flags.evaluation(key).ok().filter(|flag| flag.value.is_null());
                 match (left_to_code, &code) {
-                    (Some(flag), EvaluationErrorCode::General(text)) if text.contains(&flag.reason) => {
-                        Told { value, variant: None, reason: flag.reason.clone(), error: None, metadata: Vec::new() }
-                    }
+                    (Some(flag), EvaluationErrorCode::General(text)) if text.contains(&flag.reason) => Evaluation {
+                        value,
+                        variant: None,
+                        reason: flag.reason.clone(),
+                        error: None,
+                        metadata: Vec::new(),
+                    },
                     _ => {
                         assert_eq!(&value, default, "a flag that cannot be evaluated has its default");
                         let reason = EvaluationReason::Error.to_string();
-                        Told { value, variant: None, reason, error: Some(code.to_string()), metadata: Vec::new() }
+                        Evaluation { value, variant: None, reason, error: Some(code.to_string()), metadata: Vec::new() }
                     }
                 }
             }
@@ -169,12 +173,12 @@ impl World {
     }
 }
 
-fn told<T>(
+fn evaluation<T>(
     result: EvaluationResult<EvaluationDetails<T>>,
     to_json: impl FnOnce(T) -> Value,
-) -> Result<Told, EvaluationErrorCode> {
+) -> Result<Evaluation, EvaluationErrorCode> {
     let details = result.map_err(|error| error.code)?;
-    Ok(Told {
+    Ok(Evaluation {
         value: to_json(details.value),
         variant: details.variant,
         reason: details.reason.unwrap_or_default().to_string(),
@@ -212,7 +216,7 @@ impl Kind {
             Value::String(value) => value.into(),
             Value::Number(value) if value.is_f64() => value.as_f64().unwrap().into(),
             Value::Number(value) => value.as_i64().unwrap().into(),
-            // OpenFeature's structures have no null; what has one is given as JSON, which our provider takes as well.
+            // OpenFeature's structures have no null. A value with null is passed as JSON, which our provider also accepts.
             value => match structure(&value) {
                 Some(value) => EvaluationContextFieldValue::new_struct(value),
                 None => EvaluationContextFieldValue::new_struct(value),
@@ -226,7 +230,7 @@ impl Kind {
             Value::Number(value) if value.is_f64() => value.as_f64().unwrap().into(),
             Value::Number(value) => value.as_i64().unwrap().into(),
             Value::String(value) => value.into(),
-            other => panic!("metadata has no {other}"),
+            other => panic!("metadata cannot contain {other}"),
         }
     }
 }
@@ -246,7 +250,7 @@ fn structure(value: &Value) -> Option<open_feature::Value> {
     })
 }
 
-/// What a step has in the places of its pattern.
+/// Returns the arguments of a step.
 fn args<const N: usize>(context: &step::Context) -> [&str; N] {
     let found: Vec<_> = context.matches.iter().skip(1).map(|(_, text)| text.as_str()).collect();
     found.try_into().unwrap()
@@ -256,7 +260,7 @@ fn option(world: &mut World, context: step::Context) -> LocalBoxFuture<'_, ()> {
     Box::pin(async move {
         match args(&context) {
             ["selector", _, set] => set.clone_into(&mut world.set),
-            // Ours remembers whole answers, which shows in no reason.
+            // Our cache holds flag sets, and does not change reasons.
             ["cache", _, "disabled"] => {}
             other => panic!("our provider has no such option: {other:?}"),
         }
@@ -264,7 +268,7 @@ fn option(world: &mut World, context: step::Context) -> LocalBoxFuture<'_, ()> {
 }
 
 fn provider(_: &mut World, _: step::Context) -> LocalBoxFuture<'_, ()> {
-    // Each service has one already.
+    // Each service already has a provider.
     Box::pin(async {})
 }
 
@@ -314,7 +318,7 @@ fn modified(world: &mut World, _: step::Context) -> LocalBoxFuture<'_, ()> {
     })
 }
 
-fn heard(world: &mut World, _: step::Context) -> LocalBoxFuture<'_, ()> {
+fn receives(world: &mut World, _: step::Context) -> LocalBoxFuture<'_, ()> {
     Box::pin(async move {
         let events = world.events.as_mut().expect("there is a handler");
         world.change = in_time(async {
@@ -330,27 +334,27 @@ fn heard(world: &mut World, _: step::Context) -> LocalBoxFuture<'_, ()> {
 }
 
 fn evaluated(world: &mut World, _: step::Context) -> LocalBoxFuture<'_, ()> {
-    Box::pin(async move { world.told = Some(world.evaluate().await) })
+    Box::pin(async move { world.result = Some(world.evaluate().await) })
 }
 
 fn value_is(world: &mut World, context: step::Context) -> LocalBoxFuture<'_, ()> {
     Box::pin(async move {
         let [value] = args(&context);
-        assert_eq!(world.told().value, world.flag().kind.read(value), "{:?}", world.told());
+        assert_eq!(world.result().value, world.flag().kind.read(value), "{:?}", world.result());
     })
 }
 
 fn reason_is(world: &mut World, context: step::Context) -> LocalBoxFuture<'_, ()> {
     Box::pin(async move {
         let [reason] = args(&context);
-        assert_eq!(world.told().reason, reason, "{:?}", world.told());
+        assert_eq!(world.result().reason, reason, "{:?}", world.result());
     })
 }
 
 fn error_is(world: &mut World, context: step::Context) -> LocalBoxFuture<'_, ()> {
     Box::pin(async move {
         let [code] = args(&context);
-        assert_eq!(world.told().error.as_deref().unwrap_or_default(), code, "{:?}", world.told());
+        assert_eq!(world.result().error.as_deref().unwrap_or_default(), code, "{:?}", world.result());
     })
 }
 
@@ -360,22 +364,25 @@ fn metadata_contains(world: &mut World, context: step::Context) -> LocalBoxFutur
         assert_eq!(table.rows[0], ["key", "metadata_type", "value"]);
         for row in &table.rows[1..] {
             let expected = (row[0].clone(), Kind::named(&row[1]).metadata(&row[2]));
-            assert!(world.told().metadata.contains(&expected), "{expected:?}: {:?}", world.told());
+            assert!(world.result().metadata.contains(&expected), "{expected:?}: {:?}", world.result());
         }
     })
 }
 
 fn metadata_is_empty(world: &mut World, _: step::Context) -> LocalBoxFuture<'_, ()> {
     Box::pin(async move {
-        let mut metadata =
-            world.told().metadata.iter().filter(|(name, _)| !(world.service().tells_types() && name == "flagType"));
-        assert!(metadata.next().is_none(), "{:?}", world.told());
+        let mut metadata = world
+            .result()
+            .metadata
+            .iter()
+            .filter(|(name, _)| !(world.service().has_types_in_metadata() && name == "flagType"));
+        assert!(metadata.next().is_none(), "{:?}", world.result());
     })
 }
 
 fn change_is_about_the_flag(world: &mut World, _: step::Context) -> LocalBoxFuture<'_, ()> {
     Box::pin(async move {
-        let change = world.change.as_ref().expect("a change was heard of");
+        let change = world.change.as_ref().expect("a change event arrived");
         assert_eq!(change.flag_key.as_ref(), Some(&world.flag().key));
     })
 }

@@ -1,9 +1,8 @@
-//! Code that must not compile, and our part of the compiler's error messages.
+//! Code that must not compile, and our messages in the compiler's errors.
 //!
-//! Each file in `tests/compile_fail` is compiled. A comment `//~ text` says that the next line of code has an error,
-//! and that `text` occurs in its message, labels or notes. A file fails the test if an expected text is missing, or if
-//! a line without such a comment has an error. The rest of the compiler's output is ignored: it changes with each
-//! version.
+//! Each file in `tests/compile_fail` is compiled. A comment `//~ text` means that the next line of code must have an error
+//! with `text` in its message, labels or notes. A file fails the test if an expected text is missing, or if a line without
+//! such a comment has an error. The rest of the compiler's output is ignored, because it changes with each version.
 
 use std::{fs, ops::RangeInclusive, path::Path, process::Command};
 
@@ -45,13 +44,13 @@ fn error(diagnostic: &Value) -> Option<Error> {
     let primary = spans().find(|span| diagnostic["level"] == "error" && span["is_primary"] == true)?;
     let line = |end: &str| primary[end].as_u64().and_then(|line| usize::try_from(line).ok());
     let notes = diagnostic["children"].as_array().into_iter().flatten().map(|note| &note["message"]);
-    // Not `rendered`, which quotes the file and so contains every text that is expected.
+    // `rendered` is not used, because it quotes the file and therefore contains every expected text.
     let texts = [&diagnostic["message"]].into_iter().chain(spans().map(|span| &span["label"])).chain(notes);
     let text = texts.filter_map(Value::as_str).collect::<Vec<_>>().join("\n");
     Some(Error { lines: line("line_start")?..=line("line_end")?, text })
 }
 
-/// Returns the lines that must have errors, each with the texts that are expected there.
+/// Returns the lines that must have errors, each with its expected texts.
 fn expected(code: &str) -> Vec<(usize, Vec<&str>)> {
     let (mut expected, mut texts) = (Vec::new(), Vec::new());
     for (line, code) in (1..).zip(code.lines()) {
@@ -65,7 +64,7 @@ fn expected(code: &str) -> Vec<(usize, Vec<&str>)> {
 }
 
 #[test]
-fn errors_are_reported_in_our_words() {
+fn compiler_errors_contain_our_messages() {
     for entry in fs::read_dir(FOLDER).unwrap() {
         let file = entry.unwrap().path();
         let (name, code) = (file.display(), fs::read_to_string(&file).unwrap());
@@ -84,7 +83,8 @@ fn errors_are_reported_in_our_words() {
     }
 }
 
-/// Compiles the correct counterparts of the other files, which shows that those do not fail for want of a library.
+/// Compiles the correct counterparts of the other files. This shows that the other files do not fail because of a missing
+/// library.
 #[test]
 fn correct_code_compiles() {
     let errors = compile(&Path::new(FOLDER).join("correct.rs"));

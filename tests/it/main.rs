@@ -1,7 +1,7 @@
 //! Tests across the crates, over real sockets.
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
-/// Evaluating flags: values, caching, limits, the provider's life.
+/// Evaluations: values, caching, limits, and the life cycle of the provider.
 mod evaluation {
     mod caching;
     mod declared_flags;
@@ -115,7 +115,7 @@ mod conformance {
 
 mod compile_fail;
 
-/// What the tests share.
+/// Helpers of the tests.
 mod support {
     pub(crate) mod apps;
     #[cfg(feature = "browser")]

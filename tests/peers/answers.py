@@ -1,4 +1,4 @@
-"""What the clients in Python share: contexts, and evaluations through OpenFeature as JSON."""
+"""Code that the clients in Python share: contexts, and results of OpenFeature evaluations as JSON."""
 
 from openfeature import api
 from openfeature.evaluation_context import EvaluationContext
@@ -10,7 +10,7 @@ def evaluation_context(context):
 
 
 def details(type, key, default, context):
-    """Evaluates a flag as applications do."""
+    """Evaluates a flag through OpenFeature's client, and returns the details."""
     details = getattr(api.get_client(), f"get_{type}_details")(key, default, evaluation_context(context))
     if details.error_code:
         return {"value": details.value, "error": details.error_code.value, "message": details.error_message}

@@ -1,8 +1,8 @@
 """Serves a flagd flags file over OFREP: fast-feature's HTTP layer in front of flagd's own evaluator.
 
-Usage: flagd_over_ofrep.py FLAGS_FILE PORT; port 0 takes a free one. The URL is printed once connections are accepted.
+Usage: flagd_over_ofrep.py FLAGS_FILE PORT. Port 0 selects a free port. The program prints the URL once it accepts connections.
 
-A change of the file counts from the next request.
+A change of the file applies from the next request on.
 """
 
 import json
@@ -21,7 +21,7 @@ from openfeature.exception import OpenFeatureError
 
 
 class FlagdFile(FlagRepository, TargetingEngine):
-    """To the HTTP layer both the store and the engine; a flag is its key, since only the evaluator knows the rest."""
+    """The store and the engine of the HTTP layer. A flag is represented by its key, because only the evaluator knows the rest."""
 
     def __init__(self, path):
         self._path = path
@@ -42,7 +42,7 @@ class FlagdFile(FlagRepository, TargetingEngine):
             dict: core.resolve_object_value,
             list: core.resolve_object_value,
         }
-        # flagd's flags have no type of their own and its evaluator asks for one: the variants show it.
+        # flagd's evaluator needs a type, which its flags do not have. The variants show the type.
         self._resolve = {
             key: resolve_by_type[type(next(iter(flag["variants"].values())))]
             for key, flag in json.loads(text)["flags"].items()
@@ -66,7 +66,7 @@ class FlagdFile(FlagRepository, TargetingEngine):
         attributes = dict(context or {})
         context = EvaluationContext(attributes.pop("targetingKey", None), attributes)
         try:
-            # The default is the caller's, who is not here: None leaves the value out of the answer.
+            # The caller's default is not known here. None leaves the value out of the response.
             details = self._resolve[flag](flag, None, context)
         except OpenFeatureError as error:
             return EvaluationOutcome.error(flag, ErrorCode(error.error_code.value), error.error_message)

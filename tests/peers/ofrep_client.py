@@ -1,9 +1,10 @@
-"""Drives OpenFeature's own OFREP provider for Python over pipes, in lines of JSON.
+"""Controls OpenFeature's OFREP provider for Python over pipes, with lines of JSON.
 
 Usage: ofrep_client.py URL HEADERS, where the headers are a JSON object.
 
-The first line out says that the provider is ready. From then on every line in is a question, `{"ask": NAME, ..}`, and is
-answered with a line, `{"answer": ..}`. The provider asks the service for each evaluation, and receives no changes.
+The first line of the output says that the provider is ready. From then on, every line of the input is a question,
+`{"ask": NAME, ..}`, and the output has one line for it, `{"answer": ..}`. The provider sends a request for each evaluation,
+and receives no changes.
 """
 
 import json
@@ -20,7 +21,7 @@ def tell(**line):
 
 
 def main(url, headers):
-    # Errors are part of the answers.
+    # The answers contain errors, so they need not be logged.
     logging.getLogger().addHandler(logging.NullHandler())
     headers = json.loads(headers)
     api.set_provider_and_wait(OFREPProvider(url, headers_factory=lambda: headers))

@@ -1,10 +1,10 @@
-"""Drives the flag vendor's own client over pipes, in lines of JSON.
+"""Controls Flipswitch's client for Python over pipes, with lines of JSON.
 
 Usage: vendor_client.py URL API_KEY
 
-The first line out says whether the client is ready. From then on every line in is a question, `{"ask": NAME, ..}`, and
-is answered with a line, `{"answer": ..}`. Between the answers stands what the client is told meanwhile: changes, by its
-own listener and by OpenFeature's, and what it logs. It shuts down at the end of the input.
+The first line of the output says whether the client is ready. From then on, every line of the input is a question,
+`{"ask": NAME, ..}`, and the output has one line for it, `{"answer": ..}`. Between the answers, the output has changes, from the
+client's own listener and from OpenFeature's, and log lines. The program shuts down at the end of the input.
 """
 
 import json
@@ -19,7 +19,7 @@ from openfeature import api
 from openfeature.event import ProviderEvent
 from openfeature.exception import OpenFeatureError
 
-# Not buffered: the client leaves its reader behind at the end, which must not hold a buffer that the end wants to flush.
+# Not buffered: the client leaves a reader thread behind, which must not hold the lock of a buffer that is flushed at the end.
 out = open(sys.stdout.fileno(), "wb", buffering=0, closefd=False)
 writing = threading.Lock()
 
@@ -54,7 +54,7 @@ class Questions:
 
 def main(url, api_key):
     logging.getLogger().addHandler(Told())
-    # Heartbeats and API keys to come show nowhere else.
+    # Heartbeats and announced API keys are visible only in the log.
     logging.getLogger("flipswitch").setLevel(logging.DEBUG)
     provider = FlipswitchProvider(api_key, url)
     provider.add_flag_change_listener(

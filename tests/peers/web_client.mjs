@@ -1,11 +1,11 @@
-// Drives the official OFREP provider for browsers over pipes, in lines of JSON.
+// Controls the official OFREP provider for browsers over pipes, with lines of JSON.
 //
-// Usage: web_client.mjs FOLDER OPTIONS. The folder has the node_modules. The options are those of the provider, as JSON,
-// with `headers` as a list of pairs, and `context` beside them.
+// Usage: web_client.mjs FOLDER OPTIONS. The folder contains node_modules. The options are those of the provider, as JSON,
+// with `headers` as a list of pairs, and an additional `context`.
 //
-// The first line out says whether the provider is ready. From then on every line in is a question, `{"ask": NAME, ..}`,
-// and is answered with a line, `{"answer": ..}`. Between the answers stand the events of the provider, and what it logs.
-// It shuts down at the end of the input.
+// The first line of the output says whether the provider is ready. From then on, every line of the input is a question,
+// `{"ask": NAME, ..}`, and the output has one line for it, `{"answer": ..}`. Between the answers, the output has the events of
+// the provider, and log lines. The program shuts down at the end of the input.
 
 import { createRequire } from 'node:module';
 import { createInterface } from 'node:readline';
@@ -17,7 +17,7 @@ const { OFREPWebProvider } = require('@openfeature/ofrep-web-provider');
 const { OpenFeature, ProviderEvents } = require('@openfeature/web-sdk');
 const { context, ...providerOptions } = JSON.parse(options);
 
-// What browsers have and Node lacks. Without a document, the page is always visible.
+// Browser APIs that Node does not have. Without a document, the page is always visible.
 globalThis.EventSource = require('eventsource').EventSource;
 
 const tell = (line) => process.stdout.write(`${JSON.stringify(line)}\n`);

@@ -1,4 +1,4 @@
-//! Programs that other programs start and measure.
+//! Starts programs and measures them.
 
 use std::{
     fs,
@@ -6,7 +6,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-/// A process, which ends when this is dropped.
+/// A process. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Program(Child);
 
@@ -15,7 +15,7 @@ impl Program {
     ///
     /// # Errors
     ///
-    /// An error if it cannot be started, or if it prints nothing.
+    /// Returns an error if the program cannot be started, or if it prints nothing.
     pub fn start(command: &mut Command) -> io::Result<(Self, String)> {
         let mut program = Self(command.stdout(Stdio::piped()).spawn()?);
         let output = program.0.stdout.take().ok_or_else(|| io::Error::other("no standard output"))?;
@@ -26,11 +26,11 @@ impl Program {
         Ok((program, line.trim().to_owned()))
     }
 
-    /// Returns how long its threads have run so far, in seconds. Linux only.
+    /// Returns the CPU time of all threads of the process so far, in seconds. Linux only.
     ///
     /// # Errors
     ///
-    /// An error if the system does not tell.
+    /// Returns an error if `/proc` cannot be read.
     pub fn time_on_core(&self) -> io::Result<f64> {
         let mut nanoseconds = 0.0;
         for thread in fs::read_dir(format!("/proc/{}/task", self.0.id()))? {

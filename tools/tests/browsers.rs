@@ -1,4 +1,4 @@
-//! The applications of the program `browsers`: how they end while browsers have streams open.
+//! The applications of the program `browsers` shut down while browsers have open streams.
 
 use std::{
     process::Stdio,
@@ -15,7 +15,8 @@ use tokio::{
 
 const STREAMS: usize = 1_000;
 
-/// Far more than it takes, also on a busy machine, and far less than the time that the servers would wait for streams.
+/// The time limit of a shutdown: much more than it takes, even on a busy machine, and much less than the time that servers
+/// would wait for streams.
 const SOON: Duration = Duration::from_secs(5);
 
 #[tokio::test]
@@ -46,7 +47,7 @@ async fn a_graceful_shutdown_does_not_wait_for_the_streams_of_browsers() {
         let status = tokio::time::timeout(SOON, application.wait()).await;
         assert!(status.is_ok_and(|status| status.unwrap().success()), "{framework}: {:?}", began.elapsed());
         for mut stream in streams {
-            // In good order: the last chunk, and then the end.
+            // The stream ended in good order, with the last chunk.
             let mut rest = Vec::new();
             stream.read_to_end(&mut rest).await.unwrap();
             assert!(rest.ends_with(b"\r\n0\r\n\r\n"), "{framework}: {}", String::from_utf8_lossy(&rest));

@@ -1,4 +1,4 @@
-//! The program `ofrep-conformance`: its options, its output, and its exit codes.
+//! The options, the output and the exit codes of the program `ofrep-conformance`.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::process::Output;
@@ -43,7 +43,7 @@ async fn wrong_usage_is_an_error() {
     let (code, help, _) = run(&["--help"]).await;
     assert!(code == 0 && help.contains("Usage: ofrep-conformance URL"), "{help}");
     for (arguments, problem) in [
-        (&[][..], "give the URL"),
+        (&[][..], "pass the URL"),
         (&["localhost:8080"], "must begin with http"),
         (&["http://localhost:8080", "again"], "again"),
         (&["http://localhost:8080", "--header", "name"], "NAME=VALUE"),

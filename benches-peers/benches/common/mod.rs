@@ -13,7 +13,7 @@ use launchdarkly_server_sdk::{ContextBuilder, FlagBuilder};
 /// The number of flags.
 pub(crate) const FLAGS: usize = 100;
 
-/// The flag that is read.
+/// The key of the flag that is read.
 pub(crate) const KEY: &str = "flag-50";
 
 /// The user of the benchmarks that have one.
@@ -23,11 +23,11 @@ pub(crate) const USER: &str = "user-123456";
 pub(crate) const ATTRIBUTES: [(&str, &str); 3] =
     [("attribute-0", "value-0"), (ATTRIBUTE, VALUE), ("attribute-2", "value-2")];
 
-/// The attribute that a rule checks, and the value that the rule asks for. All users have it.
+/// The attribute that a rule checks, and the value that the rule requires. All users have this value.
 pub(crate) const ATTRIBUTE: &str = "attribute-1";
 pub(crate) const VALUE: &str = "value-1";
 
-/// The default of every read. All flags are `true` for all users, so that a failing read is noticed.
+/// The default of every read. All flags are `true` for all users, so a failing read is noticed.
 pub(crate) const DEFAULT: bool = false;
 
 /// The interval of the heartbeats of the flag service.
@@ -38,7 +38,7 @@ pub(crate) fn keys() -> impl Iterator<Item = String> {
     (0..FLAGS).map(|number| format!("flag-{number}"))
 }
 
-/// Returns all flags in flagd's format, which `flipswitch-local` reads too, with the rule or without.
+/// Returns all flags in flagd's format, which `flipswitch-local` also reads, with or without the rule.
 pub(crate) fn flagd_flags(rule: bool) -> Value {
     let flag = if rule {
         json!({
@@ -54,7 +54,7 @@ pub(crate) fn flagd_flags(rule: bool) -> Value {
     json!({"flags": flags})
 }
 
-/// Returns all flags in Unleash's format, with the rule or without.
+/// Returns all flags in Unleash's format, with or without the rule.
 pub(crate) fn unleash_features(rule: bool) -> Value {
     let rule = rule.then(|| json!({"contextName": ATTRIBUTE, "operator": "IN", "values": [VALUE]}));
     let strategy = json!({"name": "default", "constraints": Vec::from_iter(rule)});
@@ -62,7 +62,7 @@ pub(crate) fn unleash_features(rule: bool) -> Value {
     json!({"version": 2, "features": features})
 }
 
-/// Returns a flag of LaunchDarkly, with the rule or without.
+/// Returns a flag of LaunchDarkly, with or without the rule.
 pub(crate) fn launchdarkly_flag(key: &str, rule: bool) -> FlagBuilder {
     let flag = FlagBuilder::new(key);
     if rule {
@@ -72,8 +72,8 @@ pub(crate) fn launchdarkly_flag(key: &str, rule: bool) -> FlagBuilder {
     }
 }
 
-/// Starts a local flag service, with the rule or without. Its heartbeats come often, so that a benchmark need not wait
-/// long for the first one of a stream, after which flags are requested once more.
+/// Starts a local flag service, with or without the rule. Flags are requested once more after the first heartbeat of a
+/// stream. Heartbeats are frequent, so a benchmark does not wait long for the first one.
 pub(crate) async fn service(rule: bool) -> LocalServer {
     LocalServer::builder().flags(flagd_flags(rule)).heartbeat(HEARTBEAT).start().await.unwrap()
 }
@@ -102,7 +102,7 @@ pub(crate) fn launchdarkly_context(user: &str) -> launchdarkly_server_sdk::Conte
     context.build().unwrap()
 }
 
-/// Returns what a caller of OpenFeature makes of a resolution.
+/// Returns the value that a caller of OpenFeature uses: the resolved value, or the default after an error.
 pub(crate) fn value(resolved: EvaluationResult<ResolutionDetails<bool>>) -> bool {
     resolved.map_or(DEFAULT, |details| details.value)
 }

@@ -45,19 +45,23 @@ const SDKS: [Sdk; 8] = [
 
 /// The situations, with their headings in the table and in the picture.
 const SITUATIONS: [Situation; 10] = [
-    Situation { id: "from_flags", column: "`Flags` at hand", title: "A `Flags` at hand" },
-    Situation { id: "same_user", column: "same user", title: "The same user again, context at hand" },
-    Situation { id: "few_users", column: "16 users", title: "16 users in turns, contexts at hand" },
-    Situation { id: "many_users", column: "1 000 users", title: "1 000 users in turns, contexts at hand" },
-    Situation { id: "built", column: "built", title: "1 000 users in turns, context built for each read" },
-    Situation { id: "same_user_two_threads", column: "same, 2 threads", title: "The same user again, on two threads" },
+    Situation { id: "from_flags", column: "existing `Flags`", title: "An existing `Flags`" },
+    Situation { id: "same_user", column: "same user", title: "The same user and context each time" },
+    Situation { id: "few_users", column: "16 users", title: "16 users in turn, existing contexts" },
+    Situation { id: "many_users", column: "1 000 users", title: "1 000 users in turn, existing contexts" },
+    Situation { id: "built", column: "built", title: "1 000 users in turn, context built for each read" },
+    Situation {
+        id: "same_user_two_threads",
+        column: "same, 2 threads",
+        title: "The same user each time, on two threads",
+    },
     Situation {
         id: "built_two_threads",
         column: "built, 2 threads",
         title: "Context built for each read, on two threads",
     },
     Situation { id: "new_user", column: "new user", title: "A user never seen before" },
-    Situation { id: "no_rule", column: "no rule", title: "The same user again, a flag without a rule" },
+    Situation { id: "no_rule", column: "no rule", title: "The same user each time, a flag without a rule" },
     Situation {
         id: "new_user_no_rule",
         column: "new, no rule",
@@ -68,7 +72,7 @@ const SITUATIONS: [Situation; 10] = [
 /// The SDKs that evaluate rules in the process, and need no request for a new user.
 const IN_PROCESS: [&str; 3] = ["unleash", "launchdarkly", "flagd"];
 
-/// The SDKs whose starts are measured, with what they receive the flags from.
+/// The SDKs whose starts are measured, with the source of their flags.
 const STARTS: [(&str, &str); 5] = [
     (OWN, "one request"),
     ("ofrep", "one request"),
@@ -146,16 +150,16 @@ impl Results {
         Ok(Some(median.ok_or_else(|| format!("{} has no median", file.display()))?))
     }
 
-    /// Returns a median that must be there.
+    /// Returns a median, or an error if there is no such benchmark.
     fn required(&mut self, group: &str, benchmark: &str) -> Outcome<f64> {
         Ok(self.median((group, benchmark))?.ok_or_else(|| format!("there is no result of {group}/{benchmark}"))?)
     }
 
-    /// Checks that all results are of one run.
+    /// Checks that all results are from one run.
     fn check(&self) -> Outcome {
         let (first, last) = self.written.ok_or("there are no results")?;
         if last.duration_since(first)? > RUN {
-            let problem = "the results are of different runs: remove this folder, and measure again";
+            let problem = "the results are from different runs: remove this folder, and measure again";
             return Err(format!("{}: {problem}", self.criterion.display()).into());
         }
         Ok(())
@@ -180,7 +184,7 @@ fn reads(results: &mut Results, reference: f64, versions: &Value) -> Outcome<Str
     Ok(table)
 }
 
-/// Returns the table of what a new user costs over a whole visit.
+/// Returns the table of the cost of a new user, in reads.
 fn visits(results: &mut Results) -> Outcome<String> {
     let mut own = |situation| results.required(OWN, situation);
     let (new, from_flags, built) = (own("new_user")?, own("from_flags")?, own("built")?);
@@ -238,14 +242,14 @@ fn rule(columns: usize) -> String {
 /// Replaces a table between its two comments.
 fn replace(text: &mut String, name: &str, table: &str) -> Outcome {
     let (begin, end) = (format!("<!-- table: {name} -->\n"), "<!-- end -->");
-    let missing = || format!("performance.md has no place for the table of {name}");
+    let missing = || format!("performance.md has no comments that mark the table {name:?}");
     let from = text.find(&begin).ok_or_else(missing)? + begin.len();
     let to = from + text[from..].find(end).ok_or_else(missing)?;
     text.replace_range(from..to, table);
     Ok(())
 }
 
-/// Returns the locked version of each package. Of several versions, one is returned.
+/// Returns the locked version of each package. If a package has several versions, it returns one of them.
 fn versions() -> Outcome<Value> {
     let lock = fs::read_to_string(Path::new(PACKAGE).join("Cargo.lock"))?;
     let quoted = |line: &str, field| Some(line.strip_prefix(field)?.trim_matches('"').to_owned());
@@ -263,7 +267,7 @@ fn versions() -> Outcome<Value> {
 
 const WIDTH: f64 = 900.0;
 const LEFT: f64 = 230.0;
-/// The width of the figures on the right of the bars.
+/// The width of the figures to the right of the bars.
 const RIGHT: f64 = 70.0;
 const BAR: f64 = 14.0;
 const LINE: f64 = 20.0;
@@ -303,7 +307,8 @@ fn picture(results: &mut Results, reference: f64) -> Outcome<String> {
         TOP + HEADING * f64::from(u32::try_from(groups.len())?) + LINE * f64::from(u32::try_from(lines)?) + BOTTOM;
 
     let title = "Time of one read of a boolean flag, by SDK and situation";
-    let scale = "Ratios to Flipswitch with the same user and the context at hand, in the same run. Logarithmic scale. Shorter is faster";
+    let scale =
+        "Ratios to Flipswitch with the same user each time, in the same run. Logarithmic scale. Shorter is faster";
     let mut svg = String::new();
     writeln!(
         svg,
@@ -365,7 +370,7 @@ impl fmt::Display for Ratio {
     }
 }
 
-/// A whole number with two significant digits, and its thousands apart.
+/// A whole number with two significant digits, and a space between thousands.
 struct Rounded(f64);
 
 impl fmt::Display for Rounded {

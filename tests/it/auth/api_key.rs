@@ -1,4 +1,4 @@
-//! The API key stays secret: it goes to no other origin, and into no log or error.
+//! The API key stays secret: it is not sent to another origin, and does not appear in logs or errors.
 
 use flipswitch::{Error, FlipswitchProvider, serde_json::json};
 use futures_util::future::join_all;
@@ -28,7 +28,7 @@ async fn redirects_to_another_origin_are_refused() {
         let flags = in_time(provider.flags(&user("u"))).await;
         assert!(!flags.bool("f", false), "{status}");
         assert!(flags.error().is_some(), "{status}");
-        // Both the request and the stream have been sent away.
+        // Both the request and the stream were redirected.
         eventually(async || {
             let received = service.received();
             received.iter().any(Received::is_bulk) && received.iter().any(|request| request.method == "GET")
@@ -40,7 +40,7 @@ async fn redirects_to_another_origin_are_refused() {
 }
 
 #[tokio::test]
-async fn another_scheme_host_or_port_is_another_origin() {
+async fn a_different_scheme_host_or_port_is_a_different_origin() {
     for location in
         ["https://127.0.0.1:1/", "http://localhost:1/", "//127.0.0.1:1/", "http://[::1]:1/", "ftp://127.0.0.1/"]
     {
@@ -81,7 +81,7 @@ async fn redirect_loops_end() {
 }
 
 #[tokio::test]
-async fn the_key_is_in_no_output_log_or_error() {
+async fn the_key_does_not_appear_in_output_logs_or_errors() {
     const KEY: &str = "sk-5f0d1c7e9a3b-do-not-show";
     let elsewhere = Scripted::answering(Reply::status(200, "")).await;
     let services = [
@@ -115,7 +115,7 @@ async fn the_key_is_in_no_output_log_or_error() {
         "credentials",
         "from the environment: FlipswitchProvider",
     ] {
-        assert!(said.contains(expected), "the session did not come to {expected}: {said}");
+        assert!(said.contains(expected), "the session did not print {expected}: {said}");
     }
     assert!(services[0].received().iter().any(|request| request.header("x-api-key") == Some(KEY)), "it is sent");
     let shown: Vec<_> = said.lines().filter(|line| line.contains("5f0d1c7e9a3b")).collect();

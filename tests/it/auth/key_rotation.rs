@@ -1,4 +1,4 @@
-//! Setting another API key at runtime, before the old one expires or after it was rejected.
+//! Replacing the API key at runtime, before the old key expires or after it was rejected.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -24,9 +24,9 @@ use crate::support::{
     user,
 };
 
-/// A rotation announces itself on the stream, and the application sets the new key.
+/// The stream announces a rotation, and the application sets the new key.
 #[tokio::test]
-async fn replacing_a_valid_key_interrupts_nothing() {
+async fn replacing_a_valid_key_causes_no_interruption() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = connected(&service).await;
     let mut events = provider.events();
@@ -48,11 +48,11 @@ async fn replacing_a_valid_key_interrupts_nothing() {
 }
 
 #[tokio::test]
-async fn a_rotation_warns_that_visitors_will_be_new_ones_unless_there_is_a_secret() {
+async fn a_rotation_without_a_secret_warns_that_visitors_lose_their_identity() {
     for has_secret in [false, true] {
         let log = Log::of_this_thread();
         let service = LocalServer::start(json!({})).await.unwrap();
-        // On this thread, whose log is read.
+        // The provider runs on this thread, whose log is read.
         let builder = support::builder(&service).runtime(Handle::current());
         let builder = if has_secret { builder.secret("a secret of the whole fleet") } else { builder };
         let provider = builder.build().unwrap();
@@ -88,7 +88,7 @@ async fn a_rejected_key_is_reported_once_and_a_new_key_recovers_immediately() {
 
 #[tokio::test]
 async fn etags_of_the_old_key_are_not_sent_with_a_new_key() {
-    // Two environments, with tags that happen to be equal.
+    // Two environments have the same tag by chance.
     let service = Scripted::start(|request, _| {
         let value = request.header("x-api-key").unwrap_or_default().to_owned();
         if request.header("if-none-match").is_some() {
@@ -131,7 +131,7 @@ async fn a_request_sent_with_the_old_key_does_not_affect_health() {
     provider.set_api_key("good").unwrap();
     held.add_permits(100);
     in_time(waits).await.unwrap();
-    // Neither a pause of five minutes nor a fatal error comes of it.
+    // It causes neither a pause of five minutes nor a fatal error.
     assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
     in_time(provider.ready(PATIENCE)).await.unwrap();
     assert_ne!(provider.health().state, HealthState::Unauthorized);
@@ -194,7 +194,7 @@ async fn ready_waits_for_the_latest_key() {
 
 #[tokio::test]
 async fn a_new_key_is_reported_as_a_change_of_all_flags() {
-    // Of the user only: the start-up context does not show it.
+    // The flag changes only for the user, so the start-up context does not show the change.
     let service = Scripted::start(|request, _| {
         let of_another = request.header("x-api-key") == Some("two") && !request.body.contains("_init_");
         let value = if of_another { 2 } else { 1 };

@@ -1,4 +1,4 @@
-//! OFREP services of any kind: how requests are authenticated, and what is never sent.
+//! The authentication and the headers of requests to OFREP services.
 
 use flipswitch::{Auth, ConfigError, FlipswitchProvider, FlipswitchProviderBuilder, integration::Anonymous};
 use flipswitch_axum::FlipswitchLayer;
@@ -20,7 +20,7 @@ async fn service() -> Scripted {
     Scripted::answering(Reply::json(json!({"flags": [{"key": "f", "value": true}]}))).await
 }
 
-/// Builds the provider, reads a flag, and returns the headers that were sent, without those of HTTP.
+/// Builds the provider, reads a flag, and returns the headers that were sent, except those of the HTTP client.
 async fn sent(service: &Scripted, builder: FlipswitchProviderBuilder) -> Vec<String> {
     let before = service.received().len();
     let provider = builder.build().unwrap();
@@ -34,7 +34,7 @@ async fn sent(service: &Scripted, builder: FlipswitchProviderBuilder) -> Vec<Str
 }
 
 #[tokio::test]
-async fn requests_carry_the_chosen_credential_and_headers_and_nothing_of_flipswitch() {
+async fn requests_carry_only_the_chosen_credential_and_headers() {
     let service = service().await;
     assert_eq!(sent(&service, ofrep(&service)).await, [""; 0]);
     assert_eq!(sent(&service, ofrep(&service).auth(Auth::None).telemetry(true)).await, [""; 0]);
@@ -44,13 +44,13 @@ async fn requests_carry_the_chosen_credential_and_headers_and_nothing_of_flipswi
     assert_eq!(sent(&service, bearer).await, ["authorization: bearer a.b", "flagd-selector: source=x"]);
     let basic = ofrep(&service).header("x-a", "1").header("X-A", " 2 ").header("authorization", "Basic eA==");
     assert_eq!(sent(&service, basic).await, ["authorization: basic ea==", "x-a: 2"]);
-    // Flipswitch may be behind a gateway that wants a header.
+    // Flipswitch may be behind a gateway that requires a header.
     let flipswitch = FlipswitchProvider::builder("k").base_url(service.url()).telemetry(false).enable_realtime(false);
     assert_eq!(sent(&service, flipswitch.header("x-a", "1")).await, ["x-a: 1", "x-api-key: k"]);
 }
 
 #[test]
-fn headers_that_cannot_be_sent_are_refused_by_name() {
+fn invalid_headers_are_rejected_with_their_name() {
     let builder = || FlipswitchProvider::ofrep("http://flags.example").auth(Auth::Bearer("token".into()));
     for (name, value, problem) in [
         ("x-a", "secret\r\nx-evil: 1", "cannot carry"),
@@ -66,7 +66,7 @@ fn headers_that_cannot_be_sent_are_refused_by_name() {
         let text = error.to_string();
         assert!(text.contains(&format!("{name:?}")) && text.contains(problem) && !text.contains("secret"), "{text}");
     }
-    // The name may be a part of a secret.
+    // An invalid name may be part of a secret, so the error does not contain it.
     for name in ["a-secret b", "", "secret/x"] {
         let error = builder().header(name, "secret").build().unwrap_err().to_string();
         assert!(error.contains("characters)") && error.contains("no header") && !error.contains("secret"), "{error}");
@@ -85,7 +85,7 @@ fn headers_that_cannot_be_sent_are_refused_by_name() {
 }
 
 #[tokio::test]
-async fn a_token_is_replaced_at_run_time_and_a_missing_one_is_not() {
+async fn a_token_can_be_replaced_at_run_time_but_not_added() {
     let service = LocalServer::builder().flags(json!({"f": true})).api_key("first-token").start().await.unwrap();
     let builder = || FlipswitchProvider::ofrep(service.url()).miss_wait(PATIENCE);
     let provider = builder().auth(Auth::Bearer("wrong".into())).build().unwrap();
@@ -102,7 +102,7 @@ async fn a_token_is_replaced_at_run_time_and_a_missing_one_is_not() {
 }
 
 #[tokio::test]
-async fn a_redirect_to_another_origin_receives_nothing() {
+async fn a_redirect_to_another_origin_is_not_followed() {
     let elsewhere = service().await;
     let target = elsewhere.url();
     let moved = Scripted::answering(Reply::status(307, "").with("location", target)).await;
@@ -112,9 +112,9 @@ async fn a_redirect_to_another_origin_receives_nothing() {
     provider.shutdown().await;
 }
 
-/// Without a key there is nothing to derive the key of cookies from.
+/// Without a key or a secret, the key of cookies cannot be derived.
 #[tokio::test]
-async fn cookies_without_a_secret_are_warned_of_once() {
+async fn cookies_without_a_secret_cause_one_warning() {
     let build = |builder: FlipswitchProviderBuilder| builder.runtime(Handle::current()).build().unwrap();
     let ofrep = || FlipswitchProvider::ofrep("http://127.0.0.1:9");
     for (provider, is_warned) in [

@@ -1,4 +1,4 @@
-//! Responses that say that the API key is refused, with and without a key that is.
+//! Responses that refuse the API key, with keys that are valid and keys that are not.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use crate::support::{self, PATIENCE, events::connected, eventually, in_time, use
 
 const PAGE: &str = "<!doctype html><title>Forbidden</title>";
 
-/// Time in which a refused key is confirmed: one second, and some on a busy machine.
+/// The time limit for the confirmation of a refused key: one second, and a margin for a busy machine.
 const CONFIRMED: Duration = Duration::from_secs(3);
 
-/// A refused key is asked again after 5 seconds.
+/// The time limit for the acceptance of a refused key, which is tried again after 5 seconds.
 const ACCEPTED: Duration = Duration::from_secs(8);
 
 async fn service() -> LocalServer {
@@ -32,7 +32,7 @@ fn is_accepted(provider: &FlipswitchProvider) {
 }
 
 #[tokio::test]
-async fn one_page_of_a_firewall_costs_one_user_some_seconds() {
+async fn a_page_of_a_firewall_delays_only_one_user_by_some_seconds() {
     let service = service().await;
     let provider = connected(&service).await;
     let fault = service.faults().add(forbidden().html(PAGE).times(1)).unwrap();
@@ -55,7 +55,7 @@ async fn one_page_of_a_firewall_costs_one_user_some_seconds() {
 }
 
 #[tokio::test]
-async fn an_attribute_that_is_forbidden_is_no_refused_key() {
+async fn a_forbidden_attribute_does_not_count_as_a_refused_key() {
     let service = service().await;
     let provider = connected(&service).await;
     let message = json!({"message": "forbidden"});
@@ -63,11 +63,11 @@ async fn an_attribute_that_is_forbidden_is_no_refused_key() {
     let contexts: Vec<EvaluationContext> =
         (0..10).map(|id| user(&format!("forbidden-{id}")).with_custom_field("query", "' or 1=1")).collect();
     let mut id = 0;
-    // Each of them is requested when it is first read, and twice or more after its waits.
+    // Each context is requested at its first read, and at least twice after its backoffs.
     while service.faults().applied(fault) < 3 * contexts.len() as u64 {
         for context in &contexts {
             let flags = in_time(provider.flags(context)).await;
-            assert!(!flags.bool("f", false) && flags.error().is_some(), "there are no flags for it");
+            assert!(!flags.bool("f", false) && flags.error().is_some(), "this context has no flags");
         }
         id += 1;
         let flags = in_time(provider.flags(&user(&id.to_string()))).await;
@@ -105,7 +105,7 @@ async fn a_first_response_that_refuses_the_key_does_not_fail_the_start() {
 }
 
 #[tokio::test]
-async fn a_key_that_is_refused_for_everything_is_reported_and_probed() {
+async fn a_key_that_all_requests_are_refused_for_is_reported_and_probed() {
     let service = service().await;
     let provider = connected(&service).await;
     assert!(in_time(provider.flags(&user("known"))).await.bool("f", false));
@@ -129,7 +129,7 @@ async fn a_key_that_is_refused_for_everything_is_reported_and_probed() {
     assert!(accepted.elapsed() < ACCEPTED, "{:?}", accepted.elapsed());
     eventually(async || provider.health().state == HealthState::Streaming).await;
     eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
-    // The stream works again as well.
+    // The stream also works again.
     service.set_flag("f", false);
     eventually(async || !provider.flags(&user("known")).await.bool("f", true)).await;
 }
@@ -150,7 +150,7 @@ async fn a_key_that_is_refused_at_the_start_is_probed() {
     assert!(accepted.elapsed() < ACCEPTED, "{:?}", accepted.elapsed());
     in_time(provider.ready(PATIENCE)).await.unwrap();
     is_accepted(&provider);
-    // The stream does not wait for its own probe, which comes minutes later.
+    // The stream does not wait for its own probe, which is due minutes later.
     eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
     assert!(accepted.elapsed() < ACCEPTED, "{:?}", accepted.elapsed());
 }

@@ -1,4 +1,4 @@
-//! Servers of other projects, and exactly where they differ from OFREP.
+//! Servers of other projects, and the requirements of OFREP that they do not meet.
 
 use std::path::Path;
 
@@ -6,15 +6,15 @@ use flipswitch_tools::conformance::{Report, Service, check};
 
 use crate::support::{in_time, peer::Peer, sample_flags};
 
-/// The rows that fail with the HTTP layer of fast-feature, which flagd's evaluator has here as well.
+/// The requirements that the HTTP layer of fast-feature does not meet. flagd's evaluator has the same HTTP layer here.
 const FAILURES: [&str; 9] = [
-    // It rejects with 422 what it cannot read.
+    // The server rejects requests that it cannot parse with 422.
     "empty-body",
     "not-json",
     "context-no-object",
-    // It decodes the key before it looks for the route.
+    // The server decodes the key before it selects the route.
     "encoded-slash",
-    // It compares the text of the header.
+    // The server compares the text of the header.
     "tag-list",
     "tag-weak",
     "tag-any",

@@ -42,14 +42,14 @@ async fn the_local_service_conforms_with_event_streams() {
         LocalServer::builder().flags(sample_flags()).api_key("secret").event_streams(true).start().await.unwrap();
     let report = report(Service::new(&service.url()).unwrap().header("authorization", "Bearer secret").unwrap()).await;
     assert_eq!(report.failures(), [""; 0], "{report}");
-    // It leaves the delay to the clients.
+    // The local service leaves the delay to the clients.
     assert_eq!(report.not_applicable(), ["streams-inactivity"], "{report}");
     service.shutdown().await;
 }
 
 #[tokio::test]
 async fn a_service_that_ignores_requests_fails() {
-    // One response to all requests.
+    // The service sends the same response to all requests.
     let response = Reply::json(json!({"flags": [{"key": "f", "value": true}], "key": "f", "value": false}));
     let service = Scripted::answering(response).await;
     let report = report(Service::new(&service.url()).unwrap().header("authorization", "Bearer secret").unwrap()).await;
@@ -137,8 +137,8 @@ async fn wrong_event_streams_fail() {
 }
 
 #[tokio::test]
-async fn credentials_are_in_no_report() {
-    // The service says what it should not: in a content type and in an error code.
+async fn reports_do_not_contain_credentials() {
+    // The service repeats the credentials in a content type and in an error code.
     let service = Scripted::start(|request, _| match request.header("x-api-key") {
         Some(key) => Reply::status(400, json!({"errorCode": key})).with("content-type", key),
         None => Reply::status(200, ""),
@@ -153,7 +153,7 @@ async fn credentials_are_in_no_report() {
 }
 
 #[tokio::test]
-async fn a_service_that_is_not_there_cannot_be_checked() {
+async fn an_unreachable_service_cannot_be_checked() {
     let service = Service::new(&format!("http://{}", closed_port())).unwrap();
     assert!(matches!(check(&service).await, Err(Error::Unreachable(_))));
     for url in ["", "example.com", "ftp://example.com", "http://user:password@example.com"] {
@@ -162,7 +162,7 @@ async fn a_service_that_is_not_there_cannot_be_checked() {
     assert_eq!(service.header("x-api-key", "a\nb").unwrap_err(), Error::Header("x-api-key".to_owned()));
 }
 
-/// A service that ignores everything but the path.
+/// A service that ignores everything except the path.
 fn answer_with_streams(request: &Received, streams: &Value) -> Reply {
     let flag = json!({"key": "f", "value": true, "reason": "STATIC", "eventStreams": streams});
     Reply::json(if request.is_bulk() { json!({"flags": [flag], "eventStreams": streams}) } else { flag })
@@ -172,7 +172,7 @@ async fn report(service: Service) -> Report {
     in_time(check(&service)).await.unwrap()
 }
 
-/// Returns what was seen instead of what a row demands.
+/// Returns what the report says about a requirement that is not met.
 fn seen<'a>(report: &'a Report, name: &str) -> &'a str {
     match &report.rows().iter().find(|row| row.rule.name == name).unwrap().outcome {
         Outcome::Fails(seen) => seen,

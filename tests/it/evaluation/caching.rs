@@ -1,4 +1,4 @@
-//! What evaluations cost: requests and allocations.
+//! The cost of evaluations: requests and allocations.
 
 use std::{
     sync::{
@@ -48,11 +48,11 @@ async fn reading_a_flag_allocates_nothing() {
     assert_eq!(allocations(&mut || assert!(!flags.bool("unknown", false))), 0);
     let written = Context::user("user-123").with("plan", "premium").with("age", 42).with("beta", true);
     let prepared = written.clone().prepared();
-    let cached = |flags: Option<Flags>| assert!(flags.expect("answered from memory").bool("flag-50", false));
+    let cached = |flags: Option<Flags>| assert!(flags.expect("flags are in memory").bool("flag-50", false));
     assert_eq!(allocations(&mut || cached(provider.flags(&context).now_or_never())), 0);
     assert_eq!(allocations(&mut || cached(provider.flags(&written).now_or_never())), 0);
     assert_eq!(allocations(&mut || cached(provider.flags(&prepared).now_or_never())), 0);
-    // Found in the cache once or twice, so that the thread does not remember them.
+    // These contexts are found in the cache once or twice, so the thread does not remember them.
     let others = ["one", "two", "three"].map(|key| user(key).with_custom_field("plan", "premium"));
     let written = ["one", "two"].map(|key| Context::user(key).with("plan", "premium"));
     let prepared = Context::user("three").with("plan", "premium").prepared();
@@ -72,20 +72,20 @@ async fn reading_a_flag_allocates_nothing() {
     assert!(disabled.evaluation("off").unwrap().value.is_null());
     assert_eq!(allocations(&mut || assert!(!disabled.bool("off", false))), 0);
     assert_eq!(allocations(&mut || assert!(disabled.bool("string", true))), 0);
-    // The counter counts.
+    // Checks that the counter counts.
     assert!(allocations(&mut || drop(std::hint::black_box(flags.to_json()))) > 0);
 }
 
-/// Users, and reads of each before and after a change; each read is of several flags.
+/// The number of users, and of the reads of each user before and after a change. Each read reads several flags.
 const USERS: usize = 1_000;
 const READS: usize = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn each_user_costs_one_request_and_one_more_after_a_change() {
     let service = Arc::new(LocalServer::start(support::whoami((0..USERS).map(|id| id.to_string()))).await.unwrap());
-    // A thousand requests take a while here, and no reader may take a stale answer.
+    // A thousand requests take some time, and no reader may get stale flags.
     let provider = builder(&service).stale_wait(support::PATIENCE).build().unwrap();
-    // The stream is open before anything is counted: its opening counts as a change.
+    // Requests are counted after the stream has opened, because its opening counts as a change.
     provider.ready(support::PATIENCE).await.unwrap();
     eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
     let opened = user("opened");
@@ -109,11 +109,11 @@ async fn each_user_costs_one_request_and_one_more_after_a_change() {
     assert_eq!(support::evaluations(&service) - before, USERS);
 
     service.set_flag("extra", 7);
-    // The news has arrived when somebody sees it.
+    // The change has arrived once a read returns the new value.
     eventually(async || provider.flags(&opened).await.int("extra", 0) == 7).await;
     let (before, unchanged) = (support::evaluations(&service), provider.stats().not_modified);
     everybody_reads(Some(7)).await;
-    // Two seconds after an event everything is asked once more, which a slow machine may come to; that costs no answer.
+    // Two seconds after an event, all flags are requested once more, which may happen on a slow machine. The response is a 304.
     let unchanged = usize::try_from(provider.stats().not_modified - unchanged).unwrap();
     assert_eq!(support::evaluations(&service) - before - unchanged, USERS);
     assert!(unchanged <= USERS);
@@ -140,7 +140,7 @@ async fn cancelled_and_panicking_callers_do_not_affect_others() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = builder(&service).enable_realtime(false).build().unwrap();
     for _ in 0..100 {
-        // Polled once, which starts the request, and dropped.
+        // The future is polled once, which starts the request, and then dropped.
         assert!(provider.flags(&user("u")).now_or_never().is_none_or(|flags| flags.bool("on", false)));
         let provider = provider.clone();
         let panics = tokio::spawn(async move {
@@ -180,7 +180,7 @@ async fn concurrent_requests_are_bounded() {
         async move { provider.flags(&user(&id.to_string())).await }
     }));
     let reads = tokio::spawn(reads);
-    // Contexts without flags, that of the start-up check among them, have half of the permits.
+    // Contexts without flags, including the start-up context, have half of the permits.
     eventually(async || provider.stats().throttling.queued_requests == 48 && service.received().len() == 3).await;
     provider.shutdown().await;
     assert!(in_time(reads).await.unwrap().iter().all(|flags| flags.error().is_some()));
@@ -188,7 +188,7 @@ async fn concurrent_requests_are_bounded() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_change_during_a_request_makes_its_answer_stale() {
+async fn a_change_during_a_request_makes_its_response_stale() {
     const CHANGE: &str = "event: flag-updated\ndata: {\"flagKey\":\"f\"}\n\n";
     let (released, events) = (Arc::new(Semaphore::new(0)), broadcast::channel(16).0);
     let service = {
@@ -211,7 +211,7 @@ async fn a_change_during_a_request_makes_its_answer_stale() {
         let provider = provider.clone();
         tokio::spawn(async move { provider.flags(&user(id)).await.int("version", -1) })
     };
-    // The provider has opened the stream and heard of a change when it asks again for somebody whom it knew.
+    // Once the provider requests the flags of a known user again, it has opened the stream and received a change.
     let heard_of_a_change = async || {
         in_time(read("witness")).await.unwrap();
         let before = asked("witness");
@@ -226,14 +226,14 @@ async fn a_change_during_a_request_makes_its_answer_stale() {
     let first = read("u");
     eventually(async || asked("u") == 1).await;
     heard_of_a_change().await;
-    // Begun after the change: the request under way is too old for it, and a second one is made beside it.
+    // This read begins after the change. The request in flight is too old for it, so a second request is sent.
     let second = read("u");
     eventually(async || asked("u") == 2).await;
     released.add_permits(2);
     assert_eq!(in_time(second).await.unwrap(), 2);
     assert!(in_time(first).await.unwrap() > 0);
 
-    // An answer that is under way when the change arrives is stale, even without another read meanwhile.
+    // A response to a request that is in flight during the change is stale, even without another read in the meantime.
     heard_of_a_change().await;
     let third = read("u");
     eventually(async || asked("u") == 3).await;
@@ -277,7 +277,7 @@ async fn cache_ttl_applies_while_the_stream_is_open() {
         .polling_interval(Duration::from_secs(3_600))
         .build()
         .unwrap();
-    // More often than the one opening of the stream, which counts as a change, would explain.
+    // There are more requests than the opening of the stream causes, which counts as a change.
     eventually(async || {
         in_time(provider.flags(&user("u"))).await;
         service.received().iter().filter(|request| request.body.contains("\"u\"")).count() > 3
@@ -285,7 +285,7 @@ async fn cache_ttl_applies_while_the_stream_is_open() {
     .await;
 }
 
-/// Starts a service with one answer, whose `ETag` never changes. Its `304` responses can be held back.
+/// Starts a service with one response, whose `ETag` never changes. Its `304` responses can be delayed.
 async fn unchanging(held: Option<Arc<Semaphore>>) -> Scripted {
     Scripted::start(move |request, _| {
         if request.header("if-none-match") != Some("\"1\"") {
@@ -304,7 +304,7 @@ fn asked_for_u(service: &Scripted) -> usize {
 }
 
 #[tokio::test]
-async fn not_modified_makes_a_stale_answer_fresh() {
+async fn not_modified_makes_a_stale_flag_set_fresh() {
     let service = unchanging(None).await;
     let provider =
         support::unattended(service.url(), Duration::from_secs(1)).stale_wait(support::PATIENCE).build().unwrap();
@@ -319,13 +319,13 @@ async fn not_modified_makes_a_stale_answer_fresh() {
         let flags = in_time(provider.flags(&user("u"))).await;
         assert!(flags.bool("on", false) && !flags.is_stale());
     }
-    // A machine that takes a second for that may ask once more.
+    // A machine that takes a second for this may send one more request.
     let again = asked_for_u(&service) - asked;
     assert!(again as u64 <= began.elapsed().as_secs(), "{again} requests");
 }
 
 #[tokio::test]
-async fn not_modified_after_a_change_makes_an_answer_fresh() {
+async fn not_modified_after_a_change_makes_a_flag_set_fresh() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = builder(&service).stale_wait(support::PATIENCE).build().unwrap();
     provider.ready(support::PATIENCE).await.unwrap();
@@ -340,7 +340,7 @@ async fn not_modified_after_a_change_makes_an_answer_fresh() {
     for _ in 0..50 {
         assert!(!in_time(provider.flags(&user("u"))).await.is_stale());
     }
-    // One more for the second look after an event.
+    // One more request is sent at the end of the echo window.
     assert!(support::evaluations(&service) <= 3, "{}", support::evaluations(&service));
 }
 
@@ -356,7 +356,7 @@ async fn not_modified_works_after_the_entry_was_evicted() {
     assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
     let mut read = None;
     eventually(async || {
-        // Once its answer has aged, it is asked for again.
+        // Once the flags have aged, they are requested again.
         let provider = provider.clone();
         let mut reads = Box::pin(async move { provider.flags(&user("u")).await });
         if futures_util::poll!(&mut reads).is_pending() {

@@ -60,7 +60,7 @@ fn every_type_is_read_as_declared() {
 }
 
 #[test]
-fn a_missing_flag_and_one_of_another_type_give_the_default() {
+fn a_missing_flag_and_a_flag_of_another_type_return_the_default() {
     let other = json!({
         "on": "true", "limit": 2.5, "ratio": "2", "theme": 1, "shape": {"sides": 300}, "table": [], "maybe": 1,
         "raw": null,
@@ -78,7 +78,7 @@ fn a_missing_flag_and_one_of_another_type_give_the_default() {
 }
 
 #[test]
-fn defaults_are_of_the_flags_own_type() {
+fn defaults_have_the_type_of_the_flag() {
     let flags = flags(json!({}));
     assert_eq!((flags.get(Large), flags.get(Index)), (u64::MAX, 3_000_000_000));
     assert_eq!((flags.get(Whole), flags.get(Short)), (1.0, 0.5));
@@ -86,10 +86,10 @@ fn defaults_are_of_the_flags_own_type() {
 }
 
 #[test]
-fn a_float_without_a_fraction_is_a_whole_number() {
+fn a_float_without_a_fraction_can_be_read_as_an_integer() {
     let flags = flags(json!({"limit": 42.0, "ratio": 42}));
     assert_eq!((flags.get(Limit), flags.get(Small), flags.get(Ratio)), (42, 42, 42.0));
-    // The same rule where the type is given by the caller.
+    // The same rule applies if the caller selects the type.
     assert_eq!(flags.object("limit", 0_u16), 42);
     assert_eq!(flags.object("limit", -1.0), 42.0);
 }
@@ -102,7 +102,7 @@ flipswitch::flags! {
     ListedFailing: bool = "failing", default false;
 }
 
-/// Starts a provider with declared flags. Returns whether it has started, and the warnings.
+/// Starts a provider with declared flags. Returns whether the start succeeded, and the warnings.
 async fn start(service: &LocalServer, required: bool) -> (Result<(), ReadyError>, Vec<String>) {
     let log = Log::of_this_thread();
     let lifespan = Lifespan::builder(provider(service)).declared(LISTED).require_declared(required);
@@ -118,7 +118,7 @@ async fn start(service: &LocalServer, required: bool) -> (Result<(), ReadyError>
 }
 
 #[tokio::test]
-async fn a_start_warns_once_of_declared_flags_that_the_service_does_not_have() {
+async fn the_start_warns_once_about_declared_flags_that_the_service_does_not_have() {
     let service =
         LocalServer::start(json!({"on": true, "theme": 7, "new-checkout": true, "failing": true})).await.unwrap();
     service.faults().add(Fault::on(Endpoint::Bulk).flag_error("failing", "GENERAL")).unwrap();
@@ -140,7 +140,7 @@ async fn a_start_warns_once_of_declared_flags_that_the_service_does_not_have() {
 }
 
 #[tokio::test]
-async fn nothing_is_missing_while_the_service_is_away() {
+async fn no_declared_flags_are_reported_missing_while_the_service_is_unavailable() {
     let lifespan = Lifespan::builder(support::provider_of_nothing()).declared(LISTED).require_declared(true);
     let log = Log::of_this_thread();
     let lifespan = in_time(lifespan.ready_timeout(Duration::from_millis(1)).start()).await.unwrap();
@@ -149,7 +149,7 @@ async fn nothing_is_missing_while_the_service_is_away() {
 }
 
 #[tokio::test]
-async fn a_flag_says_why_it_has_its_value() {
+async fn why_explains_the_value_of_a_flag() {
     let service = LocalServer::start(json!({"flags": {
         "new-checkout": {
             "state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": "off",

@@ -52,7 +52,7 @@ async fn the_log_and_the_errors_name_the_proxy() {
 }
 
 #[tokio::test]
-async fn a_port_without_tls_is_named() {
+async fn an_https_url_with_a_port_without_tls_is_explained() {
     let service = LocalServer::start(json!({})).await.unwrap();
     let url = service.url().replace("http://", "https://");
     let provider = FlipswitchProvider::builder("key").base_url(url).build().unwrap();
@@ -63,7 +63,7 @@ async fn a_port_without_tls_is_named() {
 }
 
 #[tokio::test]
-async fn there_is_a_user_agent_unless_the_factory_sets_another() {
+async fn the_provider_sends_its_user_agent_unless_the_factory_sets_another() {
     let ours = concat!("flipswitch-rust/", env!("CARGO_PKG_VERSION"));
     let headers = || [(reqwest::header::ACCEPT_LANGUAGE, "de".parse().unwrap())].into_iter().collect();
     type Factory = fn() -> reqwest::ClientBuilder;
@@ -102,7 +102,7 @@ async fn the_http_client_factory_is_used_for_requests_and_stream() {
         .http_client(move || {
             count.fetch_add(1, Ordering::Relaxed);
             let headers = http::HeaderMap::from_iter([(http::header::FORWARDED, "for=proxy".parse().unwrap())]);
-            // Time-outs of the factory do not cut the stream.
+            // A time-out that the factory sets does not end the stream.
             reqwest::Client::builder().default_headers(headers).timeout(Duration::from_nanos(1))
         })
         .build()

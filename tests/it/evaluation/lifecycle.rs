@@ -1,4 +1,4 @@
-//! Evaluation in every state of a provider, and from every kind of caller.
+//! Evaluations in every state of a provider, and from every kind of caller.
 
 use std::{thread, time::Duration};
 
@@ -69,7 +69,7 @@ async fn after_shutdown_evaluation_returns_last_values_or_defaults() {
     assert!(matches!(flags.error(), Some(Error::ShutDown)));
     assert!(matches!(flags.evaluation("on"), Err(FlagError::Unavailable(Error::ShutDown))));
     let known = in_time(provider.flags(&user("known"))).await;
-    assert!(known.bool("on", false) && known.is_stale(), "the last values stay, and say what they are");
+    assert!(known.bool("on", false) && known.is_stale(), "the last values remain, and are stale");
     assert!(matches!(known.error(), Some(Error::ShutDown)));
     let error = in_time(provider.resolve_bool_value("on", &user("u"))).await.unwrap_err();
     assert_eq!(error.code, EvaluationErrorCode::ProviderNotReady);
@@ -99,7 +99,7 @@ async fn with_the_service_down_evaluation_returns_defaults_and_the_error() {
 }
 
 #[tokio::test]
-async fn bootstrap_values_are_used_until_the_service_answers() {
+async fn bootstrap_values_are_used_until_the_service_responds() {
     let (address, taken) = support::port_taken();
     let provider = FlipswitchProvider::builder("key")
         .base_url(format!("http://{address}"))
@@ -126,7 +126,7 @@ async fn the_provider_becomes_ready_when_the_service_comes_up() {
     assert!(in_time(provider.ready(Duration::from_millis(20))).await.is_err());
     drop(taken);
     let _service = LocalServer::builder().listen(address).start().await.unwrap();
-    // Without evaluations, the start-up check alone is retried.
+    // Without evaluations, only the start-up request is retried.
     in_time(provider.ready(support::PATIENCE)).await.unwrap();
 }
 
@@ -141,11 +141,11 @@ async fn a_rejected_key_fails_ready_immediately() {
 }
 
 #[tokio::test]
-async fn shutdown_does_not_wait_for_a_service_that_never_answers() {
+async fn shutdown_does_not_wait_for_a_service_that_never_responds() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let provider = FlipswitchProvider::builder("key")
         .base_url(format!("http://{}", silent.local_addr().unwrap()))
-        // Nothing but shutdown ends the request within the test's patience.
+        // Within the time limit of the test, only the shutdown ends the request.
         .request_timeout(10 * support::PATIENCE)
         .build()
         .unwrap();
@@ -174,7 +174,7 @@ fn two_single_threaded_runtimes_share_a_provider() {
                 for _ in 0..200 {
                     let flags = runtime.block_on(in_time_of(provider.flags(&user(id))));
                     assert_eq!(flags.string("whoami", "default"), id);
-                    // The other runtime must not need this one: it stands still between two calls.
+                    // The other runtime must not depend on this one, which does nothing between two calls.
                     thread::yield_now();
                 }
             });
@@ -211,7 +211,7 @@ fn a_configured_runtime_is_used_and_may_end() {
     pollster::block_on(async {
         assert!(provider.flags(&user("u")).await.bool("on", false));
         given.shutdown_background();
-        assert!(provider.flags(&user("u")).await.bool("on", false), "answered from memory");
+        assert!(provider.flags(&user("u")).await.bool("on", false), "flags are in memory");
         let flags = provider.flags(&user("other")).await;
         assert!(matches!(flags.error(), Some(Error::ShutDown)), "{:?}", flags.error());
         provider.shutdown().await;
@@ -229,7 +229,7 @@ async fn dropping_the_last_handle_shuts_the_provider_down() {
     let (mut connection, _) = in_time(silent.accept()).await.unwrap();
     drop(provider);
     let ready = in_time(other.ready(Duration::from_millis(10))).await;
-    assert!(matches!(ready, Err(ReadyError::Timeout)), "one handle is left: {ready:?}");
+    assert!(matches!(ready, Err(ReadyError::Timeout)), "there is still a handle: {ready:?}");
     drop(other);
     in_time(connection.read_to_end(&mut Vec::new())).await.ok();
 }
@@ -264,7 +264,7 @@ async fn a_targeting_key_that_cannot_be_sent_is_rejected_without_a_request() {
 }
 
 #[tokio::test]
-async fn the_same_attributes_are_one_context_however_they_are_passed() {
+async fn equal_attributes_are_one_context_however_they_are_passed() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = builder(&service).enable_realtime(false).build().unwrap();
     let since = OffsetDateTime::from_unix_timestamp(1_768_991_400).unwrap();
@@ -295,7 +295,7 @@ async fn the_same_attributes_are_one_context_however_they_are_passed() {
 }
 
 #[tokio::test]
-async fn flags_that_a_thread_remembers_end_with_the_key_and_the_provider() {
+async fn remembered_flags_are_replaced_after_a_new_key_and_stale_after_shutdown() {
     let service = LocalServer::start(json!({"version": 1})).await.unwrap();
     let provider = builder(&service).enable_realtime(false).build().unwrap();
     let context = user("u");
@@ -304,7 +304,7 @@ async fn flags_that_a_thread_remembers_end_with_the_key_and_the_provider() {
     }
     service.set_flag("version", 2);
     for _ in 0..5 {
-        assert_eq!(provider.flags(&context).await.int("version", 0), 1, "nothing announces the change");
+        assert_eq!(provider.flags(&context).await.int("version", 0), 1, "the change is not announced");
     }
     provider.set_api_key(service.api_key()).unwrap();
     for _ in 0..5 {
@@ -328,10 +328,10 @@ async fn each_attribute_that_cannot_be_sent_is_reported_once() {
         assert!(provider.flags(&prepared).await.bool("on", false));
         assert!(provider.flags(&fields).await.bool("on", false));
     }
-    // Twice for the prepared context, and once for each of the other ones.
+    // The prepared context is evaluated twice, and each of the others once.
     assert_eq!(provider.stats().attributes_left_out, 5);
     drop(provider.flags(Context::from(prepared).with("lat", f64::NAN)).await);
-    assert_eq!(provider.stats().attributes_left_out, 6, "only what is new");
+    assert_eq!(provider.stats().attributes_left_out, 6, "only new contexts count");
     let warnings = log.lines();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     for (name, reason) in [("lat", "JSON cannot express NaN"), ("targetingKey", "it would replace the targeting key")] {

@@ -22,7 +22,7 @@ use crate::support::{
     user,
 };
 
-/// Returns whether a request is about a user.
+/// Returns whether a request is for a user.
 fn is_about(request: &Received, id: &str) -> bool {
     request.body.contains(&format!("\"{id}\""))
 }
@@ -56,7 +56,7 @@ async fn begin(reads: &mut JoinSet<()>, provider: &FlipswitchProvider, id: &'sta
         waits
     })
     .await;
-    // Its request takes its place in the queue.
+    // The request of this user is now in the queue.
     for _ in 0..10 {
         task::yield_now().await;
     }
@@ -83,7 +83,7 @@ async fn requests_for_cached_users_are_sent_first() {
         .unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
     assert!(in_time(provider.flags(&user("known"))).await.bool("on", false));
-    // Its answer has aged when it is asked for again.
+    // The flags have aged when they are requested again.
     eventually(async || {
         provider.flags(&user("known")).await;
         asked(&service, "known") > 1
@@ -103,7 +103,7 @@ async fn requests_for_cached_users_are_sent_first() {
     }
     let order: Vec<_> = service.received().split_off(before).into_iter().map(|request| request.body).collect();
     assert!(order[0].contains("known"), "{order:?}");
-    assert!(order[1].contains("new-2") && order[2].contains("new-1"), "the newest first: {order:?}");
+    assert!(order[1].contains("new-2") && order[2].contains("new-1"), "the newest request is sent first: {order:?}");
 }
 
 #[tokio::test]
@@ -126,7 +126,7 @@ async fn queued_requests_are_not_sent_to_a_service_that_is_down() {
     for id in users {
         begin(&mut reads, &provider, id).await;
     }
-    // Three contexts fail, then that of the start-up check.
+    // Three contexts fail, and then the start-up context.
     released.add_permits(3);
     eventually(async || provider.stats().throttling.is_circuit_open).await;
     released.add_permits(10);
@@ -153,7 +153,7 @@ async fn a_rejected_context_is_requested_again_after_a_change() {
         .await
     };
     let provider = builder(&service).build().unwrap();
-    // Refused again and again, until the pause for this user alone is a long one: each change lets it be asked for.
+    // The context is rejected until its backoff is long. Each change allows a request for it.
     eventually(async || {
         events.send(CHANGE).ok();
         let flags = provider.flags(&user("odd")).await;
@@ -163,7 +163,7 @@ async fn a_rejected_context_is_requested_again_after_a_change() {
     .await;
     mended.store(true, Ordering::Relaxed);
     let refusals = asked(&service, "odd");
-    // Others are well meanwhile, and without a change nothing is tried.
+    // Other users get their flags in the meantime. Without a change, the context is not requested.
     for _ in 0..100 {
         assert!(in_time(provider.flags(&user("other"))).await.bool("on", false));
     }
@@ -174,13 +174,13 @@ async fn a_rejected_context_is_requested_again_after_a_change() {
         provider.flags(&user("odd")).await.bool("on", false)
     })
     .await;
-    assert!(began.elapsed() < Duration::from_secs(10), "the pause was waited for: {:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(10), "the change did not end the backoff: {:?}", began.elapsed());
 }
 
 #[tokio::test]
-async fn the_bytes_of_cached_contexts_and_answers_are_bounded() {
+async fn the_bytes_of_cached_contexts_and_flag_sets_are_bounded() {
     const LIMIT: usize = 4 << 20;
-    /// Large contexts, and large values that no other context has.
+    /// The size of contexts, and of values that no other context has.
     const LARGE: usize = 50_000;
     let service = Scripted::start(|request, before| {
         let own = if request.body.contains("by-value") { format!("{before:0>LARGE$}") } else { String::new() };
@@ -202,7 +202,7 @@ async fn the_bytes_of_cached_contexts_and_answers_are_bounded() {
 
 #[tokio::test]
 async fn connecting_fails_after_connect_timeout() {
-    // Nothing accepts connections, and the queue is full.
+    // The socket does not accept connections, and its queue is full.
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(1).unwrap();

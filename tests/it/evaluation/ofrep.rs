@@ -1,4 +1,4 @@
-//! OFREP, row by row: every answer that a service can give, and what each kind of caller reads from it.
+//! A table of OFREP responses, with the values that each kind of caller reads from them.
 #![expect(clippy::needless_pass_by_value, reason = "replies are written on the spot")]
 
 use std::time::Duration;
@@ -18,10 +18,10 @@ use crate::support::{
     user,
 };
 
-/// What a caller gets when it reads the flag `f` as one type: the value, or OpenFeature's error code.
+/// The result of reading the flag `f` as one type: the value, or OpenFeature's error code.
 type Read<T> = Result<T, &'static str>;
 
-/// What callers get for each of the five types.
+/// The results for each of the five types.
 #[derive(Clone, Debug, PartialEq)]
 struct Reads {
     bool: Read<bool>,
@@ -120,7 +120,7 @@ fn rows() -> Vec<(&'static str, Reply, Reads)> {
         ("2^63", raw("9223372036854775808"), Reads::number(None, 9_223_372_036_854_775_808.0)),
         ("1e300", raw("1e300"), Reads::number(None, 1e300)),
         ("1e999", raw("1e999"), Reads::failed("PARSE_ERROR")),
-        // Bulk as a whole.
+        // Whole responses.
         ("no flags", items(json!([])), Reads::failed("FLAG_NOT_FOUND")),
         ("404 with a body", Reply::status(404, json!({"errorCode": "FLAG_NOT_FOUND"})), Reads::failed("GENERAL")),
         ("404 empty", Reply::status(404, ""), Reads::failed("GENERAL")),
@@ -184,11 +184,11 @@ fn rows() -> Vec<(&'static str, Reply, Reads)> {
 }
 
 #[tokio::test]
-async fn all_readers_agree_on_every_answer() {
+async fn all_readers_agree_on_every_response() {
     for (number, (label, reply, expected)) in rows().into_iter().enumerate() {
         let label = format!("row {number}, {label}, {}", shown(&reply));
         let service = Scripted::answering(reply).await;
-        // A provider for each way of reading, so that none profits from another's memory.
+        // Each way of reading has its own provider, so they do not share a cache.
         let flags = in_time(provider(&service).flags(&user("u"))).await;
         assert_eq!(through_flags(&flags), expected.clone().with_defaults(), "{label}, through Flags");
         assert_eq!(in_time(through_resolve(&provider(&service))).await, expected, "{label}, through resolve");
@@ -206,7 +206,7 @@ async fn all_readers_agree_on_every_answer() {
             || ["array", "value absent", "value null"].iter().any(|odd| label.contains(odd));
         match in_time(provider.evaluate_flag("f", &user("u"))).await {
             Ok(Some(flag)) => assert!(has_a_value && flag.key == "f", "{label}: {flag}"),
-            // Only for a flag that the service does not have.
+            // `None` means that the service does not have the flag.
             Ok(None) => assert!(!has_a_value && expected == Reads::failed("FLAG_NOT_FOUND"), "{label}"),
             Err(error) => {
                 let is_unknown =
@@ -229,14 +229,14 @@ fn provider(service: &Scripted) -> FlipswitchProvider {
     FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false).build().unwrap()
 }
 
-/// Returns a provider whose answers are stale immediately, so that every evaluation sends a request.
+/// Returns a provider whose flags are stale immediately, so every evaluation sends a request.
 fn forgetful(service: &Scripted) -> FlipswitchProvider {
     let builder = FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false);
     builder.polling_interval(Duration::from_millis(1)).build().unwrap()
 }
 
 impl Reads {
-    /// What `Flags` gives: the default wherever there is an error.
+    /// The values that `Flags` returns: the default after an error.
     fn with_defaults(self) -> Self {
         Self {
             bool: Ok(self.bool.unwrap_or(false)),
@@ -285,7 +285,7 @@ async fn through_client(client: &Client) -> Reads {
     }
 }
 
-/// The outcome with its code's name; an error must name the flag.
+/// Returns the value, or the name of the error code. An error must name the flag.
 fn coded<T>(outcome: EvaluationResult<T>) -> Read<T> {
     outcome.map_err(|error| {
         let message = error.message.unwrap_or_default();
@@ -379,7 +379,7 @@ async fn requests_have_the_expected_headers_and_body() {
     assert!(request.header("x-flipswitch-runtime").unwrap().starts_with("rust/1."), "{request:?}");
     assert!(request.header("x-flipswitch-os").unwrap().contains('/'), "{request:?}");
     assert_eq!(request.header("x-flipswitch-features"), Some("sse=false"));
-    assert!(of("untold").header("x-flipswitch-sdk").is_none(), "telemetry can be switched off");
+    assert!(of("untold").header("x-flipswitch-sdk").is_none(), "telemetry can be disabled");
     let agent = concat!("flipswitch-rust/", env!("CARGO_PKG_VERSION"));
     assert!(received.iter().all(|request| request.header("user-agent") == Some(agent)), "{received:?}");
     // No flag key is ever part of a URL.
@@ -449,7 +449,7 @@ async fn not_modified_without_an_etag_is_an_error() {
         let service = Scripted::start(move |request, before| {
             assert!(request.header("if-none-match").is_none(), "{request:?}");
             match tag {
-                // The start-up check and the first evaluation are answered, in whatever order they come.
+                // The start-up request and the first evaluation get their responses, in any order.
                 None if before > 1 => Reply::status(304, ""),
                 None => value(json!(true)),
                 Some(tag) => value(json!(true)).with("etag", tag),

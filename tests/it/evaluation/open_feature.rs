@@ -95,7 +95,7 @@ async fn registering_does_not_wait_for_the_service() {
     assert_eq!(provider.status(), ProviderStatus::NotReady);
     let client = in_time(client("silent", &provider)).await;
     assert_eq!(client.metadata().name, "silent");
-    // Registering has started the provider: it asks the service without being asked for a flag.
+    // The registration has started the provider, which sends a request without an evaluation.
     in_time(silent.accept()).await.unwrap();
     assert_eq!(provider.status(), ProviderStatus::NotReady);
     in_time(provider.shutdown()).await;

@@ -1,4 +1,4 @@
-//! OFREP servers of other projects: the provider must understand their answers.
+//! OFREP servers of other projects: the provider must understand their responses.
 
 use std::{fs, io::Write, path::Path, time::Duration};
 
@@ -25,9 +25,9 @@ use crate::support::{
     user,
 };
 
-/// A service that compresses its answers, which the feature `gzip` allows, and one whose answer does not end.
+/// Tests a service that compresses its responses, which the feature `gzip` supports, and a service whose response does not end.
 #[tokio::test]
-async fn compressed_answers_are_read_up_to_their_limit() {
+async fn compressed_responses_are_read_up_to_their_limit() {
     let compressed = |body: &[u8]| {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
         encoder.write_all(body).unwrap();
@@ -59,7 +59,7 @@ async fn compressed_answers_are_read_up_to_their_limit() {
 }
 
 #[tokio::test]
-async fn answers_of_flagd_are_understood() {
+async fn responses_of_flagd_are_understood() {
     let peer = Peer::flagd(&Path::new(env!("CARGO_MANIFEST_DIR")).join("peers/flags.json"));
     let flagd = [
         ("disabled", "free", Says::Nothing(None, EvaluationReason::Disabled)),
@@ -70,10 +70,10 @@ async fn answers_of_flagd_are_understood() {
 }
 
 #[tokio::test]
-async fn answers_of_fast_feature_are_understood() {
+async fn responses_of_fast_feature_are_understood() {
     let peer = Peer::fast_feature();
     for (key, flag) in sample_flags()["flags"].as_object().unwrap() {
-        // Every flag has a default variant here, so there is none that leaves its value to the code.
+        // Here, every flag has a default variant, so no flag leaves its value to the code.
         let expected =
             if flag["defaultVariant"].is_null() { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::CREATED };
         assert_eq!(peer.create(key, flag).await, expected, "{key}");
@@ -82,24 +82,24 @@ async fn answers_of_fast_feature_are_understood() {
     assert_eq!(peer.create("null", &null).await, StatusCode::CREATED);
 
     let fast_feature = [
-        // A disabled flag is sent with the value of its default variant, and what is sent is the value.
+        // A disabled flag is sent with the value of its default variant, which the provider returns.
         ("disabled", "free", Says::Value(vec![Typed::Bool(true)], "on", EvaluationReason::Disabled)),
         ("code-default", "free", Says::Unknown),
-        // Null is left out of the answer, and the variant's name stays.
+        // Null is left out of the response, which still contains the name of the variant.
         ("null", "free", Says::Nothing(Some("none"), EvaluationReason::Static)),
         ("misdirected", "free", Says::Failed("PARSE_ERROR", EvaluationErrorCode::ParseError)),
     ];
     check(&peer, fast_feature).await;
 }
 
-/// An application in each framework, whose flags come from a service of others: extractor, gate, targeting, and a change that
+/// Tests applications in both frameworks with services of other projects: extractor, gate, targeting, and a change that
 /// polling finds.
 #[tokio::test]
-async fn applications_follow_the_services_of_others() {
+async fn applications_work_with_services_of_other_projects() {
     let folder = tempfile::tempdir().unwrap();
     let (file, written) = (folder.path().join("flags.json"), folder.path().join("flags.json~"));
     let write = |flags: &Value| {
-        // Renamed, so that no reader sees a part of it.
+        // The file is renamed, so no reader sees an incomplete file.
         fs::write(&written, json!({ "flags": flags }).to_string()).unwrap();
         fs::rename(&written, &file).unwrap();
     };
@@ -150,13 +150,13 @@ async fn applications_follow_the_services_of_others() {
     }
 }
 
-/// What a peer says about a flag.
+/// The result of a peer for a flag.
 enum Says {
-    /// A value, here as everything that it can be read as, with variant and reason.
+    /// A value for each type that it can be read as, with variant and reason.
     Value(Vec<Typed>, &'static str, EvaluationReason),
     /// No value, with variant and reason.
     Nothing(Option<&'static str>, EvaluationReason),
-    /// An OFREP error code, here with what OpenFeature makes of it.
+    /// An OFREP error code, with the error code of OpenFeature.
     Failed(&'static str, EvaluationErrorCode),
     /// There is no such flag.
     Unknown,
@@ -172,10 +172,10 @@ enum Typed {
     Object(Map<String, Value>),
 }
 
-/// Checks a peer's flags: those that all peers answer alike, and those that they do not.
+/// Checks the flags of a peer: those with the same result for all peers, and those with different results.
 async fn check(peer: &Peer, peculiar: impl IntoIterator<Item = (&str, &str, Says)>) {
     let Value::Object(page) = json!({"title": "Hi", "steps": [1, 2.5, "x"], "size": {"wide": true}}) else {
-        panic!("the page is an object")
+        panic!("the flag `page` must be an object")
     };
     let string = |text: &str| vec![Typed::String(text.to_owned())];
     let forty_two = || vec![Typed::Int(42), Typed::Float(42.0)];
@@ -256,7 +256,7 @@ async fn check_flag(provider: &FlipswitchProvider, key: &str, plan: &str, says: 
     assert_eq!(resolved, reads, "{key}");
 }
 
-/// Reads a flag as every type. It has a type if its value is the same whatever the default.
+/// Reads a flag as every type. The flag has a type if its value does not depend on the default.
 fn read(flags: &Flags, key: &str) -> Vec<Typed> {
     let other = Map::from_iter([("other".to_owned(), Value::Null)]);
     let reads = [

@@ -1,4 +1,4 @@
-//! Events about the flags that are read, as a log bridge of OpenTelemetry receives them, and the usage of flags.
+//! Events about reads of flags, as received by OpenTelemetry's log bridge, and the usage of flags.
 
 use std::{
     collections::BTreeMap,
@@ -84,7 +84,7 @@ impl Events {
             .collect()
     }
 
-    /// Returns the only evaluation since the last call, without what all have in common.
+    /// Returns the only evaluation since the last call, without the attributes that all evaluations share.
     fn one(&self) -> Value {
         let events = self.take();
         let [event] = &events[..] else { panic!("{events:?}") };
@@ -100,7 +100,7 @@ impl Events {
     }
 }
 
-/// Returns whether a name or a value is in the list of the conventions.
+/// Returns whether the list of the conventions has a name or a value.
 fn is_listed(kind: &str, name: &str) -> bool {
     let list = include_str!("feature_flag_attributes.txt");
     list.lines().any(|line| line.split_once(' ') == Some((kind, name)))
@@ -140,7 +140,7 @@ async fn an_event_has_the_attributes_of_the_conventions() {
     assert_eq!(flags.string("static", "red"), "#00f");
     assert_eq!(events.one(), json!({"key": "static", "result.variant": "blue", "result.reason": "static"}));
 
-    // The type is another one, so that the caller's default counts, as a value of its own type.
+    // The flag has another type, so the read returns the caller's default, which has its own type.
     assert_eq!(flags.int("static", 3), 3);
     let expected = json!({"key": "static", "result.value": 3, "result.reason": "error", "error.type": "type_mismatch"});
     assert_eq!(events.one(), expected);
@@ -217,7 +217,7 @@ async fn a_request_reports_each_flag_once_or_each_read_or_nothing() {
         for _ in 0..2 {
             let flags = in_time(scope.flags()).await;
             let _ = (flags.bool("targeted", false), flags.bool("targeted", false), flags.clone().int("static", 1));
-            // None of these counts as a read.
+            // None of these calls counts as a read.
             let _ = (flags.to_json(), flags.iter().count(), flags.why("disabled").to_string());
         }
         let reported = events.keys();
@@ -241,10 +241,10 @@ impl<S: Subscriber> Layer<S> for Count {
     }
 }
 
-/// Layers remember which of them want the event that a thread is about to emit. A read that is not reported must leave nothing
-/// behind there.
+/// Layers remember which of them are interested in the event that a thread is about to emit. A read that is not reported must
+/// not leave such state behind.
 #[tokio::test]
-async fn a_read_that_is_not_reported_hides_no_other_event() {
+async fn a_read_that_is_not_reported_does_not_hide_other_events() {
     let service = service().await;
     let provider = builder(&service).evaluation_events(EvaluationEvents::PerRequest).build().unwrap();
     let flags = in_time(provider.flags(Context::user("alice"))).await;
@@ -277,7 +277,7 @@ async fn the_context_id_is_a_keyed_hash_by_default() {
     let code = id(builder(&service), alice()).await.unwrap();
     assert!(code.len() == 32 && code.bytes().all(|byte| byte.is_ascii_hexdigit()), "{code}");
     let same = id(builder(&service), Context::user("alice")).await;
-    assert_eq!(same.as_ref(), Some(&code), "in another instance, with other attributes");
+    assert_eq!(same.as_ref(), Some(&code), "the id must be the same in another instance, with other attributes");
     assert_ne!(id(builder(&service), Context::user("bob")).await, same);
     assert_ne!(id(builder(&service).secret("another secret of this test"), alice()).await, same);
     assert_eq!(id(builder(&service), Context::anonymous()).await, None);
@@ -287,7 +287,7 @@ async fn the_context_id_is_a_keyed_hash_by_default() {
 }
 
 #[tokio::test]
-async fn gate_client_and_handler_report_a_flag_once_and_overrides_as_such() {
+async fn gate_client_and_handler_report_a_flag_once_with_its_override() {
     // The application runs on this thread, whose events are collected.
     let (events, service) = (Events::of_this_thread(), service().await);
     let provider = builder(&service).evaluation_events(EvaluationEvents::PerRequest).build().unwrap();
@@ -339,12 +339,12 @@ async fn a_hook_reports_the_evaluations_of_clients() {
     assert!(client.get_int_value("static", Some(&alice), None).await.is_err());
     assert_eq!(events.one(), json!({"key": "static", "result.reason": "error", "error.type": "type_mismatch"}));
 
-    // In a request, the context is that of the request.
+    // Within a request, the context is the context of the request.
     let scope = RequestScope::new(provider.clone(), Context::user("alice"));
     assert!(scope.run(client.get_bool_value("targeted", None, None)).await.unwrap());
     assert_eq!(events.take(), by_hook);
 
-    // Exactly what the provider reports by itself.
+    // The hook reports exactly the same as the provider.
     let reporting = quiet().evaluation_events(EvaluationEvents::PerRead).build().unwrap();
     let flags = in_time(reporting.flags(&alice)).await;
     assert!(flags.bool("targeted", false));
@@ -376,13 +376,13 @@ flipswitch::flags! {
 }
 
 #[tokio::test]
-async fn usage_lists_what_was_read_and_what_was_not() {
+async fn usage_lists_flags_with_and_without_reads() {
     let service = service().await;
     let provider = builder(&service).build().unwrap();
     let lifespan = Lifespan::builder(provider.clone()).ready_timeout(PATIENCE).declared(DECLARED);
     let lifespan = in_time(lifespan.start()).await.unwrap();
     let flags = in_time(provider.flags(Context::user("alice"))).await;
-    // Lists of all flags are no reads.
+    // Methods that return all flags do not count as reads.
     let _ = (flags.to_json(), in_time(provider.evaluate_all_flags(Context::user("alice"))).await.unwrap());
     let read = || -> Vec<_> {
         let usage = provider.usage();
@@ -426,7 +426,7 @@ async fn declared_flags_are_checked_as_soon_as_the_service_responds() {
     let log = Log::of_this_thread();
     let service = service().await;
     service.faults().add(Fault::on(Endpoint::Bulk).status(503).times(2)).unwrap();
-    // On this thread, so that its log is that of the provider.
+    // The provider runs on this thread, whose log is read.
     let provider = support::builder(&service).runtime(tokio::runtime::Handle::current()).build().unwrap();
     let lifespan = Lifespan::builder(provider).ready_timeout(Duration::from_millis(1)).declared(DECLARED);
     let lifespan = in_time(lifespan.start()).await.unwrap();
@@ -437,9 +437,9 @@ async fn declared_flags_are_checked_as_soon_as_the_service_responds() {
     assert_eq!(warnings(), 1);
 }
 
-/// Also while the service fails, rejects users, and repeats in errors what it was sent.
+/// This holds even while the service fails, rejects users, and repeats the context in errors.
 #[tokio::test]
-async fn logs_events_and_usage_contain_no_targeting_key_and_no_attribute() {
+async fn logs_events_and_usage_contain_no_targeting_keys_and_no_attributes() {
     const REQUESTS: usize = 10_000;
     let faults = Mutex::new(Vec::new());
     let service = service().await;
@@ -447,7 +447,7 @@ async fn logs_events_and_usage_contain_no_targeting_key_and_no_attribute() {
     let logs = SdkLoggerProvider::builder().with_simple_exporter(exporter.clone()).build();
     let bridge = OpenTelemetryTracingBridge::new(&logs);
     let subscribed = tracing::subscriber::set_default(registry().with(LevelFilter::DEBUG).with(bridge));
-    // On this thread, as all that logs.
+    // Everything that logs runs on this thread.
     let provider = builder(&service).runtime(tokio::runtime::Handle::current()).build().unwrap();
     let client = client("nothing personal", &provider).await.with_hook(EvaluationHook::new(&provider));
     let fault = |fault: Fault| faults.lock().unwrap().push(service.faults().add(fault.times(3)).unwrap());
@@ -465,7 +465,7 @@ async fn logs_events_and_usage_contain_no_targeting_key_and_no_attribute() {
                 let echo = Fault::on(Endpoint::Bulk).status(200).json(json!({"flags": [flag]}));
                 fault(echo.for_targeting_key("personal-key-5-0"));
             }
-            // Until the provider has recovered.
+            // Waits until the provider has recovered.
             2_000 | 4_000 | 6_000 => {
                 let probe = || Context::user(format!("personal-key-{number}"));
                 eventually(async || provider.flags(probe()).await.error().is_none()).await;
@@ -486,7 +486,10 @@ async fn logs_events_and_usage_contain_no_targeting_key_and_no_attribute() {
             .await;
     }
     let faults = faults.into_inner().unwrap();
-    assert!(faults.len() == 3 && faults.iter().all(|fault| service.faults().applied(*fault) > 0), "each fault was met");
+    assert!(
+        faults.len() == 3 && faults.iter().all(|fault| service.faults().applied(*fault) > 0),
+        "each fault must apply"
+    );
     let stats = format!("{:?} {:?}", provider.stats(), provider.health());
     let usage = serde_json::to_string(&provider.usage()).unwrap();
     in_time(provider.shutdown()).await;

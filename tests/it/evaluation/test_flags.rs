@@ -44,7 +44,7 @@ fn reads_are_recorded() {
     assert_eq!(test.reads("on"), FlagReads::default());
     let alice = flags(&test, "alice");
     assert!(alice.bool("on", false) && alice.bool("on", false) && flags(&test, "bob").clone().bool("on", false));
-    // The read of an unknown flag is recorded as well.
+    // Reads of unknown flags are also recorded.
     assert!(alice.evaluation("missing").is_err());
     let reads = test.reads("on");
     assert_eq!((reads.count, reads.contexts), (3, vec![user("alice"), user("bob")]));
@@ -105,7 +105,7 @@ fn too_many_combinations_panic() {
 }
 
 #[test]
-fn flags_that_are_known_immediately_are_those_of_the_request() {
+fn the_flags_of_a_scope_do_not_change() {
     let test = TestFlags::new(json!({"on": true}));
     let scope = RequestScope::new(test.provider(), EvaluationContext::default());
     assert!(scope.try_flags().unwrap().bool("on", false));

@@ -1,4 +1,4 @@
-//! Many users at once whose flags are not known yet, and a service that is well but takes its time.
+//! Many new users at the same time, and a service that is healthy but slow.
 
 use std::{
     collections::HashMap,
@@ -14,10 +14,10 @@ use crate::support::{PATIENCE, eventually, in_time, user};
 /// The default of `miss_wait`.
 const MISS_WAIT: Duration = Duration::from_secs(1);
 
-/// How much later than due something may happen on a busy machine.
+/// The margin for delays on a busy machine.
 const LATE: Duration = Duration::from_secs(2);
 
-/// Starts a service that takes 200 ms for a response, and works at 64 at a time.
+/// Starts a service that takes 200 ms for a response, and handles 64 requests at the same time.
 async fn service() -> LocalServer {
     let service = LocalServer::start(json!({"f": true})).await.unwrap();
     let busy = Fault::on(Endpoint::Bulk).delay(Duration::from_millis(200)).concurrency(64);
@@ -25,7 +25,7 @@ async fn service() -> LocalServer {
     service
 }
 
-/// Returns a provider whose start-up context was answered, which would otherwise be one more request.
+/// Returns a provider that has received the flags of the start-up context, so this request does not count later.
 async fn started(
     service: &LocalServer,
     set: impl Fn(FlipswitchProviderBuilder) -> FlipswitchProviderBuilder,
@@ -48,10 +48,10 @@ fn requests(service: &LocalServer) -> HashMap<String, Vec<Instant>> {
     requests
 }
 
-/// 1 000 users of 3 000, which take a third of the time: half of the 64 concurrent requests may be for unknown contexts, so
-/// the service answers 160 of them a second.
+/// Tests 1 000 users instead of 3 000, which take a third of the time. Half of the 64 concurrent requests may be for unknown
+/// contexts, so the service handles 160 of them a second.
 #[tokio::test]
-async fn every_user_gets_the_flags_or_after_miss_wait_the_defaults() {
+async fn every_user_gets_the_flags_or_the_defaults_after_miss_wait() {
     const USERS: usize = 1_000;
     let service = service().await;
     let provider = started(&service, |builder| builder).await;
@@ -74,7 +74,7 @@ async fn every_user_gets_the_flags_or_after_miss_wait_the_defaults() {
         }
     }
     assert_eq!(provider.stats().unavailable, waiting.len() as u64);
-    // Each later read of a user joins the request that waits for its turn.
+    // Each later read of a user joins the request in the queue.
     eventually(async || {
         let read = waiting.iter().map(|id| {
             let context = user(&id.to_string());
@@ -94,7 +94,7 @@ async fn every_user_gets_the_flags_or_after_miss_wait_the_defaults() {
 }
 
 #[tokio::test]
-async fn requests_of_users_who_went_away_leave_the_queue() {
+async fn requests_that_no_evaluation_waits_for_leave_the_queue() {
     const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
     const USERS: usize = 1_000;
     let service = service().await;
@@ -105,17 +105,17 @@ async fn requests_of_users_who_went_away_leave_the_queue() {
     };
     let began = Instant::now();
     in_time(join_all((0..USERS).map(read))).await;
-    assert!(provider.stats().throttling.queued_requests > 0, "more than the service can answer in this time");
+    assert!(provider.stats().throttling.queued_requests > 0, "the service cannot handle all requests in this time");
     eventually(async || provider.stats().throttling.queued_requests == 0).await;
     assert!(began.elapsed() < REQUEST_TIMEOUT + LATE, "{:?}", began.elapsed());
     let sent = requests(&service);
-    assert!(sent.len() < USERS, "some have left the queue");
+    assert!(sent.len() < USERS, "some requests must have left the queue");
     for (id, sent) in &sent {
         assert_eq!(sent.len(), 1, "user {id}: {sent:?}");
         let waited = sent[0].saturating_duration_since(began);
         assert!(waited < REQUEST_TIMEOUT + LATE, "user {id}: its request was sent after {waited:?}");
     }
-    // That is no failure of the service, and the next read gets the flags.
+    // This is not a failure of the service, and the next read gets the flags.
     let left = (0..USERS).find(|id| !sent.contains_key(&id.to_string())).unwrap();
     assert!(in_time(read(left)).await, "user {left}");
     let throttling = provider.stats().throttling;

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::support::{eventually, relay::Relay, user};
 
-/// Measured here: 7 to 9 s, from the interval and the timeout of pings.
+/// The time limit until a dead connection is detected. The interval and the timeout of pings result in 7 to 9 s.
 const LIMIT: Duration = Duration::from_secs(20);
 
 #[tokio::test]
@@ -34,7 +34,7 @@ async fn a_dead_http2_connection_is_replaced_for_requests_and_for_the_stream() {
     })
     .await;
     assert!(dead.elapsed() < LIMIT, "{:?}", dead.elapsed());
-    // The stream as well: the change during the outage reaches a known user, and later changes arrive.
+    // The stream also works again: the change during the outage reaches a known user, and later changes arrive.
     eventually(async || provider.flags(&user("before")).await.int("f", 0) == 2).await;
     eventually(async || provider.sse_status() == ConnectionStatus::Connected && service.streams() == 1).await;
     assert!(dead.elapsed() < LIMIT, "{:?}", dead.elapsed());

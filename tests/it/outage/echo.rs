@@ -1,4 +1,4 @@
-//! A service that evaluates with old rules for a moment after its own event: which answers are final, and what that costs.
+//! A service that evaluates with old rules for a moment after its own event: which flag sets are final, and what this costs.
 
 use std::{
     collections::HashMap,
@@ -19,13 +19,13 @@ use crate::support::{
     user,
 };
 
-/// How long after an event an answer may be from before it.
+/// The time after an event in which a response may be from before the event.
 const ECHO_WINDOW: Duration = Duration::from_secs(2);
 
-/// How much later than due something may happen on a busy machine.
+/// The margin for delays on a busy machine.
 const LATE: Duration = Duration::from_secs(1);
 
-/// Returns how many requests a service received for each user, after the first of them.
+/// Returns the number of requests that a service received for each user, without the first `after` requests.
 fn requests(service: &LocalServer, after: usize) -> HashMap<String, usize> {
     let mut requests = HashMap::new();
     for request in service.requests().split_off(after) {
@@ -38,7 +38,7 @@ fn requests(service: &LocalServer, after: usize) -> HashMap<String, usize> {
 }
 
 #[tokio::test]
-async fn a_changed_answer_costs_one_request_and_an_unchanged_one_two() {
+async fn changed_flags_cost_one_request_and_unchanged_flags_two() {
     const USERS: usize = 60;
     let flag = |for_beta: &str| {
         json!({
@@ -52,7 +52,7 @@ async fn a_changed_answer_costs_one_request_and_an_unchanged_one_two() {
     let read =
         async || in_time(join_all(ids.iter().map(|id| async { provider.flags(&user(id)).await.int("f", 0) }))).await;
     assert!(read().await.iter().all(|value| *value == 1));
-    // Until the requests that opening the stream causes are answered.
+    // Waits until the requests that the opening of the stream causes have been answered.
     eventually(async || {
         let before = service.requests().len();
         read().await;
@@ -77,7 +77,7 @@ async fn a_changed_answer_costs_one_request_and_an_unchanged_one_two() {
     let settled = changed.elapsed();
     assert!(settled < Duration::from_secs(5), "{settled:?}");
     assert!(settled > ECHO_WINDOW, "the second request is sent after the window: {settled:?}");
-    // Reads go on for a while, and cause no more requests.
+    // Reads continue for a while, and cause no more requests.
     while changed.elapsed() < settled + LATE {
         assert_eq!(read().await, expected);
     }
@@ -90,12 +90,12 @@ async fn a_changed_answer_costs_one_request_and_an_unchanged_one_two() {
 }
 
 #[tokio::test]
-async fn old_rules_for_a_second_after_the_event_are_not_believed() {
+async fn values_of_old_rules_after_an_event_do_not_remain_fresh() {
     const USERS: usize = 50;
     const BEHIND: Duration = Duration::from_secs(1);
     const EVENT: &str = "event: flag-updated\ndata: {\"flagKey\": \"f\", \"timestamp\": \"2026-01-01T00:00:00Z\"}\n\n";
     let (events, _) = broadcast::channel(16);
-    // When the event was sent.
+    // The time when the event was sent.
     let announced = Arc::new(Mutex::new(None::<Instant>));
     let service = {
         let (events, announced) = (events.clone(), Arc::clone(&announced));
@@ -124,7 +124,7 @@ async fn old_rules_for_a_second_after_the_event_are_not_believed() {
     *announced.lock().unwrap() = Some(sent);
     events.send(EVENT).unwrap();
     let mut old_within_window = 0;
-    // One user that was not known before as well.
+    // One of the users was not known before.
     eventually(async || {
         let mut are_new = true;
         for id in 0..=USERS {
@@ -144,7 +144,7 @@ async fn old_rules_for_a_second_after_the_event_are_not_believed() {
         are_new
     })
     .await;
-    assert!(old_within_window > 0, "the service was behind its event");
+    assert!(old_within_window > 0, "the service must lag behind its event");
     // New values are final.
     let before = service.received().len();
     eventually(async || sent.elapsed() > ECHO_WINDOW + 2 * LATE).await;

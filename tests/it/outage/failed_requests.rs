@@ -16,9 +16,9 @@ use crate::support::{
     scripted::{Reply, Scripted},
 };
 
-/// After an invalid answer the last values stay, marked as stale, until the backoff ends.
+/// After an invalid response, the last values remain and are stale until the backoff ends.
 #[tokio::test]
-async fn invalid_answers_keep_the_last_values_until_the_next_request() {
+async fn after_invalid_responses_the_last_values_remain_until_the_next_request() {
     let bulk = || Fault::on(Endpoint::Bulk);
     let page = "<!doctype html><title>Sign in to this network</title>";
     let faults = [
@@ -29,16 +29,16 @@ async fn invalid_answers_keep_the_last_values_until_the_next_request() {
         bulk().garbage("{\"flags\": [{\"key\": \"f\", \"value\""),
         bulk().garbage(b"{\"flags\": [{\"key\": \"f\xff\", \"value\": 2}]}".as_slice()),
         bulk().garbage("[".repeat(100_000)),
-        // The header does not matter: this is no JSON, compressed or not.
+        // The header does not matter, because the body is not JSON in either case.
         bulk().status(200).header("content-encoding", "gzip").body(b"\x1f\x8b\x08\0\0\0".as_slice()),
         bulk().status(204),
         bulk().status(302),
-        // Of a firewall or a proxy: they say nothing about the key, or about the flags.
+        // Responses of a firewall or a proxy say nothing about the key or about the flags.
         bulk().status(401).body(page),
         bulk().status(403).body(page),
         bulk().status(403).header("content-type", "text/plain").body("Forbidden"),
         bulk().status(404).body(page),
-        // It had flags before, so this is no service without flags.
+        // The service had flags before, so a 404 does not mean that it has none.
         bulk().status(404),
         bulk().status(404).header("content-type", "application/json").body("{\"message\": \"no route\"}"),
         bulk().status(404).body("404 page not found\n"),
@@ -69,7 +69,7 @@ async fn invalid_answers_keep_the_last_values_until_the_next_request() {
     .await;
 }
 
-/// While the service fails, reads send no requests: the backoffs alone do, of the context and of the rounds that find out
+/// While the service fails, reads send no requests. Only the backoff of the context does, and the rounds that find out
 /// whether the service works for others.
 #[tokio::test]
 async fn repeated_failures_double_the_wait() {
@@ -81,7 +81,7 @@ async fn repeated_failures_double_the_wait() {
     let began = Instant::now();
     service.set_flag("f", 2);
     row.keeps(1).await;
-    // Three rounds.
+    // There are three rounds.
     let rounds = || {
         let asked = service.asked().split_off(before);
         asked.into_iter().filter(|asked| asked.0 == Kind::StartUp).map(|asked| asked.1).collect::<Vec<_>>()
@@ -101,10 +101,10 @@ async fn repeated_failures_double_the_wait() {
     row.ends("connecting connected", service.asked()).await;
 }
 
-/// A page for every request: a proxy is in between, or the base URL is wrong. The provider is not ready, and says where it
-/// asked, and what else may be the reason.
+/// If every response is a page, a proxy is in between, or the base URL is wrong. The provider is not ready, and the error has
+/// the URL and other possible reasons.
 #[tokio::test]
-async fn pages_for_all_requests_name_the_url() {
+async fn an_error_for_a_page_names_the_url() {
     let page = "<html><title>Not found</title></html>";
     join_all([(401, "API key"), (403, "API key"), (404, "base URL")].map(async |(status, reason)| {
         let service = Scripted::answering(Reply::status(status, page)).await;
@@ -121,10 +121,10 @@ async fn pages_for_all_requests_name_the_url() {
     .await;
 }
 
-/// A 404 in the service's own form says that there are no flags yet, or that the base URL is wrong. Until that is certain,
+/// A 404 in the form of the service means that there are no flags yet, or that the base URL is wrong. Until this is certain,
 /// the provider is not ready, and bootstrap values apply.
 #[tokio::test]
-async fn missing_flags_are_a_failure_at_first() {
+async fn a_404_is_a_failure_at_first() {
     for body in ["", "{\"message\": \"no route\"}"] {
         let service = Scripted::answering(Reply::status(404, body)).await;
         let builder = FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false);
@@ -138,9 +138,9 @@ async fn missing_flags_are_a_failure_at_first() {
     }
 }
 
-/// The provider asks for no encoding, so it reads an answer as it is, whatever `Content-Encoding` says.
+/// The provider requests no encoding, so it reads a response unchanged and ignores `Content-Encoding`.
 #[tokio::test]
-async fn a_wrong_content_encoding_of_an_answer_is_ignored() {
+async fn a_wrong_content_encoding_of_a_response_is_ignored() {
     let service = service(1).await;
     let answer = json!({"flags": [{"key": "f", "value": 2}]}).to_string();
     service
@@ -156,7 +156,7 @@ async fn a_wrong_content_encoding_of_an_answer_is_ignored() {
     row.ends("connecting connected", service.asked()).await;
 }
 
-/// The API key is for the service alone: a redirect to another origin does not even cause a connection.
+/// The API key is only for the service. A redirect to another origin does not even cause a connection.
 #[tokio::test]
 async fn redirected_requests_do_not_reach_another_origin() {
     join_all([301, 302, 303, 307, 308].map(async |code| {

@@ -1,4 +1,4 @@
-//! The service cannot evaluate one flag, and evaluates the others.
+//! The service cannot evaluate one flag, but evaluates the others.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ async fn a_flag_that_fails_keeps_its_last_value_while_others_are_fresh() {
     }
     assert_eq!(row.provider.health().state, HealthState::Streaming);
 
-    // Without an event, it is requested again when it is read.
+    // Without an event, a read of the flag causes a new request.
     assert!(service.faults().remove(fault));
     row.eventually("a is new", async || row.read().await.int("a", 0) == 2).await;
     assert!(!row.read().await.is_flag_stale("a"));
@@ -58,14 +58,14 @@ async fn a_flag_that_fails_costs_few_requests_and_no_reader_waits() {
         service.asked_for(Kind::User).len() >= before + 3
     })
     .await;
-    // The backoff, and the request at the end of the echo window of the event.
+    // The backoff allows one request, and the end of the echo window causes another.
     assert!(began.elapsed() >= Duration::from_millis(1_400), "{:?}", began.elapsed());
     assert!(slowest < Duration::from_secs(10), "{slowest:?}");
     row.provider.shutdown().await;
 }
 
 #[tokio::test]
-async fn a_flag_that_never_had_a_value_gives_its_default_until_it_has_one() {
+async fn a_flag_without_an_earlier_value_returns_its_default_until_it_is_evaluated() {
     let service = LocalServer::start(json!({"a": 1})).await.unwrap();
     let fault = service.faults().add(Fault::on(Endpoint::Bulk).flag_error("a", "GENERAL")).unwrap();
     let provider = builder(&service).build().unwrap();
@@ -76,7 +76,7 @@ async fn a_flag_that_never_had_a_value_gives_its_default_until_it_has_one() {
 }
 
 #[tokio::test]
-async fn a_gate_says_that_the_service_could_not_evaluate_its_flag() {
+async fn a_gate_logs_that_the_service_could_not_evaluate_its_flag() {
     let service = LocalServer::start(json!({"a": true})).await.unwrap();
     service.faults().add(Fault::on(Endpoint::Bulk).flag_error("a", "GENERAL")).unwrap();
     let provider = builder(&service).build().unwrap();

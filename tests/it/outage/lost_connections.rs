@@ -23,7 +23,7 @@ const CAME_BACK: &str = "connecting connected error connecting connected";
 const CAME_LATE: &str = "connecting error connecting connected";
 
 #[tokio::test]
-async fn a_service_that_starts_late_is_found() {
+async fn flags_are_received_from_a_service_that_starts_late() {
     let port = Port::new();
     let row = Row::new(port.builder());
     let flags = row.read().await;
@@ -36,10 +36,10 @@ async fn a_service_that_starts_late_is_found() {
     row.ends(CAME_LATE, service.asked()).await;
 }
 
-/// A change that no stream reported, because none was open, is found after reconnecting, also if it happened while the
+/// A change that no stream reported because none was open is detected after reconnecting, even if it happened while the
 /// service was down.
 #[tokio::test]
-async fn a_restarted_service_is_asked_again() {
+async fn flags_are_requested_again_after_the_service_restarts() {
     let port = Port::new();
     let service = port.service(1).await;
     let row = Row::new(port.builder());
@@ -54,7 +54,7 @@ async fn a_restarted_service_is_asked_again() {
     row.ends(CAME_BACK, [before, service.asked()].concat()).await;
 }
 
-/// However a stream ends, the changes that happened meanwhile are found when it is open again: reconnecting requests
+/// Changes that happen while the stream is closed are detected when it is open again, because reconnecting requests
 /// the flags, whether or not the service sent an event.
 #[tokio::test]
 async fn changes_missed_while_the_stream_was_down_are_seen_after_reconnecting() {
@@ -102,11 +102,11 @@ async fn an_event_cut_by_a_reset_is_recovered_by_the_next_stream() {
     row.shows(ConnectionStatus::Error).await;
     row.sees(2).await;
     row.shows(ConnectionStatus::Connected).await;
-    assert_eq!(row.changes.lock().unwrap().iter().flatten().count(), 0, "half an event is none");
+    assert_eq!(row.changes.lock().unwrap().iter().flatten().count(), 0, "an incomplete event does not count");
     row.ends(CAME_BACK, service.asked()).await;
 }
 
-/// A half-open connection sends nothing, not even its end. Silence beyond the idle timeout is a failure; heartbeats end
+/// A half-open connection sends nothing, not even its end. Silence beyond the idle timeout is a failure. Heartbeats end
 /// the silence.
 #[tokio::test]
 async fn a_half_open_stream_is_replaced_after_the_idle_timeout() {
@@ -149,10 +149,10 @@ async fn silent_connections_cost_one_request_timeout() {
     }
     assert!(began.elapsed() < 100 * TIMEOUT / 2, "{:?}", began.elapsed());
     assert_eq!(row.provider.sse_status(), ConnectionStatus::Connecting);
-    // A stream, and requests by their schedule.
+    // A stream opens, and requests are sent on schedule.
     let struck = service.faults().applied(silence);
     assert!(struck as usize <= 2 * (1 + scheduled(row.began.elapsed())), "{struck} connections");
-    // The connections that were kept are closed.
+    // The kept connections are closed.
     service.faults().clear();
     row.sees(1).await;
     row.shows(ConnectionStatus::Connected).await;
@@ -167,13 +167,13 @@ async fn closed_and_reset_connections_are_retried_with_backoff() {
         let fault = service.faults().add(fault).unwrap();
         let row = Row::new(support::builder(&service));
         assert!(row.read().await.error().is_some());
-        // A failure of the stream, and another one after the first wait.
+        // The stream fails, and fails again after the first wait.
         eventually(async || {
             row.read().await;
             row.statuses.lock().unwrap().iter().filter(|status| *status == "error").count() == 2
         })
         .await;
-        // Of the stream, of the user by its own backoff, and of rounds for two contexts, each sent twice.
+        // Requests for the stream, for the user after its own backoff, and of rounds for two contexts, each sent twice.
         let (struck, elapsed) = (service.faults().applied(fault), row.began.elapsed());
         assert!(struck as usize <= 2 * 4 * scheduled(elapsed) + 4, "{struck} connections in {elapsed:?}");
         service.faults().clear();
@@ -185,7 +185,8 @@ async fn closed_and_reset_connections_are_retried_with_backoff() {
     .await;
 }
 
-/// A service, or a proxy, may open each stream and close it immediately. It is retried less and less often, and polled.
+/// A service or a proxy may close each stream immediately. The stream is then retried with increasing waits, and the service
+/// is polled.
 #[tokio::test]
 async fn streams_that_close_immediately_lead_to_backoff_and_polling() {
     let service = service(1).await;
@@ -204,7 +205,7 @@ async fn streams_that_close_immediately_lead_to_backoff_and_polling() {
     row.reconnect();
     row.shows(ConnectionStatus::Connected).await;
     row.polls(false).await;
-    // With or without having been shown as open for a moment.
+    // The stream may be reported as open for a moment.
     let heard = folded(row.statuses.lock().unwrap().clone()).join(" ");
     assert!(["connecting connected", "connecting connected error connecting connected"].contains(&&*heard), "{heard}");
     row.ends(&heard, service.asked()).await;
@@ -244,7 +245,7 @@ async fn reconnects_of_many_clients_are_spread_over_time() {
 
 #[tokio::test]
 async fn the_retry_field_sets_the_first_wait_within_limits() {
-    // Not immediately, and not 46 days later: the second one waits for 15 to 30 s, so the test asks for a new connection.
+    // The wait is neither zero nor 46 days. The second wait would be 15 to 30 s, so the test reconnects.
     join_all([("0", true), ("4000000000", false)].map(async |(named, asks_by_itself)| {
         let service = Mute::start().await;
         let row = Row::polling(service.builder());
@@ -271,8 +272,8 @@ async fn the_retry_field_sets_the_first_wait_within_limits() {
     .await;
 }
 
-/// While the runtime is blocked, nothing reads the stream, and no timer fires. Flags that may have changed meanwhile are not
-/// fresh for longer than a silent stream counts.
+/// While the runtime is blocked, the stream is not read, and no timer fires. Flags that may have changed in this time are not
+/// fresh for longer than the idle timeout of the stream.
 #[test]
 fn a_blocked_runtime_does_not_keep_flags_fresh() {
     let own = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -285,7 +286,7 @@ fn a_blocked_runtime_does_not_keep_flags_fresh() {
         let ((started, is_started), (unblock, is_unblocked)) = (mpsc::channel(), mpsc::channel::<()>());
         own.spawn(async move {
             started.send(()).unwrap();
-            // Ends with an error when the other end is dropped.
+            // Fails when the other end is dropped.
             let _ = is_unblocked.recv();
         });
         is_started.recv().unwrap();
@@ -300,20 +301,20 @@ fn a_blocked_runtime_does_not_keep_flags_fresh() {
     own.shutdown_timeout(Duration::from_secs(1));
 }
 
-/// A stream that is open and silent announces nothing, but the flags of the start-up context are requested after each opening.
+/// An open but silent stream announces nothing, but the flags of the start-up context are requested whenever it opens.
 #[tokio::test]
 async fn a_change_that_only_a_response_shows_reaches_all_users() {
     let service = LocalServer::start(json!({"f": 1})).await.unwrap();
     let provider = connected(&service).await;
     service.faults().add(Fault::on(Endpoint::Stream).half_open()).unwrap();
-    // So long that the response has the change.
+    // The delay ensures that the response has the change.
     let slow = Fault::on(Endpoint::Bulk).delay(Duration::from_secs(1)).for_targeting_key("_init_");
     service.faults().add(slow).unwrap();
     provider.reconnect_sse();
     eventually(async || provider.stats().reconnects == 1).await;
     assert_eq!(in_time(provider.flags(&user("alice"))).await.int("f", 0), 1);
     service.set_flag("f", 2);
-    // Much earlier than the silent stream counts as closed.
+    // This is much earlier than the silent stream counts as closed.
     eventually(async || in_time(provider.flags(&user("alice"))).await.int("f", 0) == 2).await;
     assert_eq!(provider.sse_status(), ConnectionStatus::Connected);
     provider.shutdown().await;

@@ -1,4 +1,4 @@
-//! Failures of the stream and of the answers in all combinations, and what each user gets meanwhile and afterwards.
+//! Failures of the stream and of requests in all combinations, with the values of each user during and after them.
 
 use std::{
     fmt::Debug,
@@ -19,25 +19,25 @@ use tokio_util::sync::CancellationToken;
 
 use crate::support::{self, PATIENCE, eventually, in_time, user, whoami};
 
-/// How long a fault lasts.
+/// The duration of a fault.
 const FAULT: Duration = Duration::from_secs(12);
 
-/// Time after the end of a fault in which all values are right: no wait is longer than 30 seconds, and a request takes its
-/// time.
+/// The time limit after the end of a fault until all values are correct: no wait is longer than 30 seconds, and a request takes
+/// some time.
 const RECOVERY: Duration = Duration::from_secs(35);
 
-/// Twice the default of `miss_wait`, for a busy machine.
+/// The time limit of a read: twice the default of `miss_wait`, for a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How often users read.
+/// The interval at which users read.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// More than read in the time of a test.
+/// More users than the number of reads in a test.
 const NEW_USERS: usize = 1_500;
 
 const PAGE: &str = "<!doctype html><title>Error</title>";
 
-/// What happens to the stream of changes.
+/// The fault of the stream of changes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Stream {
     Fine,
@@ -45,13 +45,13 @@ enum Stream {
     Refused,
     /// Its connections are reset.
     Away,
-    /// A load balancer ends it, for this test ten times as often as after 30 seconds.
+    /// A load balancer ends it every 3 seconds, ten times as often as a typical one.
     Cut,
 }
 
 const STREAMS: [Stream; 4] = [Stream::Fine, Stream::Refused, Stream::Away, Stream::Cut];
 
-/// What happens to requests for flags.
+/// The fault of requests for flags.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Answers {
     Fine,
@@ -62,7 +62,7 @@ enum Answers {
     ErrorForOneContext,
     ErrorForStartUp,
     TimeOut,
-    /// For this test a tenth of 100 requests a second.
+    /// A rate limit of 10 requests a second, a tenth of a typical one.
     RateLimited,
     Page,
 }
@@ -80,7 +80,7 @@ const ANSWERS: [Answers; 10] = [
     Answers::Page,
 ];
 
-/// What happens to requests for the contexts of a hostile user, which are all different.
+/// The fault of requests for the contexts of a hostile user, which are all different.
 #[derive(Clone, Copy, Debug)]
 enum Hostile {
     Rejected,
@@ -129,12 +129,12 @@ impl Answers {
         service.faults().add(fault).unwrap();
     }
 
-    /// Returns whether requests for ordinary users are answered.
+    /// Returns whether requests for ordinary users succeed.
     fn are_fine_for_others(self) -> bool {
         matches!(self, Self::Fine | Self::ForbiddenAttribute | Self::ErrorForOneContext | Self::ErrorForStartUp)
     }
 
-    /// Returns the context that the fault is about, and others.
+    /// Returns a context to which the fault applies, and others.
     fn affected(self) -> Option<EvaluationContext> {
         match self {
             Self::ForbiddenAttribute => Some(user("bad").with_custom_field(BAD, true)),
@@ -143,7 +143,7 @@ impl Answers {
         }
     }
 
-    /// Returns how many new users read at a time.
+    /// Returns the number of new users who read at the same time.
     fn new_users(self) -> usize {
         // Twice as many as the service allows.
         if self == Self::RateLimited { 10 } else { 1 }
@@ -172,7 +172,7 @@ struct Cell {
 }
 
 impl Cell {
-    /// Starts a service, and a provider that has sent nothing yet.
+    /// Starts a service, and a provider that has not sent anything yet.
     async fn new(name: impl Debug, set: impl Fn(FlipswitchProviderBuilder) -> FlipswitchProviderBuilder) -> Self {
         let ids = (0..3).map(known).chain((0..NEW_USERS).map(new)).chain(["bad", "poison"].map(str::to_owned));
         let mut flags = whoami(ids);
@@ -192,7 +192,7 @@ impl Cell {
         cell
     }
 
-    /// Reads the flags of three users. Nobody gets those of another user.
+    /// Reads the flags of three users. Checks that no user gets the flags of another user.
     async fn users(&self) -> Vec<Flags> {
         let read = join_all((0..3).map(|number| async move { self.provider.flags(&user(&known(number))).await }));
         let read = in_time(read).await;
@@ -203,7 +203,7 @@ impl Cell {
         read
     }
 
-    /// Reads the flags of these users once they are known. They keep them.
+    /// Reads the flags of known users. Checks that they keep their flags.
     async fn known(&self) -> Vec<Flags> {
         let read = self.users().await;
         for flags in &read {
@@ -212,7 +212,7 @@ impl Cell {
         read
     }
 
-    /// Reads the flags of some new users. Returns those of users who have any.
+    /// Reads the flags of some new users. Returns the flags of users who have any.
     async fn new_users(&mut self, count: usize) -> Vec<Flags> {
         let ids: Vec<_> = (self.new_users..self.new_users + count).map(new).collect();
         self.new_users += count;
@@ -228,7 +228,7 @@ impl Cell {
         ids.iter().zip(read).filter(|(id, flags)| has_flags((id, flags))).map(|(_, flags)| flags).collect()
     }
 
-    /// Checks that every user gets right values soon, without help.
+    /// Checks that every user gets correct values soon, without help.
     async fn recovers(&mut self, affected: Option<&EvaluationContext>) {
         let ended = Instant::now();
         let is_right = |flags: &Flags| flags.int("f", 0) == 2 && !flags.is_stale() && flags.error().is_none();
@@ -264,16 +264,16 @@ fn new(number: usize) -> String {
     format!("new-{number}")
 }
 
-/// Runs all cells at the same time, and reports all that fail.
+/// Runs all cases at the same time, and reports all failures.
 async fn run_all(cells: impl IntoIterator<Item = LocalBoxFuture<'static, ()>>) {
     let local = LocalSet::new();
     let cells: Vec<_> = cells.into_iter().map(|cell| local.spawn_local(cell)).collect();
     let count = cells.len();
     let failed = local.run_until(join_all(cells)).await.into_iter().filter(Result::is_err).count();
-    assert_eq!(failed, 0, "of {count} cells; see above");
+    assert_eq!(failed, 0, "failed cases of {count}; see above");
 }
 
-/// Lets users wait for the outcome of their requests, also on a busy machine.
+/// Makes evaluations wait for the outcome of their requests, even on a busy machine.
 fn patient(builder: FlipswitchProviderBuilder) -> FlipswitchProviderBuilder {
     builder.miss_wait(2 * TIMEOUT).stale_wait(2 * TIMEOUT).request_timeout(TIMEOUT)
 }
@@ -314,7 +314,7 @@ async fn combination(stream: Stream, answers: Answers) {
 }
 
 #[tokio::test]
-async fn values_are_right_stale_or_default_during_each_failure_and_right_afterwards() {
+async fn values_are_correct_stale_or_defaults_during_each_failure_and_correct_afterwards() {
     run_all(
         STREAMS.into_iter().flat_map(|stream| ANSWERS.map(move |answers| combination(stream, answers).boxed_local())),
     )
@@ -358,7 +358,7 @@ async fn a_provider_that_starts_during_a_failure_works_after_it() {
 
 async fn hostile_user(stream: Stream, hostile: Hostile) {
     let mut cell = Cell::started((stream, hostile), |builder| {
-        // Requests that are not answered are in flight for `request_timeout`, by default for 10 seconds.
+        // Requests without a response are in flight for `request_timeout`, by default for 10 seconds.
         builder.miss_wait(TIMEOUT).stale_wait(3 * TIMEOUT)
     })
     .await;
@@ -410,7 +410,7 @@ async fn hostile_user(stream: Stream, hostile: Hostile) {
 }
 
 #[tokio::test]
-async fn a_user_who_makes_requests_fail_harms_no_other() {
+async fn a_user_whose_requests_fail_does_not_affect_other_users() {
     run_all(
         STREAMS.into_iter().flat_map(|stream| HOSTILE.map(move |hostile| hostile_user(stream, hostile).boxed_local())),
     )

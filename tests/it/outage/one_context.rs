@@ -34,7 +34,7 @@ async fn a_service_that_fails_for_the_start_up_context_serves_all_users() {
     let (ready, first) = tokio::join!(provider.ready(PATIENCE), provider.flags(&context));
     ready.unwrap();
     assert!(first.bool("f", false), "{:?}", first.error());
-    // Until the start-up context was requested at the start, and again after its backoffs.
+    // Waits until the start-up context was requested at the start, and again after its backoffs.
     let mut id = 0;
     while id < 150 || service.faults().applied(fault) < 3 {
         id += 1;
@@ -46,7 +46,7 @@ async fn a_service_that_fails_for_the_start_up_context_serves_all_users() {
     }
     eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
     assert_eq!(provider.health().state, HealthState::Streaming);
-    assert!(service.faults().applied(fault) <= 8, "its requests back off");
+    assert!(service.faults().applied(fault) <= 8, "requests for the start-up context must back off");
     provider.shutdown().await;
 }
 
@@ -57,7 +57,7 @@ async fn a_service_that_fails_for_one_user_serves_all_others() {
     let service = LocalServer::start(json!({"f": true, "kill": false})).await.unwrap();
     let fault = Fault::on(Endpoint::Bulk).status(500).for_targeting_key(FAILING);
     let fault = service.faults().add(fault).unwrap();
-    // On this thread, whose log is read.
+    // The provider runs on this thread, whose log is read.
     let provider = support::builder(&service).runtime(Handle::current()).build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
     eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
@@ -67,7 +67,7 @@ async fn a_service_that_fails_for_one_user_serves_all_others() {
         async move {
             loop {
                 let flags = provider.flags(&user(FAILING)).await;
-                assert!(!flags.bool("f", false), "there are no flags for it");
+                assert!(!flags.bool("f", false), "this context has no flags");
                 assert!(matches!(flags.error(), Some(Error::Status(status)) if *status == 500), "{:?}", flags.error());
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
@@ -102,13 +102,13 @@ async fn a_service_that_fails_for_one_user_serves_all_others() {
     service.set_flag("kill", true);
     eventually(async || {
         let read = read_all(&provider, &known).await;
-        assert!(read.iter().all(|flags| flags.bool("f", false)), "no value is lost");
+        assert!(read.iter().all(|flags| flags.bool("f", false)), "all values must remain");
         read.iter().all(|flags| flags.bool("kill", false))
     })
     .await;
     let took = switched.elapsed();
     assert!(took < Duration::from_secs(5), "the change reached the last user after {took:?}");
-    // It fails at first, after the change or its first wait, and at last after a wait of two seconds.
+    // Requests fail at first, after the change or the first wait, and finally after a wait of two seconds.
     eventually(async || service.faults().applied(fault) >= 3).await;
     eventually(async || provider.stats().throttling.backed_off_contexts == 1).await;
     is_over.store(true, Ordering::Relaxed);
@@ -116,18 +116,18 @@ async fn a_service_that_fails_for_one_user_serves_all_others() {
     assert!(!hostile.is_finished(), "{hostile:?}");
     hostile.abort();
     is_healthy(&provider);
-    assert!(service.faults().applied(fault) <= 8, "reads of a context that fails send no requests");
+    assert!(service.faults().applied(fault) <= 8, "reads of a failing context must not send requests");
     provider.shutdown().await;
 
     let lines = log.lines();
-    assert!(lines.iter().any(|line| line.contains("500")), "the kind of the failure: {lines:?}");
+    assert!(lines.iter().any(|line| line.contains("500")), "the log must contain the kind of the failure: {lines:?}");
     assert!(!lines.iter().any(|line| line.contains(FAILING)), "{lines:?}");
     assert!(lines.len() <= 2, "{lines:?}");
 }
 
-/// The failures are quick, and the answers that show that the service works take their time.
+/// Failures are fast, and the responses that show that the service works are slow.
 #[tokio::test]
-async fn made_up_contexts_do_not_stop_a_slow_service() {
+async fn failing_invented_contexts_do_not_open_the_breaker_of_a_slow_service() {
     let service = LocalServer::start(json!({"f": true})).await.unwrap();
     let provider = support::builder(&service).build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
@@ -156,9 +156,9 @@ async fn made_up_contexts_do_not_stop_a_slow_service() {
     provider.shutdown().await;
 }
 
-/// A round of requests decides whether the circuit breaker opens, and the stream that opens meanwhile does not end it.
+/// A round of requests decides whether the circuit breaker opens. If the stream opens in the meantime, the round continues.
 #[tokio::test]
-async fn a_stream_that_opens_while_contexts_fail_does_not_stop_the_service() {
+async fn a_stream_that_opens_while_contexts_fail_does_not_open_the_breaker() {
     let service = service(1).await;
     let row = Row::new(support::builder(&service));
     row.opens(&service, 1).await;
@@ -170,7 +170,7 @@ async fn a_stream_that_opens_while_contexts_fail_does_not_stop_the_service() {
         let context = user(&id.to_string()).with_custom_field("made-up", true);
         assert!(in_time(provider.flags(&context)).await.error().is_some());
     }
-    // The round asks for the start-up context.
+    // The round requests the start-up context.
     eventually(async || service.faults().applied(delayed) >= 1).await;
     provider.reconnect_sse();
     eventually(async || provider.stats().reconnects == 1).await;

@@ -15,13 +15,13 @@ use crate::support::{
     user,
 };
 
-/// Requests a second that the service allows. Three times as many are possible on a busy machine, too.
+/// The number of requests per second that the service allows. Three times as many are possible even on a busy machine.
 const ALLOWED: usize = 40;
 
-/// New users a second.
+/// The number of new users per second.
 const DEMAND: u32 = 120;
 
-/// Lets new users, numbered from here, read their flags for some time.
+/// Reads the flags of new users, whose numbers begin here, for some time.
 async fn demand(provider: &FlipswitchProvider, mut id: u64, time: Duration) {
     let mut every = tokio::time::interval(Duration::from_secs(1) / DEMAND);
     every.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -44,10 +44,10 @@ async fn started(url: String) -> FlipswitchProvider {
     provider
 }
 
-/// Without the first two seconds, in which the provider learns the limit: of a minute they are little, and of the time of
-/// this test they would be much.
+/// The first two seconds, in which the provider learns the limit, are not counted: they are a small part of a minute, but a large
+/// part of this test.
 #[tokio::test]
-async fn a_rate_limit_is_used_up_and_rarely_exceeded() {
+async fn requests_use_the_rate_limit_and_rarely_exceed_it() {
     const TIME: Duration = Duration::from_secs(15);
     let of_service = async |retry_after: Option<&str>| {
         let service = LocalServer::start(json!({"f": true})).await.unwrap();
@@ -62,7 +62,7 @@ async fn a_rate_limit_is_used_up_and_rarely_exceeded() {
         let (sent_at_first, limited_at_first) = counts();
         demand(&provider, 1_000_000, TIME).await;
         let (sent, limited) = counts();
-        assert!(limited_at_first > 0, "the demand is above the limit");
+        assert!(limited_at_first > 0, "the demand must be above the limit");
         assert!(limited_at_first <= 2 * ALLOWED as u64, "{limited_at_first} were limited at first");
         let (sent, limited) = (sent - sent_at_first, limited - limited_at_first);
         let four_fifths = ALLOWED as u64 * TIME.as_secs() * 4 / 5;
@@ -70,7 +70,7 @@ async fn a_rate_limit_is_used_up_and_rarely_exceeded() {
         assert!(limited * 20 <= sent, "Retry-After {retry_after:?}: {limited} of {sent} were limited");
         let throttling = provider.stats().throttling;
         assert!(throttling.requests_per_second.is_some() && !throttling.is_circuit_open, "{throttling:?}");
-        assert_eq!(throttling.backed_off_contexts, 0, "a limit is not about a context");
+        assert_eq!(throttling.backed_off_contexts, 0, "a rate limit must not back off a context");
         provider.shutdown().await;
     };
     tokio::join!(of_service(None), of_service(Some("1")));
@@ -81,7 +81,7 @@ async fn no_request_is_sent_before_retry_after() {
     const RETRY_AFTER: Duration = Duration::from_secs(1);
     /// Requests that were sent before the response arrived.
     const ON_THE_WAY: Duration = Duration::from_millis(200);
-    // When requests were received, and whether they were limited.
+    // The times of requests, and whether the requests were limited.
     let received = Arc::new(Mutex::new(Vec::<(Instant, bool)>::new()));
     let service = {
         let received = Arc::clone(&received);
@@ -102,7 +102,7 @@ async fn no_request_is_sent_before_retry_after() {
     provider.shutdown().await;
     let received = received.lock().unwrap();
     let limited: Vec<_> = received.iter().filter(|(_, is_limited)| *is_limited).map(|(at, _)| *at).collect();
-    assert!(!limited.is_empty(), "the demand is above the limit");
+    assert!(!limited.is_empty(), "the demand must be above the limit");
     let mut pauses = 0;
     for pair in received.windows(2) {
         let [(before, _), (next, _)] = pair else { unreachable!("windows of two") };
@@ -112,11 +112,11 @@ async fn no_request_is_sent_before_retry_after() {
         }
         pauses += usize::from(*next - *before >= RETRY_AFTER - ON_THE_WAY);
     }
-    assert!(pauses > 0, "requests go on after the pause");
+    assert!(pauses > 0, "requests must continue after the pause");
 }
 
 #[tokio::test]
-async fn a_limit_is_reported_to_those_who_waited_for_their_turn() {
+async fn queued_evaluations_return_the_rate_limit_as_their_error() {
     let released = Arc::new(Semaphore::new(0));
     let service = {
         let released = Arc::clone(&released);
@@ -148,7 +148,7 @@ async fn a_limit_is_reported_to_those_who_waited_for_their_turn() {
     provider.shutdown().await;
 }
 
-/// Returns how many requests a service has received for users.
+/// Returns the number of requests for users that a service has received.
 fn evaluations_received(service: &Scripted) -> usize {
     service.received().iter().filter(|request| !request.body.contains("_init_")).count()
 }

@@ -1,4 +1,4 @@
-//! A service that was down returns while many users wait for it.
+//! A service recovers while many users wait for it.
 
 use std::{
     sync::{
@@ -18,12 +18,12 @@ use crate::support::{
     in_time, user,
 };
 
-/// Time that the service takes for a response.
+/// The time that the service takes for a response.
 const LATENCY: Duration = Duration::from_millis(100);
 
-/// Returns how many requests a service receives at most in its first second, if each takes [`LATENCY`]: the three of a
-/// round, and then as many as there are permits for contexts without flags. These are half of all permits, which are 4 at
-/// first and double with every 10 answers.
+/// Returns the maximum number of requests in the first second of a service, if each takes [`LATENCY`]: the three of a
+/// round, and then one for each permit for contexts without flags. These are half of all permits, which are 4 at
+/// first and double with every 10 responses.
 fn bound() -> usize {
     let (mut permits, mut answers, mut requests) = (4_usize, 3, 3);
     // The round takes the first tenth of the second.
@@ -38,7 +38,7 @@ fn bound() -> usize {
 }
 
 #[tokio::test]
-async fn a_service_that_returns_is_not_met_by_all_users_at_once() {
+async fn a_recovering_service_does_not_receive_all_requests_at_once() {
     const USERS: usize = 5_000;
     let port = Port::new();
     let provider = port.builder().enable_realtime(false).build().unwrap();
@@ -50,7 +50,7 @@ async fn a_service_that_returns_is_not_met_by_all_users_at_once() {
             let context = user(&id.to_string());
             while provider.flags(&context).await.int("f", 0) != 1 {
                 reads.fetch_add(1, Ordering::Relaxed);
-                // Spread over the second.
+                // The reads are spread over the second.
                 tokio::time::sleep(Duration::from_millis(500 + id as u64 % 500)).await;
             }
             answered.fetch_add(1, Ordering::Relaxed);
@@ -60,7 +60,7 @@ async fn a_service_that_returns_is_not_met_by_all_users_at_once() {
         .await;
     let service = port.service(1).await;
     service.faults().add(Fault::on(Endpoint::Bulk).delay(LATENCY)).unwrap();
-    // Some users have their flags in the second after the first request.
+    // Some users get their flags in the second after the first request.
     eventually(async || service.asked().first().is_some_and(|(_, at)| at.elapsed() > Duration::from_secs(1))).await;
     let asked = service.asked();
     let first = asked[0].1;
@@ -68,9 +68,9 @@ async fn a_service_that_returns_is_not_met_by_all_users_at_once() {
     let (at_first, in_a_second) = (within(3 * LATENCY), within(Duration::from_secs(1)));
     assert!(at_first <= 3 + 3 * 2, "{at_first} requests in {:?}", 3 * LATENCY);
     assert!(in_a_second <= bound(), "{in_a_second} requests in the first second");
-    assert!(in_a_second > 3, "the users follow the round");
-    assert!(asked.iter().any(|(kind, _)| *kind == Kind::StartUp), "the round asks for the start-up context");
-    // They do all get their flags: some hundreds of them a second.
+    assert!(in_a_second > 3, "requests for users must follow the round");
+    assert!(asked.iter().any(|(kind, _)| *kind == Kind::StartUp), "the round must request the start-up context");
+    // All users get their flags, some hundreds of them a second.
     let enough = in_a_second + 500;
     eventually(async || answered.load(Ordering::Relaxed) >= enough).await;
     assert!(!provider.stats().throttling.is_circuit_open);
@@ -78,9 +78,9 @@ async fn a_service_that_returns_is_not_met_by_all_users_at_once() {
     in_time(provider.shutdown()).await;
 }
 
-/// Maintenance pages name long times: flags are right again as soon as after any other failure, and a change is seen at once.
+/// Maintenance pages name long times. Flags recover as soon as after any other failure, and a change is visible immediately.
 #[tokio::test]
-async fn a_long_retry_after_of_a_failure_delays_nothing_for_long() {
+async fn a_long_retry_after_of_a_failure_is_limited() {
     let service = service(1).await;
     let row = Row::new(builder(&service));
     row.opens(&service, 1).await;
@@ -93,8 +93,7 @@ async fn a_long_retry_after_of_a_failure_delays_nothing_for_long() {
     row.provider.shutdown().await;
 }
 
-/// One user's `Retry-After` concerns this user alone: it delays neither the finding that the service is away, nor that it is
-/// back.
+/// The `Retry-After` of one user applies only to this user. It delays neither the detection of an outage nor the recovery.
 #[tokio::test]
 async fn a_long_retry_after_of_one_context_does_not_delay_the_recovery() {
     let service = LocalServer::start(json!({"f": 1})).await.unwrap();

@@ -56,7 +56,7 @@ async fn a_request_that_is_rejected_for_its_tag_is_repeated_without_it() {
 
 /// A cache between the provider and the service confirms a tag that the provider has not sent.
 #[tokio::test]
-async fn a_confirmation_of_another_tag_is_not_believed() {
+async fn a_304_for_another_tag_is_ignored() {
     let service = Scripted::start(|request, _| match request.header("if-none-match") {
         Some(_) => Reply::status(304, "").with("etag", "\"newer\""),
         None => Reply::json(json!({"flags": [{"key": "f", "value": 1}]})).with("etag", "\"tag\""),
@@ -68,6 +68,9 @@ async fn a_confirmation_of_another_tag_is_not_believed() {
     let flags = in_time(provider.flags(&user("u"))).await;
     assert_eq!((flags.int("f", 0), flags.is_stale()), (1, false), "{:?}", flags.error());
     let tagged: Vec<_> = service.received().iter().map(|request| request.header("if-none-match").is_some()).collect();
-    assert!(tagged.windows(2).any(|pair| pair == [true, false]), "asked again without the tag: {tagged:?}");
+    assert!(
+        tagged.windows(2).any(|pair| pair == [true, false]),
+        "the request must be repeated without the tag: {tagged:?}"
+    );
     provider.shutdown().await;
 }

@@ -1,4 +1,4 @@
-//! A service that is slow, fails, or refuses requests.
+//! A service that is slow, fails, or rejects requests.
 
 use std::{
     sync::{
@@ -23,7 +23,7 @@ use crate::support::{
 const MISS_WAIT: Duration = Duration::from_secs(1);
 
 #[tokio::test]
-async fn a_silent_service_costs_one_timeout() {
+async fn evaluations_of_a_silent_service_share_one_timeout() {
     const TIMEOUT: Duration = Duration::from_millis(300);
     let service = Scripted::answering(Reply::Silence).await;
     let provider = FlipswitchProvider::builder("key")
@@ -40,7 +40,7 @@ async fn a_silent_service_costs_one_timeout() {
     for flags in in_time(first).await {
         assert!(matches!(flags.error(), Some(Error::Timeout)), "{:?}", flags.error());
     }
-    assert!(began.elapsed() < 10 * TIMEOUT, "they wait together, and once: {:?}", began.elapsed());
+    assert!(began.elapsed() < 10 * TIMEOUT, "evaluations must share one wait: {:?}", began.elapsed());
 
     eventually(async || provider.stats().throttling.is_circuit_open).await;
     let before = service.received().len();
@@ -51,7 +51,7 @@ async fn a_silent_service_costs_one_timeout() {
     }
     let each = began.elapsed() / 1_000;
     assert!(each < Duration::from_millis(1), "{each:?} each");
-    assert!(service.received().len() - before <= 3, "one round at most is sent meanwhile");
+    assert!(service.received().len() - before <= 3, "at most one round may be sent in the meantime");
 }
 
 #[tokio::test]
@@ -93,7 +93,7 @@ async fn the_provider_recovers_without_evaluations() {
     .await;
     let provider = FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false).build().unwrap();
     assert!(in_time(provider.flags(&user("first"))).await.error().is_some());
-    // Without evaluations the provider retries by itself.
+    // The provider retries without evaluations.
     in_time(provider.ready(support::PATIENCE)).await.unwrap();
     eventually(async || provider.flags(&user("first")).await.bool("f", false)).await;
 }
@@ -153,7 +153,7 @@ async fn evaluations_add_no_requests_to_a_failing_service() {
         service.received().len() > before + 6
     })
     .await;
-    // From now on there are rounds of up to three requests, at doubling intervals.
+    // From now on, there are rounds of up to three requests, at doubling intervals.
     let times: Vec<_> = service.received().split_off(before).iter().map(|request| request.at).collect();
     assert!(times[3] - times[0] >= Duration::from_millis(990), "{times:?}");
     assert!(times[6] - times[3] >= Duration::from_millis(1_990), "{times:?}");
@@ -180,9 +180,9 @@ async fn rate_limits_are_respected_and_cached_users_keep_their_values() {
         flags.is_stale() && matches!(flags.error(), Some(Error::RateLimited { .. }))
     })
     .await;
-    assert_eq!(service.received().len(), before, "no request before its time");
+    assert_eq!(service.received().len(), before, "no request may be sent before `Retry-After` is over");
 
-    // Another provider is not affected: each has its own pause.
+    // Another provider is not affected, because each provider has its own wait.
     let other = FlipswitchProvider::builder("key").base_url(service.url()).enable_realtime(false).build().unwrap();
     assert!(in_time(other.flags(&user("known"))).await.bool("f", false));
 }
@@ -222,7 +222,7 @@ async fn a_rejected_context_is_logged_once_with_a_remedy() {
         let provider = FlipswitchProvider::builder("key")
             .base_url(service.url())
             .enable_realtime(false)
-            // On this thread, whose log is read.
+            // The provider runs on this thread, whose log is read.
             .runtime(Handle::current())
             .build()
             .unwrap();
@@ -237,7 +237,7 @@ async fn a_rejected_context_is_logged_once_with_a_remedy() {
     }
 }
 
-/// Starts a service that answers the start-up context at once and takes four seconds for others.
+/// Starts a service that responds immediately for the start-up context, and after four seconds for others.
 async fn slow_service() -> LocalServer {
     let service = LocalServer::start(json!({"f": true})).await.unwrap();
     let slow = Fault::on(Endpoint::Bulk).delay(Duration::from_secs(4)).except_targeting_key("_init_");
@@ -248,7 +248,7 @@ async fn slow_service() -> LocalServer {
 /// Returns a provider that has started, with default waits and without a stream.
 async fn with_default_waits(service: &LocalServer) -> FlipswitchProvider {
     let builder = FlipswitchProvider::builder(service.api_key()).base_url(service.url());
-    // Flags stay fresh for the whole test, also on a busy machine.
+    // Flags stay fresh for the whole test, even on a busy machine.
     let builder = builder.enable_realtime(false).polling_interval(Duration::from_secs(3_600));
     let provider = builder.build().unwrap();
     in_time(provider.ready(support::PATIENCE)).await.unwrap();
@@ -256,7 +256,7 @@ async fn with_default_waits(service: &LocalServer) -> FlipswitchProvider {
 }
 
 #[tokio::test]
-async fn a_new_user_of_a_slow_service_waits_miss_wait_and_has_the_flags_later() {
+async fn a_new_user_of_a_slow_service_waits_for_miss_wait_and_gets_the_flags_later() {
     let service = slow_service().await;
     let provider = with_default_waits(&service).await;
     let began = Instant::now();
@@ -267,7 +267,7 @@ async fn a_new_user_of_a_slow_service_waits_miss_wait_and_has_the_flags_later() 
     assert_eq!(provider.stats().unavailable, 1);
     eventually(async || provider.flags(&user("new")).await.bool("f", false)).await;
     assert!(!provider.flags(&user("new")).await.is_stale());
-    assert_eq!(support::evaluations(&service), 1, "the first request went on");
+    assert_eq!(support::evaluations(&service), 1, "the first request must continue");
     provider.shutdown().await;
 }
 
@@ -290,10 +290,10 @@ async fn no_user_of_a_slow_service_waits_longer_than_miss_wait() {
         assert!(matches!(error, Some(Error::Timeout | Error::QueueFull)), "user {id}: {error:?}");
         longest = longest.max(waited);
     }
-    // They are all due at the same time, on a busy machine.
+    // All waits end at the same time, on a busy machine.
     assert!(longest >= MISS_WAIT && longest < 2 * MISS_WAIT, "{longest:?}");
     assert_eq!(provider.stats().unavailable, USERS);
-    // The service is slow, and not down: nobody's request is given up.
+    // The service is slow but not down, so no request is cancelled.
     let ids = || (0..USERS).map(|id| id.to_string());
     eventually(async || {
         let served = join_all(ids().map(|id| {
@@ -303,7 +303,7 @@ async fn no_user_of_a_slow_service_waits_longer_than_miss_wait() {
         served.await.into_iter().all(|is_served| is_served)
     })
     .await;
-    assert_eq!(support::evaluations(&service) as u64, USERS, "one request for each");
+    assert_eq!(support::evaluations(&service) as u64, USERS, "each user must cause one request");
     let throttling = provider.stats().throttling;
     assert!(!throttling.is_circuit_open && throttling.backed_off_contexts == 0, "{throttling:?}");
     provider.shutdown().await;

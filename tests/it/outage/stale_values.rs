@@ -18,7 +18,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn an_override_file_wins_over_the_service_and_works_without_it() {
+async fn an_override_file_takes_precedence_over_the_service_and_works_without_it() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(&file, json!({"theme": "mine", "new": true}).to_string()).unwrap();
     let service = LocalServer::start(json!({"theme": "theirs", "limit": 10})).await.unwrap();
@@ -30,7 +30,7 @@ async fn an_override_file_wins_over_the_service_and_works_without_it() {
     let flags = provider.flags(&user("alice")).await;
     assert_eq!((flags.string("theme", "-"), flags.int("limit", 0), flags.bool("new", false)), ("mine", 10, true));
     assert_eq!(flags.evaluation("theme").unwrap().reason, "OVERRIDE");
-    // A change of the flag is no change here, and one of another flag comes through.
+    // A change of the overridden flag has no effect, and a change of another flag has.
     service.set_flag("theme", "other");
     service.set_flag("limit", 20);
     eventually(async || provider.flags(&user("alice")).await.int("limit", 0) == 20).await;
@@ -78,9 +78,9 @@ async fn cached_users_keep_their_values_until_the_service_is_back() {
 }
 
 #[tokio::test]
-async fn a_slow_service_delays_a_stale_read_by_stale_wait_at_most() {
+async fn a_slow_service_delays_a_stale_read_by_at_most_stale_wait() {
     let service = Scripted::start(|_, before| match before {
-        // The start-up check and the first evaluation.
+        // The start-up request and the request of the first evaluation.
         0 | 1 => Reply::json(json!({"flags": [{"key": "on", "value": true}]})),
         _ => Reply::Silence,
     })
@@ -102,7 +102,7 @@ async fn a_slow_service_delays_a_stale_read_by_stale_wait_at_most() {
     for _ in 0..100 {
         assert!(in_time(provider.flags(&user("u"))).await.is_stale());
     }
-    assert_eq!(service.received().len(), asked, "one request continues, and no read starts another");
+    assert_eq!(service.received().len(), asked, "one request must continue, and no read may start another");
     assert!(provider.stats().stale_served > 100);
 }
 
@@ -143,7 +143,7 @@ async fn the_provider_recovers_from_a_second_outage() {
 }
 
 #[tokio::test]
-async fn the_first_read_in_an_outage_waits_stale_wait_at_most() {
+async fn the_first_read_in_an_outage_waits_for_at_most_stale_wait() {
     let silent = Arc::new(AtomicBool::new(false));
     let service = {
         let silent = Arc::clone(&silent);

@@ -1,4 +1,4 @@
-//! Instances that share a store: what a change costs, what is known after a restart, and what happens when the store fails.
+//! Instances that share a store: the cost of a change, the flags after a restart, and failures of the store.
 
 use std::{
     collections::HashMap,
@@ -18,7 +18,7 @@ use crate::support::{PATIENCE, closed_port, events::streaming, eventually, in_ti
 
 const SECRET: &str = "the secret of the applications in these tests";
 
-/// How much later than due something may happen on a busy machine.
+/// The margin for delays on a busy machine.
 const LATE: Duration = Duration::from_secs(2);
 
 /// Returns a builder of an instance.
@@ -27,7 +27,7 @@ fn instance(service: &LocalServer, store: &MemoryStore) -> FlipswitchProviderBui
     builder.secret(SECRET).store(store.clone()).stale_wait(PATIENCE).miss_wait(PATIENCE)
 }
 
-/// Returns a builder of an instance whose service is away.
+/// Returns a builder of an instance whose service is unavailable.
 fn without_service(key: &str, url: String, store: &MemoryStore) -> FlipswitchProviderBuilder {
     FlipswitchProvider::builder(key).base_url(url).secret(SECRET).store(store.clone())
 }
@@ -40,14 +40,14 @@ fn flag(for_beta: &str) -> Value {
     })
 }
 
-/// Changes an entry, which may become like another one.
+/// Changes an entry, for example to a copy of another one.
 type Change<'a> = &'a dyn Fn(&mut StoredEntry, &StoredEntry);
 
 async fn service() -> LocalServer {
     LocalServer::start(json!({"flags": {"f": flag("old")}})).await.unwrap()
 }
 
-/// Returns how many requests a service received for each user, after the first of them.
+/// Returns the number of requests that a service received for each user, without the first `after` requests.
 fn requests(service: &LocalServer, after: usize) -> HashMap<String, usize> {
     let mut requests = HashMap::new();
     for request in service.requests().split_off(after) {
@@ -71,7 +71,7 @@ async fn read(fleet: &[FlipswitchProvider], ids: &[String]) -> Vec<i64> {
     in_time(join_all(reads)).await
 }
 
-/// Waits until no more requests follow from the opening of streams.
+/// Waits until the opening of streams causes no more requests.
 async fn settled(service: &LocalServer, fleet: &[FlipswitchProvider], ids: &[String]) {
     eventually(async || {
         let before = service.requests().len();
@@ -90,11 +90,11 @@ async fn shut_down(fleet: Vec<FlipswitchProvider>) {
 }
 
 #[tokio::test]
-async fn a_change_costs_a_fleet_what_it_costs_one_instance() {
+async fn a_change_costs_several_instances_as_many_requests_as_one() {
     const INSTANCES: usize = 4;
     const USERS: usize = 40;
     let (service, store, ids) = (service().await, MemoryStore::new(), ids(USERS));
-    // As fast as a request can be, and so slow that every instance asks before the first answer.
+    // A request is as fast as possible, or so slow that every instance requests flags before the first response.
     for delay in [Duration::ZERO, Duration::from_millis(300)] {
         service.set_definition("f", flag("old")).unwrap();
         let fleet = join_all((0..INSTANCES).map(|_| streaming(instance(&service, &store)))).await;
@@ -105,12 +105,12 @@ async fn a_change_costs_a_fleet_what_it_costs_one_instance() {
         service.set_definition("f", flag("new")).unwrap();
         let expected: Vec<_> = (0..INSTANCES * USERS).map(|id| if id % 2 == 0 { 2 } else { 1 }).collect();
         eventually(async || read(&fleet, &ids).await == expected).await;
-        // Until the echo window is over, in which an unchanged answer may be one from before.
+        // Reads until the echo window is over, in which an unchanged flag set may be from before the change.
         while changed.elapsed() < LATE + Duration::from_secs(2) {
             assert_eq!(read(&fleet, &ids).await, expected);
         }
         let requests = requests(&service, before);
-        // A busy machine may not answer in time, and a request is sent without the store then.
+        // On a busy machine, the store may not respond in time, and a request is then sent without it.
         let [once, twice] = ["beta", "other"].map(|start| {
             requests.iter().filter(|(id, _)| id.starts_with(start)).map(|(_, requests)| requests).sum::<usize>()
         });
@@ -145,16 +145,16 @@ async fn an_instance_that_starts_without_the_service_has_the_last_known_flags() 
     assert_eq!(flags.int("f", 7), 7);
     let stats = started.stats();
     assert_eq!((stats.store_restored, stats.store_hits), (ids.len() as u64, 0));
-    // Known to code that cannot wait as well, and not asked for again.
+    // Code that cannot wait also gets the flags, and they are not requested again.
     let (misses, again) = (stats.store_misses, in_time(started.flags(&user(&ids[0]))).await);
     assert!(again.is_stale() && started.stats().store_misses == misses);
     assert!(!started.health().is_ready());
     started.shutdown().await;
 }
 
-/// The same with a file, and the last writes just before the end.
+/// Tests the same with a file, and with writes just before the shutdown.
 #[tokio::test]
-async fn a_file_keeps_the_last_known_flags_over_a_restart() {
+async fn a_file_keeps_the_last_known_flags_across_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("flags.redb");
     let (service, ids) = (service().await, ids(50));
@@ -176,7 +176,7 @@ async fn a_file_keeps_the_last_known_flags_over_a_restart() {
     restarted.shutdown().await;
 }
 
-/// Entries that are not what this environment has written for this context and time.
+/// Tests entries that this environment has not written for this context and time.
 #[tokio::test]
 async fn a_foreign_entry_counts_as_missing() {
     let (service, store, ids) = (service().await, MemoryStore::new(), ids(2));
@@ -203,7 +203,7 @@ async fn a_foreign_entry_counts_as_missing() {
     };
     let same = || without_service(&key, url.clone(), &store);
     with(&|_, _| {});
-    assert_eq!(known(same()).await, 2, "the test finds what is good");
+    assert_eq!(known(same()).await, 2, "unchanged entries must be found");
     let changes: [(&str, Change<'_>); 9] = [
         ("swapped", &|entry, other| entry.sealed.clone_from(&other.sealed)),
         ("edited", &|entry, _| entry.sealed[30] ^= 1),
@@ -229,13 +229,13 @@ async fn a_foreign_entry_counts_as_missing() {
     ] {
         assert_eq!(known(builder).await, 0, "{what}");
     }
-    assert_eq!(known(same()).await, 2, "it is still there");
+    assert_eq!(known(same()).await, 2, "the entries must still be there");
 }
 
 #[tokio::test]
 async fn nothing_about_users_can_be_read_in_the_store() {
     let (service, store) = (service().await, MemoryStore::new());
-    // A service that repeats what it was sent.
+    // The service repeats the context.
     let definition = json!({
         "state": "ENABLED", "variants": {"plain": "alice@example.com"}, "defaultVariant": "plain",
         "metadata": {"user": "alice@example.com", "plan": "premium-plan"},
@@ -254,9 +254,9 @@ async fn nothing_about_users_can_be_read_in_the_store() {
     provider.shutdown().await;
 }
 
-/// A store that fails in each way: values are right, and no reader waits for it.
+/// Tests each failure of a store: values are correct, and no reader waits for the store.
 #[tokio::test]
-async fn a_store_that_fails_changes_nothing_but_the_number_of_requests() {
+async fn a_failing_store_changes_only_the_number_of_requests() {
     type Failure = (&'static str, fn(&MemoryStore), fn(&MemoryStore));
     let failures: [Failure; 6] = [
         ("down", |store| store.set_down(true), |store| store.set_down(false)),
@@ -275,7 +275,7 @@ async fn a_store_that_fails_changes_nothing_but_the_number_of_requests() {
         let value = if turn % 2 == 0 { "new" } else { "newer" };
         service.set_definition("f", flag(value)).unwrap();
         let expected = if turn % 2 == 0 { 2 } else { 3 };
-        // Also a new user, and one who was there before.
+        // The users include a new one and a known one.
         let new = format!("beta-{name}");
         let ids = [ids.as_slice(), &[new]].concat();
         let all_new = async || {
@@ -290,7 +290,7 @@ async fn a_store_that_fails_changes_nothing_but_the_number_of_requests() {
             join_all(reads).await.into_iter().all(|is_new| is_new)
         };
         eventually(all_new).await;
-        // The service works: no user gets a default because of the store.
+        // The service works, so no user gets a default because of the store.
         for provider in &fleet {
             let flags = provider.flags(&user(&format!("beta-{name}-first"))).await;
             assert_eq!(flags.int("f", 0), expected, "{name}: {:?}", flags.error());
@@ -300,7 +300,7 @@ async fn a_store_that_fails_changes_nothing_but_the_number_of_requests() {
         if name != "leases are lost" {
             continue;
         }
-        // They expire.
+        // The leases expire.
         store.flush();
     }
     eventually(async || {
@@ -309,7 +309,7 @@ async fn a_store_that_fails_changes_nothing_but_the_number_of_requests() {
         fleet.iter().all(|provider| provider.health().store_away_since.is_none())
     })
     .await;
-    // It is refilled by what is written anyway.
+    // Ordinary writes fill the store again.
     eventually(async || {
         read(&fleet, &ids).await;
         store.entries().len() >= ids.len()
@@ -319,7 +319,7 @@ async fn a_store_that_fails_changes_nothing_but_the_number_of_requests() {
 }
 
 #[tokio::test]
-async fn health_tells_since_when_the_store_is_away() {
+async fn health_has_the_time_since_when_the_store_is_unavailable() {
     let (service, store) = (service().await, MemoryStore::new());
     let provider = streaming(instance(&service, &store)).await;
     store.set_down(true);
@@ -365,7 +365,7 @@ async fn without_a_stream_the_store_only_has_last_known_flags() {
 }
 
 #[tokio::test]
-async fn a_namespace_outlasts_the_replacement_of_the_key() {
+async fn flags_in_a_namespace_remain_usable_after_the_key_was_replaced() {
     for namespace in [None, Some("shop")] {
         let (service, store) = (service().await, MemoryStore::new());
         let url = service.url();
@@ -382,7 +382,7 @@ async fn a_namespace_outlasts_the_replacement_of_the_key() {
         let new_key = service.rotate_api_key(KeyRotation::new());
         provider.set_api_key(&new_key).unwrap();
         eventually(async || !in_time(provider.flags(&user("beta-1"))).await.is_stale()).await;
-        // The entry has another name, unless there is a namespace.
+        // Without a namespace, the entry has another name after the key was replaced.
         let expected = if namespace.is_some() { 1 } else { 2 };
         eventually(async || store.entries().len() == expected).await;
         provider.shutdown().await;
@@ -404,7 +404,7 @@ fn a_store_needs_a_secret() {
     build(FlipswitchProvider::ofrep("http://127.0.0.1:9").secret(SECRET)).unwrap();
 }
 
-/// A store whose code panics or never answers.
+/// A store whose code panics or never responds.
 struct Broken {
     panics: bool,
 }
@@ -422,7 +422,7 @@ impl CacheStore for Broken {
 }
 
 #[tokio::test]
-async fn a_store_that_panics_or_never_answers_fails_no_request() {
+async fn a_store_that_panics_or_hangs_makes_no_request_fail() {
     let service = service().await;
     for panics in [false, true] {
         let builder = FlipswitchProvider::builder(service.api_key()).base_url(service.url()).secret(SECRET);

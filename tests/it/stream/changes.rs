@@ -15,9 +15,9 @@ use crate::support::{
     user,
 };
 
-/// The service may report changes only some time after it sent its headers; those before it are not reported.
+/// The service may begin to report changes some time after it sent its headers. Earlier changes are not reported.
 #[tokio::test]
-async fn a_change_before_the_first_heartbeat_is_seen() {
+async fn a_change_before_the_first_heartbeat_is_detected() {
     let service = Mute::start().await;
     let row = Row::new(service.builder());
     row.opens(&service.service, 1).await;
@@ -28,9 +28,9 @@ async fn a_change_before_the_first_heartbeat_is_seen() {
     row.ends("connecting connected", service.service.asked()).await;
 }
 
-/// The service may still answer with the old value after its event.
+/// The service may still return the old value after its event.
 #[tokio::test]
-async fn a_service_that_lags_behind_its_event_is_asked_again() {
+async fn flags_are_requested_again_from_a_service_that_lags_behind_its_event() {
     let service = Mute::start().await;
     let row = Row::new(service.builder());
     row.opens(&service.service, 1).await;
@@ -46,7 +46,7 @@ async fn a_service_that_lags_behind_its_event_is_asked_again() {
     row.ends("connecting connected", service.service.asked()).await;
 }
 
-/// A listener that evaluates gets the new value: listeners run after the cached answers became stale.
+/// A listener that evaluates gets the new value, because listeners run after the cached flags became stale.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_listener_that_evaluates_sees_each_new_value() {
     let service = service(1).await;
@@ -66,7 +66,7 @@ async fn a_listener_that_evaluates_sees_each_new_value() {
     row.ends("connecting connected", Vec::new()).await;
 }
 
-/// Ten thousand events of three kinds: the last value is read, and each event does not cost a request.
+/// After ten thousand events of three kinds, the last value is read, and there are fewer requests than events.
 #[tokio::test]
 async fn a_burst_of_events_causes_few_requests() {
     const EVENTS: i64 = 10_000;
@@ -87,7 +87,7 @@ async fn a_burst_of_events_causes_few_requests() {
         row.sees(EVENTS).await;
         eventually(async || row.changes.lock().unwrap().iter().any(|key| key.as_deref().is_none_or(|key| key == "f")))
             .await;
-        // Longer than requests are put off and put together for.
+        // Longer than the time for which requests are delayed and combined.
         let burst_over = Instant::now();
         eventually(async || burst_over.elapsed() > Duration::from_millis(600)).await;
         let asked = service.asked();
@@ -101,11 +101,11 @@ async fn a_burst_of_events_causes_few_requests() {
     .await;
 }
 
-/// Background requests are combined: consecutive events cause one request.
+/// Background requests are combined, so consecutive events cause one request.
 #[tokio::test]
 async fn consecutive_changes_share_requests() {
     const EVENTS: usize = 20;
-    // Within this time, at least, they are put together.
+    // Requests are combined for at least this time.
     const TOGETHER: Duration = Duration::from_millis(50);
     let service = Mute::start().await;
     let row = Row::new(service.builder());
@@ -122,7 +122,7 @@ async fn consecutive_changes_share_requests() {
     row.ends("connecting connected", service.service.asked()).await;
 }
 
-/// Continuous events do not keep a reader from getting an answer.
+/// Continuous events do not prevent a reader from getting flags.
 #[tokio::test]
 async fn continuous_changes_do_not_delay_evaluations() {
     let flags: Map<_, _> = [("f".to_owned(), json!(0))].into_iter().collect();

@@ -1,4 +1,4 @@
-//! Services and hosts of event streams that are broken, or mean harm.
+//! Services and hosts of event streams that are broken or malicious.
 
 use std::{
     sync::{
@@ -23,9 +23,9 @@ fn stream(path: &str) -> Value {
     json!({"type": "sse", "endpoint": {"requestUri": path}})
 }
 
-/// Two changes within a second may have the same version, so a version that is known already says nothing.
+/// Two changes within a second may have the same version, so a known version does not mean that nothing has changed.
 #[tokio::test]
-async fn a_second_change_of_the_same_version_counts() {
+async fn a_second_change_with_the_same_version_invalidates_flags() {
     const EVENT: &str = "data: {\"type\":\"refetchEvaluation\",\"lastModified\":1771622898}\n\n";
     let (first, second) = (Service::start(Value::Null).await, Service::start(Value::Null).await);
     let stream = |service: &Service| json!({"type": "sse", "url": format!("{}/sse", service.scripted.url())});
@@ -39,7 +39,7 @@ async fn a_second_change_of_the_same_version_counts() {
     provider.shutdown().await;
 }
 
-/// Returns the numbers of requests for flags, and for streams, while many users read again and again for a time.
+/// Returns the numbers of requests for flags and for streams while many users read repeatedly for some time.
 async fn under_load(advertises: fn(usize) -> Value, users: &[&str], time: Duration) -> (usize, usize) {
     let service = Service::tokens(Value::Null, move |_, number| advertises(number)).await;
     let provider = service.builder().build().unwrap();
@@ -58,7 +58,7 @@ async fn under_load(advertises: fn(usize) -> Value, users: &[&str], time: Durati
     (bulk, received.len() - bulk)
 }
 
-/// A service that changes what it advertises in each response must not make all flags out of date each time.
+/// A service that advertises other streams in each response must not make all flags out of date each time.
 #[tokio::test]
 async fn streams_that_change_with_each_response_do_not_defeat_the_cache() {
     const TIME: Duration = Duration::from_secs(6);
@@ -74,7 +74,7 @@ async fn streams_that_change_with_each_response_do_not_defeat_the_cache() {
     ];
     for advertises in services {
         let (bulk, streams) = under_load(advertises, &users, TIME).await;
-        // At the start, at an opening every two seconds, and one that is under way.
+        // One at the start, one for an opening every two seconds, and one in flight.
         let bound = users.len() * (1 + 3 + 1) + 20;
         assert!(
             bulk <= bound && streams <= 10,
@@ -86,9 +86,9 @@ async fn streams_that_change_with_each_response_do_not_defeat_the_cache() {
     assert!(bulk <= 30 && streams <= 5, "{bulk} requests for flags, and {streams} for streams");
 }
 
-/// The streams of the old environment say nothing about the new one.
+/// The streams of the old environment do not report changes of the new one.
 #[tokio::test]
-async fn another_key_ends_the_streams_of_the_one_before() {
+async fn a_new_key_closes_the_streams_of_the_previous_one() {
     let events = broadcast::channel(4).0;
     let service = Scripted::start(move |request, _| {
         if !request.is_bulk() {
@@ -117,9 +117,9 @@ async fn another_key_ends_the_streams_of_the_one_before() {
     provider.shutdown().await;
 }
 
-/// The host decides about the text of an error, which may repeat the URL.
+/// The host chooses the text of an error, which may repeat the URL.
 #[tokio::test]
-async fn text_of_a_host_is_not_logged() {
+async fn text_sent_by_a_host_is_not_logged() {
     const TOKEN: &str = "stream-secret-9b1f";
     let echo = json!({"errorCode": TOKEN, "errorDetails": TOKEN}).to_string();
     for reply in [
@@ -140,7 +140,7 @@ async fn text_of_a_host_is_not_logged() {
     }
 }
 
-/// A tag may cover the flags only, so that a response with 304 keeps a URL that has expired.
+/// A tag may cover only the flags, so a response with 304 may keep a URL that has expired.
 #[tokio::test]
 async fn an_expired_url_is_renewed_although_no_flag_has_changed() {
     let (answered, events) = (AtomicUsize::new(0), broadcast::channel(4).0);
@@ -166,7 +166,7 @@ async fn an_expired_url_is_renewed_although_no_flag_has_changed() {
     provider.shutdown().await;
 }
 
-/// A firewall may know the URL without the query that an event demands.
+/// A firewall may only allow the URL without the query that an event requires.
 #[tokio::test]
 async fn a_request_whose_query_is_rejected_is_repeated_without_it() {
     let (value, events) = (Arc::new(AtomicI64::new(1)), broadcast::channel(4).0);
@@ -192,9 +192,9 @@ async fn a_request_whose_query_is_rejected_is_repeated_without_it() {
     provider.shutdown().await;
 }
 
-/// The function that configures clients may return headers at some time only.
+/// The function that configures clients may set headers only in some calls.
 #[tokio::test]
-async fn headers_of_the_client_in_use_are_checked() {
+async fn default_headers_of_each_new_client_are_checked() {
     let elsewhere = Service::start(Value::Null).await;
     let service = Service::start(json!([{"type": "sse", "url": format!("{}/x", elsewhere.scripted.url())}])).await;
     let calls = AtomicUsize::new(0);
@@ -202,7 +202,7 @@ async fn headers_of_the_client_in_use_are_checked() {
         let builder = reqwest::Client::builder();
         let headers =
             || reqwest::header::HeaderMap::from_iter([("x-token".parse().unwrap(), "secret".parse().unwrap())]);
-        // The first two clients are those of the service. Then every second one has no headers.
+        // The first two clients are for the service. After that, every second client has no headers.
         let call = calls.fetch_add(1, Ordering::SeqCst);
         if call < 2 || call.is_multiple_of(2) { builder } else { builder.default_headers(headers()) }
     });
@@ -219,7 +219,7 @@ async fn headers_of_the_client_in_use_are_checked() {
 }
 
 #[tokio::test]
-async fn a_stream_that_moves_while_it_is_refused_is_found() {
+async fn a_stream_that_moves_while_it_is_refused_is_opened_at_its_new_url() {
     let service = Service::start(flagd()).await;
     *service.instead.lock().unwrap() = Some(Reply::status(503, ""));
     let provider = service.builder().polling_interval(Duration::from_millis(50)).max_sse_retries(1).build().unwrap();

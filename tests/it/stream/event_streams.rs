@@ -1,4 +1,4 @@
-//! Event streams of OFREP services, as flagd and Flipt write them.
+//! Event streams of OFREP services, in the formats of flagd and Flipt.
 
 use std::{
     sync::{
@@ -25,16 +25,16 @@ use crate::support::{
     user,
 };
 
-/// What flagd writes when a flag changed, and what keeps its connections open.
+/// The bytes that flagd sends after a change, and those that keep its connections open.
 pub(super) const FLAGD: &str = "id: 7\nevent: message\ndata: {\"type\":\"refetchEvaluation\",\"etag\":\"\\\"a b\\\"\",\"lastModified\":1771622898}\n\n";
 const FLAGD_QUERY: &str = "flagConfigEtag=%22a+b%22&flagConfigLastModified=1771622898";
 pub(super) const KEEP_ALIVE: &str = ":keep-alive\n";
 
-/// What Flipt writes, without a name.
+/// The event of Flipt, which has no name.
 const FLIPT: &str = "data: {\"type\":\"refetchEvaluation\",\"etag\":\"5d41\"}\nid: 8\n\n";
 const FLIPT_QUERY: &str = "flagConfigEtag=5d41";
 
-/// The stream that flagd advertises, and one with a token.
+/// The stream that flagd advertises, and a stream with a token.
 pub(super) fn flagd() -> Value {
     json!([{"type": "sse", "endpoint": {"requestUri": "/ofrep/v1/sse/"}, "inactivityDelaySec": 120}])
 }
@@ -44,7 +44,7 @@ pub(super) struct Service {
     pub(super) scripted: Scripted,
     pub(super) value: Arc<AtomicI64>,
     pub(super) streams: Arc<Mutex<Value>>,
-    /// What is sent instead of a stream.
+    /// The reply that is sent instead of a stream.
     pub(super) instead: Arc<Mutex<Option<Reply>>>,
     pub(super) events: broadcast::Sender<Bytes>,
 }
@@ -54,7 +54,7 @@ impl Service {
         Self::tokens(streams, |streams, _| streams).await
     }
 
-    /// Starts a service that writes a token into the streams of each response.
+    /// Starts a service that adds a token to the streams of each response.
     pub(super) async fn tokens(streams: Value, write: impl Fn(Value, usize) -> Value + Send + Sync + 'static) -> Self {
         let (value, streams) = (Arc::new(AtomicI64::new(1)), Arc::new(Mutex::new(streams)));
         let instead = Arc::<Mutex<Option<Reply>>>::default();
@@ -75,7 +75,7 @@ impl Service {
                     body["eventStreams"] = streams;
                 }
                 let tag = format!("\"{}\"", body.to_string().replace('"', "'"));
-                // A request that names the version of another configuration is answered in full.
+                // A request with the version of another configuration gets a full response.
                 if request.query().is_none() && request.header("if-none-match") == Some(&tag.to_ascii_lowercase()) {
                     return Reply::status(304, "").with("etag", tag);
                 }
@@ -95,7 +95,7 @@ impl Service {
         let provider = self.builder().build().unwrap();
         in_time(provider.ready(PATIENCE)).await.unwrap();
         is(&provider, ConnectionStatus::Connected).await;
-        // Which is what a stream that opens causes.
+        // The opening of the stream causes this request.
         self.start_ups(2).await;
         provider
     }
@@ -147,9 +147,9 @@ pub(super) async fn sees(provider: &FlipswitchProvider, service: &Service, id: &
     service.asked_for(id).pop().unwrap()
 }
 
-/// The table of ADR-0008, row by row: what is sent with a request depends on why it is sent.
+/// Tests each row of the table in ADR-0008: what is sent with a request depends on its reason.
 #[tokio::test]
-async fn requests_send_a_tag_and_a_version_as_adr_0008_says() {
+async fn requests_send_the_tag_and_the_version_that_adr_0008_requires() {
     for (event, query) in [(FLAGD, FLAGD_QUERY), (FLIPT, FLIPT_QUERY)] {
         let service = Service::start(flagd()).await;
         let provider = service.connected().await;
@@ -170,7 +170,7 @@ async fn requests_send_a_tag_and_a_version_as_adr_0008_says() {
         let new = sees(&provider, &service, "later", 2).await;
         assert!(new.header("if-none-match").is_none() && new.query().is_none(), "new context: {new:?}");
 
-        // An orderly end, which a new connection follows.
+        // The stream ends in good order, and a new connection follows.
         service.value.store(3, Ordering::SeqCst);
         let before = service.asked_for("_init_").len();
         service.end_streams();
@@ -204,7 +204,7 @@ async fn while_the_stream_fails_the_service_is_polled_without_a_version() {
 async fn comments_and_unknown_events_change_nothing() {
     let service = Service::start(flagd()).await;
     let provider = service.connected().await;
-    // The first bytes show that the service has subscribed the connection.
+    // The first bytes show that the connection receives changes.
     service.send(KEEP_ALIVE);
     let mut events = provider.events();
     for unknown in [
@@ -217,23 +217,23 @@ async fn comments_and_unknown_events_change_nothing() {
     ] {
         service.send(unknown);
     }
-    // Known by its type, whatever the envelope is called, and over several lines.
+    // The event is recognised by its type, regardless of the name of the envelope, and over several lines.
     service.value.store(2, Ordering::SeqCst);
     service.send("event: anything\r\ndata: {\"type\":\r\ndata: \"refetchEvaluation\"}\r\n\r\n");
-    // It is the first event that says anything.
+    // This is the first event with a meaning.
     let before = until(&mut events, is_change_of_all).await;
     assert!(before.iter().all(|event| !matches!(event, ProviderEvent::ConfigurationChanged(_))), "{before:?}");
     assert_eq!(provider.flags(user("u")).await.int("f", 0), 2);
-    // One with a time, which that one does not have.
+    // This event has a time, which the first one does not have.
     service.send(FLAGD);
     let is_dated = |event: &ProviderEvent| matches!(event, ProviderEvent::ConfigurationChanged(change) if change.timestamp.is_some());
     let between = until(&mut events, is_dated).await;
-    assert!(!between.iter().any(is_change_of_all), "announced once: {between:?}");
+    assert!(!between.iter().any(is_change_of_all), "the change must be announced once: {between:?}");
     provider.shutdown().await;
 }
 
 #[tokio::test]
-async fn a_response_without_streams_ends_them_and_one_with_them_begins_them() {
+async fn streams_are_opened_and_closed_as_responses_advertise_them() {
     let service = Service::start(Value::Null).await;
     let provider = service.builder().polling_interval(Duration::from_millis(50)).build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
@@ -244,7 +244,7 @@ async fn a_response_without_streams_ends_them_and_one_with_them_begins_them() {
     service.advertise(flagd());
     is(&provider, ConnectionStatus::Connected).await;
     eventually(async || !provider.is_polling_active() && provider.health().state == HealthState::Streaming).await;
-    // A response with 304 says nothing about streams, so they stay.
+    // A response with 304 has no streams, so the streams remain.
     let not_modified = provider.stats().not_modified;
     service.send("data: {\"type\":\"refetchEvaluation\"}\n\n");
     eventually(async || provider.stats().not_modified > not_modified).await;
@@ -270,7 +270,7 @@ async fn without_polling_nothing_is_requested_in_the_background() {
     let provider = service.builder().enable_polling_fallback(false).polling_interval(interval).build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
     let before = service.asked_for("_init_").len();
-    // By then, a poll would have been due.
+    // In this time, a poll would have been due.
     let began = Instant::now();
     eventually(async || provider.flags(user("u")).await.int("f", 0) == 1 && began.elapsed() > 5 * interval).await;
     assert_eq!((service.asked_for("_init_").len(), provider.is_polling_active()), (before, false));
@@ -288,9 +288,9 @@ async fn without_realtime_updates_advertised_streams_are_not_opened() {
     provider.shutdown().await;
 }
 
-/// Our headers go to the origin of the service, and to no other.
+/// Our headers are sent only to the origin of the service.
 #[tokio::test]
-async fn a_stream_at_another_origin_receives_no_header_of_ours() {
+async fn a_stream_at_another_origin_receives_none_of_our_headers() {
     let elsewhere = Service::start(Value::Null).await;
     for streams in [
         json!([{"type": "sse", "url": format!("{}/x?token=secret", elsewhere.scripted.url())}]),
@@ -323,7 +323,7 @@ async fn a_stream_at_another_origin_receives_no_header_of_ours() {
         for ours in ["the-token", "the-selector", "x-flipswitch", "x-api-key", "authorization"] {
             assert!(!foreign[0].head.contains(ours), "{:?}", foreign[0]);
         }
-        // Its events count as well.
+        // The events of this stream also count.
         service.value.store(2, Ordering::SeqCst);
         elsewhere.send(FLAGD);
         sees(&provider, &service, "u", 2).await;
@@ -368,7 +368,7 @@ async fn several_streams_count_as_open_together() {
     provider.reconnect_sse();
     is(&provider, ConnectionStatus::Connected).await;
 
-    // Either is enough.
+    // Each of the streams reports changes.
     provider.flags(user("u")).await;
     let mut events = provider.events();
     service.value.store(2, Ordering::SeqCst);
@@ -391,7 +391,7 @@ async fn several_streams_count_as_open_together() {
     provider.shutdown().await;
 }
 
-/// A service whose every response names another URL must not make the provider request flags again and again.
+/// If every response of a service has another URL, the provider must not request flags repeatedly.
 #[tokio::test]
 async fn a_new_url_in_each_response_causes_a_limited_number_of_requests() {
     let paths: [fn(usize) -> String; 2] = [|number| format!("/sse?token={number}"), |number| format!("/sse/{number}")];
@@ -419,9 +419,9 @@ async fn a_new_url_in_each_response_causes_a_limited_number_of_requests() {
     }
 }
 
-/// A stream whose URL has expired gets another one.
+/// If the URL of a stream has expired, the stream gets a new URL.
 #[tokio::test]
-async fn a_refused_stream_asks_for_another_url() {
+async fn a_refused_stream_causes_a_request_for_a_new_url() {
     let token = |number| if number == 0 { "expired" } else { "new" };
     let service = Service::tokens(
         flagd(),
@@ -433,12 +433,12 @@ async fn a_refused_stream_asks_for_another_url() {
     is(&provider, ConnectionStatus::Connected).await;
     let queries: Vec<_> = service.streams_asked_for().iter().map(|it| it.query().unwrap().to_owned()).collect();
     assert_eq!(queries, ["token=expired", "token=new"]);
-    assert_ne!(provider.health().state, HealthState::Unauthorized, "the key was not refused");
+    assert_ne!(provider.health().state, HealthState::Unauthorized, "the key must not count as refused");
     provider.shutdown().await;
 }
 
 #[tokio::test]
-async fn the_url_of_a_stream_is_in_no_output_log_or_error() {
+async fn the_url_of_a_stream_does_not_appear_in_output_logs_or_errors() {
     const TOKEN: &str = "stream-secret-9b1f";
     const KEY: &str = "sk-5f0d1c7e9a3b-do-not-show";
     let page = Reply::Http(403, vec![("content-type", "text/html".to_owned())], b"<html>".to_vec());
@@ -473,16 +473,19 @@ async fn the_url_of_a_stream_is_in_no_output_log_or_error() {
     assert!(output.status.success(), "{said}");
     for expected in ["TRACE", "hyper", "stream of changes failed", "entry=3", "entry=4", "OFREP_TIMEOUT_MS is ignored"]
     {
-        assert!(said.contains(expected), "the session did not come to {expected}: {said}");
+        assert!(said.contains(expected), "the session did not print {expected}: {said}");
     }
     for service in &services {
-        assert!(service.streams_asked_for().iter().any(|request| request.path.contains(TOKEN)), "it is followed");
+        assert!(
+            service.streams_asked_for().iter().any(|request| request.path.contains(TOKEN)),
+            "the stream must be opened"
+        );
     }
     let shown: Vec<_> = said.lines().filter(|line| line.contains(TOKEN) || line.contains("5f0d1c7e9a3b")).collect();
     assert!(shown.is_empty(), "{shown:#?}");
 }
 
-/// With the local service: changes arrive over its event stream, also split, without a replay and after a 304.
+/// Changes of the local service arrive over its event stream, even if events are split, without a replay, and after a 304.
 #[tokio::test]
 async fn changes_of_the_local_service_arrive_over_its_event_stream() {
     for fault in [
@@ -513,9 +516,9 @@ async fn changes_of_the_local_service_arrive_over_its_event_stream() {
     }
 }
 
-/// Flipswitch's own stream says more, so it stays the one that is followed.
+/// Flipswitch's own stream contains more information, so the provider does not replace it.
 #[tokio::test]
-async fn a_provider_of_flipswitch_keeps_its_own_stream() {
+async fn a_flipswitch_provider_keeps_its_own_stream() {
     for advertises in [false, true] {
         let service = LocalServer::builder().flags(json!({"f": 1})).event_streams(advertises).start().await.unwrap();
         let provider = support::events::connected(&service).await;

@@ -1,4 +1,4 @@
-//! Events and listeners: their order, and that a listener affects nothing else.
+//! Events and listeners: their order, and the isolation of listeners.
 
 use std::{
     sync::{
@@ -47,7 +47,7 @@ async fn a_listener_that_evaluates_sees_the_new_value() {
     });
     for value in 1..=CHANGES {
         service.set_flag("counter", value);
-        // Others change as well, of which this listener does not hear; and never so many that some become one.
+        // Other flags also change, for which this listener is not called. There are too few changes to be combined.
         service.set_flag("other", value);
         eventually(async || heard.load(Ordering::Relaxed) > value - 300).await;
     }
@@ -69,7 +69,7 @@ async fn events_start_with_the_current_state_and_are_in_order() {
 
     service.set_flag("f", 1);
     until(&mut events, is_change_of("f")).await;
-    // A later subscriber gets the current state and nothing older.
+    // A later subscriber gets the current state and no earlier events.
     let mut later = provider.events();
     assert_eq!(in_time(later.recv()).await, Some(CONNECTED));
     assert_eq!(in_time(later.recv()).await, Some(ProviderEvent::Ready));
@@ -82,7 +82,7 @@ async fn events_start_with_the_current_state_and_are_in_order() {
 }
 
 #[tokio::test]
-async fn after_an_outage_status_ready_and_change_arrive_in_this_order() {
+async fn after_an_outage_events_arrive_in_the_order_status_ready_change() {
     let service = LocalServer::start(json!({"f": 0})).await.unwrap();
     let address = service.url().trim_start_matches("http://").parse().unwrap();
     let api_key = service.api_key();
@@ -96,7 +96,7 @@ async fn after_an_outage_status_ready_and_change_arrive_in_this_order() {
     assert!(provider.health().is_ready() && provider.health().is_live());
 
     let service = LocalServer::builder().flags(json!({"f": 1})).listen(address).api_key(api_key).start().await.unwrap();
-    // By its name if a poll noticed it, or as a change of everything when the stream was back.
+    // The change has the key if a poll detected it, or concerns all flags if the stream reconnected.
     let mut told = until(&mut events, |event| matches!(event, ProviderEvent::ConfigurationChanged(_))).await;
     told.retain(|event| !matches!(event, ProviderEvent::Status(status) if *status != ConnectionStatus::Connected));
     // The stream or a poll recovers first; in either case values are fresh before a change is reported.
@@ -106,7 +106,7 @@ async fn after_an_outage_status_ready_and_change_arrive_in_this_order() {
     drop(service);
 }
 
-/// Listeners do not run on the task that reads the stream, so a slow one does not stop it.
+/// Listeners do not run on the task that reads the stream, so a slow listener does not stop the stream.
 #[tokio::test]
 async fn a_blocking_listener_delays_nothing_and_gets_the_latest_events() {
     const CHANGES: i64 = 3_000;
@@ -133,7 +133,7 @@ async fn a_blocking_listener_delays_nothing_and_gets_the_latest_events() {
     for value in 1..=CHANGES {
         service.set_flag("counter", value);
         if value % 100 == 0 {
-            // The stream is read, and values follow, while the listener stands.
+            // The stream is read, and values change, while the listener is blocked.
             eventually(async || provider.flags(&user("u")).await.int("counter", 0) == value).await;
         }
     }
@@ -144,10 +144,13 @@ async fn a_blocking_listener_delays_nothing_and_gets_the_latest_events() {
     eventually(async || heard.lock().unwrap().last() == Some(&Some("last".to_owned()))).await;
     let keys = heard.lock().unwrap().clone();
     assert!(keys.len() <= 1_030 && keys.contains(&None), "{} told", keys.len());
-    // The same for events that were not received yet.
+    // The same holds for events that were not received yet.
     let taken = until(&mut slow, is_change_of("last")).await;
     assert!(taken.len() <= 1_030, "{} told", taken.len());
-    assert!(taken.contains(&CONNECTED) && taken.contains(&ProviderEvent::Ready), "the last of each kind stays");
+    assert!(
+        taken.contains(&CONNECTED) && taken.contains(&ProviderEvent::Ready),
+        "the last event of each kind must remain"
+    );
 }
 
 #[tokio::test]
@@ -172,7 +175,7 @@ async fn a_panicking_listener_stays_subscribed_and_affects_no_other() {
     assert_eq!(panicked.load(Ordering::Relaxed), 3);
 }
 
-/// Unsubscribing during an event loses no other listener, and unsubscribing twice removes no other one.
+/// Unsubscribing during an event does not affect other listeners, and neither does unsubscribing twice.
 #[tokio::test]
 async fn listeners_can_unsubscribe_themselves_and_others() {
     let service = LocalServer::start(json!({"f": 0})).await.unwrap();
@@ -188,7 +191,7 @@ async fn listeners_can_unsubscribe_themselves_and_others() {
     let places: Arc<Mutex<Vec<Subscription>>> = Arc::default();
     let leave = {
         let places = Arc::clone(&places);
-        // Twice: the second time there is nothing left to leave.
+        // Unsubscribes twice. The second call has no effect.
         move || drop(std::mem::take(&mut *places.lock().unwrap()))
     };
     subscribe("stays", Box::new(|| {})).detach();
@@ -268,9 +271,9 @@ async fn the_start_up_request_is_retried_until_it_succeeds() {
     drop(taken);
     let service =
         LocalServer::builder().flags(json!({"on": true})).listen(address).api_key("key").start().await.unwrap();
-    // Nothing evaluates meanwhile.
+    // There are no evaluations in the meantime.
     let before = until(&mut events, is(ProviderEvent::Ready)).await;
-    assert!(!before.iter().any(is_error(false)), "told once: {before:?}");
+    assert!(!before.iter().any(is_error(false)), "the error must be reported only once: {before:?}");
     assert!(in_time(provider.flags(&user("u"))).await.bool("on", false));
     assert_eq!(provider.status(), ProviderStatus::Ready);
     eventually(async || provider.health().state == HealthState::Streaming).await;
@@ -278,7 +281,7 @@ async fn the_start_up_request_is_retried_until_it_succeeds() {
 }
 
 #[tokio::test]
-async fn an_invalid_answer_is_an_error_event() {
+async fn an_invalid_response_causes_an_error_event() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider =
         builder(&service).polling_interval(Duration::from_millis(20)).enable_realtime(false).build().unwrap();
@@ -313,7 +316,7 @@ async fn health_serializes_to_json() {
     until(&mut events, is(ProviderEvent::Ready)).await;
 }
 
-/// After shutdown, nothing reads the stream any more.
+/// After the shutdown, the stream is no longer read.
 #[tokio::test]
 async fn initialize_and_shutdown_do_not_wait_for_the_service() {
     let service = LocalServer::start(json!({})).await.unwrap();
@@ -390,7 +393,7 @@ impl Drop for Bomb {
 }
 
 #[tokio::test]
-async fn values_owned_by_a_listener_may_panic_on_drop() {
+async fn a_panic_of_a_value_that_is_dropped_with_its_listener_is_caught() {
     let service = LocalServer::start(json!({"f": 0})).await.unwrap();
     let provider = connected(&service).await;
     let place: Arc<Mutex<Option<Subscription>>> = Arc::default();
@@ -449,7 +452,7 @@ fn shutdown_completes_on_a_runtime_that_shuts_down() {
     let service = services.block_on(LocalServer::start(json!({"on": true}))).unwrap();
     service.faults().add(Fault::on(Endpoint::Stream).hang()).unwrap();
     for given in [true, false] {
-        // The provider lives on it, or is only used and ended from it.
+        // The provider runs on this runtime, or is only used and shut down from it.
         let ending = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let mut builder = builder(&service);
         if given {
@@ -469,7 +472,7 @@ fn shutdown_completes_on_a_runtime_that_shuts_down() {
         let began = std::time::Instant::now();
         services.block_on(in_time(provider.shutdown()));
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
-        // The task either came to its end, or went with its runtime.
+        // The task has either completed or ended with its runtime.
         assert_ne!(has_ended.recv_timeout(PATIENCE), Err(mpsc::RecvTimeoutError::Timeout));
         assert_eq!(provider.health().state, HealthState::ShutDown);
     }

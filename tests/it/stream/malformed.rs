@@ -11,7 +11,7 @@ use crate::support::{
     faults::{CHANGED, Kind, Mute, Row, Service, service},
 };
 
-/// None of these bytes is a reason to close the stream, to miss the change that follows, or to panic.
+/// None of these bytes closes the stream, hides the change that follows, or causes a panic.
 #[tokio::test]
 async fn malformed_bytes_do_not_end_the_stream() {
     let after = |odd: &[u8]| [odd, CHANGED].concat();
@@ -50,7 +50,7 @@ async fn malformed_bytes_do_not_end_the_stream() {
         service.set(2);
         service.say(bytes);
         row.sees(2).await;
-        // And it goes on.
+        // The stream continues.
         service.set(3);
         service.say(CHANGED);
         row.sees(3).await;
@@ -62,7 +62,7 @@ async fn malformed_bytes_do_not_end_the_stream() {
 /// Events are parsed by the rules of event streams: data of several lines, every line ending, chunks of any size. The
 /// name of one event does not carry over to the next.
 #[tokio::test]
-async fn events_are_parsed_however_they_are_split() {
+async fn events_are_parsed_regardless_of_how_they_are_split() {
     let update = |key: &str| format!("event: flag-updated\ndata: {{\"flagKey\":\"{key}\"}}\n\n");
     let end = update("end");
     let (a, b) = (update("a"), update("b"));
@@ -71,14 +71,14 @@ async fn events_are_parsed_however_they_are_split() {
         (format!("{a}{b}{end}").replace('\n', "\r\n"), &["a", "b"]),
         (format!("{a}{b}{end}:\n").replace('\n', "\r"), &["a", "b"]),
         (format!("event: flag-updated\ndata: {{\"flagKey\":\ndata: \"a\"\ndata: }}\n\n{end}"), &["a"]),
-        // Without a name of its own.
+        // This event has no name.
         (format!("{a}data: {{\"flagKey\":\"b\"}}\n\n{end}"), &["a"]),
-        // A name without data is no event, and none of the next.
+        // A name without data is not an event, and does not apply to the next event.
         (format!("event: flag-updated\n\ndata: {{\"flagKey\":\"b\"}}\n\n{end}"), &[]),
         (format!("event:flag-updated\ndata:{{\"flagKey\":\"a\"}}\n\n{end}"), &["a"]),
         (format!("data: {{\"flagKey\":\"a\"}}\nid: 7\nevent: flag-updated\n\n{end}"), &["a"]),
         (format!(": {a}\n\n{b}{end}"), &["b"]),
-        // The last name of an event is its name.
+        // If an event has several names, the last one counts.
         (format!("event: heartbeat\n{a}{end}"), &["a"]),
     ];
     join_all(rows.iter().map(async |(bytes, expected)| {
@@ -89,7 +89,7 @@ async fn events_are_parsed_however_they_are_split() {
             if in_pieces {
                 for byte in bytes.bytes() {
                     service.say([byte]);
-                    // The channel is short, and a piece is to go on its own.
+                    // The channel is short, and each chunk must be sent separately.
                     eventually(async || service.pieces.is_empty()).await;
                 }
             } else {
@@ -104,7 +104,7 @@ async fn events_are_parsed_however_they_are_split() {
     .await;
 }
 
-/// The provider asks for no encoding, so it reads the stream as it is, whatever `Content-Encoding` says.
+/// The provider requests no encoding, so it reads the stream unchanged and ignores `Content-Encoding`.
 #[tokio::test]
 async fn a_wrong_content_encoding_of_the_stream_is_ignored() {
     let service = Mute::with_head("content-encoding: gzip\r\n").await;
@@ -124,7 +124,7 @@ async fn a_wrong_content_encoding_of_the_stream_is_ignored() {
     row.ends("connecting connected", service.service.asked()).await;
 }
 
-/// `Last-Event-ID` is the last valid one: an id with a NUL is ignored, and one that is too long ends the stream and
+/// `Last-Event-ID` is the last valid id. An id with a NUL is ignored. An id that is too long ends the stream and
 /// does not replace an earlier one.
 #[tokio::test]
 async fn only_valid_event_ids_are_sent_back() {
@@ -144,7 +144,7 @@ async fn only_valid_event_ids_are_sent_back() {
         service.set(2);
         service.say(bytes.clone());
         if stays {
-            // What comes after it has been read when its effect is seen.
+            // Once the effect of the next event is visible, the id has been read.
             service.say(CHANGED);
             row.sees(2).await;
         } else {
@@ -157,7 +157,7 @@ async fn only_valid_event_ids_are_sent_back() {
         assert_eq!(again.header("last-event-id"), expected, "{bytes:?}");
         row.shows(ConnectionStatus::Connected).await;
         row.sees(2).await;
-        // Changes are heard of as before.
+        // Changes arrive as before.
         service.set(3);
         service.say(CHANGED);
         row.sees(3).await;

@@ -1,4 +1,4 @@
-//! Endless and very large bodies, and how much memory they take.
+//! Endless and very large bodies, and the memory that they take.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -16,7 +16,7 @@ use crate::support::{
     scripted::{Reply, Scripted},
 };
 
-/// The memory that a provider may take in addition while it is flooded.
+/// The additional memory that a provider may take while it receives a flood of bytes.
 const ROOM: u64 = 32 << 20;
 
 /// Returns the peak of allocated bytes while a row runs, with the provider on the thread of the row.
@@ -69,7 +69,7 @@ async fn a_stream_with_an_oversized_event_is_closed() {
         let most = peak(async || {
             let row = Row::new(builder(url));
             row.sees(1).await;
-            // Not how it ends: that may be the end of the body.
+            // The kind of the end does not matter, because it may be the end of the body.
             support::eventually(async || row.statuses.lock().unwrap().iter().any(|status| status == "error")).await;
             row.shows(ConnectionStatus::Connected).await;
             row.sees(1).await;
@@ -100,7 +100,7 @@ async fn events_just_below_the_limit_are_read() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn an_endless_answer_is_abandoned() {
+async fn an_endless_response_is_aborted() {
     let ended = AtomicBool::new(false);
     let service = Scripted::start(move |request, _| match request.method.as_str() {
         "GET" => Reply::status(204, ""),

@@ -1,4 +1,4 @@
-//! Panics of the application's code that the provider runs: a resolver, a waker, the subscriber of its logs.
+//! Panics in application code that the provider calls: a resolver, a waker, a log subscriber.
 
 use std::{
     io,
@@ -47,7 +47,7 @@ impl Resolve for PanickingResolver {
 async fn the_stream_and_the_requests_survive_panics_of_the_applications_resolver() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let address: SocketAddr = service.url().strip_prefix("http://").unwrap().parse().unwrap();
-    // One client is for requests, the other one for the stream.
+    // One client is for requests, and the other one for the stream.
     let resolvers = [0; 2].map(|_| Arc::new(PanickingResolver { address, panics: AtomicUsize::new(2) }));
     let (made, unused) = (AtomicUsize::new(0), resolvers.clone());
     let provider = FlipswitchProvider::builder("key")
@@ -84,14 +84,14 @@ async fn the_stream_survives_a_panic_of_the_applications_waker() {
     service.set_flag("on", true);
     eventually(async || wakes.0.load(Ordering::Acquire) == 1).await;
     eventually(async || provider.flags(&user("u")).await.bool("on", false)).await;
-    // The next change arrives as well.
+    // The next change also arrives.
     service.set_flag("on", false);
     eventually(async || !provider.flags(&user("u")).await.bool("on", true)).await;
     assert_eq!((provider.sse_status(), provider.stats().reconnects), (ConnectionStatus::Connected, 0));
     provider.shutdown().await;
 }
 
-/// A log that panics once, at a certain line.
+/// A log subscriber that panics once, at a certain line.
 #[derive(Clone)]
 struct PanickingLog {
     line: &'static str,
@@ -116,7 +116,7 @@ async fn the_stream_survives_a_panic_of_the_applications_log() {
     let log = PanickingLog { line: "the stream of changes is open", has_panicked: Arc::default() };
     let writer = log.clone();
     let _guard = tracing_subscriber::fmt().with_writer(move || writer.clone()).set_default();
-    // On this thread, whose subscriber that is.
+    // The provider runs on this thread, which has this subscriber.
     let provider = builder(&service).runtime(Handle::current()).stale_wait(PATIENCE).build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
     eventually(async || log.has_panicked.load(Ordering::Acquire)).await;

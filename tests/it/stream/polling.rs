@@ -1,4 +1,4 @@
-//! Polling: while the stream is down, or without a stream.
+//! Polling while the stream is closed, or without a stream.
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use crate::support::{
     in_time,
 };
 
-/// Polling finds changes for all contexts, without a stream and while the stream is down.
+/// Polling detects changes for all contexts, without a stream and while the stream is closed.
 #[tokio::test]
 async fn polling_reports_changes_without_evaluations() {
     for realtime in [false, true] {
@@ -26,7 +26,7 @@ async fn polling_reports_changes_without_evaluations() {
             service.set_flag("f", value);
             row.hears_of("f").await;
             row.changes.lock().unwrap().clear();
-            // Told after it became so: no earlier value is taken for new.
+            // The event arrives after the value is visible, so a read gets the new value.
             assert_eq!(row.read().await.int("f", -1), value);
         }
         let streams = service.asked_for(Kind::Stream).len();
@@ -40,7 +40,7 @@ async fn polling_reports_changes_without_evaluations() {
     }
 }
 
-/// A flag whose change was reported while the stream was open may change again while it is down.
+/// A flag whose change was reported while the stream was open may change again while the stream is closed.
 #[tokio::test]
 async fn changes_reported_by_the_stream_do_not_hide_those_found_by_polling() {
     let events = ["event: flag-updated\ndata: {\"flagKey\":\"f\"}\n\n", "event: flag-updated\ndata: {}\n\n"];
@@ -63,7 +63,7 @@ async fn changes_reported_by_the_stream_do_not_hide_those_found_by_polling() {
     .await;
 }
 
-/// However often polling starts and stops, there is one poller while it is on, and none while it is off.
+/// Regardless of how often polling starts and stops, there is one poller while it is active, and none otherwise.
 #[test]
 fn polling_leaves_no_tasks_behind() {
     const TIMES: usize = 5;
@@ -110,7 +110,7 @@ fn polling_leaves_no_tasks_behind() {
 
 /// Without realtime and without the fallback there are no background requests.
 #[tokio::test]
-async fn without_the_fallback_nothing_polls() {
+async fn without_the_polling_fallback_there_are_no_polls() {
     let service = service(1).await;
     service.faults().add(Fault::on(Endpoint::Stream).status(404)).unwrap();
     let row = Row::polling(support::builder(&service).enable_polling_fallback(false));

@@ -1,4 +1,4 @@
-//! The service answers and rejects the stream.
+//! The service responds, but rejects the stream.
 
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +16,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn responses_that_are_no_event_stream_are_retried() {
+async fn the_stream_is_retried_after_responses_that_are_not_event_streams() {
     let stream = || Fault::on(Endpoint::Stream);
     let page = "<!doctype html><title>Sign in to this network</title>";
     let faults = [
@@ -66,7 +66,7 @@ async fn the_media_type_of_a_stream_is_accepted_in_every_spelling() {
     }
 }
 
-/// The wait doubles with each rejection. The application gets a status for each, and values stay.
+/// The wait doubles with each rejection. The application gets a status for each rejection, and values remain.
 #[tokio::test]
 async fn repeated_rejections_double_the_wait() {
     let service = service(1).await;
@@ -81,7 +81,7 @@ async fn repeated_rejections_double_the_wait() {
     row.ends("connecting error connecting connected", service.asked()).await;
 }
 
-/// If the service has no stream, this is shown once, the stream is retried rarely, and the provider polls meanwhile.
+/// If the service has no stream, this is reported once, the stream is retried rarely, and the provider polls in the meantime.
 #[tokio::test]
 async fn polling_replaces_a_stream_that_does_not_exist() {
     let cases = [
@@ -100,10 +100,10 @@ async fn polling_replaces_a_stream_that_does_not_exist() {
         eventually(async || row.provider.sse_status().to_string() == status).await;
         assert!(row.provider.is_polling_active(), "{code}");
         service.set_flag("f", 2);
-        // Nothing evaluates: polling finds it.
+        // There are no evaluations, so polling detects the change.
         row.hears_of("f").await;
         row.sees(2).await;
-        // Well beyond the waits of a failure, there is no second attempt.
+        // Even long after the waits of a failure, there is no second attempt.
         eventually(async || row.began.elapsed() > Duration::from_millis(3_500)).await;
         assert_eq!(service.asked_for(Kind::Stream).len(), 1, "{code}");
 
@@ -118,8 +118,8 @@ async fn polling_replaces_a_stream_that_does_not_exist() {
     .await;
 }
 
-/// If the service rejects the key for the stream, but answers requests with it, the key is not at fault: the stream is
-/// retried with the ordinary backoff, and the provider polls meanwhile.
+/// If the service rejects the key for the stream but accepts it for requests, the key does not count as refused. The stream is
+/// retried with the ordinary backoff, and the provider polls in the meantime.
 #[tokio::test]
 async fn a_key_that_only_the_stream_rejects_is_a_failure_of_the_stream() {
     join_all([401, 403].map(async |code| {
@@ -131,10 +131,10 @@ async fn a_key_that_only_the_stream_rejects_is_a_failure_of_the_stream() {
         row.shows(ConnectionStatus::Error).await;
         row.polls(true).await;
         service.set_flag("f", 2);
-        // Nothing evaluates: polling finds it.
+        // There are no evaluations, so polling detects the change.
         row.hears_of("f").await;
         row.sees(2).await;
-        // Without `reconnect_sse`, and after the waits of failures only.
+        // The stream recovers without `reconnect_sse`, after the ordinary waits.
         row.shows(ConnectionStatus::Connected).await;
         row.polls(false).await;
         assert_eq!(service.asked_for(Kind::Stream).len(), 4, "{code}");
@@ -146,8 +146,8 @@ async fn a_key_that_only_the_stream_rejects_is_a_failure_of_the_stream() {
     .await;
 }
 
-/// A key that is rejected by all endpoints, in whichever order, is shown once and retried rarely: one request and one
-/// stream, however many reads. When the service accepts it, `reconnect_sse` opens the stream.
+/// A key that all endpoints reject, in any order, is reported once and retried rarely, with one request and one
+/// stream, regardless of the number of reads. When the service accepts it, `reconnect_sse` opens the stream.
 #[tokio::test]
 async fn a_rejected_key_stops_requests_until_reconnect_sse() {
     join_all([Endpoint::Single, Endpoint::Stream, Endpoint::Bulk].map(async |late| {
@@ -156,13 +156,13 @@ async fn a_rejected_key_stops_requests_until_reconnect_sse() {
         let row = Row::polling(FlipswitchProvider::builder("mine").base_url(service.url())).named(format!("{late:?}"));
         assert!(matches!(row.read().await.error(), Some(Error::Unauthorized)));
         row.shows(ConnectionStatus::Error).await;
-        // A second refusal confirms the first, of the stream as well.
+        // A second refusal confirms the first, also for the stream.
         row.eventually("refused", async || row.provider.health().state == HealthState::Unauthorized).await;
         row.eventually("refused", async || row.began.elapsed() > Duration::from_millis(1_800)).await;
-        // With the same key nothing comes of polling.
+        // With the same key, polling has no effect.
         row.polls(false).await;
         let asked = service.asked().len();
-        // Two streams, the evaluation, and the check, which is repeated after its own wait and for confirmation.
+        // Two streams, the evaluation, and the start-up request, which is repeated after its own wait and for confirmation.
         assert!(asked <= 6, "{late:?}: {asked}");
         row.eventually("late", async || {
             assert!(matches!(row.read().await.error(), Some(Error::Unauthorized)));
@@ -185,7 +185,7 @@ async fn a_rejected_key_stops_requests_until_reconnect_sse() {
     .await;
 }
 
-/// A key that is rejected after it was accepted leaves the last values.
+/// If a key is rejected after it was accepted, the last values remain.
 #[tokio::test]
 async fn a_key_that_is_rejected_later_keeps_the_last_values() {
     let service = service(1).await;
@@ -203,11 +203,11 @@ async fn a_key_that_is_rejected_later_keeps_the_last_values() {
     row.ends("connecting connected", service.asked()).await;
 }
 
-/// Returns `Retry-After` in each of its forms, and the time that it names.
+/// Returns `Retry-After` in each of its forms, with the time that it names.
 fn times() -> impl Iterator<Item = (u16, String, SystemTime)> {
     const TWO: Duration = Duration::from_secs(2);
     let now = SystemTime::now();
-    // An HTTP date has no parts of a second: this one is between two and three from now.
+    // An HTTP date has no fractions of a second. This date is between two and three seconds from now.
     let date = now + Duration::from_secs(3);
     let whole = date.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
     let date = SystemTime::UNIX_EPOCH + Duration::from_secs(whole);

@@ -1,4 +1,4 @@
-//! A load balancer, or a proxy, ends every stream after the same time.
+//! A load balancer or a proxy ends every stream after the same time.
 
 use std::{
     sync::{
@@ -27,7 +27,7 @@ use crate::support::{
 /// The time limit. The next stream is opened after 1.6 s.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// A stream on which the service was heard is stable after a sixth of it, half a second.
+/// The idle timeout. A stream that has received bytes is stable after a sixth of it, half a second.
 const IDLE: Duration = Duration::from_secs(3);
 
 const USERS: usize = 100;
@@ -40,7 +40,7 @@ struct Balanced {
 }
 
 impl Balanced {
-    /// Starts a service. `instead` gets the number of a stream, and returns what is sent in its place.
+    /// Starts a service. `instead` gets the number of a stream, and returns the reply that is sent in its place.
     async fn start(cuts: bool, instead: impl Fn(usize, &Reply) -> Option<Reply> + Send + Sync + 'static) -> Self {
         let (value, events) = (Arc::new(AtomicI64::new(1)), broadcast::channel(16).0);
         let streams = AtomicI64::new(0);
@@ -103,19 +103,19 @@ fn statuses(row: &Row) -> Vec<String> {
     row.statuses.lock().unwrap().clone()
 }
 
-/// After two streams that ended at like lengths, the next one is always opened before the one in use is cut: no flags are
-/// invalidated, nothing is requested, and the application is notified of changes only, once of each.
+/// After two streams that ended after similar times, the next stream is always opened before the current one is cut. No flags are
+/// invalidated or requested, and the application is notified only of changes, once of each.
 #[tokio::test]
-async fn a_time_limit_of_a_load_balancer_costs_nothing_once_it_is_known() {
+async fn a_known_time_limit_of_a_load_balancer_causes_no_requests_for_flags() {
     const QUIET: usize = 5;
     join_all([false, true].map(async |cuts| {
         let service = Balanced::start(cuts, |_, _| None).await;
         let row = Row::new(service.builder()).named(format!("cuts: {cuts}"));
         row.provider.ready(support::PATIENCE).await.unwrap();
-        // Two were ended. The fourth is opened beside the third, long after the requests that opening the third caused.
+        // Two streams have ended. The fourth opens while the third is in use, long after the requests that the third caused.
         service.has_streams(4).await;
         all_see(&row, 1).await;
-        // On a busy machine, the next stream may come late, and cost what an end of a stream costs.
+        // On a busy machine, the next stream may open late, and cause the same requests as the end of a stream.
         let mut asked = Vec::new();
         let mut rotations = async |number: usize| {
             let (before, reconnects) = (service.bulk_requests(), row.provider.stats().reconnects);
@@ -134,7 +134,7 @@ async fn a_time_limit_of_a_load_balancer_costs_nothing_once_it_is_known() {
         assert_eq!(row.provider.health().state, HealthState::Streaming);
         let changes = row.changes.lock().unwrap().clone();
 
-        // Changes, alternately while two streams are open, and while one is.
+        // Flags change alternately while two streams are open, and while one is open.
         for value in 2..6 {
             let streams = service.streams();
             service.has_streams(streams + 1).await;
@@ -156,9 +156,9 @@ async fn a_time_limit_of_a_load_balancer_costs_nothing_once_it_is_known() {
     .await;
 }
 
-/// A stream that is not heard before the one in use ends takes its place nevertheless, as after any end of a stable one.
+/// If a stream has sent nothing before the current one ends, it replaces it nevertheless, as after any end of a stable stream.
 #[tokio::test]
-async fn a_stream_that_ends_before_the_next_one_is_heard_is_followed_by_that_one() {
+async fn the_next_stream_replaces_one_that_ends_before_the_next_has_sent_a_byte() {
     join_all([false, true].map(async |cuts| {
         let released = Arc::new(Semaphore::new(0));
         let held = Arc::clone(&released);
@@ -172,7 +172,7 @@ async fn a_stream_that_ends_before_the_next_one_is_heard_is_followed_by_that_one
         assert_eq!(row.provider.sse_status(), ConnectionStatus::Connected);
         let (told, changes) = (statuses(&row).len(), row.changes.lock().unwrap().len());
         row.shows(ConnectionStatus::Connecting).await;
-        // Without an event.
+        // The flag changes without an event.
         service.value.store(2, Ordering::SeqCst);
         released.add_permits(1);
         row.shows(ConnectionStatus::Connected).await;
@@ -180,7 +180,7 @@ async fn a_stream_that_ends_before_the_next_one_is_heard_is_followed_by_that_one
         assert_eq!(service.streams(), 4, "cuts: {cuts}");
         row.eventually("told", async || statuses(&row).len() >= told + 2).await;
         assert_eq!(statuses(&row)[told..], ["connecting", "connected"], "cuts: {cuts}");
-        // Those that the start-up context shows.
+        // Only changes that are visible in the start-up context are reported.
         let changed = row.changes.lock().unwrap()[changes..].to_vec();
         assert!(changed.iter().all(Option::is_some), "cuts: {cuts}: {changed:?}");
         in_time(row.provider.shutdown()).await;
@@ -188,9 +188,9 @@ async fn a_stream_that_ends_before_the_next_one_is_heard_is_followed_by_that_one
     .await;
 }
 
-/// A next stream that fails is no failure while the one in use is open, and is not tried again beside the same one.
+/// If the next stream fails while the current one is open, this is not a failure, and it is not tried again for the same stream.
 #[tokio::test]
-async fn a_next_stream_that_is_refused_is_no_failure() {
+async fn a_refused_next_stream_does_not_count_as_a_failure() {
     join_all([401, 503].map(async |code| {
         let service = Balanced::start(false, move |number, _| (number == 3).then(|| Reply::status(code, ""))).await;
         let row = Row::new(service.builder()).named(code.to_string());
@@ -198,7 +198,7 @@ async fn a_next_stream_that_is_refused_is_no_failure() {
         service.has_streams(4).await;
         assert_eq!(row.provider.sse_status(), ConnectionStatus::Connected, "{code}");
         let told = statuses(&row).len();
-        // The one in use is ended, which is a rotation, and the next one is opened in time.
+        // The current stream ends, which is a rotation, and the next one opens in time.
         service.has_streams(6).await;
         let asked = service.service.asked_for(Kind::Stream);
         assert!(asked[4] - asked[3] >= LIMIT / 5, "{code}: {asked:?}");
@@ -210,9 +210,9 @@ async fn a_next_stream_that_is_refused_is_no_failure() {
     .await;
 }
 
-/// With HTTP/2, streams could share a connection, and would be cut together with it.
+/// With HTTP/2, streams could share a connection, and would be cut together.
 #[tokio::test]
-async fn each_stream_has_a_connection_of_its_own() {
+async fn each_stream_has_its_own_connection() {
     let service = LocalServer::start(json!({"f": 1})).await.unwrap();
     let relay = Relay::start(service.url().strip_prefix("http://").unwrap().parse().unwrap()).await;
     let builder = FlipswitchProvider::builder(service.api_key())

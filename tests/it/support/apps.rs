@@ -25,12 +25,12 @@ use flipswitch_local::LocalServer;
 use self::browsers::Browsers;
 use crate::support::{self, in_time};
 
-/// The user, as an authentication layer would leave one in the request's extensions.
+/// The user, which an authentication layer would add to the request's extensions.
 #[derive(Clone)]
 pub(crate) struct User(pub(crate) String);
 
 impl User {
-    /// Returns the user that a request names: by a header, or in a browser by a cookie.
+    /// Returns the user that a request names in a header or, in a browser, in a cookie.
     fn of(header: Option<&str>, cookies: Option<&str>) -> Option<Self> {
         let mut cookies = cookies.unwrap_or_default().split("; ");
         let user = header.or_else(|| cookies.find_map(|cookie| cookie.strip_prefix("user=")));
@@ -44,7 +44,7 @@ pub(crate) enum Framework {
     Actix,
 }
 
-/// How an application is put together.
+/// The set-up of an application.
 #[derive(Clone)]
 pub(crate) struct Setup {
     pub(crate) provider: FlipswitchProvider,
@@ -52,7 +52,7 @@ pub(crate) struct Setup {
     pub(crate) order: Order,
     /// On actix only.
     pub(crate) prefetch: bool,
-    /// A client of OpenFeature's for the routes that evaluate with one.
+    /// An OpenFeature client for the routes that evaluate with one.
     pub(crate) client: Option<Arc<Client>>,
     pub(crate) overrides: Option<SignedOverrides>,
     /// Whether requests with the header `x-staff` are inspected.
@@ -67,7 +67,7 @@ pub(crate) enum Order {
     AsItShould,
     /// The authentication runs after Flipswitch has looked for the user.
     AuthenticationInside,
-    /// A second Flipswitch layer inside the first, which evaluates every request for the user `inner`. The
+    /// A second Flipswitch layer is inside the first, and evaluates every request for the user `inner`. The
     /// authentication is between both.
     Twice,
 }
@@ -99,9 +99,9 @@ flipswitch::flags! {
     pub(crate) Origin: String = "origin", default "default";
     pub(crate) Theme: String = "theme", default "light";
     pub(crate) Beta: bool = "beta", default false;
-    /// The service has no flag of this name.
+    /// The service has no flag with this key.
     pub(crate) Limit: u16 = "limit", default 7;
-    /// The service has no flag of this name either.
+    /// The service has no flag with this key either.
     pub(crate) Missing: bool = "missing", default true;
 }
 
@@ -117,7 +117,7 @@ impl Framework {
         self.serve_at(setup, (Ipv4Addr::LOCALHOST, 0).into()).await
     }
 
-    /// Starts the application at an address, at which another one may have ended a moment ago.
+    /// Starts the application at an address, which another application may have just used.
     pub(crate) async fn serve_at(self, setup: impl Into<Setup>, address: SocketAddr) -> App {
         let setup = setup.into();
         let stop = tokio_util::sync::CancellationToken::new();
@@ -175,14 +175,14 @@ impl App {
 
 /// Returns the context of a user: none for `guest`, one without a targeting key for `member`; panics for `panic`.
 pub(crate) fn context_of_user(user: &User) -> Option<Context> {
-    assert_ne!(user.0, "panic", "a user of whom the application's function knows nothing");
+    assert_ne!(user.0, "panic", "the application's function panics for this user");
     let context = if user.0 == "member" { Context::anonymous() } else { Context::user(&user.0) };
     (user.0 != "guest").then(|| context.with("origin", "user"))
 }
 
 /// Returns a context with the plan that a client sent, and with an attribute that cannot be sent for some plans.
 pub(crate) fn context_of_plan(plan: Option<&str>) -> Option<EvaluationContext> {
-    assert_ne!(plan, Some("panic"), "a plan of which the application's function knows nothing");
+    assert_ne!(plan, Some("panic"), "the application's function panics for this plan");
     let context = EvaluationContext::default().with_custom_field("origin", "request");
     let context = if plan == Some("keyed") { context.with_targeting_key("from-the-request") } else { context };
     let context = match plan {
@@ -245,7 +245,7 @@ pub(crate) async fn service() -> LocalServer {
     service
 }
 
-/// Returns a provider without a stream, since opening it would count as a change.
+/// Returns a provider without a stream, because the opening of a stream would count as a change.
 pub(crate) fn provider(service: &LocalServer) -> FlipswitchProvider {
     let builder = support::builder(service).secret("the secret of the applications in these tests");
     builder.enable_realtime(false).polling_interval(Duration::from_secs(3_600)).build().unwrap()

@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use tokio::net::TcpSocket;
 use tracing_subscriber::filter::LevelFilter;
 
-/// The longest time that a test waits for a state, also on a busy machine.
+/// The maximum time that a test waits for a state, even on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The path of all flags.
@@ -24,7 +24,7 @@ pub(crate) const BULK: &str = "/ofrep/v1/evaluate/flags";
 /// The path of the event stream of OFREP.
 pub(crate) const EVENT_STREAM: &str = "/ofrep/v1/sse/flags";
 
-/// Returns flags of every type, in flagd's format. The services and clients of others are tested with them.
+/// Returns flags of every type, in flagd's format, for tests with services and clients of other projects.
 pub(crate) fn sample_flags() -> Value {
     serde_json::from_str(include_str!("../../peers/flags.json")).unwrap()
 }
@@ -34,7 +34,7 @@ pub(crate) fn user(id: &str) -> EvaluationContext {
     EvaluationContext::default().with_targeting_key(id)
 }
 
-/// Returns a builder of a provider for a local service. Evaluations wait for flags also on a busy machine.
+/// Returns a builder of a provider for a local service. Evaluations wait for flags even on a busy machine.
 pub(crate) fn builder(service: &LocalServer) -> FlipswitchProviderBuilder {
     FlipswitchProvider::builder(service.api_key()).base_url(service.url()).miss_wait(PATIENCE)
 }
@@ -44,7 +44,7 @@ pub(crate) fn provider(service: &LocalServer) -> FlipswitchProvider {
     builder(service).build().unwrap()
 }
 
-/// Returns a builder of a provider without background requests, whose answers become stale after `cache_ttl`.
+/// Returns a builder of a provider without background requests, whose flags become stale after `cache_ttl`.
 pub(crate) fn unattended(base_url: String, cache_ttl: Duration) -> FlipswitchProviderBuilder {
     FlipswitchProvider::builder("key")
         .base_url(base_url)
@@ -60,17 +60,17 @@ pub(crate) fn provider_of_nothing() -> FlipswitchProvider {
     builder.base_url(format!("http://{}", closed_port())).build().unwrap()
 }
 
-/// Returns an address where nothing listens. It stays reserved until the process ends.
+/// Returns an address where nothing listens. The address is reserved until the process ends.
 pub(crate) fn closed_port() -> SocketAddr {
     let (address, taken) = port_taken();
     std::mem::forget(taken);
     address
 }
 
-/// Returns an address where nothing listens. It is reserved until the socket is dropped.
+/// Returns an address where nothing listens. The address is reserved until the socket is dropped.
 pub(crate) fn port_taken() -> (SocketAddr, TcpSocket) {
     let socket = TcpSocket::new_v4().unwrap();
-    // So that a service can have the address at once.
+    // Allows a service to use the address immediately.
     socket.set_reuseaddr(true).unwrap();
     socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     (socket.local_addr().unwrap(), socket)
@@ -86,7 +86,7 @@ pub(crate) fn whoami(users: impl IntoIterator<Item = String>) -> Value {
     }}})
 }
 
-/// Returns how many bulk requests a service has received, without that of the start-up check.
+/// Returns the number of bulk requests that a service has received, without the start-up request.
 pub(crate) fn evaluations(service: &LocalServer) -> usize {
     let start_up = json!({"context": {"targetingKey": "_init_"}}).to_string();
     let is_evaluation = |path: &str, body: &[u8]| path == BULK && body != start_up.as_bytes();
@@ -95,7 +95,7 @@ pub(crate) fn evaluations(service: &LocalServer) -> usize {
 
 /// Fails the test if a future takes longer than [`PATIENCE`].
 pub(crate) async fn in_time<T>(future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future).await.expect("takes too long")
+    tokio::time::timeout(PATIENCE, future).await.expect("the future takes too long")
 }
 
 /// Waits until a state is reached.

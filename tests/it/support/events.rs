@@ -25,8 +25,8 @@ pub(crate) async fn streaming(builder: FlipswitchProviderBuilder) -> FlipswitchP
 pub(crate) async fn until(events: &mut ProviderEvents, wanted: impl Fn(&ProviderEvent) -> bool) -> Vec<ProviderEvent> {
     let mut before = Vec::new();
     loop {
-        // As a stream; `recv` is used elsewhere.
-        let event = in_time(events.next()).await.expect("the provider lives");
+        // Uses the `Stream` implementation, because other tests use `recv`.
+        let event = in_time(events.next()).await.expect("the provider is running");
         if wanted(&event) {
             return before;
         }

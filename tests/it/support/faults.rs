@@ -1,5 +1,5 @@
-//! Tests with faults. After each fault, the provider has the values of the service again; it reported the states of its
-//! connection, sent no more requests than its backoff allows, and did not panic.
+//! Helpers for tests with faults. After each fault, the provider must have the values of the service again. It must have reported
+//! the states of its connection, sent no more requests than its backoff allows, and not panicked.
 
 use std::{
     net::SocketAddr,
@@ -30,7 +30,7 @@ pub(crate) const POLLING: Duration = Duration::from_millis(100);
 /// The default polling interval of the provider.
 const POLLING_BY_DEFAULT: Duration = Duration::from_secs(30);
 
-/// A provider that is tested with a fault, and what it reported. The user `u` reads the flag `f`.
+/// A provider that is tested with a fault, and its reports. The user `u` reads the flag `f`.
 pub(crate) struct Row {
     /// The name of the row in its table.
     pub(crate) name: String,
@@ -41,7 +41,7 @@ pub(crate) struct Row {
     _listening: [Subscription; 2],
     polling: Duration,
     pub(crate) began: Instant,
-    /// How often the backoff was reset by `reconnect_sse`.
+    /// How many times `reconnect_sse` has reset the backoff.
     reconnects: AtomicUsize,
 }
 
@@ -79,7 +79,7 @@ impl Row {
         self
     }
 
-    /// Waits until a state is reached. Names the state if it is not.
+    /// Waits until a state is reached. Panics with the name of the state if this takes too long.
     pub(crate) async fn eventually(&self, state: impl std::fmt::Display, mut reached: impl AsyncFnMut() -> bool) {
         let began = Instant::now();
         while !reached().await {
@@ -126,7 +126,7 @@ impl Row {
     pub(crate) async fn opens(&self, service: &impl Service, value: i64) {
         self.provider.ready(PATIENCE).await.unwrap();
         self.shows(ConnectionStatus::Connected).await;
-        // The request that began with the start may have been young enough.
+        // The request at the start may have been new enough.
         let checks = || service.asked().iter().filter(|asked| asked.0 == Kind::StartUp).count();
         self.eventually("asked again", async || checks() >= 2 || self.began.elapsed() > Duration::from_millis(1_500))
             .await;
@@ -145,7 +145,7 @@ impl Row {
     }
 
     /// Checks the whole row: the statuses in their order, with repeated sequences written once, and the number of
-    /// requests. Waits for the last status, since a reconnect that was asked for may come after one of its own accord.
+    /// requests. Waits for the last status, because a requested reconnect may follow an automatic one.
     pub(crate) async fn ends(self, statuses: &str, asked: Vec<(Kind, Instant)>) {
         let heard = || folded(self.statuses.lock().unwrap().clone()).join(" ");
         self.eventually(format_args!("told of {statuses}"), async || heard() == statuses).await;
@@ -157,9 +157,9 @@ impl Row {
         let count = |kind| asked.iter().filter(|asked| asked.0 == kind).count();
         let (streams, start_up, of_users) = (count(Kind::Stream), count(Kind::StartUp), count(Kind::User));
         assert!(streams <= 2 * attempts, "{name}: {streams} streams in {elapsed:?}");
-        // The check at the start, one with each stream, and the polls.
+        // The start-up request, one request for each stream, and the polls.
         assert!(start_up <= 2 * (1 + attempts + polls), "{name}: {start_up} start-up requests in {elapsed:?}");
-        // Of one user: with each stream, its first heartbeat, one or two events and what follows them.
+        // The requests for one user: for each stream, its first heartbeat, and one or two events with their echo windows.
         assert!(of_users <= 2 * (5 * attempts + polls), "{name}: {of_users} requests for a user in {elapsed:?}");
 
         in_time(self.provider.shutdown()).await;
@@ -167,7 +167,7 @@ impl Row {
     }
 }
 
-/// Returns how many attempts the backoff allows in a time: immediately, after one second, after two more, and so on.
+/// Returns the number of attempts that the backoff allows in a time: immediately, after one second, after two more, and so on.
 pub(crate) fn scheduled(time: Duration) -> usize {
     (0..).take_while(|failures| Duration::from_secs((1 << failures) - 1) <= time).count()
 }
@@ -194,7 +194,7 @@ fn repeated_statuses_are_folded() {
     assert_eq!(folded("a b b a"), "a b a");
 }
 
-/// Panics in the threads and the code of providers, in the whole process.
+/// Records panics in the threads and the code of providers, in the whole process.
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
 fn count_panics() {
@@ -215,7 +215,7 @@ fn count_panics() {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     Stream,
-    /// With the context of the start-up check.
+    /// A request for the start-up context.
     StartUp,
     User,
 }
@@ -231,7 +231,7 @@ impl Kind {
 }
 
 pub(crate) trait Service {
-    /// Returns the requests that it received, with their times.
+    /// Returns the received requests, with their times.
     fn asked(&self) -> Vec<(Kind, Instant)>;
 
     fn asked_for(&self, kind: Kind) -> Vec<Instant> {
@@ -257,14 +257,14 @@ pub(crate) async fn service(value: i64) -> LocalServer {
     LocalServer::start(json!({"f": value})).await.unwrap()
 }
 
-/// A service whose flag `f` changes without an event, and whose streams send the bytes that a test gives it.
+/// A service whose flag `f` changes without an event, and whose streams send the bytes of a test.
 pub(crate) struct Mute {
     pub(crate) service: Scripted,
     value: Arc<AtomicI64>,
     pub(crate) pieces: broadcast::Sender<Bytes>,
 }
 
-/// An event that stands for a change of any flag.
+/// An event for a change of any flag.
 pub(crate) const CHANGED: &[u8] = b"event: config-updated\ndata: {}\n\n";
 
 impl Mute {
@@ -307,8 +307,8 @@ impl Mute {
 /// A reserved port for services that start and stop.
 pub(crate) struct Port {
     address: SocketAddr,
-    /// Bound and not listening: connections are refused, and no other process gets the port. Only Linux lets a service
-    /// listen beside it.
+    /// The socket is bound but does not listen, so connections are refused, and no other process gets the port. Only Linux
+    /// allows a service to listen on the same port.
     _held: Option<TcpSocket>,
 }
 

@@ -1,4 +1,4 @@
-//! nginx, which ends with the test.
+//! Starts nginx, which ends with the test.
 
 use std::{net::TcpListener, process::Stdio};
 
@@ -14,7 +14,7 @@ pub(crate) struct Nginx {
 }
 
 impl Nginx {
-    /// Starts nginx with directives of the block `http`, which get the folder for files and the port to listen on.
+    /// Starts nginx with directives for the block `http`. The function gets the folder for files and the port to listen on.
     pub(crate) async fn start(http: impl FnOnce(&str, u16) -> String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path().display().to_string();
@@ -37,7 +37,7 @@ impl Nginx {
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .spawn()
-            .expect("nginx is installed");
+            .expect("nginx must be installed");
         eventually(async || {
             assert!(process.try_wait().unwrap().is_none(), "nginx has ended");
             tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_ok()

@@ -1,4 +1,4 @@
-//! Servers of other projects, as processes.
+//! Starts servers of other projects as processes.
 
 use std::{
     env, fs,
@@ -50,7 +50,7 @@ impl Peer {
         for pipe in pipes {
             let sender = sender.clone();
             thread::spawn(move || {
-                // Both are read to the end, whether or not anybody listens: a full pipe would stop the server.
+                // Both are always read to the end, because a full pipe would stop the server.
                 for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
                     sender.send(String::from_utf8_lossy(&line).into_owned()).ok();
                 }
@@ -68,7 +68,7 @@ impl Peer {
             said += &line;
             said.push('\n');
         }
-        panic!("the server is not ready; it says:\n{said}")
+        panic!("the server is not ready; its output:\n{said}")
     }
 
     /// Creates a flag through the admin interface of fast-feature, whose format differs from that of flagd.
@@ -104,7 +104,7 @@ pub(crate) fn installed(program: &str) -> PathBuf {
     checked("requirements.txt", include_str!("../../peers/requirements.txt")).join("bin").join(program)
 }
 
-/// Returns the folder of the peers. Fails if a part is missing or has another version than the tests are written for.
+/// Returns the folder of the peers. Panics if a part is missing, or does not have the version that the tests need.
 pub(crate) fn checked(part: &str, version: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let peers = root.join(env::var_os("FLIPSWITCH_PEERS").unwrap_or_else(|| "target/peers".into()));

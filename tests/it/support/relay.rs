@@ -16,7 +16,7 @@ use tokio::{
 
 pub(crate) struct Relay {
     address: SocketAddr,
-    /// Connections up to this number swallow all bytes.
+    /// Connections up to this number discard all bytes.
     dead: Arc<watch::Sender<usize>>,
     accepted: Arc<AtomicUsize>,
 }
@@ -40,12 +40,12 @@ impl Relay {
         format!("http://{}", self.address)
     }
 
-    /// Returns how many connections were opened so far.
+    /// Returns the number of connections that were opened so far.
     pub(crate) fn accepted(&self) -> usize {
         self.accepted.load(Ordering::Acquire)
     }
 
-    /// Lets all present connections swallow bytes, in both directions. The system still acknowledges them.
+    /// Makes all current connections discard bytes, in both directions. The system still acknowledges the bytes.
     pub(crate) fn kill_connections(&self) {
         self.dead.send_replace(self.accepted.load(Ordering::Acquire));
     }
@@ -64,7 +64,7 @@ async fn relay(client: TcpStream, service: SocketAddr, number: usize, mut dead: 
         false
     };
     if forward.await {
-        // Reads what arrives, until the client gives up.
+        // Reads and discards bytes until the client gives up.
         let mut swallowed = Vec::new();
         while from_client.read_buf(&mut swallowed).await.is_ok_and(|read| read > 0) {
             swallowed.clear();

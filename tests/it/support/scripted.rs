@@ -1,4 +1,4 @@
-//! A service whose responses a test writes, byte for byte.
+//! A service whose responses a test defines, byte for byte.
 #![expect(clippy::needless_pass_by_value, reason = "replies are written on the spot")]
 
 use std::{
@@ -22,19 +22,19 @@ use crate::support::BULK;
 pub(crate) enum Reply {
     /// A status, headers and a body.
     Http(u16, Vec<(&'static str, String)>, Vec<u8>),
-    /// Nothing; the connection stays open.
+    /// No bytes. The connection stays open.
     Silence,
     /// Arbitrary bytes.
     Raw(Vec<u8>),
     /// An endless body in chunks.
     Endless,
-    /// Another reply, once it is released.
+    /// Another reply, which is sent once it is released.
     Held(Arc<Semaphore>, Box<Reply>),
-    /// A stream of the events that are sent here after it was opened.
+    /// A stream of the events that this channel receives after the stream was opened.
     Events(broadcast::Sender<&'static str>),
-    /// A stream with these additional headers, of the bytes that are sent here after it was opened. Empty bytes end it.
+    /// A stream with these additional headers, of the bytes that this channel receives after it was opened. Empty bytes end it.
     Bytes(&'static str, broadcast::Sender<Bytes>),
-    /// A stream that begins with a heartbeat, of the bytes that are sent here after it was opened, through a load balancer.
+    /// A stream behind a load balancer. It begins with a heartbeat, followed by the bytes that this channel receives.
     Limited(broadcast::Sender<Bytes>, TimeLimit),
     /// A stream of one endless line.
     EndlessLine,
@@ -69,12 +69,12 @@ impl Reply {
     }
 }
 
-/// A request as received.
+/// A received request.
 #[derive(Clone, Debug)]
 pub(crate) struct Received {
     pub(crate) method: String,
     pub(crate) path: String,
-    /// The head in lower case.
+    /// The head of the request in lower case.
     pub(crate) head: String,
     pub(crate) body: String,
     pub(crate) at: Instant,
@@ -89,13 +89,13 @@ impl Received {
         self.path.split('?').next() == Some(BULK)
     }
 
-    /// Returns the query of the URL, as sent.
+    /// Returns the query of the URL, unchanged.
     pub(crate) fn query(&self) -> Option<&str> {
         self.path.split_once('?').map(|(_, query)| query)
     }
 }
 
-/// The service, which ends when it is dropped.
+/// The service. Dropping it ends the service.
 pub(crate) struct Scripted {
     address: SocketAddr,
     received: Arc<Mutex<Vec<Received>>>,
@@ -103,7 +103,7 @@ pub(crate) struct Scripted {
 }
 
 impl Scripted {
-    /// Starts a service. The script gets each request and the number of those before it.
+    /// Starts a service. The script gets each request and the number of earlier requests.
     pub(crate) async fn start(script: impl Fn(&Received, usize) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -115,7 +115,7 @@ impl Scripted {
                 let (connection, _) = listener.accept().await.unwrap();
                 let (script, requests) = (Arc::clone(&script), Arc::clone(&requests));
                 tokio::spawn(stopped.clone().run_until_cancelled_owned(async move {
-                    // A client may go at any time.
+                    // A client may disconnect at any time.
                     let _ = serve(connection, &*script, &requests).await;
                 }));
             }

@@ -1,4 +1,4 @@
-//! The program `session`, which prints everything that a provider returns and logs.
+//! Runs the program `session`, which prints everything that a provider returns and logs.
 
 use std::process::{Command, Output};
 

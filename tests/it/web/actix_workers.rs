@@ -16,7 +16,7 @@ async fn all_workers_share_one_stream_and_one_request_for_a_user() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = provider(&service);
     in_time(provider.ready(PATIENCE)).await.unwrap();
-    // Afterwards nothing makes answers old.
+    // From now on, no flags become stale.
     eventually(async || provider.sse_status() == ConnectionStatus::Connected).await;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -37,7 +37,7 @@ async fn all_workers_share_one_stream_and_one_request_for_a_user() {
         }
     });
 
-    // Connections go round the workers, so each request has one of its own.
+    // Connections are distributed among the workers, so each request uses a new one.
     let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
     let mut met = HashSet::new();
     eventually(async || {
@@ -49,7 +49,11 @@ async fn all_workers_share_one_stream_and_one_request_for_a_user() {
     .await;
     assert_eq!(evaluations(&service), 1);
     assert_eq!(service.streams(), 1);
-    assert_eq!(service.requests().iter().filter(|request| request.method == "GET").count(), 1, "one stream ever");
+    assert_eq!(
+        service.requests().iter().filter(|request| request.method == "GET").count(),
+        1,
+        "there must be only one stream"
+    );
 
     drop(stop);
     in_time(tokio::task::spawn_blocking(|| server.join().unwrap())).await.unwrap();

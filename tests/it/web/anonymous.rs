@@ -1,4 +1,4 @@
-//! Anonymous visitors: all alike, identified by a header, or by a cookie.
+//! Anonymous visitors, who share one context, or are identified by a header or a cookie.
 
 use flipswitch::{
     FlipswitchProvider,
@@ -76,7 +76,7 @@ async fn a_header_identifies_visitors() {
     }
 }
 
-/// Starts an application that gives its visitors cookies, with its flag service.
+/// Starts an application that sets cookies for its visitors, with its flag service.
 async fn with_cookies(framework: Framework) -> (App, Setup, flipswitch_local::LocalServer) {
     let service = service().await;
     let setup = Setup { anonymous: Anonymous::cookie().into(), ..provider(&service).into() };
@@ -105,17 +105,17 @@ async fn a_cookie_is_set_only_when_a_flag_is_read() {
             assert_eq!(cookies_set(&response).len(), cookies, "{framework:?} {path}");
         }
         assert_eq!(support::evaluations(&service), 1, "{framework:?}: robots without cookies share one answer");
-        // Those who are logged in need none, also where the application does not name them.
+        // Users who are logged in get no cookie, even if the application does not name them.
         for user in ["alice", "member"] {
             let response = app.send("/flag", &[("x-user", user.as_bytes())]).await;
             assert!(cookies_set(&response).is_empty(), "{framework:?} {user}");
         }
-        // What is known of a visitor's request is no identity, and is kept beside one.
+        // Attributes of a visitor's request are not an identity, and are combined with one.
         assert_eq!(cookies_set(&app.send("/flag", &[("x-plan", b"premium")]).await).len(), 1, "{framework:?}");
         let cookie = cookie_of(&setup.provider);
         let visitor = app.send("/me", &[("x-plan", b"premium"), ("cookie", cookie.as_bytes())]).await;
         assert_eq!(visitor.text().await.unwrap(), format!("anonymous-{NUMBER}, premium"), "{framework:?}");
-        // A targeting key that the request has is one, whatever the cookie says.
+        // A targeting key of the request takes precedence over the cookie.
         for cookie in [cookie.as_str(), "none=0"] {
             let named = app.send("/me", &[("x-plan", b"keyed"), ("cookie", cookie.as_bytes())]).await;
             assert!(cookies_set(&named).is_empty(), "{framework:?} {cookie}");
@@ -126,7 +126,7 @@ async fn a_cookie_is_set_only_when_a_flag_is_read() {
 }
 
 #[tokio::test]
-async fn prefetching_sets_no_cookie_and_a_guard_does() {
+async fn a_guard_sets_the_cookie_and_prefetching_does_not() {
     let service = service().await;
     let anonymous = Anonymous::from(Anonymous::cookie());
     for prefetch in [true, false] {
@@ -157,14 +157,14 @@ async fn a_cookie_identifies_a_returning_visitor() {
             assert!(cookies_set(&again).is_empty(), "{framework:?}");
             assert_eq!(again.text().await.unwrap(), format!("anonymous-{number}"), "{framework:?}");
         }
-        // Logged in and out within the session.
+        // The visitor logs in and out within the session.
         let alice = app.send("/me", &[("cookie", pair.as_bytes()), ("x-user", b"alice")]).await;
         assert_eq!(alice.text().await.unwrap(), "alice", "{framework:?}");
         let bob = app.send("/me", &[("cookie", pair.as_bytes()), ("x-user", b"bob")]).await;
         assert_eq!(bob.text().await.unwrap(), "bob", "{framework:?}");
         let visitor = app.send("/me", &[("cookie", pair.as_bytes())]).await;
         assert_eq!(visitor.text().await.unwrap(), format!("anonymous-{number}"), "{framework:?}");
-        // The next visitor is another one.
+        // The next visitor gets another identifier.
         assert_ne!(cookies_set(&app.send("/me", &[]).await), [cookie], "{framework:?}");
         setup.provider.shutdown().await;
     }
@@ -180,7 +180,7 @@ async fn tampered_and_foreign_cookies_are_replaced() {
         "__Host-flipswitch-anonymous=\"0123456789abcdef0123456789abcdef\"",
         "__Host-flipswitch-anonymous=0123456789abcdef0123456789abcde",
         "__Host-flipswitch-anonymous=0123456789abcdef0123456789abcdeff",
-        // As earlier releases set it, and with a made-up authentication code.
+        // A cookie of an earlier release, and one with an invented authentication code.
         "__Host-flipswitch-anonymous=0123456789abcdef0123456789abcdef",
         "__Host-flipswitch-anonymous=0123456789abcdef0123456789abcdef.0123456789abcdef0123456789abcdef",
         "flipswitch-anonymous=0123456789abcdef0123456789abcdef",
@@ -203,7 +203,7 @@ async fn tampered_and_foreign_cookies_are_replaced() {
 }
 
 #[tokio::test]
-async fn made_up_cookies_are_no_contexts() {
+async fn invented_cookies_do_not_create_contexts() {
     let service = service().await;
     let provider = provider(&service);
     let scopes = ScopeBuilder::new(provider.clone()).with_anonymous(Anonymous::cookie());
@@ -214,12 +214,12 @@ async fn made_up_cookies_are_no_contexts() {
         scopes.open(&mut head).flags().await;
     }
     assert_eq!(support::evaluations(&service), 1);
-    assert!(provider.stats().contexts <= 2, "the one of all of them, and that of the start");
+    assert!(provider.stats().contexts <= 2, "there must be only the shared context and the start-up context");
     provider.shutdown().await;
 }
 
 #[tokio::test]
-async fn visitors_are_kept_when_the_api_key_is_replaced_if_there_is_a_secret() {
+async fn with_a_secret_visitors_keep_their_identity_when_the_api_key_is_replaced() {
     const SECRET: &str = "a secret of the whole fleet";
     for framework in Framework::ALL {
         let service = service().await;
@@ -228,7 +228,7 @@ async fn visitors_are_kept_when_the_api_key_is_replaced_if_there_is_a_secret() {
         };
         let old = service.api_key();
         let new = service.rotate_api_key(KeyRotation::new());
-        // The instance before and the one after; whether it knows the visitor.
+        // the instance before; the instance after; whether it knows the visitor
         let rollouts = [
             (builder(&old).secret(SECRET), builder(&new).secret(SECRET), true),
             (builder(&old), builder(&new), false),
@@ -245,7 +245,7 @@ async fn visitors_are_kept_when_the_api_key_is_replaced_if_there_is_a_secret() {
             assert_eq!(cookies_set(&response).is_empty(), is_kept, "{framework:?} {at}");
             let expected = if is_kept { format!("anonymous-{NUMBER}") } else { "nobody".to_owned() };
             assert_eq!(response.text().await.unwrap(), expected, "{framework:?} {at}");
-            // A key that is set while the process runs changes nothing.
+            // A key that is set while the process runs has no effect on cookies.
             after.set_api_key(new.clone()).unwrap();
             let own = cookie_of(&after);
             let response = app.send("/me", &[("cookie", own.as_bytes())]).await;
@@ -262,11 +262,11 @@ async fn a_response_that_shared_caches_may_store_sets_no_cookie() {
         for (path, cookies) in [("/public", 0), ("/unchanged", 0), ("/private", 1), ("/flag", 1)] {
             assert_eq!(cookies_set(&app.send(path, &[]).await).len(), cookies, "{framework:?} {path}");
         }
-        // Where the application says nothing, a response with a cookie is private.
+        // If the application does not set `Cache-Control`, a response with a cookie is private.
         let cache_control = async |headers| app.send("/flag", headers).await.headers().get("cache-control").cloned();
         assert_eq!(cache_control(&[]).await.unwrap(), "private", "{framework:?}");
         assert_eq!(cache_control(&[("x-user", b"alice")]).await, None, "{framework:?}: no cookie, nothing to add");
-        // A visitor who has the cookie gets their flags there as well.
+        // A visitor who has the cookie also gets their flags there.
         let cookie = cookie_of(&setup.provider);
         assert!(cookies_set(&app.send("/public", &[("cookie", cookie.as_bytes())]).await).is_empty(), "{framework:?}");
         setup.provider.shutdown().await;

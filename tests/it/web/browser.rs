@@ -1,4 +1,4 @@
-//! Visitors in Chromium: who keeps their cookie, and who gets none.
+//! Visitors and overrides in Chromium: cookies, caches and links.
 
 use flipswitch::{
     FlipswitchProvider, SignedOverrides,
@@ -13,7 +13,7 @@ use crate::support::{
     nginx::Nginx,
 };
 
-/// An application whose visitors have a cookie.
+/// An application that sets cookies for visitors.
 struct Site {
     app: App,
     provider: FlipswitchProvider,
@@ -27,7 +27,7 @@ impl Site {
         Self { app: framework.serve(setup.clone()).await, provider: setup.provider, _service: service }
     }
 
-    /// Returns the URL of the page that says whose flags it has, on a host.
+    /// Returns the URL, on a host, of the page that shows the user of its flags.
     fn me(&self, host: &str) -> String {
         format!("{}/me", self.app.url.replace("127.0.0.1", host))
     }
@@ -40,11 +40,11 @@ async fn read(browser: &Browser, url: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_visitor_keeps_their_number_over_reloads() {
+async fn a_visitor_keeps_their_identifier_across_reloads() {
     for framework in Framework::ALL {
         let site = Site::start(framework, Anonymous::cookie()).await;
         let [browser, other] = [Browser::start().await, Browser::start().await];
-        // Browsers accept a cookie that is `Secure` from localhost over plain HTTP.
+        // Browsers accept a `Secure` cookie from localhost over plain HTTP.
         let me = site.me("localhost");
         assert_eq!(read(&browser, &me).await, "nobody", "{framework:?}: the request that gets the cookie");
         let visitor = read(&browser, &me).await;
@@ -91,7 +91,7 @@ async fn a_visitor_has_no_cookie_before_consent() {
         browser.look("document.cookie = 'consent=yes'", Value::Null).await;
         assert_eq!(read(&browser, &me).await, "nobody", "{framework:?}: the request that gets the cookie");
         assert!(read(&browser, &me).await.starts_with("anonymous-"), "{framework:?}");
-        // Consent that is withdrawn counts at once.
+        // Withdrawn consent takes effect immediately.
         browser.look("document.cookie = 'consent=; Max-Age=0'", Value::Null).await;
         assert_eq!(read(&browser, &me).await, "nobody", "{framework:?}");
         site.provider.shutdown().await;
@@ -99,8 +99,8 @@ async fn a_visitor_has_no_cookie_before_consent() {
 }
 
 #[tokio::test]
-async fn a_shared_cache_hands_no_visitor_the_cookie_of_another() {
-    // By default, nginx stores no response that sets a cookie. It can be told to.
+async fn a_shared_cache_does_not_give_a_visitor_the_cookie_of_another() {
+    // By default, nginx does not store responses that set a cookie. Here, it is configured to do so.
     for ignored in ["", "proxy_ignore_headers Set-Cookie;"] {
         for framework in Framework::ALL {
             let site = Site::start(framework, Anonymous::cookie()).await;
@@ -111,7 +111,7 @@ async fn a_shared_cache_hands_no_visitor_the_cookie_of_another() {
                 read(&first, &page(path)).await;
                 read(&second, &page(path)).await;
             }
-            // `/private` has set each visitor's cookie, and nginx has stored `/public` without one.
+            // `/private` has set the cookie of each visitor, and nginx has stored `/public` without a cookie.
             let visitors = [read(&first, &page("/nested/me")).await, read(&second, &page("/nested/me")).await];
             assert!(visitors.iter().all(|visitor| visitor.starts_with("anonymous-")), "{framework:?}: {visitors:?}");
             assert_ne!(visitors[0], visitors[1], "{framework:?} {ignored}");
@@ -140,18 +140,18 @@ async fn a_link_overrides_a_flag_in_one_browser() {
         let [browser, other] = [Browser::start().await, Browser::start().await];
         let page = |path: &str| format!("{}{path}", app.url.replace("127.0.0.1", "localhost"));
         assert_eq!(read(&browser, &page("/flag?a=1")).await, "nobody nowhere", "{framework:?}");
-        // The browser stores this page, and must not show it again.
+        // The browser stores this page, and must not show it after the link.
         assert_eq!(read(&browser, &page("/public-flag")).await, "nobody nowhere", "{framework:?}");
         assert_eq!(read(&browser, &page(&format!("/public-flag?{link}"))).await, "overridden nowhere", "{framework:?}");
         assert_eq!(read(&browser, &page(&format!("/flag?a=1&{link}"))).await, "overridden nowhere", "{framework:?}");
-        // The URL has no token any more, and no script reads the cookie.
+        // The URL no longer has a token, and scripts cannot read the cookie.
         let look = async |script: &str| browser.look(script, Value::Null).await;
         assert_eq!(look("location.pathname + location.search").await, "/flag?a=1", "{framework:?}");
         assert_eq!(look("document.cookie").await, "", "{framework:?}");
         assert_eq!(read(&browser, &page("/nested/flag")).await, "overridden nowhere", "{framework:?}");
         assert_eq!(read(&browser, &page("/overridden")).await, "whoami", "{framework:?}: a page can say so");
         assert_eq!(read(&other, &page("/flag")).await, "nobody nowhere", "{framework:?}");
-        // An image of a page of another site does not end them.
+        // An image on a page of another site does not remove the overrides.
         browser.open(&page("/free")).await;
         let image = page("/flag?flipswitch=off");
         look(&format!(
@@ -166,7 +166,7 @@ async fn a_link_overrides_a_flag_in_one_browser() {
     }
 }
 
-/// A tester's page must not enter a shared cache, whatever the application says about caches.
+/// The page of a tester must not be stored by a shared cache, regardless of the application's headers.
 #[tokio::test]
 async fn a_shared_cache_stores_no_page_with_overrides() {
     for framework in Framework::ALL {
@@ -189,7 +189,7 @@ async fn a_shared_cache_stores_no_page_with_overrides() {
     }
 }
 
-/// Starts nginx as a shared cache before an application.
+/// Starts nginx as a shared cache in front of an application.
 async fn shared_cache(application: &str, directives: &str) -> Nginx {
     Nginx::start(|folder, port| {
         format!(

@@ -1,4 +1,4 @@
-//! Pages with the official OpenFeature web provider in Chromium, which ask the application for its flags.
+//! Pages with the official OpenFeature web provider in Chromium, which request flags from the application.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ impl Site {
     }
 }
 
-/// Logs a user in, as a server would by a cookie.
+/// Logs a user in with a cookie.
 async fn log_in(browser: &Browser, url: &str, user: &str) {
     browser.open(&format!("{url}/free")).await;
     browser.look("document.cookie = `user=${it}; path=/`", user).await;
@@ -74,18 +74,18 @@ async fn a_page_starts_with_its_values_and_without_a_request() {
     for framework in Framework::ALL {
         let site = Site::start(framework).await;
         site.log_in("alice").await;
-        // That page has no icon.
+        // The page has no icon.
         site.browser.complaints().await;
         site.open("/page").await;
         assert_eq!(shown(&site.browser).await, ["alice", "alice #000"], "{framework:?}");
         assert_eq!(site.look("started.requests").await, 0, "{framework:?}");
-        // The stream asks once, and nothing was missed.
+        // The stream causes one request, and no change was missed.
         site.browser.until("requests.length >= 1", Value::Null).await;
         assert_eq!(site.look("requests[0]").await, 304, "{framework:?}: the tag is that of the answer");
         assert_eq!(site.look("seen").await, json!(["alice"]), "{framework:?}: no flicker");
         assert_eq!(site.browser.complaints().await, [] as [String; 0], "{framework:?}");
 
-        // Without values in the page, one request.
+        // Without values in the page, there is one request.
         site.open("/page?bare").await;
         assert_eq!(shown(&site.browser).await, ["alice", "alice #000"], "{framework:?}");
         assert_eq!(site.look("started.requests").await, 1, "{framework:?}");
@@ -129,7 +129,7 @@ async fn no_page_shows_the_values_of_another_user() {
             site.browser.until("document.getElementById('page').textContent === 'bob #fff'", Value::Null).await;
             assert_eq!(site.look("seen").await, json!(["bob"]), "{framework:?} {path}");
         }
-        // What is stored for bob is not shown to the next one, either, when the application has nothing to say.
+        // Values that are stored for bob are not shown to the next user, even if the application has no flags.
         site.service.faults().add(Fault::on(Endpoint::Bulk).status(500)).unwrap();
         site.log_in("carol").await;
         for path in ["/page", "/page?bare", "/page?own"] {
@@ -142,14 +142,14 @@ async fn no_page_shows_the_values_of_another_user() {
 }
 
 #[tokio::test]
-async fn a_page_that_stays_open_follows_who_is_logged_in() {
+async fn an_open_page_shows_the_flags_of_the_user_who_is_logged_in() {
     for framework in Framework::ALL {
         for is_told in [true, false] {
             let site = Site::start(framework).await;
             site.log_in("alice").await;
             site.open("/page").await;
             site.browser.until("requests.length >= 1", Value::Null).await;
-            // As by a request of the page, or in another tab.
+            // The user changes by a request of the page, or in another tab.
             site.look("document.cookie = 'user=bob; path=/'").await;
             match is_told {
                 true => drop(site.look("refresh()").await),
@@ -166,7 +166,7 @@ async fn a_page_that_stays_open_follows_who_is_logged_in() {
 }
 
 #[tokio::test]
-async fn a_page_whose_new_user_has_no_flags_yet_shows_none_of_the_user_before() {
+async fn a_page_shows_no_flags_of_the_previous_user_while_the_new_user_has_none() {
     for framework in Framework::ALL {
         let site = Site::start(framework).await;
         site.log_in("alice").await;
@@ -184,7 +184,7 @@ async fn a_page_whose_new_user_has_no_flags_yet_shows_none_of_the_user_before() 
 }
 
 #[tokio::test]
-async fn a_hidden_tab_lets_go_of_its_stream_and_catches_up_when_it_is_shown() {
+async fn a_hidden_tab_closes_its_stream_and_refetches_when_it_becomes_visible() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = connected(&service).await;
@@ -194,7 +194,7 @@ async fn a_hidden_tab_lets_go_of_its_stream_and_catches_up_when_it_is_shown() {
         let browser = Browser::start().await;
         log_in(&browser, &app.url, "alice").await;
         open(&browser, &format!("{}/page", app.url)).await;
-        // With room for one stream, the answer names none while the page has it.
+        // With a limit of one stream, the response advertises none while the page has it.
         let is_open = async || ask(&app, "alice", &[]).await.json().get("eventStreams").is_none();
         eventually(async || is_open().await).await;
         let set_visibility = async |state: &str| {
@@ -216,7 +216,7 @@ async fn a_hidden_tab_lets_go_of_its_stream_and_catches_up_when_it_is_shown() {
 }
 
 #[tokio::test]
-async fn a_page_outlives_its_application() {
+async fn a_page_recovers_after_its_application_restarts() {
     for framework in Framework::ALL {
         let Site { service, provider, app, browser } = Site::start(framework).await;
         log_in(&browser, &app.url, "alice").await;
@@ -225,7 +225,7 @@ async fn a_page_outlives_its_application() {
         let address = app.url.trim_start_matches("http://").parse().unwrap();
         provider.shutdown().await;
         drop(app);
-        // While there is no application.
+        // The application is down at this time.
         service.set_flag("theme", "#111");
         assert_eq!(shown(&browser).await[1], "alice #000", "{framework:?}");
         let provider = connected(&service).await;
@@ -238,11 +238,11 @@ async fn a_page_outlives_its_application() {
 }
 
 #[tokio::test]
-async fn a_page_behind_two_instances_follows_the_one_that_has_heard() {
+async fn a_page_behind_two_instances_gets_a_change_that_only_one_has_received() {
     for [hearing, deaf] in [[Framework::Axum, Framework::Actix], [Framework::Actix, Framework::Axum]] {
         let service = service().await;
         let hears = hearing.serve(connected(&service).await).await;
-        // It has no stream, and does not poll in time.
+        // The page has no stream, and does not poll within the time limit.
         let does_not = deaf.serve(provider(&service)).await;
         let nginx = Nginx::start(|_, port| {
             format!(
@@ -267,7 +267,7 @@ async fn a_page_behind_two_instances_follows_the_one_that_has_heard() {
 }
 
 #[tokio::test]
-async fn a_page_keeps_its_values_while_the_service_is_away() {
+async fn a_page_keeps_its_values_while_the_service_is_unavailable() {
     for framework in Framework::ALL {
         let Site { service, provider, app, browser } = Site::start(framework).await;
         log_in(&browser, &app.url, "alice").await;
@@ -299,7 +299,7 @@ async fn a_page_that_found_no_flags_gets_them_later() {
 }
 
 #[tokio::test]
-async fn overrides_apply_to_server_and_page_alike() {
+async fn overrides_apply_to_the_server_and_to_the_page() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = connected(&service).await;

@@ -1,4 +1,4 @@
-//! Gates: when they are open, and how they respond when closed.
+//! Gates: when they are open, and how they respond when they are closed.
 
 use axum::{
     Router,
@@ -22,7 +22,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn an_attribute_that_cannot_be_sent_opens_no_gate() {
+async fn an_attribute_that_cannot_be_sent_does_not_open_a_gate() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = provider(&service);
@@ -40,15 +40,15 @@ async fn an_attribute_that_cannot_be_sent_opens_no_gate() {
                 "{framework:?}"
             );
         }
-        assert_eq!(provider.stats().attributes_left_out, 12, "one in each request");
-        // Without a user, the attribute does not name one.
+        assert_eq!(provider.stats().attributes_left_out, 12, "each request must count one attribute");
+        // Without a user, the attribute does not name a user.
         assert_eq!(app.get("/me", "", "key").await, (200, "nobody, key".to_owned()), "{framework:?}");
         provider.shutdown().await;
     }
 }
 
 #[tokio::test]
-async fn no_cache_keeps_the_response_of_a_closed_gate() {
+async fn caches_do_not_store_the_response_of_a_closed_gate() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = provider(&service);
@@ -63,12 +63,12 @@ async fn no_cache_keeps_the_response_of_a_closed_gate() {
 }
 
 #[tokio::test]
-async fn a_preflight_passes_no_gate_and_reads_no_flags() {
+async fn gates_refuse_preflights_without_reading_flags() {
     let preflight = [("origin", "https://other.example"), ("access-control-request-method", "PUT")];
     for framework in Framework::ALL {
         for prefetch in [false, true] {
             let service = service().await;
-            // On, so that the gates are open for everybody.
+            // The flags are on, so the gates are open for all users.
             service.set_flag("beta", true);
             let anonymous = Anonymous::cookie().into();
             let setup = Setup { prefetch, anonymous, ..provider(&service).into() };
@@ -92,7 +92,7 @@ async fn a_preflight_passes_no_gate_and_reads_no_flags() {
                 assert_eq!(in_time(response.text()).await.unwrap(), "old");
             }
             assert_eq!(support::evaluations(&service), 0, "{framework:?}");
-            // Any other request passes, also one that is only half a preflight.
+            // Any other request passes, including one that has only one header of a preflight.
             for headers in [&[][..], &preflight[..1], &preflight[1..]] {
                 assert_eq!(options("/gate/any", headers).await.status(), 200, "{framework:?} {headers:?}");
             }
@@ -114,7 +114,7 @@ async fn gates_open_when_their_rule_matches() {
         ("missing-not", true, true),
         ("missing-typed", true, true),
         ("missing-typed-not", false, false),
-        // A flag that is no boolean is off.
+        // A flag that is not a boolean is off.
         ("other-type", false, false),
         ("other-type-not", true, true),
         ("variant", true, false),
@@ -208,7 +208,7 @@ async fn a_closed_gate_hides_every_method() {
 }
 
 #[tokio::test]
-async fn a_gate_follows_its_flag() {
+async fn a_gate_opens_and_closes_when_its_flag_changes() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = support::provider(&service);
@@ -226,7 +226,7 @@ async fn a_gate_follows_its_flag() {
 async fn on_axum_a_gate_hides_the_routes_it_is_added_to() {
     let gate = || FlagGate::enabled("beta").fallback(StatusCode::FORBIDDEN);
     let beta = || Router::new().route("/beta", get(async || "open"));
-    // how it is added; the path; what GET and POST there answer, and what a path answers that there is not
+    // how the gate is added; the path; the responses to GET and POST there, and to a path that does not exist
     let ways = [
         ("route_layer, merged", beta().route_layer(gate()), "/beta", [403, 403, 404]),
         ("route_layer, nested", Router::new().nest("/in", beta().route_layer(gate())), "/in/beta", [403, 403, 404]),
@@ -237,7 +237,7 @@ async fn on_axum_a_gate_hides_the_routes_it_is_added_to() {
             "/beta",
             [403, 403, 404],
         ),
-        // What the documentation warns of.
+        // The documentation warns about this.
         ("layer, merged", beta().layer(gate()), "/beta", [403, 403, 403]),
         (
             "route_layer, one route",
@@ -285,7 +285,7 @@ async fn on_axum_a_closed_gate_around_a_service_looks_like_a_missing_route() {
             assert_eq!(closed, nothing, "{method} {path}");
         }
     }
-    // What the documentation says of the other ways.
+    // The documentation describes the other ways.
     assert!(ask(&Method::POST, "/layer").await.1.contains_key("allow"));
     flags.set("beta", true);
     for path in ["/route", "/nested/in", "/layer"] {

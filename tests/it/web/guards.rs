@@ -17,7 +17,7 @@ async fn with_prefetch_a_guard_reads_fresh_flags() {
     for (user, body) in [("alice", "new"), ("bob", "old"), ("", "old")] {
         assert_eq!(app.get("/guarded", user, "").await, (200, body.to_owned()), "{user}");
     }
-    assert_eq!(app.get("/guarded-typed", "alice", "").await.1, "new", "the default of a declared flag");
+    assert_eq!(app.get("/guarded-typed", "alice", "").await.1, "new", "a declared flag must have its default");
     assert_eq!(support::evaluations(&service), 3);
     setup.provider.shutdown().await;
 }
@@ -28,8 +28,8 @@ async fn without_prefetch_a_guard_reads_cached_flags() {
     let provider = provider(&service);
     let app = Framework::Actix.serve(provider.clone()).await;
     assert_eq!(app.get("/guarded", "alice", "").await.1, "old");
-    assert_eq!(app.get("/guarded-typed", "alice", "").await.1, "new", "the default of a declared flag");
-    assert_eq!(support::evaluations(&service), 0, "a guard asks for nothing");
+    assert_eq!(app.get("/guarded-typed", "alice", "").await.1, "new", "a declared flag must have its default");
+    assert_eq!(support::evaluations(&service), 0, "a guard must not send requests");
     assert_eq!(app.get("/flag", "alice", "").await.1, "alice user");
     assert_eq!(app.get("/guarded", "alice", "").await.1, "new");
     assert_eq!(app.get("/guarded", "bob", "").await.1, "old");
@@ -45,13 +45,13 @@ async fn without_prefetch_a_guard_reads_stale_flags_and_refreshes_them() {
     let app = Framework::Actix.serve(provider.clone()).await;
     assert_eq!(app.get("/flag", "alice", "").await.1, "alice user");
     assert_eq!(app.get("/guarded", "alice", "").await.1, "new");
-    // A change of any flag makes all answers stale. Nothing else reads alice's flags meanwhile.
+    // A change of any flag makes all flags stale. Nothing else reads alice's flags in the meantime.
     let (heard, changed) = std::sync::mpsc::channel();
     let _subscription = provider.add_flag_change_listener_for("plain", move |_| heard.send(()).unwrap());
     service.set_flag("plain", "light");
     tokio::task::spawn_blocking(move || changed.recv().unwrap()).await.unwrap();
     assert_eq!(app.get("/guarded", "alice", "").await.1, "new");
-    // The guarded flag itself: the last known value at first, and soon the new one.
+    // The guarded flag itself has its last known value at first, and soon the new value.
     service.set_flag("beta", false);
     support::eventually(async || app.get("/guarded", "alice", "").await.1 == "old").await;
     provider.shutdown().await;
@@ -63,7 +63,7 @@ async fn a_guard_without_the_middleware_uses_the_default_and_warns_once() {
     let app = App::new()
         .service(web::resource("/key").guard(flag_on("on")).get(async || "new"))
         .service(web::resource("/key").get(async || "old"))
-        // What a resource is wrapped in runs after its guards.
+        // Middleware of a resource runs after its guards.
         .service(
             web::resource("/typed")
                 .guard(flag_on(Missing))
@@ -78,7 +78,7 @@ async fn a_guard_without_the_middleware_uses_the_default_and_warns_once() {
         }
     }
     let lines = log.lines();
-    assert_eq!(lines.len(), 2, "one for each guard: {lines:?}");
+    assert_eq!(lines.len(), 2, "there must be one warning for each guard: {lines:?}");
     assert!(
         lines.iter().all(|line| line.contains("ERROR") && line.contains("a scope around the guarded one")),
         "{lines:?}"

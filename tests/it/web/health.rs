@@ -34,7 +34,7 @@ async fn probes_report_whether_flags_work() {
                 }
             };
             check(statuses).await;
-            // As some load balancers ask.
+            // Some load balancers send HEAD requests.
             for (query, expected) in ["", "?ready"].into_iter().zip([statuses[0], statuses[2]]) {
                 let response =
                     support::in_time(app.client.head(format!("{}/health{query}", app.url)).send()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Flags as JSON in a `<script>` element, parsed as browsers do.
+//! Flags as JSON in a `<script>` element, which is parsed in the same way as in browsers.
 
 use std::{
     borrow::Cow,
@@ -27,7 +27,7 @@ struct Node {
     text: RefCell<StrTendril>,
 }
 
-/// All elements and comments of a page, in order and without their nesting.
+/// All elements and comments of a page, in order and without nesting.
 #[derive(Debug, Default)]
 struct Document(RefCell<Vec<Rc<Node>>>);
 
@@ -45,7 +45,7 @@ impl Document {
     }
 }
 
-/// Returns the name of a node that is no element.
+/// Returns the name of a node that is not an element.
 fn nameless(name: &str) -> QualName {
     QualName::new(None, ns!(), LocalName::from(name))
 }
@@ -112,7 +112,7 @@ impl TreeSink for Document {
     fn reparent_children(&self, _: &Rc<Node>, _: &Rc<Node>) {}
 }
 
-/// Returns whether a page with these values in a script is parsed as intended: one script with this text, and the rest
+/// Returns whether a page with these values in a script is parsed correctly: one script with this text, and the rest
 /// of the page after it.
 fn stays_whole(json: &str) -> bool {
     let script = format!("const flags = {json};");
@@ -128,12 +128,12 @@ fn flags(values: Value) -> Flags {
     pollster::block_on(FlipswitchProvider::in_memory(values).flags(&EvaluationContext::default()))
 }
 
-/// Checks that the flags are safe and unchanged in a page. Returns whether they would be without escaping.
+/// Checks that the flags are safe and unchanged in a page. Returns whether this would also be true without escaping.
 fn check(values: Value) -> bool {
     let flags = flags(values);
     let (json, script) = (flags.to_json(), flags.to_script_json());
     assert!(stays_whole(&script), "{script}");
-    // These two end a line in older scripts, also in a string.
+    // These two characters end a line in older scripts, even within a string.
     assert!(!script.contains(['\u{2028}', '\u{2029}']), "{script}");
     assert_eq!(serde_json::from_str::<Value>(&script).expect(&script), json);
     stays_whole(&json.to_string())
@@ -141,16 +141,16 @@ fn check(values: Value) -> bool {
 
 #[test]
 fn no_value_breaks_out_of_its_script_element() {
-    // Whether a page stays whole with the plain JSON in it.
+    // Whether the page is parsed correctly with the plain JSON in it.
     let cases = [
         ("harmless", true),
         ("</script>", false),
         ("</SCRIPT >", false),
         ("</script/x", false),
-        ("</script\t", true), // A tab is escaped in JSON, so that no tag ends here.
+        ("</script\t", true), // A tab is escaped in JSON, so no tag ends here.
         ("<!--<script>", false),
         ("<!-- <ScRiPt x", false),
-        ("<!--", true), // Ends with the script, unless another value goes on.
+        ("<!--", true), // Ends with the script, unless another value continues it.
         ("<script>", true),
         ("-->", true),
         ("]]>", true),
@@ -207,7 +207,7 @@ const PIECES: [&str; 29] = [
 ];
 
 #[test]
-fn no_combination_of_dangerous_text_breaks_out_of_its_script_element() {
+fn no_combination_of_dangerous_texts_breaks_out_of_its_script_element() {
     let text = || vec(select(&PIECES[..]), 0..12).prop_map(|pieces| pieces.concat());
     let broken = Cell::new(0);
     let config = ProptestConfig { cases: 2_000, failure_persistence: None, ..ProptestConfig::default() };
@@ -217,6 +217,6 @@ fn no_combination_of_dangerous_text_breaks_out_of_its_script_element() {
             Ok(())
         })
         .unwrap();
-    // The plain JSON breaks some hundred of these pages, and so the test can fail.
+    // The plain JSON breaks some hundred of these pages, so the test can fail.
     assert!(broken.get() > 100, "{broken:?}");
 }

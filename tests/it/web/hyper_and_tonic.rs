@@ -28,7 +28,7 @@ use tower::{Layer, Service, service_fn};
 
 use crate::support::{eventually, in_time, provider, user};
 
-/// Starts a service whose flag `beta` is on for Alice and whose `greeting` is the same for all.
+/// Starts a service whose flag `beta` is on for Alice, and whose flag `greeting` is the same for all users.
 async fn service() -> LocalServer {
     let flags = json!({"flags": {
         "beta": {
@@ -40,7 +40,7 @@ async fn service() -> LocalServer {
     LocalServer::start(flags).await.unwrap()
 }
 
-/// Takes the user from a header.
+/// Returns the user from a header.
 fn layer(provider: &FlipswitchProvider) -> FlipswitchLayer {
     fn context(headers: &HeaderMap) -> Option<EvaluationContext> {
         headers.get("x-user").map(|id| user(id.to_str().unwrap()))
@@ -48,7 +48,7 @@ fn layer(provider: &FlipswitchProvider) -> FlipswitchLayer {
     FlipswitchLayer::new(provider.clone()).with_context(|parts| context(&parts.headers))
 }
 
-/// Returns the greeting that a handler makes from its flags.
+/// Returns the greeting for the flags of a request.
 async fn greeting(scope: Option<RequestScope>) -> String {
     let scope = scope.expect("the layer's scope");
     let name = scope.context().targeting_key.as_deref().unwrap_or("nobody");
@@ -121,7 +121,7 @@ async fn flags_and_gates_work_under_hyper() {
         ("/", "bob", 200, "Hello, bob"),
         ("/beta", "alice", 200, "Hello, alice"),
         ("/beta", "bob", 403, "not yet"),
-        // The flags of this user are not cached: the gate waits for the service.
+        // The flags of this user are not cached, so the gate waits for the service.
         ("/beta", "carol", 403, "not yet"),
     ] {
         assert_eq!(get(path, user).await, (status, body.to_owned()), "{path} {user}");
@@ -171,7 +171,7 @@ impl Decoder for Text {
     }
 }
 
-/// A gRPC service with two methods, under one of two names, as a code generator would write it.
+/// A gRPC service with two methods and one of two names, as a code generator would write it.
 #[derive(Clone)]
 struct Shop<const BETA: bool>;
 
@@ -220,7 +220,7 @@ async fn count(
     Ok(tonic::Response::new(stream::iter(messages.into_iter().chain(end))))
 }
 
-/// Starts a gRPC server with the layer around everything, a gate before all services, and another before one of them.
+/// Starts a gRPC server with the layer around everything, a gate in front of all services, and another gate in front of one.
 async fn serve_with_tonic(provider: &FlipswitchProvider) -> Channel {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -270,7 +270,7 @@ async fn flags_work_under_grpc_and_a_closed_gate_is_unimplemented() {
         ("/test.Shop/Greet", "bob", Ok("hi: Hello, bob")),
         ("/test.BetaShop/Greet", "alice", Ok("hi: Hello, alice")),
         ("/test.BetaShop/Greet", "bob", Err(Code::Unimplemented)),
-        // The flags of this user are not cached: the gate waits for the service.
+        // The flags of this user are not cached, so the gate waits for the service.
         ("/test.BetaShop/Greet", "carol", Err(Code::Unimplemented)),
         ("/test.Shop/Missing", "alice", Err(Code::Unimplemented)),
     ] {

@@ -15,7 +15,7 @@ async fn the_provider_starts_before_the_server_and_ends_after_it() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
     let provider = provider(&service);
     let lifespan = in_time(Lifespan::builder(provider.clone()).start()).await.unwrap();
-    assert!(service.requests().iter().any(|request| request.method == "POST"), "the start-up check");
+    assert!(service.requests().iter().any(|request| request.method == "POST"), "the start-up request must be sent");
     let server = {
         let provider = provider.clone();
         async move {
@@ -42,7 +42,7 @@ async fn without_the_service_the_server_starts_with_defaults_unless_readiness_is
     let provider = support::provider_of_nothing();
     let lifespan = Lifespan::builder(provider.clone()).ready_timeout(Duration::from_millis(10)).require_ready(true);
     assert!(in_time(lifespan.start()).await.is_err());
-    assert!(matches!(provider.flags(&user("u")).await.error(), Some(Error::ShutDown)), "nothing is left running");
+    assert!(matches!(provider.flags(&user("u")).await.error(), Some(Error::ShutDown)), "nothing may be left running");
 }
 
 #[tokio::test]
@@ -52,7 +52,7 @@ async fn a_lifespan_starts_and_ends_all_its_providers() {
     let [shop, billing] = [&services[0], &services[1]].map(provider);
     let lifespan = in_time(Lifespan::builder(shop.clone()).and(billing.clone()).start()).await.unwrap();
     for service in &services {
-        assert!(service.requests().iter().any(|request| request.method == "POST"), "the start-up check");
+        assert!(service.requests().iter().any(|request| request.method == "POST"), "the start-up request must be sent");
     }
     let server = async {
         assert!(shop.flags(&user("u")).await.bool("on", false));
@@ -64,20 +64,20 @@ async fn a_lifespan_starts_and_ends_all_its_providers() {
         assert_eq!(provider.health().state, HealthState::ShutDown);
     }
 
-    // One that is not ready is as bad as all, where readiness is required. The wait is one for both.
+    // If readiness is required, one provider that is not ready fails the start. Both providers share one wait.
     for is_first in [true, false] {
         let (away, there) = (support::provider_of_nothing(), provider(&services[0]));
         let [first, second] = if is_first { [&away, &there] } else { [&there, &away] };
         let lifespan = Lifespan::builder(first.clone()).and(second.clone()).ready_timeout(Duration::from_millis(300));
         assert!(in_time(lifespan.clone().require_ready(true).start()).await.is_err());
         for provider in [away, there] {
-            assert_eq!(provider.health().state, HealthState::ShutDown, "nothing is left running");
+            assert_eq!(provider.health().state, HealthState::ShutDown, "nothing may be left running");
         }
     }
 }
 
 #[tokio::test]
-async fn the_error_that_main_prints_is_a_text() {
+async fn main_prints_the_text_of_a_start_error() {
     let lifespan = Lifespan::builder(support::provider_of_nothing()).ready_timeout(SOON).require_ready(true);
     let error = in_time(lifespan.start()).await.unwrap_err();
     let text = format!("{error:?}");
@@ -88,7 +88,7 @@ async fn the_error_that_main_prints_is_a_text() {
 #[tokio::test]
 async fn ready_timeout_limits_the_wait_for_the_service() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
-    // Sooner than the time that is waited by default, so that a start which did not mind its own would go well.
+    // The service responds within the default time limit, so a start that ignored its own limit would succeed.
     service.faults().add(Fault::on(Endpoint::Bulk).delay(Duration::from_secs(3))).unwrap();
     let lifespan = Lifespan::builder(provider(&service)).ready_timeout(Duration::from_millis(1)).require_ready(true);
     let error = in_time(lifespan.start()).await.unwrap_err();
@@ -144,7 +144,7 @@ async fn drain_timeout_applies_after_the_provider_was_shut_down() {
         let provider = FlipswitchProvider::in_memory(json!({}));
         let lifespan =
             Lifespan::builder(provider.clone()).drain_timeout(Duration::from_millis(50)).start().await.unwrap();
-        // The provider's end is the signal here.
+        // Here, the shutdown of the provider acts as the signal.
         let server = std::future::pending::<io::Result<()>>();
         let end = async {
             if shut_down_before {
@@ -154,13 +154,14 @@ async fn drain_timeout_applies_after_the_provider_was_shut_down() {
         };
         let end = async { tokio::join!(end, provider.shutdown()) };
         let log = Log::of_this_thread();
-        let (served, ()) = tokio::time::timeout(SOON, end).await.expect("sooner than by default");
+        let (served, ()) =
+            tokio::time::timeout(SOON, end).await.expect("the server must end before the default timeout");
         served.unwrap();
         assert!(log.lines().iter().any(|line| line.contains("did not drain within 0.05 seconds")), "{:?}", log.lines());
     }
 }
 
-/// actix-web has its own drain timeout; both begin with the signal.
+/// actix-web has its own drain timeout. Both timeouts begin with the signal.
 #[test]
 fn on_actix_the_shorter_drain_timeout_applies() {
     use actix_web::{App, HttpServer, web};
@@ -188,14 +189,15 @@ fn on_actix_the_shorter_drain_timeout_applies() {
                 .unwrap();
             let mut visitor = TcpStream::connect(server.addrs()[0]).await.unwrap();
             visitor.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
-            // The provider's end is the signal here.
+            // Here, the shutdown of the provider acts as the signal.
             let end = async {
                 asked.notified().await;
                 provider.shutdown().await;
             };
             let run = async { tokio::join!(lifespan.run(server.run()), end) };
             let log = Log::of_this_thread();
-            let (served, ()) = tokio::time::timeout(SOON, run).await.expect("sooner than by default");
+            let (served, ()) =
+                tokio::time::timeout(SOON, run).await.expect("the server must end before the default timeout");
             served.unwrap();
             let lines = log.lines();
             assert_eq!(lines.iter().any(|line| line.contains("did not drain")), is_dropped, "{lines:?}");
@@ -250,7 +252,7 @@ mod signals {
             assert_eq!(
                 self.1.recv_timeout(PATIENCE),
                 Err(RecvTimeoutError::Disconnected),
-                "it says nothing more and ends"
+                "the process must print nothing more, and end"
             );
             self.0.wait().unwrap()
         }
@@ -306,7 +308,7 @@ mod signals {
         let url = silent.url();
         let mut life = Life::start(&["start", &url]);
         life.prints("starting");
-        // The first request comes after the signals are listened for.
+        // The first request is sent after the process has begun to listen for signals.
         crate::support::eventually(async || !silent.received().is_empty()).await;
         life.signal("TERM");
         let ended = tokio::task::spawn_blocking(move || {

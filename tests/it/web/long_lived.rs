@@ -1,4 +1,4 @@
-//! What goes on after the response head has left: WebSockets, event streams, streamed bodies, spawned work.
+//! Work that continues after the response head was sent: WebSockets, event streams, streamed bodies, spawned tasks.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ async fn a_websocket_an_event_stream_and_a_body_follow_a_kill_switch() {
         }
 
         service.set_flag("beta", false);
-        // The same change may have been announced twice before: texts that were sent meanwhile do not matter.
+        // The same change may have been announced twice before, so texts that were sent in the meantime are ignored.
         in_time(async {
             while let Some(Ok(message)) = socket.next().await
                 && !message.is_close()
@@ -52,7 +52,7 @@ async fn a_websocket_an_event_stream_and_a_body_follow_a_kill_switch() {
 }
 
 #[tokio::test]
-async fn spawned_work_agrees_with_its_handler_until_the_response_head_has_left() {
+async fn spawned_work_has_the_flags_of_its_handler_until_the_response_head_was_sent() {
     for framework in Framework::ALL {
         let flags = TestFlags::new(json!({"theme": "old"}));
         let app = framework.serve(flags.provider()).await;
@@ -66,7 +66,7 @@ async fn spawned_work_agrees_with_its_handler_until_the_response_head_has_left()
 }
 
 #[tokio::test]
-async fn a_client_in_work_that_nothing_carries_causes_one_warning() {
+async fn a_client_in_spawned_work_without_a_scope_causes_one_warning() {
     let log = Log::of_this_thread();
     let flags = TestFlags::new(json!({"whoami": "somebody"}));
     let mut api = OpenFeature::default();
@@ -81,9 +81,9 @@ async fn a_client_in_work_that_nothing_carries_causes_one_warning() {
     let _layer = FlipswitchLayer::new(flags.provider());
     let with_key = support::user("alice");
     client.get_string_value("whoami", Some(&with_key), None).await.unwrap();
-    assert_eq!(count(remedy), 0, "a key says whose flags they are");
+    assert_eq!(count(remedy), 0, "a targeting key must suppress the warning");
     for _ in 0..3 {
-        // On this thread, whose log is read, but outside of every request.
+        // This runs on this thread, whose log is read, but outside any request.
         let client = Arc::clone(&client);
         tokio::spawn(async move { whoami(&client).await }).await.unwrap();
     }
@@ -93,8 +93,8 @@ async fn a_client_in_work_that_nothing_carries_causes_one_warning() {
     for _ in 0..3 {
         whoami(&client).with_current_scope().await;
     }
-    assert_eq!(count("with_scope(&scope)` of"), 1, "the first warning only");
-    assert_eq!(count("web/long_lived.rs"), 1, "one for this place: {:?}", log.lines());
+    assert_eq!(count("with_scope(&scope)` of"), 1, "only the first warning may explain the remedy");
+    assert_eq!(count("web/long_lived.rs"), 1, "there must be one warning for this place: {:?}", log.lines());
     whoami(&client).with_current_scope().await;
-    assert_eq!(count("web/long_lived.rs"), 2, "and one for that: {:?}", log.lines());
+    assert_eq!(count("web/long_lived.rs"), 2, "there must be one warning for the other place: {:?}", log.lines());
 }

@@ -1,4 +1,4 @@
-//! OpenFeature clients below the layer: they evaluate for the user of the request without being passed a context.
+//! OpenFeature clients below the layer, which evaluate for the user of the request without an explicit context.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -25,7 +25,7 @@ async fn client(name: &str, provider: &FlipswitchProvider) -> Arc<Client> {
     Arc::new(OpenFeature::singleton().await.create_named_client(name))
 }
 
-/// Returns the set-up of an application with a client, and a flag service that knows `user-0` to `user-99` and `alice`.
+/// Returns the set-up of an application with a client, and a flag service with the users `user-0` to `user-99` and `alice`.
 async fn setup(name: &str) -> (Setup, LocalServer) {
     let users = (0..100).map(|number| format!("user-{number}")).chain(["alice".to_owned()]);
     let service = LocalServer::start(support::whoami(users)).await.unwrap();
@@ -63,7 +63,7 @@ async fn a_client_reads_the_flags_of_the_request() {
     assert!(!scope.was_read());
     assert_eq!(scope.clone().run(whoami(&client)).await, "alice");
     assert!(scope.was_read() && scope.try_flags().is_some());
-    // Everything known is out of date, and the request goes on with its answer; what is carried takes a new one.
+    // All known flags are out of date. The request keeps its flags, and carried work gets new ones.
     service.shutdown().await;
     provider.shutdown().await;
     assert!(!scope.flags().await.is_stale());
@@ -72,7 +72,7 @@ async fn a_client_reads_the_flags_of_the_request() {
         client.get_string_details("whoami", given.as_ref(), None).await.unwrap().reason.unwrap()
     };
     assert_eq!(scope.clone().run(reason(None)).await.to_string(), "TARGETING_MATCH");
-    // The same context, however it came about, is the request's.
+    // An equal context counts as the context of the request, regardless of how it was built.
     assert_eq!(scope.clone().run(reason(Some(context))).await.to_string(), "TARGETING_MATCH");
     assert_eq!(reason(None).with_scope(&scope).await.to_string(), "STALE");
 }
@@ -101,7 +101,7 @@ async fn the_callers_context_overrides_the_context_of_the_request() {
         assert_eq!(evaluated, (whose.to_owned(), origin.to_owned()), "{given:?}");
         assert!(scope.was_read(), "{given:?}");
         let warned = log.lines().iter().filter(|line| line.contains("another targeting key")).count();
-        // Once for all.
+        // All evaluations share one request.
         let first = given == user("bob");
         assert_eq!(warned, usize::from(first), "{given:?}");
     }
@@ -121,7 +121,7 @@ async fn an_extended_context_is_evaluated_once_in_a_request() {
             assert_eq!(ask(&region).await, "before");
             flags.set("whoami", "after");
             assert_eq!(ask(&region).await, "before");
-            // Another addition is another context. That it names a user where the request names none is no mistake.
+            // Another addition is another context. It may name a user if the request names none.
             assert_eq!(ask(&user("alice")).await, "after");
         })
         .await;
@@ -129,7 +129,7 @@ async fn an_extended_context_is_evaluated_once_in_a_request() {
 }
 
 #[tokio::test]
-async fn additions_that_differ_on_the_wire_are_evaluated_each() {
+async fn additions_with_different_request_bodies_are_evaluated_separately() {
     let service = LocalServer::start(support::whoami(["alice".to_owned()])).await.unwrap();
     let provider = support::builder(&service).enable_realtime(false).build().unwrap();
     let client = client("numbers", &provider).await;
@@ -147,11 +147,11 @@ async fn additions_that_differ_on_the_wire_are_evaluated_each() {
     sent.retain(|body| body.contains("alice"));
     let body = |number: &str| format!(r#"{{"context":{{"targetingKey":"alice"{number}}}}}"#);
     let expected = [body(r#","number":0.0"#), body(r#","number":-0.0"#), body(r#","number":1.0"#), body("")];
-    assert_eq!(sent, expected, "a number that cannot be sent does not stand for the request's own");
+    assert_eq!(sent, expected, "a number that cannot be sent must not replace the number of the request");
 }
 
 #[tokio::test]
-async fn additions_that_cannot_be_sent_are_reported_and_give_nobodys_flags() {
+async fn additions_that_cannot_be_sent_are_reported() {
     let service = LocalServer::start(support::whoami(["alice".to_owned()])).await.unwrap();
     let provider = support::builder(&service).enable_realtime(false).build().unwrap();
     let client = client("unsendable additions", &provider).await;
@@ -217,7 +217,11 @@ async fn only_the_provider_of_a_scope_uses_its_context() {
         })
         .await;
     assert!(RequestScope::current().is_none());
-    assert_eq!(whoami(&our_client).with_current_scope().await, "nobody", "outside of a request nothing changes");
+    assert_eq!(
+        whoami(&our_client).with_current_scope().await,
+        "nobody",
+        "outside a request, the function must have no effect"
+    );
     our_provider.shutdown().await;
     their_provider.shutdown().await;
 }
@@ -258,7 +262,11 @@ async fn clients_never_mix_users_in_axum() {
         async move { task.await.unwrap() }
     });
     requests.await;
-    assert_eq!(support::evaluations(&service), USERS + 1, "each user, and the anonymous visitors");
+    assert_eq!(
+        support::evaluations(&service),
+        USERS + 1,
+        "each user and the anonymous visitors must cause one request"
+    );
     setup.provider.shutdown().await;
 }
 
@@ -273,7 +281,11 @@ async fn clients_never_mix_users_in_actix() {
         async move { assert_eq!(in_time(body).await, user) }
     });
     requests.await;
-    assert_eq!(support::evaluations(&service), USERS + 1, "each user, and the anonymous visitors");
+    assert_eq!(
+        support::evaluations(&service),
+        USERS + 1,
+        "each user and the anonymous visitors must cause one request"
+    );
     setup.provider.shutdown().await;
 }
 

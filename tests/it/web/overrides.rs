@@ -1,4 +1,4 @@
-//! Overrides of flags by a signed cookie, and the look into what a request has read.
+//! Overrides of flags by a signed cookie, and the inspection of requests.
 
 use std::{sync::Arc, time::Duration};
 
@@ -49,7 +49,7 @@ fn header<'a>(response: &'a Response, name: &str) -> Vec<&'a str> {
 /// An application with a flag service, whose flags can be overridden and whose requests can be inspected.
 async fn start(framework: Framework) -> (App, FlipswitchProvider, LocalServer) {
     let service = service().await;
-    // Nothing makes flags out of date, so that each request to the service has a cause here.
+    // No flags become out of date, so each request to the service has a cause in the test.
     let builder = support::builder(&service).enable_realtime(false).polling_interval(Duration::from_secs(3_600));
     let provider = builder.build().unwrap();
     let name = format!("overrides {framework:?} {}", service.url());
@@ -60,14 +60,14 @@ async fn start(framework: Framework) -> (App, FlipswitchProvider, LocalServer) {
 }
 
 #[tokio::test]
-async fn overrides_apply_to_every_part_of_the_request_only() {
+async fn overrides_apply_to_all_parts_of_the_request_and_to_nothing_else() {
     for framework in Framework::ALL {
         let (app, provider, service) = start(framework).await;
         let bob = ("x-user", "bob");
-        // Known before, so that every request from here on is one that the overrides have caused.
+        // The user is known before, so every request from here on is caused by the overrides.
         assert_eq!(get(&app, "/flag", &[bob]).await, (200, "bob user".to_owned()), "{framework:?}");
         assert_eq!(get(&app, "/gate/requires", &[bob]).await.0, 404, "{framework:?}");
-        // Reads outside of the request as well.
+        // The routes also include reads outside the request.
         get(&app, "/deep", &[bob]).await;
         let before = support::evaluations(&service);
         let cookie = cookie(json!({"whoami": "overridden", "beta": true, "theme": "#123", "new": 7}));
@@ -81,7 +81,7 @@ async fn overrides_apply_to_every_part_of_the_request_only() {
             ("/optional", "overridden user"),
             ("/nested/flag", "overridden user"),
             ("/single/flag", "overridden user"),
-            // An OpenFeature client, also in a spawned task and in a streamed body.
+            // An OpenFeature client, including a spawned task and a streamed body.
             ("/plain", "overridden"),
             ("/deep", "overridden"),
         ] {
@@ -91,7 +91,7 @@ async fn overrides_apply_to_every_part_of_the_request_only() {
             assert_eq!(get(&app, gate, &tester).await.0, 200, "{framework:?} {gate}");
         }
         assert_eq!(get(&app, "/gate/requires-not", &tester).await.0, 404, "{framework:?}");
-        // The same user in another browser, and routes outside of the layer.
+        // The same user in another browser, and routes outside the layer.
         assert_eq!(get(&app, "/flag", &[bob]).await, (200, "bob user".to_owned()), "{framework:?}");
         assert_eq!(get(&app, "/gate/requires", &[bob]).await.0, 404, "{framework:?}");
         assert_eq!(get(&app, "/bare/flag", &tester).await.0, 500, "{framework:?}");
@@ -106,7 +106,7 @@ async fn overrides_apply_to_every_part_of_the_request_only() {
 async fn a_guard_reads_the_overrides() {
     let (app, provider, _service) = start(Framework::Actix).await;
     let cookie = cookie(json!({"beta": true}));
-    // The flags are in memory then.
+    // The flags are then in memory.
     get(&app, "/flag", &[("x-user", "bob")]).await;
     for (headers, expected) in [(&[("x-user", "bob")][..], "old"), (&[("x-user", "bob"), ("cookie", &cookie)], "new")] {
         eventually(async || get(&app, "/guarded", headers).await.1 == expected).await;
@@ -114,9 +114,9 @@ async fn a_guard_reads_the_overrides() {
     provider.shutdown().await;
 }
 
-/// What an attacker with the source, and with valid tokens for something else, can try.
+/// Tests the attempts of an attacker who has the source code and valid tokens for other purposes.
 #[tokio::test]
-async fn tokens_for_something_else_are_ignored() {
+async fn tokens_for_another_purpose_key_provider_or_user_are_ignored() {
     for framework in Framework::ALL {
         let (app, provider, _service) = start(framework).await;
         let values = || json!({"whoami": "overridden"});
@@ -130,10 +130,10 @@ async fn tokens_for_something_else_are_ignored() {
             minted(SignedOverrides::new("another key of these tests")).cookie().unwrap(),
             minted(overrides()).provider_name("other").cookie().unwrap(),
             minted(overrides()).for_context("alice").cookie().unwrap(),
-            // Not allowed, and of another type.
+            // A flag that is not allowed, and a value of another type.
             overrides().mint(json!({"origin": "overridden", "plain": "x"})).cookie().unwrap(),
             overrides().mint(json!({"whoami": 7, "beta": "yes"})).cookie().unwrap(),
-            // The purpose is another one.
+            // A token for another purpose.
             link,
             valid.replace('.', ".A"),
             valid.replace("__Host-", ""),
@@ -155,7 +155,7 @@ async fn tokens_for_something_else_are_ignored() {
         let response =
             app.send("/flag", &[("x-user", b"bob"), ("cookie", b"__Host-flipswitch-overrides=\xff\xfe.\x80")]).await;
         assert_eq!(response.status(), 200);
-        // Those of a context are for it.
+        // Overrides for a context apply only to this context.
         let for_bob = minted(overrides()).for_context("bob").cookie().unwrap();
         assert_eq!(get(&app, "/flag", &[("x-user", "bob"), ("cookie", &for_bob)]).await.1, "overridden user");
         assert_eq!(get(&app, "/flag", &[("cookie", &for_bob)]).await.1, "nobody nowhere");
@@ -175,7 +175,7 @@ async fn an_ignored_token_logs_one_warning() {
         assert_eq!(response.status(), 200);
     }
     let lines = log.lines();
-    let [line] = &lines[..] else { panic!("one warning: {lines:?}") };
+    let [line] = &lines[..] else { panic!("there must be one warning: {lines:?}") };
     assert!(line.contains("overrides of flags in a request are ignored") && !line.contains("x.y"), "{line}");
 }
 
@@ -200,7 +200,7 @@ async fn a_response_with_overrides_stays_out_of_shared_caches() {
 }
 
 #[tokio::test]
-async fn a_link_sets_the_cookie_and_leads_to_the_page_without_the_token() {
+async fn a_link_sets_the_cookie_and_redirects_to_the_page_without_the_token() {
     for framework in Framework::ALL {
         let (app, provider, service) = start(framework).await;
         let link = overrides().mint(json!({"whoami": "overridden"})).link().unwrap();
@@ -222,7 +222,9 @@ async fn a_link_sets_the_cookie_and_leads_to_the_page_without_the_token() {
             assert_eq!(header(&response, "cache-control"), ["no-store"], "{framework:?} {path}");
             assert_eq!(header(&response, "referrer-policy"), ["no-referrer"], "{framework:?} {path}");
             assert_eq!(header(&response, "clear-site-data"), ["\"cache\""], "{framework:?} {path}");
-            let [cookie] = header(&response, "set-cookie")[..] else { panic!("one cookie: {response:?}") };
+            let [cookie] = header(&response, "set-cookie")[..] else {
+                panic!("there must be one cookie: {response:?}")
+            };
             let (pair, attributes) = cookie.split_once("; ").unwrap();
             assert_eq!(attributes, "Path=/; Max-Age=28800; Secure; HttpOnly; SameSite=Lax", "{framework:?}");
             let read = get(&app, "/flag", &[("x-user", "bob"), ("cookie", pair)]).await;
@@ -232,7 +234,7 @@ async fn a_link_sets_the_cookie_and_leads_to_the_page_without_the_token() {
         assert_eq!((off.status().as_u16(), header(&off, "location")), (303, vec!["/flag?a=1"]), "{framework:?}");
         let cleared = "__Host-flipswitch-overrides=; Path=/; Max-Age=0; Secure; HttpOnly; SameSite=Lax";
         assert_eq!(header(&off, "set-cookie"), [cleared], "{framework:?}");
-        // Only of the requests for bob that read flags.
+        // Only the requests for bob that read flags are counted.
         assert_eq!(support::evaluations(&service), before + 1, "{framework:?}");
         provider.shutdown().await;
     }
@@ -253,7 +255,7 @@ async fn other_requests_set_no_cookie() {
             (Method::POST, format!("/echo?{link}"), vec![]),
             (Method::HEAD, page(&link), vec![]),
             (Method::POST, "/echo?flipswitch=off".to_owned(), vec![]),
-            // An image, a frame, a script of another page.
+            // Requests for an image, for a frame, and of a script of another page.
             (get.clone(), page(&link), vec![("sec-fetch-mode", "no-cors"), ("sec-fetch-dest", "image")]),
             (get.clone(), page(&link), vec![("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "iframe")]),
             (get.clone(), page("flipswitch=off"), vec![("sec-fetch-mode", "cors"), ("sec-fetch-dest", "empty")]),
@@ -277,9 +279,9 @@ async fn other_requests_set_no_cookie() {
     }
 }
 
-/// With the service away, overrides still count, and decide only about their own flags.
+/// If the service is unavailable, overrides still apply, and only to their own flags.
 #[tokio::test]
-async fn overrides_count_without_the_service() {
+async fn overrides_apply_without_the_service() {
     for framework in Framework::ALL {
         let provider = support::provider_of_nothing();
         let setup = Setup { overrides: Some(overrides()), ..provider.clone().into() };
@@ -293,7 +295,7 @@ async fn overrides_count_without_the_service() {
 }
 
 #[tokio::test]
-async fn an_inspected_request_tells_what_it_has_read() {
+async fn an_inspected_request_lists_the_flags_that_it_has_read() {
     for framework in Framework::ALL {
         let (app, provider, service) = start(framework).await;
         service.set_flag("whoami", "<b>\"quoted\\\"</b>\r\nx-evil: 1 é");
@@ -306,7 +308,7 @@ async fn an_inspected_request_tells_what_it_has_read() {
         let timing = header(&response, "server-timing")[0].to_owned();
         assert!(timing.starts_with("flag;desc=\"whoami=\\\"<b>"), "{framework:?}: {timing}");
         assert!(timing.contains("(service, ") && timing.contains("flag;desc=\"origin="), "{framework:?}: {timing}");
-        // As an override, and with the default.
+        // One flag has an override, and the other its default.
         let cookie = cookie(json!({"whoami": "overridden"}));
         let overridden = send(&app, Method::GET, "/flag", &[staff[1], ("cookie", &cookie)]).await;
         let timing = header(&overridden, "server-timing")[0];
@@ -331,7 +333,7 @@ async fn an_inspected_request_tells_what_it_has_read() {
         for hidden in ["<b>", "<i>", "bob", "secret", "<script"] {
             assert!(!page.contains(hidden), "{framework:?}: {hidden} in {page}");
         }
-        // Nobody else learns anything.
+        // Other requests get no information.
         for headers in [&[][..], &[("x-user", "bob")], &[("cookie", &*cookie)]] {
             assert_eq!(get(&app, "/inspection", headers).await.0, 404, "{framework:?} {headers:?}");
             let response = send(&app, Method::GET, "/flag", headers).await;
@@ -362,7 +364,7 @@ async fn the_page_names_the_source_of_each_value() {
     provider.shutdown().await;
 }
 
-/// The part of the inspection page about a request that reads one flag.
+/// The part of the inspection page for a request that reads one flag.
 async fn page_after(provider: &FlipswitchProvider, key: &str) -> String {
     let scopes = ScopeBuilder::<http::request::Parts>::new(provider.clone()).with_inspection(|_| true);
     let (mut parts, ()) = http::Request::get("/").body(()).unwrap().into_parts();
@@ -428,7 +430,7 @@ async fn overrides_and_inspection_are_off_by_default() {
     }
 }
 
-/// A request may be about other users: whose flags an administrator looks at, for instance.
+/// A request may evaluate the flags of other users, for example for an administrator.
 #[tokio::test]
 async fn overrides_are_for_the_user_of_the_request() {
     let (_, provider, _service) = start(Framework::Axum).await;
@@ -449,7 +451,7 @@ async fn overrides_are_for_the_user_of_the_request() {
 }
 
 #[test]
-fn headers_for_caches_are_replaced_whatever_the_application_sets() {
+fn headers_for_caches_are_replaced_regardless_of_the_application() {
     let provider = FlipswitchProvider::in_memory(json!({}));
     let scopes = ScopeBuilder::<http::request::Parts>::new(provider).with_overrides(overrides());
     let cookie = cookie(json!({"whoami": "overridden"}));
@@ -499,7 +501,7 @@ fn headers_for_caches_are_replaced_whatever_the_application_sets() {
     }
 }
 
-/// An error of a middleware is no response yet when it passes the scope.
+/// An error of a middleware is not yet a response when it passes the scope.
 #[actix_web::test]
 async fn on_actix_an_error_stays_out_of_shared_caches() {
     use actix_web::{App, error::ErrorNotFound, middleware::from_fn, test, web};

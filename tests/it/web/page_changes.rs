@@ -1,5 +1,5 @@
-//! How browsers follow changes when something is not as it should be: a service that lags or is slow, another instance that
-//! has heard of the change first, no stream at all.
+//! Changes in browsers under difficult conditions: a service that lags or is slow, another instance that has received the
+//! change first, or no stream.
 
 use std::time::{Duration, Instant};
 
@@ -21,14 +21,14 @@ use crate::support::{
     page::{Stream, ask, data, send},
 };
 
-/// How long after an event the service may evaluate with old rules.
+/// The time after an event in which the service may evaluate with old rules.
 const ECHO_WINDOW: Duration = Duration::from_secs(2);
 
 fn all_public(provider: FlipswitchProvider) -> Setup {
     Setup { browsers: Browsers { public: None, ..Browsers::default() }, ..provider.into() }
 }
 
-/// Opens the stream of a user, and asks as the first event demands.
+/// Opens the stream of a user, and refetches as the first event demands.
 async fn follow(app: &App, user: &str) -> (Stream, String) {
     let mut stream = Stream::of(app, user).await;
     stream.event().await;
@@ -38,7 +38,7 @@ async fn follow(app: &App, user: &str) -> (Stream, String) {
 }
 
 #[tokio::test]
-async fn a_browser_that_asks_a_lagging_service_is_asked_to_ask_again() {
+async fn a_browser_that_may_have_old_values_is_told_to_refetch() {
     for framework in Framework::ALL {
         let service = Mute::start().await;
         let provider = streaming(service.builder().miss_wait(support::PATIENCE).stale_wait(support::PATIENCE)).await;
@@ -49,11 +49,11 @@ async fn a_browser_that_asks_a_lagging_service_is_asked_to_ask_again() {
         stream.event().await;
         let unchanged = ask(&app, "alice", &[("if-none-match", &tag)]).await;
         assert_eq!(unchanged.status, 304, "{framework:?}: the service has not changed yet");
-        // No other event will come from the service, and no other request.
+        // The service sends no other event, and receives no other request.
         service.set(2);
         let changed = in_time(async {
             loop {
-                // The stream to the service has opened a moment ago, which is a change of its own.
+                // The stream to the service has just opened, which also counts as a change.
                 stream.event().await;
                 let answer = ask(&app, "alice", &[("if-none-match", &tag)]).await;
                 if answer.status == 200 {
@@ -67,9 +67,9 @@ async fn a_browser_that_asks_a_lagging_service_is_asked_to_ask_again() {
     }
 }
 
-/// The service may report changes only some time after it sent its headers, so the first heartbeat makes all flags stale.
+/// The service may begin to report changes some time after it sent its headers, so the first heartbeat makes all flags stale.
 #[tokio::test]
-async fn what_makes_flags_stale_without_being_a_change_reaches_browsers_as_well() {
+async fn browsers_are_told_to_refetch_when_flags_become_stale_without_a_change() {
     for framework in Framework::ALL {
         let service = Mute::start().await;
         let provider = streaming(service.builder().miss_wait(support::PATIENCE).stale_wait(support::PATIENCE)).await;
@@ -90,12 +90,12 @@ async fn what_makes_flags_stale_without_being_a_change_reaches_browsers_as_well(
 }
 
 #[tokio::test]
-async fn a_browser_that_got_the_new_value_is_not_asked_again() {
+async fn a_browser_that_got_the_new_value_is_not_told_to_refetch_again() {
     let service = Mute::start().await;
     let provider = streaming(service.builder().miss_wait(support::PATIENCE).stale_wait(support::PATIENCE)).await;
     let app = Framework::Axum.serve(all_public(provider.clone())).await;
     let (mut stream, tag) = follow(&app, "alice").await;
-    // The stream has opened a moment ago; its own echo must be over.
+    // The stream has just opened, and its echo window must be over.
     let opened = Instant::now();
     eventually(async || opened.elapsed() > ECHO_WINDOW + Duration::from_secs(2)).await;
     ask(&app, "alice", &[]).await;
@@ -111,7 +111,7 @@ async fn a_browser_that_got_the_new_value_is_not_asked_again() {
 }
 
 #[tokio::test]
-async fn a_browser_that_got_an_old_value_from_a_slow_service_is_asked_again() {
+async fn a_browser_that_got_an_old_value_from_a_slow_service_is_told_to_refetch_again() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = streaming(support::builder(&service).stale_wait(Duration::from_millis(1))).await;
@@ -156,7 +156,7 @@ async fn a_page_that_had_no_flags_gets_them_when_the_service_is_back() {
     }
 }
 
-/// Asks as after an event that names this time.
+/// Refetches as after an event that contains this time.
 async fn ask_after(app: &App, user: &str, tag: &str, time: &str) -> (u16, Value) {
     let path = format!("/flags{BULK}?flagConfigLastModified={}", time.replace(':', "%3A").replace('+', "%2B"));
     let answer = send(app, Method::POST, &path, &[("x-user", user), ("if-none-match", tag)], "{}").await;
@@ -165,13 +165,13 @@ async fn ask_after(app: &App, user: &str, tag: &str, time: &str) -> (u16, Value)
 }
 
 #[tokio::test]
-async fn an_instance_that_has_not_heard_of_a_change_learns_of_it_from_the_browser() {
+async fn an_instance_that_missed_a_change_learns_of_it_from_the_browser() {
     for framework in Framework::ALL {
         let service = service().await;
-        // The tags of both are the same.
+        // Both responses have the same tag.
         let builder = || support::builder(&service).secret("the secret of all instances");
         let hears = framework.serve(streaming(builder()).await).await;
-        // Neither a stream nor a poll within the test.
+        // There is neither a stream nor a poll within the test.
         let deaf = builder().enable_realtime(false).polling_interval(Duration::from_secs(3_600)).build().unwrap();
         let deaf = framework.serve(deaf).await;
         let (mut stream, tag) = follow(&hears, "alice").await;
@@ -187,7 +187,7 @@ async fn an_instance_that_has_not_heard_of_a_change_learns_of_it_from_the_browse
         );
         let (status, values) = ask_after(&deaf, "alice", &tag, time).await;
         assert_eq!((status, &values["theme"]), (200, &json!("#111")), "{framework:?}");
-        // Of this context only.
+        // Only requests for this context count.
         let before = evaluations(&service);
         assert_eq!(ask(&deaf, "bob", &[]).await.values()["theme"], "#fff", "{framework:?}");
         assert_eq!(evaluations(&service), before);
@@ -195,7 +195,7 @@ async fn an_instance_that_has_not_heard_of_a_change_learns_of_it_from_the_browse
 }
 
 #[tokio::test]
-async fn times_that_browsers_invent_cost_a_bounded_number_of_requests() {
+async fn invented_times_of_browsers_cause_a_limited_number_of_requests() {
     for framework in Framework::ALL {
         let service = service().await;
         let app = framework.serve(provider(&service)).await;
@@ -212,7 +212,7 @@ async fn times_that_browsers_invent_cost_a_bounded_number_of_requests() {
         }
         let requests = service.requests().len() - before;
         assert!(requests <= 10, "{framework:?}: {requests}");
-        // Where there may be newer flags, an answer is no confirmation.
+        // While there may be newer flags, a response does not confirm the old ones.
         assert_eq!(requests, 10, "{framework:?}: one that may be true is believed");
         assert_eq!(ask_after(&app, "alice", &tag, &soon()).await.0, 200, "{framework:?}");
         assert_eq!(ask_after(&app, "alice", &tag, "9999-12-31T23:59:59Z").await.0, 304, "{framework:?}");
@@ -221,14 +221,14 @@ async fn times_that_browsers_invent_cost_a_bounded_number_of_requests() {
 }
 
 #[tokio::test]
-async fn without_a_stream_of_changes_browsers_are_asked_as_often_as_the_service_is_polled() {
+async fn without_a_stream_browsers_are_told_to_refetch_at_the_polling_interval() {
     for framework in Framework::ALL {
         let service = service().await;
         let builder = support::builder(&service).enable_realtime(false).polling_interval(Duration::from_secs(1));
         let provider = builder.build().unwrap();
         let app = framework.serve(provider.clone()).await;
         let (mut stream, tag) = follow(&app, "alice").await;
-        // Of alice only: the poll for the start-up context finds no change.
+        // Only alice's flag changes, so the poll for the start-up context detects no change.
         let definition = json!({
             "state": "ENABLED", "variants": {"dark": "#000", "light": "#fff"}, "defaultVariant": "light",
             "targeting": {"if": [{"==": [{"var": "targetingKey"}, "nobody"]}, "dark"]},
@@ -245,7 +245,7 @@ async fn without_a_stream_of_changes_browsers_are_asked_as_often_as_the_service_
 }
 
 #[tokio::test]
-async fn a_change_reaches_many_streams_over_the_time_that_is_set() {
+async fn a_change_reaches_many_streams_spread_over_the_configured_time() {
     let service = service().await;
     let spread = Duration::from_secs(2);
     let browsers = Browsers { spread, ..Browsers::default() };
@@ -264,6 +264,6 @@ async fn a_change_reaches_many_streams_over_the_time_that_is_set() {
     });
     let arrivals = futures_util::future::join_all(arrivals).await;
     let (first, last) = (arrivals.iter().min().unwrap(), arrivals.iter().max().unwrap());
-    // All within a quarter of the time: less likely than one in 10^11.
+    // The probability that all events arrive within a quarter of the time is below 1 in 10^11.
     assert!(*last - *first > spread / 4, "{arrivals:?}");
 }

@@ -1,4 +1,4 @@
-//! Whatever a browser sends, it gets the public flags of its own session, or an error.
+//! For any request, a browser gets the public flags of its own session, or an error.
 
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use crate::support::{
 
 const API_KEY: &str = "the-key-of-this-application-0f9a2c";
 
-/// Requests in the test.
+/// The number of requests in the test.
 const REQUESTS: usize = 10_000;
 
 #[derive(Clone, Debug)]
@@ -107,7 +107,7 @@ fn request() -> impl Strategy<Value = Request> {
 }
 
 #[tokio::test]
-async fn a_browser_gets_the_public_flags_of_its_own_session_whatever_it_sends() {
+async fn a_browser_gets_only_public_flags_of_its_own_session_regardless_of_its_request() {
     const USERS: [&str; 2] = ["alice", "bob"];
     for framework in Framework::ALL {
         let service = service().await;
@@ -131,11 +131,11 @@ async fn a_browser_gets_the_public_flags_of_its_own_session_whatever_it_sends() 
         let began = Instant::now();
         let mut answered = [0; 2];
         for _ in 0..REQUESTS / 20 {
-            // Both sessions at the same time.
+            // Both sessions send requests at the same time.
             let requests = (0..20).map(|_| request().new_tree(&mut runner).unwrap().current());
             let answers = requests.map(async |request| {
                 let method = Method::from_bytes(request.method.as_bytes()).unwrap();
-                // The session is what the application goes by; nothing that the browser sends may count more.
+                // The session identifies the user. No other part of the request may take precedence.
                 let mut headers: Vec<_> = request.headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
                 headers.retain(|(name, _)| *name != "host");
                 headers.push(("cookie", ["user=alice", "user=bob"][request.session]));
@@ -169,7 +169,7 @@ async fn a_browser_gets_the_public_flags_of_its_own_session_whatever_it_sends() 
             }
         }
         assert!(answered.iter().all(|answers| *answers > REQUESTS / 40), "{answered:?}");
-        // Two users; 8 contexts a minute for each by attributes; 10 refetches a minute for each.
+        // Two users, each with 8 contexts a minute for attributes and 10 refetches a minute.
         let minutes = began.elapsed().as_secs() as usize / 60 + 1;
         let bound = 2 + 2 * minutes * (8 + 10);
         assert!(evaluations(&service) <= bound, "{framework:?}: {} of {bound}", evaluations(&service));

@@ -1,4 +1,4 @@
-//! The routes for browsers, by requests as browsers and other clients send them.
+//! The routes for browsers, with the requests of browsers and other clients.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn the_answer_is_that_of_the_request_whatever_the_body_says() {
+async fn flags_are_those_of_the_requests_user_regardless_of_the_body() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = provider(&service);
@@ -59,7 +59,7 @@ async fn the_answer_is_that_of_the_request_whatever_the_body_says() {
 }
 
 #[tokio::test]
-async fn one_flag_is_answered_only_if_it_is_public() {
+async fn a_single_flag_is_returned_only_if_it_is_public() {
     for framework in Framework::ALL {
         let service = service().await;
         let app = framework.serve(provider(&service)).await;
@@ -74,7 +74,7 @@ async fn one_flag_is_answered_only_if_it_is_public() {
             assert_eq!((status, &body["errorCode"]), (404, &json!("FLAG_NOT_FOUND")), "{framework:?} {key}: {body}");
         }
         let [hidden, unknown] = [flag("origin").await.1, flag("unknown").await.1];
-        assert_eq!(hidden["errorDetails"], unknown["errorDetails"], "they cannot be told apart");
+        assert_eq!(hidden["errorDetails"], unknown["errorDetails"], "the responses must not differ");
 
         let all = Setup { browsers: Browsers { public: None, ..Browsers::default() }, ..provider(&service).into() };
         let app = framework.serve(all).await;
@@ -84,7 +84,7 @@ async fn one_flag_is_answered_only_if_it_is_public() {
 }
 
 #[tokio::test]
-async fn a_tag_is_that_of_a_user_and_their_values() {
+async fn a_tag_belongs_to_a_user_and_their_values() {
     for framework in Framework::ALL {
         let service = service().await;
         let app = framework.serve(connected(&service).await).await;
@@ -96,7 +96,7 @@ async fn a_tag_is_that_of_a_user_and_their_values() {
             assert_eq!((again.status, again.text.as_str()), (304, ""), "{framework:?} {held}");
             assert_eq!((again.header("etag"), again.header("cache-control")), (&*tag, "private, no-store"));
         }
-        // Two users with equal flags: bob never takes over what alice has stored.
+        // Two users have equal flags, but bob never gets a 304 for a response that alice has stored.
         let others =
             [ask(&app, "carol", &[("if-none-match", &tag)]).await, ask(&app, "", &[("if-none-match", &tag)]).await];
         assert!(
@@ -109,7 +109,7 @@ async fn a_tag_is_that_of_a_user_and_their_values() {
             changed.status == 200 && changed.values()["theme"] == "#123"
         })
         .await;
-        // Of a flag that is not public, nothing shows.
+        // A response contains no information about a flag that is not public.
         let before = ask(&app, "alice", &[]).await;
         service.set_flag("plain", "changed");
         eventually(async || {
@@ -122,7 +122,7 @@ async fn a_tag_is_that_of_a_user_and_their_values() {
 }
 
 #[tokio::test]
-async fn another_process_has_the_same_tag() {
+async fn two_processes_have_the_same_tag() {
     let service = service().await;
     let provider = || support::builder(&service).secret("a secret of all instances").build().unwrap();
     let [one, other] = [Framework::Axum.serve(provider()).await, Framework::Actix.serve(provider()).await];
@@ -133,7 +133,7 @@ async fn another_process_has_the_same_tag() {
 }
 
 #[tokio::test]
-async fn bad_requests_get_errors_of_the_protocol() {
+async fn invalid_requests_get_errors_of_the_protocol() {
     for framework in Framework::ALL {
         let service = service().await;
         let app = framework.serve(provider(&service)).await;
@@ -160,7 +160,7 @@ async fn bad_requests_get_errors_of_the_protocol() {
         for path in ["/flags/", "/flags/ofrep/v1/evaluate", "/flags/ofrep/v1/configuration"] {
             assert_eq!(send(&app, Method::GET, path, &[], "").await.status, 404, "{framework:?} {path}");
         }
-        // Without a layer, the mistake is in the application.
+        // A missing layer is a mistake in the application.
         let bare = send(&app, Method::POST, &format!("/bare/flags{BULK}"), &[], "{}").await;
         assert_eq!(bare.status, 500);
         assert!(bare.text.contains("must be below the layer"), "{}", bare.text);
@@ -168,7 +168,7 @@ async fn bad_requests_get_errors_of_the_protocol() {
 }
 
 #[tokio::test]
-async fn errors_of_the_service_are_not_those_of_the_browser() {
+async fn errors_of_the_flag_service_are_reported_as_unavailability() {
     for framework in Framework::ALL {
         for code in [401, 403, 404, 429, 500] {
             let service = service().await;
@@ -179,7 +179,7 @@ async fn errors_of_the_service_are_not_those_of_the_browser() {
             assert_eq!(answer.json()["errorCode"], "GENERAL");
             assert!(!answer.text.contains("key"), "{}", answer.text);
         }
-        // Flags that are known stay.
+        // Known flags remain available.
         let service = service().await;
         let provider = support::unattended(service.url(), Duration::from_millis(1)).build().unwrap();
         let app = framework.serve(provider).await;
@@ -191,7 +191,7 @@ async fn errors_of_the_service_are_not_those_of_the_browser() {
 }
 
 #[tokio::test]
-async fn a_stream_says_that_something_may_have_changed_and_nothing_else() {
+async fn events_contain_only_that_something_may_have_changed() {
     for framework in Framework::ALL {
         let service = service().await;
         let app = framework.serve(connected(&service).await).await;
@@ -201,12 +201,12 @@ async fn a_stream_says_that_something_may_have_changed_and_nothing_else() {
         assert_eq!(headers["cache-control"], "private, no-store, no-transform");
         assert_eq!(headers["x-accel-buffering"], "no");
         assert_eq!(headers["x-content-type-options"], "nosniff");
-        // Browsers do not refetch when a stream opens, unless the server says so.
+        // Browsers do not refetch when a stream opens, unless the server sends an event.
         let first = stream.event().await;
         assert_eq!(data(&first), json!({"type": "refetchEvaluation"}), "{framework:?}");
         let retry: u64 = field(&first, "retry").parse().unwrap();
         assert!((1_000..4_000).contains(&retry));
-        // Settled, so that nothing is repeated.
+        // The flags are final, so the event is not repeated.
         assert_eq!(ask(&app, "alice", &[]).await.status, 200);
         service.set_flag("plain", "of another one");
         let event = stream.event().await;
@@ -236,7 +236,7 @@ async fn a_change_reaches_a_browser_over_its_stream() {
 }
 
 #[tokio::test]
-async fn flipswitchs_own_web_provider_has_a_stream_of_its_own() {
+async fn flipswitchs_web_provider_has_a_separate_stream() {
     for framework in Framework::ALL {
         let service = service().await;
         let app = framework.serve(connected(&service).await).await;
@@ -245,7 +245,7 @@ async fn flipswitchs_own_web_provider_has_a_stream_of_its_own() {
         assert_eq!((answer.status, answer.json().get("eventStreams")), (200, None), "{framework:?}");
         let headers = [&own[..], &[("x-user", "alice"), ("accept", "text/event-stream")]].concat();
         let mut stream = Stream::open(&app, "/flags/api/v1/flags/events", &headers).await;
-        // What its parser understands: each event in one read, and the lines of an event.
+        // The parser of this provider needs each event in one read, and these lines.
         let first = stream.response.chunk().await.unwrap().unwrap();
         let lines: Vec<_> = str::from_utf8(&first).unwrap().split('\n').collect();
         assert_eq!((lines[0], lines.len()), ("event: config-updated", 4), "{framework:?}: {lines:?}");
@@ -256,7 +256,11 @@ async fn flipswitchs_own_web_provider_has_a_stream_of_its_own() {
             event.starts_with("event: config-updated\ndata: {\"timestamp\":\"") && event.ends_with("\"}\n\n"),
             "{event}"
         );
-        assert_eq!(data(event).as_object().unwrap().len(), 1, "neither flag nor reason: {event}");
+        assert_eq!(
+            data(event).as_object().unwrap().len(),
+            1,
+            "the event must contain neither a flag nor a reason: {event}"
+        );
     }
 }
 
@@ -289,12 +293,12 @@ async fn streams_are_limited_and_never_hang() {
 }
 
 #[tokio::test]
-async fn a_compressed_stream_is_not_held_back() {
+async fn a_compressed_stream_is_not_delayed() {
     for framework in Framework::ALL {
         let service = service().await;
         let app = framework.serve(connected(&service).await).await;
         let gzip = [("accept-encoding", "gzip"), ("x-user", "alice")];
-        // The layer does compress what is large enough.
+        // The layer compresses responses that are large enough.
         let script = send(&app, Method::GET, "/compressed/flags/flipswitch.js", &gzip, "").await;
         // A client that decompresses hides the encoding.
         assert!(script.header("vary").contains("accept-encoding"), "{framework:?}: {script:?}");
@@ -334,14 +338,14 @@ async fn other_origins_are_refused_unless_they_are_allowed() {
         assert_eq!(answer.header("access-control-expose-headers"), "ETag, Retry-After, flipswitch-user");
         let vary: Vec<_> = answer.headers.get_all("vary").iter().map(|value| value.to_str().unwrap()).collect();
         assert_eq!(vary.join(",").replace(' ', ""), "Cookie,Origin", "{framework:?}");
-        // A page of another site opens no streams in the name of its visitors, and fills nothing.
+        // A page of another site can neither open streams for its visitors nor use up limits.
         let events = format!("/flags{EVENTS}");
         for headers in
             [[("origin", "https://evil.example"), ("sec-fetch-site", "cross-site")], [evil[0], ("x-user", "alice")]]
         {
             assert_eq!(send(&open, Method::GET, &events, &headers, "").await.status, 204, "{framework:?}: {headers:?}");
         }
-        // An event source sends no cookies there.
+        // An event source sends no cookies to another origin.
         assert_eq!(answer.json().get("eventStreams"), None, "{framework:?}");
         let same = ask(&open, "alice", &[("origin", ORIGIN), ("sec-fetch-site", "same-origin")]).await;
         assert!(same.json().get("eventStreams").is_some(), "{framework:?}");
@@ -349,14 +353,14 @@ async fn other_origins_are_refused_unless_they_are_allowed() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_changes_paths_is_named() {
+async fn public_path_sets_the_path_of_the_stream() {
     for framework in Framework::ALL {
         let service = service().await;
         for (path, expected) in [
             ("/app/flags/", "/app/flags/ofrep/v1/events"),
             ("https://www.shop.example/flags", "https://www.shop.example/flags/ofrep/v1/events"),
             ("", "/ofrep/v1/events"),
-            // Refused, so that of the request counts.
+            // These paths are rejected, so the path of the request is used.
             ("//evil.example", "/flags/ofrep/v1/events"),
             ("flags", "/flags/ofrep/v1/events"),
         ] {
@@ -370,7 +374,7 @@ async fn a_proxy_that_changes_paths_is_named() {
 }
 
 #[tokio::test]
-async fn a_browser_may_add_attributes_that_are_named_and_only_so_many() {
+async fn a_browser_can_send_allowed_attributes_up_to_a_limit() {
     let flag = json!({
         "state": "ENABLED", "variants": {"de": "Hallo", "en": "Hello"}, "defaultVariant": "en",
         "targeting": {"if": [{"==": [{"var": "locale"}, "de"]}, "de"]},
@@ -392,7 +396,7 @@ async fn a_browser_may_add_attributes_that_are_named_and_only_so_many() {
             (&json!("Hallo"), &json!("alice")),
             "{framework:?}"
         );
-        // The application's own attributes win: `origin` is "user" for all of its users.
+        // Attributes of the application take precedence: `origin` is "user" for all of its users.
         values("alice", json!({"origin": "mallory"})).await;
         let last = service.requests().pop().unwrap();
         assert!(!String::from_utf8_lossy(&last.body).contains("mallory"), "{framework:?}");
@@ -401,7 +405,7 @@ async fn a_browser_may_add_attributes_that_are_named_and_only_so_many() {
             let (status, values) = values("alice", json!({"locale": format!("x{number}")})).await;
             assert_eq!((status, &values["whoami"]), (200, &json!("alice")), "{framework:?}");
         }
-        // One of the 8 was used above, and without an attribute there is one more context.
+        // One of the 8 contexts was used above, and there is one more context without an attribute.
         let new = evaluations(&service) - before;
         assert!(new <= 8, "{framework:?}: {new} contexts");
         assert_eq!(
@@ -442,7 +446,7 @@ async fn overrides_agree_with_the_page_and_cost_nothing() {
 }
 
 #[tokio::test]
-async fn a_new_visitor_gets_their_cookie_with_the_flags() {
+async fn a_new_visitor_gets_the_cookie_with_the_flags() {
     for framework in Framework::ALL {
         let service = service().await;
         let anonymous = Anonymous::cookie().secure(false).build().unwrap();
@@ -470,7 +474,7 @@ async fn a_page_with_the_values_of_a_user_is_kept_out_of_shared_caches() {
 }
 
 #[tokio::test]
-async fn streams_end_when_the_provider_does() {
+async fn streams_end_when_the_provider_shuts_down() {
     for framework in Framework::ALL {
         let service = service().await;
         let provider = provider(&service);
@@ -486,7 +490,7 @@ async fn streams_end_when_the_provider_does() {
 }
 
 #[tokio::test]
-async fn values_in_memory_are_answered_and_followed() {
+async fn routes_serve_values_in_memory_and_their_changes() {
     for framework in Framework::ALL {
         let flags = flipswitch::testing::TestFlags::new(json!({"whoami": "one", "secret": 1}));
         let app = framework.serve(flags.provider().clone()).await;

@@ -1,4 +1,4 @@
-//! What passes through the layers unchanged, and requests that fail or are cancelled.
+//! Requests and bodies that pass through the layers unchanged, and requests that fail or are cancelled.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -21,14 +21,14 @@ async fn websockets_are_upgraded() {
         let service = service().await;
         let setup = Setup { anonymous: Anonymous::cookie().into(), ..provider(&service).into() };
         let app = framework.serve(setup.clone()).await;
-        // Also behind a gate.
+        // The upgrade also works behind a gate.
         for (path, user) in [("/socket", "bob"), ("/gated/socket", "alice"), ("/socket", "")] {
             let mut request = format!("{}{path}", app.url.replace("http", "ws")).into_client_request().unwrap();
             if !user.is_empty() {
                 request.headers_mut().insert("x-user", user.parse().unwrap());
             }
             let (mut socket, response) = in_time(tokio_tungstenite::connect_async(request)).await.unwrap();
-            // The response to the upgrade is one like others.
+            // The response to the upgrade is like any other response.
             assert_eq!(response.headers().contains_key("set-cookie"), user.is_empty(), "{framework:?} {path} {user}");
             let whose = if user.is_empty() { "nobody nowhere".to_owned() } else { format!("{user} user") };
             for text in ["one", "two"] {
@@ -58,7 +58,7 @@ async fn bodies_stream_in_both_directions() {
             let response = in_time(request.body(reqwest::Body::wrap_stream(body)).send()).await.unwrap();
             let mut echo = response.bytes_stream();
             assert_eq!(in_time(echo.next()).await.unwrap().unwrap(), "first", "{framework:?} {path}");
-            // Sent when the first is back: nothing waits for the whole body.
+            // The second part is sent once the first has come back, so nothing waits for the whole body.
             chunks.send("second").await.unwrap();
             assert_eq!(in_time(echo.next()).await.unwrap().unwrap(), "second", "{framework:?} {path}");
             drop(chunks);
@@ -84,7 +84,7 @@ async fn a_panicking_handler_does_not_affect_other_requests() {
     }
 }
 
-/// Starts a flag service whose answers are held back.
+/// Starts a flag service whose responses are held back.
 async fn held() -> (Scripted, Arc<Semaphore>, flipswitch::FlipswitchProvider) {
     let release = Arc::new(Semaphore::new(0));
     let answer = Reply::json(json!({"flags": [{"key": "whoami", "value": "known"}, {"key": "beta", "value": true}]}));
@@ -99,7 +99,7 @@ fn evaluations_of(service: &Scripted, user: &str) -> usize {
 }
 
 #[tokio::test]
-async fn the_answer_of_a_cancelled_request_is_cached() {
+async fn the_response_for_a_cancelled_request_is_cached() {
     for framework in Framework::ALL {
         for path in ["/flag", "/gated/flag"] {
             let (service, release, provider) = held().await;

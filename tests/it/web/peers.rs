@@ -1,4 +1,4 @@
-//! Libraries that spawn the work of a request on their own: a DataLoader, which collects keys and loads them in a task.
+//! Libraries that spawn work for a request, such as a DataLoader, which collects keys and loads them in a task.
 
 use std::{collections::HashMap, convert::Infallible, sync::Arc};
 
@@ -18,7 +18,7 @@ use crate::support::{
     apps::{Framework, clients::whoami},
 };
 
-/// Loads for each key the name of the user that an OpenFeature client evaluates for.
+/// Loads, for each key, the user that an OpenFeature client evaluates for.
 struct Names(Arc<Client>);
 
 impl Loader<u8> for Names {
@@ -32,7 +32,7 @@ impl Loader<u8> for Names {
 }
 
 #[actix_web::test]
-async fn a_data_loader_evaluates_for_its_request_if_its_tasks_are_carried() {
+async fn a_data_loader_evaluates_for_its_request_if_its_tasks_have_the_scope() {
     for framework in Framework::ALL {
         for (is_carried, expected) in [(true, "alice"), (false, "nobody")] {
             let log = Log::of_this_thread();
@@ -42,7 +42,7 @@ async fn a_data_loader_evaluates_for_its_request_if_its_tasks_are_carried() {
             api.set_provider(flags.provider()).await;
             let names = move |client: Arc<Client>| {
                 if is_carried {
-                    // The loader spawns when it is asked, which is in the request.
+                    // The loader spawns its task when a key is loaded, which happens in the request.
                     DataLoader::new(Names(client), |task| drop(tokio::spawn(task.with_current_scope())))
                 } else {
                     DataLoader::new(Names(client), tokio::spawn)

@@ -15,7 +15,7 @@ use crate::support::{
 };
 
 #[tokio::test]
-async fn both_frameworks_answer_alike() {
+async fn both_frameworks_respond_in_the_same_way() {
     // path, user, plan; status, body, requests to the flag service
     let scenarios = [
         ("/free", "alice", "", 200, "free", 0),
@@ -23,19 +23,19 @@ async fn both_frameworks_answer_alike() {
         ("/flag", "bob", "", 200, "bob user", 1),
         ("/flag", "", "", 200, "nobody nowhere", 1),
         ("/flag", "", "premium", 200, "nobody request", 1),
-        // Both sources: merged, and the user's fields win.
+        // Both sources are merged, and the user's fields take precedence.
         ("/flag", "alice", "premium", 200, "alice user", 1),
-        // Someone is there, and is no user.
+        // There is a user without a context.
         ("/flag", "guest", "", 200, "nobody nowhere", 1),
         ("/flag", "guest", "premium", 200, "nobody request", 1),
-        // A function that panics finds nothing; the other one counts.
+        // If one function panics, the other one is used.
         ("/flag", "panic", "", 200, "nobody nowhere", 1),
         ("/flag", "panic", "premium", 200, "nobody request", 1),
         ("/flag", "alice", "panic", 200, "alice user", 1),
         ("/me", "alice", "", 200, "alice", 1),
         ("/me", "alice", "premium", 200, "alice, premium", 1),
         ("/me", "", "premium", 200, "nobody, premium", 1),
-        // A targeting key that the request has stands.
+        // A targeting key of the request is kept.
         ("/me", "", "keyed", 200, "from-the-request, keyed", 1),
         ("/me", "alice", "keyed", 200, "alice, keyed", 1),
         ("/me", "member", "premium", 200, "nobody, premium", 1),
@@ -59,7 +59,7 @@ async fn both_frameworks_answer_alike() {
             let service = service().await;
             let provider = provider(&service);
             let app = framework.serve(provider.clone()).await;
-            // However often it is asked: the same user costs one request.
+            // The same user costs one request, regardless of the number of reads.
             for _ in 0..3 {
                 let answer = app.get(path, user, plan).await;
                 assert_eq!(answer, (status, body.to_owned()), "{framework:?} {path} {user} {plan}");
@@ -97,15 +97,16 @@ async fn with_the_service_down_requests_succeed_with_defaults() {
     }
 }
 
-/// Returns how many allocations a service makes in a request of this user.
+/// Returns the number of allocations of a service in a request of this user.
 fn allocations<S: Service<Request>>(mut service: S, user: &PreparedContext) -> u64 {
     let mut answer = || {
         let mut request = Request::new(Body::empty());
         request.extensions_mut().insert(user.clone());
-        let call = || assert!(service.call(request).now_or_never().expect("answered at once").is_ok());
+        let call =
+            || assert!(service.call(request).now_or_never().expect("the service must respond immediately").is_ok());
         allocation_counter::measure(call).count_total
     };
-    // What is made once does not count.
+    // Allocations that are made only once do not count.
     answer();
     answer()
 }
@@ -116,7 +117,7 @@ fn a_request_that_reads_no_flag_costs_two_allocations() {
     let provider = FlipswitchProvider::in_memory(json!({}));
     let layer = FlipswitchLayer::new(provider).with_user(|user: &PreparedContext| user.clone());
 
-    // The scope, and its place in the extensions.
+    // One allocation for the scope, and one for its place in the extensions.
     let bare = tower::service_fn(async |_: Request| Ok::<_, Infallible>(Response::new(Body::empty())));
     let (without, with) = (allocations(bare, &user), allocations(layer.layer(bare), &user));
     assert!(with <= without + 2, "{with} allocations instead of {without}");
@@ -137,14 +138,14 @@ fn user_of(request: usize) -> &'static str {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn parallel_users_are_never_mixed_in_axum() {
+async fn parallel_requests_never_mix_users_in_axum() {
     let service = service().await;
     let provider = support::provider(&service);
     let app = on_axum::app(&provider.clone().into());
     stream::iter(0..INTERLEAVED)
         .for_each_concurrent(AT_ONCE, |number| {
             let app = app.clone();
-            // Each on a task of its own, so that both threads are busy with both users.
+            // Each request has its own task, so both threads handle both users.
             let task = tokio::spawn(async move {
                 let user = user_of(number);
                 let request = Request::get("/flag").header("x-user", user).body(Body::empty()).unwrap();
@@ -159,7 +160,7 @@ async fn parallel_users_are_never_mixed_in_axum() {
 }
 
 #[actix_web::test]
-async fn parallel_users_are_never_mixed_in_actix() {
+async fn parallel_requests_never_mix_users_in_actix() {
     let service = service().await;
     let provider = support::provider(&service);
     let app = actix_web::App::new().configure(on_actix::app(&provider.clone().into()));

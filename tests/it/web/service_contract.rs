@@ -1,4 +1,4 @@
-//! The contract of `tower::Service`, as the layer and gates keep it.
+//! The contract of `tower::Service`, which the layer and the gates must keep.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ fn layer() -> FlipswitchLayer {
 }
 
 #[tokio::test]
-async fn readiness_is_that_of_the_inner_service() {
+async fn the_layer_is_ready_when_the_inner_service_is() {
     let (mut service, mut handle) = mock::spawn_layer::<_, Response<&'static str>, _>(layer());
     handle.allow(0);
     tokio_test::assert_pending!(service.poll_ready());
@@ -36,7 +36,7 @@ async fn readiness_is_that_of_the_inner_service() {
         answer,
     );
     assert_eq!(*response.unwrap().body(), "pong");
-    // One permit, one call: the next must wait again.
+    // A permit allows one call. The next call must wait again.
     tokio_test::assert_pending!(service.poll_ready());
 }
 
@@ -56,7 +56,7 @@ async fn errors_of_the_inner_service_pass_through() {
 
 #[tokio::test]
 async fn a_clone_does_not_take_the_ready_service() {
-    // A service may be called only after *it* was ready: a layer that calls a clone of its inner service breaks that,
+    // A service may be called only after *it* was ready. A layer that calls a clone of its inner service breaks this rule,
     // and the mock panics.
     let (mut service, mut handle) = mock::spawn_layer::<_, Response<&'static str>, _>(layer());
     tokio_test::assert_ready_ok!(service.poll_ready());
@@ -93,7 +93,7 @@ async fn bodies_of_any_type_pass_unchanged() {
     assert_eq!((response.status().as_u16(), *response.body()), (418, "teapot"));
 }
 
-/// Returns a request with flags, as the layer passes it on.
+/// Returns a request with flags, in the form in which the layer passes it on.
 fn request(provider: &FlipswitchProvider) -> Request<&'static str> {
     let mut request = Request::new("ping");
     request.extensions_mut().insert(RequestScope::new(provider.clone(), EvaluationContext::default()));
@@ -101,7 +101,7 @@ fn request(provider: &FlipswitchProvider) -> Request<&'static str> {
 }
 
 #[tokio::test]
-async fn readiness_and_errors_of_a_gate_are_those_of_the_inner_service() {
+async fn a_gate_passes_on_readiness_and_errors_of_the_inner_service() {
     let provider = FlipswitchProvider::in_memory(json!({"on": true}));
     let (mut service, mut handle) = mock::spawn_layer::<_, Response<String>, _>(FlagGate::enabled("on"));
     handle.allow(0);
@@ -139,7 +139,7 @@ async fn a_gate_that_waits_for_flags_calls_the_service_that_was_ready() {
     tokio_test::assert_ready_ok!(service.poll_ready());
     let mut waiting = tokio_test::task::spawn(service.call(request(&provider)));
     tokio_test::assert_pending!(waiting.poll());
-    // What stays behind is another service, which was not ready: the mock panics if that is called.
+    // The clone that remains was not ready. The mock panics if it is called.
     release.add_permits(100);
     let (outcome, ()) = in_time(async {
         tokio::join!(waiting.into_inner(), async {
@@ -153,7 +153,7 @@ async fn a_gate_that_waits_for_flags_calls_the_service_that_was_ready() {
 }
 
 #[actix_web::test]
-async fn on_actix_readiness_is_that_of_the_inner_service() {
+async fn on_actix_the_middleware_is_ready_when_the_inner_service_is() {
     use std::{
         future::{Ready, ready},
         task::{Context, Poll, Waker},

@@ -1,4 +1,4 @@
-//! Warnings about mistakes in the set-up of an application: each once, with a remedy.
+//! Warnings about mistakes in the set-up of an application. Each is logged once, with a remedy.
 
 use actix_web::test::TestRequest;
 use axum::{body::Body, extract::Request};
@@ -86,7 +86,7 @@ async fn a_gate_on_a_missing_or_non_boolean_flag_causes_a_warning() {
             let warnings = warnings(framework, &setup(Order::AsItShould), &[(path, "alice")]).await;
             assert_one(&warnings, framework, &["WARN", told, key]);
         }
-        // Without any flags it is unknown whether this one exists.
+        // Without any flags, it is unknown whether this flag exists.
         let away: Setup = crate::support::provider_of_nothing().into();
         away.provider.shutdown().await;
         let warnings = warnings(framework, &away, &[("/gate/missing-not", "alice")]).await;

@@ -1,9 +1,10 @@
-//! Measures what browsers cost an application: `browsers [STREAMS]`, 10 000 event streams by default. Linux only.
+//! Measures the cost of browsers for an application: `browsers [STREAMS]`, with 10 000 event streams by default. Linux only.
 //!
-//! The application is another process, `browsers axum|actix SERVICE`, and the flag service is in this one. Each stream is one
-//! of another user, over a connection of its own. Both processes need an open file for each stream (`ulimit -n`). Prints for
-//! each framework: the memory of a stream, the CPU time while nothing happens, how long a change takes to the last stream,
-//! answers a second beside the streams as a ratio to a handler that does nothing, and how long a graceful shutdown takes.
+//! The application runs in another process, `browsers axum|actix SERVICE`, and the flag service runs in this one. Each
+//! stream belongs to a different user, and has its own connection. Both processes need an open file for each stream
+//! (`ulimit -n`). For each framework, the program prints the memory of a stream, the CPU time while nothing changes, the
+//! time until a change has reached the last stream, the responses per second while the streams are open, relative to an empty
+//! handler, and the time of a graceful shutdown.
 #![expect(clippy::print_stdout, clippy::unwrap_used, reason = "it prints what it measured, and fails by panicking")]
 
 use std::{
@@ -28,18 +29,18 @@ use tokio::{
     task::JoinSet,
 };
 
-/// Flags that browsers may read, of a hundred.
+/// The flags that browsers may read, ten of a hundred.
 const PUBLIC: [&str; 10] =
     ["flag-0", "flag-1", "flag-2", "flag-3", "flag-4", "flag-5", "flag-6", "flag-7", "flag-8", "flag-9"];
 
-/// Concurrent requests.
+/// The number of concurrent requests.
 const CONNECTIONS: usize = 32;
 
-/// How long answers are counted, and how often in turns.
+/// The time for which responses are counted, and how many times this is repeated.
 const TURN: Duration = Duration::from_secs(2);
 const TURNS: usize = 5;
 
-/// How long the application is watched while nothing happens.
+/// The time for which the application is observed while nothing changes.
 const IDLE: Duration = Duration::from_secs(20);
 
 fn main() -> Result<()> {
@@ -59,7 +60,7 @@ async fn provider(service: &str) -> (FlipswitchProvider, Lifespan) {
     (provider, lifespan)
 }
 
-/// Binds a port, and prints its URL.
+/// Binds a port, and prints its address.
 fn listen() -> Result<TcpListener> {
     let listener = TcpListener::bind("127.0.0.1:0")?;
     println!("{}", listener.local_addr()?);
@@ -104,7 +105,7 @@ async fn actix_application(service: &str) -> Result<()> {
     lifespan.run(server.listen(listen()?)?.run()).await
 }
 
-/// The application, which ends when this is dropped.
+/// The process of the application. Dropping it kills the process.
 struct Application {
     process: Child,
     address: String,
@@ -126,7 +127,7 @@ impl Application {
         kilobytes.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1_024
     }
 
-    /// Returns how long its threads have run so far.
+    /// Returns the CPU time of all threads of the process so far.
     fn time_on_core(&self) -> Duration {
         let threads = fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
         let nanoseconds = threads.map(|thread| {
@@ -136,11 +137,11 @@ impl Application {
         Duration::from_nanos(nanoseconds.sum())
     }
 
-    /// Asks the process to end, and waits until it has.
+    /// Asks the process to end, and waits until it has ended. Returns the time that this took.
     fn shut_down(&mut self) -> Duration {
         let began = Instant::now();
         Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap();
-        assert!(self.process.wait().unwrap().success(), "it ends in good order");
+        assert!(self.process.wait().unwrap().success(), "the application must shut down gracefully");
         began.elapsed()
     }
 }
@@ -160,48 +161,48 @@ async fn measure(streams: usize) -> Result<()> {
         let service = service.start().await?;
         let mut application = Application::start(framework, &service.url())?;
         let address: Arc<str> = application.address.as_str().into();
-        let bare = answers(&address, "/bare").await;
+        let bare = throughput(&address, "/bare").await;
         let before = application.memory();
         let began = Instant::now();
         let mut open = open_streams(&address, streams).await;
         println!("{framework}: {streams} streams opened in {:.2?}", began.elapsed());
-        assert_eq!(service.streams(), 1, "one stream to the flag service");
+        assert_eq!(service.streams(), 1, "the application must have one stream to the flag service");
         let bytes = application.memory().saturating_sub(before) as f64 / streams as f64;
-        println!("{framework}: {:.1} KiB a stream", bytes / 1_024.0);
+        println!("{framework}: {:.1} KiB for each stream", bytes / 1_024.0);
 
         let before = application.time_on_core();
         tokio::time::sleep(IDLE).await;
         let busy = (application.time_on_core() - before).as_secs_f64() / IDLE.as_secs_f64();
-        println!("{framework}: {:.1} % of a core while nothing happens", 100.0 * busy);
+        println!("{framework}: {:.1} % of a core while nothing changes", 100.0 * busy);
 
         let began = Instant::now();
         service.set_flag("flag-99", json!("changed"));
-        let (mut heard, mut times) = (JoinSet::new(), Vec::new());
+        let (mut notified, mut times) = (JoinSet::new(), Vec::new());
         for stream in open {
-            heard.spawn(async move { (until_event(stream).await, began.elapsed()) });
+            notified.spawn(async move { (until_event(stream).await, began.elapsed()) });
         }
         open = Vec::new();
-        while let Some(Ok((stream, time))) = heard.join_next().await {
+        while let Some(Ok((stream, time))) = notified.join_next().await {
             open.push(stream);
             times.push(time);
         }
         times.sort_unstable();
         println!(
-            "{framework}: a change reached half of them after {:.2?}, the last after {:.2?}",
+            "{framework}: a change reached half of the streams after {:.2?}, and the last one after {:.2?}",
             times[streams / 2],
             times[streams - 1]
         );
 
-        // In turns, so that other load on the machine affects both.
+        // Both are measured in turn, so other load on the machine affects both.
         let mut ratios = Vec::new();
         for _ in 0..TURNS {
             let (bare, flags) =
-                (answers(&address, "/bare").await, answers(&address, "/flags/ofrep/v1/evaluate/flags").await);
+                (throughput(&address, "/bare").await, throughput(&address, "/flags/ofrep/v1/evaluate/flags").await);
             ratios.push(flags / bare);
         }
         ratios.sort_by(f64::total_cmp);
         println!(
-            "{framework}: beside the streams {:.2} of the answers of a bare handler ({bare:.0}/s without streams)",
+            "{framework}: with open streams, {:.2} of the throughput of an empty handler ({bare:.0}/s without streams)",
             ratios[TURNS / 2]
         );
         println!("{framework}: a graceful shutdown took {:.2?}", application.shut_down());
@@ -227,25 +228,25 @@ async fn open_streams(address: &Arc<str>, streams: usize) -> Vec<BufReader<TcpSt
     opening.join_all().await
 }
 
-/// Reads until there is an event.
+/// Reads a stream until an event arrives.
 async fn until_event(mut stream: BufReader<TcpStream>) -> BufReader<TcpStream> {
     let mut line = String::new();
     while !line.contains("refetchEvaluation") {
         line.clear();
-        assert_ne!(stream.read_line(&mut line).await.unwrap(), 0, "a stream has ended");
+        assert_ne!(stream.read_line(&mut line).await.unwrap(), 0, "a stream ended");
     }
     stream
 }
 
-/// Returns answers a second. Each connection asks for a user of its own again and again.
-async fn answers(address: &Arc<str>, path: &'static str) -> f64 {
+/// Returns the number of responses per second. Each connection repeats the request of one user.
+async fn throughput(address: &Arc<str>, path: &'static str) -> f64 {
     let (began, mut work) = (Instant::now(), JoinSet::new());
     for connection in 0..CONNECTIONS {
         let address = Arc::clone(address);
         work.spawn(async move {
             let stream = TcpStream::connect(&*address).await.unwrap();
             stream.set_nodelay(true).unwrap();
-            let (mut reader, mut body, mut answered) = (BufReader::new(stream), Vec::new(), 0_usize);
+            let (mut reader, mut body, mut responses) = (BufReader::new(stream), Vec::new(), 0_usize);
             let request = format!(
                 "POST {path} HTTP/1.1\r\nhost: {address}\r\nx-user: user-{connection}\r\ncontent-length: 14\r\n\r\n{{\"context\":{{}}}}"
             );
@@ -253,13 +254,13 @@ async fn answers(address: &Arc<str>, path: &'static str) -> f64 {
                 reader.get_mut().write_all(request.as_bytes()).await.unwrap();
                 body.resize(head(&mut reader).await, 0);
                 reader.read_exact(&mut body).await.unwrap();
-                answered += 1;
+                responses += 1;
             }
-            answered
+            responses
         });
     }
-    let answered: usize = work.join_all().await.into_iter().sum();
-    answered as f64 / began.elapsed().as_secs_f64()
+    let responses: usize = work.join_all().await.into_iter().sum();
+    responses as f64 / began.elapsed().as_secs_f64()
 }
 
 /// Reads the head of a response, and returns the length of its body.

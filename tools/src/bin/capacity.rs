@@ -1,8 +1,8 @@
-//! Measures what a flag service holds: opens streams of changes and, beside them, requests all flags for new contexts.
+//! Measures how much load a flag service sustains: `capacity URL API_KEY [--streams 2000] [--seconds 5] [--connections 32]`.
 //!
-//! `capacity URL API_KEY [--streams 2000] [--seconds 5] [--connections 32]`. The service is another process, such as
-//! `flipswitch-local --flags examples/flags.json`; this one uses one thread. Both need one open file for each stream
-//! (`ulimit -n`).
+//! The program opens streams of changes, requests all flags for new contexts while the streams are open, and then sends a
+//! change to all streams. The service is another process, such as `flipswitch-local --flags examples/flags.json`. This
+//! program uses one thread. Both processes need an open file for each stream (`ulimit -n`).
 #![expect(
     clippy::expect_used,
     clippy::print_stdout,
@@ -43,12 +43,12 @@ fn options() -> Result<Options, lexopt::Error> {
             other => return Err(other.unexpected()),
         }
     }
-    let [url, key] = texts.try_into().map_err(|_| "give the service's URL and an API key")?;
+    let [url, key] = texts.try_into().map_err(|_| "pass the URL of the service and an API key")?;
     let address = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
     Ok(Options { address, key, streams, seconds, connections })
 }
 
-/// Reads a response's head, and returns the length of its body.
+/// Reads the head of a response, and returns the length of its body.
 async fn head(reader: &mut BufReader<TcpStream>) -> usize {
     let (mut length, mut line) = (0, String::new());
     reader.read_line(&mut line).await.unwrap();
@@ -65,7 +65,7 @@ async fn head(reader: &mut BufReader<TcpStream>) -> usize {
 }
 
 async fn stream(options: &Options) -> BufReader<TcpStream> {
-    let mut connection = TcpStream::connect(&options.address).await.expect("the service listens");
+    let mut connection = TcpStream::connect(&options.address).await.expect("the service must be listening");
     let Options { address, key, .. } = options;
     let request = format!(
         "GET /api/v1/flags/events HTTP/1.1\r\nhost: {address}\r\nx-api-key: {key}\r\naccept: text/event-stream\r\n\r\n"
@@ -76,14 +76,14 @@ async fn stream(options: &Options) -> BufReader<TcpStream> {
     reader
 }
 
-/// Evaluates for a new user each time. Returns how many evaluations fit into the time.
+/// Sends requests for new users, one after the other. Returns the number of responses until the given time.
 async fn evaluate(options: &Options, connection: usize, until: Instant) -> usize {
     let stream = TcpStream::connect(&options.address).await.unwrap();
     stream.set_nodelay(true).unwrap();
     let mut reader = BufReader::new(stream);
-    let (mut answered, mut body) = (0, Vec::new());
+    let (mut responses, mut body) = (0, Vec::new());
     while Instant::now() < until {
-        let context = format!(r#"{{"context":{{"plan":"premium","targetingKey":"user-{connection}-{answered}"}}}}"#);
+        let context = format!(r#"{{"context":{{"plan":"premium","targetingKey":"user-{connection}-{responses}"}}}}"#);
         let request = format!(
             "POST /ofrep/v1/evaluate/flags HTTP/1.1\r\nhost: {}\r\nx-api-key: {}\r\ncontent-type: application/json\r\n\
              content-length: {}\r\n\r\n{context}",
@@ -94,9 +94,9 @@ async fn evaluate(options: &Options, connection: usize, until: Instant) -> usize
         reader.get_mut().write_all(request.as_bytes()).await.unwrap();
         body.resize(head(&mut reader).await, 0);
         reader.read_exact(&mut body).await.unwrap();
-        answered += 1;
+        responses += 1;
     }
-    answered
+    responses
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -114,10 +114,10 @@ async fn main() -> Result<(), lexopt::Error> {
     for connection in 0..options.connections {
         work.spawn(evaluate(options, connection, until));
     }
-    let answered: usize = work.join_all().await.into_iter().sum();
-    println!("{:.0} evaluations a second beside them", answered as f64 / begun.elapsed().as_secs_f64());
+    let responses: usize = work.join_all().await.into_iter().sum();
+    println!("{:.0} evaluations per second with open streams", responses as f64 / begun.elapsed().as_secs_f64());
 
-    // Every stream is still open and receives a change, which is injected by hand.
+    // Every stream must still be open and receive this change.
     let event = "event: flag-updated\ndata: {\"flagKey\":\"new-feature\"}\n\n";
     let mut connection = BufReader::new(TcpStream::connect(&options.address).await.unwrap());
     let request = format!(
@@ -127,9 +127,9 @@ async fn main() -> Result<(), lexopt::Error> {
     );
     let begun = Instant::now();
     connection.get_mut().write_all(request.as_bytes()).await.unwrap();
-    let mut heard = JoinSet::new();
+    let mut notified = JoinSet::new();
     for mut stream in streams {
-        heard.spawn(async move {
+        notified.spawn(async move {
             let mut line = String::new();
             while !line.contains("new-feature") {
                 line.clear();
@@ -138,11 +138,11 @@ async fn main() -> Result<(), lexopt::Error> {
             begun.elapsed()
         });
     }
-    let mut times = heard.join_all().await;
+    let mut times = notified.join_all().await;
     times.sort_unstable();
     if let (Some(half), Some(last)) = (times.get(times.len() / 2), times.last()) {
         println!(
-            "all {} streams received a change: half of them after {half:.2?}, the last after {last:.2?}",
+            "all {} streams received a change: half of them after {half:.2?}, the last one after {last:.2?}",
             times.len()
         );
     }

@@ -1,9 +1,9 @@
-//! Measures what changes of flags cost the requests of an application: `changes [SECONDS]`. Needs `wrk`.
+//! Measures the cost of flag changes for the requests of an application: `changes [SECONDS]`. Linux only. Needs `wrk`.
 //!
 //! An application on axum handles the requests of 5 000 users over 32 connections, first without changes, and then with one
 //! change a second, each for 10 seconds by default. A change makes the flags of all users out of date. The flag service, the
-//! application and `wrk` are processes of their own on the same cores. The program prints the latency of requests, how many
-//! there were, and how many seconds application and service ran on a core in each second.
+//! application and `wrk` are separate processes on the same cores. The program prints the latency of requests, the number of
+//! requests per second, and the CPU time of application and service as a share of a core.
 
 use std::{env, error::Error, fs, io, process::Command, time::Duration};
 
@@ -47,7 +47,7 @@ async fn measure(seconds: u64) -> Outcome {
         wrk
     };
 
-    // The flags of all users are cached when it counts.
+    // A first run, which is not measured, fills the cache with the flags of all users.
     load(seconds).output().await?;
     for changes in [false, true] {
         let before = [application.time_on_core()?, service.time_on_core()?];
@@ -81,8 +81,8 @@ async fn measure(seconds: u64) -> Outcome {
             [application.time_on_core()? - before[0], service.time_on_core()? - before[1]]
                 .map(|time| time / seconds as f64);
         print(&format!(
-            "{}: p50 {}, p99 {}, {} requests/s; on a core: application {on_application:.2}, service {on_service:.2}",
-            if changes { "a change a second" } else { "no changes" },
+            "{}: p50 {}, p99 {}, {} requests/s; share of a core: application {on_application:.2}, service {on_service:.2}",
+            if changes { "one change a second" } else { "no changes" },
             value("50%")?,
             value("99%")?,
             value("Requests/sec:")?,
@@ -116,6 +116,6 @@ fn print(line: &str) {
     use io::Write;
 
     let mut out = io::stdout();
-    // The reader may have exited; the server goes on.
+    // The reader may have exited. The server continues.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }

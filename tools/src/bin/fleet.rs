@@ -1,16 +1,17 @@
-//! Runs instances of an application, each a process of its own, with one store in Redis:
+//! Runs several instances of an application that share a store in Redis:
 //! `fleet [--instances N] [--users N] [--changes N] [--delay MILLISECONDS] [--fault NAME] [--polling] [--no-store]`.
 //!
-//! Starts `redis-server`, a flag service and the instances. After each change all instances read the flags of all users at once, in
-//! random order, until all of them have the new ones. For half of the users, a change leaves the flags as they are. Between
-//! changes there is a heartbeat, a new API key, and a restart of one instance. At the end an instance starts without the service, and
-//! must have the last known flags of all users from the store, unless there was a fault. Prints how many requests each change has cost.
-//! Fails if an instance has read a value of another user, or an old one as fresh, if instances do not agree within 60 s, or, with a
-//! store, a stream and no fault, if there are more than 1.05 requests for each user and change (2.1 for unchanged flags).
+//! The program starts `redis-server`, a flag service, and the instances, each in its own process. After each change, all
+//! instances read the flags of all users at once, in random order, until all of them have the new flags. A change affects
+//! the flags of half of the users. Between changes, there are a heartbeat, a new API key, and a restart of one instance. At
+//! the end, an instance starts without the service. It must have the last known flags of all users from the store, unless
+//! there was a fault. The program prints how many requests each change has cost. It fails if an instance reads a value of
+//! another user, or an old value as fresh, or if instances do not agree within 60 s. With a store, a stream and no fault, it
+//! also fails if there are more than 1.05 requests for each user and change (2.1 for unchanged flags).
 //!
-//! Faults come in the middle of each change: `flush`, `kill` (and a restart of Redis after a second), `slow` (Redis answers after
-//! a second), `member` (an instance is killed while it reads, and started again), and `cut` (all streams end).
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
+//! A fault occurs during each change: `flush`, `kill` (Redis restarts after a second), `slow` (Redis responds after a
+//! second), `member` (an instance is killed while it reads, and restarts), or `cut` (all streams end).
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the program prints its results")]
 
 use std::{
     env,
@@ -38,20 +39,20 @@ use tokio::{
 
 type Outcome<T> = Result<T, Box<dyn Error>>;
 
-/// The variable that makes a process an instance. Contains its options.
+/// The environment variable that makes a process an instance. It contains the options of the instance.
 const INSTANCE: &str = "FLIPSWITCH_FLEET_INSTANCE";
 const SECRET: &str = "the secret of all instances in this fleet";
 
-/// The echo window, in which a flag set that seems unchanged may be one from before the change, and a little more.
+/// Slightly more than the echo window, in which a flag set that seems unchanged may be from before the change.
 const ECHO_WINDOW: Duration = Duration::from_millis(2_300);
 
-/// The longest that a reader may wait: `miss_wait`, and what a busy machine adds.
+/// The maximum wait of a reader in milliseconds: `miss_wait`, and a margin for a busy machine.
 const LONGEST_READ: f64 = 4_000.0;
 
-/// How often the service is polled without streams.
+/// The polling interval without streams.
 const POLLING: Duration = Duration::from_secs(2);
 
-/// How long all instances may take to have the new flags.
+/// The time limit until all instances have the new flags.
 const LIMIT: Duration = Duration::from_secs(60);
 
 struct Options {
@@ -119,7 +120,7 @@ fn is_changed(user: usize) -> bool {
     user.is_multiple_of(2)
 }
 
-/// Returns the flags after so many changes: one with the number, and one that tells users apart.
+/// Returns the flags after this number of changes: one flag with the number, and one that identifies the user.
 fn flags(users: usize, change: usize) -> Value {
     let ids: serde_json::Map<_, _> = (0..users).map(|user| (id(user), id(user).into())).collect();
     json!({
@@ -133,15 +134,15 @@ fn flags(users: usize, change: usize) -> Value {
     })
 }
 
-/// What the reads of one instance have shown.
+/// The results of the reads of one instance.
 #[derive(Default)]
 struct Reads {
     fresh: u64,
     stale: u64,
-    /// Stale values that are those of the last change.
+    /// Stale values from the last change.
     last: u64,
     absent: u64,
-    /// Fresh values that are not those of the last change.
+    /// Fresh values from before the last change.
     old: u64,
     /// Values of other users.
     foreign: u64,
@@ -171,7 +172,8 @@ impl Reads {
     }
 }
 
-/// Reads commands from its input: `prepare`, `read CHANGE`, `key KEY` and `stats`. Answers each with a line.
+/// Runs an instance. It reads commands from its input (`prepare`, `read CHANGE`, `key KEY` and `stats`), and responds to each
+/// with one line.
 async fn instance(options: &str) -> Outcome<()> {
     let options: Value = serde_json::from_str(options)?;
     let text = |name: &str| options[name].as_str().unwrap_or_default().to_owned();
@@ -200,13 +202,13 @@ async fn instance(options: &str) -> Outcome<()> {
     let mut commands: Lines<BufReader<Stdin>> = BufReader::new(tokio::io::stdin()).lines();
     println!("{}", json!({"ready": true}));
     while let Some(command) = commands.next_line().await? {
-        let answer = match command.split_once(' ').unwrap_or((&command, "")) {
+        let response = match command.split_once(' ').unwrap_or((&command, "")) {
             ("prepare", _) => {
                 seen.mark_unchanged();
                 json!({})
             }
             ("read", change) => {
-                // Only then must a fresh value be a new one.
+                // A fresh value must be new only once the instance has received the change.
                 let is_known = tokio::time::timeout(Duration::from_secs(3), async {
                     while *seen.borrow() == 0 || !polls && !seen.has_changed().unwrap_or_default() {
                         sleep(Duration::from_millis(1)).await;
@@ -221,13 +223,13 @@ async fn instance(options: &str) -> Outcome<()> {
             }
             _ => serde_json::to_value(provider.stats())?,
         };
-        println!("{answer}");
+        println!("{response}");
     }
     provider.shutdown().await;
     Ok(())
 }
 
-/// Reads the flags of all users at once, in random order. `is_known` tells whether the instance has heard of the change.
+/// Reads the flags of all users at once, in random order. `is_known` is true if the instance has received the change.
 async fn read(provider: &FlipswitchProvider, users: usize, change: i64, is_known: bool) -> Reads {
     let mut order: Vec<_> = (0..users).collect();
     fastrand::shuffle(&mut order);
@@ -253,14 +255,14 @@ async fn read(provider: &FlipswitchProvider, users: usize, change: i64, is_known
         } else {
             reads.fresh += 1;
             reads.old += u64::from(is_known && flags.int("number", -1) != expected);
-            // Without a stream, an old value is fresh for a while, which the caller waits for.
+            // Without a stream, an old value remains fresh for a while. The caller waits until this has passed.
             reads.stale += u64::from(!is_known && flags.int("number", -1) != expected);
         }
     }
     reads
 }
 
-/// An instance as a process.
+/// The process of an instance.
 struct Instance {
     process: Child,
     input: ChildStdin,
@@ -279,22 +281,22 @@ impl Instance {
             return Err("an instance has no input or output".into());
         };
         let mut started = Self { process, input, output: BufReader::new(output).lines() };
-        started.answer().await?;
+        started.response().await?;
         Ok(started)
     }
 
     async fn ask(&mut self, command: &str) -> Outcome<Value> {
         self.input.write_all(format!("{command}\n").as_bytes()).await?;
-        self.answer().await
+        self.response().await
     }
 
-    async fn answer(&mut self) -> Outcome<Value> {
+    async fn response(&mut self) -> Outcome<Value> {
         let line = tokio::time::timeout(LIMIT, self.output.next_line()).await??;
         Ok(serde_json::from_str(&line.ok_or("an instance has ended")?)?)
     }
 }
 
-/// A `redis-server` with a port and a folder of its own, and without persistence.
+/// A `redis-server` on a port of its own, without persistence.
 struct Redis {
     process: Child,
     port: u16,
@@ -317,7 +319,7 @@ impl Redis {
         Command::new("redis-server").args(arguments).stdout(Stdio::null()).kill_on_drop(true).spawn()
     }
 
-    /// Waits for the server. Returns `false` if it has ended, because another process has its port.
+    /// Waits for the server. Returns `false` if it has ended because another process uses its port.
     async fn is_up(&mut self) -> Outcome<bool> {
         let began = Instant::now();
         while self.run(&["PING"]).await.is_err() {
@@ -368,19 +370,19 @@ async fn fleet(options: &Options) -> Outcome<()> {
     let each = fleet.options();
     fleet.instances = try_join_all((0..instances).map(|_| Instance::start(&each))).await?;
     fleet.service.faults().add(Fault::on(Endpoint::Bulk).delay(delay))?;
-    println!("{instances} instances, {users} users, a service that takes {delay:?}");
+    println!("{instances} instances, {users} users, a service that responds after {delay:?}");
     let began = Instant::now();
     fleet.converge(0, began, None).await?;
     println!("{:>7} {:>9} {:>9} {:>9} {:>9} {:>9}", "change", "changed", "same", "stale", "slowest", "took");
     let mut total = [0; 2];
     for change in 1..=changes {
         fleet.between(change).await?;
-        fleet.tell("prepare").await?;
+        fleet.send("prepare").await?;
         let began = Instant::now();
         fleet.service.set_definition("number", flags(users, change)["number"].clone())?;
         let reads = fleet.converge(change, began, options.fault.as_deref()).await?;
         let requests = fleet.requests(began);
-        // For each user of the kind.
+        // The requests for each user of the two kinds.
         let [changed, same] = requests.map(|requests| requests as f64 / (users / 2) as f64);
         println!(
             "{change:>7} {changed:>9.3} {same:>9.3} {:>9} {:>6.0} ms {:>6.1} s",
@@ -390,18 +392,18 @@ async fn fleet(options: &Options) -> Outcome<()> {
         );
         total = [total[0] + requests[0], total[1] + requests[1]];
     }
-    let stats = fleet.tell("stats").await?;
+    let stats = fleet.send("stats").await?;
     for name in ["requests", "storeHits", "storeMisses", "storeRestored", "storeLeases", "storeWaits"] {
         println!("{name}: {}", stats.iter().filter_map(|stats| stats[name].as_u64()).sum::<u64>());
     }
     let [changed, same] = total.map(|requests| requests as f64 / (changes * users / 2) as f64);
-    println!("requests for a user and change: {changed:.3} if the flags changed, {same:.3} otherwise");
+    println!("requests for each user and change: {changed:.3} for changed flags, {same:.3} for unchanged flags");
     if options.has_store {
         fleet.start_without_service(changes).await?;
     }
     let promises = options.has_store && !options.polls && options.fault.is_none();
     if promises && (changed > 1.05 || same > 2.1) {
-        return Err("that is more than 1.05, or 2.1".into());
+        return Err("more than 1.05 requests for changed flags, or more than 2.1 for unchanged flags".into());
     }
     Ok(())
 }
@@ -414,12 +416,12 @@ impl Fleet<'_> {
         json!({"service": self.service.url(), "key": self.key, "redis": redis, "users": users, "polls": polls})
     }
 
-    /// Sends all instances a command, and returns their answers.
-    async fn tell(&mut self, command: &str) -> Outcome<Vec<Value>> {
+    /// Sends a command to all instances, and returns their responses.
+    async fn send(&mut self, command: &str) -> Outcome<Vec<Value>> {
         try_join_all(self.instances.iter_mut().map(|instance| instance.ask(command))).await
     }
 
-    /// Does what the run has besides changes. Users go on reading, as they would.
+    /// Causes the other events of the run, between changes. Users continue to read.
     async fn between(&mut self, change: usize) -> Outcome<()> {
         match change {
             3 => {
@@ -432,8 +434,8 @@ impl Fleet<'_> {
                 let rotation = KeyRotation::new().key("another key").valid_until(in_a_minute);
                 self.key = self.service.rotate_api_key(rotation);
                 let command = format!("key {}", self.key);
-                self.tell(&command).await?;
-                // The streams open anew, with the new key.
+                self.send(&command).await?;
+                // The streams reconnect with the new key.
                 sleep(Duration::from_secs(2)).await;
             }
             _ => return Ok(()),
@@ -448,7 +450,7 @@ impl Fleet<'_> {
         Ok(())
     }
 
-    /// Starts an instance while the service is away, which has the last known flags of all users.
+    /// Starts an instance while the service is unavailable. The instance must have the last known flags of all users.
     async fn start_without_service(mut self, change: usize) -> Outcome<()> {
         let mut each = self.options();
         each["away"] = true.into();
@@ -459,22 +461,22 @@ impl Fleet<'_> {
         reads.add(&started.ask(&format!("read {change}")).await?);
         let Reads { last, stale, slowest, .. } = reads;
         println!(
-            "without the service: {last} of {} users have their last flags, slowest {slowest:.0} ms",
+            "without the service: {last} of {} users have their last flags; slowest read {slowest:.0} ms",
             self.options.users
         );
         let expected = match self.options.fault.as_deref() {
             None => self.options.users as u64,
-            // What was answered while Redis took no writes is not in it, or what was known before is.
+            // Flags that were requested while Redis accepted no writes are missing, or older flags are stored.
             Some("kill" | "slow") => last,
             Some(_) => stale,
         };
         if last != expected || slowest > LONGEST_READ {
-            return Err(format!("expected {expected} of them, in time").into());
+            return Err(format!("expected {expected} users to have them, within {LONGEST_READ} ms").into());
         }
         Ok(())
     }
 
-    /// Reads until all instances have the flags of a change, also after the echo window.
+    /// Reads until all instances have the flags of a change, at least until the echo window is over.
     async fn converge(&mut self, change: usize, began: Instant, fault: Option<&str>) -> Outcome<Reads> {
         let mut all = Reads::default();
         let mut fault = fault;
@@ -483,12 +485,14 @@ impl Fleet<'_> {
             let is_over = began.elapsed() > ECHO_WINDOW;
             let reads = match fault.take() {
                 Some(fault) => self.read_with(fault, &command).await?,
-                None => self.tell(&command).await?,
+                None => self.send(&command).await?,
             };
             let mut round = Reads::default();
             reads.iter().for_each(|read| [&mut round, &mut all].into_iter().for_each(|sum| sum.add(read)));
             if all.old > 0 || all.foreign > 0 {
-                return Err(format!("{} old values as fresh, {} of other users", all.old, all.foreign).into());
+                return Err(
+                    format!("{} old values were fresh, {} values were of other users", all.old, all.foreign).into()
+                );
             }
             if all.slowest > LONGEST_READ {
                 return Err(format!("a read took {} ms", all.slowest).into());
@@ -503,7 +507,7 @@ impl Fleet<'_> {
         }
     }
 
-    /// Reads while something fails.
+    /// Reads while a fault occurs.
     async fn read_with(&mut self, fault: &str, command: &str) -> Outcome<Vec<Value>> {
         let faulty = async |redis: &mut Redis| match fault {
             "flush" => Ok(redis.run(&["FLUSHALL"]).await?),
@@ -516,11 +520,11 @@ impl Fleet<'_> {
                 self.instances[0].input.write_all(format!("{command}\n").as_bytes()).await?;
                 sleep(Duration::from_millis(20)).await;
                 self.restart(0).await?;
-                self.tell(command).await
+                self.send(command).await
             }
             "cut" => {
                 self.service.faults().finish_streams();
-                self.tell(command).await
+                self.send(command).await
             }
             "flush" | "kill" | "slow" => {
                 let Self { instances, redis, .. } = self;
@@ -533,7 +537,7 @@ impl Fleet<'_> {
         }
     }
 
-    /// Returns how many requests there were since, for users whose flags change and for others.
+    /// Returns the number of requests since an instant, for users whose flags change and for other users.
     fn requests(&self, since: Instant) -> [usize; 2] {
         let bodies = self.service.requests().into_iter().filter(|request| request.at >= since);
         let users: Vec<String> = bodies

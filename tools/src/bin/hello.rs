@@ -1,10 +1,10 @@
-//! Measures from outside what flags cost a whole server: `hello [ROUNDS]`. Needs `wrk`, `taskset` and two cores.
+//! Measures the cost of flags for a whole server: `hello [ROUNDS]`. Linux only. Needs `wrk`, `taskset` and two cores.
 //!
-//! Three servers say hello over real sockets: `bare` as it is, `flags` with the layer, the extractor, one read, and a context of
-//! three fields, and `layer` with a layer of the framework's own that gives each request one value, and an extractor that takes
-//! it. Each server has one thread on one core, and `wrk` has the other. The servers of a round run at the same time and are under
-//! load in turns of a second, so that other load on the machine affects all. Such load still shows in the requests a second,
-//! and hardly in the CPU time of a request, which is printed as well.
+//! Three servers respond with a greeting over real sockets. `bare` has only a handler. `flags` has the layer, the extractor,
+//! one read, and a context of three fields. `layer` has a layer of the framework that adds one value to each request, and an
+//! extractor for this value. Each server has one thread on one core, and `wrk` has the other core. The servers of a round
+//! run at the same time, and each of them in turn is under load for a second, so other load on the machine affects all of
+//! them. Such load still affects the requests per second, but hardly the CPU time of a request, which is also printed.
 
 use std::{env, error::Error, fmt, io, process::Command, sync::Arc, time::Duration};
 
@@ -17,9 +17,9 @@ use flipswitch_local::LocalServer;
 use flipswitch_tools::program::Program;
 use tokio::{net::TcpListener, runtime};
 
-/// Flags of the service.
+/// The number of flags of the service.
 const FLAGS: usize = 100;
-/// How often each server of a round is under load, for a second.
+/// How many times each server of a round is under load for a second.
 const TURNS: usize = 6;
 
 type Outcome<T = ()> = Result<T, Box<dyn Error>>;
@@ -35,10 +35,11 @@ fn main() -> Outcome {
     }
 }
 
-/// What a server has: nothing, or a layer (middleware) that gives each request a value and an extractor that takes it, or flags.
+/// The kinds of servers: without anything; with a layer (middleware) that adds a value to each request, and an extractor
+/// for this value; with flags.
 const SERVERS: [&str; 3] = ["bare", "layer", "flags"];
 
-/// Measures both frameworks, with the servers in turns.
+/// Measures both frameworks, with the servers in turn.
 fn compare(rounds: usize) -> Outcome {
     for framework in ["axum", "actix"] {
         let (mut rates, mut costs) = ([const { Vec::new() }; 2], [const { Vec::new() }; 2]);
@@ -53,14 +54,14 @@ fn compare(rounds: usize) -> Outcome {
             }
         }
         for ((server, rates), costs) in SERVERS.iter().skip(1).zip(rates).zip(costs) {
-            print(&format!("{framework:<5} {server}: {} of the requests a second of bare", Spread(rates)));
-            print(&format!("{framework:<5} {server}: {} by time on the core", Spread(costs)));
+            print(&format!("{framework:<5} {server}: {} of the requests per second of bare", Spread(rates)));
+            print(&format!("{framework:<5} {server}: {} by CPU time", Spread(costs)));
         }
     }
     Ok(())
 }
 
-/// What one server did in all of its turns.
+/// The work of one server in all of its turns.
 #[derive(Default)]
 struct Work {
     requests: f64,
@@ -69,7 +70,7 @@ struct Work {
 }
 
 impl Work {
-    /// Returns requests a second.
+    /// Returns the number of requests per second.
     fn rate(&self) -> f64 {
         self.requests / self.seconds
     }
@@ -104,17 +105,17 @@ impl fmt::Display for Spread {
     }
 }
 
-/// Starts the servers, and puts them under load in turns.
+/// Starts the servers, and puts them under load in turn.
 fn round(framework: &str) -> Outcome<[Work; SERVERS.len()]> {
     let servers = SERVERS.iter().map(|server| start(framework, server)).collect::<Result<Vec<_>, _>>()?;
     let mut work = SERVERS.map(|_| Work::default());
     for turn in 0..TURNS {
         for number in 0..servers.len() {
-            // Each server is the first one, and follows each other one, equally often.
+            // Each server is equally often the first one, and equally often after each other one.
             let number = (turn + if turn % 2 == 0 { number } else { servers.len() - number }) % servers.len();
             let (server, url) = &servers[number];
             if turn == 0 {
-                // Connections and caches are warm when it counts.
+                // Warms up connections and caches before the measurement.
                 load(url)?;
             }
             let before = server.time_on_core()?;
@@ -127,7 +128,7 @@ fn round(framework: &str) -> Outcome<[Work; SERVERS.len()]> {
     Ok(work)
 }
 
-/// Puts a server under load for a second. Returns requests a second and the number of requests.
+/// Puts a server under load for a second. Returns the requests per second and the number of requests.
 fn load(url: &str) -> Outcome<(f64, f64)> {
     let output = Command::new("taskset").args(["-c", "1", "wrk", "-t1", "-c32", "-d1s", url]).output()?;
     let report = String::from_utf8(output.stdout)?;
@@ -202,7 +203,7 @@ async fn actix_server(what: &str) -> Outcome {
     Ok(server.await?)
 }
 
-/// Starts a flag service and a provider. Both servers have one, so that they differ only in what a request does.
+/// Starts a flag service and a provider. All servers have both, so they differ only in what a request does.
 async fn provider() -> Outcome<(LocalServer, FlipswitchProvider)> {
     let flags: Map<_, _> = (0..FLAGS).map(|number| (format!("flag-{number}"), (number % 2 == 0).into())).collect();
     let service = LocalServer::start(Value::Object(flags)).await?;
@@ -215,7 +216,7 @@ fn context() -> Context {
     Context::user("user-123").with("country", "de").with("plan", "premium")
 }
 
-/// What the layer without flags gives to a request.
+/// The value that the layer without flags adds to a request.
 #[derive(Clone)]
 struct Given(Arc<bool>);
 
@@ -227,6 +228,6 @@ fn print(line: &str) {
     use io::Write;
 
     let mut out = io::stdout();
-    // The reader may have exited; the server goes on.
+    // The reader may have exited. The server continues.
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }

@@ -1,7 +1,7 @@
-//! The memory that a cached context takes, measured from outside: `memory [CONTEXTS]`.
+//! Measures the memory that a cached context takes: `memory [CONTEXTS]`. Linux only.
 //!
-//! Each case runs in a process of its own, which asks for every context once and reads its resident size before and
-//! after. The service that answers is this process: it is as quick as can be, and gives each context an `ETag`.
+//! Each case runs in its own process, which evaluates every context once, and reads its resident size before and after. The
+//! flag service runs in this process. It is as fast as possible, and sends an `ETag` for each context.
 
 use std::{env, error::Error, fs, process::Command, time::Duration};
 
@@ -15,14 +15,14 @@ use axum::{
 use flipswitch::{FlipswitchProvider, open_feature::EvaluationContext, serde_json::Value};
 use tokio::{net::TcpListener, task::JoinSet};
 
-/// Flags in an answer.
+/// The number of flags in a response.
 const FLAGS: usize = 100;
-/// Concurrent requests.
+/// The number of concurrent requests.
 const CONCURRENT: usize = 64;
-/// Contexts that are cached before the first measurement, so that what is allocated only once does not count.
+/// The number of contexts that are cached before the first measurement, which excludes memory that is allocated only once.
 const BEFORE: usize = 1_000;
 
-/// How the answers of contexts differ.
+/// How the responses for contexts differ.
 #[derive(Clone, Copy)]
 enum Case {
     Equal,
@@ -45,11 +45,11 @@ impl Case {
         match self {
             Self::Equal => "all flags equal",
             Self::Different => "all flags differ",
-            Self::TenSplit => "ten flags of a hundred are split",
+            Self::TenSplit => "ten flags of a hundred differ",
         }
     }
 
-    /// Flags whose value depends on the context.
+    /// Returns the number of flags whose value depends on the context.
     fn split(self) -> usize {
         match self {
             Self::Equal => 0,
@@ -78,7 +78,7 @@ async fn serve(contexts: usize) -> Result<(), Box<dyn Error>> {
     for case in Case::ALL {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
-        let service = Router::new().route("/ofrep/v1/evaluate/flags", post(answer)).with_state(case);
+        let service = Router::new().route("/ofrep/v1/evaluate/flags", post(evaluate)).with_state(case);
         let service = tokio::spawn(async move { axum::serve(listener, service).await });
         let mut measured = Command::new(env::current_exe()?);
         measured.args([case.name(), &url, &contexts.to_string()]);
@@ -91,8 +91,8 @@ async fn serve(contexts: usize) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Evaluates: which side of a split a context is on is a bit of a hash of its key.
-async fn answer(State(case): State<Case>, Json(body): Json<Value>) -> Response {
+/// Evaluates all flags. The value of a flag that depends on the context is one bit of a hash of the targeting key.
+async fn evaluate(State(case): State<Case>, Json(body): Json<Value>) -> Response {
     let key = body["context"]["targetingKey"].as_str().unwrap_or_default();
     let number: u64 = key.trim_start_matches("user-").parse().unwrap_or_default();
     let mut seed = number;
@@ -128,19 +128,19 @@ async fn measure(case: Case, url: &str, contexts: usize) -> Result<(), Box<dyn E
         .cache_capacity(2 * (BEFORE + contexts))
         .cache_bytes(usize::MAX >> 8)
         .build()?;
-    ask(&provider, 0..BEFORE).await?;
+    evaluate_all(&provider, 0..BEFORE).await?;
     let (before, counted) = (resident()?, provider.stats().bytes);
-    ask(&provider, BEFORE..BEFORE + contexts).await?;
+    evaluate_all(&provider, BEFORE..BEFORE + contexts).await?;
     let (after, stats) = (resident()?, provider.stats());
     let kept = stats.contexts as usize;
     if kept < BEFORE + contexts {
         return Err(format!("only {kept} contexts were kept").into());
     }
     let each = |bytes: u64| bytes / contexts.max(1) as u64;
-    #[expect(clippy::print_stdout, reason = "this is what the program is for")]
+    #[expect(clippy::print_stdout, reason = "the program prints its results")]
     {
         println!(
-            "{:<34} {contexts:>8} contexts: {:>5} bytes each (counted: {}), {} MB resident",
+            "{:<34} {contexts:>8} contexts: {:>5} bytes each ({} by `stats`), {} MB resident",
             case.described(),
             each(after.saturating_sub(before)),
             each(stats.bytes - counted),
@@ -151,21 +151,21 @@ async fn measure(case: Case, url: &str, contexts: usize) -> Result<(), Box<dyn E
     Ok(())
 }
 
-/// Evaluates for contexts, some at a time.
-async fn ask(provider: &FlipswitchProvider, contexts: std::ops::Range<usize>) -> Result<(), Box<dyn Error>> {
-    let mut under_way = JoinSet::new();
+/// Evaluates the flags of contexts, some of them at the same time.
+async fn evaluate_all(provider: &FlipswitchProvider, contexts: std::ops::Range<usize>) -> Result<(), Box<dyn Error>> {
+    let mut evaluations = JoinSet::new();
     for number in contexts {
-        if under_way.len() == CONCURRENT {
-            under_way.join_next().await.transpose()?.transpose()?;
+        if evaluations.len() == CONCURRENT {
+            evaluations.join_next().await.transpose()?.transpose()?;
         }
         let provider = provider.clone();
-        under_way.spawn(async move {
+        evaluations.spawn(async move {
             let flags = provider.flags(&context(number)).await;
             flags.error().map_or(Ok(()), |error| Err(error.clone()))
         });
     }
-    while let Some(asked) = under_way.join_next().await {
-        asked??;
+    while let Some(evaluated) = evaluations.join_next().await {
+        evaluated??;
     }
     Ok(())
 }

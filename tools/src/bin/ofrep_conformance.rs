@@ -1,30 +1,32 @@
 //! Checks whether a service conforms to OFREP; see `--help`, and the module `conformance`.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the program prints its report")]
 
 use std::{env, ffi::OsString, process::ExitCode, time::Duration};
 
 use flipswitch_tools::conformance::{Service, check};
 
 const HELP: &str = "\
-Checks whether a flag service conforms to OFREP, with its event streams (ADR-0008).
+Checks whether a flag service conforms to OFREP, including its event streams (ADR-0008).
 
 Usage: ofrep-conformance URL [OPTIONS]
 
-Sends about a hundred evaluations and changes nothing. The report says for each demand whether it holds, what was seen if
-not, or why it does not apply. The report contains neither credentials nor URLs of streams.
+Sends about a hundred evaluations and changes nothing on the service. For each requirement, the report says whether the
+service meets it. If not, the report says what the service did instead, or why the requirement does not apply. The report
+contains neither credentials nor URLs of streams.
 
 Options:
-  --api-key KEY           Sends the header X-API-Key
-  --bearer TOKEN          Sends the header Authorization: Bearer
-  --header NAME=VALUE     Sends a header; may be repeated
-  --flag KEY              A flag that exists; the first one with a value by default
-  --stream-wait SECONDS   How long a stream may be silent; 35 by default
-  --json                  Prints the report as JSON
-  -h, --help              Prints this text
+  --api-key KEY           Send the header X-API-Key
+  --bearer TOKEN          Send the header Authorization: Bearer
+  --header NAME=VALUE     Send this header; can be repeated
+  --flag KEY              Key of an existing flag [default: the first flag with a value]
+  --stream-wait SECONDS   Time that a stream may be silent [default: 35]
+  --json                  Print the report as JSON
+  -h, --help              Print this help
 
-Exit codes: 0 if all MUST rows that apply hold, 1 if not, 2 if the service cannot be checked or the usage is wrong.";
+Exit codes: 0 if the service meets all MUST requirements that apply, 1 if it does not, 2 if it cannot be checked or if the
+options are invalid.";
 
-/// The code of wrong usage, and of a service that cannot be reached.
+/// The exit code for invalid options, and for a service that cannot be checked.
 const CANNOT_CHECK: u8 = 2;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -43,7 +45,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Returns what to print, and the exit code.
+/// Returns the text to print, and the exit code.
 async fn run(arguments: impl IntoIterator<Item = OsString, IntoIter: 'static>) -> Outcome<(String, u8)> {
     let Some((service, as_json)) = options(arguments)? else {
         return Ok((format!("{HELP}\n"), 0));
@@ -53,7 +55,7 @@ async fn run(arguments: impl IntoIterator<Item = OsString, IntoIter: 'static>) -
     Ok((text, u8::from(!report.conforms())))
 }
 
-/// Returns the service, and whether the report is to be JSON. Without them, the user asks for help.
+/// Returns the service, and whether to print the report as JSON. Returns `None` for `--help`.
 fn options(arguments: impl IntoIterator<Item = OsString, IntoIter: 'static>) -> Outcome<Option<(Service, bool)>> {
     use lexopt::{
         Arg::{Long, Short, Value},
@@ -81,7 +83,7 @@ fn options(arguments: impl IntoIterator<Item = OsString, IntoIter: 'static>) -> 
             other => return Err(other.unexpected().into()),
         }
     }
-    let url = url.ok_or("give the URL of a service; see --help")?;
+    let url = url.ok_or("pass the URL of a service; see --help")?;
     let mut service = Service::new(&url)?;
     for (name, value) in headers {
         service = service.header(&name, &value)?;

@@ -1,10 +1,10 @@
-//! Measures what it costs to read a flag, to compare two versions of the code: `read_path [NAME]`. Takes about ten
-//! seconds. With an argument, it measures the figures whose names contain it.
+//! Measures the cost of reading a flag, to compare two versions of the code: `read_path [NAME]`. Takes about ten seconds.
+//! With an argument, it measures only figures whose names contain the argument.
 //!
-//! Prints a line for each figure: its name, and nanoseconds for each of a fixed number of iterations. The figures are
-//! those of `cargo bench -p flipswitch --bench read_path`, without the statistics, and those of whole requests through
-//! the web frameworks, without sockets. `tools/compare` runs two builds of this program in turns, so that whatever else
-//! the machine does meanwhile affects both.
+//! The program prints a line for each figure, with its name and the nanoseconds of one iteration. The figures are those of
+//! `cargo bench -p flipswitch --bench read_path`, without the statistics, and those of whole requests through the web
+//! frameworks, without sockets. `tools/compare` runs two builds of this program in turn, so other load on the machine
+//! affects both.
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "it prints what it measures, and fails by panicking")]
 
 #[path = "../../../flipswitch/benches/cases/mod.rs"]
@@ -31,7 +31,7 @@ use futures_util::FutureExt;
 use tokio::runtime::Runtime;
 use tower::Service as _;
 
-/// Number of users who ask in turns.
+/// The number of users who send requests in turn.
 const TURNS: usize = 16;
 
 /// Prints the figures whose names contain this text.
@@ -64,7 +64,7 @@ impl Measure for Print {
     }
 }
 
-/// Returns how often a read is measured: for about 0.2 seconds.
+/// Returns the number of iterations of a read, which take about 0.2 seconds.
 fn iterations(name: &str) -> usize {
     match name.split_once('/') {
         Some(("flags", _)) => 20_000_000,
@@ -83,8 +83,8 @@ fn print(name: &str, elapsed: Duration, iterations: usize) {
     println!("{name} {:.3}", elapsed.as_nanos() as f64 / iterations as f64);
 }
 
-/// Measures requests whose handler reads one flag, with a `Context` and with a `PreparedContext`, the same requests below the
-/// layer without a read, and the same requests without flags. Several users ask in turns.
+/// Measures requests whose handler reads one flag, with a `Context` and with a `PreparedContext`, the same requests with the
+/// layer but without a read, and the same requests without flags. Several users send requests in turn.
 fn measure_requests(measure: &mut impl Measure) {
     let runtime = Runtime::new().expect("a runtime");
     let service = runtime.block_on(LocalServer::start(json!({"flag-50": true}))).expect("the service starts");
@@ -116,12 +116,12 @@ fn measure_requests(measure: &mut impl Measure) {
         ("request/axum_prepared", reader().layer(layer().with_context(move |_: &_| take()))),
     ];
     for (name, app) in apps {
-        // As `axum::serve` does for each connection.
+        // `axum::serve` does the same for each connection.
         let app = Mutex::new(app.with_state::<()>(()));
         measure.on_one_thread(name, |_| {
             let request = Request::get("/").body(Body::empty()).expect("a request");
-            let answered = app.lock().expect("one thread").call(request).now_or_never();
-            answered.expect("nothing is waited for").expect("no request fails")
+            let response = app.lock().expect("one thread").call(request).now_or_never();
+            response.expect("the handler does not wait").expect("no request fails")
         });
     }
 
@@ -133,7 +133,7 @@ fn measure_requests(measure: &mut impl Measure) {
         ($name:literal, $app:expr) => {
             let app = system.block_on(test::init_service($app));
             measure.on_one_thread($name, |_| {
-                app.call(request()).now_or_never().expect("nothing is waited for").expect("no request fails")
+                app.call(request()).now_or_never().expect("the handler does not wait").expect("no request fails")
             });
         };
     }
@@ -145,7 +145,7 @@ fn measure_requests(measure: &mut impl Measure) {
     measure!("request/actix_prepared", reader().wrap(middleware.with_context(move |_: &_| prepared())));
 }
 
-/// A layer that does nothing: what axum itself takes for a layer.
+/// A layer that does nothing. It measures the cost of a layer in axum itself.
 #[derive(Clone)]
 struct Empty<S>(S);
 

@@ -1,12 +1,12 @@
 //! Runs two providers that share a store, with every kind of fault of the service and of the store:
 //! `soak [--minutes N] [--seed N]`.
 //!
-//! Threads read flags for many contexts all the time, while flags change and faults come and go. After each storm of
-//! faults the providers must be healthy again, and agree with the service for every context, once its waits after failures
-//! are over. A reader must never get a fresh value that is older than the last change
-//! reported before the read, or a value of another user. Prints what was done and how long it took. Fails if something
-//! was wrong.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program speaks to its user")]
+//! Threads read flags for many contexts all the time, while flags change and faults come and go. A storm is a phase with
+//! several faults, and a calm is a phase without faults. In each calm, the providers must become healthy again, and agree with
+//! the service for every context once their backoffs are over. A reader must never get a fresh value that is older than
+//! the last change reported before the read, or a value of another user. The program prints what it did and how long the
+//! recoveries took, and fails if a reader got a wrong value or a provider did not recover.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the program prints its results")]
 
 use std::{
     error::Error,
@@ -39,7 +39,7 @@ const INSTANCES: usize = 2;
 const READERS: u64 = 4;
 const KEY: &str = "soak";
 
-/// The longest wait of the backoff, and a little more. After this time all contexts have the values of the service.
+/// Slightly more than the longest backoff. After this time, all contexts must have the values of the service.
 const BACKOFF: Duration = Duration::from_secs(35);
 
 fn main() -> ExitCode {
@@ -67,11 +67,11 @@ fn options() -> Outcome<(f64, u64)> {
     Ok((minutes, seed))
 }
 
-/// What the readers got.
+/// The results of the readers.
 #[derive(Default)]
 struct Seen {
-    /// The last reported value, which every later fresh read must have.
-    told: AtomicI64,
+    /// The last reported value. Every later fresh read must return this value or a newer one.
+    reported: AtomicI64,
     fresh: AtomicU64,
     stale: AtomicU64,
     absent: AtomicU64,
@@ -106,7 +106,8 @@ fn soak(minutes: f64, seed: u64) -> Outcome<()> {
     let sum = |of: fn(&Seen) -> u64| seen.iter().map(|seen| of(seen)).sum::<u64>();
     let (older, mixed) = (sum(|seen| seen.older.load(Relaxed)), sum(|seen| seen.mixed.load(Relaxed)));
     if older + mixed > 0 || panicked > 0 {
-        return Err(format!("{older} values older than told, {mixed} of another user, {panicked} panics").into());
+        let values = format!("{older} fresh values older than the reported change, {mixed} of another user");
+        return Err(format!("{values}, {panicked} panics").into());
     }
     Ok(())
 }
@@ -124,7 +125,7 @@ fn read(provider: &FlipswitchProvider, seen: &Seen, random: &mut Rng) {
     while !seen.stop.load(Relaxed) {
         for _ in 0..50 {
             let number = random.usize(..CONTEXTS);
-            let told = seen.told.load(Relaxed);
+            let reported = seen.reported.load(Relaxed);
             let flags = pollster::block_on(provider.flags(&context(number)));
             let is_stale = flags.is_flag_stale("counter");
             let count = match (flags.evaluation("counter").is_ok(), is_stale) {
@@ -135,7 +136,7 @@ fn read(provider: &FlipswitchProvider, seen: &Seen, random: &mut Rng) {
             count.fetch_add(1, Relaxed);
             if flags.evaluation("counter").is_ok() {
                 seen.mixed.fetch_add(u64::from(flags.string("whoami", "") != name(number)), Relaxed);
-                let is_older = !is_stale && flags.int("counter", 0) < told;
+                let is_older = !is_stale && flags.int("counter", 0) < reported;
                 seen.older.fetch_add(u64::from(is_older), Relaxed);
             }
         }
@@ -143,7 +144,7 @@ fn read(provider: &FlipswitchProvider, seen: &Seen, random: &mut Rng) {
     }
 }
 
-/// A provider, and what its readers got.
+/// A provider, and the results of its readers.
 #[derive(Clone)]
 struct Instance {
     provider: FlipswitchProvider,
@@ -156,17 +157,17 @@ struct Soak {
     home: Handle,
     instances: [Instance; INSTANCES],
     store: MemoryStore,
-    /// Entries of an earlier time.
+    /// Entries from an earlier time.
     backup: Vec<StoredEntry>,
     random: Rng,
     changes: i64,
     storms: u64,
-    /// The times until the providers were healthy, with `reconnect_sse` and without, and until all contexts agreed after
-    /// that.
-    well_with_help: Vec<Duration>,
-    well: Vec<Duration>,
+    /// The times until the providers were healthy, with and without a call of `reconnect_sse`, and from then on until all
+    /// contexts agreed.
+    healthy_with_help: Vec<Duration>,
+    healthy: Vec<Duration>,
     agreed: Vec<Duration>,
-    /// Resident kilobytes, threads and tasks at each calm.
+    /// Resident kilobytes, threads and tasks in each calm.
     sizes: Vec<(u64, u64, usize)>,
 }
 
@@ -186,8 +187,8 @@ impl Soak {
             random,
             changes: 0,
             storms: 0,
-            well_with_help: Vec::new(),
-            well: Vec::new(),
+            healthy_with_help: Vec::new(),
+            healthy: Vec::new(),
             agreed: Vec::new(),
             sizes: Vec::new(),
         })
@@ -207,15 +208,15 @@ impl Soak {
             .max_sse_retries(2)
             .stale_wait(Duration::from_millis(50))
             .build()?;
-        // A mark is set after the counter: once the mark is reported, every read must have the counter.
-        let heard = Arc::clone(&seen);
+        // The mark is set after the counter. Once the mark is reported, every read must return this counter.
+        let reported = Arc::clone(&seen);
         let listener = provider.add_flag_change_listener(move |change| {
             let mark = change.flag_key.as_ref().and_then(|key| key.strip_prefix("mark-")?.parse().ok());
-            heard.told.fetch_max(mark.unwrap_or(0), Relaxed);
+            reported.reported.fetch_max(mark.unwrap_or(0), Relaxed);
         });
         listener.detach();
         provider.ready(BACKOFF).await?;
-        // Later connections count as new ones.
+        // Waits, because `calm` counts later connections as reconnects.
         while provider.sse_status() != ConnectionStatus::Connected {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -266,7 +267,7 @@ impl Soak {
             6 => self.backup = store.entries(),
             7 => self.backup.drain(..).for_each(|entry| store.insert(entry)),
             _ => {
-                // Entries take the places of others.
+                // Stores entries under the keys of other entries.
                 let entries = store.entries();
                 let names: Vec<_> = entries.iter().rev().map(|entry| entry.key.clone()).collect();
                 entries.into_iter().zip(names).for_each(|(entry, key)| store.insert(StoredEntry { key, ..entry }));
@@ -348,28 +349,28 @@ impl Soak {
         if helped {
             self.instances.iter().for_each(|instance| instance.provider.reconnect_sse());
         }
-        // Healthy with this service: a connection that a fault has silenced may still look open.
-        let is_well = |(Instance { provider, .. }, connections): (&Instance, &u64)| {
+        // Checks for a new response, because a connection that a fault has silenced may still look open.
+        let is_healthy = |(Instance { provider, .. }, connections): (&Instance, &u64)| {
             provider.sse_status() == ConnectionStatus::Connected
                 && provider.health().state == HealthState::Streaming
                 && provider.health().last_success.is_some_and(|success| success >= at)
                 && !(helped && provider.stats().reconnects == *connections)
         };
-        while self.service.streams() != INSTANCES || !self.instances.iter().zip(&connections).all(is_well) {
+        while self.service.streams() != INSTANCES || !self.instances.iter().zip(&connections).all(is_healthy) {
             if began.elapsed() > BACKOFF {
                 let health = self.instances.each_ref().map(|instance| instance.provider.health());
-                return Err(format!("{health:?}: not well after {BACKOFF:?}").into());
+                return Err(format!("{health:?}: not healthy after {BACKOFF:?}").into());
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let well = Instant::now();
-        if helped { &mut self.well_with_help } else { &mut self.well }.push(well - began);
+        let healthy = Instant::now();
+        if helped { &mut self.healthy_with_help } else { &mut self.healthy }.push(healthy - began);
         while let Some(disagreement) = self.disagreement().await {
             if began.elapsed() > BACKOFF {
-                return Err(format!("{:?} after it was well: {disagreement}", well.elapsed()).into());
+                return Err(format!("{:?} after it was healthy: {disagreement}", healthy.elapsed()).into());
             }
         }
-        self.agreed.push(well.elapsed());
+        self.agreed.push(healthy.elapsed());
         self.sizes.push(size(&self.home)?);
         self.change_until(Instant::now() + Duration::from_secs(1)).await;
         Ok(())
@@ -389,7 +390,7 @@ impl Soak {
         None
     }
 
-    /// Checks that memory, threads and tasks stay as they were once every kind of fault had occurred.
+    /// Checks that memory, threads and tasks do not grow once every kind of fault has occurred.
     fn grew(&self) -> Outcome<()> {
         let (Some(quarter), Some(last)) = (self.sizes.get(self.sizes.len() / 4), self.sizes.last()) else {
             return Ok(());
@@ -406,22 +407,19 @@ impl Soak {
         println!("{} storms, {} changes", self.storms, self.changes);
         for Instance { provider, seen } in &self.instances {
             let Seen { fresh, stale, absent, older, mixed, .. } = &**seen;
-            println!("reads: {fresh:?} fresh, {stale:?} stale, {absent:?} without an answer");
-            println!("wrong: {older:?} older than told and called fresh, {mixed:?} of another user");
+            println!("reads: {fresh:?} fresh, {stale:?} stale, {absent:?} without flags");
+            println!("wrong: {older:?} fresh, but older than the reported change; {mixed:?} of another user");
             let stats = provider.stats();
             let (requests, reconnects, polls) = (stats.requests, stats.reconnects, stats.polls);
-            println!(
-                "{requests} requests, {reconnects} reconnects, {polls} polls, {} hits of the store",
-                stats.store_hits
-            );
+            println!("{requests} requests, {reconnects} reconnects, {polls} polls, {} store hits", stats.store_hits);
         }
-        println!("until it was well, with `reconnect_sse`: {}", shown(&mut self.well_with_help));
-        println!("until it was well by itself: {}", shown(&mut self.well));
-        println!("until everybody agreed after that: {}", shown(&mut self.agreed));
+        println!("until both providers were healthy, with `reconnect_sse`: {}", shown(&mut self.healthy_with_help));
+        println!("until both providers were healthy, without it: {}", shown(&mut self.healthy));
+        println!("until all contexts agreed, from then on: {}", shown(&mut self.agreed));
         let at = |part: usize| self.sizes.get(self.sizes.len().saturating_sub(1) * part / 4);
-        for (what, part) in [("first", 0), ("quarter", 1), ("half", 2), ("last", 4)] {
+        for (what, part) in [("first calm", 0), ("after a quarter", 1), ("after half", 2), ("last calm", 4)] {
             if let Some((memory, threads, tasks)) = at(part) {
-                println!("at the {what} calm: {} MB resident, {threads} threads, {tasks} tasks", memory / 1_000);
+                println!("{what}: {} MB resident, {threads} threads, {tasks} tasks", memory / 1_000);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Requests with bounded time and size.
+//! Sends requests with a limited time and size.
 
 use std::time::Duration;
 
@@ -11,33 +11,33 @@ use serde_json::Value;
 
 use super::conformance::{Error, Service};
 
-/// Limits the time of a request, without streams.
+/// The time limit of a request, except for streams.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Limits the bodies of responses, in bytes.
+/// The maximum size of a response body, in bytes.
 const MAX_BODY: usize = 4 << 20;
 
-/// Why a row does not hold.
+/// The reason why a requirement is not met or does not apply.
 #[derive(Clone, Debug)]
 pub(crate) enum Miss {
     Fails(String),
     NotApplicable(String),
 }
 
-/// The finding for a row.
+/// The result of the check of one requirement.
 pub(crate) type Finding<T = ()> = Result<T, Miss>;
 
-/// Returns a failure with what was seen.
+/// Returns a failure with a description of what the service did.
 pub(crate) fn fails<T>(seen: impl Into<String>) -> Finding<T> {
     Err(Miss::Fails(seen.into()))
 }
 
-/// Returns that a row does not apply, and why.
+/// Returns the reason why a requirement does not apply.
 pub(crate) fn not_applicable<T>(why: impl Into<String>) -> Finding<T> {
     Err(Miss::NotApplicable(why.into()))
 }
 
-/// A response that was read to its end.
+/// A complete response.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
@@ -54,10 +54,10 @@ impl Reply {
         serde_json::from_slice(&self.body).ok()
     }
 
-    /// Returns the JSON of a response with this status.
+    /// Returns the JSON of the response if it has this status.
     pub(crate) fn json_with(&self, status: StatusCode) -> Finding<Value> {
         self.has_status(status)?;
-        self.json().ok_or_else(|| Miss::Fails(format!("status {}, and a body that is not JSON", status.as_u16())))
+        self.json().ok_or_else(|| Miss::Fails(format!("status {} with a body that is not JSON", status.as_u16())))
     }
 
     pub(crate) fn has_status(&self, status: StatusCode) -> Finding {
@@ -72,7 +72,7 @@ impl Reply {
         }
     }
 
-    /// Describes status and error code.
+    /// Describes the status and the error code.
     pub(crate) fn seen(&self) -> String {
         let status = self.status.as_u16();
         match self.json().as_ref().map(|body| &body["errorCode"]) {
@@ -87,12 +87,12 @@ pub(crate) fn is_media_type(value: &str, media_type: &str) -> bool {
     value.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case(media_type))
 }
 
-/// Returns a text of the service as a report may show it: short, and without control characters.
+/// Returns a text of the service in a form that a report can show: short, and without control characters.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().take(60).map(|char| if char.is_ascii_graphic() || char == ' ' { char } else { '?' }).collect()
 }
 
-/// Describes why there is no response, without the URL.
+/// Describes why there is no response. The text does not contain the URL.
 pub(crate) fn no_response(error: reqwest::Error) -> String {
     if error.is_timeout() {
         return "no response in time".to_owned();
@@ -111,7 +111,7 @@ pub(crate) struct Requests {
 
 impl Requests {
     pub(crate) fn new(service: &Service) -> Result<Self, Error> {
-        // Credentials follow no redirect, and what is compressed is to be seen.
+        // Redirects must not receive the credentials, and compressed responses must be visible as such.
         let client = Client::builder().redirect(redirect::Policy::none()).no_gzip().no_brotli().no_deflate().no_zstd();
         let client = client.build().map_err(|error| Error::Unreachable(no_response(error)))?;
         Ok(Self { client, base: service.url.clone(), credentials: service.headers.clone() })
@@ -143,7 +143,7 @@ impl Requests {
         self.client.request(method, url).timeout(REQUEST_TIMEOUT)
     }
 
-    /// Opens a stream as browsers do.
+    /// Opens a stream in the same way as browsers.
     pub(crate) async fn open(&self, url: Url, wait: Duration) -> Result<Response, reqwest::Error> {
         let request = self.client.get(url).timeout(wait);
         request.header(ACCEPT, "text/event-stream").header(ACCEPT_ENCODING, "gzip, deflate, br").send().await

@@ -1,4 +1,4 @@
-//! The service to check, and the check.
+//! Describes a service and checks it.
 
 use std::{fmt, time::Duration};
 
@@ -20,10 +20,10 @@ use super::{
     tags::Contexts,
 };
 
-/// Limits the time of a check, without the waits for streams.
+/// The time limit of a check, without the waits for streams.
 const MAX_TIME: Duration = Duration::from_secs(120);
 
-/// A service to check, and how.
+/// A service to check, with the options of the check.
 #[derive(Clone)]
 pub struct Service {
     pub(crate) url: Url,
@@ -32,23 +32,23 @@ pub struct Service {
     pub(crate) stream_wait: Duration,
 }
 
-/// Why a service cannot be checked.
+/// The reason why a service cannot be checked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The URL is not one of a service.
+    /// The URL cannot be the URL of a service.
     #[error("invalid URL: {0}")]
     Url(String),
     /// A header is invalid. Contains its name.
     #[error("invalid header {0:?}")]
     Header(String),
-    /// There was no response at all. Contains the reason.
+    /// There was no response. Contains the reason.
     #[error("cannot reach the service: {0}")]
     Unreachable(String),
-    /// The service refuses the credentials, or demands some.
+    /// The service rejects the credentials, or requires credentials.
     #[error("the service responds with {0}: pass --api-key, --bearer or --header")]
     Refused(StatusCode),
-    /// There is no such service at this URL.
-    #[error("the service responds with {0}: there is no OFREP at this URL, which must not contain /ofrep/v1")]
+    /// There is no OFREP service at this URL.
+    #[error("the service responds with {0}: there is no OFREP service at this URL, which must not contain /ofrep/v1")]
     NotFound(StatusCode),
 }
 
@@ -57,14 +57,14 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// Returns [`Error::Url`] if the URL is not an absolute one with `http` or `https`, or has a user name.
+    /// Returns [`Error::Url`] if the URL is not an absolute URL with `http` or `https`, or if it has a user name or a password.
     pub fn new(url: &str) -> Result<Self, Error> {
         let problem = |problem: &str| Error::Url(problem.to_owned());
         let mut url = Url::parse(url).map_err(|error| problem(&error.to_string()))?;
         if !matches!(url.scheme(), "http" | "https") {
             return Err(problem("must begin with http:// or https://"));
         }
-        // The URLs of streams would have them, too.
+        // The URLs of streams would contain them as well.
         if !url.username().is_empty() || url.password().is_some() {
             return Err(problem("must not have a user name or a password: send them in a header"));
         }
@@ -73,7 +73,7 @@ impl Service {
         Ok(Self { url, headers: HeaderMap::new(), flag: None, stream_wait: Duration::from_secs(35) })
     }
 
-    /// Sends this header, which counts as a credential.
+    /// Adds a header to all requests except streams. It counts as a credential.
     ///
     /// # Errors
     ///
@@ -87,21 +87,21 @@ impl Service {
         Ok(self)
     }
 
-    /// Sets the flag that is evaluated alone. Defaults to the first of all flags that has a value.
+    /// Sets the flag that is evaluated individually. Defaults to the first flag that has a value.
     #[must_use]
     pub fn flag(mut self, key: impl Into<String>) -> Self {
         self.flag = Some(key.into());
         self
     }
 
-    /// Sets how long a stream may be silent after it was opened, at most an hour. Defaults to 35 seconds.
+    /// Sets how long a stream may be silent after it was opened, up to an hour. Defaults to 35 seconds.
     #[must_use]
     pub fn stream_wait(mut self, wait: Duration) -> Self {
         self.stream_wait = wait.min(Duration::from_secs(60 * 60));
         self
     }
 
-    /// Returns what must not be in a report.
+    /// Returns the texts that must not appear in a report.
     fn secrets(&self) -> Vec<String> {
         let values = self.headers.values().filter_map(|value| value.to_str().ok());
         let mut secrets: Vec<_> = values.map(|value| value.trim_start_matches("Bearer ").to_owned()).collect();
@@ -120,8 +120,8 @@ impl fmt::Debug for Service {
     }
 }
 
-/// Checks a service. This takes about a hundred requests and at most two minutes, and for each of at most four streams
-/// [`Service::stream_wait`].
+/// Checks a service. The check sends about a hundred requests. It takes at most two minutes, plus [`Service::stream_wait`] for
+/// each of at most four streams.
 ///
 /// # Errors
 ///
@@ -133,7 +133,7 @@ pub async fn check(service: &Service) -> Result<Report, Error> {
     let mut rows = Vec::with_capacity(TABLE.len());
     for rule in TABLE {
         let finding = timeout_at(until, (rule.check)(&run)).await;
-        let outcome = match finding.unwrap_or_else(|_| fails("not checked: the service is too slow")) {
+        let outcome = match finding.unwrap_or_else(|_| fails("not checked, because the service is too slow")) {
             Ok(()) => Outcome::Holds,
             Err(Miss::Fails(seen)) => Outcome::Fails(redacted(&secrets, seen)),
             Err(Miss::NotApplicable(why)) => Outcome::NotApplicable(redacted(&secrets, why)),
@@ -147,14 +147,14 @@ fn redacted(secrets: &[String], text: String) -> String {
     secrets.iter().fold(text, |text, secret| text.replace(secret, "***"))
 }
 
-/// A check under way.
+/// The state of a running check.
 pub(crate) struct Run {
     pub(crate) requests: Requests,
     /// The response to the first request.
     pub(crate) first: Reply,
-    /// All flags of that response.
+    /// All flags of this response.
     pub(crate) flags: Vec<Value>,
-    /// The flag to evaluate alone.
+    /// The key of the flag to evaluate individually.
     flag: Option<String>,
     pub(crate) stream_wait: Duration,
     pub(crate) streams: OnceCell<Vec<OpenedStream>>,
@@ -191,7 +191,7 @@ impl Run {
         })
     }
 
-    /// Returns the key of the flag to evaluate alone.
+    /// Returns the key of the flag to evaluate individually.
     pub(crate) fn flag(&self) -> Finding<&str> {
         match &self.flag {
             Some(flag) => Ok(flag),
@@ -199,24 +199,24 @@ impl Run {
         }
     }
 
-    /// Begins an evaluation of all flags.
+    /// Builds a request for all flags.
     pub(crate) fn bulk(&self) -> RequestBuilder {
         self.requests.request(Method::POST, self.requests.url(None))
     }
 
-    /// Begins an evaluation of all flags for the usual context, with a parameter in the query.
+    /// Builds a request for all flags of the usual context, with a parameter in the query.
     pub(crate) fn bulk_with(&self, name: &str, value: &str) -> RequestBuilder {
         let mut url = self.requests.url(None);
         url.query_pairs_mut().append_pair(name, value);
         self.requests.request(Method::POST, url).json(&body())
     }
 
-    /// Begins an evaluation of one flag.
+    /// Builds a request for one flag.
     pub(crate) fn single(&self, key: &str) -> RequestBuilder {
         self.requests.request(Method::POST, self.requests.url(Some(&encoded(key))))
     }
 
-    /// Evaluates all flags for the usual context, under the condition that the tag is not this one.
+    /// Requests all flags of the usual context, with `If-None-Match` and this tag.
     pub(crate) async fn bulk_unless(&self, tag: &str) -> Finding<Reply> {
         let Ok(mut tag) = HeaderValue::from_str(tag) else {
             return not_applicable("the ETag cannot be sent in a header");
@@ -229,7 +229,7 @@ impl Run {
     pub(crate) fn tag(&self) -> Finding<&str> {
         match self.first.header(ETAG) {
             Some(tag) if self.first.status == StatusCode::OK => Ok(tag),
-            _ => not_applicable("all flags have no ETag"),
+            _ => not_applicable("the response with all flags has no ETag"),
         }
     }
 }
@@ -239,17 +239,17 @@ pub(crate) fn body() -> Value {
     json!({"context": {"targetingKey": "conformance"}})
 }
 
-/// Sends a request. Without a response, the row fails.
+/// Sends a request. If there is no response, the requirement fails.
 pub(crate) async fn ask(request: RequestBuilder) -> Finding<Reply> {
     send(request).await.map_err(Miss::Fails)
 }
 
-/// Sends bytes as JSON.
+/// Adds bytes as a JSON body.
 pub(crate) fn raw(request: RequestBuilder, body: &[u8]) -> RequestBuilder {
     request.header(CONTENT_TYPE, "application/json").body(body.to_vec())
 }
 
-/// Percent-encodes a key, also its dots: a key of dots would otherwise be a relative path.
+/// Percent-encodes a key, including its dots, because a key of dots would be a relative path.
 fn encoded(key: &str) -> String {
     let encode = |byte| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'~' => char::from(byte).to_string(),

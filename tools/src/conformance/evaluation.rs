@@ -1,4 +1,4 @@
-//! Evaluation of all flags and of one, and credentials.
+//! Checks evaluations of all flags and of one flag, and credentials.
 
 use reqwest::{
     Method, StatusCode,
@@ -11,7 +11,7 @@ use super::{
     conformance::{Run, ask, body, raw},
 };
 
-/// How many flags are compared, alone and among all.
+/// The number of flags whose individual evaluation is compared with the evaluation of all flags.
 const COMPARED: usize = 8;
 
 /// A key that no flag has.
@@ -22,8 +22,8 @@ impl Run {
         let body = self.first.json_with(StatusCode::OK)?;
         match &body["flags"] {
             Value::Array(_) => Ok(()),
-            Value::Null => fails("status 200, and JSON without `flags`"),
-            _ => fails("status 200, and `flags` is no array"),
+            Value::Null => fails("status 200 with JSON without `flags`"),
+            _ => fails("status 200 with `flags` that is not an array"),
         }
     }
 
@@ -43,7 +43,7 @@ impl Run {
         let without = self.some_flags()?.iter().find(|flag| !flag["value"].is_null() && !flag["reason"].is_string());
         match without {
             None => Ok(()),
-            Some(flag) => fails(format!("{} has a value and no reason", name(flag))),
+            Some(flag) => fails(format!("{} has a value, but no reason", name(flag))),
         }
     }
 
@@ -91,14 +91,14 @@ impl Run {
         let flag = response.json_with(StatusCode::OK)?;
         response.has_json_content_type()?;
         if flag["key"] != key {
-            return fails("status 200, and the key of another flag or none");
+            return fails("status 200 with the key of another flag, or without a key");
         }
         check_item(&flag).or_else(fails)
     }
 
     pub(super) async fn single_agrees(&self) -> Finding {
         let with_key = || self.flags.iter().filter(|flag| flag["key"].is_string());
-        // Flags that fail are compared first, there are few.
+        // Compares failing flags first, because there are only a few.
         let (failing, others): (Vec<_>, Vec<_>) = with_key().partition(|flag| flag.get("errorCode").is_some());
         let compared: Vec<_> = failing.into_iter().take(COMPARED / 2).chain(others).take(COMPARED).collect();
         if compared.is_empty() {
@@ -110,11 +110,11 @@ impl Run {
             let alone = response.json().unwrap_or_default();
             let is_error = flag.get("errorCode").is_some();
             if is_error == response.status.is_success() {
-                return fails(format!("{} alone: {}", name(flag), response.seen()));
+                return fails(format!("{}, evaluated individually: {}", name(flag), response.seen()));
             }
             for field in ["value", "variant", "reason", "errorCode"] {
                 if alone[field] != flag[field] {
-                    return fails(format!("{} alone has another {field}", name(flag)));
+                    return fails(format!("{}, evaluated individually, has another {field}", name(flag)));
                 }
             }
         }
@@ -130,9 +130,9 @@ impl Run {
         match response.json() {
             Some(Value::Object(fields)) if fields.get("key").is_some_and(|key| key == UNKNOWN) => Ok(()),
             Some(Value::Object(fields)) if fields.contains_key("key") => {
-                fails(format!("{}, another key", response.seen()))
+                fails(format!("{} with another key", response.seen()))
             }
-            _ => fails(format!("{}, no key", response.seen())),
+            _ => fails(format!("{} without a key", response.seen())),
         }
     }
 
@@ -142,15 +142,15 @@ impl Run {
         let url = self.requests.url(Some(&encoded));
         let response = ask(self.requests.request(Method::POST, url).json(&body())).await?;
         let flag = response.json_with(StatusCode::OK)?;
-        if flag["key"] == key { Ok(()) } else { fails("status 200, and the key of another flag or none") }
+        if flag["key"] == key { Ok(()) } else { fails("status 200 with the key of another flag, or without a key") }
     }
 
-    /// Checks that there is no flag with this key, and that the service has read the key so.
+    /// Checks that there is no flag with this key, and that the service decoded the key correctly.
     pub(super) async fn is_unknown(&self, key: &str) -> Finding {
         let response = ask(self.single(key).json(&body())).await?;
         is_not_found(&response)?;
         match response.json().unwrap_or_default()["key"].as_str() {
-            Some(other) if other != key => fails(format!("{}, another key", response.seen())),
+            Some(other) if other != key => fails(format!("{} with another key", response.seen())),
             _ => Ok(()),
         }
     }
@@ -181,7 +181,8 @@ impl Run {
             return not_applicable("no response has status 405");
         };
         let allowed = response.header(ALLOW).unwrap_or_default();
-        if allowed.split(',').any(|method| method.trim() == "POST") { Ok(()) } else { fails("405 without Allow: POST") }
+        let allows_post = allowed.split(',').any(|method| method.trim() == "POST");
+        if allows_post { Ok(()) } else { fails("status 405 without Allow: POST") }
     }
 
     async fn responses_to_other_methods(&self) -> Finding<[Reply; 2]> {
@@ -202,7 +203,7 @@ impl Run {
         if response.body.is_empty() || response.json().is_some() {
             return Ok(());
         }
-        fails(format!("{}, and a body that is not JSON", response.seen()))
+        fails(format!("{} with a body that is not JSON", response.seen()))
     }
 
     async fn without_credentials(&self) -> Finding<Reply> {
@@ -213,19 +214,19 @@ impl Run {
     }
 }
 
-/// Checks a flag, and returns what is wrong with it.
+/// Checks a flag. Returns a description of the problem, if there is one.
 fn check_item(flag: &Value) -> Result<(), String> {
-    let Value::Object(fields) = flag else { return Err("no object".to_owned()) };
+    let Value::Object(fields) = flag else { return Err("not an object".to_owned()) };
     match fields.get("key") {
         Some(Value::String(_)) => {}
-        Some(_) => return Err("a key that is no string".to_owned()),
+        Some(_) => return Err("a key that is not a string".to_owned()),
         None => return Err("no key".to_owned()),
     }
     let name = name(flag);
     match (fields.get("errorCode"), fields.get("value"), fields.get("reason")) {
         (Some(Value::String(_)), None | Some(Value::Null), _) => Ok(()),
         (Some(Value::String(_)), Some(_), _) => Err(format!("{name} has an errorCode and a value")),
-        (Some(_), ..) => Err(format!("{name} has an errorCode that is no string")),
+        (Some(_), ..) => Err(format!("{name} has an errorCode that is not a string")),
         (None, Some(Value::Null) | None, Some(Value::String(_))) => Ok(()),
         (None, Some(Value::Null) | None, _) => Err(format!("{name} has no value, no errorCode and no reason")),
         (None, Some(_), _) => Ok(()),
@@ -236,7 +237,7 @@ fn name(flag: &Value) -> String {
     format!("the flag {:?}", printable(flag["key"].as_str().unwrap_or_default()))
 }
 
-/// Checks that a response is 400 with an error code.
+/// Checks that a response has status 400 and an error code.
 fn is_rejection(response: &Reply) -> Finding {
     let body = response.json_with(StatusCode::BAD_REQUEST)?;
     if body["errorCode"].is_string() { Ok(()) } else { fails("status 400 without an errorCode") }
@@ -247,7 +248,7 @@ fn is_not_found(response: &Reply) -> Finding {
     if body["errorCode"] == "FLAG_NOT_FOUND" {
         Ok(())
     } else {
-        fails(format!("{}, no FLAG_NOT_FOUND", response.seen()))
+        fails(format!("{} without FLAG_NOT_FOUND", response.seen()))
     }
 }
 

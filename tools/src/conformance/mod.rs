@@ -1,11 +1,11 @@
-//! Checks whether a service conforms to OFREP, with its event streams (ADR-0008).
+//! Checks whether a service conforms to OFREP, including its event streams (ADR-0008).
 //!
-//! [`check`] sends a bounded number of requests, and reports on each row of a fixed table: whether what it demands holds,
-//! what was seen if not, or why it does not apply. Rows are demands of a specification (`MUST`), or recommendations and
-//! the practice of clients and proxies (`SHOULD`). A service that is merely strict does not fail.
+//! [`check`] sends a bounded number of requests, and reports on each requirement of a fixed table: whether the service meets
+//! it, what the service did instead, or why the requirement does not apply. Requirements of a specification are `MUST`;
+//! recommendations, and the practice of clients and proxies, are `SHOULD`. A service that is merely strict does not fail.
 //!
-//! Flags are only evaluated, never changed. Neither credentials nor the URLs of streams, which may contain tokens, are
-//! part of a report.
+//! The check only evaluates flags and never changes them. A report contains neither credentials nor the URLs of streams,
+//! which may contain tokens.
 
 mod client;
 mod conformance;

@@ -9,11 +9,11 @@ use super::table::{Level, Rule};
 /// The result of a row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The service does what the row demands.
+    /// The service meets the requirement.
     Holds,
-    /// It does not. Says what was seen instead.
+    /// The service does not meet the requirement. Contains what it did instead.
     Fails(String),
-    /// The row cannot be checked with this service. Says why.
+    /// The requirement cannot be checked with this service. Contains the reason.
     NotApplicable(String),
 }
 
@@ -21,26 +21,26 @@ pub enum Outcome {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Row {
-    /// What the row demands.
+    /// The requirement.
     pub rule: &'static Rule,
-    /// Its result.
+    /// The result.
     pub outcome: Outcome,
 }
 
-/// What [`check`](super::check) found. Its `Display` is a table for people.
+/// The result of [`check`](super::check). Its `Display` output is a table.
 #[derive(Clone, Debug)]
 pub struct Report {
     pub(crate) rows: Vec<Row>,
 }
 
 impl Report {
-    /// Returns the rows, always all of them and in the same order.
+    /// Returns all rows, always in the same order.
     #[must_use]
     pub fn rows(&self) -> &[Row] {
         &self.rows
     }
 
-    /// Returns whether all demands that apply hold. Recommendations do not matter.
+    /// Returns whether the service meets all `MUST` requirements that apply.
     #[must_use]
     pub fn conforms(&self) -> bool {
         !self.rows.iter().any(|row| row.rule.level == Level::Must && matches!(row.outcome, Outcome::Fails(_)))
@@ -100,12 +100,12 @@ impl fmt::Display for Report {
         for Row { rule: Rule { name, level, source, demand, .. }, outcome } in &self.rows {
             writeln!(f, "{level:<6} {name:<26} {outcome}")?;
             if matches!(outcome, Outcome::Fails(_)) {
-                writeln!(f, "{:<33} demanded: {demand} ({source})", "")?;
+                writeln!(f, "{:<33} required: {demand} ({source})", "")?;
             }
         }
         let (failures, not_applicable) = (self.failures().len(), self.not_applicable().len());
         let holding = self.rows.len() - failures - not_applicable;
         let conforms = if self.conforms() { "conforms" } else { "does not conform" };
-        writeln!(f, "{holding} hold, {failures} fail, {not_applicable} do not apply: the service {conforms}")
+        writeln!(f, "{holding} met, {failures} failed, {not_applicable} not applicable: the service {conforms}")
     }
 }

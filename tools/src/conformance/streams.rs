@@ -1,4 +1,4 @@
-//! Streams of events that say that flags have changed.
+//! Checks event streams, which announce changes of flags.
 
 use std::{str, time::Duration};
 
@@ -14,27 +14,27 @@ use super::{
     conformance::{Run, ask, body},
 };
 
-/// How many streams are opened.
+/// The maximum number of streams that are opened.
 pub(super) const MAX_STREAMS: usize = 4;
 
-/// How much of a stream is read, in bytes.
+/// The maximum number of bytes that are read from a stream.
 const MAX_BYTES: usize = 64 << 10;
 
-/// How long to wait for an event after a comment, or for the event that a stream may open with.
+/// The wait for an event after a comment, and for the first event of a stream.
 const EVENT_WAIT: Duration = Duration::from_secs(3);
 
-/// A stream, as far as it was read.
+/// A stream that was opened, with the part that was read.
 pub(crate) struct OpenedStream {
-    /// Status and headers, or why there are none.
+    /// The status and headers, or the reason why there are none.
     head: Result<(StatusCode, HeaderMap), String>,
-    /// What it has sent, if anything.
+    /// The content that it has sent, if any.
     content: Option<StreamContent>,
-    /// Whether the stream ended while it was read.
+    /// Whether the stream ended during the read.
     ended: bool,
 }
 
 impl OpenedStream {
-    /// Returns a stream without a response.
+    /// Returns a stream that received no response.
     fn failed(problem: String) -> Self {
         Self { head: Err(problem), content: None, ended: true }
     }
@@ -56,7 +56,7 @@ impl OpenedStream {
     }
 }
 
-/// The content of a stream, as far as it was read.
+/// The content of a stream that was read.
 #[derive(Debug, Default, PartialEq)]
 struct StreamContent {
     comments: usize,
@@ -78,7 +78,7 @@ impl StreamContent {
     }
 }
 
-/// Reads what has arrived of a stream. The rest after the last line may be incomplete.
+/// Parses the bytes of a stream that have arrived. Text after the last complete line is ignored.
 fn read(bytes: &[u8]) -> StreamContent {
     let mut content = StreamContent { has_cr: bytes.contains(&b'\r'), ..StreamContent::default() };
     let complete = bytes.iter().rposition(|byte| matches!(byte, b'\n' | b'\r')).map_or(0, |end| end + 1);
@@ -91,7 +91,7 @@ fn read(bytes: &[u8]) -> StreamContent {
     for line in text.split_terminator('\n') {
         if line.is_empty() {
             let event = std::mem::take(&mut event);
-            // An event without data is none, but may carry an id.
+            // An event without data is not dispatched, but may carry an id.
             if event.data.is_some() {
                 content.events.push(event);
             }
@@ -175,7 +175,7 @@ impl Run {
             if !stream.content.as_ref().is_some_and(StreamContent::speaks) {
                 let seconds = self.stream_wait.as_secs_f32();
                 return fails(if stream.ended {
-                    "a stream that ends".to_owned()
+                    "a stream that ended".to_owned()
                 } else {
                     format!("nothing in {seconds} s")
                 });
@@ -195,7 +195,7 @@ impl Run {
 
     pub(super) async fn stream_lf(&self) -> Finding {
         let has_cr = self.speaking_streams().await?.iter().any(|content| content.has_cr);
-        if has_cr { fails("CR") } else { Ok(()) }
+        if has_cr { fails("a line that ends with CR") } else { Ok(()) }
     }
 
     pub(super) async fn stream_events(&self) -> Finding {
@@ -234,7 +234,7 @@ impl Run {
 
     pub(super) async fn flag_config_last_modified(&self) -> Finding {
         self.advertised()?;
-        // Two dates of the past, so that no service waits for a configuration that it has not heard of.
+        // Both dates are in the past, so no service waits for a configuration that it has not received.
         for date in ["1771622898", "2026-02-20T21:28:18Z"] {
             let response = ask(self.bulk_with("flagConfigLastModified", date)).await?;
             if response.status != StatusCode::OK {
@@ -244,7 +244,7 @@ impl Run {
         Ok(())
     }
 
-    /// Opens the streams once, and returns them.
+    /// Returns the streams. The first call opens them.
     async fn opened(&self) -> Finding<&[OpenedStream]> {
         let advertised = self.advertised()?;
         let urls = advertised.iter().filter_map(|stream| stream_url(stream, self.requests.base()).ok().flatten());
@@ -262,9 +262,9 @@ impl Run {
         Ok(streams.await)
     }
 
-    /// Opens a stream, and reads until it has sent something.
+    /// Opens a stream, and reads it until it has sent something.
     async fn open(&self, url: Url) -> OpenedStream {
-        // Longer than any wait that follows.
+        // Longer than all waits below.
         let lifetime = self.stream_wait + EVENT_WAIT * 2;
         let until = Instant::now() + self.stream_wait;
         let mut response = match timeout_at(until, self.requests.open(url, lifetime)).await {
@@ -321,7 +321,7 @@ fn fields(event: &Event) -> Option<Map<String, Value>> {
     serde_json::from_str(event.data.as_deref()?).ok()
 }
 
-/// Returns the URL of an entry of `eventStreams`, or what is wrong with it. Entries of types to come have none.
+/// Returns the URL of an entry of `eventStreams`, or a description of the problem. Entries of unknown types have no URL.
 fn stream_url(entry: &Value, base: &Url) -> Result<Option<Url>, &'static str> {
     match &entry["type"] {
         Value::String(kind) if kind == "sse" => {}
@@ -329,17 +329,17 @@ fn stream_url(entry: &Value, base: &Url) -> Result<Option<Url>, &'static str> {
         _ => return Err("a stream without a type"),
     }
     let url = match (entry.get("url"), entry.get("endpoint")) {
-        (Some(Value::String(url)), None) => http_url(url).ok_or("a url that is not absolute, with http or https")?,
+        (Some(Value::String(url)), None) => http_url(url).ok_or("a url that is not an absolute http or https URL")?,
         (None, Some(Value::Object(endpoint))) => {
             let origin = match endpoint.get("origin") {
                 Some(origin) => {
-                    origin.as_str().and_then(http_url).ok_or("an origin that is not one of http or https")?
+                    origin.as_str().and_then(http_url).ok_or("an origin that is not an http or https origin")?
                 }
                 None => base.clone(),
             };
             let uri = endpoint.get("requestUri").and_then(Value::as_str).filter(|uri| uri.starts_with('/'));
             let url = uri.and_then(|uri| origin.join(uri).ok());
-            url.ok_or("a requestUri that does not begin with /, or none")?
+            url.ok_or("an endpoint without a requestUri that begins with /")?
         }
         (Some(_), Some(_)) => return Err("a stream with both url and endpoint"),
         (None, None) => return Err("a stream with neither url nor endpoint"),
@@ -367,7 +367,7 @@ mod tests {
         assert_eq!((content.events.len(), content.has_cr, content.problem), (1, true, None));
         assert_eq!(read(b"<html>\n").problem, Some("a line that is neither a field nor a comment"));
         assert_eq!(read(b"data: \xff\n\n").problem, Some("bytes that are not UTF-8"));
-        // A character that is cut in two is only incomplete.
+        // A character of which only the first byte has arrived is incomplete, but not invalid.
         assert_eq!(read(b"data: \xc3").problem, None);
     }
 

@@ -1,4 +1,4 @@
-//! Tags of responses, and conditional requests.
+//! Checks entity tags and conditional requests.
 
 use reqwest::{
     StatusCode,
@@ -14,7 +14,7 @@ use super::{
 /// Two contexts whose responses differ.
 pub(crate) struct Contexts {
     other: Value,
-    /// The response to the other context, while the first response is that to the usual one.
+    /// The response for the other context. The first response of the run is for the usual context.
     response: Reply,
 }
 
@@ -24,7 +24,7 @@ impl Run {
         let opaque = tag.strip_prefix("W/").unwrap_or(tag);
         match opaque.strip_prefix('"').and_then(|tag| tag.strip_suffix('"')) {
             Some(inner) if inner.bytes().all(|byte| byte > b' ' && byte != b'"' && byte != 0x7f) => Ok(()),
-            Some(_) => fails("a tag with characters that tags cannot have"),
+            Some(_) => fails("a tag with characters that are not allowed"),
             None => fails("a tag without quotes"),
         }
     }
@@ -32,10 +32,10 @@ impl Run {
     pub(super) async fn tag_stable(&self) -> Finding {
         let tag = self.tag()?;
         let again = self.again().await?;
-        if again.header(ETAG) == Some(tag) { Ok(()) } else { fails("an equal response with another tag, or none") }
+        if again.header(ETAG) == Some(tag) { Ok(()) } else { fails("an equal response with another tag or no tag") }
     }
 
-    /// Sends the usual request again, if the response is the same.
+    /// Sends the usual request again. The requirement does not apply if the responses differ.
     async fn again(&self) -> Finding<Reply> {
         let again = ask(self.bulk().json(&body())).await?;
         again.has_status(StatusCode::OK)?;
@@ -52,7 +52,7 @@ impl Run {
         Ok(response)
     }
 
-    /// Returns a 304, without which the row does not apply.
+    /// Returns a response with status 304. The requirement does not apply if there is none.
     async fn a_not_modified(&self) -> Finding<Reply> {
         match self.not_modified().await {
             Err(Miss::Fails(_)) => not_applicable("no response has status 304"),
@@ -63,9 +63,9 @@ impl Run {
     pub(super) async fn not_modified_body(&self) -> Finding {
         let response = self.a_not_modified().await?;
         if !response.body.is_empty() || response.headers.contains_key(TRANSFER_ENCODING) {
-            return fails("304 with a body");
+            return fails("status 304 with a body");
         }
-        // Bytes of a body would be read as the next response of the connection.
+        // A client would read the bytes of a body as the next response on the connection.
         self.again().await.map(drop)
     }
 
@@ -74,8 +74,8 @@ impl Run {
         let opaque = |tag: &str| tag.trim_start_matches("W/").to_owned();
         match response.header(ETAG) {
             Some(tag) if opaque(tag) == opaque(self.tag()?) => Ok(()),
-            Some(_) => fails("304 with another tag"),
-            None => fails("304 without a tag"),
+            Some(_) => fails("status 304 with another tag"),
+            None => fails("status 304 without a tag"),
         }
     }
 
@@ -83,7 +83,7 @@ impl Run {
         self.bulk_unless("\"conformance\"").await?.has_status(StatusCode::OK)
     }
 
-    /// Checks that the tag in another form is recognized. Does not apply where the tag itself is not.
+    /// Checks that another form of the tag is recognised. Does not apply if the tag itself is not recognised.
     pub(super) async fn tag_as(&self, form: impl Fn(&str) -> String) -> Finding {
         self.a_not_modified().await?;
         self.bulk_unless(&form(self.tag()?)).await?.has_status(StatusCode::NOT_MODIFIED)
@@ -103,7 +103,7 @@ impl Run {
         ask(self.bulk().json(other).header(IF_NONE_MATCH, tag)).await?.has_status(StatusCode::OK)
     }
 
-    /// Looks once for a context with other flags than the usual one has.
+    /// Searches once for a context that has other flags than the usual context.
     async fn contexts(&self) -> Finding<&Contexts> {
         let found = self.contexts.get_or_init(|| self.find_contexts()).await;
         found.as_ref().map_err(Miss::clone)
@@ -118,11 +118,11 @@ impl Run {
                 return Ok(Contexts { other, response });
             }
         }
-        not_applicable("all contexts that were tried have equal flags")
+        not_applicable("all contexts that were tried have the same flags")
     }
 }
 
-/// Returns requests with contexts that are likely to have other flags: by attributes that are often targeted, and by chance.
+/// Returns requests with contexts that are likely to have other flags, because of often targeted attributes or by chance.
 fn candidates() -> impl Iterator<Item = Value> {
     let targeted = [
         json!({"plan": "premium"}),

@@ -4,10 +4,10 @@ use std::{path::Path, time::Duration};
 
 use flipswitch::{Flags, integration::FlagKey};
 
-/// How the routes for browsers are set up.
+/// The set-up of the routes for browsers.
 #[derive(Clone)]
 pub(crate) struct Browsers {
-    /// The flags that browsers may read. All, if it is `None`.
+    /// The flags that browsers may read. `None` means all flags.
     pub(crate) public: Option<Vec<&'static str>>,
     pub(crate) attributes: Vec<&'static str>,
     pub(crate) public_path: Option<&'static str>,
@@ -64,7 +64,7 @@ macro_rules! set_up {
 }
 pub(crate) use set_up;
 
-/// Returns a page that shows two flags by the SDK, and records what it has shown and requested.
+/// Returns a page that shows two flags with the SDK, and records the values that it has shown and the requests that it has sent.
 pub(crate) fn page(flags: &Flags, has_start_values: bool) -> String {
     let start = if has_start_values { flags.to_ofrep_json(PUBLIC.map(|key| key.key())) } else { String::new() };
     let start = match start.as_str() {

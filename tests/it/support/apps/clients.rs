@@ -33,7 +33,7 @@ pub(crate) async fn deep(client: Arc<Client>) -> String {
         set.spawn(own(&client).with_current_scope());
     }
     let in_set = set.join_all().await;
-    // A task begins outside of every request.
+    // A task starts outside any request.
     let client = &client;
     let twice = async { tokio::spawn(own(client)).await.unwrap() }.with_current_scope().await;
     assert_eq!(twice, "nobody");
@@ -43,7 +43,7 @@ pub(crate) async fn deep(client: Arc<Client>) -> String {
     here
 }
 
-/// Returns a body that evaluates as it streams: first in the scope of the request, then outside.
+/// Returns a body that evaluates while it is streamed, first in the scope of the request and then outside.
 pub(crate) fn streamed(client: Arc<Client>) -> impl Stream<Item = Result<String, Infallible>> + Send + 'static {
     let scope = RequestScope::current().unwrap();
     stream::iter([true, false]).then(move |carried| {

@@ -1,4 +1,4 @@
-//! Work that goes on after the response head has left, as the guides write it.
+//! Work that continues after the response head was sent, written as in the guides.
 
 use std::convert::Infallible;
 
@@ -18,7 +18,7 @@ pub(crate) fn while_on(scope: RequestScope) -> impl Stream<Item = &'static str> 
     })
 }
 
-/// Returns the theme that the handler has, that work which it spawns has after the theme has changed, and that the body has.
+/// Returns three themes: of the handler, of work that it spawns, after the theme has changed, and of the body.
 pub(crate) async fn agree(
     flags: &flipswitch::Flags,
 ) -> impl Stream<Item = Result<String, Infallible>> + Send + 'static {

@@ -222,7 +222,7 @@ fn clients(client: Option<Arc<Client>>) -> impl FnOnce(&mut web::ServiceConfig) 
     async fn deep(client: web::Data<Client>) -> String {
         let whose = clients::deep(Arc::clone(&client)).await;
         let local = async move { clients::whoami(&client).await };
-        // A local task may hold what cannot be sent, such as the request.
+        // A local task may hold values that are not `Send`, such as the request.
         assert_eq!(actix_web::rt::spawn(local.with_current_scope()).await.unwrap(), whose);
         whose
     }
