@@ -49,18 +49,25 @@ impl Program {
         Self::spawn(Command::new(path).args(["--app", &app.to_string()]).envs(environment))
     }
 
-    fn spawn(command: &mut Command) -> Self {
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the program can be started");
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        // Killed on drop from here on, also if it prints nothing.
-        let mut program = Self { child, lines, app: String::new() };
+    /// Starts a program, and waits until it has printed the URL of its application.
+    #[must_use]
+    pub fn spawn(command: &mut Command) -> Self {
+        let mut program = Self::spawn_without_application(command);
         program.app = program.line("Application").trim_end_matches('/').to_owned();
         program
     }
 
-    /// Reads the output of the program up to the line with this label, and returns the rest of that line.
+    /// Starts a program that has no application. Its `app` is empty.
     #[must_use]
+    pub fn spawn_without_application(command: &mut Command) -> Self {
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the program can be started");
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        // Killed on drop from here on, also if it prints nothing.
+        Self { child, lines, app: String::new() }
+    }
+
+    /// Reads the output of the program up to the line with this label, and returns the rest of that line.
     pub fn line(&mut self, label: &str) -> String {
         let line = self.lines.find(|line| line.as_ref().unwrap().trim_start().starts_with(label));
         let line = line.expect("the program prints the line").unwrap();
@@ -70,7 +77,8 @@ impl Program {
     /// Returns the address of the application.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.app.trim_start_matches("http://").parse().unwrap()
+        let address = self.app.trim_start_matches("http://").split('/').next().unwrap();
+        address.parse().unwrap()
     }
 
     /// Runs a `curl` command in a shell, and returns its output.
