@@ -1,18 +1,25 @@
-//! Two instances of an application that share their flags in Redis: after a change, one of them asks the flag service for a
-//! user, and the other one takes the answer from Redis (axum). `REDIS_URL` has the URL of the server:
+//! Instances of an application that share their flags in Redis. After a change, one instance asks the flag service for a user,
+//! and the others take the answer from Redis (axum).
+//!
+//! `REDIS_URL` has the URL of Redis, which `docker run --rm --publish 6379:6379 redis` or `redis-server` starts:
 //!
 //! ```text
-//! $ docker run --rm --publish 6379:6379 redis
 //! $ REDIS_URL=redis://127.0.0.1:6379 cargo run -p examples --bin redis-fleet
-//! $ curl http://127.0.0.1:3000/
-//! The new checkout: false. From the flag service: 1, from Redis: 0.
-//! $ curl http://127.0.0.1:3001/
-//! The new checkout: false. From the flag service: 0, from Redis: 1.
 //! ```
 //!
-//! Flip `new-checkout` in the dashboard, whose URL the example prints, and repeat the requests.
+//! Start a second instance in another terminal, with the command that the first one prints. Then compare the two:
+//!
+//! ```text
+//! $ curl http://127.0.0.1:3000/
+//! new-checkout is false, answers from Redis: 0
+//! $ curl http://127.0.0.1:3001/
+//! new-checkout is false, answers from Redis: 1
+//! ```
+//!
+//! The first instance has asked the flag service, and the second one has found the answer in Redis. Flip the flag in the
+//! dashboard, and repeat the commands.
 
-use std::error::Error;
+use std::{env, error::Error};
 
 use axum::{Extension, Router, extract::State, routing::get};
 use flipswitch_axum::{Context, Flags, FlipswitchLayer, FlipswitchProvider, Lifespan, flipswitch::serde_json::json};
@@ -25,8 +32,7 @@ struct User(String);
 
 async fn home(State(provider): State<FlipswitchProvider>, flags: Flags) -> String {
     let is_on = flags.bool("new-checkout", false);
-    let stats = provider.stats();
-    format!("The new checkout: {is_on}. From the flag service: {}, from Redis: {}.\n", stats.requests, stats.store_hits)
+    format!("new-checkout is {is_on}, answers from Redis: {}\n", provider.stats().store_hits)
 }
 
 fn app(provider: FlipswitchProvider) -> Router {
@@ -38,40 +44,32 @@ fn app(provider: FlipswitchProvider) -> Router {
         .with_state(provider)
 }
 
-/// Creates the provider of an instance. In production, each instance is a process of its own.
-fn provider(service: &LocalServer, redis_url: &str) -> Result<FlipswitchProvider, Box<dyn Error>> {
-    Ok(FlipswitchProvider::builder(service.api_key())
-        .base_url(service.url())
-        // What is in Redis is encrypted with this secret, which must be the same in all instances.
-        .secret("a secret of 16 bytes or more")
-        .store(RedisStore::connect(redis_url)?)
-        .build()?)
-}
-
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    let Ok(redis_url) = std::env::var("REDIS_URL") else {
-        return Err(
-            "REDIS_URL is not set. Start Redis with `docker run --rm --publish 6379:6379 redis` or `redis-server`, \
-            and set REDIS_URL=redis://127.0.0.1:6379"
-                .into(),
-        );
-    };
-    // A flag service for this example. Production has the API key of the hosted service, and no base URL.
-    let service = LocalServer::start(json!({"new-checkout": false})).await?;
-    let (first, second) = (provider(&service, &redis_url)?, provider(&service, &redis_url)?);
+    let redis = env::var("REDIS_URL").map_err(|_| {
+        "set REDIS_URL=redis://127.0.0.1:6379, and start Redis there: `docker run --rm --publish 6379:6379 redis`, or `redis-server`"
+    })?;
+    // A flag service for this example. The second instance uses the one of the first instance. In production, all instances
+    // have the API key of the hosted service, and no base URL.
+    let service = LocalServer::builder().flags(json!({"new-checkout": false})).api_key("key").start().await?;
+    let service_url = env::var("FLIPSWITCH_BASE_URL").unwrap_or_else(|_| service.url());
+    let provider = FlipswitchProvider::builder("key")
+        .base_url(&service_url)
+        .store(RedisStore::connect(&redis)?)
+        // Flags are encrypted in Redis. All instances have the same secret.
+        .secret("a secret of 16 bytes or more")
+        .build()?;
 
-    let lifespan = Lifespan::builder(first.clone()).and(second.clone()).start().await?;
-    let address = std::env::args().nth(1).unwrap_or("127.0.0.1:3000".to_owned());
-    let first_listener = TcpListener::bind(address).await?;
-    let address = std::env::args().nth(2).unwrap_or("127.0.0.1:3001".to_owned());
-    let second_listener = TcpListener::bind(address).await?;
-    println!("Application  http://{}/", first_listener.local_addr()?);
-    println!("Application  http://{}/", second_listener.local_addr()?);
-    println!("Dashboard    {}", service.dashboard_url());
-    let first_server = axum::serve(first_listener, app(first)).with_graceful_shutdown(lifespan.signal());
-    let second_server = axum::serve(second_listener, app(second)).with_graceful_shutdown(lifespan.signal());
-    let servers = async { tokio::try_join!(first_server.into_future(), second_server.into_future()).map(|_| ()) };
-    Ok(lifespan.run(servers).await?)
+    let lifespan = Lifespan::builder(provider.clone()).start().await?;
+    let address = env::args().nth(1).unwrap_or("127.0.0.1:3000".to_owned());
+    let listener = TcpListener::bind(address).await?;
+    println!("Application  http://{}/", listener.local_addr()?);
+    println!("Dashboard    {service_url}/");
+    println!("Second instance");
+    println!(
+        "  REDIS_URL={redis} FLIPSWITCH_BASE_URL={service_url} cargo run -p examples --bin redis-fleet -- 127.0.0.1:3001"
+    );
+    let server = axum::serve(listener, app(provider)).with_graceful_shutdown(lifespan.signal());
+    Ok(lifespan.run(server).await?)
 }
