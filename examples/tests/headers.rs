@@ -196,12 +196,23 @@ fn instances_share_flags_in_redis() {
     let mut first = instance(None);
     let dashboard = first.line("Dashboard");
     let mut second = instance(Some(dashboard.trim_end_matches('/')));
-    let addresses = [first.address().to_string(), second.address().to_string()];
-    check("redis_fleet.rs", &[("127.0.0.1:3000", &addresses[0]), ("127.0.0.1:3001", &addresses[1])]);
-    set(&dashboard, "new-checkout", "true");
+    let page = |program: &Program| Program::curl(&format!("curl {}/", program.app));
+    let [.., (_, of_first), (_, of_second)] = &commands("redis_fleet.rs")[..] else { panic!("two commands") };
+    assert_eq!(page(&first), *of_first);
+    let counted = |page: &str| page.rsplit_once(' ').unwrap().1.trim_end().parse::<u32>().unwrap();
+    assert_eq!(counted(of_second), 1);
+
+    // The second instance reads from Redis once its stream of changes is open.
     let deadline = Instant::now() + TIME_LIMIT;
-    let is_on = |address| Program::curl(&format!("curl http://{address}/")).starts_with("new-checkout is true");
-    while !addresses.iter().all(is_on) {
+    let mut is_on = false;
+    while counted(&page(&second)) == 0 {
+        is_on = !is_on;
+        set(&dashboard, "new-checkout", &is_on.to_string());
+        for program in [&first, &second] {
+            while !page(program).starts_with(&format!("new-checkout is {is_on}, ")) {
+                assert!(Instant::now() < deadline);
+            }
+        }
         assert!(Instant::now() < deadline);
     }
     for program in [&mut first, &mut second] {
