@@ -48,7 +48,8 @@ fn app(provider: FlipswitchProvider) -> Router {
 async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let redis = env::var("REDIS_URL").map_err(|_| {
-        "set REDIS_URL=redis://127.0.0.1:6379, and start Redis there: `docker run --rm --publish 6379:6379 redis`, or `redis-server`"
+        "REDIS_URL is not set. Start Redis with `docker run --rm --publish 6379:6379 redis` or `redis-server`, \
+         and set REDIS_URL=redis://127.0.0.1:6379"
     })?;
     // A flag service for this example. The second instance uses the one of the first instance. In production, all instances
     // have the API key of the hosted service, and no base URL.

@@ -6,7 +6,7 @@
 //! Hello, visitor. A cart holds 5 items.
 //! $ curl -b cookies -c cookies -w '%{http_code}\n' http://127.0.0.1:3000/beta
 //! 404
-//! $ curl -b cookies -c cookies --location -d name=alice http://127.0.0.1:3000/login
+//! $ curl -b cookies -c cookies --location -d '' http://127.0.0.1:3000/login/alice
 //! Hello, alice. A cart holds 20 items.
 //! $ curl -b cookies -c cookies http://127.0.0.1:3000/beta
 //! You are among the first to see this.
@@ -14,8 +14,8 @@
 //! Hello, visitor. A cart holds 5 items.
 //! ```
 //!
-//! `/theme` responds with `light` for one half of the users and visitors, and with `dark` for the other half. A visitor whose
-//! cookies are kept stays in one half, also after a login and a logout.
+//! The file `cookies` keeps the session, and the visitor: if a rule in the dashboard gives half of all visitors other flags, a
+//! visitor keeps the same flags at each request, also after a login and a logout.
 
 use std::error::Error;
 
@@ -26,7 +26,7 @@ use actix_web::{
     cookie::Key,
     dev::ServiceRequest,
     error::{ErrorInternalServerError, ErrorUnauthorized},
-    web::{self, Form, Redirect, ServiceConfig},
+    web::{self, Path, Redirect, ServiceConfig},
 };
 use flipswitch_actix::{
     Anonymous, Context, FlagGate, Flags, FlipswitchMiddleware, FlipswitchProvider, Lifespan,
@@ -47,8 +47,7 @@ pub fn app(provider: FlipswitchProvider, key: Key) -> impl FnOnce(&mut ServiceCo
     let beta = web::resource("/beta").get(async || "You are among the first to see this.\n");
     let routes = web::scope("")
         .route("/", web::get().to(home))
-        .route("/theme", web::get().to(async |flags: Flags| format!("{}\n", flags.string("theme", "light"))))
-        .route("/login", web::post().to(login))
+        .route("/login/{name}", web::post().to(login))
         .route("/logout", web::post().to(logout))
         .service(beta.wrap(FlagGate::enabled("beta")))
         .wrap(flags)
@@ -65,14 +64,9 @@ async fn home(identity: Option<Identity>, flags: Flags) -> String {
     format!("Hello, {name}. A cart holds {} items.\n", flags.int("max-items", 10))
 }
 
-#[derive(serde::Deserialize)]
-struct Login {
-    name: String,
-}
-
 /// Logs a user in. This request still has the flags of the visitor, and the next one has those of the user.
-async fn login(request: HttpRequest, Form(login): Form<Login>) -> actix_web::Result<impl Responder> {
-    let user = find(&login.name).ok_or_else(|| ErrorUnauthorized("unknown user"))?;
+async fn login(request: HttpRequest, name: Path<String>) -> actix_web::Result<impl Responder> {
+    let user = find(&name).ok_or_else(|| ErrorUnauthorized("unknown user"))?;
     Identity::login(&request.extensions(), user.name.to_owned()).map_err(ErrorInternalServerError)?;
     Ok(Redirect::to("/").see_other())
 }
@@ -93,7 +87,7 @@ fn user(identity: &Identity) -> Option<User> {
     find(&identity.id().ok()?)
 }
 
-/// Stands for a table of users. A real application checks a password as well.
+/// Stands for a table of users. A real application takes names and passwords from a form.
 fn find(name: &str) -> Option<User> {
     match name {
         "alice" => Some(User { name: "alice", plan: "premium" }),
@@ -102,7 +96,7 @@ fn find(name: &str) -> Option<User> {
     }
 }
 
-/// The flags of the service: the beta and large carts for one plan, and a theme for one half of users and visitors.
+/// The flags of the service: the beta and large carts are for one plan.
 pub fn flags() -> Value {
     let premium = json!({"==": [{"var": "plan"}, "premium"]});
     json!({"flags": {
@@ -113,10 +107,6 @@ pub fn flags() -> Value {
         "max-items": {
             "state": "ENABLED", "variants": {"few": 5, "many": 20}, "defaultVariant": "few",
             "targeting": {"if": [premium, "many"]},
-        },
-        "theme": {
-            "state": "ENABLED", "variants": {"light": "light", "dark": "dark"}, "defaultVariant": "light",
-            "targeting": {"fractional": [["light", 50], ["dark", 50]]},
         },
     }})
 }

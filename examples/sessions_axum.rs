@@ -6,7 +6,7 @@
 //! Hello, visitor. A cart holds 5 items.
 //! $ curl -b cookies -c cookies -w '%{http_code}\n' http://127.0.0.1:3000/beta
 //! 404
-//! $ curl -b cookies -c cookies --location -d name=alice http://127.0.0.1:3000/login
+//! $ curl -b cookies -c cookies --location -d '' http://127.0.0.1:3000/login/alice
 //! Hello, alice. A cart holds 20 items.
 //! $ curl -b cookies -c cookies http://127.0.0.1:3000/beta
 //! You are among the first to see this.
@@ -14,13 +14,14 @@
 //! Hello, visitor. A cart holds 5 items.
 //! ```
 //!
-//! `/theme` responds with `light` for one half of the users and visitors, and with `dark` for the other half. A visitor whose
-//! cookies are kept stays in one half, also after a login and a logout.
+//! The file `cookies` keeps the session, and the visitor: if a rule in the dashboard gives half of all visitors other flags, a
+//! visitor keeps the same flags at each request, also after a login and a logout.
 
 use std::{convert::Infallible, error::Error};
 
 use axum::{
-    Form, Router,
+    Router,
+    extract::Path,
     http::StatusCode,
     response::Redirect,
     routing::{get, post},
@@ -49,9 +50,8 @@ pub fn app(provider: FlipswitchProvider) -> Router {
     let sessions = SessionManagerLayer::new(MemoryStore::default()).with_secure(false).with_same_site(SameSite::Lax);
     Router::new()
         .route("/", get(home))
-        .route("/theme", get(async |flags: Flags| format!("{}\n", flags.string("theme", "light"))))
         .route("/beta", get(async || "You are among the first to see this.\n").layer(FlagGate::enabled("beta")))
-        .route("/login", post(login))
+        .route("/login/{name}", post(login))
         .route("/logout", post(logout))
         .layer(flags)
         // The layer that is added last runs first: the flags need the session.
@@ -63,14 +63,9 @@ async fn home(session: Session, flags: Flags) -> String {
     format!("Hello, {name}. A cart holds {} items.\n", flags.int("max-items", 10))
 }
 
-#[derive(serde::Deserialize)]
-struct Login {
-    name: String,
-}
-
 /// Logs a user in. This request still has the flags of the visitor, and the next one has those of the user.
-async fn login(mut session: Session, Form(login): Form<Login>) -> Result<Redirect, StatusCode> {
-    let user = session.authenticate(login.name).await.map_err(failed)?.ok_or(StatusCode::UNAUTHORIZED)?;
+async fn login(mut session: Session, Path(name): Path<String>) -> Result<Redirect, StatusCode> {
+    let user = session.authenticate(name).await.map_err(failed)?.ok_or(StatusCode::UNAUTHORIZED)?;
     session.login(&user).await.map_err(failed)?;
     Ok(Redirect::to("/"))
 }
@@ -103,7 +98,7 @@ impl AuthUser for User {
     }
 }
 
-/// Stands for a table of users. A real application checks a password as well.
+/// Stands for a table of users. A real application takes names and passwords from a form.
 #[derive(Clone, Debug)]
 struct Users;
 
@@ -122,7 +117,7 @@ impl AuthnBackend for Users {
     }
 }
 
-/// The flags of the service: the beta and large carts for one plan, and a theme for one half of users and visitors.
+/// The flags of the service: the beta and large carts are for one plan.
 pub fn flags() -> Value {
     let premium = json!({"==": [{"var": "plan"}, "premium"]});
     json!({"flags": {
@@ -133,10 +128,6 @@ pub fn flags() -> Value {
         "max-items": {
             "state": "ENABLED", "variants": {"few": 5, "many": 20}, "defaultVariant": "few",
             "targeting": {"if": [premium, "many"]},
-        },
-        "theme": {
-            "state": "ENABLED", "variants": {"light": "light", "dark": "dark"}, "defaultVariant": "light",
-            "targeting": {"fractional": [["light", 50], ["dark", 50]]},
         },
     }})
 }

@@ -17,7 +17,7 @@ pub async fn a_visitor_gets_a_cookie_once_a_flag_was_read(application: Applicati
     browser.log_out().await;
     browser.get("/nowhere").await;
     assert_eq!(browser.visitor(), None);
-    assert_eq!(browser.get("/theme").await.new_cookies, [VISITOR]);
+    assert_eq!(browser.get("/beta").await.new_cookies, [VISITOR]);
     let visitor = browser.visitor();
     assert!(browser.get("/").await.new_cookies.is_empty());
     assert_eq!(browser.visitor(), visitor);
@@ -39,19 +39,26 @@ pub async fn a_visitor_keeps_its_identity(application: Application) {
 
 /// A percentage rule gives a visitor the same value on all pages.
 pub async fn a_visitor_keeps_its_side_of_a_percentage_rule(application: Application) {
-    let themes = join_all((0..40).map(async |_| {
+    let halves = json!({
+        "state": "ENABLED", "variants": {"few": 5, "many": 20}, "defaultVariant": "few",
+        "targeting": {"fractional": [["few", 50], ["many", 50]]},
+    });
+    application.service.set_definition("max-items", halves).unwrap();
+    let pages = join_all((0..40).map(async |_| {
         let mut browser = application.browser();
         // The first page has the shared context, and sets the cookie.
         browser.get("/").await;
-        let theme = browser.get("/theme").await.body;
+        let page = browser.get("/").await.body;
         for _ in 0..5 {
-            assert_eq!(browser.get("/theme").await.body, theme);
+            assert_eq!(browser.get("/").await.body, page);
         }
-        theme
+        page
     }))
     .await;
-    let has = |theme: &str| themes.iter().any(|found| found == theme);
-    assert!(has("light\n") && has("dark\n"), "{themes:?}");
+    for items in [5, 20] {
+        let page = format!("Hello, visitor. A cart holds {items} items.\n");
+        assert!(pages.contains(&page), "{pages:?}");
+    }
 }
 
 /// A user who logs in is greeted by name, and has the flags that the service evaluates for that user.
@@ -60,7 +67,7 @@ pub async fn a_user_gets_the_flags_of_that_user(application: Application) {
         let mut browser = application.browser_of(name).await;
         assert_eq!(browser.get("/").await.body, page_of(name));
         let flags = application.provider.flags(Context::user(name).with("plan", plan)).await;
-        assert_eq!(browser.get("/theme").await.body, format!("{}\n", flags.string("theme", "none")));
+        assert_eq!(browser.get("/beta").await.status, if flags.bool("beta", false) { 200 } else { 404 });
         assert_eq!(browser.visitor(), None);
     }
 }
@@ -112,7 +119,7 @@ pub async fn flags_have_their_defaults_in_an_outage(application: Application) {
     application.disconnect_service();
     let mut alice = application.browser_of("alice").await;
     assert_eq!(alice.get("/").await.body, "Hello, alice. A cart holds 10 items.\n");
-    assert_eq!((alice.get("/theme").await.body.as_str(), alice.get("/beta").await.status), ("light\n", 404));
+    assert_eq!(alice.get("/beta").await.status, 404);
 }
 
 /// A closed gate responds like an unknown path, for all methods. A login opens it.
@@ -123,7 +130,7 @@ pub async fn a_closed_gate_responds_like_an_unknown_path(application: Applicatio
             browser.log_in(name).await;
         }
         for path in ["/nowhere", "/beta", "/beta/nowhere"] {
-            let (page, sent) = (browser.get(path).await, browser.post(path, "").await);
+            let (page, sent) = (browser.get(path).await, browser.post(path).await);
             assert_eq!((page.status, page.body.as_str()), (404, ""), "{path}");
             assert_eq!((sent.status, sent.body.as_str()), (404, ""), "{path}");
         }
@@ -131,7 +138,7 @@ pub async fn a_closed_gate_responds_like_an_unknown_path(application: Applicatio
     browser.log_in("alice").await;
     let page = browser.get("/beta").await;
     assert_eq!((page.status, page.body.as_str()), (200, BETA));
-    assert_eq!(browser.post("/beta", "").await.status, 405);
+    assert_eq!(browser.post("/beta").await.status, 405);
     assert_eq!(browser.get("/beta/nowhere").await.status, 404);
     browser.log_out().await;
     assert_eq!(browser.get("/beta").await.status, 404);
@@ -150,10 +157,10 @@ pub async fn a_gate_opens_when_its_flag_is_flipped(application: Application) {
 /// An unknown name logs no user in or out.
 pub async fn an_unknown_user_is_not_logged_in(application: Application) {
     let mut browser = application.browser();
-    assert_eq!(browser.post("/login", "name=mallory").await.status, 401);
+    assert_eq!(browser.post("/login/mallory").await.status, 401);
     assert_eq!(browser.get("/").await.body, page_of("visitor"));
     browser.log_in("alice").await;
-    assert_eq!(browser.post("/login", "name=mallory").await.status, 401);
+    assert_eq!(browser.post("/login/mallory").await.status, 401);
     assert_eq!(browser.get("/").await.body, page_of("alice"));
 }
 
