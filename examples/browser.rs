@@ -6,11 +6,14 @@
 //! $ cargo run -p examples --bin browser
 //! ```
 //!
-//! Open `http://127.0.0.1:3000/` and change `greeting` or `color` in the dashboard, whose URL the example prints. The page
-//! itself is `browser/page.html`. The SDK gets its flags from routes of the application:
+//! Open `http://127.0.0.1:3000/` in a browser, and change `greeting` or `color` in the dashboard, whose URL the example prints.
+//! The page is in `browser/page.html`. The server puts values into it, and responds to the SDK at `/flags`:
 //!
 //! ```text
-//! $ curl http://127.0.0.1:3000/flags/ofrep/v1/evaluate/flags -H 'content-type: application/json' -d '{"context": {}}'
+//! $ curl http://127.0.0.1:3000/ | grep 'The server says'
+//! <p>The server says: <q id="server">Hello</q></p>
+//! $ curl http://127.0.0.1:3000/flags/ofrep/v1/evaluate/flags -H 'content-type: application/json' -d '{}' | grep -o Hello
+//! Hello
 //! ```
 
 use std::{error::Error, path::Path};

@@ -6,8 +6,10 @@
 //! data: The discount is 10 percent.
 //! ```
 //!
-//! Set `discount` to 20 in the dashboard, whose URL the example prints, and `curl` prints the next event at once. Then connect
-//! to the WebSocket from the console of a browser, or in Node.js, and set `chat` to `false`: the application closes it.
+//! Set `discount` to 20 in the dashboard, whose URL the example prints, and `curl` prints the next event at once.
+//!
+//! Then connect to the WebSocket in the console of a browser, or in Node.js 22. Set `chat` to `false` in the dashboard, and the
+//! application closes the WebSocket:
 //!
 //! ```js
 //! const chat = new WebSocket("ws://127.0.0.1:3000/chat");
