@@ -80,7 +80,7 @@ pub fn app(provider: FlipswitchProvider, packages: &Path) -> Router {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    // A flag service for this example. Production has `FlipswitchProvider::from_env()?` instead.
+    // Starts a flag service for this example. In production, the builder gets the API key of the hosted service, and no URL.
     let service = LocalServer::start(json!({"greeting": "Hello", "color": "teal"})).await?;
     let provider = FlipswitchProvider::builder(service.api_key())
         .base_url(service.url())

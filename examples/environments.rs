@@ -8,7 +8,7 @@
 //! Payable within 30 days
 //! ```
 //!
-//! Each environment has a dashboard, whose URL the example prints. A change in one of them leaves the other one as it is.
+//! Each environment has a dashboard, whose URL the example prints. A change in one environment does not affect the other one.
 
 use std::error::Error;
 
@@ -39,7 +39,7 @@ fn app(shop: FlipswitchProvider, billing: FlipswitchProvider) -> Router {
         .route("/", get(home))
         .route("/invoice", get(invoice))
         .layer(FlipswitchLayer::new(shop).with_user(user))
-        // Only needed if OpenFeature clients of billing find the user by the request.
+        // Only needed for OpenFeature clients of billing, which take the user from the request.
         .layer(FlipswitchLayer::new(billing.clone()).with_user(user))
         // Stands for the authentication. It is added last and runs first, because the flags need the user.
         .layer(Extension(User("alice".to_owned())))
@@ -54,8 +54,8 @@ fn provider(name: &str, service: &LocalServer) -> Result<FlipswitchProvider, Box
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    // Flag services for this example. In production, these are two environments of the hosted service, with two API keys:
-    // `FlipswitchProvider::builder(shop_key).name("shop").build()?`.
+    // Starts two flag services for this example. In production, these are environments of the hosted service, each with its own
+    // API key: `FlipswitchProvider::builder(shop_key).name("shop").build()?`.
     let shop_service = LocalServer::start(json!({"new-home": true})).await?;
     let billing_service = LocalServer::start(json!({"days": 30})).await?;
     let shop = provider("shop", &shop_service)?;

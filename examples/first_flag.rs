@@ -18,10 +18,10 @@ use flipswitch_local::LocalServer;
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    // Shows what the provider logs. The target of its events is `flipswitch`.
+    // Prints what the provider logs.
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    // A flag service for this example. In production, `FlipswitchProvider::from_env()?` creates the provider, and reads the
-    // API key of the hosted service from FLIPSWITCH_API_KEY.
+    // Starts a flag service for this example. In production, `FlipswitchProvider::from_env()?` replaces these two lines. It
+    // reads the API key of the hosted service from FLIPSWITCH_API_KEY.
     let service = LocalServer::start(json!({"new-checkout": false})).await?;
     let provider = FlipswitchProvider::builder(service.api_key()).base_url(service.url()).build()?;
     println!("Dashboard    {}", service.dashboard_url());
@@ -45,7 +45,7 @@ async fn follow(provider: &FlipswitchProvider) {
     loop {
         // One request returns all flags of a user. The provider keeps them in memory until a flag changes.
         let flags = provider.flags(Context::user("alice").with("plan", "premium")).await;
-        // The second argument is the value that counts while the service cannot be reached.
+        // Returns the second argument if the flag is unknown, for example because the service could not be reached.
         let is_on = flags.bool("new-checkout", false);
         if printed != Some(is_on) {
             println!("new-checkout for alice: {is_on}");

@@ -46,7 +46,7 @@ async fn cart(Flag(max_items): Flag<MaxItems>) -> String {
 }
 
 fn app(provider: FlipswitchProvider) -> Router {
-    // Another response than 404.
+    // Responds with 410 and a text, instead of 404.
     let sale = FlagGate::enabled(Sale).fallback((StatusCode::GONE, "The sale is over.\n"));
     Router::new()
         .route("/cart", get(cart))
@@ -60,7 +60,7 @@ fn app(provider: FlipswitchProvider) -> Router {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    // A flag service for this example. Production has `FlipswitchProvider::from_env()?` instead of these two lines.
+    // Starts a flag service for this example. In production, `FlipswitchProvider::from_env()?` replaces these two lines.
     let service = LocalServer::start(json!({"new-checkout": false, "max-items": 10, "sale": false})).await?;
     let provider = FlipswitchProvider::builder(service.api_key()).base_url(service.url()).build()?;
 

@@ -37,7 +37,7 @@ use flipswitch_local::LocalServer;
 use futures_util::{Stream, StreamExt, stream};
 use tokio::net::TcpListener;
 
-/// Takes the scope of the request along. Its `latest_flags` are those of the same user at any later time.
+/// Passes the scope of the request to the WebSocket. Its `latest_flags` returns the present flags of the same user.
 async fn chat(Extension(scope): Extension<RequestScope>, upgrade: WebSocketUpgrade) -> Response {
     upgrade.on_upgrade(async move |socket| talk(socket, scope).await)
 }
@@ -83,7 +83,7 @@ async fn discount(
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    // A flag service for this example. Production has `FlipswitchProvider::from_env()?` instead of these two lines.
+    // Starts a flag service for this example. In production, `FlipswitchProvider::from_env()?` replaces these two lines.
     let service = LocalServer::start(json!({"chat": true, "discount": 10})).await?;
     let provider = FlipswitchProvider::builder(service.api_key()).base_url(service.url()).build()?;
 

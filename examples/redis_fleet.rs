@@ -1,5 +1,5 @@
-//! Instances of an application that share their flags in Redis. After a change, one instance asks the flag service for a user,
-//! and the others take the answer from Redis (axum).
+//! Instances of an application that share flags in Redis (axum). After a change, one instance requests the flags of a user from
+//! the flag service, and the others find them in Redis.
 //!
 //! `REDIS_URL` has the URL of Redis, which `docker run --rm --publish 6379:6379 redis` or `redis-server` starts:
 //!
@@ -11,13 +11,13 @@
 //!
 //! ```text
 //! $ curl http://127.0.0.1:3000/
-//! new-checkout is false, answers from Redis: 0
+//! new-checkout is false, found in Redis: 0
 //! $ curl http://127.0.0.1:3001/
-//! new-checkout is false, answers from Redis: 1
+//! new-checkout is false, found in Redis: 1
 //! ```
 //!
-//! The first instance has asked the flag service, and the second one has found the answer in Redis. Flip the flag in the
-//! dashboard, and repeat the commands.
+//! The first instance has sent a request to the flag service, and the second one has found the flags in Redis. Flip the flag in
+//! the dashboard, and repeat the commands.
 
 use std::{env, error::Error};
 
@@ -32,7 +32,7 @@ struct User(String);
 
 async fn home(State(provider): State<FlipswitchProvider>, flags: Flags) -> String {
     let is_on = flags.bool("new-checkout", false);
-    format!("new-checkout is {is_on}, answers from Redis: {}\n", provider.stats().store_hits)
+    format!("new-checkout is {is_on}, found in Redis: {}\n", provider.stats().store_hits)
 }
 
 fn app(provider: FlipswitchProvider) -> Router {
@@ -51,8 +51,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         "REDIS_URL is not set. Start Redis with `docker run --rm --publish 6379:6379 redis` or `redis-server`, \
          and set REDIS_URL=redis://127.0.0.1:6379"
     })?;
-    // A flag service for this example. The second instance uses the one of the first instance. In production, all instances
-    // have the API key of the hosted service, and no base URL.
+    // Starts a flag service for this example. The second instance uses that of the first one. In production, all instances use
+    // the hosted service: the builder gets its API key, and no URL.
     let service = LocalServer::builder().flags(json!({"new-checkout": false})).api_key("key").start().await?;
     let service_url = env::var("FLIPSWITCH_BASE_URL").unwrap_or_else(|_| service.url());
     let provider = FlipswitchProvider::builder("key")

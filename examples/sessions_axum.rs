@@ -14,8 +14,8 @@
 //! Hello, visitor. A cart holds 5 items.
 //! ```
 //!
-//! The file `cookies` keeps the session, and the visitor: if a rule in the dashboard gives half of all visitors other flags, a
-//! visitor keeps the same flags at each request, also after a login and a logout.
+//! The file `cookies` has the session, and the id of the visitor. A rule that splits visitors by percentage therefore gives a
+//! visitor the same value at each request, also after a login and a logout.
 
 use std::{convert::Infallible, error::Error};
 
@@ -135,7 +135,7 @@ pub fn flags() -> Value {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    // A flag service for this example. Production has `FlipswitchProvider::from_env()?` instead of these two lines.
+    // Starts a flag service for this example. In production, `FlipswitchProvider::from_env()?` replaces these two lines.
     let service = LocalServer::start(flags()).await?;
     let provider = FlipswitchProvider::builder(service.api_key()).base_url(service.url()).build()?;
 

@@ -7,8 +7,8 @@
 //! The new checkout
 //! ```
 //!
-//! The example then prints the span `GET /checkout`, which has an event `feature_flag.evaluation` with the flag and its variant,
-//! and the same as a log record. Ctrl-C prints the metrics, which are otherwise printed once a minute.
+//! The example then prints a log record `feature_flag.evaluation` with the flag and its variant, and the span `GET /checkout`
+//! with an event of the same name. It prints the metrics once a minute, and when Ctrl-C ends it.
 
 use std::error::Error;
 
@@ -71,7 +71,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         SdkMeterProvider::builder().with_periodic_exporter(opentelemetry_stdout::MetricExporter::default()).build();
     subscriber(&traces, &logs).init();
 
-    // A flag service for this example. Production has another API key, and no base URL.
+    // Starts a flag service for this example. In production, the builder gets the API key of the hosted service, and no URL.
     let service = LocalServer::start(flags()).await?;
     let provider = FlipswitchProvider::builder(service.api_key())
         .base_url(service.url())

@@ -1,6 +1,6 @@
 //! Tests a handler with both variants of a flag, without a flag service (axum).
 //!
-//! `cargo test -p examples --bin testing` runs the tests at the end of this file. The application itself:
+//! `cargo test -p examples --bin testing` runs the tests at the end of this file. To run the application itself:
 //!
 //! ```text
 //! $ cargo run -p examples --bin testing
@@ -32,7 +32,7 @@ fn app(provider: FlipswitchProvider) -> Router {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     tracing_subscriber::fmt().with_writer(std::io::stderr).init();
-    // A flag service for this example. Production has `FlipswitchProvider::from_env()?` instead of these two lines.
+    // Starts a flag service for this example. In production, `FlipswitchProvider::from_env()?` replaces these two lines.
     let service = LocalServer::start(json!({"new-checkout": false})).await?;
     let provider = FlipswitchProvider::builder(service.api_key()).base_url(service.url()).build()?;
 
