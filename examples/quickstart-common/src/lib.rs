@@ -1,5 +1,5 @@
-//! Code that the examples share, apart from the applications themselves: options, the local flag service, the page of the
-//! quick start, and helpers of tests.
+//! Code that both quick starts share, apart from the applications themselves: options, the local flag service, the page, and
+//! helpers of tests.
 #![expect(clippy::print_stdout, reason = "the programs print to the terminal")]
 
 mod follow;
@@ -36,7 +36,7 @@ If FLIPSWITCH_API_KEY is set, flags come from the hosted service instead. This n
 `cargo run --features tls` includes.
 ";
 
-/// Options of an example.
+/// Options of a quick start.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Address of the application.
@@ -85,7 +85,7 @@ fn address(option: &str, arguments: &mut lexopt::Parser) -> Result<SocketAddr, l
     value.parse().map_err(|error| invalid(error).into())
 }
 
-/// The provider of an example, and its local flag service.
+/// The provider of a quick start, and its local flag service.
 #[derive(Debug)]
 pub struct FlagSource {
     /// The provider, which is not started.
@@ -102,15 +102,6 @@ impl FlagSource {
     ///
     /// An error that names the invalid option, variable or file.
     pub async fn open(options: &Options) -> Result<Self, Box<dyn Error>> {
-        Self::open_file(options, &Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("flags.json")).await
-    }
-
-    /// Behaves like [`open`](Self::open), with the flags of another file.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`open`](Self::open).
-    pub async fn open_file(options: &Options, flags: &Path) -> Result<Self, Box<dyn Error>> {
         if std::env::var_os("FLIPSWITCH_API_KEY").is_some() {
             let provider = FlipswitchProvider::from_env().map_err(|error| match error {
                 ConfigError::NoTls { .. } => format!("{error}. Here: `cargo run --features tls`").into(),
@@ -118,6 +109,7 @@ impl FlagSource {
             })?;
             return Ok(Self { provider, service: None });
         }
+        let flags = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("flags.json");
         let service = LocalServer::builder().flags_file(flags).listen(options.service).api_key(LOCAL_KEY).start();
         let service = service.await.map_err(|error| match error.kind() {
             // Errors about the file name it themselves.
@@ -133,24 +125,19 @@ impl FlagSource {
         println!("Application    http://{app}/");
         println!("  for Alice    curl 'http://{app}/flags?user_id=alice&plan=premium'");
         println!("  one flag     curl 'http://{app}/feature?user_id=alice'");
-        self.announce_service("examples/flags.json", "new-feature");
-    }
-
-    /// Prints the URL of the flag service, the file that defines the flags, and how to flip one of them.
-    pub fn announce_service(&self, file: &str, flag: &str) {
         match &self.service {
             Some(service) => {
                 let url = service.url();
-                println!("Flag service   {url} (or edit {file})");
+                println!("Flag service   {url} (or edit examples/flags.json)");
                 println!("  dashboard    {}", service.dashboard_url());
-                println!("  flip a flag  curl -X PUT {url}/local/flags/{flag} -d '{{\"value\": true}}'");
+                println!("  flip a flag  curl -X PUT {url}/local/flags/new-feature -d '{{\"value\": true}}'");
             }
             None => println!("Flag service   {:?}", self.provider),
         }
     }
 }
 
-/// Error of the `main` function of an example, which prints it in its `Debug` form.
+/// Error of the `main` function of a quick start, which prints it in its `Debug` form.
 pub struct Failure(Box<dyn Error>);
 
 impl<E: Into<Box<dyn Error>>> From<E> for Failure {

@@ -15,8 +15,8 @@ use std::{future::Future, time::Duration};
 #[cfg(unix)]
 pub use self::{
     program::Program,
-    quickstart::{behaves_as_the_readme_says, shutdown, uses_the_service_from_the_environment},
-    shutdown::{Shutdown, a_second_signal_ends_it_immediately, ctrl_c_ends_it, requests_finish_during_shutdown},
+    quickstart::{behaves_as_the_readme_says, uses_the_service_from_the_environment},
+    shutdown::{a_second_signal_ends_it_immediately, ctrl_c_ends_it, requests_finish_during_shutdown},
 };
 
 /// Time limit of everything that a test waits for, also on a busy machine.

@@ -20,10 +20,10 @@ fn it_uses_the_service_from_the_environment() {
 
 #[test]
 fn requests_finish_during_shutdown() {
-    quickstart_common::testing::requests_finish_during_shutdown(PROGRAM, &quickstart_common::testing::shutdown());
+    quickstart_common::testing::requests_finish_during_shutdown(PROGRAM);
 }
 
 #[test]
 fn a_second_signal_ends_it_immediately() {
-    quickstart_common::testing::a_second_signal_ends_it_immediately(PROGRAM, &quickstart_common::testing::shutdown());
+    quickstart_common::testing::a_second_signal_ends_it_immediately(PROGRAM);
 }

@@ -1,7 +1,7 @@
 //! The example `browser` in Chromium, with the packages that `tests/peers/setup` has installed.
 
-#[path = "../../../examples/browser/src/main.rs"]
-#[expect(dead_code, reason = "its `main` is not called")]
+#[path = "../../../examples/browser.rs"]
+#[expect(clippy::print_stdout, dead_code, unreachable_pub, reason = "a program, whose `main` is not called")]
 mod example;
 
 use std::{path::Path, time::Duration};

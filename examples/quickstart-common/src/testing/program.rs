@@ -1,14 +1,17 @@
-//! An example as a process.
+//! A quick start or another example as a process.
 
 use std::{
-    io::{BufRead, BufReader, Lines},
+    io::{BufRead, BufReader},
     net::SocketAddr,
-    process::{Child, ChildStdout, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
 use flipswitch_local::LocalServer;
+
+use super::TIME_LIMIT;
 
 /// Address with a free port.
 const FREE_PORT: &str = "127.0.0.1:0";
@@ -16,11 +19,12 @@ const FREE_PORT: &str = "127.0.0.1:0";
 /// The default `drain_timeout` of `Lifespan`.
 pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A running example, which is killed when it is dropped.
+/// A running program, which is killed when it is dropped.
 #[derive(Debug)]
 pub struct Program {
     child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
+    /// The lines that it prints.
+    lines: mpsc::Receiver<String>,
     /// The base URL of the application.
     pub app: String,
 }
@@ -49,28 +53,44 @@ impl Program {
         Self::spawn(Command::new(path).args(["--app", &app.to_string()]).envs(environment))
     }
 
-    fn spawn(command: &mut Command) -> Self {
-        let mut child =
-            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the program can be started");
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        // Killed on drop from here on, also if it prints nothing.
-        let mut program = Self { child, lines, app: String::new() };
+    /// Starts a program, and waits until it has printed the URL of its application.
+    #[must_use]
+    pub fn spawn(command: &mut Command) -> Self {
+        let mut program = Self::spawn_without_application(command);
         program.app = program.line("Application").trim_end_matches('/').to_owned();
         program
     }
 
-    /// Reads the output of the program up to the line with this label, and returns the rest of that line.
+    /// Starts a program that has no application. Its `app` is empty.
     #[must_use]
+    pub fn spawn_without_application(command: &mut Command) -> Self {
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the program can be started");
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let (sender, lines) = mpsc::channel();
+        // Reads all lines at once, so that the program never waits for the test.
+        thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        // Killed on drop from here on, also if it prints nothing.
+        Self { child, lines, app: String::new() }
+    }
+
+    /// Reads the output of the program up to the line with this label, and returns the rest of that line.
     pub fn line(&mut self, label: &str) -> String {
-        let line = self.lines.find(|line| line.as_ref().unwrap().trim_start().starts_with(label));
-        let line = line.expect("the program prints the line").unwrap();
-        line.trim_start().trim_start_matches(label).trim().to_owned()
+        let deadline = Instant::now() + TIME_LIMIT;
+        loop {
+            let time_left = deadline.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(time_left).expect("the program prints the line");
+            if let Some(rest) = line.trim_start().strip_prefix(label) {
+                return rest.trim().to_owned();
+            }
+        }
     }
 
     /// Returns the address of the application.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.app.trim_start_matches("http://").parse().unwrap()
+        let address = self.app.trim_start_matches("http://").split('/').next().unwrap();
+        address.parse().unwrap()
     }
 
     /// Runs a `curl` command in a shell, and returns its output.

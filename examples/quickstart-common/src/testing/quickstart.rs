@@ -8,7 +8,7 @@ use std::{
 use flipswitch::serde_json::json;
 use flipswitch_local::LocalServer;
 
-use super::{Program, Shutdown};
+use super::Program;
 
 /// Event while the provider is connected.
 const CONNECTED: &str = r#"data: {"status":"connected","polling":false}"#;
@@ -61,16 +61,4 @@ pub fn uses_the_service_from_the_environment(path: &str) {
     let program = Program::start_with(path, &service);
     let body = Program::curl(&format!("curl '{}/feature?user_id=alice'", program.app));
     assert_eq!(body, r#"{"feature_enabled":true}"#);
-}
-
-/// Returns the requests to a quick start during its shutdown.
-#[must_use]
-pub fn shutdown() -> Shutdown {
-    Shutdown {
-        flags: json!({"new-feature": true}),
-        plain: "/",
-        page: "/feature?user_id=alice",
-        text: r#"{"feature_enabled":true}"#,
-        events: Some("/events"),
-    }
 }

@@ -1,30 +1,21 @@
-//! How the examples shut down: open requests are finished, and nothing delays the end after that.
+//! How the quick starts shut down: open requests are finished, and nothing delays the end after that.
 
 use std::{io, net::TcpStream, os::unix::process::ExitStatusExt, time::Instant};
 
 use flipswitch::{
     reqwest::{Client, Response},
-    serde_json::Value,
+    serde_json::json,
 };
 use flipswitch_local::{Endpoint, Fault, FaultId, LocalServer};
 use tokio::{runtime::Runtime, task::JoinHandle};
 
 use super::{Program, eventually, in_time, program::DRAIN_TIMEOUT};
 
-/// Requests to an example during its shutdown.
-#[derive(Clone, Debug)]
-pub struct Shutdown {
-    /// The flags of the service.
-    pub flags: Value,
-    /// A page that reads no flag.
-    pub plain: &'static str,
-    /// A page that reads flags which are not cached.
-    pub page: &'static str,
-    /// Text that this page has with these flags, and not with the defaults.
-    pub text: &'static str,
-    /// An event stream, if there is one.
-    pub events: Option<&'static str>,
-}
+/// The page that reads a flag which is not cached.
+const PAGE: &str = "/feature?user_id=alice";
+
+/// Content of that page with the flags of the service, and not with the defaults.
+const CONTENT: &str = r#"{"feature_enabled":true}"#;
 
 /// A program with a request that waits for flags, and an open event stream.
 struct Busy {
@@ -33,31 +24,25 @@ struct Busy {
     /// Fault that delays the response of the service.
     delay: FaultId,
     page: JoinHandle<flipswitch::reqwest::Result<(u16, String)>>,
-    events: Option<Response>,
+    events: Response,
     /// Holds an idle connection, as browsers and proxies do.
     _idle: Client,
 }
 
 impl Busy {
-    async fn start(path: &str, requests: &Shutdown) -> Self {
-        let service = LocalServer::builder().flags(requests.flags.clone()).api_key("key").start().await.unwrap();
+    async fn start(path: &str) -> Self {
+        let service = LocalServer::builder().flags(json!({"new-feature": true})).api_key("key").start().await.unwrap();
         let program = Program::start_with(path, &service);
         let idle = client();
-        let response = in_time(idle.get(format!("{}{}", program.app, requests.plain)).send()).await.unwrap();
+        let response = in_time(idle.get(format!("{}/", program.app)).send()).await.unwrap();
         assert_eq!(response.status(), 200);
         in_time(response.text()).await.unwrap();
-        let events = match requests.events {
-            Some(events) => {
-                let mut events = in_time(client().get(format!("{}{events}", program.app)).send()).await.unwrap();
-                assert!(in_time(events.chunk()).await.unwrap().is_some(), "a first event");
-                Some(events)
-            }
-            None => None,
-        };
+        let mut events = in_time(client().get(format!("{}/events", program.app)).send()).await.unwrap();
+        assert!(in_time(events.chunk()).await.unwrap().is_some(), "a first event");
         // Longer than the test: the delay ends when the fault is removed, and the service responds normally then.
         let before = evaluations(&service);
         let delay = service.faults().add(Fault::on(Endpoint::Bulk).delay(DRAIN_TIMEOUT * 10)).unwrap();
-        let request = client().get(format!("{}{}", program.app, requests.page));
+        let request = client().get(format!("{}{PAGE}", program.app));
         let page = tokio::spawn(async {
             let response = request.send().await?;
             Ok((response.status().as_u16(), response.text().await?))
@@ -76,21 +61,19 @@ impl Busy {
 
 /// After SIGTERM, a program accepts no new connections, ends its streams, and responds to open requests with the flags that
 /// they wait for. Then it ends without delay.
-pub fn requests_finish_during_shutdown(path: &str, requests: &Shutdown) {
+pub fn requests_finish_during_shutdown(path: &str) {
     Runtime::new().unwrap().block_on(async {
-        let mut busy = Busy::start(path, requests).await;
+        let mut busy = Busy::start(path).await;
         let began = Instant::now();
         busy.terminate().await;
-        if let Some(events) = &mut busy.events {
-            // A broken connection would be an error.
-            while in_time(events.chunk()).await.unwrap().is_some() {}
-        }
+        // A broken connection would be an error.
+        while in_time(busy.events.chunk()).await.unwrap().is_some() {}
         assert!(!busy.page.is_finished());
         assert_eq!(busy.service.streams(), 1, "the provider is shut down last");
 
         busy.service.faults().remove(busy.delay);
         let (status, page) = in_time(busy.page).await.unwrap().unwrap();
-        assert!(status == 200 && page.contains(requests.text), "{status}: {page}");
+        assert_eq!((status, page.as_str()), (200, CONTENT));
         assert_eq!(busy.program.wait().code(), Some(0));
         // Otherwise the drain timeout could have ended the program.
         assert!(began.elapsed() < DRAIN_TIMEOUT, "{:?}", began.elapsed());
@@ -99,9 +82,9 @@ pub fn requests_finish_during_shutdown(path: &str, requests: &Shutdown) {
 }
 
 /// A second signal ends a program immediately.
-pub fn a_second_signal_ends_it_immediately(path: &str, requests: &Shutdown) {
+pub fn a_second_signal_ends_it_immediately(path: &str) {
     Runtime::new().unwrap().block_on(async {
-        let mut busy = Busy::start(path, requests).await;
+        let mut busy = Busy::start(path).await;
         busy.terminate().await;
         assert!(!busy.page.is_finished());
         busy.program.signal("TERM");

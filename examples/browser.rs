@@ -1,6 +1,20 @@
-//! A page whose flags come from the application that serves it: the same user, the same answer, and changes at once.
+//! A page whose flags come from the application that serves it, with the web SDK of OpenFeature (axum). Page and server have the
+//! same values for a user, and open pages follow changes.
 //!
-//! `npm install --prefix examples/browser`, then `cargo run -p browser-example`.
+//! ```text
+//! $ npm install --prefix examples/browser
+//! $ cargo run -p examples --bin browser
+//! ```
+//!
+//! Open `http://127.0.0.1:3000/` in a browser, and change `greeting` or `color` in the dashboard, whose URL the example prints.
+//! The page is in `browser/page.html`. The server puts values into it, and responds to the SDK at `/flags`:
+//!
+//! ```text
+//! $ curl http://127.0.0.1:3000/ | grep 'The server says'
+//! <p>The server says: <q id="server">Hello</q></p>
+//! $ curl http://127.0.0.1:3000/flags/ofrep/v1/evaluate/flags -H 'content-type: application/json' -d '{}' | grep -o Hello
+//! Hello
+//! ```
 
 use std::{error::Error, path::Path};
 
@@ -16,7 +30,6 @@ use flipswitch_axum::{Context, Flags, FlipswitchLayer, FlipswitchProvider, Lifes
 use flipswitch_local::LocalServer;
 use tokio::net::TcpListener;
 use tower_http::services::ServeDir;
-use tracing_subscriber::filter::LevelFilter;
 
 /// Flags that anyone may see. The others stay in the application.
 const PUBLIC: [&str; 2] = ["greeting", "color"];
@@ -26,7 +39,7 @@ struct User(String);
 
 /// The page: one value from the server, and the values with which its script starts.
 async fn page(flags: Flags) -> Html<String> {
-    let page = include_str!("page.html").replace("{start}", &flags.to_ofrep_json(PUBLIC));
+    let page = include_str!("browser/page.html").replace("{start}", &flags.to_ofrep_json(PUBLIC));
     // A value is text, and no markup.
     let greeting = flags.string("greeting", "Hello").replace('&', "&amp;").replace('<', "&lt;");
     Html(page.replace("{server}", &greeting))
@@ -52,29 +65,35 @@ async fn authenticate(mut request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-pub(crate) fn app(provider: FlipswitchProvider, packages: &Path) -> Router {
+pub fn app(provider: FlipswitchProvider, packages: &Path) -> Router {
     Router::new()
         .route("/", get(page))
         .nest("/flags", flipswitch_axum::browser(provider.clone()).public(PUBLIC).into_router())
         .layer(FlipswitchLayer::new(provider).with_user(|user: &User| Context::user(&user.0)))
+        // Added after the flags, and therefore runs before them.
         .layer(from_fn(authenticate))
         .route("/login/{user}", get(log_in))
+        // The packages of the SDK. A bundler can make them part of the page's own script instead.
         .nest_service("/npm", ServeDir::new(packages))
 }
 
 #[tokio::main]
-#[expect(clippy::print_stdout, reason = "says what to do next")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    tracing_subscriber::fmt().with_max_level(LevelFilter::INFO).init();
-    // In production, this is the flag service.
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    // Starts a flag service for this example. In production, the builder gets the API key of the hosted service, and no URL.
     let service = LocalServer::start(json!({"greeting": "Hello", "color": "teal"})).await?;
-    let provider = FlipswitchProvider::builder(service.api_key()).base_url(service.url());
-    // Without a secret, an API key of at least 16 bytes is used.
-    let provider = provider.secret("only for this example").build()?;
+    let provider = FlipswitchProvider::builder(service.api_key())
+        .base_url(service.url())
+        // Pages know the user by an opaque name, which is made with this secret. By default it is derived from the API key.
+        .secret("a secret of 16 bytes or more")
+        .build()?;
+
     let lifespan = Lifespan::builder(provider.clone()).start().await?;
-    let listener = TcpListener::bind("127.0.0.1:3000").await?;
-    println!("page: http://{}\ndashboard: {}", listener.local_addr()?, service.dashboard_url());
-    let packages = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/node_modules"));
-    let server = axum::serve(listener, app(provider, packages)).with_graceful_shutdown(lifespan.signal());
+    let address = std::env::args().nth(1).unwrap_or("127.0.0.1:3000".to_owned());
+    let listener = TcpListener::bind(address).await?;
+    println!("Application  http://{}/", listener.local_addr()?);
+    println!("Dashboard    {}", service.dashboard_url());
+    let packages = Path::new(env!("CARGO_MANIFEST_DIR")).join("browser/node_modules");
+    let server = axum::serve(listener, app(provider, &packages)).with_graceful_shutdown(lifespan.signal());
     Ok(lifespan.run(server).await?)
 }

@@ -2,70 +2,60 @@
 
 use std::collections::BTreeMap;
 
-use flipswitch::{
-    reqwest::{
-        Client, Method, RequestBuilder,
-        header::{CONTENT_TYPE, COOKIE, LOCATION, SET_COOKIE},
-        redirect::Policy,
-    },
-    serde_json::{self, Value},
+use flipswitch::reqwest::{
+    Client, Method, RequestBuilder,
+    header::{COOKIE, LOCATION, SET_COOKIE},
+    redirect::Policy,
 };
 
-/// Session cookie of both shops.
-pub(crate) const SESSION: &str = "id";
+/// Session cookie of both applications.
+pub const SESSION: &str = "id";
 /// Cookie of visitors.
-pub(crate) const VISITOR: &str = "flipswitch-anonymous";
+pub const VISITOR: &str = "flipswitch-anonymous";
 
 /// A browser, which stores cookies, and does not follow redirects.
-pub(crate) struct Browser {
+pub struct Browser {
     url: String,
     client: Client,
-    pub(crate) cookies: BTreeMap<String, String>,
+    pub cookies: BTreeMap<String, String>,
 }
 
 /// A response.
 #[derive(Debug)]
-pub(crate) struct Page {
-    pub(crate) status: u16,
-    pub(crate) location: Option<String>,
-    pub(crate) body: String,
+pub struct Page {
+    pub status: u16,
+    pub location: Option<String>,
+    pub body: String,
     /// Names of the cookies that the response sets.
-    pub(crate) new_cookies: Vec<String>,
+    pub new_cookies: Vec<String>,
 }
 
 impl Browser {
-    pub(crate) fn new(url: String) -> Self {
+    pub fn new(url: String) -> Self {
         let client = Client::builder().no_proxy().redirect(Policy::none()).build().unwrap();
         Self { url, client, cookies: BTreeMap::new() }
     }
 
-    pub(crate) async fn get(&mut self, path: &str) -> Page {
+    pub async fn get(&mut self, path: &str) -> Page {
         self.send(self.client.request(Method::GET, format!("{}{path}", self.url))).await
     }
 
-    /// Sends a form, which is URL-encoded already.
-    pub(crate) async fn post(&mut self, path: &str, form: &'static str) -> Page {
-        let request = self.client.request(Method::POST, format!("{}{path}", self.url)).body(form);
-        self.send(request.header(CONTENT_TYPE, "application/x-www-form-urlencoded")).await
+    pub async fn post(&mut self, path: &str) -> Page {
+        self.send(self.client.request(Method::POST, format!("{}{path}", self.url))).await
     }
 
-    pub(crate) async fn log_in(&mut self, name: &str) {
-        let form = match name {
-            "alice" => "name=alice",
-            "bob" => "name=bob",
-            other => panic!("{other} is no user"),
-        };
-        let page = self.post("/login", form).await;
+    pub async fn log_in(&mut self, name: &str) {
+        let page = self.post(&format!("/login/{name}")).await;
         assert_eq!((page.status, page.location.as_deref()), (303, Some("/")), "{page:?}");
     }
 
-    pub(crate) async fn log_out(&mut self) {
-        let page = self.post("/logout", "").await;
+    pub async fn log_out(&mut self) {
+        let page = self.post("/logout").await;
         assert_eq!((page.status, page.location.as_deref()), (303, Some("/")), "{page:?}");
     }
 
     /// Returns the targeting key of the visitor.
-    pub(crate) fn visitor(&self) -> Option<String> {
+    pub fn visitor(&self) -> Option<String> {
         // An authentication code follows the number.
         let (number, _) = self.cookies.get(VISITOR)?.split_once('.')?;
         Some(format!("anonymous-{number}"))
@@ -90,18 +80,5 @@ impl Browser {
         }
         let location = response.headers().get(LOCATION).map(|location| location.to_str().unwrap().to_owned());
         Page { status: response.status().as_u16(), location, new_cookies, body: response.text().await.unwrap() }
-    }
-}
-
-impl Page {
-    pub(crate) fn has(&self, text: &str) -> bool {
-        self.body.contains(text)
-    }
-
-    /// Returns the flags in the page's script, which ends where a browser would end it.
-    pub(crate) fn flags(&self) -> Value {
-        let (_, script) = self.body.split_once("<script>const flags = ").unwrap();
-        let (script, _) = script.split_once("</script>").unwrap();
-        serde_json::from_str(script.strip_suffix(';').unwrap()).unwrap()
     }
 }
