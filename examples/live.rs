@@ -76,8 +76,7 @@ async fn discount(
         }
     });
     // An open response would delay the shutdown.
-    let stop = async move { lifespan.signal().await };
-    Sse::new(discounts.take_until(stop)).keep_alive(KeepAlive::default())
+    Sse::new(discounts.take_until(lifespan.signal())).keep_alive(KeepAlive::default())
 }
 
 #[tokio::main]

@@ -18,7 +18,7 @@ flipswitch_actix::flags! {
 #[actix_web::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     // Shows what the provider logs.
-    tracing_subscriber::fmt::init();
+    tracing_subscriber::fmt().init();
     // Reads FLIPSWITCH_API_KEY and, if it is set, FLIPSWITCH_BASE_URL. The closure below runs once per worker, so the
     // provider is created outside of it: all workers share it.
     let provider = FlipswitchProvider::from_env()?;

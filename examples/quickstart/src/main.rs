@@ -19,7 +19,7 @@ flipswitch_axum::flags! {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     // Shows what the provider logs.
-    tracing_subscriber::fmt::init();
+    tracing_subscriber::fmt().init();
     // Reads FLIPSWITCH_API_KEY and, if it is set, FLIPSWITCH_BASE_URL.
     let provider = FlipswitchProvider::from_env()?;
     // Starts the provider before the server, and shuts it down after the server has drained.
