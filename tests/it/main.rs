@@ -89,6 +89,8 @@ mod web {
 
 /// The local flag service and its dashboard.
 mod local {
+    #[cfg(feature = "browser")]
+    mod accessibility;
     mod admin;
     #[cfg(feature = "browser")]
     mod browser;

@@ -72,6 +72,12 @@ pub struct Testing;
 #[derive(Debug)]
 pub struct Troubleshooting;
 
+/// The page about the local flag service.
+#[doc = include_str!("../../docs/local.md")]
+#[cfg(doctest)]
+#[derive(Debug)]
+pub struct Local;
+
 /// The page about migrating from other SDKs.
 #[doc = include_str!("../../docs/migrating.md")]
 #[cfg(doctest)]

@@ -55,8 +55,7 @@ async fn toggling_a_flag_updates_an_applications_page() {
         .map((term) => term.nextElementSibling.textContent).join() === it";
     browser.until(new_feature, "false,false").await;
     browser.look("window.same = true", Value::Null).await;
-    // That page has no icon, which is none of ours to tell.
-    browser.complaints().await;
+    is_well(&browser).await;
 
     let application = browser.open_beside(&service.dashboard_url()).await;
     browser.until("document.querySelectorAll('.flag').length === it", 7).await;

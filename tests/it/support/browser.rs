@@ -1,6 +1,6 @@
 //! Chromium and its driver, which end with the test.
 
-use std::process::Stdio;
+use std::{path::Path, process::Stdio};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -11,6 +11,15 @@ use tokio::{
 };
 
 use super::{PATIENCE, eventually, in_time};
+
+/// Runs axe-core, and passes the lines of [`Browser::accessibility_violations`] to the last argument.
+const AXE: &str = "
+    const done = arguments[arguments.length - 1];
+    const line = ({ id, impact, help, nodes }) => [`${impact} ${id}: ${help}`,
+        ...nodes.map(({ target, html, failureSummary }) => `  ${target}: ${html}\n    ${failureSummary}`)].join('\n');
+    axe.run(document, { resultTypes: ['violations'], rules: { 'target-size': { enabled: true } } })
+        .then(({ violations }) => done(violations.map(line)), (error) => done([String(error)]));
+";
 
 /// Chromium, with a profile of its own.
 pub(crate) struct Browser {
@@ -119,9 +128,12 @@ impl Browser {
         panic!("no way to {selector} by the keyboard");
     }
 
-    /// Emulates a system theme, `light` or `dark`.
+    /// Emulates a system theme, `light` or `dark`, without animations.
     pub(crate) async fn prefer(&self, scheme: &str) {
-        let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+        let features = json!([
+            {"name": "prefers-color-scheme", "value": scheme},
+            {"name": "prefers-reduced-motion", "value": "reduce"},
+        ]);
         self.tell("Emulation.setEmulatedMedia", json!({ "features": features })).await;
     }
 
@@ -139,6 +151,20 @@ impl Browser {
             .filter(|entry| matches!(entry.level.as_str(), "WARNING" | "SEVERE"))
             .map(|entry| entry.message)
             .collect()
+    }
+
+    /// Checks the page with axe-core: the rules of WCAG 2.2, levels A and AA, and recommendations. Returns a line for each
+    /// violation, with the rule, its impact and the elements.
+    pub(crate) async fn accessibility_violations(&self) -> Vec<String> {
+        // WebDriver runs scripts whatever the policy of the page is.
+        if self.look("window.axe === undefined", Value::Null).await == true {
+            let path =
+                Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers/npm/node_modules/axe-core/axe.min.js");
+            let axe = std::fs::read_to_string(&path).expect("axe-core, which tests/peers/setup installs");
+            in_time(self.session.execute(format!("{axe}; window.axe = axe;"), Vec::new())).await.unwrap();
+        }
+        let lines = in_time(self.session.execute_async(AXE, Vec::new())).await.unwrap();
+        serde_json::from_value(lines.json().clone()).unwrap()
     }
 
     async fn tell(&self, command: &str, parameters: Value) {
