@@ -30,7 +30,7 @@ async fn is_accessible(browser: &Browser, state: &str) {
 
 #[tokio::test]
 async fn an_empty_dashboard_is_accessible_and_says_what_to_do() {
-    let service = LocalServer::builder().api_key("a-long-key-0815").start().await.unwrap();
+    let service = LocalServer::builder().api_key("a-key-that-is-long-0815").start().await.unwrap();
     let browser = dashboard(&service).await;
     browser.until("document.querySelector('#no-flags').checkVisibility()", Value::Null).await;
     browser.until("document.querySelector('#wanted-key').textContent.endsWith('0815')", Value::Null).await;

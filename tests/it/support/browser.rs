@@ -16,7 +16,7 @@ use super::{PATIENCE, eventually, in_time};
 const AXE: &str = "
     const done = arguments[arguments.length - 1];
     const line = ({ id, impact, help, nodes }) => [`${impact} ${id}: ${help}`,
-        ...nodes.map(({ target, html, failureSummary }) => `  ${target}: ${html}\n    ${failureSummary}`)].join('\n');
+        ...nodes.map(({ target, html, failureSummary }) => `  ${target}: ${html}\\n    ${failureSummary}`)].join('\\n');
     axe.run(document, { resultTypes: ['violations'], rules: { 'target-size': { enabled: true } } })
         .then(({ violations }) => done(violations.map(line)), (error) => done([String(error)]));
 ";
