@@ -31,7 +31,7 @@ pub(crate) struct Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // The session needs no orderly end: the driver and its browser are killed.
+        // The session need not be closed: the driver and its browser are killed.
         self.session.clone().leak().ok();
     }
 }
@@ -44,7 +44,7 @@ impl Browser {
         let folder = format!("--user-data-dir={}", profile.path().display());
         for argument in [
             "--headless",
-            // Chromium as root starts without it only; it opens nothing but our own pages.
+            // As root, Chromium only starts without the sandbox. It opens only our own pages.
             "--no-sandbox",
             "--disable-gpu",
             "--disable-quic",
@@ -90,7 +90,7 @@ impl Browser {
     /// Waits until an expression is true in the page.
     pub(crate) async fn until(&self, expression: &str, argument: impl Into<Value>) {
         let argument = argument.into();
-        // What is looked at may not be there yet.
+        // The element may not exist yet.
         let guarded = format!("(() => {{ try {{ return ({expression}); }} catch {{ return false; }} }})()");
         let holds = eventually(async || self.look(&guarded, argument.clone()).await == true);
         if tokio::time::timeout(PATIENCE / 2, holds).await.is_err() {
@@ -156,7 +156,7 @@ impl Browser {
     /// Checks the page with axe-core: the rules of WCAG 2.2, levels A and AA, and recommendations. Returns a line for each
     /// violation, with the rule, its impact and the elements.
     pub(crate) async fn accessibility_violations(&self) -> Vec<String> {
-        // WebDriver runs scripts whatever the policy of the page is.
+        // WebDriver runs scripts regardless of the policy of the page.
         if self.look("window.axe === undefined", Value::Null).await == true {
             let path =
                 Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers/npm/node_modules/axe-core/axe.min.js");
@@ -176,7 +176,7 @@ impl Browser {
 struct Driver {
     process: Child,
     url: String,
-    /// Kept open, so that the driver can go on writing.
+    /// Kept open, so that the driver can continue to write.
     _output: Lines<BufReader<ChildStdout>>,
 }
 
@@ -184,7 +184,7 @@ impl Driver {
     async fn start() -> Self {
         in_time(async {
             loop {
-                // It ends if the port that it has chosen for IPv4 is taken for IPv6.
+                // The driver ends if the port that it has chosen for IPv4 is in use for IPv6.
                 if let Some(driver) = Self::try_start().await {
                     break driver;
                 }
@@ -216,7 +216,7 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // The whole group: the driver leaves its browser behind when it is killed alone.
+        // The whole group, since the browser survives if only the driver is killed.
         if let Some(id) = self.process.id() {
             std::process::Command::new("kill").args(["-KILL", "--", &format!("-{id}")]).status().ok();
         }
