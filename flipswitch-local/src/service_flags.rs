@@ -48,7 +48,9 @@ mod client {
                 ));
             }
             404 => {
-                return Err(format!("{url}: the service has no OFREP endpoint there (404); pass the URL before /ofrep"));
+                return Err(format!(
+                    "{url}: the service has no OFREP endpoint there (404); pass the URL before /ofrep"
+                ));
             }
             300..=399 => return Err(format!("{url}: the service redirects ({status}); pass the URL that it leads to")),
             _ => return Err(format!("{url}: the service responded with {status}")),
