@@ -36,7 +36,7 @@ Usage: flipswitch-local [OPTIONS]
   --help                 Print this help
   --version              Print the version
 
-Subcommands, each with a help of its own, such as flipswitch-local override --help:
+Subcommands (each has a --help, for example flipswitch-local override --help):
   override  Mint overrides of flags for one browser
   declare   Print Rust source that declares flags
   check     Compare a manifest of flags with a service

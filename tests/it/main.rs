@@ -89,11 +89,11 @@ mod web {
 
 /// The local flag service and its dashboard.
 mod local {
-    #[cfg(feature = "browser")]
-    mod accessibility;
     mod admin;
     #[cfg(feature = "browser")]
     mod browser;
+    #[cfg(feature = "browser")]
+    mod browser_accessibility;
     mod overrides;
     mod service;
 
