@@ -187,7 +187,7 @@ impl Broadcaster {
         drop(streams);
         self.changed(Topic::Streams);
         let finish = self.finish.subscribe();
-        // Locked, so that the first event is that of the change after this version.
+        // Locked, so that the first event announces the change after this version.
         let last = self.last.lock();
         let (events, version) = (self.events.subscribe(), last.version);
         drop(last);
@@ -241,7 +241,7 @@ impl Subscription {
         }
     }
 
-    /// Skips the queued events, all of which would ask for the same as the one that is returned.
+    /// Skips the queued events. Each of them would ask for the same refetch as the event that is returned.
     fn skip_to_present(&mut self) -> Bytes {
         let last = self.broadcaster.last.lock();
         self.events = self.events.resubscribe();

@@ -17,18 +17,21 @@ use crate::{
 };
 
 const HELP: &str = "\
-Compare a manifest of flags with a service.
+Compare the flags that the code declares, listed in a manifest, with the flags of a service.
 
 Usage: flipswitch-local check --manifest FILE --service URL [--api-key KEY] [--json]
 
-  --manifest FILE  Manifest of the flags that the code declares, of flipswitch::manifest or the OpenFeature CLI
-  --service URL    Flag service, over OFREP
+  --manifest FILE  Manifest, written by flipswitch::manifest or for the OpenFeature CLI
+  --service URL    URL of the flag service to read over OFREP
   --api-key KEY    API key of the service [default: the environment variable FLIPSWITCH_API_KEY]
   --json           Print JSON: {\"missing\": [KEY..], \"types\": [{\"key\", \"manifest\", \"service\"}..], \"undeclared\": [KEY..]}
   --help           Print this help
 
-Exits with 0 if the service has every flag of the manifest with its type, with 1 if it has not, and with 2 if they
-cannot be compared. Flags that only the service has are printed, and are no mistake.
+The exit code is 0 if the service has every flag of the manifest with its type, 1 if it does not, and 2 if they cannot
+be compared. Flags that only the service has are printed as undeclared, and do not change the exit code.
+
+Example:
+  flipswitch-local check --manifest flags.json --service https://api.flipswitch.io
 ";
 
 struct Options {

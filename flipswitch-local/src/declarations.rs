@@ -38,7 +38,7 @@ fn declaration(name: &str, key: &str, flag: &Flag, crate_name: &str) -> String {
     format!("{documentation}    pub {name}: {rust_type} = {key:?}, default {default};\n")
 }
 
-/// Lines of documentation, beyond which it is one text: the macro is called for each of them.
+/// Limits the lines of documentation. A longer text becomes one attribute, because the macro is called for each line.
 const MAX_LINES: usize = 32;
 
 /// Returns the documentation of a flag.
@@ -50,7 +50,7 @@ fn documentation(description: &str) -> String {
     lines.iter().map(|line| format!("    /// {line}").trim_end().to_owned() + "\n").collect()
 }
 
-/// Returns a line of a description as a line of text: an indented one, or one between fences, would be code that tests run.
+/// Escapes a line of a description. Indented lines and fenced lines would be code that doctests run.
 fn plain(line: &str) -> String {
     let line = printable(line);
     let line = line.trim();
@@ -58,7 +58,7 @@ fn plain(line: &str) -> String {
     if is_fence { format!("\\{line}") } else { line.to_owned() }
 }
 
-/// Deepest JSON, and most values in it, that are written as Rust.
+/// Limits the depth of JSON that is written as Rust, and the values of each array or object.
 const MAX_DEPTH: usize = 4;
 const MAX_VALUES: usize = 16;
 
@@ -71,7 +71,7 @@ fn is_simple(value: &Value, depth: usize) -> bool {
         Value::Object(fields) => {
             depth > 0 && fields.len() <= MAX_VALUES && fields.values().all(|value| is_simple(value, depth - 1))
         }
-        // Literals are numbers of 32 bits there.
+        // Integer literals are numbers of 32 bits there.
         Value::Number(number) => number.is_f64() || number.as_i64().is_some_and(|number| i32::try_from(number).is_ok()),
         _ => true,
     }
@@ -84,7 +84,7 @@ fn printable(line: &str) -> String {
         .collect()
 }
 
-/// Returns whether a character changes the direction of text, which the compiler refuses in comments.
+/// Returns whether a character changes the direction of text, which the compiler rejects in comments.
 fn is_directional(character: char) -> bool {
     matches!(character, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
@@ -94,7 +94,7 @@ fn float(value: &Value) -> String {
     if text.contains(['.', 'e', 'E']) { text } else { format!("{text}.0") }
 }
 
-/// Returns JSON as the macro `json!` takes it: texts are literals of Rust.
+/// Formats JSON as an argument of the macro `json!`. Strings become literals of Rust.
 fn json_source(value: &Value) -> String {
     match value {
         Value::String(text) => format!("{text:?}"),
@@ -128,7 +128,7 @@ fn type_name(key: &str, taken: &mut BTreeSet<String>) -> String {
     if name.is_empty() || name.starts_with(|first: char| first.is_ascii_digit()) || name == "Self" {
         name.insert_str(0, "Flag");
     }
-    // Types of the prelude that the code around would no longer see.
+    // Names of the prelude, which the type would shadow in the code around it.
     if matches!(name.as_str(), "Option" | "Some" | "None" | "Ok" | "Err" | "Result" | "String" | "Vec" | "Box") {
         name.push_str("Flag");
     }

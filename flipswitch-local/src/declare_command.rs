@@ -21,12 +21,14 @@ Print Rust source that declares flags with flags!, from a manifest of the OpenFe
 Usage: flipswitch-local declare --manifest FILE [--crate NAME]
        flipswitch-local declare --service URL [--api-key KEY] [--crate NAME]
 
-  --manifest FILE  Manifest with the flags, such as flags.json
-  --service URL    Flag service, over OFREP. A service does not say which defaults the code should have: all are empty
+  --manifest FILE  Manifest that lists the flags, such as flags.json
+  --service URL    URL of a flag service to read over OFREP. Its flags get empty defaults (false, 0, \"\", {}), since a
+                   service does not know the defaults in the code
   --api-key KEY    API key of the service [default: the environment variable FLIPSWITCH_API_KEY]
   --crate NAME     Crate whose flags! is called: flipswitch, flipswitch_axum or flipswitch_actix [default: flipswitch]
   --help           Print this help
 
+Example:
   flipswitch-local declare --manifest flags.json > src/flags.rs
 ";
 
@@ -78,7 +80,7 @@ async fn read(source: Source) -> Result<Flags, String> {
         Source::Service { url, api_key } => {
             let types = service_flags::fetch(&url, api_key).await?;
             for (key, _) in types.iter().filter(|(_, flag_type)| flag_type.is_none()) {
-                eprintln!("left out, because the service does not tell its type: {}", key.escape_debug());
+                eprintln!("left out, because the service does not say its type: {}", key.escape_debug());
             }
             Ok(manifest::from_service(types))
         }

@@ -29,7 +29,7 @@ pub(crate) fn object(place: &'static str, value: Value) -> Result<Map<String, Va
 }
 
 impl NotAnObject {
-    /// Returns what is wrong, without the place.
+    /// Returns the problem, without the place.
     pub(crate) fn problem(&self) -> String {
         format!("must be a JSON object, not {}", self.found)
     }

@@ -119,7 +119,7 @@ impl Keys {
     }
 }
 
-/// Returns the API key of a request: that of `X-API-Key`, or otherwise the token of `Authorization: Bearer`.
+/// Returns the API key of a request: the value of `X-API-Key`, or without that header the token of `Authorization: Bearer`.
 pub(crate) fn sent_key(headers: &HeaderMap) -> Option<&[u8]> {
     const SCHEME: &[u8] = b"bearer ";
     if let Some(key) = headers.get("x-api-key") {
@@ -129,7 +129,7 @@ pub(crate) fn sent_key(headers: &HeaderMap) -> Option<&[u8]> {
     scheme.eq_ignore_ascii_case(SCHEME).then(|| token.trim_ascii())
 }
 
-/// Generates a key, with the random seeds that the standard library has for hash tables.
+/// Generates a key from the random seeds that the standard library uses for hash tables.
 fn generate_key() -> String {
     let random = || RandomState::new().build_hasher().finish();
     format!("local-{:016x}{:016x}", random(), random())

@@ -1,36 +1,63 @@
 //! A feature-flag service on your own machine, for development and tests.
 //!
 //! The service implements the protocol of the real one, OFREP and a stream of changes, without an account or a network.
-//! This crate is a library for tests. It is also a program with a dashboard; see the
-//! [README](https://crates.io/crates/flipswitch-local) for its options, the format of its flags file, and the endpoints
-//! under `/local`, through which `curl` can change flags and faults.
+//! This crate is a library for tests. It is also a program with a dashboard. The [guide] has the options of the program, the
+//! format of its flags file, and the endpoints under `/local`, through which `curl` can change flags and faults.
 //!
 //! # Example
 //!
+//! A test starts the service, and the application with the URL and the API key of the service. Here the application is a
+//! provider of the crate `flipswitch`. Every OFREP client works.
+//!
 //! ```
+//! use flipswitch::{Context, FlipswitchProvider};
 //! use flipswitch_local::{Endpoint, Fault, LocalServer};
 //! use serde_json::json;
 //!
-//! # #[tokio::main(flavor = "current_thread")]
-//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let service = LocalServer::start(json!({"new-checkout": false})).await?;
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let service = LocalServer::start(json!({"new-checkout": true})).await?;
+//!     let provider = FlipswitchProvider::builder(service.api_key()).base_url(service.url()).build()?;
+//!     assert!(provider.flags(Context::user("alice")).await.bool("new-checkout", false));
 //!
-//! // Start the application with this URL and this key.
-//! let (base_url, api_key) = (service.url(), service.api_key());
+//!     // One request evaluated the flags of this user.
+//!     let requests = service.requests();
+//!     let is_for_alice = |body: &[u8]| String::from_utf8_lossy(body).contains("alice");
+//!     assert_eq!(requests.iter().filter(|request| is_for_alice(&request.body)).count(), 1);
 //!
-//! // Change a flag. The application receives the change on its stream.
-//! service.set_flag("new-checkout", true);
+//!     // During an outage, the application keeps the flags of this user, and uses its defaults for a new one.
+//!     let outage = service.faults().add(Fault::on(Endpoint::Bulk).status(503))?;
+//!     assert!(provider.flags(Context::user("alice")).await.bool("new-checkout", false));
+//!     assert!(!provider.flags(Context::user("bob")).await.bool("new-checkout", false));
+//!     assert!(service.faults().applied(outage) > 0);
 //!
-//! // Make the next two evaluations fail.
-//! service.faults().add(Fault::on(Endpoint::Bulk).status(503).times(2))?;
-//!
-//! // Check the requests of the application.
-//! assert!(service.requests().is_empty());
-//!
-//! service.shutdown().await;
-//! # Ok(())
-//! # }
+//!     provider.shutdown().await;
+//!     service.shutdown().await;
+//!     Ok(())
+//! }
 //! ```
+//!
+//! # Where to find what
+//!
+//! | to | use |
+//! |---|---|
+//! | start a service | [`LocalServer::start`] with flags, or [`LocalServer::builder`] with a flags file, an API key and other options |
+//! | connect an application | [`LocalServer::url`] and [`LocalServer::api_key`] |
+//! | change flags | [`LocalServer::set_flag`], [`set_definition`](LocalServer::set_definition) with variants and targeting, [`remove_flag`](LocalServer::remove_flag) |
+//! | see what an application sent | [`LocalServer::requests`], which returns [`RecordedRequest`]s, and [`LocalServer::streams`] |
+//! | simulate failures | [`LocalServer::faults`]: a [`Fault`] on an [`Endpoint`] has an effect, the methods of [`FaultOn`] |
+//! | end streams, or send broken events | [`Faults`] and [`LocalServer::send_event`] |
+//! | replace the API key | [`LocalServer::rotate_api_key`] with a [`KeyRotation`] |
+//! | serve OFREP clients and pages | [`LocalServerBuilder::event_streams`] and [`allow_origin`](LocalServerBuilder::allow_origin) |
+//!
+//! A change reaches an application within milliseconds, but not at once. A test waits for its effect.
+//!
+//! # Feature flags
+//!
+//! `service` is on by default. It only concerns the program: its subcommands `declare` and `check` can read the flags of a
+//! service over HTTPS. Tests can depend on this crate with `default-features = false`, which builds fewer dependencies.
+//!
+//! [guide]: https://github.com/flipswitch/flipswitch-rust/blob/main/docs/local.md
 
 mod admin;
 mod api;

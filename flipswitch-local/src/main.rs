@@ -17,7 +17,8 @@ use flipswitch_local::LocalServer;
 use tracing_subscriber::EnvFilter;
 
 const HELP: &str = "\
-A local feature-flag service for development and tests.
+A local feature-flag service for development and tests. It serves flags over OFREP with a stream of changes, and has a
+dashboard for browsers.
 
 Usage: flipswitch-local [OPTIONS]
        flipswitch-local override [OPTIONS] FLAG=VALUE...
@@ -28,16 +29,21 @@ Usage: flipswitch-local [OPTIONS]
   --listen ADDRESS       Address to listen on [default: 127.0.0.1:3001]
   --api-key KEY          API key that clients must send [default: any]
   --heartbeat SECONDS    Interval of heartbeats on streams [default: 15]
-  --event-streams        Announce changes on event streams of OFREP as well
+  --event-streams        Announce changes on event streams of OFREP as well, for other OFREP clients
   --allow-origin ORIGIN  Allow pages of this origin to use the API, such as http://localhost:5173, or * for any;
                          can be repeated [default: none]
   --expose-control       Allow other machines to use the dashboard and change flags
   --help                 Print this help
   --version              Print the version
 
-The subcommands mint overrides of flags for a browser, print source that declares flags, and compare a manifest of
-flags with a service: see flipswitch-local override --help, flipswitch-local declare --help and flipswitch-local check
---help.
+Subcommands (each has a --help, for example flipswitch-local override --help):
+  override  Mint overrides of flags for one browser
+  declare   Print Rust source that declares flags
+  check     Compare a manifest of flags with a service
+
+Example:
+  echo '{\"dark-mode\": false, \"max-items\": 10}' > flags.json
+  flipswitch-local --flags flags.json
 ";
 
 struct Options {

@@ -15,7 +15,7 @@ pub(crate) enum FlagType {
 }
 
 impl FlagType {
-    /// Parses a type, also by the other names that the CLI accepts.
+    /// Parses a type. Accepts the same names as the CLI.
     fn parse(text: &str) -> Option<Self> {
         Some(match text.to_ascii_lowercase().as_str() {
             "boolean" | "bool" => Self::Boolean,
@@ -44,7 +44,7 @@ impl FlagType {
         self == other || self == Self::Float && other == Self::Integer
     }
 
-    /// Returns the value that stands for none.
+    /// Returns the empty value of the type.
     fn empty(self) -> Value {
         match self {
             Self::Boolean => false.into(),
@@ -83,7 +83,7 @@ pub(crate) struct Flag {
 }
 
 impl Flag {
-    /// Returns whether values of this type fit. A default of null is that of an optional flag, whose type is not known.
+    /// Returns whether values of this type fit. A flag with the default null is optional, and its type is not known.
     pub(crate) fn fits(&self, found: FlagType) -> bool {
         self.flag_type.reads(found) || self.flag_type == FlagType::Object && self.default.is_null()
     }
@@ -108,7 +108,9 @@ fn read(key: &str, flag: &Value) -> Result<Flag, String> {
     let flag_type =
         flag.get("flagType").and_then(Value::as_str).ok_or_else(|| format!("flag {key:?} has no flagType"))?;
     let flag_type = FlagType::parse(flag_type).ok_or_else(|| {
-        format!("flag {key:?} has the flagType {flag_type:?}, which is none of boolean, string, integer, float, object")
+        format!(
+            "flag {key:?} has the flagType {flag_type:?}, which is not one of boolean, string, integer, float, object"
+        )
     })?;
     let default = flag.get("defaultValue").ok_or_else(|| format!("flag {key:?} has no defaultValue"))?;
     let fits = flag_type == FlagType::Object || FlagType::of_value(default).is_some_and(|found| flag_type.reads(found));
@@ -140,7 +142,7 @@ pub(crate) fn of_service(body: &Value) -> Result<BTreeMap<String, Option<FlagTyp
     Ok(types.collect())
 }
 
-/// Makes flags for those of a service. A service does not say which default the code should have, so they have empty ones.
+/// Converts the flags of a service. A service does not say which defaults the code should have, so they are empty.
 pub(crate) fn from_service(types: BTreeMap<String, Option<FlagType>>) -> Flags {
     let known = types.into_iter().filter_map(|(key, flag_type)| {
         let flag_type = flag_type?;

@@ -18,26 +18,28 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use crate::overrides::{COOKIE, Key, LINK_LIFETIME, Overrides, PARAMETER, Purpose};
 
 const HELP: &str = "\
-Mint overrides of flags for a browser: a browser that opens the link reads these values instead of the service's. The
-application must accept them (`with_overrides` of its layer or middleware), with the same key and for these flags.
+Mint overrides of flags for one browser, to test an application. A browser that opens the printed link reads these
+values instead of the values of the service. The application must accept overrides (`with_overrides` of its layer or
+middleware), with the same key and for these flags.
 
 Usage: flipswitch-local override [OPTIONS] FLAG=VALUE...
 
-  FLAG=VALUE       Flag and its value: JSON, or text if it is not JSON. On a shell, write version='\"1.10\"' for a text
-                   that is also a number
+  FLAG=VALUE       Flag and its value: JSON, or text if it is not JSON. In a shell, write version='\"1.10\"' for a text
+                   that looks like a number
 
   --key-file FILE  File with the key of the application's overrides [default: the environment variable
                    FLIPSWITCH_OVERRIDES_KEY]
-  --name NAME      Name of the provider that they are for [default: a provider without a name]
-  --for KEY        Targeting key of the only user that they are for [default: every user of the browser]
-  --hours N        How many hours they last, from 1 to 168 [default: 8]
+  --name NAME      Name of the provider in the application [default: a provider without a name]
+  --for KEY        Targeting key of the only user that may use the overrides [default: every user of the browser]
+  --hours N        Number of hours that the overrides last, from 1 to 168 [default: 8]
   --url URL        Page to open: prints the whole link [default: prints the query flipswitch=..]
   --cookie         Print the cookie instead of a link, for tests
   --help           Print this help
 
 A link can be opened for 15 minutes. ?flipswitch=off on any page of the application ends overrides. Anyone who has a
-link or a cookie can use it: send it only to those who test.
+link or a cookie can use it, so send it only to testers.
 
+Example:
   flipswitch-local override --key-file overrides.key --url https://shop.example/checkout new-checkout=true theme=dark
 ";
 
@@ -137,7 +139,7 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Option<Options>, lexopt::Error
         return Err("no flags: pass FLAG=VALUE, such as new-checkout=true".into());
     }
     let output = match (page, cookie) {
-        (Some(_), true) => return Err("--url and --cookie exclude each other".into()),
+        (Some(_), true) => return Err("--url and --cookie cannot be used together".into()),
         (Some(page), false) => Output::Link(page),
         (None, true) => Output::Cookie,
         (None, false) => Output::Query,

@@ -40,7 +40,7 @@ impl Key {
     }
 }
 
-/// What a token is for.
+/// The purpose of a token.
 #[derive(Clone, Copy)]
 pub(crate) enum Purpose {
     /// A browser opens it in a link, and gets a cookie.
@@ -54,7 +54,7 @@ pub(crate) struct Overrides {
     pub(crate) flags: Map<String, Value>,
     /// Empty for a provider without a name.
     pub(crate) provider_name: String,
-    /// The only user that they are for.
+    /// The targeting key of the only user that may use them. `None` for every user of the browser.
     pub(crate) targeting_key: Option<String>,
     /// How long they last in the browser.
     pub(crate) lifetime: Duration,

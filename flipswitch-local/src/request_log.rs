@@ -44,7 +44,7 @@ pub(crate) struct LoggedRequest {
     outcome: OnceLock<Outcome>,
 }
 
-/// What became of a request.
+/// The outcome of a request.
 #[derive(Clone, Copy)]
 pub(crate) struct Outcome {
     /// `None` if the connection ended before there was a response.
@@ -133,7 +133,8 @@ impl PendingRequest {
         }
     }
 
-    /// Announces requests of applications only: the dashboard reads the list whenever it has changed, with a request.
+    /// Announces requests of applications only. The dashboard reads the list with a request, which must not announce another
+    /// change.
     fn announce(&self) {
         if self.request.application_id.is_some() {
             self.broadcaster.changed(Topic::Requests);
@@ -148,7 +149,7 @@ impl Drop for PendingRequest {
 }
 
 impl RecordedRequest {
-    /// Copies headers and body, which otherwise keep the whole buffer alive that the connection was read into.
+    /// Copies headers and body. Otherwise, they would keep the whole read buffer of the connection in memory.
     fn detach(self) -> Self {
         let copy = |value: &HeaderValue| {
             let mut copy = HeaderValue::from_bytes(value.as_bytes()).unwrap_or_else(|_| value.clone());

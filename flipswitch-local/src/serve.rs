@@ -33,7 +33,7 @@ const MAX_BODY: usize = 1 << 20;
 /// Time that connections have to end at shutdown before they are aborted.
 pub(crate) const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Serves connections until shutdown. Afterwards none of them is left.
+/// Serves connections until shutdown. Afterwards, no connection is open.
 pub(crate) async fn serve(listener: TcpListener, state: Arc<AppState>) {
     let stop = state.stop.clone();
     let abort = CancellationToken::new();

@@ -151,7 +151,7 @@ impl LocalServer {
     ///
     /// # Errors
     ///
-    /// Returns a [`DefinitionError`] if the definition is invalid. The flag stays the same then.
+    /// Returns a [`DefinitionError`] if the definition is invalid. The flag then keeps its definition.
     pub fn set_definition(&self, key: &str, definition: Value) -> Result<(), DefinitionError> {
         self.state.flags.set(key, Definition::parse(key, definition)?);
         Ok(())

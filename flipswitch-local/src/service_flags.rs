@@ -17,11 +17,11 @@ mod client {
     /// Environment variable with the API key of the service.
     const KEY_VARIABLE: &str = "FLIPSWITCH_API_KEY";
 
-    /// How long the service may take.
+    /// Time limit of the request.
     const TIMEOUT: Duration = Duration::from_secs(10);
 
-    /// Requests the flags of a service over OFREP, with their types as far as they are known. Without a key, that of the environment is
-    /// sent, if there is one.
+    /// Requests the flags of a service over OFREP. Returns their types, as far as they are known. Without a key, sends the key
+    /// in the environment, if there is one.
     pub(crate) async fn fetch(
         url: &str,
         api_key: Option<String>,
@@ -47,7 +47,11 @@ mod client {
                     "{url}: the service refuses the API key ({status}); pass --api-key, or set {KEY_VARIABLE}"
                 ));
             }
-            404 => return Err(format!("{url}: the service has no OFREP there (404); pass the URL before /ofrep")),
+            404 => {
+                return Err(format!(
+                    "{url}: the service has no OFREP endpoint there (404); pass the URL before /ofrep"
+                ));
+            }
             300..=399 => return Err(format!("{url}: the service redirects ({status}); pass the URL that it leads to")),
             _ => return Err(format!("{url}: the service responded with {status}")),
         }
@@ -70,8 +74,8 @@ mod without {
 
     use crate::manifest::FlagType;
 
-    /// Returns an error: there is no client.
+    /// Returns an error, since there is no HTTP client.
     pub(crate) async fn fetch(url: &str, _: Option<String>) -> Result<BTreeMap<String, Option<FlagType>>, String> {
-        Err(format!("{url}: the program was built without the feature `service`, which asks services"))
+        Err(format!("{url}: the program was built without the feature `service`, which requests flags from services"))
     }
 }

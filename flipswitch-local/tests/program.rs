@@ -205,7 +205,7 @@ fn errors_of_override_name_the_option() {
         (&["f=1", "--hours=0"], 2, "--hours 0: must be"),
         (&["f=1", "--hours", "1.5"], 2, "--hours 1.5: must be"),
         (&["f=1", "--url", "shop.example"], 2, "--url shop.example: must be the URL of a page"),
-        (&["f=1", "--url", "https://shop.example", "--cookie"], 2, "--url and --cookie exclude each other"),
+        (&["f=1", "--url", "https://shop.example", "--cookie"], 2, "--url and --cookie cannot be used together"),
         (&["f=1", "--name", "my shop"], 2, "--name my shop: must be"),
         (&["f=1", "--for="], 2, "--for : must not be empty"),
         (&["f=1", "--key-file"], 2, "--key-file"),

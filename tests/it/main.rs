@@ -92,6 +92,8 @@ mod local {
     mod admin;
     #[cfg(feature = "browser")]
     mod browser;
+    #[cfg(feature = "browser")]
+    mod browser_accessibility;
     mod overrides;
     mod service;
 

@@ -20,6 +20,7 @@ compile_pages! {
     DeclaredFlags: "../../docs/declared-flags.md",
     Environments: "../../docs/environments.md",
     GettingStarted: "../../docs/getting-started.md",
+    Local: "../../docs/local.md",
     Migrating: "../../docs/migrating.md",
     OpenFeature: "../../docs/openfeature.md",
     Operations: "../../docs/operations.md",

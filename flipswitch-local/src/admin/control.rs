@@ -43,7 +43,8 @@ use crate::{
     state::AppState,
 };
 
-/// Limits faults on connections, which apply to connections for `/local` as well. More could not be removed again.
+/// Limits how often a fault on connections applies. Such a fault applies to connections for `/local` as well, so without a
+/// limit it could not be removed again.
 const MAX_CONNECTION_FAULTS: u64 = 100;
 
 pub(crate) fn routes() -> Router<Arc<AppState>> {
@@ -85,7 +86,7 @@ async fn flags(State(state): State<Arc<AppState>>) -> Json<Value> {
     Json(state.flags.to_json())
 }
 
-/// Accepts any content type, since `curl -d` sends that of a form.
+/// Accepts any content type, since `curl -d` sends the content type of a form.
 async fn set_flag(
     State(state): State<Arc<AppState>>,
     Segment(key): Segment,

@@ -49,7 +49,7 @@ pub(crate) fn allow<S: Clone + Send + Sync + 'static>(api: Router<S>, origins: &
     let cors = CorsLayer::new()
         .allow_origin(allowed)
         .allow_methods([Method::GET, Method::POST])
-        // SDKs send headers of their own, and tracing libraries as well.
+        // SDKs and tracing libraries send headers of their own.
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers([header::ETAG, header::RETRY_AFTER]);
     api.route_layer(cors)

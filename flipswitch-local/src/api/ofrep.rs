@@ -71,7 +71,7 @@ pub(crate) async fn bulk(
     }
     let mut body = json!({"flags": items, "metadata": {}});
     if state.event_streams {
-        // Without an origin, which is that of the base URL.
+        // Without an origin, so clients use the origin of their base URL.
         body["eventStreams"] = json!([{"type": "sse", "endpoint": {"requestUri": EVENT_STREAM_PATH}}]);
     }
     let body = body.to_string();

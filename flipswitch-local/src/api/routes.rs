@@ -25,7 +25,7 @@ pub(crate) fn routes(state: &Arc<AppState>) -> Router<Arc<AppState>> {
         .route(&format!("{BULK_PATH}/{{*key}}"), post(ofrep::single))
         .route(STREAM_PATH, get(stream::stream))
         .route_layer(middleware::from_fn_with_state(Arc::clone(state), require_api_key));
-    // A page cannot add headers to the request that opens an event stream, and so no key.
+    // A page cannot add headers to the request that opens an event stream, so the endpoint requires no key.
     if state.event_streams { api.route(EVENT_STREAM_PATH, get(stream::event_stream)) } else { api }
 }
 

@@ -1,4 +1,4 @@
-//! The streams of changes: that of Flipswitch, `GET /api/v1/flags/events`, and the event stream of OFREP,
+//! The streams of changes: the stream of Flipswitch, `GET /api/v1/flags/events`, and the event stream of OFREP,
 //! `GET /ofrep/v1/sse/flags`.
 
 use std::{convert::Infallible, pin::Pin, sync::Arc};

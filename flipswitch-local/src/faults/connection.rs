@@ -111,7 +111,7 @@ impl Connection {
         }
     }
 
-    /// Ends the connection, and returns the error with which it fails.
+    /// Ends the connection, and returns the error that its reads and writes fail with.
     fn end(&mut self, action: ConnectionAction, context: &mut Context<'_>) -> io::Error {
         if action == ConnectionAction::Reset {
             reset_on_close(&self.stream);

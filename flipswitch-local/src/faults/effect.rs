@@ -114,7 +114,7 @@ fn simulated() -> String {
 }
 
 impl Effect {
-    /// Returns after how many bytes of its body the response is cut off, and what happens to the connection then.
+    /// Returns the number of bytes after which the body is cut off, and the action on the connection.
     pub(crate) fn cut(&self) -> Option<(u64, ConnectionAction)> {
         match *self {
             Self::Close { after_bytes, .. } => Some((after_bytes?, ConnectionAction::Close)),
@@ -124,7 +124,7 @@ impl Effect {
         }
     }
 
-    /// Returns after which time a stream ends, and what happens to its connection then: nothing if it ends gracefully.
+    /// Returns the time after which a stream ends, and the action on its connection: none if the stream ends gracefully.
     pub(crate) fn end_of_stream(&self) -> Option<(Duration, Option<ConnectionAction>)> {
         match *self {
             Self::Close { after_millis, .. } => Some((after_millis?, Some(ConnectionAction::Close))),
@@ -159,10 +159,10 @@ impl Effect {
                 check_headers(headers, "effect.rateLimit.headers")
             }
             Self::Close { after_bytes: Some(_), after_millis: Some(_) } => {
-                Err(FaultError::new("effect.close", "has both afterBytes and afterMillis, but at most one of them"))
+                Err(FaultError::new("effect.close", "must not have both afterBytes and afterMillis"))
             }
             Self::Reset { after_bytes: Some(_), after_millis: Some(_) } => {
-                Err(FaultError::new("effect.reset", "has both afterBytes and afterMillis, but at most one of them"))
+                Err(FaultError::new("effect.reset", "must not have both afterBytes and afterMillis"))
             }
             Self::Redirect { code, location } => {
                 check_code(*code, 300..=399, "effect.redirect.code")?;
@@ -267,7 +267,7 @@ mod millis {
     }
 }
 
-/// As [`millis`], for durations that may be missing.
+/// Like [`millis`], for optional durations.
 mod optional_millis {
     use std::time::Duration;
 

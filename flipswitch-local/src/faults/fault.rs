@@ -182,7 +182,7 @@ impl FaultOn {
 
     /// Responds with these bytes as the body, with status code 200.
     ///
-    /// The content type defaults to that of the endpoint, and is set with [`content_type`](Fault::content_type). A
+    /// The content type defaults to the one of the endpoint, and is set with [`content_type`](Fault::content_type). A
     /// stream ends after the bytes; [`Faults::inject`](crate::Faults::inject) sends bytes into open streams.
     pub fn garbage(self, body: impl Into<Vec<u8>>) -> Fault {
         self.effect(Effect::Garbage { body: Payload(Bytes::from(body.into())), content_type: None })
@@ -276,8 +276,7 @@ impl Fault {
         self
     }
 
-    /// Limits the fault to evaluations for other targeting keys than this one, or without one. Several calls exclude
-    /// several keys, at most 100.
+    /// Excludes evaluations for this targeting key. Several calls exclude several keys, at most 100.
     pub fn except_targeting_key(mut self, key: impl Into<String>) -> Self {
         self.when.except_targeting_keys.push(key.into());
         self
@@ -341,7 +340,7 @@ impl Fault {
         self.body(text.into()).header("content-type", "text/plain")
     }
 
-    /// Sets the content type, for [`garbage`](FaultOn::garbage). Defaults to that of the endpoint.
+    /// Sets the content type, for [`garbage`](FaultOn::garbage). Defaults to the content type of the endpoint.
     pub fn content_type(mut self, value: impl Into<String>) -> Self {
         match &mut self.effect {
             Effect::Garbage { content_type, .. } => *content_type = Some(value.into()),
@@ -350,7 +349,7 @@ impl Fault {
         self
     }
 
-    /// Sets how many requests are delayed at a time, for [`delay`](FaultOn::delay); the others wait for their turn. At
+    /// Sets how many requests are delayed at a time, for [`delay`](FaultOn::delay). The others wait for their turn. At
     /// most 10 000. Defaults to no limit.
     pub fn concurrency(mut self, requests: usize) -> Self {
         match &mut self.effect {

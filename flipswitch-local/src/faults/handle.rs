@@ -45,14 +45,14 @@ impl ConnectionHandle {
         self.request(action, false);
     }
 
-    /// Requests an action that waits for no more than the bytes that can be sent without delay.
+    /// Requests an action now. Only bytes that can be sent without delay are sent before it.
     pub(crate) fn act_now(&self, action: ConnectionAction) {
         self.request(action, true);
     }
 
     fn request(&self, action: ConnectionAction, immediate: bool) {
         let mut state = self.0.lock();
-        // A connection that is about to end stays so.
+        // A connection that is about to end is not silenced.
         if action == ConnectionAction::Silence && state.status.action.is_some() {
             return;
         }

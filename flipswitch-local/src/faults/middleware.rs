@@ -46,7 +46,7 @@ pub(crate) async fn apply_faults(
     }
 }
 
-/// Responds without a fault. Faults that are added later can cut off open streams; other responses are short.
+/// Responds without a fault. Faults that are added later can cut off open streams. Other responses are too short for that.
 async fn respond(endpoint: Endpoint, cutter: Arc<ResponseCutter>, request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     if endpoint == Endpoint::Stream { response::cuttable(response, cutter) } else { response }

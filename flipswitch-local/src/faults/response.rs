@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::faults::handle::{ConnectionAction, ConnectionHandle};
 
-/// Cuts off one response, and acts on its connection then.
+/// Cuts off one response, and then acts on its connection.
 #[derive(Debug)]
 pub(crate) struct ResponseCutter {
     pub(crate) connection: ConnectionHandle,
@@ -41,7 +41,7 @@ enum Cut {
 #[derive(Debug)]
 pub(crate) struct ScheduledEnd {
     pub(crate) due: Instant,
-    /// What happens to the connection then. `None` if the response ends gracefully.
+    /// The action on the connection. `None` if the response ends gracefully.
     pub(crate) action: Option<ConnectionAction>,
     /// Cancels the end.
     pub(crate) removed: CancellationToken,
@@ -84,7 +84,7 @@ impl ResponseCutter {
         }
     }
 
-    /// Ends the response if that is scheduled, unless the fault has been removed.
+    /// Ends the response if its end is scheduled, unless the fault has been removed.
     fn end_as_scheduled(&self) {
         let mut cut = self.cut.lock();
         let Cut::Scheduled(end) = &*cut else { return };
@@ -153,14 +153,14 @@ impl ResponseCutter {
     }
 }
 
-/// Makes a response one that the cutter can cut off.
+/// Lets the cutter cut off a response.
 pub(crate) fn cuttable(response: Response, cutter: Arc<ResponseCutter>) -> Response {
     let left = response.body().size_hint().exact();
     set_content_length(response)
         .map(|body| Body::from_stream(CuttableBody { body: body.into_data_stream(), cutter, left, timer: None }))
 }
 
-/// Sets the `Content-Length`. The server itself only does so for bodies that it can see the length of.
+/// Sets the `Content-Length`. The server itself only does so for bodies whose length it knows.
 pub(crate) fn set_content_length(mut response: Response) -> Response {
     if let Some(length) = response.body().size_hint().exact() {
         response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
@@ -200,7 +200,7 @@ impl Stream for CuttableBody {
                 return Poll::Ready(None);
             }
             if self.cutter.cut_if_due(false) {
-                // The body neither continues nor ends until the connection does.
+                // The body stays pending until the connection ends.
                 return Poll::Pending;
             }
             match ready!(self.body.poll_next_unpin(context)) {

@@ -155,7 +155,7 @@ fn field(value: &Value) -> EvaluationContextFieldValue {
 /// Converts a nested value for the evaluation engine.
 ///
 /// OpenFeature's values, and thus the engine's contexts, have no null. Since the engine converts a context to JSON for
-/// its rules, NaN stands for null: JSON has no NaN, so that it becomes null there.
+/// its rules, NaN stands for null: JSON has no NaN, so it becomes null there.
 fn structure(value: &Value) -> open_feature::Value {
     use open_feature::{StructValue, Value as FeatureValue};
     match value {

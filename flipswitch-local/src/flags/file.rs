@@ -44,12 +44,12 @@ pub(crate) fn warn_of_invalid_rules(path: &Path, flags: &Flags) {
     }
 }
 
-/// Metadata that differs between two versions of a file. For a link, those of its target.
+/// Metadata that differs between two versions of a file. For a link, the metadata of its target.
 #[derive(Debug, PartialEq, Eq)]
 struct Stamp {
     modified: Option<SystemTime>,
     length: u64,
-    /// Device and inode: a file that replaces another one can have its length and time.
+    /// Device and inode. A file that replaces another one can have the same length and time.
     #[cfg(unix)]
     file: (u64, u64),
 }

@@ -36,7 +36,7 @@ impl FlagStore {
         self.flags.read().iter().map(|(key, flag)| self.evaluator.item(key, flag, context)).collect()
     }
 
-    /// Sets a flag. Announces that even if the flag was the same before.
+    /// Sets a flag, and announces the change even if the flag was the same before.
     pub(crate) fn set(&self, key: &str, definition: Definition) {
         self.flags.write().insert(key.to_owned(), definition);
         self.broadcaster.flag_updated(key);

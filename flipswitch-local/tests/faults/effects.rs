@@ -165,7 +165,7 @@ async fn one_flag_fails_for_some_contexts() {
     assert_eq!(failed["flags"][0], well["flags"][0], "the other flag has its value");
     assert_eq!(failed["flags"][1], json!({"key": "b", "errorCode": "GENERAL", "errorDetails": "simulated by a fault"}));
     assert_eq!(failed["flags"].as_array().unwrap().len(), 2);
-    assert_eq!(items(json!({"targetingKey": "u"})).await, well, "for a moment only");
+    assert_eq!(items(json!({"targetingKey": "u"})).await, well, "once only");
     faults.remove(id);
 
     // The tag is that of the response.

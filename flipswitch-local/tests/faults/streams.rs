@@ -230,7 +230,7 @@ async fn a_stream_outlives_a_schedule_that_is_removed_or_far_away() {
         service.set_flag("a", value);
         stream.until("flag-updated").await;
     }
-    // A stream that has been told its end ends with the server as well.
+    // A stream whose end is scheduled ends with the server as well.
     faults.add(on.finish().after_time(HOUR)).unwrap();
     in_time(service.shutdown()).await;
     stream.until("0\r\n\r\n").await;

@@ -106,7 +106,7 @@ async fn pages_of_other_origins_cannot_use_the_controls() {
         assert_eq!(put.status(), StatusCode::OK, "{headers:?}");
     }
 
-    // What applications use is reached by any name, as ever.
+    // Applications reach their endpoints by any name.
     for headers in
         [[("host", "flags.internal"), ("x-api-key", KEY)], [("origin", "https://shop.example"), ("x-api-key", KEY)]]
     {
@@ -117,7 +117,7 @@ async fn pages_of_other_origins_cannot_use_the_controls() {
 
 /// Returns an address of this machine that is not a loopback address, if there is one.
 fn another_address() -> Option<IpAddr> {
-    // Nothing is sent: the system only chooses the way it would go.
+    // Nothing is sent. The system only chooses the route.
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.1:9").ok()?;
     let address = socket.local_addr().ok()?.ip();
@@ -142,7 +142,7 @@ async fn other_machines_can_use_the_controls_only_if_they_are_exposed() {
             }
         }
         assert_eq!(ask(&far, "POST", BULK, &[], "{}").await.status(), StatusCode::OK);
-        // Also an exposed service is no tool of a page that has taken its address under a name of its own.
+        // A page cannot use an exposed service either, through a name of its own that resolves to the address of the service.
         let rebound = [("host", "evil.example"), ("origin", "http://evil.example")];
         assert!(!ask(&near, "PUT", "/local/flags/a", &rebound, r#"{"value": 1}"#).await.status().is_success());
         let own = [("host", "flags:3001"), ("origin", "http://flags:3001")];
@@ -199,7 +199,7 @@ async fn api_keys_are_listed_masked() {
     let keys: Vec<_> = listed["requests"].as_array().unwrap().iter().map(|request| &request["apiKey"]).collect();
     assert_eq!(keys, [&json!(null), &json!("••••"), &json!("••••4711")]);
     let open = LocalServer::start(json!({})).await.unwrap();
-    assert_eq!(get(&open, "/local/api-key").await, json!({"key": null}), "any key is taken");
+    assert_eq!(get(&open, "/local/api-key").await, json!({"key": null}), "any key is accepted");
 }
 
 #[tokio::test]
@@ -318,7 +318,7 @@ async fn requests_are_listed_newest_first_with_their_outcome() {
         "context": r#"{"plan":"premium","targetingKey":"alice"}"#,
     });
     for (field, value) in expected.as_object().unwrap() {
-        // In the order in which it was sent, or sorted, as serde_json is built.
+        // In the order in which it was sent, or sorted: this depends on the features of serde_json.
         let same = |shown: &Value| serde_json::from_str::<Value>(shown.as_str().unwrap()).unwrap();
         match field.as_str() {
             "context" => assert_eq!(same(&requests[2][field]), same(value)),
@@ -327,7 +327,7 @@ async fn requests_are_listed_newest_first_with_their_outcome() {
     }
     assert!(requests[2]["at"].as_str().unwrap().ends_with('Z'));
     assert_eq!((&requests[0]["context"], &requests[0]["apiKey"]), (&json!("<html>"), &json!(null)));
-    // Its connection is closed without an answer.
+    // Its connection is closed without a response.
     service.faults().remove(hang);
     assert!(in_time(hanging).await.unwrap().is_err());
     eventually(async || listed().await[0]["millis"].is_u64()).await;
@@ -335,7 +335,7 @@ async fn requests_are_listed_newest_first_with_their_outcome() {
     for _ in 0..210 {
         post(&service, BULK, "{}").await;
     }
-    assert_eq!(listed().await.len(), 200, "the list has an end");
+    assert_eq!(listed().await.len(), 200, "the list is limited");
 }
 
 /// A reader of the activity stream.
@@ -385,7 +385,7 @@ impl Activity {
 async fn watchers_receive_the_topics_that_change() {
     let service = LocalServer::start(json!({"a": 1})).await.unwrap();
     let mut activity = Activity::open(&service).await;
-    // Everything at first, so that a watcher that comes back misses nothing.
+    // All topics at first, so that a watcher that reconnects misses nothing.
     activity.tells(&["flags", "streams", "requests", "faults", "api-key"]).await;
     service.set_flag("a", 2);
     activity.tells(&["flags"]).await;
@@ -412,7 +412,7 @@ async fn watchers_receive_the_topics_that_change() {
     activity.tells(&["api-key"]).await;
 
     in_time(service.shutdown()).await;
-    while in_time(activity.0.chunk()).await.expect("an end in order").is_some() {}
+    while in_time(activity.0.chunk()).await.expect("a graceful end").is_some() {}
 }
 
 #[tokio::test]

@@ -31,7 +31,7 @@ async fn shows(browser: &Browser, key: &str, cell: &str, text: &str) {
 }
 
 async fn is_well(browser: &Browser) {
-    assert_eq!(browser.complaints().await, Vec::<String>::new(), "no errors, and nothing that the policy forbids");
+    assert_eq!(browser.complaints().await, Vec::<String>::new(), "no errors, and no violations of the policy");
 }
 
 async fn definition(service: &LocalServer, key: &str) -> Value {
@@ -55,8 +55,7 @@ async fn toggling_a_flag_updates_an_applications_page() {
         .map((term) => term.nextElementSibling.textContent).join() === it";
     browser.until(new_feature, "false,false").await;
     browser.look("window.same = true", Value::Null).await;
-    // That page has no icon, which is none of ours to tell.
-    browser.complaints().await;
+    is_well(&browser).await;
 
     let application = browser.open_beside(&service.dashboard_url()).await;
     browser.until("document.querySelectorAll('.flag').length === it", 7).await;
@@ -104,7 +103,7 @@ async fn flags_can_be_added_edited_and_deleted_by_keyboard() {
     shows(&browser, "limit", ".value code", "10").await;
     assert_eq!(definition(&service, "limit").await, json!({"value": 10}));
 
-    // A definition, whose mistakes the service tells.
+    // The service reports mistakes in a definition.
     browser.tab_to("[aria-label='Edit limit']").await;
     browser.keys(Key::Enter).await;
     browser.tab_to("input[name=kind]").await;
@@ -128,7 +127,7 @@ async fn flags_can_be_added_edited_and_deleted_by_keyboard() {
     shows(&browser, "limit", ".value code", "100").await;
     browser.until("document.activeElement.ariaLabel === it", "Edit limit").await;
 
-    // Numbers that no double holds come back as they were.
+    // Numbers that do not fit a double are kept.
     browser.tab_to("[aria-label='Edit a']").await;
     browser.keys(Key::Enter).await;
     browser.tab_to("#editor button.primary").await;
@@ -218,7 +217,7 @@ async fn streams_requests_and_faults_are_shown_and_changed_live() {
     browser.until("document.querySelector('#faults').children.length === it", 0).await;
     assert_eq!(asked().await, StatusCode::OK);
 
-    // One by hand, at first with a mistake.
+    // A custom fault, at first with a mistake.
     browser.click("summary").await;
     browser.click("#fault [name=parameter]").await;
     for (code, outcome) in [("7", "effect.status.code: 7 is not between"), ("418", "")] {
@@ -231,7 +230,7 @@ async fn streams_requests_and_faults_are_shown_and_changed_live() {
     browser.click("#clear-faults").await;
     eventually(async || service.faults().active().is_empty()).await;
 
-    // For some contexts only, at first on an endpoint that has none.
+    // A fault for some contexts only, at first on an endpoint without contexts.
     for (name, text) in [("targetingKeys", "bob, eve"), ("attributes", "plan=premium, age=18, beta")] {
         browser.click(&format!("#fault [name={name}]")).await;
         browser.retype(text).await;
@@ -276,7 +275,7 @@ async fn hostile_text_is_shown_as_text() {
     shows(&browser, KEY, ".value code", &json!(VALUE).to_string()).await;
     shows(&browser, "__proto__", ".value code", r#"{"hurt":1}"#).await;
     shows(&browser, "</b>", ".value code", "GENERAL").await;
-    // As the name of a client, in a request, in a fault, and in the service's own words.
+    // As the name of a client, in a request, in a fault, and in messages of the service.
     let agent = Client::builder().user_agent(KEY).build().unwrap();
     let stream = agent.get(format!("{}/api/v1/flags/events", service.url())).send().await.unwrap();
     let context = json!({"context": {"targetingKey": KEY}}).to_string();

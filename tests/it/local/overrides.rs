@@ -17,7 +17,7 @@ const KEY: &str = "the key of these tests";
 
 /// Runs `flipswitch-local override` with a key, and returns its output.
 fn minted(key: &str, arguments: &[&str]) -> String {
-    // The program is built into the folder above that of the tests, at the latest here.
+    // The program is in the folder above the folder of the tests. It is built here, unless it exists.
     let tests = std::env::current_exe().unwrap();
     let folder = tests.ancestors().nth(2).unwrap();
     let program = folder.join(format!("flipswitch-local{}", std::env::consts::EXE_SUFFIX));

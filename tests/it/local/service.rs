@@ -99,7 +99,7 @@ async fn event_streams_exist_only_if_they_are_switched_on() {
         assert_eq!(bulk(&service, json!({})).await.get("eventStreams"), expected);
         assert_eq!(bulk(&service, json!({"targetingKey": "u"})).await.get("eventStreams"), expected);
         let single: Value = post(&service, &format!("{BULK}/a"), "{}").await.json().await.unwrap();
-        assert_eq!(single.get("eventStreams"), None, "only the answer with all flags has it");
+        assert_eq!(single.get("eventStreams"), None, "only the response with all flags has it");
         for (path, found) in [(EVENT_STREAM, on), ("/ofrep/v1/sse/other", false), ("/ofrep/v1/sse", false)] {
             let answer = in_time(Client::new().get(format!("{}{path}", service.url())).send()).await.unwrap();
             let expected = if found { StatusCode::OK } else { StatusCode::NOT_FOUND };
@@ -168,7 +168,7 @@ async fn a_reopened_event_stream_asks_to_refetch_if_a_change_was_missed() {
     service.send_event("api-key-rotated", json!({}));
     let mut known = Refetches::open(&service, Some(&changed)).await;
     service.remove_flag("a");
-    assert_ne!(known.next().await.0, changed, "other events are no changes of flags");
+    assert_ne!(known.next().await.0, changed, "other events do not announce changes of flags");
 }
 
 #[tokio::test]
@@ -407,7 +407,7 @@ async fn single_flags_and_errors_follow_ofrep() {
         }
     }
     let all = bulk(&service, json!({})).await;
-    assert_eq!(all["flags"][0]["errorCode"], "GENERAL", "an error of one flag stands among the others: {all}");
+    assert_eq!(all["flags"][0]["errorCode"], "GENERAL", "the error of one flag is in the list with the others: {all}");
     assert_eq!(all["flags"][1]["value"], true);
 }
 
@@ -489,7 +489,7 @@ async fn flags_can_be_set_and_removed_with_curl() {
     let url = format!("{}/local/flags", service.url());
     let client = Client::new();
     let put = |key: &str, body: &str| {
-        // What `curl -d` says of its body.
+        // The content type that `curl -d` sends.
         let request = client.put(format!("{url}/{key}")).header("content-type", "application/x-www-form-urlencoded");
         in_time(request.body(body.to_owned()).send())
     };
@@ -507,7 +507,7 @@ async fn flags_can_be_set_and_removed_with_curl() {
         let answer: Value = answer.json().await.unwrap();
         assert!(answer["error"].as_str().unwrap().contains(reason), "{answer}");
     }
-    assert_eq!(value(&service, "a").await, json!(true), "a refused definition changes nothing");
+    assert_eq!(value(&service, "a").await, json!(true), "a rejected definition changes nothing");
 
     let listed: Value = client.get(&url).send().await.unwrap().json().await.unwrap();
     assert_eq!(listed["flags"]["a"], json!({"value": true}));
@@ -528,13 +528,13 @@ async fn changes_of_the_flags_file_are_applied() {
     service.set_flag("b", "by hand");
     assert_eq!(events.next().await.unwrap().1["flagKey"], "b");
 
-    // Written in place; the flag set by hand stays, since the file says nothing new about it.
+    // Written in place. The flag that was set by request stays, since it is the same in the file as before.
     std::fs::write(&path, r#"{"a": 2, "b": 1}"#).unwrap();
     let (event, data, _) = events.next().await.unwrap();
     assert_eq!((event.as_str(), &data["flagKey"]), ("flag-updated", &json!("a")));
     assert_eq!((value(&service, "a").await, value(&service, "b").await), (json!(2), json!("by hand")));
 
-    // Replaced, as editors do it; several flags at once.
+    // Replaced, as editors do it, with several changed flags.
     let replacement = folder.path().join("flags.json~");
     std::fs::write(&replacement, r#"{"a": 3, "c": 1}"#).unwrap();
     std::fs::rename(&replacement, &path).unwrap();
@@ -568,7 +568,7 @@ async fn changes_of_a_flags_file_in_a_recreated_folder_are_applied() {
     };
     write(r#"{"a": 1}"#);
     let service = LocalServer::builder().flags_file(&path).start().await.unwrap();
-    // Twice, since the first change may be seen along with the folder's end.
+    // Twice, since the first change may be noticed together with the removal of the folder.
     for round in [2, 3] {
         std::fs::remove_dir_all(&folder).unwrap();
         write(&json!({ "a": round }).to_string());
@@ -611,7 +611,7 @@ async fn listed_flags_can_be_set_again_and_saved_as_a_file() {
     let from_file = LocalServer::builder().flags_file(&path).start().await.unwrap();
 
     let expected = seen(&service).await;
-    assert_ne!(expected[0], expected[1], "targeting decides");
+    assert_ne!(expected[0], expected[1], "the plans have different flags");
     for copy in [put_back, from_file] {
         assert_eq!(list(&copy).await, listed);
         assert_eq!(seen(&copy).await, expected);
@@ -632,7 +632,7 @@ async fn errors_in_a_flags_file_are_reported_with_their_position() {
     ] {
         std::fs::write(&path, text).unwrap();
         let error = start().await.unwrap_err();
-        assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "no trouble with the address: {error}");
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "not an error of the address: {error}");
         assert!(error.to_string().contains(place), "{error}");
     }
 }
@@ -644,13 +644,13 @@ async fn shutdown_ends_streams_and_frees_the_port() {
     let mut events = Events::open(&service).await;
     eventually(async || service.streams() == 1).await;
     in_time(service.shutdown()).await;
-    assert!(events.next().await.is_none(), "the stream has ended in order");
+    assert!(events.next().await.is_none(), "the stream has ended gracefully");
     LocalServer::builder().listen(address).start().await.unwrap().shutdown().await;
 
     let service = LocalServer::start(json!({})).await.unwrap();
     let mut events = Events::open(&service).await;
     drop(service);
-    assert!(events.next().await.is_none(), "dropped is shut down");
+    assert!(events.next().await.is_none(), "dropping the server shuts it down");
 }
 
 #[tokio::test]
@@ -659,7 +659,7 @@ async fn an_incomplete_request_is_not_answered_after_shutdown() {
     let mut connection = TcpStream::connect(service.url().trim_start_matches("http://")).await.unwrap();
     let head = format!("POST {BULK} HTTP/1.1\r\nhost: local\r\nexpect: 100-continue\r\ncontent-length: 14\r\n\r\n{{");
     connection.write_all(head.as_bytes()).await.unwrap();
-    // The service asks for the body, so it has taken the request.
+    // The service asks for the body, so it has accepted the request.
     let mut asked = *b"HTTP/1.1 100 Continue\r\n\r\n";
     in_time(connection.read_exact(&mut asked)).await.unwrap();
     assert!(asked.starts_with(b"HTTP/1.1 100"), "{}", String::from_utf8_lossy(&asked));

@@ -1,6 +1,6 @@
 //! Chromium and its driver, which end with the test.
 
-use std::process::Stdio;
+use std::{path::Path, process::Stdio};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -12,6 +12,15 @@ use tokio::{
 
 use super::{PATIENCE, eventually, in_time};
 
+/// Runs axe-core, and passes the lines of [`Browser::accessibility_violations`] to the last argument.
+const AXE: &str = "
+    const done = arguments[arguments.length - 1];
+    const line = ({ id, impact, help, nodes }) => [`${impact} ${id}: ${help}`,
+        ...nodes.map(({ target, html, failureSummary }) => `  ${target}: ${html}\\n    ${failureSummary}`)].join('\\n');
+    axe.run(document, { resultTypes: ['violations'], rules: { 'target-size': { enabled: true } } })
+        .then(({ violations }) => done(violations.map(line)), (error) => done([String(error)]));
+";
+
 /// Chromium, with a profile of its own.
 pub(crate) struct Browser {
     // Dropped before the profile, which is in use until then.
@@ -22,7 +31,7 @@ pub(crate) struct Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // The session needs no orderly end: the driver and its browser are killed.
+        // The session need not be closed: the driver and its browser are killed.
         self.session.clone().leak().ok();
     }
 }
@@ -35,7 +44,7 @@ impl Browser {
         let folder = format!("--user-data-dir={}", profile.path().display());
         for argument in [
             "--headless",
-            // Chromium as root starts without it only; it opens nothing but our own pages.
+            // As root, Chromium only starts without the sandbox. It opens only our own pages.
             "--no-sandbox",
             "--disable-gpu",
             "--disable-quic",
@@ -81,7 +90,7 @@ impl Browser {
     /// Waits until an expression is true in the page.
     pub(crate) async fn until(&self, expression: &str, argument: impl Into<Value>) {
         let argument = argument.into();
-        // What is looked at may not be there yet.
+        // The element may not exist yet.
         let guarded = format!("(() => {{ try {{ return ({expression}); }} catch {{ return false; }} }})()");
         let holds = eventually(async || self.look(&guarded, argument.clone()).await == true);
         if tokio::time::timeout(PATIENCE / 2, holds).await.is_err() {
@@ -119,9 +128,12 @@ impl Browser {
         panic!("no way to {selector} by the keyboard");
     }
 
-    /// Emulates a system theme, `light` or `dark`.
+    /// Emulates a system theme, `light` or `dark`, without animations.
     pub(crate) async fn prefer(&self, scheme: &str) {
-        let features = json!([{"name": "prefers-color-scheme", "value": scheme}]);
+        let features = json!([
+            {"name": "prefers-color-scheme", "value": scheme},
+            {"name": "prefers-reduced-motion", "value": "reduce"},
+        ]);
         self.tell("Emulation.setEmulatedMedia", json!({ "features": features })).await;
     }
 
@@ -141,6 +153,20 @@ impl Browser {
             .collect()
     }
 
+    /// Checks the page with axe-core: the rules of WCAG 2.2, levels A and AA, and recommendations. Returns a line for each
+    /// violation, with the rule, its impact and the elements.
+    pub(crate) async fn accessibility_violations(&self) -> Vec<String> {
+        // WebDriver runs scripts regardless of the policy of the page.
+        if self.look("window.axe === undefined", Value::Null).await == true {
+            let path =
+                Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/peers/npm/node_modules/axe-core/axe.min.js");
+            let axe = std::fs::read_to_string(&path).expect("axe-core, which tests/peers/setup installs");
+            in_time(self.session.execute(format!("{axe}; window.axe = axe;"), Vec::new())).await.unwrap();
+        }
+        let lines = in_time(self.session.execute_async(AXE, Vec::new())).await.unwrap();
+        serde_json::from_value(lines.json().clone()).unwrap()
+    }
+
     async fn tell(&self, command: &str, parameters: Value) {
         self.session.cdp().send_raw(command, parameters).await.expect(command);
     }
@@ -150,7 +176,7 @@ impl Browser {
 struct Driver {
     process: Child,
     url: String,
-    /// Kept open, so that the driver can go on writing.
+    /// Kept open, so that the driver can continue to write.
     _output: Lines<BufReader<ChildStdout>>,
 }
 
@@ -158,7 +184,7 @@ impl Driver {
     async fn start() -> Self {
         in_time(async {
             loop {
-                // It ends if the port that it has chosen for IPv4 is taken for IPv6.
+                // The driver ends if the port that it has chosen for IPv4 is in use for IPv6.
                 if let Some(driver) = Self::try_start().await {
                     break driver;
                 }
@@ -190,7 +216,7 @@ impl Driver {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        // The whole group: the driver leaves its browser behind when it is killed alone.
+        // The whole group, since the browser survives if only the driver is killed.
         if let Some(id) = self.process.id() {
             std::process::Command::new("kill").args(["-KILL", "--", &format!("-{id}")]).status().ok();
         }

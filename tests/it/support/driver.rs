@@ -1,4 +1,4 @@
-//! Clients of other projects, as processes that are driven by lines of JSON.
+//! Clients of other projects, as processes that receive and send lines of JSON.
 
 use std::{path::Path, process::Stdio};
 

@@ -1,4 +1,4 @@
-//! What the scripts of a page send to the routes for browsers, without a browser.
+//! Sends the requests of a page to the routes for browsers, without a browser.
 
 use flipswitch::serde_json::{self, Value};
 use reqwest::{Method, StatusCode, header::HeaderMap};
@@ -49,13 +49,13 @@ pub(crate) async fn send(
     FullResponse { status, headers, text: in_time(response.text()).await.unwrap() }
 }
 
-/// Asks for all flags as a user.
+/// Requests all flags as a user.
 pub(crate) async fn ask(app: &App, user: &str, headers: &[(&str, &str)]) -> FullResponse {
     let headers = [&[("x-user", user), ("content-type", "application/json")], headers].concat();
     send(app, Method::POST, &format!("/flags{BULK}"), &headers, "{}").await
 }
 
-/// A stream of events that is read.
+/// An open event stream.
 pub(crate) struct Stream {
     pub(crate) response: reqwest::Response,
     text: String,

@@ -1,5 +1,5 @@
 'use strict';
-// All data is shown through textContent and properties, so that no text becomes markup.
+// Data is only shown through textContent and properties, so that no text becomes markup.
 
 const $ = (selector, within = document) => within.querySelector(selector);
 const all = (selector, within = document) => [...within.querySelectorAll(selector)];

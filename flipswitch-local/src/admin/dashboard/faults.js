@@ -1,16 +1,16 @@
 // The list of faults, and the form for new ones.
 
 const PRESETS = [
-  ['Evaluations 503', { on: 'bulk', effect: { status: { code: 503 } } }],
-  ['Evaluations 429', { on: 'bulk', effect: { status: { code: 429, headers: { 'retry-after': '5' } } } }],
-  ['Evaluations slow', { on: 'bulk', effect: { delay: { millis: 2000 } } }],
-  ['Evaluations hang', { on: 'bulk', effect: 'hang' }],
-  ['Evaluations garbage', { on: 'bulk', effect: { garbage: { body: '<html>' } } }],
-  ['Streams 503', { on: 'stream', effect: { status: { code: 503 } } }],
-  ['Streams end after 30 s', { on: 'stream', effect: { finish: { afterMillis: 30000 } } }],
-  ['Streams half-open', { on: 'stream', effect: 'halfOpen' }],
-  ['Connections dead', { on: 'connections', effect: 'halfOpen' }],
-  ['Everything reset', { on: 'all', effect: 'reset' }],
+  ['Evaluations: 503', { on: 'bulk', effect: { status: { code: 503 } } }],
+  ['Evaluations: 429', { on: 'bulk', effect: { status: { code: 429, headers: { 'retry-after': '5' } } } }],
+  ['Evaluations: slow', { on: 'bulk', effect: { delay: { millis: 2000 } } }],
+  ['Evaluations: hang', { on: 'bulk', effect: 'hang' }],
+  ['Evaluations: garbage', { on: 'bulk', effect: { garbage: { body: '<html>' } } }],
+  ['Streams: 503', { on: 'stream', effect: { status: { code: 503 } } }],
+  ['Streams: end after 30 s', { on: 'stream', effect: { finish: { afterMillis: 30000 } } }],
+  ['Streams: half-open', { on: 'stream', effect: 'halfOpen' }],
+  ['Connections: half-open', { on: 'connections', effect: 'halfOpen' }],
+  ['All requests: reset', { on: 'all', effect: 'reset' }],
 ];
 
 // A text that is not a number is sent as it is, and the server responds with an error.
@@ -102,6 +102,7 @@ async function readFaults() {
     $('.applied', line).textContent = [after ? `skips ${after}` : '', `applied ${struck}`,
       remaining === 0 ? 'exhausted' : remaining === null ? '' : `${remaining} left`].filter(Boolean).join(' · ');
   });
+  $('#faults').hidden = faults.length === 0;
   $('#no-faults').hidden = faults.length > 0;
   $('#clear-faults').hidden = faults.length === 0;
 }

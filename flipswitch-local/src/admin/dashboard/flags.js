@@ -18,10 +18,11 @@ function showFlags() {
   const shown = [...flags.keys()].filter((key) => key.toLowerCase().includes(filter)).sort();
   keyed($('#flag-table'), shown, (key) => key, flagRow, showFlag);
   $('#flag-count').textContent = filter ? `${shown.length} of ${flags.size}` : flags.size;
-  $('#no-flags').hidden = shown.length > 0;
-  $('#no-flags').textContent = flags.size ? 'No flag matches.' : 'No flags yet. Add one, or start with --flags FILE.';
+  $('#flag-table').hidden = shown.length === 0;
+  $('#no-flags').hidden = flags.size > 0;
+  $('#no-match').hidden = flags.size === 0 || shown.length > 0;
   const isAnonymous = Object.keys(context).length === 0;
-  $('#evaluated-for').textContent = isAnonymous ? 'for anonymous' : 'for ' + short(JSON.stringify(context), 80);
+  $('#evaluated-for').textContent = isAnonymous ? 'for an anonymous user' : 'for ' + short(JSON.stringify(context), 80);
 }
 
 function flagRow(key) {
@@ -80,7 +81,8 @@ function showFlag(row, key) {
   pill.setAttribute('aria-label', `${key} is ${enabled ? 'enabled: disable' : 'disabled: enable'} it`);
 
   const variants = plain ? [] : Object.entries(flag.variants);
-  $('.variants', row).replaceChildren(...variants.slice(0, 4).map(([name, value]) => {
+  $('.variants ul', row).hidden = plain;
+  $('.variants ul', row).replaceChildren(...variants.slice(0, 4).map(([name, value]) => {
     const line = make('li', name === flag.defaultVariant ? 'default' : '');
     line.append(make('b', '', short(name, 40)), make('code', '', short(JSON.stringify(value), 100)));
     line.title = short(`${name}: ${JSON.stringify(value)}`, 1000);
@@ -110,7 +112,7 @@ function showFlag(row, key) {
   select.setAttribute('aria-label', `Variant of ${key}${isTargeted(flag) ? ' if no rule matches' : ''}`);
   const choices = [...variants.map(([name]) => name), undefined];
   select.replaceChildren(...choices.map((name) => {
-    const option = new Option(name === undefined ? '— code default' : (isTargeted(flag) ? 'default: ' : '') + short(name, 40));
+    const option = new Option(name === undefined ? 'code default' : (isTargeted(flag) ? 'default: ' : '') + short(name, 40));
     if (name !== undefined) option.dataset.variant = name;
     option.selected = name === (flag.defaultVariant ?? undefined);
     return option;
@@ -143,6 +145,9 @@ function edit(key) {
   }
   showEditor();
   editor.showModal();
+  // The beginning of a long definition is shown first.
+  fields.definition.setSelectionRange(0, 0);
+  fields.definition.scrollTop = 0;
   if (key !== undefined) (isPlain(flag) ? fields.type.value === 'boolean' ? fields.boolean : fields.text : fields.definition).focus();
 }
 

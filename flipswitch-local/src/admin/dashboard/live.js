@@ -2,6 +2,7 @@
 
 function showStreams({ open, streams }) {
   $('#stream-count').textContent = open;
+  $('#streams').hidden = open === 0;
   $('#no-streams').hidden = open > 0;
   for (const button of all('[data-end]')) button.disabled = open === 0;
   $('#streams').replaceChildren(...streams.map(({ since, client }) => {
@@ -20,17 +21,19 @@ async function readRequests() {
     return line;
   }, (line, { status, millis }) => {
     const shown = $('.status', line);
-    shown.textContent = status ?? (millis === null ? '…' : 'none');
-    shown.title = status ? '' : millis === null ? 'Pending' : 'The connection ended without a response';
+    shown.textContent = status ?? (millis === null ? 'pending' : 'no response');
+    shown.title = status === null && millis !== null ? 'The connection ended without a response' : '';
     shown.className = 'status ' + (status === null ? millis === null ? '' : 'bad' : status < 400 ? 'good' : 'bad');
     $('.took', line).textContent = millis === null ? '' : `${millis} ms`;
   });
+  $('#requests').hidden = requests.length === 0;
   $('#no-requests').hidden = requests.length > 0;
 }
 
 async function readKey() {
   const { key } = await request('GET', '/api-key');
   $('#api-key').textContent = key ?? 'any';
+  $('#wanted-key').replaceChildren(...(key === null ? ['any text'] : ['the key of this server, ', make('code', '', key)]));
 }
 
 const rotator = $('#rotator');
@@ -94,6 +97,7 @@ function follow() {
 }
 
 function setConnected(connected) {
+  if (connected && document.body.classList.contains('lost')) showMessage('The server responds again.');
   $('#connection').textContent = connected ? 'Live' : 'Not connected';
   $('#connection').className = connected ? 'good' : 'bad';
   $('#offline').hidden = connected;
@@ -139,4 +143,5 @@ for (const [name, fault] of PRESETS) {
 $('#fault').elements.effect.append(...Object.keys(EFFECTS).map((name) => new Option(name)));
 $('#fault').elements.effect.onchange = showEffect;
 showEffect();
+$('#base-url').textContent = location.origin;
 follow();

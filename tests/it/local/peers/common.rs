@@ -29,12 +29,12 @@ pub(super) const FAILURES: [(&str, &str, &str); 5] = [
     ("unknown", "FLAG_NOT_FOUND", "unknown"),
     ("string", "TYPE_MISMATCH", "str"),
     ("misdirected", "GENERAL", "nowhere"),
-    // OFREP lets the variant be absent and so do these flags. The clients insist on one, and name it in their errors.
+    // OFREP allows the variant to be absent, as in these flags. The clients require a variant, and name it in their errors.
     ("disabled", "GENERAL", "variant"),
     ("code-default", "GENERAL", "variant"),
 ];
 
-/// A value of a type that no flag of that type has.
+/// A default value of each type, which no flag has.
 pub(super) fn default(flag_type: &str) -> Value {
     match flag_type {
         "boolean" => json!(false),
@@ -53,7 +53,7 @@ pub(super) fn header<'a>(request: &'a RecordedRequest, name: &str) -> &'a str {
     request.headers.get(name).map(|value| value.to_str().unwrap()).unwrap_or_default()
 }
 
-/// Returns the requests to a path, with whatever query.
+/// Returns the requests to a path, with any query.
 pub(super) fn requests_to(service: &LocalServer, path: &str) -> Vec<RecordedRequest> {
     let mut requests = service.requests();
     requests.retain(|request| request.path.split('?').next() == Some(path));

@@ -38,7 +38,7 @@ async fn an_event_source_reads_the_stream_of_changes() {
     assert!(data["validUntil"].is_string(), "{data}");
     assert!(id.parse::<u64>().unwrap() >= first, "{id}");
 
-    // The stream stays open although its key is no longer valid. Another one is not opened with that key.
+    // The stream stays open although its key is no longer valid. A new stream cannot be opened with that key.
     service.set_flag("f", true);
     assert_eq!(next_change(&mut source).await.1["flagKey"], "f");
     let mut refused = open(&service, STREAM, KEY);
@@ -73,11 +73,11 @@ async fn an_event_source_reconnects_to_the_stream_of_changes() {
 #[tokio::test]
 async fn an_event_source_reads_the_event_stream_of_ofrep() {
     let service = service().event_streams(true).heartbeat(Duration::from_millis(50)).start().await.unwrap();
-    // It needs no key.
+    // The stream requires no key.
     let mut source = open(&service, EVENT_STREAM, "");
     opens(&mut source).await;
     let opening = refetch(&mut source).await;
-    // Comments, which keep the stream alive, are no events.
+    // Comments keep the stream alive, and are not events.
     service.set_flag("f", false);
     let changed = refetch(&mut source).await;
     assert_ne!(opening, changed);
@@ -92,7 +92,7 @@ async fn an_event_source_reads_the_event_stream_of_ofrep() {
     let last = refetch(&mut source).await;
     assert_ne!(changed, last);
 
-    // One that does not receives one event, regardless of how many changes it has missed.
+    // A client that does not know it receives one event, however many changes it has missed.
     service.faults().drop_streams();
     in_time(source.next()).await.unwrap().unwrap_err();
     service.set_flag("f", false);
@@ -155,7 +155,7 @@ async fn next(source: &mut EventSource) -> (String, Value, String) {
     }
 }
 
-/// Returns the next event that is no heartbeat.
+/// Returns the next event that is not a heartbeat.
 async fn next_change(source: &mut EventSource) -> (String, Value, String) {
     loop {
         let event = next(source).await;

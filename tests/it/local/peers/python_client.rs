@@ -1,4 +1,4 @@
-//! OpenFeature's own OFREP provider for Python. It asks for each evaluation.
+//! OpenFeature's OFREP provider for Python. It sends a request for each evaluation.
 
 use flipswitch_local::{Endpoint, Fault, LocalServer};
 use serde_json::{Value, json};
@@ -45,7 +45,7 @@ async fn the_python_provider_asks_for_each_evaluation() {
     let body: Value = serde_json::from_slice(&requests[1].body).unwrap();
     assert_eq!(body, json!({"context": context("free")}));
 
-    // It does not ask before the time that the service has named.
+    // It sends no request before the time that the service has named.
     service.faults().add(Fault::on(Endpoint::Single).status(429).header("retry-after", "3600").times(1)).unwrap();
     for message in ["Rate limited", "paused due to TooManyRequests"] {
         let details = client.details("boolean", "bool", "free").await;

@@ -1,4 +1,4 @@
-//! The flag vendor's client, which the local service must serve as the real service does.
+//! The client of the flag vendor, which the local service must serve like the real service.
 
 use std::{
     env,
@@ -21,7 +21,7 @@ const HEARTBEAT: Duration = Duration::from_millis(100);
 async fn the_vendor_client_reads_every_type_of_flag() {
     let service = service().start().await.unwrap();
     let mut client = Client::start(&service).await;
-    // A number that is no integer has the type `decimal` in the metadata, and `number` where the client shows it.
+    // A number that is not an integer has the type `decimal` in the metadata, and `number` in what the client returns.
     for (flag_type, key, plan, value, variant, reason) in &*TYPED {
         let (in_metadata, shown) = if *flag_type == "float" { ("decimal", "number") } else { (*flag_type, *flag_type) };
         let details = client.details(flag_type, key, plan).await;
@@ -43,8 +43,8 @@ async fn the_vendor_client_reads_every_type_of_flag() {
         assert_eq!((&details["value"], &details["error"]), (&json!(false), &json!(error)), "{key}: {details}");
         assert!(details["message"].as_str().unwrap().contains(message), "{key}: {details}");
     }
-    // Its own way to read a flag does without a variant. It says the same of a flag that fails and of one that is not
-    // there; among all flags, one that fails is to it a flag without value and reason.
+    // Its own methods read a flag without a variant. They return the same for a flag that fails and for a missing flag.
+    // In the list of all flags, a flag that fails has neither value nor reason.
     let all = client.all("free").await;
     for (key, reason) in [("disabled", "DISABLED"), ("code-default", "DEFAULT")] {
         let evaluation = json!({"key": key, "value": null, "value_type": "boolean", "variant": null, "reason": reason});
@@ -68,7 +68,7 @@ async fn the_vendor_client_identifies_itself_in_each_request() {
     client.one("bool", "premium").await;
     client.all("premium").await;
 
-    // Neither the tag of an answer nor the id of an event is to be seen here: the client keeps none of them.
+    // Requests have neither the tag of a response nor the id of an event, since the client does not keep them.
     let system = env::consts::OS.replace("macos", "darwin");
     let machine = env::consts::ARCH.replace("x86_64", "amd64").replace("aarch64", "arm64");
     let os = format!("{system}/{machine}");
@@ -109,7 +109,7 @@ async fn the_vendor_client_identifies_itself_in_each_request() {
 async fn the_vendor_client_receives_changes_and_heartbeats() {
     let service = service().start().await.unwrap();
     let mut client = Client::start(&service).await;
-    // It throws heartbeats away, but for a line in its log.
+    // It ignores heartbeats, except for a line in its log.
     for _ in 0..3 {
         client.hears_log("Heartbeat received").await;
     }
@@ -145,7 +145,7 @@ async fn the_vendor_client_continues_after_a_key_rotation() {
     let in_an_hour = SystemTime::now() + Duration::from_secs(3_600);
     let next = service.rotate_api_key(KeyRotation::new().valid_until(in_an_hour));
     client.hears_log("API key was rotated. Current key valid until: 2").await;
-    // It cannot be given another key, and the one that it has is good for an hour.
+    // Its key cannot be replaced, and the one that it has is valid for an hour.
     assert_eq!(client.details("boolean", "bool", "free").await["value"], true);
     assert_eq!(Client::spawn(&service, &next).await.1, "ready");
     for valid_until in [json!(null), json!("")] {
@@ -180,13 +180,13 @@ async fn the_vendor_client_reconnects_to_a_restarted_service() {
     let address = first.url().trim_start_matches("http://").parse().unwrap();
     let mut client = Client::start(&first).await;
     first.shutdown().await;
-    // In good order, that is; an error it would call so. It waits for a second before it tries again.
+    // The stream ends gracefully, since the client would report an error. It waits for a second before it reconnects.
     client.hears_log("SSE connection closed").await;
 
     let second = service().listen(address).start().await.unwrap();
     client.is_connected_to(&second).await;
     second.set_flag("bool", false);
-    // What has changed in between it would never hear of.
+    // The client does not notice changes in between.
     client.hears_change(Some("bool")).await;
     assert_eq!(client.one("bool", "free").await["value"], false);
     assert_eq!(client.details("integer", "int", "free").await["value"], 42);

@@ -17,7 +17,7 @@ async fn the_web_provider_reads_every_type_of_flag() {
         ("boolean", "bool", json!(true), "on", "STATIC"),
         ("string", "string", json!("Grüße 👋"), "hello", "STATIC"),
         ("integer", "int", json!(42), "many", "STATIC"),
-        // Its only numbers are doubles.
+        // All of its numbers are doubles.
         ("integer", "large-int", json!(9_007_199_254_740_992_i64), "large", "STATIC"),
         ("float", "float", json!(0.1), "tenth", "STATIC"),
         ("float", "whole-float", json!(42), "whole", "STATIC"),
@@ -34,7 +34,7 @@ async fn the_web_provider_reads_every_type_of_flag() {
     }
     let details = client.details("boolean", "bool").await;
     assert_eq!(details["metadata"], json!({"flagType": "boolean", "owner": "web", "priority": 3}));
-    // Flags without a value leave it to the code, which is no error.
+    // For flags without a value, the default of the code is used, which is not an error.
     for (key, reason) in [("disabled", "DISABLED"), ("code-default", "DEFAULT")] {
         let details = client.details("boolean", key).await;
         assert_eq!((&details["value"], &details["reason"]), (&json!(false), &json!(reason)), "{key}: {details}");
@@ -45,7 +45,7 @@ async fn the_web_provider_reads_every_type_of_flag() {
         assert_eq!((&details["value"], &details["error"]), (&json!(false), &json!(error)), "{key}: {details}");
     }
 
-    // Another context of the same user is sent with the tag of the flags before, which are others.
+    // Another context of the same user is sent with the tag of the previous flags, which differ.
     client.set_context("premium").await;
     let details = client.details("string", "targeted").await;
     assert_eq!((&details["value"], &details["reason"]), (&json!("5 %"), &json!("TARGETING_MATCH")));
@@ -101,7 +101,7 @@ async fn the_web_provider_follows_the_event_stream_without_polling() {
     client.hears_change("bool").await;
     assert_eq!(client.details("boolean", "bool").await["value"], false);
 
-    // Exactly these: all flags, the stream, all flags again as the stream has opened, and all flags after the change.
+    // Exactly these: all flags, the stream, all flags again once the stream is open, and all flags after the change.
     let requests = service.requests();
     let [first, stream, opened, changed] = &requests[..] else { panic!("four requests: {requests:?}") };
     assert_eq!((first.path.as_str(), header(first, "if-none-match")), (BULK, ""));
@@ -114,7 +114,7 @@ async fn the_web_provider_follows_the_event_stream_without_polling() {
     assert!(versions.iter().all(|(etag, last_modified)| !etag.is_empty() && !last_modified.is_empty()), "{versions:?}");
     assert_ne!(versions[0].0, versions[1].0, "each event names its version");
 
-    // Nothing is lost on the next one, either.
+    // The next stream loses nothing either.
     flip(&service, "targeted");
     client.hears_change("targeted").await;
     assert_eq!(service.requests().len(), 5);
@@ -127,14 +127,14 @@ async fn the_web_provider_follows_a_stream_that_was_cut() {
     let mut client = Client::following(&service).await;
     let before = bulk_requests(&service);
     service.faults().drop_streams();
-    // While it waits, there is no stream that could tell of this change.
+    // While it waits, there is no stream that could announce this change.
     eventually(async || service.streams() == 0).await;
     flip(&service, "bool");
     client.hears(|heard| heard["heard"] == "stale").await;
     client.hears_change("bool").await;
     let streams = requests_to(&service, EVENT_STREAM);
     assert_eq!((streams.len(), header(&streams[1], "last-event-id").is_empty()), (2, false), "{streams:?}");
-    assert_eq!(bulk_requests(&service), before + 1, "it asks only after the event with which the stream opens");
+    assert_eq!(bulk_requests(&service), before + 1, "it sends a request only after the first event of the stream");
 
     flip(&service, "targeted");
     client.hears_change("targeted").await;
@@ -152,7 +152,7 @@ async fn the_web_provider_misses_a_change_that_no_event_repeats() {
     eventually(async || service.streams() == 0).await;
     flip(&service, "bool");
     eventually(async || service.streams() == 1).await;
-    // Although it ought to, it does not ask again by itself: this is what the first event of a stream is for.
+    // It does not refetch by itself, although it should. This is why a stream begins with an event.
     flip(&service, "targeted");
     let changed = client.hears(|heard| heard["heard"] == "changed").await;
     assert_eq!(changed["flags"], json!(["bool", "targeted"]));
@@ -176,7 +176,7 @@ async fn the_web_provider_reads_events_in_pieces() {
 #[tokio::test]
 async fn the_web_provider_asks_again_after_a_stream_without_content() {
     let service = service().event_streams(true).start().await.unwrap();
-    // An event source that is answered with 204 does not reconnect. The provider does, after a second.
+    // An event source does not reconnect after a response with 204. The provider does, after a second.
     service.faults().add(Fault::on(Endpoint::Stream).status(204).times(1)).unwrap();
     let mut client = Client::start(&service, json!({})).await;
     eventually(async || !requests_to(&service, EVENT_STREAM).is_empty()).await;
@@ -242,7 +242,7 @@ impl Client {
         client
     }
 
-    /// Starts a client that follows the event stream, and waits until it has asked again as the stream has opened.
+    /// Starts a client that follows the event stream, and waits until it has refetched the flags once the stream was open.
     async fn following(service: &LocalServer) -> Self {
         let client = Self::start(service, json!({"headers": [["X-API-Key", "key"]]})).await;
         eventually(async || service.streams() == 1 && bulk_requests(service) == 2).await;
