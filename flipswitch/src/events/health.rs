@@ -57,9 +57,9 @@ pub enum HealthState {
     /// The stream of changes is open, and changes arrive as they happen. Also the state of a provider
     /// [in memory](crate::FlipswitchProvider::in_memory).
     Streaming,
-    /// The service is polled, and flags are at most as old as the polling interval. If polling is disabled as well, flags
-    /// are requested again when they are read and are older than
-    /// [`cache_ttl`](crate::FlipswitchProviderBuilder::cache_ttl).
+    /// The stream is not open, or realtime updates are disabled. The service is polled, and flags are at most as old as the
+    /// polling interval. While `polling` of [`Health`] is false, flags are requested again when they are read and are older
+    /// than [`cache_ttl`](crate::FlipswitchProviderBuilder::cache_ttl).
     Polling,
     /// Requests fail, or nothing was received for longer than the polling interval. Flags are the last known ones.
     Stale,
@@ -123,6 +123,8 @@ pub(crate) enum HealthSignal<'a> {
     Failed(&'a Error),
     StreamOpened,
     StreamClosed,
+    /// A connection of the stream failed. The end of a connection in good order is no failure.
+    StreamFailed,
     /// The service refused the API key for the stream.
     StreamUnauthorized,
     /// Polling began or ended.
@@ -139,6 +141,8 @@ pub(crate) struct HealthMonitor {
     /// The polling interval, if anything is requested in the background.
     interval: Option<Duration>,
     is_streaming: bool,
+    /// Whether the stream has failed since it was last open.
+    has_stream_failed: bool,
     is_polling: bool,
     /// Whether a request ever succeeded.
     is_ready: bool,
@@ -168,6 +172,7 @@ impl HealthMonitor {
         Self {
             interval,
             is_streaming: false,
+            has_stream_failed: false,
             is_polling: polls_only,
             is_ready: false,
             up_to_date_at: now,
@@ -187,8 +192,8 @@ impl HealthMonitor {
             _ if !self.is_ready => HealthState::Starting,
             Some(Failing::Otherwise | Failing::Unreadable) => HealthState::Stale,
             None if self.deadline().is_some_and(|deadline| now >= deadline) => HealthState::Stale,
-            None if self.is_polling && !self.is_streaming => HealthState::Polling,
-            // Also for the moment between two connections.
+            None if !self.is_streaming && (self.is_polling || self.has_stream_failed) => HealthState::Polling,
+            // Also for the moment between two connections, and before the first one.
             None => HealthState::Streaming,
         }
     }
@@ -231,7 +236,7 @@ impl HealthMonitor {
             HealthSignal::Responsive => {}
             HealthSignal::Failed(error) => self.failed(error, &mut events),
             HealthSignal::StreamOpened => {
-                (self.is_streaming, self.up_to_date_at) = (true, now);
+                (self.is_streaming, self.has_stream_failed, self.up_to_date_at) = (true, false, now);
                 self.published_unauthorized = false;
             }
             HealthSignal::StreamClosed => {
@@ -239,6 +244,7 @@ impl HealthMonitor {
                     self.up_to_date_at = now;
                 }
             }
+            HealthSignal::StreamFailed => self.has_stream_failed = true,
             HealthSignal::StreamUnauthorized => self.unauthorized(&mut events),
             HealthSignal::Polling(is_polling) => self.is_polling = is_polling,
             HealthSignal::ApiKeyReplaced => {
@@ -424,6 +430,18 @@ mod tests {
         provider.observes(HealthSignal::StreamOpened, &[], HealthState::Streaming);
         provider.now += 10 * INTERVAL;
         provider.observes(HealthSignal::DeadlineReached, &[], HealthState::Streaming);
+    }
+
+    #[test]
+    fn a_failed_stream_is_not_reported_as_streaming_even_without_polling() {
+        let mut provider = Provider::new(false);
+        provider.observes(HealthSignal::Succeeded, READY, HealthState::Streaming);
+        provider.observes(HealthSignal::StreamFailed, &[], HealthState::Polling);
+        provider.observes(HealthSignal::Succeeded, &[], HealthState::Polling);
+        provider.observes(HealthSignal::StreamOpened, &[], HealthState::Streaming);
+        // The end of a connection in good order.
+        provider.observes(HealthSignal::StreamClosed, &[], HealthState::Streaming);
+        provider.observes(HealthSignal::StreamFailed, &[], HealthState::Polling);
     }
 
     #[test]

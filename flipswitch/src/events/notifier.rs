@@ -97,8 +97,10 @@ impl Notifier {
     /// Publishes the status of the stream's connection.
     pub(crate) fn status(&self, status: ConnectionStatus) {
         self.bus.publish_status(status);
-        if status == ConnectionStatus::Connected {
-            self.observe(HealthSignal::StreamOpened);
+        match status {
+            ConnectionStatus::Connected => self.observe(HealthSignal::StreamOpened),
+            ConnectionStatus::Error => self.observe(HealthSignal::StreamFailed),
+            _ => {}
         }
     }
 
