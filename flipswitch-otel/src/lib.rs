@@ -55,7 +55,7 @@
 //! The application must use the same version of `opentelemetry` as this crate, which is 0.33. A newer 0.x version of it is a
 //! breaking change of this crate.
 
-// The README's examples are tests.
+// The README's example is a test.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -81,14 +81,14 @@ const INSTRUMENTS: &[Instrument] = instruments! {
         |now| number(now.stats.store_leases);
     Counter "flipswitch.store.waits", "{request}", "Times that a request waited for another instance.",
         |now| number(now.stats.store_waits);
-    Gauge "flipswitch.store.away", "1", "1 while the store is unavailable, otherwise 0.",
+    Gauge "flipswitch.store.away", "1", "1 while reads or writes of the store fail, otherwise 0.",
         |now| truth(now.health.store_away_since.is_some());
     UpDownCounter "flipswitch.cache.contexts", "{context}", "Contexts in the cache.",
         |now| number(now.stats.contexts);
     UpDownCounter "flipswitch.cache.size", "By", "Approximate memory of the cache.",
         |now| number(now.stats.bytes);
     UpDownCounter "flipswitch.throttling.backed_off_contexts", "{context}",
-        "Contexts that wait after a failure of the service.",
+        "Contexts that wait after a failure.",
         |now| number(now.stats.throttling.backed_off_contexts);
     UpDownCounter "flipswitch.throttling.queued_requests", "{request}", "Requests that wait to be sent.",
         |now| number(now.stats.throttling.queued_requests);
@@ -216,10 +216,10 @@ impl ReportCache {
 /// | `flipswitch.store.restored` | counter | `{context}` | Contexts whose last known flags came from the store |
 /// | `flipswitch.store.leases` | counter | `{request}` | Requests that were sent with a lease of the store |
 /// | `flipswitch.store.waits` | counter | `{request}` | Times that a request waited for another instance |
-/// | `flipswitch.store.away` | gauge | `1` | 1 while the store is unavailable, otherwise 0 |
+/// | `flipswitch.store.away` | gauge | `1` | 1 while reads or writes of the store fail, otherwise 0 |
 /// | `flipswitch.cache.contexts` | up-down counter | `{context}` | Contexts in the cache |
 /// | `flipswitch.cache.size` | up-down counter | `By` | Approximate memory of the cache |
-/// | `flipswitch.throttling.backed_off_contexts` | up-down counter | `{context}` | Contexts that wait after a failure of the service |
+/// | `flipswitch.throttling.backed_off_contexts` | up-down counter | `{context}` | Contexts that wait after a failure |
 /// | `flipswitch.throttling.queued_requests` | up-down counter | `{request}` | Requests that wait to be sent |
 /// | `flipswitch.throttling.request_limit` | gauge | `{request}/s` | Requests per second that the service allows, if limited |
 /// | `flipswitch.throttling.circuit_open` | gauge | `1` | 1 while the service counts as down, otherwise 0 |
@@ -232,9 +232,9 @@ impl ReportCache {
 /// | `flipswitch.health.state` | up-down counter | `1` | 1 for the current state of the provider, 0 for others |
 /// | `flipswitch.stream.state` | up-down counter | `1` | 1 for the current state of the stream of changes, 0 for others |
 ///
-/// The last two instruments have one series for each state, with the state in an attribute of the same name as the instrument. The
-/// states of the provider are `starting`, `streaming`, `polling`, `stale`, `unauthorized` and `shut_down`. The states of the stream
-/// are `connecting`, `connected`, `disconnected` and `error`.
+/// The last two instruments have one series for each state, with the state in an attribute of the same name as the instrument.
+/// The states of the provider are `starting`, `streaming`, `polling`, `stale`, `unauthorized` and `shut_down`. The states of the
+/// stream are `connecting`, `connected`, `disconnected` and `error`.
 pub fn observe(meter: &Meter, provider: &FlipswitchProvider) {
     let shared = Arc::new(ReportCache { provider: provider.downgrade(), current: Mutex::default() });
     let attributes: Arc<[KeyValue]> =
