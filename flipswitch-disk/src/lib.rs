@@ -46,8 +46,8 @@
 //!
 //! - If another process or store has the file open, operations fail. The store tries again every 3 seconds, so a new process gets
 //!   the file after a rolling restart.
-//! - If the file is damaged or of a newer version, the store logs a warning, renames it to `<path>.unreadable`, and begins with
-//!   an empty file. You can delete the renamed file.
+//! - If the file is damaged or of a newer version, the store logs a warning, renames the file to `<path>.unreadable`, and begins
+//!   with an empty file. You can delete the renamed file.
 //! - If such a file cannot be renamed, operations fail, and the store tries again. This is the case for a file that is mounted by
 //!   itself, and in a read-only directory.
 //! - If the disk is full or fails, operations fail, and the store opens the file again every 3 seconds.
