@@ -81,7 +81,7 @@ struct Queue {
     /// The puts that are not committed yet.
     puts: HashMap<Arc<str>, Arc<Entry>>,
     bytes: usize,
-    /// A time at or before the first put that the writer has not taken was queued.
+    /// When the first of the puts that the writer has not taken was queued, or slightly earlier.
     since: Option<Instant>,
     /// The reason why the file cannot be used, if there is one.
     closed: Option<Failure>,
