@@ -12,8 +12,8 @@ use redb::{StorageBackend, backends::FileBackend};
 
 use crate::file::Failure;
 
-/// A file that stays locked until the last clone is dropped. It refuses to read beyond its end: a damaged page can name any
-/// length up to terabytes, and the database allocates it before it reads, which would end the process.
+/// A file that stays locked until the last clone is dropped. A read beyond its end is an error: a damaged page can name any
+/// length up to terabytes, and the database allocates that much before it reads, which would end the process.
 #[derive(Clone, Debug)]
 pub(crate) struct LockedFile {
     pub(crate) path: PathBuf,
@@ -21,13 +21,13 @@ pub(crate) struct LockedFile {
 }
 
 impl LockedFile {
-    /// Opens and locks a file, and creates it if it does not exist.
+    /// Opens and locks a file. Creates it if it does not exist.
     pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
         for _ in 0..3 {
             let file = open_file(path)?;
             let identity = identity(&file.metadata()?);
             let locked = FileBackend::new(file)?;
-            // Before it was locked, another process may have renamed it.
+            // Another process may have renamed the file before it was locked.
             if fs::metadata(path).is_ok_and(|metadata| self::identity(&metadata) == identity) {
                 return Ok(Self { path: path.to_owned(), file: Arc::new(locked) });
             }
@@ -35,7 +35,7 @@ impl LockedFile {
         Err(redb::Error::DatabaseAlreadyOpen.into())
     }
 
-    /// Renames the file, which is damaged, so that a new one can be created.
+    /// Renames the damaged file, so that a new one can be created.
     pub(crate) fn set_aside(&self, damage: &str) -> Result<(), Failure> {
         let aside = with_suffix(&self.path, ".unreadable");
         fs::rename(&self.path, &aside).map_err(|error| {
@@ -44,22 +44,22 @@ impl LockedFile {
         self.forget_starts();
         tracing::warn!(
             target: "flipswitch",
-            "the file {} cannot be used: {damage}; renamed it to {}, and beginning with an empty one",
+            "the file {} cannot be used: {damage}; renamed it to {}, and beginning with an empty file",
             self.path.display(), aside.display()
         );
         Ok(())
     }
 
-    /// Returns how many starts in a row have ended before [`forget_starts`](Self::forget_starts), and counts one more.
+    /// Returns the number of starts in a row that have ended before [`forget_starts`](Self::forget_starts), and adds one to it.
     pub(crate) fn count_start(&self) -> u32 {
         let starts = with_suffix(&self.path, ".starts");
         let count = fs::read_to_string(&starts).ok().and_then(|count| count.parse().ok()).unwrap_or(0_u32);
-        // Without it, all works but the protection against a file that ends the process.
+        // If this fails, only the protection against a file that ends the process is missing.
         let _ = fs::write(starts, count.saturating_add(1).to_string());
         count
     }
 
-    /// Ends the row of starts.
+    /// Sets the number of starts to zero.
     pub(crate) fn forget_starts(&self) {
         let _ = fs::remove_file(with_suffix(&self.path, ".starts"));
     }
@@ -99,7 +99,7 @@ pub(crate) fn open_file(path: &Path) -> io::Result<File> {
     options.open(path)
 }
 
-/// Returns what tells a file from others.
+/// Returns what distinguishes a file from others.
 #[cfg(unix)]
 fn identity(metadata: &fs::Metadata) -> (u64, u64) {
     use std::os::unix::fs::MetadataExt;

@@ -1,4 +1,4 @@
-//! The database: its tables, and what is read and written in one transaction.
+//! The database: its tables, and its transactions.
 
 use std::{
     fs, io,
@@ -13,28 +13,28 @@ use crate::backend::LockedFile;
 
 /// `sent`, `expires` and the sealed flags by key. Times are microseconds since 1970.
 const ENTRIES: TableDefinition<'_, &[u8], (u64, u64, &[u8])> = TableDefinition::new("entries");
-/// The keys by `expires`, to find what goes first.
+/// The keys by `expires`, to find the entries that are removed first.
 const EXPIRIES: TableDefinition<'_, (u64, &[u8]), ()> = TableDefinition::new("expiries");
 /// [`VERSION`] and [`BYTES`].
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
-/// The version of the tables. A file with another one is set aside.
+/// The version of the tables. A file with another version is set aside.
 const VERSION: (&str, u64) = ("version", 1);
 /// The sum of [`cost`] of all entries.
 const BYTES: &str = "bytes";
 
 /// The size of a page of the file.
 const PAGE: usize = 4096;
-/// Memory for pages of the file. The operating system keeps more of them.
+/// The memory for pages of the file. The operating system caches more of them.
 const PAGE_CACHE: usize = 8 << 20;
-/// An entry with a later time of sending is replaced nevertheless if that is further than this ahead of the clock.
+/// An entry that was sent later is replaced nevertheless if it is further than this ahead of the clock, in microseconds.
 const CLOCK_TOLERANCE: u64 = 1_000_000;
-/// How many entries one transaction removes at most.
+/// The largest number of entries that one transaction removes.
 const REMOVED_AT_ONCE: usize = 4096;
-/// After so many starts in a row that ended early, the file is set aside.
+/// The number of starts in a row that ended early after which the file is set aside.
 const EARLY_ENDS: u32 = 3;
-/// A file that is smaller is not compacted.
+/// The size from which a file is compacted.
 const COMPACTED_FROM: u64 = 16 << 20;
-/// A file is compacted if it is larger than its content by this factor.
+/// A file is compacted if it is this many times as large as its content.
 const COMPACTED_FACTOR: u64 = 4;
 
 /// One entry. Times are microseconds since 1970.
@@ -44,16 +44,16 @@ pub(crate) struct Entry {
     pub(crate) sealed: Vec<u8>,
 }
 
-/// Whether a known entry gives way to one that was sent at `new`.
+/// Returns whether an entry that was sent at `new` replaces a known one.
 pub(crate) fn is_replaced(sent: u64, expires: u64, new: u64, now: u64) -> bool {
     new >= sent || expires <= now || sent > now.saturating_add(CLOCK_TOLERANCE)
 }
 
-/// Why the file could not be used.
+/// The reason why the file could not be used.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure {
     pub(crate) reason: String,
-    /// The file is damaged, or not one of this crate. Otherwise, it may be usable later.
+    /// Whether the file is damaged, or was not written by this crate. Otherwise, it may be usable later.
     pub(crate) is_damage: bool,
 }
 
@@ -82,7 +82,7 @@ impl<E: Into<redb::Error>> From<E> for Failure {
     }
 }
 
-/// Runs what uses the database, which panics on some kinds of damage.
+/// Runs a function that uses the database. The database panics on some kinds of damage, which becomes an error.
 fn guarded<T>(work: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(Failure::damage("the database library panicked".to_owned())))
@@ -94,7 +94,7 @@ pub(crate) struct OpenFile {
     file: LockedFile,
 }
 
-/// Opens the database in a file, and creates the file if it does not exist. A damaged file is set aside.
+/// Opens the database in a file. Creates the file if it does not exist, and sets a damaged file aside.
 pub(crate) fn open(path: &Path, now: u64, max_bytes: u64) -> Result<OpenFile, Failure> {
     let file = LockedFile::open(path)?;
     match OpenFile::new(&file, now, max_bytes) {
@@ -105,7 +105,7 @@ pub(crate) fn open(path: &Path, now: u64, max_bytes: u64) -> Result<OpenFile, Fa
 }
 
 impl OpenFile {
-    /// Opens the database, removes entries that have expired, and compacts the file if most of it is unused.
+    /// Opens the database, removes expired entries, and compacts the file if most of it is unused.
     fn new(file: &LockedFile, now: u64, max_bytes: u64) -> Result<Self, Failure> {
         if file.count_start() >= EARLY_ENDS {
             return Err(Failure::damage(format!("{EARLY_ENDS} starts in a row ended within their first 10 seconds")));
@@ -130,14 +130,14 @@ impl OpenFile {
         opened
     }
 
-    /// Says that the file has been in use for a while, so that it is not one that ends the process.
+    /// Records that the file has been in use for a while, and so is not a file that ends the process.
     pub(crate) fn forget_starts(&self) {
         self.file.forget_starts();
     }
 
     /// Closes the database, which writes a last transaction if necessary. The file is still locked.
     pub(crate) fn close(self) -> LockedFile {
-        // A failure was reported by what failed before, and what was committed is safe.
+        // An earlier operation has already returned the failure, and committed entries are safe.
         let _ = guarded(|| {
             drop(self.database);
             Ok(())
@@ -146,7 +146,7 @@ impl OpenFile {
         self.file
     }
 
-    /// Returns the entry of a key, also if it has expired.
+    /// Returns the entry of a key, even if it has expired.
     pub(crate) fn read(&self, key: &str) -> Result<Option<Entry>, Failure> {
         guarded(|| {
             let table = self.database.begin_read()?.open_table(ENTRIES)?;
@@ -158,7 +158,7 @@ impl OpenFile {
         })
     }
 
-    /// Writes entries, and removes what has expired or is too much.
+    /// Writes entries, and removes those that have expired or exceed the limit.
     pub(crate) fn write(&self, batch: &[(Arc<str>, Arc<Entry>)], now: u64, max_bytes: u64) -> Result<(), Failure> {
         guarded(|| {
             transaction(&self.database, |tables| {
@@ -171,10 +171,10 @@ impl OpenFile {
     }
 }
 
-/// Runs one write transaction. When it returns, the changes are on disk.
+/// Runs one write transaction. The changes are on disk when this function returns.
 fn transaction<T>(database: &Database, work: impl FnOnce(&mut Tables<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
     let mut transaction = database.begin_write()?;
-    // After a crash, the file opens at once and not only when all of it has been read.
+    // After a crash, the file then opens at once. Otherwise, all of it would be read first.
     transaction.set_quick_repair(true);
     let mut tables = Tables::open(&transaction)?;
     let done = work(&mut tables)?;
@@ -199,13 +199,13 @@ impl<'t> Tables<'t> {
         match version {
             None => drop(meta.insert(VERSION.0, VERSION.1)?),
             Some(version) if version == VERSION.1 => {}
-            Some(version) => return Err(Failure::damage(format!("its version is {version}, and not {}", VERSION.1))),
+            Some(version) => return Err(Failure::damage(format!("its version is {version}, not {}", VERSION.1))),
         }
         let bytes = meta.get(BYTES)?.map_or(0, |bytes| bytes.value());
         Ok(Self { entries: transaction.open_table(ENTRIES)?, expiries: transaction.open_table(EXPIRIES)?, meta, bytes })
     }
 
-    /// Writes an entry, unless one is there that was sent later.
+    /// Writes an entry, unless the file has an entry that was sent later.
     fn put(&mut self, key: &[u8], entry: &Entry, now: u64) -> Result<(), Failure> {
         let known = self.entries.get(key)?.map(|known| {
             let (sent, expires, sealed) = known.value();
@@ -224,7 +224,7 @@ impl<'t> Tables<'t> {
         Ok(())
     }
 
-    /// Removes entries that have expired and, beyond `max_bytes`, those that expire first.
+    /// Removes expired entries and, if `max_bytes` is exceeded, the entries that expire first.
     fn trim(&mut self, now: u64, max_bytes: u64) -> Result<(), Failure> {
         for _ in 0..REMOVED_AT_ONCE {
             let Some((expires, key)) = self.expiries.first()?.map(|(first, _)| {
@@ -244,7 +244,7 @@ impl<'t> Tables<'t> {
     }
 }
 
-/// Returns about how many bytes an entry takes in the file, where a large one has pages of its own: a power of two of them.
+/// Returns the approximate size of an entry in the file. A large entry has pages of its own, and their number is a power of two.
 fn cost(key: usize, sealed: usize) -> u64 {
     let entry = key + sealed + 40;
     let index = key + 40;

@@ -1,4 +1,83 @@
-#![doc = include_str!("../README.md")]
+//! A store in a file for the provider of [Flipswitch](https://flipswitch.io) feature flags, and of every other service that
+//! speaks OFREP.
+//!
+//! If the process restarts while the flag service is unavailable, users get their last known flags from the file.
+//!
+//! # Example
+//!
+//! ```no_run
+//! use flipswitch_disk::{
+//!     DiskStore,
+//!     flipswitch::{Context, FlipswitchProvider},
+//! };
+//!
+//! #[tokio::main]
+//! async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     let provider = FlipswitchProvider::builder("an API key of the flag service")
+//!         // The directory must exist and be writable.
+//!         .store(DiskStore::open("/var/lib/my-application/flags.redb")?)
+//!         .build()?;
+//!
+//!     let flags = provider.flags(Context::user("user-123")).await;
+//!     println!("{}", flags.bool("new-checkout", false));
+//!     provider.shutdown().await;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! The provider encrypts the entries. This needs an API key of 16 bytes or more, or a
+//! [`secret`](flipswitch::FlipswitchProviderBuilder::secret).
+//!
+//! # Items by purpose
+//!
+//! | purpose | items |
+//! |---|---|
+//! | Open a file | [`DiskStore::open`] |
+//! | Open a file with another limit than 256 MiB | [`DiskStore::open_with_limit`] |
+//! | Share a file between providers of one process | an `Arc` of a [`DiskStore`] |
+//! | The version of the provider's crate | [`flipswitch`] |
+//!
+//! This crate has no features.
+//!
+//! # The file
+//!
+//! The file belongs to one store of one process at a time. Its directory must exist, be writable, and be on a local disk. On
+//! Unix, a new file can be read by its owner only.
+//!
+//! - If another process or store has the file open, operations fail. The store tries again every 3 seconds, so a new process gets
+//!   the file after a rolling restart.
+//! - If the file is damaged or of a newer version, the store logs a warning, renames the file to `<path>.unreadable`, and begins
+//!   with an empty file. You can delete the renamed file.
+//! - If such a file cannot be renamed, operations fail, and the store tries again. This is the case for a file that is mounted by
+//!   itself, and in a read-only directory.
+//! - If the disk is full or fails, operations fail, and the store opens the file again every 3 seconds.
+//! - If the process crashes or is killed, the puts of the last second may be lost.
+//! - If the directory does not exist, or the file cannot be written, [`DiskStore::open`] returns an error.
+//!
+//! The provider logs when operations fail, and when they succeed again. Evaluations never fail because of the store.
+//!
+//! # Damage that ends the process
+//!
+//! Damage can make the database library panic, and the store catches the panic. In rare cases, the damage ends the process, as
+//! every panic does in a program that is built with `panic = "abort"`. The file `<path>.starts` therefore counts the starts. The
+//! store removes it after 10 seconds, or when it is dropped. If three starts in a row have ended earlier, for any reason, the
+//! next start treats the file as damaged. A program that usually runs for less than 10 seconds must therefore drop the store
+//! before it ends. Damage that ends the process later is not detected, and the store never checks the whole file.
+//!
+//! # Shutdown and size
+//!
+//! Dropping the store commits the last puts, and blocks for up to 3 seconds. The global API of OpenFeature never drops its
+//! provider, so such a store is not dropped either, and its puts of the last second may be lost.
+//!
+//! If the limit is exceeded, the store removes the entries that expire first. An entry has at most 1 MiB. The file can be 2.5
+//! times as large as the limit, and a burst of puts adds up to 64 MiB. A file that is mostly unused shrinks when it is opened,
+//! which takes about half a second for 100 MiB. Two threads use the file, one for reads and one for writes. The store needs no
+//! async runtime.
+
+// The README's example is a test.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 
 mod backend;
 mod file;

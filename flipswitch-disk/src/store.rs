@@ -21,23 +21,23 @@ use crate::{
     file::{self, Entry, Failure, OpenFile},
 };
 
-/// How long a put waits for others that are committed with it.
+/// How long a put waits for other puts that are committed with it.
 const COMMIT_DELAY: Duration = Duration::from_millis(500);
-/// How often a file that cannot be used is opened again.
+/// The interval at which a file that cannot be used is opened again.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(3);
-/// A process that ends within this time after it has opened the file may have been ended by damage.
+/// If a process ends within this time after it has opened the file, damage may have ended it.
 const EARLY: Duration = Duration::from_secs(10);
 /// How long dropping the store waits for the last commit.
 const DROP_TIMEOUT: Duration = Duration::from_secs(3);
-/// How many puts wait to be committed at most, and how many bytes they have.
+/// The largest number of puts that wait to be committed, and the largest number of their bytes.
 const MAX_QUEUED: (usize, usize) = (4096, 8 << 20);
-/// How many reads wait at most.
+/// The largest number of reads that wait.
 const MAX_READS: usize = 1024;
-/// How many bytes an entry has at most, with its key.
+/// The largest number of bytes of an entry and its key.
 const MAX_ENTRY: usize = 1 << 20;
 const DEFAULT_MAX_BYTES: u64 = 256 << 20;
 
-/// Keeps flags in a file, for one process at a time.
+/// Keeps flags in a file, which one process at a time can use.
 ///
 /// ```no_run
 /// use std::sync::Arc;
@@ -52,16 +52,16 @@ const DEFAULT_MAX_BYTES: u64 = 256 << 20;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Errors of the file after [`open`](Self::open) never stop the application: operations return a [`StoreError`], and the file
-/// is opened again every 3 seconds.
+/// Errors of the file after [`open`](Self::open) never stop the application: operations return a [`StoreError`], and the store
+/// opens the file again every 3 seconds.
 ///
-/// [`put`](CacheStore::put) returns once the entry is queued. A thread commits the queue every 500 milliseconds, so a crash may
-/// lose the last second of puts. Dropping the store commits the queue, and blocks up to 3 seconds for that, also on the thread of
-/// an async runtime.
+/// [`put`](CacheStore::put) returns once the entry is queued. A thread commits the queue every 500 milliseconds, so the puts of
+/// the last second may be lost in a crash. Dropping the store commits the queue. This blocks for up to 3 seconds, also on a
+/// thread of an async runtime.
 pub struct DiskStore {
     inner: Arc<Inner>,
     reads: mpsc::SyncSender<(String, Reply)>,
-    /// Has no messages, and is disconnected when the thread that writes ends.
+    /// Receives no messages, and is disconnected when the thread that writes ends.
     ended: Mutex<mpsc::Receiver<()>>,
 }
 
@@ -70,7 +70,7 @@ type Reply = oneshot::Sender<Result<Option<Entry>, StoreError>>;
 struct Inner {
     path: PathBuf,
     max_bytes: u64,
-    /// Only the writer opens and closes it.
+    /// Only the thread that writes opens and closes it.
     file: RwLock<Option<OpenFile>>,
     queue: Mutex<Queue>,
     changed: Condvar,
@@ -81,13 +81,13 @@ struct Queue {
     /// The puts that are not committed yet.
     puts: HashMap<Arc<str>, Arc<Entry>>,
     bytes: usize,
-    /// Before or when the first put was queued that the writer has not taken.
+    /// When the first of the puts that the writer has not taken was queued, or slightly earlier.
     since: Option<Instant>,
-    /// Why the file cannot be used, if so.
+    /// The reason why the file cannot be used, if there is one.
     closed: Option<Failure>,
-    /// When the file is opened again if it cannot be used.
+    /// When a file that cannot be used is opened again.
     retry_at: Option<Instant>,
-    /// When an end of the process is no longer an early one, until the writer has noted that.
+    /// The time after which an end of the process does not count as early. The writer removes it once it has recorded that.
     settles: Option<Instant>,
     is_ending: bool,
 }
@@ -100,24 +100,26 @@ enum Task {
 }
 
 impl DiskStore {
-    /// Opens a file, or creates it, for up to 256 MiB of entries. Its directory must exist and be writable.
+    /// Opens or creates a file for up to 256 MiB of entries. Its directory must exist and be writable.
     ///
-    /// If the file is open elsewhere or cannot be used, a warning is logged, and the store tries again later. A damaged file
-    /// is renamed to `<path>.unreadable`.
+    /// If the file is open elsewhere or cannot be used, the store logs a warning and tries again later. It renames a damaged file
+    /// to `<path>.unreadable`.
     ///
     /// # Errors
     ///
-    /// An error of the system if the file can neither be opened for reading and writing nor created.
+    /// Returns an error of the system if the file can neither be opened for reading and writing nor created.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
         Self::open_with_limit(path, DEFAULT_MAX_BYTES)
     }
 
-    /// Otherwise behaves like [`open`](Self::open), and keeps up to `max_bytes` of entries. Beyond that, those that expire
-    /// first are removed. The file can be larger, see the documentation of the crate.
+    /// Opens or creates a file for up to `max_bytes` of entries. If they exceed this limit, the store removes the entries that
+    /// expire first. The file can be larger, as the [documentation of the crate](crate#shutdown-and-size) describes.
+    ///
+    /// Otherwise behaves like [`open`](Self::open).
     ///
     /// # Errors
     ///
-    /// An error of the system if the file can neither be opened for reading and writing nor created.
+    /// Returns an error of the system if the file can neither be opened for reading and writing nor created.
     pub fn open_with_limit(path: impl AsRef<Path>, max_bytes: u64) -> io::Result<Self> {
         let path = path.as_ref();
         Self::start(path, max_bytes)
@@ -136,7 +138,7 @@ impl DiskStore {
         inner.open(None);
         let opened = inner.check(&inner.queue.lock());
         if let Err(error) = opened {
-            tracing::warn!(target: "flipswitch", "{error}; going on without it, and trying again");
+            tracing::warn!(target: "flipswitch", "{error}; continuing without it, and trying again");
         }
         let (reads, queue) = mpsc::sync_channel(MAX_READS);
         let (ends, ended) = mpsc::channel();
@@ -222,7 +224,7 @@ impl Drop for DiskStore {
         self.inner.changed.notify_all();
         if self.ended.get_mut().recv_timeout(DROP_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             let path = self.inner.path.display();
-            tracing::warn!(target: "flipswitch", "the file {path} takes long to write; its last entries may be lost");
+            tracing::warn!(target: "flipswitch", "writing the file {path} takes too long; its last entries may be lost");
         }
     }
 }
@@ -237,7 +239,7 @@ impl fmt::Debug for DiskStore {
 }
 
 impl Queue {
-    /// Removes what was written, unless a newer entry of the key was queued meanwhile.
+    /// Removes the entries that were written, except those that a newer entry of the same key has replaced meanwhile.
     fn remove(&mut self, batch: &[(Arc<str>, Arc<Entry>)]) {
         for (key, put) in batch {
             if self.puts.get(key).is_some_and(|queued| Arc::ptr_eq(queued, put)) {
@@ -253,7 +255,7 @@ impl Queue {
 }
 
 impl Inner {
-    /// Returns why the file cannot be used, if so.
+    /// Returns an error if the file cannot be used.
     fn check(&self, queue: &Queue) -> Result<(), StoreError> {
         queue.closed.as_ref().map_or(Ok(()), |failure| Err(self.error(failure)))
     }
@@ -262,7 +264,8 @@ impl Inner {
         StoreError::new(format!("the file {} cannot be used: {}", self.path.display(), failure.reason))
     }
 
-    /// Opens the file, in place of one that failed, which is set aside if it is damaged. If that fails, the store is closed.
+    /// Opens the file. If it replaces a file that failed because of damage, that file is set aside first. If opening fails, the
+    /// store is closed.
     fn open(&self, failed: Option<Failure>) {
         self.queue.lock().retry_at = Some(Instant::now() + REOPEN_INTERVAL);
         let set_aside = match (self.close_file(), failed) {
@@ -280,8 +283,8 @@ impl Inner {
         }
     }
 
-    /// Uses the file, and closes the store if that fails. The provider logs it: if this did so while locks are held, a slow
-    /// subscriber would stop all operations.
+    /// Runs an operation on the file, and closes the store if it fails. The provider logs the failure. It is not logged here,
+    /// because locks are held, and a slow subscriber would stop all operations.
     fn run<T>(&self, operation: impl FnOnce(&OpenFile) -> Result<T, Failure>) -> Result<T, StoreError> {
         let file = self.file.read();
         let Some(open) = &*file else {
@@ -289,7 +292,7 @@ impl Inner {
         };
         operation(open).map_err(|failure| {
             let error = self.error(&failure);
-            // `file` is still locked, so that it is not another one that is closed.
+            // `file` is still locked, so no other file is closed here.
             self.queue.lock().closed.get_or_insert(failure);
             self.changed.notify_all();
             error
@@ -300,7 +303,7 @@ impl Inner {
     fn read_until_end(&self, reads: mpsc::Receiver<(String, Reply)>) {
         for (key, reply) in reads {
             if !reply.is_closed() {
-                // The reader of the reply may be gone by now.
+                // The receiver of the reply may have been dropped by now.
                 let _ = reply.send(self.run(|file| file.read(&key)));
             }
         }
@@ -313,7 +316,7 @@ impl Inner {
                 Task::Write(batch) => {
                     let began = Instant::now();
                     let now = micros(SystemTime::now());
-                    // If it fails, the next operation returns the error.
+                    // If this fails, the next operation returns the error.
                     if self.run(|file| file.write(&batch, now, self.max_bytes)).is_ok() {
                         let (entries, micros) = (batch.len(), began.elapsed().as_micros() as u64);
                         tracing::trace!(target: "flipswitch", entries, micros, "committed to the file");
@@ -332,7 +335,7 @@ impl Inner {
         self.close_file();
     }
 
-    /// Closes the file, which is locked as long as what this returns exists.
+    /// Closes the database. The file stays locked until the returned value is dropped.
     fn close_file(&self) -> Option<LockedFile> {
         let file = self.file.write().take();
         file.map(OpenFile::close)

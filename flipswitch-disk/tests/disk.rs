@@ -1,4 +1,4 @@
-//! The store with real files, and processes that end at any moment.
+//! Tests the store with real files, and with processes that end at any moment.
 
 #![expect(
     clippy::unwrap_used,
@@ -69,7 +69,7 @@ fn lookup(store: &DiskStore, key: &str) -> Result<Lookup, StoreError> {
     block_on(store.get(key))
 }
 
-/// Puts until the queue has room.
+/// Tries to put an entry until the queue has room.
 fn put_when_possible(store: &DiskStore, entry: &StoredEntry, ttl: Duration) {
     wait_for("room in the queue", || put(store, entry.clone(), ttl).is_ok());
 }
@@ -82,7 +82,7 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// This program as a process that runs one of the tests below as a part of another test.
+/// A process of this program that runs one of the tests below, as a part of another test.
 struct Process {
     child: Child,
     output: BufReader<ChildStdout>,
@@ -115,7 +115,7 @@ impl Process {
         writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    /// Waits for the end. `wait` of the child would close its input, which ends it.
+    /// Waits for the end of the process. `wait` of the child would close its input, which would end it.
     fn wait(&mut self) -> (ExitStatus, String) {
         let mut output = String::new();
         self.output.read_to_string(&mut output).unwrap();
@@ -131,7 +131,8 @@ impl Drop for Process {
     }
 }
 
-/// In a process that a test has started: the path of the file, and the lines of that test. Ends the process if the test is gone.
+/// Returns, in a process that a test has started, the path of the file and the lines that the test sends. Ends the process once
+/// the test has ended.
 fn started() -> Option<(PathBuf, mpsc::Receiver<String>)> {
     let path = env::var_os(PATH)?;
     let (lines, told) = mpsc::channel();
@@ -142,7 +143,7 @@ fn started() -> Option<(PathBuf, mpsc::Receiver<String>)> {
     Some((path.into(), told))
 }
 
-/// Says something to the process that started this one, on a line of its own.
+/// Prints a line to the process that started this one.
 fn say(line: &str) {
     println!("\n{line}");
 }
@@ -232,7 +233,7 @@ fn an_entry_never_replaces_one_that_was_sent_later() {
 }
 
 #[test]
-fn an_expired_entry_is_replaced_by_any() {
+fn any_entry_replaces_an_expired_one() {
     let directory = Directory::new();
     let store = DiskStore::open(directory.file()).unwrap();
     let sent = now();
@@ -242,7 +243,7 @@ fn an_expired_entry_is_replaced_by_any() {
 }
 
 #[test]
-fn a_large_entry_is_refused() {
+fn a_large_entry_is_rejected() {
     let directory = Directory::new();
     let store = DiskStore::open(directory.file()).unwrap();
     let error = put(&store, entry("key", now(), &vec![0; 1 << 20]), HOUR).unwrap_err();
@@ -260,7 +261,7 @@ fn the_file_is_bounded_and_keeps_what_expires_last() {
         put_when_possible(&store, &entry(&format!("key-{i}"), now(), &vec![0; i % 8000]), HOUR);
     }
     drop(store);
-    // 80 MB were written. A commit has up to 8 MiB, and the pages that it frees can be used by the one after the next.
+    // 80 MB were written. A commit has up to 8 MiB, and the pages that it frees can be used by the commit after the next one.
     let length = fs::metadata(directory.file()).unwrap().len();
     assert!(length <= 3 * LIMIT + (64 << 20), "the file has {length} bytes");
 
@@ -309,7 +310,7 @@ fn only_the_user_can_read_the_file() {
 }
 
 #[test]
-fn a_file_that_is_open_elsewhere_is_used_once_it_is_closed() {
+fn a_file_that_is_open_elsewhere_is_used_after_it_was_closed() {
     for is_killed in [false, true] {
         let directory = Directory::new();
         let mut first = Process::start("process_holds_the_file", &directory.file(), 0);
@@ -338,7 +339,7 @@ fn a_file_that_is_open_elsewhere_is_used_once_it_is_closed() {
 }
 
 #[test]
-#[ignore = "part of a_file_that_is_open_elsewhere_is_used_once_it_is_closed"]
+#[ignore = "part of a_file_that_is_open_elsewhere_is_used_after_it_was_closed"]
 fn process_holds_the_file() {
     let Some((path, told)) = started() else { return };
     let store = DiskStore::open(path).unwrap();
@@ -459,7 +460,7 @@ fn a_start_is_not_counted_after_ten_seconds() {
 }
 
 #[test]
-fn a_file_that_cannot_be_renamed_closes_the_store_until_it_can() {
+fn a_damaged_file_that_cannot_be_renamed_closes_the_store_until_it_can_be() {
     let directory = Directory::new();
     // A file cannot replace a directory.
     fs::create_dir(directory.aside()).unwrap();
@@ -476,7 +477,7 @@ fn a_file_that_cannot_be_renamed_closes_the_store_until_it_can() {
 }
 
 #[test]
-fn of_several_stores_one_sets_a_file_aside() {
+fn one_of_several_stores_sets_a_file_aside() {
     for _ in 0..10 {
         let directory = Directory::new();
         fs::write(directory.file(), b"not a database").unwrap();
@@ -495,7 +496,7 @@ fn of_several_stores_one_sets_a_file_aside() {
 }
 
 #[test]
-fn damage_inside_of_a_file_ends_in_a_usable_store() {
+fn a_store_is_usable_after_damage_inside_of_its_file() {
     let good = good_file();
     let mut random = fastrand::Rng::with_seed(7);
     let cases: Vec<_> = (0..24)
@@ -503,7 +504,7 @@ fn damage_inside_of_a_file_ends_in_a_usable_store() {
             let mut bytes = good.clone();
             let at = random.usize(..bytes.len() - 40_000);
             match case % 4 {
-                // Bytes anywhere.
+                // Random bytes anywhere.
                 0 => random.fill(&mut bytes[at..at + 40_000]),
                 1 => bytes[at..at + 40_000].fill(0),
                 // The beginnings of pages.
@@ -533,7 +534,7 @@ fn damage_inside_of_a_file_ends_in_a_usable_store() {
 }
 
 #[test]
-#[ignore = "part of damage_inside_of_a_file_ends_in_a_usable_store"]
+#[ignore = "part of a_store_is_usable_after_damage_inside_of_its_file"]
 fn process_with_a_damaged_file() {
     let Some((path, _told)) = started() else { return };
     // Panics of the database are expected.
@@ -584,7 +585,7 @@ fn process_with_a_full_disk() {
     let Some((path, _told)) = started() else { return };
     let maximum = getrlimit(Resource::Fsize).maximum;
     let limit = |bytes| setrlimit(Resource::Fsize, Rlimit { current: bytes, maximum }).unwrap();
-    // Its default effect is to end the process. With a handler, writes fail.
+    // The default effect of the signal is to end the process. With a handler, writes fail instead.
     signal_hook::flag::register(signal_hook::consts::SIGXFSZ, std::sync::Arc::default()).unwrap();
     let store = DiskStore::open(path).unwrap();
     put(&store, entry("first", now(), b"first"), HOUR).unwrap();
@@ -606,15 +607,15 @@ fn process_with_a_full_disk() {
     say("recovered");
 }
 
-/// Every entry that was accepted more than a second before the process is killed is in the file. An entry waits for the
-/// commit that is being made, and then for its own one: where two of them take longer, on a slow or busy machine, the limit
-/// is what they took.
+/// Every entry that was accepted more than a second before the process is killed is in the file. An entry waits for the commit
+/// that is being made, and then for its own commit. On a slow or busy machine, two commits can take longer than a second. The
+/// limit is then the time that they took.
 #[test]
 fn a_killed_process_loses_about_a_second_at_most() {
     let kills = env::var("FLIPSWITCH_DISK_TEST_KILLS").map_or(3, |kills| kills.parse().unwrap());
     let directory = Directory::new();
     let mut first = 0;
-    // By key, the number of the earliest entry that it may have.
+    // For each key, the number of the earliest entry that it may have.
     let mut safe = HashMap::<u64, u64>::new();
     for kill in 0..kills {
         let mut process = Process::start("process_that_is_killed", &directory.file(), first);
@@ -678,7 +679,7 @@ fn a_killed_process_loses_about_a_second_at_most() {
 
 const KEYS: u64 = 3000;
 
-/// The entry that a process writes as its nth one. All of it follows from the number.
+/// Returns the entry that a process writes as its nth entry. The number determines all of it.
 fn numbered(number: u64) -> StoredEntry {
     let mut sealed = number.to_le_bytes().to_vec();
     let mut random = fastrand::Rng::with_seed(number);

@@ -7,16 +7,20 @@ use flipswitch::{
     },
 };
 
-/// A hook that reports evaluations of OpenFeature clients, whatever their provider, as events `feature_flag.evaluation` of
+/// Reports the evaluations of OpenFeature clients, whatever their provider, as events `feature_flag.evaluation` of
 /// OpenTelemetry's semantic conventions.
 ///
-/// The events are those of [`evaluation_events`](flipswitch::FlipswitchProviderBuilder::evaluation_events): of `tracing`, with
-/// the target `flipswitch::evaluation` and the level INFO. Each evaluation is reported. The id of the context comes from the
-/// targeting key of the evaluation, or else of the current request, as
-/// [`evaluation_context_id`](flipswitch::FlipswitchProviderBuilder::evaluation_context_id) of the provider says.
+/// The hook is for applications that use several providers. For Flipswitch providers alone,
+/// [`evaluation_events`](flipswitch::FlipswitchProviderBuilder::evaluation_events) reports the same, and also the reads that do
+/// not use a client.
 ///
-/// If `evaluation_events` is set on the provider that the hook is made with, the hook leaves out the evaluations of all Flipswitch
-/// providers, which would be reported twice, and logs a warning. Set it on all of them or on none.
+/// The events are the same as with `evaluation_events`: events of `tracing` with the target `flipswitch::evaluation` and the
+/// level INFO. Each evaluation is reported. The id of the context is made from the targeting key of the evaluation, or from that
+/// of the current request if the evaluation has none.
+/// [`evaluation_context_id`](flipswitch::FlipswitchProviderBuilder::evaluation_context_id) of the provider sets its form.
+///
+/// If `evaluation_events` is set on the provider of the hook, the evaluations of Flipswitch providers would be reported twice.
+/// The hook then leaves them out and logs a warning. Set `evaluation_events` on all Flipswitch providers or on none.
 ///
 /// ```
 /// # use flipswitch::{FlipswitchProvider, open_feature::OpenFeature, serde_json::json};
@@ -37,8 +41,9 @@ pub struct EvaluationHook {
 }
 
 impl EvaluationHook {
-    /// Creates a hook that uses the settings and the secret of a provider. Reports nothing after the last handle of the provider is
-    /// dropped.
+    /// Creates a hook that uses the settings and the secret of a provider.
+    ///
+    /// The hook does not keep the provider alive. It reports nothing after the last handle of the provider is dropped.
     #[must_use]
     pub fn new(provider: &FlipswitchProvider) -> Self {
         if integration::reports_evaluations(provider) {
@@ -82,6 +87,6 @@ impl Hook for EvaluationHook {
         self.report(context, Err(error));
     }
 
-    // OpenFeature does not pass the code of an error here.
+    // OpenFeature does not pass the error code here, so `after` and `error` report instead.
     async fn finally<'a>(&self, _: &HookContext<'a>, _: &EvaluationDetails<Value>, _: Option<&'a HookHints>) {}
 }

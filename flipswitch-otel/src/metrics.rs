@@ -8,7 +8,7 @@ use flipswitch::{
 use opentelemetry::{KeyValue, metrics::Meter};
 use parking_lot::Mutex;
 
-/// What a provider says about itself at one moment.
+/// The numbers and the state of a provider at one moment.
 struct Report {
     stats: Stats,
     health: Health,
@@ -25,15 +25,15 @@ struct Instrument {
 }
 
 enum Kind {
-    /// Only grows.
+    /// Only increases.
     Counter,
-    /// Adds up over providers and instances.
+    /// Can be added up over providers and instances.
     UpDownCounter,
-    /// Does not add up.
+    /// Cannot be added up.
     Gauge,
 }
 
-/// An instrument whose number is 1 for the present state, and 0 for all others.
+/// An instrument whose number is 1 for the current state, and 0 for all others.
 struct States {
     name: &'static str,
     description: &'static str,
@@ -67,11 +67,11 @@ const INSTRUMENTS: &[Instrument] = instruments! {
         |now| number(now.stats.reconnects);
     Counter "flipswitch.polls", "{poll}", "Polls while the stream of changes was closed.",
         |now| number(now.stats.polls);
-    Counter "flipswitch.context.added", "{context}", "Contexts that entered the cache.",
+    Counter "flipswitch.context.added", "{context}", "Contexts that were added to the cache.",
         |now| number(now.stats.new_contexts);
     Counter "flipswitch.context.attributes_left_out", "{attribute}", "Attributes of contexts that cannot be sent.",
         |now| number(now.stats.attributes_left_out);
-    Counter "flipswitch.store.hits", "{context}", "Contexts whose flags were found in the store, up to date.",
+    Counter "flipswitch.store.hits", "{context}", "Contexts whose fresh flags were found in the store.",
         |now| number(now.stats.store_hits);
     Counter "flipswitch.store.misses", "{request}", "Requests for which the store had no fresh flags.",
         |now| number(now.stats.store_misses);
@@ -79,20 +79,20 @@ const INSTRUMENTS: &[Instrument] = instruments! {
         |now| number(now.stats.store_restored);
     Counter "flipswitch.store.leases", "{request}", "Requests that were sent with a lease of the store.",
         |now| number(now.stats.store_leases);
-    Counter "flipswitch.store.waits", "{request}", "Times that a request waited for that of another instance.",
+    Counter "flipswitch.store.waits", "{request}", "Times that a request waited for another instance.",
         |now| number(now.stats.store_waits);
-    Gauge "flipswitch.store.away", "1", "1 while the store does not work, otherwise 0.",
+    Gauge "flipswitch.store.away", "1", "1 while reads or writes of the store fail, otherwise 0.",
         |now| truth(now.health.store_away_since.is_some());
     UpDownCounter "flipswitch.cache.contexts", "{context}", "Contexts in the cache.",
         |now| number(now.stats.contexts);
     UpDownCounter "flipswitch.cache.size", "By", "Approximate memory of the cache.",
         |now| number(now.stats.bytes);
     UpDownCounter "flipswitch.throttling.backed_off_contexts", "{context}",
-        "Contexts that wait because the service failed for them.",
+        "Contexts that wait after a failure.",
         |now| number(now.stats.throttling.backed_off_contexts);
     UpDownCounter "flipswitch.throttling.queued_requests", "{request}", "Requests that wait to be sent.",
         |now| number(now.stats.throttling.queued_requests);
-    Gauge "flipswitch.throttling.request_limit", "{request}/s", "Requests a second that the service allows, if it limits them.",
+    Gauge "flipswitch.throttling.request_limit", "{request}/s", "Requests per second that the service allows, if limited.",
         |now| now.stats.throttling.requests_per_second.and_then(number);
     Gauge "flipswitch.throttling.circuit_open", "1", "1 while the service counts as down, otherwise 0.",
         |now| truth(now.stats.throttling.is_circuit_open);
@@ -106,14 +106,14 @@ const INSTRUMENTS: &[Instrument] = instruments! {
         |now| truth(now.health.polling);
     Gauge "flipswitch.health.last_success.age", "s", "Time since the last successful request for flags.",
         |now| now.health.last_success.map(age);
-    Gauge "flipswitch.health.last_event.age", "s", "Time since the last event on the stream of changes, heartbeats included.",
+    Gauge "flipswitch.health.last_event.age", "s", "Time since the last event or heartbeat on the stream of changes.",
         |now| now.health.last_event.map(age);
 };
 
 const STATES: &[States] = &[
     States {
         name: "flipswitch.health.state",
-        description: "1 for the present state of the provider, 0 for others.",
+        description: "1 for the current state of the provider, 0 for others.",
         states: &["starting", "streaming", "polling", "stale", "unauthorized", "shut_down"],
         read: |now| match now.health.state {
             HealthState::Starting => "starting",
@@ -127,7 +127,7 @@ const STATES: &[States] = &[
     },
     States {
         name: "flipswitch.stream.state",
-        description: "1 for the present state of the stream of changes, 0 for others.",
+        description: "1 for the current state of the stream of changes, 0 for others.",
         states: &["connecting", "connected", "disconnected", "error"],
         read: |now| match now.health.stream {
             ConnectionStatus::Connecting => "connecting",
@@ -153,15 +153,15 @@ fn age(since: OffsetDateTime) -> f64 {
     (OffsetDateTime::now_utc() - since).as_seconds_f64().max(0.0)
 }
 
-/// One report for all instruments: counting the bytes of a large cache takes milliseconds.
+/// One report for all instruments, because counting the bytes of a large cache takes milliseconds.
 struct ReportCache {
     provider: WeakProvider,
-    /// The report, and which instruments have read it.
+    /// The report, and one bit for each instrument that has read it.
     current: Mutex<(Option<Report>, u64)>,
 }
 
 impl ReportCache {
-    /// Reads the report for an instrument: a new one if the instrument has read the one before.
+    /// Calls `read` with a report: with a new one if this instrument has read the current one.
     fn read<T>(&self, number: usize, read: impl FnOnce(&Report) -> T) -> Option<T> {
         let bit = 1 << number;
         let mut current = self.current.lock();
@@ -174,13 +174,17 @@ impl ReportCache {
     }
 }
 
-/// Reports [`Stats`] and [`Health`] of a provider as observable instruments of a meter. They have the attribute
-/// `flipswitch.provider` if the provider has a [name](flipswitch::FlipswitchProviderBuilder::name).
+/// Reports [`Stats`] and [`Health`] of a provider as observable instruments of a meter.
 ///
-/// Call it once for each provider, with a meter of the provider of meters that exports: one that was obtained before
-/// [`set_meter_provider`](opentelemetry::global::set_meter_provider) reports nothing. Give each of several Flipswitch providers a
-/// name, since their series are the same otherwise. The instruments do not keep the provider alive: once its last handle is dropped,
-/// they report nothing.
+/// Call it once for each provider. The meter must come from the meter provider that exports: a meter that was obtained before
+/// [`set_meter_provider`](opentelemetry::global::set_meter_provider) reports nothing.
+///
+/// The instruments are read when metrics are collected, without a task in the background. They do not keep the provider alive:
+/// once its last handle is dropped, they report nothing.
+///
+/// If the provider has a [name](flipswitch::FlipswitchProviderBuilder::name), the instruments have it as the attribute
+/// `flipswitch.provider`. Give a name to each of several providers, because their series are the same otherwise. No attribute
+/// contains anything of users or flags.
 ///
 /// ```
 /// use flipswitch::{FlipswitchProvider, serde_json::json};
@@ -188,6 +192,49 @@ impl ReportCache {
 /// let provider = FlipswitchProvider::in_memory(json!({"new-checkout": true}));
 /// flipswitch_otel::observe(&opentelemetry::global::meter("my-application"), &provider);
 /// ```
+///
+/// # Instruments
+///
+/// An evaluation is a call of [`flags`](FlipswitchProvider::flags) or of an OpenFeature client. Reads of single flags are not
+/// counted; [`evaluation_events`](flipswitch::FlipswitchProviderBuilder::evaluation_events) reports them.
+///
+/// | name | instrument | unit | |
+/// |---|---|---|---|
+/// | `flipswitch.evaluations` | counter | `{evaluation}` | Evaluations of all flags of a context |
+/// | `flipswitch.evaluation.hits` | counter | `{evaluation}` | Evaluations answered from memory with fresh flags |
+/// | `flipswitch.evaluation.coalesced` | counter | `{evaluation}` | Evaluations that joined a request in flight |
+/// | `flipswitch.evaluation.stale` | counter | `{evaluation}` | Evaluations answered with stale flags or bootstrap values |
+/// | `flipswitch.evaluation.unavailable` | counter | `{evaluation}` | Evaluations without flags from the service |
+/// | `flipswitch.requests` | counter | `{request}` | Requests for flags that were sent to the service |
+/// | `flipswitch.request.not_modified` | counter | `{request}` | Requests answered with 304 Not Modified |
+/// | `flipswitch.stream.reconnects` | counter | `{connection}` | Connections of the stream of changes after the first one |
+/// | `flipswitch.polls` | counter | `{poll}` | Polls while the stream of changes was closed |
+/// | `flipswitch.context.added` | counter | `{context}` | Contexts that were added to the cache |
+/// | `flipswitch.context.attributes_left_out` | counter | `{attribute}` | Attributes of contexts that cannot be sent |
+/// | `flipswitch.store.hits` | counter | `{context}` | Contexts whose fresh flags were found in the store |
+/// | `flipswitch.store.misses` | counter | `{request}` | Requests for which the store had no fresh flags |
+/// | `flipswitch.store.restored` | counter | `{context}` | Contexts whose last known flags came from the store |
+/// | `flipswitch.store.leases` | counter | `{request}` | Requests that were sent with a lease of the store |
+/// | `flipswitch.store.waits` | counter | `{request}` | Times that a request waited for another instance |
+/// | `flipswitch.store.away` | gauge | `1` | 1 while reads or writes of the store fail, otherwise 0 |
+/// | `flipswitch.cache.contexts` | up-down counter | `{context}` | Contexts in the cache |
+/// | `flipswitch.cache.size` | up-down counter | `By` | Approximate memory of the cache |
+/// | `flipswitch.throttling.backed_off_contexts` | up-down counter | `{context}` | Contexts that wait after a failure |
+/// | `flipswitch.throttling.queued_requests` | up-down counter | `{request}` | Requests that wait to be sent |
+/// | `flipswitch.throttling.request_limit` | gauge | `{request}/s` | Requests per second that the service allows, if limited |
+/// | `flipswitch.throttling.circuit_open` | gauge | `1` | 1 while the service counts as down, otherwise 0 |
+/// | `flipswitch.throttling.tags_off` | gauge | `1` | 1 while requests carry no entity tags, otherwise 0 |
+/// | `flipswitch.throttling.failing_flags` | gauge | `{flag}` | Flags that the service failed to evaluate |
+/// | `flipswitch.health.ready` | gauge | `1` | 1 once the service has responded, otherwise 0 |
+/// | `flipswitch.health.polling` | gauge | `1` | 1 while the service is polled, otherwise 0 |
+/// | `flipswitch.health.last_success.age` | gauge | `s` | Time since the last successful request for flags |
+/// | `flipswitch.health.last_event.age` | gauge | `s` | Time since the last event or heartbeat on the stream of changes |
+/// | `flipswitch.health.state` | up-down counter | `1` | 1 for the current state of the provider, 0 for others |
+/// | `flipswitch.stream.state` | up-down counter | `1` | 1 for the current state of the stream of changes, 0 for others |
+///
+/// The last two instruments have one series for each state, with the state in an attribute of the same name as the instrument.
+/// The states of the provider are `starting`, `streaming`, `polling`, `stale`, `unauthorized` and `shut_down`. The states of the
+/// stream are `connecting`, `connected`, `disconnected` and `error`.
 pub fn observe(meter: &Meter, provider: &FlipswitchProvider) {
     let shared = Arc::new(ReportCache { provider: provider.downgrade(), current: Mutex::default() });
     let attributes: Arc<[KeyValue]> =

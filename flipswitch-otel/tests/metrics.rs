@@ -12,7 +12,7 @@ use opentelemetry_sdk::metrics::{
 };
 use serde_json::json;
 
-/// A reported number: its unit, its attributes, and the number.
+/// By the name of an instrument: its unit, and its numbers with their attributes.
 type Reported = BTreeMap<String, (String, Vec<(BTreeMap<String, String>, f64)>)>;
 
 struct Metrics {
@@ -89,7 +89,7 @@ async fn every_number_of_a_provider_is_reported() {
     for _ in 0..5 {
         assert!(provider.flags(Context::user("alice")).await.bool("on", false));
     }
-    // Until nothing happens in the background any more.
+    // Waits until no work in the background is left.
     let (reported, Stats { evaluations, hits, requests, contexts, bytes, .. }) = loop {
         let (before, reported, after) = (provider.stats(), metrics.collect(), provider.stats());
         if before == after && after.contexts == 2 && state(&reported, "flipswitch.stream.state") == "connected" {
@@ -113,7 +113,7 @@ async fn every_number_of_a_provider_is_reported() {
     let attributes = reported.values().flat_map(|(_, values)| values).map(|(attributes, _)| attributes);
     assert!(attributes.into_iter().all(|attributes| attributes["flipswitch.provider"] == "shop"));
 
-    // Counted again at the next collection.
+    // The next collection has the new numbers.
     assert!(provider.flags(Context::user("alice")).await.bool("on", false));
     assert_eq!(one(&metrics.collect(), "flipswitch.evaluations"), (evaluations + 1) as f64);
 
@@ -134,7 +134,7 @@ async fn an_outage_is_visible() {
     metrics.observe(&provider);
     assert!(provider.flags(Context::user("alice")).await.bool("on", true));
     let reported = metrics.collect();
-    // The check at the start counts as well.
+    // The check at the start of the provider counts as well.
     assert!(one(&reported, "flipswitch.evaluation.unavailable") >= 1.0);
     assert_eq!(one(&reported, "flipswitch.health.ready"), 0.0);
     assert_eq!(state(&reported, "flipswitch.health.state"), "starting");
@@ -142,7 +142,7 @@ async fn an_outage_is_visible() {
     provider.shutdown().await;
 }
 
-/// The guide lists every instrument with its unit, and the names follow OpenTelemetry's rules.
+/// The documentation of `observe` lists every instrument with its unit, and the names follow OpenTelemetry's rules.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_list_of_instruments_is_complete_and_their_names_are_valid() {
     let service = LocalServer::builder().heartbeat(Duration::from_millis(50)).start().await.unwrap();
@@ -151,19 +151,19 @@ async fn the_list_of_instruments_is_complete_and_their_names_are_valid() {
     metrics.observe(&provider);
     provider.ready(Duration::from_secs(30)).await.unwrap();
     let (mut events, mut reported) = (provider.events(), metrics.collect());
-    // Once the stream has had its first event.
+    // Waits for the first event of the stream.
     while !reported.contains_key("flipswitch.health.last_event.age") {
         drop(tokio::time::timeout(Duration::from_millis(50), events.recv()).await);
         reported = metrics.collect();
     }
-    let rows = include_str!("../README.md").lines().filter_map(|line| line.strip_prefix("| `"));
+    let rows = include_str!("../src/metrics.rs").lines().filter_map(|line| line.strip_prefix("/// | `"));
     let mut listed: BTreeMap<_, _> = rows
         .map(|row| {
             let mut cells = row.split('|').map(|cell| cell.trim().trim_matches('`'));
             (cells.next().unwrap().to_owned(), cells.nth(1).unwrap().to_owned())
         })
         .collect();
-    // Only while the service limits the rate.
+    // It is reported only while the service limits the rate.
     assert_eq!(listed.remove("flipswitch.throttling.request_limit").as_deref(), Some("{request}/s"));
     let units: BTreeMap<_, _> = reported.iter().map(|(name, (unit, _))| (name.clone(), unit.clone())).collect();
     assert_eq!(units, listed);

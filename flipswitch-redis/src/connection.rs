@@ -1,8 +1,8 @@
 //! A connection that is checked, and replaced when it is lost.
 //!
-//! The connection manager of `redis` is not used. It gives up for good after an error that is not one of I/O, such as a limit
-//! of clients or a wrong password, it keeps a connection to a server that became a replica, and it does not notice a server
-//! that is silent, because callers drop their futures before its time limit.
+//! The connection manager of `redis` is not used, for three reasons. It gives up for good after an error other than an I/O error,
+//! such as too many clients or a wrong password. It keeps a connection to a server that became a replica. It does not notice a
+//! silent server, because callers drop their futures before its time limit.
 
 use std::{
     sync::Arc,
@@ -25,17 +25,17 @@ use crate::{
     server::{Server, TIMEOUT},
 };
 
-/// How long connecting may take, also to a cluster whose nodes do not answer: `redis` waits for each of its steps, such as for
-/// the listed nodes and then for those of the slot map.
+/// How long connecting may take. A cluster whose nodes do not answer takes long, because `redis` waits for each step in turn,
+/// such as for the listed nodes and then for the nodes of the slot map.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a connection lasts without a check.
+/// The longest time without a check of a connection.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// The longest pause before the first and before any attempt to connect again.
+/// The limits of the pause before the first attempt to connect again, and before any attempt.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(5)];
-/// How long a connection must have lasted to count as a success.
+/// How long a connection must last to count as a success.
 const STABLE: Duration = Duration::from_secs(1);
 
-/// A connection that several tasks use at once.
+/// A connection that several tasks can use at the same time.
 #[async_trait]
 pub(crate) trait Connection: Send + Sync {
     async fn send(&self, command: &Cmd) -> RedisResult<Value>;
@@ -50,10 +50,10 @@ impl<C: ConnectionLike + Clone + Send + Sync + 'static> Connection for C {
 
 #[derive(Clone)]
 enum State {
-    /// Callers wait for the outcome.
+    /// Callers wait for the outcome of the attempt.
     Connecting,
     Connected(Arc<dyn Connection>),
-    /// Why the last attempt failed. Callers get it as an error while further attempts are made.
+    /// The reason why the last attempt failed. Callers get it as an error while further attempts are made.
     Down(Arc<str>),
 }
 
@@ -62,12 +62,12 @@ struct Inner {
     state: watch::Sender<State>,
     /// Wakes the task that checks the connection.
     suspected: Notify,
-    /// The first key that was used, or one whose command was not answered. In a cluster, the node that has it is checked.
+    /// The first key that was used, or a key whose command was not answered. In a cluster, the node with this key is checked.
     suspect: Mutex<String>,
 }
 
-/// A connection to a server, which a task keeps open. The task starts with the first command, on the tokio runtime of its
-/// caller, and again if that runtime has ended.
+/// A connection to a server that a task keeps open. The first command starts the task, on the tokio runtime of its caller. A
+/// later command starts it again if that runtime has ended.
 pub(crate) struct Supervised {
     inner: Arc<Inner>,
     task: Mutex<Option<JoinHandle<()>>>,
@@ -84,7 +84,7 @@ impl Supervised {
         Self { inner: Arc::new(inner), task: Mutex::new(None) }
     }
 
-    /// Starts the task unless it runs.
+    /// Starts the task unless it is running.
     fn start(&self, key: &str) -> Result<(), CallError> {
         let mut task = self.task.lock();
         if task.as_ref().is_none_or(JoinHandle::is_finished) {
@@ -96,7 +96,7 @@ impl Supervised {
         Ok(())
     }
 
-    /// Sends a command about a key. A dropped future has no other effect than a check of the connection.
+    /// Sends a command about a key. If the future is dropped, the connection is checked, and nothing else happens.
     pub(crate) async fn send(&self, command: &Cmd, key: &str) -> Result<Value, CallError> {
         self.start(key)?;
         let connection = self.connection().await?;
@@ -107,7 +107,7 @@ impl Supervised {
                 pending.answered = true;
                 self.inner.lose(&connection);
             }
-            // The time limit.
+            // The time limit was exceeded.
             Err(error) if error.is_io_error() => {}
             _ => pending.answered = true,
         }
@@ -133,7 +133,7 @@ impl Drop for Supervised {
     }
 }
 
-/// A command without an answer so far.
+/// A command that has no answer yet.
 struct Pending<'a> {
     inner: &'a Inner,
     key: &'a str,
@@ -150,7 +150,7 @@ impl Drop for Pending<'_> {
 }
 
 impl Inner {
-    /// Ends the use of a connection, unless another one has taken its place.
+    /// Ends the use of a connection, unless another connection has replaced it.
     fn lose(&self, connection: &Arc<dyn Connection>) {
         self.state.send_if_modified(|state| {
             let is_current = is_connected(state, connection);
@@ -161,12 +161,13 @@ impl Inner {
         });
     }
 
-    /// Returns the next state once a connection is lost, or does not answer: callers wait for a new one only in the first case.
+    /// Returns the next state once a connection is lost or does not answer. Callers wait for a new connection only in the first
+    /// case.
     async fn until_lost(&self, connection: &Arc<dyn Connection>) -> State {
         let silent = || State::Down("no answer".into());
         let checks = async {
             loop {
-                // Without a reason, too: an idle connection may end unnoticed.
+                // The check is also made without a suspicion, because an idle connection can end unnoticed.
                 let _ = timeout(CHECK_INTERVAL, self.suspected.notified()).await;
                 let check = redis::cmd("EXISTS").arg(self.suspect.lock().as_str()).to_owned();
                 match timeout(TIMEOUT, connection.send(&check)).await {
@@ -189,7 +190,8 @@ fn is_connected(state: &State, connection: &Arc<dyn Connection>) -> bool {
     matches!(state, State::Connected(current) if Arc::ptr_eq(current, connection))
 }
 
-/// Returns whether an error ends the connection. A server that became a replica must be looked up again by its name.
+/// Returns whether an error ends the connection. So does the error of a server that became a replica: a new connection looks up
+/// the name of the server again.
 fn is_lost(error: &RedisError) -> bool {
     error.is_unrecoverable_error()
         || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
@@ -220,7 +222,7 @@ async fn supervise(inner: Arc<Inner>) {
     }
 }
 
-/// Returns the pause after a number of failures: random, so that a fleet does not connect all at once.
+/// Returns the pause after a number of failures. It is random, so that the instances of a fleet do not all connect at once.
 fn pause(failures: u32) -> Duration {
     let longest = PAUSES[0].saturating_mul(2_u32.saturating_pow(failures)).min(PAUSES[1]);
     longest.mul_f64(fastrand::f64())

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use redis::RedisError;
 
-/// Why a [`RedisStore`](crate::RedisStore) could not be made. URLs in errors have no user, password or query.
+/// An error in the configuration of a [`RedisStore`](crate::RedisStore). URLs in it have no user, password or query.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RedisStoreError {
-    /// The URL is not one of a Redis server.
+    /// The URL is not the URL of a Redis server.
     #[error("{url} is not a URL of a Redis server: {reason}")]
     InvalidUrl {
         /// The URL.
@@ -16,7 +16,7 @@ pub enum RedisStoreError {
         /// What is wrong with it.
         reason: String,
     },
-    /// The URL needs TLS, and no feature for it is enabled.
+    /// The URL needs TLS, and no TLS feature is enabled.
     #[error("{url} needs TLS: enable the feature `rustls`, `rustls-no-provider` or `native-tls` of flipswitch-redis")]
     NoTls {
         /// The URL.
@@ -43,7 +43,7 @@ pub enum RedisStoreError {
     NoServer,
 }
 
-/// Why a call failed.
+/// The reason why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
     #[error(transparent)]
@@ -58,7 +58,7 @@ pub(crate) enum CallError {
     Random(getrandom::Error),
 }
 
-/// A failed call, with the server.
+/// The error of a failed call, with the name of the server.
 #[derive(Debug, thiserror::Error)]
 #[error("{server}: {error}")]
 pub(crate) struct Failure {

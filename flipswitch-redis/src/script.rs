@@ -1,5 +1,5 @@
-//! The scripts that run in Redis. Each is one step and one round trip. A value of another type counts as missing; a right that
-//! the Redis user lacks is an error.
+//! The scripts that run in Redis. Each script is atomic and takes one round trip. A value of another type counts as missing. A
+//! right that the Redis user lacks is an error.
 //!
 //! Times are eight bytes in big-endian order. They are compared as numbers, because Lua compares strings by the locale.
 
@@ -23,7 +23,7 @@ return {now[1], now[2], redis.call('GET', KEYS[1])}
     )
 });
 
-/// `ARGV`: the time, the content, the time to live in milliseconds. Returns 1, or 0 if an entry that was sent later stays.
+/// `ARGV`: the time, the content, the time to live in milliseconds. Returns 1, or 0 if an entry that was sent later is kept.
 pub(crate) static PUT: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "
@@ -61,7 +61,7 @@ return {now[1], now[2], granted and 1 or 0}
     )
 });
 
-/// `ARGV`: the token. Returns how many leases ended.
+/// `ARGV`: the token. Returns the number of leases that ended.
 pub(crate) static RELEASE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "
@@ -84,12 +84,12 @@ impl Script {
         Self { code, hash: redis::Script::new(code).get_hash().to_owned() }
     }
 
-    /// Runs the script if Redis has it.
+    /// Returns the command that runs the script if Redis knows it.
     pub(crate) fn by_hash(&self, key: &str, arguments: &[&[u8]]) -> Cmd {
         command("EVALSHA", &self.hash, key, arguments)
     }
 
-    /// Runs the script and gives it to Redis, which may have lost it.
+    /// Returns the command that sends the script to Redis, which may have lost it, and runs it.
     pub(crate) fn by_code(&self, key: &str, arguments: &[&[u8]]) -> Cmd {
         command("EVAL", self.code, key, arguments)
     }

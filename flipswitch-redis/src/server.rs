@@ -1,4 +1,4 @@
-//! Where Redis runs: its URL, and a new connection to it.
+//! The server: its URL, and new connections to it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ pub(crate) const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A server or a cluster.
 pub(crate) struct Server {
-    /// For messages. Has no user and no password.
+    /// The name in messages, without user and password.
     pub(crate) name: Arc<str>,
     client: AnyClient,
 }
@@ -91,7 +91,7 @@ fn invalid(url: &str, error: &redis::RedisError) -> RedisStoreError {
     RedisStoreError::InvalidUrl { url: public(url), reason: error.to_string() }
 }
 
-/// Checks what would panic, or trust no certificate, when the connection is opened.
+/// Returns an error if opening the connection would panic, or would trust no certificate.
 fn check_tls(url: &str) -> Result<(), RedisStoreError> {
     let rustls = cfg!(any(feature = "rustls", feature = "rustls-no-provider"));
     let native = cfg!(feature = "native-tls");
@@ -107,12 +107,12 @@ fn check_tls(url: &str) -> Result<(), RedisStoreError> {
     Ok(())
 }
 
-/// Installs aws-lc unless the application has installed a provider: `redis` uses that of the process.
+/// Installs aws-lc unless the application has installed a crypto provider. `redis` uses the provider of the process.
 #[cfg(feature = "rustls")]
 fn has_crypto_provider() -> bool {
     use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
-    // An error says that another thread was faster.
+    // An error means that another thread was faster.
     CryptoProvider::get_default().is_some() || aws_lc_rs::default_provider().install_default().is_ok() || {
         CryptoProvider::get_default().is_some()
     }
@@ -128,7 +128,7 @@ fn has_crypto_provider() -> bool {
     true
 }
 
-/// Returns a URL without user, password, query and fragment. If these cannot be told apart, only the scheme is left.
+/// Returns a URL without user, password, query and fragment. If they cannot be distinguished, only the scheme is left.
 pub(crate) fn public(url: &str) -> String {
     let Some((scheme, rest)) = url.split_once("://") else {
         return "…".to_owned();
@@ -136,7 +136,7 @@ pub(crate) fn public(url: &str) -> String {
     if !scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'+') {
         return "…".to_owned();
     }
-    // Text before the last `@` may be a password, and so may a part of it that looks like a path or a query.
+    // Text before the last `@` may be a password. A part of a password may look like a path or a query.
     let ends = |text: &str| text.find(['/', '?', '#']).unwrap_or(text.len());
     let (authority, path) = rest.split_at(ends(rest));
     let host = match authority.rsplit_once('@') {

@@ -16,14 +16,16 @@ use crate::{
     server::Server,
 };
 
-/// The longest encrypted flags of a context.
+/// The largest number of bytes of the encrypted flags of a context.
 pub(crate) const MAX_ENTRY_BYTES: usize = 1024 * 1024;
-/// The bytes of a value before the encrypted flags: when the request was sent, in microseconds.
+/// The number of bytes before the encrypted flags in a value. They are the time of the request, in microseconds.
 const TIME_BYTES: usize = 8;
-/// Redis adds the time to live to the clock, and rejects a sum that overflows.
+/// The longest time to live. Redis adds it to the clock, and rejects a sum that overflows.
 const MAX_TTL_MILLIS: u128 = 1 << 52;
 
 /// Keeps flags in Redis or Valkey. Clones share the connection.
+///
+/// The [documentation of the crate](crate) describes outages, the data in Redis, and the rights that the Redis user needs.
 ///
 /// ```no_run
 /// use flipswitch::FlipswitchProvider;
@@ -49,26 +51,36 @@ enum Source {
 }
 
 impl RedisStore {
-    /// Returns a store on the server of a URL: `redis://[user][:password@]host[:port][/database]`, `rediss://` with TLS,
-    /// `valkey://` or `valkeys://`, or `unix:///path`. Returns at once. The first call opens the connection, and the store opens
-    /// it again whenever it is lost.
+    /// Creates a store on the server of a URL.
+    ///
+    /// | URL | connection |
+    /// |---|---|
+    /// | `redis://[user][:password@]host[:port][/database]`, `valkey://…` | TCP |
+    /// | `rediss://…`, `valkeys://…` | TLS |
+    /// | `unix:///path[?db=…&user=…&pass=…]` | Unix socket |
+    ///
+    /// The query `?protocol=resp3` selects the newer protocol.
+    ///
+    /// This function returns at once, and needs no runtime. The first call of the store opens the connection, on the tokio
+    /// runtime of its caller. The store opens the connection again whenever it is lost.
     ///
     /// # Errors
     ///
-    /// A [`RedisStoreError`] if the URL is invalid, or needs TLS that is not available.
+    /// Returns a [`RedisStoreError`] if the URL is invalid, or if it needs TLS and TLS is not available.
     pub fn connect(url: impl AsRef<str>) -> Result<Self, RedisStoreError> {
         Self::builder().url(url).build()
     }
 
-    /// Returns a store on a connection of the application, such as a Sentinel or cluster connection. It must reconnect by
-    /// itself, also after it was silent: the store neither checks nor replaces it. For a single server with settings of your
-    /// own, use [`RedisStoreBuilder::client`] instead.
+    /// Creates a store on a connection of the application, such as a Sentinel or cluster connection.
+    ///
+    /// The connection must reconnect by itself, also after it was silent, because the store neither checks nor replaces it. For a
+    /// single server with settings of your own, use [`RedisStoreBuilder::client`] instead.
     #[must_use]
     pub fn from_connection(connection: impl ConnectionLike + Clone + Send + Sync + 'static) -> Self {
         Self { connection: Arc::new(Source::Given(Box::new(connection))), server: "Redis".into() }
     }
 
-    /// Returns a builder, for a client of your own or a cluster.
+    /// Creates a builder, for a client of your own or a cluster.
     pub fn builder() -> RedisStoreBuilder {
         RedisStoreBuilder { server: Err(RedisStoreError::NoServer) }
     }
@@ -81,7 +93,7 @@ impl fmt::Debug for RedisStore {
     }
 }
 
-/// Sets the server of a [`RedisStore`].
+/// Builds a [`RedisStore`] on a server or a cluster. The last call of a setter counts.
 #[must_use]
 pub struct RedisStoreBuilder {
     server: Result<Server, RedisStoreError>,
@@ -94,14 +106,14 @@ impl fmt::Debug for RedisStoreBuilder {
 }
 
 impl RedisStoreBuilder {
-    /// Sets the URL of the server, as for [`RedisStore::connect`].
+    /// Sets the URL of the server. [`RedisStore::connect`] lists its forms.
     pub fn url(mut self, url: impl AsRef<str>) -> Self {
         self.server = Server::single(url.as_ref());
         self
     }
 
-    /// Sets a client of a server, for certificates, TCP settings and the like. The store opens and checks the connection as for
-    /// [`RedisStore::connect`].
+    /// Sets a client of a server, for example one with certificates or TCP settings. The store opens and checks the connection in
+    /// the same way as with a URL.
     ///
     /// ```no_run
     /// use flipswitch_redis::{
@@ -122,18 +134,19 @@ impl RedisStoreBuilder {
         self
     }
 
-    /// Sets the URLs of some nodes of a cluster, which name the others.
+    /// Sets the URLs of some nodes of a cluster. These nodes name the others.
     #[cfg(feature = "cluster")]
+    #[cfg_attr(docsrs, doc(cfg(feature = "cluster")))]
     pub fn cluster(mut self, urls: impl IntoIterator<Item: AsRef<str>>) -> Self {
         self.server = Server::cluster(&urls.into_iter().collect::<Vec<_>>());
         self
     }
 
-    /// Returns the store, without waiting for the server.
+    /// Creates the store. Does not wait for the server.
     ///
     /// # Errors
     ///
-    /// A [`RedisStoreError`] if there is no server, if a URL is invalid, or if it needs TLS that is not available.
+    /// Returns a [`RedisStoreError`] if no server is set, if a URL is invalid, or if it needs TLS and TLS is not available.
     pub fn build(self) -> Result<RedisStore, RedisStoreError> {
         let server = self.server?;
         let name = server.name.clone();
@@ -200,7 +213,7 @@ impl CacheStore for RedisStore {
     }
 }
 
-/// The key of a lease has the braces of the entry's key, and thus is on the same node of a cluster.
+/// Returns the key of a lease. It has the braces of the entry's key, so it is on the same node of a cluster.
 fn lease_key(key: &str) -> String {
     format!("{key}:lease")
 }
@@ -224,7 +237,7 @@ fn encode_time(time: SystemTime) -> [u8; TIME_BYTES] {
     u64::try_from(micros).unwrap_or(u64::MAX).to_be_bytes()
 }
 
-/// Splits a stored value. One that is not ours may have any content.
+/// Splits a stored value, which may have any content if another program wrote it.
 fn decode(key: &str, mut value: Vec<u8>) -> Option<StoredEntry> {
     let time = *value.first_chunk::<TIME_BYTES>()?;
     let sent = SystemTime::UNIX_EPOCH.checked_add(Duration::from_micros(u64::from_be_bytes(time)))?;

@@ -1,4 +1,4 @@
-//! Runs the store against `redis-server` (`apt-get install redis-server`), one for each test.
+//! Runs the store against `redis-server` (`apt-get install redis-server`), with one server for each test.
 #![expect(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
@@ -21,7 +21,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 const DEADLINE: Duration = Duration::from_secs(20);
 const TRIES: usize = 20;
 
-/// Ends with the test. If the test process is killed, the server is left behind: ending it as well would need unsafe code.
+/// A server that ends with the test. If the test process is killed, the server is left behind: ending it then would need unsafe code.
 struct Server {
     child: Child,
     port: u16,
@@ -37,8 +37,8 @@ impl Server {
     async fn with(arguments: &[&'static str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         for _ in 0..TRIES {
-            // Below the ports of outgoing connections, so that no such connection takes it before a restart. The bus of a
-            // cluster takes the port 10000 higher.
+            // Below the ports of outgoing connections, which could otherwise use this port before a restart. The bus of a
+            // cluster uses the port that is 10000 higher.
             let port = fastrand::u16(10_000..20_000);
             let mut child = spawn(port, arguments, &folder);
             if is_up(&mut child, &url(port, arguments)).await {
@@ -124,13 +124,13 @@ async fn try_connection(url: &str) -> redis::RedisResult<MultiplexedConnection> 
     redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&config).await
 }
 
-/// Waits for a server. Returns false if it has ended, since another process has the port.
+/// Waits for a server. Returns false if it has ended because another process uses its port.
 async fn is_up(child: &mut Child, url: &str) -> bool {
     let until = Instant::now() + DEADLINE;
     while Instant::now() < until && child.try_wait().unwrap().is_none() {
         let info =
             async { redis::cmd("INFO").arg("server").query_async::<String>(&mut try_connection(url).await?).await };
-        // Another process may listen, and not answer.
+        // Another process may listen and not answer.
         let info = tokio::time::timeout(Duration::from_secs(1), info).await;
         if matches!(info, Ok(Ok(info)) if info.contains(&format!("process_id:{}\r\n", child.id()))) {
             return true;
@@ -154,11 +154,11 @@ async fn content(store: &RedisStore) -> Option<String> {
     store.get(KEY).await.unwrap().entry.map(|entry| String::from_utf8(entry.sealed).unwrap())
 }
 
-/// Calls until a call succeeds. Returns how long that took.
+/// Calls `get` until it succeeds. Returns how long that took.
 async fn until_answered(store: &RedisStore) -> (Lookup, Duration) {
     let began = Instant::now();
     loop {
-        // As a provider calls it.
+        // The time limit of a provider.
         if let Ok(Ok(lookup)) = tokio::time::timeout(Duration::from_millis(50), store.get(KEY)).await {
             return (lookup, began.elapsed());
         }
@@ -186,7 +186,7 @@ async fn an_entry_is_kept_until_its_time_to_live_ends() {
     assert_eq!(lookup.entry, None);
     assert!(lookup.now.duration_since(SystemTime::now()).unwrap_or_else(|e| e.duration()) < MINUTE);
 
-    // Every byte, and no bytes.
+    // All values of a byte, and an empty entry.
     for sealed in [(0..=255).collect(), Vec::new()] {
         let entry = StoredEntry { sealed, ..entry(lookup.now, "") };
         store.put(entry.clone(), MINUTE).await.unwrap();
@@ -286,7 +286,7 @@ async fn a_released_lease_is_granted_again_and_a_former_holder_releases_nothing(
 }
 
 #[tokio::test]
-async fn the_clock_is_that_of_the_server_in_every_answer() {
+async fn every_answer_has_the_time_of_the_server() {
     let server = Server::start().await;
     let store = server.store();
     let mut latest = now(&store).await;
@@ -323,7 +323,7 @@ async fn a_call_is_one_round_trip() {
 }
 
 #[tokio::test]
-async fn lost_data_and_lost_scripts_are_no_failure() {
+async fn lost_data_and_lost_scripts_are_not_failures() {
     let server = Server::start().await;
     let store = server.store();
     for command in ["FLUSHALL", "SCRIPT FLUSH"] {
@@ -361,7 +361,7 @@ async fn a_foreign_value_counts_as_missing_and_is_replaced() {
         server.run("FLUSHALL").await;
         server.run(&command).await;
         let lookup = store.get(KEY).await.unwrap();
-        // Eight bytes and more are a time and what may be encrypted flags.
+        // Eight bytes or more are read as a time and encrypted flags.
         let is_possible = command.starts_with("APPEND");
         assert_eq!(lookup.entry.is_some(), is_possible, "{command}");
         store.put(entry(lookup.now, "flags"), MINUTE).await.unwrap();
@@ -400,7 +400,7 @@ async fn a_full_server_is_an_error_and_still_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_was_away_works_again_by_itself() {
+async fn the_store_works_again_after_its_server_was_away() {
     let mut server = Server::start().await;
     let store = server.store();
     let now = now(&store).await;
@@ -433,7 +433,7 @@ async fn calls_fail_at_once_while_the_server_is_away() {
 }
 
 #[tokio::test]
-async fn a_store_may_be_made_before_its_server_and_before_a_runtime() {
+async fn a_store_can_be_created_before_its_server_and_before_a_runtime() {
     let mut server = Server::start().await;
     server.kill();
     let url = server.url();
@@ -457,7 +457,7 @@ fn a_store_outlives_a_runtime_and_needs_one() {
 }
 
 #[test]
-fn a_store_works_although_it_was_made_on_a_runtime_that_is_no_longer_driven() {
+fn a_store_works_after_it_was_created_on_a_runtime_that_is_no_longer_driven() {
     let runtime = || tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (idle, used) = (runtime(), runtime());
     let server = used.block_on(Server::start());
@@ -512,7 +512,7 @@ async fn a_missing_right_is_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn errors_other_than_those_of_the_network_do_not_end_the_attempts() {
+async fn errors_other_than_network_errors_do_not_end_the_attempts() {
     let server = Server::start().await;
     let mut connection = server.connection().await;
     redis::cmd("CONFIG").arg("SET").arg("maxclients").arg(1).exec_async(&mut connection).await.unwrap();
@@ -525,7 +525,7 @@ async fn errors_other_than_those_of_the_network_do_not_end_the_attempts() {
     let error = until_refused(&locked_out).await;
     assert!(error.contains("WRONGPASS") || error.contains("Authentication"), "{error}");
     assert!(!error.contains("secret"), "{error}");
-    // What the README says that a user needs.
+    // The commands that the documentation of the crate lists.
     let commands = "+eval +evalsha +time +get +getrange +strlen +set +del +pttl +exists";
     server.run(&format!("ACL SETUSER flags on >secret ~flipswitch:1:* {commands}")).await;
     let (lookup, _) = until_answered(&locked_out).await;
@@ -536,7 +536,7 @@ async fn errors_other_than_those_of_the_network_do_not_end_the_attempts() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_became_a_replica_is_connected_to_again() {
+async fn the_store_reconnects_after_its_server_became_a_replica() {
     let server = Server::start().await;
     let store = server.store();
     let now = now(&store).await;
@@ -552,7 +552,7 @@ async fn a_server_that_became_a_replica_is_connected_to_again() {
     let error = store.put(entry(now, "flags"), MINUTE).await.unwrap_err().to_string();
     assert!(error.contains("read only replica"), "{error}");
     let began = Instant::now();
-    // None of the connections is left.
+    // Until none of the earlier connections is left.
     while !ids(&clients().await).is_disjoint(&before) {
         assert!(began.elapsed() < DEADLINE, "the connection is kept");
     }
@@ -568,7 +568,7 @@ async fn a_silent_server_is_noticed() {
     let now = now(&store).await;
     server.signal("-STOP");
     let began = Instant::now();
-    // Calls that are given up, until they fail at once.
+    // Drops calls until they fail at once.
     let mut dropped = 0;
     let error = loop {
         match tokio::time::timeout(Duration::from_millis(1), store.put(entry(now, "flags"), MINUTE)).await {
@@ -585,7 +585,7 @@ async fn a_silent_server_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_dropped_call_harms_no_other() {
+async fn a_dropped_call_affects_no_other() {
     let server = Server::start().await;
     let store = server.store();
     let now = now(&store).await;
@@ -619,7 +619,7 @@ async fn a_dropped_store_closes_its_connection() {
 }
 
 #[tokio::test]
-async fn a_connection_of_the_application_works_as_well() {
+async fn a_connection_of_the_application_works() {
     let server = Server::start().await;
     let mut connection = server.connection().await;
     let store = RedisStore::from_connection(connection.clone());
@@ -630,7 +630,7 @@ async fn a_connection_of_the_application_works_as_well() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_client_of_the_application_is_connected_to_again() {
+async fn the_store_reconnects_with_a_client_of_the_application() {
     let mut server = Server::with(&["--requirepass", "hunter2"]).await;
     let client = redis::Client::open(server.url()).unwrap();
     let store = RedisStore::builder().client(client).build().unwrap();
@@ -664,7 +664,7 @@ async fn sockets_databases_and_resp3_work() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_password_is_in_no_output() {
+async fn no_output_contains_the_password() {
     let mut server = Server::with(&["--requirepass", "hunter2"]).await;
     let builder = RedisStore::builder().url(server.url());
     let mut texts = vec![format!("{builder:?}")];
@@ -686,7 +686,7 @@ async fn the_password_is_in_no_output() {
 
 #[cfg(any(feature = "rustls", feature = "native-tls"))]
 #[tokio::test]
-async fn tls_with_a_server_that_has_none_is_an_error() {
+async fn tls_with_a_server_without_tls_is_an_error() {
     let server = Server::start().await;
     let Ok(store) = RedisStore::connect(server.url().replace("redis:", "rediss:")) else {
         // Both TLS libraries are enabled.
@@ -723,13 +723,13 @@ async fn a_cluster_works_without_a_node_that_has_no_data() {
     for node in &nodes {
         until_cluster_is_up(node).await;
     }
-    // Accepts connections, and answers nothing.
+    // This node accepts connections and answers nothing.
     nodes[1].signal("-STOP");
     let urls = [nodes[1].url(), nodes[0].url()];
     let store = RedisStore::builder().cluster(&urls).build().unwrap();
     let (_, took) = until_answered(&store).await;
     println!("connected after {} ms", took.as_millis());
-    // Longer than the interval of the checks, and again if the machine was too slow.
+    // For longer than the interval of the checks. It is tried again if the machine was too slow.
     let works = async || {
         let began = Instant::now();
         while began.elapsed() < Duration::from_secs(7) {
@@ -745,7 +745,7 @@ async fn a_cluster_works_without_a_node_that_has_no_data() {
 
 #[cfg(feature = "cluster")]
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cluster_works_and_comes_back() {
+async fn a_cluster_works_and_recovers() {
     let mut server = Server::with(&["--cluster-enabled", "yes"]).await;
     server.run("CLUSTER ADDSLOTSRANGE 0 16383").await;
     until_cluster_is_up(&server).await;
