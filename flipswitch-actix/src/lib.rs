@@ -73,8 +73,8 @@
 //!
 //! # Guide
 //!
-//! The [guide](https://github.com/flipswitch/flipswitch-rust/blob/main/docs/actix-web.md) shows each task with a complete
-//! example: actix-identity and sessions, visitors, gates and guards, flags in a page, OpenFeature clients, WebSockets, and tests.
+//! The guide, `docs/actix-web.md` in the repository, shows each task with a complete example: actix-identity
+//! and sessions, visitors, gates and guards, flags in a page, OpenFeature clients, WebSockets, and tests.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod browser;

@@ -71,8 +71,8 @@
 //!
 //! # Guide
 //!
-//! The [guide](https://github.com/flipswitch/flipswitch-rust/blob/main/docs/axum.md) shows each task with a complete example:
-//! axum-login and sessions, visitors, gates, flags in a page, OpenFeature clients, WebSockets, and tests.
+//! The guide, `docs/axum.md` in the repository, shows each task with a complete example: axum-login and
+//! sessions, visitors, gates, flags in a page, OpenFeature clients, WebSockets, and tests.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 #[cfg(feature = "browser")]

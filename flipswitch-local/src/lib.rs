@@ -1,8 +1,8 @@
 //! A feature-flag service on your own machine, for development and tests.
 //!
 //! The service implements the protocol of the real one, OFREP and a stream of changes, without an account or a network.
-//! This crate is a library for tests. It is also a program with a dashboard. The [guide] has the options of the program, the
-//! format of its flags file, and the endpoints under `/local`, through which `curl` can change flags and faults.
+//! This crate is a library for tests. It is also a program with a dashboard. The guide, `docs/local.md` in the repository, has
+//! the options of the program, the format of its flags file, and the endpoints under `/local`, through which `curl` can change flags and faults.
 //!
 //! # Example
 //!
@@ -56,8 +56,6 @@
 //!
 //! `service` is on by default. It only concerns the program: its subcommands `declare` and `check` can read the flags of a
 //! service over HTTPS. Tests can depend on this crate with `default-features = false`, which builds fewer dependencies.
-//!
-//! [guide]: https://github.com/flipswitch/flipswitch-rust/blob/main/docs/local.md
 
 mod admin;
 mod api;

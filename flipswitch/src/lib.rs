@@ -64,7 +64,7 @@
 //! [`stats`]: FlipswitchProvider::stats
 //! [`usage`]: FlipswitchProvider::usage
 //!
-//! Guides are [in the repository](https://github.com/flipswitch/flipswitch-rust/blob/main/docs/README.md).
+//! Guides are in the folder `docs` in the repository; `docs/README.md` lists them.
 //!
 //! # Features
 //!
