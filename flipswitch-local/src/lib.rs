@@ -2,7 +2,8 @@
 //!
 //! The service implements the protocol of the real one, OFREP and a stream of changes, without an account or a network.
 //! This crate is a library for tests. It is also a program with a dashboard. The guide, `docs/local.md` in the repository, has
-//! the options of the program, the format of its flags file, and the endpoints under `/local`, through which `curl` can change flags and faults.
+//! the options of the program, the format of its flags file, and the endpoints under `/local`, through which `curl` can change
+//! flags and faults.
 //!
 //! # Example
 //!
