@@ -214,7 +214,7 @@ async fn a_rejected_context_is_logged_once_with_a_remedy() {
         (400, json!({"errorCode": "TARGETING_KEY_MISSING"}), "set a targeting key"),
         (400, json!({"errorCode": "INVALID_CONTEXT"}), "fields"),
         (400, json!({"errorCode": "ODD"}), "log of the flag service"),
-        (413, json!({}), "send less"),
+        (413, json!({}), "send a smaller context"),
     ];
     for (status, body, remedy) in cases {
         let service = Scripted::answering(Reply::status(status, body.clone())).await;
