@@ -25,7 +25,7 @@ use crate::{FlagsExt, MissingMiddleware};
 ///
 /// A gate reads the same flags as handlers. It needs a [`FlipswitchMiddleware`](crate::FlipswitchMiddleware) that runs before
 /// it, that is, one that is registered after it. Without one, it responds with 500 ([`MissingMiddleware`]). [`GateRule`]
-/// describes what counts for unknown flags.
+/// describes what happens for unknown flags.
 ///
 /// ```
 /// use actix_web::{App, http::StatusCode, web};
@@ -50,11 +50,11 @@ use crate::{FlagsExt, MissingMiddleware};
 /// # Where to wrap
 ///
 /// Wrap a scope or a resource: the gate then closes all methods of its paths. A gate around one route of a resource
-/// does not apply to other methods, which are answered with 405 and reveal the path. To serve other users by another
-/// route of the same path, use a guard: [`flag_on`](crate::flag_on).
+/// does not apply to other methods, for which the response is 405, which reveals that the path exists. To serve other users by
+/// another route of the same path, use a guard: [`flag_on`](crate::flag_on).
 ///
-/// The response of a closed gate may set the [cookie](crate::Anonymous::cookie) of a visitor. An application with its own
-/// 404 page passes it to [`fallback`](Self::fallback).
+/// The response of a closed gate may set the [cookie](crate::Anonymous::cookie) of a visitor. If the application has its own 404
+/// page, pass it to [`fallback`](Self::fallback).
 ///
 /// A gate waits for flags like [`RequestScope::flags`](crate::RequestScope::flags).
 ///
@@ -93,14 +93,14 @@ impl FlagGate {
 
     /// Sets the response of a closed gate: a status, or what a function returns, such as `|| ("..", StatusCode::GONE)` or
     /// `|| HttpResponse::Gone().json(..)`. Defaults to 404 with an empty body and `Cache-Control: no-store`, so that no cache
-    /// answers with it after the flag was turned on.
+    /// serves it after the flag has been turned on.
     pub fn fallback(mut self, fallback: impl Fallback) -> Self {
         self.fallback = Some(Arc::new(fallback));
         self
     }
 
     /// Sets what happens while no flags of the request are known, because the service has not responded and there are no
-    /// bootstrap values. By default, the gate decides by the defaults of the flags.
+    /// bootstrap values. By default, the gate uses the defaults of the flags.
     pub fn unknown(mut self, unknown: Unknown) -> Self {
         self.rule = self.rule.unknown(unknown);
         self

@@ -11,11 +11,11 @@ use crate::FlagsExt;
 ///
 /// Guards cannot wait, so the flags must be in memory: use [`prefetch`](crate::FlipswitchMiddleware::prefetch). Without it,
 /// the guard uses the last known flags of the user, even if they are out of date, and requests new ones for the next
-/// request. For a user without known flags, the default of the flag counts, which is `false` for a key, and a warning is
-/// logged once. The default counts for CORS preflights as well.
+/// request. For a user without known flags, the default of the flag is used (`false` if only a key is given), and a warning is
+/// logged once. The default is also used for CORS preflights.
 ///
 /// The guards of a scope or a resource run before its own middleware: wrap the app, or a scope around it, with the
-/// [`FlipswitchMiddleware`](crate::FlipswitchMiddleware). Without one, the default counts for every request, and an error is
+/// [`FlipswitchMiddleware`](crate::FlipswitchMiddleware). Without one, the default is used for every request, and an error is
 /// logged once.
 ///
 /// ```

@@ -44,8 +44,8 @@
 //! }
 //! ```
 //!
-//! A request that reads no flag causes no request to the flag service, and one that reads many flags causes one; for a known
-//! user, it causes none until a flag changes. No request fails because of flags.
+//! A request that reads no flags sends no request to the flag service. A request that reads flags sends at most one, however many
+//! flags it reads, and none if the user's flags are in memory and no flag has changed. No request fails because of flags.
 //!
 //! # Items by purpose
 //!
@@ -53,23 +53,23 @@
 //! |---|---|
 //! | Users and visitors | [`FlipswitchMiddleware`], [`Context`], [`PreparedContext`], [`Anonymous`] |
 //! | Flags in handlers | [`Flags`], [`Flag`], [`flags!`] |
-//! | Flags in middleware, and of a request | [`FlagsExt`], [`RequestScope`] |
+//! | Flags outside of handlers, such as in middleware | [`FlagsExt`], [`RequestScope`] |
 //! | Routes for some users only | [`FlagGate`], [`GateRule`], [`Unknown`] |
 //! | Another route for some users | [`flag_on`], [`FlipswitchMiddleware::prefetch`] |
 //! | Spawned tasks and streamed bodies | [`InRequest`], [`RequestScope::latest_flags`] |
 //! | Pages with the OpenFeature web SDK | [`browser`](fn@browser) |
-//! | Start, shutdown and probes | [`FlipswitchProvider`], [`Lifespan`], [`health`](fn@health) |
-//! | Other values for one browser, and what a request has read | [`SignedOverrides`], [`inspection`](fn@inspection) |
+//! | Startup, shutdown and probes | [`FlipswitchProvider`], [`Lifespan`], [`health`](fn@health) |
+//! | Flag overrides in one browser, and what a request has read | [`SignedOverrides`], [`inspection`](fn@inspection) |
 //! | Tests | [`testing`], [`FlipswitchProvider::in_memory`], [`flipswitch::testing`] |
 //!
 //! # Features
 //!
 //! | feature | default | content |
 //! |---|---|---|
-//! | `rustls` | yes | TLS by rustls with aws-lc and the certificate roots of the platform |
-//! | `rustls-no-provider` | | TLS by rustls, with the crypto provider that the application installs |
-//! | `native-tls` | | TLS by the library of the platform |
-//! | `gzip` | | Compressed responses of the flag service. Enables them in every reqwest client of the application |
+//! | `rustls` | yes | TLS with rustls, aws-lc and the root certificates of the platform |
+//! | `rustls-no-provider` | | TLS with rustls and the crypto provider that the application installs |
+//! | `native-tls` | | TLS with the library of the platform |
+//! | `gzip` | | Compressed responses from the flag service. Enables them in every reqwest client of the application |
 //!
 //! # Guide
 //!

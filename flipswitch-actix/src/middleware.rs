@@ -36,10 +36,9 @@ use pin_project_lite::pin_project;
 ///
 /// # Order of middleware
 ///
-/// The middleware that sets the user (authentication, sessions) must run before this one. actix runs the middleware
-/// that is registered *last* first: register the authentication after, that is below, this one. If the user is set too
-/// late, a warning is logged once. If two of these middlewares surround a handler, the inner one decides, and a warning
-/// is logged.
+/// The middleware that sets the user (authentication, sessions) must run before this one. actix runs the most recently registered
+/// middleware first, so register authentication after this one, that is, further down in the code. If the user is set too late, a
+/// warning is logged once. If two of these middlewares surround a handler, the inner one takes effect, and a warning is logged.
 ///
 /// ```
 /// use actix_web::{App, HttpServer, web};
@@ -120,8 +119,8 @@ impl FlipswitchMiddleware {
     ///
     /// Clients can send any header: use only those that a trusted proxy sets.
     ///
-    /// Attributes from [`with_user`](Self::with_user) take precedence. If one of them is `None`, the attribute of that name from
-    /// this function counts. If one of them cannot be sent, neither counts. If both contexts together are over 64 KiB,
+    /// Attributes from [`with_user`](Self::with_user) take precedence. If one of them is `None`, the attribute with the same name
+    /// from this function is used. If one of them cannot be sent, neither is used. If both contexts together are over 64 KiB,
     /// attributes from this function are left out first. If both functions return a context, merging them costs as much as
     /// building them a second time.
     ///
@@ -145,8 +144,8 @@ impl FlipswitchMiddleware {
     /// Sets a function that builds the context from the user, which another middleware puts into the extensions. Defaults to
     /// none.
     ///
-    /// If the application keeps users in memory, for example in a cache of sessions, keep a
-    /// [`PreparedContext`](crate::PreparedContext) beside each user. It is then built once, and not in every request:
+    /// If the application keeps users in memory, for example in a session cache, keep a
+    /// [`PreparedContext`](crate::PreparedContext) with each user. It is then built once, and not in every request:
     ///
     /// ```
     /// use flipswitch_actix::{Context, FlipswitchMiddleware, PreparedContext};
@@ -190,8 +189,9 @@ impl FlipswitchMiddleware {
     /// Sets which flags a signed cookie can override in a browser, for testing; see [`SignedOverrides`]. Defaults to
     /// none.
     ///
-    /// A GET request with `?flipswitch=<token>` of a valid link is answered with a redirect to the same page, which sets the
-    /// cookie, and one with `?flipswitch=off` removes it. Responses to requests with overrides are kept out of shared caches.
+    /// The response to a GET request with the `?flipswitch=<token>` of a valid link is a redirect to the same page, which sets
+    /// the cookie. The response to one with `?flipswitch=off` removes the cookie. Responses to requests with overrides are kept
+    /// out of shared caches.
     ///
     /// ```
     /// use flipswitch_actix::{FlipswitchMiddleware, SignedOverrides};
@@ -207,9 +207,9 @@ impl FlipswitchMiddleware {
 
     /// Sets which requests are inspected. Defaults to none.
     ///
-    /// The header `Server-Timing` of their responses lists the flags that were read before the response head left. The
+    /// The header `Server-Timing` of their responses lists the flags that were read before the response head was sent. The
     /// developer tools of browsers show it. The page of [`inspection`](crate::inspection()) lists the latest 100 of these
-    /// requests. Do not decide by what a client sends, such as a header: every client could read the page.
+    /// requests. Do not base this decision on what a client sends, such as a header: otherwise any client could read the page.
     ///
     /// ```
     /// use actix_web::HttpMessage;
@@ -229,9 +229,9 @@ impl FlipswitchMiddleware {
     /// Sets whether the flags of every request are evaluated before it is routed, for guards, which cannot wait
     /// ([`flag_on`](crate::flag_on)). Defaults to `false`.
     ///
-    /// Requests of users with cached flags are not delayed. Others wait for the flag service, even if no flag is read: at
-    /// most [`miss_wait`](flipswitch::FlipswitchProviderBuilder::miss_wait), and not at all while the service
-    /// fails. Wrap the guarded routes only, not static files.
+    /// Requests from users with cached flags are not delayed. Others wait for the flag service, even if no flag is read: at most
+    /// [`miss_wait`](flipswitch::FlipswitchProviderBuilder::miss_wait), and not at all while the service is failing. Wrap the
+    /// guarded routes only, not static files.
     pub fn prefetch(mut self, prefetch: bool) -> Self {
         self.prefetch = prefetch;
         self

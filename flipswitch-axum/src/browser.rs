@@ -56,7 +56,7 @@ pub struct BrowserRoutes(BrowserService);
 impl BrowserRoutes {
     flipswitch::__browser_options!();
 
-    /// Returns a router, to be nested at any path below the layer, or merged for the root.
+    /// Returns a router. Nest it at any path inside the layer, or merge it to serve the routes at the root.
     pub fn into_router<S: Clone + Send + Sync + 'static>(self) -> Router<S> {
         BrowserRoute::ALL.into_iter().fold(Router::new(), |router, route| {
             let service = self.0.clone();

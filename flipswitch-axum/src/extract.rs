@@ -142,8 +142,8 @@ async fn flags(parts: &Parts) -> Option<flipswitch::Flags> {
     }
 }
 
-/// Rejection of an extractor or gate without a [`FlipswitchLayer`](crate::FlipswitchLayer): a mistake in the application,
-/// which is logged as an error and answered with 500.
+/// Rejection of an extractor or gate without a [`FlipswitchLayer`](crate::FlipswitchLayer): a mistake in the application. It is
+/// logged as an error, and the response is 500.
 #[derive(Clone, Copy, Debug)]
 pub struct MissingLayer(());
 

@@ -22,8 +22,8 @@ use crate::extract::{self, MissingLayer};
 /// Layer that responds with `404 Not Found` unless a flag is on for the request.
 ///
 /// A gate reads the same flags as handlers. It needs a [`FlipswitchLayer`](crate::FlipswitchLayer) that runs before it, that
-/// is, one that is added after it. Without one, it responds with 500 ([`MissingLayer`]). [`GateRule`] describes what counts
-/// for unknown flags.
+/// is, one that is added after it. Without one, it responds with 500 ([`MissingLayer`]). [`GateRule`] describes what happens for
+/// unknown flags.
 ///
 /// ```
 /// use axum::{Router, http::StatusCode, routing::get};
@@ -55,20 +55,20 @@ use crate::extract::{self, MissingLayer};
 /// - To several routes: `route_layer` of a router that has only these routes, and is merged or nested. All methods of their
 ///   paths are closed, and no other path.
 /// - To one route: `layer` of its handler or method router. `route_layer` of a *method router* does not apply to other
-///   methods, which are answered with 405.
+///   methods, for which the response is 405.
 /// - To a nested router: `layer` of that router. On a merged router, `layer` also applies to paths that are not found,
 ///   which then read flags, and get the response of the gate.
 ///
 /// In these places, axum adds an `Allow` header to the 404 for a method that the route does not support, which reveals
 /// that the route exists. To hide it, add the gate to a service: `.route_service("/beta", gate.layer(get(beta)))`, or
 /// `.nest_service("/beta", gate.layer(router))`. The response of a closed gate may set the
-/// [cookie](crate::Anonymous::cookie) of a visitor. An application with its own 404 page passes it to
+/// [cookie](crate::Anonymous::cookie) of a visitor. If the application has its own 404 page, pass it to
 /// [`fallback`](Self::fallback).
 ///
 /// # Waiting
 ///
-/// A gate waits for flags like [`RequestScope::flags`](crate::RequestScope::flags). The inner service is kept ready
-/// meanwhile.
+/// A gate waits for flags like [`RequestScope::flags`](crate::RequestScope::flags). In the meantime, the inner service is kept
+/// ready.
 ///
 /// # CORS
 ///
@@ -78,7 +78,7 @@ use crate::extract::{self, MissingLayer};
 /// # gRPC
 ///
 /// Under gRPC, clients see a 404 as `UNIMPLEMENTED`. With tonic, `Server::layer` adds a gate to all services, and
-/// `gate.named_layer(service)`, from `tonic::service::LayerExt`, to one.
+/// `gate.named_layer(service)`, from `tonic::service::LayerExt`, adds it to one service.
 #[derive(Clone)]
 #[must_use = "a gate does nothing until it is added to a router with `.layer(..)`"]
 pub struct FlagGate {
@@ -115,7 +115,7 @@ impl FlagGate {
     }
 
     /// Sets what happens while no flags of the request are known: the service has not responded, and there are no bootstrap
-    /// values. By default, the gate decides by the defaults of the flags.
+    /// values. By default, the gate uses the defaults of the flags.
     pub fn unknown(mut self, unknown: Unknown) -> Self {
         self.rule = self.rule.unknown(unknown);
         self

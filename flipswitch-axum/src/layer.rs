@@ -21,16 +21,16 @@ use tower_service::Service;
 /// in the extensions.
 ///
 /// Nothing is requested from the flag service until a handler reads a flag, so the layer can be added to all routes. It
-/// works on a [`Router`](https://docs.rs/axum/0.8/axum/struct.Router.html), nested or not, on a method router, and on any
-/// tower service of HTTP requests. Handlers read flags with [extractors](crate::Flags), other code with
+/// works on a [`Router`](https://docs.rs/axum/0.8/axum/struct.Router.html), nested or not, on a method router, and on any tower
+/// service that handles HTTP requests. Handlers read flags with [extractors](crate::Flags), other code with
 /// [`FlagsExt`](crate::FlagsExt).
 ///
 /// # Order of layers
 ///
-/// The layer that sets the user (authentication, sessions) must run before this one. axum runs the layer that is added
-/// *last* first: add the authentication after, that is below, this layer. In a `tower::ServiceBuilder` the order is the
-/// opposite. If the user is set too late, a warning is logged once. If two of these layers surround a handler, the inner
-/// one decides, and a warning is logged.
+/// The layer that sets the user (authentication, sessions) must run before this one. axum runs the most recently added layer
+/// first, so add authentication after this layer, that is, further down in the code. In a `tower::ServiceBuilder` the order is
+/// the opposite. If the user is set too late, a warning is logged once. If two of these layers surround a handler, the inner one
+/// takes effect, and a warning is logged.
 ///
 /// ```
 /// use axum::{Extension, Router, routing::get};
@@ -58,8 +58,8 @@ use tower_service::Service;
 ///
 /// # Contexts and cost
 ///
-/// Every distinct context is one evaluation at the service. Put attributes into it that rules use (user, plan, country),
-/// and none that differ between requests: with a path, an address or a time in it, every request is a new context.
+/// Every distinct context is one evaluation at the service. Give it only attributes that rules use (user, plan, country). Leave
+/// out attributes that differ between requests: with a path, an address or a time in it, every request has a new context.
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is added with `.layer(..)`"]
 pub struct FlipswitchLayer(Arc<ScopeBuilder<Parts>>);
@@ -74,8 +74,8 @@ impl FlipswitchLayer {
     ///
     /// Clients can send any header: use only those that a trusted proxy sets.
     ///
-    /// Attributes from [`with_user`](Self::with_user) take precedence. If one of them is `None`, the attribute of that name from
-    /// this function counts. If one of them cannot be sent, neither counts. If both contexts together are over 64 KiB,
+    /// Attributes from [`with_user`](Self::with_user) take precedence. If one of them is `None`, the attribute with the same name
+    /// from this function is used. If one of them cannot be sent, neither is used. If both contexts together are over 64 KiB,
     /// attributes from this function are left out first. If both functions return a context, merging them costs as much as
     /// building them a second time.
     ///
@@ -96,8 +96,8 @@ impl FlipswitchLayer {
     /// Sets a function that builds the context from the user, which another layer puts into the extensions. Defaults to
     /// none.
     ///
-    /// If the application keeps users in memory, for example in a cache of sessions, keep a
-    /// [`PreparedContext`](crate::PreparedContext) beside each user. It is then built once, and not in every request:
+    /// If the application keeps users in memory, for example in a session cache, keep a
+    /// [`PreparedContext`](crate::PreparedContext) with each user. It is then built once, and not in every request:
     ///
     /// ```
     /// use flipswitch_axum::{Context, FlipswitchLayer, PreparedContext};
@@ -142,8 +142,9 @@ impl FlipswitchLayer {
     /// Sets which flags a signed cookie can override in a browser, for testing; see [`SignedOverrides`]. Defaults to
     /// none.
     ///
-    /// A GET request with `?flipswitch=<token>` of a valid link is answered with a redirect to the same page, which sets the
-    /// cookie, and one with `?flipswitch=off` removes it. Responses to requests with overrides are kept out of shared caches.
+    /// The response to a GET request with the `?flipswitch=<token>` of a valid link is a redirect to the same page, which sets
+    /// the cookie. The response to one with `?flipswitch=off` removes the cookie. Responses to requests with overrides are kept
+    /// out of shared caches.
     ///
     /// ```
     /// use flipswitch_axum::{FlipswitchLayer, SignedOverrides};
@@ -158,9 +159,9 @@ impl FlipswitchLayer {
 
     /// Sets which requests are inspected. Defaults to none.
     ///
-    /// The header `Server-Timing` of their responses lists the flags that were read before the response head left. The
+    /// The header `Server-Timing` of their responses lists the flags that were read before the response head was sent. The
     /// developer tools of browsers show it. The page of [`inspection`](crate::inspection()) lists the latest 100 of these
-    /// requests. Do not decide by what a client sends, such as a header: every client could read the page.
+    /// requests. Do not base this decision on what a client sends, such as a header: otherwise any client could read the page.
     ///
     /// ```
     /// use flipswitch_axum::FlipswitchLayer;

@@ -1,4 +1,5 @@
-//! [Flipswitch](https://flipswitch.io) feature flags for [axum](https://docs.rs/axum) and every tower service of HTTP requests.
+//! [Flipswitch](https://flipswitch.io) feature flags for [axum](https://docs.rs/axum) and any other tower service that handles
+//! HTTP requests.
 //!
 //! A layer finds the user of each request, extractors give handlers the flags of that user, and gates restrict routes by
 //! flags. The flags come from Flipswitch, or from any other service that speaks OFREP, such as flagd, GO Feature Flag or Flipt
@@ -42,8 +43,8 @@
 //! }
 //! ```
 //!
-//! A request that reads no flag causes no request to the flag service, and one that reads many flags causes one; for a known
-//! user, it causes none until a flag changes. No request fails because of flags.
+//! A request that reads no flags sends no request to the flag service. A request that reads flags sends at most one, however many
+//! flags it reads, and none if the user's flags are in memory and no flag has changed. No request fails because of flags.
 //!
 //! # Items by purpose
 //!
@@ -55,8 +56,8 @@
 //! | Routes for some users only | [`FlagGate`], [`GateRule`], [`Unknown`] |
 //! | Spawned tasks and streamed bodies | [`InRequest`], [`RequestScope::latest_flags`] |
 //! | Pages with the OpenFeature web SDK | [`browser`](fn@browser) |
-//! | Start, shutdown and probes | [`FlipswitchProvider`], [`Lifespan`], [`health`](fn@health) |
-//! | Other values for one browser, and what a request has read | [`SignedOverrides`], [`inspection`](fn@inspection) |
+//! | Startup, shutdown and probes | [`FlipswitchProvider`], [`Lifespan`], [`health`](fn@health) |
+//! | Flag overrides in one browser, and what a request has read | [`SignedOverrides`], [`inspection`](fn@inspection) |
 //! | Tests | [`testing`], [`FlipswitchProvider::in_memory`], [`flipswitch::testing`] |
 //!
 //! # Features
@@ -64,10 +65,10 @@
 //! | feature | default | content |
 //! |---|---|---|
 //! | `browser` | yes | [`browser`](fn@browser): routes for the browsers of the application |
-//! | `rustls` | yes | TLS by rustls with aws-lc and the certificate roots of the platform |
-//! | `rustls-no-provider` | | TLS by rustls, with the crypto provider that the application installs |
-//! | `native-tls` | | TLS by the library of the platform |
-//! | `gzip` | | Compressed responses of the flag service. Enables them in every reqwest client of the application |
+//! | `rustls` | yes | TLS with rustls, aws-lc and the root certificates of the platform |
+//! | `rustls-no-provider` | | TLS with rustls and the crypto provider that the application installs |
+//! | `native-tls` | | TLS with the library of the platform |
+//! | `gzip` | | Compressed responses from the flag service. Enables them in every reqwest client of the application |
 //!
 //! # Guide
 //!

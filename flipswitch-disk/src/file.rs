@@ -108,7 +108,9 @@ impl OpenFile {
     /// Opens the database, removes expired entries, and compacts the file if most of it is unused.
     fn new(file: &LockedFile, now: u64, max_bytes: u64) -> Result<Self, Failure> {
         if file.count_start() >= EARLY_ENDS {
-            return Err(Failure::damage(format!("{EARLY_ENDS} starts in a row ended within their first 10 seconds")));
+            return Err(Failure::damage(format!(
+                "the process exited within 10 seconds of its start {EARLY_ENDS} times in a row"
+            )));
         }
         let opened = guarded(|| {
             let mut database = Database::builder()

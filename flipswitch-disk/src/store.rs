@@ -52,8 +52,8 @@ const DEFAULT_MAX_BYTES: u64 = 256 << 20;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Errors of the file after [`open`](Self::open) never stop the application: operations return a [`StoreError`], and the store
-/// opens the file again every 3 seconds.
+/// File errors after [`open`](Self::open) never stop the application: operations return a [`StoreError`], and the store opens the
+/// file again every 3 seconds.
 ///
 /// [`put`](CacheStore::put) returns once the entry is queued. A thread commits the queue every 500 milliseconds, so the puts of
 /// the last second may be lost in a crash. Dropping the store commits the queue. This blocks for up to 3 seconds, also on a
@@ -194,7 +194,7 @@ impl CacheStore for DiskStore {
         let entry = Entry { sent: micros(entry.sent), expires, sealed: entry.sealed };
         let size = size(&key, &entry);
         if size > MAX_ENTRY {
-            return Err(StoreError::new(format!("an entry has {size} bytes, and at most {MAX_ENTRY} are kept")));
+            return Err(StoreError::new(format!("an entry is {size} bytes, but at most {MAX_ENTRY} are allowed")));
         }
 
         let mut queue = self.inner.queue.lock();

@@ -143,7 +143,7 @@ impl Broadcaster {
         self.changed(Topic::Flags);
     }
 
-    /// Announces a new API key, and until when the old one is accepted.
+    /// Announces a new API key, and the time until which the old one is accepted.
     pub(crate) fn api_key_rotated(&self, valid_until: &str) {
         self.send("api-key-rotated", &json!({"validUntil": valid_until, "timestamp": time::now()}));
         self.changed(Topic::ApiKey);

@@ -79,12 +79,12 @@ impl Differences {
         let types = self
             .types
             .iter()
-            .map(|(key, declared, found)| format!("type: {} is declared as {declared}, and is {found}\n", shown(key)));
+            .map(|(key, declared, found)| format!("type: {} is declared as {declared}, but is {found}\n", shown(key)));
         let undeclared = self.undeclared.iter().map(|key| format!("undeclared: {}\n", shown(key)));
         let result = if self.has_mistakes() {
-            "the service does not fit the manifest\n"
+            "the service does not match the manifest\n"
         } else {
-            "the service fits the manifest\n"
+            "the service matches the manifest\n"
         };
         missing.chain(types).chain(undeclared).chain([result.to_owned()]).collect()
     }
@@ -180,13 +180,13 @@ mod tests {
             ("o", Some(FlagType::Boolean)),
         ]);
         let differences = Differences::between(&manifest, &fits);
-        assert_eq!(differences.text(), "undeclared: e\\u{1b}[2J\nthe service fits the manifest\n");
+        assert_eq!(differences.text(), "undeclared: e\\u{1b}[2J\nthe service matches the manifest\n");
         let differs = service(&[("a", Some(FlagType::String)), ("d", Some(FlagType::Float)), ("c", None), ("o", None)]);
         let differences = Differences::between(&manifest, &differs);
         assert_eq!(
             differences.text(),
             "missing: b\ntype: a is declared as boolean, and is string\ntype: d is declared as integer, and is float\nthe \
-             service does not fit the manifest\n"
+             service does not match the manifest\n"
         );
         let types = r#"[{"key":"a","manifest":"boolean","service":"string"},{"key":"d","manifest":"integer","service":"float"}]"#;
         assert_eq!(differences.json(), format!("{{\"missing\":[\"b\"],\"types\":{types},\"undeclared\":[]}}\n"));

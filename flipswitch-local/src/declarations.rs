@@ -38,7 +38,7 @@ fn declaration(name: &str, key: &str, flag: &Flag, crate_name: &str) -> String {
     format!("{documentation}    pub {name}: {rust_type} = {key:?}, default {default};\n")
 }
 
-/// Limits the lines of documentation. A longer text becomes one attribute, because the macro is called for each line.
+/// Limits the lines of documentation. Longer text becomes one attribute, because the macro is called for each line.
 const MAX_LINES: usize = 32;
 
 /// Returns the documentation of a flag.
@@ -94,7 +94,7 @@ fn float(value: &Value) -> String {
     if text.contains(['.', 'e', 'E']) { text } else { format!("{text}.0") }
 }
 
-/// Formats JSON as an argument of the macro `json!`. Strings become literals of Rust.
+/// Formats JSON as an argument of the macro `json!`. Strings become Rust literals.
 fn json_source(value: &Value) -> String {
     match value {
         Value::String(text) => format!("{text:?}"),
@@ -110,7 +110,7 @@ fn json_source(value: &Value) -> String {
     }
 }
 
-/// Returns the name of the type for a flag: its key in `UpperCamelCase`. A name that is taken gets a number.
+/// Returns the name of the type for a flag: its key in `UpperCamelCase`. If the name is taken, a number is appended.
 fn type_name(key: &str, taken: &mut BTreeSet<String>) -> String {
     let mut name = String::new();
     let mut is_start = true;

@@ -45,7 +45,7 @@ impl KeyRotation {
         self
     }
 
-    /// Sets until when the old key is accepted as well. By default, the old key is rejected from now on.
+    /// Sets the time until which the old key is also accepted. By default, the old key is rejected from now on.
     pub fn valid_until(mut self, until: SystemTime) -> Self {
         self.valid_until = Some(time::from_system_time(until));
         self
@@ -75,7 +75,7 @@ pub(crate) struct Keys(RwLock<State>);
 struct State {
     /// `None` accepts any key.
     current: Option<String>,
-    /// Earlier keys, and until when they are accepted.
+    /// Earlier keys, and the times until which they are accepted.
     earlier: Vec<(Option<String>, OffsetDateTime)>,
 }
 
@@ -106,7 +106,7 @@ impl Keys {
         }
     }
 
-    /// Replaces the key. Returns the new key, and until when the old one is accepted.
+    /// Replaces the key. Returns the new key, and the time until which the old one is accepted.
     pub(crate) fn rotate(&self, rotation: KeyRotation) -> (String, OffsetDateTime) {
         let now = OffsetDateTime::now_utc();
         let key = rotation.key.unwrap_or_else(generate_key);
@@ -119,7 +119,7 @@ impl Keys {
     }
 }
 
-/// Returns the API key of a request: the value of `X-API-Key`, or without that header the token of `Authorization: Bearer`.
+/// Returns the API key of a request: the value of `X-API-Key` or, without that header, the token of `Authorization: Bearer`.
 pub(crate) fn sent_key(headers: &HeaderMap) -> Option<&[u8]> {
     const SCHEME: &[u8] = b"bearer ";
     if let Some(key) = headers.get("x-api-key") {

@@ -7,8 +7,8 @@
 //!
 //! # Example
 //!
-//! A test starts the service, and the application with the URL and the API key of the service. Here the application is a
-//! provider of the crate `flipswitch`. Every OFREP client works.
+//! A test starts the service, and then starts the application with the URL and the API key of the service. Here the application
+//! is a provider of the crate `flipswitch`. Every OFREP client works.
 //!
 //! ```
 //! use flipswitch::{Context, FlipswitchProvider};
@@ -38,7 +38,7 @@
 //! }
 //! ```
 //!
-//! # Where to find what
+//! # Overview
 //!
 //! | to | use |
 //! |---|---|
@@ -51,9 +51,9 @@
 //! | replace the API key | [`LocalServer::rotate_api_key`] with a [`KeyRotation`] |
 //! | serve OFREP clients and pages | [`LocalServerBuilder::event_streams`] and [`allow_origin`](LocalServerBuilder::allow_origin) |
 //!
-//! A change reaches an application within milliseconds, but not at once. A test waits for its effect.
+//! A change reaches an application within milliseconds, but not instantly. A test must wait for its effect.
 //!
-//! # Feature flags
+//! # Cargo features
 //!
 //! `service` is on by default. It only concerns the program: its subcommands `declare` and `check` can read the flags of a
 //! service over HTTPS. Tests can depend on this crate with `default-features = false`, which builds fewer dependencies.

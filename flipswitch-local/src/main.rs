@@ -29,7 +29,7 @@ Usage: flipswitch-local [OPTIONS]
   --listen ADDRESS       Address to listen on [default: 127.0.0.1:3001]
   --api-key KEY          API key that clients must send [default: any]
   --heartbeat SECONDS    Interval of heartbeats on streams [default: 15]
-  --event-streams        Announce changes on event streams of OFREP as well, for other OFREP clients
+  --event-streams        Also announce changes on OFREP event streams, for other OFREP clients
   --allow-origin ORIGIN  Allow pages of this origin to use the API, such as http://localhost:5173, or * for any;
                          can be repeated [default: none]
   --expose-control       Allow other machines to use the dashboard and change flags
@@ -37,7 +37,7 @@ Usage: flipswitch-local [OPTIONS]
   --version              Print the version
 
 Subcommands (each has a --help, for example flipswitch-local override --help):
-  override  Mint overrides of flags for one browser
+  override  Mint flag overrides for one browser
   declare   Print Rust source that declares flags
   check     Compare a manifest of flags with a service
 

@@ -96,7 +96,7 @@ pub(crate) type Flags = BTreeMap<String, Flag>;
 pub(crate) fn parse(text: &str) -> Result<Flags, String> {
     let manifest: Value = serde_json::from_str(text).map_err(|error| format!("is not JSON: {error}"))?;
     let Some(Value::Object(flags)) = manifest.get("flags") else {
-        return Err("has no object \"flags\", so it is no manifest of the OpenFeature CLI".to_owned());
+        return Err("has no \"flags\" object, so it is not an OpenFeature CLI manifest".to_owned());
     };
     flags.iter().map(|(key, flag)| Ok((key.clone(), read(key, flag)?))).collect()
 }
@@ -115,7 +115,7 @@ fn read(key: &str, flag: &Value) -> Result<Flag, String> {
     let default = flag.get("defaultValue").ok_or_else(|| format!("flag {key:?} has no defaultValue"))?;
     let fits = flag_type == FlagType::Object || FlagType::of_value(default).is_some_and(|found| flag_type.reads(found));
     if !fits {
-        return Err(format!("flag {key:?} has a defaultValue that is no {flag_type}: {default}"));
+        return Err(format!("flag {key:?} has a defaultValue that is not of type {flag_type}: {default}"));
     }
     let description = flag.get("description").and_then(Value::as_str).unwrap_or_default().to_owned();
     Ok(Flag { flag_type, default: default.clone(), description })

@@ -18,14 +18,14 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 use crate::overrides::{COOKIE, Key, LINK_LIFETIME, Overrides, PARAMETER, Purpose};
 
 const HELP: &str = "\
-Mint overrides of flags for one browser, to test an application. A browser that opens the printed link reads these
+Mint flag overrides for one browser, to test an application. A browser that opens the printed link reads these
 values instead of the values of the service. The application must accept overrides (`with_overrides` of its layer or
 middleware), with the same key and for these flags.
 
 Usage: flipswitch-local override [OPTIONS] FLAG=VALUE...
 
-  FLAG=VALUE       Flag and its value: JSON, or text if it is not JSON. In a shell, write version='\"1.10\"' for a text
-                   that looks like a number
+  FLAG=VALUE       Flag and its value: JSON, or text if it is not JSON. In a shell, write version='\"1.10\"' for a
+                   string that looks like a number
 
   --key-file FILE  File with the key of the application's overrides [default: the environment variable
                    FLIPSWITCH_OVERRIDES_KEY]
@@ -129,7 +129,7 @@ fn parse(mut arguments: lexopt::Parser) -> Result<Option<Options>, lexopt::Error
                     .filter(|(flag, _)| !flag.is_empty())
                     .ok_or_else(|| format!("{argument}: must be FLAG=VALUE, such as new-checkout=true"))?;
                 if overrides.flags.insert(flag.to_owned(), value_of(value)).is_some() {
-                    return Err(format!("{argument}: {flag} has a value already").into());
+                    return Err(format!("{argument}: {flag} already has a value").into());
                 }
             }
             other => return Err(other.unexpected()),
@@ -222,7 +222,7 @@ fn link(page: &str, token: &str) -> String {
     format!("{path}?{}{fragment}", pairs.join("&"))
 }
 
-/// Describes what is minted, and until when it can be used.
+/// Describes what is minted, and the time until which it can be used.
 fn description(options: &Options, purpose: Purpose, now: SystemTime) -> String {
     let Options { overrides, output, .. } = options;
     let user = match &overrides.targeting_key {
@@ -250,7 +250,7 @@ fn description(options: &Options, purpose: Purpose, now: SystemTime) -> String {
     };
     let warning = match output {
         Output::Link(page) if !keeps_cookies(page) => {
-            "Warning: this page has no https, so browsers will not keep the cookie of the overrides.\n"
+            "Warning: this page does not use https, so browsers will not keep the overrides cookie.\n"
         }
         _ => "",
     };

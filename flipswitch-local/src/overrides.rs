@@ -34,7 +34,7 @@ impl Key {
     pub(crate) fn new(key: &[u8]) -> Result<Self, String> {
         let key = key.trim_ascii();
         if key.len() < MIN_KEY {
-            return Err(format!("the key has {} bytes, and at least {MIN_KEY} are needed", key.len()));
+            return Err(format!("the key is {} bytes long, but at least {MIN_KEY} are needed", key.len()));
         }
         Hmac::new_from_slice(key).map(Self).map_err(|error| error.to_string())
     }
@@ -94,7 +94,7 @@ impl Overrides {
         let code = key.0.clone().chain_update(authenticated).finalize().into_bytes();
         let token = format!("{body}.{}", BASE64_URL_SAFE_NO_PAD.encode(code));
         if token.len() > MAX_TOKEN {
-            return Err(format!("the overrides take {} bytes, and at most {MAX_TOKEN} are accepted", token.len()));
+            return Err(format!("the overrides take {} bytes, but at most {MAX_TOKEN} are accepted", token.len()));
         }
         Ok(token)
     }

@@ -127,7 +127,7 @@ impl LocalServer {
         self.state.keys.current()
     }
 
-    /// Replaces the API key, and announces that on the open streams (`api-key-rotated`). Returns the new key.
+    /// Replaces the API key, and announces the change on the open streams (`api-key-rotated`). Returns the new key.
     ///
     /// Open streams stay open. A server that accepted any key accepts only the new one afterwards.
     #[expect(clippy::must_use_candidate, reason = "called for its effect")]
@@ -163,8 +163,8 @@ impl LocalServer {
         self.state.flags.remove(key)
     }
 
-    /// Sends an event to the open streams. Event streams of OFREP only receive `flag-updated` and `config-updated`, in their
-    /// own form.
+    /// Sends an event to the open streams. OFREP event streams only receive `flag-updated` and `config-updated`, in their own
+    /// form.
     #[expect(clippy::needless_pass_by_value, reason = "callers write `json!(..)` on the spot")]
     pub fn send_event(&self, event: &str, data: Value) {
         self.state.broadcaster.send(event, &data);
@@ -233,8 +233,7 @@ impl LocalServerBuilder {
 
     /// Sets the API key that clients must send. By default, the server accepts any key, and requests without one.
     ///
-    /// Clients send the key in `X-API-Key`, or in `Authorization` as a bearer token. If a request has both, `X-API-Key`
-    /// counts.
+    /// Clients send the key in `X-API-Key`, or in `Authorization` as a bearer token. If a request has both, `X-API-Key` is used.
     pub fn api_key(mut self, api_key: impl Into<String>) -> Self {
         self.api_key = Some(api_key.into());
         self
@@ -255,11 +254,11 @@ impl LocalServerBuilder {
         self
     }
 
-    /// Sets whether the server has event streams of OFREP. Defaults to `false`.
+    /// Sets whether the server has OFREP event streams. Defaults to `false`.
     ///
     /// Each response with all flags then advertises the stream, `GET /ofrep/v1/sse/flags`, in `eventStreams`.
-    /// Clients that support OFREP's event streams open it, and refetch the flags when it asks for that: after each change,
-    /// and when it opens, unless the client has received the newest change (`Last-Event-ID`).
+    /// Clients that support OFREP's event streams open it, and refetch the flags when it asks them to: after each change, and
+    /// when it opens, unless the client has received the newest change (`Last-Event-ID`).
     ///
     /// The stream requires no API key, because a page cannot add headers to the request that opens an event stream. An event
     /// says that flags changed, not which ones.

@@ -33,7 +33,7 @@ pub(crate) struct AppState {
 }
 
 impl AppState {
-    /// Rotates the API key and announces it. Returns the new key, and until when the old one is accepted.
+    /// Rotates the API key and announces it. Returns the new key, and the time until which the old one is accepted.
     pub(crate) fn rotate_api_key(&self, rotation: KeyRotation) -> (String, String) {
         let (key, valid_until) = self.keys.rotate(rotation);
         let valid_until = time::timestamp(valid_until);

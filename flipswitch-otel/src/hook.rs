@@ -7,8 +7,8 @@ use flipswitch::{
     },
 };
 
-/// Reports the evaluations of OpenFeature clients, whatever their provider, as events `feature_flag.evaluation` of
-/// OpenTelemetry's semantic conventions.
+/// Reports the evaluations of OpenFeature clients, whatever their provider, as `feature_flag.evaluation` events, which
+/// OpenTelemetry's semantic conventions define.
 ///
 /// The hook is for applications that use several providers. For Flipswitch providers alone,
 /// [`evaluation_events`](flipswitch::FlipswitchProviderBuilder::evaluation_events) reports the same, and also the reads that do

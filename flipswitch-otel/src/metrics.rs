@@ -1,4 +1,4 @@
-//! The numbers and the state of a provider as observable instruments.
+//! The counters and the state of a provider as observable instruments.
 
 use std::sync::Arc;
 

@@ -52,9 +52,9 @@ pub(crate) enum CallError {
     Down(Arc<str>),
     #[error("no tokio runtime is running")]
     NoRuntime,
-    #[error("the entry has {0} bytes, and the store keeps {max} at most", max = crate::store::MAX_ENTRY_BYTES)]
+    #[error("the entry is {0} bytes, but the store keeps at most {max}", max = crate::store::MAX_ENTRY_BYTES)]
     TooLarge(usize),
-    #[error("no random numbers: {0}")]
+    #[error("could not get random numbers: {0}")]
     Random(getrandom::Error),
 }
 

@@ -67,9 +67,9 @@ pub trait CacheStore: Send + Sync + 'static {
     /// A [`StoreError`] if the entry could not be written. It is not an error if an entry is skipped because of a later one.
     async fn put(&self, entry: StoredEntry, ttl: Duration) -> Result<(), StoreError>;
 
-    /// Grants the lease of a key, unless another one has been granted that was not [released](Self::release) and is not older
-    /// than its `ttl`. The holder of a lease requests flags from the service while all other instances wait. `key` consists of
-    /// the key of an entry and the id of an event.
+    /// Grants the lease of a key, unless another lease of this key is still held: one that has not been [released](Self::release)
+    /// and is not older than its `ttl`. The holder of a lease requests flags from the service while all other instances wait.
+    /// `key` consists of the key of an entry and the id of an event.
     ///
     /// The default implementation always grants the lease, for a store that only one process uses.
     ///
@@ -148,7 +148,7 @@ impl fmt::Debug for StoredEntry {
 pub struct StoreError(Box<dyn StdError + Send + Sync>);
 
 impl StoreError {
-    /// Wraps an error, or a text. The text is logged.
+    /// Wraps an error or a message. The message is logged.
     pub fn new(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self(error.into())
     }

@@ -53,7 +53,7 @@ pub enum Error {
     /// The flag service refused the API key or token (401 or 403), or requires one.
     #[error("the flag service refused the API key or token")]
     Unauthorized,
-    /// The flag service limits the rate of requests (429). No request is sent until `retry_after` is over.
+    /// The flag service limits the rate of requests (429). No request is sent until `retry_after` has elapsed.
     #[error("the flag service limits the rate of requests; retrying after {}", WholeSeconds(*.retry_after))]
     RateLimited {
         /// The wait that the service asked for.
@@ -83,8 +83,8 @@ pub enum Error {
     /// The response is larger than 16 MiB.
     #[error("the response of the flag service is larger than 16 MiB")]
     TooLarge,
-    /// The targeting key of the context is too large to be sent: a context has 64 KiB at most. Attributes that cannot be
-    /// sent are left out instead; see [`Context`](crate::Context).
+    /// The targeting key of the context is too large to be sent: a context can be at most 64 KiB. Attributes that cannot be sent
+    /// are left out instead; see [`Context`](crate::Context).
     #[error("invalid evaluation context: {0}")]
     InvalidContext(String),
     /// The queue of waiting requests is full, or the request waited in it for too long.
@@ -102,7 +102,7 @@ pub enum FlagError {
     /// The flag service does not have the flag.
     #[error("no such flag")]
     NotFound,
-    /// The flag has another type than requested.
+    /// The flag does not have the requested type.
     #[error("expected a flag of type {expected}, found {found}")]
     TypeMismatch {
         /// The requested type.
@@ -153,7 +153,7 @@ pub enum ConfigError {
         position: usize,
     },
     /// The API key or the token is wrapped in something else, such as quotes.
-    #[error("{what} {problem}; pass it alone")]
+    #[error("{what} {problem}; pass only the key or token itself")]
     WrappedApiKey {
         /// `api_key`, or the bearer token.
         what: &'static str,
@@ -161,7 +161,7 @@ pub enum ConfigError {
         problem: &'static str,
     },
     /// The API key or the token is longer than 4 096 bytes.
-    #[error("{what} has {length} bytes, and at most 4096 are accepted; check that it is a key")]
+    #[error("{what} is {length} bytes long, but at most 4096 are accepted; check that it is a key")]
     LongApiKey {
         /// `api_key`, or the bearer token.
         what: &'static str,
@@ -187,7 +187,7 @@ pub enum ConfigError {
         problem: &'static str,
     },
     /// The base URL cannot be used. Credentials in it are not shown.
-    #[error("{option} is {value:?}: {problem}; write it like \"https://flags.example.com\"")]
+    #[error("{option} is {value:?}: {problem}; use a URL such as \"https://flags.example.com\"")]
     BaseUrl {
         /// Name of the option or of the environment variable.
         option: &'static str,
@@ -222,7 +222,7 @@ pub enum ConfigError {
     },
     /// A [`store`](crate::FlipswitchProviderBuilder::store) is set, but no secret with which to encrypt its entries.
     #[error(
-        "store needs a secret: {}; set one with `secret`, the same in all instances",
+        "store needs a secret: {}; set one with `secret`, and use the same one in all instances",
         if *has_key { "the API key or token is shorter than 16 bytes and could be guessed" } else { "there is no API key" }
     )]
     StoreSecret {
@@ -262,8 +262,8 @@ pub enum ConfigError {
         /// The name as passed.
         name: String,
     },
-    /// The cookie of visitors is invalid.
-    #[error("the cookie of visitors has the {attribute} {value:?}: {problem}")]
+    /// The visitor cookie is invalid.
+    #[error("the visitor cookie has the {attribute} {value:?}: {problem}")]
     Cookie {
         /// Name of the attribute.
         attribute: &'static str,
@@ -273,7 +273,7 @@ pub enum ConfigError {
         problem: &'static str,
     },
     /// A secret is too short.
-    #[error("{option} has {length} bytes, and must have at least {min}; use 32 random bytes")]
+    #[error("{option} is {length} bytes long, but must be at least {min}; use 32 random bytes")]
     ShortSecret {
         /// Name of the option.
         option: &'static str,
@@ -333,13 +333,13 @@ pub enum ReadyError {
     /// All requests before the timeout failed. The provider keeps trying.
     #[error("no request to the flag service succeeded in time")]
     Unreachable(#[source] Error),
-    /// Handlers for the signals that end the process could not be installed.
+    /// Handlers for the signals that terminate the process could not be installed.
     #[error("signal handlers could not be installed")]
     Signals(#[source] Arc<std::io::Error>),
     /// The flag service did not respond before the timeout. The provider keeps trying.
     #[error("the flag service did not respond in time")]
     Timeout,
-    /// The flag service does not have flags that the code declares, or has them with other types. The text names them.
+    /// The flag service does not have some flags that the code declares, or they have different types there. The text names them.
     #[error("the declared flags do not match those of the flag service: {0}")]
     Undeclared(String),
     /// The provider was shut down.

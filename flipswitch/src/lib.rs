@@ -1,5 +1,5 @@
 //! The [OpenFeature](https://openfeature.dev) provider for [Flipswitch](https://flipswitch.io), a hosted feature-flag service,
-//! and for every other service that speaks OFREP, the OpenFeature Remote Evaluation Protocol. It requests all flags of a user at
+//! and for any other service that speaks OFREP, the OpenFeature Remote Evaluation Protocol. It requests all flags of a user at
 //! once, keeps them in memory, and receives changes over a stream.
 //!
 //! The crates [`flipswitch-axum`](https://docs.rs/flipswitch-axum) and
@@ -38,7 +38,8 @@
 //! [`Flags::error`] report this.
 //!
 //! An evaluation waits at most [`stale_wait`](FlipswitchProviderBuilder::stale_wait) for a context with stale flags, and at most
-//! [`miss_wait`](FlipswitchProviderBuilder::miss_wait) for one without flags. While the service counts as down, it does not wait.
+//! [`miss_wait`](FlipswitchProviderBuilder::miss_wait) for one without flags. While the service counts as down, the evaluation
+//! does not wait.
 //!
 //! # Overview
 //!
@@ -55,7 +56,7 @@
 //! | Test an application | [`testing`] |
 //! | Use an OpenFeature client | [`FlipswitchProvider`](FlipswitchProvider#openfeature-clients), [`open_feature`] |
 //! | Connect flags to the requests of a web application | [`RequestScope`], [`InRequest`], [`integration`] |
-//! | Override flags in single browsers | [`SignedOverrides`] |
+//! | Override flags in individual browsers | [`SignedOverrides`] |
 //!
 //! [`add_flag_change_listener`]: FlipswitchProvider::add_flag_change_listener
 //! [`events`]: FlipswitchProvider::events
@@ -73,14 +74,15 @@
 //! | `rustls` (default) | TLS with rustls, aws-lc and the root certificates of the platform |
 //! | `rustls-no-provider` | TLS with rustls; the application installs the crypto provider |
 //! | `native-tls` | TLS with the library of the platform |
-//! | `gzip` | compressed responses of the flag service; also enables them in other reqwest clients of the application |
+//! | `gzip` | compressed responses from the flag service; also enables them in other reqwest clients of the application |
 //!
 //! Without a TLS feature, only `http` URLs can be used.
 //!
 //! # Runtime
 //!
 //! The provider makes all requests on a thread of its own. It can therefore be used from several runtimes at the same time,
-//! including single-threaded ones, and without a runtime. [`runtime`](FlipswitchProviderBuilder::runtime) sets another one.
+//! including single-threaded ones, and without a runtime. [`runtime`](FlipswitchProviderBuilder::runtime) sets a different
+//! runtime.
 //!
 //! Forking after the provider has started is not supported, and neither is WebAssembly.
 

@@ -163,7 +163,7 @@ impl ProviderRuntime {
         };
         if with_timeout(ended, SHUTDOWN_TIMEOUT).await.is_none() {
             let _entered = self.span().entered();
-            tracing::warn!(target: "flipswitch", "the provider's runtime did not end in time; a task or listener blocks it");
+            tracing::warn!(target: "flipswitch", "the runtime of the provider did not stop in time; a task or listener blocks it");
         }
     }
 
@@ -230,7 +230,7 @@ impl ProviderRuntime {
                 cancellation.cancelled().await;
                 if tokio::time::timeout(TASKS_TIMEOUT, tasks.wait()).await.is_err() {
                     let log = || {
-                        tracing::warn!(target: "flipswitch", "tasks of the provider did not end in time and are dropped");
+                        tracing::warn!(target: "flipswitch", "tasks of the provider did not finish in time and were dropped");
                     };
                     span.in_scope(log);
                 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Stats {
-    /// Evaluations: calls of `flags()`, and of `resolve_*` through OpenFeature. Reads of a `Flags` do not count.
+    /// Evaluations: calls to `flags()`, and to `resolve_*` through OpenFeature. Reads of a `Flags` do not count.
     pub evaluations: u64,
     /// Evaluations answered from the cache with fresh flags.
     pub hits: u64,
@@ -57,14 +57,14 @@ pub struct Stats {
     pub throttling: Throttling,
 }
 
-/// What keeps requests for flags from being sent, or flags from being evaluated, at present. All zero, false and `None` while the
+/// What currently keeps requests for flags from being sent, or flags from being evaluated. All zero, false and `None` while the
 /// flag service works.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Throttling {
     /// Whether the flag service counts as down. No requests are sent, except rounds of up to three to find out whether it has
-    /// recovered. Evaluations return the last known flags or defaults at once.
+    /// recovered. Evaluations return the last known flags or defaults immediately.
     #[serde(rename = "circuitOpen")]
     pub is_circuit_open: bool,
     /// Contexts that wait for their next request because the flag service failed for them, or rejected them. At most 1 024
@@ -72,7 +72,7 @@ pub struct Throttling {
     pub backed_off_contexts: u64,
     /// Requests that wait to be sent.
     pub queued_requests: u64,
-    /// The maximum number of requests a second, if the flag service limits their rate (429). `None` if it does not.
+    /// The maximum number of requests per second, if the flag service limits their rate (429). `None` if it does not.
     pub requests_per_second: Option<u64>,
     /// Flags that the service failed to evaluate when they were last requested. At most 1 024 are counted.
     pub failing_flags: u64,

@@ -22,7 +22,7 @@ const LISTED_REQUESTS: usize = 200;
 /// This many open streams are listed, the latest ones. All are counted.
 const LISTED_STREAMS: usize = 50;
 
-/// The part of a body, in bytes, that is searched for the context to list.
+/// Number of bytes of a body that are searched for the context to list.
 const BODY_PREFIX: usize = 1_024;
 
 /// Watchers get at most one update in this time; changes in between are sent together.

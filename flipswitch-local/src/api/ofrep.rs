@@ -34,8 +34,7 @@ pub(crate) struct AnnouncedVersion {
 }
 
 impl AnnouncedVersion {
-    /// Returns whether the client knows of another version than this one, so that its flags may be outdated whatever
-    /// their tag is.
+    /// Returns whether the client knows of a different version, in which case its flags may be outdated regardless of their tag.
     fn differs_from(&self, version: Version) -> bool {
         let is_other = |tag: &String| etag::opaque(tag.as_bytes()) != version.id().as_bytes();
         let is_newer = |time: &String| parse_time(time).is_some_and(|time| time > version.last_modified());

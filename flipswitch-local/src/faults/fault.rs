@@ -27,7 +27,7 @@ pub(crate) const EVENT_STREAM_PATH: &str = "/ofrep/v1/sse/flags";
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub enum Endpoint {
-    /// Requests to any of the three endpoints of the API, which follow.
+    /// Requests to any of the three API endpoints listed below.
     All,
     /// The evaluation of all flags, `POST /ofrep/v1/evaluate/flags`.
     Bulk,
@@ -39,7 +39,7 @@ pub enum Endpoint {
     /// New connections, before anything is read from them. This includes connections for the endpoints under `/local`.
     ///
     /// Supports [`close`](FaultOn::close), [`reset`](FaultOn::reset) and [`hang`](FaultOn::hang). Also supports
-    /// [`half_open`](FaultOn::half_open), which applies to the connections that are open already, and to no new ones.
+    /// [`half_open`](FaultOn::half_open), which applies to connections that are already open, but not to new ones.
     Connections,
 }
 
@@ -147,8 +147,8 @@ impl FaultOn {
         self.effect(Effect::Reset { after_bytes: None, after_millis: None })
     }
 
-    /// Ends each stream gracefully, at once or with [`after_time`](Fault::after_time) like a load balancer that limits
-    /// the time of responses. Also applies to streams that are open when the fault is added.
+    /// Ends each stream gracefully, immediately or after [`after_time`](Fault::after_time), like a load balancer that limits the
+    /// duration of responses. Also applies to streams that are open when the fault is added.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -168,7 +168,7 @@ impl FaultOn {
     ///
     /// On [`Endpoint::Connections`], silences the connections that are open when the fault is added: what clients send is
     /// acknowledged by TCP and discarded. New connections work, and so do those that were used for `/local` or the
-    /// dashboard. For a client that uses HTTP/2, its only connection is then dead although the service is well.
+    /// dashboard. For a client that uses HTTP/2, this means that its only connection is dead although the service is healthy.
     pub fn half_open(self) -> Fault {
         self.effect(Effect::HalfOpen { after_bytes: 0 })
     }
@@ -229,8 +229,8 @@ impl FaultOn {
         self.effect(Effect::SplitEvents {})
     }
 
-    /// Responds to requests with a header `If-None-Match` with 304 Not Modified and the tag of that header, whatever has
-    /// changed. Does not apply to requests without the header.
+    /// Responds to requests that have an `If-None-Match` header with 304 Not Modified and the tag in that header, even if the
+    /// flags have changed. Does not apply to requests without the header.
     ///
     /// Requires [`Endpoint::Bulk`].
     pub fn not_modified(self) -> Fault {
@@ -260,8 +260,8 @@ impl Fault {
         self
     }
 
-    /// Limits the fault to evaluations for this targeting key. Several calls list several keys, at most 100, and the fault
-    /// applies to each of them.
+    /// Limits the fault to evaluations for this targeting key. Call this several times to list up to 100 keys; the fault applies
+    /// to each of them.
     ///
     /// ```
     /// use flipswitch_local::{Endpoint, Fault};
@@ -282,7 +282,7 @@ impl Fault {
         self
     }
 
-    /// Limits the fault to evaluations for contexts with this attribute, whatever its value is. Several calls, also of
+    /// Limits the fault to evaluations for contexts with this attribute, whatever its value is. Several calls, including calls of
     /// [`for_attribute_value`](Self::for_attribute_value), require all of the attributes, at most 100.
     pub fn for_attribute(mut self, name: impl Into<String>) -> Self {
         self.when.attributes.push(Attribute { name: name.into(), value: None });
@@ -295,8 +295,8 @@ impl Fault {
         self
     }
 
-    /// Limits the fault to evaluations with (`true`) or without (`false`) a header `If-None-Match`, which clients send if
-    /// they have received the flags of the context before.
+    /// Limits the fault to evaluations with (`true`) or without (`false`) an `If-None-Match` header, which clients send if they
+    /// have received the flags of the context before.
     pub fn if_none_match(mut self, present: bool) -> Self {
         self.when.if_none_match = Some(present);
         self
@@ -335,7 +335,7 @@ impl Fault {
         self.body(page.into()).header("content-type", "text/html")
     }
 
-    /// Sets a text as the [`body`](Self::body), and its content type.
+    /// Sets plain text as the [`body`](Self::body), and its content type.
     pub fn text(self, text: impl Into<String>) -> Self {
         self.body(text.into()).header("content-type", "text/plain")
     }
@@ -362,8 +362,8 @@ impl Fault {
     /// Sets how long each stream stays open, for [`finish`](FaultOn::finish), [`close`](FaultOn::close) and
     /// [`reset`](FaultOn::reset) on [`Endpoint::Stream`].
     ///
-    /// The fault then applies to streams that are open when it is added as well, oldest first. For these, time is counted
-    /// from then on. Streams whose time is not over when the fault is removed stay open.
+    /// The fault then also applies to streams that are open when it is added, oldest first. For these, time is counted from then
+    /// on. Streams whose time is not over when the fault is removed stay open.
     pub fn after_time(mut self, time: Duration) -> Self {
         match &mut self.effect {
             Effect::Close { after_millis, .. } | Effect::Reset { after_millis, .. } => *after_millis = Some(time),
@@ -442,7 +442,7 @@ impl Fault {
         self.on == Endpoint::Connections && is_supported
     }
 
-    /// Returns whether the fault applies to connections that are open already.
+    /// Returns whether the fault applies to connections that are already open.
     pub(crate) fn applies_to_open_connections(&self) -> bool {
         self.on == Endpoint::Connections && self.effect == Effect::HalfOpen { after_bytes: 0 }
     }
@@ -459,7 +459,7 @@ impl Fault {
         matches && self.effect != Effect::NoHeartbeats {}
     }
 
-    /// Returns whether the fault applies to streams that are open already.
+    /// Returns whether the fault applies to streams that are already open.
     pub(crate) fn applies_to_open_streams(&self) -> bool {
         let is_supported = matches!(self.effect, Effect::HalfOpen { .. }) || self.effect.end_of_stream().is_some();
         is_supported && self.applies_to_endpoint(Endpoint::Stream) && self.when.is_empty()

@@ -17,7 +17,7 @@ use crate::faults::{
 /// A fault applies to requests to its [`Endpoint`](crate::Endpoint), and can be limited to evaluations for some contexts,
 /// as with [`for_targeting_key`](Fault::for_targeting_key). At most one fault applies to a request: the oldest that
 /// matches it and is not exhausted. Several faults with [`times`](Fault::times) therefore make a sequence. Faults apply
-/// whatever the API key of the request is, and [`requests`](crate::LocalServer::requests) includes the requests that faults
+/// regardless of the API key of the request, and [`requests`](crate::LocalServer::requests) includes the requests that faults
 /// were applied to. Faults never apply to the endpoints under `/local`, except for faults on
 /// [`Endpoint::Connections`](crate::Endpoint::Connections).
 ///
@@ -46,7 +46,8 @@ impl Faults {
     ///
     /// # Errors
     ///
-    /// Returns a [`FaultError`] that names the invalid field, or if there are 1 024 faults and none of them is exhausted.
+    /// Returns a [`FaultError`] that names the invalid field, or an error if there are 1 024 faults and none of them is
+    /// exhausted.
     pub fn add(&self, fault: Fault) -> Result<FaultId, FaultError> {
         self.0.add(fault).map(|active| active.id)
     }

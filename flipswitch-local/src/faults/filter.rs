@@ -27,7 +27,7 @@ pub(crate) struct RequestFilter {
     /// All of these attributes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) attributes: Vec<Attribute>,
-    /// Whether the request has a header `If-None-Match`.
+    /// Whether the request has an `If-None-Match` header.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) if_none_match: Option<bool>,
 }
@@ -113,7 +113,7 @@ fn is_same(one: &Value, other: &Value) -> bool {
 pub(crate) struct IncomingRequest {
     /// One of the three endpoints of the API.
     pub(crate) endpoint: Endpoint,
-    /// Whether it has a header `If-None-Match`.
+    /// Whether it has an `If-None-Match` header.
     pub(crate) has_tag: bool,
     body: Bytes,
     context: OnceCell<Option<Map<String, Value>>>,

@@ -55,7 +55,7 @@ pub(crate) fn parse_document(document: Value) -> Result<Flags, DefinitionError> 
     match (fields.get("flags"), unknown) {
         (Some(Value::Object(_)), None) => {}
         (Some(Value::Object(flags)), Some(unknown)) if flags.values().any(looks_like_flagd) => {
-            let problem = format!("is not a field of flagd's format, which has {}", DOCUMENT_FIELDS.join(", "));
+            let problem = format!("is not a field of flagd's format; the fields are {}", DOCUMENT_FIELDS.join(", "));
             return Err(DefinitionError::new(unknown.as_str(), problem));
         }
         _ => {
@@ -215,7 +215,7 @@ fn flag_type(variants: &Map<String, Value>) -> Result<&'static str, DefinitionEr
         [("decimal", _), ("integer", _)] => Ok("decimal"),
         [(one, first), (other, second), ..] => Err(DefinitionError::new(
             "variants",
-            format!("must have one type, but {first} has type {one} and {second} has type {other}"),
+            format!("must all have the same type, but {first} has type {one} and {second} has type {other}"),
         )),
         [] => Err(DefinitionError::new("variants", "must have at least one variant")),
     }

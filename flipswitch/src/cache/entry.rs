@@ -105,7 +105,7 @@ impl CacheEntry {
         self.epoch >= reading.epoch && now.saturating_duration_since(self.sent_at) <= limit
     }
 
-    /// Returns whether the flags stay up to date until a later change, also when an echo window ends.
+    /// Returns whether the flags stay up to date until a later change, even when an echo window ends.
     pub(crate) fn is_settled(&self) -> bool {
         self.epoch == u64::MAX || !is_in_echo_window(self.epoch)
     }
@@ -115,7 +115,7 @@ impl CacheEntry {
         now.saturating_duration_since(self.sent_at) <= freshness.max_stale
     }
 
-    /// Returns the epoch of an answer to a request that was sent in `epoch`, after an entry of the same context.
+    /// Returns the epoch of an answer to a request that was sent in `epoch`, given the previous entry of the same context.
     ///
     /// Within the echo window after an event, an answer may be one from before the event. It is final if it differs from a
     /// final answer that was fresh until the event arrived, or if the entry is final already.

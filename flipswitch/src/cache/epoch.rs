@@ -18,8 +18,8 @@ pub(crate) const ECHO_WINDOW: Duration = Duration::from_secs(2);
 /// epoch that follows.
 #[derive(Debug)]
 pub(crate) struct Epoch {
-    /// The epoch, and whether the stream is open. One word, so that no reader sees the stream open together with the epoch
-    /// from before it opened.
+    /// The epoch, and whether the stream is open. Both are in one machine word, so that no reader sees the stream open together
+    /// with the epoch from before it opened.
     word: AtomicU64,
     /// Until when an open stream counts as open if nothing more is received, in nanoseconds since `origin`. Needed because the
     /// timer for a silent stream does not fire while the runtime is blocked or the process is frozen.

@@ -51,7 +51,7 @@ struct MemoTable {
     last: usize,
     /// Which place of a set was filled last. The places are filled in turn.
     filled: usize,
-    /// How often an entry of another cache was found often enough to be remembered, since the last hit.
+    /// Number of times since the last hit that an entry of another cache was found often enough to be remembered.
     others: u8,
     /// Addresses of entries that the cache returned, and how often it returned each. Another entry may take the place of one.
     found: [(usize, u8); COUNTED],

@@ -20,7 +20,7 @@ use crate::context::{canonical, left_out::Unsendable};
 /// `serde_json::to_value(..)`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be an attribute of a context",
-    label = "not a text, boolean, number, date, list or JSON value",
+    label = "not a string, boolean, number, date, list or JSON value",
     note = "convert it, for example with `.to_string()` or `serde_json::to_value(..)`"
 )]
 pub trait AttributeValue {

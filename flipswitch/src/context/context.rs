@@ -17,10 +17,10 @@ use crate::context::{
 /// [`EvaluationContext`](crate::EvaluationContext) must be converted first. The order of different attributes makes no
 /// difference. For a context that is used often, see [`prepared`](Self::prepared).
 ///
-/// Attributes that cannot be sent are left out: numbers that are not finite, dates outside the years 0 to 9999, structures of
-/// an unknown type or nested more than 64 deep, and an attribute named `targetingKey`. If a context has more than 64 KiB, its
-/// largest attributes are left out until it fits. Each provider logs a warning once for each name, for at most 32 names.
-/// [`Stats::attributes_left_out`](crate::Stats::attributes_left_out) counts these attributes.
+/// Attributes that cannot be sent are left out: numbers that are not finite, dates outside the years 0 to 9999, structures that
+/// are of an unknown type or nested more than 64 levels deep, and an attribute named `targetingKey`. If a context has more than
+/// 64 KiB, its largest attributes are left out until it fits. Each provider logs a warning once for each name, for at most 32
+/// names. [`Stats::attributes_left_out`](crate::Stats::attributes_left_out) counts these attributes.
 ///
 /// To read a context, convert it to an [`EvaluationContext`](crate::EvaluationContext).
 ///
@@ -108,7 +108,7 @@ impl Context {
         self
     }
 
-    /// Prepares the context for frequent use, for example to keep it with the user in a cache of sessions.
+    /// Prepares the context for frequent use, for example to keep it with the user in a session cache.
     ///
     /// The result is cheap to clone, and evaluations do not have to compute its hash. To add an attribute, convert it back:
     /// `Context::from(prepared).with(..)`.

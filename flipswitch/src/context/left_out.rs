@@ -51,12 +51,12 @@ impl fmt::Display for Unsendable {
             Self::Opaque => f.write_str(
                 "it is a structure of a type that cannot be sent; use open_feature's StructValue or a serde_json::Value",
             ),
-            Self::Nested => write!(f, "it is nested more than {MAX_DEPTH} deep"),
+            Self::Nested => write!(f, "it is nested more than {MAX_DEPTH} levels deep"),
             Self::TargetingKey => f.write_str(
                 "it would replace the targeting key; pass that to `Context::user` or `with_targeting_key`",
             ),
             Self::Size { bytes } => {
-                write!(f, "the context would have more than {MAX_BYTES} bytes with it ({bytes} bytes)")
+                write!(f, "it would make the context larger than {MAX_BYTES} bytes ({bytes} bytes)")
             }
         }
     }
@@ -109,7 +109,7 @@ impl LeftOut {
     pub(crate) fn targeting_key_error(&self) -> Option<Error> {
         let bytes = self.targeting_key_bytes?;
         Some(Error::InvalidContext(format!(
-            "the targeting key has {bytes} bytes, and at most {MAX_BYTES} are sent for the whole context"
+            "the targeting key is {bytes} bytes, but at most {MAX_BYTES} are sent for the whole context"
         )))
     }
 

@@ -1,4 +1,4 @@
-//! Decides whether the flag service as a whole works, by the outcomes of more than one context.
+//! Decides whether the flag service as a whole works, based on the outcomes of more than one context.
 //!
 //! A service that fails for one context may work for all others, so a failure concerns its own context first
 //! ([`Backoffs`](super::backoffs::Backoffs)). The breaker opens if no connection is possible, or if different contexts

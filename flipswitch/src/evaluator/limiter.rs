@@ -225,7 +225,7 @@ impl Limiter {
         self.0.lock().queue.len()
     }
 
-    /// Returns how many requests a second are sent at most.
+    /// Returns the maximum number of requests that are sent per second.
     pub(crate) fn per_second(&self, now: Instant) -> Option<f64> {
         self.0.lock().pacer.per_second(now)
     }

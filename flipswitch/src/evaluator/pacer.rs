@@ -120,7 +120,7 @@ impl Pacer {
         }
     }
 
-    /// Returns how many requests a second are sent at most.
+    /// Returns the maximum number of requests that are sent per second.
     pub(crate) fn per_second(&self, now: Instant) -> Option<f64> {
         self.limit.as_ref().filter(|limit| !limit.is_old(now)).map(|limit| limit.at(now))
     }

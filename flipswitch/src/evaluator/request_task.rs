@@ -607,14 +607,14 @@ impl Evaluator {
             });
             tracing::error!(
                 target: "flipswitch",
-                "the flag service refuses the API key or token, or requires one; serving the last known flags and defaults. Set \
-                 another one with `set_api_key`, or the first one with `auth`. Requests are retried after 5 s, after 30 s, and \
-                 then every 5 minutes"
+                "the flag service refuses the API key or token, or requires one; serving the last known flags and defaults. \
+                 Replace the key with `set_api_key` or, if none is set, set one with `auth`. Requests are retried after 5 s, \
+                 after 30 s, and then every 5 minutes"
             );
         } else {
             tracing::warn!(
                 target: "flipswitch", error = %Chain(error),
-                "the flag service answers no requests; serving the last known flags and defaults, and retrying"
+                "the flag service does not respond to requests; serving the last known flags and defaults, and retrying"
             );
         }
     }

@@ -50,8 +50,8 @@ pub enum ConnectionStatus {
     Connecting,
     /// The stream is open, and changes arrive as they happen.
     Connected,
-    /// There is no connection, which is not a failure: the provider is not started, realtime updates are disabled, the
-    /// provider is about to reconnect, or the service declines connections.
+    /// There is no connection, which is not a failure: the provider is not started, real-time updates are disabled, the provider
+    /// is about to reconnect, or the service declines connections.
     Disconnected,
     /// Connecting failed, or the connection broke. The provider retries.
     Error,
@@ -124,7 +124,8 @@ impl Backlog {
         self.0.pop_front()
     }
 
-    /// Adds an event. A full backlog is reduced to the last event of each kind, and a change of any flag.
+    /// Adds an event. A full backlog is reduced to the last event of each kind, and one event that says that any flag may have
+    /// changed.
     pub(crate) fn push(&mut self, event: ProviderEvent) {
         if self.0.len() >= MAX_WAITING {
             let is_health = |event: &ProviderEvent| {

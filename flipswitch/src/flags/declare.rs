@@ -146,8 +146,8 @@ const MANIFEST_SCHEMA: &str =
 /// Stored as `flags.json`, it is the file from which the CLI generates code for other languages, and which
 /// `flipswitch-local check` compares with a service.
 ///
-/// The type of a flag is that of its default. A default that is not a boolean, a number or a string has the type `object`. Of two
-/// flags with the same key, the later one counts.
+/// The type of a flag is that of its default. A default that is not a boolean, a number or a string has the type `object`. If two
+/// flags have the same key, the later one is used.
 ///
 /// ```
 /// use flipswitch::serde_json::json;
@@ -207,7 +207,7 @@ pub fn manifest(flags: &[DeclaredFlag]) -> Value {
 /// ```
 ///
 /// With `static` and a name in the first line, the macro also declares a list of the flags. It is used for a
-/// [`manifest`](crate::manifest()), and for a warning at the start about flags that the service does not have
+/// [`manifest`](crate::manifest()), and for a warning at startup about flags that the service does not have
 /// ([`declared`](crate::LifespanBuilder::declared)). The values of all its flags must implement `Serialize`.
 ///
 /// ```

@@ -20,8 +20,8 @@ use crate::{
     runtime::with_timeout,
 };
 
-/// Ties a provider to a server: starts the provider before the server, tells the server when the process is asked to end,
-/// and shuts the provider down when the server has drained.
+/// Ties a provider to a server: starts the provider before the server, tells the server when the process is asked to stop, and
+/// shuts the provider down when the server has drained.
 ///
 /// ```no_run
 /// use std::time::Duration;
@@ -69,11 +69,11 @@ impl Lifespan {
         }
     }
 
-    /// Returns a future that resolves when the process is asked to end, by SIGINT, SIGTERM or ctrl-c. May be called any
-    /// number of times, also after the signal.
+    /// Returns a future that resolves when the process is asked to stop, by SIGINT, SIGTERM or Ctrl-C. May be called any number
+    /// of times, even after the signal.
     ///
     /// Also resolves when the provider, or the first of several, is shut down, because signals are not handled from then on. A
-    /// second signal ends the process immediately, and so does a signal after shutdown.
+    /// second signal terminates the process immediately, and so does a signal after shutdown.
     pub fn signal(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut signalled = self.signalled.clone();
         async move {
@@ -191,9 +191,9 @@ impl LifespanBuilder {
         self
     }
 
-    /// Sets whether [`start`](Self::start) fails if the service does not have a [declared](Self::declared) flag, or has it with
-    /// another type. Defaults to `false`. Without a response in time, there is nothing to compare. To fail in this case as well,
-    /// set [`require_ready`](Self::require_ready).
+    /// Sets whether [`start`](Self::start) fails if the service does not have a [declared](Self::declared) flag, or if the flag
+    /// has a different type. Defaults to `false`. Without a response in time, there is nothing to compare. To fail in this case
+    /// as well, set [`require_ready`](Self::require_ready).
     pub fn require_declared(mut self, require_declared: bool) -> Self {
         self.require_declared = require_declared;
         self
@@ -293,7 +293,7 @@ async fn shut_down(providers: &[FlipswitchProvider]) {
 async fn wait_for_signal(mut signals: Signals, signalled: watch::Sender<bool>, browsers: Vec<Arc<Browsers>>) {
     let signal = signals.first().await;
     // Without a parent span: the signal is for the whole process, and not only for the provider that runs this task.
-    tracing::info!(target: "flipswitch", parent: None, signal, "asked to end; draining");
+    tracing::info!(target: "flipswitch", parent: None, signal, "asked to stop; draining");
     signalled.send_replace(true);
     // Otherwise the server would wait for the streams of browsers.
     browsers.iter().for_each(|browsers| browsers.drain());

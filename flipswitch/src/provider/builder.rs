@@ -105,8 +105,8 @@ impl FlipswitchProviderBuilder {
         })
     }
 
-    /// Returns a builder for the OFREP service in the environment variables of OFREP (ADR-0007 of the OpenFeature protocol).
-    /// All other options have the defaults of [`ofrep`](FlipswitchProvider::ofrep).
+    /// Returns a builder for the OFREP service that OFREP's environment variables describe (ADR-0007 of the OpenFeature
+    /// protocol). All other options have the defaults of [`ofrep`](FlipswitchProvider::ofrep).
     ///
     /// | variable | meaning |
     /// |---|---|
@@ -116,8 +116,8 @@ impl FlipswitchProviderBuilder {
     ///
     /// Options that are set in code take precedence: [`auth`](Self::auth) drops `X-API-Key` and `Authorization` of
     /// `OFREP_HEADERS`, and [`header`](Self::header) replaces a header of the same name. If code sets a
-    /// [`base_url`](Self::base_url) of another origin, no header of the environment is sent, because it may contain a key.
-    /// Invalid entries of `OFREP_HEADERS` and an invalid `OFREP_TIMEOUT_MS` are ignored with a warning.
+    /// [`base_url`](Self::base_url) with a different origin, no headers from the environment are sent, because they may contain a
+    /// key. Invalid entries of `OFREP_HEADERS` and an invalid `OFREP_TIMEOUT_MS` are ignored with a warning.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), flipswitch::ConfigError> {
@@ -143,7 +143,7 @@ impl FlipswitchProviderBuilder {
     /// key otherwise.
     ///
     /// The key or the token is sent to the origin of the [`base_url`](Self::base_url) only: not to the target of a redirect,
-    /// and not to an event stream at another origin. [`set_api_key`](FlipswitchProvider::set_api_key) replaces it at run time.
+    /// and not to an event stream at another origin. [`set_api_key`](FlipswitchProvider::set_api_key) replaces it at runtime.
     pub fn auth(mut self, auth: Auth) -> Self {
         self.auth = auth;
         if let Some(OfrepEnv { headers, .. }) = &mut self.environment {
@@ -178,7 +178,7 @@ impl FlipswitchProviderBuilder {
     /// Sets a name for the provider, for applications with several providers. A name consists of 1 to 32 letters, digits, `-`
     /// and `_`. Defaults to none.
     ///
-    /// The name is in every log line of the provider, as the field `provider` of a span, and in the name of the
+    /// The name appears in every log line of the provider, as the field `provider` of a span, and in the name of the
     /// [cookie](crate::integration::Anonymous::cookie) of visitors.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
@@ -186,9 +186,9 @@ impl FlipswitchProviderBuilder {
     }
 
     /// Sets the secret from which all keys of the application are derived, such as the one that authenticates the
-    /// [cookies](crate::integration::Anonymous::cookie) of visitors. It must have at least 16 bytes, and be the same in all
-    /// instances; use 32 random bytes. White space around it is ignored. Defaults to the API key or token, or without one to
-    /// random bytes that differ in each process.
+    /// [cookies](crate::integration::Anonymous::cookie) of visitors. It must be at least 16 bytes long, and the same in all
+    /// instances; use 32 random bytes. White space around it is ignored. Defaults to the API key or token or, if there is none,
+    /// to random bytes that differ in each process.
     ///
     /// What browsers receive from a [`BrowserService`](crate::integration::BrowserService) is derived from the API key only if
     /// the key has 16 bytes or more, because a shorter key could be guessed from it.
@@ -278,9 +278,9 @@ impl FlipswitchProviderBuilder {
 
     /// Sets how many requests may be in flight at the same time. Further requests wait. Defaults to 64.
     ///
-    /// Contexts without flags have at most half of them. A request that has taken longer than [`miss_wait`](Self::miss_wait),
-    /// and at least a second, no longer counts. Beyond 64 such requests, one for a context without flags is cancelled if a
-    /// later one was answered.
+    /// At most half of them can be for contexts without flags. A request that has taken longer than
+    /// [`miss_wait`](Self::miss_wait), and at least a second, no longer counts towards the limit. If there are more than 64 such
+    /// requests, a request for a context without flags is cancelled when a later one receives a response.
     pub fn max_concurrent_requests(mut self, max_concurrent_requests: usize) -> Self {
         self.options.max_concurrent_requests = max_concurrent_requests;
         self
@@ -296,7 +296,7 @@ impl FlipswitchProviderBuilder {
     }
 
     /// Sets whether requests report the versions of this crate and of the compiler, the operating system and the enabled
-    /// features, like requests of all Flipswitch SDKs. Defaults to `true`. Other OFREP services never receive them.
+    /// features, as all Flipswitch SDKs do. Defaults to `true`. Other OFREP services never receive them.
     pub fn telemetry(mut self, telemetry: bool) -> Self {
         self.options.telemetry = telemetry;
         self
@@ -390,8 +390,8 @@ impl FlipswitchProviderBuilder {
     ///
     /// A poll requests the flags of the start-up context conditionally, and notifies listeners of changed flags. The flags
     /// of other contexts are requested at their next use, once they are older than the
-    /// [polling interval](Self::polling_interval). Without stream and polling, nothing is requested in the background, and
-    /// flags are fresh for [`cache_ttl`](Self::cache_ttl).
+    /// [polling interval](Self::polling_interval). With neither the stream nor polling, nothing is requested in the background,
+    /// and flags are fresh for [`cache_ttl`](Self::cache_ttl).
     pub fn enable_polling_fallback(mut self, enable_polling_fallback: bool) -> Self {
         self.options.enable_polling_fallback = enable_polling_fallback;
         self
@@ -433,7 +433,7 @@ impl FlipswitchProviderBuilder {
     /// never waits.
     ///
     /// Afterwards, the evaluation returns the [bootstrap](Self::bootstrap) values or defaults, with
-    /// [`Error::Timeout`](crate::Error::Timeout). The request goes on, and later evaluations use its response.
+    /// [`Error::Timeout`](crate::Error::Timeout). The request continues, and later evaluations use its response.
     pub fn miss_wait(mut self, miss_wait: Duration) -> Self {
         self.options.miss_wait = miss_wait;
         self
@@ -461,7 +461,7 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets the maximum age of stale flags, which are served when the service does not respond. Instead of older ones,
+    /// Sets the maximum age of stale flags, which are served when the service does not respond. If only older flags are known,
     /// evaluations return defaults. Defaults to 24 hours; with zero, stale flags are never served. Does not limit
     /// [fresh](Self::cache_ttl) flags.
     pub fn max_stale(mut self, max_stale: Duration) -> Self {
@@ -472,17 +472,16 @@ impl FlipswitchProviderBuilder {
     /// Sets a store outside of the process that keeps the flags of users. Defaults to none.
     ///
     /// With `flipswitch-redis`, one instance of a fleet requests the flags of a user after a change, and the others find them
-    /// in the store. `flipswitch-disk` keeps the last known flags for the time after a restart. See [`CacheStore`] for stores
-    /// of your own.
+    /// in the store. `flipswitch-disk` keeps the last known flags across restarts. See [`CacheStore`] for stores of your own.
     ///
     /// Flags in memory always come first. A store that is slow or unavailable causes more requests and short waits, but no
-    /// errors. Flags from the store are fresh only if the stream of changes shows it; all others are served as stale. Each call
+    /// errors. Flags from the store are fresh only if the stream of changes proves it; all others are served as stale. Each call
     /// to the store ends after 50 milliseconds, and evaluations wait no longer than [`stale_wait`](Self::stale_wait) and
     /// [`miss_wait`](Self::miss_wait). The store is dropped with the last handle of the provider, not by `shutdown`.
     ///
-    /// Entries are encrypted with a key that is derived from the [`secret`](Self::secret), or without one from the API key or
-    /// token. It must be the same in all instances. Neither contexts nor API keys can be read from the store. An entry that was
-    /// written with another base URL, other [headers](Self::header), or another API key or
+    /// Entries are encrypted with a key that is derived from the [`secret`](Self::secret) or, without one, from the API key or
+    /// token. The secret, or the key or token, must be the same in all instances. Neither contexts nor API keys can be read from
+    /// the store. An entry that was written with another base URL, other [headers](Self::header), or another API key or
     /// [`store_namespace`](Self::store_namespace) is never used. With an [`override_file`](Self::override_file), the store is not
     /// used.
     ///
@@ -528,9 +527,9 @@ impl FlipswitchProviderBuilder {
     /// Sets what the attribute `feature_flag.context.id` of [events](Self::evaluation_events) contains. Defaults to
     /// [`Hashed`](ContextId::Hashed).
     ///
-    /// The hash of a user is the same in all instances with the same [`secret`](Self::secret), or without a secret in all
-    /// instances with the same API key or token. If there is neither, or if the key has fewer than 16 bytes and could be
-    /// guessed, the hash differs in each process.
+    /// The hash of a user is the same in all instances with the same [`secret`](Self::secret) or, without a secret, in all
+    /// instances with the same API key or token. If there is neither, or if the key has fewer than 16 bytes and could be guessed,
+    /// the hash differs in each process.
     pub fn evaluation_context_id(mut self, context_id: ContextId) -> Self {
         self.options.evaluation_context_id = context_id;
         self

@@ -91,12 +91,12 @@ impl fmt::Display for Explanation {
         };
         write!(f, "\"{key}\" is {}", printable(&value.to_string()))?;
         match self.source {
-            FlagSource::Override => return f.write_str(", by an override in this browser"),
-            FlagSource::File => return f.write_str(", by the override file of the provider"),
-            FlagSource::Bootstrap => f.write_str(", by the bootstrap values of the provider")?,
+            FlagSource::Override => return f.write_str(", from an override in this browser"),
+            FlagSource::File => return f.write_str(", from the override file of the provider"),
+            FlagSource::Bootstrap => f.write_str(", from the bootstrap values of the provider")?,
             FlagSource::Service | FlagSource::Stale | FlagSource::Default => {
                 if let Some(variant) = &self.variant {
-                    write!(f, ", by the variant \"{}\"", printable(variant))?;
+                    write!(f, ", from the variant \"{}\"", printable(variant))?;
                 }
                 write!(f, ", with the reason {}", printable(self.reason.as_deref().unwrap_or("UNKNOWN")))?;
                 if let Some(age) = self.age {

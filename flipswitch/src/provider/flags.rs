@@ -30,7 +30,7 @@ use crate::{
 /// allocated. All reads of one `Flags` are consistent, even if flags change in the meantime. Evaluate a new one for each
 /// request. A clone shares the flags.
 ///
-/// Reading never fails. A flag that is unknown, has another type or no value gives the caller's default;
+/// Reading never fails. For a flag that is unknown, has a different type or has no value, a read returns the caller's default;
 /// [`evaluation`](Self::evaluation) returns the reason.
 ///
 /// ```
@@ -61,7 +61,7 @@ enum Source {
 
 #[derive(Clone)]
 struct Special {
-    /// The flags without overridden values. They are not special themselves.
+    /// The flags without overridden values. This `Flags` is never a `Special` itself.
     flags: Flags,
     /// The flags with overridden values, and the keys of the overridden ones.
     overridden: Option<Arc<(FlagSet, Vec<String>)>>,

@@ -33,7 +33,7 @@ impl OfrepEnv {
         if !self.headers.is_empty() {
             tracing::warn!(
                 target: "flipswitch", %base_url,
-                "the headers in OFREP_HEADERS are not sent: `base_url` has another origin than OFREP_ENDPOINT"
+                "the headers in OFREP_HEADERS are not sent: `base_url` and OFREP_ENDPOINT have different origins"
             );
         }
         HeaderMap::new()
@@ -51,7 +51,7 @@ pub(super) fn read(variable: impl Fn(&str) -> Option<String>) -> Result<OfrepEnv
         if timeout.is_none() {
             tracing::warn!(
                 target: "flipswitch", value = printable(&text),
-                "OFREP_TIMEOUT_MS is ignored: it must be a number of milliseconds from 1 to a week, such as 5000"
+                "OFREP_TIMEOUT_MS is ignored: it must be a number of milliseconds, at least 1 and at most a week, such as 5000"
             );
         }
         timeout

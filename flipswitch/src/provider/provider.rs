@@ -57,17 +57,17 @@ use crate::{
     warn_once::WarnOnce,
 };
 
-/// The OpenFeature provider for Flipswitch, and for every other OFREP service. A clone is a handle to the same provider.
+/// The OpenFeature provider for Flipswitch, and for any other OFREP service. A clone is a handle to the same provider.
 ///
 /// [`new`](Self::new), [`builder`](Self::builder), [`from_env`](Self::from_env) and [`ofrep`](Self::ofrep) build a provider,
 /// which starts at its first use. [`ready`](Self::ready) starts it and waits for the service. Evaluation never fails: without
-/// flags from the service, it returns the caller's defaults. The provider ends with [`shutdown`](Self::shutdown), or when its
-/// last handle is dropped.
+/// flags from the service, it returns the caller's defaults. The provider stops when [`shutdown`](Self::shutdown) is called, or
+/// when its last handle is dropped.
 ///
 /// # OpenFeature clients
 ///
-/// OpenFeature keeps the handle that it was given for the lifetime of the process, so the provider ends only with
-/// [`shutdown`](Self::shutdown). Do not call `OpenFeature::shutdown`: in open-feature 0.3.0, a later evaluation panics.
+/// OpenFeature keeps its handle for the lifetime of the process, so the provider stops only when [`shutdown`](Self::shutdown) is
+/// called. Do not call `OpenFeature::shutdown`: in open-feature 0.3.0, a later evaluation panics.
 ///
 /// ```
 /// use flipswitch::{EvaluationContext, FlipswitchProvider, open_feature::OpenFeature, serde_json::json};
@@ -226,7 +226,7 @@ impl FlipswitchProvider {
         Self::with_source(Source::InMemory(in_memory), runtime, bus, None, &secrets, Default::default())
     }
 
-    /// Publishes a change of a flag in memory.
+    /// Publishes a change to a flag in memory.
     pub(crate) fn publish_change(&self, key: String) {
         drop(self.handle.bus.publish(ProviderEvent::ConfigurationChanged(FlagChangeEvent::of(key))));
     }
@@ -614,7 +614,7 @@ impl FlipswitchProvider {
             self.handle.runtime.span().in_scope(|| {
                 tracing::warn!(
                     target: "flipswitch", flags = text,
-                    "the flag service does not have declared flags, or has them with another type; their defaults are used"
+                    "declared flags are missing in the flag service, or have a different type there; their defaults are used"
                 );
             });
             text
@@ -635,7 +635,7 @@ impl FlipswitchProvider {
     /// Returns the status of the connection to the stream of changes.
     ///
     /// Always [`Disconnected`](ConnectionStatus::Disconnected) before the start, after shutdown, without
-    /// [realtime updates](FlipswitchProviderBuilder::enable_realtime), and [in memory](Self::in_memory).
+    /// [real-time updates](FlipswitchProviderBuilder::enable_realtime), and [in memory](Self::in_memory).
     #[must_use]
     pub fn sse_status(&self) -> ConnectionStatus {
         self.handle.bus.status()
@@ -659,12 +659,12 @@ impl FlipswitchProvider {
         }
     }
 
-    /// Subscribes a listener to all changes of flags. Dropping the subscription unsubscribes it.
+    /// Subscribes a listener to all flag changes. Dropping the subscription unsubscribes it.
     ///
-    /// Listeners run one at a time, in the order of the events, on a thread of the provider where they may block. All
-    /// cached flags are invalidated before, so a listener that evaluates gets the new value. If a listener panics, the panic
-    /// is logged, and the listener stays subscribed. If more than 1 024 events have not been delivered yet, they are merged
-    /// into one that says that any flag may have changed.
+    /// Listeners run one at a time, in the order of the events, on a thread of the provider where they may block. All cached
+    /// flags are invalidated first, so a listener that evaluates flags gets the new values. If a listener panics, the panic is
+    /// logged, and the listener stays subscribed. If more than 1 024 events have not been delivered yet, they are merged into one
+    /// that says that any flag may have changed.
     ///
     /// While the stream of changes is closed, the changes that polling finds for the start-up context are published. When
     /// the stream opens again after a failure, an event says that any flag may have changed.
@@ -855,9 +855,9 @@ impl FlipswitchProvider {
     /// Returns when each flag was last read, for finding flags that can be removed.
     ///
     /// Includes reads of single flags through [`Flags`], gates and OpenFeature clients, even if the value is overridden or the
-    /// default is used. Does not include methods that return all flags, such as [`Flags::to_json`], and routes for browsers.
-    /// Recording adds almost no cost to a read: times are precise to the minute, and the number of reads is not recorded.
-    /// [In memory](Self::in_memory) and after shutdown, the time of a read is that of the next call of this method.
+    /// default is used. Includes neither methods that return all flags, such as [`Flags::to_json`], nor routes for browsers.
+    /// Recording adds almost no cost to a read: times are precise to the minute, and the number of reads is not recorded. [In
+    /// memory](Self::in_memory) and after shutdown, the time of a read is that of the next call of this method.
     ///
     /// ```
     /// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};
@@ -952,7 +952,7 @@ impl FlipswitchProvider {
         &self.handle.metadata
     }
 
-    /// Returns whether two handles are of the same provider.
+    /// Returns whether two handles are for the same provider.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.handle, &other.handle)
     }

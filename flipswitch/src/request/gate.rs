@@ -66,10 +66,10 @@ impl<F: FlagDef<Value = bool>> GateFlag for F {
 
 /// Decides whether a gate is open for a request: the rule behind the `FlagGate` of each web crate.
 ///
-/// For a flag that is unknown, has another type or no value, its default is used, which is `false` for a key. A gate with
-/// [`enabled`](Self::enabled) is then closed, and one with [`disabled`](Self::disabled) is open. If the service does not have
-/// the flag, or if the flag is not a boolean, these two log a warning once per gate. [`unknown`](Self::unknown) sets what
-/// happens while no flags of the request are known.
+/// For a flag that is unknown, has a different type or has no value, the default is used, which is `false` if only a key was
+/// given. A gate made with [`enabled`](Self::enabled) is then closed, and one made with [`disabled`](Self::disabled) is open. If
+/// the service does not have the flag, or if the flag is not a boolean, these two log a warning once per gate.
+/// [`unknown`](Self::unknown) sets what happens while no flags of the request are known.
 #[derive(Clone, Debug)]
 pub struct GateRule {
     check: Check,
@@ -138,8 +138,8 @@ impl GateRule {
     /// Returns whether the gate is open according to the last known flags of a request, for guards, which cannot wait. New flags
     /// are requested in the background.
     ///
-    /// Without any flags, a warning is logged once, and [`unknown`](Self::unknown) decides. If it is not set, the default of the
-    /// rule's flag is used, and a rule without a default is closed.
+    /// Without any flags, a warning is logged once, and [`unknown`](Self::unknown) determines the result. If it is not set, the
+    /// default of the rule's flag is used, and a rule without a default is closed.
     #[must_use]
     pub fn is_open_by_last_known(&self, scope: &RequestScope) -> bool {
         scope.last_known_flags().map_or_else(

@@ -6,7 +6,7 @@
 //! 1. It implements [`RequestParts`] for the framework's request, unless that is an [`http::request::Parts`].
 //! 2. Its middleware [opens](ScopeBuilder::open) a scope in each request, responds to links of
 //!    [overrides](ScopeBuilder::redirect) without calling the inner service, [calls](call) the inner service in the scope, and
-//!    [finishes](finish) the headers of the response. Work that goes on after `call` reads the latest flags.
+//!    [finishes](finish) the headers of the response. Work that continues after `call` reads the latest flags.
 //! 3. Its extractors look up the scope with [`scope`], and read its flags.
 //!
 //! This is a minimal integration for a fictitious framework, whose requests and responses are plain structures:
@@ -179,7 +179,7 @@ pub trait RequestParts {
     }
 }
 
-/// The headers of a response of a web framework, as far as [`finish`] needs them. Names are in lower case.
+/// The headers of a web framework's response that [`finish`] needs. Names are in lower case.
 pub trait ResponseHeaders {
     /// Returns the values of all headers with a name, in their order.
     fn values<'a>(&'a self, name: &'static str) -> Box<dyn Iterator<Item = &'a [u8]> + 'a>;

@@ -49,16 +49,16 @@ const CLOCK_SKEW: Duration = Duration::from_secs(60);
 /// How many cookies of the name are checked. Further ones are ignored.
 const MAX_COOKIES: usize = 4;
 
-/// Overrides of flags in single browsers, for testing: which flags can be overridden, and the key that authenticates
-/// the overrides.
+/// Flag overrides in individual browsers, for testing: which flags can be overridden, and the key that authenticates the
+/// overrides.
 ///
 /// The key [mints](Self::mint) links. A browser that opens a link gets a cookie, and its requests read the values in the cookie
 /// instead of those of the service, with the reason `OVERRIDE`. A link with `?flipswitch=off` ends the overrides. Other browsers,
 /// the cache and the service are not affected.
 ///
-/// A token that is invalid, has expired, or is for another provider, key or user is ignored. Values of flags that are not
-/// allowed, and values of another type than the flag has, are ignored as well. A warning is logged once for each of these three
-/// kinds, and every case is logged at debug level.
+/// A token that is invalid, has expired, or is for another provider or user is ignored. Values of flags that are not allowed, and
+/// values that do not have the flag's type, are ignored as well. For each of these three cases, the first occurrence is logged as
+/// a warning. Every occurrence is logged at debug level.
 ///
 /// ```
 /// use flipswitch::{SignedOverrides, serde_json::json};
@@ -82,7 +82,7 @@ pub struct SignedOverrides {
 type Key = Hmac<Sha256>;
 
 impl SignedOverrides {
-    /// Creates overrides with the key that authenticates them. The key must have at least 16 bytes, and be the same in all
+    /// Creates overrides with the key that authenticates them. The key must be at least 16 bytes long, and the same in all
     /// instances; use 32 random bytes. No flag can be overridden until it is [allowed](Self::allow).
     ///
     /// White space around the key is ignored. With a shorter key, an error is logged, and there are no overrides.
@@ -211,7 +211,7 @@ impl fmt::Debug for SignedOverrides {
 
 /// Logs that a token is ignored: once as a warning, since anybody can send tokens, and each time at debug level.
 fn ignored(problem: &'static str, provider: &FlipswitchProvider) {
-    tracing::debug!(target: "flipswitch", problem, "a token of overrides is ignored");
+    tracing::debug!(target: "flipswitch", problem, "an override token is ignored");
     SetupWarning::OverrideIgnored { problem }.log(provider);
 }
 
@@ -313,13 +313,16 @@ impl OverrideToken {
 
     fn sign(&self, purpose: Purpose, now: SystemTime) -> Result<String, ConfigError> {
         let refuse = |problem: String| ConfigError::Overrides { problem };
-        let key = self.key.as_ref().ok_or_else(|| refuse(format!("the key has fewer than {MIN_KEY} bytes")))?;
+        let key = self.key.as_ref().ok_or_else(|| refuse(format!("the key is shorter than {MIN_KEY} bytes")))?;
         let flags = object(self.values.clone()).map_err(|error| refuse(error.to_string()))?;
         if flags.is_empty() {
             return Err(refuse("there are no values".to_owned()));
         }
         if self.lifetime < Duration::from_secs(1) || self.lifetime > MAX_LIFETIME {
-            return Err(refuse(format!("the lifetime is {:?}; pass a second to 7 days", self.lifetime)));
+            return Err(refuse(format!(
+                "the lifetime is {:?}; pass a duration from 1 second to 7 days",
+                self.lifetime
+            )));
         }
         let (lifetime, lasts) = match purpose {
             Purpose::Link => (LINK_LIFETIME, Some(self.lifetime.as_secs())),
@@ -331,7 +334,10 @@ impl OverrideToken {
         let code = authenticated(key, purpose, &self.name, &body).finalize().into_bytes();
         let token = format!("{body}.{}", BASE64_URL_SAFE_NO_PAD.encode(code));
         if token.len() > MAX_TOKEN {
-            return Err(refuse(format!("the token has {} bytes, and at most {MAX_TOKEN} are accepted", token.len())));
+            return Err(refuse(format!(
+                "the token is {} bytes long, but at most {MAX_TOKEN} are accepted",
+                token.len()
+            )));
         }
         Ok(token)
     }

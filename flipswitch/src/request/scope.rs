@@ -30,8 +30,8 @@ const MAX_CLIENT_CONTEXTS: usize = 8;
 /// The web crates open a scope in each request. Nothing is requested from the flag service until the first read, and all
 /// parts of the request share one evaluation, even if they read at the same time.
 ///
-/// Work that goes on after the response head has left, such as a WebSocket or a streamed body, reads the latest flags instead:
-/// each read of the scope is then an evaluation. To keep the flags of the request, keep the [`Flags`].
+/// Work that continues after the response head has been sent, such as a WebSocket or a streamed body, reads the latest flags
+/// instead: each read of the scope is then a new evaluation. To keep the flags of the request, keep the [`Flags`].
 ///
 /// ```
 /// use flipswitch::{Context, FlipswitchProvider, RequestScope, serde_json::json};
@@ -74,7 +74,7 @@ struct Request {
     cookie: Option<Arc<VisitorCookie>>,
     /// The check for a user that was set after the scope was opened.
     missing_user: Option<Arc<MissingUser>>,
-    /// Whether the response head has left. `None` without a layer, because only a layer can tell.
+    /// Whether the response head has been sent. `None` without a layer, because only a layer can tell.
     has_responded: Option<AtomicBool>,
     /// The scope of the surrounding layer, if there is one. Used if it belongs to another provider.
     outer: OnceLock<RequestScope>,
@@ -163,7 +163,7 @@ impl RequestScope {
         Self { request: Arc::clone(&self.request), is_carried: true }
     }
 
-    /// Notes that the response head has left, or that there will be none.
+    /// Records that the response head has been sent, or that there will be none.
     pub(super) fn responded(&self) {
         if let Some(has_responded) = &self.request.has_responded {
             has_responded.store(true, Ordering::Relaxed);
@@ -206,12 +206,12 @@ impl RequestScope {
         self.request.decoded.get_or_init(|| Box::new((&self.request.context).into()))
     }
 
-    /// Returns the flags of the request, which are evaluated at the first call. Once the response head has left, returns the
+    /// Returns the flags of the request, which are evaluated at the first call. Once the response head has been sent, returns the
     /// latest flags. Never fails; see [`Flags`].
     ///
     /// Waits at most [`stale_wait`](crate::FlipswitchProviderBuilder::stale_wait) for a context with stale flags, at most
-    /// [`miss_wait`](crate::FlipswitchProviderBuilder::miss_wait) for one without any, and not at all while the service
-    /// fails.
+    /// [`miss_wait`](crate::FlipswitchProviderBuilder::miss_wait) for one without any, and not at all while the service is
+    /// failing.
     pub async fn flags(&self) -> Flags {
         if !self.is_in_request() {
             return self.latest_flags().await;
@@ -220,7 +220,7 @@ impl RequestScope {
         self.evaluate().await.clone()
     }
 
-    /// Returns the latest flags for the context of the request, for work that goes on while flags change. Waits like
+    /// Returns the latest flags for the context of the request, for work that continues while flags change. Waits like
     /// [`flags`](Self::flags).
     ///
     /// ```
@@ -245,7 +245,7 @@ impl RequestScope {
     }
 
     /// Returns what [`flags`](Self::flags) returns, if it need not wait: if the flags are already evaluated, if fresh ones are
-    /// cached, or if no request is possible at present. Counts as a read.
+    /// cached, or if no request is currently possible. Counts as a read.
     #[must_use]
     pub fn try_flags(&self) -> Option<Flags> {
         self.mark_read();

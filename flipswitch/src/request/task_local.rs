@@ -40,7 +40,7 @@ impl Drop for Entered<'_> {
 }
 
 impl RequestScope {
-    /// Returns the scope in which the caller runs: the scope of a request below the layer of a web crate, or one that was set
+    /// Returns the scope in which the caller runs: the scope of a request inside the layer of a web crate, or one that was set
     /// with [`run`](Self::run) or [`InRequest`].
     #[must_use]
     pub fn current() -> Option<Self> {
@@ -154,11 +154,11 @@ impl<F> fmt::Debug for Scoped<F> {
 }
 
 /// Carries the scope of a request into work outside its handler: spawned tasks, WebSockets, streamed bodies, background
-/// jobs. Without it, a plain OpenFeature client in such work evaluates without a context.
+/// jobs. Without it, a plain OpenFeature client in such work evaluates flags without a context.
 ///
-/// The work reads the flags of the request until the response head has left, and the latest flags from then on. Outside of a web
-/// crate's layer, it always reads the latest flags. A future that several requests share evaluates for the request that polls
-/// it, unless it is carried into one of them.
+/// The work reads the flags of the request until the response head has been sent, and the latest flags after that. Outside of a
+/// web crate's layer, it always reads the latest flags. A future that several requests share evaluates flags for the request that
+/// polls it, unless the scope of one request is attached to it.
 ///
 /// ```
 /// use flipswitch::{Context, FlipswitchProvider, InRequest, RequestScope, serde_json::json};

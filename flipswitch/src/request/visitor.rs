@@ -125,8 +125,8 @@ impl Anonymous {
     /// Identifies a visitor by the value of a header, such as a device id.
     ///
     /// The value is used if the request has the header once, and if the value is UTF-8 of 1 to 256 bytes. Otherwise the
-    /// visitor is evaluated with the [shared](Self::shared) context. Clients can send any value: one that sends the id of
-    /// another visitor or user gets the flags of that one, and each new value causes a request to the flag service.
+    /// visitor is evaluated with the [shared](Self::shared) context. Clients can send any value: one that sends the id of another
+    /// visitor or user gets that person's flags, and each new value causes a request to the flag service.
     ///
     /// # Errors
     ///
@@ -148,12 +148,12 @@ impl Anonymous {
     /// different [names](crate::FlipswitchProviderBuilder::name). Otherwise each of them replaces the cookies of the others.
     ///
     /// The first response to a request that read a flag sets the cookie. That request itself is evaluated with the
-    /// [shared](Self::shared) context, so robots that never return a cookie cause no requests to the flag service. A response
-    /// that shared caches may store (`Cache-Control: public`, `s-maxage`, or `max-age` without `private`) does not set the
-    /// cookie. A response without `Cache-Control` that sets it gets `Cache-Control: private`.
+    /// [shared](Self::shared) context, so bots that never return a cookie cause no requests to the flag service. A response that
+    /// shared caches may store (`Cache-Control: public`, `s-maxage`, or `max-age` without `private`) does not set the cookie. A
+    /// response without `Cache-Control` that sets it gets `Cache-Control: private`.
     ///
-    /// Browsers accept the cookie over HTTPS only, and most of them from `localhost` over plain HTTP. For other sites
-    /// without HTTPS see [`secure`](AnonymousCookie::secure).
+    /// Browsers accept the cookie only over HTTPS, except that most also accept it from `localhost` over plain HTTP. For other
+    /// sites without HTTPS see [`secure`](AnonymousCookie::secure).
     pub fn cookie() -> AnonymousCookie {
         AnonymousCookie {
             name: None,
@@ -187,8 +187,8 @@ impl AnonymousCookie {
     /// Sets the name of the cookie, without its prefix. Defaults to `flipswitch-anonymous`, followed by `-` and the
     /// provider's [name](crate::FlipswitchProviderBuilder::name), if it has one.
     ///
-    /// A prefix is added, which browsers check: `__Host-`, or `__Secure-` with a [domain](Self::domain) or another
-    /// [path](Self::path) than `/`, or none without [`secure`](Self::secure).
+    /// A prefix, which browsers check, is added: `__Host-` by default, `__Secure-` with a [domain](Self::domain) or a
+    /// [path](Self::path) other than `/`, and none without [`secure`](Self::secure).
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
@@ -201,15 +201,15 @@ impl AnonymousCookie {
         self
     }
 
-    /// Sets the path below which requests get the cookie. Defaults to `/`. Requests of other paths have no cookie, so each of
-    /// them would count as a new visitor: add the layer to this path only.
+    /// Sets the path below which requests get the cookie. Defaults to `/`. Requests to other paths have no cookie, so each of
+    /// them would count as a new visitor. Add the layer only to this path.
     pub fn path(mut self, path: impl Into<String>) -> Self {
         self.path = path.into();
         self
     }
 
-    /// Selects the requests to which browsers add the cookie. Defaults to [`SameSite::Lax`]. The response to a request to which
-    /// they add no cookie, such as a form of another site, sets no new cookie.
+    /// Selects the requests to which browsers add the cookie. Defaults to [`SameSite::Lax`]. If browsers send no cookie with a
+    /// request because of this setting, such as with a form on another site, the response does not set a new one.
     pub fn same_site(mut self, same_site: SameSite) -> Self {
         self.same_site = same_site;
         self
@@ -465,7 +465,7 @@ impl VisitorCookie {
     pub(super) fn mint(&self) -> Option<String> {
         let mut number = [0; DIGITS / 2];
         getrandom::fill(&mut number)
-            .inspect_err(|error| tracing::error!(target: "flipswitch", %error, "no random numbers: no cookie is set"))
+            .inspect_err(|error| tracing::error!(target: "flipswitch", %error, "no random numbers are available; no cookie is set"))
             .ok()?;
         Some(format!("{}{}", self.pair(u128::from_be_bytes(number)), self.attributes))
     }

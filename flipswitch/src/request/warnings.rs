@@ -44,7 +44,7 @@ pub(crate) enum SetupWarning {
     },
     /// Overrides contain a flag that is not allowed.
     OverrideNotAllowed,
-    /// Overrides contain a value of another type than its flag has.
+    /// Overrides contain a value that does not have the type of its flag.
     OverrideOfOtherType,
     /// A browser has sent another targeting key than that of its request.
     BrowserTargetingKey,
@@ -52,11 +52,10 @@ pub(crate) enum SetupWarning {
     BrowserWithoutSecret,
 }
 
-/// How many places are named that call `with_current_scope` outside of every request.
+/// Maximum number of places that are named because they call `with_current_scope` outside any request.
 const MAX_PLACES: usize = 32;
 
-/// Warns that a place in the code carries the current request into work, but runs outside of every request. Each place is named
-/// once.
+/// Warns that a place in the code carries the current request into work, but runs outside any request. Each place is named once.
 #[cold]
 pub(super) fn carried_from_nowhere(place: &'static Location<'static>) {
     static NAMED: Mutex<Vec<&Location<'static>>> = Mutex::new(Vec::new());
@@ -68,8 +67,8 @@ pub(super) fn carried_from_nowhere(place: &'static Location<'static>) {
     drop(named);
     tracing::warn!(
         target: "flipswitch", %place,
-        "`with_current_scope()` was called outside of every request, so the work evaluates flags anonymously; in the \
-         handler, take the `RequestScope`, and use `with_scope(&scope)`"
+        "`with_current_scope()` was called outside any request, so the work evaluates flags anonymously; in the handler, take \
+         the `RequestScope`, and use `with_scope(&scope)`"
     );
 }
 
@@ -111,7 +110,8 @@ impl fmt::Display for SetupWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::DuplicateLayer => f.write_str(
-                "two Flipswitch layers of the same provider surround a handler, and the inner one decides; remove one of \
+                "two Flipswitch layers of the same provider surround a handler, and only the inner one takes effect; remove \
+                 one of \
                  them, or add them to different routes",
             ),
             Self::UserSetTooLate { user } => write!(
@@ -133,26 +133,27 @@ impl fmt::Display for SetupWarning {
             ),
             Self::GlobalTargetingKey => f.write_str(
                 "OpenFeature's global context has a targeting key, which takes precedence over that of every request: an \
-                 OpenFeature client evaluates all users as this one; set the targeting key in requests only",
+                 OpenFeature client evaluates flags for this key, whoever the user is; set the targeting key in requests only",
             ),
             Self::OtherTargetingKey => f.write_str(
-                "an OpenFeature client evaluated in a request for another targeting key than the request's: the key of the \
+                "an OpenFeature client in a request evaluated flags for a targeting key that is not the request's: the key of \
+                 the \
                  caller, the client or the global context takes precedence; remove it there if that is not intended",
             ),
             Self::ClientOutsideOfRequest => f.write_str(
-                "an OpenFeature client evaluated anonymously, outside of every request and without a targeting key. In work \
+                "an OpenFeature client evaluated flags anonymously, outside any request and without a targeting key. In work \
                  that a request started (spawned tasks, WebSockets, streamed bodies, libraries that spawn), carry the request \
                  along: `with_current_scope()` or `with_scope(&scope)` of `InRequest`. Elsewhere, pass a targeting key if the \
                  flags depend on the user",
             ),
             Self::ClientOfOtherProvider => f.write_str(
-                "an OpenFeature client evaluated anonymously, in a request of another Flipswitch provider and without a \
+                "an OpenFeature client evaluated flags anonymously, in a request of another Flipswitch provider and without a \
                  targeting key: the layer of the client's own provider is not around this handler. Add it, or pass the client a \
                  context",
             ),
             Self::PreflightAtGate => f.write_str(
                 "a CORS preflight reached a gate, which refuses it: browsers send preflights without credentials. The CORS \
-                 middleware must run before the gate: put the CORS layer outside",
+                 middleware must run before the gate: add the CORS layer after the gate",
             ),
             Self::CookieInSharedResponse => f.write_str(
                 "a visitor got no cookie, because shared caches may store the response (`public`, `s-maxage` or `max-age` \
@@ -160,19 +161,20 @@ impl fmt::Display for SetupWarning {
                  `private` or `no-store`",
             ),
             Self::CookieWithoutSecret => f.write_str(
-                "the cookies of visitors are authenticated with a random key, because the provider has no `secret`, API key or \
+                "visitor cookies are authenticated with a random key, because the provider has no `secret`, API key or \
                  token. After a restart, and in other instances, returning visitors count as new; set a `secret`",
             ),
             Self::OverrideIgnored { problem } => write!(
                 f,
-                "overrides of flags in a request are ignored: {problem}. Further ones are logged at debug level",
+                "flag overrides in a request are ignored: {problem}. Further ones are logged at debug level",
             ),
             Self::OverrideNotAllowed => f.write_str(
                 "an override is ignored, because its flag is not allowed; pass the flag to `SignedOverrides::allow`. The key of \
                  the flag is logged at debug level",
             ),
             Self::OverrideOfOtherType => f.write_str(
-                "an override is ignored, because its value has another type than the flag; mint it with a value of the flag's \
+                "an override is ignored, because its value does not have the type of the flag; mint it with a value of the \
+                 flag's \
                  type",
             ),
             Self::BrowserWithoutSecret => f.write_str(

@@ -134,7 +134,7 @@ impl TestFlags {
         self.provider.publish_change(key);
     }
 
-    /// Removes a flag: reads return the code default. Listeners are notified.
+    /// Removes a flag: reads return the default in code. Listeners are notified.
     pub fn remove(&self, key: &str) {
         self.in_memory.remove(key);
         self.provider.publish_change(key.to_owned());
@@ -142,7 +142,7 @@ impl TestFlags {
 
     /// Returns the reads of a flag so far through [`Flags`](crate::Flags), extractors, gates or OpenFeature.
     ///
-    /// Does not include reads of all flags at once ([`iter`](crate::Flags::iter), [`to_json`](crate::Flags::to_json)), and reads
+    /// Includes neither reads of all flags at once ([`iter`](crate::Flags::iter), [`to_json`](crate::Flags::to_json)) nor reads
     /// for a context whose targeting key cannot be sent.
     #[must_use]
     pub fn reads(&self, key: &str) -> FlagReads {

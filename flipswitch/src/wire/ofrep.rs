@@ -116,7 +116,8 @@ fn evaluated(mut fields: Map<String, Value>, redactor: &Redactor<'_>) -> Option<
     Some((Item { key, outcome: Outcome::Evaluated(flag) }, true))
 }
 
-/// Parses the body of a response that rejects the evaluation of a context. Returns `None` if it is not in OFREP's form.
+/// Parses the body of a response that rejects the evaluation of a context. Returns `None` if it does not have the form that OFREP
+/// defines.
 pub(crate) fn rejection(body: &[u8], context: &[u8]) -> Option<Error> {
     let mut fields: Map<String, Value> = serde_json::from_slice(body).ok()?;
     let code = text(fields.remove("errorCode"))?;

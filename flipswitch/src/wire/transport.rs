@@ -52,7 +52,7 @@ const STREAM_HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// A time limit that never applies.
 const NO_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// Interval of HTTP/2 pings on a connection, also while it is idle.
+/// Interval of HTTP/2 pings on a connection, even while it is idle.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a ping may be unanswered. A connection whose peer is gone is replaced after this time and the interval, even if its
@@ -355,7 +355,7 @@ impl Transport {
         let media_type = media_type.unwrap_or_else(|| "no content type".to_owned());
         let or = match status {
             StatusCode::NOT_FOUND => "the base URL is wrong",
-            _ => "the service refuses the API key or token, but not in JSON",
+            _ => "the service refuses the API key or token with a response that is not JSON",
         };
         let sender = self.proxy.as_ref().map_or_else(|| "a proxy".to_owned(), |proxy| format!("the proxy {proxy}"));
         Err(Error::decode(ForeignResponse { status, media_type, url: url.to_owned(), sender, or }))
@@ -419,7 +419,7 @@ fn has_user_agent(builder: &ClientBuilder) -> bool {
 /// The application's client has default headers.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the event stream is at another origin than the service, and the default headers of `http_client` would be sent there; \
+    "the event stream and the service have different origins, and the default headers of `http_client` would be sent there; \
      set them with `header` instead"
 )]
 struct HeadersForOtherOrigin;
@@ -617,7 +617,7 @@ struct ThroughProxy {
 
 /// The TLS handshake failed because the server speaks plain HTTP.
 #[derive(Debug, thiserror::Error)]
-#[error("the port does not speak TLS; is the scheme of the base URL http?")]
+#[error("the server at this port does not use TLS; should the scheme of the base URL be http?")]
 struct NoTls {
     source: reqwest::Error,
 }

@@ -107,7 +107,7 @@ impl Flags {
     /// the routes for browsers passes them to the provider. The JSON is safe inside a `<script type="application/json">` element.
     /// For scripts without OpenFeature, see [`to_script_json`](Self::to_script_json).
     ///
-    /// `keys` are flags that anyone may see; pass those that the routes make public. In a request below the layer, the JSON also
+    /// `keys` are flags that anyone may see; pass those that the routes make public. In a request inside the layer, the JSON also
     /// has an opaque name for the user, which separates users in the storage of the browser. The response is kept out of shared
     /// caches.
     ///

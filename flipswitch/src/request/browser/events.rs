@@ -26,9 +26,9 @@ use crate::{
     provider::{browsers::OpenStream, provider::FlipswitchProvider},
 };
 
-/// How long a stream is silent at most. Proxies close connections that are silent for longer, most of them after 60 seconds.
-/// A new stream sends comments sooner, and then less and less often, because actix-web only notices that a browser has gone
-/// when two writes fail, and users leave most pages soon.
+/// Maximum time for which a stream is silent. Proxies close connections that are silent for longer, most of them after 60
+/// seconds. A new stream sends comments sooner, and then less and less often, because actix-web only notices that a browser has
+/// gone when two writes fail, and users leave most pages soon.
 const COMMENT_AFTER: Duration = Duration::from_secs(20);
 const FIRST_COMMENT_AFTER: Duration = Duration::from_secs(1);
 

@@ -27,14 +27,14 @@ macro_rules! __browser_options {
         /// is logged as an error and ignored.
         ///
         /// Each combination is a context of its own. In a minute, a user may cause 8 new ones, and 32 requests for those that are
-        /// out of date. All requests without a targeting key together may cause 64 and 512. Beyond that, the attributes are
-        /// ignored.
+        /// out of date. All requests without a targeting key together may cause 64 new ones and 512 such requests. Beyond that,
+        /// the attributes are ignored.
         #[must_use]
         pub fn attributes<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Self {
             Self(self.0.attributes(names))
         }
 
-        /// Sets the path of the mount as browsers see it, or its URL, if a proxy changes paths. Defaults to the path of each
+        /// If a proxy changes paths, sets the path, or the URL, at which browsers reach the routes. Defaults to the path of each
         /// request.
         ///
         /// A value that is neither a path nor a URL is logged as an error and ignored.
@@ -44,7 +44,7 @@ macro_rules! __browser_options {
         }
 
         /// Sets how many event streams browsers may have open at this process. Requests without a targeting key, and visitors who
-        /// are only known by a cookie or header, have half of them. Defaults to 10 000.
+        /// are only known by a cookie or header, can use at most half of them. Defaults to 10 000.
         ///
         /// Above the limit, browsers request flags again when their tab becomes visible.
         #[must_use]

@@ -281,7 +281,7 @@ impl BrowserService {
             browsers.answered(id, change, is_settled);
         }
         if flags.available().is_err() && flags.items().is_empty() {
-            return BrowserResponse::error(503, None, "GENERAL", "no flags are known at present")
+            return BrowserResponse::error(503, None, "GENERAL", "no flags are currently known")
                 .with("retry-after", RETRY_AFTER)
                 .with(USER, user);
         }
@@ -424,7 +424,7 @@ impl BrowserService {
     }
 
     fn missing_layer(&self) -> BrowserResponse {
-        let details = "No flags in this request: the routes for browsers must be below the layer or middleware of Flipswitch, \
+        let details = "No flags in this request: the routes for browsers must be inside the Flipswitch layer or middleware, \
                        with the same provider";
         self.provider.runtime().span().in_scope(|| tracing::error!(target: "flipswitch", "{details}"));
         BrowserResponse::error(500, None, "GENERAL", details)

@@ -137,7 +137,7 @@ impl Open {
         Some(self.current.since + limit.mul_f64(NEXT_OPENS_AFTER))
     }
 
-    /// Returns until when the previous connection is read.
+    /// Returns the time until which the previous connection is read.
     pub(super) fn previous_until(&self) -> Option<Instant> {
         match self.beside {
             Beside::Previous { until, .. } => Some(until),

@@ -54,7 +54,7 @@ pub(crate) enum Notification {
     KeyRotated { valid_until: Option<OffsetDateTime> },
 }
 
-/// The fields of all events. A field of another type than expected counts as absent.
+/// The fields of all events. A field of an unexpected type counts as absent.
 #[derive(Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Data {
