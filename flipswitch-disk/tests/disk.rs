@@ -247,7 +247,7 @@ fn a_large_entry_is_rejected() {
     let directory = Directory::new();
     let store = DiskStore::open(directory.file()).unwrap();
     let error = put(&store, entry("key", now(), &vec![0; 1 << 20]), HOUR).unwrap_err();
-    assert_eq!(error.to_string(), "an entry has 1048579 bytes, and at most 1048576 are kept");
+    assert_eq!(error.to_string(), "an entry is 1048579 bytes, but at most 1048576 are allowed");
     put(&store, entry("key", now(), &vec![0; (1 << 20) - 3]), HOUR).unwrap();
 }
 

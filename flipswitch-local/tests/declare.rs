@@ -72,7 +72,10 @@ async fn the_exit_code_says_whether_a_service_fits_a_manifest() {
     let (_folder, file) = written(&fits);
     let (code, report, _) = program(&["check", "--manifest", file.to_str().unwrap(), "--service", &url]).await;
     assert_eq!(code, 0, "{report}");
-    assert!(report.ends_with("the service fits the manifest\n") && report.contains("undeclared: extra\n"), "{report}");
+    assert!(
+        report.ends_with("the service matches the manifest\n") && report.contains("undeclared: extra\n"),
+        "{report}"
+    );
 
     let differs = json!({"flags": {"theme": flag("string", json!("light")), "gone": flag("boolean", json!(true))}});
     let (_folder, file) = written(&differs);

@@ -223,7 +223,7 @@ fn errors_of_override_name_the_option() {
     let short = program(&["override", "f=1"]).env("FLIPSWITCH_OVERRIDES_KEY", "secret-secret\n").output().unwrap();
     let stderr = String::from_utf8(short.stderr).unwrap();
     assert_eq!(short.status.code(), Some(1));
-    assert!(stderr.contains("FLIPSWITCH_OVERRIDES_KEY: the key has 13 bytes, and at least 16"), "{stderr}");
+    assert!(stderr.contains("FLIPSWITCH_OVERRIDES_KEY: the key is 13 bytes long, but at least 16"), "{stderr}");
     assert!(!stderr.contains("secret"), "{stderr}");
 }
 

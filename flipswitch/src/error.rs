@@ -143,8 +143,8 @@ pub enum ConfigError {
     },
     /// The API key or the token cannot be sent in a header.
     #[error(
-        "{what} has a character at position {position} that an HTTP header cannot carry; \
-         look for a line break, a typographic quote or a stray byte"
+        "{what} has a character at position {position} that an HTTP header cannot carry; look for a line break, a typographic \
+         quote or a stray byte"
     )]
     IllegalApiKey {
         /// `api_key`, or the bearer token.

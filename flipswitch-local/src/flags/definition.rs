@@ -296,7 +296,7 @@ mod tests {
             (flag(json!({"variants": []})), "flag \"x\": variants: must be a JSON object, not an array"),
             (
                 flag(json!({"variants": {"on": true, "off": "no"}})),
-                "variants: must have one type, but on has type boolean",
+                "variants: must all have the same type, but on has type boolean",
             ),
             (flag(json!({"variants": {"on": null}})), "variants.on: must not be null"),
             (

@@ -513,8 +513,8 @@ mod tests {
             (field(f64::NEG_INFINITY), "JSON cannot express -inf"),
             (field(Arc::new(StructValue::default().with_field("a", f64::INFINITY))), "JSON cannot express inf"),
             (field(Arc::new(Opaque)), "it is a structure of a type that cannot be sent"),
-            (field(Arc::new(deep)), "it is nested more than 64 deep"),
-            (field("x".repeat(70_000)), "the context would have more than 65536 bytes with it (70006 bytes)"),
+            (field(Arc::new(deep)), "it is nested more than 64 levels deep"),
+            (field("x".repeat(70_000)), "it would make the context larger than 65536 bytes (70006 bytes)"),
             (field(datetime!(-0044-03-15 0:00 UTC)), "RFC 3339 cannot express the date -0044-03-15"),
         ];
         for (context, expected) in cases {

@@ -632,10 +632,10 @@ mod tests {
     #[test]
     fn an_invalid_option_is_refused_by_name_with_a_remedy() {
         let cases: &[(Change, &str, &str)] = &[
-            (|b| b.base_url(""), "base_url", "write it like"),
-            (|b| b.base_url("api.flipswitch.io"), "base_url", "no scheme; write it like"),
-            (|b| b.base_url("localhost:3001"), "base_url", "no scheme; write it like"),
-            (|b| b.base_url("\"https://flags.example\""), "base_url", "a quote; write it like"),
+            (|b| b.base_url(""), "base_url", "use a URL such as"),
+            (|b| b.base_url("api.flipswitch.io"), "base_url", "no scheme; use a URL such as"),
+            (|b| b.base_url("localhost:3001"), "base_url", "no scheme; use a URL such as"),
+            (|b| b.base_url("\"https://flags.example\""), "base_url", "a quote; use a URL such as"),
             (|b| b.base_url("https://flags.example/ofrep/v1/"), "base_url", "the provider appends"),
             (|b| b.base_url("ftp://flags.example"), "base_url", "http and https"),
             (|b| b.base_url("https://me:secret@flags.example"), "base_url", "credentials"),

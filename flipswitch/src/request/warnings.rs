@@ -110,9 +110,8 @@ impl fmt::Display for SetupWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::DuplicateLayer => f.write_str(
-                "two Flipswitch layers of the same provider surround a handler, and only the inner one takes effect; remove \
-                 one of \
-                 them, or add them to different routes",
+                "two Flipswitch layers of the same provider surround a handler, and only the inner one takes effect; remove one \
+                 of them, or add them to different routes",
             ),
             Self::UserSetTooLate { user } => write!(
                 f,
@@ -137,8 +136,7 @@ impl fmt::Display for SetupWarning {
             ),
             Self::OtherTargetingKey => f.write_str(
                 "an OpenFeature client in a request evaluated flags for a targeting key that is not the request's: the key of \
-                 the \
-                 caller, the client or the global context takes precedence; remove it there if that is not intended",
+                 the caller, the client or the global context takes precedence; remove it there if that is not intended",
             ),
             Self::ClientOutsideOfRequest => f.write_str(
                 "an OpenFeature client evaluated flags anonymously, outside any request and without a targeting key. In work \
@@ -174,8 +172,7 @@ impl fmt::Display for SetupWarning {
             ),
             Self::OverrideOfOtherType => f.write_str(
                 "an override is ignored, because its value does not have the type of the flag; mint it with a value of the \
-                 flag's \
-                 type",
+                 flag's type",
             ),
             Self::BrowserWithoutSecret => f.write_str(
                 "the names of users and the tags in the routes for browsers differ from process to process, because there is no \

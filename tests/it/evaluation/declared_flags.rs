@@ -165,7 +165,7 @@ async fn why_explains_the_value_of_a_flag() {
     let text = why("new-checkout").await;
     assert_eq!(
         text,
-        r#""new-checkout" is true, by the variant "on", with the reason TARGETING_MATCH; requested 0 s ago"#
+        r#""new-checkout" is true, from the variant "on", with the reason TARGETING_MATCH; requested 0 s ago"#
     );
     let cases = [
         ("newCheckout", r#"does not have this flag; did you mean "new-checkout"?"#),

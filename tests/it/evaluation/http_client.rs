@@ -58,7 +58,7 @@ async fn an_https_url_with_a_port_without_tls_is_explained() {
     let provider = FlipswitchProvider::builder("key").base_url(url).build().unwrap();
     let flags = in_time(provider.flags(&user("u"))).await;
     let text = chain(flags.error().unwrap());
-    assert!(text.contains("does not speak TLS") && text.contains("http?"), "{text}");
+    assert!(text.contains("does not use TLS") && text.contains("http?"), "{text}");
     provider.shutdown().await;
 }
 

@@ -252,7 +252,13 @@ async fn errors_in_control_requests_are_reported_with_their_position() {
             "flag \"a\": state: must be \"ENABLED\" or \"DISABLED\", not \"ON\"",
         ),
         ("PUT", "/local/flags/a", flag("defaultVariant", json!("of")), 400, "defaultVariant: \"of\" is not one of"),
-        ("PUT", "/local/flags/a", flag("variants", json!({"on": 1, "off": "x"})), 400, "variants: must have one type"),
+        (
+            "PUT",
+            "/local/flags/a",
+            flag("variants", json!({"on": 1, "off": "x"})),
+            400,
+            "variants: must all have the same type",
+        ),
         (
             "PUT",
             "/local/flags/a",

@@ -163,7 +163,7 @@ async fn invalid_requests_get_errors_of_the_protocol() {
         // A missing layer is a mistake in the application.
         let bare = send(&app, Method::POST, &format!("/bare/flags{BULK}"), &[], "{}").await;
         assert_eq!(bare.status, 500);
-        assert!(bare.text.contains("must be below the layer"), "{}", bare.text);
+        assert!(bare.text.contains("must be inside the Flipswitch layer"), "{}", bare.text);
     }
 }
 
