@@ -165,10 +165,15 @@ impl Cache {
         self.put(entry);
     }
 
+    /// Returns the number of cached contexts.
+    pub(crate) fn contexts(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
     /// Returns the number of cached contexts, and how many bytes they occupy.
     pub(crate) fn size(&self) -> (u64, u64) {
         let bytes = self.entries.iter().map(|(_, entry)| entry.bytes() as u64).sum();
-        (self.entries.len() as u64, bytes)
+        (self.contexts(), bytes)
     }
 }
 

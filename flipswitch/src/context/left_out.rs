@@ -162,7 +162,7 @@ impl LeftOutWarnings {
                 names.len()
             };
             if names <= MAX_NAMES {
-                tracing::warn!(target: "flipswitch", attribute, %reason, "an attribute of a context is not sent");
+                tracing::warn!(target: "flipswitch", attribute, %reason, "an attribute of a context is not sent, so rules do not see it");
             } else if names == MAX_NAMES + 1 {
                 tracing::warn!(
                     target: "flipswitch",

@@ -34,6 +34,7 @@ use crate::{
         limiter::Limiter,
         request_task::{PaceTask, RequestTask, RoundTask},
         tags::Tags,
+        variety::Variety,
         warnings::Warnings,
     },
     events::notifier::Notifier,
@@ -69,6 +70,7 @@ pub(crate) struct Evaluator {
     pub(super) failing_flags: Mutex<FailingFlags>,
     /// Limits how often failures are logged as warnings.
     pub(super) warnings: Mutex<Warnings>,
+    pub(super) variety: Mutex<Variety>,
     pub(super) startup: watch::Sender<Startup>,
     pub(super) counters: Counters,
     bootstrap: Option<Arc<FlagSet>>,
@@ -172,6 +174,7 @@ impl Evaluator {
             tags: Mutex::default(),
             failing_flags: Mutex::default(),
             warnings: Mutex::default(),
+            variety: Mutex::default(),
             startup: watch::Sender::new(Startup::Waiting(None)),
             counters: Counters::default(),
             bootstrap,

@@ -14,4 +14,5 @@ pub(crate) mod pacer;
 pub(crate) mod queue;
 pub(crate) mod request_task;
 pub(crate) mod tags;
+pub(crate) mod variety;
 pub(crate) mod warnings;

@@ -18,11 +18,13 @@ use crate::{
         in_flight::InFlightRequest,
         limiter::{Limiter, Permit, Ticket},
         tags::{is_same_tag, may_reject_tag},
+        variety::{CacheUse, Differing},
         warnings::Kind,
     },
     events::health::HealthSignal,
     flags::{failing::Failing, flag_set::FlagSet},
     sanitize::printable,
+    stats::Stats,
     store::{
         fence::Fence,
         store::{Found, HeldLease, Look, Store, Turn},
@@ -310,7 +312,7 @@ impl Evaluator {
         let entry = CacheEntry::new(context, flag_set, etag, None, epoch.unwrap_or(NEVER_FRESH), sent_at);
         let (entry, is_new) = (Arc::new(entry), known.is_none());
         if is_new && (epoch.is_some() || entry.may_be_served(now, &freshness)) {
-            self.counters.new_contexts.count();
+            self.count_new_context(context);
         }
         if epoch.is_some() {
             self.counters.store_hits.count();
@@ -433,7 +435,7 @@ impl Evaluator {
         // Read from the cache, because a probe has no base, and flags may have come from the store meanwhile.
         let known = self.cache.get(request.context.as_bytes());
         if request.base.is_none() && known.is_none() && !request.is_probe {
-            self.counters.new_contexts.count();
+            self.count_new_context(&request.context);
         }
         let known = known.filter(|known| known.epoch >= key_epoch);
         self.report_failing_flags(&request.context, &flag_set, now);
@@ -593,6 +595,35 @@ impl Evaluator {
         }
     }
 
+    /// Counts a context that was not in the cache, and reports contexts that make the cache useless.
+    fn count_new_context(&self, context: &CanonicalContext) {
+        self.counters.new_contexts.count();
+        let cache_use = || {
+            let counters = &self.counters;
+            CacheUse { contexts: self.cache.contexts(), hits: counters.hits.total(), misses: counters.misses.total() }
+        };
+        let (differing, wastes_cache) = {
+            let mut variety = self.variety.lock();
+            (variety.observe(context.as_bytes(), Instant::now()), variety.wastes_cache(cache_use))
+        };
+        for Differing { attribute, count, within } in differing {
+            tracing::warn!(
+                target: "flipswitch", attribute, count, ?within,
+                "an attribute differs between requests of the same user, and each value costs a request to the flag service. \
+                 Leave it out of the context, or send a value that changes less often"
+            );
+        }
+        if wastes_cache {
+            let Stats { evaluations, hits, contexts, .. } = self.stats();
+            tracing::warn!(
+                target: "flipswitch", evaluations, hits, contexts,
+                "most evaluations have a context that is not in the cache, and the cache drops contexts before they are used \
+                 again. Does the targeting key or an attribute differ between requests? Otherwise, raise `cache_capacity` or \
+                 `cache_bytes`"
+            );
+        }
+    }
+
     /// Reports that no request is answered.
     fn report_failing(&self, error: &Error) {
         self.notifier.observe(HealthSignal::Failed(error));
@@ -640,6 +671,10 @@ impl Evaluator {
             return;
         }
         match kind {
+            Kind::Failed if !is_ready => tracing::warn!(
+                target: "flipswitch", %error,
+                "a request to the flag service failed, and none has succeeded yet; retrying"
+            ),
             Kind::Failed => tracing::warn!(
                 target: "flipswitch", %error, contexts,
                 "a request for one user failed; retrying. Others are not affected, unless another warning follows"

@@ -57,9 +57,10 @@ pub enum HealthState {
     /// The stream of changes is open, and changes arrive as they happen. Also the state of a provider
     /// [in memory](crate::FlipswitchProvider::in_memory).
     Streaming,
-    /// The stream is not open, or realtime updates are disabled. The service is polled, and flags are at most as old as the
-    /// polling interval. While `polling` of [`Health`] is false, flags are requested again when they are read and are older
-    /// than [`cache_ttl`](crate::FlipswitchProviderBuilder::cache_ttl).
+    /// The stream is not open, or real-time updates are disabled. The service is polled, and fresh flags are at most as old as
+    /// the [polling interval](crate::FlipswitchProviderBuilder::polling_interval). While [`polling`](Health::polling) is false,
+    /// older flags are requested again when they are read. If both are disabled, flags are fresh for
+    /// [`cache_ttl`](crate::FlipswitchProviderBuilder::cache_ttl).
     Polling,
     /// Requests fail, or nothing was received for longer than the polling interval. Flags are the last known ones.
     Stale,

@@ -53,11 +53,11 @@ mod unix {
             Ok(Self { interrupt, terminate, _listener: listener })
         }
 
-        /// Waits for the first signal, and returns its number.
-        pub(crate) async fn first(&mut self) -> i32 {
+        /// Waits for the first signal, and returns its name.
+        pub(crate) async fn first(&mut self) -> &'static str {
             tokio::select! {
-                _ = self.interrupt.recv() => SIGINT,
-                _ = self.terminate.recv() => SIGTERM,
+                _ = self.interrupt.recv() => "SIGINT",
+                _ = self.terminate.recv() => "SIGTERM",
             }
         }
 
@@ -117,17 +117,18 @@ mod windows {
             Ok(Self { ctrl_c: ctrl_c()?, ctrl_close: ctrl_close()? })
         }
 
-        /// Waits for the first signal, and returns the number that it has on Unix.
-        pub(crate) async fn first(&mut self) -> i32 {
+        /// Waits for the first signal, and returns its name.
+        pub(crate) async fn first(&mut self) -> &'static str {
             tokio::select! {
-                _ = self.ctrl_c.recv() => 2,
-                _ = self.ctrl_close.recv() => 15,
+                _ = self.ctrl_c.recv() => "Ctrl-C",
+                _ = self.ctrl_close.recv() => "close",
             }
         }
 
         /// Ends the process at the next signal.
         pub(crate) async fn hold(mut self) {
-            std::process::exit(128 + self.first().await)
+            // The status that a shell gives to a process that ends by SIGINT or SIGTERM.
+            std::process::exit(if self.first().await == "Ctrl-C" { 130 } else { 143 })
         }
     }
 }

@@ -128,6 +128,8 @@ struct Target {
     /// Headers that the application adds to every request.
     headers: HeaderMap,
     is_realtime: bool,
+    /// Whether the service is polled without a stream.
+    is_polled: bool,
     /// Whether there is a secret, or a key to derive one from.
     has_secret: bool,
 }
@@ -259,8 +261,8 @@ impl FlipswitchProvider {
             Arc::clone(&notifier),
             changes,
         ));
-        let is_realtime = options.enable_realtime;
-        let target = Box::new(Target { base_url, credential, headers, is_realtime, has_secret });
+        let (is_realtime, is_polled) = (options.enable_realtime, options.enable_polling_fallback);
+        let target = Box::new(Target { base_url, credential, headers, is_realtime, is_polled, has_secret });
         let service = Service { evaluator, notifier, updates, target };
         Ok(Self::with_source(Source::Service(service), runtime, bus, name, &secrets, events))
     }
@@ -365,6 +367,9 @@ impl FlipswitchProvider {
             runtime.span().in_scope(|| tracing::info!(target: "flipswitch", "shutting down"));
         }
         runtime.join().await;
+        if was_running {
+            runtime.span().in_scope(|| tracing::info!(target: "flipswitch", "shut down"));
+        }
     }
 
     /// Evaluates all flags for a context: a [`Context`](crate::Context), a [`PreparedContext`](crate::PreparedContext), an
@@ -964,10 +969,12 @@ impl Service {
         self.updates.start()?;
         let usage = Arc::clone(self.evaluator.transport().usage());
         drop(runtime.spawn(usage.sweep_each_minute())?);
-        let Target { base_url, is_realtime, credential, headers, .. } = &*self.target;
+        let Target { base_url, is_realtime, is_polled, credential, headers, .. } = &*self.target;
         let api_key = credential.lock().clone();
         let proxy = self.evaluator.transport().proxy();
-        tracing::info!(target: "flipswitch", %base_url, proxy, %api_key, realtime = is_realtime, "starting");
+        tracing::info!(
+            target: "flipswitch", %base_url, proxy, %api_key, realtime = is_realtime, polling_fallback = is_polled, "starting"
+        );
         self.evaluator.announce_overrides();
         let has_credentials = headers.contains_key(header::AUTHORIZATION) || headers.contains_key(API_KEY);
         if base_url.is_plain_and_remote() && (has_credentials || api_key.key().is_some()) {

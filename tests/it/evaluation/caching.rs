@@ -14,10 +14,13 @@ use flipswitch::{
 };
 use flipswitch_local::LocalServer;
 use futures_util::{FutureExt, future::join_all};
-use tokio::sync::{Semaphore, broadcast};
+use tokio::{
+    runtime::Handle,
+    sync::{Semaphore, broadcast},
+};
 
 use crate::support::{
-    self, builder, eventually, in_time,
+    self, Log, builder, eventually, in_time,
     scripted::{Reply, Scripted},
     user,
 };
@@ -374,4 +377,24 @@ async fn not_modified_works_after_the_entry_was_evicted() {
     released.add_permits(1);
     let flags = in_time(read.unwrap()).await.unwrap();
     assert!(flags.bool("on", false) && !flags.is_stale(), "{flags:?}");
+}
+
+#[tokio::test]
+async fn contexts_that_differ_between_requests_are_reported_once() {
+    let service = LocalServer::start(json!({"on": true})).await.unwrap();
+    let log = Log::of_this_thread();
+    // The provider runs on this thread, whose log is read.
+    let provider = builder(&service).cache_capacity(100).runtime(Handle::current()).build().unwrap();
+    for request in 0..3_000 {
+        // Ten users, whose plan seldom changes.
+        let user = Context::user(format!("user-{}", request % 10)).with("plan", request / 1_000);
+        in_time(provider.flags(user.with("request-id", request))).await;
+    }
+    provider.shutdown().await;
+    let lines = log.lines();
+    let with = |text: &str| lines.iter().filter(|line| line.contains(text)).collect::<Vec<_>>();
+    let differing = with("an attribute differs between requests of the same user");
+    assert!(differing.len() == 1 && differing[0].contains(r#"attribute="request-id" count=100"#), "{lines:?}");
+    let unused = with("most evaluations have a context that is not in the cache");
+    assert!(unused.len() == 1 && unused[0].contains("hits=0"), "{lines:?}");
 }

@@ -550,7 +550,7 @@ impl Supervisor {
             Some(code) if is_absent && self.absences >= self.options.max_retries => {
                 if !std::mem::replace(&mut self.reported_no_stream, true) {
                     let url = &*self.url;
-                    tracing::warn!(target: "flipswitch", code, url, ?wait, "the service has no stream of changes");
+                    tracing::warn!(target: "flipswitch", code, url, ?wait, "the service has no stream of changes, or the base URL is wrong");
                 }
                 self.failures = 0;
                 self.poll(true, todo);
