@@ -49,10 +49,10 @@ impl StoreClock {
                 if (least..=most).contains(&clock) {
                     Known { first, last, steady_since }
                 } else {
-                    // After a step back, times from before the step seem later than they were.
+                    // After a step back, times from before the step seem later than they were. Steps in a row add up.
                     let back = if clock < least { most.saturating_sub(clock) } else { 0 };
                     let back = Duration::from_micros(back).min(MAX_STEP);
-                    Known { first: last, last, steady_since: steady_since.max(after + back) }
+                    Known { first: last, last, steady_since: steady_since.max(after) + back }
                 }
             }
             None => Known { first: last, last, steady_since: after },
@@ -116,6 +116,19 @@ mod tests {
         assert_eq!(clock.at(at(21_002), at(21_100)), Some((131_001_000, false)), "not read since");
         assert_eq!(clock.at(at(20_000), at(21_100)), Some((129_999_000, false)), "set since");
         assert_eq!(clock.at(at(32_000), at(32_000)), None, "too long ago");
+    }
+
+    #[test]
+    fn times_from_before_several_steps_back_are_not_reliable() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut clock = StoreClock::default();
+        // A time from the first millisecond seems 600 ms later after the first step, and 1 600 ms later after the second one.
+        for (now, reading, steady_since) in [(0, 10_000_000, 0), (1, 9_401_000, 651), (2, 8_402_000, 1_701)] {
+            assert_eq!(clock.read(at(now), at(now), reading), at(steady_since), "{now}");
+        }
+        // A step forward takes nothing back, because it is unknown which times are from before it.
+        assert_eq!(clock.read(at(3), at(3), 11_000_000), at(1_701));
     }
 
     #[test]
