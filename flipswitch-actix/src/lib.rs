@@ -30,7 +30,7 @@
 //!             .route("/checkout", web::get().to(checkout))
 //!             .service(web::resource("/beta").get(async || "Welcome").wrap(FlagGate::enabled("beta")))
 //!             .wrap(flags)
-//!             // Stands for your authentication. Registered after the flags, and therefore runs before them.
+//!             // Stands in for your authentication. Registered after the flags, so it runs before them.
 //!             .wrap_fn(|request, inner| {
 //!                 request.extensions_mut().insert(User { id: "user-123".into(), plan: "premium".into() });
 //!                 inner.call(request)

@@ -34,8 +34,7 @@ use tower_service::Service;
 ///
 /// ```
 /// use axum::{Extension, Router, routing::get};
-/// use flipswitch_axum::{Context, Flags, FlipswitchLayer, FlipswitchProvider};
-/// # use flipswitch_axum::flipswitch::serde_json::json;
+/// use flipswitch_axum::{Context, Flags, FlipswitchLayer, FlipswitchProvider, flipswitch::serde_json::json};
 ///
 /// #[derive(Clone)]
 /// struct User {
@@ -49,7 +48,8 @@ use tower_service::Service;
 ///
 /// let provider = FlipswitchProvider::in_memory(json!({"new-home": true}));
 /// let flags = FlipswitchLayer::new(provider).with_user(|user: &User| Context::user(&user.id).with("plan", &user.plan));
-/// # let authentication = Extension(User { id: "1".into(), plan: "free".into() });
+/// // Stands in for your authentication.
+/// let authentication = Extension(User { id: "user-123".into(), plan: "free".into() });
 /// let app: Router = Router::new()
 ///     .route("/", get(home))
 ///     .layer(flags)

@@ -25,7 +25,7 @@
 //!     let provider = FlipswitchProvider::from_env()?;
 //!     let flags = FlipswitchLayer::new(provider.clone())
 //!         .with_user(|user: &User| Context::user(&user.id).with("plan", &user.plan));
-//!     // Stands for your authentication, which puts the user into the request's extensions.
+//!     // Stands in for your authentication, which puts the user into the request's extensions.
 //!     let authentication = Extension(User { id: "user-123".into(), plan: "premium".into() });
 //!     let app: Router = Router::new()
 //!         .route("/checkout", get(checkout))
