@@ -82,8 +82,8 @@ use crate::{FlagsExt, MissingMiddleware};
 /// # CORS
 ///
 /// Browsers send preflights without cookies and other credentials, so a gate cannot find their user. It refuses them without
-/// reading flags, and logs a warning once. Register the CORS middleware after the gate, so that it runs before it and
-/// answers them.
+/// reading flags, and logs a warning once. Register the CORS middleware after the gate, so that it runs before the gate
+/// and responds to them.
 #[derive(Clone)]
 #[must_use = "a gate does nothing until it is added to a scope or resource with `.wrap(..)`"]
 pub struct FlagGate {

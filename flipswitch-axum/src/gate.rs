@@ -91,7 +91,8 @@ use crate::extract::{self, MissingLayer};
 /// # CORS
 ///
 /// Browsers send preflights without cookies and other credentials, so a gate cannot find their user. It refuses them without
-/// reading flags, and logs a warning once. Add the CORS layer after the gate, so that it runs before it and answers them.
+/// reading flags, and logs a warning once. Add the CORS layer after the gate, so that it runs before the gate and responds to
+/// them.
 ///
 /// # gRPC
 ///
@@ -126,7 +127,7 @@ impl FlagGate {
     }
 
     /// Sets the response of a closed gate: a status, or any response. Defaults to 404 with an empty body and
-    /// `Cache-Control: no-store`, so that no cache answers with it after the flag was turned on.
+    /// `Cache-Control: no-store`, so that no cache serves it after the flag has been turned on.
     pub fn fallback(mut self, response: impl IntoResponse + Clone + Send + Sync + 'static) -> Self {
         self.fallback = Some(Arc::new(move || response.clone().into_response()));
         self
