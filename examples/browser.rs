@@ -1,5 +1,5 @@
-//! A page whose flags come from the application that serves it, with the web SDK of OpenFeature (axum). Page and server have the
-//! same values for a user, and open pages follow changes.
+//! A page whose flags come from the application that serves it, with the OpenFeature web SDK (axum). The page and the server
+//! have the same values for a user, and open pages follow changes.
 //!
 //! ```text
 //! $ npm install --prefix examples/browser

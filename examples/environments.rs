@@ -1,4 +1,4 @@
-//! Two environments in one application, each with its own provider: the flags of a shop, and those of billing (axum).
+//! Two environments in one application, each with its own provider: flags for a shop, and flags for billing (axum).
 //!
 //! ```text
 //! $ cargo run -p examples --bin environments

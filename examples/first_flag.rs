@@ -5,7 +5,7 @@
 //! new-checkout for alice: false
 //! ```
 //!
-//! Flip the flag with the command that the example prints, or in the dashboard. The example prints the new value at once:
+//! Flip the flag with the command that the example prints, or in the dashboard. The example prints the new value immediately:
 //!
 //! ```text
 //! new-checkout for alice: true

@@ -6,9 +6,9 @@
 //! data: The discount is 10 percent.
 //! ```
 //!
-//! Set `discount` to 20 in the dashboard, whose URL the example prints, and `curl` prints the next event at once.
+//! Set `discount` to 20 in the dashboard, whose URL the example prints, and `curl` prints the next event immediately.
 //!
-//! Then connect to the WebSocket in the console of a browser, or in Node.js 22. Set `chat` to `false` in the dashboard, and the
+//! Then connect to the WebSocket in a browser console, or in Node.js 22. Set `chat` to `false` in the dashboard, and the
 //! application closes the WebSocket:
 //!
 //! ```js

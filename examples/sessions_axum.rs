@@ -14,8 +14,8 @@
 //! Hello, visitor. A cart holds 5 items.
 //! ```
 //!
-//! The file `cookies` has the session, and the id of the visitor. A rule that splits visitors by percentage therefore gives a
-//! visitor the same value at each request, also after a login and a logout.
+//! The file `cookies` contains the session cookie and the visitor cookie. A rule that splits visitors by percentage therefore
+//! gives a visitor the same value at each request, even after a login and a logout.
 
 use std::{convert::Infallible, error::Error};
 

@@ -1,4 +1,4 @@
-//! Reports flags to OpenTelemetry: which variants a request had, in its span and as log records, and metrics of the provider
+//! Reports flags to OpenTelemetry: which variants a request received, in its span and as log records, and metrics of the provider
 //! (axum). The example prints them. An application sends them with `opentelemetry-otlp` instead.
 //!
 //! ```text
@@ -8,7 +8,7 @@
 //! ```
 //!
 //! The example then prints a log record `feature_flag.evaluation` with the flag and its variant, and the span `GET /checkout`
-//! with an event of the same name. It prints the metrics once a minute, and when Ctrl-C ends it.
+//! with an event of the same name. It prints the metrics once a minute, and when Ctrl-C stops it.
 
 use std::error::Error;
 

@@ -16,10 +16,10 @@ use flipswitch::{
 
 use crate::extract::scope;
 
-/// Creates routes that answer the browsers of the application over OFREP. A page that uses the OpenFeature web SDK then has
-/// the flags of the request's user, as handlers have.
+/// Creates routes that serve flags to browsers over OFREP. A page that uses the OpenFeature web SDK then reads the flags for
+/// the user of the request, as handlers do.
 ///
-/// The routes must be below the [middleware](crate::FlipswitchMiddleware), which finds the user. A targeting key in the
+/// The routes must be inside the [middleware](crate::FlipswitchMiddleware), which finds the user. A targeting key in the
 /// browser's request is ignored. The API key stays on the server. No flag is public unless
 /// [`public`](BrowserRoutes::public) names it.
 ///

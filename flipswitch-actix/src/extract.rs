@@ -167,7 +167,7 @@ pub(crate) fn scope(extensions: &Extensions) -> Option<RequestScope> {
 }
 
 /// Error of an extractor or gate without a [`FlipswitchMiddleware`](crate::FlipswitchMiddleware): a mistake in the
-/// application, which is logged as an error and answered with 500.
+/// application, which is logged as an error. The response is 500.
 #[derive(Clone, Copy, Debug)]
 pub struct MissingMiddleware(pub(crate) ());
 

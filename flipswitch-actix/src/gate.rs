@@ -29,8 +29,7 @@ use crate::{FlagsExt, MissingMiddleware};
 ///
 /// ```
 /// use actix_web::{App, http::StatusCode, web};
-/// use flipswitch_actix::{FlagGate, FlipswitchMiddleware, FlipswitchProvider};
-/// # use flipswitch_actix::flipswitch::serde_json::json;
+/// use flipswitch_actix::{FlagGate, FlipswitchMiddleware, FlipswitchProvider, flipswitch::serde_json::json};
 ///
 /// flipswitch_actix::flags! {
 ///     /// Whether the checkout has one page.
@@ -43,7 +42,7 @@ use crate::{FlagsExt, MissingMiddleware};
 ///     .wrap(gate.fallback(StatusCode::FORBIDDEN));
 /// let checkout = web::resource("/checkout").get(async || "new").wrap(FlagGate::enabled(NewCheckout));
 ///
-/// # let provider = FlipswitchProvider::in_memory(json!({}));
+/// let provider = FlipswitchProvider::in_memory(json!({"beta": true}));
 /// let app = App::new().service(checkout).service(beta).wrap(FlipswitchMiddleware::new(provider));
 /// ```
 ///
@@ -53,16 +52,38 @@ use crate::{FlagsExt, MissingMiddleware};
 /// does not apply to other methods, for which the response is 405, which reveals that the path exists. To serve other users by
 /// another route of the same path, use a guard: [`flag_on`](crate::flag_on).
 ///
-/// The response of a closed gate may set the [cookie](crate::Anonymous::cookie) of a visitor. If the application has its own 404
-/// page, pass it to [`fallback`](Self::fallback).
+/// # Hiding a path
+///
+/// The default response of a closed gate differs from other 404 responses of the application: it has `Cache-Control: no-store`
+/// and an empty body. To hide the path, pass the same function to [`fallback`](Self::fallback) and to `default_service`:
+///
+/// ```
+/// use actix_web::{App, HttpResponse, web};
+/// use flipswitch_actix::{FlagGate, FlipswitchMiddleware, FlipswitchProvider, flipswitch::serde_json::json};
+///
+/// fn not_found() -> HttpResponse {
+///     HttpResponse::NotFound().body("There is nothing here.")
+/// }
+///
+/// let provider = FlipswitchProvider::in_memory(json!({"beta": true}));
+/// let gate = FlagGate::enabled("beta").fallback(not_found);
+/// let app = App::new()
+///     .service(web::resource("/beta").get(async || "Welcome").wrap(gate))
+///     .default_service(web::to(async || not_found()))
+///     .wrap(FlipswitchMiddleware::new(provider));
+/// ```
+///
+/// The response of a closed gate may still set the [cookie](crate::Anonymous::cookie) of a visitor.
+///
+/// # Waiting
 ///
 /// A gate waits for flags like [`RequestScope::flags`](crate::RequestScope::flags).
 ///
 /// # CORS
 ///
 /// Browsers send preflights without cookies and other credentials, so a gate cannot find their user. It refuses them without
-/// reading flags, and logs a warning once. Register the CORS middleware after the gate, so that it runs before it and
-/// answers them.
+/// reading flags, and logs a warning once. Register the CORS middleware after the gate, so that it runs before the gate
+/// and responds to them.
 #[derive(Clone)]
 #[must_use = "a gate does nothing until it is added to a scope or resource with `.wrap(..)`"]
 pub struct FlagGate {

@@ -1,6 +1,6 @@
 //! [Flipswitch](https://flipswitch.io) feature flags for [actix-web](https://docs.rs/actix-web).
 //!
-//! A middleware finds the user of each request, extractors give handlers the flags of that user, and gates and guards restrict
+//! A middleware finds the user of each request, extractors give handlers the flags for that user, and gates and guards restrict
 //! routes by flags. The flags come from Flipswitch, or from any other service that speaks OFREP, such as flagd, GO Feature Flag
 //! or Flipt ([`FlipswitchProvider::ofrep`]).
 //!
@@ -30,7 +30,7 @@
 //!             .route("/checkout", web::get().to(checkout))
 //!             .service(web::resource("/beta").get(async || "Welcome").wrap(FlagGate::enabled("beta")))
 //!             .wrap(flags)
-//!             // Stands for your authentication. Registered after the flags, and therefore runs before them.
+//!             // Stands in for your authentication. Registered after the flags, so it runs before them.
 //!             .wrap_fn(|request, inner| {
 //!                 request.extensions_mut().insert(User { id: "user-123".into(), plan: "premium".into() });
 //!                 inner.call(request)
@@ -53,7 +53,7 @@
 //! |---|---|
 //! | Users and visitors | [`FlipswitchMiddleware`], [`Context`], [`PreparedContext`], [`Anonymous`] |
 //! | Flags in handlers | [`Flags`], [`Flag`], [`flags!`] |
-//! | Flags outside of handlers, such as in middleware | [`FlagsExt`], [`RequestScope`] |
+//! | Flags outside handlers, such as in middleware | [`FlagsExt`], [`RequestScope`] |
 //! | Routes for some users only | [`FlagGate`], [`GateRule`], [`Unknown`] |
 //! | Another route for some users | [`flag_on`], [`FlipswitchMiddleware::prefetch`] |
 //! | Spawned tasks and streamed bodies | [`InRequest`], [`RequestScope::latest_flags`] |

@@ -38,12 +38,13 @@ use pin_project_lite::pin_project;
 ///
 /// The middleware that sets the user (authentication, sessions) must run before this one. actix runs the most recently registered
 /// middleware first, so register authentication after this one, that is, further down in the code. If the user is set too late, a
-/// warning is logged once. If two of these middlewares surround a handler, the inner one takes effect, and a warning is logged.
+/// warning is logged once. This applies to [`with_user`](Self::with_user) only: a session of actix-session that
+/// [`with_context`](Self::with_context) reads too early is empty, and no warning is logged. If two of these middlewares surround
+/// a handler, the inner one takes effect, and a warning is logged.
 ///
 /// ```
 /// use actix_web::{App, HttpServer, web};
-/// use flipswitch_actix::{Context, Flags, FlipswitchMiddleware, FlipswitchProvider};
-/// # use flipswitch_actix::flipswitch::serde_json::json;
+/// use flipswitch_actix::{Context, Flags, FlipswitchMiddleware, FlipswitchProvider, flipswitch::serde_json::json};
 ///
 /// struct User {
 ///     id: String,
@@ -58,7 +59,8 @@ use pin_project_lite::pin_project;
 /// let server = HttpServer::new(move || {
 ///     let flags = FlipswitchMiddleware::new(provider.clone())
 ///         .with_user(|user: &User| Context::user(&user.id).with("plan", &user.plan));
-///     App::new().wrap(flags).route("/", web::get().to(home))
+///     // Register your authentication after `wrap(flags)`, so that it runs before the flags.
+///     App::new().route("/", web::get().to(home)).wrap(flags)
 /// });
 /// ```
 ///
@@ -207,8 +209,8 @@ impl FlipswitchMiddleware {
 
     /// Sets which requests are inspected. Defaults to none.
     ///
-    /// The header `Server-Timing` of their responses lists the flags that were read before the response head was sent. The
-    /// developer tools of browsers show it. The page of [`inspection`](crate::inspection()) lists the latest 100 of these
+    /// The header `Server-Timing` of their responses lists the flags that were read before the response head was sent. Browser
+    /// developer tools show it. The page of [`inspection`](crate::inspection()) lists the latest 100 of these
     /// requests. Do not base this decision on what a client sends, such as a header: otherwise any client could read the page.
     ///
     /// ```

@@ -4,7 +4,8 @@ use actix_web::HttpMessage;
 use flipswitch::{EvaluationContext, RequestScope, serde_json::Value, testing::TestFlags};
 
 /// Gives the request of a test its flags, as the middleware would. To test the middleware as well, pass it a provider
-/// [in memory](flipswitch::FlipswitchProvider::in_memory) or [`TestFlags`].
+/// [in memory](flipswitch::FlipswitchProvider::in_memory) or [`TestFlags`]: inside the middleware, these flags have no effect,
+/// because it replaces them with those of its provider.
 ///
 /// ```
 /// use actix_web::{App, test, web};

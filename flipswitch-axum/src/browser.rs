@@ -15,18 +15,17 @@ use flipswitch::{
 
 use crate::extract::scope;
 
-/// Creates routes that answer the browsers of the application over OFREP. A page that uses the OpenFeature web SDK then has
-/// the flags of the request's user, as handlers have. Needs the feature `browser`, which is on by default.
+/// Creates routes that serve flags to browsers over OFREP. A page that uses the OpenFeature web SDK then reads the flags for
+/// the user of the request, as handlers do. Needs the feature `browser`, which is on by default.
 ///
-/// The routes must be below the [layer](crate::FlipswitchLayer), which finds the user. A targeting key in the browser's request
+/// The routes must be inside the [layer](crate::FlipswitchLayer), which finds the user. A targeting key in the browser's request
 /// is ignored. The API key stays on the server. No flag is public unless [`public`](BrowserRoutes::public) names it.
 ///
 /// ```
 /// use axum::Router;
-/// use flipswitch_axum::FlipswitchLayer;
-/// # use flipswitch_axum::{FlipswitchProvider, flipswitch::serde_json::json};
+/// use flipswitch_axum::{FlipswitchLayer, FlipswitchProvider, flipswitch::serde_json::json};
 ///
-/// # let provider = FlipswitchProvider::in_memory(json!({}));
+/// let provider = FlipswitchProvider::in_memory(json!({"new-checkout": true, "theme": "light", "beta": false}));
 /// let flags = flipswitch_axum::browser(provider.clone()).public(["new-checkout", "theme"]);
 /// let app: Router = Router::new()
 ///     .nest("/flags", flags.into_router())

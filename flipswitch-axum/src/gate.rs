@@ -27,8 +27,7 @@ use crate::extract::{self, MissingLayer};
 ///
 /// ```
 /// use axum::{Router, http::StatusCode, routing::get};
-/// use flipswitch_axum::{FlagGate, FlipswitchLayer, FlipswitchProvider};
-/// # use flipswitch_axum::flipswitch::serde_json::json;
+/// use flipswitch_axum::{FlagGate, FlipswitchLayer, FlipswitchProvider, flipswitch::serde_json::json};
 ///
 /// flipswitch_axum::flags! {
 ///     /// Whether the checkout has one page.
@@ -43,7 +42,7 @@ use crate::extract::{self, MissingLayer};
 ///     );
 /// let checkout = get(async || "new").layer(FlagGate::enabled(NewCheckout));
 ///
-/// # let provider = FlipswitchProvider::in_memory(json!({}));
+/// let provider = FlipswitchProvider::in_memory(json!({"beta": true}));
 /// let app: Router = Router::new()
 ///     .route("/checkout", checkout)
 ///     .merge(beta)
@@ -59,11 +58,30 @@ use crate::extract::{self, MissingLayer};
 /// - To a nested router: `layer` of that router. On a merged router, `layer` also applies to paths that are not found,
 ///   which then read flags, and get the response of the gate.
 ///
+/// # Hiding a route
+///
 /// In these places, axum adds an `Allow` header to the 404 for a method that the route does not support, which reveals
-/// that the route exists. To hide it, add the gate to a service: `.route_service("/beta", gate.layer(get(beta)))`, or
-/// `.nest_service("/beta", gate.layer(router))`. The response of a closed gate may set the
-/// [cookie](crate::Anonymous::cookie) of a visitor. If the application has its own 404 page, pass it to
-/// [`fallback`](Self::fallback).
+/// that the route exists. The default response of a closed gate also differs from other 404 responses of the application: it
+/// has `Cache-Control: no-store` and an empty body. To hide the route, add the gate to a service, and use the same response
+/// for the gate and for paths that are not found. [`Layer`] is from the crate `tower`:
+///
+/// ```
+/// use axum::{Router, http::StatusCode, routing::get};
+/// use flipswitch_axum::{FlagGate, FlipswitchLayer, FlipswitchProvider, flipswitch::serde_json::json};
+/// use tower::Layer;
+///
+/// const NOT_FOUND: (StatusCode, &str) = (StatusCode::NOT_FOUND, "There is nothing here.");
+///
+/// let provider = FlipswitchProvider::in_memory(json!({"beta": true}));
+/// let gate = FlagGate::enabled("beta").fallback(NOT_FOUND);
+/// let app: Router = Router::new()
+///     .route_service("/beta", gate.layer(get(async || "Welcome")))
+///     .fallback(async || NOT_FOUND)
+///     .layer(FlipswitchLayer::new(provider));
+/// ```
+///
+/// A nested router is hidden in the same way, with `.nest_service("/beta", gate.layer(router))`. The response of a closed gate
+/// may still set the [cookie](crate::Anonymous::cookie) of a visitor.
 ///
 /// # Waiting
 ///
@@ -73,7 +91,8 @@ use crate::extract::{self, MissingLayer};
 /// # CORS
 ///
 /// Browsers send preflights without cookies and other credentials, so a gate cannot find their user. It refuses them without
-/// reading flags, and logs a warning once. Add the CORS layer after the gate, so that it runs before it and answers them.
+/// reading flags, and logs a warning once. Add the CORS layer after the gate, so that it runs before the gate and responds to
+/// them.
 ///
 /// # gRPC
 ///
@@ -108,7 +127,7 @@ impl FlagGate {
     }
 
     /// Sets the response of a closed gate: a status, or any response. Defaults to 404 with an empty body and
-    /// `Cache-Control: no-store`, so that no cache answers with it after the flag was turned on.
+    /// `Cache-Control: no-store`, so that no cache serves it after the flag has been turned on.
     pub fn fallback(mut self, response: impl IntoResponse + Clone + Send + Sync + 'static) -> Self {
         self.fallback = Some(Arc::new(move || response.clone().into_response()));
         self

@@ -34,8 +34,7 @@ use tower_service::Service;
 ///
 /// ```
 /// use axum::{Extension, Router, routing::get};
-/// use flipswitch_axum::{Context, Flags, FlipswitchLayer, FlipswitchProvider};
-/// # use flipswitch_axum::flipswitch::serde_json::json;
+/// use flipswitch_axum::{Context, Flags, FlipswitchLayer, FlipswitchProvider, flipswitch::serde_json::json};
 ///
 /// #[derive(Clone)]
 /// struct User {
@@ -49,7 +48,8 @@ use tower_service::Service;
 ///
 /// let provider = FlipswitchProvider::in_memory(json!({"new-home": true}));
 /// let flags = FlipswitchLayer::new(provider).with_user(|user: &User| Context::user(&user.id).with("plan", &user.plan));
-/// # let authentication = Extension(User { id: "1".into(), plan: "free".into() });
+/// // Stands in for your authentication.
+/// let authentication = Extension(User { id: "user-123".into(), plan: "free".into() });
 /// let app: Router = Router::new()
 ///     .route("/", get(home))
 ///     .layer(flags)
@@ -159,8 +159,8 @@ impl FlipswitchLayer {
 
     /// Sets which requests are inspected. Defaults to none.
     ///
-    /// The header `Server-Timing` of their responses lists the flags that were read before the response head was sent. The
-    /// developer tools of browsers show it. The page of [`inspection`](crate::inspection()) lists the latest 100 of these
+    /// The header `Server-Timing` of their responses lists the flags that were read before the response head was sent. Browser
+    /// developer tools show it. The page of [`inspection`](crate::inspection()) lists the latest 100 of these
     /// requests. Do not base this decision on what a client sends, such as a header: otherwise any client could read the page.
     ///
     /// ```
@@ -186,7 +186,7 @@ impl FlipswitchLayer {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be in the extensions of a request",
     label = "not `Clone + Send + Sync + 'static`, as extensions must be",
-    note = "take the type that the authentication puts there, such as `|user: &Arc<User>|` for an `Arc<User>`"
+    note = "take the type that authentication puts there, such as `|user: &Arc<User>|` for an `Arc<User>`"
 )]
 pub trait RequestExtension: Clone + Send + Sync + 'static {}
 

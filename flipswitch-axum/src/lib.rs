@@ -1,7 +1,7 @@
 //! [Flipswitch](https://flipswitch.io) feature flags for [axum](https://docs.rs/axum) and any other tower service that handles
 //! HTTP requests.
 //!
-//! A layer finds the user of each request, extractors give handlers the flags of that user, and gates restrict routes by
+//! A layer finds the user of each request, extractors give handlers the flags for that user, and gates restrict routes by
 //! flags. The flags come from Flipswitch, or from any other service that speaks OFREP, such as flagd, GO Feature Flag or Flipt
 //! ([`FlipswitchProvider::ofrep`]).
 //!
@@ -25,7 +25,7 @@
 //!     let provider = FlipswitchProvider::from_env()?;
 //!     let flags = FlipswitchLayer::new(provider.clone())
 //!         .with_user(|user: &User| Context::user(&user.id).with("plan", &user.plan));
-//!     // Stands for your authentication, which puts the user into the request's extensions.
+//!     // Stands in for your authentication, which puts the user into the request's extensions.
 //!     let authentication = Extension(User { id: "user-123".into(), plan: "premium".into() });
 //!     let app: Router = Router::new()
 //!         .route("/checkout", get(checkout))

@@ -4,7 +4,8 @@ use flipswitch::{EvaluationContext, RequestScope, serde_json::Value, testing::Te
 use http::{Request, request::Builder};
 
 /// Gives the request of a test its flags, as the layer would. To test the layer as well, pass it a provider
-/// [in memory](flipswitch::FlipswitchProvider::in_memory) or [`TestFlags`].
+/// [in memory](flipswitch::FlipswitchProvider::in_memory) or [`TestFlags`]: inside the layer, these flags have no effect,
+/// because it replaces them with those of its provider.
 ///
 /// ```
 /// use axum::{Router, body::{Body, to_bytes}, http::Request, routing::get};

@@ -51,7 +51,8 @@
 //! | replace the API key | [`LocalServer::rotate_api_key`] with a [`KeyRotation`] |
 //! | serve OFREP clients and pages | [`LocalServerBuilder::event_streams`] and [`allow_origin`](LocalServerBuilder::allow_origin) |
 //!
-//! A change reaches an application within milliseconds, but not instantly. A test must wait for its effect.
+//! A change reaches an application within milliseconds, but not instantly. A test must wait for its effect. The page
+//! `docs/testing.md` in the repository shows how.
 //!
 //! # Cargo features
 //!

@@ -27,6 +27,6 @@ pub fn that_is_not_shared(provider: FlipswitchProvider) -> FlipswitchLayer {
 
 pub fn that_is_no_clone(provider: FlipswitchProvider) -> FlipswitchLayer {
     //~ `Account` cannot be in the extensions of a request
-    //~ take the type that the authentication puts there, such as `|user: &Arc<User>|` for an `Arc<User>`
+    //~ take the type that authentication puts there, such as `|user: &Arc<User>|` for an `Arc<User>`
     FlipswitchLayer::new(provider).with_user(|_: &Account| EvaluationContext::default())
 }
