@@ -45,7 +45,7 @@ async fn page(flags: Flags) -> Html<String> {
     Html(page.replace("{server}", &greeting))
 }
 
-/// Stands for a login. A real one would check a password.
+/// Stands in for a login. A real one would check a password.
 async fn log_in(extract::Path(user): extract::Path<String>) -> Response {
     match user.as_str() {
         "alice" | "bob" => {
@@ -55,7 +55,7 @@ async fn log_in(extract::Path(user): extract::Path<String>) -> Response {
     }
 }
 
-/// Stands for a session: puts the user into the request.
+/// Stands in for a session: puts the user into the request.
 async fn authenticate(mut request: Request, next: Next) -> Response {
     let cookies = request.headers().get(header::COOKIE).and_then(|cookies| cookies.to_str().ok()).unwrap_or_default();
     let user = cookies.split("; ").find_map(|cookie| cookie.strip_prefix("user=")).map(|user| User(user.to_owned()));

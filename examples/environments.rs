@@ -41,7 +41,7 @@ fn app(shop: FlipswitchProvider, billing: FlipswitchProvider) -> Router {
         .layer(FlipswitchLayer::new(shop).with_user(user))
         // Only needed for OpenFeature clients of billing, which take the user from the request.
         .layer(FlipswitchLayer::new(billing.clone()).with_user(user))
-        // Stands for the authentication. It is added last and runs first, because the flags need the user.
+        // Stands in for authentication. It is added last and runs first, because the flags need the user.
         .layer(Extension(User("alice".to_owned())))
         .with_state(billing)
 }

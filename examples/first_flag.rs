@@ -27,7 +27,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("Dashboard    {}", service.dashboard_url());
     println!("Flip a flag  curl -X PUT {}/local/flags/new-checkout -d '{{\"value\": true}}'", service.url());
 
-    // Waits until the provider has flags, for 5 seconds at most.
+    // Waits at most 5 seconds until the provider has flags.
     let lifespan = Lifespan::builder(provider.clone()).start().await?;
     tokio::select! {
         () = follow(&provider) => {}

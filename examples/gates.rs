@@ -40,13 +40,13 @@ flipswitch_axum::flags! {
     Sale: bool = "sale", default false;
 }
 
-/// Reads a declared flag. The default counts while the flag is unknown, or if its value is no integer.
+/// Reads a declared flag. The default is used while the flag is unknown, or if its value is not an integer.
 async fn cart(Flag(max_items): Flag<MaxItems>) -> String {
     format!("A cart holds {max_items} items.\n")
 }
 
 fn app(provider: FlipswitchProvider) -> Router {
-    // Responds with 410 and a text, instead of 404.
+    // Responds with 410 and a message, instead of 404.
     let sale = FlagGate::enabled(Sale).fallback((StatusCode::GONE, "The sale is over.\n"));
     Router::new()
         .route("/cart", get(cart))

@@ -37,7 +37,7 @@ use flipswitch_local::LocalServer;
 use futures_util::{Stream, StreamExt, stream};
 use tokio::net::TcpListener;
 
-/// Passes the scope of the request to the WebSocket. Its `latest_flags` returns the present flags of the same user.
+/// Passes the scope of the request to the WebSocket. Its `latest_flags` returns the current flags for the same user.
 async fn chat(Extension(scope): Extension<RequestScope>, upgrade: WebSocketUpgrade) -> Response {
     upgrade.on_upgrade(async move |socket| talk(socket, scope).await)
 }

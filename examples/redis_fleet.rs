@@ -39,7 +39,7 @@ fn app(provider: FlipswitchProvider) -> Router {
     Router::new()
         .route("/", get(home))
         .layer(FlipswitchLayer::new(provider.clone()).with_user(|user: &User| Context::user(&user.0)))
-        // Stands for the authentication.
+        // Stands in for authentication.
         .layer(Extension(User("alice".to_owned())))
         .with_state(provider)
 }

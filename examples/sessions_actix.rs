@@ -87,7 +87,7 @@ fn user(identity: &Identity) -> Option<User> {
     find(&identity.id().ok()?)
 }
 
-/// Stands for a table of users. A real application takes names and passwords from a form.
+/// Stands in for a table of users. A real application takes names and passwords from a form.
 fn find(name: &str) -> Option<User> {
     match name {
         "alice" => Some(User { name: "alice", plan: "premium" }),

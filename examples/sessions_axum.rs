@@ -98,7 +98,7 @@ impl AuthUser for User {
     }
 }
 
-/// Stands for a table of users. A real application takes names and passwords from a form.
+/// Stands in for a table of users. A real application takes names and passwords from a form.
 #[derive(Clone, Debug)]
 struct Users;
 

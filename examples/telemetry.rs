@@ -41,7 +41,7 @@ pub fn app(provider: FlipswitchProvider) -> Router {
     Router::new()
         .route("/checkout", get(checkout))
         .layer(FlipswitchLayer::new(provider).with_user(|user: &User| Context::user(&user.0)))
-        // Stands for the authentication.
+        // Stands in for authentication.
         .layer(Extension(User("alice".to_owned())))
         // Added last and runs first, so that all reads of flags are in the span.
         .layer(TraceLayer::new_for_http().make_span_with(span).on_request(()).on_response(()))

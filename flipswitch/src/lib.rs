@@ -14,7 +14,8 @@
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     let provider = FlipswitchProvider::new("my-api-key")?;
+//!     // Reads FLIPSWITCH_API_KEY and, if it is set, FLIPSWITCH_BASE_URL.
+//!     let provider = FlipswitchProvider::from_env()?;
 //!     // Optional: waits until the service has responded. Otherwise the first evaluation starts the provider.
 //!     provider.ready(Duration::from_secs(5)).await?;
 //!

@@ -27,15 +27,20 @@ use crate::{
 /// use std::time::Duration;
 ///
 /// use flipswitch::{FlipswitchProvider, Lifespan};
-/// # async fn serve_until(_: impl Future<Output = ()>) -> std::io::Result<()> { Ok(()) }
 ///
-/// # async fn main_() -> Result<(), Box<dyn std::error::Error>> {
-/// let provider = FlipswitchProvider::from_env()?;
-/// let lifespan = Lifespan::builder(provider.clone()).ready_timeout(Duration::from_secs(2)).start().await?;
-/// let server = serve_until(lifespan.signal());
-/// lifespan.run(server).await?;
-/// # Ok(())
-/// # }
+/// /// Stands in for a server, which drains and ends after the signal.
+/// async fn serve(signal: impl Future<Output = ()>) -> std::io::Result<()> {
+///     signal.await;
+///     Ok(())
+/// }
+///
+/// #[tokio::main]
+/// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     let provider = FlipswitchProvider::from_env()?;
+///     let lifespan = Lifespan::builder(provider).ready_timeout(Duration::from_secs(2)).start().await?;
+///     lifespan.run(serve(lifespan.signal())).await?;
+///     Ok(())
+/// }
 /// ```
 pub struct Lifespan {
     providers: Vec<FlipswitchProvider>,
