@@ -8,7 +8,7 @@ use flipswitch::{
 use opentelemetry::{KeyValue, metrics::Meter};
 use parking_lot::Mutex;
 
-/// The numbers and the state of a provider at one moment.
+/// The counters and the state of a provider at one moment.
 struct Report {
     stats: Stats,
     health: Health,
@@ -33,7 +33,7 @@ enum Kind {
     Gauge,
 }
 
-/// An instrument whose number is 1 for the current state, and 0 for all others.
+/// An instrument whose value is 1 for the current state, and 0 for all others.
 struct States {
     name: &'static str,
     description: &'static str,

@@ -7,7 +7,7 @@ use std::{
 
 use serde::Serialize;
 
-/// Counters since the provider was built. `contexts` and `bytes` are current sizes of the cache, and `throttling` is the
+/// Counters since the provider was built. `contexts` and `bytes` are the current size of the cache, and `throttling` is the
 /// current state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -31,17 +31,17 @@ pub struct Stats {
     pub new_contexts: u64,
     /// Attributes of contexts that were left out because they cannot be sent. They are counted once for each context that is
     /// built, converted or merged. The attributes of a [`PreparedContext`](crate::PreparedContext) are therefore counted once,
-    /// and those of a context that is built in each request are counted in each request. Those of a context over 64 KiB that is
-    /// not prepared are counted at each evaluation.
+    /// and the attributes of a context that is built in each request are counted in each request. The attributes of a context
+    /// over 64 KiB that is not prepared are counted at each evaluation.
     pub attributes_left_out: u64,
-    /// Connections of the stream of changes after the first one, except those that replaced another one before it ended.
+    /// Connections of the stream of changes after the first one, except those that replaced a connection that was still open.
     pub reconnects: u64,
     /// Polls while the stream of changes was closed.
     pub polls: u64,
-    /// Contexts whose flags were found up to date in the [`store`](crate::FlipswitchProviderBuilder::store). Each one saved a
+    /// Contexts whose flags in the [`store`](crate::FlipswitchProviderBuilder::store) were up to date. Each of them saved a
     /// request.
     pub store_hits: u64,
-    /// Requests for which the store had no fresh flags, or did not answer.
+    /// Requests for which the store had no fresh flags, or did not respond.
     pub store_misses: u64,
     /// Contexts whose last known flags came from the store, because there were none in memory.
     pub store_restored: u64,
@@ -57,8 +57,8 @@ pub struct Stats {
     pub throttling: Throttling,
 }
 
-/// What currently keeps requests for flags from being sent, or flags from being evaluated. All zero, false and `None` while the
-/// flag service works.
+/// What currently keeps requests for flags from being sent, or flags from being evaluated. All fields are zero, false or `None`
+/// while the flag service works.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]

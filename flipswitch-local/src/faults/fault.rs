@@ -120,7 +120,8 @@ impl FaultOn {
     /// count rejected requests.
     ///
     /// ```
-    /// # use flipswitch_local::{Endpoint, Fault};
+    /// use flipswitch_local::{Endpoint, Fault};
+    ///
     /// let fault = Fault::on(Endpoint::Bulk).rate_limit(50).header("retry-after", "2");
     /// ```
     pub fn rate_limit(self, per_second: usize) -> Fault {
@@ -151,8 +152,9 @@ impl FaultOn {
     /// duration of responses. Also applies to streams that are open when the fault is added.
     ///
     /// ```
-    /// # use std::time::Duration;
-    /// # use flipswitch_local::{Endpoint, Fault};
+    /// use std::time::Duration;
+    /// use flipswitch_local::{Endpoint, Fault};
+    ///
     /// // Each stream ends after 30 seconds, until the fault is removed.
     /// let fault = Fault::on(Endpoint::Stream).finish().after_time(Duration::from_secs(30));
     /// ```
@@ -213,7 +215,8 @@ impl FaultOn {
     /// Requires [`Endpoint::Stream`].
     ///
     /// ```
-    /// # use flipswitch_local::{Endpoint, Fault};
+    /// use flipswitch_local::{Endpoint, Fault};
+    ///
     /// // A client that reopens its stream must refetch the flags by itself.
     /// let fault = Fault::on(Endpoint::Stream).no_replay();
     /// ```

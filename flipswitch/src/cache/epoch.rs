@@ -76,7 +76,7 @@ impl Epoch {
         self.word.fetch_add(2 * Self::STEP, Ordering::AcqRel);
     }
 
-    /// Notes an event. Marks every flag set that was requested so far as out of date. When the echo window ends, most of those
+    /// Records an event. Marks every flag set that was requested so far as out of date. When the echo window ends, most of those
     /// that were requested within it become out of date as well. Returns the epoch of the window.
     pub(crate) fn change_announced(&self, now: Instant) -> u64 {
         // An earlier window ends first. Otherwise it would seem to continue until the word changes.
@@ -91,19 +91,19 @@ impl Epoch {
         self.word.load(Ordering::Acquire) / Self::STEP + 2
     }
 
-    /// Notes that the stream is open. It counts as open until `heard_until` if nothing is received. Invalidates everything,
+    /// Records that the stream is open. It counts as open until `heard_until` if nothing is received. Invalidates everything,
     /// because changes may have been missed until now.
     pub(crate) fn stream_opened(&self, heard_until: Instant) {
         self.heard(heard_until);
         self.update(|word| (word + 2 * Self::STEP) | Self::STREAMING);
     }
 
-    /// Notes that something was received on the stream. It counts as open until `heard_until` if nothing more is received.
+    /// Records that something was received on the stream. It counts as open until `heard_until` if nothing more is received.
     pub(crate) fn heard(&self, heard_until: Instant) {
         self.heard_until.store(self.nanos(heard_until), Ordering::Relaxed);
     }
 
-    /// Notes that the stream is closed: flag sets age faster from now on.
+    /// Records that the stream is closed: flag sets age faster from now on.
     pub(crate) fn stream_closed(&self) {
         self.update(|word| word & !Self::STREAMING);
     }

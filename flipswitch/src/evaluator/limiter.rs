@@ -132,7 +132,7 @@ impl Limiter {
         Err(Wait { limiter: self.clone(), id, granted })
     }
 
-    /// Notes that an evaluation waits again for a queued request.
+    /// Records that an evaluation waits again for a queued request.
     pub(crate) fn renew(&self, id: u64) {
         self.0.lock().queue.renew(id);
     }
@@ -142,7 +142,7 @@ impl Limiter {
         self.0.lock().queue.contains(id)
     }
 
-    /// Notes that a request was answered.
+    /// Records that a request was answered.
     pub(crate) fn answered(&self, now: Instant) {
         let mut state = self.0.lock();
         state.pacer.answered(now);
@@ -158,13 +158,13 @@ impl Limiter {
         }
     }
 
-    /// Notes that a request that was sent at `sent` was answered.
+    /// Records that a request that was sent at `sent` was answered.
     pub(crate) fn answered_sent(&self, is_known: bool, sent: Instant) {
         let answered = &mut self.0.lock().answered_sent[usize::from(is_known)];
         *answered = (*answered).max(Some(sent));
     }
 
-    /// Notes that the service limited the rate of a request. Returns when the next one may be sent.
+    /// Records that the service limited the rate of a request. Returns when the next one may be sent.
     pub(crate) fn limited(&self, sent: Instant, now: Instant, retry_after: Option<Duration>) -> Duration {
         self.0.lock().pacer.limited(sent, now, retry_after)
     }
@@ -215,7 +215,7 @@ impl Limiter {
         next
     }
 
-    /// Notes that the task that called [`pace`](Self::pace) was dropped.
+    /// Records that the task that called [`pace`](Self::pace) was dropped.
     pub(crate) fn pacing_dropped(&self) {
         self.0.lock().is_paced = false;
     }

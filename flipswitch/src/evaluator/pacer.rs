@@ -65,7 +65,7 @@ impl Pacer {
         *count = count.saturating_add(1);
     }
 
-    /// Notes that the service limited the rate of a request that was sent at `sent`. Returns when the next one may be sent.
+    /// Records that the service limited the rate of a request that was sent at `sent`. Returns when the next one may be sent.
     pub(crate) fn limited(&mut self, sent: Instant, now: Instant, retry_after: Option<Duration>) -> Duration {
         self.forget_old_limit(now);
         let retry_after = retry_after.unwrap_or_default().min(MAX_RETRY_AFTER);
@@ -106,7 +106,7 @@ impl Pacer {
         next.max(now)
     }
 
-    /// Notes that a request is sent.
+    /// Records that a request is sent.
     pub(crate) fn sent(&mut self, now: Instant) {
         if let Some(limit) = &mut self.limit {
             limit.next = limit.next.max(now) + SECOND.div_f64(limit.at(now));

@@ -38,7 +38,7 @@ impl Availability {
         if was_away { Change::Back } else { Change::None }
     }
 
-    /// Notes that an operation that began at `began_at` failed.
+    /// Records that an operation that began at `began_at` failed.
     pub(super) fn failed(&mut self, began_at: Instant, now: Instant) -> Change {
         self.failures = self.failures.saturating_add(1);
         let since = *self.failing_since.get_or_insert(began_at);

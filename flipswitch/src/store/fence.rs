@@ -64,7 +64,7 @@ impl KnownEvents {
         Self { newest: 0, settled: 0, missed_at: now, unnamed_at: None }
     }
 
-    /// Notes an event. `epoch` is the epoch before the event changes it. An id is usable only if it is greater than all earlier
+    /// Records an event. `epoch` is the epoch before the event changes it. An id is usable only if it is greater than all earlier
     /// ones, because two events of the same millisecond may have the same id.
     pub(crate) fn event(&mut self, id: Option<u64>, epoch: u64, now: Instant) {
         self.settled = self.fence(epoch).settled;
@@ -74,7 +74,7 @@ impl KnownEvents {
         }
     }
 
-    /// Notes that flags were invalidated without an event.
+    /// Records that flags were invalidated without an event.
     pub(crate) fn missed(&mut self, now: Instant) {
         self.missed_at = now;
     }

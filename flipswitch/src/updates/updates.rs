@@ -110,7 +110,7 @@ impl Updates {
         self.polling.is_active()
     }
 
-    /// Notes that another API key is in use. Reconnects, and finds out what changed.
+    /// Records that another API key is in use. Reconnects, and finds out what changed.
     pub(crate) fn api_key_replaced(&self) {
         // The key may be that of another environment, whose flags may differ for any context.
         self.notify(Notification::Changed(FlagChangeEvent::all()));
@@ -137,7 +137,7 @@ impl Updates {
         self.changes.sources.receiver()
     }
 
-    /// Notes that all streams are open, and invalidates all flags. They count as open until `heard_until`, or longer if more
+    /// Records that all streams are open, and invalidates all flags. They count as open until `heard_until`, or longer if more
     /// bytes arrive.
     pub(super) fn stream_opened(&self, heard_until: Instant) {
         // A service with an open stream has probably recovered.
@@ -153,19 +153,19 @@ impl Updates {
         self.was_connected.load(Ordering::Relaxed)
     }
 
-    /// Notes that bytes arrived. The streams count as open until this time, or longer if more bytes arrive.
+    /// Records that bytes arrived. The streams count as open until this time, or longer if more bytes arrive.
     pub(super) fn heard(&self, until: Instant) {
         self.evaluator.epoch().heard(until);
     }
 
-    /// Notes that changes no longer arrive.
+    /// Records that changes no longer arrive.
     pub(super) fn stream_closed(&self) {
         self.evaluator.epoch().stream_closed();
         self.changes.forget_notified();
         self.notifier.observe(HealthSignal::StreamClosed);
     }
 
-    /// Notes that the task of the stream panicked, which closed its connections.
+    /// Records that the task of the stream panicked, which closed its connections.
     pub(super) fn stream_panicked(&self) {
         self.stream_closed();
         self.status(ConnectionStatus::Error);

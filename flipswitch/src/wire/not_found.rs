@@ -22,7 +22,7 @@ pub(crate) struct NotFound {
 }
 
 impl NotFound {
-    /// Notes that the service has sent flags. Returns whether it was reported to have none.
+    /// Records that the service has sent flags. Returns whether it was reported to have none.
     pub(crate) fn answered(&mut self) -> bool {
         std::mem::take(self).is_reported
     }
@@ -32,7 +32,7 @@ impl NotFound {
         !std::mem::replace(&mut self.is_reported, true)
     }
 
-    /// Notes a response with 404, and returns whether it means that there are no flags. Otherwise it is a failure.
+    /// Records a response with 404, and returns whether it means that there are no flags. Otherwise it is a failure.
     pub(crate) fn means_no_flags(&mut self, now: Instant) -> bool {
         let first = *self.first.get_or_insert(now);
         self.responses = self.responses.saturating_add(1);

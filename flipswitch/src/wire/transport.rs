@@ -204,7 +204,7 @@ impl Transport {
         }
     }
 
-    /// Notes that the service has sent flags.
+    /// Records that the service has sent flags.
     fn has_flags(&self) {
         let had_none = self.not_found.lock().answered();
         if had_none {

@@ -157,7 +157,7 @@ pub(super) struct TimeLimit {
 }
 
 impl TimeLimit {
-    /// Notes that the other side ended a connection. `counts` tells whether it was stable and received an event or a
+    /// Records that the other side ended a connection. `counts` tells whether it was stable and received an event or a
     /// heartbeat. Returns whether the previous one lasted about as long.
     pub(super) fn ended(&mut self, open_for: Duration, counts: bool) -> bool {
         self.overlaps = 0;
@@ -172,7 +172,7 @@ impl TimeLimit {
         like.is_some()
     }
 
-    /// Notes that another connection is opened beside the one in use.
+    /// Records that another connection is opened beside the one in use.
     pub(super) fn overlaps(&mut self) {
         self.overlaps += 1;
     }
