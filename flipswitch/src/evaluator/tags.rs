@@ -45,7 +45,7 @@ impl Tags {
     }
 }
 
-/// Returns whether two tags stand for the same flags. A proxy may have marked one of them as weak.
+/// Returns whether two tags identify the same flags. A proxy may have marked one of them as weak.
 pub(crate) fn is_same_tag(one: &[u8], other: &[u8]) -> bool {
     strong(one) == strong(other)
 }

@@ -35,7 +35,7 @@ pub(crate) struct Updates {
     pub(super) runtime: Arc<ProviderRuntime>,
     changes: Arc<Changes>,
     polling: Arc<Polling>,
-    /// Options of the stream, if realtime updates are enabled.
+    /// Options of the stream, if real-time updates are enabled.
     stream: Option<StreamOptions>,
     /// Interval of polls, if anything is requested in the background.
     polling_interval: Option<Duration>,
@@ -110,20 +110,20 @@ impl Updates {
         self.polling.is_active()
     }
 
-    /// Records that another API key is in use. Reconnects, and finds out what changed.
+    /// Records that a new API key is in use. Reconnects, and finds out what changed.
     pub(crate) fn api_key_replaced(&self) {
-        // The key may be that of another environment, whose flags may differ for any context.
+        // The key may belong to another environment, whose flags may differ for any context.
         self.notify(Notification::Changed(FlagChangeEvent::all()));
         self.changes.stream.forget_answers();
         if self.follows_event_streams {
-            // The streams may be those of another environment.
+            // The streams may belong to another environment.
             self.changes.sources.reset(Instant::now());
         }
         self.reconnect();
         self.refetch();
     }
 
-    /// Returns when a request was last answered with the API key in use, if none was refused since.
+    /// Returns when the service last responded to a request with the API key in use, if it has refused none since.
     pub(super) fn answered_at(&self) -> Option<Instant> {
         self.changes.stream.answered_at()
     }
@@ -165,12 +165,12 @@ impl Updates {
         self.notifier.observe(HealthSignal::StreamClosed);
     }
 
-    /// Records that the task of the stream panicked, which closed its connections.
+    /// Records that the stream task panicked, which closed its connections.
     pub(super) fn stream_panicked(&self) {
         self.stream_closed();
         self.status(ConnectionStatus::Error);
         self.invalidate();
-        tracing::error!(target: "flipswitch", "the task of the stream of changes panicked; reconnecting");
+        tracing::error!(target: "flipswitch", "the task for the stream of changes panicked; reconnecting");
     }
 
     /// Marks all flags as out of date.
@@ -189,7 +189,7 @@ impl Updates {
         self.polling.refetch();
     }
 
-    /// Requests the flags of the start-up context in full next time, because the response may advertise other streams.
+    /// Requests the flags of the start-up context in full next time, because the response may advertise different streams.
     pub(super) fn renew_urls(&self) {
         self.evaluator.request_start_up_in_full();
     }

@@ -16,8 +16,8 @@ pub(crate) fn proxy(config: &Config) -> Option<String> {
     display_proxy(Matcher::from_system().intercept(&service)?.uri())
 }
 
-/// Returns the scheme, host and port of a proxy. Returns `None` if it has no scheme or host, or if its port is not a number: the
-/// text before the port may then be part of a password that was not escaped.
+/// Returns the scheme, host and port of a proxy. Returns `None` if it has no scheme or host, or if its port is not a number. In
+/// the latter case, the text before the port may be part of a password that was not escaped.
 fn display_proxy(proxy: &Uri) -> Option<String> {
     let (scheme, host) = (proxy.scheme_str()?, proxy.host()?);
     let text = match proxy.port_u16() {

@@ -155,7 +155,7 @@ impl Case {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_corpus_passes() {
     let Some(file) = std::env::var_os("FLIPSWITCH_SSE_CASES") else {
-        return eprintln!("skipped: FLIPSWITCH_SSE_CASES names no file of cases");
+        return eprintln!("skipped: FLIPSWITCH_SSE_CASES is not set to a file of cases");
     };
     let cases: Vec<Case> = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     assert!(cases.len() > 100);
