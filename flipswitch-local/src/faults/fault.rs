@@ -134,13 +134,13 @@ impl FaultOn {
         self.effect(Effect::Hang {})
     }
 
-    /// Closes the connection (FIN) without a response, or in the middle of one with
+    /// Closes the connection (FIN) without a response, or in the middle of a response with
     /// [`after_bytes`](Fault::after_bytes) or [`after_time`](Fault::after_time).
     pub fn close(self) -> Fault {
         self.effect(Effect::Close { after_bytes: None, after_millis: None })
     }
 
-    /// Resets the connection (RST) without a response, or in the middle of one with
+    /// Resets the connection (RST) without a response, or in the middle of a response with
     /// [`after_bytes`](Fault::after_bytes) or [`after_time`](Fault::after_time).
     ///
     /// As with every reset, bytes that were sent just before may be lost.

@@ -697,10 +697,10 @@ mod tests {
     fn short_secrets_are_refused_and_none_is_shown() {
         let builder = || FlipswitchProviderBuilder::flipswitch("key".into());
         let cases = [
-            (builder().secret("not 16 bytes"), "secret has 12 bytes", "16"),
-            (builder().secret(" \n not 16 bytes \n"), "secret has 12 bytes", "16"),
-            (builder().secret_before(""), "secret_before has 0 bytes", "at least 1"),
-            (builder().secret_before("\n"), "secret_before has 0 bytes", "at least 1"),
+            (builder().secret("not 16 bytes"), "secret is 12 bytes", "16"),
+            (builder().secret(" \n not 16 bytes \n"), "secret is 12 bytes", "16"),
+            (builder().secret_before(""), "secret_before is 0 bytes", "at least 1"),
+            (builder().secret_before("\n"), "secret_before is 0 bytes", "at least 1"),
         ];
         for (builder, problem, remedy) in cases {
             assert!(!format!("{builder:?}").contains("not 16"), "{builder:?}");

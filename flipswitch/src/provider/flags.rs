@@ -609,7 +609,7 @@ impl Flags {
             flag.read_as()
                 .inspect_err(|error| {
                     let error = printable(&error.to_string());
-                    tracing::debug!(target: "flipswitch", key, error, "using the default: the value has another type");
+                    tracing::debug!(target: "flipswitch", key, error, "using the default: the value has a different type");
                 })
                 .ok()
         };
@@ -643,7 +643,7 @@ fn log_default(key: &str, flag: Option<&FlagEvaluation>, expected: FlagType) {
     match flag {
         Some(flag) => {
             let found = FlagType::of_value(&flag.value);
-            tracing::debug!(target: "flipswitch", key, %expected, %found, "using the default: the value has another type");
+            tracing::debug!(target: "flipswitch", key, %expected, %found, "using the default: the value has a different type");
         }
         None => tracing::debug!(target: "flipswitch", key, "using the default: the flag has no value"),
     }

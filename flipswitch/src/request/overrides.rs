@@ -514,7 +514,7 @@ mod tests {
             (mint(json!({"f": long})), "at most 3584"),
             (mint(json!({"f": 1})).lasting(8 * day), "7 days"),
             (mint(json!({"f": 1})).lasting(Duration::ZERO), "7 days"),
-            (SignedOverrides::new("short").mint(json!({"f": 1})), "fewer than 16"),
+            (SignedOverrides::new("short").mint(json!({"f": 1})), "shorter than 16"),
         ] {
             for minted in [token.link(), token.cookie()] {
                 let error = minted.unwrap_err().to_string();

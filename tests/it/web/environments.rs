@@ -120,7 +120,7 @@ async fn every_log_line_has_the_name_of_its_provider() {
         in_time(provider.flags(Context::user("u").with("lat", f64::NAN))).await;
         provider.shutdown().await;
         let lines = log.lines().split_off(before);
-        for text in ["looks like a placeholder", "an attribute of a context is not sent"] {
+        for text in ["looks like a placeholder", "a context attribute is not sent"] {
             let line = lines.iter().rfind(|line| line.contains(text)).unwrap_or_else(|| panic!("{text}: {lines:?}"));
             assert!(line.trim_start().starts_with(start), "{line}");
         }

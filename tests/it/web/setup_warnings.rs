@@ -138,7 +138,7 @@ async fn a_cookie_that_shared_caches_could_store_causes_a_warning() {
         let mut setup = setup(Order::AsItShould);
         setup.anonymous = Anonymous::cookie().into();
         let warnings = warnings(framework, &setup, &[("/public", "guest"), ("/private", "guest")]).await;
-        assert_one(&warnings, framework, &["WARN", "a visitor got no cookie", "`private` or `no-store`"]);
+        assert_one(&warnings, framework, &["WARN", "a visitor received no cookie", "`private` or `no-store`"]);
     }
 }
 

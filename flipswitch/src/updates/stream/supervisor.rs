@@ -653,7 +653,7 @@ impl Supervisor {
             (false, _) => self.log(format_args!("closed after {seconds:.1} s: {cause}")),
             (true, false) => tracing::warn!(
                 target: "flipswitch", %cause,
-                "the stream of changes was closed after {seconds:.1} s, like the previous one; does a proxy limit its duration?"
+                "the stream of changes was closed after {seconds:.1} s, like the one before; does a proxy limit its duration?"
             ),
             (true, true) => tracing::debug!(
                 target: "flipswitch", %cause, "the stream of changes was closed after {seconds:.1} s again"
