@@ -1,4 +1,4 @@
-//! The file below the database.
+//! The file that the database uses.
 
 use std::{
     ffi::OsString,

@@ -246,7 +246,7 @@ impl<'t> Tables<'t> {
     }
 }
 
-/// Returns the approximate size of an entry in the file. A large entry has pages of its own, and their number is a power of two.
+/// Returns the approximate size of an entry in the file. A large entry has its own pages, and their number is a power of two.
 fn cost(key: usize, sealed: usize) -> u64 {
     let entry = key + sealed + 40;
     let index = key + 40;

@@ -51,17 +51,17 @@ macro_rules! instruments {
 const INSTRUMENTS: &[Instrument] = instruments! {
     Counter "flipswitch.evaluations", "{evaluation}", "Evaluations of all flags of a context.",
         |now| number(now.stats.evaluations);
-    Counter "flipswitch.evaluation.hits", "{evaluation}", "Evaluations answered from memory with fresh flags.",
+    Counter "flipswitch.evaluation.hits", "{evaluation}", "Evaluations that returned fresh flags from memory.",
         |now| number(now.stats.hits);
     Counter "flipswitch.evaluation.coalesced", "{evaluation}", "Evaluations that joined a request in flight.",
         |now| number(now.stats.coalesced);
-    Counter "flipswitch.evaluation.stale", "{evaluation}", "Evaluations answered with stale flags or bootstrap values.",
+    Counter "flipswitch.evaluation.stale", "{evaluation}", "Evaluations that returned stale flags or bootstrap values.",
         |now| number(now.stats.stale_served);
     Counter "flipswitch.evaluation.unavailable", "{evaluation}", "Evaluations without flags from the service.",
         |now| number(now.stats.unavailable);
     Counter "flipswitch.requests", "{request}", "Requests for flags that were sent to the service.",
         |now| number(now.stats.requests);
-    Counter "flipswitch.request.not_modified", "{request}", "Requests answered with 304 Not Modified.",
+    Counter "flipswitch.request.not_modified", "{request}", "Requests that received the response 304 Not Modified.",
         |now| number(now.stats.not_modified);
     Counter "flipswitch.stream.reconnects", "{connection}", "Connections of the stream of changes after the first one.",
         |now| number(now.stats.reconnects);
@@ -201,12 +201,12 @@ impl ReportCache {
 /// | name | instrument | unit | |
 /// |---|---|---|---|
 /// | `flipswitch.evaluations` | counter | `{evaluation}` | Evaluations of all flags of a context |
-/// | `flipswitch.evaluation.hits` | counter | `{evaluation}` | Evaluations answered from memory with fresh flags |
+/// | `flipswitch.evaluation.hits` | counter | `{evaluation}` | Evaluations that returned fresh flags from memory |
 /// | `flipswitch.evaluation.coalesced` | counter | `{evaluation}` | Evaluations that joined a request in flight |
-/// | `flipswitch.evaluation.stale` | counter | `{evaluation}` | Evaluations answered with stale flags or bootstrap values |
+/// | `flipswitch.evaluation.stale` | counter | `{evaluation}` | Evaluations that returned stale flags or bootstrap values |
 /// | `flipswitch.evaluation.unavailable` | counter | `{evaluation}` | Evaluations without flags from the service |
 /// | `flipswitch.requests` | counter | `{request}` | Requests for flags that were sent to the service |
-/// | `flipswitch.request.not_modified` | counter | `{request}` | Requests answered with 304 Not Modified |
+/// | `flipswitch.request.not_modified` | counter | `{request}` | Requests that received the response 304 Not Modified |
 /// | `flipswitch.stream.reconnects` | counter | `{connection}` | Connections of the stream of changes after the first one |
 /// | `flipswitch.polls` | counter | `{poll}` | Polls while the stream of changes was closed |
 /// | `flipswitch.context.added` | counter | `{context}` | Contexts that were added to the cache |

@@ -223,7 +223,8 @@ async fn supervise(inner: Arc<Inner>) {
     }
 }
 
-/// Returns the pause after a number of failures. It is random, so that the instances of a fleet do not all connect at once.
+/// Returns the pause after a number of failures. It is random, so that the instances of a fleet do not all connect at the same
+/// time.
 fn pause(failures: u32) -> Duration {
     let longest = PAUSES[0].saturating_mul(2_u32.saturating_pow(failures)).min(PAUSES[1]);
     longest.mul_f64(fastrand::f64())

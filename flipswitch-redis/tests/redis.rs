@@ -130,7 +130,7 @@ async fn is_up(child: &mut Child, url: &str) -> bool {
     while Instant::now() < until && child.try_wait().unwrap().is_none() {
         let info =
             async { redis::cmd("INFO").arg("server").query_async::<String>(&mut try_connection(url).await?).await };
-        // Another process may listen and not answer.
+        // Another process may listen and not respond.
         let info = tokio::time::timeout(Duration::from_secs(1), info).await;
         if matches!(info, Ok(Ok(info)) if info.contains(&format!("process_id:{}\r\n", child.id()))) {
             return true;
@@ -568,7 +568,7 @@ async fn a_silent_server_is_noticed() {
     let now = now(&store).await;
     server.signal("-STOP");
     let began = Instant::now();
-    // Drops calls until they fail at once.
+    // Drops calls until they fail immediately.
     let mut dropped = 0;
     let error = loop {
         match tokio::time::timeout(Duration::from_millis(1), store.put(entry(now, "flags"), MINUTE)).await {
@@ -723,7 +723,7 @@ async fn a_cluster_works_without_a_node_that_has_no_data() {
     for node in &nodes {
         until_cluster_is_up(node).await;
     }
-    // This node accepts connections and answers nothing.
+    // This node accepts connections and never responds.
     nodes[1].signal("-STOP");
     let urls = [nodes[1].url(), nodes[0].url()];
     let store = RedisStore::builder().cluster(&urls).build().unwrap();

@@ -88,7 +88,7 @@ pub enum ContextId {
 /// The kind of flag service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ServiceKind {
-    /// Flipswitch, which has a stream of changes and headers of its own.
+    /// Flipswitch, which has its own stream of changes and headers.
     Flipswitch,
     /// Any other OFREP service, which may advertise event streams.
     Ofrep,

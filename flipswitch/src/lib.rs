@@ -80,9 +80,8 @@
 //!
 //! # Runtime
 //!
-//! The provider makes all requests on a thread of its own. It can therefore be used from several runtimes at the same time,
-//! including single-threaded ones, and without a runtime. [`runtime`](FlipswitchProviderBuilder::runtime) sets a different
-//! runtime.
+//! The provider sends all requests on its own thread. It can therefore be used from several runtimes at the same time, including
+//! single-threaded ones, and without a runtime. [`runtime`](FlipswitchProviderBuilder::runtime) sets a different runtime.
 //!
 //! Forking after the provider has started is not supported, and neither is WebAssembly.
 

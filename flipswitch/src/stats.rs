@@ -15,17 +15,17 @@ use serde::Serialize;
 pub struct Stats {
     /// Evaluations: calls to `flags()`, and to `resolve_*` through OpenFeature. Reads of a `Flags` do not count.
     pub evaluations: u64,
-    /// Evaluations answered from the cache with fresh flags.
+    /// Evaluations that returned fresh flags from the cache.
     pub hits: u64,
     /// Requests for flags that were sent to the service.
     pub requests: u64,
-    /// Requests that the service answered with 304 Not Modified.
+    /// Requests to which the service responded with 304 Not Modified.
     pub not_modified: u64,
     /// Evaluations that joined an in-flight request.
     pub coalesced: u64,
-    /// Evaluations answered with stale flags or bootstrap values.
+    /// Evaluations that returned stale flags or bootstrap values.
     pub stale_served: u64,
-    /// Evaluations without flags from the service: answered with bootstrap values, or with none.
+    /// Evaluations without flags from the service, which returned bootstrap values or no flags.
     pub unavailable: u64,
     /// Contexts that entered the cache, including contexts that had been evicted before.
     pub new_contexts: u64,
@@ -129,7 +129,7 @@ impl Counter {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) hits: Counter,
-    /// Evaluations that were not answered from the cache.
+    /// Evaluations that did not return fresh flags from the cache.
     pub(crate) misses: Counter,
     pub(crate) requests: Counter,
     pub(crate) not_modified: Counter,

@@ -97,7 +97,7 @@ impl Faults {
         self.0.end_streams(ConnectionAction::Reset)
     }
 
-    /// Sends bytes unchanged into the open streams, including event streams of OFREP. Returns the number of streams.
+    /// Sends bytes unchanged into the open streams, including OFREP event streams. Returns the number of streams.
     pub fn inject(&self, bytes: impl Into<Vec<u8>>) -> usize {
         self.0.broadcaster.inject(Bytes::from(bytes.into()))
     }

@@ -168,7 +168,7 @@ async fn one_flag_fails_for_some_contexts() {
     assert_eq!(items(json!({"targetingKey": "u"})).await, well, "once only");
     faults.remove(id);
 
-    // The tag is that of the response.
+    // The tag is the tag of the response.
     let tag = header(&evaluate(&service, "", json!({})).await.1, "etag").unwrap().to_owned();
     faults.add(Fault::on(Endpoint::Bulk).flag_error("missing", "PARSE_ERROR")).unwrap();
     let (status, _, body) = evaluate(&service, &format!("if-none-match: {tag}\r\n"), json!({})).await;

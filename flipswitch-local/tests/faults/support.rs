@@ -144,7 +144,7 @@ pub(crate) async fn service() -> (LocalServer, Faults) {
     (service, faults)
 }
 
-/// Starts a server with a flag `a` and event streams of OFREP.
+/// Starts a server with a flag `a` and OFREP event streams.
 pub(crate) async fn service_with_event_streams() -> (LocalServer, Faults) {
     let service = LocalServer::builder().flags(json!({"a": 1})).event_streams(true).start().await.unwrap();
     let faults = service.faults();

@@ -33,7 +33,7 @@ flipswitch::flags! {
 pub(crate) trait Measure {
     fn on_one_thread<T>(&mut self, name: &str, read: impl Fn(usize) -> T);
 
-    /// Measures a read on two threads at once, as the time of one read on each of them.
+    /// Measures a read on two threads at the same time, as the time of one read on each of them.
     fn on_two_threads<T>(&mut self, name: &str, read: impl Fn(usize) -> T + Sync);
 
     fn on_one_and_two_threads<T>(&mut self, name: &str, read: impl Fn(usize) -> T + Sync) {

@@ -388,7 +388,7 @@ mod tests {
         let (large, user) = (context("x".repeat(2_000)), (fields.clone(), canonical.clone()));
         put(&two, &large.1);
         assert!((0..9).all(|_| allocations(&two, &large) == 0), "too large");
-        // Until the entries of the other cache replace those of the first one.
+        // Until the entries of the other cache replace the entries of the first one.
         assert!((0..9).all(|_| allocations(&two, &user) == 0), "another cache");
     }
 

@@ -64,8 +64,8 @@ pub(crate) fn write(context: &EvaluationContext, body: &mut Vec<u8>) -> Option<L
     if left_out.is_empty() { None } else { Some(left_out) }
 }
 
-/// Returns whether two contexts have the same canonical form, as far as this can be determined without writing it. Stricter than
-/// `==`, for which `0.0` equals `-0.0`.
+/// Returns whether two contexts have the same canonical form, if this can be determined without writing it. Stricter than `==`,
+/// for which `0.0` equals `-0.0`.
 pub(crate) fn has_same_canonical_form(one: &EvaluationContext, other: &EvaluationContext) -> bool {
     use EvaluationContextFieldValue::{Bool, Float, Int, String};
 

@@ -40,7 +40,7 @@ pub trait IntoContext: Sized {
     /// Returns the context, or `None` if there is no user.
     fn into_context(self) -> Option<Context>;
 
-    /// Calls a function with the context in the form in which the caller has it.
+    /// Calls a function with the context in the form that the caller passed.
     #[doc(hidden)]
     fn view<T>(self, view: impl FnOnce(View<'_>) -> T) -> T {
         let context = self.into_context().unwrap_or_default();
@@ -48,7 +48,7 @@ pub trait IntoContext: Sized {
     }
 }
 
-/// A context as the caller has it.
+/// A context as the caller passed it.
 #[derive(Clone, Copy, Debug)]
 pub enum View<'a> {
     /// Without a canonical form.

@@ -1,4 +1,4 @@
-//! Removes the values of a context from the text with which the service responds.
+//! Removes the values of a context from text that the service sends.
 
 use std::{cell::OnceCell, cmp::Reverse};
 

@@ -150,7 +150,7 @@ impl Pacer {
         self.second = self.second.max(second);
     }
 
-    /// Returns the time since the first answer, without pauses.
+    /// Returns the time since the first response, without pauses.
     fn unpaused(&self, now: Instant) -> Duration {
         let since_first = self.first_answer.map_or(Duration::ZERO, |first| now.saturating_duration_since(first));
         let ahead = self.blocked_until(now).saturating_duration_since(now);
@@ -177,7 +177,7 @@ impl Limit {
 mod tests {
     use super::*;
 
-    /// Sends as fast as the pacer allows, to a service that answers `allowed` requests in each second.
+    /// Sends as fast as the pacer allows, to a service that responds to `allowed` requests in each second.
     fn run(pacer: &mut Pacer, start: Instant, seconds: u64, allowed: u32, retry_after: Option<Duration>) -> (u32, u32) {
         let (mut answered, mut limited) = (0, 0);
         let mut window = (0, 0);
@@ -231,7 +231,7 @@ mod tests {
     fn pauses_do_not_lower_the_rate() {
         let (mut pacer, mut now) = (Pacer::default(), Instant::now());
         for _ in 0..3 {
-            // 200 answers in two seconds, followed by two limits and a pause.
+            // 200 responses in two seconds, followed by two limits and a pause.
             for _ in 0..200 {
                 now += SECOND / 100;
                 pacer.answered(now);

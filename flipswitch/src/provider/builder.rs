@@ -236,8 +236,8 @@ impl FlipswitchProviderBuilder {
     /// The function is called for every client that the provider needs. Afterwards, the provider sets redirects, timeouts and
     /// content encodings. It also sets the user agent `flipswitch-rust/<version>`, unless the function sets one.
     ///
-    /// Prefer [`header`](Self::header) for headers. If the client has default headers, event streams whose origin differs from
-    /// that of the [`base_url`](Self::base_url) are not opened, because they would receive the headers.
+    /// Prefer [`header`](Self::header) for headers. If the client has default headers, event streams at origins other than the
+    /// origin of the [`base_url`](Self::base_url) are not opened, because they would receive the headers.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -179,7 +179,7 @@ impl fmt::Display for SetupWarning {
                  `secret`, and no API key of 16 bytes or more to use instead; set a `secret`, the same in all instances",
             ),
             Self::BrowserTargetingKey => f.write_str(
-                "a browser sent a targeting key that is not that of its user, and received the flags of its user, because the \
+                "a browser sent a targeting key that is not the key of its user, and received the flags of its user, because the \
                  layer determines the user. Remove the targeting key from the page, or use `connect` of `flipswitch.js`",
             ),
         }

@@ -102,7 +102,7 @@ impl Requirement {
     /// `known` is when the flag set in memory was requested, if there is one.
     pub(crate) fn epoch_of(&self, fence: Option<Fence>, sent_at: Instant, known: Option<Instant>) -> Option<u64> {
         let fence = fence.filter(|fence| fence.covers(&self.fence))?;
-        // For two flag sets that were requested at about the same time, the fence decides.
+        // Two flag sets that were requested at about the same time are ordered by their fences.
         let is_latest = known.is_none_or(|known| sent_at + MARGIN >= known);
         // As in memory, a flag set that certainly contains the change stays fresh after the echo window.
         let is_certain = fence.settled >= self.fence.newest && sent_at >= self.after_echo + MARGIN;

@@ -53,7 +53,7 @@ enum Op {
         context: usize,
         lags: bool,
     },
-    /// The answer arrives.
+    /// The response arrives.
     Respond(usize),
     /// All these steps together: an instance stores its response, and another instance looks it up a moment later.
     Share {
@@ -359,7 +359,7 @@ impl World {
         let entry = Arc::new(CacheEntry::new(&canonical, flag_set, None, None, epoch, sent_at));
         instance.cache.put(&entry);
         let fence = if entry.is_settled() { fence.map(Fence::after_echo) } else { fence };
-        // The clock is read before the answer is written.
+        // The clock is read before the response is written.
         let clock = self.clock(self.now);
         let instance = &mut self.instances[at];
         instance.read_clock(self.now, self.now, clock, self.set_back);

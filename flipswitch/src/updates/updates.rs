@@ -194,7 +194,7 @@ impl Updates {
         self.evaluator.request_start_up_in_full();
     }
 
-    /// Begins or ends polling. `polls_now` tells whether the first poll is due soon.
+    /// Begins or ends polling. `polls_now` is true if the first poll is due soon.
     pub(super) fn set_polling(&self, is_active: bool, polls_now: bool) {
         self.polling.set_active(is_active, polls_now);
         self.notifier.observe(HealthSignal::Polling(is_active));

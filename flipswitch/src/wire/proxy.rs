@@ -44,7 +44,7 @@ mod tests {
             ("http://user:se", None),
         ];
         for (proxy, displayed) in cases {
-            // This parser accepts fewer texts than that of the HTTP client.
+            // This parser accepts fewer strings than the parser of the HTTP client.
             let uri = Uri::builder().scheme(proxy.split_once(':').unwrap().0).path_and_query("/");
             let uri = uri.authority(proxy.split_once("//").unwrap().1.trim_end_matches('/')).build();
             assert_eq!(uri.ok().and_then(|uri| display_proxy(&uri)).as_deref(), displayed, "{proxy}");

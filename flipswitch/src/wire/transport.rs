@@ -281,7 +281,7 @@ impl Transport {
         }
     }
 
-    /// Creates a client for a stream at an origin other than that of the service.
+    /// Creates a client for a stream at an origin other than the origin of the service.
     ///
     /// # Errors
     ///

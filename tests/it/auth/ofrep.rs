@@ -20,7 +20,7 @@ async fn service() -> Scripted {
     Scripted::answering(Reply::json(json!({"flags": [{"key": "f", "value": true}]}))).await
 }
 
-/// Builds the provider, reads a flag, and returns the headers that were sent, except those of the HTTP client.
+/// Builds the provider, reads a flag, and returns the headers that were sent, except the headers of the HTTP client.
 async fn sent(service: &Scripted, builder: FlipswitchProviderBuilder) -> Vec<String> {
     let before = service.received().len();
     let provider = builder.build().unwrap();

@@ -62,7 +62,7 @@ async fn with_event_streams() -> LocalServer {
     LocalServer::builder().flags(json!({"a": 1})).event_streams(true).start().await.unwrap()
 }
 
-/// A reader of the pieces of an event stream of OFREP, as they arrive.
+/// A reader of the pieces of an OFREP event stream, as they arrive.
 struct Refetches(Response);
 
 impl Refetches {

@@ -201,7 +201,7 @@ const OWN: &[Own] = &[
     ("data: {\ndata:   \"a\": 1\ndata: }\n\n", &[("message", "{\n  \"a\": 1\n}", "")], "", None),
     // Colons within the value stay.
     ("data: a: b\n\ndata:: c\n\n", &[("message", "a: b", ""), ("message", ": c", "")], "", None),
-    // The last name counts. It is reset after each event, even if no event was dispatched for lack of data.
+    // The last name applies. It is reset after each event, even if no event was dispatched for lack of data.
     ("event: a\nevent: b\ndata: 1\n\ndata: 2\n\n", &[("b", "1", ""), ("message", "2", "")], "", None),
     ("event: a\n\ndata: 1\n\n", &[("message", "1", "")], "", None),
     ("event: a\nevent\ndata: 1\n\n", &[("message", "1", "")], "", None),

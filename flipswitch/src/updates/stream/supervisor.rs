@@ -972,7 +972,7 @@ mod tests {
             (until - self.now).as_secs()
         }
 
-        /// Advances the time to the next attempt after a refusal. Without an answer, there is no earlier attempt.
+        /// Advances the time to the next attempt after a refusal. Without a response, there is no earlier attempt.
         fn attempts_again(&mut self) {
             let State::Unauthorized { until, .. } = self.supervisor.state else { panic!("the key is not refused") };
             while self.supervisor.deadline() < Some(until) {
@@ -1333,7 +1333,7 @@ mod tests {
             let mut stream = limited(seconds, ends);
             let mut opened = stream.now;
             for _ in 0..10 {
-                // The age of this connection decides, and not that of the previous one.
+                // The age of this connection is used, and not the age of the previous one.
                 let age = stream.now - opened;
                 let (old, new) = stream.opens_beside_after(limit.mul_f64(0.8) - age);
                 // There is one attempt for each connection.
@@ -1407,7 +1407,7 @@ mod tests {
         stream.gets(ConnectionInput::Opened, 1.0);
         stream.does_on(old, changes(1), published(1));
         stream.does(ConnectionInput::Bytes, []);
-        // Flags are invalidated nevertheless.
+        // Flags are still invalidated.
         stream.does(changes(1), [announced()]);
         stream.does(changes(1), published(1));
         stream.does(changes(2), published(2));
@@ -1636,14 +1636,14 @@ mod tests {
         stream.now += MINUTE * 10;
         let unauthorized = [Action::Unauthorized, Action::Polling(true), status(ConnectionStatus::Error)];
         stream.gets(Input::DeadlineReached, 1.0);
-        // A refused request counts as well, and answers before it do not.
+        // A refused request is also taken into account, and responses before it are ignored.
         stream.does(Input::Unauthorized, []);
         stream.does(Input::Answered(None), []);
         stream.refuse(
             401,
             [Action::Unauthorized, Action::Polling(true)].into_iter().chain([status(ConnectionStatus::Error)]),
         );
-        // The answer was too long before the first refusal.
+        // The response was too long before the first refusal.
         let mut stream = Stream::connecting();
         stream.does(Input::Answered(Some(stream.now)), []);
         stream.now += SECOND * 30;
@@ -1660,7 +1660,7 @@ mod tests {
         stream.refuse(401, FAILED);
         stream.connects_after(SECOND);
         stream.refuse(401, [Action::Unauthorized, Action::Polling(true), status(ConnectionStatus::Error)]);
-        // Checked every 30 seconds. The earlier answer does not count.
+        // Checked every 30 seconds. The earlier response is ignored.
         for _ in 0..3 {
             stream.waits(SECOND * 30);
             stream.does(Input::DeadlineReached, []);
@@ -1668,7 +1668,7 @@ mod tests {
         stream.now += SECOND;
         stream.does(Input::Answered(Some(stream.now)), []);
         stream.connects_after(SECOND * 29);
-        // The key does not count as refused again while requests are answered.
+        // The key does not count as refused again while requests receive responses.
         stream.refuse(401, FAILED);
         assert!(matches!(stream.supervisor.state, State::Waiting { .. }));
     }
