@@ -14,13 +14,13 @@ struct Report {
     health: Health,
 }
 
-/// An instrument with one number.
+/// An instrument with one value.
 struct Instrument {
     name: &'static str,
     unit: &'static str,
     description: &'static str,
     kind: Kind,
-    /// Returns the number, if there is one.
+    /// Returns the value, if there is one.
     read: fn(&Report) -> Option<f64>,
 }
 
@@ -161,7 +161,7 @@ struct ReportCache {
 }
 
 impl ReportCache {
-    /// Calls `read` with a report: with a new one if this instrument has read the current one.
+    /// Calls `read` with a report. This is a new report if the instrument has already read the current one.
     fn read<T>(&self, number: usize, read: impl FnOnce(&Report) -> T) -> Option<T> {
         let bit = 1 << number;
         let mut current = self.current.lock();
@@ -176,15 +176,15 @@ impl ReportCache {
 
 /// Reports [`Stats`] and [`Health`] of a provider as observable instruments of a meter.
 ///
-/// Call it once for each provider. The meter must come from the meter provider that exports: a meter that was obtained before
-/// [`set_meter_provider`](opentelemetry::global::set_meter_provider) reports nothing.
+/// Call it once for each provider. The meter must come from the meter provider that exports the metrics. A meter that was
+/// obtained before [`set_meter_provider`](opentelemetry::global::set_meter_provider) reports nothing.
 ///
-/// The instruments are read when metrics are collected, without a task in the background. They do not keep the provider alive:
-/// once its last handle is dropped, they report nothing.
+/// The instruments are read when metrics are collected, without a background task. They do not keep the provider alive, and
+/// report nothing after its last handle is dropped.
 ///
 /// If the provider has a [name](flipswitch::FlipswitchProviderBuilder::name), the instruments have it as the attribute
-/// `flipswitch.provider`. Give a name to each of several providers, because their series are the same otherwise. No attribute
-/// contains anything of users or flags.
+/// `flipswitch.provider`. If an application has several providers, give each of them a name, because otherwise their series are
+/// the same. No attribute identifies a user or a flag.
 ///
 /// ```
 /// use flipswitch::{FlipswitchProvider, serde_json::json};
@@ -195,7 +195,7 @@ impl ReportCache {
 ///
 /// # Instruments
 ///
-/// An evaluation is a call of [`flags`](FlipswitchProvider::flags) or of an OpenFeature client. Reads of single flags are not
+/// An evaluation is a call to [`flags`](FlipswitchProvider::flags) or to an OpenFeature client. Reads of individual flags are not
 /// counted; [`evaluation_events`](flipswitch::FlipswitchProviderBuilder::evaluation_events) reports them.
 ///
 /// | name | instrument | unit | |
@@ -232,9 +232,9 @@ impl ReportCache {
 /// | `flipswitch.health.state` | up-down counter | `1` | 1 for the current state of the provider, 0 for others |
 /// | `flipswitch.stream.state` | up-down counter | `1` | 1 for the current state of the stream of changes, 0 for others |
 ///
-/// The last two instruments have one series for each state, with the state in an attribute of the same name as the instrument.
-/// The states of the provider are `starting`, `streaming`, `polling`, `stale`, `unauthorized` and `shut_down`. The states of the
-/// stream are `connecting`, `connected`, `disconnected` and `error`.
+/// The last two instruments have one series for each state, with the state in an attribute that has the same name as the
+/// instrument. The states of the provider are `starting`, `streaming`, `polling`, `stale`, `unauthorized` and `shut_down`. The
+/// states of the stream are `connecting`, `connected`, `disconnected` and `error`.
 pub fn observe(meter: &Meter, provider: &FlipswitchProvider) {
     let shared = Arc::new(ReportCache { provider: provider.downgrade(), current: Mutex::default() });
     let attributes: Arc<[KeyValue]> =

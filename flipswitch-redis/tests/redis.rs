@@ -21,7 +21,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 const DEADLINE: Duration = Duration::from_secs(20);
 const TRIES: usize = 20;
 
-/// A server that ends with the test. If the test process is killed, the server is left behind: ending it then would need unsafe code.
+/// A server that stops with the test. If the test process is killed, the server is left behind, because stopping it in that case
+/// would need unsafe code.
 struct Server {
     child: Child,
     port: u16,
@@ -154,7 +155,7 @@ async fn content(store: &RedisStore) -> Option<String> {
     store.get(KEY).await.unwrap().entry.map(|entry| String::from_utf8(entry.sealed).unwrap())
 }
 
-/// Calls `get` until it succeeds. Returns how long that took.
+/// Calls `get` until it succeeds. Returns how long this took.
 async fn until_answered(store: &RedisStore) -> (Lookup, Duration) {
     let began = Instant::now();
     loop {

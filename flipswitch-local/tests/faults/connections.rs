@@ -1,4 +1,4 @@
-//! Connections that are dead although the service is not.
+//! Connections that are dead although the service is healthy.
 
 use std::time::{Duration, Instant};
 

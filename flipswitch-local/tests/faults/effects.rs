@@ -257,7 +257,7 @@ async fn connections_end_before_anything_is_read() {
     }
     let (service, faults) = service().await;
     faults.add(on.close()).unwrap();
-    // The client has sent a request already.
+    // The client has already sent a request.
     assert_eq!(Socket::request(&service, BULK).await.end().await.0, b"");
     assert_eq!(service.requests().len(), 0);
 }

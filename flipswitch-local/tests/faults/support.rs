@@ -64,7 +64,7 @@ impl Socket {
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: local\r\nx-api-key: {key}\r\n{headers}content-length: {length}\r\n\r\n{body}"
         );
-        // Fails if the connection has ended already. Tests look at what is received.
+        // Fails if the connection has already ended. Tests check what is received.
         self.stream.write_all(request.as_bytes()).await.ok();
     }
 

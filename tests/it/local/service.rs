@@ -254,7 +254,7 @@ const REQUEST_HEADERS: [&str; 7] = [
     "x-flipswitch-sdk",
 ];
 
-/// Returns the value of a header, or an empty text.
+/// Returns the value of a header, or an empty string.
 fn header<'a>(response: &'a Response, name: &str) -> &'a str {
     response.headers().get(name).map_or("", |value| value.to_str().unwrap())
 }

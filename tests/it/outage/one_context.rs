@@ -156,7 +156,7 @@ async fn failing_invented_contexts_do_not_open_the_breaker_of_a_slow_service() {
     provider.shutdown().await;
 }
 
-/// A round of requests decides whether the circuit breaker opens. If the stream opens in the meantime, the round continues.
+/// A round of requests determines whether the circuit breaker opens. If the stream opens in the meantime, the round continues.
 #[tokio::test]
 async fn a_stream_that_opens_while_contexts_fail_does_not_open_the_breaker() {
     let service = service(1).await;

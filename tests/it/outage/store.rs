@@ -382,7 +382,7 @@ async fn flags_in_a_namespace_remain_usable_after_the_key_was_replaced() {
         let new_key = service.rotate_api_key(KeyRotation::new());
         provider.set_api_key(&new_key).unwrap();
         eventually(async || !in_time(provider.flags(&user("beta-1"))).await.is_stale()).await;
-        // Without a namespace, the entry has another name after the key was replaced.
+        // Without a namespace, the entry has a different name after the key is replaced.
         let expected = if namespace.is_some() { 1 } else { 2 };
         eventually(async || store.entries().len() == expected).await;
         provider.shutdown().await;

@@ -167,7 +167,7 @@ async fn only_valid_event_ids_are_sent_back() {
     .await;
 }
 
-/// Bytes that arrive one by one are read like those that arrive together.
+/// Bytes that arrive one by one are read in the same way as bytes that arrive together.
 #[tokio::test]
 async fn a_trickling_stream_is_read() {
     let service = service(1).await;

@@ -39,7 +39,7 @@ async fn read(clients: Vec<Arc<Client>>) -> String {
     found.join(", ")
 }
 
-/// Returns what clients find below layers that give requests their users; the last layer is the innermost.
+/// Returns what clients find inside layers that give requests their users. The last layer is the innermost.
 async fn found(
     framework: Framework,
     layers: &[(&FlipswitchProvider, &'static str)],
@@ -84,7 +84,7 @@ async fn a_client_gets_the_user_of_its_own_environment() {
         }
         assert!(log.lines().is_empty(), "{framework:?}: {:?}", log.lines());
 
-        // One that is there twice hides no other one.
+        // A layer that is added twice does not hide another layer.
         let layers = [(&billing, "bob"), (&shop, "nobody"), (&shop, "alice")];
         let expected = "alice at shop, alice at shop, bob at billing, bob at billing";
         assert_eq!(found(framework, &layers, &[&shops, &billings]).await, expected, "{framework:?}");

@@ -1,4 +1,4 @@
-//! OpenFeature clients below the layer, which evaluate for the user of the request without an explicit context.
+//! OpenFeature clients inside the layer, which evaluate flags for the user of the request without an explicit context.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -121,7 +121,7 @@ async fn an_extended_context_is_evaluated_once_in_a_request() {
             assert_eq!(ask(&region).await, "before");
             flags.set("whoami", "after");
             assert_eq!(ask(&region).await, "before");
-            // Another addition is another context. It may name a user if the request names none.
+            // A different addition results in a different context. It may name a user if the request names none.
             assert_eq!(ask(&user("alice")).await, "after");
         })
         .await;

@@ -211,7 +211,7 @@ fn service() -> LocalServerBuilder {
     LocalServer::builder().flags(sample_flags())
 }
 
-/// Gives a flag another value.
+/// Gives a flag a different value.
 fn flip(service: &LocalServer, key: &str) {
     let value = if key == "bool" { json!(false) } else { json!("changed") };
     let definition = json!({"state": "ENABLED", "variants": {"flipped": value}, "defaultVariant": "flipped"});
