@@ -185,7 +185,7 @@ mod tests {
         let differences = Differences::between(&manifest, &differs);
         assert_eq!(
             differences.text(),
-            "missing: b\ntype: a is declared as boolean, and is string\ntype: d is declared as integer, and is float\nthe \
+            "missing: b\ntype: a is declared as boolean, but is string\ntype: d is declared as integer, but is float\nthe \
              service does not match the manifest\n"
         );
         let types = r#"[{"key":"a","manifest":"boolean","service":"string"},{"key":"d","manifest":"integer","service":"float"}]"#;

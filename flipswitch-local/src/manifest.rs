@@ -162,12 +162,12 @@ mod tests {
         let flag = |flag: Value| json!({"flags": {"f": flag}}).to_string();
         let cases = [
             ("{".to_owned(), "is not JSON"),
-            ("{}".to_owned(), "no object \"flags\""),
+            ("{}".to_owned(), "no \"flags\" object"),
             (flag(json!({"defaultValue": 1})), "\"f\" has no flagType"),
             (flag(json!({"flagType": "date", "defaultValue": 1})), "\"date\""),
             (flag(json!({"flagType": "integer"})), "no defaultValue"),
-            (flag(json!({"flagType": "integer", "defaultValue": 1.5})), "no integer: 1.5"),
-            (flag(json!({"flagType": "boolean", "defaultValue": null})), "no boolean: null"),
+            (flag(json!({"flagType": "integer", "defaultValue": 1.5})), "not of type integer: 1.5"),
+            (flag(json!({"flagType": "boolean", "defaultValue": null})), "not of type boolean: null"),
             (json!({"flags": {"": {"flagType": "boolean", "defaultValue": true}}}).to_string(), "without a key"),
         ];
         for (text, expected) in cases {
