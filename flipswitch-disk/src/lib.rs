@@ -1,4 +1,5 @@
-//! A file store for the provider for [Flipswitch](https://flipswitch.io) feature flags and any other service that speaks OFREP.
+//! A file store for the provider in the crate [`flipswitch`], which evaluates feature flags of
+//! [Flipswitch](https://flipswitch.io) and of any other service that speaks OFREP.
 //!
 //! If the process restarts while the flag service is unavailable, users get their last known flags from the file.
 //!

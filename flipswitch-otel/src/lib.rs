@@ -1,5 +1,5 @@
-//! [OpenTelemetry](https://docs.rs/opentelemetry) metrics and events of the provider for [Flipswitch](https://flipswitch.io)
-//! feature flags and any other service that speaks OFREP.
+//! [OpenTelemetry](https://docs.rs/opentelemetry) metrics and events of the provider in the crate [`flipswitch`], which evaluates
+//! feature flags of [Flipswitch](https://flipswitch.io) and of any other service that speaks OFREP.
 //!
 //! [`observe`] reports the counters and the state of a provider as metrics. [`EvaluationHook`] reports the evaluations of
 //! OpenFeature clients as events, for applications that also use other providers.

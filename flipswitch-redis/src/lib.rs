@@ -1,5 +1,5 @@
-//! A store in [Redis](https://redis.io) or [Valkey](https://valkey.io) for the provider for [Flipswitch](https://flipswitch.io)
-//! feature flags and any other service that speaks OFREP.
+//! A store in [Redis](https://redis.io) or [Valkey](https://valkey.io) for the provider in the crate [`flipswitch`], which
+//! evaluates feature flags of [Flipswitch](https://flipswitch.io) and of any other service that speaks OFREP.
 //!
 //! The instances of an application share the flags of their users in the store: after a change, one instance requests the flags
 //! for a user, and the others read them from the store. After a restart without the flag service, users get their last known

@@ -497,8 +497,7 @@ impl FlipswitchProviderBuilder {
     /// none, so flags in the store are no longer found after the API key is replaced.
     ///
     /// With a name and a [`secret`](Self::secret), stored flags remain usable after the key is replaced. Each environment of the
-    /// flag service needs a name of its own, and [`set_api_key`](FlipswitchProvider::set_api_key) must not change the
-    /// environment.
+    /// flag service needs a separate name, and [`set_api_key`](FlipswitchProvider::set_api_key) must not change the environment.
     pub fn store_namespace(mut self, namespace: impl Into<String>) -> Self {
         self.store_namespace = Some(namespace.into());
         self
