@@ -255,7 +255,7 @@ async fn a_targeting_key_that_cannot_be_sent_is_rejected_without_a_request() {
     let key = "k".repeat(70_000);
     for flags in [provider.flags(user(&key)).await, provider.flags(Context::user(&key).with("plan", "free")).await] {
         let Some(Error::InvalidContext(text)) = flags.error() else { panic!("rejected: {:?}", flags.error()) };
-        assert!(text.contains("the targeting key has 70017 bytes"), "{text}");
+        assert!(text.contains("the targeting key is 70017 bytes"), "{text}");
         assert!(!flags.bool("on", false) && flags.context().targeting_key.is_none());
     }
     let error = provider.resolve_bool_value("on", &user(&key)).await.unwrap_err();

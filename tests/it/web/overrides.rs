@@ -176,7 +176,7 @@ async fn an_ignored_token_logs_one_warning() {
     }
     let lines = log.lines();
     let [line] = &lines[..] else { panic!("there must be one warning: {lines:?}") };
-    assert!(line.contains("overrides of flags in a request are ignored") && !line.contains("x.y"), "{line}");
+    assert!(line.contains("flag overrides in a request are ignored") && !line.contains("x.y"), "{line}");
 }
 
 #[tokio::test]

@@ -164,7 +164,7 @@ async fn a_preflight_at_a_gate_causes_a_warning() {
                 }
             }
         }
-        assert_one(&log.lines(), framework, &["WARN", "CORS preflight", "put the CORS layer outside"]);
+        assert_one(&log.lines(), framework, &["WARN", "CORS preflight", "add the CORS layer after the gate"]);
     }
 }
 
