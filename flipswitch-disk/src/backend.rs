@@ -1,4 +1,4 @@
-//! The file below the database.
+//! The file that the database uses.
 
 use std::{
     ffi::OsString,
@@ -13,7 +13,7 @@ use redb::{StorageBackend, backends::FileBackend};
 use crate::file::Failure;
 
 /// A file that stays locked until the last clone is dropped. A read beyond its end is an error: a damaged page can name any
-/// length up to terabytes, and the database allocates that much before it reads, which would end the process.
+/// length up to terabytes, and the database allocates that much before it reads, which would terminate the process.
 #[derive(Clone, Debug)]
 pub(crate) struct LockedFile {
     pub(crate) path: PathBuf,
@@ -44,17 +44,18 @@ impl LockedFile {
         self.forget_starts();
         tracing::warn!(
             target: "flipswitch",
-            "the file {} cannot be used: {damage}; renamed it to {}, and beginning with an empty file",
+            "the file {} cannot be used: {damage}; renamed it to {} and started with an empty file",
             self.path.display(), aside.display()
         );
         Ok(())
     }
 
-    /// Returns the number of starts in a row that have ended before [`forget_starts`](Self::forget_starts), and adds one to it.
+    /// Returns the number of times in a row that the process exited before [`forget_starts`](Self::forget_starts), and adds one
+    /// to it.
     pub(crate) fn count_start(&self) -> u32 {
         let starts = with_suffix(&self.path, ".starts");
         let count = fs::read_to_string(&starts).ok().and_then(|count| count.parse().ok()).unwrap_or(0_u32);
-        // If this fails, only the protection against a file that ends the process is missing.
+        // If this fails, only the protection against a file that terminates the process is missing.
         let _ = fs::write(starts, count.saturating_add(1).to_string());
         count
     }

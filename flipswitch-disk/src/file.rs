@@ -26,11 +26,11 @@ const BYTES: &str = "bytes";
 const PAGE: usize = 4096;
 /// The memory for pages of the file. The operating system caches more of them.
 const PAGE_CACHE: usize = 8 << 20;
-/// An entry that was sent later is replaced nevertheless if it is further than this ahead of the clock, in microseconds.
+/// An entry that was sent later is still replaced if its time is ahead of the clock by more than this, in microseconds.
 const CLOCK_TOLERANCE: u64 = 1_000_000;
-/// The largest number of entries that one transaction removes.
+/// Maximum number of entries that one transaction removes.
 const REMOVED_AT_ONCE: usize = 4096;
-/// The number of starts in a row that ended early after which the file is set aside.
+/// Number of early exits in a row after which the file is set aside.
 const EARLY_ENDS: u32 = 3;
 /// The size from which a file is compacted.
 const COMPACTED_FROM: u64 = 16 << 20;
@@ -132,7 +132,7 @@ impl OpenFile {
         opened
     }
 
-    /// Records that the file has been in use for a while, and so is not a file that ends the process.
+    /// Records that the file has been in use for a while, so it is not a file that terminates the process.
     pub(crate) fn forget_starts(&self) {
         self.file.forget_starts();
     }
@@ -176,7 +176,7 @@ impl OpenFile {
 /// Runs one write transaction. The changes are on disk when this function returns.
 fn transaction<T>(database: &Database, work: impl FnOnce(&mut Tables<'_>) -> Result<T, Failure>) -> Result<T, Failure> {
     let mut transaction = database.begin_write()?;
-    // After a crash, the file then opens at once. Otherwise, all of it would be read first.
+    // With this, the file opens immediately after a crash. Otherwise, all of it would be read first.
     transaction.set_quick_repair(true);
     let mut tables = Tables::open(&transaction)?;
     let done = work(&mut tables)?;
@@ -246,7 +246,7 @@ impl<'t> Tables<'t> {
     }
 }
 
-/// Returns the approximate size of an entry in the file. A large entry has pages of its own, and their number is a power of two.
+/// Returns the approximate size of an entry in the file. A large entry has its own pages, and their number is a power of two.
 fn cost(key: usize, sealed: usize) -> u64 {
     let entry = key + sealed + 40;
     let index = key + 40;

@@ -1,5 +1,5 @@
-//! A store in a file for the provider of [Flipswitch](https://flipswitch.io) feature flags, and of every other service that
-//! speaks OFREP.
+//! A file store for the provider in the crate [`flipswitch`], which evaluates feature flags of
+//! [Flipswitch](https://flipswitch.io) and of any other service that speaks OFREP.
 //!
 //! If the process restarts while the flag service is unavailable, users get their last known flags from the file.
 //!
@@ -33,7 +33,7 @@
 //! | purpose | items |
 //! |---|---|
 //! | Open a file | [`DiskStore::open`] |
-//! | Open a file with another limit than 256 MiB | [`DiskStore::open_with_limit`] |
+//! | Open a file with a limit other than 256 MiB | [`DiskStore::open_with_limit`] |
 //! | Share a file between providers of one process | an `Arc` of a [`DiskStore`] |
 //! | The version of the provider's crate | [`flipswitch`] |
 //!
@@ -41,36 +41,37 @@
 //!
 //! # The file
 //!
-//! The file belongs to one store of one process at a time. Its directory must exist, be writable, and be on a local disk. On
-//! Unix, a new file can be read by its owner only.
+//! Only one store in one process can use the file at a time. Its directory must exist, be writable, and be on a local disk. On
+//! Unix, only the owner can read a new file.
 //!
 //! - If another process or store has the file open, operations fail. The store tries again every 3 seconds, so a new process gets
 //!   the file after a rolling restart.
-//! - If the file is damaged or of a newer version, the store logs a warning, renames the file to `<path>.unreadable`, and begins
-//!   with an empty file. You can delete the renamed file.
-//! - If such a file cannot be renamed, operations fail, and the store tries again. This is the case for a file that is mounted by
-//!   itself, and in a read-only directory.
+//! - If the file is damaged or was written by a newer version, the store logs a warning, renames the file to `<path>.unreadable`,
+//!   and starts with an empty file. You can delete the renamed file.
+//! - If such a file cannot be renamed, operations fail, and the store tries again. This is the case if the file itself is a mount
+//!   point, or if its directory is read-only.
 //! - If the disk is full or fails, operations fail, and the store opens the file again every 3 seconds.
-//! - If the process crashes or is killed, the puts of the last second may be lost.
+//! - If the process crashes or is killed, the writes of the last second may be lost.
 //! - If the directory does not exist, or the file cannot be written, [`DiskStore::open`] returns an error.
 //!
 //! The provider logs when operations fail, and when they succeed again. Evaluations never fail because of the store.
 //!
-//! # Damage that ends the process
+//! # Damage that terminates the process
 //!
-//! Damage can make the database library panic, and the store catches the panic. In rare cases, the damage ends the process, as
-//! every panic does in a program that is built with `panic = "abort"`. The file `<path>.starts` therefore counts the starts. The
-//! store removes it after 10 seconds, or when it is dropped. If three starts in a row have ended earlier, for any reason, the
-//! next start treats the file as damaged. A program that usually runs for less than 10 seconds must therefore drop the store
-//! before it ends. Damage that ends the process later is not detected, and the store never checks the whole file.
+//! Damage can make the database library panic, and the store catches the panic. In rare cases, the damage still terminates the
+//! process, as every panic does in a program that is built with `panic = "abort"`. For this reason, the store counts its starts
+//! in the file `<path>.starts`, and removes this file after 10 seconds or when the store is dropped. If the process has exited
+//! before that three times in a row, for any reason, the next start treats the file as damaged. A program that usually runs for
+//! less than 10 seconds must therefore drop the store before it exits. Damage that terminates the process later is not detected,
+//! and the store never checks the whole file.
 //!
 //! # Shutdown and size
 //!
-//! Dropping the store commits the last puts, and blocks for up to 3 seconds. The global API of OpenFeature never drops its
-//! provider, so such a store is not dropped either, and its puts of the last second may be lost.
+//! Dropping the store commits the last writes, which can block for up to 3 seconds. The global API of OpenFeature never drops its
+//! provider, so its store is not dropped either, and the writes of the last second may be lost.
 //!
-//! If the limit is exceeded, the store removes the entries that expire first. An entry has at most 1 MiB. The file can be 2.5
-//! times as large as the limit, and a burst of puts adds up to 64 MiB. A file that is mostly unused shrinks when it is opened,
+//! If the limit is exceeded, the store removes the entries that expire first. An entry can be up to 1 MiB. The file can be 2.5
+//! times as large as the limit, and a burst of writes adds up to 64 MiB. A file that is mostly unused shrinks when it is opened,
 //! which takes about half a second for 100 MiB. Two threads use the file, one for reads and one for writes. The store needs no
 //! async runtime.
 

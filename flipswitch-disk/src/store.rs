@@ -21,19 +21,19 @@ use crate::{
     file::{self, Entry, Failure, OpenFile},
 };
 
-/// How long a put waits for other puts that are committed with it.
+/// How long a write waits for other writes that are committed with it.
 const COMMIT_DELAY: Duration = Duration::from_millis(500);
 /// The interval at which a file that cannot be used is opened again.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(3);
-/// If a process ends within this time after it has opened the file, damage may have ended it.
+/// If a process exits within this time after opening the file, damage may be the cause.
 const EARLY: Duration = Duration::from_secs(10);
 /// How long dropping the store waits for the last commit.
 const DROP_TIMEOUT: Duration = Duration::from_secs(3);
-/// The largest number of puts that wait to be committed, and the largest number of their bytes.
+/// Maximum number of writes that wait to be committed, and maximum size of all of them in bytes.
 const MAX_QUEUED: (usize, usize) = (4096, 8 << 20);
-/// The largest number of reads that wait.
+/// Maximum number of waiting reads.
 const MAX_READS: usize = 1024;
-/// The largest number of bytes of an entry and its key.
+/// Maximum size of an entry, including its key, in bytes.
 const MAX_ENTRY: usize = 1 << 20;
 const DEFAULT_MAX_BYTES: u64 = 256 << 20;
 
@@ -44,24 +44,23 @@ const DEFAULT_MAX_BYTES: u64 = 256 << 20;
 ///
 /// use flipswitch_disk::{DiskStore, flipswitch::FlipswitchProvider};
 ///
-/// # let (api_key, other_api_key) = ("", "");
 /// // Providers of one process share a store.
 /// let store = Arc::new(DiskStore::open("/var/lib/my-application/flags.redb")?);
-/// let provider = FlipswitchProvider::builder(api_key).store(store.clone()).build()?;
-/// let other = FlipswitchProvider::builder(other_api_key).store(store).build()?;
+/// let provider = FlipswitchProvider::builder("the API key of one environment").store(store.clone()).build()?;
+/// let other = FlipswitchProvider::builder("the API key of another environment").store(store).build()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// File errors after [`open`](Self::open) never stop the application: operations return a [`StoreError`], and the store opens the
 /// file again every 3 seconds.
 ///
-/// [`put`](CacheStore::put) returns once the entry is queued. A thread commits the queue every 500 milliseconds, so the puts of
-/// the last second may be lost in a crash. Dropping the store commits the queue. This blocks for up to 3 seconds, also on a
+/// [`put`](CacheStore::put) returns once the entry is queued. A thread commits the queue every 500 milliseconds, so the writes of
+/// the last second may be lost in a crash. Dropping the store commits the queue, which can block for up to 3 seconds, even on a
 /// thread of an async runtime.
 pub struct DiskStore {
     inner: Arc<Inner>,
     reads: mpsc::SyncSender<(String, Reply)>,
-    /// Receives no messages, and is disconnected when the thread that writes ends.
+    /// Receives no messages, and is disconnected when the writer thread ends.
     ended: Mutex<mpsc::Receiver<()>>,
 }
 
@@ -70,7 +69,7 @@ type Reply = oneshot::Sender<Result<Option<Entry>, StoreError>>;
 struct Inner {
     path: PathBuf,
     max_bytes: u64,
-    /// Only the thread that writes opens and closes it.
+    /// Only the writer thread opens and closes it.
     file: RwLock<Option<OpenFile>>,
     queue: Mutex<Queue>,
     changed: Condvar,
@@ -78,16 +77,16 @@ struct Inner {
 
 #[derive(Default)]
 struct Queue {
-    /// The puts that are not committed yet.
+    /// The writes that are not committed yet.
     puts: HashMap<Arc<str>, Arc<Entry>>,
     bytes: usize,
-    /// When the first of the puts that the writer has not taken was queued, or slightly earlier.
+    /// When the oldest write that the writer has not taken was queued, or slightly earlier.
     since: Option<Instant>,
     /// The reason why the file cannot be used, if there is one.
     closed: Option<Failure>,
     /// When a file that cannot be used is opened again.
     retry_at: Option<Instant>,
-    /// The time after which an end of the process does not count as early. The writer removes it once it has recorded that.
+    /// The time after which an exit of the process no longer counts as early. The writer clears it once it has recorded that.
     settles: Option<Instant>,
     is_ending: bool,
 }
@@ -138,7 +137,7 @@ impl DiskStore {
         inner.open(None);
         let opened = inner.check(&inner.queue.lock());
         if let Err(error) = opened {
-            tracing::warn!(target: "flipswitch", "{error}; continuing without it, and trying again");
+            tracing::warn!(target: "flipswitch", "{error}; continuing without the file, and retrying");
         }
         let (reads, queue) = mpsc::sync_channel(MAX_READS);
         let (ends, ended) = mpsc::channel();
@@ -205,7 +204,7 @@ impl CacheStore for DiskStore {
             None => 0,
         };
         if queue.puts.len() >= MAX_QUEUED.0 || queue.bytes + size > MAX_QUEUED.1 {
-            return Err(StoreError::new("too many entries wait to be written to the file"));
+            return Err(StoreError::new("too many entries are waiting to be written to the file"));
         }
         queue.bytes = queue.bytes + size - replaced;
         queue.puts.insert(key, Arc::new(entry));
@@ -239,7 +238,7 @@ impl fmt::Debug for DiskStore {
 }
 
 impl Queue {
-    /// Removes the entries that were written, except those that a newer entry of the same key has replaced meanwhile.
+    /// Removes the entries that were written, except those that a newer entry with the same key has replaced in the meantime.
     fn remove(&mut self, batch: &[(Arc<str>, Arc<Entry>)]) {
         for (key, put) in batch {
             if self.puts.get(key).is_some_and(|queued| Arc::ptr_eq(queued, put)) {
@@ -264,8 +263,7 @@ impl Inner {
         StoreError::new(format!("the file {} cannot be used: {}", self.path.display(), failure.reason))
     }
 
-    /// Opens the file. If it replaces a file that failed because of damage, that file is set aside first. If opening fails, the
-    /// store is closed.
+    /// Opens the file. If an earlier file failed because of damage, it is set aside first. If opening fails, the store is closed.
     fn open(&self, failed: Option<Failure>) {
         self.queue.lock().retry_at = Some(Instant::now() + REOPEN_INTERVAL);
         let set_aside = match (self.close_file(), failed) {
@@ -284,7 +282,7 @@ impl Inner {
     }
 
     /// Runs an operation on the file, and closes the store if it fails. The provider logs the failure. It is not logged here,
-    /// because locks are held, and a slow subscriber would stop all operations.
+    /// because locks are held, and a slow subscriber would block all operations.
     fn run<T>(&self, operation: impl FnOnce(&OpenFile) -> Result<T, Failure>) -> Result<T, StoreError> {
         let file = self.file.read();
         let Some(open) = &*file else {

@@ -82,7 +82,7 @@ fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// A process of this program that runs one of the tests below, as a part of another test.
+/// A process of this program that runs one of the tests below, as part of another test.
 struct Process {
     child: Child,
     output: BufReader<ChildStdout>,
@@ -261,7 +261,7 @@ fn the_file_is_bounded_and_keeps_what_expires_last() {
         put_when_possible(&store, &entry(&format!("key-{i}"), now(), &vec![0; i % 8000]), HOUR);
     }
     drop(store);
-    // 80 MB were written. A commit has up to 8 MiB, and the pages that it frees can be used by the commit after the next one.
+    // 80 MB were written. A commit is up to 8 MiB, and the pages that it frees can be used by the commit after the next one.
     let length = fs::metadata(directory.file()).unwrap().len();
     assert!(length <= 3 * LIMIT + (64 << 20), "the file has {length} bytes");
 
@@ -520,7 +520,7 @@ fn a_store_is_usable_after_damage_inside_of_its_file() {
             scope.spawn(move || {
                 let directory = Directory::new();
                 fs::write(directory.file(), &bytes).unwrap();
-                // Damage that ends the process does so three times at most.
+                // Damage terminates the process at most three times.
                 for start in 1.. {
                     let (status, output) = Process::start("process_with_a_damaged_file", &directory.file(), 0).wait();
                     if status.success() {
@@ -585,7 +585,7 @@ fn process_with_a_full_disk() {
     let Some((path, _told)) = started() else { return };
     let maximum = getrlimit(Resource::Fsize).maximum;
     let limit = |bytes| setrlimit(Resource::Fsize, Rlimit { current: bytes, maximum }).unwrap();
-    // The default effect of the signal is to end the process. With a handler, writes fail instead.
+    // By default, the signal terminates the process. With a handler, writes fail instead.
     signal_hook::flag::register(signal_hook::consts::SIGXFSZ, std::sync::Arc::default()).unwrap();
     let store = DiskStore::open(path).unwrap();
     put(&store, entry("first", now(), b"first"), HOUR).unwrap();
@@ -648,7 +648,7 @@ fn a_killed_process_loses_about_a_second_at_most() {
         rest.iter().take(rest.len().saturating_sub(1)).for_each(|line| read(line));
         process.child.wait().unwrap();
 
-        // The last commit may not have ended.
+        // The last commit may not be complete.
         let longest = longest.max(killed.duration_since(committed).unwrap_or_default());
         assert!(longest < Duration::from_secs(20), "kill {kill}: no commit for {longest:?}");
         let limit = Duration::from_secs(1).max(2 * longest + Duration::from_millis(300));
@@ -664,7 +664,7 @@ fn a_killed_process_loses_about_a_second_at_most() {
             let earliest = safe.get(&key).copied();
             assert!(number >= earliest, "kill {kill}: {key} has {number:?} and not {earliest:?}; limit {limit:?}");
             if let (Some(found), Some(number)) = (found, number) {
-                // The last ones may have been accepted without a line.
+                // The last entries may have been accepted without a line.
                 assert!(number <= last + 2 && number % KEYS == key, "kill {kill}: {key} has {number}");
                 assert_eq!(found, numbered(number), "kill {kill}");
                 safe.insert(key, number);

@@ -13,7 +13,7 @@ use tokio::sync::{
 
 use crate::time;
 
-/// A stream that falls behind by more than this many events gets one event instead: anything may have changed.
+/// A stream that falls behind by more than this many events gets one event instead, which says that anything may have changed.
 const BACKLOG: usize = 1_024;
 
 /// A part of the server's state that the dashboard shows.
@@ -47,9 +47,9 @@ pub(crate) type TopicCounts = [u64; Topic::ALL.len()];
 /// The kinds of streams. All of them receive the same changes, each in its own form.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StreamKind {
-    /// The stream of Flipswitch, which receives every event by its name.
+    /// The Flipswitch stream, which receives every event by its name.
     Flipswitch,
-    /// An event stream of OFREP, which is asked to refetch the flags after each change.
+    /// An OFREP event stream, whose client is asked to refetch the flags after each change.
     Ofrep,
 }
 
@@ -80,7 +80,7 @@ impl Version {
 #[derive(Clone)]
 struct Message {
     flipswitch: Bytes,
-    /// `None` for events that event streams do not have.
+    /// `None` for events that are not sent to OFREP event streams.
     ofrep: Option<Bytes>,
 }
 
@@ -149,7 +149,7 @@ impl Broadcaster {
         self.changed(Topic::ApiKey);
     }
 
-    /// Sends an event to the open streams. Event streams of OFREP receive changes of flags only.
+    /// Sends an event to the open streams. OFREP event streams receive only flag changes.
     pub(crate) fn send(&self, event: &str, data: &Value) {
         // Locked until the event is sent, so that no stream sees ids out of order.
         let mut last = self.last.lock();
@@ -241,7 +241,7 @@ impl Subscription {
         }
     }
 
-    /// Skips the queued events. Each of them would ask for the same refetch as the event that is returned.
+    /// Skips the queued events. Each of them would request the same refetch as the event that is returned.
     fn skip_to_present(&mut self) -> Bytes {
         let last = self.broadcaster.last.lock();
         self.events = self.events.resubscribe();
@@ -256,7 +256,7 @@ impl Drop for Subscription {
     }
 }
 
-/// Formats one event of the stream of Flipswitch. The service sends the id after the data.
+/// Formats one event of the Flipswitch stream. The service sends the id after the data.
 pub(crate) fn frame(event: &str, data: &Value, id: Option<i64>) -> Bytes {
     let id = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
     format!("event: {event}\ndata: {data}\n{id}\n").into()

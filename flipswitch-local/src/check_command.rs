@@ -46,7 +46,7 @@ struct Options {
 struct Differences {
     /// Keys of flags that the service does not have.
     missing: Vec<String>,
-    /// Keys of flags with another type, with that of the manifest and that of the service.
+    /// Keys of flags whose types differ, with the type in the manifest and the type in the service.
     types: Vec<(String, FlagType, FlagType)>,
     /// Keys of flags that only the service has.
     undeclared: Vec<String>,
@@ -73,7 +73,7 @@ impl Differences {
     }
 
     fn text(&self) -> String {
-        // Keys of a service may have control characters in them.
+        // Keys of a service may contain control characters.
         let shown = |key: &str| key.escape_debug().to_string();
         let missing = self.missing.iter().map(|key| format!("missing: {}\n", shown(key)));
         let types = self
@@ -185,7 +185,7 @@ mod tests {
         let differences = Differences::between(&manifest, &differs);
         assert_eq!(
             differences.text(),
-            "missing: b\ntype: a is declared as boolean, and is string\ntype: d is declared as integer, and is float\nthe \
+            "missing: b\ntype: a is declared as boolean, but is string\ntype: d is declared as integer, but is float\nthe \
              service does not match the manifest\n"
         );
         let types = r#"[{"key":"a","manifest":"boolean","service":"string"},{"key":"d","manifest":"integer","service":"float"}]"#;

@@ -45,7 +45,7 @@ impl KeyRotation {
         self
     }
 
-    /// Sets the time until which the old key is also accepted. By default, the old key is rejected from now on.
+    /// Sets the time until which the old key is still accepted. By default, the old key is rejected immediately.
     pub fn valid_until(mut self, until: SystemTime) -> Self {
         self.valid_until = Some(time::from_system_time(until));
         self

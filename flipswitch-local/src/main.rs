@@ -1,6 +1,6 @@
 //! The program: `flipswitch-local --flags FILE --listen 127.0.0.1:3001 --api-key KEY`.
-//! Its subcommand `override` mints overrides of flags, `declare` prints source that declares flags, and `check` compares a manifest
-//! of flags with a service.
+//! Its subcommand `override` mints flag overrides, `declare` prints source code that declares flags, and `check` compares a flag
+//! manifest with a service.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program writes to its terminal")]
 
 mod check_command;

@@ -1,4 +1,4 @@
-//! Manifests of flags, in the format of the OpenFeature CLI, and the flags of a service in the same terms.
+//! Flag manifests in the format of the OpenFeature CLI, and the flags of a service in the same form.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -39,7 +39,7 @@ impl FlagType {
         })
     }
 
-    /// Returns whether a flag of this type can be read from values of another type.
+    /// Returns whether a flag of this type can be read from values of the type `other`.
     pub(crate) fn reads(self, other: Self) -> bool {
         self == other || self == Self::Float && other == Self::Integer
     }
@@ -56,7 +56,7 @@ impl FlagType {
     }
 }
 
-/// Returns whether a number with a fraction of zero can be read as a whole number of 64 bits.
+/// Returns whether a number with a fraction of zero can be read as a 64-bit whole number.
 fn is_whole(number: &Number) -> bool {
     let is_exact = |number: f64| number.fract() == 0.0 && number.abs() < 9_223_372_036_854_775_808.0;
     number.as_f64().is_some_and(is_exact)
@@ -127,7 +127,7 @@ pub(crate) fn of_service(body: &Value) -> Result<BTreeMap<String, Option<FlagTyp
     let items = body
         .get("flags")
         .and_then(Value::as_array)
-        .ok_or("the response has no list of flags, so it is not one of OFREP")?;
+        .ok_or("the response has no list of flags, so it is not an OFREP response")?;
     let types = items.iter().filter_map(|item| {
         // Some services wrap the evaluation.
         let field = |name: &str| item.get(name).or_else(|| item.get("result")?.get(name));
@@ -162,12 +162,12 @@ mod tests {
         let flag = |flag: Value| json!({"flags": {"f": flag}}).to_string();
         let cases = [
             ("{".to_owned(), "is not JSON"),
-            ("{}".to_owned(), "no object \"flags\""),
+            ("{}".to_owned(), "no \"flags\" object"),
             (flag(json!({"defaultValue": 1})), "\"f\" has no flagType"),
             (flag(json!({"flagType": "date", "defaultValue": 1})), "\"date\""),
             (flag(json!({"flagType": "integer"})), "no defaultValue"),
-            (flag(json!({"flagType": "integer", "defaultValue": 1.5})), "no integer: 1.5"),
-            (flag(json!({"flagType": "boolean", "defaultValue": null})), "no boolean: null"),
+            (flag(json!({"flagType": "integer", "defaultValue": 1.5})), "not of type integer: 1.5"),
+            (flag(json!({"flagType": "boolean", "defaultValue": null})), "not of type boolean: null"),
             (json!({"flags": {"": {"flagType": "boolean", "defaultValue": true}}}).to_string(), "without a key"),
         ];
         for (text, expected) in cases {

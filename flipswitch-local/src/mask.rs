@@ -1,4 +1,4 @@
-//! What listings show of API keys and of long texts.
+//! The parts of API keys and long strings that listings show.
 
 /// Paths, contexts and client names are listed up to this many characters.
 const MAX_CHARS: usize = 240;
@@ -12,7 +12,7 @@ pub(crate) fn mask_key(key: &[u8]) -> String {
     }
 }
 
-/// Truncates a text to what listings show of it.
+/// Truncates a string to the part that listings show.
 pub(crate) fn truncate(text: &str) -> String {
     match text.char_indices().nth(MAX_CHARS) {
         None => text.to_owned(),

@@ -1,4 +1,4 @@
-//! The subcommand `override`: mints overrides of flags for a browser.
+//! The subcommand `override`: mints flag overrides for a browser.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -180,7 +180,7 @@ fn page_url(text: &str) -> Result<String, &'static str> {
     is_page.then(|| text.to_owned()).ok_or("must be the URL of a page, such as https://shop.example/checkout")
 }
 
-/// Returns whether a URL is one of https, and its host. Returns `None` if it is not one of http or https.
+/// Returns whether a URL uses https, and its host. Returns `None` if it uses neither http nor https.
 fn host(url: &str) -> Option<(bool, &str)> {
     let (scheme, rest) = url.split_once("://")?;
     let is_https = scheme.eq_ignore_ascii_case("https");
@@ -196,7 +196,7 @@ fn host(url: &str) -> Option<(bool, &str)> {
     Some((is_https, host))
 }
 
-/// Returns whether browsers may keep the cookie of a page, which is one of https, or of the same machine.
+/// Returns whether browsers may keep the cookie of a page: whether its URL uses https, or the page is on the same machine.
 fn keeps_cookies(page: &str) -> bool {
     host(page).is_some_and(|(is_https, host)| {
         let host = host.to_ascii_lowercase();
@@ -212,7 +212,7 @@ fn value_of(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
 }
 
-/// Adds the token to the query of a page, in place of another one.
+/// Adds the token to the query of a page, and replaces an existing token.
 fn link(page: &str, token: &str) -> String {
     let (page, fragment) = page.split_at(page.find('#').unwrap_or(page.len()));
     let (path, query) = page.split_once('?').unwrap_or((page, ""));

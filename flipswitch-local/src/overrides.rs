@@ -1,4 +1,4 @@
-//! Overrides of flags for one browser: minting of tokens that `SignedOverrides` of `flipswitch` accepts.
+//! Flag overrides for one browser: mints tokens that `SignedOverrides` of `flipswitch` accepts.
 //!
 //! A token is `<body>.<code>`, both in base64url without padding. The body is JSON, and the code is the HMAC-SHA-256 of
 //! `flipswitch-overrides.v1.<purpose>.<name of the provider>.<body>`.
@@ -20,10 +20,10 @@ pub(crate) const PARAMETER: &str = "flipswitch";
 /// How long a link can be opened.
 pub(crate) const LINK_LIFETIME: Duration = Duration::from_secs(15 * 60);
 
-/// Longest token that is accepted, in bytes.
+/// Maximum length of a token that is accepted, in bytes.
 const MAX_TOKEN: usize = 3_584;
 
-/// Shortest key that is accepted, in bytes.
+/// Minimum length of a key that is accepted, in bytes.
 const MIN_KEY: usize = 16;
 
 /// The key that authenticates tokens.
@@ -49,7 +49,7 @@ pub(crate) enum Purpose {
     Cookie,
 }
 
-/// Overrides of flags for one browser.
+/// Flag overrides for one browser.
 pub(crate) struct Overrides {
     pub(crate) flags: Map<String, Value>,
     /// Empty for a provider without a name.

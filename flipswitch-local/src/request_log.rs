@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 
 use crate::broadcast::{Broadcaster, Topic};
 
-/// The log keeps this many requests, the latest ones.
+/// The maximum number of requests that the log keeps. It keeps the latest ones.
 const MAX_REQUESTS: usize = 16_384;
 
 /// Limits the bodies, headers and paths in the log, in bytes.

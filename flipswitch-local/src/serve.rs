@@ -51,7 +51,7 @@ pub(crate) async fn serve(listener: TcpListener, state: Arc<AppState>) {
     tokio::select! {
         outcome = serving.into_future() => {
             if let Err(error) = outcome {
-                tracing::error!(target: "flipswitch_local", %error, "the server ended");
+                tracing::error!(target: "flipswitch_local", %error, "the server stopped");
             }
         }
         () = abort_late => {}
@@ -60,7 +60,7 @@ pub(crate) async fn serve(listener: TcpListener, state: Arc<AppState>) {
 
 fn app(state: Arc<AppState>) -> Router {
     let faults = Arc::clone(&state.faults);
-    // Faults come before the API key is checked, so that they apply whatever the key is.
+    // Faults come before the API key is checked, so that they apply regardless of the key.
     let api = routes::routes(&state).route_layer(middleware::from_fn_with_state(faults, apply_faults));
     let api = cors::allow(api, &state.allowed_origins);
     let admin = control::routes()

@@ -112,7 +112,7 @@ impl LocalServer {
 
     /// Returns the URL of the dashboard, for a browser on this machine.
     ///
-    /// This is [`url`](Self::url) with a slash. If the server listens on all addresses, the host is `localhost`.
+    /// This is [`url`](Self::url) with a trailing slash. If the server listens on all addresses, the host is `localhost`.
     #[must_use]
     pub fn dashboard_url(&self) -> String {
         if self.address.ip().is_unspecified() {
@@ -129,7 +129,7 @@ impl LocalServer {
 
     /// Replaces the API key, and announces the change on the open streams (`api-key-rotated`). Returns the new key.
     ///
-    /// Open streams stay open. A server that accepted any key accepts only the new one afterwards.
+    /// Open streams stay open. If the server accepted any key before, it now accepts only the new one.
     #[expect(clippy::must_use_candidate, reason = "called for its effect")]
     pub fn rotate_api_key(&self, rotation: KeyRotation) -> String {
         self.state.rotate_api_key(rotation).0
@@ -151,7 +151,7 @@ impl LocalServer {
     ///
     /// # Errors
     ///
-    /// Returns a [`DefinitionError`] if the definition is invalid. The flag then keeps its definition.
+    /// Returns a [`DefinitionError`] if the definition is invalid. In that case, the flag keeps its definition.
     pub fn set_definition(&self, key: &str, definition: Value) -> Result<(), DefinitionError> {
         self.state.flags.set(key, Definition::parse(key, definition)?);
         Ok(())
@@ -163,14 +163,14 @@ impl LocalServer {
         self.state.flags.remove(key)
     }
 
-    /// Sends an event to the open streams. OFREP event streams only receive `flag-updated` and `config-updated`, in their own
-    /// form.
+    /// Sends an event to the open streams. OFREP event streams receive only `flag-updated` and `config-updated`, in their own
+    /// format.
     #[expect(clippy::needless_pass_by_value, reason = "callers write `json!(..)` on the spot")]
     pub fn send_event(&self, event: &str, data: Value) {
         self.state.broadcaster.send(event, &data);
     }
 
-    /// Returns the latest requests, oldest first, including those of the dashboard.
+    /// Returns the latest requests, oldest first, including requests from the dashboard.
     ///
     /// The server keeps at most 16 384 requests, with at most 32 MiB of bodies, headers and paths.
     #[must_use]
@@ -186,8 +186,8 @@ impl LocalServer {
 
     /// Stops the server: ends the streams, closes the connections, and frees the port.
     ///
-    /// Requests that have been received are answered. Connections that are still open after 2 seconds, because of an
-    /// incomplete request or an unread response, are aborted. No response is sent after this method has returned.
+    /// Requests that have been received get a response. Connections that are still open after 2 seconds, because of an incomplete
+    /// request or an unread response, are aborted. No response is sent after this method has returned.
     pub async fn shutdown(self) {
         self.state.stop.cancel();
         for mut task in self.tasks {
@@ -215,7 +215,7 @@ impl LocalServerBuilder {
         self
     }
 
-    /// Sets a file of flags, in either format. The server reloads it whenever it changes. Its flags replace those of
+    /// Sets a file of flags, in either format. The server reloads it whenever it changes. Its flags replace flags from
     /// [`flags`](Self::flags) with the same key. Defaults to no file.
     pub fn flags_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.flags_file = Some(path.into());
@@ -231,7 +231,7 @@ impl LocalServerBuilder {
         self
     }
 
-    /// Sets the API key that clients must send. By default, the server accepts any key, and requests without one.
+    /// Sets the API key that clients must send. By default, the server accepts any key, and requests without a key.
     ///
     /// Clients send the key in `X-API-Key`, or in `Authorization` as a bearer token. If a request has both, `X-API-Key` is used.
     pub fn api_key(mut self, api_key: impl Into<String>) -> Self {
@@ -239,7 +239,7 @@ impl LocalServerBuilder {
         self
     }
 
-    /// Sets the interval of heartbeats on streams, at most a day. Defaults to 15 seconds, like the real service.
+    /// Sets the interval of heartbeats on streams. Defaults to 15 seconds, as in the real service; the maximum is 1 day.
     pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
         self.heartbeat = heartbeat;
         self
@@ -247,7 +247,7 @@ impl LocalServerBuilder {
 
     /// Sets whether other machines can use the dashboard and the endpoints under `/local`. Defaults to `false`.
     ///
-    /// Anyone who can reach the address can then change flags, without a key. The `Host` of a request must be an IP
+    /// With `true`, anyone who can reach the address can change flags without a key. The `Host` of a request must be an IP
     /// address, a loopback name, or a name without dots, so that web pages cannot reach the server through DNS rebinding.
     pub fn expose_control(mut self, expose: bool) -> Self {
         self.expose_control = expose;
@@ -256,12 +256,12 @@ impl LocalServerBuilder {
 
     /// Sets whether the server has OFREP event streams. Defaults to `false`.
     ///
-    /// Each response with all flags then advertises the stream, `GET /ofrep/v1/sse/flags`, in `eventStreams`.
-    /// Clients that support OFREP's event streams open it, and refetch the flags when it asks them to: after each change, and
-    /// when it opens, unless the client has received the newest change (`Last-Event-ID`).
+    /// With `true`, each response with all flags advertises the stream, `GET /ofrep/v1/sse/flags`, in `eventStreams`. Clients
+    /// that support OFREP event streams open it, and refetch the flags when the stream asks them to. It does so after each
+    /// change, and when it opens, unless the client has received the newest change (`Last-Event-ID`).
     ///
-    /// The stream requires no API key, because a page cannot add headers to the request that opens an event stream. An event
-    /// says that flags changed, not which ones.
+    /// The stream requires no API key, because a page cannot add headers to the request that opens an event stream. An event says
+    /// that flags changed, but not which ones.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -287,9 +287,9 @@ impl LocalServerBuilder {
     /// Allows pages of this origin to evaluate flags and open streams from a browser (CORS). Several calls allow several
     /// origins, and `*` allows all of them. Defaults to none.
     ///
-    /// The origin is written as browsers send it, such as `http://localhost:5173`. The dashboard and the endpoints under
-    /// `/local` stay closed to pages of other origins. Responses of [faults](crate::Faults) can be read by the page as
-    /// well, and preflight requests (`OPTIONS`) are answered before faults apply and without an API key.
+    /// The origin must be written as browsers send it, such as `http://localhost:5173`. Pages of other origins still cannot use
+    /// the dashboard and the endpoints under `/local`. The page can also read the responses of [faults](crate::Faults). The
+    /// server responds to preflight requests (`OPTIONS`) before faults apply, and without an API key.
     pub fn allow_origin(mut self, origin: impl Into<String>) -> Self {
         self.allowed_origins.push(origin.into());
         self
@@ -299,15 +299,15 @@ impl LocalServerBuilder {
     ///
     /// # Errors
     ///
-    /// Returns an I/O error that names the address if the server cannot listen on it, or the file if it cannot be read.
-    /// The kind is `InvalidData` for invalid flags, and `InvalidInput` for a heartbeat of zero or more than a day, and for
-    /// an invalid origin.
+    /// Returns an I/O error that names the address if the server cannot listen on it, or the file if it cannot be read. The kind
+    /// is `InvalidData` for invalid flags, and `InvalidInput` for an invalid origin or for a heartbeat of zero or more than 1
+    /// day.
     pub async fn start(self) -> io::Result<LocalServer> {
         let Self { flags, flags_file, listen, api_key, heartbeat, expose_control, event_streams, allowed_origins } =
             self;
         let invalid_input = |problem| io::Error::new(io::ErrorKind::InvalidInput, problem);
         if heartbeat.is_zero() || heartbeat > MAX_HEARTBEAT {
-            let problem = format!("heartbeat is {heartbeat:?}, but must be more than zero and at most a day");
+            let problem = format!("heartbeat is {heartbeat:?}, but must be more than zero and at most 1 day");
             return Err(invalid_input(problem));
         }
         let parse_origin = |origin: &String| {
@@ -359,7 +359,7 @@ impl LocalServerBuilder {
     }
 }
 
-/// Shows all settings but the API key.
+/// Shows all settings except the API key.
 impl fmt::Debug for LocalServerBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LocalServerBuilder")

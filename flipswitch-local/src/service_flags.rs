@@ -20,8 +20,8 @@ mod client {
     /// Time limit of the request.
     const TIMEOUT: Duration = Duration::from_secs(10);
 
-    /// Requests the flags of a service over OFREP. Returns their types, as far as they are known. Without a key, sends the key
-    /// in the environment, if there is one.
+    /// Requests the flags of a service over OFREP. Returns their types, if they are known. Without a key, sends the key in the
+    /// environment, if there is one.
     pub(crate) async fn fetch(
         url: &str,
         api_key: Option<String>,
@@ -49,7 +49,7 @@ mod client {
             }
             404 => {
                 return Err(format!(
-                    "{url}: the service has no OFREP endpoint there (404); pass the URL before /ofrep"
+                    "{url}: the service has no OFREP endpoint at this URL (404); pass the URL without /ofrep"
                 ));
             }
             300..=399 => return Err(format!("{url}: the service redirects ({status}); pass the URL that it leads to")),

@@ -24,7 +24,7 @@ pub(crate) struct AppState {
     pub(crate) heartbeat: Duration,
     /// Whether other machines may use the dashboard and the endpoints under `/local`.
     pub(crate) expose_control: bool,
-    /// Whether there are event streams of OFREP.
+    /// Whether the server has OFREP event streams.
     pub(crate) event_streams: bool,
     /// The origins whose pages may use the API, or `*`.
     pub(crate) allowed_origins: Vec<HeaderValue>,

@@ -1,4 +1,4 @@
-//! Points in time as the service writes and reads them: in UTC, in RFC 3339.
+//! Points in time as the service writes and reads them: RFC 3339 dates in UTC.
 
 use std::time::SystemTime;
 

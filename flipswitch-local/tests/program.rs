@@ -168,7 +168,7 @@ fn override_prints_only_the_query_the_link_or_the_cookie() {
     let token = link.strip_prefix("http://shop.example/checkout?step=2&flipswitch=").unwrap();
     let body = content(token.strip_suffix("#pay\n").unwrap());
     assert_eq!((&body["flags"], &body["lasts"], &body["sub"]), (&json!({"max": 10}), &json!(3600), &json!("alice")));
-    for part in ["\"alice\" only", "provider: shop", "1 hour ", "Warning: this page has no https"] {
+    for part in ["\"alice\" only", "provider: shop", "1 hour ", "Warning: this page does not use https"] {
         assert!(about.contains(part), "{part}: {about}");
     }
 
@@ -199,7 +199,7 @@ fn errors_of_override_name_the_option() {
         (&[], 2, "no flags: pass FLAG=VALUE"),
         (&["new-checkout"], 2, "new-checkout: must be FLAG=VALUE"),
         (&["=true"], 2, "=true: must be FLAG=VALUE"),
-        (&["f=1", "f=2"], 2, "f=2: f has a value already"),
+        (&["f=1", "f=2"], 2, "f=2: f already has a value"),
         (&["f=1", "--key", "0123456789abcdef"], 2, "--key"),
         (&["f=1", "--hours", "169"], 2, "--hours 169: must be a whole number from 1 to 168"),
         (&["f=1", "--hours=0"], 2, "--hours 0: must be"),

@@ -7,23 +7,24 @@ use flipswitch::{
     },
 };
 
-/// Reports the evaluations of OpenFeature clients, whatever their provider, as `feature_flag.evaluation` events, which
-/// OpenTelemetry's semantic conventions define.
+/// Reports the evaluations of OpenFeature clients with any provider as `feature_flag.evaluation` events, which OpenTelemetry's
+/// semantic conventions define.
 ///
-/// The hook is for applications that use several providers. For Flipswitch providers alone,
-/// [`evaluation_events`](flipswitch::FlipswitchProviderBuilder::evaluation_events) reports the same, and also the reads that do
+/// The hook is for applications that also use other providers. If all providers are Flipswitch providers,
+/// [`evaluation_events`](flipswitch::FlipswitchProviderBuilder::evaluation_events) is enough, and also reports the reads that do
 /// not use a client.
 ///
-/// The events are the same as with `evaluation_events`: events of `tracing` with the target `flipswitch::evaluation` and the
-/// level INFO. Each evaluation is reported. The id of the context is made from the targeting key of the evaluation, or from that
-/// of the current request if the evaluation has none.
-/// [`evaluation_context_id`](flipswitch::FlipswitchProviderBuilder::evaluation_context_id) of the provider sets its form.
+/// The events are the same as with `evaluation_events`: `tracing` events with the target `flipswitch::evaluation` and the level
+/// INFO. Each evaluation is reported. The context id is derived from the targeting key of the evaluation or, if it has none, from
+/// the targeting key of the current request.
+/// The provider's [`evaluation_context_id`](flipswitch::FlipswitchProviderBuilder::evaluation_context_id) option sets its form.
 ///
-/// If `evaluation_events` is set on the provider of the hook, the evaluations of Flipswitch providers would be reported twice.
-/// The hook then leaves them out and logs a warning. Set `evaluation_events` on all Flipswitch providers or on none.
+/// If `evaluation_events` is set on the provider that was passed to the hook, the evaluations of Flipswitch providers would be
+/// reported twice. In that case, the hook leaves them out and logs a warning. Set `evaluation_events` on all Flipswitch providers
+/// or on none.
 ///
 /// ```
-/// # use flipswitch::{FlipswitchProvider, open_feature::OpenFeature, serde_json::json};
+/// use flipswitch::{FlipswitchProvider, open_feature::OpenFeature, serde_json::json};
 /// use flipswitch_otel::EvaluationHook;
 ///
 /// # #[tokio::main(flavor = "current_thread")]

@@ -1,8 +1,8 @@
-//! [OpenTelemetry](https://docs.rs/opentelemetry) for the provider of [Flipswitch](https://flipswitch.io) feature flags, and of
-//! every other service that speaks OFREP.
+//! [OpenTelemetry](https://docs.rs/opentelemetry) metrics and events of the provider in the crate [`flipswitch`], which evaluates
+//! feature flags of [Flipswitch](https://flipswitch.io) and of any other service that speaks OFREP.
 //!
-//! [`observe`] reports the numbers and the state of a provider as metrics. [`EvaluationHook`] reports the evaluations of
-//! OpenFeature clients as events, for applications that use several providers.
+//! [`observe`] reports the counters and the state of a provider as metrics. [`EvaluationHook`] reports the evaluations of
+//! OpenFeature clients as events, for applications that also use other providers.
 //!
 //! # Example
 //!
@@ -12,13 +12,13 @@
 //!
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
-//!     // Stands for the exporter of your application, such as that of `opentelemetry-otlp`.
+//!     // Stands in for the exporter of your application, such as the one from `opentelemetry-otlp`.
 //!     let exporter = InMemoryMetricExporter::default();
 //!     let meters = SdkMeterProvider::builder().with_periodic_exporter(exporter.clone()).build();
-//!     // Before the meter is obtained. A meter that was obtained earlier reports nothing.
+//!     // Must be set before the meter is obtained. A meter that was obtained earlier reports nothing.
 //!     opentelemetry::global::set_meter_provider(meters.clone());
 //!
-//!     // Stands for a provider with an API key. Providers in memory report their numbers as well.
+//!     // Stands in for a provider with an API key. In-memory providers report their counters as well.
 //!     let provider = FlipswitchProvider::in_memory(json!({"new-checkout": true}));
 //!     flipswitch_otel::observe(&opentelemetry::global::meter("my-application"), &provider);
 //!
@@ -41,19 +41,19 @@
 //!
 //! # Events about reads
 //!
-//! Events that say which flags a request has read need nothing from this crate. The provider emits them with `tracing` if
+//! Events that say which flags a request has read do not need this crate. The provider emits them with `tracing` if
 //! [`evaluation_events`](flipswitch::FlipswitchProviderBuilder::evaluation_events) is set, and the bridges
 //! [`opentelemetry-appender-tracing`](https://docs.rs/opentelemetry-appender-tracing) and
-//! [`tracing-opentelemetry`](https://docs.rs/tracing-opentelemetry) turn them into log records and events of spans. The guide
-//! `docs/telemetry.md` in the repository shows this with a complete example.
+//! [`tracing-opentelemetry`](https://docs.rs/tracing-opentelemetry) turn them into log records and span events. The guide
+//! `docs/telemetry.md` in the repository contains a complete example.
 //!
 //! # Features and versions
 //!
 //! This crate has no features. The TLS library of the provider is chosen with the features of `flipswitch`, `flipswitch-axum` or
 //! `flipswitch-actix`.
 //!
-//! The application must use the same version of `opentelemetry` as this crate, which is 0.33. A newer 0.x version of it is a
-//! breaking change of this crate.
+//! The application must use the same version of `opentelemetry` as this crate, which is 0.33. An update to a newer 0.x version is
+//! a breaking change of this crate.
 
 // The README's example is a test.
 #[cfg(doctest)]

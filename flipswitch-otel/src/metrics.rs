@@ -8,19 +8,19 @@ use flipswitch::{
 use opentelemetry::{KeyValue, metrics::Meter};
 use parking_lot::Mutex;
 
-/// The numbers and the state of a provider at one moment.
+/// The counters and the state of a provider at one moment.
 struct Report {
     stats: Stats,
     health: Health,
 }
 
-/// An instrument with one number.
+/// An instrument with one value.
 struct Instrument {
     name: &'static str,
     unit: &'static str,
     description: &'static str,
     kind: Kind,
-    /// Returns the number, if there is one.
+    /// Returns the value, if there is one.
     read: fn(&Report) -> Option<f64>,
 }
 
@@ -33,7 +33,7 @@ enum Kind {
     Gauge,
 }
 
-/// An instrument whose number is 1 for the current state, and 0 for all others.
+/// An instrument whose value is 1 for the current state, and 0 for all others.
 struct States {
     name: &'static str,
     description: &'static str,
@@ -51,17 +51,17 @@ macro_rules! instruments {
 const INSTRUMENTS: &[Instrument] = instruments! {
     Counter "flipswitch.evaluations", "{evaluation}", "Evaluations of all flags of a context.",
         |now| number(now.stats.evaluations);
-    Counter "flipswitch.evaluation.hits", "{evaluation}", "Evaluations answered from memory with fresh flags.",
+    Counter "flipswitch.evaluation.hits", "{evaluation}", "Evaluations that returned fresh flags from memory.",
         |now| number(now.stats.hits);
     Counter "flipswitch.evaluation.coalesced", "{evaluation}", "Evaluations that joined a request in flight.",
         |now| number(now.stats.coalesced);
-    Counter "flipswitch.evaluation.stale", "{evaluation}", "Evaluations answered with stale flags or bootstrap values.",
+    Counter "flipswitch.evaluation.stale", "{evaluation}", "Evaluations that returned stale flags or bootstrap values.",
         |now| number(now.stats.stale_served);
     Counter "flipswitch.evaluation.unavailable", "{evaluation}", "Evaluations without flags from the service.",
         |now| number(now.stats.unavailable);
     Counter "flipswitch.requests", "{request}", "Requests for flags that were sent to the service.",
         |now| number(now.stats.requests);
-    Counter "flipswitch.request.not_modified", "{request}", "Requests answered with 304 Not Modified.",
+    Counter "flipswitch.request.not_modified", "{request}", "Requests that received the response 304 Not Modified.",
         |now| number(now.stats.not_modified);
     Counter "flipswitch.stream.reconnects", "{connection}", "Connections of the stream of changes after the first one.",
         |now| number(now.stats.reconnects);
@@ -161,7 +161,7 @@ struct ReportCache {
 }
 
 impl ReportCache {
-    /// Calls `read` with a report: with a new one if this instrument has read the current one.
+    /// Calls `read` with a report. This is a new report if the instrument has already read the current one.
     fn read<T>(&self, number: usize, read: impl FnOnce(&Report) -> T) -> Option<T> {
         let bit = 1 << number;
         let mut current = self.current.lock();
@@ -176,15 +176,15 @@ impl ReportCache {
 
 /// Reports [`Stats`] and [`Health`] of a provider as observable instruments of a meter.
 ///
-/// Call it once for each provider. The meter must come from the meter provider that exports: a meter that was obtained before
-/// [`set_meter_provider`](opentelemetry::global::set_meter_provider) reports nothing.
+/// Call it once for each provider. The meter must come from the meter provider that exports the metrics. A meter that was
+/// obtained before [`set_meter_provider`](opentelemetry::global::set_meter_provider) reports nothing.
 ///
-/// The instruments are read when metrics are collected, without a task in the background. They do not keep the provider alive:
-/// once its last handle is dropped, they report nothing.
+/// The instruments are read when metrics are collected, without a background task. They do not keep the provider alive, and
+/// report nothing after its last handle is dropped.
 ///
 /// If the provider has a [name](flipswitch::FlipswitchProviderBuilder::name), the instruments have it as the attribute
-/// `flipswitch.provider`. Give a name to each of several providers, because their series are the same otherwise. No attribute
-/// contains anything of users or flags.
+/// `flipswitch.provider`. If an application has several providers, give each of them a name, because otherwise their series are
+/// the same. No attribute identifies a user or a flag.
 ///
 /// ```
 /// use flipswitch::{FlipswitchProvider, serde_json::json};
@@ -195,18 +195,18 @@ impl ReportCache {
 ///
 /// # Instruments
 ///
-/// An evaluation is a call of [`flags`](FlipswitchProvider::flags) or of an OpenFeature client. Reads of single flags are not
+/// An evaluation is a call to [`flags`](FlipswitchProvider::flags) or to an OpenFeature client. Reads of individual flags are not
 /// counted; [`evaluation_events`](flipswitch::FlipswitchProviderBuilder::evaluation_events) reports them.
 ///
 /// | name | instrument | unit | |
 /// |---|---|---|---|
 /// | `flipswitch.evaluations` | counter | `{evaluation}` | Evaluations of all flags of a context |
-/// | `flipswitch.evaluation.hits` | counter | `{evaluation}` | Evaluations answered from memory with fresh flags |
+/// | `flipswitch.evaluation.hits` | counter | `{evaluation}` | Evaluations that returned fresh flags from memory |
 /// | `flipswitch.evaluation.coalesced` | counter | `{evaluation}` | Evaluations that joined a request in flight |
-/// | `flipswitch.evaluation.stale` | counter | `{evaluation}` | Evaluations answered with stale flags or bootstrap values |
+/// | `flipswitch.evaluation.stale` | counter | `{evaluation}` | Evaluations that returned stale flags or bootstrap values |
 /// | `flipswitch.evaluation.unavailable` | counter | `{evaluation}` | Evaluations without flags from the service |
 /// | `flipswitch.requests` | counter | `{request}` | Requests for flags that were sent to the service |
-/// | `flipswitch.request.not_modified` | counter | `{request}` | Requests answered with 304 Not Modified |
+/// | `flipswitch.request.not_modified` | counter | `{request}` | Requests that received the response 304 Not Modified |
 /// | `flipswitch.stream.reconnects` | counter | `{connection}` | Connections of the stream of changes after the first one |
 /// | `flipswitch.polls` | counter | `{poll}` | Polls while the stream of changes was closed |
 /// | `flipswitch.context.added` | counter | `{context}` | Contexts that were added to the cache |
@@ -232,9 +232,9 @@ impl ReportCache {
 /// | `flipswitch.health.state` | up-down counter | `1` | 1 for the current state of the provider, 0 for others |
 /// | `flipswitch.stream.state` | up-down counter | `1` | 1 for the current state of the stream of changes, 0 for others |
 ///
-/// The last two instruments have one series for each state, with the state in an attribute of the same name as the instrument.
-/// The states of the provider are `starting`, `streaming`, `polling`, `stale`, `unauthorized` and `shut_down`. The states of the
-/// stream are `connecting`, `connected`, `disconnected` and `error`.
+/// The last two instruments have one series for each state, with the state in an attribute that has the same name as the
+/// instrument. The states of the provider are `starting`, `streaming`, `polling`, `stale`, `unauthorized` and `shut_down`. The
+/// states of the stream are `connecting`, `connected`, `disconnected` and `error`.
 pub fn observe(meter: &Meter, provider: &FlipswitchProvider) {
     let shared = Arc::new(ReportCache { provider: provider.downgrade(), current: Mutex::default() });
     let attributes: Arc<[KeyValue]> =

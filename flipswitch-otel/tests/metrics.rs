@@ -12,7 +12,7 @@ use opentelemetry_sdk::metrics::{
 };
 use serde_json::json;
 
-/// By the name of an instrument: its unit, and its numbers with their attributes.
+/// By the name of an instrument: its unit, and its values with their attributes.
 type Reported = BTreeMap<String, (String, Vec<(BTreeMap<String, String>, f64)>)>;
 
 struct Metrics {
@@ -59,7 +59,7 @@ impl Metrics {
     }
 }
 
-/// Returns the only number of an instrument.
+/// Returns the only value of an instrument.
 fn one(reported: &Reported, name: &str) -> f64 {
     let (_, values) = reported.get(name).unwrap_or_else(|| panic!("{name} in {:?}", reported.keys()));
     let [(_, value)] = &values[..] else { panic!("{name}: {values:?}") };
@@ -89,7 +89,7 @@ async fn every_number_of_a_provider_is_reported() {
     for _ in 0..5 {
         assert!(provider.flags(Context::user("alice")).await.bool("on", false));
     }
-    // Waits until no work in the background is left.
+    // Waits until no background work is left.
     let (reported, Stats { evaluations, hits, requests, contexts, bytes, .. }) = loop {
         let (before, reported, after) = (provider.stats(), metrics.collect(), provider.stats());
         if before == after && after.contexts == 2 && state(&reported, "flipswitch.stream.state") == "connected" {
@@ -113,7 +113,7 @@ async fn every_number_of_a_provider_is_reported() {
     let attributes = reported.values().flat_map(|(_, values)| values).map(|(attributes, _)| attributes);
     assert!(attributes.into_iter().all(|attributes| attributes["flipswitch.provider"] == "shop"));
 
-    // The next collection has the new numbers.
+    // The next collection has the new values.
     assert!(provider.flags(Context::user("alice")).await.bool("on", false));
     assert_eq!(one(&metrics.collect(), "flipswitch.evaluations"), (evaluations + 1) as f64);
 
@@ -134,7 +134,7 @@ async fn an_outage_is_visible() {
     metrics.observe(&provider);
     assert!(provider.flags(Context::user("alice")).await.bool("on", true));
     let reported = metrics.collect();
-    // The check at the start of the provider counts as well.
+    // The check at the provider's start is also counted.
     assert!(one(&reported, "flipswitch.evaluation.unavailable") >= 1.0);
     assert_eq!(one(&reported, "flipswitch.health.ready"), 0.0);
     assert_eq!(state(&reported, "flipswitch.health.state"), "starting");

@@ -25,10 +25,10 @@ use crate::{
     server::{Server, TIMEOUT},
 };
 
-/// How long connecting may take. A cluster whose nodes do not answer takes long, because `redis` waits for each step in turn,
-/// such as for the listed nodes and then for the nodes of the slot map.
+/// How long connecting may take. Connecting to a cluster whose nodes do not respond takes long, because `redis` waits for each
+/// step in turn, such as for the listed nodes and then for the nodes of the slot map.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest time without a check of a connection.
+/// How long a connection is used before it is checked.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// The limits of the pause before the first attempt to connect again, and before any attempt.
 const PAUSES: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(5)];
@@ -62,7 +62,7 @@ struct Inner {
     state: watch::Sender<State>,
     /// Wakes the task that checks the connection.
     suspected: Notify,
-    /// The first key that was used, or a key whose command was not answered. In a cluster, the node with this key is checked.
+    /// The first key that was used, or a key whose command received no response. In a cluster, the node with this key is checked.
     suspect: Mutex<String>,
 }
 
@@ -133,7 +133,7 @@ impl Drop for Supervised {
     }
 }
 
-/// A command that has no answer yet.
+/// A command that has received no response yet.
 struct Pending<'a> {
     inner: &'a Inner,
     key: &'a str,
@@ -161,13 +161,14 @@ impl Inner {
         });
     }
 
-    /// Returns the next state once a connection is lost or does not answer. Callers wait for a new connection only in the first
+    /// Returns the next state once a connection is lost or does not respond. Callers wait for a new connection only in the first
     /// case.
     async fn until_lost(&self, connection: &Arc<dyn Connection>) -> State {
         let silent = || State::Down("no answer".into());
         let checks = async {
             loop {
-                // The check is also made without a suspicion, because an idle connection can end unnoticed.
+                // The connection is checked even if nothing suggests that it is lost, because an idle connection can end
+                // unnoticed.
                 let _ = timeout(CHECK_INTERVAL, self.suspected.notified()).await;
                 let check = redis::cmd("EXISTS").arg(self.suspect.lock().as_str()).to_owned();
                 match timeout(TIMEOUT, connection.send(&check)).await {
@@ -190,8 +191,8 @@ fn is_connected(state: &State, connection: &Arc<dyn Connection>) -> bool {
     matches!(state, State::Connected(current) if Arc::ptr_eq(current, connection))
 }
 
-/// Returns whether an error ends the connection. So does the error of a server that became a replica: a new connection looks up
-/// the name of the server again.
+/// Returns whether an error ends the connection. This includes the error of a server that became a replica, because a new
+/// connection looks up the name of the server again.
 fn is_lost(error: &RedisError) -> bool {
     error.is_unrecoverable_error()
         || error.kind() == ErrorKind::Server(ServerErrorKind::ReadOnly)
@@ -222,7 +223,8 @@ async fn supervise(inner: Arc<Inner>) {
     }
 }
 
-/// Returns the pause after a number of failures. It is random, so that the instances of a fleet do not all connect at once.
+/// Returns the pause after a number of failures. It is random, so that the instances of a fleet do not all connect at the same
+/// time.
 fn pause(failures: u32) -> Duration {
     let longest = PAUSES[0].saturating_mul(2_u32.saturating_pow(failures)).min(PAUSES[1]);
     longest.mul_f64(fastrand::f64())

@@ -33,7 +33,7 @@ pub enum RedisStoreError {
         url: String,
     },
     /// The URL needs TLS, the feature `rustls-no-provider` is enabled, and the application has installed no crypto provider.
-    #[error("{url} needs TLS: no crypto provider of rustls is installed in this process")]
+    #[error("{url} needs TLS: no rustls crypto provider is installed in this process")]
     NoCryptoProvider {
         /// The URL.
         url: String,

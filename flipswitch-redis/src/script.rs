@@ -1,5 +1,5 @@
-//! The scripts that run in Redis. Each script is atomic and takes one round trip. A value of another type counts as missing. A
-//! right that the Redis user lacks is an error.
+//! The scripts that run in Redis. Each script is atomic and takes one round trip. A value of a different type counts as missing.
+//! A permission that the Redis user lacks is an error.
 //!
 //! Times are eight bytes in big-endian order. They are compared as numbers, because Lua compares strings by the locale.
 

@@ -9,7 +9,7 @@ use redis::{
 
 use crate::{connection::Connection, error::RedisStoreError};
 
-/// How long the connection to a server may take to open, and a command to be answered.
+/// How long opening a connection to a server, or waiting for the response to a command, may take.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A server or a cluster.
@@ -58,8 +58,8 @@ impl Server {
         Ok(Self { name: name.into(), client: AnyClient::Cluster(client) })
     }
 
-    /// Opens a connection. Must be called on a tokio runtime. A cluster with nodes that do not answer takes several times as
-    /// long as one server.
+    /// Opens a connection. Must be called on a tokio runtime. For a cluster with nodes that do not respond, this takes several
+    /// times as long as for one server.
     pub(crate) async fn connect(&self) -> RedisResult<Arc<dyn Connection>> {
         Ok(match &self.client {
             AnyClient::Single(client) => {

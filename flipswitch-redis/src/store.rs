@@ -16,7 +16,7 @@ use crate::{
     server::Server,
 };
 
-/// The largest number of bytes of the encrypted flags of a context.
+/// Maximum size of the encrypted flags of a context, in bytes.
 pub(crate) const MAX_ENTRY_BYTES: usize = 1024 * 1024;
 /// The number of bytes before the encrypted flags in a value. They are the time of the request, in microseconds.
 const TIME_BYTES: usize = 8;
@@ -25,7 +25,7 @@ const MAX_TTL_MILLIS: u128 = 1 << 52;
 
 /// Keeps flags in Redis or Valkey. Clones share the connection.
 ///
-/// The [documentation of the crate](crate) describes outages, the data in Redis, and the rights that the Redis user needs.
+/// The [documentation of the crate](crate) describes outages, the data in Redis, and the permissions that the Redis user needs.
 ///
 /// ```no_run
 /// use flipswitch::FlipswitchProvider;
@@ -51,7 +51,7 @@ enum Source {
 }
 
 impl RedisStore {
-    /// Creates a store on the server of a URL.
+    /// Creates a store that uses the server at a URL.
     ///
     /// | URL | connection |
     /// |---|---|
@@ -61,7 +61,7 @@ impl RedisStore {
     ///
     /// The query `?protocol=resp3` selects the newer protocol.
     ///
-    /// This function returns at once, and needs no runtime. The first call of the store opens the connection, on the tokio
+    /// This function returns immediately, and needs no runtime. The first call to the store opens the connection, on the tokio
     /// runtime of its caller. The store opens the connection again whenever it is lost.
     ///
     /// # Errors
@@ -71,10 +71,10 @@ impl RedisStore {
         Self::builder().url(url).build()
     }
 
-    /// Creates a store on a connection of the application, such as a Sentinel or cluster connection.
+    /// Creates a store that uses a connection of the application, such as a Sentinel or cluster connection.
     ///
-    /// The connection must reconnect by itself, also after it was silent, because the store neither checks nor replaces it. For a
-    /// single server with settings of your own, use [`RedisStoreBuilder::client`] instead.
+    /// The connection must reconnect by itself, even after it has been silent, because the store neither checks nor replaces it.
+    /// For a single server with settings of your own, use [`RedisStoreBuilder::client`] instead.
     #[must_use]
     pub fn from_connection(connection: impl ConnectionLike + Clone + Send + Sync + 'static) -> Self {
         Self { connection: Arc::new(Source::Given(Box::new(connection))), server: "Redis".into() }
@@ -93,7 +93,7 @@ impl fmt::Debug for RedisStore {
     }
 }
 
-/// Builds a [`RedisStore`] on a server or a cluster. The last call of a setter counts.
+/// Builds a [`RedisStore`] for a server or a cluster. If several setters select a server, the last one applies.
 #[must_use]
 pub struct RedisStoreBuilder {
     server: Result<Server, RedisStoreError>,
@@ -134,7 +134,7 @@ impl RedisStoreBuilder {
         self
     }
 
-    /// Sets the URLs of some nodes of a cluster. These nodes name the others.
+    /// Sets the URLs of some nodes of a cluster. The store learns of the other nodes from these.
     #[cfg(feature = "cluster")]
     #[cfg_attr(docsrs, doc(cfg(feature = "cluster")))]
     pub fn cluster(mut self, urls: impl IntoIterator<Item: AsRef<str>>) -> Self {

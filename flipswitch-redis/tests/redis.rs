@@ -21,7 +21,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 const DEADLINE: Duration = Duration::from_secs(20);
 const TRIES: usize = 20;
 
-/// A server that ends with the test. If the test process is killed, the server is left behind: ending it then would need unsafe code.
+/// A server that stops with the test. If the test process is killed, the server is left behind, because stopping it in that case
+/// would need unsafe code.
 struct Server {
     child: Child,
     port: u16,
@@ -130,7 +131,7 @@ async fn is_up(child: &mut Child, url: &str) -> bool {
     while Instant::now() < until && child.try_wait().unwrap().is_none() {
         let info =
             async { redis::cmd("INFO").arg("server").query_async::<String>(&mut try_connection(url).await?).await };
-        // Another process may listen and not answer.
+        // Another process may listen and not respond.
         let info = tokio::time::timeout(Duration::from_secs(1), info).await;
         if matches!(info, Ok(Ok(info)) if info.contains(&format!("process_id:{}\r\n", child.id()))) {
             return true;
@@ -154,7 +155,7 @@ async fn content(store: &RedisStore) -> Option<String> {
     store.get(KEY).await.unwrap().entry.map(|entry| String::from_utf8(entry.sealed).unwrap())
 }
 
-/// Calls `get` until it succeeds. Returns how long that took.
+/// Calls `get` until it succeeds. Returns how long this took.
 async fn until_answered(store: &RedisStore) -> (Lookup, Duration) {
     let began = Instant::now();
     loop {
@@ -568,7 +569,7 @@ async fn a_silent_server_is_noticed() {
     let now = now(&store).await;
     server.signal("-STOP");
     let began = Instant::now();
-    // Drops calls until they fail at once.
+    // Drops calls until they fail immediately.
     let mut dropped = 0;
     let error = loop {
         match tokio::time::timeout(Duration::from_millis(1), store.put(entry(now, "flags"), MINUTE)).await {
@@ -723,7 +724,7 @@ async fn a_cluster_works_without_a_node_that_has_no_data() {
     for node in &nodes {
         until_cluster_is_up(node).await;
     }
-    // This node accepts connections and answers nothing.
+    // This node accepts connections and never responds.
     nodes[1].signal("-STOP");
     let urls = [nodes[1].url(), nodes[0].url()];
     let store = RedisStore::builder().cluster(&urls).build().unwrap();

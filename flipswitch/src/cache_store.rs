@@ -1,4 +1,4 @@
-//! The interface of stores outside of the process, which share flags in a fleet or keep them over restarts.
+//! The interface of stores outside the process, which share flags in a fleet or keep them across restarts.
 
 use std::{
     error::Error as StdError,
@@ -9,16 +9,16 @@ use std::{
 
 use async_trait::async_trait;
 
-/// Keeps flags by context outside of the process. Set with
-/// [`store`](crate::FlipswitchProviderBuilder::store); `flipswitch-redis` and `flipswitch-disk` implement it.
+/// Keeps flags by context outside the process. [`store`](crate::FlipswitchProviderBuilder::store) sets it; `flipswitch-redis` and
+/// `flipswitch-disk` implement it.
 ///
 /// The provider does not trust a store: keys are authentication codes of contexts, entries are encrypted, and an entry that was
 /// changed, or written for another context or environment, counts as missing. A store may lose entries and fail at any time.
 ///
-/// The provider waits 50 ms for [`get`](Self::get) and [`try_lease`](Self::try_lease), and a second for the other methods. It
-/// stops reading from a store that keeps failing, and tries again about once a second, so an implementation needs no time limits
-/// or retries. A future may be dropped at any time. The provider also calls [`get`](Self::get) with a key that has no entry, to
-/// read the clock of the store.
+/// The provider waits 50 milliseconds for [`get`](Self::get) and [`try_lease`](Self::try_lease), and 1 second for the other
+/// methods. It stops reading from a store that keeps failing, and tries again about once a second, so an implementation needs no
+/// time limits or retries. A future may be dropped at any time. The provider also calls [`get`](Self::get) with a key that has no
+/// entry, to read the clock of the store.
 ///
 /// ```
 /// use std::{
@@ -59,17 +59,17 @@ pub trait CacheStore: Send + Sync + 'static {
     /// A [`StoreError`] if the store cannot be read.
     async fn get(&self, key: &str) -> Result<Lookup, StoreError>;
 
-    /// Stores an entry for at most `ttl`. An entry must not replace one that was [sent](StoredEntry::sent) later, unless that one
-    /// is more than a second ahead of the store's clock. The comparison and the write must be one atomic step.
+    /// Stores an entry for at most `ttl`. An entry must not replace an entry that was [sent](StoredEntry::sent) later, unless the
+    /// later entry is more than 1 second ahead of the store's clock. The comparison and the write must be one atomic step.
     ///
     /// # Errors
     ///
-    /// A [`StoreError`] if the entry could not be written. It is not an error if an entry is skipped because of a later one.
+    /// A [`StoreError`] if the entry could not be written. Skipping an entry because of a later one is not an error.
     async fn put(&self, entry: StoredEntry, ttl: Duration) -> Result<(), StoreError>;
 
-    /// Grants the lease of a key, unless another lease of this key is still held: one that has not been [released](Self::release)
-    /// and is not older than its `ttl`. The holder of a lease requests flags from the service while all other instances wait.
-    /// `key` consists of the key of an entry and the id of an event.
+    /// Grants the lease of a key, unless another lease of this key is still held. A lease is held until it is
+    /// [released](Self::release) or its `ttl` has elapsed. The holder of a lease requests flags from the service while all other
+    /// instances wait. `key` consists of the key of an entry and the id of an event.
     ///
     /// The default implementation always grants the lease, for a store that only one process uses.
     ///

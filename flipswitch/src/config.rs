@@ -62,7 +62,8 @@ pub enum EvaluationEvents {
     /// Reports no reads.
     #[default]
     Off,
-    /// Reports the first read of each flag in a request: of each [`Flags`](crate::Flags), which all parts of a request share.
+    /// Reports the first read of each flag from a [`Flags`](crate::Flags), that is, the first read in a request if all its parts
+    /// share one.
     PerRequest,
     /// Reports every read, as OpenTelemetry's semantic conventions recommend.
     PerRead,
@@ -74,7 +75,8 @@ pub enum EvaluationEvents {
 #[non_exhaustive]
 pub enum ContextId {
     /// A hash of the targeting key, in 32 hexadecimal digits: HMAC-SHA-256 with a key that is derived from the provider's secret.
-    /// A user has the same hash in all instances with the same secret, and cannot be found from it without the secret.
+    /// A user has the same hash in all instances with the same secret. Without the secret, the hash does not reveal the targeting
+    /// key.
     #[default]
     Hashed,
     /// The targeting key itself, which may be personal data.
@@ -86,7 +88,7 @@ pub enum ContextId {
 /// The kind of flag service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ServiceKind {
-    /// Flipswitch, which has a stream of changes and headers of its own.
+    /// Flipswitch, which has its own stream of changes and headers.
     Flipswitch,
     /// Any other OFREP service, which may advertise event streams.
     Ofrep,
@@ -157,7 +159,7 @@ impl Options {
         self.enable_realtime && self.service == ServiceKind::Ofrep
     }
 
-    /// Checks every option against its limits.
+    /// Checks that every option is within its limits.
     ///
     /// # Errors
     ///
@@ -263,8 +265,8 @@ impl BaseUrl {
         Ok(Self(url))
     }
 
-    /// Returns the part of a text that may be shown, if the text was passed as a URL: nothing that could be a credential, since
-    /// the text may be an API key.
+    /// Returns the part of a string that may be shown, where a URL was expected. Leaves out everything that could be a
+    /// credential, because the string may be an API key.
     pub(crate) fn without_credentials(text: &str) -> String {
         let text = text.trim();
         let Some((scheme, rest)) = text.split_once("://").filter(|(scheme, _)| scheme.len() <= 10) else {

@@ -15,7 +15,7 @@ pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 #[derive(Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Auth {
-    /// Sends no key and no token. The default of [`FlipswitchProvider::ofrep`](crate::FlipswitchProvider::ofrep).
+    /// Sends neither a key nor a token. The default of [`FlipswitchProvider::ofrep`](crate::FlipswitchProvider::ofrep).
     #[default]
     None,
     /// Sends an API key, in the header `X-API-Key`. The default of
@@ -53,7 +53,7 @@ impl Credential {
         })
     }
 
-    /// Returns the same kind of credential with another key or token.
+    /// Returns the same kind of credential with a different key or token.
     pub(crate) fn replaced_by(&self, key: &str) -> Result<Self, ConfigError> {
         match self {
             Self::None => Err(ConfigError::NoAuth),
@@ -70,7 +70,7 @@ impl Credential {
         }
     }
 
-    /// Sets its header in a request, and replaces one of the same name.
+    /// Sets its header in a request, and replaces a header of the same name.
     pub(crate) fn insert_into(&self, headers: &mut HeaderMap) {
         if let Some((name, value)) = self.header() {
             headers.insert(name, value);
@@ -101,7 +101,7 @@ impl fmt::Display for Credential {
     }
 }
 
-/// Longest accepted API key, in bytes.
+/// Maximum length of an API key, in bytes.
 const MAX_KEY_BYTES: usize = 4_096;
 
 /// An API key or a token, as a header value.
@@ -133,7 +133,7 @@ impl ApiKey {
         self.0.as_bytes()
     }
 
-    /// Returns the secret of a provider for which none was set.
+    /// Returns the secret for a provider that has no other.
     pub(crate) fn secret(&self) -> Secret {
         Secret::new(self.0.as_bytes())
     }
@@ -227,7 +227,7 @@ pub(crate) fn custom_header(
         return Err(refuse("it already carries the API key or the token; leave it out, or use `Auth::None`"));
     }
     let mut value = HeaderValue::from_str(value.trim())
-        .map_err(|_| refuse("its value has a character that a header cannot carry, such as a line break"))?;
+        .map_err(|_| refuse("its value contains a character that a header cannot contain, such as a line break"))?;
     value.set_sensitive(true);
     Ok((known, value))
 }

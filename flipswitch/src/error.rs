@@ -12,14 +12,14 @@ pub(crate) type SharedError = Arc<dyn StdError + Send + Sync + 'static>;
 
 /// The reason why the flag service returned no flags.
 ///
-/// An evaluation never fails because of it: [`Flags`](crate::Flags) returns the last known values or the caller's
-/// defaults, and [`Flags::error`](crate::Flags::error) returns the error.
+/// An evaluation never fails because of it: [`Flags`](crate::Flags) returns the last known values or the defaults passed to the
+/// calls, and [`Flags::error`](crate::Flags::error) returns the error.
 ///
 /// Most applications only log the error. These variants are worth handling:
 ///
 /// | variant | what to do |
 /// |---|---|
-/// | [`Unauthorized`](Self::Unauthorized) | Set another API key with [`set_api_key`](crate::FlipswitchProvider::set_api_key) |
+/// | [`Unauthorized`](Self::Unauthorized) | Set a valid API key with [`set_api_key`](crate::FlipswitchProvider::set_api_key) |
 /// | [`InvalidContext`](Self::InvalidContext) | Pass a shorter targeting key |
 /// | [`Evaluation`](Self::Evaluation) | Correct the context, for example if it lacks a targeting key that the service needs |
 /// | [`ShutDown`](Self::ShutDown) | Evaluate before the provider is shut down |
@@ -110,7 +110,7 @@ pub enum FlagError {
         /// The type of the flag.
         found: FlagType,
     },
-    /// The flag service defers to the code default: the flag is disabled, or has no default variant.
+    /// The flag service defers to the default in the code: the flag is disabled, or has no default variant.
     #[error("the flag service gave no value (reason {reason})")]
     NoValue {
         /// The reason that the service gives.
@@ -143,7 +143,7 @@ pub enum ConfigError {
     },
     /// The API key or the token cannot be sent in a header.
     #[error(
-        "{what} has a character at position {position} that an HTTP header cannot carry; look for a line break, a typographic \
+        "{what} has a character at position {position} that an HTTP header cannot contain; look for a line break, a typographic \
          quote or a stray byte"
     )]
     IllegalApiKey {
@@ -220,7 +220,7 @@ pub enum ConfigError {
         /// The largest accepted value.
         max: u64,
     },
-    /// A [`store`](crate::FlipswitchProviderBuilder::store) is set, but no secret with which to encrypt its entries.
+    /// A [`store`](crate::FlipswitchProviderBuilder::store) is set, but there is no secret to encrypt its entries with.
     #[error(
         "store needs a secret: {}; set one with `secret`, and use the same one in all instances",
         if *has_key { "the API key or token is shorter than 16 bytes and could be guessed" } else { "there is no API key" }
@@ -243,7 +243,7 @@ pub enum ConfigError {
     OverrideFile {
         /// Path of the file.
         path: PathBuf,
-        /// The problem with it, and where.
+        /// The problem with it, and its position.
         problem: String,
     },
     /// An override file is set in a release build.
@@ -307,7 +307,7 @@ pub enum ConfigError {
     #[error(
         "http_client: no client could be built ({cause}). Without a custom client, TLS lacks certificates or a crypto \
          provider: install the system's CA certificates or, with the feature `rustls-no-provider`, install a crypto \
-         provider first; the features `rustls` and `native-tls` select another TLS library"
+         provider first; the features `rustls` and `native-tls` select a different TLS library"
     )]
     HttpClient {
         /// The reason that the HTTP client gives.
@@ -339,8 +339,8 @@ pub enum ReadyError {
     /// The flag service did not respond before the timeout. The provider keeps trying.
     #[error("the flag service did not respond in time")]
     Timeout,
-    /// The flag service does not have some flags that the code declares, or they have different types there. The text names them.
-    #[error("the declared flags do not match those of the flag service: {0}")]
+    /// Some flags that the code declares do not exist in the flag service, or have different types there. The text names them.
+    #[error("the declared flags do not match the flags of the flag service: {0}")]
     Undeclared(String),
     /// The provider was shut down.
     #[error("the provider was shut down")]

@@ -20,7 +20,7 @@ const REASON_FIELD: &str = "serverReason";
 
 #[async_trait]
 impl FeatureProvider for FlipswitchProvider {
-    /// Starts the provider without waiting for the service, because OpenFeature holds a global lock meanwhile. Use
+    /// Starts the provider without waiting for the service, because OpenFeature holds a global lock during the call. Use
     /// [`ready`](FlipswitchProvider::ready) to wait.
     async fn initialize(&mut self, context: &EvaluationContext) {
         if context.targeting_key.is_some() {

@@ -38,7 +38,7 @@ impl FlagType {
         }
     }
 
-    /// Returns whether a value of this type can replace a value of another type.
+    /// Returns whether a value of this type can replace a value of the type `other`.
     pub(crate) fn fits(self, other: Self) -> bool {
         let is_number = |kind| matches!(kind, Self::Integer | Self::Number);
         self == other || other == Self::Null || is_number(self) && is_number(other)

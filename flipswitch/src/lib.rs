@@ -1,6 +1,6 @@
 //! The [OpenFeature](https://openfeature.dev) provider for [Flipswitch](https://flipswitch.io), a hosted feature-flag service,
-//! and for any other service that speaks OFREP, the OpenFeature Remote Evaluation Protocol. It requests all flags of a user at
-//! once, keeps them in memory, and receives changes over a stream.
+//! and for any other service that speaks OFREP, the OpenFeature Remote Evaluation Protocol. It requests all flags for a user
+//! together, keeps them in memory, and receives changes over a stream.
 //!
 //! The crates [`flipswitch-axum`](https://docs.rs/flipswitch-axum) and
 //! [`flipswitch-actix`](https://docs.rs/flipswitch-actix) integrate the provider into axum and actix-web.
@@ -35,7 +35,7 @@
 //!
 //! An evaluation never fails. If the service is slow or unavailable, or sends invalid responses, the evaluation returns the last
 //! known flags of the context, which may be up to [`max_stale`](FlipswitchProviderBuilder::max_stale) old. If there are none, it
-//! returns the [`bootstrap`](FlipswitchProviderBuilder::bootstrap) values or the defaults in code. [`Flags::is_stale`] and
+//! returns the [`bootstrap`](FlipswitchProviderBuilder::bootstrap) values or the defaults in the code. [`Flags::is_stale`] and
 //! [`Flags::error`] report this.
 //!
 //! An evaluation waits at most [`stale_wait`](FlipswitchProviderBuilder::stale_wait) for a context with stale flags, and at most
@@ -52,7 +52,7 @@
 //! | Declare flags with key, type and default | [`flags!`], [`manifest()`] |
 //! | Follow changes | [`add_flag_change_listener`], [`events`], [`ProviderEvent`] |
 //! | Monitor the provider | [`health`], [`stats`], [`usage`], [`EvaluationEvents`] |
-//! | Share flags between instances, or keep them over restarts | [`store`](FlipswitchProviderBuilder::store), [`CacheStore`] |
+//! | Share flags between instances, or keep them across restarts | [`store`](FlipswitchProviderBuilder::store), [`CacheStore`] |
 //! | Start and stop the provider with a server | [`Lifespan`] |
 //! | Test an application | [`testing`] |
 //! | Use an OpenFeature client | [`FlipswitchProvider`](FlipswitchProvider#openfeature-clients), [`open_feature`] |
@@ -81,9 +81,8 @@
 //!
 //! # Runtime
 //!
-//! The provider makes all requests on a thread of its own. It can therefore be used from several runtimes at the same time,
-//! including single-threaded ones, and without a runtime. [`runtime`](FlipswitchProviderBuilder::runtime) sets a different
-//! runtime.
+//! The provider sends all requests on its own thread. It can therefore be used from several runtimes at the same time, including
+//! single-threaded ones, and without a runtime. [`runtime`](FlipswitchProviderBuilder::runtime) sets a different runtime.
 //!
 //! Forking after the provider has started is not supported, and neither is WebAssembly.
 

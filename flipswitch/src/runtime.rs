@@ -1,4 +1,4 @@
-//! The runtime of a provider: where all its tasks run, and how they end.
+//! The runtime of a provider, on which all its tasks run, and how it stops.
 //!
 //! All I/O happens on one runtime, regardless of the runtime of the caller. A pooled connection is driven by the runtime that
 //! opened it, and the runtime of a caller may be busy, single-threaded, or about to end. Unless the application passes a runtime,
@@ -33,7 +33,7 @@ const TASKS_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long blocking calls, such as name resolution, may take to end after the tasks.
 const BLOCKING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How long shutdown may take as a whole.
+/// How long the whole shutdown may take.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(4_800);
 
 thread_local! {
@@ -115,7 +115,7 @@ impl ProviderRuntime {
         }
     }
 
-    /// Waits on the runtime, regardless of the runtime of the caller. Returns `false` at once if the runtime ends.
+    /// Waits on the runtime, regardless of the runtime of the caller. Returns `false` immediately if the runtime is stopped.
     pub(crate) async fn sleep(&self, duration: Duration) -> bool {
         match self.spawn(async move { tokio::time::sleep(duration).await }) {
             Ok(timer) => matches!(AbortOnDropHandle::new(timer).await, Ok(Some(()))),
@@ -163,7 +163,10 @@ impl ProviderRuntime {
         };
         if with_timeout(ended, SHUTDOWN_TIMEOUT).await.is_none() {
             let _entered = self.span().entered();
-            tracing::warn!(target: "flipswitch", "the runtime of the provider did not stop in time; a task or listener blocks it");
+            tracing::warn!(
+                target: "flipswitch",
+                "the runtime of the provider did not stop in time; a task or listener is blocking it"
+            );
         }
     }
 
@@ -172,7 +175,7 @@ impl ProviderRuntime {
         self.cancellation.cancelled().await;
     }
 
-    /// Returns a span for log lines of the provider, within that of the caller. Disabled if the provider has no name.
+    /// Returns a span for log lines of the provider, inside the span of the caller. Disabled if the provider has no name.
     pub(crate) fn span(&self) -> Span {
         self.name.as_deref().map_or_else(Span::none, |provider| {
             // Has the highest level, so that it is enabled wherever one of its events is.

@@ -1,6 +1,6 @@
 //! Sanitizing of text from outside, for logs and errors.
 
-/// Longest text that is kept, in bytes.
+/// Maximum length of the text that is kept, in bytes.
 const MAX_BYTES: usize = 256;
 
 /// Removes control characters, and truncates the text to 256 bytes.

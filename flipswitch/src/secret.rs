@@ -10,7 +10,7 @@ use hkdf::Hkdf;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 
-/// Length of the authentication code of a text, in bytes. Of HMAC-SHA-256, 128 bits are enough (RFC 2104, section 5).
+/// Length of an authentication code, in bytes. A truncation of HMAC-SHA-256 to 128 bits is enough (RFC 2104, section 5).
 const MAC_BYTES: usize = 16;
 
 /// A secret. Each purpose has its own key, derived by HKDF-SHA-256 (RFC 5869).
@@ -56,7 +56,7 @@ impl Secret {
 pub(crate) struct Secrets {
     pub(crate) current: Secret,
     pub(crate) before: Option<Secret>,
-    /// Whether the current one is so short that trying secrets can find it from a code.
+    /// Whether the current secret is so short that it can be found from a code by trial.
     pub(crate) is_guessable: bool,
 }
 
@@ -71,7 +71,7 @@ impl Secrets {
     }
 }
 
-/// The keys for the cookies of visitors: the one that signs, and an earlier one that is still accepted.
+/// The keys for visitor cookies: the key that signs, and an earlier key that is still accepted.
 #[derive(Clone)]
 pub(crate) struct VisitorKeys {
     current: MacKey,
@@ -141,14 +141,14 @@ impl fmt::Debug for TelemetryKey {
     }
 }
 
-/// The keys for what is kept in a store outside the process.
+/// The keys for the data in a store outside the process.
 #[derive(Clone)]
 pub(crate) struct StoreKeys {
     names: MacKey,
     cipher: XChaCha20Poly1305,
 }
 
-/// Length of the random number that precedes each encrypted text, in bytes. Long enough to be chosen at random.
+/// Length of the random number that precedes each ciphertext, in bytes. Long enough to be chosen at random.
 const NONCE_BYTES: usize = 24;
 
 impl StoreKeys {
@@ -159,14 +159,14 @@ impl StoreKeys {
         }
     }
 
-    /// Returns the code of texts in hexadecimal digits.
+    /// Returns the code of several byte strings in hexadecimal digits.
     pub(crate) fn name(&self, texts: &[&[u8]]) -> String {
-        // Includes their lengths, so that no two lists of texts have the same code.
+        // Includes their lengths, so that no two lists have the same code.
         let parts = texts.iter().flat_map(|text| [&(text.len() as u64).to_be_bytes()[..], text].concat());
         format!("{:032x}", u128::from_be_bytes(self.names.sign(&parts.collect::<Vec<_>>())))
     }
 
-    /// Encrypts a text. `associated` is authenticated together with it. Returns `None` if there are no random numbers.
+    /// Encrypts bytes. `associated` is authenticated together with them. Returns `None` if there are no random numbers.
     pub(crate) fn seal(&self, text: &[u8], associated: &[u8]) -> Option<Vec<u8>> {
         let mut nonce = [0; NONCE_BYTES];
         getrandom::fill(&mut nonce).ok()?;
@@ -175,19 +175,19 @@ impl StoreKeys {
         Some([&nonce[..], &sealed].concat())
     }
 
-    /// Decrypts a text. Returns `None` if it or `associated` is not what was encrypted with this key.
+    /// Decrypts bytes. Returns `None` if they or `associated` are not what was encrypted with this key.
     pub(crate) fn open(&self, sealed: &[u8], associated: &[u8]) -> Option<Vec<u8>> {
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE_BYTES>()?;
         self.cipher.decrypt(&XNonce::from(*nonce), Payload { msg: sealed, aad: associated }).ok()
     }
 }
 
-/// A key that authenticates short texts.
+/// A key that authenticates short byte strings.
 #[derive(Clone)]
 struct MacKey(Hmac<Sha256>);
 
 impl MacKey {
-    /// Returns the authentication code of a text.
+    /// Returns the authentication code of bytes.
     fn sign(&self, text: &[u8]) -> [u8; MAC_BYTES] {
         let full = self.0.clone().chain_update(text).finalize().into_bytes();
         let mut code = [0; MAC_BYTES];
@@ -195,7 +195,7 @@ impl MacKey {
         code
     }
 
-    /// Returns whether this is the authentication code of a text. Takes the same time for all codes.
+    /// Returns whether this is the authentication code of the bytes. Takes the same time for all codes.
     fn verifies(&self, text: &[u8], code: [u8; MAC_BYTES]) -> bool {
         self.0.clone().chain_update(text).verify_truncated_left(&code).is_ok()
     }

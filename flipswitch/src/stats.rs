@@ -7,7 +7,7 @@ use std::{
 
 use serde::Serialize;
 
-/// Counters since the provider was built. `contexts` and `bytes` are current sizes of the cache, and `throttling` is the
+/// Counters since the provider was built. `contexts` and `bytes` are the current size of the cache, and `throttling` is the
 /// current state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -15,33 +15,33 @@ use serde::Serialize;
 pub struct Stats {
     /// Evaluations: calls to `flags()`, and to `resolve_*` through OpenFeature. Reads of a `Flags` do not count.
     pub evaluations: u64,
-    /// Evaluations answered from the cache with fresh flags.
+    /// Evaluations that returned fresh flags from the cache.
     pub hits: u64,
     /// Requests for flags that were sent to the service.
     pub requests: u64,
-    /// Requests that the service answered with 304 Not Modified.
+    /// Requests to which the service responded with 304 Not Modified.
     pub not_modified: u64,
     /// Evaluations that joined an in-flight request.
     pub coalesced: u64,
-    /// Evaluations answered with stale flags or bootstrap values.
+    /// Evaluations that returned stale flags or bootstrap values.
     pub stale_served: u64,
-    /// Evaluations without flags from the service: answered with bootstrap values, or with none.
+    /// Evaluations without flags from the service, which returned bootstrap values or no flags.
     pub unavailable: u64,
     /// Contexts that entered the cache, including contexts that had been evicted before.
     pub new_contexts: u64,
     /// Attributes of contexts that were left out because they cannot be sent. They are counted once for each context that is
     /// built, converted or merged. The attributes of a [`PreparedContext`](crate::PreparedContext) are therefore counted once,
-    /// and those of a context that is built in each request are counted in each request. Those of a context over 64 KiB that is
-    /// not prepared are counted at each evaluation.
+    /// and the attributes of a context that is built in each request are counted in each request. The attributes of a context
+    /// over 64 KiB that is not prepared are counted at each evaluation.
     pub attributes_left_out: u64,
-    /// Connections of the stream of changes after the first one, except those that replaced another one before it ended.
+    /// Connections of the stream of changes after the first one, except those that replaced a connection that was still open.
     pub reconnects: u64,
     /// Polls while the stream of changes was closed.
     pub polls: u64,
-    /// Contexts whose flags were found up to date in the [`store`](crate::FlipswitchProviderBuilder::store). Each one saved a
+    /// Contexts whose flags in the [`store`](crate::FlipswitchProviderBuilder::store) were up to date. Each of them saved a
     /// request.
     pub store_hits: u64,
-    /// Requests for which the store had no fresh flags, or did not answer.
+    /// Requests for which the store had no fresh flags, or did not respond.
     pub store_misses: u64,
     /// Contexts whose last known flags came from the store, because there were none in memory.
     pub store_restored: u64,
@@ -57,8 +57,8 @@ pub struct Stats {
     pub throttling: Throttling,
 }
 
-/// What currently keeps requests for flags from being sent, or flags from being evaluated. All zero, false and `None` while the
-/// flag service works.
+/// What currently keeps requests for flags from being sent, or flags from being evaluated. All fields are zero, false or `None`
+/// while the flag service works.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
@@ -129,7 +129,7 @@ impl Counter {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) hits: Counter,
-    /// Evaluations that were not answered from the cache.
+    /// Evaluations that did not return fresh flags from the cache.
     pub(crate) misses: Counter,
     pub(crate) requests: Counter,
     pub(crate) not_modified: Counter,

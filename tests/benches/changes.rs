@@ -1,6 +1,6 @@
 //! Measures how long a change takes to reach a reader: from the `PUT` of a flag until a listener was called and an
 //! evaluation has the new value. A bare request for all flags is measured in turn with it. The change arrives over
-//! Flipswitch's own stream, or over an event stream of OFREP.
+//! Flipswitch's own stream, or over an OFREP event stream.
 //!
 //! The bench reports percentiles, which criterion does not, and is therefore a separate program.
 #![expect(
@@ -65,7 +65,7 @@ async fn measure(contexts: usize, event_streams: bool) {
         true => FlipswitchProvider::ofrep(service.url()),
         false => FlipswitchProvider::builder(service.api_key()).base_url(service.url()),
     };
-    // All contexts are known before the measurement, also on a busy machine.
+    // All contexts are known before the measurement, even on a busy machine.
     let provider = provider.miss_wait(PATIENCE).build().unwrap();
     provider.ready(PATIENCE).await.unwrap();
     while provider.sse_status().to_string() != "connected" {

@@ -1,4 +1,4 @@
-//! Measures the cost of flags in a request: for a bare handler, below the layer, and with an extractor and one read.
+//! Measures the cost of flags in a request: for a bare handler, inside the layer, and with an extractor and one read.
 //!
 //! `cargo bench -p flipswitch-tests --bench requests`. Everything runs in one process without a socket, so only the framework
 //! and the provider are measured. The requests come from several users in turn, whose flag sets the thread remembers.

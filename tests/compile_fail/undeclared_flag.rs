@@ -30,7 +30,7 @@ pub fn gate() -> FlagGate {
 }
 
 pub fn gate_of_a_variant() -> FlagGate {
-    //~ `NewCheckout` names no flag
+    //~ `NewCheckout` is not the name of a flag
     //~ pass the flag's key, a `&'static str`, or a flag declared with `flags!`
     FlagGate::variant(NewCheckout, "blue")
 }

@@ -8,7 +8,7 @@ use flipswitch_axum::FlipswitchLayer;
 #[derive(Clone)]
 pub struct User;
 
-/// Is in the extensions as an `Arc`, because it cannot be there itself.
+/// Is in the extensions as an `Arc`, because it cannot be there directly.
 pub struct Account;
 
 #[derive(Clone)]

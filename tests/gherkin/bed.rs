@@ -48,7 +48,7 @@ pub(crate) struct Service {
 #[derive(Debug)]
 enum Running {
     Local(LocalServer),
-    /// Both are kept, because they end when they are dropped.
+    /// Both are kept, because they stop when they are dropped.
     Peer {
         _process: Peer,
         _flags: Option<NamedTempFile>,

@@ -47,7 +47,7 @@ async fn a_graceful_shutdown_does_not_wait_for_the_streams_of_browsers() {
         let status = tokio::time::timeout(SOON, application.wait()).await;
         assert!(status.is_ok_and(|status| status.unwrap().success()), "{framework}: {:?}", began.elapsed());
         for mut stream in streams {
-            // The stream ended in good order, with the last chunk.
+            // The stream ended properly, with the last chunk.
             let mut rest = Vec::new();
             stream.read_to_end(&mut rest).await.unwrap();
             assert!(rest.ends_with(b"\r\n0\r\n\r\n"), "{framework}: {}", String::from_utf8_lossy(&rest));

@@ -1,8 +1,8 @@
 //! Restricts the control endpoints and the dashboard to this machine, and to the pages of this server.
 //!
-//! A browser sends requests on behalf of any page. The page is in `Origin`, and a page that has pointed a name of its own
-//! at a loopback address (DNS rebinding) shows that name in `Host`, so both are checked. Clients other than browsers send
-//! no `Origin` and are allowed.
+//! A browser sends requests on behalf of any page. The page is in `Origin`, and a page that has pointed its own name at a
+//! loopback address (DNS rebinding) shows that name in `Host`, so both are checked. Clients other than browsers send no `Origin`
+//! and are allowed.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -72,7 +72,7 @@ fn check(exposed: bool, peer: IpAddr, method: &Method, uri: &Uri, headers: &Head
             return Err(forbidden(format!("Origin: {origin:?} is not a page of this machine")));
         }
         if changes && !authority.eq_ignore_ascii_case(&host) {
-            return Err(forbidden(format!("Origin: only pages of {host:?} may make changes, not those of {origin:?}")));
+            return Err(forbidden(format!("Origin: only pages of {host:?} may make changes, not pages of {origin:?}")));
         }
     }
     // Browsers that send this header distinguish more than `Origin` does.
@@ -114,8 +114,8 @@ fn parse_host(text: &str) -> Option<Authority> {
     text.parse().ok().filter(|authority: &Authority| !authority.as_str().contains('@'))
 }
 
-/// Returns whether a host is this machine whatever a name server says. If the control endpoints are exposed, IP addresses
-/// and names without dots are allowed as well, since no page from outside can have them.
+/// Returns whether a host is this machine regardless of name servers. If the control endpoints are exposed, IP addresses and
+/// names without dots are allowed as well, since no page from outside can have them.
 fn is_this_machine(host: &str, exposed: bool) -> bool {
     if let Some(address) = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
         return address.parse().is_ok_and(|address: Ipv6Addr| exposed || address.is_loopback());

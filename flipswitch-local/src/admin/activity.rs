@@ -16,10 +16,10 @@ use crate::{
     time,
 };
 
-/// This many requests are listed, the latest ones.
+/// The maximum number of requests that are listed. The latest ones are listed.
 const LISTED_REQUESTS: usize = 200;
 
-/// This many open streams are listed, the latest ones. All are counted.
+/// The maximum number of open streams that are listed. The latest ones are listed, and all are counted.
 const LISTED_STREAMS: usize = 50;
 
 /// Number of bytes of a body that are searched for the context to list.

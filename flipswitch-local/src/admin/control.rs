@@ -43,8 +43,8 @@ use crate::{
     state::AppState,
 };
 
-/// Limits how often a fault on connections applies. Such a fault applies to connections for `/local` as well, so without a
-/// limit it could not be removed again.
+/// Limits how often a fault on connections applies. Such a fault also applies to connections for `/local`, so without a limit it
+/// could not be removed again.
 const MAX_CONNECTION_FAULTS: u64 = 100;
 
 pub(crate) fn routes() -> Router<Arc<AppState>> {

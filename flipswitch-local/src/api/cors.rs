@@ -34,7 +34,7 @@ fn is_origin(origin: &str) -> bool {
         && !origin.bytes().any(|byte| byte.is_ascii_uppercase() || byte == b'*')
 }
 
-/// Answers preflight requests, and adds the headers of CORS to all other responses, for pages of these origins.
+/// Responds to preflight requests, and adds CORS headers to all other responses, for pages of these origins.
 ///
 /// The layer comes before faults and the API key, so that a page can read these responses as well.
 pub(crate) fn allow<S: Clone + Send + Sync + 'static>(api: Router<S>, origins: &[HeaderValue]) -> Router<S> {

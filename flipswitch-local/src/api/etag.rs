@@ -4,7 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use http::{HeaderMap, HeaderValue, header};
 
-/// Returns a tag that depends on nothing but the body.
+/// Returns a tag that depends only on the body.
 pub(crate) fn of_body(body: &str) -> HeaderValue {
     let mut hasher = DefaultHasher::new();
     body.hash(&mut hasher);
@@ -13,7 +13,7 @@ pub(crate) fn of_body(body: &str) -> HeaderValue {
 
 /// Returns whether one of the tags in `If-None-Match` is this one.
 ///
-/// Tags are compared as proxies change them: weakened, without quotes, or with the suffix `-gzip` of compressed
+/// The comparison accepts tags that proxies have changed: weakened, without quotes, or with the suffix `-gzip` of compressed
 /// responses.
 pub(crate) fn is_held(headers: &HeaderMap, tag: &HeaderValue) -> bool {
     let tag = opaque(tag.as_bytes());

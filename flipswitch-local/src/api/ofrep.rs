@@ -1,4 +1,4 @@
-//! Evaluation over OFREP: of all flags, and of one.
+//! Evaluation of all flags, and of one flag, over OFREP.
 
 use std::sync::Arc;
 
@@ -70,7 +70,7 @@ pub(crate) async fn bulk(
     }
     let mut body = json!({"flags": items, "metadata": {}});
     if state.event_streams {
-        // Without an origin, so clients use the origin of their base URL.
+        // The URL has no origin, so clients use the origin of their base URL.
         body["eventStreams"] = json!([{"type": "sse", "endpoint": {"requestUri": EVENT_STREAM_PATH}}]);
     }
     let body = body.to_string();

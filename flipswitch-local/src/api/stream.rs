@@ -1,5 +1,5 @@
-//! The streams of changes: the stream of Flipswitch, `GET /api/v1/flags/events`, and the event stream of OFREP,
-//! `GET /ofrep/v1/sse/flags`.
+//! The streams of changes: the Flipswitch stream, `GET /api/v1/flags/events`, and the OFREP event stream, `GET
+//! /ofrep/v1/sse/flags`.
 
 use std::{convert::Infallible, pin::Pin, sync::Arc};
 
@@ -22,13 +22,13 @@ use crate::{
     state::AppState,
 };
 
-/// Opens a stream of Flipswitch.
+/// Opens a Flipswitch stream.
 pub(crate) async fn stream(State(state): State<Arc<AppState>>, request: HeaderMap) -> Response {
     respond(&request, |client| EventSource::new(&state, StreamKind::Flipswitch, client))
 }
 
-/// Opens an event stream of OFREP. The first event asks the client to refetch the flags, unless it has received the
-/// newest change: browsers do not refetch by themselves when they reopen a stream.
+/// Opens an OFREP event stream. The first event asks the client to refetch the flags, unless it has received the newest change,
+/// because browsers do not refetch by themselves when they reopen a stream.
 pub(crate) async fn event_stream(
     State(state): State<Arc<AppState>>,
     no_replay: Option<Extension<NoReplay>>,
@@ -50,7 +50,7 @@ fn respond(request: &HeaderMap, open: impl FnOnce(String) -> EventSource) -> Res
     let headers = [
         (header::CONTENT_TYPE, Endpoint::Stream.content_type()),
         (header::CACHE_CONTROL, "no-cache"),
-        // Asks nginx, and proxies that follow it, not to buffer events.
+        // Asks nginx, and proxies that follow its convention, not to buffer events.
         (HeaderName::from_static("x-accel-buffering"), "no"),
     ];
     (headers, open(client).into_body()).into_response()

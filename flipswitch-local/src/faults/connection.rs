@@ -1,4 +1,4 @@
-//! Connections that end when the server stops, whatever their clients do, and that faults can act on.
+//! Connections that end when the server stops, regardless of their clients, and that faults can act on.
 
 use std::{
     future::poll_fn,

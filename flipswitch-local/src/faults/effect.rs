@@ -16,7 +16,7 @@ const MAX_HEADERS: usize = 100;
 /// Limits the concurrency and the rate that a fault allows.
 const MAX_LIMIT: usize = 10_000;
 
-/// The effect of a fault. Its variants and fields are those of the JSON.
+/// The effect of a fault. Its variants and fields are the same as in JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub(crate) enum Effect {

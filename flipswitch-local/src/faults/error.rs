@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// The error of a fault that cannot be added. It names the field, as it is called in JSON, and the problem.
+/// The error of a fault that cannot be added. It names the field as it is called in JSON, and the problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FaultError {
     field: &'static str,

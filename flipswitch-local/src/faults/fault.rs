@@ -19,7 +19,7 @@ pub(crate) const BULK_PATH: &str = "/ofrep/v1/evaluate/flags";
 /// Path of the stream of changes.
 pub(crate) const STREAM_PATH: &str = "/api/v1/flags/events";
 
-/// Path of the event stream of OFREP.
+/// Path of the OFREP event stream.
 pub(crate) const EVENT_STREAM_PATH: &str = "/ofrep/v1/sse/flags";
 
 /// The endpoint that a fault applies to.
@@ -33,7 +33,7 @@ pub enum Endpoint {
     Bulk,
     /// The evaluation of one flag, `POST /ofrep/v1/evaluate/flags/{key}`.
     Single,
-    /// The stream of changes, `GET /api/v1/flags/events`, and the event stream of OFREP, `GET /ofrep/v1/sse/flags`, if
+    /// The stream of changes, `GET /api/v1/flags/events`, and the OFREP event stream, `GET /ofrep/v1/sse/flags`, if
     /// [`event_streams`](crate::LocalServerBuilder::event_streams) is on.
     Stream,
     /// New connections, before anything is read from them. This includes connections for the endpoints under `/local`.
@@ -64,12 +64,12 @@ impl Endpoint {
 /// ```
 /// use flipswitch_local::{Endpoint, Fault};
 ///
-/// // The second and the third evaluation are answered with 429 Too Many Requests.
+/// // The response to the second and third evaluations is 429 Too Many Requests.
 /// let fault = Fault::on(Endpoint::Bulk).status(429).header("retry-after", "1").after(1).times(2);
 /// ```
 ///
-/// In JSON this is
-/// `{"on": "bulk", "effect": {"status": {"code": 429, "headers": {"retry-after": "1"}}}, "after": 1, "times": 2}`.
+/// In JSON, this is `{"on": "bulk", "effect": {"status": {"code": 429, "headers": {"retry-after": "1"}}}, "after": 1, "times":
+/// 2}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[must_use = "a fault does nothing until it is added"]
@@ -88,7 +88,7 @@ pub struct Fault {
     invalid_option: Option<FaultError>,
 }
 
-/// A [`Fault`] whose effect is not set yet.
+/// A [`Fault`] whose effect has not been set yet.
 #[derive(Clone, Copy, Debug)]
 #[must_use = "a fault needs an effect"]
 pub struct FaultOn(Endpoint);
@@ -114,13 +114,14 @@ impl FaultOn {
         self.effect(Effect::Delay { millis: delay, concurrency: None })
     }
 
-    /// Rejects requests beyond this many within one second, with status code 429 and no `Retry-After`. At most 10 000.
+    /// Rejects requests beyond this many within one second, with status code 429 and no `Retry-After`. The maximum is 10 000.
     ///
-    /// Headers and a body are set as for [`status`](Self::status). [`after`](Fault::after) and [`times`](Fault::times)
-    /// count rejected requests.
+    /// Headers and a body are set in the same way as for [`status`](Self::status). [`after`](Fault::after) and
+    /// [`times`](Fault::times) count rejected requests.
     ///
     /// ```
-    /// # use flipswitch_local::{Endpoint, Fault};
+    /// use flipswitch_local::{Endpoint, Fault};
+    ///
     /// let fault = Fault::on(Endpoint::Bulk).rate_limit(50).header("retry-after", "2");
     /// ```
     pub fn rate_limit(self, per_second: usize) -> Fault {
@@ -133,13 +134,13 @@ impl FaultOn {
         self.effect(Effect::Hang {})
     }
 
-    /// Closes the connection (FIN) without a response, or in the middle of one with
+    /// Closes the connection (FIN) without a response, or in the middle of a response with
     /// [`after_bytes`](Fault::after_bytes) or [`after_time`](Fault::after_time).
     pub fn close(self) -> Fault {
         self.effect(Effect::Close { after_bytes: None, after_millis: None })
     }
 
-    /// Resets the connection (RST) without a response, or in the middle of one with
+    /// Resets the connection (RST) without a response, or in the middle of a response with
     /// [`after_bytes`](Fault::after_bytes) or [`after_time`](Fault::after_time).
     ///
     /// As with every reset, bytes that were sent just before may be lost.
@@ -151,8 +152,9 @@ impl FaultOn {
     /// duration of responses. Also applies to streams that are open when the fault is added.
     ///
     /// ```
-    /// # use std::time::Duration;
-    /// # use flipswitch_local::{Endpoint, Fault};
+    /// use std::time::Duration;
+    /// use flipswitch_local::{Endpoint, Fault};
+    ///
     /// // Each stream ends after 30 seconds, until the fault is removed.
     /// let fault = Fault::on(Endpoint::Stream).finish().after_time(Duration::from_secs(30));
     /// ```
@@ -163,11 +165,11 @@ impl FaultOn {
     /// Stops in the middle of the response without closing the connection: after the head, or after
     /// [`after_bytes`](Fault::after_bytes) of the body.
     ///
-    /// Also applies to streams that are open when the fault is added, oldest first. For these, bytes are counted from
+    /// Also applies to streams that are open when the fault is added, oldest first. For these streams, bytes are counted from
     /// then on. The connection stays silent until the client closes it, the fault is removed, or the server shuts down.
     ///
-    /// On [`Endpoint::Connections`], silences the connections that are open when the fault is added: what clients send is
-    /// acknowledged by TCP and discarded. New connections work, and so do those that were used for `/local` or the
+    /// On [`Endpoint::Connections`], silences the connections that are open when the fault is added: data that clients send is
+    /// acknowledged by TCP and discarded. New connections still work, and so do connections that were used for `/local` or the
     /// dashboard. For a client that uses HTTP/2, this means that its only connection is dead although the service is healthy.
     pub fn half_open(self) -> Fault {
         self.effect(Effect::HalfOpen { after_bytes: 0 })
@@ -182,18 +184,18 @@ impl FaultOn {
 
     /// Responds with these bytes as the body, with status code 200.
     ///
-    /// The content type defaults to the one of the endpoint, and is set with [`content_type`](Fault::content_type). A
-    /// stream ends after the bytes; [`Faults::inject`](crate::Faults::inject) sends bytes into open streams.
+    /// The content type defaults to the content type of the endpoint; [`content_type`](Fault::content_type) sets a different one.
+    /// A stream ends after the bytes; [`Faults::inject`](crate::Faults::inject) sends bytes into open streams.
     pub fn garbage(self, body: impl Into<Vec<u8>>) -> Fault {
         self.effect(Effect::Garbage { body: Payload(Bytes::from(body.into())), content_type: None })
     }
 
-    /// Sends the regular response with another content type.
+    /// Sends the regular response with a different content type.
     pub fn content_type(self, content_type: impl Into<String>) -> Fault {
         self.effect(Effect::ContentType(content_type.into()))
     }
 
-    /// Evaluates all flags but this one, whose item has this `errorCode` instead of a value, for example `"GENERAL"`.
+    /// Evaluates all flags except this one, whose item has this `errorCode` instead of a value, for example `"GENERAL"`.
     ///
     /// Requires [`Endpoint::Bulk`]. The flag need not exist.
     pub fn flag_error(self, key: impl Into<String>, code: impl Into<String>) -> Fault {
@@ -207,13 +209,14 @@ impl FaultOn {
         self.effect(Effect::NoHeartbeats {})
     }
 
-    /// Sends nothing when an event stream of OFREP opens. Without the fault, the server then asks the client to refetch the
-    /// flags, unless the client has received the newest change.
+    /// Sends nothing when an OFREP event stream opens. Without the fault, the server asks the client to refetch the flags at that
+    /// point, unless the client has received the newest change.
     ///
     /// Requires [`Endpoint::Stream`].
     ///
     /// ```
-    /// # use flipswitch_local::{Endpoint, Fault};
+    /// use flipswitch_local::{Endpoint, Fault};
+    ///
     /// // A client that reopens its stream must refetch the flags by itself.
     /// let fault = Fault::on(Endpoint::Stream).no_replay();
     /// ```
@@ -222,7 +225,7 @@ impl FaultOn {
     }
 
     /// Sends each event of a stream in two pieces with a pause of 50 ms between them, so that clients read half an event
-    /// at a time. Applies to the heartbeats as well.
+    /// at a time. Also applies to heartbeats.
     ///
     /// Requires [`Endpoint::Stream`]. When the fault is removed or the server shuts down, the pauses end.
     pub fn split_events(self) -> Fault {
@@ -243,7 +246,7 @@ impl FaultOn {
 }
 
 impl Fault {
-    /// Begins a fault that applies to an endpoint. A method of [`FaultOn`] sets its effect.
+    /// Starts building a fault that applies to an endpoint. A method of [`FaultOn`] sets its effect.
     pub fn on(endpoint: Endpoint) -> FaultOn {
         FaultOn(endpoint)
     }
@@ -266,9 +269,9 @@ impl Fault {
     /// ```
     /// use flipswitch_local::{Endpoint, Fault};
     ///
-    /// // The context `poison` cannot be evaluated, whatever its attributes are.
+    /// // Flags cannot be evaluated for the targeting key `poison`, regardless of other attributes.
     /// let fault = Fault::on(Endpoint::Bulk).status(500).for_targeting_key("poison");
-    /// // Only the context with which the provider checks the service at the start can be evaluated.
+    /// // Flags can be evaluated only for the context with which the provider checks the service at startup.
     /// let fault = Fault::on(Endpoint::Bulk).status(500).except_targeting_key("_init_");
     /// ```
     pub fn for_targeting_key(mut self, key: impl Into<String>) -> Self {
@@ -276,14 +279,14 @@ impl Fault {
         self
     }
 
-    /// Excludes evaluations for this targeting key. Several calls exclude several keys, at most 100.
+    /// Excludes evaluations for this targeting key. Several calls exclude several keys, up to 100.
     pub fn except_targeting_key(mut self, key: impl Into<String>) -> Self {
         self.when.except_targeting_keys.push(key.into());
         self
     }
 
-    /// Limits the fault to evaluations for contexts with this attribute, whatever its value is. Several calls, including calls of
-    /// [`for_attribute_value`](Self::for_attribute_value), require all of the attributes, at most 100.
+    /// Limits the fault to evaluations for contexts with this attribute, regardless of its value. Several calls, including calls
+    /// to [`for_attribute_value`](Self::for_attribute_value), require all of the attributes, up to 100.
     pub fn for_attribute(mut self, name: impl Into<String>) -> Self {
         self.when.attributes.push(Attribute { name: name.into(), value: None });
         self
@@ -330,7 +333,7 @@ impl Fault {
         self.body(value.to_string()).header("content-type", "application/json")
     }
 
-    /// Sets a page of HTML as the [`body`](Self::body), and its content type.
+    /// Sets an HTML page as the [`body`](Self::body), and its content type.
     pub fn html(self, page: impl Into<String>) -> Self {
         self.body(page.into()).header("content-type", "text/html")
     }
@@ -349,8 +352,8 @@ impl Fault {
         self
     }
 
-    /// Sets how many requests are delayed at a time, for [`delay`](FaultOn::delay). The others wait for their turn. At
-    /// most 10 000. Defaults to no limit.
+    /// Sets how many requests are delayed at a time, for [`delay`](FaultOn::delay). The others wait for their turn. Defaults to
+    /// no limit; the maximum is 10 000.
     pub fn concurrency(mut self, requests: usize) -> Self {
         match &mut self.effect {
             Effect::Delay { concurrency, .. } => *concurrency = Some(requests),
@@ -362,8 +365,8 @@ impl Fault {
     /// Sets how long each stream stays open, for [`finish`](FaultOn::finish), [`close`](FaultOn::close) and
     /// [`reset`](FaultOn::reset) on [`Endpoint::Stream`].
     ///
-    /// The fault then also applies to streams that are open when it is added, oldest first. For these, time is counted from then
-    /// on. Streams whose time is not over when the fault is removed stay open.
+    /// The fault then also applies to streams that are open when it is added, oldest first. For these streams, time is counted
+    /// from then on. Streams whose time has not elapsed when the fault is removed stay open.
     pub fn after_time(mut self, time: Duration) -> Self {
         match &mut self.effect {
             Effect::Close { after_millis, .. } | Effect::Reset { after_millis, .. } => *after_millis = Some(time),
@@ -374,9 +377,9 @@ impl Fault {
     }
 
     /// Sets how many bytes of the body are sent first, for [`close`](FaultOn::close), [`reset`](FaultOn::reset) and
-    /// [`half_open`](FaultOn::half_open). A shorter body is sent whole.
+    /// [`half_open`](FaultOn::half_open). A shorter body is sent completely.
     ///
-    /// By default, a close and a reset come before the head of the response, and a half-open connection falls silent
+    /// By default, a close or a reset happens before the head of the response is sent, and a half-open connection falls silent
     /// right after the head.
     pub fn after_bytes(mut self, bytes: u64) -> Self {
         match &mut self.effect {
@@ -453,7 +456,7 @@ impl Fault {
         has_tag && self.applies_to_endpoint(request.endpoint) && self.when.matches(request)
     }
 
-    /// Returns whether the fault applies to requests to this endpoint, which is one of the three of the API.
+    /// Returns whether the fault applies to requests to this endpoint, which is one of the three API endpoints.
     fn applies_to_endpoint(&self, endpoint: Endpoint) -> bool {
         let matches = self.on == endpoint || self.on == Endpoint::All;
         matches && self.effect != Effect::NoHeartbeats {}

@@ -14,15 +14,14 @@ use crate::faults::{
 /// The faults of a [`LocalServer`](crate::LocalServer), for testing how an application handles failures. Clones are
 /// handles to the same faults.
 ///
-/// A fault applies to requests to its [`Endpoint`](crate::Endpoint), and can be limited to evaluations for some contexts,
-/// as with [`for_targeting_key`](Fault::for_targeting_key). At most one fault applies to a request: the oldest that
-/// matches it and is not exhausted. Several faults with [`times`](Fault::times) therefore make a sequence. Faults apply
-/// regardless of the API key of the request, and [`requests`](crate::LocalServer::requests) includes the requests that faults
-/// were applied to. Faults never apply to the endpoints under `/local`, except for faults on
-/// [`Endpoint::Connections`](crate::Endpoint::Connections).
+/// A fault applies to requests to its [`Endpoint`](crate::Endpoint), and can be limited to evaluations for some contexts, for
+/// example with [`for_targeting_key`](Fault::for_targeting_key). At most one fault applies to a request: the oldest that matches
+/// it and is not exhausted. Several faults with [`times`](Fault::times) therefore make a sequence. Faults apply regardless of the
+/// API key of the request, and [`requests`](crate::LocalServer::requests) includes requests that faults were applied to. Faults
+/// never apply to the endpoints under `/local`, except for faults on [`Endpoint::Connections`](crate::Endpoint::Connections).
 ///
-/// The server speaks HTTP/1.1, and HTTP/2 with prior knowledge. Effects that end or silence a connection concern all
-/// requests on it, which over HTTP/2 can be several at a time.
+/// The server speaks HTTP/1.1, and HTTP/2 with prior knowledge. Effects that end or silence a connection affect all requests on
+/// it. Over HTTP/2, these can be several at a time.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -32,7 +31,7 @@ use crate::faults::{
 /// let service = LocalServer::start(serde_json::json!({"new-home": false})).await?;
 /// let faults = service.faults();
 /// let outage = faults.add(Fault::on(Endpoint::Bulk).status(503).times(2))?;
-/// // Here the application evaluates its flags.
+/// // At this point, the application would evaluate its flags.
 /// assert_eq!(faults.applied(outage), 0, "no request so far");
 /// faults.clear();
 /// # Ok(())
@@ -52,7 +51,7 @@ impl Faults {
         self.0.add(fault).map(|active| active.id)
     }
 
-    /// Returns the faults that were added and not removed since, oldest first, including exhausted ones.
+    /// Returns the faults that were added and have not been removed, oldest first, including exhausted ones.
     #[must_use]
     pub fn active(&self) -> Vec<ActiveFault> {
         self.0.all()
@@ -86,7 +85,7 @@ impl Faults {
     /// Closes the connections of the open streams (FIN) in the middle of their responses. Returns the number of
     /// streams.
     ///
-    /// Events that were sent before still arrive, unless the client reads too slowly.
+    /// Events that were sent earlier still arrive, unless the client reads too slowly.
     #[expect(clippy::must_use_candidate, reason = "called for its effect")]
     pub fn drop_streams(&self) -> usize {
         self.0.end_streams(ConnectionAction::Close)
@@ -98,7 +97,7 @@ impl Faults {
         self.0.end_streams(ConnectionAction::Reset)
     }
 
-    /// Sends bytes unchanged into the open streams, including event streams of OFREP. Returns the number of streams.
+    /// Sends bytes unchanged into the open streams, including OFREP event streams. Returns the number of streams.
     pub fn inject(&self, bytes: impl Into<Vec<u8>>) -> usize {
         self.0.broadcaster.inject(Bytes::from(bytes.into()))
     }

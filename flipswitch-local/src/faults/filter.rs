@@ -14,7 +14,7 @@ use crate::{
 /// Limits each list of a filter.
 const MAX_ENTRIES: usize = 100;
 
-/// Limits the requests that a fault applies to. Every part that is set must match. Its fields are those of the JSON.
+/// Limits the requests that a fault applies to. Every part that is set must match. Its fields are the fields of the JSON.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct RequestFilter {
@@ -109,7 +109,7 @@ fn is_same(one: &Value, other: &Value) -> bool {
     }
 }
 
-/// A request, as far as faults depend on it.
+/// The parts of a request that faults depend on.
 pub(crate) struct IncomingRequest {
     /// One of the three endpoints of the API.
     pub(crate) endpoint: Endpoint,

@@ -29,7 +29,7 @@ struct State {
     controls: bool,
 }
 
-/// The status of a connection, as far as faults determine it.
+/// The part of a connection's status that faults determine.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ConnectionStatus {
     pub(crate) silent: bool,

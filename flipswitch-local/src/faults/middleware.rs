@@ -35,7 +35,7 @@ pub(crate) async fn apply_faults(
     let Some(endpoint) = Endpoint::of_path(request.uri().path()) else { return next.run(request).await };
     let cutter = Arc::new(ResponseCutter::new(peer.handle));
     let (parts, body) = request.into_parts();
-    // The body has been read and limited before.
+    // The body has already been read and limited.
     let Ok(body) = body::to_bytes(body, usize::MAX).await else { return StatusCode::BAD_REQUEST.into_response() };
     let has_tag = parts.headers.contains_key(header::IF_NONE_MATCH);
     let applied = faults.apply_to_request(&IncomingRequest::new(endpoint, has_tag, body.clone()), &cutter);
@@ -83,7 +83,7 @@ async fn respond_with_fault(
             end_connection(&cutter, ConnectionAction::Reset).await
         }
         Effect::Delay { millis, .. } => {
-            // When the fault ends, requests with a slot respond at once, and those that wait follow.
+            // When the fault ends, requests with a slot get a response immediately, followed by the requests that are waiting.
             let _slot = match fault.slots {
                 Some(slots) => slots.acquire_owned().await.ok(),
                 None => None,
@@ -108,7 +108,7 @@ async fn respond_with_fault(
             response::cuttable(next.run(request).await.map(|body| trickle(body, pieces, end)), cutter)
         }
         Effect::NotModified {} => {
-            // The fault applies to requests with the header only.
+            // The fault applies only to requests with the header.
             let held = request.headers_mut().remove(header::IF_NONE_MATCH);
             let tag: HeaderMap = held.map(|held| (header::ETAG, held)).into_iter().collect();
             (StatusCode::NOT_MODIFIED, tag).into_response()
@@ -145,7 +145,7 @@ impl FaultEnd {
     }
 
     async fn wait_at_most(&self, timeout: Duration) {
-        // The outcome does not matter: the wait is over.
+        // The outcome does not matter, because the wait has ended.
         let _ = tokio::time::timeout(timeout, self.wait()).await;
     }
 }

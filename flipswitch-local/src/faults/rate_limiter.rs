@@ -20,7 +20,7 @@ impl RateLimiter {
         Self { per_second, admitted: VecDeque::new() }
     }
 
-    /// Returns whether a request is within the limit. Rejected requests do not count.
+    /// Returns whether a request is within the limit. Rejected requests are not counted.
     pub(crate) fn admits(&mut self, now: Instant) -> bool {
         while self.admitted.front().is_some_and(|oldest| now.saturating_duration_since(*oldest) >= WINDOW) {
             self.admitted.pop_front();

@@ -37,7 +37,7 @@ impl fmt::Display for FaultId {
     }
 }
 
-/// A fault that has been added and not removed since.
+/// A fault that has been added and has not been removed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ActiveFault {
@@ -46,7 +46,7 @@ pub struct ActiveFault {
     /// The fault as it was added.
     #[serde(flatten)]
     pub fault: Fault,
-    /// How many requests it has been applied to, or how many connections or heartbeats if it applies to those.
+    /// How many requests it has been applied to, or how many connections or heartbeats if it applies to them.
     #[serde(rename = "struck")]
     pub applied: u64,
     /// How many more times it will be applied: zero if it is exhausted, `None` if there is no limit.
@@ -159,7 +159,7 @@ impl FaultRegistry {
     }
 
     /// Applies the first matching fault to a request. A cut of the response is set up here, under the same lock that
-    /// registers the stream as open, so that no stream escapes a fault that is added meanwhile.
+    /// registers the stream as open, so that no stream escapes a fault that is added in the meantime.
     pub(crate) fn apply_to_request(
         &self,
         request: &IncomingRequest,
@@ -179,7 +179,7 @@ impl FaultRegistry {
         applied
     }
 
-    /// Applies the first matching fault to a new connection. A connection that is to hang is silenced here.
+    /// Applies the first matching fault to a new connection. A connection that must hang is silenced here.
     pub(crate) fn apply_to_connection(&self, response: &Arc<ResponseCutter>) -> Option<Effect> {
         let mut state = self.state.lock();
         let applied = state.apply(Fault::ends_new_connections, response)?;
@@ -191,7 +191,7 @@ impl FaultRegistry {
         Some(applied.effect)
     }
 
-    /// Adds a connection to those that later faults can silence.
+    /// Adds a connection to the connections that later faults can silence.
     pub(crate) fn register_connection(&self, connection: ConnectionHandle) {
         let connections = &mut self.state.lock().connections;
         // Before the list grows, so that its length stays proportional to the number of open connections.
@@ -275,7 +275,7 @@ impl Entry {
     }
 
     fn apply_to_open_stream(&mut self, stream: &Arc<ResponseCutter>) {
-        // A stream that has been cut off does not count.
+        // A stream that has been cut off is not counted.
         if stream.is_cut() || !self.try_apply() {
             return;
         }

@@ -46,8 +46,8 @@ const DOCUMENT_FIELDS: [&str; 5] = ["flags", "$schema", "$id", "$evaluators", "m
 ///
 /// # Errors
 ///
-/// Returns an error that names the flag and the field. An unknown field beside flags that are clearly in flagd's format
-/// is an error as well, since parsing the document as plain values would silently lose these flags.
+/// Returns an error that names the flag and the field. An unknown field next to flags that are clearly in flagd's format is also
+/// an error, because parsing the document as plain values would silently lose these flags.
 pub(crate) fn parse_document(document: Value) -> Result<Flags, DefinitionError> {
     let mut fields = json::object("flags", document)
         .map_err(|error| DefinitionError::from(error).with_hint("write {\"key\": value}, or flagd's format"))?;
@@ -179,7 +179,7 @@ fn parse_flagd(
 }
 
 impl Definition {
-    /// Checks the targeting rule, as far as that is possible without a context.
+    /// Checks the targeting rule to the extent that is possible without a context.
     ///
     /// Like flagd, the server loads a file with invalid rules, and evaluations that reach one return an error. Requests
     /// to set a flag with an invalid rule are rejected.

@@ -1,4 +1,4 @@
-//! Evaluation of flags for a context, to items of OFREP.
+//! Evaluates flags for a context, to OFREP items.
 
 use flagd_evaluation_engine::Operator;
 use open_feature::{EvaluationContext, EvaluationContextFieldValue};

@@ -26,7 +26,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 ///
-/// Returns an error that names the file and the place in it: line and column, or flag and field.
+/// Returns an error that names the file and the position in it: line and column, or flag and field.
 pub(crate) fn read(path: &Path) -> io::Result<Flags> {
     let name = path.display();
     let text = std::fs::read(path).map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
@@ -98,7 +98,7 @@ impl FileWatcher {
         Ok(Self { path, stamp, changed, _watcher: watcher })
     }
 
-    /// Applies every change of the file to the store. `flags` are those that have been read from the file.
+    /// Applies every change of the file to the store. `flags` are the flags that have been read from the file.
     pub(crate) async fn run(mut self, store: Arc<FlagStore>, flags: Flags) {
         let mut reloader = Reloader { store, flags, last_error: None };
         let mut check = tokio::time::interval(CHECK_INTERVAL);
@@ -140,7 +140,7 @@ struct Reloader {
 }
 
 impl Reloader {
-    /// Applies a version of the file. An invalid one changes nothing.
+    /// Applies a version of the file. An invalid version changes nothing.
     fn reload(&mut self, flags: io::Result<Flags>) {
         match flags {
             Ok(flags) => {

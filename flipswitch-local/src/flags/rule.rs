@@ -17,7 +17,7 @@ fn validate_operators(operator: &Operator, rule: &Value, place: &str) -> Result<
     match rule {
         Value::Object(fields) => fields.iter().try_for_each(|(name, arguments)| {
             let place = format!("{place}.{name}");
-            // The engine has no list of its operators. It rejects an unknown one before it checks the arguments.
+            // The engine has no list of its operators. It rejects an unknown operator before it checks the arguments.
             let outcome = operator.apply("", &json!({name: []}).to_string(), &EvaluationContext::default());
             if fields.len() == 1 && outcome.is_err_and(|error| error.to_string().contains("InvalidOperator")) {
                 return Err(DefinitionError::new(place, "is not an operator of targeting rules"));
@@ -31,7 +31,7 @@ fn validate_operators(operator: &Operator, rule: &Value, place: &str) -> Result<
     }
 }
 
-/// Validates that the outcomes of `if` and `fractional` are variants, as far as they are literals.
+/// Validates that the outcomes of `if` and `fractional` are variants, if they are literals.
 fn validate_variants(variants: &Map<String, Value>, rule: &Value, place: &str) -> Result<(), DefinitionError> {
     let check = |chosen: &Value, place: String| match chosen {
         Value::String(name) if !variants.contains_key(name) => {

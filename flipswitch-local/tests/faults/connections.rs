@@ -1,4 +1,4 @@
-//! Connections that are dead although the service is not.
+//! Connections that are dead although the service is healthy.
 
 use std::time::{Duration, Instant};
 
@@ -95,7 +95,7 @@ async fn connections_that_control_the_service_stay_alive() {
     let client = Client::new();
     let mut url = format!("{}/local/faults", service.url());
     let fault = r#"{"on": "connections", "effect": "halfOpen"}"#;
-    // The fault applies to all connections except that of this request.
+    // The fault applies to all connections except the connection of this request.
     let added = in_time(client.post(&url).body(fault).send()).await.unwrap();
     assert_eq!(added.status(), 201);
     in_time(added.bytes()).await.unwrap();

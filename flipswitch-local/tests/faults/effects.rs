@@ -168,7 +168,7 @@ async fn one_flag_fails_for_some_contexts() {
     assert_eq!(items(json!({"targetingKey": "u"})).await, well, "once only");
     faults.remove(id);
 
-    // The tag is that of the response.
+    // The tag is the tag of the response.
     let tag = header(&evaluate(&service, "", json!({})).await.1, "etag").unwrap().to_owned();
     faults.add(Fault::on(Endpoint::Bulk).flag_error("missing", "PARSE_ERROR")).unwrap();
     let (status, _, body) = evaluate(&service, &format!("if-none-match: {tag}\r\n"), json!({})).await;
@@ -257,7 +257,7 @@ async fn connections_end_before_anything_is_read() {
     }
     let (service, faults) = service().await;
     faults.add(on.close()).unwrap();
-    // The client has sent a request already.
+    // The client has already sent a request.
     assert_eq!(Socket::request(&service, BULK).await.end().await.0, b"");
     assert_eq!(service.requests().len(), 0);
 }

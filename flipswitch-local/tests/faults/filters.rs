@@ -1,4 +1,4 @@
-//! Faults that apply to some contexts and requests only.
+//! Faults that apply only to some contexts and requests.
 
 use flipswitch_local::{Endpoint, Fault};
 use serde_json::{Value, json};

@@ -15,7 +15,7 @@ async fn requests_beyond_the_rate_are_rejected() {
     let id = faults.add(fault).unwrap();
     let began = Instant::now();
     let (mut answered, mut rejected) = (0, 0);
-    // Until the limit has applied, and requests have been answered again after it.
+    // Until the limit has applied, and requests have succeeded again after it.
     while answered <= PER_SECOND {
         match evaluate(&service, "", json!({})).await {
             (200, ..) => answered += 1,

@@ -230,7 +230,7 @@ async fn a_stream_outlives_a_schedule_that_is_removed_or_far_away() {
         service.set_flag("a", value);
         stream.until("flag-updated").await;
     }
-    // A stream whose end is scheduled ends with the server as well.
+    // A stream whose end is scheduled also ends with the server.
     faults.add(on.finish().after_time(HOUR)).unwrap();
     in_time(service.shutdown()).await;
     stream.until("0\r\n\r\n").await;
@@ -305,7 +305,7 @@ async fn faults_on_streams_apply_to_event_streams() {
         assert_eq!((bytes.len(), end), (0, expected));
     }
 
-    // Streams that are open already.
+    // Streams that are already open.
     let open = async || {
         let mut stream = Socket::request(&service, EVENT_STREAM).await;
         stream.head().await;

@@ -64,7 +64,7 @@ impl Socket {
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: local\r\nx-api-key: {key}\r\n{headers}content-length: {length}\r\n\r\n{body}"
         );
-        // Fails if the connection has ended already. Tests look at what is received.
+        // Fails if the connection has already ended. Tests check what is received.
         self.stream.write_all(request.as_bytes()).await.ok();
     }
 
@@ -144,7 +144,7 @@ pub(crate) async fn service() -> (LocalServer, Faults) {
     (service, faults)
 }
 
-/// Starts a server with a flag `a` and event streams of OFREP.
+/// Starts a server with a flag `a` and OFREP event streams.
 pub(crate) async fn service_with_event_streams() -> (LocalServer, Faults) {
     let service = LocalServer::builder().flags(json!({"a": 1})).event_streams(true).start().await.unwrap();
     let faults = service.faults();

@@ -22,7 +22,7 @@ const KEY: &str = "flag-50";
 
 /// Number of users whose contexts are read in turn. A thread remembers about as many.
 const TURNS: usize = 16;
-/// Number of users of whom a thread remembers only a small part.
+/// Number of users, of whom a thread remembers only a small part.
 const MANY: usize = 1_000;
 
 flipswitch::flags! {
@@ -33,7 +33,7 @@ flipswitch::flags! {
 pub(crate) trait Measure {
     fn on_one_thread<T>(&mut self, name: &str, read: impl Fn(usize) -> T);
 
-    /// Measures a read on two threads at once, as the time of one read on each of them.
+    /// Measures a read on two threads at the same time, as the time of one read on each of them.
     fn on_two_threads<T>(&mut self, name: &str, read: impl Fn(usize) -> T + Sync);
 
     fn on_one_and_two_threads<T>(&mut self, name: &str, read: impl Fn(usize) -> T + Sync) {
@@ -117,7 +117,8 @@ pub(crate) fn measure_all(measure: &mut impl Measure) {
     measure.on_one_and_two_threads("openfeature/floor", |_| read(&floor));
     measure.on_one_and_two_threads("openfeature/flipswitch", |_| read(&ours));
 
-    // A request that reads one flag: without events, with events that no subscriber wants, and with a subscriber that takes them.
+    // A request that reads one flag: without events, with events that no subscriber wants, and with a subscriber that receives
+    // them.
     assert!(runtime.block_on(reporting.flags(three)).bool(KEY, false), "flags are not cached");
     let request = |provider| cached(provider, three).bool(black_box(KEY), false);
     measure.on_one_thread("events/off", |_| request(&provider));
@@ -129,7 +130,7 @@ pub(crate) fn measure_all(measure: &mut impl Measure) {
     });
 }
 
-/// A subscriber that takes every event about a flag, and does nothing with it.
+/// A subscriber that receives every event about a flag, and does nothing with it.
 struct Discard;
 
 impl Subscriber for Discard {

@@ -1,4 +1,4 @@
-//! Flag sets by context, within limits of number and memory.
+//! Flag sets by context, with limits on their number and memory.
 
 use std::{
     hash::{BuildHasherDefault, Hasher},
@@ -24,12 +24,13 @@ use crate::context::canonical::{self, ContextKey};
 pub(crate) struct Cache {
     entries: Entries<ByContext, Arc<CacheEntry>, Weight, BuildHasherDefault<KnownHash>>,
     freshness: Freshness,
-    /// Differs from the number of every other cache in the process.
+    /// A number that differs from the number of every other cache in the process.
     number: u64,
     puts: AtomicU64,
 }
 
-/// The state of a cache. The low 16 bits count the entries that are being stored, the other bits those that have been stored.
+/// The state of a cache. The low 16 bits count the entries that are being stored, and the other bits count the entries that have
+/// been stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Puts(u64);
 
@@ -43,7 +44,7 @@ impl Puts {
     }
 }
 
-/// Uses the hash that a key has already.
+/// Uses the hash that a key already has.
 #[derive(Default)]
 struct KnownHash(u64);
 
@@ -63,8 +64,8 @@ impl Hasher for KnownHash {
 
 /// Weighs an entry by its bytes, or by an equal share of the memory limit if that is more, so that one limit enforces both.
 ///
-/// The weight never exceeds the capacity of a shard. A large entry is therefore cached without evicting itself, if necessary
-/// alone.
+/// The weight never exceeds the capacity of a shard. A large entry is therefore cached without evicting itself, even if it is the
+/// only entry.
 #[derive(Clone)]
 struct Weight {
     share: u64,
@@ -106,8 +107,8 @@ impl Cache {
         self.number
     }
 
-    /// Returns the state of the cache. An entry is current for as long as the state equals the one from before the entry was
-    /// read, if that state was complete.
+    /// Returns the state of the cache. An entry is current as long as the state equals the state from before the entry was read,
+    /// if that state was complete.
     #[inline]
     pub(crate) fn puts(&self) -> Puts {
         Puts(self.puts.load(Ordering::Acquire))
@@ -129,13 +130,13 @@ impl Cache {
         reading: EpochReading,
         now: Instant,
     ) -> Option<(Puts, Arc<CacheEntry>)> {
-        // Read before the entry, so that an entry that is stored meanwhile makes this state an old one.
+        // Read before the entry, so that an entry that is stored in the meantime makes this state outdated.
         let puts = self.puts();
         let entry = self.entries.get(key).filter(|entry| entry.is_fresh(reading, now, &self.freshness))?;
         Some((puts, entry))
     }
 
-    /// Stores an entry, unless a newer one of the same context is stored. Not atomic: calls for one context must not run
+    /// Stores an entry, unless a newer entry of the same context is stored. Not atomic: calls for one context must not run
     /// concurrently.
     pub(crate) fn put(&self, entry: &Arc<CacheEntry>) {
         self.put_in_steps(entry, || {});
@@ -155,7 +156,7 @@ impl Cache {
         self.puts.fetch_add(Puts::ENDED - Puts::BEGUN, Ordering::AcqRel);
     }
 
-    /// Stores the last known flags of a context, in place of those that are too old to be served. Like [`put`](Self::put),
+    /// Stores the last known flags of a context, replacing flags that are too old to be served. Like [`put`](Self::put), this is
     /// not atomic.
     pub(crate) fn restore(&self, entry: &Arc<CacheEntry>, now: Instant) {
         let key = ContextKey::new(entry.context());

@@ -41,11 +41,11 @@ pub(crate) struct Freshness {
     pub(crate) streaming: Duration,
     /// Maximum age of fresh flags while it is closed.
     pub(crate) polling: Duration,
-    /// Maximum age of stale flags. Older ones are not served.
+    /// Maximum age of stale flags. Older flags are not served.
     pub(crate) max_stale: Duration,
 }
 
-/// Bytes of an entry besides its text and its flag set: the entry itself, its place in the cache, allocator overhead.
+/// Bytes of an entry in addition to its text and its flag set: the entry itself, its place in the cache, and allocator overhead.
 pub(crate) const OVERHEAD: usize = 176;
 
 impl CacheEntry {
@@ -98,7 +98,7 @@ impl CacheEntry {
 
     /// Returns whether the flags are fresh for an evaluation that read the epoch when it began.
     ///
-    /// Later invalidations do not count. Otherwise, a rapid series of events would keep an evaluation waiting.
+    /// Later invalidations are ignored. Otherwise, a rapid series of events would keep an evaluation waiting.
     #[inline]
     pub(crate) fn is_fresh(&self, reading: EpochReading, now: Instant, freshness: &Freshness) -> bool {
         let limit = if reading.streaming { freshness.streaming } else { freshness.polling };
@@ -110,15 +110,15 @@ impl CacheEntry {
         self.epoch == u64::MAX || !is_in_echo_window(self.epoch)
     }
 
-    /// Returns whether the flags may be served as stale ones.
+    /// Returns whether the flags may be served as stale flags.
     pub(crate) fn may_be_served(&self, now: Instant, freshness: &Freshness) -> bool {
         now.saturating_duration_since(self.sent_at) <= freshness.max_stale
     }
 
-    /// Returns the epoch of an answer to a request that was sent in `epoch`, given the previous entry of the same context.
+    /// Returns the epoch of the response to a request that was sent in `epoch`, given the previous entry of the same context.
     ///
-    /// Within the echo window after an event, an answer may be one from before the event. It is final if it differs from a
-    /// final answer that was fresh until the event arrived, or if the entry is final already.
+    /// Within the echo window after an event, a response may still be from before the event. It is final if it differs from a
+    /// final response that was fresh until the event arrived, or if the entry is already final.
     pub(crate) fn epoch_of_next(&self, flag_set: &FlagSet, epoch: u64, freshness: &Freshness, sent_at: Instant) -> u64 {
         let was_fresh =
             self.epoch + 1 == epoch && sent_at.saturating_duration_since(self.sent_at) <= freshness.streaming;
@@ -126,7 +126,7 @@ impl CacheEntry {
         epoch + u64::from(is_in_echo_window(epoch) && is_final)
     }
 
-    /// Returns whether this entry is newer than another one of the same context.
+    /// Returns whether this entry is newer than another entry of the same context.
     pub(crate) fn is_newer_than(&self, other: &Self) -> bool {
         (self.epoch, self.sent_at) > (other.epoch, other.sent_at)
     }
@@ -137,7 +137,7 @@ impl CacheEntry {
     }
 }
 
-/// Omits the context, which may hold personal data.
+/// Omits the context, which may contain personal data.
 impl fmt::Debug for CacheEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CacheEntry")

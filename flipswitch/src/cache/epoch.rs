@@ -1,4 +1,4 @@
-//! The epoch: a counter that invalidates every cached flag set at once.
+//! The epoch: a counter that invalidates all cached flag sets together.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -8,21 +8,21 @@ use std::{
 /// The epoch of flag sets that are never fresh. The first epoch is higher.
 pub(crate) const NEVER_FRESH: u64 = 0;
 
-/// How long the service may evaluate with old rules after its own event.
+/// How long the service may use old rules after its own event.
 pub(crate) const ECHO_WINDOW: Duration = Duration::from_secs(2);
 
 /// The current epoch, and whether the stream of changes advances it.
 ///
-/// The epoch is odd during the echo window after an event, and becomes even when the window ends. A flag set of the odd epoch is
-/// then out of date as well. A flag set that was received within the window but certainly contains the change belongs to the even
-/// epoch that follows.
+/// The epoch is odd during the echo window after an event, and becomes even when the window ends. At that point, a flag set of
+/// the odd epoch is also out of date. A flag set that was received within the window but certainly contains the change belongs to
+/// the even epoch that follows.
 #[derive(Debug)]
 pub(crate) struct Epoch {
     /// The epoch, and whether the stream is open. Both are in one machine word, so that no reader sees the stream open together
     /// with the epoch from before it opened.
     word: AtomicU64,
-    /// Until when an open stream counts as open if nothing more is received, in nanoseconds since `origin`. Needed because the
-    /// timer for a silent stream does not fire while the runtime is blocked or the process is frozen.
+    /// The time until which an open stream counts as open if nothing more is received, in nanoseconds since `origin`. Needed
+    /// because the timer for a silent stream does not fire while the runtime is blocked or the process is frozen.
     heard_until: AtomicU64,
     /// When the echo window ends, in nanoseconds since `origin`, if the epoch is odd.
     echo_until: AtomicU64,
@@ -76,8 +76,8 @@ impl Epoch {
         self.word.fetch_add(2 * Self::STEP, Ordering::AcqRel);
     }
 
-    /// Notes an event. Marks every flag set that was requested so far as out of date. When the echo window ends, most of those
-    /// that were requested within it become out of date as well. Returns the epoch of the window.
+    /// Records an event. Marks every flag set that was requested so far as out of date. When the echo window ends, most flag sets
+    /// that were requested within it also become out of date. Returns the epoch of the window.
     pub(crate) fn change_announced(&self, now: Instant) -> u64 {
         // An earlier window ends first. Otherwise it would seem to continue until the word changes.
         self.update(|word| if is_in_echo_window(word / Self::STEP) { word + Self::STEP } else { word });
@@ -86,24 +86,24 @@ impl Epoch {
     }
 
     /// Returns the epoch after the next [`invalidate_all`](Self::invalidate_all). Only flag sets from before that call have an
-    /// earlier one.
+    /// earlier epoch.
     pub(crate) fn after_next_invalidation(&self) -> u64 {
         self.word.load(Ordering::Acquire) / Self::STEP + 2
     }
 
-    /// Notes that the stream is open. It counts as open until `heard_until` if nothing is received. Invalidates everything,
+    /// Records that the stream is open. It counts as open until `heard_until` if nothing is received. Invalidates everything,
     /// because changes may have been missed until now.
     pub(crate) fn stream_opened(&self, heard_until: Instant) {
         self.heard(heard_until);
         self.update(|word| (word + 2 * Self::STEP) | Self::STREAMING);
     }
 
-    /// Notes that something was received on the stream. It counts as open until `heard_until` if nothing more is received.
+    /// Records that something was received on the stream. It counts as open until `heard_until` if nothing more is received.
     pub(crate) fn heard(&self, heard_until: Instant) {
         self.heard_until.store(self.nanos(heard_until), Ordering::Relaxed);
     }
 
-    /// Notes that the stream is closed: flag sets age faster from now on.
+    /// Records that the stream is closed: flag sets age faster from now on.
     pub(crate) fn stream_closed(&self) {
         self.update(|word| word & !Self::STREAMING);
     }

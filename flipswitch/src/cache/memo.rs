@@ -14,7 +14,7 @@ use crate::{
     context::{canonical::has_same_canonical_form, into_context::View},
 };
 
-/// Contexts with more fields, or with more bytes, are not remembered, because a thread may hold them until it ends.
+/// Contexts with more fields or bytes are not remembered, because a thread may keep them until it ends.
 const MAX_FIELDS: usize = 16;
 const MAX_BYTES: usize = 1 << 10;
 
@@ -49,11 +49,11 @@ struct MemoTable {
     is_filled: bool,
     /// The place of the last hit.
     last: usize,
-    /// Which place of a set was filled last. The places are filled in turn.
+    /// The place in a set that was filled last. The places are filled in turn.
     filled: usize,
     /// Number of times since the last hit that an entry of another cache was found often enough to be remembered.
     others: u8,
-    /// Addresses of entries that the cache returned, and how often it returned each. Another entry may take the place of one.
+    /// Addresses of entries that the cache returned, and how often it returned each. One entry may replace another.
     found: [(usize, u8); COUNTED],
     hasher: DefaultHashBuilder,
 }
@@ -96,7 +96,7 @@ impl Memo {
         if !table.is_filled {
             return None;
         }
-        // Often the same context is evaluated again, which needs no tag.
+        // The same context is often evaluated again, which needs no tag.
         let place = table.last;
         let place = if table.has(place, context) { place } else { table.place_of(context)? };
         let remembered = table.entries.get_mut(place)?.as_mut()?;
@@ -174,7 +174,7 @@ impl MemoTable {
         let hash = |bytes: &[u8]| self.hasher.hash_one(bytes);
         let hash = match context {
             View::Fields(EvaluationContext { targeting_key: Some(key), .. }) => hash(key.as_bytes()),
-            // In any order.
+            // The fields are in any order.
             View::Fields(context) => context.custom_fields.iter().fold(0, |tag: u64, (name, value)| {
                 let value = value.as_str().unwrap_or_default();
                 tag.wrapping_add(self.hasher.hash_one((name.as_str(), value)))
@@ -184,7 +184,7 @@ impl MemoTable {
         hash as u32
     }
 
-    /// Returns whether the entry at a place is that of a context.
+    /// Returns whether the entry at a place belongs to a context.
     #[inline]
     fn has(&self, place: usize, context: View<'_>) -> bool {
         let Some(Some(remembered)) = self.entries.get(place) else { return false };
@@ -224,7 +224,7 @@ impl MemoTable {
         }
     }
 
-    /// Drops all entries at once, to free their memory.
+    /// Drops all entries, to free their memory.
     fn clear(&mut self) {
         if self.is_filled {
             self.entries = [const { None }; SETS * PLACES];
@@ -388,7 +388,7 @@ mod tests {
         let (large, user) = (context("x".repeat(2_000)), (fields.clone(), canonical.clone()));
         put(&two, &large.1);
         assert!((0..9).all(|_| allocations(&two, &large) == 0), "too large");
-        // Until the entries of the other cache replace those of the first one.
+        // Until the entries of the other cache replace the entries of the first one.
         assert!((0..9).all(|_| allocations(&two, &user) == 0), "another cache");
     }
 

@@ -1,4 +1,4 @@
-//! Flag sets by context, and when one counts as fresh. No I/O; the time is passed in.
+//! Flag sets by context, and when they count as fresh. No I/O; the time is passed in.
 
 pub(crate) mod cache;
 pub(crate) mod entry;

@@ -12,9 +12,9 @@ use crate::context::{canonical, left_out::Unsendable};
 ///
 /// Implemented for `str`, `String`, `Cow<str>`, `bool`, integers up to 64 bits, `f32`, `f64`, `time::OffsetDateTime`,
 /// `serde_json::Value` and maps of it, `StructValue`, `Value` and `EvaluationContextFieldValue` of OpenFeature, slices, arrays
-/// and `Vec`s of these, references to and `Arc`s of these, and `Option`s. `None` adds no attribute, and no element to a list.
-/// A JSON `null` is sent. An `f32` is sent as the `f64` of the same value. A list or structure with a value that cannot be
-/// sent is left out as a whole.
+/// and `Vec`s of these types, references to them, `Arc`s of them, and `Option`s. `None` adds no attribute, and no element to a
+/// list. A JSON `null` is sent. An `f32` is sent as the `f64` of the same value. A list or structure that contains a value that
+/// cannot be sent is left out completely.
 ///
 /// Applications cannot implement this trait. Convert other types, for example with `to_string()` or
 /// `serde_json::to_value(..)`.

@@ -1,7 +1,8 @@
 //! The canonical form of evaluation contexts.
 //!
 //! It is the body of the OFREP request that evaluates the context: the targeting key first, then the other fields sorted by
-//! name. Nested objects are sorted as well. Two contexts are equal for the provider exactly when they are equal for the service.
+//! name. Nested objects are sorted as well. Two contexts are equal for the provider if and only if they are equal for the
+//! service.
 
 use std::{
     cell::Cell,
@@ -23,14 +24,14 @@ use crate::context::{
 /// Name of the targeting key among the fields of an OFREP context.
 pub(crate) const TARGETING_KEY: &str = "targetingKey";
 
-/// The text before the fields of a context.
+/// The bytes before the fields of a context.
 pub(crate) const PREFIX: &[u8] = br#"{"context":{"#;
-/// The text after the fields of a context.
+/// The bytes after the fields of a context.
 pub(crate) const SUFFIX: &[u8] = b"}}";
 /// A context without fields.
 pub(crate) const EMPTY: &[u8] = br#"{"context":{}}"#;
 
-/// Writes the canonical form of a context to an empty buffer. Returns what is left out, if anything is.
+/// Writes the canonical form of a context to an empty buffer. Returns what is left out, if anything.
 pub(crate) fn write(context: &EvaluationContext, body: &mut Vec<u8>) -> Option<LeftOut> {
     let EvaluationContext { targeting_key, custom_fields } = context;
     let mut left_out = LeftOut::default();
@@ -63,8 +64,8 @@ pub(crate) fn write(context: &EvaluationContext, body: &mut Vec<u8>) -> Option<L
     if left_out.is_empty() { None } else { Some(left_out) }
 }
 
-/// Returns whether two contexts have the same canonical form, as far as this can be determined without writing it. Stricter than
-/// `==`, by which `0.0` equals `-0.0`.
+/// Returns whether two contexts have the same canonical form, if this can be determined without writing it. Stricter than `==`,
+/// for which `0.0` equals `-0.0`.
 pub(crate) fn has_same_canonical_form(one: &EvaluationContext, other: &EvaluationContext) -> bool {
     use EvaluationContextFieldValue::{Bool, Float, Int, String};
 
@@ -107,13 +108,13 @@ thread_local! {
     static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// Largest capacity of a buffer that is kept, in bytes.
+/// Maximum capacity of a buffer that is kept, in bytes.
 const KEPT_BYTES: usize = 4 << 10;
 
 /// Calls a function with the canonical form of a context, and with what is left out, and returns its result. The context is
 /// written to a buffer of the thread, so nothing is allocated.
 pub(crate) fn with_written<T>(context: &EvaluationContext, call: impl FnOnce(Canonical<'_>) -> T) -> T {
-    // A new buffer if that of the thread is in use, or is gone because the thread is ending.
+    // Uses a new buffer if the buffer of the thread is in use, or no longer exists because the thread is ending.
     let mut body = BUFFER.try_with(Cell::take).unwrap_or_default();
     let left_out = write(context, &mut body);
     let result = call(Canonical { bytes: &body, hash: None, left_out: left_out.as_ref() });
@@ -178,7 +179,7 @@ impl CanonicalContext {
 
     const START_UP: &[u8] = br#"{"context":{"targetingKey":"_init_"}}"#;
 
-    /// Returns the context of the request that checks the API key at the start, which the service defines.
+    /// Returns the context of the request that checks the API key at startup. The service defines this context.
     pub(crate) fn start_up() -> Self {
         Self::from_bytes(Self::START_UP)
     }
@@ -389,7 +390,7 @@ const fn specials(word: u64) -> u64 {
     below(b' ', word) | quotes(word)
 }
 
-/// Returns the position after the quoted string at the beginning of a text.
+/// Returns the position after the quoted string at the beginning of `text`.
 pub(crate) fn string_end(text: &[u8]) -> Option<usize> {
     let mut position = 1;
     loop {
@@ -418,8 +419,8 @@ pub(crate) fn scalar(value: &(impl Serialize + ?Sized), body: &mut Vec<u8>) {
 /// Storage for the fields of most contexts without an allocation.
 type Fields<'a, V> = SmallVec<[(&'a str, &'a V); 16]>;
 
-/// Sorts fields by name, in the given storage. Needed for sorted maps as well: with serde_json's `preserve_order`, which any
-/// crate of an application may enable, objects keep the order of insertion.
+/// Sorts fields by name, in the given storage. Needed even for sorted maps: with serde_json's `preserve_order`, which any crate
+/// of an application may enable, objects keep the order of insertion.
 fn sorted<'r, 'a, V: 'a>(
     fields: impl IntoIterator<Item = (&'a String, &'a V)>,
     room: &'r mut Fields<'a, V>,

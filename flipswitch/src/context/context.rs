@@ -1,4 +1,4 @@
-//! Contexts that are written as they are built.
+//! Contexts that are serialized while they are built.
 
 use std::{fmt, ops::Range, sync::Arc};
 
@@ -14,13 +14,13 @@ use crate::context::{
 /// The context of an evaluation: a targeting key, which identifies the user, and attributes that rules use.
 ///
 /// While a context is built, it is written in the form in which it is sent, and an evaluation uses this form directly. An
-/// [`EvaluationContext`](crate::EvaluationContext) must be converted first. The order of different attributes makes no
-/// difference. For a context that is used often, see [`prepared`](Self::prepared).
+/// [`EvaluationContext`](crate::EvaluationContext) must be converted first. The order of different attributes does not matter.
+/// For a context that is used often, see [`prepared`](Self::prepared).
 ///
 /// Attributes that cannot be sent are left out: numbers that are not finite, dates outside the years 0 to 9999, structures that
-/// are of an unknown type or nested more than 64 levels deep, and an attribute named `targetingKey`. If a context has more than
-/// 64 KiB, its largest attributes are left out until it fits. Each provider logs a warning once for each name, for at most 32
-/// names. [`Stats::attributes_left_out`](crate::Stats::attributes_left_out) counts these attributes.
+/// have an unknown type or are nested more than 64 levels deep, and an attribute named `targetingKey`. If a context is larger
+/// than 64 KiB, its largest attributes are left out until it fits. Each provider logs a warning once for each name, for at most
+/// 32 names. [`Stats::attributes_left_out`](crate::Stats::attributes_left_out) counts these attributes.
 ///
 /// To read a context, convert it to an [`EvaluationContext`](crate::EvaluationContext).
 ///
@@ -44,7 +44,7 @@ enum Repr {
 }
 
 /// Up to this size in bytes, each attribute is put in order when it is added. Larger contexts are put in order before their first
-/// use, because each attribute would take longer than the one before.
+/// use, because each attribute would take longer than the previous one.
 const SMALL: usize = 2 << 10;
 
 /// Initial capacity in bytes, which is enough for most contexts.
@@ -65,8 +65,9 @@ impl Context {
     /// Creates the context of a user or another subject, such as an organisation.
     ///
     /// `targeting_key` identifies the subject: the same key gets the same variants of a flag. For a number or a UUID, pass
-    /// `id.to_string()`. A key that does not fit into the 64 KiB of a context cannot be sent. An evaluation then returns
-    /// defaults, and [`Flags::error`](crate::Flags::error) returns [`Error::InvalidContext`](crate::Error::InvalidContext).
+    /// `id.to_string()`. A key that does not fit into the 64 KiB of a context cannot be sent. In that case, reads return the
+    /// defaults passed to the calls, and [`Flags::error`](crate::Flags::error) returns
+    /// [`Error::InvalidContext`](crate::Error::InvalidContext).
     #[must_use]
     pub fn user(targeting_key: impl AsRef<str>) -> Self {
         let mut written = Written::new(Vec::with_capacity(ROOM));
@@ -95,9 +96,9 @@ impl Context {
     /// let context = Context::user("user-123")
     ///     .with("age", 42)
     ///     .with("company", json!({"name": "Example", "employees": 70}))
-    ///     // No attribute.
+    ///     // Adds no attribute.
     ///     .with("country", country)
-    ///     // Sent as text, in UTC: "2026-01-21T10:30:00Z".
+    ///     // Sent as a string, in UTC: "2026-01-21T10:30:00Z".
     ///     .with("since", OffsetDateTime::from_unix_timestamp(1_768_991_400)?);
     /// # Ok(())
     /// # }
@@ -162,7 +163,7 @@ impl Context {
         }
     }
 
-    /// Adds an attribute. Not generic, so that applications contain it once.
+    /// Adds an attribute. Not generic, so that the code is compiled only once.
     fn add(&mut self, name: &str, value: &dyn AttributeValue) {
         match &mut self.0 {
             Repr::Written(written) => written.add(name, value),
@@ -176,8 +177,8 @@ impl Context {
         }
     }
 
-    /// Merges two contexts. The attributes and the targeting key of `upper` take precedence, even if they cannot be sent. If
-    /// both together are too large, the attributes of the context that is not `kept` are left out first.
+    /// Merges two contexts. The attributes and the targeting key of `upper` take precedence, even if they cannot be sent. If the
+    /// result is too large, the attributes of the context that is not `kept` are left out first.
     pub(crate) fn merge(lower: Self, upper: Self, kept: Layer) -> Self {
         if upper.is_empty() {
             return lower;
@@ -226,7 +227,7 @@ impl Context {
         })
     }
 
-    /// Returns whether the context has no fields, and none were left out.
+    /// Returns whether the context has no fields, and no fields were left out.
     fn is_empty(&self) -> bool {
         self.with_canonical(|context| context.left_out.is_none() && fields::written(context.bytes).is_empty())
     }
@@ -358,7 +359,7 @@ impl Written {
             }
             (Err(_), Some(Place::Last | Place::Before(_))) => body.truncate(end),
             (Ok(()), _) => {}
-            // An earlier attribute with this name is left out as well.
+            // An earlier attribute with this name is also left out.
             (Err(_), _) => body.truncate(value_start),
         }
         body.extend_from_slice(SUFFIX);
@@ -379,8 +380,8 @@ impl Written {
         }
     }
 
-    /// Puts the fields in order. If the context is too large, fields within `kept`, which is a range of bytes of the body, are
-    /// left out later than others.
+    /// Puts the fields in order. If the context is too large, fields within `kept`, which is a range of bytes in the body, are
+    /// left out after all others.
     fn arrange_keeping(&mut self, kept: Range<usize>) {
         let mut left_out = LeftOut::default();
         self.body = fields::arrange(&self.body, &kept, |name, reason| left_out.add(name, reason));
@@ -394,8 +395,8 @@ impl Written {
 
 /// A [`Context`] for frequent use, created by [`Context::prepared`].
 ///
-/// It holds the form in which the context is sent, and the hash of this form. Clones share both. It can be passed wherever a
-/// context is expected.
+/// Contains the context in the form in which it is sent, and the hash of this form. Clones share both. A prepared context can be
+/// passed wherever a context is expected.
 #[derive(Clone)]
 pub struct PreparedContext(Arc<Prepared>);
 

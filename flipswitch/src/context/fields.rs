@@ -20,7 +20,7 @@ struct Field<'a> {
     /// The name in quotes, a colon, and the value.
     text: &'a [u8],
     has_value: bool,
-    /// Whether the field is left out later than others if the context is too large.
+    /// Whether the field is left out after all others if the context is too large.
     is_protected: bool,
 }
 
@@ -54,7 +54,7 @@ fn split(body: &[u8]) -> impl Iterator<Item = Field<'_>> {
     })
 }
 
-/// Returns the position after the value at the beginning of a text.
+/// Returns the position after the value at the beginning of `text`.
 fn value_end(text: &[u8]) -> usize {
     let (mut position, mut depth) = (0, 0_usize);
     while let Some(byte) = text.get(position) {
@@ -73,9 +73,11 @@ fn value_end(text: &[u8]) -> usize {
     text.len()
 }
 
-/// Returns the canonical form of a context whose fields are in any order. Of fields with the same name, the last one counts.
+/// Returns the canonical form of a context whose fields are in any order. If several fields have the same name, the last one is
+/// used.
 ///
-/// If it is too large, the largest fields are left out, first those outside `protected`, which is a range of bytes of `body`.
+/// If it is too large, the largest fields are left out, starting with fields outside `protected`, which is a range of bytes in
+/// `body`.
 pub(crate) fn arrange(body: &[u8], protected: &Range<usize>, mut left_out: impl FnMut(&str, Unsendable)) -> Vec<u8> {
     let mut position = PREFIX.len();
     let mut fields: SmallVec<[Field<'_>; 16]> = split(body)
@@ -85,7 +87,7 @@ pub(crate) fn arrange(body: &[u8], protected: &Range<usize>, mut left_out: impl 
             Field { is_protected, ..field }
         })
         .collect();
-    // The sort is stable, so the last of the fields with the same name stays the last.
+    // The sort is stable, so the last field with a given name stays the last.
     fields.sort_by(|a, b| {
         let keys = b.is_targeting_key().cmp(&a.is_targeting_key());
         keys.then_with(|| compare(a.name, b.name))
@@ -102,7 +104,7 @@ pub(crate) fn arrange(body: &[u8], protected: &Range<usize>, mut left_out: impl 
     let mut excess = (PREFIX.len() + bytes(&kept) + SUFFIX.len()).saturating_sub(MAX_BYTES + 1);
     if excess > 0 {
         let mut largest: Vec<_> = kept.iter_mut().filter(|field| !field.is_targeting_key()).collect();
-        // Of equally large fields, the last one comes first.
+        // Among equally large fields, the last one comes first.
         largest.reverse();
         largest.sort_by_key(|field| (field.is_protected, Reverse(field.text.len())));
         for field in largest {
@@ -125,14 +127,14 @@ pub(crate) fn arrange(body: &[u8], protected: &Range<usize>, mut left_out: impl 
     arranged
 }
 
-/// Writes a comma, unless no field was written yet.
+/// Writes a comma, unless no field has been written yet.
 pub(crate) fn separate(body: &mut Vec<u8>) {
     if body.len() > PREFIX.len() {
         body.push(b',');
     }
 }
 
-/// Returns the fields of a context as they are written, with commas between.
+/// Returns the fields of a context as they are written, separated by commas.
 pub(crate) fn written(body: &[u8]) -> &[u8] {
     body.get(PREFIX.len()..body.len().saturating_sub(SUFFIX.len())).unwrap_or_default()
 }
@@ -184,7 +186,7 @@ pub(crate) fn last_name(body: &[u8]) -> Option<(usize, usize)> {
     (!last.name.contains(&b'\\')).then(|| (start, start + last.name.len()))
 }
 
-/// Returns the targeting key as it is written, and the text after it, if a context in its canonical form has one.
+/// Returns the targeting key as it is written, and the bytes after it, if a context in its canonical form has one.
 fn split_targeting_key(body: &[u8]) -> Option<(&[u8], &[u8])> {
     let fields = written(body).strip_prefix(br#""targetingKey":"#)?;
     fields.split_at_checked(string_end(fields)?)
@@ -195,7 +197,7 @@ pub(crate) fn has_targeting_key(body: &[u8]) -> bool {
     split_targeting_key(body).is_some()
 }
 
-/// Returns the attributes of a context as they are written, with commas between.
+/// Returns the attributes of a context as they are written, separated by commas.
 pub(crate) fn attributes(body: &[u8]) -> &[u8] {
     match split_targeting_key(body) {
         Some((_, after)) => after.get(1..).unwrap_or_default(),

@@ -7,15 +7,15 @@ use crate::context::{
     context::{Context, PreparedContext},
 };
 
-/// Types that an evaluation accepts as its context, and that functions for the context of a request return.
+/// Types that an evaluation accepts as its context, and that functions which build the context of a request can return.
 ///
 /// Implemented for [`Context`], [`PreparedContext`] and [`EvaluationContext`], for references to them, and for an `Option` of
 /// any of these.
 ///
-/// A function for the context of a request returns `None` if the request has no user, for example if nobody is signed in. A
-/// panic of the function counts as `None`, and a warning is logged once. An evaluation for `None` is anonymous.
+/// A function that builds the context of a request returns `None` if the request has no user, for example if nobody is signed in.
+/// If the function panics, the result is `None`, and a warning is logged once. With `None`, the evaluation is anonymous.
 ///
-/// Types of the application can implement the trait as well:
+/// Applications can implement the trait for their own types:
 ///
 /// ```
 /// use flipswitch::{Context, IntoContext};
@@ -40,7 +40,7 @@ pub trait IntoContext: Sized {
     /// Returns the context, or `None` if there is no user.
     fn into_context(self) -> Option<Context>;
 
-    /// Calls a function with the context in the form in which the caller has it.
+    /// Calls a function with the context in the form that the caller passed.
     #[doc(hidden)]
     fn view<T>(self, view: impl FnOnce(View<'_>) -> T) -> T {
         let context = self.into_context().unwrap_or_default();
@@ -48,7 +48,7 @@ pub trait IntoContext: Sized {
     }
 }
 
-/// A context as the caller has it.
+/// A context as the caller passed it.
 #[derive(Clone, Copy, Debug)]
 pub enum View<'a> {
     /// Without a canonical form.

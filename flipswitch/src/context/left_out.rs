@@ -14,10 +14,10 @@ use time::OffsetDateTime;
 
 use crate::{error::Error, sanitize::printable};
 
-/// Deepest nesting of an attribute that is sent. Services have limits as well, usually 128.
+/// Maximum nesting depth of an attribute that is sent. Services have their own limits, usually 128.
 pub(crate) const MAX_DEPTH: usize = 64;
 
-/// Largest context that is sent, in bytes. A cached context takes the same amount of memory.
+/// Maximum size of a context that is sent, in bytes. A cached context takes the same amount of memory.
 pub(crate) const MAX_BYTES: usize = 64 << 10;
 
 /// Why an attribute is left out.
@@ -35,7 +35,7 @@ pub enum Unsendable {
     Nested,
     /// It would replace the targeting key.
     TargetingKey,
-    /// The context would have more than [`MAX_BYTES`] with it.
+    /// With it, the context would be larger than [`MAX_BYTES`].
     Size {
         /// Size of the attribute.
         bytes: usize,
@@ -70,7 +70,7 @@ pub(crate) struct LeftOut {
     targeting_key_bytes: Option<usize>,
 }
 
-/// Why an attribute is left out, and whether that was reported.
+/// Why an attribute is left out, and whether this was reported.
 #[derive(Debug)]
 struct Reason(Unsendable, AtomicBool);
 
@@ -85,7 +85,7 @@ impl LeftOut {
         self.attributes.insert(name.to_owned(), Reason(reason, AtomicBool::new(false)));
     }
 
-    /// Removes an attribute that was set again.
+    /// Removes an attribute that has been set again.
     pub(crate) fn remove(&mut self, name: &str) {
         self.attributes.remove(name);
     }
@@ -94,12 +94,12 @@ impl LeftOut {
         self.targeting_key_bytes = Some(bytes);
     }
 
-    /// Notes that the targeting key is that of another context, which is merged into this one.
+    /// Records that the targeting key comes from another context, which is merged into this one.
     pub(crate) fn keep_targeting_key(&mut self) {
         self.targeting_key_bytes = None;
     }
 
-    /// Adds what is left out of another context, which is merged into this one.
+    /// Adds what was left out of another context, which is merged into this one.
     pub(crate) fn merge(&mut self, other: &Self) {
         self.attributes.extend(other.attributes.clone());
         self.targeting_key_bytes = self.targeting_key_bytes.or(other.targeting_key_bytes);
@@ -162,11 +162,11 @@ impl LeftOutWarnings {
                 names.len()
             };
             if names <= MAX_NAMES {
-                tracing::warn!(target: "flipswitch", attribute, %reason, "an attribute of a context is not sent, so rules do not see it");
+                tracing::warn!(target: "flipswitch", attribute, %reason, "a context attribute is not sent, so rules do not see it");
             } else if names == MAX_NAMES + 1 {
                 tracing::warn!(
                     target: "flipswitch",
-                    "more than {MAX_NAMES} different attributes of contexts are not sent; no further ones are logged. \
+                    "more than {MAX_NAMES} different context attributes are not sent; further attributes are not logged. \
                      `Stats::attributes_left_out` counts them"
                 );
             }

@@ -1,4 +1,4 @@
-//! Removes the values of a context from the text with which the service responds.
+//! Removes the values of a context from text that the service sends.
 
 use std::{cell::OnceCell, cmp::Reverse};
 
@@ -6,10 +6,10 @@ use serde_json::Value;
 
 use crate::sanitize::printable;
 
-/// Longest text that is kept, in bytes, because it is searched for each value.
+/// Maximum length of the text that is kept, in bytes. It is limited because the text is searched for each value.
 const MAX_TEXT: usize = 1_024;
 
-/// Shortest value that is replaced, in bytes. Shorter values occur in ordinary text.
+/// Minimum length of a value that is replaced, in bytes. Shorter values occur in ordinary text.
 const MIN_VALUE: usize = 3;
 
 /// Maximum number of values of a context that are searched for. Text about a context with more values is not kept.
@@ -19,7 +19,7 @@ const MAX_VALUES: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Redactor<'a> {
     context: &'a [u8],
-    /// The values, longest first, because a longer one may contain a shorter one. Collected when they are first needed.
+    /// The values, longest first, because a longer value may contain a shorter one. Collected when they are first needed.
     values: OnceCell<Vec<String>>,
 }
 
@@ -28,7 +28,7 @@ impl<'a> Redactor<'a> {
         Self { context, values: OnceCell::new() }
     }
 
-    /// Returns text that can be logged: printable, of limited length, and with `…` in place of the targeting key and the
+    /// Returns text that can be logged: printable, of limited length, and with `…` instead of the targeting key and the
     /// attributes, which some services repeat in their errors. Also returns whether anything was replaced.
     pub(crate) fn redact(&self, text: &str) -> (String, bool) {
         let values = self.values.get_or_init(|| {
@@ -49,7 +49,7 @@ impl<'a> Redactor<'a> {
     }
 }
 
-/// Collects the values, as they are and as JSON writes them.
+/// Collects the values, both as they are and as they are written in JSON.
 fn collect(value: &Value, values: &mut Vec<String>) {
     match value {
         Value::Null | Value::Bool(_) => {}

@@ -1,4 +1,4 @@
-//! Flags that the service fails to evaluate, while it evaluates the others in the same response. No I/O; the time and random
+//! Flags that the service fails to evaluate, although it evaluates others in the same response. No I/O; the time and random
 //! numbers are passed in.
 
 use std::{
@@ -16,10 +16,10 @@ use crate::{
 /// Number of different contexts after which a flag counts as failing for all.
 const MIN_CONTEXTS: usize = 3;
 
-/// Longest wait between requests that are made because a flag fails for all contexts.
+/// Maximum wait between requests that are sent because a flag fails for all contexts.
 const MAX_WAIT: Duration = Duration::from_secs(300);
 
-/// How many flags are remembered.
+/// Maximum number of flags that are remembered.
 const MAX_FLAGS: usize = 1_024;
 
 /// Flags that failed since they were last evaluated.
@@ -38,7 +38,7 @@ struct FailingFlag {
 
 impl FailingFlags {
     /// Records the flags of a response, and returns those that failed for the first time since they were last evaluated. `random`
-    /// is from [0, 1).
+    /// is in [0, 1).
     pub(crate) fn received(
         &mut self,
         context: &CanonicalContext,
@@ -74,8 +74,8 @@ impl FailingFlags {
         self.0.len()
     }
 
-    /// Returns whether to request flags again because those with `keys` failed. Returns `false` while each of them waits
-    /// because it fails for all contexts.
+    /// Returns whether to request flags again because the flags with `keys` failed. Returns `false` while each of these flags
+    /// waits because it fails for all contexts.
     pub(crate) fn is_due<'a>(&self, keys: impl Iterator<Item = &'a str>, now: Instant) -> bool {
         let mut keys = keys.peekable();
         let waits = |key: &str| self.0.get(key).and_then(|failing| failing.retry_at).is_some_and(|at| now < at);

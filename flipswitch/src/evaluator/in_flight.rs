@@ -1,8 +1,8 @@
 //! The requests in flight, by context: which evaluation joins which request, and which outcome its waiters get.
 //!
 //! At most two requests of one context are in flight: one that can be joined, and an older one that was superseded by a
-//! change. An evaluation joins only a request that was sent late enough for it, so that it never gets flags older than
-//! itself. It waits for at most two requests, so that a rapid series of changes does not delay it forever.
+//! change. An evaluation joins only a request that was sent late enough for it, so that it never gets flags from before it began.
+//! It waits for at most two requests, so that a rapid series of changes does not delay it forever.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -25,7 +25,7 @@ struct Table {
 
 /// The requests of one context.
 struct Context {
-    /// One or two, the newer one last.
+    /// One or two requests, the newer one last.
     running: Vec<Running>,
     /// An evaluation needs a request that is newer than both.
     wants_next: bool,
@@ -43,8 +43,8 @@ struct Running {
 struct Progress {
     /// The latest request that succeeded.
     succeeded: u64,
-    /// The newest of all entries. It may be that of an earlier request, because requests are not always sent in the order in
-    /// which they started.
+    /// The newest of all entries. It may come from an earlier request, because requests are not always sent in the order in which
+    /// they started.
     entry: Option<Arc<CacheEntry>>,
     /// The latest request that failed, and its error.
     failed: u64,
@@ -60,7 +60,7 @@ pub(crate) struct InFlightRequest {
     pub(crate) context: CanonicalContext,
     /// The epoch that the request is certain to see.
     pub(crate) epoch: u64,
-    /// The entry that was cached at the start, with its tag. Kept here, because the cache may evict it.
+    /// The entry that was cached when the request started, with its tag. Kept here, because the cache may evict it.
     pub(crate) base: Option<Arc<CacheEntry>>,
     /// Whether the request is part of a round that finds out whether the service works.
     pub(crate) is_probe: bool,
@@ -70,14 +70,14 @@ pub(crate) struct InFlightRequest {
 }
 
 impl InFlightRequest {
-    /// Returns a function that tells whether an evaluation waits for the request.
+    /// Returns a function that returns whether an evaluation waits for the request.
     pub(crate) fn is_waited_for(&self) -> Box<dyn Fn() -> bool + Send> {
         let progress = self.progress.clone();
         Box::new(move || progress.receiver_count() > 0)
     }
 
-    /// Returns the entry that the request may be conditional on. An entry from before the epoch `since` was requested with
-    /// another API key.
+    /// Returns the entry that the request may be conditional on. An entry from before the epoch `since` was requested with a
+    /// different API key.
     pub(crate) fn base_since(&self, since: u64) -> Option<&CacheEntry> {
         self.base.as_deref().filter(|base| base.epoch >= since)
     }
@@ -88,16 +88,16 @@ impl InFlightRequest {
 pub(crate) enum JoinOutcome {
     /// The evaluation must wait. The request, if there is one, must be started.
     Wait(Waiter, Option<InFlightRequest>),
-    /// A usable entry was cached meanwhile.
+    /// A usable entry was cached in the meantime.
     Cached(Arc<CacheEntry>),
 }
 
 /// An evaluation that waits for a request.
 #[derive(Debug)]
 pub(crate) struct Waiter {
-    /// The request that it waits for, or the first one that may start after it joined.
+    /// The request that it waits for, or the first request that may start after it joined.
     request: u64,
-    /// Whether that request exists already.
+    /// Whether that request already exists.
     is_joined: bool,
     progress: watch::Receiver<Progress>,
 }
@@ -118,8 +118,8 @@ pub(crate) enum WaitOutcome {
 impl InFlightRequests {
     /// Joins a request that is new enough for the epoch `need`, or prepares one.
     ///
-    /// `cached` reads the cache, and `is_usable` tells whether its entry makes a request unnecessary. Both are called under
-    /// the lock, because a request stores its entry before it leaves the table.
+    /// `cached` reads the cache, and `is_usable` returns whether its entry makes a request unnecessary. Both are called under the
+    /// lock, because a request stores its entry before it leaves the table.
     pub(crate) fn join(
         &self,
         context: &CanonicalContext,
@@ -135,8 +135,8 @@ impl InFlightRequests {
         let Table { contexts, last_id } = &mut *table;
         let requests = contexts.entry(context.clone()).or_insert_with(Context::new);
         let progress = requests.progress.subscribe();
-        // A request that completes wakes the waiters of older requests as well. An older one that is still running therefore has
-        // no waiters left, and must not be joined.
+        // A request that completes wakes the waiters of older requests as well. An older request that is still running therefore
+        // has no waiters left, and must not be joined.
         let (completed, epoch) = {
             let progress = progress.borrow();
             (progress.completed(), progress.epoch)
@@ -223,7 +223,7 @@ impl InFlightRequests {
                     }
                     true
                 }
-                // Its waiters wait for the newer one.
+                // Its waiters wait for the newer request.
                 Err(_) if is_superseded => false,
                 Err(error) => {
                     if request.id > progress.failed {
@@ -282,7 +282,7 @@ impl Progress {
 }
 
 impl Waiter {
-    /// Returns the id of the request, if it exists already.
+    /// Returns the id of the request, if it already exists.
     pub(crate) fn joined(&self) -> Option<u64> {
         self.is_joined.then_some(self.request)
     }

@@ -1,8 +1,8 @@
 //! Tests random interleavings of evaluations, requests and changes against the invariants.
 //!
-//! The requests in flight, the cache and the epoch are the real ones. The service is a model whose only value is the number
-//! of its changes, and evaluations are split into the steps between which anything may happen. Nothing sleeps and nothing
-//! runs by itself: an interleaving is a list of [`Op`]s, and a failing one shrinks to a short list.
+//! The requests in flight, the cache and the epoch are the real implementations. The service is a model whose only value is the
+//! number of its changes, and evaluations are split into steps between which anything may happen. Nothing sleeps and nothing runs
+//! by itself: an interleaving is a list of [`Op`]s, and a failing interleaving shrinks to a short list.
 
 use std::{
     cell::{Cell, RefCell},
@@ -189,7 +189,7 @@ struct World {
     /// Changes whose events have not arrived.
     unannounced: u64,
     announced: u64,
-    /// The version that the events of this echo window announced. It is required when the window is over.
+    /// The version that the events of this echo window announced. It is required once the window has ended.
     echoed: u64,
     /// The last version that the service evaluated for each context.
     worked: [u64; CONTEXTS],
@@ -342,8 +342,8 @@ impl World {
         format!("\"{}\"", version - start).into_bytes().into()
     }
 
-    /// Invalidates everything. Requests from now on get at least the present version of the service, or, within an echo
-    /// window, once it is over.
+    /// Invalidates everything. Requests from now on get at least the current version of the service or, within an echo window,
+    /// get it once the window has ended.
     fn invalidate(&mut self) {
         self.epoch.invalidate_all();
         self.echoed = self.version;

@@ -1,4 +1,4 @@
-//! Limits how many requests are in flight and how many are sent each second, and decides which one is next.
+//! Limits how many requests are in flight and how many are sent each second, and determines which one is next.
 
 use std::{
     collections::VecDeque,
@@ -15,7 +15,7 @@ use crate::evaluator::{
     queue::{Queue, Queued},
 };
 
-/// Permits of a service that has just recovered. They double with every [`ANSWERS_TO_DOUBLE`] answers.
+/// Permits of a service that has just recovered. They double with every [`ANSWERS_TO_DOUBLE`] responses.
 const RECOVERY_PERMITS: usize = 4;
 const ANSWERS_TO_DOUBLE: usize = 10;
 
@@ -25,7 +25,7 @@ const HALVE_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the queue is checked while the rate is limited and all permits are in use.
 const PACE: Duration = Duration::from_millis(5);
 
-/// Maximum number of slow requests without a permit, if other contexts are answered faster.
+/// Maximum number of slow requests without a permit, if requests for other contexts are faster.
 const MAX_SLOW: usize = 64;
 
 /// Maximum number of slow requests without a permit, for each permit, if all requests are slow. This is half of the permits in
@@ -38,9 +38,9 @@ pub(crate) struct Limiter(Arc<Mutex<State>>);
 
 struct State {
     max_permits: usize,
-    /// Permits at present: fewer than the maximum while the service recovers.
+    /// Current number of permits: fewer than the maximum while the service recovers.
     permits: usize,
-    /// Answers since the permits changed.
+    /// Responses since the permits changed.
     answers: usize,
     halved_at: Option<Instant>,
     /// Permits in use.
@@ -49,7 +49,7 @@ struct State {
     held_by_new: usize,
     /// Slow requests without a permit, the oldest first.
     slow: VecDeque<Slow>,
-    /// When the latest answered request was sent: for contexts without flags, and for contexts with flags.
+    /// When the latest request that received a response was sent: for contexts without flags, and for contexts with flags.
     answered_sent: [Option<Instant>; 2],
     queue: Queue<Waiting>,
     pacer: Pacer,
@@ -74,7 +74,7 @@ struct Slow {
 pub(crate) struct Ticket {
     /// Identifies the request.
     pub(crate) id: u64,
-    /// Whether the context has flags already.
+    /// Whether the context already has flags.
     pub(crate) is_known: bool,
     /// Bytes of the context.
     pub(crate) bytes: usize,
@@ -122,7 +122,7 @@ impl Limiter {
         }
         let (grant, mut granted) = oneshot::channel();
         let displaced = state.queue.push(Queued { id, is_known, bytes, item: Waiting { grant, is_waited_for } });
-        // A request for a context with flags may be sent although others wait.
+        // A request for a context with flags may be sent even if others are waiting.
         let granted_now = self.grant(&mut state, now);
         drop(state);
         drop((displaced, granted_now));
@@ -132,7 +132,7 @@ impl Limiter {
         Err(Wait { limiter: self.clone(), id, granted })
     }
 
-    /// Notes that an evaluation waits again for a queued request.
+    /// Records that an evaluation waits again for a queued request.
     pub(crate) fn renew(&self, id: u64) {
         self.0.lock().queue.renew(id);
     }
@@ -142,7 +142,7 @@ impl Limiter {
         self.0.lock().queue.contains(id)
     }
 
-    /// Notes that a request was answered.
+    /// Records that a request received a response.
     pub(crate) fn answered(&self, now: Instant) {
         let mut state = self.0.lock();
         state.pacer.answered(now);
@@ -158,18 +158,18 @@ impl Limiter {
         }
     }
 
-    /// Notes that a request that was sent at `sent` was answered.
+    /// Records that a request that was sent at `sent` received a response.
     pub(crate) fn answered_sent(&self, is_known: bool, sent: Instant) {
         let answered = &mut self.0.lock().answered_sent[usize::from(is_known)];
         *answered = (*answered).max(Some(sent));
     }
 
-    /// Notes that the service limited the rate of a request. Returns when the next one may be sent.
+    /// Records that the service limited the rate of a request. Returns when the next one may be sent.
     pub(crate) fn limited(&self, sent: Instant, now: Instant, retry_after: Option<Duration>) -> Duration {
         self.0.lock().pacer.limited(sent, now, retry_after)
     }
 
-    /// Returns when the limit of the service allows the next request. Returns `now` if it allows one already.
+    /// Returns when the limit of the service allows the next request. Returns `now` if it already allows one.
     pub(crate) fn blocked_until(&self, now: Instant) -> Instant {
         self.0.lock().pacer.blocked_until(now)
     }
@@ -181,12 +181,12 @@ impl Limiter {
         state.answers = 0;
     }
 
-    /// Forgets the limits of the service, which may be those of another API key.
+    /// Discards the limits of the service, because they may apply only to the previous API key.
     pub(crate) fn key_replaced(&self) {
         self.0.lock().pacer = Pacer::default();
     }
 
-    /// Halves the permits, because the service answers nothing.
+    /// Halves the permits, because the service does not respond.
     pub(crate) fn halve(&self, now: Instant) {
         let mut state = self.0.lock();
         if state.halved_at.is_none_or(|halved_at| now >= halved_at + HALVE_INTERVAL) {
@@ -196,14 +196,14 @@ impl Limiter {
         }
     }
 
-    /// Returns whether the caller must call [`pace`](Self::pace) from now on, because no other task does.
+    /// Returns whether the caller must call [`pace`](Self::pace) from now on, because no other task does so.
     pub(crate) fn needs_pacing(&self, now: Instant) -> bool {
         let mut state = self.0.lock();
         let is_needed = !state.queue.is_empty() && state.pacer.per_second(now).is_some();
         is_needed && !std::mem::replace(&mut state.is_paced, true)
     }
 
-    /// Hands out the permits that the rate allows. Returns when to call this again, or `None` if nothing waits.
+    /// Hands out the permits that the rate allows. Returns when to call this again, or `None` if no request is waiting.
     pub(crate) fn pace(&self, now: Instant) -> Option<Instant> {
         let mut state = self.0.lock();
         let granted = self.grant(&mut state, now);
@@ -215,7 +215,7 @@ impl Limiter {
         next
     }
 
-    /// Notes that the task that called [`pace`](Self::pace) was dropped.
+    /// Records that the task that called [`pace`](Self::pace) was dropped.
     pub(crate) fn pacing_dropped(&self) {
         self.0.lock().is_paced = false;
     }
@@ -306,9 +306,9 @@ impl Permit {
     /// Returns the permit early, because the request is slow. The request continues until the receiver resolves.
     ///
     /// If there are too many such requests, the oldest one is cancelled, beginning with those for contexts without flags. A slow
-    /// request is cancelled only if it was overtaken: a request for a context of the same kind was sent after it had become
-    /// slow, and has been answered. If all requests are slow, cancelling them would only repeat them, and none would ever be
-    /// answered.
+    /// request is cancelled only if it was overtaken: a request for a context of the same kind was sent after it had become slow,
+    /// and has received a response. If all requests are slow, cancelling them would only repeat them, and none would ever receive
+    /// a response.
     ///
     /// Keeps the permit and returns `None` if there are too many slow requests and none can be cancelled.
     pub(crate) fn release_slow(&mut self, now: Instant) -> Option<oneshot::Receiver<()>> {

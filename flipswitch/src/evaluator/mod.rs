@@ -1,4 +1,4 @@
-//! Evaluation with the help of the flag service: which requests are made, when, and what waits for them.
+//! Evaluation with the flag service: which requests are sent, when, and what waits for them.
 
 pub(crate) mod backoffs;
 pub(crate) mod circuit_breaker;

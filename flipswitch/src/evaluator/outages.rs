@@ -1,7 +1,7 @@
 //! Tests random outages: the circuit breaker, the backoffs of contexts and the limiter together, as the evaluator uses them.
 //!
-//! The service treats each context differently, and changes this from time to time. Evaluations of random contexts and events occur
-//! at random times, and rounds when they are due. Nothing sleeps.
+//! The service treats each context differently, and changes this from time to time. Evaluations of random contexts and events
+//! occur at random times, and rounds occur when they are due. Nothing sleeps.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use crate::{
     },
 };
 
-/// Contexts besides the start-up context.
+/// Contexts in addition to the start-up context.
 const CONTEXTS: usize = 5;
 
 const PERMITS: usize = 64;
@@ -149,7 +149,7 @@ impl World {
         self.closed(was_open)
     }
 
-    /// Does what the evaluator does when the breaker closes, and checks what holds then.
+    /// Does what the evaluator does when the breaker closes, and checks the state after that.
     fn closed(&mut self, was_open: bool) -> TestCaseResult {
         if !was_open || self.breaker.error().is_some() {
             return Ok(());
@@ -169,7 +169,7 @@ impl World {
         held.len()
     }
 
-    /// Lets time pass, with the rounds that are due meanwhile.
+    /// Lets time pass, with the rounds that are due in that time.
     fn advance(&mut self, time: Duration) -> TestCaseResult {
         let end = self.now + time;
         while let Some(due) = self.breaker.due().filter(|due| *due <= end) {

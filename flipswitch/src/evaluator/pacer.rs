@@ -1,4 +1,5 @@
-//! Estimates how many requests a second the flag service accepts, once it has limited their rate. No I/O; the time is passed in.
+//! Estimates how many requests per second the flag service accepts, once it has limited their rate. No I/O; the time is passed
+//! in.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +7,7 @@ use crate::wire::backoff::MAX_RETRY_AFTER;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Number of seconds over which answers are counted, not including pauses.
+/// Number of seconds over which responses are counted, not including pauses.
 const SECONDS: usize = 10;
 
 /// Fraction of the counted rate at which requests are sent after a limit.
@@ -19,16 +20,16 @@ const RAISE: f64 = 0.01;
 /// Seconds without a further limit after which the rate is raised faster: the service accepts more than was counted.
 const FASTER_AFTER: i32 = 15;
 
-/// Factor by which the rate is then raised each second.
+/// Factor by which the rate is raised each second after that.
 const RAISE_FASTER: f64 = 1.25;
 
-/// How much earlier than evenly spaced a request may be sent, because timers are no more exact than this.
+/// How much earlier than evenly spaced a request may be sent, because timers are not more precise than this.
 const BURST: Duration = Duration::from_millis(20);
 
 /// The rate at which requests are sent. It is unlimited until the service limits it.
 #[derive(Debug, Default)]
 pub(crate) struct Pacer {
-    /// Answers in each of the last seconds, not including pauses.
+    /// Responses in each of the last seconds, not including pauses.
     answers: [u32; SECONDS],
     /// Number of the last of these seconds, counted from `first_answer`.
     second: u64,
@@ -41,7 +42,7 @@ pub(crate) struct Pacer {
 
 #[derive(Debug)]
 struct Limit {
-    /// Requests a second after the last cut.
+    /// Requests per second after the last cut.
     rate: f64,
     /// The highest of these rates so far.
     highest_rate: f64,
@@ -57,7 +58,7 @@ struct Limit {
 }
 
 impl Pacer {
-    /// Counts an answer.
+    /// Counts a response.
     pub(crate) fn answered(&mut self, now: Instant) {
         self.first_answer.get_or_insert(now);
         self.advance(now);
@@ -65,7 +66,7 @@ impl Pacer {
         *count = count.saturating_add(1);
     }
 
-    /// Notes that the service limited the rate of a request that was sent at `sent`. Returns when the next one may be sent.
+    /// Records that the service limited the rate of a request that was sent at `sent`. Returns when the next one may be sent.
     pub(crate) fn limited(&mut self, sent: Instant, now: Instant, retry_after: Option<Duration>) -> Duration {
         self.forget_old_limit(now);
         let retry_after = retry_after.unwrap_or_default().min(MAX_RETRY_AFTER);
@@ -94,26 +95,26 @@ impl Pacer {
         self.next(now).saturating_duration_since(now)
     }
 
-    /// Returns when the service allows the next request. Returns `now` if it allows one already.
+    /// Returns when the service allows the next request. Returns `now` if it already allows one.
     pub(crate) fn blocked_until(&self, now: Instant) -> Instant {
         self.limit.as_ref().map_or(now, |limit| limit.not_before.max(now))
     }
 
-    /// Returns when the next request may be sent. Returns `now` if one may be sent already.
+    /// Returns when the next request may be sent. Returns `now` if a request may already be sent.
     pub(crate) fn next(&mut self, now: Instant) -> Instant {
         self.forget_old_limit(now);
         let next = self.limit.as_ref().map_or(now, |limit| limit.not_before.max(limit.next - BURST));
         next.max(now)
     }
 
-    /// Notes that a request is sent.
+    /// Records that a request is sent.
     pub(crate) fn sent(&mut self, now: Instant) {
         if let Some(limit) = &mut self.limit {
             limit.next = limit.next.max(now) + SECOND.div_f64(limit.at(now));
         }
     }
 
-    /// Takes back [`sent`](Self::sent), because the request was not sent after all.
+    /// Reverts [`sent`](Self::sent), because the request was not sent after all.
     pub(crate) fn unsent(&mut self, now: Instant) {
         if let Some(limit) = &mut self.limit {
             limit.next = limit.next.checked_sub(SECOND.div_f64(limit.at(now))).unwrap_or(limit.next);
@@ -140,7 +141,7 @@ impl Pacer {
         (CUT * f64::from(answers) / counted.as_secs_f64()).max(1.0)
     }
 
-    /// Forgets the answers of earlier seconds.
+    /// Discards the responses of earlier seconds.
     fn advance(&mut self, now: Instant) {
         let second = self.unpaused(now).as_secs();
         for passed in self.second + 1..=second.min(self.second + SECONDS as u64) {
@@ -149,7 +150,7 @@ impl Pacer {
         self.second = self.second.max(second);
     }
 
-    /// Returns the time since the first answer, without pauses.
+    /// Returns the time since the first response, without pauses.
     fn unpaused(&self, now: Instant) -> Duration {
         let since_first = self.first_answer.map_or(Duration::ZERO, |first| now.saturating_duration_since(first));
         let ahead = self.blocked_until(now).saturating_duration_since(now);
@@ -163,7 +164,7 @@ impl Limit {
         self.at(now) >= 2.0 * self.highest_rate
     }
 
-    /// Returns how many requests a second may be sent at a time.
+    /// Returns how many requests per second may be sent at this time.
     fn at(&self, now: Instant) -> f64 {
         let seconds = now.saturating_duration_since(self.since.max(self.not_before)).as_secs();
         let seconds = i32::try_from(seconds).unwrap_or(i32::MAX);
@@ -176,7 +177,7 @@ impl Limit {
 mod tests {
     use super::*;
 
-    /// Sends as fast as the pacer allows, to a service that answers `allowed` requests in each second.
+    /// Sends as fast as the pacer allows, to a service that responds to `allowed` requests in each second.
     fn run(pacer: &mut Pacer, start: Instant, seconds: u64, allowed: u32, retry_after: Option<Duration>) -> (u32, u32) {
         let (mut answered, mut limited) = (0, 0);
         let mut window = (0, 0);
@@ -230,7 +231,7 @@ mod tests {
     fn pauses_do_not_lower_the_rate() {
         let (mut pacer, mut now) = (Pacer::default(), Instant::now());
         for _ in 0..3 {
-            // 200 answers in two seconds, followed by two limits and a pause.
+            // 200 responses in two seconds, followed by two limits and a pause.
             for _ in 0..200 {
                 now += SECOND / 100;
                 pacer.answered(now);

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 /// Maximum size of the contexts of all waiting requests, in bytes.
 const MAX_BYTES: usize = 16 << 20;
 
-/// Requests in the order in which they are sent. Those that an evaluation waits for come before all others, and among them the
+/// Requests in the order in which they are sent. Requests that an evaluation waits for come before all others, and among them the
 /// newest come first, because the evaluations that wait for older ones will soon time out. Contexts with flags get two turns for
 /// each turn of contexts without flags.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ struct Place {
 #[derive(Debug)]
 pub(crate) struct Queued<T> {
     pub(crate) id: u64,
-    /// Whether the context has flags already.
+    /// Whether the context already has flags.
     pub(crate) is_known: bool,
     /// Bytes of the context.
     pub(crate) bytes: usize,
@@ -68,8 +68,8 @@ impl<T> Queue<T> {
         self.places.is_empty()
     }
 
-    /// Adds a request. Returns the requests that it displaced: first the oldest that no evaluation waits for, then the oldest for
-    /// contexts without flags. The new request itself may be displaced.
+    /// Adds a request. Returns the requests that it displaced: first the oldest requests that no evaluation waits for, then the
+    /// oldest requests for contexts without flags. The new request itself may be displaced.
     pub(crate) fn push(&mut self, queued: Queued<T>) -> Vec<T> {
         self.bytes += queued.bytes;
         self.insert(queued);
@@ -99,8 +99,8 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Removes and returns the next request. `is_waited_for` tells whether an evaluation still waits for a request. Requests for
-    /// contexts without flags are considered only if `includes_new` is set.
+    /// Removes and returns the next request. `is_waited_for` returns whether an evaluation still waits for a request. Requests
+    /// for contexts without flags are considered only if `includes_new` is set.
     pub(crate) fn pop(&mut self, includes_new: bool, is_waited_for: impl Fn(&T) -> bool) -> Option<Queued<T>> {
         let kinds: &[usize] = match (includes_new, self.turn) {
             (false, _) => &[0],

@@ -26,12 +26,12 @@ impl Tags {
         self.off_until.is_none_or(|until| now >= until)
     }
 
-    /// Notes that a request with a tag succeeded.
+    /// Records that a request with a tag succeeded.
     pub(crate) fn accepted(&mut self) {
         self.rejected.clear();
     }
 
-    /// Notes that a request succeeded only without its tag. Returns whether this switches tags off.
+    /// Records that a request succeeded only without its tag. Returns whether this switches tags off.
     pub(crate) fn rejected(&mut self, context: &CanonicalContext, now: Instant) -> bool {
         if !self.rejected.contains(context) {
             self.rejected.push(context.clone());
@@ -45,7 +45,7 @@ impl Tags {
     }
 }
 
-/// Returns whether two tags stand for the same flags. A proxy may have marked one of them as weak.
+/// Returns whether two tags identify the same flags. A proxy may have marked one of them as weak.
 pub(crate) fn is_same_tag(one: &[u8], other: &[u8]) -> bool {
     strong(one) == strong(other)
 }

@@ -1,7 +1,7 @@
 //! The event bus: delivers events to listeners and event streams.
 //!
-//! Listeners run one at a time, in the order of the events, on a thread where they may block; never on the task that reads
-//! the stream of changes.
+//! Listeners run one at a time, in the order of the events, on a thread where they may block. They never run on the task that
+//! reads the stream of changes.
 
 use std::{
     any::Any,
@@ -54,13 +54,13 @@ impl fmt::Debug for Subscription {
 }
 
 struct Listener {
-    /// False once the listener is unsubscribed. Events that are being delivered no longer reach it.
+    /// False once the listener is unsubscribed. Events that are still being delivered no longer reach it.
     is_active: AtomicBool,
     callback: Callback,
 }
 
 enum Callback {
-    /// Called with changes: all, or those that may concern one flag.
+    /// Called with all changes, or with the changes that may concern one flag.
     Changes(Option<String>, Box<dyn Fn(&FlagChangeEvent) + Send + Sync>),
     Status(Box<dyn Fn(ConnectionStatus) + Send + Sync>),
 }
@@ -68,7 +68,7 @@ enum Callback {
 /// How far the time of a change may be ahead of our clock. A time that is further ahead is ignored.
 pub(crate) const MAX_AHEAD: time::Duration = time::Duration::minutes(1);
 
-/// The last change of flags, or possible change. The first one stands for all changes before the provider was built.
+/// The last change of flags, or the last possible change. The first one represents all changes before the provider was built.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LastChange {
     pub(crate) number: u64,
@@ -135,12 +135,12 @@ impl EventBus {
         self.changes.subscribe()
     }
 
-    /// Notes that all flags were marked as out of date, which is not an event for the application.
+    /// Records that all flags were marked as out of date, which is not an event for the application.
     pub(crate) fn invalidated(&self) {
         catch_panic(|| self.changes.send_modify(|change| change.number += 1));
     }
 
-    /// Returns the status of the connection that was published last.
+    /// Returns the last published status of the connection.
     pub(crate) fn status(&self) -> ConnectionStatus {
         self.state.lock().status
     }
@@ -166,7 +166,7 @@ impl EventBus {
         Subscription { listener: Some(listener), bus: Arc::downgrade(self) }
     }
 
-    /// Returns the events from now on, after the connection status and `current`.
+    /// Returns the connection status, `current`, and all later events.
     pub(crate) fn events(&self, current: Option<ProviderEvent>) -> ProviderEvents {
         let queue = Arc::new(EventQueue::default());
         let mut state = self.state.lock();
@@ -222,13 +222,13 @@ impl EventBus {
         wakers
     }
 
-    /// Ends the delivery: no listener and no event stream receives anything from now on.
+    /// Ends the delivery. From now on, no listener and no event stream receives anything.
     pub(crate) fn close(&self) {
         let mut state = self.state.lock();
         (state.closed, state.status) = (true, ConnectionStatus::Disconnected);
         let queues = std::mem::take(&mut state.queues);
         let (listeners, backlog) = (std::mem::take(&mut state.listeners), std::mem::take(&mut state.backlog));
-        // Unlocked first: dropping a listener runs code of the application.
+        // The lock is released first, because dropping a listener runs code of the application.
         drop(state);
         drop(backlog);
         listeners.into_iter().for_each(|listener| catch_panic(|| drop(listener)));

@@ -1,4 +1,4 @@
-//! The events of a provider, and the stream of them.
+//! The events of a provider, and the stream that delivers them.
 
 use std::{
     collections::VecDeque,
@@ -16,12 +16,12 @@ use time::OffsetDateTime;
 
 use crate::error::{Chain, Error};
 
-/// How many events may wait to be received. If there are more, changes are merged into one of any flag.
+/// Maximum number of events that wait to be received. If there are more, changes are merged into one event about any flag.
 pub(crate) const MAX_WAITING: usize = 1_024;
 
 /// A change of one flag, or possibly of all flags.
 ///
-/// It is published after all cached flags have been invalidated, so a listener that evaluates gets the new value.
+/// It is published after all cached flags have been invalidated, so a listener that evaluates flags gets the new value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FlagChangeEvent {
@@ -57,7 +57,7 @@ pub enum ConnectionStatus {
     Error,
 }
 
-/// Shows the status in lower case, as the other Flipswitch SDKs name it.
+/// Shows the status in lower case, with the names that the other Flipswitch SDKs use.
 impl fmt::Display for ConnectionStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -80,14 +80,14 @@ pub enum ProviderEvent {
     Ready,
     /// Flags may be out of date: requests fail, or nothing was received for longer than the polling interval.
     Stale,
-    /// The service has a problem, or refuses the API key. Published once for as long as the problem lasts.
+    /// The service has a problem, or refuses the API key. Published once per problem, however long it lasts.
     Error {
         /// The problem.
         error: Error,
-        /// Whether the problem lasts until another API key is set. Otherwise the provider retries.
+        /// Whether the problem lasts until a new API key is set. If `false`, the provider retries.
         fatal: bool,
     },
-    /// A flag changed, or possibly all flags. All cached flags have been invalidated before.
+    /// A flag changed, or possibly all flags. All cached flags have already been invalidated.
     ConfigurationChanged(FlagChangeEvent),
     /// The API key is being replaced; see [`set_api_key`](crate::FlipswitchProvider::set_api_key).
     ApiKeyRotated {
@@ -145,15 +145,15 @@ impl Backlog {
 /// The events of a provider as a [`Stream`], beginning with the current state. Ends when the provider is shut down.
 ///
 /// [`recv`](Self::recv) receives events without a stream library. A receiver that falls more than 1 024 events behind
-/// gets the last event of each kind, and one that says that any flag may have changed.
+/// gets the last event of each kind, and one event that says that any flag may have changed.
 ///
 /// ```
-/// # use flipswitch::{ConnectionStatus, FlipswitchProvider, ProviderEvent, serde_json::json};
+/// use flipswitch::{ConnectionStatus, FlipswitchProvider, ProviderEvent, serde_json::json};
 /// use futures_util::StreamExt;
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
-/// # let provider = FlipswitchProvider::in_memory(json!({}));
+/// let provider = FlipswitchProvider::in_memory(json!({}));
 /// let mut changes = std::pin::pin!(provider.events().filter_map(async |event| match event {
 ///     ProviderEvent::ConfigurationChanged(change) => Some(change),
 ///     _ => None,

@@ -1,4 +1,4 @@
-//! The publishing of events of the provider, in the order in which they happen.
+//! Publishes the events of the provider, in the order in which they happen.
 
 use std::{sync::Arc, time::Instant};
 
@@ -24,7 +24,7 @@ pub(crate) struct Notifier {
     /// Changes that are published when requests succeed again.
     deferred: Mutex<DeferredChanges>,
     stream: Mutex<StreamTimes>,
-    /// Whether keys are derived from a secret, and not from the API key.
+    /// Whether keys are derived from a secret instead of the API key.
     has_secret: bool,
 }
 
@@ -51,9 +51,9 @@ impl Notifier {
         }
     }
 
-    /// Takes a signal that affects the health of the provider, and publishes the events that follow from it.
+    /// Receives a signal that affects the health of the provider, and publishes the events that result from it.
     pub(crate) fn observe(&self, signal: HealthSignal<'_>) {
-        // Published under the lock, so that events have the order of the signals. Tasks wake after it is released.
+        // Published under the lock, so that events are in the order of the signals. Tasks wake after the lock is released.
         let mut wakers = Wakers::default();
         let mut monitor = self.monitor.lock();
         let before = monitor.deadline();
@@ -70,7 +70,7 @@ impl Notifier {
         }
     }
 
-    /// Publishes a change. All cached flags must have been invalidated before.
+    /// Publishes a change. All cached flags must already have been invalidated.
     ///
     /// While requests fail, the change is deferred until they succeed again, because a listener could not get the new value
     /// before.
@@ -84,7 +84,7 @@ impl Notifier {
         }
     }
 
-    /// Notes that all flags were marked as out of date, which is not an event for the application.
+    /// Records that all flags were marked as out of date, which is not an event for the application.
     pub(crate) fn invalidated(&self) {
         self.bus.invalidated();
     }
@@ -104,7 +104,7 @@ impl Notifier {
         }
     }
 
-    /// Notes that an event arrived on the stream.
+    /// Records that an event arrived on the stream.
     pub(crate) fn event_received(&self) {
         self.stream.lock().last_event = Some(OffsetDateTime::now_utc());
     }
@@ -117,8 +117,8 @@ impl Notifier {
             ),
             Some(valid_until) => tracing::warn!(
                 target: "flipswitch", %valid_until,
-                "the API key is being replaced; set the new key before the old one expires. After the next restart, the cookies \
-                 of visitors are no longer valid, because no `secret` is set: set one, and `secret_before` to the old API key"
+                "the API key is being replaced; set the new key before the old one expires. After the next restart, visitor \
+                 cookies are no longer valid, because no `secret` is set. Set a `secret`, and set `secret_before` to the old API key"
             ),
             None => tracing::info!(target: "flipswitch", "the replacement of the API key was cancelled"),
         }
@@ -131,7 +131,7 @@ impl Notifier {
         self.stream.lock().api_key_valid_until.is_some_and(|valid_until| OffsetDateTime::now_utc() >= valid_until)
     }
 
-    /// Notes that the application set another API key.
+    /// Records that the application set a new API key.
     pub(crate) fn api_key_replaced(&self) {
         self.stream.lock().api_key_valid_until = None;
         self.observe(HealthSignal::ApiKeyReplaced);
@@ -145,13 +145,13 @@ impl Notifier {
         health
     }
 
-    /// Returns the events from now on, after the current state.
+    /// Returns the current state and all later events.
     pub(crate) fn events(&self) -> ProviderEvents {
         let monitor = self.monitor.lock();
         self.bus.events(monitor.current())
     }
 
-    /// Resolves when the health is to be checked because time has passed.
+    /// Resolves when the health must be checked because time has passed.
     pub(crate) async fn deadline_reached(&self) {
         loop {
             let deadline = self.monitor.lock().deadline();
@@ -163,7 +163,7 @@ impl Notifier {
     }
 }
 
-/// Changes to be published later, at most one for each flag.
+/// Changes that are published later, at most one for each flag.
 #[derive(Debug, Default)]
 struct DeferredChanges(Vec<FlagChangeEvent>);
 

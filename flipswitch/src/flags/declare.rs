@@ -21,12 +21,12 @@ pub trait FlagDef {
     /// Key of the flag.
     const KEY: &'static str;
 
-    /// Returns the default, which is used if the flag has no value, or a value of another type.
+    /// Returns the default, which is used if the flag has no value, or a value of a different type.
     fn default_value() -> Self::Value;
 }
 
-/// A value that may be declared as the default of a flag of type `T`: a `T`, or a literal that converts to one. For example,
-/// `"light"` may be the default of a `String`, `10` that of any number, and `true` that of an `Option<bool>`.
+/// A value that may be declared as the default of a flag of type `T`: a `T`, or a literal that converts to `T`. For example,
+/// `"light"` may be the default of a `String`, `10` the default of any number, and `true` the default of an `Option<bool>`.
 #[diagnostic::on_unimplemented(
     message = "a flag of type `{T}` cannot have a default of type `{Self}`",
     note = "a value that converts into `{T}` can be used with `.into()`"
@@ -109,7 +109,7 @@ impl DeclaredFlag {
         (self.default)()
     }
 
-    /// Returns whether a value from the service has the type of the flag. Null is accepted, because the default is then used.
+    /// Returns whether a value from the service has the type of the flag. Null is accepted, because the default is used for it.
     #[must_use]
     pub fn accepts(&self, value: &Value) -> bool {
         value.is_null() || (self.accepts)(value)
@@ -143,11 +143,11 @@ const MANIFEST_SCHEMA: &str =
 
 /// Returns the manifest of declared flags, in the format of the OpenFeature CLI.
 ///
-/// Stored as `flags.json`, it is the file from which the CLI generates code for other languages, and which
-/// `flipswitch-local check` compares with a service.
+/// If the manifest is stored as `flags.json`, the CLI can generate code for other languages from it, and `flipswitch-local check`
+/// can compare it with a service.
 ///
-/// The type of a flag is that of its default. A default that is not a boolean, a number or a string has the type `object`. If two
-/// flags have the same key, the later one is used.
+/// The type of a flag is the type of its default. A default that is not a boolean, a number or a string has the type `object`. If
+/// two flags have the same key, the later one is used.
 ///
 /// ```
 /// use flipswitch::serde_json::json;
@@ -179,9 +179,9 @@ pub fn manifest(flags: &[DeclaredFlag]) -> Value {
 
 /// Declares flags as types, so that the key and the default of a flag are written in one place.
 ///
-/// Each flag becomes a unit struct that implements [`FlagDef`]. Its type is any type that implements
-/// [`Deserialize`](https://docs.rs/serde), and its default a value that converts to it ([`FlagDefault`]). Attributes,
-/// documentation and visibility are kept. `#[cfg(..)]` on a single flag is not supported: declare such a flag with its own
+/// Each flag becomes a unit struct that implements [`FlagDef`]. Its value can have any type that implements
+/// [`Deserialize`](https://docs.rs/serde), and its default is a value that converts to this type ([`FlagDefault`]). Attributes,
+/// documentation and visibility are kept. `#[cfg(..)]` on an individual flag is not supported: declare such a flag in a separate
 /// `flags!`.
 ///
 /// ```

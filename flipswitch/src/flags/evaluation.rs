@@ -31,7 +31,7 @@ use crate::{error::FlagError, flag_type::FlagType, sanitize::printable};
 pub struct FlagEvaluation {
     /// Key of the flag.
     pub key: String,
-    /// Value of the flag. Null if the service defers to the code default: the flag is disabled, or has no default variant.
+    /// Value of the flag. Null if the service defers to the default in the code: the flag is disabled, or has no default variant.
     pub value: Value,
     /// Type of the flag as declared by the service, or otherwise the type of the value.
     pub flag_type: FlagType,
@@ -50,13 +50,13 @@ impl FlagEvaluation {
         self.value.as_bool()
     }
 
-    /// Returns the value if it is a whole number within 64 bits. `42.0` and `4.2e1` are the whole number 42.
+    /// Returns the value if it is a whole number within 64 bits. `42.0` and `4.2e1` are read as the whole number 42.
     #[must_use]
     pub fn as_i64(&self) -> Option<i64> {
         as_i64(&self.value)
     }
 
-    /// Returns the value if it is a number. A whole number beyond 2⁵³ gives the nearest double.
+    /// Returns the value if it is a number. For a whole number beyond 2⁵³, returns the nearest double.
     #[must_use]
     pub fn as_f64(&self) -> Option<f64> {
         self.value.as_f64()
@@ -84,7 +84,7 @@ impl FlagEvaluation {
         read_as(&self.value)
     }
 
-    /// Returns the error for a value that cannot be read as `expected`: it is null, or has another type.
+    /// Returns the error for a value that cannot be read as `expected`: it is null, or has a different type.
     pub(crate) fn mismatch(&self, expected: FlagType) -> FlagError {
         if self.value.is_null() {
             FlagError::NoValue { reason: printable(&self.reason) }

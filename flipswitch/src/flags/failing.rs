@@ -1,4 +1,4 @@
-//! Flags of one context that the service could not evaluate, while it evaluated the others. No I/O; the time is passed in.
+//! Flags of one context that the service could not evaluate, although it evaluated others. No I/O; the time is passed in.
 
 use std::{
     sync::Arc,
@@ -9,10 +9,10 @@ use parking_lot::Mutex;
 
 use crate::flags::flag_set::{FlagSet, Item, Outcome};
 
-/// How often to check whether to request the context again, once that is due.
+/// How often to check whether to request the context again, once such a check is due.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long to wait before flags are requested again from a service that has none.
+/// How long to wait before flags are requested again from a service that has no flags.
 const NO_FLAGS_WAIT: Duration = Duration::from_secs(30);
 
 /// The flags that failed. If there are none, the service has no flags.
@@ -32,9 +32,9 @@ impl Failing {
         Box::new(Self { flags: Vec::new(), failures: 0, look_at: Mutex::new(now + NO_FLAGS_WAIT) })
     }
 
-    /// Returns the flags of a response in which some failed, with their last values from `known`, which was current at the
-    /// given time. Values that are older than `max_stale` are not kept. `wait` returns the wait after a number of failures in
-    /// a row.
+    /// Returns the flags of a response in which some flags failed, with their last values from `known`, which was current at the
+    /// given time. Values that are older than `max_stale` are not kept. `wait` returns the wait after a number of failures in a
+    /// row.
     pub(crate) fn keep(
         received: &FlagSet,
         known: Option<(&FlagSet, Instant)>,

@@ -18,10 +18,10 @@ use crate::{
     },
 };
 
-/// Bytes of a flag set besides its own items: the set itself, and its entry in the interner.
+/// Bytes of a flag set in addition to its items: the set itself, and its entry in the interner.
 const SET_OVERHEAD: usize = 120;
 
-/// Bytes of an item besides itself and its texts: allocator overhead, and its entry in the interner.
+/// Bytes of an item in addition to its struct and its strings: allocator overhead, and its entry in the interner.
 const ITEM_OVERHEAD: usize = 160;
 
 /// Bytes of a node of a JSON object's tree, which holds up to eleven fields.
@@ -63,14 +63,14 @@ pub(crate) struct Item {
 /// Outcome of evaluating one flag.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Outcome {
-    /// A value, which is null if the service defers to the code default.
+    /// A value, which is null if the service defers to the default in the code.
     Evaluated(FlagEvaluation),
     /// The service could not evaluate the flag.
     Failed { code: String, details: Option<String> },
 }
 
 impl FlagSet {
-    /// Creates a set from items in any order. Of two items with the same key, the later one wins.
+    /// Creates a set from items in any order. If two items have the same key, the later one takes precedence.
     pub(crate) fn new(items: Vec<Arc<Item>>) -> Self {
         Self::new_in(items, None)
     }
@@ -82,7 +82,8 @@ impl FlagSet {
         Self::with_keys(items, keys)
     }
 
-    /// Creates a set with further items, which replace items with the same key. Its reads are recorded like those of this set.
+    /// Creates a set with further items, which replace items with the same key. Its reads are recorded in the same way as the
+    /// reads of this set.
     pub(crate) fn overlaid(&self, items: &[Arc<Item>]) -> Self {
         Self::new_in(self.items.iter().chain(items).cloned().collect(), self.keys.usage.as_ref())
     }
@@ -171,7 +172,7 @@ impl FlagSet {
         self.item(key)?.evaluated()
     }
 
-    /// Returns the keys of flags that differ in another set, or are missing in one of the two.
+    /// Returns the keys of flags that differ in another set, or are missing in one of the two sets.
     pub(crate) fn changed_keys(&self, other: &Self) -> Vec<String> {
         let differs = |item: &Arc<Item>, other: Option<&Arc<Item>>| {
             other.is_none_or(|other| !Arc::ptr_eq(item, other) && item.outcome != other.outcome)
@@ -209,7 +210,7 @@ impl FlagSet {
         self.failing()?.kept_since(key)
     }
 
-    /// Returns the set with `others` in place of the items with the same keys. `others` must be in the order of their keys.
+    /// Returns the set with `others` instead of the items with the same keys. `others` must be in the order of their keys.
     fn with_items(&self, others: &[Arc<Item>]) -> Self {
         let replaced = |item: &Arc<Item>| {
             let position = others.binary_search_by(|other| other.key.cmp(&item.key));
@@ -218,7 +219,7 @@ impl FlagSet {
         Self::with_keys(self.items.iter().map(replaced).collect(), Arc::clone(&self.keys))
     }
 
-    /// Returns whether another set has other flags, or other values of flags that are evaluated in both.
+    /// Returns whether another set has different flags, or different values for flags that are evaluated in both sets.
     pub(crate) fn differs_in_values(&self, other: &Self) -> bool {
         let value_differs = |item: &Arc<Item>| match (&item.outcome, other.item(&item.key).map(|other| &other.outcome))
         {
@@ -246,7 +247,7 @@ impl Item {
         }
     }
 
-    /// Returns the approximate memory of the item, and of its text in the interner.
+    /// Returns the approximate memory of the item, and of its JSON string in the interner.
     fn bytes(&self) -> usize {
         let outcome = match &self.outcome {
             Outcome::Evaluated(flag) => {
@@ -313,7 +314,7 @@ impl Keys {
     }
 }
 
-/// Hands over the reads that have not been collected yet.
+/// Reports the reads that have not been collected yet.
 impl Drop for Keys {
     fn drop(&mut self) {
         if let Some(usage) = &self.usage {
@@ -322,7 +323,7 @@ impl Drop for Keys {
     }
 }
 
-/// Sorts items by key. Of two items with the same key, the later one is kept.
+/// Sorts items by key. If two items have the same key, the later one is kept.
 pub(crate) fn sorted(mut items: Vec<Arc<Item>>) -> Box<[Arc<Item>]> {
     // The sort is stable, so among equal keys the later item comes last.
     items.sort_by(|a, b| a.key.cmp(&b.key));

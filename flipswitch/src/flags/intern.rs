@@ -24,16 +24,16 @@ pub(crate) struct Interner {
 
 #[derive(Default)]
 struct State {
-    /// Items by their JSON text, which is compared in full.
+    /// Items by their JSON string, which is compared in full.
     items: HashMap<Box<str>, Weak<Item>>,
     /// Flag sets by a hash of their items; compared item by item.
     flag_sets: HashMap<u64, Weak<FlagSet>>,
     /// Tables of keys by a hash of the keys; compared in full.
     keys: HashMap<u64, Weak<Keys>>,
     hasher: RandomState,
-    /// Bytes of the texts of all items.
+    /// Bytes of the JSON strings of all items.
     texts: usize,
-    /// Number of entries, and bytes of texts, at which unused entries are dropped next.
+    /// Number of entries, and bytes of JSON strings, at which unused entries are dropped next.
     sweep_at: (usize, usize),
 }
 
@@ -44,20 +44,20 @@ struct Bodies(VecDeque<(Box<[u8]>, Weak<FlagSet>)>);
 /// Maximum number of responses that are kept.
 const MAX_BODIES: usize = 8;
 
-/// Largest response that is kept, in bytes.
+/// Maximum size of a response that is kept, in bytes.
 const MAX_BODY: usize = 64 << 10;
 
-/// Number of entries, and bytes of texts, below which nothing is dropped.
+/// Number of entries, and bytes of JSON strings, below which nothing is dropped.
 const MIN_SWEEP: (usize, usize) = (1_024, 1 << 20);
 
 impl Interner {
-    /// Returns the item of a JSON text: the one in use, or a new one. `read` parses a new one, and tells whether it may be
+    /// Returns the item of a JSON string: the item in use, or a new item. `read` parses a new item, and returns whether it may be
     /// shared.
     pub(crate) fn item(&self, text: &str, read: impl FnOnce() -> Option<(Item, bool)>) -> Option<Arc<Item>> {
         if let Some(item) = self.lock().items.get(text).and_then(Weak::upgrade) {
             return Some(item);
         }
-        // Parsed without the lock. If two threads parse the same text, the later item is shared from then on.
+        // Parsed without the lock. If two threads parse the same string, the later item is shared from then on.
         let (item, is_shared) = read()?;
         let item = Arc::new(item);
         if !is_shared {
@@ -71,12 +71,13 @@ impl Interner {
         Some(item)
     }
 
-    /// Returns the flag set of a response: that of an earlier response with the same bytes, or the one that `read` returns. After
-    /// a change, most users of an application have the same flags, and parsing them takes longer than comparing the bytes.
+    /// Returns the flag set of a response: the flag set of an earlier response with the same bytes, or the flag set that `read`
+    /// returns. After a change, most users of an application have the same flags, and parsing them takes longer than comparing
+    /// the bytes.
     ///
     /// # Errors
     ///
-    /// Those of `read`.
+    /// Returns the error of `read`.
     pub(crate) fn response<E>(
         &self,
         body: &[u8],
@@ -93,7 +94,7 @@ impl Interner {
         Ok(flag_set)
     }
 
-    /// Returns the flag set of items in any order: the one in use, or a new one.
+    /// Returns the flag set of items in any order: the flag set in use, or a new one.
     pub(crate) fn flag_set(&self, items: Vec<Arc<Item>>) -> Arc<FlagSet> {
         let items = flag_set::sorted(items);
         let mut state = self.lock();
@@ -133,7 +134,7 @@ impl Bodies {
     fn find(&mut self, body: &[u8]) -> Option<Arc<FlagSet>> {
         let position = self.0.iter().position(|(known, _)| **known == *body)?;
         let found = self.0.remove(position)?;
-        // If it is gone, no context has these flags any more.
+        // If it was dropped, no context has these flags any more.
         let flag_set = found.1.upgrade()?;
         self.0.push_front(found);
         Some(flag_set)

@@ -1,4 +1,4 @@
-//! Flag values in a file, with which a developer overrides those of the service.
+//! Flag values in a file, with which a developer overrides the values from the service.
 
 use std::{
     fs,
@@ -13,7 +13,7 @@ use crate::{
     flags::flag_set::{FlagSet, Item, object},
 };
 
-/// Reason of a value that replaces that of the service.
+/// Reason of a value that replaces the value from the service.
 pub(crate) const OVERRIDE: &str = "OVERRIDE";
 
 /// The values of an override file.
@@ -39,7 +39,8 @@ impl OverrideFile {
         Ok(Self { path: path.to_owned(), flag_set: FlagSet::of_values(values, OVERRIDE) })
     }
 
-    /// Overrides the values of a flag set. Returns the items in any order. Of two items with the same key, the later one wins.
+    /// Overrides the values of a flag set. Returns the items in any order. If two items have the same key, the later one takes
+    /// precedence.
     pub(crate) fn apply_to(&self, flag_set: &FlagSet) -> Vec<Arc<Item>> {
         flag_set.items().iter().chain(self.flag_set.items()).cloned().collect()
     }
@@ -49,7 +50,7 @@ impl OverrideFile {
         let flags: Vec<_> = self.flag_set.iter().map(|flag| flag.key.as_str()).collect();
         tracing::warn!(
             target: "flipswitch", file = %self.path.display(), ?flags,
-            "flags are OVERRIDDEN: the file's values replace those of the flag service for every context"
+            "flags are OVERRIDDEN: the values in the file replace the values from the flag service for every context"
         );
     }
 }

@@ -1,4 +1,4 @@
-//! Records which flags an application reads, to find those that nothing reads any more.
+//! Records which flags an application reads, to find flags that are no longer read.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -21,7 +21,7 @@ const MAX_UNLISTED: usize = 1_024;
 /// Maximum number of other keys that are remembered.
 const MAX_LISTED: usize = 65_536;
 
-/// Longest unlisted key that is remembered, in bytes. A longer one was probably built from data.
+/// Maximum length of an unlisted key that is remembered, in bytes. A longer key was probably built from data.
 const MAX_KEY: usize = 256;
 
 /// How often the marks of reads are collected.
@@ -30,7 +30,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// The flags that an application has read since its provider was built. Returned by
 /// [`FlipswitchProvider::usage`](crate::FlipswitchProvider::usage). Serializes to JSON with dates in RFC 3339.
 ///
-/// Contains only keys and times, and neither values nor contexts nor numbers of reads.
+/// Contains only keys and times: no values, no contexts, and no numbers of reads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
@@ -52,19 +52,19 @@ pub struct Usage {
 pub struct FlagUsage {
     /// Key of the flag.
     pub key: String,
-    /// When the flag was last read, to the minute. `None` if it was not read since the provider was built.
+    /// When the flag was last read, to the minute. `None` if it has not been read since the provider was built.
     #[serde(with = "time::serde::rfc3339::option")]
     pub last_read: Option<OffsetDateTime>,
     /// Whether the code declares the flag, in a list that was passed to [`declared`](crate::LifespanBuilder::declared).
     pub is_declared: bool,
-    /// Whether the flags in memory include this one. `false` for all flags before the service has responded.
+    /// Whether the flags in memory include this one. `false` for all flags until the service has responded.
     pub is_known: bool,
 }
 
 /// Records reads.
 ///
-/// A read sets one bit beside its key, in the table of keys in which it looks up the flag anyway. All contexts share these
-/// tables. Each minute, the bits are collected and cleared, so nearly all reads find the bit set and write nothing.
+/// A read sets one bit next to the flag's key, in the table of keys in which the read looks up the flag anyway. All contexts
+/// share these tables. Each minute, the bits are collected and cleared, so nearly all reads find the bit set and write nothing.
 #[derive(Debug)]
 pub(crate) struct UsageLog {
     since: OffsetDateTime,
@@ -77,7 +77,7 @@ pub(crate) struct UsageLog {
 #[derive(Debug, Default)]
 struct Collected {
     tables: Vec<Weak<Keys>>,
-    /// Number of tables at which those that are no longer in use are dropped next.
+    /// Number of tables at which tables that are no longer in use are dropped next.
     prune_at: usize,
     last_read: HashMap<Box<str>, LastRead>,
     declared: Vec<&'static [DeclaredFlag]>,
@@ -175,7 +175,7 @@ impl UsageLog {
             collected.prune();
             collected.tables.iter().filter_map(Weak::upgrade).collect()
         };
-        // Without the lock, which new tables wait for, and which a table takes when it is dropped.
+        // The lock is not held here, because new tables wait for it, and a table takes it when it is dropped.
         let read: HashSet<_> = tables.iter().flat_map(|table| table.take_read()).collect();
         let unlisted = std::mem::take(&mut *self.unlisted.write());
         let mut collected = self.collected.lock();
@@ -196,7 +196,7 @@ impl UsageLog {
         }
     }
 
-    /// Returns what was read until now.
+    /// Returns the reads up to now.
     pub(crate) fn usage(&self, now: OffsetDateTime) -> Usage {
         let tables = self.sweep(now);
         let known: BTreeSet<_> = tables.iter().flat_map(|table| table.iter()).collect();
@@ -220,7 +220,7 @@ impl Collected {
     }
 
     fn read(&mut self, key: &str, at: OffsetDateTime, is_listed: bool) {
-        // Most keys are there already, and need no copy.
+        // Most keys are already listed, and need no copy.
         match self.last_read.get_mut(key) {
             Some(read) => *read = LastRead { at, is_listed: is_listed || read.is_listed },
             None => {
@@ -235,7 +235,7 @@ impl Collected {
         self.prune_at = 2 * self.tables.len() + 16;
     }
 
-    /// Drops the keys that were read longest ago, if there are too many. Returns whether there were.
+    /// Drops the keys that were read longest ago, if there are too many. Returns whether there were too many.
     fn drop_oldest(&mut self) -> bool {
         if self.last_read.len() <= MAX_UNLISTED {
             return false;

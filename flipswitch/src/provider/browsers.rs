@@ -16,8 +16,8 @@ use crate::{
     secret::BrowserKeys,
 };
 
-/// New contexts that browsers may cause in a minute by attributes that they add: for each user with a targeting key, and for all
-/// requests without one together.
+/// New contexts that browsers may cause in a minute with attributes that they add. The limit applies to each user with a
+/// targeting key, and to all requests without one together.
 const NEW_CONTEXTS: u32 = 8;
 const NEW_ANONYMOUS_CONTEXTS: u32 = 64;
 
@@ -25,8 +25,8 @@ const NEW_ANONYMOUS_CONTEXTS: u32 = 64;
 const RENEWED_CONTEXTS: u32 = 32;
 const RENEWED_ANONYMOUS_CONTEXTS: u32 = 512;
 
-/// Refetches that browsers may cause by the time in their requests: for one context in a minute, and for all in a second. Half
-/// of the latter are reserved for users with an account.
+/// Refetches that browsers may cause with the time in their requests: for one context in a minute, and for all contexts in a
+/// second. Half of the refetches in a second are reserved for users with an account.
 const REFETCHES: u32 = 10;
 const REFETCHES_PER_SECOND: u32 = 10;
 
@@ -42,7 +42,7 @@ pub(crate) struct Browsers {
     changes: watch::Receiver<LastChange>,
     streams: Mutex<Streams>,
     allowances: Mutex<Allowances>,
-    /// Ends all streams. Cancelled with the provider's runtime as well.
+    /// Ends all streams. Also cancelled with the provider's runtime.
     draining: CancellationToken,
 }
 
@@ -58,7 +58,7 @@ pub(crate) struct BrowserId {
 }
 
 impl BrowserId {
-    /// Returns the id of a context, which may be that of a visitor without an account.
+    /// Returns the id of a context, which may belong to a visitor without an account.
     pub(crate) fn of(context: &Context, is_visitor: bool) -> Self {
         let (hash, is_shared) = match context.targeting_key() {
             Some(key) => (canonical::hash(key.as_bytes()), false),
@@ -83,19 +83,19 @@ struct Streams {
     contexts: HashMap<u64, OfContext>,
 }
 
-/// The open streams of one context, and the answers to their browsers.
+/// The open streams of one context, and the responses to their browsers.
 #[derive(Clone, Copy, Default)]
 struct OfContext {
     open: usize,
     progress: Progress,
 }
 
-/// The answers of this process to the browsers of a context. Which of the browsers received an answer is not known.
+/// The responses of this process to the browsers of a context. Which of the browsers received a response is not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
-    /// The number of the last change after which a browser was answered.
+    /// The number of the last change after which a browser received a response.
     pub(crate) answered: u64,
-    /// When a browser was last answered with flags that may become out of date without a further change.
+    /// When a browser last received flags that may become out of date without a further change.
     pub(crate) unsettled_at: Option<tokio::time::Instant>,
 }
 
@@ -126,7 +126,7 @@ struct Used {
 }
 
 impl Allowances {
-    /// Begins a new minute or second if the last one is over.
+    /// Begins a new minute or second if the last one has elapsed.
     fn advance(&mut self, now: Instant) {
         let is_over = |began: Option<Instant>, length| began.is_none_or(|began| now - began >= length);
         if is_over(self.minute, Duration::from_secs(60)) {
@@ -233,7 +233,7 @@ impl Browsers {
         self.streams.lock().open
     }
 
-    /// Records that a browser of a context was answered after a change.
+    /// Records that a browser of a context received a response after a change.
     pub(crate) fn answered(&self, id: BrowserId, change: u64, is_settled: bool) {
         if let Some(OfContext { progress, .. }) = self.streams.lock().contexts.get_mut(&id.hash) {
             progress.answered = progress.answered.max(change);
@@ -266,8 +266,8 @@ pub(crate) struct OpenStream {
 }
 
 impl OpenStream {
-    /// Returns the answers to the browsers of the same context, and whether another browser than that of this stream may have
-    /// received them.
+    /// Returns the responses to the browsers of the same context, and whether they may have gone to a browser other than the one
+    /// of this stream.
     pub(crate) fn progress(&self) -> (Progress, bool) {
         let context = self.browsers.streams.lock().contexts.get(&self.id.hash).copied().unwrap_or_default();
         (context.progress, self.id.is_shared || context.open > 1)

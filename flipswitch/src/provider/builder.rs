@@ -114,10 +114,10 @@ impl FlipswitchProviderBuilder {
     /// | `OFREP_HEADERS` | headers of every request, as in `Authorization=Bearer%20abc,X-Team=web`; percent-encoded |
     /// | `OFREP_TIMEOUT_MS` | the [`request_timeout`](Self::request_timeout) in milliseconds |
     ///
-    /// Options that are set in code take precedence: [`auth`](Self::auth) drops `X-API-Key` and `Authorization` of
+    /// Options that are set in code take precedence: [`auth`](Self::auth) drops `X-API-Key` and `Authorization` from
     /// `OFREP_HEADERS`, and [`header`](Self::header) replaces a header of the same name. If code sets a
     /// [`base_url`](Self::base_url) with a different origin, no headers from the environment are sent, because they may contain a
-    /// key. Invalid entries of `OFREP_HEADERS` and an invalid `OFREP_TIMEOUT_MS` are ignored with a warning.
+    /// key. Invalid entries in `OFREP_HEADERS` and an invalid `OFREP_TIMEOUT_MS` are ignored with a warning.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), flipswitch::ConfigError> {
@@ -142,8 +142,9 @@ impl FlipswitchProviderBuilder {
     /// Sets how requests are authenticated. Defaults to [`Auth::None`] for [`ofrep`](FlipswitchProvider::ofrep), and to the API
     /// key otherwise.
     ///
-    /// The key or the token is sent to the origin of the [`base_url`](Self::base_url) only: not to the target of a redirect,
-    /// and not to an event stream at another origin. [`set_api_key`](FlipswitchProvider::set_api_key) replaces it at runtime.
+    /// The key or the token is sent only to the origin of the [`base_url`](Self::base_url), and neither to the target of a
+    /// redirect nor to an event stream at a different origin. [`set_api_key`](FlipswitchProvider::set_api_key) replaces it at
+    /// runtime.
     pub fn auth(mut self, auth: Auth) -> Self {
         self.auth = auth;
         if let Some(OfrepEnv { headers, .. }) = &mut self.environment {
@@ -156,8 +157,8 @@ impl FlipswitchProviderBuilder {
     /// Adds a header to every request, for example one that selects a namespace or a set of flags. If a name is set twice, the
     /// last value is sent.
     ///
-    /// It is sent to the origin of the [`base_url`](Self::base_url) only. Its value is never logged. [`build`](Self::build)
-    /// refuses invalid headers, and those that the provider sets itself.
+    /// The header is sent only to the origin of the [`base_url`](Self::base_url). Its value is never logged.
+    /// [`build`](Self::build) rejects invalid headers, and headers that the provider sets itself.
     ///
     /// ```
     /// # fn main() -> Result<(), flipswitch::ConfigError> {
@@ -178,23 +179,23 @@ impl FlipswitchProviderBuilder {
     /// Sets a name for the provider, for applications with several providers. A name consists of 1 to 32 letters, digits, `-`
     /// and `_`. Defaults to none.
     ///
-    /// The name appears in every log line of the provider, as the field `provider` of a span, and in the name of the
-    /// [cookie](crate::integration::Anonymous::cookie) of visitors.
+    /// The name appears in every log line of the provider, as the field `provider` of a span, and in the name of the [visitor
+    /// cookie](crate::integration::Anonymous::cookie).
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Sets the secret from which all keys of the application are derived, such as the one that authenticates the
-    /// [cookies](crate::integration::Anonymous::cookie) of visitors. It must be at least 16 bytes long, and the same in all
-    /// instances; use 32 random bytes. White space around it is ignored. Defaults to the API key or token or, if there is none,
-    /// to random bytes that differ in each process.
+    /// Sets the secret from which all keys of the application are derived, such as the key that authenticates [visitor
+    /// cookies](crate::integration::Anonymous::cookie). It must be at least 16 bytes long, and the same in all instances; use 32
+    /// random bytes. White space around it is ignored. Defaults to the API key or token or, if there is none, to random bytes
+    /// that differ in each process.
     ///
     /// What browsers receive from a [`BrowserService`](crate::integration::BrowserService) is derived from the API key only if
-    /// the key has 16 bytes or more, because a shorter key could be guessed from it.
+    /// the key is at least 16 bytes long, because a shorter key could be guessed from it.
     ///
     /// With the default, cookies are only as safe as the API key, which must not be public. After the API key is replaced, all
-    /// visitors count as new, and may get other variants. With a separate secret, visitors keep their flags.
+    /// visitors count as new, and may get different variants. With a separate secret, visitors keep their flags.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -210,10 +211,10 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets the secret that was in use before, so that the cookies of visitors are still accepted after a secret is replaced.
-    /// Defaults to none. If there was no secret, pass the API key that was in use.
+    /// Sets the previous secret, so that visitor cookies are still accepted after the secret is replaced. Defaults to none. If
+    /// there was no secret, pass the previous API key.
     ///
-    /// Instances that only have the old secret replace the cookies of the others. To avoid this, first set the old secret as
+    /// Instances that have only the old secret replace the cookies of the others. To avoid this, first set the old secret as
     /// `secret` and the new one as `secret_before` in all instances, and then swap them.
     pub fn secret_before(mut self, secret: impl Into<Vec<u8>>) -> Self {
         self.secret_before = Some(secret.into());
@@ -235,8 +236,8 @@ impl FlipswitchProviderBuilder {
     /// The function is called for every client that the provider needs. Afterwards, the provider sets redirects, timeouts and
     /// content encodings. It also sets the user agent `flipswitch-rust/<version>`, unless the function sets one.
     ///
-    /// Prefer [`header`](Self::header) for headers. If the client has default headers, event streams at other origins than the
-    /// [`base_url`](Self::base_url) are not opened, because the headers would be sent there.
+    /// Prefer [`header`](Self::header) for headers. If the client has default headers, event streams at origins other than the
+    /// origin of the [`base_url`](Self::base_url) are not opened, because they would receive the headers.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -263,14 +264,14 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets the time limit of a request, from when it is sent to the last byte of the response. Also limits how long a request
-    /// waits to be sent. Defaults to 10 seconds.
+    /// Sets the time limit for a request, from sending it to the last byte of the response. Also limits how long a request waits
+    /// to be sent. Defaults to 10 seconds.
     pub fn request_timeout(mut self, request_timeout: Duration) -> Self {
         self.options.request_timeout = request_timeout;
         self
     }
 
-    /// Sets the time limit for connecting, TLS included. Defaults to 5 seconds.
+    /// Sets the time limit for connecting, including TLS. Defaults to 5 seconds.
     pub fn connect_timeout(mut self, connect_timeout: Duration) -> Self {
         self.options.connect_timeout = connect_timeout;
         self
@@ -288,8 +289,8 @@ impl FlipswitchProviderBuilder {
 
     /// Sets how many requests may wait to be sent. Defaults to 16 384. Their contexts take at most 16 MiB.
     ///
-    /// The newest request that an evaluation waits for is sent first. When the queue is full, the oldest requests are
-    /// dropped, those of contexts without flags first, with [`Error::QueueFull`](crate::Error::QueueFull).
+    /// The newest request that an evaluation waits for is sent first. When the queue is full, the oldest requests are dropped,
+    /// requests for contexts without flags first, with [`Error::QueueFull`](crate::Error::QueueFull).
     pub fn max_queued_requests(mut self, max_queued_requests: usize) -> Self {
         self.options.max_queued_requests = max_queued_requests;
         self
@@ -302,8 +303,8 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets flag values that apply to every context until the service has responded, as a JSON object. Defaults to none, so
-    /// the defaults in code apply.
+    /// Sets flag values that apply to every context until the service has responded, as a JSON object. Defaults to none, so the
+    /// defaults in the code apply.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -327,10 +328,10 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets a file of flag values that override those of the service, for development. Defaults to none.
+    /// Sets a file of flag values that override the values from the service, for development. Defaults to none.
     ///
-    /// The file holds a JSON object of flag keys and values, which apply to every context, with the reason `OVERRIDE`. It
-    /// is read by [`build`](Self::build), and a warning names the flags when the provider starts.
+    /// The file contains a JSON object of flag keys and values, which apply to every context with the reason `OVERRIDE`.
+    /// [`build`](Self::build) reads the file, and a warning names the flags when the provider starts.
     ///
     /// A release build rejects the file, so that it is not deployed by mistake; see
     /// [`override_in_release`](Self::override_in_release).
@@ -357,10 +358,10 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets the runtime for requests and listeners. Defaults to a thread of the provider, which starts at first use.
+    /// Sets the runtime for requests and listeners. Defaults to a thread of the provider, which starts at its first use.
     ///
-    /// The runtime must have I/O and time enabled, and must be running: while it is blocked, evaluations of contexts that
-    /// are not cached wait. The thread of the provider has no such requirement, and serves several runtimes at the same time.
+    /// The runtime must have I/O and time enabled, and must be running: while it is blocked, evaluations for contexts that are
+    /// not cached wait. The thread of the provider has no such requirement, and serves several runtimes at the same time.
     ///
     /// ```
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -388,17 +389,17 @@ impl FlipswitchProviderBuilder {
 
     /// Sets whether the service is polled while the stream of changes is closed or disabled. Defaults to `true`.
     ///
-    /// A poll requests the flags of the start-up context conditionally, and notifies listeners of changed flags. The flags
-    /// of other contexts are requested at their next use, once they are older than the
-    /// [polling interval](Self::polling_interval). With neither the stream nor polling, nothing is requested in the background,
-    /// and flags are fresh for [`cache_ttl`](Self::cache_ttl).
+    /// A poll requests the flags for the start-up context conditionally, and notifies listeners of changed flags. The flags for
+    /// other contexts are requested at their next use, once they are older than the [polling interval](Self::polling_interval).
+    /// With neither the stream nor polling, nothing is requested in the background, and flags are fresh for
+    /// [`cache_ttl`](Self::cache_ttl).
     pub fn enable_polling_fallback(mut self, enable_polling_fallback: bool) -> Self {
         self.options.enable_polling_fallback = enable_polling_fallback;
         self
     }
 
     /// Sets the time between two polls, and the maximum age of fresh flags while the stream of changes is closed.
-    /// Defaults to 30 seconds. A poll may come up to a tenth of this time earlier or later.
+    /// Defaults to 30 seconds. A poll may be up to a tenth of this time early or late.
     pub fn polling_interval(mut self, polling_interval: Duration) -> Self {
         self.options.polling_interval = polling_interval;
         self
@@ -414,9 +415,9 @@ impl FlipswitchProviderBuilder {
     /// Sets how long the stream of changes may be silent before it counts as broken. Defaults to 60 seconds; the service
     /// sends a heartbeat every 15 seconds.
     ///
-    /// It is not a failure if the service ends a stream that is stable. A stream is stable once it has been open for 10 seconds
-    /// and has received an event or a heartbeat, or once it has been open for 60 seconds and has received anything. With a
-    /// timeout of less than 60 seconds, these times are shorter in proportion.
+    /// If the service ends a stream that is stable, that is not a failure. A stream is stable once it has been open for 10
+    /// seconds and has received an event or a heartbeat, or once it has been open for 60 seconds and has received anything. With
+    /// a timeout of less than 60 seconds, these times are shorter in proportion.
     pub fn stream_idle_timeout(mut self, stream_idle_timeout: Duration) -> Self {
         self.options.stream_idle_timeout = stream_idle_timeout;
         self
@@ -469,21 +470,22 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets a store outside of the process that keeps the flags of users. Defaults to none.
+    /// Sets a store outside the process that keeps the flags of users. Defaults to none.
     ///
-    /// With `flipswitch-redis`, one instance of a fleet requests the flags of a user after a change, and the others find them
-    /// in the store. `flipswitch-disk` keeps the last known flags across restarts. See [`CacheStore`] for stores of your own.
+    /// With `flipswitch-redis`, one instance of a fleet requests the flags for a user after a change, and the others read them
+    /// from the store. `flipswitch-disk` keeps the last known flags across restarts. To write your own store, see [`CacheStore`].
     ///
     /// Flags in memory always come first. A store that is slow or unavailable causes more requests and short waits, but no
-    /// errors. Flags from the store are fresh only if the stream of changes proves it; all others are served as stale. Each call
-    /// to the store ends after 50 milliseconds, and evaluations wait no longer than [`stale_wait`](Self::stale_wait) and
-    /// [`miss_wait`](Self::miss_wait). The store is dropped with the last handle of the provider, not by `shutdown`.
+    /// errors. Flags from the store are fresh only if the stream of changes proves it; all other flags from it are served as
+    /// stale. Evaluations wait at most 50 milliseconds for a call to the store, and no longer than
+    /// [`stale_wait`](Self::stale_wait) and [`miss_wait`](Self::miss_wait). The store is dropped with the last handle of the
+    /// provider, not by `shutdown`.
     ///
     /// Entries are encrypted with a key that is derived from the [`secret`](Self::secret) or, without one, from the API key or
     /// token. The secret, or the key or token, must be the same in all instances. Neither contexts nor API keys can be read from
-    /// the store. An entry that was written with another base URL, other [headers](Self::header), or another API key or
-    /// [`store_namespace`](Self::store_namespace) is never used. With an [`override_file`](Self::override_file), the store is not
-    /// used.
+    /// the store. An entry that was written with a different base URL, different [headers](Self::header), or a different API key
+    /// or [`store_namespace`](Self::store_namespace) is never used. With an [`override_file`](Self::override_file), the store is
+    /// not used.
     ///
     /// [`build`](Self::build) returns an error if there is no secret, and no API key or token of 16 bytes or more.
     pub fn store(mut self, store: impl CacheStore) -> Self {
@@ -491,12 +493,11 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets a name for the flags in the [`store`](Self::store), in place of the API key or token. Defaults to none: after the API
-    /// key is replaced, flags that were stored before are not found.
+    /// Sets a name that identifies the environment in the [`store`](Self::store) instead of the API key or token. Defaults to
+    /// none, so flags in the store are no longer found after the API key is replaced.
     ///
-    /// With a name and a [`secret`](Self::secret), what was stored remains usable after the key is replaced. Each environment of
-    /// the flag service needs a name of its own, and [`set_api_key`](FlipswitchProvider::set_api_key) must not change the
-    /// environment.
+    /// With a name and a [`secret`](Self::secret), stored flags remain usable after the key is replaced. Each environment of the
+    /// flag service needs a separate name, and [`set_api_key`](FlipswitchProvider::set_api_key) must not change the environment.
     pub fn store_namespace(mut self, namespace: impl Into<String>) -> Self {
         self.store_namespace = Some(namespace.into());
         self
@@ -510,13 +511,13 @@ impl FlipswitchProviderBuilder {
     ///
     /// | reason of the event | value |
     /// |---|---|
-    /// | the reason of the service in lower case | a fresh one |
-    /// | `stale` | one that may be out of date, or a bootstrap value |
-    /// | `override` | an overridden one |
+    /// | the service's reason in lower case | a fresh value |
+    /// | `stale` | a value that may be out of date, or a bootstrap value |
+    /// | `override` | an overridden value |
     /// | `error` | the default, because of an error |
     ///
     /// Methods that return all flags, such as [`Flags::to_json`](crate::Flags::to_json), and routes for browsers are not
-    /// reported. Neither are reads of a provider [in memory](FlipswitchProvider::in_memory).
+    /// reported. Reads of an [in-memory](FlipswitchProvider::in_memory) provider are not reported either.
     ///
     /// [`feature_flag.evaluation`]: https://opentelemetry.io/docs/specs/semconv/feature-flags/feature-flags-events/
     pub fn evaluation_events(mut self, events: EvaluationEvents) -> Self {
@@ -528,8 +529,8 @@ impl FlipswitchProviderBuilder {
     /// [`Hashed`](ContextId::Hashed).
     ///
     /// The hash of a user is the same in all instances with the same [`secret`](Self::secret) or, without a secret, in all
-    /// instances with the same API key or token. If there is neither, or if the key has fewer than 16 bytes and could be guessed,
-    /// the hash differs in each process.
+    /// instances with the same API key or token. If there is neither, or if the key is shorter than 16 bytes and could be
+    /// guessed, the hash differs in each process.
     pub fn evaluation_context_id(mut self, context_id: ContextId) -> Self {
         self.options.evaluation_context_id = context_id;
         self

@@ -1,6 +1,6 @@
 //! Events about reads of flags, for telemetry.
 //!
-//! They are emitted with `tracing`, so any subscriber can handle them. Names and attributes are those of OpenTelemetry's semantic
+//! They are emitted with `tracing`, so any subscriber can handle them. Names and attributes follow OpenTelemetry's semantic
 //! conventions (version 1.44, `docs/feature-flags/feature-flags-events.md`). The bridge from `tracing` to OpenTelemetry's logs
 //! turns them into conforming events.
 
@@ -84,8 +84,8 @@ pub(crate) fn report_client_evaluation(
             (event.set_id, event.version) = (field(SET_ID), field(VERSION));
         }
         Err(error) => {
-            // Without the message, which may contain a part of the context, and without the default of the caller, which is not
-            // known: OpenFeature passes the default of the type.
+            // Leaves out the message, which may contain a part of the context, and the caller's default, which is not known:
+            // OpenFeature passes the default of the type.
             event.set_error(error_type(&error.code), None);
         }
     }
@@ -120,7 +120,7 @@ impl Recorder for ReadReporter {
         if is_seen || IS_REPORTING.get() {
             return;
         }
-        // The last check, because layers of subscribers remember the answer until the next event, which must be this one.
+        // This is the last check, because layers of subscribers remember its result until the next event, which must be this one.
         if !tracing::event_enabled!(target: TARGET, tracing::Level::INFO) {
             return;
         }
@@ -144,7 +144,8 @@ thread_local! {
     static IS_REPORTING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Marks that this thread reports a read. Reads by the subscriber meanwhile are not reported, because that would never end.
+/// Marks that this thread is reporting a read. Reads by the subscriber in the meantime are not reported, because that would never
+/// end.
 struct Reporting;
 
 impl Reporting {
@@ -206,7 +207,7 @@ fn event_of<'a>(read: &FlagRead<'a>, context_id: Option<&'a str>) -> EvaluationE
 struct EvaluationEvent<'a> {
     key: &'a str,
     variant: Option<Cow<'a, str>>,
-    /// The value of the flag or, after an error, the default of the caller. Set only if there is no variant.
+    /// The value of the flag or, after an error, the caller's default. Set only if there is no variant.
     value: Option<EventValue>,
     reason: Cow<'a, str>,
     context_id: Option<&'a str>,
@@ -269,7 +270,7 @@ impl<'a> EvaluationEvent<'a> {
     }
 }
 
-/// Returns a text without control characters, of limited length.
+/// Returns a string without control characters, of limited length.
 fn text(text: &str) -> Cow<'_, str> {
     if text.len() <= 256 && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
         Cow::Borrowed(text)
@@ -278,7 +279,7 @@ fn text(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Longest reason of a service that is reported.
+/// Maximum length of a service's reason that is reported.
 const MAX_REASON: usize = 40;
 
 /// Returns a reason as the conventions write it.

@@ -14,7 +14,7 @@ use crate::{
     sanitize::printable,
 };
 
-/// Longer keys, in bytes, and shorter ones, in characters, are not compared with others.
+/// Keys that are longer, in bytes, or shorter, in characters, are not compared with others.
 const MAX_COMPARED: usize = 200;
 const MIN_COMPARED: usize = 3;
 
@@ -25,7 +25,7 @@ const MIN_COMPARED: usize = 3;
 pub struct Explanation {
     /// The key of the flag.
     pub key: String,
-    /// The value. `None` if the default of the caller is used.
+    /// The value. `None` if the default passed to the call is used.
     pub value: Option<Value>,
     /// The variant, if the service named one.
     pub variant: Option<String>,
@@ -121,7 +121,7 @@ pub(crate) fn similar(key: &str, known: impl Iterator<Item = impl AsRef<str>>) -
         return None;
     }
     let tolerance = (length / 3).clamp(1, 4);
-    // Different places separate words in different ways.
+    // Services and code may separate words in different ways.
     let plain = |key: &str| key.replace(['_', '.', ' '], "-").to_lowercase();
     let wanted = plain(key);
     let distances = known.filter_map(|other| {

@@ -30,11 +30,12 @@ use crate::{
 /// allocated. All reads of one `Flags` are consistent, even if flags change in the meantime. Evaluate a new one for each
 /// request. A clone shares the flags.
 ///
-/// Reading never fails. For a flag that is unknown, has a different type or has no value, a read returns the caller's default;
-/// [`evaluation`](Self::evaluation) returns the reason.
+/// Reading never fails. For a flag that is unknown, has a different type or has no value, a read returns the default passed to
+/// the call; [`evaluation`](Self::evaluation) returns the reason.
 ///
 /// ```
-/// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+/// use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() {
 /// let provider = FlipswitchProvider::in_memory(json!({"dark-mode": true, "theme": "blue", "limit": 10}));
@@ -63,7 +64,7 @@ enum Source {
 struct Special {
     /// The flags without overridden values. This `Flags` is never a `Special` itself.
     flags: Flags,
-    /// The flags with overridden values, and the keys of the overridden ones.
+    /// The flags with overridden values, and the keys of the overridden flags.
     overridden: Option<Arc<(FlagSet, Vec<String>)>>,
     recorders: Vec<Arc<dyn Recorder>>,
 }
@@ -81,15 +82,15 @@ impl Special {
 pub enum FlagSource {
     /// The flag service.
     Service,
-    /// The flag service, some time ago: the value may be out of date.
+    /// The flag service, but the value may be out of date.
     Stale,
-    /// [Overrides](crate::SignedOverrides) of the browser.
+    /// The [overrides](crate::SignedOverrides) in the browser.
     Override,
     /// The [override file](crate::FlipswitchProviderBuilder::override_file).
     File,
     /// The [bootstrap](crate::FlipswitchProviderBuilder::bootstrap) values.
     Bootstrap,
-    /// There is no value, so the caller's default is used.
+    /// There is no value, so the default passed to the call is used.
     Default,
 }
 
@@ -103,7 +104,7 @@ pub(crate) trait Recorder: Send + Sync {
 pub(crate) struct FlagRead<'a> {
     pub(crate) flags: &'a Flags,
     pub(crate) key: &'a str,
-    /// The default of the caller, if it is known.
+    /// The default passed to the call, if it is known.
     pub(crate) default: Option<PlainValue<'a>>,
     /// Whether the caller gets the value of the flag instead of the default.
     pub(crate) is_used: bool,
@@ -141,7 +142,7 @@ impl fmt::Display for PlainValue<'_> {
     }
 }
 
-/// Values that replace those of some flags.
+/// Values that replace the values of some flags.
 #[derive(Debug)]
 pub(crate) struct Overlay(FlagSet);
 
@@ -193,7 +194,7 @@ impl Flags {
         }
     }
 
-    /// Puts values over the flags. Returns the flags, and whether a value was left out because its flag has another type.
+    /// Replaces the values of flags. Returns the flags, and whether a value was left out because its flag has a different type.
     pub(crate) fn overridden(self, Overlay(overlay): &Overlay) -> (Self, bool) {
         let known = self.flag_set();
         let fits = |item: &&Arc<Item>| {
@@ -210,7 +211,7 @@ impl Flags {
             return (self, has_misfits);
         }
         let keys = items.iter().map(|item| item.key.clone()).collect();
-        // Of two items with the same key, the later one wins.
+        // If two items have the same key, the later one takes precedence.
         let base = known.map(FlagSet::items).unwrap_or_default();
         let set = FlagSet::new(base.iter().cloned().chain(items).collect());
         let Special { flags, recorders, .. } = self.into_special();
@@ -218,7 +219,7 @@ impl Flags {
         (Self(Source::Special(Arc::new(Special { flags, overridden, recorders }))), has_misfits)
     }
 
-    /// Returns whether a value of the request's overrides replaces that of the flag.
+    /// Returns whether the request's overrides replace the value of the flag.
     fn is_overridden(&self, key: &str) -> bool {
         match &self.0 {
             Source::Special(special) => {
@@ -289,7 +290,8 @@ impl Flags {
         self.value(key, FlagType::Boolean, FlagEvaluation::as_bool, default)
     }
 
-    /// Returns the flag `key` as a whole number, or `default`. A value of `42.0` is 42; a value of `3.14` gives the default.
+    /// Returns the flag `key` as a whole number, or `default`. A value of `42.0` is read as 42; for a value of `3.14`, the
+    /// default is returned.
     #[must_use]
     pub fn int(&self, key: &str, default: i64) -> i64 {
         self.value(key, FlagType::Integer, FlagEvaluation::as_i64, default)
@@ -310,7 +312,8 @@ impl Flags {
     /// Returns the flag `key` deserialized from its JSON value, or `default`.
     ///
     /// ```
-    /// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+    /// use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+    ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// #[derive(serde::Deserialize)]
@@ -342,11 +345,11 @@ impl Flags {
 
     /// Returns the evaluation of the flag `key`: value, type, reason, variant and metadata.
     ///
-    /// A flag for which the service defers to the code default is not an error: its value is null, and its reason says
-    /// why.
+    /// If the service defers to the default in the code, that is not an error: the value is null, and the reason says why.
     ///
     /// ```
-    /// # use flipswitch::{Context, FlagError, FlipswitchProvider, serde_json::json};
+    /// use flipswitch::{Context, FlagError, FlipswitchProvider, serde_json::json};
+    ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() -> Result<(), FlagError> {
     /// let provider = FlipswitchProvider::in_memory(json!({"theme": "dark"}));
@@ -378,10 +381,11 @@ impl Flags {
         }
     }
 
-    /// Explains in words why a flag has its value, for support pages and logs. Does not count as a read.
+    /// Explains why a flag has its value, as text for support pages and logs. Does not count as a read.
     ///
     /// ```
-    /// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+    /// use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+    ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// let provider = FlipswitchProvider::in_memory(json!({"new-checkout": true}));
@@ -463,7 +467,8 @@ impl Flags {
     /// element or begin a comment.
     ///
     /// ```
-    /// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+    /// use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+    ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// let provider = FlipswitchProvider::in_memory(json!({"banner": "</script>"}));
@@ -604,7 +609,7 @@ impl Flags {
             flag.read_as()
                 .inspect_err(|error| {
                     let error = printable(&error.to_string());
-                    tracing::debug!(target: "flipswitch", key, error, "using the default: the value has another type");
+                    tracing::debug!(target: "flipswitch", key, error, "using the default: the value has a different type");
                 })
                 .ok()
         };
@@ -618,7 +623,8 @@ impl Flags {
 
 /// Escapes JSON so that it is safe inside a `<script>` element.
 pub(crate) fn safe_in_script(json: &str) -> String {
-    // These occur in strings only, where an escape is equivalent. The last two are line ends in older versions of JavaScript.
+    // These characters occur only in strings, where an escape is equivalent. The last two are line ends in older versions of
+    // JavaScript.
     json.chars().fold(String::with_capacity(json.len()), |mut safe, character| {
         match character {
             '<' => safe.push_str(r"\u003c"),
@@ -637,13 +643,13 @@ fn log_default(key: &str, flag: Option<&FlagEvaluation>, expected: FlagType) {
     match flag {
         Some(flag) => {
             let found = FlagType::of_value(&flag.value);
-            tracing::debug!(target: "flipswitch", key, %expected, %found, "using the default: the value has another type");
+            tracing::debug!(target: "flipswitch", key, %expected, %found, "using the default: the value has a different type");
         }
         None => tracing::debug!(target: "flipswitch", key, "using the default: the flag has no value"),
     }
 }
 
-/// Shows the number of flags and their state. Omits the context, which may hold personal data.
+/// Shows the number of flags and their state. Omits the context, which may contain personal data.
 impl fmt::Debug for Flags {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Flags")

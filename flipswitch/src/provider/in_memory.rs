@@ -46,7 +46,7 @@ impl InMemory {
         Self { state: Mutex::new(state), reads, usage }
     }
 
-    /// Returns the flags of a context.
+    /// Returns the flags for a context.
     pub(crate) fn flag_set(&self, context: &CanonicalContext) -> Arc<FlagSet> {
         let (common, targeted) = {
             let state = self.state.lock();
@@ -56,7 +56,7 @@ impl InMemory {
             return common;
         }
         let context = canonical::decode(context.as_bytes());
-        // Without the lock, because the predicates belong to the application.
+        // The lock is not held here, because the predicates are code of the application.
         let mut matching = Map::new();
         for targeted in targeted.iter().filter(|targeted| (targeted.applies)(&context)) {
             matching.insert(targeted.key.clone(), targeted.value.clone());

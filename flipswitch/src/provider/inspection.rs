@@ -1,4 +1,4 @@
-//! The flags that single requests have read, for testers.
+//! The flags that individual requests have read, for testers.
 
 use std::{
     collections::VecDeque,
@@ -20,7 +20,7 @@ const MAX_REQUESTS: usize = 100;
 /// Flags that are kept for each of them.
 const MAX_READS: usize = 200;
 
-/// Longest text of a value or a default, in characters.
+/// Maximum length of the text of a value or a default, in characters.
 const MAX_TEXT: usize = 120;
 
 /// The latest inspected requests of a provider.
@@ -73,7 +73,7 @@ pub(crate) struct Read {
 }
 
 impl Inspection {
-    /// Begins to inspect a request with a context.
+    /// Starts inspecting a request with a context.
     pub(crate) fn new(
         inspections: &Arc<Inspections>,
         path: &str,
@@ -91,7 +91,7 @@ impl Inspection {
         })
     }
 
-    /// Returns what was read so far, in the order of the first reads.
+    /// Returns the reads so far, in the order of the first read of each flag.
     pub(crate) fn reads(&self) -> Vec<Read> {
         self.reads.lock().clone()
     }

@@ -25,7 +25,7 @@ pub(super) struct OfrepEnv {
 }
 
 impl OfrepEnv {
-    /// Returns the headers, unless the service in use has another origin than the one that they are for.
+    /// Returns the headers, unless they are for a service with a different origin.
     pub(super) fn headers_for(self, base_url: &BaseUrl) -> HeaderMap {
         if self.base_url.url().origin() == base_url.url().origin() {
             return self.headers;
@@ -40,7 +40,7 @@ impl OfrepEnv {
     }
 }
 
-/// Reads the variables with a function that returns the value of one.
+/// Reads the variables with a function that returns the value of a variable.
 pub(super) fn read(variable: impl Fn(&str) -> Option<String>) -> Result<OfrepEnv, ConfigError> {
     let variable = |name| variable(name).map(|value| value.trim().to_owned()).filter(|value| !value.is_empty());
     let endpoint = variable(ENDPOINT).ok_or(ConfigError::MissingVariable { variable: ENDPOINT })?;
@@ -59,8 +59,8 @@ pub(super) fn read(variable: impl Fn(&str) -> Option<String>) -> Result<OfrepEnv
     Ok(OfrepEnv { base_url, headers, timeout })
 }
 
-/// Reads headers as in `name=value,name=value`, where the whole text is percent-encoded. Warns of each entry that is invalid,
-/// without its value.
+/// Reads headers as in `name=value,name=value`, where the whole string is percent-encoded. Warns of each invalid entry, without
+/// its value.
 fn headers(text: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let Ok(text) = percent_decode_str(text).decode_utf8() else {
@@ -70,7 +70,7 @@ fn headers(text: &str) -> HeaderMap {
     let entries = text.split(',').enumerate().map(|(number, entry)| (number + 1, entry.trim()));
     for (number, entry) in entries.filter(|(_, entry)| !entry.is_empty()) {
         let Some((name, value)) = entry.split_once('=').filter(|(_, value)| !value.trim().is_empty()) else {
-            // The text may be a part of a secret.
+            // The entry may be a part of a secret.
             tracing::warn!(
                 target: "flipswitch", entry = number,
                 "an entry of OFREP_HEADERS is ignored: it has no `=`, or no value; write `Name=value,Name=value`. A value \

@@ -61,8 +61,8 @@ use crate::{
 ///
 /// [`new`](Self::new), [`builder`](Self::builder), [`from_env`](Self::from_env) and [`ofrep`](Self::ofrep) build a provider,
 /// which starts at its first use. [`ready`](Self::ready) starts it and waits for the service. Evaluation never fails: without
-/// flags from the service, it returns the caller's defaults. The provider stops when [`shutdown`](Self::shutdown) is called, or
-/// when its last handle is dropped.
+/// flags from the service, reads return the defaults passed to the calls. The provider stops when [`shutdown`](Self::shutdown) is
+/// called, or when its last handle is dropped.
 ///
 /// # OpenFeature clients
 ///
@@ -87,7 +87,7 @@ pub struct FlipswitchProvider {
     handle: Arc<Handle>,
 }
 
-/// What all handles of a provider share. Dropping it ends the provider; tasks do not hold it.
+/// What all handles of a provider share. Dropping it stops the provider; tasks do not hold it.
 struct Handle {
     source: Source,
     runtime: Arc<ProviderRuntime>,
@@ -147,7 +147,7 @@ struct Miss<'a> {
 pub struct WeakProvider(Weak<Handle>);
 
 impl WeakProvider {
-    /// Returns the provider, unless its last handle is gone.
+    /// Returns the provider, or `None` if its last handle has been dropped.
     #[must_use]
     pub fn upgrade(&self) -> Option<FlipswitchProvider> {
         self.0.upgrade().map(|handle| FlipswitchProvider { handle })
@@ -170,7 +170,7 @@ impl FlipswitchProvider {
         Self::builder(api_key).build()
     }
 
-    /// Returns a builder, for settings other than the defaults.
+    /// Returns a builder for a provider with settings other than the defaults.
     pub fn builder(api_key: impl Into<String>) -> FlipswitchProviderBuilder {
         FlipswitchProviderBuilder::flipswitch(api_key.into())
     }
@@ -179,9 +179,9 @@ impl FlipswitchProvider {
     /// GO Feature Flag or Flipt.
     ///
     /// Requests have no API key unless [`auth`](FlipswitchProviderBuilder::auth) sets one;
-    /// [`header`](FlipswitchProviderBuilder::header) adds headers. To read the service from the environment, use
-    /// [`from_ofrep_env`](FlipswitchProviderBuilder::from_ofrep_env). Changes arrive over event streams if the service
-    /// advertises any, and otherwise by polling.
+    /// [`header`](FlipswitchProviderBuilder::header) adds headers. To configure the service with environment variables, use
+    /// [`from_ofrep_env`](FlipswitchProviderBuilder::from_ofrep_env). Changes arrive over event streams if the service advertises
+    /// any, and otherwise by polling.
     ///
     /// ```no_run
     /// # fn main() -> Result<(), flipswitch::ConfigError> {
@@ -209,9 +209,9 @@ impl FlipswitchProvider {
 
     /// Creates a provider with flag values in memory, for tests and demonstrations: no service, no network, no thread.
     ///
-    /// The values are a JSON object of flag keys and values, and apply to every context. For values that change or differ
-    /// by context use [`TestFlags`](crate::testing::TestFlags). Any other JSON value is logged as an error, and the provider
-    /// has no flags.
+    /// The values are a JSON object of flag keys and values, and apply to every context. For values that change or differ by
+    /// context, use [`TestFlags`](crate::testing::TestFlags). If the JSON value is not an object, an error is logged, and the
+    /// provider has no flags.
     #[must_use]
     pub fn in_memory(flags: Value) -> Self {
         let values = object(flags).unwrap_or_else(|error| {
@@ -309,7 +309,7 @@ impl FlipswitchProvider {
 
     /// Starts the provider if it is not started, and waits until the service has responded once.
     ///
-    /// Calling it is optional, because an evaluation starts the provider as well. May be called several times, also
+    /// Calling it is optional, because an evaluation starts the provider as well. It may be called several times, even
     /// concurrently.
     ///
     /// # Errors
@@ -329,7 +329,7 @@ impl FlipswitchProvider {
         self.start();
         let mut startup = service.evaluator.startup();
         let settled = startup.wait_for(|state| !matches!(state, Startup::Waiting(_)));
-        // Measures the time without the provider's runtime, which may be external and blocked.
+        // The time is not measured on the provider's runtime, which may be external and blocked.
         let stopped = with_timeout(
             async {
                 tokio::select! {
@@ -353,11 +353,11 @@ impl FlipswitchProvider {
         }
     }
 
-    /// Shuts the provider down, and ends its thread, tasks and connections. Takes at most 5 seconds. May be called several
+    /// Shuts the provider down, and stops its thread, tasks and connections. Takes at most 5 seconds. May be called several
     /// times.
     ///
-    /// Evaluations in progress return their fallbacks. Handles stay usable: an evaluation returns the last known flags as
-    /// stale, or defaults if there are none.
+    /// Evaluations in progress return their fallbacks. Handles stay usable: an evaluation returns the last known flags as stale.
+    /// If none are known, reads return the defaults passed to the calls.
     pub async fn shutdown(&self) {
         let Handle { runtime, .. } = &*self.handle;
         let was_running = !runtime.is_stopped();
@@ -376,14 +376,15 @@ impl FlipswitchProvider {
     /// [`EvaluationContext`](crate::EvaluationContext), a reference to one, or an `Option` of one; see [`IntoContext`]. `None`
     /// is anonymous.
     ///
-    /// Never fails: without flags from the service, the result holds the
-    /// [bootstrap](FlipswitchProviderBuilder::bootstrap) values or none, and [`Flags::error`] returns the reason.
+    /// Never fails: without flags from the service, the result contains the [bootstrap](FlipswitchProviderBuilder::bootstrap)
+    /// values or no flags, and [`Flags::error`] returns the reason.
     ///
     /// ```
-    /// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+    /// use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+    ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// # let provider = FlipswitchProvider::in_memory(json!({"dark-mode": true}));
+    /// let provider = FlipswitchProvider::in_memory(json!({"dark-mode": true}));
     /// let flags = provider.flags(Context::user("user-123").with("plan", "premium")).await;
     /// assert!(flags.bool("dark-mode", false));
     /// # }
@@ -435,7 +436,7 @@ impl FlipswitchProvider {
         self.fresh(context).is_ok()
     }
 
-    /// Returns the interval in which flags become out of date, while no stream of changes is open.
+    /// Returns the time after which flags become out of date while no stream of changes is open.
     pub(crate) fn polling_age(&self) -> Option<Duration> {
         match &self.handle.source {
             Source::Service(service) => service.evaluator.polling_age(),
@@ -505,7 +506,7 @@ impl FlipswitchProvider {
         self.with_reporting(Flags::new(outcome, context, self.usage_log()))
     }
 
-    /// Returns flags whose reads are reported, if reads are.
+    /// Returns flags whose reads are reported, if the provider reports reads.
     #[inline]
     fn with_reporting(&self, flags: Flags) -> Flags {
         if self.handle.reports_reads { self.with_reporter(flags) } else { flags }
@@ -586,12 +587,13 @@ impl FlipswitchProvider {
                 provider.declared_problems(flags).await;
             }
         };
-        // Fails after shutdown only.
+        // Fails only after shutdown.
         let _ = self.handle.runtime.spawn(check);
         None
     }
 
-    /// Compares declared flags with those of the start-up context, and logs a warning about those that differ. Returns its text.
+    /// Compares declared flags with the flags of the start-up context, and logs a warning about the flags that differ. Returns
+    /// its text.
     async fn declared_problems(&self, declared: &[DeclaredFlag]) -> Option<String> {
         let start_up = CanonicalContext::start_up();
         let flags = self.flags(&canonical::decode(start_up.as_bytes())).await;
@@ -609,7 +611,7 @@ impl FlipswitchProvider {
                     let suggestion = suggestion.map(|other| format!(" (did you mean {other:?}?)")).unwrap_or_default();
                     Some(format!("{key:?} is missing{suggestion}"))
                 }
-                // The service has the flag, but cannot evaluate it at present.
+                // The service has the flag, but currently cannot evaluate it.
                 Err(_) => None,
             }
         });
@@ -626,8 +628,8 @@ impl FlipswitchProvider {
         })
     }
 
-    /// Evaluates one flag for a context. Takes the same contexts as [`flags`](Self::flags). Returns `None` if the service
-    /// does not have the flag.
+    /// Evaluates one flag for a context. Takes the same contexts as [`flags`](Self::flags). Returns `None` if the service does
+    /// not have the flag.
     ///
     /// # Errors
     ///
@@ -639,15 +641,15 @@ impl FlipswitchProvider {
 
     /// Returns the status of the connection to the stream of changes.
     ///
-    /// Always [`Disconnected`](ConnectionStatus::Disconnected) before the start, after shutdown, without
+    /// The status is always [`Disconnected`](ConnectionStatus::Disconnected) before the provider starts, after shutdown, without
     /// [real-time updates](FlipswitchProviderBuilder::enable_realtime), and [in memory](Self::in_memory).
     #[must_use]
     pub fn sse_status(&self) -> ConnectionStatus {
         self.handle.bus.status()
     }
 
-    /// Opens a new connection to the stream of changes immediately, and replaces the open one, if there is one. Starts the
-    /// provider if it is not started. Does nothing without a stream.
+    /// Opens a new connection to the stream of changes immediately, and replaces the current connection, if there is one. Starts
+    /// the provider if it is not started. Does nothing without a stream.
     pub fn reconnect_sse(&self) {
         if let Source::Service(service) = &self.handle.source {
             self.start();
@@ -666,17 +668,18 @@ impl FlipswitchProvider {
 
     /// Subscribes a listener to all flag changes. Dropping the subscription unsubscribes it.
     ///
-    /// Listeners run one at a time, in the order of the events, on a thread of the provider where they may block. All cached
+    /// Listeners run one at a time, in the order of the events, on a thread of the provider, where they may block. All cached
     /// flags are invalidated first, so a listener that evaluates flags gets the new values. If a listener panics, the panic is
     /// logged, and the listener stays subscribed. If more than 1 024 events have not been delivered yet, they are merged into one
-    /// that says that any flag may have changed.
+    /// event that says that any flag may have changed.
     ///
     /// While the stream of changes is closed, the changes that polling finds for the start-up context are published. When
     /// the stream opens again after a failure, an event says that any flag may have changed.
     ///
     /// ```
-    /// # use flipswitch::{FlipswitchProvider, serde_json::json};
-    /// # let provider = FlipswitchProvider::in_memory(json!({}));
+    /// use flipswitch::{FlipswitchProvider, serde_json::json};
+    ///
+    /// let provider = FlipswitchProvider::in_memory(json!({}));
     /// let subscription = provider.add_flag_change_listener(|change| match &change.flag_key {
     ///     Some(key) => println!("{key} changed"),
     ///     None => println!("any flag may have changed"),
@@ -800,16 +803,21 @@ impl FlipswitchProvider {
     /// Replaces the API key, after [`ApiKeyRotated`](ProviderEvent::ApiKeyRotated) or to correct a wrong key. Replaces the
     /// token of [`Auth::Bearer`](crate::Auth::Bearer) as well.
     ///
-    /// The provider reconnects to the stream of changes with the new key, and ends the wait that follows a refused key.
+    /// The provider reconnects to the stream of changes with the new key. If it is waiting because the old key was refused, it
+    /// stops waiting.
     ///
-    /// The new key may belong to another environment. Therefore all cached flags count as out of date, and are served as stale
-    /// only while the service does not respond. Requests in flight with the old key complete, but do not answer evaluations
-    /// that begin later. Does nothing [in memory](Self::in_memory).
+    /// The new key may belong to a different environment. All cached flags therefore count as out of date, and are served as
+    /// stale only while the service does not respond. Requests in flight with the old key complete, but evaluations that begin
+    /// later do not use their responses. Does nothing [in memory](Self::in_memory).
     ///
     /// ```no_run
     /// use flipswitch::{ConfigError, FlipswitchProvider, ProviderEvent};
     ///
-    /// # fn key_from_vault() -> String { String::new() }
+    /// // Stands in for code that reads the new key.
+    /// fn key_from_vault() -> String {
+    ///     "the new API key".to_owned()
+    /// }
+    ///
     /// async fn follow_rotations(provider: FlipswitchProvider) -> Result<(), ConfigError> {
     ///     let mut events = provider.events();
     ///     while let Some(event) = events.recv().await {
@@ -842,7 +850,7 @@ impl FlipswitchProvider {
         service.updates.api_key_replaced();
         tracing::info!(target: "flipswitch", api_key = %credential, "the API key or token was replaced");
         if self.handle.is_started.load(Ordering::Relaxed) && !service.updates.are_enabled() {
-            // No other task in the background tries the key.
+            // No other background task tries the key.
             service.evaluator.spawn_refetch();
         }
         Ok(())
@@ -857,15 +865,16 @@ impl FlipswitchProvider {
         }
     }
 
-    /// Returns when each flag was last read, for finding flags that can be removed.
+    /// Returns when each flag was last read, to find flags that can be removed.
     ///
-    /// Includes reads of single flags through [`Flags`], gates and OpenFeature clients, even if the value is overridden or the
-    /// default is used. Includes neither methods that return all flags, such as [`Flags::to_json`], nor routes for browsers.
+    /// Includes reads of individual flags through [`Flags`], gates and OpenFeature clients, even if the value is overridden or
+    /// the default is used. Includes neither methods that return all flags, such as [`Flags::to_json`], nor routes for browsers.
     /// Recording adds almost no cost to a read: times are precise to the minute, and the number of reads is not recorded. [In
-    /// memory](Self::in_memory) and after shutdown, the time of a read is that of the next call of this method.
+    /// memory](Self::in_memory) and after shutdown, the time of a read is the time of the next call to this method.
     ///
     /// ```
-    /// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+    /// use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+    ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// let provider = FlipswitchProvider::in_memory(json!({"new-checkout": true, "old-banner": false}));
@@ -894,7 +903,7 @@ impl FlipswitchProvider {
         &self.handle.event_reporter
     }
 
-    /// Starts the background tasks, unless they are started.
+    /// Starts the background tasks, unless they have been started.
     pub(crate) fn start(&self) {
         let Handle { source, runtime, is_started, .. } = &*self.handle;
         if runtime.is_stopped() || is_started.load(Ordering::Relaxed) || is_started.swap(true, Ordering::Relaxed) {
@@ -907,7 +916,8 @@ impl FlipswitchProvider {
             is_started.store(false, Ordering::Relaxed);
             return;
         }
-        // Clones the credential first: the subscriber is code of the application, and must not run while it is locked.
+        // Clones the credential first: the subscriber is code of the application, and must not run while the credential is
+        // locked.
         let Target { base_url, credential, headers, .. } = &*service.target;
         let credential = credential.lock().clone();
         twins::started(base_url, &credential, headers, runtime);
@@ -918,12 +928,12 @@ impl FlipswitchProvider {
         matches!(&self.handle.source, Source::Service(service) if !service.target.has_secret)
     }
 
-    /// Returns the keys for the cookies of visitors.
+    /// Returns the keys for visitor cookies.
     pub(crate) fn visitor_keys(&self) -> &VisitorKeys {
         &self.handle.visitor_keys
     }
 
-    /// Notes that a layer gives requests a scope.
+    /// Records that a layer gives requests a scope.
     pub(crate) fn layer_added(&self) {
         self.handle.has_layers.store(true, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! Detection of several providers of the same environment in one process, which are usually a mistake.
+//! Detects several providers of the same environment in one process, which is usually a mistake.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -22,7 +22,7 @@ struct Started {
 static HASHER: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 static STARTED: Mutex<Vec<Started>> = Mutex::new(Vec::new());
 
-/// Notes that a provider starts. Warns, once for an environment, if another one of the same environment is running.
+/// Records that a provider starts. Warns once per environment if another provider of the same environment is running.
 pub(super) fn started(base_url: &BaseUrl, credential: &Credential, headers: &HeaderMap, runtime: &ProviderRuntime) {
     let mut headers = headers.clone();
     credential.insert_into(&mut headers);

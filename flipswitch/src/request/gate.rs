@@ -1,4 +1,4 @@
-//! The rule of a gate, which decides whether a request may pass.
+//! The rule of a gate, which determines whether a request may pass.
 
 use std::{
     borrow::Cow,
@@ -19,7 +19,7 @@ use crate::{
 
 /// The name of a flag: its key, or a flag declared with [`flags!`](crate::flags).
 #[diagnostic::on_unimplemented(
-    message = "`{Self}` names no flag",
+    message = "`{Self}` is not the name of a flag",
     label = "pass the flag's key, a `&'static str`, or a flag declared with `flags!`"
 )]
 pub trait FlagKey {
@@ -39,8 +39,8 @@ impl<F: FlagDef> FlagKey for F {
     }
 }
 
-/// A flag that a gate can check: the key of a boolean flag, which defaults to `false`, or a boolean flag declared with
-/// [`flags!`](crate::flags), with its own default.
+/// A flag that a gate can check: either the key of a boolean flag, which defaults to `false`, or a boolean flag declared with
+/// [`flags!`](crate::flags), which has its own default.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a boolean flag",
     label = "pass the flag's key, a `&'static str`, or a flag declared with `flags!` as `bool`"
@@ -56,7 +56,7 @@ impl GateFlag for &'static str {
     }
 }
 
-// Otherwise the compiler would report differing types for a flag of another type, and not mention gates.
+// Otherwise, for a flag of a different type, the compiler would report differing types and not mention gates.
 #[diagnostic::do_not_recommend]
 impl<F: FlagDef<Value = bool>> GateFlag for F {
     fn default_on(&self) -> bool {
@@ -64,12 +64,12 @@ impl<F: FlagDef<Value = bool>> GateFlag for F {
     }
 }
 
-/// Decides whether a gate is open for a request: the rule behind the `FlagGate` of each web crate.
+/// Determines whether a gate is open for a request. The `FlagGate` of each web crate uses this rule.
 ///
 /// For a flag that is unknown, has a different type or has no value, the default is used, which is `false` if only a key was
-/// given. A gate made with [`enabled`](Self::enabled) is then closed, and one made with [`disabled`](Self::disabled) is open. If
-/// the service does not have the flag, or if the flag is not a boolean, these two log a warning once per gate.
-/// [`unknown`](Self::unknown) sets what happens while no flags of the request are known.
+/// given. In that case, a gate made with [`enabled`](Self::enabled) is closed, and a gate made with [`disabled`](Self::disabled)
+/// is open. If the service does not have the flag, or if the flag is not a boolean, these two log a warning once per gate.
+/// [`unknown`](Self::unknown) sets what happens while no flags for the request are known.
 #[derive(Clone, Debug)]
 pub struct GateRule {
     check: Check,
@@ -119,7 +119,7 @@ impl GateRule {
         Self::new(Check::When(Arc::new(predicate)))
     }
 
-    /// Sets what happens while the flags of the request are not known. By default, the rule uses the defaults of the flags.
+    /// Sets what happens while no flags for the request are known. By default, the rule uses the defaults of the flags.
     #[must_use]
     pub fn unknown(mut self, unknown: Unknown) -> Self {
         self.unknown = Some(unknown);
@@ -162,7 +162,7 @@ impl Check {
         Self::Flag { key: flag.key(), default: flag.default_on(), opens_if, warned: Arc::default() }
     }
 
-    /// Returns the key of the flag that decides, if there is only one.
+    /// Returns the key of the flag that determines the result, if there is only one.
     fn key(&self) -> Option<&'static str> {
         match self {
             Self::Flag { key, .. } | Self::Variant { key, .. } => Some(key),

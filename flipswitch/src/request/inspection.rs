@@ -15,7 +15,7 @@ use crate::{
     request::scope::RequestScope,
 };
 
-/// Longest value of `Server-Timing`, in bytes.
+/// Maximum length of the value of `Server-Timing`, in bytes.
 const MAX_HEADER: usize = 1_024;
 
 const STYLE: &str = "body{font:14px system-ui,sans-serif;margin:2rem;color:#222}\
@@ -40,7 +40,7 @@ pub(super) fn server_timing(inspection: &Inspection) -> Option<String> {
     (!header.is_empty()).then_some(header)
 }
 
-/// Escapes text for a quoted string of a header (RFC 9110, section 5.6.4). Other characters than visible ASCII become `?`.
+/// Escapes text for a quoted string of a header (RFC 9110, section 5.6.4). Characters other than visible ASCII become `?`.
 fn quoted(text: &str) -> String {
     let mut quoted = String::with_capacity(text.len());
     for character in text.chars() {
@@ -77,7 +77,7 @@ impl fmt::Debug for InspectionPage {
 }
 
 impl InspectionPage {
-    /// Creates the page for a request that is inspected itself. Returns `None` for any other request, which must receive a 404.
+    /// Creates the page for a request that is itself inspected. Returns `None` for any other request, which must receive a 404.
     #[must_use]
     pub fn new(scope: Option<&RequestScope>, provider: &FlipswitchProvider) -> Option<Self> {
         scope?.of(provider)?.inspection()?;
@@ -153,7 +153,7 @@ fn row(page: &mut String, read: &Read) {
     );
 }
 
-/// Escapes text for HTML, inside of elements and of quoted attributes.
+/// Escapes text for HTML, inside elements and quoted attributes.
 fn escaped(text: &str) -> String {
     text.chars().fold(String::with_capacity(text.len()), |mut escaped, character| {
         match character {

@@ -4,9 +4,9 @@
 //! framework consists of three parts:
 //!
 //! 1. It implements [`RequestParts`] for the framework's request, unless that is an [`http::request::Parts`].
-//! 2. Its middleware [opens](ScopeBuilder::open) a scope in each request, responds to links of
-//!    [overrides](ScopeBuilder::redirect) without calling the inner service, [calls](call) the inner service in the scope, and
-//!    [finishes](finish) the headers of the response. Work that continues after `call` reads the latest flags.
+//! 2. Its middleware [opens](ScopeBuilder::open) a scope in each request, responds to [override links](ScopeBuilder::redirect)
+//!    without calling the inner service, [calls](call) the inner service in the scope, and [finishes](finish) the headers of the
+//!    response. Work that continues after `call` reads the latest flags.
 //! 3. Its extractors look up the scope with [`scope`], and read its flags.
 //!
 //! This is a minimal integration for a fictitious framework, whose requests and responses are plain structures:
@@ -162,15 +162,15 @@ use crate::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 use open_feature::{EvaluationContext, EvaluationDetails, EvaluationError, HookContext, Value};
 
-/// How many names of attributes are kept of an inspected request.
+/// Maximum number of attribute names that are kept for an inspected request.
 const MAX_NAMES: usize = 50;
 
-/// A request of a web framework, as far as a scope needs it.
+/// The parts of a web framework's request that a scope needs.
 pub trait RequestParts {
-    /// Returns the values of all headers with a name, in their order. The name is in lower case.
+    /// Returns the values of all headers with this name, in order. The name is in lower case.
     fn header_values<'a>(&'a self, name: &str) -> Box<dyn Iterator<Item = &'a [u8]> + 'a>;
 
-    /// Puts a scope into the extensions of the request, and returns the one that was there.
+    /// Puts a scope into the extensions of the request, and returns the scope that it replaces, if there is one.
     fn insert_scope(&mut self, scope: RequestScope) -> Option<RequestScope>;
 
     /// Returns the path, for the [page](InspectionPage) of inspected requests. The default implementation returns an empty path.
@@ -181,7 +181,7 @@ pub trait RequestParts {
 
 /// The headers of a web framework's response that [`finish`] needs. Names are in lower case.
 pub trait ResponseHeaders {
-    /// Returns the values of all headers with a name, in their order.
+    /// Returns the values of all headers with this name, in order.
     fn values<'a>(&'a self, name: &'static str) -> Box<dyn Iterator<Item = &'a [u8]> + 'a>;
 
     /// Adds a header.
@@ -224,7 +224,7 @@ impl RequestParts for http::request::Parts {
     }
 }
 
-/// Opens the scopes of requests: builds the context of each request from its user, its head, or its visitor.
+/// Opens a scope for each request, with a context that is built from the request's user, head or visitor.
 pub struct ScopeBuilder<R> {
     provider: FlipswitchProvider,
     context: Option<Arc<ContextFn<R>>>,
@@ -246,7 +246,7 @@ struct User<R> {
 }
 
 impl<R: RequestParts> ScopeBuilder<R> {
-    /// Makes a builder that evaluates all requests with one shared context, without a targeting key.
+    /// Creates a builder that evaluates flags for all requests with one shared context, without a targeting key.
     #[must_use]
     pub fn new(provider: FlipswitchProvider) -> Self {
         provider.layer_added();
@@ -280,7 +280,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
 
     /// Sets how the context is built from a user of type `U` in the extensions `E` of the request. Defaults to none.
     ///
-    /// `context` returns `None` if the request has no user. Its attributes take precedence over those of
+    /// `context` returns `None` if the request has no user. Its attributes take precedence over the attributes from
     /// [`with_context`](Self::with_context).
     ///
     /// `is_present` returns whether the extensions have a user. It is called when flags are read. If there is a user at that
@@ -299,7 +299,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
         self
     }
 
-    /// Sets how requests without a user are evaluated. Defaults to [`Anonymous::shared`].
+    /// Sets how flags are evaluated for requests without a user. Defaults to [`Anonymous::shared`].
     #[must_use]
     pub fn with_anonymous(mut self, anonymous: impl Into<Anonymous>) -> Self {
         self.visitors = Visitors::new(anonymous.into(), &self.provider);
@@ -313,19 +313,19 @@ impl<R: RequestParts> ScopeBuilder<R> {
         self
     }
 
-    /// Sets which requests are inspected. The flags that they read are shown in the header `Server-Timing` of the response, and
-    /// on a [page](InspectionPage). Defaults to none.
+    /// Sets which requests are inspected. The `Server-Timing` header of the response and a [page](InspectionPage) show the flags
+    /// that such a request has read. Defaults to none.
     #[must_use]
     pub fn with_inspection(mut self, when: impl Fn(&R) -> bool + Send + Sync + 'static) -> Self {
         self.inspects = Some(Arc::new(when));
         self
     }
 
-    /// Returns the response to a request that opens a link of [overrides](Self::with_overrides), or ends them. If there is one,
-    /// the inner service must not be called.
+    /// Returns the response to a request that opens an [override](Self::with_overrides) link, or ends the overrides. If it
+    /// returns a response, the inner service must not be called.
     ///
-    /// `target` returns path and query as the client sent them, even below a nested router. It is not called without overrides.
-    /// `scope` is the scope of the request.
+    /// `target` returns the path and query as the client sent them, even inside a nested router. It is not called without
+    /// overrides. `scope` is the scope of the request.
     #[must_use]
     pub fn redirect<'a>(
         &self,
@@ -356,8 +356,8 @@ impl<R: RequestParts> ScopeBuilder<R> {
     /// Opens the scope of a request, and puts it into the request's extensions.
     ///
     /// A scope that is already there is replaced. If it belongs to the same provider, a warning is logged once. If it belongs to
-    /// another provider, OpenFeature clients of that provider still find it. Pass the new scope to [`call`]: until the call ends,
-    /// work in the scope reads the flags of the request.
+    /// a different provider, OpenFeature clients of that provider still find it. Pass the new scope to [`call`]: until the call
+    /// ends, work in the scope reads the flags of the request.
     pub fn open(&self, request: &mut R) -> RequestScope {
         let Self { provider, context, user, visitors, overrides, inspects } = self;
         // After a panic, the user counts as present without a context.
@@ -436,8 +436,8 @@ impl<R> fmt::Debug for ScopeBuilder<R> {
 
 /// Calls a function in a scope, and runs the future that it returns, the response, in the same scope.
 ///
-/// When the future is ready or dropped, the response head has left. From then on, reads of a scope that [`ScopeBuilder::open`]
-/// has opened return the latest flags. [`Scoped::scope`] returns the scope after the response.
+/// Once the future is ready or dropped, the response head counts as sent. From then on, reads of a scope that
+/// [`ScopeBuilder::open`] has opened return the latest flags. [`Scoped::scope`] returns the scope after the response.
 #[inline]
 pub fn call<F: Future>(scope: RequestScope, service: impl FnOnce() -> F) -> Scoped<F> {
     scope.call(service)
@@ -455,7 +455,7 @@ pub fn scope<'a>(scope: Option<&'a RequestScope>, extensions: &dyn Any) -> Optio
 ///
 /// `header_values` returns all values of a header of the response, by its name in lower case. It is only called if a cookie may
 /// be needed. Returns `None` if the response already sets the cookie. If shared caches may store the response, it must not set a
-/// cookie: this function then returns `None`, and a warning is logged once. Each call creates another visitor.
+/// cookie. In that case, this function returns `None`, and a warning is logged once. Each call creates a new visitor.
 #[must_use]
 pub fn new_cookie<'a, I>(scope: &RequestScope, header_values: impl Fn(&'static str) -> I) -> Option<String>
 where
@@ -472,8 +472,8 @@ where
     cookie.mint()
 }
 
-/// Changes the headers of a response as the flags of its request require: adds the [cookie](new_cookie) of a new visitor, keeps a
-/// response with overridden flags or with [start values](Flags::to_ofrep_json) out of shared caches, and adds the flags that an
+/// Changes the headers of a response as the flags of its request require: adds the [cookie](new_cookie) for a new visitor, keeps
+/// a response with overridden flags or with [start values](Flags::to_ofrep_json) out of shared caches, and adds the flags that an
 /// inspected request has read.
 pub fn finish(scope: &RequestScope, status: u16, headers: &mut dyn ResponseHeaders) {
     // Caches would add the headers of a 304 to the response that they have stored.
@@ -495,8 +495,8 @@ pub fn finish(scope: &RequestScope, status: u16, headers: &mut dyn ResponseHeade
     }
 }
 
-/// Keeps a response out of shared caches, whatever headers the application has set, and apart from responses to browsers without
-/// the cookie.
+/// Keeps a response out of shared caches regardless of the headers that the application has set, and separate from responses to
+/// browsers without the cookie.
 fn keep_private(headers: &mut dyn ResponseHeaders) {
     let items = |name| -> Vec<String> {
         let items = headers.values(name).flat_map(|value| value.split(|byte| *byte == b','));
@@ -506,12 +506,12 @@ fn keep_private(headers: &mut dyn ResponseHeaders) {
     let (directives, vary) = (items("cache-control"), items("vary"));
     let is_private = is_any(&directives, &["private", "no-store"])
         && !directives.iter().any(|directive| directive == "public" || directive.starts_with("s-maxage"));
-    // A page that the application lets expire at once must not be kept longer.
+    // A page that the application lets expire immediately must not be kept longer.
     let is_expired = headers.values("expires").any(|value| {
         let date = std::str::from_utf8(value).ok().and_then(|value| httpdate::parse_http_date(value).ok());
         date.is_none_or(|date| date <= SystemTime::now())
     });
-    // The headers of single caches take precedence in these caches (RFC 9213).
+    // Headers for specific caches take precedence in these caches (RFC 9213).
     headers.remove(&|name| {
         let is_of_a_cache = name.ends_with("-cache-control")
             || matches!(name, "expires" | "surrogate-control" | "edge-control" | "x-accel-expires");
@@ -540,7 +540,7 @@ pub fn is_preflight(method: &str, has_header: impl Fn(&'static str) -> bool) -> 
     method == "OPTIONS" && has_header("origin") && has_header("access-control-request-method")
 }
 
-/// Logs a warning once that a preflight reached a gate, which must refuse it. The CORS middleware must be outside of the gate.
+/// Logs a warning once that a preflight reached a gate, which must refuse it. The CORS middleware must be outside the gate.
 pub fn preflight_refused(scope: &RequestScope) {
     SetupWarning::PreflightAtGate.log(scope.provider());
 }
@@ -551,20 +551,20 @@ pub fn read<F: FlagDef>(flags: &Flags) -> F::Value {
     flags.read::<F>()
 }
 
-/// Returns whether a provider reports evaluations itself, as its
-/// [`evaluation_events`](crate::FlipswitchProviderBuilder::evaluation_events) say.
+/// Returns whether a provider reports evaluations itself, which its
+/// [`evaluation_events`](crate::FlipswitchProviderBuilder::evaluation_events) option sets.
 #[must_use]
 pub fn reports_evaluations(provider: &FlipswitchProvider) -> bool {
     provider.event_reporter().events != EvaluationEvents::Off
 }
 
-/// Reports an evaluation of an OpenFeature client as an event, for hooks. The event has the attributes of
+/// Reports an evaluation of an OpenFeature client as an event, for hooks. The event has the same attributes as the events of
 /// [`evaluation_events`](crate::FlipswitchProviderBuilder::evaluation_events).
 ///
-/// The client may belong to any provider. The id of the context is derived from the targeting key of the evaluation, as the
-/// settings of `provider` say. If the evaluation has no targeting key, that of the request of `provider` in which the caller runs
-/// is used. Does nothing for the evaluations of Flipswitch providers if `provider` [reports](reports_evaluations) its own
-/// evaluations.
+/// The client may belong to any provider. The context id is derived from the targeting key of the evaluation, with the settings
+/// of `provider`. If the evaluation has no targeting key, and the caller runs in a request of `provider`, the targeting key of
+/// that request is used. Does nothing for the evaluations of Flipswitch providers if `provider` [reports](reports_evaluations)
+/// its own evaluations.
 pub fn report_evaluation(
     provider: &FlipswitchProvider,
     context: &HookContext<'_>,

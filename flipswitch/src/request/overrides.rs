@@ -1,4 +1,4 @@
-//! Overrides: values of flags for one browser, in a signed cookie.
+//! Overrides: flag values for one browser, in a signed cookie.
 //!
 //! A token is `<body>.<code>`, both in base64url without padding. The body is JSON, and the code is the HMAC-SHA-256 of
 //! `flipswitch-overrides.v1.<purpose>.<name of the provider>.<body>`.
@@ -30,31 +30,31 @@ const COOKIE: &str = "__Host-flipswitch-overrides";
 const PARAMETER: &str = "flipswitch";
 const OFF: &str = "off";
 
-/// Longest token, in bytes: browsers keep cookies of 4 096 bytes, attributes included.
+/// Maximum length of a token, in bytes. Browsers keep cookies of up to 4 096 bytes, including attributes.
 const MAX_TOKEN: usize = 3_584;
 
-/// Shortest key, in bytes.
+/// Minimum length of a key, in bytes.
 const MIN_KEY: usize = 16;
 
 /// How long a link can be opened.
 const LINK_LIFETIME: Duration = Duration::from_secs(15 * 60);
 
-/// How long overrides last by default, and at most.
+/// Default and maximum time that overrides last.
 const LIFETIME: Duration = Duration::from_secs(8 * 3600);
 const MAX_LIFETIME: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// How far the clock of the machine that minted a token may be ahead.
 const CLOCK_SKEW: Duration = Duration::from_secs(60);
 
-/// How many cookies of the name are checked. Further ones are ignored.
+/// Maximum number of cookies with this name that are checked. Further cookies are ignored.
 const MAX_COOKIES: usize = 4;
 
 /// Flag overrides in individual browsers, for testing: which flags can be overridden, and the key that authenticates the
 /// overrides.
 ///
 /// The key [mints](Self::mint) links. A browser that opens a link gets a cookie, and its requests read the values in the cookie
-/// instead of those of the service, with the reason `OVERRIDE`. A link with `?flipswitch=off` ends the overrides. Other browsers,
-/// the cache and the service are not affected.
+/// instead of the values from the service, with the reason `OVERRIDE`. A link with `?flipswitch=off` ends the overrides. Other
+/// browsers, the cache and the service are not affected.
 ///
 /// A token that is invalid, has expired, or is for another provider or user is ignored. Values of flags that are not allowed, and
 /// values that do not have the flag's type, are ignored as well. For each of these three cases, the first occurrence is logged as
@@ -90,14 +90,14 @@ impl SignedOverrides {
         Self { key: key_of(key.as_ref()), before: None, allowed: Arc::default() }
     }
 
-    /// Sets the key that was in use before. Tokens that were minted with it are still accepted. Defaults to none.
+    /// Sets the previous key. Tokens that were minted with it are still accepted. Defaults to none.
     pub fn key_before(mut self, key: impl AsRef<[u8]>) -> Self {
         self.before = key_of(key.as_ref());
         self
     }
 
-    /// Allows flags to be overridden, in addition to those that are already allowed. Takes keys, or flags that were declared with
-    /// [`flags!`](crate::flags).
+    /// Allows flags to be overridden, in addition to the flags that are already allowed. Takes keys, or flags that were declared
+    /// with [`flags!`](crate::flags).
     pub fn allow<F: FlagKey>(mut self, flags: impl IntoIterator<Item = F>) -> Self {
         Arc::make_mut(&mut self.allowed).extend(flags.into_iter().map(|flag| flag.key()));
         self
@@ -122,18 +122,18 @@ impl SignedOverrides {
         let (allowed, others): (Map<_, _>, Map<_, _>) =
             flags.into_iter().partition(|(key, _)| self.allowed.contains(&key.as_str()));
         for (key, _) in others {
-            // The token is authentic, so the key is neither a secret nor a text of an attacker.
+            // The token is authentic, so the key is neither a secret nor a string from an attacker.
             tracing::debug!(target: "flipswitch", flag = printable(&key), "an override is ignored: the flag is not allowed");
             SetupWarning::OverrideNotAllowed.log(provider);
         }
         (!allowed.is_empty()).then(|| Arc::new(Overrides { exp, subject: sub, overlay: Overlay::new(allowed) }))
     }
 
-    /// Returns the response to a request that opens a link, or ends overrides. `target` is path and query of a GET request, as
-    /// the client sent them.
+    /// Returns the response to a request that opens a link, or ends overrides. `target` is the path and query of a GET request,
+    /// as the client sent them.
     pub(super) fn redirect(&self, target: &str, request: &dyn RequestParts, scope: &RequestScope) -> Option<Redirect> {
         let token = parameter(target)?;
-        // Browsers send the purpose of the request. Images, frames and scripts of other pages change nothing.
+        // Browsers send the purpose of a request. Requests for images, frames and scripts of other pages are ignored.
         let is = |name: &str, expected: &[u8]| request.header_values(name).all(|value| value == expected);
         let is_speculative = request.header_values("sec-purpose").next().is_some();
         if is_speculative || !is("sec-fetch-mode", b"navigate") || !is("sec-fetch-dest", b"document") {
@@ -182,7 +182,8 @@ impl SignedOverrides {
         let is_authentic = |key: &Key| authenticated(key, purpose, name, body).verify_slice(&code).is_ok();
         if !keys.into_iter().flatten().any(is_authentic) {
             return Err(
-                "the signature of the token does not match: the token was changed, or is for another key, provider or purpose",
+                "the signature of the token does not match: the token was changed, or is for a different key, provider or \
+                 purpose",
             );
         }
         let json = BASE64_URL_SAFE_NO_PAD.decode(body).map_err(|_| "the token is malformed")?;
@@ -262,7 +263,7 @@ struct Body {
     flags: Map<String, Value>,
 }
 
-/// Overrides that are being minted, made by [`SignedOverrides::mint`].
+/// A token that is being minted. Created by [`SignedOverrides::mint`].
 #[derive(Clone)]
 #[must_use = "a token does nothing until it is turned into a link or a cookie"]
 pub struct OverrideToken {
@@ -274,13 +275,13 @@ pub struct OverrideToken {
 }
 
 impl OverrideToken {
-    /// Sets the only targeting key that the overrides are for. By default, they are for every user of the browser.
+    /// Limits the overrides to one targeting key. By default, they apply to every user of the browser.
     pub fn for_context(mut self, targeting_key: impl Into<String>) -> Self {
         self.subject = Some(targeting_key.into());
         self
     }
 
-    /// Sets how long the overrides last, at most 7 days. Defaults to 8 hours. A link can be opened for 15 minutes.
+    /// Sets how long the overrides last. Defaults to 8 hours; the maximum is 7 days. A link can be opened for 15 minutes.
     pub fn lasting(mut self, lifetime: Duration) -> Self {
         self.lifetime = lifetime;
         self
@@ -302,7 +303,7 @@ impl OverrideToken {
         Ok(format!("{PARAMETER}={}", self.sign(Purpose::Link, SystemTime::now())?))
     }
 
-    /// Returns name and value of the cookie, for tests that set it.
+    /// Returns the name and value of the cookie, for tests that set it.
     ///
     /// # Errors
     ///
@@ -361,12 +362,12 @@ pub(super) struct Overrides {
 }
 
 impl Overrides {
-    /// Returns the overlay for the flags of a context with this targeting key. `is_own` is true if the key is that of the
-    /// request. Without a subject, the overrides are for the user of the browser, and not for other users whose flags the request
+    /// Returns the overlay for the flags of a context with this targeting key. `is_own` is true if it is the targeting key of the
+    /// request. Without a subject, the overrides apply to the user of the browser, and not to other users whose flags the request
     /// reads.
     pub(super) fn for_context(&self, targeting_key: Option<&str>, is_own: bool) -> Option<&Overlay> {
         let is_meant = self.subject.as_deref().map_or(is_own, |subject| targeting_key == Some(subject));
-        // Work that a request has started may go on for longer.
+        // Work that a request has started may continue for longer.
         (is_meant && seconds(SystemTime::now()) < self.exp).then_some(&self.overlay)
     }
 }
@@ -375,9 +376,9 @@ impl Overrides {
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Redirect {
-    /// Path and query of the same page without the token, for the header `Location`.
+    /// Path and query of the same page without the token, for the `Location` header.
     pub location: String,
-    /// Value of the header `Set-Cookie`.
+    /// Value of the `Set-Cookie` header.
     pub set_cookie: String,
 }
 
@@ -396,7 +397,7 @@ impl Redirect {
             ("set-cookie", &self.set_cookie),
             ("cache-control", "no-store"),
             ("referrer-policy", "no-referrer"),
-            // The browser may have stored the page with other values.
+            // The browser may have stored the page with different values.
             ("clear-site-data", "\"cache\""),
         ]
     }
@@ -408,8 +409,8 @@ fn parameter(target: &str) -> Option<&str> {
     query.split('&').find_map(|pair| pair.strip_prefix(PARAMETER)?.strip_prefix('='))
 }
 
-/// Returns path and query of a target without the token. The path begins with one `/`, so that browsers do not mistake it for
-/// another host.
+/// Returns the path and query of a target without the token. The path begins with one `/`, so that browsers do not take it for
+/// the name of another host.
 fn location(target: &str) -> String {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
     let is_other =

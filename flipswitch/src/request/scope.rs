@@ -22,10 +22,10 @@ use crate::{
     request::{overrides::Overrides, visitor::VisitorCookie, warnings::SetupWarning},
 };
 
-/// How many different contexts of OpenFeature clients are remembered in a request.
+/// Maximum number of different OpenFeature client contexts that are remembered in a request.
 const MAX_CLIENT_CONTEXTS: usize = 8;
 
-/// The provider, the context and the flags of one request. A clone is the same scope.
+/// The provider, the context and the flags of one request. A clone is a handle to the same scope.
 ///
 /// The web crates open a scope in each request. Nothing is requested from the flag service until the first read, and all
 /// parts of the request share one evaluation, even if they read at the same time.
@@ -176,7 +176,7 @@ impl RequestScope {
         let _ = self.request.outer.set(outer);
     }
 
-    /// Returns the scope of this request that belongs to a provider: this one, or that of a surrounding layer.
+    /// Returns the scope of this request that belongs to a provider: this scope, or the scope of a surrounding layer.
     pub(crate) fn of(&self, provider: &FlipswitchProvider) -> Option<Self> {
         let mut scope = self;
         while !scope.request.provider.is_same(provider) {
@@ -185,7 +185,7 @@ impl RequestScope {
         Some(Self { request: Arc::clone(&scope.request), is_carried: self.is_carried })
     }
 
-    /// Returns whether reads return the flags of the request, and not the latest ones.
+    /// Returns whether reads return the flags of the request instead of the latest flags.
     fn is_in_request(&self) -> bool {
         match &self.request.has_responded {
             Some(has_responded) => !has_responded.load(Ordering::Relaxed),
@@ -228,9 +228,9 @@ impl RequestScope {
     ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
-    /// # let provider = FlipswitchProvider::in_memory(json!({"chat": true}));
-    /// # let scope = RequestScope::new(provider, Context::user("alice"));
-    /// # let mut messages = ["hello"].into_iter();
+    /// let provider = FlipswitchProvider::in_memory(json!({"chat": true}));
+    /// let scope = RequestScope::new(provider, Context::user("alice"));
+    /// let mut messages = ["hello"].into_iter();
     /// while let Some(message) = messages.next() {
     ///     if !scope.latest_flags().await.bool("chat", false) {
     ///         break;
@@ -244,8 +244,8 @@ impl RequestScope {
         self.present(self.request.provider.flags(&self.request.context).await)
     }
 
-    /// Returns what [`flags`](Self::flags) returns, if it need not wait: if the flags are already evaluated, if fresh ones are
-    /// cached, or if no request is currently possible. Counts as a read.
+    /// Returns the same flags as [`flags`](Self::flags) if that call would not wait: if the flags are already evaluated, if fresh
+    /// flags are cached, or if no request is currently possible. Counts as a read.
     #[must_use]
     pub fn try_flags(&self) -> Option<Flags> {
         self.mark_read();
@@ -304,7 +304,7 @@ impl RequestScope {
             }
         }
         let merged = Context::merge(own.clone(), given.into(), Layer::Lower).prepared();
-        // Before the comparison below: attributes that cannot be sent make no difference to the bytes.
+        // Must be before the comparison below, because attributes that cannot be sent do not affect the bytes.
         if let Some(invalid) = self.request.provider.report_left_out(merged.canonical()) {
             self.mark_read();
             return invalid;
@@ -328,7 +328,7 @@ impl RequestScope {
         }
         let flags = present(self.request.provider.flags(&merged).await);
         let mut contexts = self.request.client_flags.lock();
-        // Another part of the request may have evaluated meanwhile.
+        // Another part of the request may have evaluated the flags in the meantime.
         if let Some(flags) = known(&contexts) {
             return flags;
         }
@@ -338,8 +338,8 @@ impl RequestScope {
         flags
     }
 
-    /// Returns the flags for a browser: those of the request, or those of its context with additional attributes. With `since`,
-    /// they are from a request that was sent at that time or later.
+    /// Returns the flags for a browser: the flags of the request, or the flags for its context with additional attributes. With
+    /// `since`, they come from a request that was sent at that time or later.
     pub(super) async fn flags_for_browser(&self, merged: Option<&PreparedContext>, since: Option<Instant>) -> Flags {
         let provider = &self.request.provider;
         let flags = match (merged, since) {
@@ -363,7 +363,7 @@ impl RequestScope {
         BrowserId::of(&self.request.context, self.request.is_visitor)
     }
 
-    /// Notes that the response contains data of one user.
+    /// Records that the response contains data of one user.
     pub(super) fn mark_private(&self) {
         self.request.is_private.store(true, Ordering::Relaxed);
     }
@@ -377,8 +377,8 @@ impl RequestScope {
         if let Some(flags) = self.request.flags.get() {
             return flags;
         }
-        // Parts of the request that evaluate at the same time wait for the same response. The flags of the first one become those
-        // of the request.
+        // Parts of the request that evaluate flags at the same time wait for the same response. The flags of the first part
+        // become the flags of the request.
         let flags = self.present(self.request.provider.flags(&self.request.context).await);
         self.request.flags.get_or_init(|| flags)
     }
@@ -420,7 +420,7 @@ impl RequestScope {
     }
 }
 
-/// Shows the flags, if they are evaluated. Omits the context, which may hold personal data.
+/// Shows the flags, if they are evaluated. Omits the context, which may contain personal data.
 impl fmt::Debug for RequestScope {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RequestScope").field("flags", &self.request.flags.get()).finish_non_exhaustive()

@@ -23,7 +23,7 @@ fn swap(scope: &mut Option<RequestScope>) {
     let _ = CURRENT.try_with(|current| *scope = current.replace(scope.take()));
 }
 
-/// Makes a scope the current one until it is dropped. Meanwhile, it holds the scope that was current before.
+/// Makes a scope the current one until this value is dropped. Until then, it holds the scope that was current before.
 struct Entered<'a>(&'a mut Option<RequestScope>);
 
 impl<'a> Entered<'a> {
@@ -52,7 +52,8 @@ impl RequestScope {
         CURRENT.try_with(clone).ok()?
     }
 
-    /// Runs a future in this scope. In it, OpenFeature clients of the same provider evaluate with this context.
+    /// Runs a future in this scope. Inside the future, OpenFeature clients of the same provider evaluate flags with the context
+    /// of this scope.
     ///
     /// For work that may outlive the request, use [`InRequest`].
     #[must_use = "futures do nothing unless polled"]
@@ -99,7 +100,7 @@ pin_project! {
         future: Option<F>,
         // While the future is polled or dropped, the scope that was current before.
         scope: Option<RequestScope>,
-        // Whether the response head has left when the future ends.
+        // Whether the response head counts as sent when the future ends.
         is_response: bool,
     }
 
@@ -156,8 +157,8 @@ impl<F> fmt::Debug for Scoped<F> {
 /// Carries the scope of a request into work outside its handler: spawned tasks, WebSockets, streamed bodies, background
 /// jobs. Without it, a plain OpenFeature client in such work evaluates flags without a context.
 ///
-/// The work reads the flags of the request until the response head has been sent, and the latest flags after that. Outside of a
-/// web crate's layer, it always reads the latest flags. A future that several requests share evaluates flags for the request that
+/// The work reads the flags of the request until the response head has been sent, and the latest flags after that. Outside a web
+/// crate's layer, it always reads the latest flags. A future that several requests share evaluates flags for the request that
 /// polls it, unless the scope of one request is attached to it.
 ///
 /// ```
@@ -177,8 +178,8 @@ impl<F> fmt::Debug for Scoped<F> {
 /// # }
 /// ```
 pub trait InRequest: Future + Sized {
-    /// Runs the future in the request of the caller. Outside of a request, the future runs unchanged, and a warning names the
-    /// place of the call. It is logged once for each place.
+    /// Runs the future in the request of the caller. Outside a request, the future runs unchanged, and a warning that names the
+    /// place of the call is logged once for each place.
     #[must_use = "futures do nothing unless polled"]
     #[track_caller]
     fn with_current_scope(self) -> Carried<Self> {

@@ -17,9 +17,10 @@ use crate::{
     secret::VisitorKeys,
 };
 
-/// Selects how requests without a user are evaluated: all with one shared context, or each visitor with a targeting key.
+/// Selects how flags are evaluated for requests without a user: with one shared context, or with a targeting key for each
+/// visitor.
 ///
-/// A request has a user if `with_user` returns a context, or if `with_context` returns one with a targeting key. For other
+/// A request has a user if `with_user` returns a context, or if `with_context` returns a context with a targeting key. For other
 /// requests, the attributes from `with_context` are kept.
 ///
 /// ```
@@ -32,10 +33,10 @@ use crate::{
 /// // A visitor is identified by a header, which clients can forge.
 /// let anonymous = Anonymous::header("x-device-id")?;
 ///
-/// // A visitor is identified by a cookie that only this application can make.
+/// // A visitor is identified by a cookie that only this application can create.
 /// let anonymous: Anonymous = Anonymous::cookie().into();
 ///
-/// // The same for all subdomains, and within pages of other sites.
+/// // The same cookie for all subdomains, and in pages of other sites.
 /// let cookie = Anonymous::cookie().domain("example.com").same_site(SameSite::None).partitioned(true);
 /// let anonymous = cookie.build()?;
 /// # Ok(())
@@ -97,7 +98,7 @@ type Consent = dyn Fn(&dyn RequestParts) -> bool + Send + Sync;
 pub enum SameSite {
     /// Only to requests from pages of the same site.
     Strict,
-    /// Also to requests that follow a link of another site.
+    /// Also to requests that follow a link on another site.
     Lax,
     /// To all requests. The cookie must be `Secure`.
     None,
@@ -105,18 +106,18 @@ pub enum SameSite {
 
 /// Name of the cookie, without the prefix.
 const NAME: &str = "flipswitch-anonymous";
-/// Longest header value that identifies a visitor, in bytes.
+/// Maximum length of a header value that identifies a visitor, in bytes.
 const MAX_HEADER_BYTES: usize = 256;
 /// Length of a visitor's number in a cookie, in hexadecimal digits, and of its authentication code.
 const DIGITS: usize = 32;
-/// How many cookies of the right name are checked in a request.
+/// Maximum number of cookies with the right name that are checked in a request.
 const MAX_COOKIES: usize = 4;
-/// Longest name, domain or path of a cookie, in bytes.
+/// Maximum length of the name, domain or path of a cookie, in bytes.
 const MAX_ATTRIBUTE_BYTES: usize = 256;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 impl Anonymous {
-    /// Evaluates all visitors with one shared context, without a targeting key. This is the default.
+    /// Evaluates flags for all visitors with one shared context, without a targeting key. This is the default.
     #[must_use]
     pub fn shared() -> Self {
         Self(Kind::Shared)
@@ -125,8 +126,8 @@ impl Anonymous {
     /// Identifies a visitor by the value of a header, such as a device id.
     ///
     /// The value is used if the request has the header once, and if the value is UTF-8 of 1 to 256 bytes. Otherwise the
-    /// visitor is evaluated with the [shared](Self::shared) context. Clients can send any value: one that sends the id of another
-    /// visitor or user gets that person's flags, and each new value causes a request to the flag service.
+    /// [shared](Self::shared) context is used. Clients can send any value: a client that sends the id of another visitor or user
+    /// gets that person's flags, and each new value causes a request to the flag service.
     ///
     /// # Errors
     ///
@@ -137,20 +138,20 @@ impl Anonymous {
         Ok(Self(Kind::Header(header)))
     }
 
-    /// Identifies a visitor by a cookie with a random number. The cookie is valid for a year.
+    /// Identifies a visitor by a cookie with a random number. The cookie is valid for one year.
     ///
-    /// The cookie is `__Host-flipswitch-anonymous`, with `HttpOnly`, `Secure`, `SameSite=Lax` and `Path=/`. Its value is a
-    /// random number of 128 bits, and an authentication code that only applications with the provider's
-    /// [secret](crate::FlipswitchProviderBuilder::secret) can compute. The targeting key is `anonymous-` followed by the
-    /// number in 32 hexadecimal digits, so no cookie can name a user. A cookie with any other value is ignored and replaced.
+    /// The cookie is `__Host-flipswitch-anonymous`, with `HttpOnly`, `Secure`, `SameSite=Lax` and `Path=/`. Its value consists of
+    /// a random 128-bit number and an authentication code that only applications with the provider's
+    /// [secret](crate::FlipswitchProviderBuilder::secret) can compute. The targeting key is `anonymous-` followed by the number
+    /// in 32 hexadecimal digits, so no cookie can name a user. A cookie with any other value is ignored and replaced.
     ///
     /// All applications on one host share their cookies, even on different ports. Give their providers the same secret or
-    /// different [names](crate::FlipswitchProviderBuilder::name). Otherwise each of them replaces the cookies of the others.
+    /// different [names](crate::FlipswitchProviderBuilder::name). Otherwise each application replaces the cookies of the others.
     ///
-    /// The first response to a request that read a flag sets the cookie. That request itself is evaluated with the
-    /// [shared](Self::shared) context, so bots that never return a cookie cause no requests to the flag service. A response that
-    /// shared caches may store (`Cache-Control: public`, `s-maxage`, or `max-age` without `private`) does not set the cookie. A
-    /// response without `Cache-Control` that sets it gets `Cache-Control: private`.
+    /// The first response to a request that read a flag sets the cookie. For that request itself, the [shared](Self::shared)
+    /// context is used, so bots that never return a cookie cause no requests to the flag service. A response that shared caches
+    /// may store (`Cache-Control: public`, `s-maxage`, or `max-age` without `private`) does not set the cookie. If a response
+    /// sets the cookie and has no `Cache-Control`, `Cache-Control: private` is added.
     ///
     /// Browsers accept the cookie only over HTTPS, except that most also accept it from `localhost` over plain HTTP. For other
     /// sites without HTTPS see [`secure`](AnonymousCookie::secure).
@@ -194,14 +195,14 @@ impl AnonymousCookie {
         self
     }
 
-    /// Sets the domain whose subdomains get the cookie as well, such as `example.com`. Defaults to none: only the host that
+    /// Sets a domain, such as `example.com`, so that all its subdomains get the cookie. Defaults to none, so only the host that
     /// set the cookie gets it.
     pub fn domain(mut self, domain: impl Into<String>) -> Self {
         self.domain = Some(domain.into());
         self
     }
 
-    /// Sets the path below which requests get the cookie. Defaults to `/`. Requests to other paths have no cookie, so each of
+    /// Sets the path under which requests carry the cookie. Defaults to `/`. Requests to other paths have no cookie, so each of
     /// them would count as a new visitor. Add the layer only to this path.
     pub fn path(mut self, path: impl Into<String>) -> Self {
         self.path = path.into();
@@ -222,8 +223,8 @@ impl AnonymousCookie {
         self
     }
 
-    /// Sets whether the cookie is `Secure`, that is, accepted over HTTPS only. Defaults to `true`. With `false`, the name has
-    /// no prefix: `flipswitch-anonymous`.
+    /// Sets whether the cookie is `Secure`, that is, accepted only over HTTPS. Defaults to `true`. With `false`, the name has no
+    /// prefix: `flipswitch-anonymous`.
     pub fn secure(mut self, secure: bool) -> Self {
         self.is_secure = secure;
         self
@@ -235,9 +236,9 @@ impl AnonymousCookie {
         self
     }
 
-    /// Sets a function that returns whether the visitor of a request has consented to the cookie. Without consent, the cookie
-    /// is neither set nor used, and the visitor is evaluated with the [shared](Anonymous::shared) context. Defaults to none, so
-    /// no consent is needed. If the function panics, that counts as `false`.
+    /// Sets a function that returns whether the visitor of a request has consented to the cookie. Without consent, the cookie is
+    /// neither set nor used, and the [shared](Anonymous::shared) context is used. Defaults to none, so no consent is needed. If
+    /// the function panics, the visitor has not consented.
     ///
     /// ```
     /// use flipswitch::integration::Anonymous;
@@ -259,11 +260,11 @@ impl AnonymousCookie {
     ///
     /// [`ConfigError::Cookie`] if an attribute is invalid:
     ///
-    /// - a name that is empty, longer than 256 bytes, begins with `__`, or has other characters than letters, digits, `-`, `_`
-    ///   and `.`
+    /// - a name that is empty, longer than 256 bytes, begins with `__`, or contains characters other than letters, digits, `-`,
+    ///   `_` and `.`
     /// - a domain that is not a host name
     /// - a path that does not begin with `/`, or is not written as in a URL
-    /// - an age below 1 second or above 400 days
+    /// - a maximum age below 1 second or above 400 days
     /// - [`SameSite::None`] or [`partitioned`](Self::partitioned) without [`secure`](Self::secure)
     pub fn build(self) -> Result<Anonymous, ConfigError> {
         let refuse = |attribute, value: &dyn fmt::Display, problem| {
@@ -274,7 +275,7 @@ impl AnonymousCookie {
                 return refuse("name", name, "use 1 to 256 letters, digits, `-`, `_` and `.`");
             }
             if name.starts_with("__") {
-                return refuse("name", name, "leave the prefix out: it is added");
+                return refuse("name", name, "leave out the prefix, which is added automatically");
             }
         }
         if let Some(domain) = self.domain.as_ref().filter(|domain| !is_host(domain)) {
@@ -285,7 +286,7 @@ impl AnonymousCookie {
             return refuse("path", &self.path, "pass a path as it is in URLs, like \"/shop\"");
         }
         if !(1..=400 * DAY.as_secs()).contains(&self.max_age.as_secs()) {
-            return refuse("max_age", &format_args!("{:?}", self.max_age), "pass 1 second to 400 days");
+            return refuse("max_age", &format_args!("{:?}", self.max_age), "pass a duration from 1 second to 400 days");
         }
         if !self.is_secure && self.same_site == SameSite::None {
             return refuse("same_site", &"None", "browsers accept this with `secure(true)` only");
@@ -296,7 +297,7 @@ impl AnonymousCookie {
         Ok(Anonymous(Kind::Cookie(self)))
     }
 
-    /// Creates the cookie of a provider's visitors.
+    /// Creates the visitor cookie of a provider.
     fn bind(self, provider: &FlipswitchProvider) -> VisitorCookie {
         let Self { name, domain, path, same_site, is_partitioned, is_secure, max_age, consent } = self;
         let name = name.unwrap_or_else(|| match provider.name() {
@@ -324,7 +325,7 @@ impl AnonymousCookie {
     }
 }
 
-/// Shows whether consent is needed, and not the function.
+/// Shows whether consent is needed, but not the function.
 impl fmt::Debug for AnonymousCookie {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { name, domain, path, same_site, is_partitioned, is_secure, max_age, consent } = self;
@@ -373,7 +374,7 @@ pub(super) enum Visitor<'a> {
     Shared,
 }
 
-/// The cookie of a provider's visitors.
+/// The visitor cookie of a provider.
 pub(super) struct VisitorCookie {
     /// The name with its prefix.
     name: String,
@@ -451,7 +452,7 @@ impl VisitorCookie {
             let value = pair.trim_ascii().strip_prefix(self.name.as_bytes())?.strip_prefix(b"=")?;
             Visit::parse(value)
         });
-        // A few made-up cookies do not hide the real one.
+        // A few forged cookies do not hide the real one.
         let visit = values.take(MAX_COOKIES).find(|visit| self.keys.verifies(visit.digits.as_bytes(), visit.code))?;
         Some(format!("anonymous-{}", visit.digits))
     }
@@ -528,7 +529,7 @@ where
             let is =
                 |text: &[u8], names: &[&str]| names.iter().any(|known| text.eq_ignore_ascii_case(known.as_bytes()));
             is_stored |= is(name, &["public", "s-maxage", "max-age"]);
-            // With a value, `private` concerns some header fields only.
+            // With a value, `private` applies only to some header fields.
             is_private |= is(directive, &["private", "no-store"]);
         }
         is_stored && !is_private

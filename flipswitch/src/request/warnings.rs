@@ -16,7 +16,7 @@ pub(crate) enum SetupWarning {
         /// Name of the user's type.
         user: &'static str,
     },
-    /// A function that builds the context of a request, or another one of the layer, panicked.
+    /// A function that builds the context of a request, or another function that was passed to the layer, panicked.
     ContextPanicked,
     /// A guard needed a flag that was not in memory.
     GuardWithoutFlags {
@@ -25,19 +25,19 @@ pub(crate) enum SetupWarning {
     },
     /// OpenFeature's global context has a targeting key.
     GlobalTargetingKey,
-    /// An OpenFeature client evaluated for another targeting key than that of its request.
+    /// An OpenFeature client evaluated flags for a targeting key that is not the targeting key of its request.
     OtherTargetingKey,
-    /// An OpenFeature client evaluated without a targeting key, outside of the requests that have one.
+    /// An OpenFeature client evaluated flags without a targeting key, outside any request that has one.
     ClientOutsideOfRequest,
-    /// An OpenFeature client evaluated in a request of another provider.
+    /// An OpenFeature client evaluated flags in a request of another provider.
     ClientOfOtherProvider,
     /// A CORS preflight reached a gate.
     PreflightAtGate,
-    /// A response that shared caches may store would have set the cookie of a visitor.
+    /// A response that shared caches may store would have set a visitor cookie.
     CookieInSharedResponse,
     /// Visitors get cookies, but there is neither a secret nor an API key to authenticate them with.
     CookieWithoutSecret,
-    /// A token of overrides, or a value of it, was ignored.
+    /// An override token, or a value in it, was ignored.
     OverrideIgnored {
         /// The reason.
         problem: &'static str,
@@ -46,7 +46,7 @@ pub(crate) enum SetupWarning {
     OverrideNotAllowed,
     /// Overrides contain a value that does not have the type of its flag.
     OverrideOfOtherType,
-    /// A browser has sent another targeting key than that of its request.
+    /// A browser has sent a targeting key that is not the targeting key of its request.
     BrowserTargetingKey,
     /// There are routes for browsers, but neither a secret nor a long API key to derive names and tags from.
     BrowserWithoutSecret,
@@ -131,8 +131,8 @@ impl fmt::Display for SetupWarning {
                  the guarded routes",
             ),
             Self::GlobalTargetingKey => f.write_str(
-                "OpenFeature's global context has a targeting key, which takes precedence over that of every request: an \
-                 OpenFeature client evaluates flags for this key, whoever the user is; set the targeting key in requests only",
+                "OpenFeature's global context has a targeting key, which takes precedence over the targeting key of every request: \
+                 an OpenFeature client evaluates flags for this key, whoever the user is; set the targeting key in requests only",
             ),
             Self::OtherTargetingKey => f.write_str(
                 "an OpenFeature client in a request evaluated flags for a targeting key that is not the request's: the key of \
@@ -154,7 +154,7 @@ impl fmt::Display for SetupWarning {
                  middleware must run before the gate: add the CORS layer after the gate",
             ),
             Self::CookieInSharedResponse => f.write_str(
-                "a visitor got no cookie, because shared caches may store the response (`public`, `s-maxage` or `max-age` \
+                "a visitor received no cookie, because shared caches may store the response (`public`, `s-maxage` or `max-age` \
                  without `private`, or `Expires`), and would give the cookie to others. Mark responses that depend on flags \
                  `private` or `no-store`",
             ),
@@ -164,7 +164,7 @@ impl fmt::Display for SetupWarning {
             ),
             Self::OverrideIgnored { problem } => write!(
                 f,
-                "flag overrides in a request are ignored: {problem}. Further ones are logged at debug level",
+                "flag overrides in a request are ignored: {problem}. Further occurrences are logged at debug level",
             ),
             Self::OverrideNotAllowed => f.write_str(
                 "an override is ignored, because its flag is not allowed; pass the flag to `SignedOverrides::allow`. The key of \
@@ -179,7 +179,7 @@ impl fmt::Display for SetupWarning {
                  `secret`, and no API key of 16 bytes or more to use instead; set a `secret`, the same in all instances",
             ),
             Self::BrowserTargetingKey => f.write_str(
-                "a browser sent a targeting key that is not that of its user, and received the flags of its user, because the \
+                "a browser sent a targeting key that is not the key of its user, and received the flags of its user, because the \
                  layer determines the user. Remove the targeting key from the page, or use `connect` of `flipswitch.js`",
             ),
         }

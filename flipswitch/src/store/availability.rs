@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 
 /// Number of failures in a row after which the store counts as unavailable, if the first of these operations began at least
-/// [`FAILING_FOR`] ago. A short pause of the process or of the store fails all operations in flight, and must not count.
+/// [`FAILING_FOR`] ago. A short pause of the process or of the store fails all operations in flight, and must not be counted.
 const FAILURES: u32 = 3;
 const FAILING_FOR: Duration = Duration::from_millis(250);
 
@@ -38,7 +38,7 @@ impl Availability {
         if was_away { Change::Back } else { Change::None }
     }
 
-    /// Notes that an operation that began at `began_at` failed.
+    /// Records that an operation that began at `began_at` failed.
     pub(super) fn failed(&mut self, began_at: Instant, now: Instant) -> Change {
         self.failures = self.failures.saturating_add(1);
         let since = *self.failing_since.get_or_insert(began_at);

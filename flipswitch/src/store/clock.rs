@@ -8,16 +8,16 @@ const TOLERANCE: Duration = Duration::from_millis(50);
 /// A reading of the store's clock that is older than this is not used.
 const MAX_AGE: Duration = Duration::from_secs(10);
 
-/// Longest step back that matters. Nothing is stored for longer than this.
+/// Maximum step back that matters. Nothing is stored for longer than this.
 const MAX_STEP: Duration = Duration::from_secs(7 * 24 * 3_600);
 
-/// What is known about the store's clock. The clock may be set, and after a failover it may be that of another server.
+/// What is known about the store's clock. The clock may be set, and after a failover it may be the clock of another server.
 #[derive(Debug, Default)]
 pub(super) struct StoreClock(Option<Known>);
 
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    /// The reading that later ones are compared with, so that small steps add up.
+    /// The reading that later readings are compared with, so that small steps add up.
     first: Reading,
     last: Reading,
     steady_since: Instant,
@@ -38,7 +38,7 @@ impl StoreClock {
     pub(super) fn read(&mut self, before: Instant, after: Instant, clock: u64) -> Instant {
         let last = Reading { before, after, clock };
         if self.0.is_none() && after.saturating_duration_since(before) > TOLERANCE {
-            // Too inexact to compare later readings with.
+            // The reading is too imprecise to compare later readings with.
             return after;
         }
         let known = match self.0 {
@@ -79,7 +79,7 @@ pub(super) fn since_1970(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).map_or(0, micros)
 }
 
-/// Returns the time that a number of microseconds since 1970 stands for.
+/// Returns the time that is this number of microseconds after 1970.
 pub(super) fn time_of(micros: u64) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_micros(micros)).unwrap_or(UNIX_EPOCH)
 }

@@ -1,9 +1,9 @@
 //! Which changes a flag set is certain to contain, in terms that all instances understand. No I/O.
 //!
 //! Each instance counts its own epochs, which have no meaning for other instances. The ids of the stream's events have the same
-//! meaning for all. The instance that requests a flag set records the newest event that it received before the request. Another
-//! instance uses the flag set as fresh only if it has received no newer event. For changes without an id, the time at which the
-//! request was sent decides.
+//! meaning for all instances. The instance that requests a flag set records the newest event that it received before the request.
+//! Another instance uses the flag set as fresh only if it has received no newer event. For changes without an id, the time at
+//! which the request was sent is compared.
 
 use std::time::{Duration, Instant};
 
@@ -17,15 +17,15 @@ pub(crate) const MARGIN: Duration = Duration::from_millis(100);
 /// The ids of events that an instance had received before it sent a request. Zero if there was none since the instance started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Fence {
-    /// The newest event that was received. The answer may be one from before it.
+    /// The newest event that was received. The response may still be from before it.
     pub(crate) newest: u64,
-    /// The newest event whose change the answer certainly contains: its echo window ended before a newer event arrived, and
+    /// The newest event whose change the response certainly contains: its echo window ended before a newer event arrived, and
     /// before the request was sent.
     pub(crate) settled: u64,
 }
 
 impl Fence {
-    /// Returns the fence of an answer that is certain to contain the newest event.
+    /// Returns the fence of a response that is certain to contain the newest event.
     pub(crate) fn after_echo(self) -> Self {
         Self { settled: self.newest, ..self }
     }
@@ -55,7 +55,7 @@ pub(crate) struct Requirement {
     pub(crate) fence: Fence,
     /// The request must be sent [`MARGIN`] later than this.
     after: Instant,
-    /// The same for answers that stay fresh when the echo window ends.
+    /// The same for responses that stay fresh when the echo window ends.
     after_echo: Instant,
 }
 
@@ -64,8 +64,8 @@ impl KnownEvents {
         Self { newest: 0, settled: 0, missed_at: now, unnamed_at: None }
     }
 
-    /// Notes an event. `epoch` is the epoch before the event changes it. An id is usable only if it is greater than all earlier
-    /// ones, because two events of the same millisecond may have the same id.
+    /// Records an event. `epoch` is the epoch before the event changes it. An id is usable only if it is greater than all earlier
+    /// ids, because two events of the same millisecond may have the same id.
     pub(crate) fn event(&mut self, id: Option<u64>, epoch: u64, now: Instant) {
         self.settled = self.fence(epoch).settled;
         match id {
@@ -74,12 +74,12 @@ impl KnownEvents {
         }
     }
 
-    /// Notes that flags were invalidated without an event.
+    /// Records that flags were invalidated without an event.
     pub(crate) fn missed(&mut self, now: Instant) {
         self.missed_at = now;
     }
 
-    /// Returns the fence of the answer to a request that is sent in this epoch.
+    /// Returns the fence of the response to a request that is sent in this epoch.
     fn fence(&self, epoch: u64) -> Fence {
         let settled = if is_in_echo_window(epoch) { self.settled } else { self.newest };
         Fence { newest: self.newest, settled }
@@ -91,7 +91,7 @@ impl KnownEvents {
         let fence = self.fence(reading.epoch);
         let after = |window| self.unnamed_at.map_or(self.missed_at, |at| self.missed_at.max(at + window));
         let after_echo = after(ECHO_WINDOW);
-        // As after an event with an id, most answers of the echo window are out of date when it ends.
+        // As after an event with an id, most responses from the echo window are out of date when it ends.
         let after = if is_in_echo_window(reading.epoch) { after(Duration::ZERO) } else { after_echo };
         reading.streaming.then_some(Requirement { epoch: reading.epoch, fence, after, after_echo })
     }
@@ -102,7 +102,7 @@ impl Requirement {
     /// `known` is when the flag set in memory was requested, if there is one.
     pub(crate) fn epoch_of(&self, fence: Option<Fence>, sent_at: Instant, known: Option<Instant>) -> Option<u64> {
         let fence = fence.filter(|fence| fence.covers(&self.fence))?;
-        // For two flag sets that were requested at about the same time, the fence decides.
+        // Two flag sets that were requested at about the same time are ordered by their fences.
         let is_latest = known.is_none_or(|known| sent_at + MARGIN >= known);
         // As in memory, a flag set that certainly contains the change stays fresh after the echo window.
         let is_certain = fence.settled >= self.fence.newest && sent_at >= self.after_echo + MARGIN;

@@ -47,15 +47,15 @@ enum Op {
     Restart(usize),
     /// Something invalidates the flags of an instance without an event: a heartbeat or a poll.
     Miss(usize),
-    /// An instance sends a request, which the service answers at once, perhaps with old rules.
+    /// An instance sends a request, to which the service responds immediately, perhaps with old rules.
     Request {
         instance: usize,
         context: usize,
         lags: bool,
     },
-    /// The answer arrives.
+    /// The response arrives.
     Respond(usize),
-    /// All these steps at once: an instance stores its answer, and another one looks it up a moment later.
+    /// All these steps together: an instance stores its response, and another instance looks it up a moment later.
     Share {
         instance: usize,
         context: usize,
@@ -172,7 +172,7 @@ struct Request {
     sent_at: Instant,
 }
 
-/// What a store keeps.
+/// The content of a store.
 #[derive(Clone)]
 struct Stored {
     sent: u64,
@@ -359,7 +359,7 @@ impl World {
         let entry = Arc::new(CacheEntry::new(&canonical, flag_set, None, None, epoch, sent_at));
         instance.cache.put(&entry);
         let fence = if entry.is_settled() { fence.map(Fence::after_echo) } else { fence };
-        // The clock is read before the answer is written.
+        // The clock is read before the response is written.
         let clock = self.clock(self.now);
         let instance = &mut self.instances[at];
         instance.read_clock(self.now, self.now, clock, self.set_back);
@@ -421,8 +421,8 @@ impl World {
     }
 
     /// Returns the version that flags must at least have to be fresh in an instance. It includes every event that the
-    /// instance has read and whose echo window is over; the window begins again with each event. It also includes every
-    /// change that was certain when the instance last may have missed something.
+    /// instance has read and whose echo window has ended; the window begins again with each event. It also includes every change
+    /// that was certain when the instance last may have missed something.
     fn needed(&self, instance: usize, now: Instant) -> usize {
         let Instance { read, missed_at, .. } = &self.instances[instance];
         let next = |event: usize| read.get(event + 1).map_or(now, |(_, at)| *at);

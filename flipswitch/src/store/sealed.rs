@@ -1,7 +1,7 @@
 //! The format of the entries in a store. No I/O.
 //!
 //! A name is `flipswitch:1:{<environment>}:<context>`. The number is the version of this format. Code for another version of
-//! the format does not find the entry. The following is encrypted, and authenticated together with the name and the time of
+//! the format does not find the entry. The following data is encrypted, and authenticated together with the name and the time of
 //! the request:
 //!
 //! | bytes | meaning |
@@ -12,7 +12,7 @@
 //! | 8 | when the request was sent, by the clock of its instance, in microseconds since 1970 |
 //! | 2 | length of the tag |
 //! | | the tag of the service |
-//! | | a bulk response of OFREP |
+//! | | an OFREP bulk response |
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ use crate::{
     wire::ofrep,
 };
 
-/// Largest content of an entry, in bytes. Stores accept 1 MiB, encrypted and with its key.
+/// Maximum size of the content of an entry, in bytes. Stores accept 1 MiB, encrypted and with its key.
 const MAX_BYTES: usize = (1 << 20) - 1_024;
 
 /// An environment, and the keys with which its flags are named and encrypted.
@@ -37,7 +37,7 @@ pub(crate) struct Environment {
     id: String,
 }
 
-/// An answer of the service, as it is stored.
+/// A response of the service, as it is stored.
 pub(super) struct StoredFlags {
     pub(super) flag_set: Arc<FlagSet>,
     pub(super) etag: Option<Box<[u8]>>,
@@ -47,7 +47,7 @@ pub(super) struct StoredFlags {
 }
 
 impl Environment {
-    /// Creates an environment. `parts` is what the flags depend on besides the context.
+    /// Creates an environment. `parts` is what the flags depend on in addition to the context.
     pub(super) fn new(keys: StoreKeys, parts: &[&[u8]]) -> Self {
         let id = keys.name(&[&[b"environment".as_slice()], parts].concat());
         Self { keys, id }
@@ -58,7 +58,7 @@ impl Environment {
         format!("flipswitch:1:{{{}}}:{}", self.id, self.keys.name(&[self.id.as_bytes(), context]))
     }
 
-    /// Encrypts an answer. Returns `None` if it is too large.
+    /// Encrypts a response. Returns `None` if it is too large.
     pub(super) fn seal(&self, name: &str, sent: u64, answer: &StoredFlags) -> Option<Vec<u8>> {
         let etag = answer.etag.as_deref().unwrap_or_default();
         let Fence { newest, settled } = answer.fence.unwrap_or_default();
@@ -73,7 +73,7 @@ impl Environment {
         self.keys.seal(&text, &associated(name, sent))
     }
 
-    /// Decrypts an answer. Returns `None` if the content is not an answer, or belongs to another name or time.
+    /// Decrypts a response. Returns `None` if the content is not a response, or belongs to a different name or time.
     pub(super) fn open(
         &self,
         context: &[u8],

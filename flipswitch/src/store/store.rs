@@ -43,17 +43,17 @@ const NO_CONTEXT: &[u8] = b"";
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// How far the age of an answer by the store's clock may differ from its age by the clocks of the two instances. This limit
-/// ensures that a wrong clock of the store cannot make an old answer fresh.
+/// How far the age of a response by the store's clock may differ from its age by the clocks of the two instances. This limit
+/// ensures that a wrong clock of the store cannot make an old response fresh.
 const MAX_DISAGREEMENT: Duration = Duration::from_secs(10);
 
-/// Maximum number of concurrent first looks, so that none of them waits for many others. Further ones wait for their turn.
+/// Maximum number of concurrent first looks, so that none of them waits for many others. Further looks wait for their turn.
 const MAX_LOOKS: usize = 64;
 
-/// Maximum number of concurrent writes. Beyond that, answers are not stored.
+/// Maximum number of concurrent writes. Beyond that, responses are not stored.
 const MAX_WRITES: usize = 256;
 
-/// Minimum time for which answers are stored.
+/// Minimum time for which responses are stored.
 const MIN_TTL: Duration = Duration::from_secs(600);
 
 /// A store, and what is known about it.
@@ -67,7 +67,7 @@ pub(crate) struct Store {
     writes: Mutex<Availability>,
     looking: Semaphore,
     writing: Semaphore,
-    /// How long answers are stored: for a context that was not in memory, and for others.
+    /// How long responses are stored: for a context that was not in memory, and for other contexts.
     ttls: [Duration; 2],
     /// Names of the leases that this instance holds, and the epochs of their requests.
     held: Mutex<HashMap<String, u64>>,
@@ -80,18 +80,18 @@ pub(crate) struct Identity {
     pub(crate) keys: StoreKeys,
     /// The base URL and the headers of the application.
     pub(crate) target: Vec<u8>,
-    /// Used in place of the API key, if set.
+    /// Used instead of the API key, if set.
     pub(crate) namespace: Option<String>,
 }
 
-/// An answer that was found.
+/// A response that was found.
 pub(crate) struct Found {
     pub(crate) flag_set: Arc<FlagSet>,
     pub(crate) etag: Option<Box<[u8]>>,
     pub(crate) fence: Option<Fence>,
     /// When it was requested, at the earliest.
     pub(crate) sent_at: Instant,
-    /// Whether `sent_at` is certain, because the store's clock was not set since.
+    /// Whether `sent_at` is certain, because the store's clock has not been set since.
     pub(crate) is_dated: bool,
 }
 
@@ -99,7 +99,7 @@ pub(crate) struct Found {
 pub(crate) enum Look {
     Found(Found),
     Missing,
-    /// The store was not read, or did not answer.
+    /// The store was not read, or did not respond.
     Away,
 }
 
@@ -128,7 +128,7 @@ pub(crate) enum Turn {
     Granted(HeldLease),
     /// Another instance sends the request.
     Taken,
-    /// The store was not asked for a lease, or did not answer.
+    /// The store was not asked for a lease, or did not respond.
     Away,
 }
 
@@ -150,7 +150,7 @@ impl Store {
             writes: Mutex::default(),
             looking: Semaphore::new(MAX_LOOKS),
             writing: Semaphore::new(MAX_WRITES),
-            // An answer in use is written again when it is older than `cache_ttl`.
+            // A response in use is written again when it is older than `cache_ttl`.
             ttls: [MIN_TTL.max(2 * cache_ttl), MIN_TTL.max(2 * cache_ttl).max(max_stale)],
             held: Mutex::default(),
             runtime,
@@ -167,7 +167,7 @@ impl Store {
         self.environment.read().as_ref().is_some_and(|current| Arc::ptr_eq(current, environment))
     }
 
-    /// Changes the credential with `set`. Meanwhile, no answer belongs to an environment.
+    /// Changes the credential with `set`. In the meantime, no response belongs to an environment.
     pub(crate) fn set_credential(&self, credential: &Credential, set: impl FnOnce()) {
         *self.environment.write() = None;
         set();
@@ -185,7 +185,7 @@ impl Store {
         self.reads.lock().away_since().is_none()
     }
 
-    /// Looks up the answer for a context. Waits for its turn for as long as for the store at most.
+    /// Looks up the response for a context. Waits for its turn at most as long as for the store.
     pub(crate) async fn look_in_turn(&self, context: &[u8], interner: &Interner) -> Look {
         match tokio::time::timeout(PATIENCE, self.looking.acquire()).await {
             Ok(_turn) => self.look(context, interner).await,
@@ -193,7 +193,7 @@ impl Store {
         }
     }
 
-    /// Looks up the answer for a context.
+    /// Looks up the response for a context.
     pub(crate) async fn look(&self, context: &[u8], interner: &Interner) -> Look {
         let Some(environment) = self.environment() else { return Look::Away };
         let name = environment.name(context);
@@ -225,23 +225,23 @@ impl Store {
     /// Returns the entry of a name, the time of the store's clock, since when the clock has run as expected, and the earliest
     /// time at which it may have been read.
     async fn get(&self, name: &str) -> Option<(Option<StoredEntry>, u64, Instant, Instant)> {
-        // Within an async block, because the code of the store may panic before it returns a future.
+        // This is in an async block, because the code of the store may panic before it returns a future.
         let (lookup, before) = self.read(async { self.store.get(name).await }).await?;
         let clock = since_1970(lookup.now);
         let steady_since = self.clock.lock().read(before, Instant::now(), clock);
         Some((lookup.entry, clock, steady_since, before))
     }
 
-    /// Asks for the lease of a context. The name contains the newest event, so that no instance waits for an answer from
-    /// before it.
+    /// Asks for the lease of a context. The name contains the newest event, so that no instance waits for a response from before
+    /// it.
     pub(crate) async fn try_lease(&self, context: &[u8], requirement: &Requirement, ttl: Duration) -> Turn {
         let Some(environment) = self.environment() else { return Turn::Away };
         let name = format!("{}:{}", environment.name(context), requirement.fence.newest);
-        // An earlier request of this instance may hold the lease. Its answer is too old for the caller if more than the end of an
-        // echo window has advanced the epoch since.
+        // An earlier request of this instance may hold the lease. Its response is too old for the caller if anything other than
+        // the end of an echo window has advanced the epoch since.
         let own = self.held.lock().get(&name).copied();
         let is_too_early = own.is_some_and(|own| own < requirement.epoch && !is_of_event(own, requirement.epoch));
-        // While the store cannot be written to, no answer of another instance would arrive.
+        // While the store cannot be written to, no response from another instance would arrive.
         if is_too_early || self.writes.lock().away_since().is_some() {
             return Turn::Away;
         }
@@ -255,8 +255,8 @@ impl Store {
         leased.lease.map_or(Turn::Taken, |lease| Turn::Granted(held(lease)))
     }
 
-    /// Writes an answer to a request that was sent in an environment, unless another environment is in use by now. `is_known`
-    /// tells whether the context was seen before.
+    /// Writes the response to a request that was sent in an environment, unless a different environment is in use by now.
+    /// `is_known` is true if the context was seen before.
     pub(crate) async fn put(
         &self,
         environment: &Arc<Environment>,
@@ -288,7 +288,7 @@ impl Store {
         log("writing", record(&self.writes, began_at, &outcome), outcome.as_ref().err());
     }
 
-    /// Reads from the store, if it is available. Returns the answer, and when the operation began.
+    /// Reads from the store, if it is available. Returns the response, and when the operation began.
     async fn read<T>(&self, operation: impl Future<Output = Result<T, StoreError>>) -> Option<(T, Instant)> {
         if !self.is_available() {
             return None;
@@ -339,13 +339,13 @@ async fn within<T>(limit: Duration, operation: impl Future<Output = Result<T, St
         catch_unwind(poll).unwrap_or_else(|_| Poll::Ready(Err(StoreError::new("the code of the store panicked"))))
     });
     let mut operation = pin!(operation);
-    // Waits in two parts: if the runtime was busy for long, the answer may have arrived without having been polled.
+    // Waits in two parts: if the runtime was busy for a long time, the response may have arrived without having been polled.
     for _ in 0..2 {
         if let Ok(outcome) = tokio::time::timeout(limit / 2, &mut operation).await {
             return outcome;
         }
     }
-    Err(StoreError::new(format!("no answer within {limit:?}")))
+    Err(StoreError::new(format!("no response within {limit:?}")))
 }
 
 /// Records an outcome. Returns whether it makes the store unavailable, or available again.

@@ -1,4 +1,4 @@
-//! Flags in memory that change on demand, and cookies for requests in tests.
+//! In-memory flags that change on demand, and cookies for requests in tests.
 
 use std::{fmt, sync::Arc};
 
@@ -18,11 +18,11 @@ use crate::{
 
 pub use crate::provider::flags::FlagReads;
 
-/// Returns name and value of a visitor's [cookie](crate::integration::Anonymous::cookie), for the header `Cookie` of a request
-/// in a test. The visitor's targeting key is `anonymous-` and the number in 32 hexadecimal digits.
+/// Returns the name and value of a [visitor cookie](crate::integration::Anonymous::cookie), for the `Cookie` header of a request
+/// in a test. The visitor's targeting key is `anonymous-` followed by the number in 32 hexadecimal digits.
 ///
-/// The cookie has the name that it has with the default settings. The keys of [`TestFlags`] and
-/// [`in_memory`](FlipswitchProvider::in_memory) are random, and the same in the whole process.
+/// The cookie has its default name. The keys of [`TestFlags`] and [`in_memory`](FlipswitchProvider::in_memory) providers are
+/// random, and the same in the whole process.
 ///
 /// ```
 /// use flipswitch::testing::{TestFlags, visitor_cookie};
@@ -36,7 +36,7 @@ pub fn visitor_cookie(provider: &FlipswitchProvider, number: u128) -> String {
     cookie_of(provider, number)
 }
 
-/// Returns name and value of the cookie that overrides flags, for the header `Cookie` of a request in a test. `key` is the key
+/// Returns the name and value of a cookie that overrides flags, for the `Cookie` header of a request in a test. `key` is the key
 /// of the application's [`SignedOverrides`], which must allow the flags.
 ///
 /// ```
@@ -56,7 +56,7 @@ pub fn override_cookie(key: impl AsRef<[u8]>, values: Value) -> Result<String, C
     SignedOverrides::new(key).mint(values).cookie()
 }
 
-/// Flag values in memory, and a provider that serves them.
+/// Flag values in memory, and a provider that returns them.
 ///
 /// ```
 /// use flipswitch::{Context, serde_json::json, testing::TestFlags};
@@ -120,8 +120,8 @@ impl TestFlags {
     }
 
     /// Sets a flag for the contexts for which a predicate returns `true`. If several values apply to a context, the one that was
-    /// set last is used. Listeners are notified. The predicate gets the context as it is sent: dates are strings, and attributes
-    /// that cannot be sent are missing.
+    /// set last is used. Listeners are notified. The predicate receives the context as it is sent: dates are strings, and
+    /// attributes that cannot be sent are missing.
     pub fn set_when(
         &self,
         key: impl Into<String>,
@@ -134,7 +134,7 @@ impl TestFlags {
         self.provider.publish_change(key);
     }
 
-    /// Removes a flag: reads return the default in code. Listeners are notified.
+    /// Removes a flag, so reads return the default passed to the call. Listeners are notified.
     pub fn remove(&self, key: &str) {
         self.in_memory.remove(key);
         self.provider.publish_change(key.to_owned());
@@ -142,7 +142,7 @@ impl TestFlags {
 
     /// Returns the reads of a flag so far through [`Flags`](crate::Flags), extractors, gates or OpenFeature.
     ///
-    /// Includes neither reads of all flags at once ([`iter`](crate::Flags::iter), [`to_json`](crate::Flags::to_json)) nor reads
+    /// Includes neither reads of all flags together ([`iter`](crate::Flags::iter), [`to_json`](crate::Flags::to_json)) nor reads
     /// for a context whose targeting key cannot be sent.
     #[must_use]
     pub fn reads(&self, key: &str) -> FlagReads {
@@ -177,7 +177,7 @@ impl fmt::Debug for TestFlags {
 ///
 /// # Panics
 ///
-/// If `flags` is not a JSON object, if a list is empty, since the test would then not run, or if there are more combinations
+/// If `flags` is not a JSON object, if a list is empty, because the test would not run at all, or if there are more combinations
 /// than a `usize` can count.
 #[track_caller]
 pub fn combinations(flags: Value) -> impl Iterator<Item = Value> {

@@ -1,4 +1,4 @@
-//! A store in memory that fails on demand.
+//! An in-memory store that fails on demand.
 
 use std::{
     collections::HashMap,
@@ -12,11 +12,11 @@ use parking_lot::Mutex;
 
 use crate::cache_store::{CacheStore, Lease, Leased, Lookup, StoreError, StoredEntry};
 
-/// How far ahead of the store's clock an entry may be. Earlier entries replace one that is further ahead.
+/// How far ahead of the store's clock an entry may be. An entry that is further ahead is replaced even by an earlier one.
 const MAX_AHEAD: Duration = Duration::from_secs(1);
 
-/// A [`CacheStore`] in memory, for tests of how an application behaves when its store fails. Clones share the entries, as
-/// instances of an application share a store.
+/// An in-memory [`CacheStore`], for tests of how an application behaves when its store fails. Clones share the entries, in the
+/// same way as the instances of an application share a store.
 ///
 /// ```
 /// use flipswitch::{FlipswitchProvider, testing::MemoryStore};
@@ -39,7 +39,7 @@ struct State {
     is_down: bool,
     leases_are_lost: bool,
     delay: Duration,
-    /// How far the store's clock was moved ahead of the system's clock, and how far back.
+    /// How far the store's clock was moved ahead of the system clock, and how far it was moved back.
     ahead: Duration,
     behind: Duration,
 }
@@ -110,7 +110,7 @@ impl MemoryStore {
         state.entries.insert(entry.key.clone(), Stored { entry, expires });
     }
 
-    /// Waits as long as an operation takes, and returns the state if the store is not down.
+    /// Waits as long as an operation takes, and runs it if the store is not down.
     async fn operation<T>(&self, operation: impl FnOnce(&mut State, SystemTime) -> T) -> Result<T, StoreError> {
         let delay = self.0.lock().delay;
         if !delay.is_zero() {

@@ -1,4 +1,4 @@
-//! Which changes of flags the application was notified of, and which ones a response reveals.
+//! Which flag changes the application was notified of, and which changes a response reveals.
 
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
@@ -12,12 +12,12 @@ use crate::{
     wire::event_streams::Advertised,
 };
 
-/// Maximum number of changed flags whose names are remembered. More count as a change of all flags.
+/// Maximum number of changed flags whose names are remembered. If there are more, all flags count as changed.
 const MAX_NAMES: usize = 1_024;
 
 /// The known flags of the start-up context, and the changes since they were received.
 ///
-/// The evaluator reports to the sources of updates through this.
+/// The evaluator uses this type to report to the sources of updates.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     known: Mutex<Known>,
@@ -28,7 +28,7 @@ pub(crate) struct Changes {
 #[derive(Debug, Default)]
 struct Known {
     flag_set: Option<Arc<FlagSet>>,
-    /// What the application was notified of since then.
+    /// What the application has been notified of since then.
     notified: Notified,
 }
 
@@ -54,12 +54,12 @@ impl Changes {
         }
     }
 
-    /// Forgets what the application was notified of, because from now on a flag may change again without an event.
+    /// Discards what the application was notified of, because from now on a flag may change again without an event.
     pub(crate) fn forget_notified(&self) {
         self.known.lock().notified = Notified::default();
     }
 
-    /// Takes the flags of the start-up context, and returns the keys of flags that changed without a notification.
+    /// Receives the flags of the start-up context, and returns the keys of flags that changed without a notification.
     fn compare(&self, flag_set: &Arc<FlagSet>) -> Vec<String> {
         let (before, notified) = {
             let mut known = self.known.lock();

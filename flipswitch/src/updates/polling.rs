@@ -24,7 +24,7 @@ use crate::{
 /// Refetches that are requested within this time are combined into one.
 const REFETCH_DEBOUNCE: Duration = Duration::from_millis(50);
 
-/// Refetches are spread over this time, so that clients do not all return at once when a service recovers.
+/// Refetches are spread over this time, so that clients do not all return at the same time when a service recovers.
 const REFETCH_JITTER: Duration = Duration::from_millis(450);
 
 /// Fraction of the polling interval by which a poll may be earlier or later, so that clients do not poll in step.
@@ -49,15 +49,15 @@ impl Polling {
         self.refetch.notify_one();
     }
 
-    /// Begins polling at the start of the provider, whose start-up check replaces the first poll.
+    /// Begins polling when the provider starts. The start-up check replaces the first poll.
     pub(crate) fn start_active(&self) {
         self.is_active.send_replace(true);
     }
 
-    /// Begins or ends polling. `polls_now` tells whether the first poll is due soon.
+    /// Begins or ends polling. `polls_now` is true if the first poll is due soon.
     pub(crate) fn set_active(&self, is_active: bool, polls_now: bool) {
         if self.is_active.send_replace(is_active) != is_active {
-            // Polling that begins at the start of the provider is not logged, and then its end is not logged either.
+            // Polling that begins when the provider starts is not logged. In that case, its end is not logged either.
             if self.is_logged.swap(is_active, Ordering::Relaxed) || is_active {
                 tracing::info!(target: "flipswitch", "{}", if is_active { "polling begins" } else { "polling ends" });
             }
@@ -71,7 +71,7 @@ impl Polling {
         *self.is_active.borrow()
     }
 
-    /// Sends the requests, for the lifetime of the provider. Also tells the notifier when its deadline is reached.
+    /// Sends the requests, for the lifetime of the provider. Also notifies the notifier when its deadline is reached.
     pub(crate) async fn run(self: Arc<Self>, evaluator: Arc<Evaluator>, notifier: Arc<Notifier>, interval: Duration) {
         let mut is_active = self.is_active.subscribe();
         let mut next_poll = None;
@@ -88,7 +88,7 @@ impl Polling {
                 _ = is_active.changed() => continue,
                 () = self.refetch.notified() => {
                     tokio::time::sleep(refetch_delay()).await;
-                    // This request also covers refetches that were requested meanwhile.
+                    // This request also covers refetches that were requested in the meantime.
                     let _ = tokio::time::timeout(Duration::ZERO, self.refetch.notified()).await;
                 }
                 () = sleep_until(next_poll.map(Instant::into_std)) => {

@@ -1,4 +1,4 @@
-//! Which streams to follow: that of Flipswitch, or those that an OFREP service advertises.
+//! Which streams to follow: the Flipswitch stream, or the streams that an OFREP service advertises.
 
 use std::{mem::discriminant, time::Instant};
 
@@ -65,7 +65,7 @@ impl Sources {
             newest.reported.extend(problem.clone().filter(|_| is_new));
             (is_new, has_none)
         };
-        // Logged without the lock, because the subscriber is code of the application.
+        // The lock is not held while logging, because the subscriber is code of the application.
         if has_none {
             tracing::info!(
                 target: "flipswitch", "the flag service advertises no event streams; changes arrive by polling, if it is enabled"

@@ -35,7 +35,7 @@ pub(crate) struct Updates {
     pub(super) runtime: Arc<ProviderRuntime>,
     changes: Arc<Changes>,
     polling: Arc<Polling>,
-    /// Options of the stream, if realtime updates are enabled.
+    /// Options of the stream, if real-time updates are enabled.
     stream: Option<StreamOptions>,
     /// Interval of polls, if anything is requested in the background.
     polling_interval: Option<Duration>,
@@ -110,20 +110,20 @@ impl Updates {
         self.polling.is_active()
     }
 
-    /// Notes that another API key is in use. Reconnects, and finds out what changed.
+    /// Records that a new API key is in use. Reconnects, and finds out what changed.
     pub(crate) fn api_key_replaced(&self) {
-        // The key may be that of another environment, whose flags may differ for any context.
+        // The key may belong to another environment, whose flags may differ for any context.
         self.notify(Notification::Changed(FlagChangeEvent::all()));
         self.changes.stream.forget_answers();
         if self.follows_event_streams {
-            // The streams may be those of another environment.
+            // The streams may belong to another environment.
             self.changes.sources.reset(Instant::now());
         }
         self.reconnect();
         self.refetch();
     }
 
-    /// Returns when a request was last answered with the API key in use, if none was refused since.
+    /// Returns when the service last responded to a request with the API key in use, if it has refused none since.
     pub(super) fn answered_at(&self) -> Option<Instant> {
         self.changes.stream.answered_at()
     }
@@ -137,7 +137,7 @@ impl Updates {
         self.changes.sources.receiver()
     }
 
-    /// Notes that all streams are open, and invalidates all flags. They count as open until `heard_until`, or longer if more
+    /// Records that all streams are open, and invalidates all flags. They count as open until `heard_until`, or longer if more
     /// bytes arrive.
     pub(super) fn stream_opened(&self, heard_until: Instant) {
         // A service with an open stream has probably recovered.
@@ -153,24 +153,24 @@ impl Updates {
         self.was_connected.load(Ordering::Relaxed)
     }
 
-    /// Notes that bytes arrived. The streams count as open until this time, or longer if more bytes arrive.
+    /// Records that bytes arrived. The streams count as open until this time, or longer if more bytes arrive.
     pub(super) fn heard(&self, until: Instant) {
         self.evaluator.epoch().heard(until);
     }
 
-    /// Notes that changes no longer arrive.
+    /// Records that changes no longer arrive.
     pub(super) fn stream_closed(&self) {
         self.evaluator.epoch().stream_closed();
         self.changes.forget_notified();
         self.notifier.observe(HealthSignal::StreamClosed);
     }
 
-    /// Notes that the task of the stream panicked, which closed its connections.
+    /// Records that the stream task panicked, which closed its connections.
     pub(super) fn stream_panicked(&self) {
         self.stream_closed();
         self.status(ConnectionStatus::Error);
         self.invalidate();
-        tracing::error!(target: "flipswitch", "the task of the stream of changes panicked; reconnecting");
+        tracing::error!(target: "flipswitch", "the task for the stream of changes panicked; reconnecting");
     }
 
     /// Marks all flags as out of date.
@@ -189,12 +189,12 @@ impl Updates {
         self.polling.refetch();
     }
 
-    /// Requests the flags of the start-up context in full next time, because the response may advertise other streams.
+    /// Requests the flags of the start-up context in full next time, because the response may advertise different streams.
     pub(super) fn renew_urls(&self) {
         self.evaluator.request_start_up_in_full();
     }
 
-    /// Begins or ends polling. `polls_now` tells whether the first poll is due soon.
+    /// Begins or ends polling. `polls_now` is true if the first poll is due soon.
     pub(super) fn set_polling(&self, is_active: bool, polls_now: bool) {
         self.polling.set_active(is_active, polls_now);
         self.notifier.observe(HealthSignal::Polling(is_active));

@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-/// Longest wait between retries.
+/// Maximum wait between retries.
 pub(crate) const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// Longest `Retry-After` that is respected.
+/// Maximum `Retry-After` that is respected.
 pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
 
-/// Returns the wait after a number of failures in a row, at least one: `base`, doubled for each further failure, up to
-/// [`MAX_BACKOFF`]. `random`, from [0, 1), places the wait in the second half of that time, so that clients do not all return
-/// at once.
+/// Returns the wait after one or more failures in a row: `base`, doubled for each further failure, up to [`MAX_BACKOFF`].
+/// `random`, in [0, 1), places the wait in the second half of that time, so that clients do not all return at the same time.
 pub(crate) fn backoff(base: Duration, failures: u32, random: f64) -> Duration {
     doubled(base, failures).min(MAX_BACKOFF).mul_f64(0.5 + random / 2.0)
 }
@@ -20,7 +19,7 @@ pub(crate) fn doubled(base: Duration, failures: u32) -> Duration {
     base.saturating_mul(1 << failures.saturating_sub(1).min(16))
 }
 
-/// Returns the wait for a `Retry-After`: never shorter, up to a tenth longer, and at most about [`MAX_RETRY_AFTER`].
+/// Returns the wait for a `Retry-After`: never shorter, up to a tenth longer, but at most about [`MAX_RETRY_AFTER`].
 pub(crate) fn retry_after_wait(retry_after: Duration, random: f64) -> Duration {
     retry_after.min(MAX_RETRY_AFTER).mul_f64(1.0 + random / 10.0)
 }

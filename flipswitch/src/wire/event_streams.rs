@@ -1,4 +1,4 @@
-//! Event streams of OFREP: where they are, and what their events say. No I/O.
+//! OFREP event streams: their URLs, and the content of their events. No I/O.
 //!
 //! Source: ADR-0008 of the OpenFeature protocol.
 
@@ -11,16 +11,16 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::sanitize::printable;
 
-/// Maximum number of streams that are followed. Further ones are ignored.
+/// Maximum number of streams that are followed. Further streams are ignored.
 const MAX_STREAMS: usize = 4;
 
-/// Longest list of streams, in bytes.
+/// Maximum size of the list of streams, in bytes.
 const MAX_LIST: usize = 64 << 10;
 
-/// Longest URL of a stream, in bytes.
+/// Maximum length of the URL of a stream, in bytes.
 const MAX_URL: usize = 2_048;
 
-/// Longest tag or date of a version, in bytes. Longer ones are not sent back.
+/// Maximum length of the tag or date of a version, in bytes. Longer ones are not sent back.
 const MAX_VERSION: usize = 1_024;
 
 /// The URL of an event stream. It may contain a token, so only its origin is ever shown.
@@ -55,13 +55,13 @@ pub(crate) struct Advertised {
 /// Why an advertised stream is not followed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum StreamProblem {
-    #[error("`eventStreams` is not a list of streams (ADR-0008 of the OpenFeature protocol), or has more than 64 KiB")]
+    #[error("`eventStreams` is not a list of streams (ADR-0008 of the OpenFeature protocol), or is larger than 64 KiB")]
     Unreadable,
     #[error("a stream must have either `url` or `endpoint`")]
     NotOneOfBoth,
-    #[error("the URL of a stream is invalid, or has more than {MAX_URL} bytes")]
+    #[error("the URL of a stream is invalid, or is longer than {MAX_URL} bytes")]
     InvalidUrl,
-    #[error("a stream at {0} is not encrypted, but the service is")]
+    #[error("a stream at {0} is not encrypted, although the service is")]
     Unencrypted(String),
     #[error("more than {MAX_STREAMS} streams are advertised; the others are ignored")]
     TooMany,
@@ -184,7 +184,7 @@ struct EventData {
     last_modified: Value,
 }
 
-/// Reads the data of an event. Returns `None` unless the event demands a new request for flags. A tag or a date that cannot be
+/// Reads the data of an event. Returns `None` unless the event requires a new request for flags. A tag or a date that cannot be
 /// read is left out.
 pub(crate) fn refetch(data: &str) -> Option<(ConfigVersion, Option<OffsetDateTime>)> {
     let data: EventData = serde_json::from_str(data).ok()?;

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::config::ServiceKind;
 
-/// Number of responses with 404, and the minimum time since the first of them, after which the service counts as one without
-/// flags. A rollout usually takes less time.
+/// Number of responses with 404, and the minimum time since the first of them, after which the service counts as having no flags.
+/// A rollout usually takes less time.
 const RESPONSES: u32 = 3;
 const DURATION: Duration = Duration::from_secs(60);
 
@@ -22,7 +22,7 @@ pub(crate) struct NotFound {
 }
 
 impl NotFound {
-    /// Notes that the service has sent flags. Returns whether it was reported to have none.
+    /// Records that the service has sent flags. Returns whether it was reported to have no flags.
     pub(crate) fn answered(&mut self) -> bool {
         std::mem::take(self).is_reported
     }
@@ -32,7 +32,7 @@ impl NotFound {
         !std::mem::replace(&mut self.is_reported, true)
     }
 
-    /// Notes a response with 404, and returns whether it means that there are no flags. Otherwise it is a failure.
+    /// Records a response with 404, and returns whether it means that there are no flags. Otherwise it is a failure.
     pub(crate) fn means_no_flags(&mut self, now: Instant) -> bool {
         let first = *self.first.get_or_insert(now);
         self.responses = self.responses.saturating_add(1);
@@ -41,7 +41,7 @@ impl NotFound {
 }
 
 /// Returns whether a response with 404 may come from a service without flags. Only Flipswitch sends such a response. If realtime
-/// updates are enabled, the stream of changes must be open. Otherwise, a proxy may have responded in its place.
+/// updates are enabled, the stream of changes must be open. Otherwise, a proxy may have responded instead of the service.
 pub(crate) fn may_lack_flags(service: ServiceKind, is_realtime: bool, is_streaming: bool) -> bool {
     service == ServiceKind::Flipswitch && (!is_realtime || is_streaming)
 }

@@ -1,7 +1,7 @@
-//! Response bodies of OFREP. No I/O.
+//! OFREP response bodies. No I/O.
 //!
-//! Source: the OpenFeature Remote Evaluation Protocol and, where it is silent, what its servers send: items may be wrapped,
-//! duplicated or without a key, and any field of an item may be absent, null or of another type.
+//! Source: the OpenFeature Remote Evaluation Protocol and, where it does not specify the behaviour, what its servers send. Items
+//! may be wrapped, duplicated or without a key, and any field of an item may be absent, null or of a different type.
 
 use std::sync::Arc;
 
@@ -38,7 +38,7 @@ struct Bulk<'a> {
     flags: Vec<&'a RawValue>,
 }
 
-/// The key of an item that cannot be read as a whole.
+/// The key of an item that could not be read completely.
 #[derive(Deserialize)]
 struct Unreadable {
     key: Option<String>,
@@ -65,7 +65,7 @@ pub(crate) fn bulk(body: &[u8], context: &[u8], interner: &Interner) -> Result<A
 fn shared_item(raw: &RawValue, redactor: &Redactor<'_>, interner: &Interner) -> Option<Arc<Item>> {
     let shared = interner.item(raw.get(), || item(raw, redactor))?;
     let Outcome::Failed { code, details } = &shared.outcome else { return Some(shared) };
-    // A context whose values do not occur in the text may have received it first.
+    // A context whose values do not occur in the item may have received it first.
     if failure(code, details.clone().map(Value::String), redactor).2 {
         return item(raw, redactor).map(|(own, _)| Arc::new(own));
     }

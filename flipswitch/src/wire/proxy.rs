@@ -16,8 +16,8 @@ pub(crate) fn proxy(config: &Config) -> Option<String> {
     display_proxy(Matcher::from_system().intercept(&service)?.uri())
 }
 
-/// Returns the scheme, host and port of a proxy. Returns `None` if it has no scheme or host, or if its port is not a number: the
-/// text before the port may then be part of a password that was not escaped.
+/// Returns the scheme, host and port of a proxy. Returns `None` if it has no scheme or host, or if its port is not a number. In
+/// the latter case, the text before the port may be part of a password that was not escaped.
 fn display_proxy(proxy: &Uri) -> Option<String> {
     let (scheme, host) = (proxy.scheme_str()?, proxy.host()?);
     let text = match proxy.port_u16() {
@@ -44,7 +44,7 @@ mod tests {
             ("http://user:se", None),
         ];
         for (proxy, displayed) in cases {
-            // This parser accepts fewer texts than that of the HTTP client.
+            // This parser accepts fewer strings than the parser of the HTTP client.
             let uri = Uri::builder().scheme(proxy.split_once(':').unwrap().0).path_and_query("/");
             let uri = uri.authority(proxy.split_once("//").unwrap().1.trim_end_matches('/')).build();
             assert_eq!(uri.ok().and_then(|uri| display_proxy(&uri)).as_deref(), displayed, "{proxy}");

@@ -31,19 +31,19 @@ use crate::{
     },
 };
 
-/// Largest body of a bulk response, in bytes.
+/// Maximum size of the body of a bulk response, in bytes.
 const MAX_BODY: usize = 16 << 20;
 
-/// Largest body of an error response that is read, in bytes.
+/// Maximum size of the body of an error response that is read, in bytes.
 const MAX_ERROR_BODY: usize = 64 << 10;
 
-/// How long the body of an error response is read if the status alone does not decide.
+/// How long the body of an error response is read if the status alone is not sufficient.
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Maximum number of redirects that are followed, all of them within the origin.
 const MAX_REDIRECTS: usize = 5;
 
-/// Longest tag that is kept, in bytes.
+/// Maximum length of a tag that is kept, in bytes.
 const MAX_ETAG: usize = 1_024;
 
 /// Time limit for the head of the stream's response: some servers send it with the first event.
@@ -55,8 +55,8 @@ const NO_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Interval of HTTP/2 pings on a connection, even while it is idle.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long a ping may be unanswered. A connection whose peer is gone is replaced after this time and the interval, even if its
-/// packets are still acknowledged.
+/// How long a ping may remain without a response. A connection whose peer is gone is replaced after this time plus the interval,
+/// even if its packets are still acknowledged.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Sent unless the application configures a user agent, because some firewalls reject requests without one.
@@ -116,12 +116,12 @@ impl Transport {
         &self.interner
     }
 
-    /// Returns the flag set for items that differ from those of a response.
+    /// Returns the flag set for items that differ from the items of a response.
     pub(crate) fn flag_set(&self, items: Vec<Arc<Item>>) -> Arc<FlagSet> {
         self.interner.flag_set(items)
     }
 
-    /// Sends another API key or token from now on.
+    /// Sends a new API key or token from now on.
     pub(crate) fn set_credential(&self, credential: &Credential) {
         credential.insert_into(&mut self.headers.write());
         // Another environment may have no flags yet.
@@ -139,8 +139,8 @@ impl Transport {
 
     /// Requests all flags of one context. `etag` is the tag of the flag set that is cached for exactly this context.
     ///
-    /// `version` is the version of the flags that the request sends back if an event demands it. `may_lack_flags` tells
-    /// whether the service may respond with 404 because it has no flags. Has no time limit of its own.
+    /// `version` is the version of the flags that the request sends back if an event requires it. `may_lack_flags` is true if the
+    /// service may respond with 404 because it has no flags. This function has no time limit of its own.
     pub(crate) async fn bulk(
         &self,
         context: &CanonicalContext,
@@ -153,7 +153,7 @@ impl Transport {
             .post(version.added_to(&self.bulk_url))
             .headers(self.headers())
             .header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))
-            // Otherwise, a cache that ignores the body could answer one user with the flags of another.
+            // Otherwise, a cache that ignores the body could return the flags of one user to another.
             .header(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))
             .body(context.as_bytes().to_vec());
         if let Some(etag) = etag.and_then(|etag| HeaderValue::from_bytes(etag).ok()) {
@@ -204,7 +204,7 @@ impl Transport {
         }
     }
 
-    /// Notes that the service has sent flags.
+    /// Records that the service has sent flags.
     fn has_flags(&self) {
         let had_none = self.not_found.lock().answered();
         if had_none {
@@ -273,7 +273,7 @@ impl Transport {
         Err(StreamRefused { status: Some(status), failure: error.into() })
     }
 
-    /// Returns what may be shown of the URL of a stream.
+    /// Returns the part of a stream's URL that may be shown.
     pub(crate) fn shown(&self, source: &StreamSource) -> String {
         match source {
             StreamSource::Own => self.events_url.to_string(),
@@ -281,7 +281,7 @@ impl Transport {
         }
     }
 
-    /// Creates a client for a stream at an origin other than that of the service.
+    /// Creates a client for a stream at an origin other than the origin of the service.
     ///
     /// # Errors
     ///
@@ -302,7 +302,7 @@ impl Transport {
             Error::Timeout
         } else {
             let proxy = self.proxy.clone().filter(|_| is_connect);
-            // Without the URL, which may come from the service after a redirect.
+            // The URL is left out, because it may come from the service after a redirect.
             let source = error.without_url();
             match proxy {
                 Some(proxy) => Error::transport(ThroughProxy { proxy, source }),
@@ -313,8 +313,8 @@ impl Transport {
         Failure { is_connect, ..error.into() }
     }
 
-    /// Returns the failure for a status that is neither success nor 304. `url` is what may be shown of the URL, and `context`
-    /// is the context that was sent.
+    /// Returns the failure for a status that is neither success nor 304. `url` is the part of the URL that may be shown, and
+    /// `context` is the context that was sent.
     async fn status_failure(&self, response: Response, url: &str, context: &[u8]) -> Failure {
         let retry_after = retry_after(response.headers());
         let status = response.status();
@@ -373,20 +373,20 @@ pub(crate) enum Bulk {
     },
     /// The service has no flags.
     NoFlags,
-    /// The flag set that the request's tag stands for is still valid.
+    /// The flag set that the request's tag identifies is still valid.
     NotModified { etag: Option<Box<[u8]>> },
 }
 
 /// Where a stream of changes comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StreamSource {
-    /// The stream of Flipswitch.
+    /// The Flipswitch stream.
     Own,
-    /// An event stream of OFREP.
+    /// An OFREP event stream.
     Advertised(StreamUrl),
 }
 
-/// Reason why the stream did not open.
+/// The reason why the stream did not open.
 #[derive(Debug)]
 pub(crate) struct StreamRefused {
     pub(crate) status: Option<StatusCode>,
@@ -400,13 +400,13 @@ impl EventStream {
     /// Returns the next bytes, or `None` at the end.
     pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, Error> {
         self.0.chunk().await.map_err(|error| {
-            // Without the URL, which may come from the service after a redirect.
+            // The URL is left out, because it may come from the service after a redirect.
             if error.is_timeout() { Error::Timeout } else { Error::transport(error.without_url()) }
         })
     }
 }
 
-/// The response is not an event stream, but for example a page of a proxy.
+/// The response is not an event stream. It may be a page from a proxy.
 #[derive(Debug, thiserror::Error)]
 #[error("content of type {0:?} instead of an event stream")]
 struct NoEventStream(String);
@@ -425,7 +425,7 @@ fn has_user_agent(builder: &ClientBuilder) -> bool {
 struct HeadersForOtherOrigin;
 
 /// Returns whether the application's factory has set headers other than a user agent. The HTTP client shows its headers only
-/// in its `Debug` output, as `"name": value`. Other text of this form counts as a header, too.
+/// in its `Debug` output, as `"name": value`. Other text of this form is also taken for a header.
 fn has_own_headers(builder: &ClientBuilder) -> bool {
     let text = format!("{builder:?}");
     let Some((_, headers)) = text.split_once("default_headers: {") else { return true };
@@ -447,7 +447,7 @@ fn client_builder(base_url: &BaseUrl, options: &Options) -> Result<ClientBuilder
     }
 }
 
-/// Builds a client. Settings that must hold for every request are made last. A client for GET is for streams.
+/// Builds a client. Settings that must apply to every request are made last. A client for GET is used for streams.
 fn client(
     mut builder: ClientBuilder,
     base_url: &BaseUrl,
@@ -463,7 +463,7 @@ fn client(
         builder = builder.no_proxy();
     }
     if method == Method::GET {
-        // A stream has its own connection, because that of another stream may be about to be cut.
+        // A stream has its own connection, because the connection of another stream may be about to be cut.
         builder = builder.pool_max_idle_per_host(0);
     }
     // A compressed stream could be delayed until there is enough data to compress.
@@ -490,7 +490,7 @@ fn client(
 #[cfg(any(feature = "rustls", feature = "rustls-no-provider", feature = "native-tls"))]
 fn default_client(base_url: &BaseUrl) -> Result<ClientBuilder, ConfigError> {
     Ok(match base_url.url().scheme() {
-        // Certificates are not needed, and need not be installed.
+        // Certificates are not needed here, and may be missing.
         "http" => ClientBuilder::new().tls_certs_only([]),
         _ => ClientBuilder::new(),
     })
@@ -539,7 +539,7 @@ fn same_origin(base: Url, method: Method) -> redirect::Policy {
     })
 }
 
-/// Reason why a redirect was not followed.
+/// The reason why a redirect was not followed.
 #[derive(Debug, thiserror::Error)]
 enum RefusedRedirect {
     #[error("redirected to another origin, {0}, to which neither the API key nor other headers are sent")]
@@ -622,13 +622,13 @@ struct NoTls {
     source: reqwest::Error,
 }
 
-/// Returns whether the server does not speak TLS. rustls and OpenSSL say so only in the text of their errors.
+/// Returns whether the server does not speak TLS. rustls and OpenSSL report this only in the text of their errors.
 fn speaks_no_tls(error: &reqwest::Error) -> bool {
     let text = Chain(error).to_string();
     error.is_connect() && (text.contains("InvalidContentType") || text.contains("wrong version number"))
 }
 
-/// Returns the wait that a response asks for.
+/// Returns the wait that a response requests.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     parse_retry_after(headers.get(header::RETRY_AFTER), OffsetDateTime::now_utc())
 }

@@ -20,7 +20,7 @@ async fn service() -> Scripted {
     Scripted::answering(Reply::json(json!({"flags": [{"key": "f", "value": true}]}))).await
 }
 
-/// Builds the provider, reads a flag, and returns the headers that were sent, except those of the HTTP client.
+/// Builds the provider, reads a flag, and returns the headers that were sent, except the headers of the HTTP client.
 async fn sent(service: &Scripted, builder: FlipswitchProviderBuilder) -> Vec<String> {
     let before = service.received().len();
     let provider = builder.build().unwrap();
@@ -53,7 +53,7 @@ async fn requests_carry_only_the_chosen_credential_and_headers() {
 fn invalid_headers_are_rejected_with_their_name() {
     let builder = || FlipswitchProvider::ofrep("http://flags.example").auth(Auth::Bearer("token".into()));
     for (name, value, problem) in [
-        ("x-a", "secret\r\nx-evil: 1", "cannot carry"),
+        ("x-a", "secret\r\nx-evil: 1", "cannot contain"),
         ("Content-Type", "secret", "the provider sets it"),
         ("if-none-match", "secret", "the provider sets it"),
         ("host", "secret", "the provider sets it"),

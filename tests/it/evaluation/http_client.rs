@@ -102,7 +102,7 @@ async fn the_http_client_factory_is_used_for_requests_and_stream() {
         .http_client(move || {
             count.fetch_add(1, Ordering::Relaxed);
             let headers = http::HeaderMap::from_iter([(http::header::FORWARDED, "for=proxy".parse().unwrap())]);
-            // A time-out that the factory sets does not end the stream.
+            // A timeout that the factory sets does not end the stream.
             reqwest::Client::builder().default_headers(headers).timeout(Duration::from_nanos(1))
         })
         .build()

@@ -342,7 +342,7 @@ async fn each_attribute_that_cannot_be_sent_is_reported_once() {
     }
     let warnings = log.lines();
     assert_eq!(warnings.len(), 33, "{warnings:?}");
-    assert!(warnings[32].contains("more than 32 different attributes of contexts are not sent"), "{warnings:?}");
+    assert!(warnings[32].contains("more than 32 different context attributes are not sent"), "{warnings:?}");
     assert_eq!(support::evaluations(&service), 1, "all of them are the same context");
 }
 

@@ -140,7 +140,7 @@ async fn an_event_has_the_attributes_of_the_conventions() {
     assert_eq!(flags.string("static", "red"), "#00f");
     assert_eq!(events.one(), json!({"key": "static", "result.variant": "blue", "result.reason": "static"}));
 
-    // The flag has another type, so the read returns the caller's default, which has its own type.
+    // The flag has a different type, so the read returns the default passed to the call, which has its own type.
     assert_eq!(flags.int("static", 3), 3);
     let expected = json!({"key": "static", "result.value": 3, "result.reason": "error", "error.type": "type_mismatch"});
     assert_eq!(events.one(), expected);
@@ -420,7 +420,7 @@ async fn usage_lists_flags_with_and_without_reads() {
     assert!(read().contains(&row("after-shutdown", true, false, false)));
 }
 
-/// A warning about declared flags follows the first response of a service that was not ready at the start.
+/// A warning about declared flags follows the first response of a service that was not ready at startup.
 #[tokio::test]
 async fn declared_flags_are_checked_as_soon_as_the_service_responds() {
     let log = Log::of_this_thread();

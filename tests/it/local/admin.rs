@@ -117,7 +117,7 @@ async fn pages_of_other_origins_cannot_use_the_controls() {
 
 /// Returns an address of this machine that is not a loopback address, if there is one.
 fn another_address() -> Option<IpAddr> {
-    // Nothing is sent. The system only chooses the route.
+    // Nothing is sent. The system only selects the route.
     let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("192.0.2.1:9").ok()?;
     let address = socket.local_addr().ok()?.ip();
@@ -391,7 +391,7 @@ impl Activity {
 async fn watchers_receive_the_topics_that_change() {
     let service = LocalServer::start(json!({"a": 1})).await.unwrap();
     let mut activity = Activity::open(&service).await;
-    // All topics at first, so that a watcher that reconnects misses nothing.
+    // Begins with all topics, so that a watcher that reconnects misses nothing.
     activity.tells(&["flags", "streams", "requests", "faults", "api-key"]).await;
     service.set_flag("a", 2);
     activity.tells(&["flags"]).await;

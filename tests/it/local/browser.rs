@@ -1,4 +1,4 @@
-//! The dashboard in Chromium, and a page of an application beside it.
+//! The dashboard in Chromium, and a page of an application in another tab.
 
 use std::net::SocketAddr;
 
@@ -307,7 +307,7 @@ async fn hostile_text_is_shown_as_text() {
     is_well(&browser).await;
 }
 
-/// The lowest contrast of all visible texts against their background.
+/// The lowest contrast of any visible text against its background.
 const CONTRAST: &str = "(() => {
     const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
     const light = ([r, g, b]) => [r, g, b].map((part) => part / 255)

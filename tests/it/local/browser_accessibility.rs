@@ -134,7 +134,7 @@ async fn the_page_of_the_quick_start_is_accessible() {
     provider.shutdown().await;
 }
 
-/// The accessible name of the focused element, as far as this page needs it.
+/// The accessible name of the focused element, for the kinds of elements on this page.
 const FOCUSED: &str = "(() => {
     const element = document.activeElement;
     return element.ariaLabel ?? (element.labels?.[0] ?? element).textContent.trim().replaceAll(/\\s+/g, ' ');

@@ -62,7 +62,7 @@ async fn with_event_streams() -> LocalServer {
     LocalServer::builder().flags(json!({"a": 1})).event_streams(true).start().await.unwrap()
 }
 
-/// A reader of the pieces of an event stream of OFREP, as they arrive.
+/// A reader of the pieces of an OFREP event stream, as they arrive.
 struct Refetches(Response);
 
 impl Refetches {
@@ -254,7 +254,7 @@ const REQUEST_HEADERS: [&str; 7] = [
     "x-flipswitch-sdk",
 ];
 
-/// Returns the value of a header, or an empty text.
+/// Returns the value of a header, or an empty string.
 fn header<'a>(response: &'a Response, name: &str) -> &'a str {
     response.headers().get(name).map_or("", |value| value.to_str().unwrap())
 }

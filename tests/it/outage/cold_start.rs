@@ -49,7 +49,7 @@ fn requests(service: &LocalServer) -> HashMap<String, Vec<Instant>> {
 }
 
 /// Tests 1 000 users instead of 3 000, which take a third of the time. Half of the 64 concurrent requests may be for unknown
-/// contexts, so the service handles 160 of them a second.
+/// contexts, so the service handles 160 of them per second.
 #[tokio::test]
 async fn every_user_gets_the_flags_or_the_defaults_after_miss_wait() {
     const USERS: usize = 1_000;

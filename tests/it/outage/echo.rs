@@ -1,4 +1,4 @@
-//! A service that evaluates with old rules for a moment after its own event: which flag sets are final, and what this costs.
+//! A service that uses old rules for a moment after its own event: which flag sets are final, and what this costs.
 
 use std::{
     collections::HashMap,
@@ -52,7 +52,7 @@ async fn changed_flags_cost_one_request_and_unchanged_flags_two() {
     let read =
         async || in_time(join_all(ids.iter().map(|id| async { provider.flags(&user(id)).await.int("f", 0) }))).await;
     assert!(read().await.iter().all(|value| *value == 1));
-    // Waits until the requests that the opening of the stream causes have been answered.
+    // Waits until the requests that the opening of the stream causes have received responses.
     eventually(async || {
         let before = service.requests().len();
         read().await;

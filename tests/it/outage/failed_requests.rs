@@ -69,8 +69,8 @@ async fn after_invalid_responses_the_last_values_remain_until_the_next_request()
     .await;
 }
 
-/// While the service fails, reads send no requests. Only the backoff of the context does, and the rounds that find out
-/// whether the service works for others.
+/// While the service fails, reads send no requests. Requests are sent only by the backoff of the context, and by the rounds that
+/// find out whether the service works for others.
 #[tokio::test]
 async fn repeated_failures_double_the_wait() {
     let service = service(1).await;

@@ -45,7 +45,7 @@ enum Stream {
     Refused,
     /// Its connections are reset.
     Away,
-    /// A load balancer ends it every 3 seconds, ten times as often as a typical one.
+    /// A load balancer ends it every 3 seconds, ten times as often as a typical load balancer.
     Cut,
 }
 
@@ -62,7 +62,7 @@ enum Answers {
     ErrorForOneContext,
     ErrorForStartUp,
     TimeOut,
-    /// A rate limit of 10 requests a second, a tenth of a typical one.
+    /// A rate limit of 10 requests per second, a tenth of a typical limit.
     RateLimited,
     Page,
 }

@@ -34,7 +34,7 @@ async fn a_service_that_fails_for_the_start_up_context_serves_all_users() {
     let (ready, first) = tokio::join!(provider.ready(PATIENCE), provider.flags(&context));
     ready.unwrap();
     assert!(first.bool("f", false), "{:?}", first.error());
-    // Waits until the start-up context was requested at the start, and again after its backoffs.
+    // Waits until the start-up context was requested at startup, and again after its backoffs.
     let mut id = 0;
     while id < 150 || service.faults().applied(fault) < 3 {
         id += 1;
@@ -156,7 +156,7 @@ async fn failing_invented_contexts_do_not_open_the_breaker_of_a_slow_service() {
     provider.shutdown().await;
 }
 
-/// A round of requests decides whether the circuit breaker opens. If the stream opens in the meantime, the round continues.
+/// A round of requests determines whether the circuit breaker opens. If the stream opens in the meantime, the round continues.
 #[tokio::test]
 async fn a_stream_that_opens_while_contexts_fail_does_not_open_the_breaker() {
     let service = service(1).await;

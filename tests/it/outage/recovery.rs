@@ -70,7 +70,7 @@ async fn a_recovering_service_does_not_receive_all_requests_at_once() {
     assert!(in_a_second <= bound(), "{in_a_second} requests in the first second");
     assert!(in_a_second > 3, "requests for users must follow the round");
     assert!(asked.iter().any(|(kind, _)| *kind == Kind::StartUp), "the round must request the start-up context");
-    // All users get their flags, some hundreds of them a second.
+    // All users get their flags, a few hundred of them per second.
     let enough = in_a_second + 500;
     eventually(async || answered.load(Ordering::Relaxed) >= enough).await;
     assert!(!provider.stats().throttling.is_circuit_open);
@@ -78,7 +78,7 @@ async fn a_recovering_service_does_not_receive_all_requests_at_once() {
     in_time(provider.shutdown()).await;
 }
 
-/// Maintenance pages name long times. Flags recover as soon as after any other failure, and a change is visible immediately.
+/// Maintenance pages specify long times. Flags recover as soon as after any other failure, and a change is visible immediately.
 #[tokio::test]
 async fn a_long_retry_after_of_a_failure_is_limited() {
     let service = service(1).await;

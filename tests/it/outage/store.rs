@@ -59,7 +59,7 @@ fn requests(service: &LocalServer, after: usize) -> HashMap<String, usize> {
     requests
 }
 
-/// Reads the flag for all users in all instances at once.
+/// Reads the flag for all users in all instances at the same time.
 async fn read(fleet: &[FlipswitchProvider], ids: &[String]) -> Vec<i64> {
     let reads = fleet.iter().flat_map(|provider| {
         ids.iter().map(move |id| async move {
@@ -105,7 +105,7 @@ async fn a_change_costs_several_instances_as_many_requests_as_one() {
         service.set_definition("f", flag("new")).unwrap();
         let expected: Vec<_> = (0..INSTANCES * USERS).map(|id| if id % 2 == 0 { 2 } else { 1 }).collect();
         eventually(async || read(&fleet, &ids).await == expected).await;
-        // Reads until the echo window is over, in which an unchanged flag set may be from before the change.
+        // Reads until the end of the echo window, in which an unchanged flag set may be from before the change.
         while changed.elapsed() < LATE + Duration::from_secs(2) {
             assert_eq!(read(&fleet, &ids).await, expected);
         }
@@ -382,7 +382,7 @@ async fn flags_in_a_namespace_remain_usable_after_the_key_was_replaced() {
         let new_key = service.rotate_api_key(KeyRotation::new());
         provider.set_api_key(&new_key).unwrap();
         eventually(async || !in_time(provider.flags(&user("beta-1"))).await.is_stale()).await;
-        // Without a namespace, the entry has another name after the key was replaced.
+        // Without a namespace, the entry has a different name after the key is replaced.
         let expected = if namespace.is_some() { 1 } else { 2 };
         eventually(async || store.entries().len() == expected).await;
         provider.shutdown().await;

@@ -74,7 +74,7 @@ async fn streams_that_change_with_each_response_do_not_defeat_the_cache() {
     ];
     for advertises in services {
         let (bulk, streams) = under_load(advertises, &users, TIME).await;
-        // One at the start, one for an opening every two seconds, and one in flight.
+        // One request at startup, one for an opening every two seconds, and one in flight.
         let bound = users.len() * (1 + 3 + 1) + 20;
         assert!(
             bulk <= bound && streams <= 10,

@@ -25,7 +25,7 @@ use crate::support::{
     user,
 };
 
-/// The bytes that flagd sends after a change, and those that keep its connections open.
+/// The bytes that flagd sends after a change, and the bytes that keep its connections open.
 pub(super) const FLAGD: &str = "id: 7\nevent: message\ndata: {\"type\":\"refetchEvaluation\",\"etag\":\"\\\"a b\\\"\",\"lastModified\":1771622898}\n\n";
 const FLAGD_QUERY: &str = "flagConfigEtag=%22a+b%22&flagConfigLastModified=1771622898";
 pub(super) const KEEP_ALIVE: &str = ":keep-alive\n";
@@ -100,7 +100,7 @@ impl Service {
         provider
     }
 
-    /// Ends the open streams in good order.
+    /// Ends the open streams properly.
     pub(super) fn end_streams(&self) {
         self.send("");
     }
@@ -170,7 +170,7 @@ async fn requests_send_the_tag_and_the_version_that_adr_0008_requires() {
         let new = sees(&provider, &service, "later", 2).await;
         assert!(new.header("if-none-match").is_none() && new.query().is_none(), "new context: {new:?}");
 
-        // The stream ends in good order, and a new connection follows.
+        // The stream ends properly, and a new connection follows.
         service.value.store(3, Ordering::SeqCst);
         let before = service.asked_for("_init_").len();
         service.end_streams();
@@ -391,7 +391,7 @@ async fn several_streams_count_as_open_together() {
     provider.shutdown().await;
 }
 
-/// If every response of a service has another URL, the provider must not request flags repeatedly.
+/// If every response of a service has a different URL, the provider must not request flags repeatedly.
 #[tokio::test]
 async fn a_new_url_in_each_response_causes_a_limited_number_of_requests() {
     let paths: [fn(usize) -> String; 2] = [|number| format!("/sse?token={number}"), |number| format!("/sse/{number}")];

@@ -110,7 +110,7 @@ async fn after_an_outage_events_arrive_in_the_order_status_ready_change() {
 #[tokio::test]
 async fn a_blocking_listener_delays_nothing_and_gets_the_latest_events() {
     const CHANGES: i64 = 3_000;
-    // A heartbeat would let the provider find the last change while the stream still delivers those before it.
+    // A heartbeat would let the provider find the last change while the stream still delivers earlier changes.
     let service = LocalServer::builder().flags(json!({"counter": 0})).heartbeat(Duration::from_secs(3_600));
     let service = service.start().await.unwrap();
     let provider = connected(&service).await;

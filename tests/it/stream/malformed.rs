@@ -78,7 +78,7 @@ async fn events_are_parsed_regardless_of_how_they_are_split() {
         (format!("event:flag-updated\ndata:{{\"flagKey\":\"a\"}}\n\n{end}"), &["a"]),
         (format!("data: {{\"flagKey\":\"a\"}}\nid: 7\nevent: flag-updated\n\n{end}"), &["a"]),
         (format!(": {a}\n\n{b}{end}"), &["b"]),
-        // If an event has several names, the last one counts.
+        // If an event has several names, the last one is used.
         (format!("event: heartbeat\n{a}{end}"), &["a"]),
     ];
     join_all(rows.iter().map(async |(bytes, expected)| {
@@ -167,7 +167,7 @@ async fn only_valid_event_ids_are_sent_back() {
     .await;
 }
 
-/// Bytes that arrive one by one are read like those that arrive together.
+/// Bytes that arrive one by one are read in the same way as bytes that arrive together.
 #[tokio::test]
 async fn a_trickling_stream_is_read() {
     let service = service(1).await;

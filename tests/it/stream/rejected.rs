@@ -156,7 +156,7 @@ async fn a_rejected_key_stops_requests_until_reconnect_sse() {
         let row = Row::polling(FlipswitchProvider::builder("mine").base_url(service.url())).named(format!("{late:?}"));
         assert!(matches!(row.read().await.error(), Some(Error::Unauthorized)));
         row.shows(ConnectionStatus::Error).await;
-        // A second refusal confirms the first, also for the stream.
+        // A second refusal confirms the first, even if it is for the stream.
         row.eventually("refused", async || row.provider.health().state == HealthState::Unauthorized).await;
         row.eventually("refused", async || row.began.elapsed() > Duration::from_millis(1_800)).await;
         // With the same key, polling has no effect.

@@ -40,7 +40,7 @@ struct Balanced {
 }
 
 impl Balanced {
-    /// Starts a service. `instead` gets the number of a stream, and returns the reply that is sent in its place.
+    /// Starts a service. `instead` gets the number of a stream, and returns the reply that is sent instead.
     async fn start(cuts: bool, instead: impl Fn(usize, &Reply) -> Option<Reply> + Send + Sync + 'static) -> Self {
         let (value, events) = (Arc::new(AtomicI64::new(1)), broadcast::channel(16).0);
         let streams = AtomicI64::new(0);
@@ -156,7 +156,8 @@ async fn a_known_time_limit_of_a_load_balancer_causes_no_requests_for_flags() {
     .await;
 }
 
-/// If a stream has sent nothing before the current one ends, it replaces it nevertheless, as after any end of a stable stream.
+/// Even if a stream has sent nothing before the current one ends, it replaces the current one, as after any end of a stable
+/// stream.
 #[tokio::test]
 async fn the_next_stream_replaces_one_that_ends_before_the_next_has_sent_a_byte() {
     join_all([false, true].map(async |cuts| {

@@ -107,9 +107,9 @@ flipswitch::flags! {
 
 /// The routes of both applications are in `on_axum` and `on_actix`: `/free` reads no flag; `/flag` reads one, `/twice`
 /// two through two extractors, `/typed` declared ones, `/optional` through `Option`; `/me` returns the context;
-/// `/plain`, `/deep` and `/streamed` evaluate with an OpenFeature client; `/gate/..` are behind gates; `/nested/..` are
-/// below a nested router or scope; `/single/flag` has its own layer; `/bare/..` have none. The routes for browsers are at
-/// `/flags`, `/deep/flags` and, compressed, `/compressed/flags`, and without a layer at `/bare/flags`; `/page` uses them.
+/// `/plain`, `/deep` and `/streamed` evaluate with an OpenFeature client; `/gate/..` are behind gates; `/nested/..` are inside a
+/// nested router or scope; `/single/flag` has its own layer; `/bare/..` have none. The routes for browsers are at `/flags`,
+/// `/deep/flags` and, compressed, `/compressed/flags`, and without a layer at `/bare/flags`; `/page` uses them.
 impl Framework {
     pub(crate) const ALL: [Self; 2] = [Self::Axum, Self::Actix];
 

@@ -1,4 +1,4 @@
-//! Chromium and its driver, which end with the test.
+//! Chromium and its driver, which stop with the test.
 
 use std::{path::Path, process::Stdio};
 
@@ -21,7 +21,7 @@ const AXE: &str = "
         .then(({ violations }) => done(violations.map(line)), (error) => done([String(error)]));
 ";
 
-/// Chromium, with a profile of its own.
+/// Chromium, with its own profile.
 pub(crate) struct Browser {
     // Dropped before the profile, which is in use until then.
     _driver: Driver,

@@ -21,7 +21,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 /// The path of all flags.
 pub(crate) const BULK: &str = "/ofrep/v1/evaluate/flags";
 
-/// The path of the event stream of OFREP.
+/// The path of the OFREP event stream.
 pub(crate) const EVENT_STREAM: &str = "/ofrep/v1/sse/flags";
 
 /// Returns flags of every type, in flagd's format, for tests with services and clients of other projects.

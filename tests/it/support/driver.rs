@@ -23,7 +23,7 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// Starts a script of `tests/peers` in Python, without a cache of its modules beside it. Returns the client with its first
+    /// Starts a script of `tests/peers` in Python, without a cache of its modules next to it. Returns the client with its first
     /// message.
     pub(crate) async fn python(script: &str, arguments: &[&str]) -> (Self, Value) {
         Self::start(Command::new(installed("python")).arg("-B").arg(path(script)).args(arguments)).await
@@ -83,7 +83,7 @@ impl Driver {
         Some(serde_json::from_str(&line).unwrap())
     }
 
-    /// Ends the client, and returns the events that no test has waited for.
+    /// Stops the client, and returns the events that no test has waited for.
     pub(crate) async fn end(self) -> Vec<Value> {
         let Self { mut process, questions, mut lines, mut heard } = self;
         drop(questions);

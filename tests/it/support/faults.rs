@@ -126,7 +126,7 @@ impl Row {
     pub(crate) async fn opens(&self, service: &impl Service, value: i64) {
         self.provider.ready(PATIENCE).await.unwrap();
         self.shows(ConnectionStatus::Connected).await;
-        // The request at the start may have been new enough.
+        // The request at startup may have been new enough.
         let checks = || service.asked().iter().filter(|asked| asked.0 == Kind::StartUp).count();
         self.eventually("asked again", async || checks() >= 2 || self.began.elapsed() > Duration::from_millis(1_500))
             .await;

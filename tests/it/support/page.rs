@@ -5,7 +5,7 @@ use reqwest::{Method, StatusCode, header::HeaderMap};
 
 use crate::support::{BULK, apps::App, in_time};
 
-/// The path of the event stream below the mount.
+/// The path of the event stream relative to the mount.
 pub(crate) const EVENTS: &str = "/ofrep/v1/events";
 
 /// A response, with its whole body.

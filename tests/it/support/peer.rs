@@ -71,7 +71,7 @@ impl Peer {
         panic!("the server is not ready; its output:\n{said}")
     }
 
-    /// Creates a flag through the admin interface of fast-feature, whose format differs from that of flagd.
+    /// Creates a flag through the admin interface of fast-feature, whose format differs from flagd's format.
     pub(crate) async fn create(&self, key: &str, flag: &Value) -> StatusCode {
         self.change(Method::POST, "", key, flag).await
     }

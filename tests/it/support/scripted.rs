@@ -40,7 +40,7 @@ pub(crate) enum Reply {
     EndlessLine,
 }
 
-/// The time limit of a load balancer for streams, and whether it cuts them or ends them in good order.
+/// The time limit of a load balancer for streams, and whether it cuts them or ends them properly.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TimeLimit {
     pub(crate) after: Duration,
@@ -95,7 +95,7 @@ impl Received {
     }
 }
 
-/// The service. Dropping it ends the service.
+/// The service. Dropping it stops the service.
 pub(crate) struct Scripted {
     address: SocketAddr,
     received: Arc<Mutex<Vec<Received>>>,

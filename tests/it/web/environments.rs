@@ -39,7 +39,7 @@ async fn read(clients: Vec<Arc<Client>>) -> String {
     found.join(", ")
 }
 
-/// Returns what clients find below layers that give requests their users; the last layer is the innermost.
+/// Returns what clients find inside layers that give requests their users. The last layer is the innermost.
 async fn found(
     framework: Framework,
     layers: &[(&FlipswitchProvider, &'static str)],
@@ -84,7 +84,7 @@ async fn a_client_gets_the_user_of_its_own_environment() {
         }
         assert!(log.lines().is_empty(), "{framework:?}: {:?}", log.lines());
 
-        // One that is there twice hides no other one.
+        // A layer that is added twice does not hide another layer.
         let layers = [(&billing, "bob"), (&shop, "nobody"), (&shop, "alice")];
         let expected = "alice at shop, alice at shop, bob at billing, bob at billing";
         assert_eq!(found(framework, &layers, &[&shops, &billings]).await, expected, "{framework:?}");
@@ -120,7 +120,7 @@ async fn every_log_line_has_the_name_of_its_provider() {
         in_time(provider.flags(Context::user("u").with("lat", f64::NAN))).await;
         provider.shutdown().await;
         let lines = log.lines().split_off(before);
-        for text in ["looks like a placeholder", "an attribute of a context is not sent"] {
+        for text in ["looks like a placeholder", "a context attribute is not sent"] {
             let line = lines.iter().rfind(|line| line.contains(text)).unwrap_or_else(|| panic!("{text}: {lines:?}"));
             assert!(line.trim_start().starts_with(start), "{line}");
         }

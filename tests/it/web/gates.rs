@@ -124,7 +124,7 @@ async fn gates_open_when_their_rule_matches() {
         ("when", true, false),
         ("when-not", false, false),
         ("either", true, true),
-        // The flags are known, so the rule decides.
+        // The flags are known, so the rule is used.
         ("unknown-closed", false, true),
         ("unknown-open", true, false),
     ];

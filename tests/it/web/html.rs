@@ -173,7 +173,7 @@ fn no_value_breaks_out_of_its_script_element() {
     assert!(check(json!({})));
 }
 
-/// The parts of dangerous texts.
+/// The parts of dangerous strings.
 const PIECES: [&str; 29] = [
     "<",
     "/",
@@ -217,6 +217,6 @@ fn no_combination_of_dangerous_texts_breaks_out_of_its_script_element() {
             Ok(())
         })
         .unwrap();
-    // The plain JSON breaks some hundred of these pages, so the test can fail.
+    // The plain JSON breaks a few hundred of these pages, so the test can fail.
     assert!(broken.get() > 100, "{broken:?}");
 }

@@ -64,7 +64,7 @@ async fn a_lifespan_starts_and_ends_all_its_providers() {
         assert_eq!(provider.health().state, HealthState::ShutDown);
     }
 
-    // If readiness is required, one provider that is not ready fails the start. Both providers share one wait.
+    // If readiness is required, one provider that is not ready makes startup fail. Both providers share one wait.
     for is_first in [true, false] {
         let (away, there) = (support::provider_of_nothing(), provider(&services[0]));
         let [first, second] = if is_first { [&away, &there] } else { [&there, &away] };
@@ -88,7 +88,7 @@ async fn main_prints_the_text_of_a_start_error() {
 #[tokio::test]
 async fn ready_timeout_limits_the_wait_for_the_service() {
     let service = LocalServer::start(json!({"on": true})).await.unwrap();
-    // The service responds within the default time limit, so a start that ignored its own limit would succeed.
+    // The service responds within the default time limit, so startup would succeed if it ignored its own limit.
     service.faults().add(Fault::on(Endpoint::Bulk).delay(Duration::from_secs(3))).unwrap();
     let lifespan = Lifespan::builder(provider(&service)).ready_timeout(Duration::from_millis(1)).require_ready(true);
     let error = in_time(lifespan.start()).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! OpenFeature clients below the layer, which evaluate for the user of the request without an explicit context.
+//! OpenFeature clients inside the layer, which evaluate flags for the user of the request without an explicit context.
 
 use std::{convert::Infallible, sync::Arc};
 
@@ -100,7 +100,8 @@ async fn the_callers_context_overrides_the_context_of_the_request() {
         let evaluated = scope.clone().run(evaluate(given.clone())).await;
         assert_eq!(evaluated, (whose.to_owned(), origin.to_owned()), "{given:?}");
         assert!(scope.was_read(), "{given:?}");
-        let warned = log.lines().iter().filter(|line| line.contains("another targeting key")).count();
+        let warned =
+            log.lines().iter().filter(|line| line.contains("a targeting key that is not the request's")).count();
         // All evaluations share one request.
         let first = given == user("bob");
         assert_eq!(warned, usize::from(first), "{given:?}");
@@ -121,7 +122,7 @@ async fn an_extended_context_is_evaluated_once_in_a_request() {
             assert_eq!(ask(&region).await, "before");
             flags.set("whoami", "after");
             assert_eq!(ask(&region).await, "before");
-            // Another addition is another context. It may name a user if the request names none.
+            // A different addition results in a different context. It may name a user if the request names none.
             assert_eq!(ask(&user("alice")).await, "after");
         })
         .await;
@@ -176,7 +177,7 @@ async fn additions_that_cannot_be_sent_are_reported() {
     assert_eq!(provider.stats().attributes_left_out, 2);
     let lines = log.lines();
     let count = |text: &str| lines.iter().filter(|line| line.contains(text)).count();
-    assert_eq!((count("attribute=\"lat\""), count("another targeting key")), (1, 1), "{lines:?}");
+    assert_eq!((count("attribute=\"lat\""), count("a targeting key that is not the request's")), (1, 1), "{lines:?}");
 }
 
 #[tokio::test]

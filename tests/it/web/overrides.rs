@@ -1,4 +1,4 @@
-//! Overrides of flags by a signed cookie, and the inspection of requests.
+//! Flag overrides in a signed cookie, and the inspection of requests.
 
 use std::{sync::Arc, time::Duration};
 
@@ -106,7 +106,7 @@ async fn overrides_apply_to_all_parts_of_the_request_and_to_nothing_else() {
 async fn a_guard_reads_the_overrides() {
     let (app, provider, _service) = start(Framework::Actix).await;
     let cookie = cookie(json!({"beta": true}));
-    // The flags are then in memory.
+    // After this, the flags are in memory.
     get(&app, "/flag", &[("x-user", "bob")]).await;
     for (headers, expected) in [(&[("x-user", "bob")][..], "old"), (&[("x-user", "bob"), ("cookie", &cookie)], "new")] {
         eventually(async || get(&app, "/guarded", headers).await.1 == expected).await;
@@ -130,7 +130,7 @@ async fn tokens_for_another_purpose_key_provider_or_user_are_ignored() {
             minted(SignedOverrides::new("another key of these tests")).cookie().unwrap(),
             minted(overrides()).provider_name("other").cookie().unwrap(),
             minted(overrides()).for_context("alice").cookie().unwrap(),
-            // A flag that is not allowed, and a value of another type.
+            // A flag that is not allowed, and a value of a different type.
             overrides().mint(json!({"origin": "overridden", "plain": "x"})).cookie().unwrap(),
             overrides().mint(json!({"whoami": 7, "beta": "yes"})).cookie().unwrap(),
             // A token for another purpose.
@@ -176,7 +176,7 @@ async fn an_ignored_token_logs_one_warning() {
     }
     let lines = log.lines();
     let [line] = &lines[..] else { panic!("there must be one warning: {lines:?}") };
-    assert!(line.contains("overrides of flags in a request are ignored") && !line.contains("x.y"), "{line}");
+    assert!(line.contains("flag overrides in a request are ignored") && !line.contains("x.y"), "{line}");
 }
 
 #[tokio::test]

@@ -21,14 +21,14 @@ use crate::support::{
     page::{Stream, ask, data, send},
 };
 
-/// The time after an event in which the service may evaluate with old rules.
+/// The time after an event in which the service may use old rules.
 const ECHO_WINDOW: Duration = Duration::from_secs(2);
 
 fn all_public(provider: FlipswitchProvider) -> Setup {
     Setup { browsers: Browsers { public: None, ..Browsers::default() }, ..provider.into() }
 }
 
-/// Opens the stream of a user, and refetches as the first event demands.
+/// Opens the stream of a user, and refetches as the first event requires.
 async fn follow(app: &App, user: &str) -> (Stream, String) {
     let mut stream = Stream::of(app, user).await;
     stream.event().await;
@@ -95,7 +95,7 @@ async fn a_browser_that_got_the_new_value_is_not_told_to_refetch_again() {
     let provider = streaming(service.builder().miss_wait(support::PATIENCE).stale_wait(support::PATIENCE)).await;
     let app = Framework::Axum.serve(all_public(provider.clone())).await;
     let (mut stream, tag) = follow(&app, "alice").await;
-    // The stream has just opened, and its echo window must be over.
+    // The stream has just opened, and its echo window must have ended.
     let opened = Instant::now();
     eventually(async || opened.elapsed() > ECHO_WINDOW + Duration::from_secs(2)).await;
     ask(&app, "alice", &[]).await;

@@ -138,7 +138,7 @@ async fn a_cookie_that_shared_caches_could_store_causes_a_warning() {
         let mut setup = setup(Order::AsItShould);
         setup.anonymous = Anonymous::cookie().into();
         let warnings = warnings(framework, &setup, &[("/public", "guest"), ("/private", "guest")]).await;
-        assert_one(&warnings, framework, &["WARN", "a visitor got no cookie", "`private` or `no-store`"]);
+        assert_one(&warnings, framework, &["WARN", "a visitor received no cookie", "`private` or `no-store`"]);
     }
 }
 
@@ -164,7 +164,7 @@ async fn a_preflight_at_a_gate_causes_a_warning() {
                 }
             }
         }
-        assert_one(&log.lines(), framework, &["WARN", "CORS preflight", "put the CORS layer outside"]);
+        assert_one(&log.lines(), framework, &["WARN", "CORS preflight", "add the CORS layer after the gate"]);
     }
 }
 

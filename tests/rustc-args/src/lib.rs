@@ -6,9 +6,9 @@ use proc_macro::TokenStream;
 
 /// Expands to a slice of strings: the path of the running compiler, then its arguments.
 ///
-/// A test needs them to compile a file with the libraries that the test itself was built with. Only cargo knows which
-/// of the files in its target folder those are, and another call of cargo would rebuild them whenever it selects other
-/// packages or features than the first one. A macro runs inside the compiler and can read the arguments.
+/// A test needs them to compile a file with the libraries that the test itself was built with. Only cargo knows which files in
+/// its target folder these are, and a second call to cargo would rebuild them whenever it selects different packages or features.
+/// A macro runs inside the compiler and can read the arguments.
 #[proc_macro]
 #[expect(clippy::expect_used, clippy::missing_panics_doc, reason = "quoted strings are valid Rust")]
 pub fn rustc_args(_: TokenStream) -> TokenStream {

@@ -1,5 +1,5 @@
-//! Starts a provider and shuts it down again, many times: `cycles BASE_URL [TIMES]`. Prints, before and after, what the
-//! operating system counts for this process: threads, and open files.
+//! Starts a provider and shuts it down again, many times: `cycles BASE_URL [TIMES]`. Prints the numbers of threads and open files
+//! of this process before and after.
 
 use std::{env, error::Error, fs, time::Duration};
 

@@ -33,7 +33,7 @@ async fn main() {
         for signal in early {
             signal.await;
         }
-        // A future that is made after the signal resolves as well.
+        // A future that is created after the signal also resolves.
         lifespan.signal().await;
         println!("draining");
         match mode.as_str() {
@@ -51,7 +51,7 @@ async fn main() {
         println!("shut down");
     }
     if mode == "after" {
-        // The application continues without its provider, and must still end when it is asked to.
+        // The application continues without its provider, and must still stop when it is asked to.
         std::future::pending::<()>().await;
     }
 }

@@ -1,5 +1,5 @@
-//! A session with a service at each base URL, some of which fail: everything that a provider returns goes to standard
-//! output, everything that is logged, at TRACE and by every crate, to standard error. A test reads both.
+//! A session with a service at each base URL, some of which fail: everything that a provider returns goes to standard output, and
+//! everything that is logged, at TRACE and by every crate, goes to standard error. A test reads both.
 #![expect(clippy::print_stdout, reason = "what is printed is what is tested")]
 
 use std::{error::Error, time::Duration};
@@ -41,8 +41,8 @@ async fn main() {
             .base_url(&base_url)
             .request_timeout(Duration::from_millis(300))
             .connect_timeout(Duration::from_millis(300));
-        // A service with a name is asked through the proxy of the provider's own client, others with a client that would
-        // log every byte.
+        // Requests to a service with a name go through the proxy of the provider's own client. Other requests use a client that
+        // would log every byte.
         let builder = match base_url.contains("//127.0.0.1") {
             true => builder.http_client(|| HttpClient::builder().connection_verbose(true)),
             false => builder,

@@ -137,7 +137,7 @@ impl Application {
         Duration::from_nanos(nanoseconds.sum())
     }
 
-    /// Asks the process to end, and waits until it has ended. Returns the time that this took.
+    /// Asks the process to stop, and waits until it has stopped. Returns the time that this took.
     fn shut_down(&mut self) -> Duration {
         let began = Instant::now();
         Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap();

@@ -2,12 +2,12 @@
 //! `fleet [--instances N] [--users N] [--changes N] [--delay MILLISECONDS] [--fault NAME] [--polling] [--no-store]`.
 //!
 //! The program starts `redis-server`, a flag service, and the instances, each in its own process. After each change, all
-//! instances read the flags of all users at once, in random order, until all of them have the new flags. A change affects
-//! the flags of half of the users. Between changes, there are a heartbeat, a new API key, and a restart of one instance. At
-//! the end, an instance starts without the service. It must have the last known flags of all users from the store, unless
-//! there was a fault. The program prints how many requests each change has cost. It fails if an instance reads a value of
-//! another user, or an old value as fresh, or if instances do not agree within 60 s. With a store, a stream and no fault, it
-//! also fails if there are more than 1.05 requests for each user and change (2.1 for unchanged flags).
+//! instances read the flags of all users at the same time, in random order, until all of them have the new flags. A change
+//! affects the flags of half of the users. Between changes, there are a heartbeat, a new API key, and a restart of one instance.
+//! At the end, an instance starts without the service. It must have the last known flags of all users from the store, unless
+//! there was a fault. The program prints how many requests each change has cost. It fails if an instance reads a value of another
+//! user, or an old value as fresh, or if instances do not agree within 60 seconds. With a store, a stream and no fault, it also
+//! fails if there are more than 1.05 requests for each user and change (2.1 for unchanged flags).
 //!
 //! A fault occurs during each change: `flush`, `kill` (Redis restarts after a second), `slow` (Redis responds after a
 //! second), `member` (an instance is killed while it reads, and restarts), or `cut` (all streams end).
@@ -111,7 +111,7 @@ fn options() -> Outcome<Options> {
     Ok(options)
 }
 
-/// Returns the id of a user. The flags of every second one are the same after each change.
+/// Returns the id of a user. The flags of every second user are the same after each change.
 fn id(user: usize) -> String {
     format!("{}-{user}", if is_changed(user) { "changed" } else { "same" })
 }
@@ -229,7 +229,7 @@ async fn instance(options: &str) -> Outcome<()> {
     Ok(())
 }
 
-/// Reads the flags of all users at once, in random order. `is_known` is true if the instance has received the change.
+/// Reads the flags of all users at the same time, in random order. `is_known` is true if the instance has received the change.
 async fn read(provider: &FlipswitchProvider, users: usize, change: i64, is_known: bool) -> Reads {
     let mut order: Vec<_> = (0..users).collect();
     fastrand::shuffle(&mut order);
@@ -296,7 +296,7 @@ impl Instance {
     }
 }
 
-/// A `redis-server` on a port of its own, without persistence.
+/// A `redis-server` on its own port, without persistence.
 struct Redis {
     process: Child,
     port: u16,
@@ -476,7 +476,7 @@ impl Fleet<'_> {
         Ok(())
     }
 
-    /// Reads until all instances have the flags of a change, at least until the echo window is over.
+    /// Reads until all instances have the flags of a change, but at least until the echo window has ended.
     async fn converge(&mut self, change: usize, began: Instant, fault: Option<&str>) -> Outcome<Reads> {
         let mut all = Reads::default();
         let mut fault = fault;

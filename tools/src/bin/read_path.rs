@@ -1,10 +1,10 @@
 //! Measures the cost of reading a flag, to compare two versions of the code: `read_path [NAME]`. Takes about ten seconds.
 //! With an argument, it measures only figures whose names contain the argument.
 //!
-//! The program prints a line for each figure, with its name and the nanoseconds of one iteration. The figures are those of
-//! `cargo bench -p flipswitch --bench read_path`, without the statistics, and those of whole requests through the web
-//! frameworks, without sockets. `tools/compare` runs two builds of this program in turn, so other load on the machine
-//! affects both.
+//! The program prints a line for each figure, with its name and the nanoseconds of one iteration. The figures are the same as in
+//! `cargo bench -p flipswitch --bench read_path`, without the statistics. Further figures are for whole requests through the web
+//! frameworks, without sockets. `tools/compare` runs two builds of this program in turn, so other load on the machine affects
+//! both.
 #![expect(clippy::expect_used, clippy::print_stdout, reason = "it prints what it measures, and fails by panicking")]
 
 #[path = "../../../flipswitch/benches/cases/mod.rs"]

@@ -1,11 +1,11 @@
 //! Runs two providers that share a store, with every kind of fault of the service and of the store:
 //! `soak [--minutes N] [--seed N]`.
 //!
-//! Threads read flags for many contexts all the time, while flags change and faults come and go. A storm is a phase with
-//! several faults, and a calm is a phase without faults. In each calm, the providers must become healthy again, and agree with
-//! the service for every context once their backoffs are over. A reader must never get a fresh value that is older than
-//! the last change reported before the read, or a value of another user. The program prints what it did and how long the
-//! recoveries took, and fails if a reader got a wrong value or a provider did not recover.
+//! Threads continuously read flags for many contexts, while flags change and faults come and go. A storm is a phase with several
+//! faults, and a calm is a phase without faults. In each calm, the providers must become healthy again, and agree with the
+//! service for every context once their backoffs have elapsed. A reader must never get a fresh value that is older than the last
+//! change reported before the read, or a value of another user. The program prints what it did and how long the recoveries took,
+//! and fails if a reader got a wrong value or a provider did not recover.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "the program prints its results")]
 
 use std::{
@@ -162,7 +162,7 @@ struct Soak {
     random: Rng,
     changes: i64,
     storms: u64,
-    /// The times until the providers were healthy, with and without a call of `reconnect_sse`, and from then on until all
+    /// The times until the providers were healthy, with and without a call to `reconnect_sse`, and from then on until all
     /// contexts agreed.
     healthy_with_help: Vec<Duration>,
     healthy: Vec<Duration>,

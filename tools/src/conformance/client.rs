@@ -87,7 +87,7 @@ pub(crate) fn is_media_type(value: &str, media_type: &str) -> bool {
     value.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case(media_type))
 }
 
-/// Returns a text of the service in a form that a report can show: short, and without control characters.
+/// Returns a string from the service in a form that a report can show: short, and without control characters.
 pub(crate) fn printable(text: &str) -> String {
     text.chars().take(60).map(|char| if char.is_ascii_graphic() || char == ' ' { char } else { '?' }).collect()
 }

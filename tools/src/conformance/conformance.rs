@@ -101,7 +101,7 @@ impl Service {
         self
     }
 
-    /// Returns the texts that must not appear in a report.
+    /// Returns the strings that must not appear in a report.
     fn secrets(&self) -> Vec<String> {
         let values = self.headers.values().filter_map(|value| value.to_str().ok());
         let mut secrets: Vec<_> = values.map(|value| value.trim_start_matches("Bearer ").to_owned()).collect();

@@ -114,7 +114,7 @@ impl Run {
             }
             for field in ["value", "variant", "reason", "errorCode"] {
                 if alone[field] != flag[field] {
-                    return fails(format!("{}, evaluated individually, has another {field}", name(flag)));
+                    return fails(format!("{}, evaluated individually, has a different {field}", name(flag)));
                 }
             }
         }

@@ -153,13 +153,13 @@ table! { run:
         "a response with 304 has the same tag"
         => run.not_modified_tag().await;
     "other-tag", Must, "RFC 9110 section 13.1.2",
-        "the response to If-None-Match with another tag has status 200"
+        "the response to If-None-Match with a different tag has status 200"
         => run.other_tag().await;
     "tag-differs", Must, "RFC 9110 section 8.8.3",
         "different responses have different tags"
         => run.tag_differs().await;
     "tag-of-other-context", Must, "OFREP openapi",
-        "the response to If-None-Match with the tag of another context, which has other flags, has status 200"
+        "the response to If-None-Match with the tag of another context, which has different flags, has status 200"
         => run.tag_of_other_context().await;
     "tag-list", Should, "RFC 9110 section 13.1.2",
         "If-None-Match may be a list"

@@ -32,7 +32,7 @@ impl Run {
     pub(super) async fn tag_stable(&self) -> Finding {
         let tag = self.tag()?;
         let again = self.again().await?;
-        if again.header(ETAG) == Some(tag) { Ok(()) } else { fails("an equal response with another tag or no tag") }
+        if again.header(ETAG) == Some(tag) { Ok(()) } else { fails("an equal response with a different tag or no tag") }
     }
 
     /// Sends the usual request again. The requirement does not apply if the responses differ.
@@ -74,7 +74,7 @@ impl Run {
         let opaque = |tag: &str| tag.trim_start_matches("W/").to_owned();
         match response.header(ETAG) {
             Some(tag) if opaque(tag) == opaque(self.tag()?) => Ok(()),
-            Some(_) => fails("status 304 with another tag"),
+            Some(_) => fails("status 304 with a different tag"),
             None => fails("status 304 without a tag"),
         }
     }
@@ -103,7 +103,7 @@ impl Run {
         ask(self.bulk().json(other).header(IF_NONE_MATCH, tag)).await?.has_status(StatusCode::OK)
     }
 
-    /// Searches once for a context that has other flags than the usual context.
+    /// Searches once for a context whose flags differ from the flags of the usual context.
     async fn contexts(&self) -> Finding<&Contexts> {
         let found = self.contexts.get_or_init(|| self.find_contexts()).await;
         found.as_ref().map_err(Miss::clone)
@@ -122,7 +122,8 @@ impl Run {
     }
 }
 
-/// Returns requests with contexts that are likely to have other flags, because of often targeted attributes or by chance.
+/// Returns requests with contexts that are likely to have different flags, because they have attributes that rules often use, or
+/// by chance.
 fn candidates() -> impl Iterator<Item = Value> {
     let targeted = [
         json!({"plan": "premium"}),

@@ -29,12 +29,12 @@ impl Public {
     }
 }
 
-/// One flag in the format of OFREP. Metadata and details of errors stay in the application.
+/// One flag in the OFREP format. Metadata and details of errors stay in the application.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Entry<'a> {
     key: &'a str,
-    /// Missing if the service defers to the code default.
+    /// Missing if the service defers to the default in the code.
     #[serde(skip_serializing_if = "Option::is_none")]
     value: Option<&'a Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -60,7 +60,7 @@ impl<'a> Entry<'a> {
     }
 }
 
-/// Returns the public flags as a JSON list, sorted by key. The same flags have the same bytes.
+/// Returns the public flags as a JSON list, sorted by key. The same flags always have the same bytes.
 pub(super) fn list(flags: &Flags, public: &Public) -> String {
     let public = flags.items().iter().map(Arc::as_ref).filter(|item| public.has(&item.key));
     json(&public.map(Entry::of).collect::<Vec<_>>())
@@ -77,7 +77,7 @@ fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-/// Returns the tag of a list of flags. It differs by context, even if the lists are the same, and reveals nothing about the
+/// Returns the tag of a list of flags. The tag differs by context, even if the lists are the same, and reveals nothing about the
 /// context.
 pub(super) fn tag(flags: &Flags, list: &str, keys: &BrowserKeys) -> String {
     let code = flags.with_context(|context| keys.tag(context, list.as_bytes()));
@@ -86,7 +86,7 @@ pub(super) fn tag(flags: &Flags, list: &str, keys: &BrowserKeys) -> String {
 
 /// Returns the name under which browsers store data of the user of a request. It reveals nothing about the user.
 pub(super) fn user(scope: &RequestScope) -> String {
-    // All requests without a targeting key have one name, because attributes may differ in each request.
+    // All requests without a targeting key share one name, because attributes may differ in each request.
     let key = scope.targeting_key().map(|key| format!("k{key}")).unwrap_or_default();
     BASE64_URL_SAFE_NO_PAD.encode(scope.provider().browsers().keys.user(key.as_bytes()))
 }
@@ -103,16 +103,17 @@ struct Start<'a> {
 }
 
 impl Flags {
-    /// Returns some flags as JSON for a page, so that its OpenFeature provider starts without a request: `flipswitch.js` of
-    /// the routes for browsers passes them to the provider. The JSON is safe inside a `<script type="application/json">` element.
-    /// For scripts without OpenFeature, see [`to_script_json`](Self::to_script_json).
+    /// Returns some flags as JSON for a page, so that its OpenFeature provider starts without a request. `flipswitch.js`, which
+    /// the routes for browsers serve, passes them to the provider. The JSON is safe inside a `<script type="application/json">`
+    /// element. For scripts without OpenFeature, see [`to_script_json`](Self::to_script_json).
     ///
-    /// `keys` are flags that anyone may see; pass those that the routes make public. In a request inside the layer, the JSON also
-    /// has an opaque name for the user, which separates users in the storage of the browser. The response is kept out of shared
-    /// caches.
+    /// `keys` are flags that anyone may see; pass the flags that the routes make public. In a request inside the layer, the JSON
+    /// also contains an opaque name for the user, which separates users in the browser's storage. The response is kept out of
+    /// shared caches.
     ///
     /// ```
-    /// # use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+    /// use flipswitch::{Context, FlipswitchProvider, serde_json::json};
+    ///
     /// # #[tokio::main(flavor = "current_thread")]
     /// # async fn main() {
     /// const PUBLIC: [&str; 2] = ["new-checkout", "theme"];

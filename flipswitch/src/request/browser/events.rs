@@ -1,7 +1,7 @@
 //! The streams that ask browsers to refetch.
 //!
 //! An event only says that something may have changed. It is therefore the same for all browsers, and needs no identity. Each
-//! browser receives it at a different time, requests its flags again, and gets those of its own session.
+//! browser receives it at a different time, requests its flags again, and gets the flags of its own session.
 
 use std::{
     convert::Infallible,
@@ -27,33 +27,34 @@ use crate::{
 };
 
 /// Maximum time for which a stream is silent. Proxies close connections that are silent for longer, most of them after 60
-/// seconds. A new stream sends comments sooner, and then less and less often, because actix-web only notices that a browser has
-/// gone when two writes fail, and users leave most pages soon.
+/// seconds. A new stream sends comments more often at first, because actix-web notices that a browser has disconnected only when
+/// two writes fail, and users leave most pages soon.
 const COMMENT_AFTER: Duration = Duration::from_secs(20);
 const FIRST_COMMENT_AFTER: Duration = Duration::from_secs(1);
 
-/// Minimum lifetime of a stream. A random part of up to a quarter is added. Reconnecting lets load balancers balance again.
+/// Minimum lifetime of a stream. Up to a quarter of it is added at random. Reconnecting lets load balancers distribute streams
+/// again.
 const MAX_AGE: Duration = Duration::from_secs(15 * 60);
 
 /// How long a browser may take to request flags after an event.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
-/// Maximum number of repeats while this process has answered no request after a change.
+/// Maximum number of repeats while this process has not responded to any request after a change.
 const MAX_UNSEEN: u32 = 3;
 
-/// Waits before a browser is asked to refetch again because its flags are not settled. They double.
+/// First wait before a browser is asked to refetch again because its flags are not settled. Each further wait is twice as long.
 const FIRST_REPEAT: Duration = Duration::from_secs(5);
 const LAST_REPEAT: Duration = Duration::from_secs(60);
 
-/// While no stream of changes reaches the application, all browsers together refetch at this rate, unless each of them would then
-/// wait for more than this number of polling intervals.
+/// While no stream of changes reaches the application, all browsers together refetch at this rate, unless each of them would have
+/// to wait for more than this number of polling intervals.
 const REFETCHES_PER_SECOND: u32 = 10;
 const MAX_POLL_FACTOR: u32 = 10;
 
 /// The kind of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The event stream of OFREP (ADR-0008).
+    /// The OFREP event stream (ADR-0008).
     Ofrep,
     /// The stream that the web provider of Flipswitch opens.
     Flipswitch,
@@ -109,7 +110,8 @@ impl Stream for BrowserEvents {
     }
 }
 
-/// One stream, which decides which bytes to send, and when. It ends with the process, the provider, or its own maximum age.
+/// One stream, which determines which bytes to send, and when. It ends with the process, with the provider, or at its own maximum
+/// age.
 pub(super) struct EventLoop {
     stream: OpenStream,
     provider: FlipswitchProvider,
@@ -132,15 +134,15 @@ pub(super) struct EventLoop {
 struct Repeat {
     at: Instant,
     wait: Duration,
-    /// How often the browser was asked since the change.
+    /// How often the browser has been asked since the change.
     asked: u32,
-    /// Whether the service may have evaluated with old rules when the browser requested flags.
+    /// Whether the service may have used old rules when the browser requested flags.
     is_echo: bool,
 }
 
 impl EventLoop {
     /// Opens a stream. It begins with a request to refetch, because browsers do not refetch by themselves when a stream opens,
-    /// and flags may have changed meanwhile.
+    /// and flags may have changed in the meantime.
     pub(super) fn new(stream: OpenStream, provider: FlipswitchProvider, kind: Kind, spread: Duration) -> Self {
         let now = Instant::now();
         let mut changes = stream.browsers.changes();
@@ -162,7 +164,7 @@ impl EventLoop {
         };
         let first = events.refetch(now);
         events.first = Some(match kind {
-            // Browsers reconnect after this time. It is random, so that they do not all reconnect at once.
+            // Browsers reconnect after this time. It is random, so that they do not all reconnect at the same time.
             Kind::Ofrep => [format!("retry: {}\n", fastrand::u64(1_000..4_000)).as_bytes(), &first].concat().into(),
             Kind::Flipswitch => first,
         });
@@ -235,7 +237,7 @@ impl EventLoop {
     }
 
     /// Returns whether the browser must be asked once more, because the flags that it received since the last event may be out of
-    /// date. Only the answers for its context are known, which other browsers may have received.
+    /// date. Only the responses for its context are known, which other browsers may have received.
     fn is_repeat_due(&mut self, now: Instant) -> bool {
         let Some(Repeat { wait, asked, is_echo, .. }) = self.repeat.take_if(|repeat| repeat.at <= now) else {
             return false;
@@ -243,7 +245,7 @@ impl EventLoop {
         let change = self.changes.borrow().number;
         let (progress, is_shared) = self.stream.progress();
         let is_unsettled = progress.unsettled_at.is_some_and(|at| at >= self.refetched_at);
-        // Another process has answered, or the answer is late, or it was lost.
+        // Another process has responded, or the response is late or was lost.
         let is_unseen = progress.answered < change && asked <= MAX_UNSEEN;
         let is_due = is_unsettled || is_unseen || is_echo && is_shared;
         if is_due {
@@ -266,13 +268,13 @@ impl EventLoop {
     }
 }
 
-/// Formats an event of OFREP. Some parsers need it in one write, and with lines that end with LF only.
+/// Formats an OFREP event. Some parsers need it in one write, with lines that end with LF only.
 fn refetch(last_modified: Option<&str>) -> String {
     let last_modified = last_modified.map(|at| format!(r#","lastModified":"{at}""#)).unwrap_or_default();
     format!("data: {{\"type\":\"refetchEvaluation\"{last_modified}}}\n\n")
 }
 
-/// Formats an event of Flipswitch. It names neither a flag nor a reason, because not every flag is public.
+/// Formats a Flipswitch event. It names neither a flag nor a reason, because not every flag is public.
 fn config_updated(timestamp: Option<&str>) -> Bytes {
     let now = || OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
     let timestamp = timestamp.map_or_else(now, str::to_owned);

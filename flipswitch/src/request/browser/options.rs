@@ -1,12 +1,12 @@
-/// The options of the routes for browsers, for the type of a web crate that holds a `BrowserService`. They are the same in
-/// all web crates.
+/// The options of the routes for browsers, for the type in a web crate that contains a `BrowserService`. They are the same in all
+/// web crates.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __browser_options {
     () => {
         /// Adds flags that browsers may read: keys, or flags declared with `flags!`. Defaults to none.
         ///
-        /// For browsers, other flags are missing, as if the service did not have them. Users can read everything that a page
+        /// For browsers, all other flags are missing, as if the service did not have them. Users can read everything that a page
         /// receives. For several declared flags, pass their keys: `[NewCheckout::KEY, Theme::KEY]`.
         #[must_use]
         pub fn public<K: $crate::integration::FlagKey>(self, flags: impl IntoIterator<Item = K>) -> Self {
@@ -26,9 +26,9 @@ macro_rules! __browser_options {
         /// Never use such attributes in rules that protect something, because users can send any value. The name `targetingKey`
         /// is logged as an error and ignored.
         ///
-        /// Each combination is a context of its own. In a minute, a user may cause 8 new ones, and 32 requests for those that are
-        /// out of date. All requests without a targeting key together may cause 64 new ones and 512 such requests. Beyond that,
-        /// the attributes are ignored.
+        /// Each combination of values is a separate context. In a minute, a user may cause 8 new contexts, and 32 requests for
+        /// contexts that are out of date. All requests without a targeting key together may cause 64 new contexts and 512 such
+        /// requests. Beyond these limits, the attributes are ignored.
         #[must_use]
         pub fn attributes<N: Into<String>>(self, names: impl IntoIterator<Item = N>) -> Self {
             Self(self.0.attributes(names))
@@ -61,30 +61,31 @@ macro_rules! __browser_options {
         /// Sets whether browsers follow changes over an event stream. Defaults to `true`. With `false`, they request flags again
         /// when their tab becomes visible.
         ///
-        /// With HTTP/1.1, browsers open at most six connections to a host, for all tabs together, and the stream of each visible
-        /// tab is one of them. Serve browsers over HTTP/2, for example with a proxy such as nginx, or turn streams off.
+        /// With HTTP/1.1, browsers open at most six connections to a host for all tabs together, and the stream of each visible
+        /// tab uses one of them. Serve browsers over HTTP/2, for example with a proxy such as nginx, or turn streams off.
         #[must_use]
         pub fn streams(self, has_streams: bool) -> Self {
             Self(self.0.streams(has_streams))
         }
 
-        /// Sets how long a tab may be hidden before it closes its stream, at least one second. Defaults to 30 seconds.
+        /// Sets how long a tab may be hidden before it closes its stream. Defaults to 30 seconds; the minimum is 1 second.
         #[must_use]
         pub fn inactivity(self, inactivity: ::std::time::Duration) -> Self {
             Self(self.0.inactivity(inactivity))
         }
 
-        /// Sets the time over which browsers are notified of a change. Each is notified at a random time within it, so that not
-        /// all of them request flags at once. Defaults to 2 seconds; the maximum is an hour. Use zero for a small site.
+        /// Sets the time over which browsers are notified of a change. Each browser is notified at a random point in this time,
+        /// so that they do not all request flags at the same time. Defaults to 2 seconds; the maximum is 1 hour. Use zero for a
+        /// small site.
         #[must_use]
         pub fn spread(self, spread: ::std::time::Duration) -> Self {
             Self(self.0.spread(spread))
         }
 
-        /// Lets pages of another origin, such as `https://www.example.com`, request flags with credentials (CORS). May be called
+        /// Lets pages of another origin, such as `https://www.example.com`, request flags with credentials (CORS). Call it once
         /// for each origin. Defaults to none. A value that is not an exact origin is logged as an error and ignored.
         ///
-        /// These pages get no event stream, because browsers send no cookies with it. They request flags again when their tab
+        /// Such a page gets no event stream, because browsers send no cookies with it. The page requests flags again when its tab
         /// becomes visible.
         #[must_use]
         pub fn allow_origin(self, origin: impl Into<String>) -> Self {

@@ -6,7 +6,7 @@ use time::{OffsetDateTime, format_description::well_known::Rfc3339};
 
 use crate::context::context::Context;
 
-/// Longest text of an attribute that a browser may add, in bytes.
+/// Maximum length of the value of an attribute that a browser may add, in bytes.
 const MAX_ATTRIBUTE: usize = 64;
 
 /// A route for browsers.
@@ -16,7 +16,7 @@ pub enum BrowserRoute {
     Bulk,
     /// Evaluation of one flag.
     Flag,
-    /// The event stream of OFREP.
+    /// The OFREP event stream.
     Events,
     /// The stream that the web provider of Flipswitch opens.
     OwnEvents,
@@ -28,7 +28,7 @@ impl BrowserRoute {
     /// All routes.
     pub const ALL: [Self; 5] = [Self::Bulk, Self::Flag, Self::Events, Self::OwnEvents, Self::Script];
 
-    /// Returns the path below the mount. `{key}` stands for one segment with any text.
+    /// Returns the path relative to the mount. `{key}` stands for any single segment.
     #[must_use]
     pub const fn path(self) -> &'static str {
         match self {
@@ -76,7 +76,7 @@ pub struct BrowserRequest {
 }
 
 impl BrowserRequest {
-    /// Creates the head of a request. `path` is the whole path of the request, even below a nested router. `header_values`
+    /// Creates the head of a request. `path` is the whole path of the request, even inside a nested router. `header_values`
     /// returns all values of a header, by its name in lower case.
     pub fn new<'a, I>(
         route: BrowserRoute,
@@ -120,7 +120,8 @@ impl BrowserRequest {
         &self.origin
     }
 
-    /// Returns whether the page has another origin than the application, according to the headers of the request.
+    /// Returns whether the origin of the page differs from the origin of the application, according to the headers of the
+    /// request.
     pub(super) fn is_cross_origin(&self) -> bool {
         match self.fetch_site.as_str() {
             "" if self.host.is_empty() => false,
@@ -129,7 +130,7 @@ impl BrowserRequest {
         }
     }
 
-    /// Returns the path below which the routes are mounted, if it is a plain one.
+    /// Returns the path under which the routes are mounted, if it is a plain path.
     pub(super) fn mount(&self) -> Option<&str> {
         let (path, _) = self.route.path().split_once("/{key}").unwrap_or((self.route.path(), ""));
         let mount = &self.path[..self.path.rfind(path)?];
@@ -143,14 +144,14 @@ impl BrowserRequest {
         percent_decode_str(key).decode_utf8().ok().map(Into::into)
     }
 
-    /// Returns the time of the change in the query, which is from an event that the browser has received (ADR-0008).
+    /// Returns the time of the change in the query, which comes from an event that the browser has received (ADR-0008).
     pub(super) fn last_modified(&self) -> Option<OffsetDateTime> {
         let value = self.query.split('&').find_map(|pair| pair.strip_prefix("flagConfigLastModified="))?;
         time_of(&percent_decode_str(value).decode_utf8().ok()?)
     }
 
     /// Returns whether the browser has the response with this tag. Tags are compared weakly (RFC 9110, section 13.1.2). Tags that
-    /// a proxy has changed because it compressed the response match as well.
+    /// a proxy has changed because it compressed the response also match.
     pub(super) fn has(&self, tag: &str) -> bool {
         let opaque = tag.trim_matches('"');
         self.if_none_match.split(',').map(str::trim).any(|held| {
@@ -161,7 +162,7 @@ impl BrowserRequest {
     }
 }
 
-/// Returns whether a path is empty or begins with one slash. Browsers interpret other paths as another host.
+/// Returns whether a path is empty or begins with one slash. Browsers may interpret other paths as the name of another host.
 pub(super) fn is_plain_path(path: &str) -> bool {
     path.is_empty() || path.starts_with('/') && !path[1..].starts_with(['/', '\\'])
 }
@@ -178,7 +179,7 @@ fn time_of(text: &str) -> Option<OffsetDateTime> {
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct Body(Map<String, Value>);
 
-/// The reason why a body cannot be read: an error code of OFREP, and a text.
+/// The reason why a body cannot be read: an OFREP error code, and a description.
 #[derive(Debug, PartialEq)]
 pub(super) struct InvalidBody(pub(super) &'static str, pub(super) &'static str);
 

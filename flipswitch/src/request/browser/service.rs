@@ -34,7 +34,7 @@ use crate::{
     request::{gate::FlagKey, scope::RequestScope, warnings::SetupWarning},
 };
 
-/// The largest body of a browser's request, in bytes.
+/// Maximum size of the body of a browser's request, in bytes.
 pub const MAX_BROWSER_BODY: usize = 64 << 10;
 
 const SCRIPT: &str = include_str!("flipswitch.js");
@@ -44,11 +44,11 @@ const USER: &str = "flipswitch-user";
 
 const JSON: &str = "application/json";
 
-/// Seconds after which a browser may request flags again when none are known.
+/// Seconds after which a browser may request flags again if none are known.
 const RETRY_AFTER: &str = "5";
 
-/// Responds to browsers of an application over OFREP, with the flags of the request's user. This is the logic behind `browser` of
-/// the web crates. A clone is cheap.
+/// Responds to browsers of an application over OFREP, with the flags for the request's user. The function `browser` of the web
+/// crates uses this service. Cloning it is cheap.
 #[derive(Clone)]
 pub struct BrowserService {
     provider: FlipswitchProvider,
@@ -142,7 +142,7 @@ impl BrowserService {
         self
     }
 
-    /// Adds flags that browsers may read; see `BrowserRoutes` of the web crates for all options.
+    /// Adds flags that browsers may read; see `BrowserRoutes` in the web crates for all options.
     #[must_use]
     pub fn public<K: FlagKey>(self, flags: impl IntoIterator<Item = K>) -> Self {
         self.set(|settings| match &mut settings.public {
@@ -165,13 +165,15 @@ impl BrowserService {
         if !targeting_key.is_empty() {
             tracing::error!(
                 target: "flipswitch",
-                "`attributes` of the routes for browsers has \"targetingKey\", which is ignored: the layer determines the user"
+                "`attributes` of the routes for browsers contains \"targetingKey\", which is ignored: the layer determines the \
+                 user"
             );
         }
         self.set(|settings| settings.attributes.extend(names))
     }
 
-    /// Sets the path of the mount as browsers see it. Defaults to the path of each request.
+    /// If a proxy changes paths, sets the path, or the URL, at which browsers reach the routes. Defaults to the path of each
+    /// request.
     #[must_use]
     pub fn public_path(self, path: impl Into<String>) -> Self {
         let path = path.into();
@@ -204,13 +206,13 @@ impl BrowserService {
         self.set(|settings| settings.has_streams = has_streams)
     }
 
-    /// Sets how long a tab may be hidden before it closes its stream, at least one second. Defaults to 30 seconds.
+    /// Sets how long a tab may be hidden before it closes its stream. Defaults to 30 seconds; the minimum is 1 second.
     #[must_use]
     pub fn inactivity(self, inactivity: Duration) -> Self {
         self.set(|settings| settings.inactivity = inactivity.max(Duration::from_secs(1)))
     }
 
-    /// Sets the time over which events about a change are spread, at most an hour. Defaults to 2 seconds.
+    /// Sets the time over which events about a change are spread. Defaults to 2 seconds; the maximum is 1 hour.
     #[must_use]
     pub fn spread(self, spread: Duration) -> Self {
         self.set(|settings| settings.spread = spread.min(Duration::from_secs(3_600)))
@@ -263,7 +265,7 @@ impl BrowserService {
         self.with_cors(request, response).with("x-content-type-options", "nosniff")
     }
 
-    /// Evaluates for the user of the request, and ignores the targeting key in the body.
+    /// Evaluates flags for the user of the request, and ignores the targeting key in the body.
     async fn evaluate(&self, request: &BrowserRequest, scope: &RequestScope, body: &Body) -> BrowserResponse {
         let browsers = self.provider.browsers();
         let (id, change) = (scope.browser_id(), browsers.latest().number);
@@ -317,8 +319,8 @@ impl BrowserService {
         let tag = answer::tag(flags, &list, &self.provider.browsers().keys);
         let url = self.stream_url(request, user);
         let has_room = url.is_some() && self.provider.browsers().has_room(id, self.settings.limits);
-        // If newer flags may exist, the browser must not take a 304 for a confirmation. If there is no room for a stream, the
-        // browser would try to open the one that it knows again and again.
+        // If newer flags may exist, the browser must not take a 304 as a confirmation. If there is no room for a stream, the
+        // browser would try again and again to open the stream that it knows.
         if !is_late && has_room == url.is_some() && request.has(&tag) {
             return BrowserResponse::new(304, "").with("etag", tag);
         }
@@ -333,8 +335,8 @@ impl BrowserService {
         BrowserResponse::json(200, format!("{{\"flags\":{list}{streams}}}")).with("etag", tag)
     }
 
-    /// Returns the context of the request with the attributes that the browser adds, and whether these were ignored because there
-    /// is no allowance for them. Attributes of the request take precedence.
+    /// Returns the context of the request with the attributes that the browser adds, and whether these attributes were ignored
+    /// because there is no allowance for them. Attributes of the request take precedence.
     fn merged(&self, scope: &RequestScope, body: &Body, id: BrowserId) -> (Option<PreparedContext>, bool) {
         let Some(additions) = body.additions(&self.settings.attributes) else { return (None, false) };
         let merged = Context::merge(additions, scope.own_context().clone(), Layer::Upper).prepared();
@@ -358,7 +360,7 @@ impl BrowserService {
     ) -> (Option<Instant>, bool) {
         let browsers = self.provider.browsers();
         let now = OffsetDateTime::now_utc();
-        // Times in the future are ignored, because they are invented.
+        // Times in the future are ignored, because they cannot come from an event.
         let is_new = |at: &OffsetDateTime| browsers.latest().at.is_none_or(|latest| *at > latest);
         let changed_at = request.last_modified().filter(|at| is_new(at) && *at <= now + MAX_AHEAD);
         let Some(changed_at) = changed_at else { return (None, false) };
@@ -366,7 +368,7 @@ impl BrowserService {
             Some(merged) => self.provider.known_since(&Context::from(merged.clone())),
             None => self.provider.known_since(scope.own_context()),
         };
-        // The service may evaluate with old rules for a moment after its own event. During that time, one request is enough.
+        // The service may use old rules for a moment after its own event. During that time, one request is enough.
         let past = Duration::try_from(now - changed_at).unwrap_or_default();
         let past = past.checked_sub(ECHO_WINDOW).unwrap_or(past);
         let since = Instant::now().checked_sub(past);
@@ -379,8 +381,8 @@ impl BrowserService {
         }
     }
 
-    /// Returns the URL of the stream for a browser, if it can use one. It differs by user, so that a page whose user changes
-    /// opens another stream.
+    /// Returns the URL of the stream for a browser, if it can use one. The URL differs by user, so that a page whose user changes
+    /// opens a new stream.
     fn stream_url(&self, request: &BrowserRequest, user: &str) -> Option<String> {
         let Settings { has_streams, public_path, .. } = &*self.settings;
         // The web provider of Flipswitch opens its own stream, and an event source sends no cookies to another origin.
@@ -405,7 +407,7 @@ impl BrowserService {
         BrowserResponse { status: 200, headers: Vec::new(), body: BrowserBody::Events(BrowserEvents::new(events)) }
             .with("content-type", "text/event-stream")
             .with("cache-control", "private, no-store, no-transform")
-            // Asks nginx, and proxies that follow it, not to buffer events.
+            // Asks nginx, and proxies that follow its convention, not to buffer events.
             .with("x-accel-buffering", "no")
     }
 

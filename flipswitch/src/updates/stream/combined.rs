@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::events::events::ConnectionStatus;
 
-/// Minimum time between two requests for the start-up context that changes of streams cause.
+/// Minimum time between two requests for the start-up context that are caused by changes of streams.
 const REFETCH_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Minimum time between two openings of streams that responses have added or moved.
@@ -14,19 +14,19 @@ const OPENING_INTERVAL: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy, Debug)]
 pub(super) struct StreamState {
     pub(super) is_open: bool,
-    /// Until when an open stream counts as open if nothing more is received.
+    /// The time until which an open stream counts as open if nothing more is received.
     pub(super) heard_until: Instant,
     pub(super) status: ConnectionStatus,
     pub(super) polls: bool,
 }
 
-/// Returns until when the streams count as open if nothing more is received. Returns `None` if one of them is closed, or if there
-/// are none.
+/// Returns the time until which the streams count as open if nothing more is received. Returns `None` if one of them is closed,
+/// or if there are none.
 pub(super) fn open_until(streams: impl Iterator<Item = StreamState>) -> Option<Instant> {
     streams.map(|stream| stream.is_open.then_some(stream.heard_until)).min().flatten()
 }
 
-/// Returns the status of all streams, which is that of the worst one.
+/// Returns the status of all streams, which is the worst status of any stream.
 pub(super) fn status(streams: impl Iterator<Item = StreamState>) -> ConnectionStatus {
     let severity = |status: &ConnectionStatus| match status {
         ConnectionStatus::Error => 3,
@@ -42,7 +42,7 @@ pub(super) fn polls(mut streams: impl Iterator<Item = StreamState>) -> bool {
     streams.next().is_none_or(|first| first.polls || streams.any(|stream| stream.polls))
 }
 
-/// Limits requests for the start-up context that a change of streams causes, because the response may change them again.
+/// Limits requests for the start-up context that a change of streams causes, because the response may change the streams again.
 #[derive(Debug, Default)]
 pub(super) struct Refetches {
     last: Option<Instant>,
@@ -50,7 +50,7 @@ pub(super) struct Refetches {
 }
 
 impl Refetches {
-    /// Asks for a request. Returns whether to send it now; otherwise it is due at the [deadline](Self::deadline).
+    /// Asks for a request. Returns whether to send it now. Otherwise, it is due at the [deadline](Self::deadline).
     pub(super) fn ask(&mut self, now: Instant) -> bool {
         self.is_due = true;
         self.take_due(now)
@@ -71,7 +71,7 @@ impl Refetches {
     }
 }
 
-/// Returns when to open streams that a response has added or moved. `last` is when others were last opened.
+/// Returns when to open streams that a response has added or moved. `last` is when streams were last opened.
 pub(super) fn opens_at(last: Option<Instant>, now: Instant) -> Instant {
     last.map_or(now, |last| now.max(last + OPENING_INTERVAL))
 }

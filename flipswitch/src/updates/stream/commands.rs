@@ -27,13 +27,13 @@ impl Command {
     }
 }
 
-/// Commands for the streams. A command that is sent several times before it is read counts once.
+/// Commands for the streams. A command that is sent several times before it is read has the same effect as one command.
 #[derive(Debug)]
 pub(crate) struct StreamCommands {
     pending: AtomicU8,
     notify: Notify,
-    /// When a request was last answered with the API key in use, in nanoseconds since `origin`. Zero if none has been answered
-    /// since the last refusal.
+    /// When the service last responded to a request with the API key in use, in nanoseconds since `origin`. Zero if it has
+    /// responded to none since the last refusal.
     answered_at: AtomicU64,
     origin: Instant,
 }
@@ -50,7 +50,7 @@ impl StreamCommands {
     const REFETCHED: u8 = 2;
     const UNAUTHORIZED: u8 = 4;
 
-    /// Reports that the application asks for a new connection.
+    /// Reports that the application requests a new connection.
     pub(crate) fn reconnect(&self) {
         // An earlier refusal says nothing about the API key that is used from now on.
         self.pending.fetch_and(!Self::UNAUTHORIZED, Ordering::AcqRel);
@@ -68,13 +68,14 @@ impl StreamCommands {
         self.send(Self::UNAUTHORIZED);
     }
 
-    /// Reports that a request was answered with the API key in use. Does not wake the stream, which reads this when it needs it.
+    /// Reports that the service responded to a request with the API key in use. Does not wake the stream, which reads this when
+    /// needed.
     pub(crate) fn answered(&self) {
         let nanos = u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.answered_at.store(nanos.max(1), Ordering::Relaxed);
     }
 
-    /// Forgets answers: they do not count for another API key, or after a refusal.
+    /// Discards responses, because they say nothing about another API key, or about the key after a refusal.
     pub(crate) fn forget_answers(&self) {
         self.answered_at.store(0, Ordering::Relaxed);
     }

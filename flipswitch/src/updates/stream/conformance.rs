@@ -155,7 +155,7 @@ impl Case {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_corpus_passes() {
     let Some(file) = std::env::var_os("FLIPSWITCH_SSE_CASES") else {
-        return eprintln!("skipped: FLIPSWITCH_SSE_CASES names no file of cases");
+        return eprintln!("skipped: FLIPSWITCH_SSE_CASES is not set to a file of cases");
     };
     let cases: Vec<Case> = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
     assert!(cases.len() > 100);
@@ -201,7 +201,7 @@ const OWN: &[Own] = &[
     ("data: {\ndata:   \"a\": 1\ndata: }\n\n", &[("message", "{\n  \"a\": 1\n}", "")], "", None),
     // Colons within the value stay.
     ("data: a: b\n\ndata:: c\n\n", &[("message", "a: b", ""), ("message", ": c", "")], "", None),
-    // The last name counts. It is reset after each event, even if no event was dispatched for lack of data.
+    // The last name applies. It is reset after each event, even if no event was dispatched for lack of data.
     ("event: a\nevent: b\ndata: 1\n\ndata: 2\n\n", &[("b", "1", ""), ("message", "2", "")], "", None),
     ("event: a\n\ndata: 1\n\n", &[("message", "1", "")], "", None),
     ("event: a\nevent\ndata: 1\n\n", &[("message", "1", "")], "", None),

@@ -11,7 +11,7 @@ const SAME_DURATION: f64 = 0.1;
 /// Fraction of the time limit after which the next connection is opened.
 const NEXT_OPENS_AFTER: f64 = 0.8;
 
-/// How long the previous connection is still read at most, as a fraction of the time limit, so that it is dropped before it
+/// Maximum time for which the previous connection is still read, as a fraction of the time limit, so that it is dropped before it
 /// is cut.
 const MAX_READ_ON: f64 = 0.1;
 
@@ -24,7 +24,7 @@ const MAX_OVERLAPS: u32 = 50;
 /// Number of a connection. Later connections have higher numbers.
 pub(crate) type ConnectionNumber = u64;
 
-/// Times that are derived from `stream_idle_timeout`. The documented times are those for a timeout of a minute or more.
+/// Times that are derived from `stream_idle_timeout`. The documented times apply to a timeout of a minute or more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Times {
     /// After this time, a connection that received bytes is stable: 60 s. This resets the count of failures, and an orderly end
@@ -36,7 +36,7 @@ pub(super) struct Times {
     pub(super) stable_with_event: Duration,
     /// How long the previous connection is still read: 2 s. An event may still be on its way there.
     pub(super) read_on: Duration,
-    /// A connection that ends earlier was not ended by the time limit of a proxy: 5 s.
+    /// A connection that ends earlier than this was not ended by the time limit of a proxy: 5 s.
     pub(super) shortest_limit: Duration,
 }
 
@@ -75,26 +75,26 @@ impl OpenConnection {
     }
 }
 
-/// The open connection, and another one beside it.
+/// The open connection, and possibly a second connection.
 #[derive(Debug)]
 pub(super) struct Open {
-    /// The connection whose age and silence count.
+    /// The connection whose age and silence are checked.
     pub(super) current: OpenConnection,
     pub(super) beside: Beside,
 }
 
-/// The connection beside the current one.
+/// The second connection.
 #[derive(Debug)]
 pub(super) enum Beside {
-    /// None yet.
+    /// No connection yet.
     None,
-    /// The next one is being opened.
+    /// The next connection is being opened.
     Connecting { number: ConnectionNumber, after_id: bool },
-    /// The next one is open, and nothing has arrived on it.
+    /// The next connection is open, and nothing has arrived on it.
     Next(OpenConnection),
-    /// The previous one, which is read until this time.
+    /// The previous connection, which is read until this time.
     Previous { connection: OpenConnection, until: Instant },
-    /// The next one failed. There is one attempt for each connection.
+    /// The next connection failed. There is one attempt for each connection.
     Failed,
 }
 
@@ -112,8 +112,8 @@ impl Open {
         [Some(&mut self.current), beside].into_iter().flatten().find(|connection| connection.number == number)
     }
 
-    /// If bytes arrived on the next connection, makes it the current one and returns `true`. The previous one is still read until
-    /// the given time.
+    /// If bytes arrived on the next connection, makes it the current connection and returns `true`. The previous connection is
+    /// still read until the given time.
     pub(super) fn switch(&mut self, until: Instant) -> bool {
         match std::mem::replace(&mut self.beside, Beside::None) {
             Beside::Next(mut next) if next.has_received => {
@@ -157,8 +157,8 @@ pub(super) struct TimeLimit {
 }
 
 impl TimeLimit {
-    /// Notes that the other side ended a connection. `counts` tells whether it was stable and received an event or a
-    /// heartbeat. Returns whether the previous one lasted about as long.
+    /// Records that the other side ended a connection. `counts` is true if it was stable and received an event or a heartbeat.
+    /// Returns whether the previous connection lasted about as long.
     pub(super) fn ended(&mut self, open_for: Duration, counts: bool) -> bool {
         self.overlaps = 0;
         let last = self.last.replace((open_for, counts));
@@ -172,7 +172,7 @@ impl TimeLimit {
         like.is_some()
     }
 
-    /// Notes that another connection is opened beside the one in use.
+    /// Records that a second connection is opened while the current one is in use.
     pub(super) fn overlaps(&mut self) {
         self.overlaps += 1;
     }
@@ -183,13 +183,13 @@ impl TimeLimit {
     }
 }
 
-/// What the application was notified of since the latest overlap began, so that it is notified only once of an event that
-/// arrives on both connections.
+/// What the application has been notified of since the latest overlap began, so that an event that arrives on both connections
+/// causes only one notification.
 #[derive(Debug, Default)]
 pub(super) struct Notified(Vec<(ConnectionNumber, Notification)>);
 
 impl Notified {
-    /// Forgets everything, because another overlap begins, or the stream was closed.
+    /// Discards everything, because a new overlap begins, or the stream was closed.
     pub(super) fn clear(&mut self) {
         self.0.clear();
     }
@@ -201,9 +201,9 @@ impl Notified {
         }
     }
 
-    /// Returns whether the same notification arrived on another connection. Each arrival there counts once.
+    /// Returns whether the same notification arrived on the other connection. Each arrival is matched only once.
     pub(super) fn is_repeated(&mut self, number: ConnectionNumber, notification: &Notification) -> bool {
-        // Without a timestamp it may as well be another change of the same flag.
+        // Without a timestamp, it may be a different change of the same flag.
         let is_distinct = !matches!(notification, Notification::Changed(change) if change.timestamp.is_none());
         let is_it = |(on, known): &(ConnectionNumber, Notification)| *on != number && known == notification;
         let known = self.0.iter().position(is_it).filter(|_| is_distinct);

@@ -5,10 +5,10 @@ use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 use bytes::Bytes;
 use sse_core::{MessageEvent, SseDecoder, SseEvent};
 
-/// Largest data or name of an event, in bytes.
+/// Maximum size of the data or the name of an event, in bytes.
 const MAX_EVENT: NonZeroUsize = NonZeroUsize::new(1 << 20).expect("is not zero");
 
-/// Longest id, in bytes; it is sent back in a header.
+/// Maximum length of an id, in bytes. The id is sent back in a header.
 const MAX_ID: usize = 1 << 10;
 
 /// Decodes one connection.
@@ -19,7 +19,7 @@ pub(super) struct Decoder(SseDecoder);
 pub(super) enum Message {
     /// An event, with its name and its data.
     Event { event: String, data: String },
-    /// How long to wait before reconnecting. The parser ignores times over 32 bits of milliseconds.
+    /// How long to wait before reconnecting. The parser ignores times of more than 32 bits in milliseconds.
     Retry(Duration),
 }
 
@@ -34,7 +34,7 @@ impl Decoder {
         Self::with_limit(last_id, MAX_EVENT)
     }
 
-    /// Creates a decoder with another limit for events.
+    /// Creates a decoder with a different limit for events.
     pub(super) fn with_limit(last_id: Option<Arc<str>>, limit: NonZeroUsize) -> Self {
         let mut decoder = SseDecoder::with_limit(limit);
         decoder.reconnect_with_id(last_id);
@@ -57,7 +57,7 @@ impl Decoder {
         })
     }
 
-    /// Returns the id to continue after, if the stream sent one. An id without an event counts, too.
+    /// Returns the id to continue after, if the stream sent one. This includes an id without an event.
     pub(super) fn last_id(&self) -> Option<&Arc<str>> {
         self.0.last_event_id().filter(|id| !id.is_empty())
     }

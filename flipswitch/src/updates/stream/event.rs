@@ -1,6 +1,6 @@
 //! The events of the stream of changes, and their effects.
 //!
-//! A new kind of event is added in two places: `parse_own` or `parse_advertised` reads it, and [`StreamEvent::effect`] decides
+//! A new kind of event is added in two places: `parse_own` or `parse_advertised` reads it, and [`StreamEvent::effect`] determines
 //! its effect.
 
 use serde::Deserialize;
@@ -18,7 +18,7 @@ use crate::{
 /// An event of the stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum StreamEvent {
-    /// A flag changed, or possibly all flags. Holds the new version of the flags, if the event names it.
+    /// A flag changed, or possibly all flags. Contains the new version of the flags, if the event names it.
     Changed(FlagChangeEvent, ConfigVersion),
     /// The API key is being replaced, or, with `None`, its replacement was cancelled.
     KeyRotated { valid_until: Option<OffsetDateTime> },
@@ -28,7 +28,7 @@ pub(crate) enum StreamEvent {
     Unknown,
 }
 
-/// The effect of an event. Each kind of event decides both fields.
+/// The effect of an event. Each kind of event determines both fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Effect {
     /// Whether cached flags are out of date from now on, and why.
@@ -40,8 +40,8 @@ pub(crate) struct Effect {
 /// Why flags are out of date.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Cause {
-    /// A change was announced, with the version of the flags if the event names it. The service may evaluate with
-    /// old rules for a moment after its own event.
+    /// A change was announced, with the version of the flags if the event names it. The service may use old rules for a moment
+    /// after its own event.
     Announced(ConfigVersion),
     /// A change may have been missed.
     Missed,
@@ -72,7 +72,7 @@ impl StreamEvent {
         }
     }
 
-    /// Parses an event of OFREP, which is identified by the type in its data and not by its name (ADR-0008).
+    /// Parses an OFREP event, which is identified by the type in its data and not by its name (ADR-0008).
     fn parse_advertised(data: &str) -> Self {
         match refetch(data) {
             Some((version, timestamp)) => Self::Changed(FlagChangeEvent { flag_key: None, timestamp }, version),
@@ -80,7 +80,7 @@ impl StreamEvent {
         }
     }
 
-    /// Parses an event of Flipswitch. A change that cannot be read may concern any flag.
+    /// Parses a Flipswitch event. A change that cannot be read may concern any flag.
     fn parse_own(name: &str, data: &str) -> Self {
         let data = || serde_json::from_str::<Data>(data).unwrap_or_default();
         match name {
@@ -119,7 +119,7 @@ impl StreamEvent {
     }
 }
 
-/// Parses a date of RFC 3339. One without an offset is in UTC.
+/// Parses an RFC 3339 date. A date without an offset is in UTC.
 fn date(value: &Value) -> Option<OffsetDateTime> {
     let text = value.as_str()?;
     OffsetDateTime::parse(text, &Rfc3339).or_else(|_| OffsetDateTime::parse(&format!("{text}Z"), &Rfc3339)).ok()

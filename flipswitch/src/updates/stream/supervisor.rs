@@ -19,17 +19,17 @@ use crate::{
     wire::backoff::{MAX_BACKOFF, backoff, retry_after_wait},
 };
 
-/// Wait after the first failure, unless the service names another one.
+/// Wait after the first failure, unless the service names a different one.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
 /// Approximate wait after the service refused the API key, or if it has no stream.
 const REFUSED_WAIT: Duration = Duration::from_secs(300);
 
-/// Number of refusals in a row after which the API key counts as refused. A single one may be a mistake of a proxy.
+/// Number of refusals in a row after which the API key counts as refused. A single refusal may be a mistake of a proxy.
 const CONFIRMED_REFUSALS: u32 = 2;
 
-/// How long an answer to a request for flags contradicts a refusal of the API key for the stream, and how often to check for
-/// one while the key counts as refused.
+/// How long a response to a request for flags contradicts a refusal of the API key for the stream, and how often to check for
+/// such a response while the key counts as refused.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
 
 /// The provider's options for the stream.
@@ -50,11 +50,12 @@ pub(crate) enum Input {
     Start(Instant),
     /// Something happened to the connection with this number.
     Connection(ConnectionNumber, ConnectionInput),
-    /// The time of [`Supervisor::deadline`] has come.
+    /// The deadline from [`Supervisor::deadline`] has been reached.
     DeadlineReached,
-    /// The application asks for a new connection.
+    /// The application requests a new connection.
     Reconnect,
-    /// The service advertises another URL for the stream, which opens at this time. Contains what logs may show of the URL.
+    /// The service advertises a new URL for the stream, which opens at this time. Contains the part of the URL that logs may
+    /// show.
     Moved(Arc<str>, Instant),
     /// The machine was asleep: the other side may have closed the connection long ago, and time has passed unnoticed.
     Resumed,
@@ -62,8 +63,8 @@ pub(crate) enum Input {
     Refetched,
     /// A request for flags was refused because of the API key.
     Unauthorized,
-    /// When a request was last answered with the API key in use, if none was refused since. Precedes every input that depends on
-    /// it.
+    /// When the service last responded to a request with the API key in use, if it has refused none since. Precedes every input
+    /// that depends on it.
     Answered(Option<Instant>),
 }
 
@@ -91,9 +92,9 @@ pub(crate) enum ConnectionInput {
 /// Something to do. Actions must be carried out in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Drop all connections, and open another one after this id.
+    /// Drop all connections, and open a new one after this id.
     Connect { number: ConnectionNumber, last_id: Option<Arc<str>> },
-    /// Open another connection after this id, beside the one that is open.
+    /// Open a second connection after this id, while the current one stays open.
     ConnectBeside { number: ConnectionNumber, last_id: Option<Arc<str>> },
     /// Drop this connection.
     Close(ConnectionNumber),
@@ -111,9 +112,9 @@ pub(crate) enum Action {
     Status(ConnectionStatus),
     /// Request the flags of the start-up context.
     Refetch,
-    /// Request them because a stream that a response has added or moved is open.
+    /// Request the flags because a stream that a response has added or moved is open.
     RefetchForNewStream,
-    /// Request them in full, because the response may advertise another URL.
+    /// Request the flags in full, because the response may advertise a new URL.
     RenewUrl,
     /// Begin or end polling.
     Polling(bool),
@@ -121,13 +122,13 @@ pub(crate) enum Action {
     Unauthorized,
 }
 
-/// Decides what to do with the connections of one stream.
+/// Determines what to do with the connections of one stream.
 #[derive(Debug)]
 pub(crate) struct Supervisor {
     options: StreamOptions,
     service: ServiceKind,
     times: Times,
-    /// What logs may show of the URL of the stream.
+    /// The part of the stream's URL that logs may show.
     url: Arc<str>,
     /// Whether the next connection is the first one at its URL.
     is_new: bool,
@@ -147,10 +148,10 @@ pub(crate) struct Supervisor {
     key_refusals: u32,
     /// When the first of these refusals occurred.
     refused_since: Option<Instant>,
-    /// When a request was last answered with the API key in use.
+    /// When the service last responded to a request with the API key in use.
     answered_at: Option<Instant>,
-    /// Responses in a row that say that there is no stream. They do not count if the stream was open before, because proxies send
-    /// such responses while the service is being deployed.
+    /// Responses in a row that say that there is no stream. They are not counted if the stream was open before, because proxies
+    /// send such responses while the service is being deployed.
     absences: u32,
     was_open: bool,
     reported_unauthorized: bool,
@@ -177,7 +178,7 @@ enum State {
     Unauthorized {
         since: Instant,
         until: Instant,
-        /// When to check for an answer to a request with the same key.
+        /// When to check for a response to a request with the same key.
         look_at: Instant,
     },
     /// The service declines connections.
@@ -234,7 +235,7 @@ impl Supervisor {
         matches!(self.state, State::Open(_))
     }
 
-    /// Handles an input, and returns what to do. `random` is from [0, 1).
+    /// Handles an input, and returns what to do. `random` is in [0, 1).
     pub(crate) fn input(&mut self, input: Input, now: Instant, random: f64) -> Vec<Action> {
         let mut actions = Vec::new();
         let todo = &mut actions;
@@ -268,7 +269,7 @@ impl Supervisor {
                 tracing::info!(target: "flipswitch", "the clock jumped; reconnecting the stream of changes");
                 self.failures = 0;
                 self.missed_changes = true;
-                // Flags have aged only by the monotonic clock, and would count as fresh for a while without the stream.
+                // Flags have aged only by the monotonic clock, and without the stream would count as fresh for a while.
                 todo.extend([Action::Disconnect, Action::StreamClosed, Action::Invalidate(Cause::Missed)]);
                 self.connect(todo);
             }
@@ -289,7 +290,7 @@ impl Supervisor {
                     }
                 }
             }
-            // Also replaces an attempt in flight, which may have been sent with another API key.
+            // Also replaces an attempt in flight, which may have been sent with a different API key.
             (_, Input::Reconnect) => {
                 (self.failures, self.key_refusals, self.absences) = (0, 0, 0);
                 (self.reported_unauthorized, self.reported_no_stream) = (false, false);
@@ -377,7 +378,7 @@ impl Supervisor {
         let Effect { invalidate, notify } = event.effect(!connection.is_subscribed);
         connection.has_event = true;
         connection.is_subscribed |= is_heartbeat;
-        // Even if the event arrives a second time, because it may be a different one.
+        // This is done even if the event arrives a second time, because it may be a different event.
         todo.extend(invalidate.map(Action::Invalidate));
         let Some(notification) = notify.filter(|notification| !self.notified.is_repeated(number, notification)) else {
             return;
@@ -414,7 +415,7 @@ impl Supervisor {
         }
         let beside = std::mem::replace(&mut open.beside, Beside::Failed);
         if let Beside::Previous { connection, .. } = beside {
-            // The previous one is still open, so nothing was missed.
+            // The previous connection is still open, so nothing was missed.
             next_failed(&"closed soon after it was opened");
             todo.push(Action::Close(number));
             open.current = connection;
@@ -426,7 +427,7 @@ impl Supervisor {
             self.failures = 0;
         }
         match beside {
-            // A rotation, and the attempt to open the next connection has begun already.
+            // This is a rotation, and the next connection is already being opened.
             Beside::Connecting { number: next, after_id } if is_stable => {
                 self.close_rotated(number, open_for, todo);
                 self.state = State::Connecting { number: next, after_id };
@@ -516,7 +517,7 @@ impl Supervisor {
         self.missed_changes = true;
         let status = status.map(|status| status.as_u16());
         let is_key_refused = matches!(error, Error::Unauthorized);
-        // The error page of a proxy cannot be read, and gives another error.
+        // The error page of a proxy cannot be read, and results in a different error.
         let is_own = matches!(error, Error::Status(_));
         let is_absent = is_own && matches!(status, Some(404 | 405 | 406 | 410 | 501)) && !self.was_open;
         self.key_refusals = if is_key_refused { self.key_refusals.saturating_add(1) } else { 0 };
@@ -566,8 +567,8 @@ impl Supervisor {
         }
     }
 
-    /// Returns whether requests are answered with the API key that the service refuses for the stream, either since the first of
-    /// the refusals in a row or recently.
+    /// Returns whether the service responds to requests with the API key that it refuses for the stream, either since the first
+    /// of the refusals in a row or recently.
     fn is_key_answered(&self, now: Instant) -> bool {
         let is_recent = |at: Instant| {
             now.saturating_duration_since(at) <= ANSWERED_WITHIN || self.refused_since.is_some_and(|since| at >= since)
@@ -612,7 +613,7 @@ impl Supervisor {
         self.missed_changes = true;
         let wait = backoff(self.first_wait, self.failures, random);
         let wait = retry_after.map_or(wait, |retry_after| wait.max(retry_after_wait(retry_after, random)));
-        // Precedes the status, because a listener for the status may ask whether the provider polls.
+        // Precedes the status, because a listener for the status may check whether the provider polls.
         if self.failures >= self.options.max_retries || wait > MAX_BACKOFF.mul_f64(1.1) {
             self.poll(true, todo);
         }
@@ -660,7 +661,7 @@ impl Supervisor {
         }
     }
 
-    /// Logs a failure. The first one in a row, and the one after which polling begins, are logged as warnings.
+    /// Logs a failure. The first failure in a row, and the failure after which polling begins, are logged as warnings.
     fn log(&self, error: impl fmt::Display) {
         let failures = self.failures.saturating_add(1);
         if failures == 1 || failures == self.options.max_retries {
@@ -676,7 +677,7 @@ fn next_failed(error: &dyn fmt::Display) {
     tracing::debug!(target: "flipswitch", %error, "the next connection of the stream of changes failed");
 }
 
-/// Returns the last source of an error. The sources in between only repeat it in other words.
+/// Returns the last source of an error. The sources in between only rephrase it.
 fn root_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> &'a (dyn std::error::Error + 'static) {
     std::iter::successors(Some(error), |error| error.source()).last().unwrap_or(error)
 }
@@ -971,7 +972,7 @@ mod tests {
             (until - self.now).as_secs()
         }
 
-        /// Advances the time to the next attempt after a refusal. Without an answer, there is no earlier attempt.
+        /// Advances the time to the next attempt after a refusal. Without a response, there is no earlier attempt.
         fn attempts_again(&mut self) {
             let State::Unauthorized { until, .. } = self.supervisor.state else { panic!("the key is not refused") };
             while self.supervisor.deadline() < Some(until) {
@@ -1332,7 +1333,7 @@ mod tests {
             let mut stream = limited(seconds, ends);
             let mut opened = stream.now;
             for _ in 0..10 {
-                // The age of this connection decides, and not that of the previous one.
+                // The age of this connection is used, and not the age of the previous one.
                 let age = stream.now - opened;
                 let (old, new) = stream.opens_beside_after(limit.mul_f64(0.8) - age);
                 // There is one attempt for each connection.
@@ -1406,7 +1407,7 @@ mod tests {
         stream.gets(ConnectionInput::Opened, 1.0);
         stream.does_on(old, changes(1), published(1));
         stream.does(ConnectionInput::Bytes, []);
-        // Flags are invalidated nevertheless.
+        // Flags are still invalidated.
         stream.does(changes(1), [announced()]);
         stream.does(changes(1), published(1));
         stream.does(changes(2), published(2));
@@ -1635,14 +1636,14 @@ mod tests {
         stream.now += MINUTE * 10;
         let unauthorized = [Action::Unauthorized, Action::Polling(true), status(ConnectionStatus::Error)];
         stream.gets(Input::DeadlineReached, 1.0);
-        // A refused request counts as well, and answers before it do not.
+        // A refused request is also taken into account, and responses before it are ignored.
         stream.does(Input::Unauthorized, []);
         stream.does(Input::Answered(None), []);
         stream.refuse(
             401,
             [Action::Unauthorized, Action::Polling(true)].into_iter().chain([status(ConnectionStatus::Error)]),
         );
-        // The answer was too long before the first refusal.
+        // The response was too long before the first refusal.
         let mut stream = Stream::connecting();
         stream.does(Input::Answered(Some(stream.now)), []);
         stream.now += SECOND * 30;
@@ -1659,7 +1660,7 @@ mod tests {
         stream.refuse(401, FAILED);
         stream.connects_after(SECOND);
         stream.refuse(401, [Action::Unauthorized, Action::Polling(true), status(ConnectionStatus::Error)]);
-        // Checked every 30 seconds. The earlier answer does not count.
+        // Checked every 30 seconds. The earlier response is ignored.
         for _ in 0..3 {
             stream.waits(SECOND * 30);
             stream.does(Input::DeadlineReached, []);
@@ -1667,7 +1668,7 @@ mod tests {
         stream.now += SECOND;
         stream.does(Input::Answered(Some(stream.now)), []);
         stream.connects_after(SECOND * 29);
-        // The key does not count as refused again while requests are answered.
+        // The key does not count as refused again while requests receive responses.
         stream.refuse(401, FAILED);
         assert!(matches!(stream.supervisor.state, State::Waiting { .. }));
     }

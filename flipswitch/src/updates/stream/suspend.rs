@@ -27,7 +27,7 @@ impl SuspendDetector {
         drift >= MIN_DRIFT
     }
 
-    /// Forgets the last tick.
+    /// Discards the last tick.
     pub(super) fn reset(&mut self) {
         self.last = None;
     }

@@ -145,7 +145,7 @@ async fn the_vendor_client_continues_after_a_key_rotation() {
     let in_an_hour = SystemTime::now() + Duration::from_secs(3_600);
     let next = service.rotate_api_key(KeyRotation::new().valid_until(in_an_hour));
     client.hears_log("API key was rotated. Current key valid until: 2").await;
-    // Its key cannot be replaced, and the one that it has is valid for an hour.
+    // Its key cannot be replaced, and its current key is valid for an hour.
     assert_eq!(client.details("boolean", "bool", "free").await["value"], true);
     assert_eq!(Client::spawn(&service, &next).await.1, "ready");
     for valid_until in [json!(null), json!("")] {
@@ -262,7 +262,7 @@ impl Client {
         self.0.hears(|heard| heard["text"].as_str().is_some_and(|logged| logged.starts_with(text))).await;
     }
 
-    /// Ends the client, which must have understood every event, and its stream.
+    /// Stops the client, which must have understood every event, and its stream.
     async fn end(self, service: LocalServer) {
         let heard = self.0.end().await;
         eventually(async || service.streams() == 0).await;

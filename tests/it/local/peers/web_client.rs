@@ -34,7 +34,7 @@ async fn the_web_provider_reads_every_type_of_flag() {
     }
     let details = client.details("boolean", "bool").await;
     assert_eq!(details["metadata"], json!({"flagType": "boolean", "owner": "web", "priority": 3}));
-    // For flags without a value, the default of the code is used, which is not an error.
+    // For flags without a value, the default in the code is used, which is not an error.
     for (key, reason) in [("disabled", "DISABLED"), ("code-default", "DEFAULT")] {
         let details = client.details("boolean", key).await;
         assert_eq!((&details["value"], &details["reason"]), (&json!(false), &json!(reason)), "{key}: {details}");
@@ -211,7 +211,7 @@ fn service() -> LocalServerBuilder {
     LocalServer::builder().flags(sample_flags())
 }
 
-/// Gives a flag another value.
+/// Gives a flag a different value.
 fn flip(service: &LocalServer, key: &str) {
     let value = if key == "bool" { json!(false) } else { json!("changed") };
     let definition = json!({"state": "ENABLED", "variants": {"flipped": value}, "defaultVariant": "flipped"});
