@@ -645,7 +645,7 @@ impl Evaluator {
         } else {
             tracing::warn!(
                 target: "flipswitch", error = %Chain(error),
-                "the flag service does not respond to requests; serving the last known flags and defaults, and retrying"
+                "requests to the flag service fail; serving the last known flags and defaults, and retrying"
             );
         }
     }
