@@ -31,7 +31,7 @@ The exit code is 0 if the service has every flag of the manifest with its type, 
 be compared. Flags that only the service has are printed as undeclared, and do not change the exit code.
 
 Example:
-  flipswitch-local check --manifest flags.json --service https://api.flipswitch.io
+  flipswitch-local check --manifest manifest.json --service https://api.flipswitch.io
 ";
 
 struct Options {

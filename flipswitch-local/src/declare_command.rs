@@ -21,7 +21,7 @@ Print Rust source that declares flags with flags!, from a manifest of the OpenFe
 Usage: flipswitch-local declare --manifest FILE [--crate NAME]
        flipswitch-local declare --service URL [--api-key KEY] [--crate NAME]
 
-  --manifest FILE  Manifest that lists the flags, such as flags.json
+  --manifest FILE  Manifest that lists the flags, such as manifest.json
   --service URL    URL of a flag service to read over OFREP. Its flags get empty defaults (false, 0, \"\", {}), since a
                    service does not know the defaults in the code
   --api-key KEY    API key of the service [default: the environment variable FLIPSWITCH_API_KEY]
@@ -29,7 +29,7 @@ Usage: flipswitch-local declare --manifest FILE [--crate NAME]
   --help           Print this help
 
 Example:
-  flipswitch-local declare --manifest flags.json > src/flags.rs
+  flipswitch-local declare --manifest manifest.json > src/flags.rs
 ";
 
 const CRATES: [&str; 3] = ["flipswitch", "flipswitch_axum", "flipswitch_actix"];

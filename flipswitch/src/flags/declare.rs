@@ -143,8 +143,8 @@ const MANIFEST_SCHEMA: &str =
 
 /// Returns the manifest of declared flags, in the format of the OpenFeature CLI.
 ///
-/// If the manifest is stored as `flags.json`, the CLI can generate code for other languages from it, and `flipswitch-local check`
-/// can compare it with a service.
+/// From a file with the manifest, the CLI can generate code for other languages, and `flipswitch-local check` can compare it with
+/// a service.
 ///
 /// The type of a flag is the type of its default. A default that is not a boolean, a number or a string has the type `object`. If
 /// two flags have the same key, the later one is used.
