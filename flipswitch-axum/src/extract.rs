@@ -86,7 +86,7 @@ impl<F: FlagDef, S: Send + Sync> OptionalFromRequestParts<S> for Flag<F> {
     }
 }
 
-/// Access to the flags of a request without extractors: in middleware, under tonic or plain hyper.
+/// Access to the flags of a request without extractors: in middleware, and with tonic or plain hyper.
 ///
 /// ```
 /// use flipswitch_axum::FlagsExt;

@@ -30,7 +30,7 @@ Usage: flipswitch-local [OPTIONS]
   --api-key KEY          API key that clients must send [default: any]
   --heartbeat SECONDS    Interval of heartbeats on streams [default: 15]
   --event-streams        Also announce changes on OFREP event streams, for other OFREP clients
-  --allow-origin ORIGIN  Allow pages of this origin to use the API, such as http://localhost:5173, or * for any;
+  --allow-origin ORIGIN  Allow pages from this origin, such as http://localhost:5173, or * for any, to use the API;
                          can be repeated [default: none]
   --expose-control       Allow other machines to use the dashboard and change flags
   --help                 Print this help

@@ -53,7 +53,7 @@
 //! `flipswitch-actix`.
 //!
 //! The application must use the same version of `opentelemetry` as this crate, which is 0.33. An update to a newer 0.x version is
-//! a breaking change of this crate.
+//! a breaking change to this crate.
 
 // The README's example is a test.
 #[cfg(doctest)]

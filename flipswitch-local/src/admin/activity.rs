@@ -1,4 +1,4 @@
-//! What the dashboard watches: the topics that change, the open streams, and the latest requests of applications.
+//! What the dashboard watches: the topics that change, the open streams, and the latest requests from applications.
 
 use std::{convert::Infallible, pin::Pin, sync::Arc, time::Duration};
 
@@ -31,7 +31,7 @@ const UPDATE_INTERVAL: Duration = Duration::from_millis(50);
 /// Time without a change after which a comment is sent, so that a closed connection is noticed.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// Returns the latest requests of applications, newest first.
+/// Returns the latest requests from applications, newest first.
 pub(crate) fn requests(log: &RequestLog) -> Vec<Value> {
     log.latest_of_applications(LISTED_REQUESTS).iter().map(|request| request_json(request)).collect()
 }

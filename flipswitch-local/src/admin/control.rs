@@ -11,7 +11,7 @@
 //! | `GET /local/streams` | returns `{"open": n}` |
 //! | `POST /local/streams/finish`, `/drop`, `/reset` | ends the open streams; returns `{"streams": n}` |
 //! | `POST /local/streams/inject` | sends the request body into the open streams; returns `{"streams": n}` |
-//! | `GET /local/requests` | lists the latest requests of applications, newest first: `{"requests": [{"id", "at", "method", "path", "apiKey", "context", "status", "millis"}]}`. Without `millis` a request is pending; with `millis` and without `status` its connection ended without a response |
+//! | `GET /local/requests` | lists the latest requests from applications, newest first: `{"requests": [{"id", "at", "method", "path", "apiKey", "context", "status", "millis"}]}`. Without `millis` a request is pending; with `millis` and without `status` its connection ended without a response |
 //! | `GET /local/activity` | returns an event stream that names the topics that change: `flags`, `streams`, `requests`, `faults`, `api-key`; at first all of them |
 //! | `GET /local/api-key` | returns `{"key"}`, masked, or null if any key is accepted |
 //! | `POST /local/api-key` | rotates the API key: takes `{"key", "validUntil"}`, both optional; returns `{"key", "validUntil"}` |

@@ -4,7 +4,7 @@ use axum::Router;
 use http::{HeaderValue, Method, Uri, header};
 use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
-/// Allows pages of any origin.
+/// Allows pages from any origin.
 const ANY: &str = "*";
 
 /// Checks an origin, which is `*` or written as browsers send it.
@@ -34,7 +34,7 @@ fn is_origin(origin: &str) -> bool {
         && !origin.bytes().any(|byte| byte.is_ascii_uppercase() || byte == b'*')
 }
 
-/// Responds to preflight requests, and adds CORS headers to all other responses, for pages of these origins.
+/// Responds to preflight requests, and adds CORS headers to all other responses, for pages from these origins.
 ///
 /// The layer comes before faults and the API key, so that a page can read these responses as well.
 pub(crate) fn allow<S: Clone + Send + Sync + 'static>(api: Router<S>, origins: &[HeaderValue]) -> Router<S> {

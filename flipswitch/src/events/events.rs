@@ -50,7 +50,7 @@ pub enum ConnectionStatus {
     Connecting,
     /// The stream is open, and changes arrive as they happen.
     Connected,
-    /// There is no connection, which is not a failure: the provider is not started, real-time updates are disabled, the provider
+    /// There is no connection, which is not a failure: the provider has not started, real-time updates are disabled, the provider
     /// is about to reconnect, or the service declines connections.
     Disconnected,
     /// Connecting failed, or the connection broke. The provider retries.

@@ -25,7 +25,7 @@ const NEW_ANONYMOUS_CONTEXTS: u32 = 64;
 const RENEWED_CONTEXTS: u32 = 32;
 const RENEWED_ANONYMOUS_CONTEXTS: u32 = 512;
 
-/// Refetches that browsers may cause with the time in their requests: for one context in a minute, and for all contexts in a
+/// Refetches that browsers may cause with the time in their requests: for one context per minute, and for all contexts per
 /// second. Half of the refetches in a second are reserved for users with an account.
 const REFETCHES: u32 = 10;
 const REFETCHES_PER_SECOND: u32 = 10;

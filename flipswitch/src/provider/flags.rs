@@ -175,7 +175,7 @@ impl Flags {
         })
     }
 
-    /// Makes the flags of a context that cannot be sent: none.
+    /// Creates an empty `Flags` for a context that cannot be sent.
     pub(crate) fn invalid(error: Error, context: CanonicalContext, usage: &Arc<UsageLog>) -> Self {
         Self::new(EvaluationOutcome::Unavailable(Arc::new(error), None), context, usage)
     }

@@ -471,7 +471,7 @@ impl VisitorCookie {
         Some(format!("{}{}", self.pair(u128::from_be_bytes(number)), self.attributes))
     }
 
-    /// Returns name and value of the cookie of a visitor.
+    /// Returns the name and value of a visitor's cookie.
     fn pair(&self, number: u128) -> String {
         let digits = format!("{number:032x}");
         let code = u128::from_be_bytes(self.keys.sign(digits.as_bytes()));

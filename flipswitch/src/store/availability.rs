@@ -28,7 +28,7 @@ pub(super) enum Change {
 }
 
 impl Availability {
-    /// Returns since when the store has been unavailable.
+    /// Returns the time since which the store has been unavailable.
     pub(super) fn away_since(&self) -> Option<OffsetDateTime> {
         self.away_since
     }

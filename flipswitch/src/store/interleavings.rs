@@ -420,9 +420,9 @@ impl World {
         read.iter().map(|(version, _)| self.changes[*version].at).fold(*missed_at, Instant::max)
     }
 
-    /// Returns the version that flags must at least have to be fresh in an instance. It includes every event that the
-    /// instance has read and whose echo window has ended; the window begins again with each event. It also includes every change
-    /// that was certain when the instance last may have missed something.
+    /// Returns the minimum version that flags must have to be fresh in an instance. It includes every event that the instance has
+    /// read and whose echo window has ended; the window begins again with each event. It also includes every change that was
+    /// certain when the instance may last have missed something.
     fn needed(&self, instance: usize, now: Instant) -> usize {
         let Instance { read, missed_at, .. } = &self.instances[instance];
         let next = |event: usize| read.get(event + 1).map_or(now, |(_, at)| *at);

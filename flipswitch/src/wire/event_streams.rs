@@ -61,7 +61,7 @@ pub(crate) enum StreamProblem {
     NotOneOfBoth,
     #[error("the URL of a stream is invalid, or is longer than {MAX_URL} bytes")]
     InvalidUrl,
-    #[error("a stream at {0} is not encrypted, although the service is")]
+    #[error("the connection to a stream at {0} would not be encrypted, although the connection to the service is")]
     Unencrypted(String),
     #[error("more than {MAX_STREAMS} streams are advertised; the others are ignored")]
     TooMany,

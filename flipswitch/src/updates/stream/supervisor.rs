@@ -644,7 +644,7 @@ impl Supervisor {
         }
     }
 
-    /// Logs that a connection ended early, or was cut. If connections repeatedly end after the same time, this is logged as a
+    /// Logs that a connection ended early, or was cut. If connections repeatedly end after the same interval, this is logged as a
     /// warning once.
     fn log_end(&mut self, cause: &dyn fmt::Display, open_for: Duration, is_like_last: bool) {
         let is_limited = open_for >= self.times.shortest_limit && is_like_last;
