@@ -122,7 +122,7 @@ impl Default for Broadcaster {
 }
 
 impl Broadcaster {
-    /// Counts a change of a topic.
+    /// Counts a change to a topic.
     pub(crate) fn changed(&self, topic: Topic) {
         self.topics.send_modify(|counts| counts[topic as usize] += 1);
     }

@@ -39,7 +39,7 @@ pub struct RecordedRequest {
 pub(crate) struct LoggedRequest {
     pub(crate) request: RecordedRequest,
     pub(crate) received_at: OffsetDateTime,
-    /// Number among the requests of applications. `None` for requests to the dashboard and to `/local`.
+    /// Number among the requests from applications. `None` for requests to the dashboard and to `/local`.
     pub(crate) application_id: Option<u64>,
     outcome: OnceLock<Outcome>,
 }
@@ -99,7 +99,7 @@ impl RequestLog {
         self.entries.lock().requests.iter().map(|logged| logged.request.clone()).collect()
     }
 
-    /// Returns the requests of applications, newest first, up to `limit`.
+    /// Returns the requests from applications, newest first, up to `limit`.
     pub(crate) fn latest_of_applications(&self, limit: usize) -> Vec<Arc<LoggedRequest>> {
         let entries = self.entries.lock();
         let requests = entries.requests.iter().rev().filter(|logged| logged.application_id.is_some());
@@ -133,7 +133,7 @@ impl PendingRequest {
         }
     }
 
-    /// Announces requests of applications only. The dashboard reads the list with a request, which must not announce another
+    /// Announces requests from applications only. The dashboard reads the list with a request, which must not announce another
     /// change.
     fn announce(&self) {
         if self.request.application_id.is_some() {

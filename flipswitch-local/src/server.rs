@@ -284,7 +284,7 @@ impl LocalServerBuilder {
         self
     }
 
-    /// Allows pages of this origin to evaluate flags and open streams from a browser (CORS). Several calls allow several
+    /// Allows pages from this origin to evaluate flags and open streams from a browser (CORS). Several calls allow several
     /// origins, and `*` allows all of them. Defaults to none.
     ///
     /// The origin must be written as browsers send it, such as `http://localhost:5173`. Pages of other origins still cannot use

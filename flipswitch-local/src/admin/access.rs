@@ -1,4 +1,4 @@
-//! Restricts the control endpoints and the dashboard to this machine, and to the pages of this server.
+//! Restricts the control endpoints and the dashboard to this machine, and to pages from this server.
 //!
 //! A browser sends requests on behalf of any page. The page is in `Origin`, and a page that has pointed its own name at a
 //! loopback address (DNS rebinding) shows that name in `Host`, so both are checked. Clients other than browsers send no `Origin`

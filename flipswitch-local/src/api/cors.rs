@@ -1,4 +1,4 @@
-//! Access for pages of other origins (CORS), which a browser denies unless the server allows it.
+//! Access for pages from other origins (CORS), which a browser denies unless the server allows it.
 
 use axum::Router;
 use http::{HeaderValue, Method, Uri, header};

@@ -98,7 +98,7 @@ impl FileWatcher {
         Ok(Self { path, stamp, changed, _watcher: watcher })
     }
 
-    /// Applies every change of the file to the store. `flags` are the flags that have been read from the file.
+    /// Applies every change to the file to the store. `flags` are the flags that have been read from the file.
     pub(crate) async fn run(mut self, store: Arc<FlagStore>, flags: Flags) {
         let mut reloader = Reloader { store, flags, last_error: None };
         let mut check = tokio::time::interval(CHECK_INTERVAL);

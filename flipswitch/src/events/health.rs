@@ -21,7 +21,7 @@ use crate::{
 pub struct Health {
     /// The current state.
     pub state: HealthState,
-    /// Time of the last change of the state.
+    /// Time at which the state last changed.
     #[serde(with = "time::serde::rfc3339")]
     pub since: OffsetDateTime,
     /// Time of the last event on the stream of changes, heartbeats included.

@@ -473,7 +473,7 @@ where
 }
 
 /// Changes the headers of a response as the flags of its request require: adds the [cookie](new_cookie) for a new visitor, keeps
-/// a response with overridden flags or with [start values](Flags::to_ofrep_json) out of shared caches, and adds the flags that an
+/// a response with overridden flags or with [initial values](Flags::to_ofrep_json) out of shared caches, and adds the flags that an
 /// inspected request has read.
 pub fn finish(scope: &RequestScope, status: u16, headers: &mut dyn ResponseHeaders) {
     // Caches would add the headers of a 304 to the response that they have stored.

@@ -36,7 +36,7 @@ use crate::{
 /// // A visitor is identified by a cookie that only this application can create.
 /// let anonymous: Anonymous = Anonymous::cookie().into();
 ///
-/// // The same cookie for all subdomains, and in pages of other sites.
+/// // The same cookie for all subdomains, and in pages from other sites.
 /// let cookie = Anonymous::cookie().domain("example.com").same_site(SameSite::None).partitioned(true);
 /// let anonymous = cookie.build()?;
 /// # Ok(())
@@ -96,7 +96,7 @@ type Consent = dyn Fn(&dyn RequestParts) -> bool + Send + Sync;
 /// Selects the requests to which browsers add a cookie: the attribute `SameSite`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SameSite {
-    /// Only to requests from pages of the same site.
+    /// Only to requests from pages on the same site.
     Strict,
     /// Also to requests that follow a link on another site.
     Lax,

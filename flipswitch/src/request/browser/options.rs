@@ -82,7 +82,7 @@ macro_rules! __browser_options {
             Self(self.0.spread(spread))
         }
 
-        /// Lets pages of another origin, such as `https://www.example.com`, request flags with credentials (CORS). Call it once
+        /// Lets pages from another origin, such as `https://www.example.com`, request flags with credentials (CORS). Call it once
         /// for each origin. Defaults to none. A value that is not an exact origin is logged as an error and ignored.
         ///
         /// Such a page gets no event stream, because browsers send no cookies with it. The page requests flags again when its tab

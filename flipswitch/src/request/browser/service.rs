@@ -218,7 +218,7 @@ impl BrowserService {
         self.set(|settings| settings.spread = spread.min(Duration::from_secs(3_600)))
     }
 
-    /// Lets pages of another origin, such as `https://www.example.com`, request flags. Defaults to none.
+    /// Lets pages from another origin, such as `https://www.example.com`, request flags. Defaults to none.
     #[must_use]
     pub fn allow_origin(self, origin: impl Into<String>) -> Self {
         let origin = origin.into();
@@ -432,7 +432,7 @@ impl BrowserService {
         BrowserResponse::error(500, None, "GENERAL", details)
     }
 
-    /// Returns whether pages of this origin may request flags.
+    /// Returns whether pages from this origin may request flags.
     fn allows(&self, origin: &str) -> bool {
         self.settings.origins.iter().any(|allowed| allowed.eq_ignore_ascii_case(origin))
     }
