@@ -388,7 +388,7 @@ async fn a_large_entry_is_kept_and_a_larger_one_is_an_error() {
     store.put(sized(1 << 20), MINUTE).await.unwrap();
     assert_eq!(store.get(KEY).await.unwrap().entry, Some(sized(1 << 20)));
     let error = store.put(sized((1 << 20) + 1), MINUTE).await.unwrap_err().to_string();
-    assert!(error.contains("1048577 bytes") && error.contains("1048576 at most"), "{error}");
+    assert!(error.contains("1048577 bytes") && error.contains("at most 1048576"), "{error}");
 }
 
 #[tokio::test]
