@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::{error::ConfigError, sanitize::printable, secret::Secret};
 
-/// The header of an API key.
+/// The header for an API key.
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// How requests are authenticated; see [`auth`](crate::FlipswitchProviderBuilder::auth).
@@ -70,7 +70,7 @@ impl Credential {
         }
     }
 
-    /// Sets its header in a request, and replaces a header of the same name.
+    /// Sets the header for the credential in a request, and replaces any header of the same name.
     pub(crate) fn insert_into(&self, headers: &mut HeaderMap) {
         if let Some((name, value)) = self.header() {
             headers.insert(name, value);
@@ -184,7 +184,7 @@ fn end(key: &str) -> String {
     format!("…{}", end.unwrap_or_default())
 }
 
-/// Headers that the provider sets itself, and headers of the connection.
+/// Headers that the provider sets itself, and headers that describe the connection.
 const OWN_HEADERS: [HeaderName; 13] = [
     header::ACCEPT,
     header::ACCEPT_ENCODING,
@@ -209,7 +209,7 @@ pub(crate) fn shown_name(name: &str) -> String {
     }
 }
 
-/// Checks a header of the application. Its value is marked as sensitive.
+/// Checks a header that the application adds. Its value is marked as sensitive.
 pub(crate) fn custom_header(
     name: &str,
     value: &str,

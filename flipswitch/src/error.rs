@@ -1,4 +1,4 @@
-//! All errors of the crate, and their one mapping to OpenFeature's.
+//! All errors of the crate, and their mapping to OpenFeature's error codes.
 
 use std::{error::Error as StdError, fmt, path::PathBuf, sync::Arc, time::Duration};
 
@@ -407,7 +407,7 @@ impl FlagError {
     }
 }
 
-/// Maps OFREP's error codes, which are OpenFeature's. An unknown code is kept.
+/// Maps OFREP error codes, which are the same as OpenFeature's. An unknown code is kept.
 fn from_ofrep(code: &str) -> EvaluationErrorCode {
     match code {
         "FLAG_NOT_FOUND" => EvaluationErrorCode::FlagNotFound,
@@ -467,7 +467,7 @@ impl fmt::Display for WholeSeconds {
     }
 }
 
-/// Details behind an error code.
+/// Details that accompany an error code.
 struct Details<'a>(Option<&'a str>);
 
 impl fmt::Display for Details<'_> {

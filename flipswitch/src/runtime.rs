@@ -107,8 +107,8 @@ impl ProviderRuntime {
         Ok(self.tasks.spawn_on(future, &handle))
     }
 
-    /// Spawns a future that takes little time on the current runtime, even while tasks are dropped because the provider's runtime
-    /// is stopped. Stopping does not cancel it.
+    /// Spawns a short-running future on the current runtime, even while tasks are being dropped because the provider's runtime is
+    /// stopping. Stopping does not cancel it.
     pub(crate) fn spawn_last(&self, future: impl Future<Output = ()> + Send + 'static) {
         if let Ok(handle) = Handle::try_current() {
             drop(self.tasks.spawn_on(future.instrument(self.task_span()), &handle));

@@ -92,7 +92,7 @@ impl FlipswitchProviderBuilder {
         Self::new(ServiceKind::Ofrep, base_url, Auth::None)
     }
 
-    /// Reads `FLIPSWITCH_API_KEY` and `FLIPSWITCH_BASE_URL`. OFREP's own variables are not read: they may name another
+    /// Reads `FLIPSWITCH_API_KEY` and `FLIPSWITCH_BASE_URL`. OFREP's own variables are not read: they may name a different
     /// service, to which the key would be sent.
     pub(crate) fn from_env() -> Result<Self, ConfigError> {
         // A value that is not Unicode is neither a valid key nor a valid URL, and is rejected as one.
@@ -289,8 +289,8 @@ impl FlipswitchProviderBuilder {
 
     /// Sets how many requests may wait to be sent. Defaults to 16 384. Their contexts take at most 16 MiB.
     ///
-    /// The newest request that an evaluation waits for is sent first. When the queue is full, the oldest requests are dropped,
-    /// requests for contexts without flags first, with [`Error::QueueFull`](crate::Error::QueueFull).
+    /// The newest request that an evaluation is waiting for is sent first. When the queue is full, the oldest requests are
+    /// dropped, requests for contexts without flags first, with [`Error::QueueFull`](crate::Error::QueueFull).
     pub fn max_queued_requests(mut self, max_queued_requests: usize) -> Self {
         self.options.max_queued_requests = max_queued_requests;
         self
@@ -433,7 +433,7 @@ impl FlipswitchProviderBuilder {
     /// Sets how long an evaluation waits for the flags of a context that has none yet. Defaults to 1 second; with zero it
     /// never waits.
     ///
-    /// Afterwards, the evaluation returns the [bootstrap](Self::bootstrap) values or defaults, with
+    /// After that time, the evaluation returns the [bootstrap](Self::bootstrap) values or defaults, with
     /// [`Error::Timeout`](crate::Error::Timeout). The request continues, and later evaluations use its response.
     pub fn miss_wait(mut self, miss_wait: Duration) -> Self {
         self.options.miss_wait = miss_wait;
@@ -505,9 +505,9 @@ impl FlipswitchProviderBuilder {
 
     /// Sets which reads of flags are reported as events. Defaults to [`Off`](EvaluationEvents::Off).
     ///
-    /// Events are emitted with `tracing` at the level INFO and with the target `flipswitch::evaluation`. They have the name and
-    /// the attributes of [`feature_flag.evaluation`] in OpenTelemetry's semantic conventions, and belong to the span in which
-    /// the flag is read.
+    /// Events are emitted with `tracing` at INFO level and with the target `flipswitch::evaluation`. They have the name and the
+    /// attributes of [`feature_flag.evaluation`] in OpenTelemetry's semantic conventions, and belong to the span in which the
+    /// flag is read.
     ///
     /// | reason of the event | value |
     /// |---|---|
@@ -599,7 +599,7 @@ fn is_name(name: &str) -> bool {
     (1..=32).contains(&name.len()) && name.bytes().all(is_allowed)
 }
 
-/// Makes a secret, without the line break at the end of a file.
+/// Creates a secret. White space around it is removed, such as the line break at the end of a file.
 fn long_secret(option: &'static str, secret: &[u8], min: usize) -> Result<Secret, ConfigError> {
     let secret = secret.trim_ascii();
     if secret.len() < min {

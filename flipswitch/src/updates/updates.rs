@@ -112,11 +112,11 @@ impl Updates {
 
     /// Records that a new API key is in use. Reconnects, and finds out what changed.
     pub(crate) fn api_key_replaced(&self) {
-        // The key may belong to another environment, whose flags may differ for any context.
+        // The key may belong to a different environment, whose flags may differ for any context.
         self.notify(Notification::Changed(FlagChangeEvent::all()));
         self.changes.stream.forget_answers();
         if self.follows_event_streams {
-            // The streams may belong to another environment.
+            // The streams may belong to a different environment.
             self.changes.sources.reset(Instant::now());
         }
         self.reconnect();

@@ -46,7 +46,7 @@ const MAX_REDIRECTS: usize = 5;
 /// Maximum length of a tag that is kept, in bytes.
 const MAX_ETAG: usize = 1_024;
 
-/// Time limit for the head of the stream's response: some servers send it with the first event.
+/// Time limit for the response head of a stream: some servers send it with the first event.
 const STREAM_HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A time limit that never applies.
@@ -447,7 +447,7 @@ fn client_builder(base_url: &BaseUrl, options: &Options) -> Result<ClientBuilder
     }
 }
 
-/// Builds a client. Settings that must apply to every request are made last. A client for GET is used for streams.
+/// Builds a client. Settings that must apply to every request are applied last. A client for GET is used for streams.
 fn client(
     mut builder: ClientBuilder,
     base_url: &BaseUrl,
