@@ -15,7 +15,7 @@ use crate::{
     secret::Secret,
 };
 
-/// Accepted durations. They are short enough that an instant plus two of them is valid.
+/// Accepted durations. They are short enough that adding two of them to an instant does not overflow.
 pub(crate) const DURATIONS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(7 * 24 * 3600);
 
 /// A valid configuration.

@@ -171,14 +171,14 @@ fn wrapping(key: &str) -> Option<&'static str> {
     }
 }
 
-/// Shows the last four characters of a key of at least 16, and nothing of a shorter one.
+/// Shows the last four characters of a key that is at least 16 characters long, and nothing of a shorter one.
 impl fmt::Display for ApiKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&end(self.0.to_str().unwrap_or_default()))
     }
 }
 
-/// Returns the last four characters of a key of at least 16, and nothing of a shorter one.
+/// Returns the last four characters of a key that is at least 16 characters long, and nothing of a shorter one.
 fn end(key: &str) -> String {
     let end = key.len().checked_sub(4).filter(|_| key.len() >= 16).and_then(|from| key.get(from..));
     format!("…{}", end.unwrap_or_default())

@@ -12,8 +12,8 @@ pub(crate) type SharedError = Arc<dyn StdError + Send + Sync + 'static>;
 
 /// The reason why the flag service returned no flags.
 ///
-/// An evaluation never fails because of it: [`Flags`](crate::Flags) returns the last known values or the defaults passed to the
-/// calls, and [`Flags::error`](crate::Flags::error) returns the error.
+/// An evaluation never fails because of such an error: [`Flags`](crate::Flags) returns the last known values or the defaults
+/// passed to the calls, and [`Flags::error`](crate::Flags::error) returns the error.
 ///
 /// Most applications only log the error. These variants are worth handling:
 ///
@@ -458,7 +458,7 @@ fn hint(status: &http::StatusCode) -> &'static str {
     }
 }
 
-/// A duration, rounded up to seconds.
+/// A duration, rounded up to whole seconds.
 struct WholeSeconds(Duration);
 
 impl fmt::Display for WholeSeconds {

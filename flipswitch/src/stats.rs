@@ -29,12 +29,12 @@ pub struct Stats {
     pub unavailable: u64,
     /// Contexts that entered the cache, including contexts that had been evicted before.
     pub new_contexts: u64,
-    /// Attributes of contexts that were left out because they cannot be sent. They are counted once for each context that is
-    /// built, converted or merged. The attributes of a [`PreparedContext`](crate::PreparedContext) are therefore counted once,
-    /// and the attributes of a context that is built in each request are counted in each request. The attributes of a context
-    /// that is larger than 64 KiB and not prepared are counted at each evaluation.
+    /// Context attributes that were left out because they cannot be sent. They are counted once for each context that is built,
+    /// converted or merged. The attributes of a [`PreparedContext`](crate::PreparedContext) are therefore counted once, and the
+    /// attributes of a context that is built in each request are counted in each request. The attributes of a context that is
+    /// larger than 64 KiB and not prepared are counted at each evaluation.
     pub attributes_left_out: u64,
-    /// Connections of the stream of changes after the first one, except those that replaced a connection that was still open.
+    /// Connections to the stream of changes after the first one, except those that replaced a connection that was still open.
     pub reconnects: u64,
     /// Polls while the stream of changes was closed.
     pub polls: u64,

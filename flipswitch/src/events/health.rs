@@ -124,7 +124,7 @@ pub(crate) enum HealthSignal<'a> {
     Failed(&'a Error),
     StreamOpened,
     StreamClosed,
-    /// A connection of the stream failed. An orderly end of a connection is not a failure.
+    /// A connection to the stream failed. An orderly end of a connection is not a failure.
     StreamFailed,
     /// The service refused the API key for the stream.
     StreamUnauthorized,
@@ -211,8 +211,8 @@ impl HealthMonitor {
         health
     }
 
-    /// Returns when [`HealthSignal::DeadlineReached`] is due, unless another signal comes first. Without any signal, flags
-    /// become stale at that time.
+    /// Returns the time at which [`HealthSignal::DeadlineReached`] is due, unless another signal comes first. Without any signal,
+    /// flags become stale at that time.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let is_waiting = !self.is_streaming && self.is_ready && self.failing.is_none();
         // A poll may be up to a tenth of the interval late, and takes some time itself.

@@ -197,8 +197,8 @@ impl LifespanBuilder {
     }
 
     /// Sets whether [`start`](Self::start) fails if the service does not have a [declared](Self::declared) flag, or if the flag
-    /// has a different type. Defaults to `false`. Without a response in time, there is nothing to compare. To fail in this case
-    /// as well, set [`require_ready`](Self::require_ready).
+    /// has a different type. Defaults to `false`. If the service does not respond in time, there is nothing to compare. To fail
+    /// in this case as well, set [`require_ready`](Self::require_ready).
     pub fn require_declared(mut self, require_declared: bool) -> Self {
         self.require_declared = require_declared;
         self

@@ -84,8 +84,8 @@ pub(crate) fn report_client_evaluation(
             (event.set_id, event.version) = (field(SET_ID), field(VERSION));
         }
         Err(error) => {
-            // Leaves out the message, which may contain a part of the context, and the caller's default, which is not known:
-            // OpenFeature passes the default of the type.
+            // Leaves out the message, which may contain a part of the context, and the default passed to the call, which is not
+            // known: OpenFeature passes the default of the type.
             event.set_error(error_type(&error.code), None);
         }
     }
@@ -207,7 +207,7 @@ fn event_of<'a>(read: &FlagRead<'a>, context_id: Option<&'a str>) -> EvaluationE
 struct EvaluationEvent<'a> {
     key: &'a str,
     variant: Option<Cow<'a, str>>,
-    /// The value of the flag or, after an error, the caller's default. Set only if there is no variant.
+    /// The value of the flag or, after an error, the default passed to the call. Set only if there is no variant.
     value: Option<EventValue>,
     reason: Cow<'a, str>,
     context_id: Option<&'a str>,

@@ -508,7 +508,7 @@ impl Flags {
         entry.is_settled() && entry.failing().is_none_or(|failing| failing.is_for_others(concerns))
     }
 
-    /// Returns when the flags were requested.
+    /// Returns the time at which the flags were requested.
     pub(crate) fn requested_at(&self) -> Option<Instant> {
         match &self.plain().0 {
             Source::Fresh(entry) | Source::Stale(entry, _) => Some(entry.sent_at),

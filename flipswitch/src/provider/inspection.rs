@@ -67,7 +67,7 @@ pub(crate) struct Read {
     pub(crate) source: FlagSource,
     /// How old the value was at the first read, in seconds.
     pub(crate) age: Option<u64>,
-    /// The caller's default, if it is known.
+    /// The default passed to the call, if it is known.
     pub(crate) default: Option<String>,
     pub(crate) count: u64,
 }

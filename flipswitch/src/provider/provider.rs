@@ -207,7 +207,7 @@ impl FlipswitchProvider {
         FlipswitchProviderBuilder::from_env()?.build()
     }
 
-    /// Creates a provider with flag values in memory, for tests and demonstrations: no service, no network, no thread.
+    /// Creates a provider with flag values in memory, for tests and demonstrations. It needs no service, network or thread.
     ///
     /// The values are a JSON object of flag keys and values, and apply to every context. For values that change or differ by
     /// context, use [`TestFlags`](crate::testing::TestFlags). If the JSON value is not an object, an error is logged, and the
@@ -423,7 +423,7 @@ impl FlipswitchProvider {
         Box::pin(evaluate.instrument(self.handle.runtime.span())).await
     }
 
-    /// Returns when the cached flags of a context were requested.
+    /// Returns the time at which the cached flags for a context were requested.
     pub(crate) fn known_since(&self, context: &Context) -> Option<Instant> {
         match &self.handle.source {
             Source::Service(service) => context.with_canonical(|context| service.evaluator.known_since(context.bytes)),
@@ -865,7 +865,7 @@ impl FlipswitchProvider {
         }
     }
 
-    /// Returns when each flag was last read, to find flags that can be removed.
+    /// Returns the time at which each flag was last read. Use it to find flags that can be removed.
     ///
     /// Includes reads of individual flags through [`Flags`], gates and OpenFeature clients, even if the value is overridden or
     /// the default is used. Includes neither methods that return all flags, such as [`Flags::to_json`], nor routes for browsers.

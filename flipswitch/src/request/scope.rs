@@ -291,7 +291,7 @@ impl RequestScope {
     }
 
     /// Returns the flags for the context of an OpenFeature client, which is merged with the context of the request. The same
-    /// context has the same flags in the whole request.
+    /// context has the same flags throughout the request.
     pub(crate) async fn flags_with(&self, given: &EvaluationContext) -> Flags {
         if given.targeting_key.is_none() && given.custom_fields.is_empty() {
             return self.flags().await;

@@ -179,7 +179,7 @@ impl<F> fmt::Debug for Scoped<F> {
 /// ```
 pub trait InRequest: Future + Sized {
     /// Runs the future in the request of the caller. Outside a request, the future runs unchanged, and a warning that names the
-    /// place of the call is logged once for each place.
+    /// call site is logged once for each call site.
     #[must_use = "futures do nothing unless polled"]
     #[track_caller]
     fn with_current_scope(self) -> Carried<Self> {

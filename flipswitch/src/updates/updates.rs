@@ -1,4 +1,4 @@
-//! The sources of updates, and how they act on the rest of the provider.
+//! The sources of updates, and how they affect the rest of the provider.
 
 use std::{
     sync::{
@@ -123,7 +123,7 @@ impl Updates {
         self.refetch();
     }
 
-    /// Returns when the service last responded to a request with the API key in use, if it has refused none since.
+    /// Returns the time at which the service last responded to a request with the API key in use, if it has refused none since.
     pub(super) fn answered_at(&self) -> Option<Instant> {
         self.changes.stream.answered_at()
     }

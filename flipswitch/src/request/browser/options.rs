@@ -34,7 +34,7 @@ macro_rules! __browser_options {
             Self(self.0.attributes(names))
         }
 
-        /// If a proxy changes paths, sets the path, or the URL, at which browsers reach the routes. Defaults to the path of each
+        /// Sets the path, or the URL, at which browsers reach the routes if a proxy changes paths. Defaults to the path of each
         /// request.
         ///
         /// A value that is neither a path nor a URL is logged as an error and ignored.

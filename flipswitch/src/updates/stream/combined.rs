@@ -65,13 +65,13 @@ impl Refetches {
         is_now
     }
 
-    /// Returns when the next request is due, if one is pending.
+    /// Returns the time at which the next request is due, if one is pending.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.last.filter(|_| self.is_due).map(|last| last + REFETCH_INTERVAL)
     }
 }
 
-/// Returns when to open streams that a response has added or moved. `last` is when streams were last opened.
+/// Returns the time at which to open streams that a response has added or moved. `last` is when streams were last opened.
 pub(super) fn opens_at(last: Option<Instant>, now: Instant) -> Instant {
     last.map_or(now, |last| now.max(last + OPENING_INTERVAL))
 }

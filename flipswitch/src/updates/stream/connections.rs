@@ -1,4 +1,4 @@
-//! The open connections of the stream: their stability, the time limit of a proxy, and the connection that replaces the current
+//! The open connections to the stream: their stability, the time limit of a proxy, and the connection that replaces the current
 //! one before the proxy cuts it. No I/O; instants are passed in.
 
 use std::time::{Duration, Instant};
@@ -64,7 +64,7 @@ impl OpenConnection {
         Self { number, since: now, received_at: now, has_received: false, has_event: false, is_subscribed: false }
     }
 
-    /// Returns when the connection becomes stable, if it has received bytes.
+    /// Returns the time at which the connection becomes stable, if it has received bytes.
     pub(super) fn stable_at(&self, times: &Times) -> Option<Instant> {
         let after = if self.has_event { times.stable_with_event } else { times.stable };
         self.has_received.then_some(self.since + after)
@@ -130,7 +130,7 @@ impl Open {
         }
     }
 
-    /// Returns when to open the next connection, before the current one is cut.
+    /// Returns the time at which to open the next connection, before the current one is cut.
     pub(super) fn next_at(&self, limit: &TimeLimit) -> Option<Instant> {
         let is_possible = matches!(self.beside, Beside::None) && limit.overlaps < MAX_OVERLAPS;
         let limit = limit.limit.filter(|_| is_possible)?;

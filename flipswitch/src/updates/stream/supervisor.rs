@@ -25,7 +25,7 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// Approximate wait after the service refused the API key, or if it has no stream.
 const REFUSED_WAIT: Duration = Duration::from_secs(300);
 
-/// Number of refusals in a row after which the API key counts as refused. A single refusal may be a mistake of a proxy.
+/// Number of refusals in a row after which the API key counts as refused. A single refusal may be a mistake by a proxy.
 const CONFIRMED_REFUSALS: u32 = 2;
 
 /// How long a response to a request for flags contradicts a refusal of the API key for the stream, and how often to check for
@@ -215,7 +215,7 @@ impl Supervisor {
         }
     }
 
-    /// Returns when [`Input::DeadlineReached`] is due, unless another input comes first.
+    /// Returns the time at which [`Input::DeadlineReached`] is due, unless another input comes first.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match &self.state {
             State::Waiting { until } => Some(*until),
