@@ -13,7 +13,7 @@ use serde::Serialize;
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Stats {
-    /// Evaluations: calls to `flags()`, and to `resolve_*` through OpenFeature. Reads of a `Flags` do not count.
+    /// Evaluations: calls to `flags()`, and to `resolve_*` through OpenFeature. Reads of a `Flags` are not counted.
     pub evaluations: u64,
     /// Evaluations that returned fresh flags from the cache.
     pub hits: u64,

@@ -33,8 +33,8 @@ pub struct Health {
     /// Time until which the API key is valid, if it is being replaced.
     #[serde(with = "time::serde::rfc3339::option")]
     pub api_key_valid_until: Option<OffsetDateTime>,
-    /// Time since which the [`store`](crate::FlipswitchProviderBuilder::store) cannot be read or written. The provider continues
-    /// without it, so the rest of the health does not depend on it.
+    /// Time since which the [`store`](crate::FlipswitchProviderBuilder::store) has been unavailable for reads or writes. The
+    /// provider continues without it, so the rest of the health does not depend on it.
     #[serde(with = "time::serde::rfc3339::option")]
     pub store_away_since: Option<OffsetDateTime>,
     /// Status of the connection to the stream of changes.

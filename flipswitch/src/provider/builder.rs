@@ -286,7 +286,7 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets how many requests may wait to be sent. Defaults to 16 384. Their contexts take at most 16 MiB.
+    /// Sets how many requests may wait to be sent. Defaults to 16 384. Their contexts take up at most 16 MiB.
     ///
     /// The newest request that an evaluation is waiting for is sent first. When the queue is full, the oldest requests are
     /// dropped, requests for contexts without flags first, with [`Error::QueueFull`](crate::Error::QueueFull).

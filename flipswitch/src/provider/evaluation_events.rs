@@ -202,7 +202,7 @@ fn event_of<'a>(read: &FlagRead<'a>, context_id: Option<&'a str>) -> EvaluationE
     event
 }
 
-/// An evaluation as an event of the semantic conventions.
+/// An evaluation as an event that the semantic conventions define.
 #[derive(Debug)]
 struct EvaluationEvent<'a> {
     key: &'a str,
@@ -270,7 +270,7 @@ impl<'a> EvaluationEvent<'a> {
     }
 }
 
-/// Returns a string without control characters, of limited length.
+/// Removes control characters from a string, and limits its length.
 fn text(text: &str) -> Cow<'_, str> {
     if text.len() <= 256 && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
         Cow::Borrowed(text)
@@ -282,7 +282,7 @@ fn text(text: &str) -> Cow<'_, str> {
 /// Maximum length of the part of a service's reason that is reported.
 const MAX_REASON: usize = 40;
 
-/// Returns a reason as the conventions write it.
+/// Returns a reason in the form that the conventions use.
 fn lower(upper: &str) -> Cow<'_, str> {
     const KNOWN: [(&str, &str); 8] = [
         ("TARGETING_MATCH", "targeting_match"),

@@ -37,7 +37,7 @@ pub(crate) struct Updates {
     polling: Arc<Polling>,
     /// Options of the stream, if real-time updates are enabled.
     stream: Option<StreamOptions>,
-    /// Interval of polls, if anything is requested in the background.
+    /// Interval between polls, if anything is requested in the background.
     polling_interval: Option<Duration>,
     was_connected: AtomicBool,
     follows_event_streams: bool,

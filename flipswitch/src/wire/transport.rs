@@ -52,7 +52,7 @@ const STREAM_HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// A time limit that never applies.
 const NO_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// Interval of HTTP/2 pings on a connection, even while it is idle.
+/// Interval between HTTP/2 pings on a connection, even while it is idle.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a ping may remain without a response. A connection whose peer is gone is replaced after this time plus the interval,
@@ -295,7 +295,7 @@ impl Transport {
         client(builder, &base_url, &self.options, Method::GET).map_err(Error::transport)
     }
 
-    /// Returns the failure of a request without a response.
+    /// Returns the failure for a request that received no response.
     fn request_failure(&self, error: reqwest::Error) -> Failure {
         let is_connect = error.is_connect();
         let error = if error.is_timeout() {
