@@ -13,12 +13,13 @@ use async_trait::async_trait;
 /// `flipswitch-disk` implement it.
 ///
 /// The provider does not trust a store: keys are authentication codes of contexts, entries are encrypted, and an entry that was
-/// changed, or written for another context or environment, counts as missing. A store may lose entries and fail at any time.
+/// altered, or was written for a different context or environment, counts as missing. A store may lose entries and fail at any
+/// time.
 ///
 /// The provider waits 50 milliseconds for [`get`](Self::get) and [`try_lease`](Self::try_lease), and 1 second for the other
 /// methods. It stops reading from a store that keeps failing, and tries again about once a second, so an implementation needs no
 /// time limits or retries. A future may be dropped at any time. The provider also calls [`get`](Self::get) with a key that has no
-/// entry, to read the clock of the store.
+/// entry, to read the store's clock.
 ///
 /// ```
 /// use std::{
@@ -52,7 +53,7 @@ use async_trait::async_trait;
 /// ```
 #[async_trait]
 pub trait CacheStore: Send + Sync + 'static {
-    /// Returns the entry of a key, and the time of the store's clock, which must be the same for all instances.
+    /// Returns the entry for a key, and the time on the store's clock, which must be the same for all instances.
     ///
     /// # Errors
     ///
@@ -67,7 +68,7 @@ pub trait CacheStore: Send + Sync + 'static {
     /// A [`StoreError`] if the entry could not be written. Skipping an entry because of a later one is not an error.
     async fn put(&self, entry: StoredEntry, ttl: Duration) -> Result<(), StoreError>;
 
-    /// Grants the lease of a key, unless another lease of this key is still held. A lease is held until it is
+    /// Grants a lease on a key, unless another lease on this key is still held. A lease is held until it is
     /// [released](Self::release) or its `ttl` has elapsed. The holder of a lease requests flags from the service while all other
     /// instances wait. `key` consists of the key of an entry and the id of an event.
     ///
@@ -98,7 +99,7 @@ pub trait CacheStore: Send + Sync + 'static {
 pub struct Lookup {
     /// The entry, if there is one.
     pub entry: Option<StoredEntry>,
-    /// The time of the store's clock.
+    /// The time on the store's clock.
     pub now: SystemTime,
 }
 
@@ -107,16 +108,16 @@ pub struct Lookup {
 pub struct Leased {
     /// The lease, unless another instance holds it.
     pub lease: Option<Lease>,
-    /// The time of the store's clock.
+    /// The time on the store's clock.
     pub now: SystemTime,
 }
 
-/// The permission to request the flags of one context from the flag service.
+/// Permission to request the flags for one context from the flag service.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Lease {
     /// The key that was passed to [`CacheStore::try_lease`].
     pub key: String,
-    /// Distinguishes the lease from other leases of the key.
+    /// Distinguishes the lease from other leases on the key.
     pub token: String,
 }
 

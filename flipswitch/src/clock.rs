@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// Maximum time by which [`coarse_now`] is behind.
+/// Maximum time by which [`coarse_now`] lags behind.
 pub(crate) const COARSE_LAG: Duration = Duration::from_millis(if cfg!(target_os = "linux") { 20 } else { 0 });
 
 /// Returns the time of the system's last timer tick, which was at most [`COARSE_LAG`] ago, or the current time on systems
@@ -15,7 +15,7 @@ pub(crate) fn coarse_now() -> Instant {
     use rustix::time::{ClockId, clock_gettime};
 
     fn read(clock: ClockId) -> Duration {
-        // Cannot fail: both clocks count from the start of the system.
+        // Cannot fail: both clocks count from system boot.
         Duration::try_from(clock_gettime(clock)).unwrap_or_default()
     }
 

@@ -15,7 +15,7 @@ use crate::{
     secret::Secret,
 };
 
-/// Accepted durations. They are short enough that an instant plus two of them is valid.
+/// Accepted durations. They are short enough that adding two of them to an instant does not overflow.
 pub(crate) const DURATIONS: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(7 * 24 * 3600);
 
 /// A valid configuration.
@@ -36,7 +36,7 @@ pub(crate) struct Config {
 
 #[cfg(test)]
 impl Config {
-    /// Returns the configuration for a Flipswitch service, with an API key and defaults.
+    /// Returns the configuration for a Flipswitch service, with an API key and the default options.
     pub(crate) fn of_service(base_url: BaseUrl) -> Self {
         Self {
             credential: Credential::new(&crate::credential::Auth::ApiKey("key".to_owned())).unwrap(),
@@ -62,8 +62,8 @@ pub enum EvaluationEvents {
     /// Reports no reads.
     #[default]
     Off,
-    /// Reports the first read of each flag from a [`Flags`](crate::Flags), that is, the first read in a request if all its parts
-    /// share one.
+    /// Reports the first read of each flag from a [`Flags`](crate::Flags), that is, the first read in a request if all parts of
+    /// the request share one `Flags`.
     PerRequest,
     /// Reports every read, as OpenTelemetry's semantic conventions recommend.
     PerRead,
@@ -74,7 +74,7 @@ pub enum EvaluationEvents {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ContextId {
-    /// A hash of the targeting key, in 32 hexadecimal digits: HMAC-SHA-256 with a key that is derived from the provider's secret.
+    /// A hash of the targeting key, as 32 hexadecimal digits: HMAC-SHA-256 with a key that is derived from the provider's secret.
     /// A user has the same hash in all instances with the same secret. Without the secret, the hash does not reveal the targeting
     /// key.
     #[default]
@@ -88,7 +88,7 @@ pub enum ContextId {
 /// The kind of flag service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ServiceKind {
-    /// Flipswitch, which has its own stream of changes and headers.
+    /// Flipswitch, which has its own headers and stream of changes.
     Flipswitch,
     /// Any other OFREP service, which may advertise event streams.
     Ofrep,
@@ -149,7 +149,7 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Returns whether changes arrive over the stream of Flipswitch.
+    /// Returns whether changes arrive over the Flipswitch stream.
     pub(crate) fn has_own_stream(&self) -> bool {
         self.enable_realtime && self.service == ServiceKind::Flipswitch
     }
@@ -202,7 +202,7 @@ fn number(option: &'static str, value: usize, range: RangeInclusive<usize>) -> R
     }
 }
 
-/// Makes the builders of HTTP clients. Set by the application.
+/// Creates the builders for HTTP clients. Set by the application.
 #[derive(Clone)]
 pub(crate) struct ClientFactory(Arc<dyn Fn() -> ClientBuilder + Send + Sync>);
 
@@ -231,7 +231,7 @@ impl BaseUrl {
         Self::of_option("base_url", text)
     }
 
-    /// Reads the value of an option or an environment variable, which errors name.
+    /// Reads the value of an option or an environment variable. Errors name the option or variable.
     pub(crate) fn of_option(option: &'static str, text: &str) -> Result<Self, ConfigError> {
         let refuse = |problem: &str| ConfigError::BaseUrl {
             option,
@@ -265,8 +265,8 @@ impl BaseUrl {
         Ok(Self(url))
     }
 
-    /// Returns the part of a string that may be shown, where a URL was expected. Leaves out everything that could be a
-    /// credential, because the string may be an API key.
+    /// Returns the part of a string that may be shown when a URL was expected. Leaves out everything that could be a credential,
+    /// because the string may be an API key.
     pub(crate) fn without_credentials(text: &str) -> String {
         let text = text.trim();
         let Some((scheme, rest)) = text.split_once("://").filter(|(scheme, _)| scheme.len() <= 10) else {
@@ -278,7 +278,7 @@ impl BaseUrl {
         printable(&format!("{scheme}://{hidden}{rest}"))
     }
 
-    /// Returns the base URL of the origin of a URL.
+    /// Returns the origin of a URL as a base URL.
     pub(crate) fn of_origin(url: &Url) -> Self {
         let mut url = url.clone();
         // Both fail only for a URL without a host.
@@ -307,7 +307,7 @@ impl BaseUrl {
         self.0.scheme() == "http" && !self.is_loopback()
     }
 
-    /// Returns the URL of a path of the service.
+    /// Returns the URL for a path on the service.
     pub(crate) fn join(&self, path: &str) -> Url {
         let mut url = self.0.clone();
         let base = url.path().trim_end_matches('/').to_owned();

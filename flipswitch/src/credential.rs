@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::{error::ConfigError, sanitize::printable, secret::Secret};
 
-/// The header of an API key.
+/// The header for an API key.
 pub(crate) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
 /// How requests are authenticated; see [`auth`](crate::FlipswitchProviderBuilder::auth).
@@ -70,7 +70,7 @@ impl Credential {
         }
     }
 
-    /// Sets its header in a request, and replaces a header of the same name.
+    /// Sets the header for the credential in a request, and replaces any header of the same name.
     pub(crate) fn insert_into(&self, headers: &mut HeaderMap) {
         if let Some((name, value)) = self.header() {
             headers.insert(name, value);
@@ -171,20 +171,20 @@ fn wrapping(key: &str) -> Option<&'static str> {
     }
 }
 
-/// Shows the last four characters of a key of at least 16, and nothing of a shorter one.
+/// Shows the last four characters of a key that is at least 16 characters long, and nothing of a shorter one.
 impl fmt::Display for ApiKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&end(self.0.to_str().unwrap_or_default()))
     }
 }
 
-/// Returns the last four characters of a key of at least 16, and nothing of a shorter one.
+/// Returns the last four characters of a key that is at least 16 characters long, and nothing of a shorter one.
 fn end(key: &str) -> String {
     let end = key.len().checked_sub(4).filter(|_| key.len() >= 16).and_then(|from| key.get(from..));
     format!("…{}", end.unwrap_or_default())
 }
 
-/// Headers that the provider sets itself, and headers of the connection.
+/// Headers that the provider sets itself, and headers that describe the connection.
 const OWN_HEADERS: [HeaderName; 13] = [
     header::ACCEPT,
     header::ACCEPT_ENCODING,
@@ -209,7 +209,7 @@ pub(crate) fn shown_name(name: &str) -> String {
     }
 }
 
-/// Checks a header of the application. Its value is marked as sensitive.
+/// Checks a header that the application adds. Its value is marked as sensitive.
 pub(crate) fn custom_header(
     name: &str,
     value: &str,

@@ -1,4 +1,4 @@
-//! All errors of the crate, and their one mapping to OpenFeature's.
+//! All errors of the crate, and their mapping to OpenFeature's error codes.
 
 use std::{error::Error as StdError, fmt, path::PathBuf, sync::Arc, time::Duration};
 
@@ -12,8 +12,8 @@ pub(crate) type SharedError = Arc<dyn StdError + Send + Sync + 'static>;
 
 /// The reason why the flag service returned no flags.
 ///
-/// An evaluation never fails because of it: [`Flags`](crate::Flags) returns the last known values or the defaults passed to the
-/// calls, and [`Flags::error`](crate::Flags::error) returns the error.
+/// An evaluation never fails because of such an error: [`Flags`](crate::Flags) returns the last known values or the defaults
+/// passed to the calls, and [`Flags::error`](crate::Flags::error) returns the error.
 ///
 /// Most applications only log the error. These variants are worth handling:
 ///
@@ -407,7 +407,7 @@ impl FlagError {
     }
 }
 
-/// Maps OFREP's error codes, which are OpenFeature's. An unknown code is kept.
+/// Maps OFREP error codes, which are the same as OpenFeature's. An unknown code is kept.
 fn from_ofrep(code: &str) -> EvaluationErrorCode {
     match code {
         "FLAG_NOT_FOUND" => EvaluationErrorCode::FlagNotFound,
@@ -458,7 +458,7 @@ fn hint(status: &http::StatusCode) -> &'static str {
     }
 }
 
-/// A duration, rounded up to seconds.
+/// A duration, rounded up to whole seconds.
 struct WholeSeconds(Duration);
 
 impl fmt::Display for WholeSeconds {
@@ -467,7 +467,7 @@ impl fmt::Display for WholeSeconds {
     }
 }
 
-/// Details behind an error code.
+/// Details that accompany an error code.
 struct Details<'a>(Option<&'a str>);
 
 impl fmt::Display for Details<'_> {

@@ -109,7 +109,7 @@ async fn resolve<T>(
     }
 }
 
-/// Combines a value with variant, reason and metadata of its evaluation.
+/// Combines a value with the variant, reason and metadata of its evaluation.
 fn details<T>(value: T, flag: &FlagEvaluation, stale: bool) -> ResolutionDetails<T> {
     let mut metadata = FlagMetadata::default();
     for (name, value) in &flag.metadata {
@@ -172,7 +172,7 @@ fn feature_value(value: &Value) -> Option<FeatureValue> {
     })
 }
 
-/// Converts a number. A whole number within 64 bits stays one.
+/// Converts a number. A whole number within 64 bits remains a whole number.
 fn number(number: &Number) -> FeatureValue {
     match number.as_i64() {
         Some(integer) => FeatureValue::Int(integer),

@@ -19,7 +19,7 @@
 //!     // Optional: waits until the service has responded. Otherwise the first evaluation starts the provider.
 //!     provider.ready(Duration::from_secs(5)).await?;
 //!
-//!     // Evaluates all flags of the user. Reading one of them is a lookup in memory.
+//!     // Evaluates all flags for the user. Reading one of them is a lookup in memory.
 //!     let flags = provider.flags(Context::user("user-123").with("plan", "premium")).await;
 //!     if flags.bool("new-checkout", false) {
 //!         println!("theme {}", flags.string("theme", "light"));
@@ -36,7 +36,7 @@
 //! An evaluation never fails. If the service is slow or unavailable, or sends invalid responses, the evaluation returns the last
 //! known flags of the context, which may be up to [`max_stale`](FlipswitchProviderBuilder::max_stale) old. If there are none, it
 //! returns the [`bootstrap`](FlipswitchProviderBuilder::bootstrap) values or the defaults in the code. [`Flags::is_stale`] and
-//! [`Flags::error`] report this.
+//! [`Flags::error`] report these cases.
 //!
 //! An evaluation waits at most [`stale_wait`](FlipswitchProviderBuilder::stale_wait) for a context with stale flags, and at most
 //! [`miss_wait`](FlipswitchProviderBuilder::miss_wait) for one without flags. While the service counts as down, the evaluation

@@ -1,8 +1,8 @@
 //! The runtime of a provider, on which all its tasks run, and how it stops.
 //!
-//! All I/O happens on one runtime, regardless of the runtime of the caller. A pooled connection is driven by the runtime that
-//! opened it, and the runtime of a caller may be busy, single-threaded, or about to end. Unless the application passes a runtime,
-//! the provider runs its own on a thread. This thread starts at the first [`ProviderRuntime::spawn`], and ends with
+//! All I/O happens on one runtime, regardless of the caller's runtime. A pooled connection is driven by the runtime that opened
+//! it, and a caller's runtime may be busy, single-threaded, or about to end. Unless the application passes a runtime, the
+//! provider runs its own on a thread. This thread starts at the first [`ProviderRuntime::spawn`], and ends with
 //! [`ProviderRuntime::stop`].
 
 use std::{
@@ -45,7 +45,7 @@ thread_local! {
 pub(crate) struct ProviderRuntime {
     /// The application's runtime, if it passed one.
     external: Option<Handle>,
-    /// The name of the provider, which is in its log lines.
+    /// The name of the provider, which appears in its log lines.
     name: Option<String>,
     state: Mutex<State>,
     cancellation: CancellationToken,
@@ -92,7 +92,7 @@ impl ProviderRuntime {
         }
     }
 
-    /// Spawns a future. Its output is `None` if the runtime is stopped before it completes.
+    /// Spawns a future. Its output is `None` if the runtime is stopped before the future completes.
     ///
     /// # Errors
     ///
@@ -107,15 +107,16 @@ impl ProviderRuntime {
         Ok(self.tasks.spawn_on(future, &handle))
     }
 
-    /// Spawns a future that takes little time on the current runtime, even while tasks are dropped because the provider's runtime
-    /// is stopped. Stopping does not cancel it.
+    /// Spawns a short-running future on the current runtime, even while tasks are being dropped because the provider's runtime is
+    /// stopping. Stopping does not cancel it.
     pub(crate) fn spawn_last(&self, future: impl Future<Output = ()> + Send + 'static) {
         if let Ok(handle) = Handle::try_current() {
             drop(self.tasks.spawn_on(future.instrument(self.task_span()), &handle));
         }
     }
 
-    /// Waits on the runtime, regardless of the runtime of the caller. Returns `false` immediately if the runtime is stopped.
+    /// Waits on the provider's runtime, regardless of the caller's runtime. Returns `false` immediately if the runtime is
+    /// stopped.
     pub(crate) async fn sleep(&self, duration: Duration) -> bool {
         match self.spawn(async move { tokio::time::sleep(duration).await }) {
             Ok(timer) => matches!(AbortOnDropHandle::new(timer).await, Ok(Some(()))),

@@ -22,7 +22,7 @@ impl Secret {
         Self(Hkdf::new(None, bytes))
     }
 
-    /// Returns a secret that is random, and the same in the whole process.
+    /// Returns a random secret that is the same throughout the process.
     pub(crate) fn of_this_process() -> Self {
         static BYTES: OnceLock<[u8; 32]> = OnceLock::new();
         let bytes = BYTES.get_or_init(|| {
@@ -56,7 +56,7 @@ impl Secret {
 pub(crate) struct Secrets {
     pub(crate) current: Secret,
     pub(crate) before: Option<Secret>,
-    /// Whether the current secret is so short that it can be found from a code by trial.
+    /// Whether the current secret is so short that it can be derived from a code by trial and error.
     pub(crate) is_guessable: bool,
 }
 
@@ -119,7 +119,7 @@ impl BrowserKeys {
     }
 }
 
-/// The key for the ids of contexts in telemetry.
+/// The key for context ids in telemetry.
 #[derive(Clone)]
 pub(crate) struct TelemetryKey(MacKey);
 
@@ -166,7 +166,7 @@ impl StoreKeys {
         format!("{:032x}", u128::from_be_bytes(self.names.sign(&parts.collect::<Vec<_>>())))
     }
 
-    /// Encrypts bytes. `associated` is authenticated together with them. Returns `None` if there are no random numbers.
+    /// Encrypts bytes. `associated` is authenticated together with them. Returns `None` if no random numbers are available.
     pub(crate) fn seal(&self, text: &[u8], associated: &[u8]) -> Option<Vec<u8>> {
         let mut nonce = [0; NONCE_BYTES];
         getrandom::fill(&mut nonce).ok()?;
@@ -175,7 +175,7 @@ impl StoreKeys {
         Some([&nonce[..], &sealed].concat())
     }
 
-    /// Decrypts bytes. Returns `None` if they or `associated` are not what was encrypted with this key.
+    /// Decrypts bytes. Returns `None` if the bytes were not encrypted with this key and this `associated`.
     pub(crate) fn open(&self, sealed: &[u8], associated: &[u8]) -> Option<Vec<u8>> {
         let (nonce, sealed) = sealed.split_first_chunk::<NONCE_BYTES>()?;
         self.cipher.decrypt(&XNonce::from(*nonce), Payload { msg: sealed, aad: associated }).ok()
@@ -239,7 +239,7 @@ mod tests {
         assert_ne!(sign(), keys(&[0; 32], None).sign(b"x"));
     }
 
-    /// Computed with `hmac` and `hashlib` of Python. Cookies must stay valid across releases.
+    /// Computed with Python's `hmac` and `hashlib`. Cookies must stay valid across releases.
     #[test]
     fn codes_do_not_change() {
         let code = keys(b"0123456789abcdef", None).sign(b"00000000000000000000000000000007");

@@ -13,7 +13,7 @@ use serde::Serialize;
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
 pub struct Stats {
-    /// Evaluations: calls to `flags()`, and to `resolve_*` through OpenFeature. Reads of a `Flags` do not count.
+    /// Evaluations: calls to `flags()`, and to `resolve_*` through OpenFeature. Reads of a `Flags` are not counted.
     pub evaluations: u64,
     /// Evaluations that returned fresh flags from the cache.
     pub hits: u64,
@@ -29,12 +29,12 @@ pub struct Stats {
     pub unavailable: u64,
     /// Contexts that entered the cache, including contexts that had been evicted before.
     pub new_contexts: u64,
-    /// Attributes of contexts that were left out because they cannot be sent. They are counted once for each context that is
-    /// built, converted or merged. The attributes of a [`PreparedContext`](crate::PreparedContext) are therefore counted once,
-    /// and the attributes of a context that is built in each request are counted in each request. The attributes of a context
-    /// over 64 KiB that is not prepared are counted at each evaluation.
+    /// Context attributes that were left out because they cannot be sent. They are counted once for each context that is built,
+    /// converted or merged. The attributes of a [`PreparedContext`](crate::PreparedContext) are therefore counted once, and the
+    /// attributes of a context that is built in each request are counted in each request. The attributes of a context that is
+    /// larger than 64 KiB and not prepared are counted at each evaluation.
     pub attributes_left_out: u64,
-    /// Connections of the stream of changes after the first one, except those that replaced a connection that was still open.
+    /// Connections to the stream of changes after the first one, except those that replaced a connection that was still open.
     pub reconnects: u64,
     /// Polls while the stream of changes was closed.
     pub polls: u64,
@@ -45,13 +45,13 @@ pub struct Stats {
     pub store_misses: u64,
     /// Contexts whose last known flags came from the store, because there were none in memory.
     pub store_restored: u64,
-    /// Requests that were sent with a lease of the store.
+    /// Requests that were sent with a lease from the store.
     pub store_leases: u64,
-    /// Times that a request waited because another instance requested the same flags.
+    /// Number of times that a request waited because another instance was requesting the same flags.
     pub store_waits: u64,
     /// Contexts in the cache.
     pub contexts: u64,
-    /// Approximate memory of the cache, in bytes.
+    /// Approximate memory use of the cache, in bytes.
     pub bytes: u64,
     /// What currently keeps requests from being sent.
     pub throttling: Throttling,
@@ -67,10 +67,10 @@ pub struct Throttling {
     /// recovered. Evaluations return the last known flags or defaults immediately.
     #[serde(rename = "circuitOpen")]
     pub is_circuit_open: bool,
-    /// Contexts that wait for their next request because the flag service failed for them, or rejected them. At most 1 024
+    /// Contexts that are waiting for their next request because the flag service failed for them, or rejected them. At most 1 024
     /// are counted.
     pub backed_off_contexts: u64,
-    /// Requests that wait to be sent.
+    /// Requests that are waiting to be sent.
     pub queued_requests: u64,
     /// The maximum number of requests per second, if the flag service limits their rate (429). `None` if it does not.
     pub requests_per_second: Option<u64>,
@@ -100,7 +100,7 @@ thread_local! {
 /// Returns the shard of this thread, assigned round-robin.
 fn shard() -> usize {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    // The thread-local value may be gone while the thread ends.
+    // The thread-local value may be gone while the thread is ending.
     SHARD
         .try_with(|shard| {
             if shard.get() == usize::MAX {

@@ -68,7 +68,7 @@ enum Callback {
 /// How far the time of a change may be ahead of our clock. A time that is further ahead is ignored.
 pub(crate) const MAX_AHEAD: time::Duration = time::Duration::minutes(1);
 
-/// The last change of flags, or the last possible change. The first one represents all changes before the provider was built.
+/// The last change to flags, or the last possible change. The first one represents all changes before the provider was built.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LastChange {
     pub(crate) number: u64,

@@ -19,7 +19,7 @@ use crate::error::{Chain, Error};
 /// Maximum number of events that wait to be received. If there are more, changes are merged into one event about any flag.
 pub(crate) const MAX_WAITING: usize = 1_024;
 
-/// A change of one flag, or possibly of all flags.
+/// A change to one flag, or possibly to all flags.
 ///
 /// It is published after all cached flags have been invalidated, so a listener that evaluates flags gets the new value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,7 +78,7 @@ pub enum ProviderEvent {
     /// Flags are up to date: after the first response, and again after [`Stale`](Self::Stale) or
     /// [`Error`](Self::Error).
     Ready,
-    /// Flags may be out of date: requests fail, or nothing was received for longer than the polling interval.
+    /// Flags may be out of date: requests fail, or nothing has been received for longer than the polling interval.
     Stale,
     /// The service has a problem, or refuses the API key. Published once per problem, however long it lasts.
     Error {
@@ -201,7 +201,7 @@ impl ProviderEvents {
         Self(queue)
     }
 
-    /// Waits for the next event. Returns `None` once the provider was shut down and all events were received.
+    /// Waits for the next event. Returns `None` once the provider has been shut down and all events have been received.
     ///
     /// Cancel safe: dropping the future loses no event.
     pub async fn recv(&mut self) -> Option<ProviderEvent> {

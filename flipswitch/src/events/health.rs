@@ -14,7 +14,7 @@ use crate::{
 
 /// The health of a provider, for liveness and readiness probes. Serializes to JSON with times in RFC 3339.
 ///
-/// [`FlipswitchProvider::health`](crate::FlipswitchProvider::health) has an example of the JSON.
+/// [`FlipswitchProvider::health`](crate::FlipswitchProvider::health) shows an example of the JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
@@ -33,8 +33,8 @@ pub struct Health {
     /// Time until which the API key is valid, if it is being replaced.
     #[serde(with = "time::serde::rfc3339::option")]
     pub api_key_valid_until: Option<OffsetDateTime>,
-    /// Time since which the [`store`](crate::FlipswitchProviderBuilder::store) cannot be read or written. The provider continues
-    /// without it, so the rest of the health does not depend on it.
+    /// Time since which the [`store`](crate::FlipswitchProviderBuilder::store) has been unavailable for reads or writes. The
+    /// provider continues without it, so the rest of the health does not depend on it.
     #[serde(with = "time::serde::rfc3339::option")]
     pub store_away_since: Option<OffsetDateTime>,
     /// Status of the connection to the stream of changes.
@@ -46,7 +46,7 @@ pub struct Health {
     ready: bool,
 }
 
-/// The state of a provider, which tells how up to date its flags are.
+/// The state of a provider, which shows how up to date its flags are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
@@ -62,7 +62,7 @@ pub enum HealthState {
     /// older flags are requested again when they are read. If both are disabled, flags are fresh for
     /// [`cache_ttl`](crate::FlipswitchProviderBuilder::cache_ttl).
     Polling,
-    /// Requests fail, or nothing was received for longer than the polling interval. Flags are the last known ones.
+    /// Requests fail, or nothing has been received for longer than the polling interval. Flags are the last known ones.
     Stale,
     /// The service refuses the API key. Flags are the last known ones, or defaults.
     Unauthorized,
@@ -124,15 +124,15 @@ pub(crate) enum HealthSignal<'a> {
     Failed(&'a Error),
     StreamOpened,
     StreamClosed,
-    /// A connection of the stream failed. The end of a connection in good order is no failure.
+    /// A connection to the stream failed. An orderly end of a connection is not a failure.
     StreamFailed,
     /// The service refused the API key for the stream.
     StreamUnauthorized,
     /// Polling began or ended.
     Polling(bool),
-    /// The application set another API key.
+    /// The application set a new API key.
     ApiKeyReplaced,
-    /// The time of [`HealthMonitor::deadline`] has come.
+    /// The time that [`HealthMonitor::deadline`] returned has been reached.
     DeadlineReached,
 }
 
@@ -145,7 +145,7 @@ pub(crate) struct HealthMonitor {
     /// Whether the stream has failed since it was last open.
     has_stream_failed: bool,
     is_polling: bool,
-    /// Whether a request ever succeeded.
+    /// Whether a request has ever succeeded.
     is_ready: bool,
     /// Last time at which flags were known to be up to date: when the stream was last open, or the last successful request since.
     up_to_date_at: Instant,
@@ -199,7 +199,7 @@ impl HealthMonitor {
         }
     }
 
-    /// Returns whether requests fail.
+    /// Returns whether requests are failing.
     pub(crate) fn is_failing(&self) -> bool {
         self.failing.is_some()
     }
@@ -211,11 +211,11 @@ impl HealthMonitor {
         health
     }
 
-    /// Returns when [`HealthSignal::DeadlineReached`] is due, unless another signal comes first. Without any signal, flags
-    /// become stale at that time.
+    /// Returns the time at which [`HealthSignal::DeadlineReached`] is due, unless another signal comes first. Without any signal,
+    /// flags become stale at that time.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let is_waiting = !self.is_streaming && self.is_ready && self.failing.is_none();
-        // A poll comes up to a tenth later than the interval, and takes some time itself.
+        // A poll may be up to a tenth of the interval late, and takes some time itself.
         let interval = self.interval.filter(|_| is_waiting)?;
         Some(self.up_to_date_at + interval.mul_f64(1.25) + Duration::from_secs(1))
     }
@@ -440,7 +440,7 @@ mod tests {
         provider.observes(HealthSignal::StreamFailed, &[], HealthState::Polling);
         provider.observes(HealthSignal::Succeeded, &[], HealthState::Polling);
         provider.observes(HealthSignal::StreamOpened, &[], HealthState::Streaming);
-        // The end of a connection in good order.
+        // An orderly end of a connection.
         provider.observes(HealthSignal::StreamClosed, &[], HealthState::Streaming);
         provider.observes(HealthSignal::StreamFailed, &[], HealthState::Polling);
     }

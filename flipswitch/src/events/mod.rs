@@ -1,4 +1,4 @@
-//! What an application can observe of its provider: events, the status of the connection, and the health.
+//! What an application can observe about its provider: events, the status of the connection, and the health.
 
 pub(crate) mod bus;
 pub(crate) mod events;

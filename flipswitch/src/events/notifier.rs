@@ -73,7 +73,7 @@ impl Notifier {
     /// Publishes a change. All cached flags must already have been invalidated.
     ///
     /// While requests fail, the change is deferred until they succeed again, because a listener could not get the new value
-    /// before.
+    /// before then.
     pub(crate) fn changed(&self, change: FlagChangeEvent) {
         let mut wakers = Wakers::default();
         let monitor = self.monitor.lock();

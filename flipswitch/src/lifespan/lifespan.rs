@@ -77,8 +77,8 @@ impl Lifespan {
     /// Returns a future that resolves when the process is asked to stop, by SIGINT, SIGTERM or Ctrl-C. May be called any number
     /// of times, even after the signal.
     ///
-    /// Also resolves when the provider, or the first of several, is shut down, because signals are not handled from then on. A
-    /// second signal terminates the process immediately, and so does a signal after shutdown.
+    /// Also resolves when the provider, or the first of several, is shut down, because signals are no longer handled from then
+    /// on. A second signal terminates the process immediately, and so does a signal after shutdown.
     pub fn signal(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut signalled = self.signalled.clone();
         async move {
@@ -176,9 +176,9 @@ impl LifespanBuilder {
     /// Adds the flags that the code declares with [`flags!`](crate::flags), for the provider that was added last. May be called
     /// several times.
     ///
-    /// Once the service has responded, a warning lists the flags that the service does not have, and those whose values have
-    /// another type. It is logged by [`start`](Self::start), or later if the service does not respond in time. The flags are also
-    /// listed in the [usage](FlipswitchProvider::usage).
+    /// Once the service has responded, a warning lists the flags that the service does not have, and those whose values have a
+    /// different type. It is logged by [`start`](Self::start), or later if the service does not respond in time. The flags are
+    /// also listed in the [usage](FlipswitchProvider::usage).
     ///
     /// ```no_run
     /// # async fn main_(provider: flipswitch::FlipswitchProvider) -> Result<(), flipswitch::ReadyError> {
@@ -197,8 +197,8 @@ impl LifespanBuilder {
     }
 
     /// Sets whether [`start`](Self::start) fails if the service does not have a [declared](Self::declared) flag, or if the flag
-    /// has a different type. Defaults to `false`. Without a response in time, there is nothing to compare. To fail in this case
-    /// as well, set [`require_ready`](Self::require_ready).
+    /// has a different type. Defaults to `false`. If the service does not respond in time, there is nothing to compare. To fail
+    /// in this case as well, set [`require_ready`](Self::require_ready).
     pub fn require_declared(mut self, require_declared: bool) -> Self {
         self.require_declared = require_declared;
         self
@@ -216,9 +216,9 @@ impl LifespanBuilder {
     ///
     /// # Errors
     ///
-    /// A [`ReadyError`] if [`require_ready`](Self::require_ready) is set and the service did not respond, if signals cannot
-    /// be handled, if [`require_declared`](Self::require_declared) is set and a declared flag is missing, or if a provider was
-    /// shut down before. After an error, all providers are shut down.
+    /// A [`ReadyError`] if [`require_ready`](Self::require_ready) is set and the service did not respond, if signals cannot be
+    /// handled, if [`require_declared`](Self::require_declared) is set and a declared flag is missing, or if a provider has
+    /// already been shut down. After an error, all providers are shut down.
     pub async fn start(self) -> Result<Lifespan, ReadyError> {
         let Self { providers, ready_timeout, require_ready, declared, require_declared, drain_timeout } = self;
         let lifespan = |signalled| Lifespan { providers: providers.clone(), drain_timeout, signalled };
@@ -238,7 +238,7 @@ impl LifespanBuilder {
     }
 }
 
-/// Starts providers. Returns a receiver of whether the process was asked to end.
+/// Starts providers. Returns a receiver that tells whether the process was asked to stop.
 async fn start(
     providers: &[FlipswitchProvider],
     ready_timeout: Duration,

@@ -1,4 +1,4 @@
-//! The signals that ask a process to end: the first one is reported, the second one ends it immediately.
+//! The signals that ask a process to stop: the first one is reported, and the second one terminates the process immediately.
 
 #[cfg(unix)]
 pub(crate) use self::unix::Signals;
@@ -22,8 +22,9 @@ mod unix {
     };
     use tokio::signal::unix::{Signal, SignalKind, signal};
 
-    /// How many listeners wait for a signal, and whether signals have their default effect, which is to end the process. They
-    /// have it without a listener, and after the first signal. The state is global, because signals concern the whole process.
+    /// How many listeners wait for a signal, and whether signals have their default effect, which is to terminate the process.
+    /// They have this effect while there is no listener, and after the first signal. The state is global, because signals concern
+    /// the whole process.
     static PROCESS: LazyLock<Process> = LazyLock::new(Process::default);
 
     #[derive(Default)]
@@ -61,7 +62,7 @@ mod unix {
             }
         }
 
-        /// Keeps the handlers. The next signal ends the process in its handler, even if no task can run.
+        /// Keeps the handlers. The next signal terminates the process in its handler, even if no task can run.
         pub(crate) async fn hold(self) {
             std::future::pending::<()>().await;
         }
@@ -74,7 +75,7 @@ mod unix {
             let mut waiting = PROCESS.waiting.lock();
             if !waiting.registered {
                 for number in [SIGINT, SIGTERM] {
-                    // In this order: the first signal finds the flag unset and sets it, the second one finds it set.
+                    // In this order: the first signal finds the flag unset and sets it, and the second one finds it set.
                     flag::register_conditional_default(number, Arc::clone(&PROCESS.default_effect))?;
                     flag::register(number, Arc::clone(&PROCESS.default_effect))?;
                 }
@@ -125,9 +126,9 @@ mod windows {
             }
         }
 
-        /// Ends the process at the next signal.
+        /// Terminates the process at the next signal.
         pub(crate) async fn hold(mut self) {
-            // The status that a shell gives to a process that ends by SIGINT or SIGTERM.
+            // The status that a shell gives to a process that was terminated by SIGINT or SIGTERM.
             std::process::exit(if self.first().await == "Ctrl-C" { 130 } else { 143 })
         }
     }

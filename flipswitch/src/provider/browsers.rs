@@ -16,22 +16,22 @@ use crate::{
     secret::BrowserKeys,
 };
 
-/// New contexts that browsers may cause in a minute with attributes that they add. The limit applies to each user with a
-/// targeting key, and to all requests without one together.
+/// Maximum number of new contexts per minute that browsers may cause with attributes that they add. The limit applies to each
+/// user with a targeting key, and to all requests without one together.
 const NEW_CONTEXTS: u32 = 8;
 const NEW_ANONYMOUS_CONTEXTS: u32 = 64;
 
-/// Requests that browsers may cause in a minute for such contexts when they are known and out of date.
+/// Maximum number of requests per minute that browsers may cause for such contexts when they are known and out of date.
 const RENEWED_CONTEXTS: u32 = 32;
 const RENEWED_ANONYMOUS_CONTEXTS: u32 = 512;
 
-/// Refetches that browsers may cause with the time in their requests: for one context per minute, and for all contexts per
-/// second. Half of the refetches in a second are reserved for users with an account.
+/// Maximum number of refetches that browsers may cause with the time in their requests: for one context per minute, and for all
+/// contexts per second. Half of the refetches in a second are reserved for users with an account.
 const REFETCHES: u32 = 10;
 const REFETCHES_PER_SECOND: u32 = 10;
 
-/// Users whose allowances are counted, at most half of them without an account. Further users have no allowance until the next
-/// minute.
+/// Maximum number of users whose allowances are tracked. At most half of them are users without an account. Further users have no
+/// allowance until the next minute.
 const MAX_COUNTED: usize = 65_536;
 
 /// What all routes for browsers of a provider share.
@@ -202,7 +202,7 @@ impl Browsers {
         self.changes.clone()
     }
 
-    /// Ends all open streams, and lets no new ones open.
+    /// Ends all open streams, and prevents new ones from opening.
     pub(crate) fn drain(&self) {
         self.draining.cancel();
     }
@@ -216,7 +216,7 @@ impl Browsers {
         !self.draining.is_cancelled() && self.streams.lock().has_room(id, limits)
     }
 
-    /// Counts a stream, until the result is dropped. Returns `None` if there is no room.
+    /// Counts a stream until the result is dropped. Returns `None` if there is no room.
     pub(crate) fn open(self: &Arc<Self>, id: BrowserId, limits: StreamLimits) -> Option<OpenStream> {
         let mut streams = self.streams.lock();
         if self.draining.is_cancelled() || !streams.has_room(id, limits) {

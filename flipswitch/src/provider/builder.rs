@@ -92,7 +92,7 @@ impl FlipswitchProviderBuilder {
         Self::new(ServiceKind::Ofrep, base_url, Auth::None)
     }
 
-    /// Reads `FLIPSWITCH_API_KEY` and `FLIPSWITCH_BASE_URL`. OFREP's own variables are not read: they may name another
+    /// Reads `FLIPSWITCH_API_KEY` and `FLIPSWITCH_BASE_URL`. OFREP's own variables are not read: they may name a different
     /// service, to which the key would be sent.
     pub(crate) fn from_env() -> Result<Self, ConfigError> {
         // A value that is not Unicode is neither a valid key nor a valid URL, and is rejected as one.
@@ -142,9 +142,8 @@ impl FlipswitchProviderBuilder {
     /// Sets how requests are authenticated. Defaults to [`Auth::None`] for [`ofrep`](FlipswitchProvider::ofrep), and to the API
     /// key otherwise.
     ///
-    /// The key or the token is sent only to the origin of the [`base_url`](Self::base_url), and neither to the target of a
-    /// redirect nor to an event stream at a different origin. [`set_api_key`](FlipswitchProvider::set_api_key) replaces it at
-    /// runtime.
+    /// The key or the token is sent only to the origin of the [`base_url`](Self::base_url), and never to a redirect target or an
+    /// event stream at a different origin. [`set_api_key`](FlipswitchProvider::set_api_key) replaces it at runtime.
     pub fn auth(mut self, auth: Auth) -> Self {
         self.auth = auth;
         if let Some(OfrepEnv { headers, .. }) = &mut self.environment {
@@ -214,8 +213,8 @@ impl FlipswitchProviderBuilder {
     /// Sets the previous secret, so that visitor cookies are still accepted after the secret is replaced. Defaults to none. If
     /// there was no secret, pass the previous API key.
     ///
-    /// Instances that have only the old secret replace the cookies of the others. To avoid this, first set the old secret as
-    /// `secret` and the new one as `secret_before` in all instances, and then swap them.
+    /// Instances that have only the old secret replace the cookies that other instances have set. To avoid this, first set the
+    /// old secret as `secret` and the new one as `secret_before` in all instances, and then swap them.
     pub fn secret_before(mut self, secret: impl Into<Vec<u8>>) -> Self {
         self.secret_before = Some(secret.into());
         self
@@ -230,8 +229,8 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets a function that configures the HTTP clients: a proxy, a certificate authority, mutual TLS, default headers.
-    /// Defaults to a plain [`reqwest::ClientBuilder`].
+    /// Sets a function that configures the HTTP clients, for example with a proxy, a certificate authority, mutual TLS or default
+    /// headers. Defaults to a plain [`reqwest::ClientBuilder`].
     ///
     /// The function is called for every client that the provider needs. Afterwards, the provider sets redirects, timeouts and
     /// content encodings. It also sets the user agent `flipswitch-rust/<version>`, unless the function sets one.
@@ -287,10 +286,10 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets how many requests may wait to be sent. Defaults to 16 384. Their contexts take at most 16 MiB.
+    /// Sets how many requests may wait to be sent. Defaults to 16 384. Their contexts take up at most 16 MiB.
     ///
-    /// The newest request that an evaluation waits for is sent first. When the queue is full, the oldest requests are dropped,
-    /// requests for contexts without flags first, with [`Error::QueueFull`](crate::Error::QueueFull).
+    /// The newest request that an evaluation is waiting for is sent first. When the queue is full, the oldest requests are
+    /// dropped, requests for contexts without flags first, with [`Error::QueueFull`](crate::Error::QueueFull).
     pub fn max_queued_requests(mut self, max_queued_requests: usize) -> Self {
         self.options.max_queued_requests = max_queued_requests;
         self
@@ -398,8 +397,8 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets the time between two polls, and the maximum age of fresh flags while the stream of changes is closed.
-    /// Defaults to 30 seconds. A poll may be up to a tenth of this time early or late.
+    /// Sets the time between two polls, and the maximum age of fresh flags while the stream of changes is closed. Defaults to 30
+    /// seconds. A poll may be early or late by up to a tenth of this time.
     pub fn polling_interval(mut self, polling_interval: Duration) -> Self {
         self.options.polling_interval = polling_interval;
         self
@@ -415,25 +414,25 @@ impl FlipswitchProviderBuilder {
     /// Sets how long the stream of changes may be silent before it counts as broken. Defaults to 60 seconds; the service
     /// sends a heartbeat every 15 seconds.
     ///
-    /// If the service ends a stream that is stable, that is not a failure. A stream is stable once it has been open for 10
-    /// seconds and has received an event or a heartbeat, or once it has been open for 60 seconds and has received anything. With
-    /// a timeout of less than 60 seconds, these times are shorter in proportion.
+    /// It is not a failure if the service ends a stable stream. A stream is stable once it has been open for 10 seconds and has
+    /// received an event or a heartbeat, or once it has been open for 60 seconds and has received anything. With a timeout of
+    /// less than 60 seconds, these times are proportionally shorter.
     pub fn stream_idle_timeout(mut self, stream_idle_timeout: Duration) -> Self {
         self.options.stream_idle_timeout = stream_idle_timeout;
         self
     }
 
-    /// Sets how long an evaluation waits for fresh flags if stale ones are cached. Defaults to 250 milliseconds; with zero
-    /// it never waits.
+    /// Sets how long an evaluation waits for fresh flags if stale ones are cached. Defaults to 250 milliseconds; with zero, it
+    /// never waits.
     pub fn stale_wait(mut self, stale_wait: Duration) -> Self {
         self.options.stale_wait = stale_wait;
         self
     }
 
-    /// Sets how long an evaluation waits for the flags of a context that has none yet. Defaults to 1 second; with zero it
-    /// never waits.
+    /// Sets how long an evaluation waits for the flags of a context that has none yet. Defaults to 1 second; with zero, it never
+    /// waits.
     ///
-    /// Afterwards, the evaluation returns the [bootstrap](Self::bootstrap) values or defaults, with
+    /// After that time, the evaluation returns the [bootstrap](Self::bootstrap) values or defaults, with
     /// [`Error::Timeout`](crate::Error::Timeout). The request continues, and later evaluations use its response.
     pub fn miss_wait(mut self, miss_wait: Duration) -> Self {
         self.options.miss_wait = miss_wait;
@@ -476,8 +475,8 @@ impl FlipswitchProviderBuilder {
     /// from the store. `flipswitch-disk` keeps the last known flags across restarts. To write your own store, see [`CacheStore`].
     ///
     /// Flags in memory always come first. A store that is slow or unavailable causes more requests and short waits, but no
-    /// errors. Flags from the store are fresh only if the stream of changes proves it; all other flags from it are served as
-    /// stale. Evaluations wait at most 50 milliseconds for a call to the store, and no longer than
+    /// errors. Flags from the store are fresh only if the stream of changes proves that they are; all other flags from it are
+    /// served as stale. Evaluations wait at most 50 milliseconds for a call to the store, and no longer than
     /// [`stale_wait`](Self::stale_wait) and [`miss_wait`](Self::miss_wait). The store is dropped with the last handle of the
     /// provider, not by `shutdown`.
     ///
@@ -505,9 +504,9 @@ impl FlipswitchProviderBuilder {
 
     /// Sets which reads of flags are reported as events. Defaults to [`Off`](EvaluationEvents::Off).
     ///
-    /// Events are emitted with `tracing` at the level INFO and with the target `flipswitch::evaluation`. They have the name and
-    /// the attributes of [`feature_flag.evaluation`] in OpenTelemetry's semantic conventions, and belong to the span in which
-    /// the flag is read.
+    /// Events are emitted with `tracing` at INFO level and with the target `flipswitch::evaluation`. They have the name and the
+    /// attributes of [`feature_flag.evaluation`] in OpenTelemetry's semantic conventions, and belong to the span in which the
+    /// flag is read.
     ///
     /// | reason of the event | value |
     /// |---|---|
@@ -599,7 +598,7 @@ fn is_name(name: &str) -> bool {
     (1..=32).contains(&name.len()) && name.bytes().all(is_allowed)
 }
 
-/// Makes a secret, without the line break at the end of a file.
+/// Creates a secret. White space around it is removed, such as the line break at the end of a file.
 fn long_secret(option: &'static str, secret: &[u8], min: usize) -> Result<Secret, ConfigError> {
     let secret = secret.trim_ascii();
     if secret.len() < min {

@@ -59,7 +59,7 @@ impl EventReporter {
     }
 }
 
-/// Reports an evaluation of an OpenFeature client. `context_id` is the id of its context.
+/// Reports an evaluation by an OpenFeature client. `context_id` is the id of its context.
 pub(crate) fn report_client_evaluation(
     context: &HookContext<'_>,
     context_id: Option<&str>,
@@ -84,8 +84,8 @@ pub(crate) fn report_client_evaluation(
             (event.set_id, event.version) = (field(SET_ID), field(VERSION));
         }
         Err(error) => {
-            // Leaves out the message, which may contain a part of the context, and the caller's default, which is not known:
-            // OpenFeature passes the default of the type.
+            // Leaves out the message, which may contain a part of the context, and the default passed to the call, which is not
+            // known: OpenFeature passes the default of the type.
             event.set_error(error_type(&error.code), None);
         }
     }
@@ -120,7 +120,7 @@ impl Recorder for ReadReporter {
         if is_seen || IS_REPORTING.get() {
             return;
         }
-        // This is the last check, because layers of subscribers remember its result until the next event, which must be this one.
+        // This is the last check, because subscriber layers remember its result until the next event, which must be this one.
         if !tracing::event_enabled!(target: TARGET, tracing::Level::INFO) {
             return;
         }
@@ -130,7 +130,7 @@ impl Recorder for ReadReporter {
                 seen.push(read.key.into());
             }
         }
-        // Not locked from here on.
+        // The lock is no longer held from here on.
         let _reporting = Reporting::begin();
         let context_id = self.context_id.get_or_init(|| {
             let targeting_key = read.flags.with_context(fields::targeting_key)?;
@@ -144,8 +144,8 @@ thread_local! {
     static IS_REPORTING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Marks that this thread is reporting a read. Reads by the subscriber in the meantime are not reported, because that would never
-/// end.
+/// Marks that this thread is reporting a read. Reads by the subscriber in the meantime are not reported, because reporting them
+/// would never end.
 struct Reporting;
 
 impl Reporting {
@@ -161,12 +161,12 @@ impl Drop for Reporting {
     }
 }
 
-/// How many keys of one `Flags` are reported once. Further keys are reported at each read.
+/// Maximum number of keys of one `Flags` that are reported only once. Further keys are reported at each read.
 const MAX_SEEN: usize = 256;
 
 const TARGET: &str = "flipswitch::evaluation";
 
-/// Names of metadata of a flag, as in OpenFeature's appendix D.
+/// Names of flag metadata, as in OpenFeature's appendix D.
 const SET_ID: &str = "flagSetId";
 const VERSION: &str = "version";
 
@@ -202,12 +202,12 @@ fn event_of<'a>(read: &FlagRead<'a>, context_id: Option<&'a str>) -> EvaluationE
     event
 }
 
-/// An evaluation as an event of the semantic conventions.
+/// An evaluation as an event that the semantic conventions define.
 #[derive(Debug)]
 struct EvaluationEvent<'a> {
     key: &'a str,
     variant: Option<Cow<'a, str>>,
-    /// The value of the flag or, after an error, the caller's default. Set only if there is no variant.
+    /// The value of the flag or, after an error, the default passed to the call. Set only if there is no variant.
     value: Option<EventValue>,
     reason: Cow<'a, str>,
     context_id: Option<&'a str>,
@@ -235,7 +235,7 @@ impl<'a> EvaluationEvent<'a> {
         }
     }
 
-    /// Takes the set and the version of a flag from its metadata (appendix D of OpenFeature).
+    /// Takes the flag set and the version from a flag's metadata (appendix D of OpenFeature).
     fn set_metadata(&mut self, metadata: &Map<String, Value>) {
         let field = |name| match metadata.get(name)? {
             Value::String(text) => Some(printable(text)),
@@ -250,7 +250,7 @@ impl<'a> EvaluationEvent<'a> {
         (self.error_type, self.error_message) = (Some(error_type), message);
     }
 
-    /// Emits the event: `feature_flag.evaluation`, with the target `flipswitch::evaluation` at the level INFO.
+    /// Emits the event: `feature_flag.evaluation`, with the target `flipswitch::evaluation` at INFO level.
     fn emit(&self) {
         tracing::event!(
             name: "feature_flag.evaluation",
@@ -270,7 +270,7 @@ impl<'a> EvaluationEvent<'a> {
     }
 }
 
-/// Returns a string without control characters, of limited length.
+/// Removes control characters from a string, and limits its length.
 fn text(text: &str) -> Cow<'_, str> {
     if text.len() <= 256 && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
         Cow::Borrowed(text)
@@ -279,10 +279,10 @@ fn text(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// Maximum length of a service's reason that is reported.
+/// Maximum length of the part of a service's reason that is reported.
 const MAX_REASON: usize = 40;
 
-/// Returns a reason as the conventions write it.
+/// Returns a reason in the form that the conventions use.
 fn lower(upper: &str) -> Cow<'_, str> {
     const KNOWN: [(&str, &str); 8] = [
         ("TARGETING_MATCH", "targeting_match"),
@@ -304,7 +304,7 @@ fn lower(upper: &str) -> Cow<'_, str> {
     }
 }
 
-/// A value of a flag in an event. Structures and lists are JSON text.
+/// The value of a flag in an event. Structures and lists are JSON text.
 #[derive(Debug)]
 enum EventValue {
     Bool(bool),

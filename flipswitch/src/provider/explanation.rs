@@ -114,7 +114,7 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// Returns the known key that is most similar to a key, if one is similar enough for a typo.
+/// Returns the known key that is most similar to a key, if one is similar enough to suggest a typo.
 pub(crate) fn similar(key: &str, known: impl Iterator<Item = impl AsRef<str>>) -> Option<String> {
     let length = key.chars().count();
     if key.len() > MAX_COMPARED || length < MIN_COMPARED {

@@ -56,7 +56,7 @@ enum Source {
     Stale(Arc<CacheEntry>, Option<Arc<Error>>),
     /// No flags from the service.
     Unavailable(Arc<Unavailable>),
-    /// Flags with overridden values, or whose reads are recorded. Boxed as a whole, because they are rare.
+    /// Flags with overridden values, or flags whose reads are recorded. Boxed as a whole, because they are rare.
     Special(Arc<Special>),
 }
 
@@ -164,7 +164,7 @@ impl Flags {
         Self(Source::Fresh(entry))
     }
 
-    /// Makes the flags of an outcome for this context.
+    /// Creates the flags for this context from an outcome.
     pub(crate) fn new(outcome: EvaluationOutcome, context: CanonicalContext, usage: &Arc<UsageLog>) -> Self {
         Self(match outcome {
             EvaluationOutcome::Fresh(entry) => Source::Fresh(entry),
@@ -180,7 +180,7 @@ impl Flags {
         Self::new(EvaluationOutcome::Unavailable(Arc::new(error), None), context, usage)
     }
 
-    /// Makes flags whose reads are recorded.
+    /// Creates flags whose reads are recorded.
     pub(crate) fn recorded(self, recorder: Arc<dyn Recorder>) -> Self {
         let Special { flags, overridden, mut recorders } = self.into_special();
         recorders.push(recorder);
@@ -253,13 +253,13 @@ impl Flags {
         (flag, value)
     }
 
-    /// Records in the usage that a flag is read.
+    /// Records in the usage log that a flag was read.
     #[cold]
     fn note_read(&self, key: &str) {
         match &self.0 {
             Source::Fresh(entry) | Source::Stale(entry, _) => drop(entry.flag_set.read(key)),
             Source::Unavailable(unavailable) => unavailable.usage.record_unlisted(key),
-            // Overridden flags are read like others.
+            // Reads of overridden flags are recorded like those of other flags.
             Source::Special(special) => special.flags.note_read(key),
         }
     }
@@ -508,7 +508,7 @@ impl Flags {
         entry.is_settled() && entry.failing().is_none_or(|failing| failing.is_for_others(concerns))
     }
 
-    /// Returns when the flags were requested.
+    /// Returns the time at which the flags were requested.
     pub(crate) fn requested_at(&self) -> Option<Instant> {
         match &self.plain().0 {
             Source::Fresh(entry) | Source::Stale(entry, _) => Some(entry.sent_at),
@@ -567,7 +567,7 @@ impl Flags {
         self.evaluated(key)
     }
 
-    /// Returns where the value of a flag comes from, and since when it is known.
+    /// Returns the source of the value of a flag, and the time since which the value has been known.
     pub(crate) fn source_of(&self, key: &str) -> (FlagSource, Option<Instant>) {
         let has_value = |flag: &FlagEvaluation| !flag.value.is_null();
         if self.is_overridden(key) {
@@ -623,8 +623,8 @@ impl Flags {
 
 /// Escapes JSON so that it is safe inside a `<script>` element.
 pub(crate) fn safe_in_script(json: &str) -> String {
-    // These characters occur only in strings, where an escape is equivalent. The last two are line ends in older versions of
-    // JavaScript.
+    // These characters occur only in strings, where an escape is equivalent. The last two are line terminators in older versions
+    // of JavaScript.
     json.chars().fold(String::with_capacity(json.len()), |mut safe, character| {
         match character {
             '<' => safe.push_str(r"\u003c"),

@@ -14,10 +14,10 @@ use crate::{
     sanitize::printable,
 };
 
-/// Inspected requests that are kept.
+/// Maximum number of inspected requests that are kept.
 const MAX_REQUESTS: usize = 100;
 
-/// Flags that are kept for each of them.
+/// Maximum number of flags that are kept for each of them.
 const MAX_READS: usize = 200;
 
 /// Maximum length of the text of a value or a default, in characters.
@@ -67,7 +67,7 @@ pub(crate) struct Read {
     pub(crate) source: FlagSource,
     /// How old the value was at the first read, in seconds.
     pub(crate) age: Option<u64>,
-    /// The caller's default, if it is known.
+    /// The default passed to the call, if it is known.
     pub(crate) default: Option<String>,
     pub(crate) count: u64,
 }

@@ -59,8 +59,8 @@ pub(super) fn read(variable: impl Fn(&str) -> Option<String>) -> Result<OfrepEnv
     Ok(OfrepEnv { base_url, headers, timeout })
 }
 
-/// Reads headers as in `name=value,name=value`, where the whole string is percent-encoded. Warns of each invalid entry, without
-/// its value.
+/// Reads headers as in `name=value,name=value`, where the whole string is percent-encoded. Logs a warning about each invalid
+/// entry, but omits its value.
 fn headers(text: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
     let Ok(text) = percent_decode_str(text).decode_utf8() else {

@@ -207,7 +207,7 @@ impl FlipswitchProvider {
         FlipswitchProviderBuilder::from_env()?.build()
     }
 
-    /// Creates a provider with flag values in memory, for tests and demonstrations: no service, no network, no thread.
+    /// Creates a provider with flag values in memory, for tests and demonstrations. It needs no service, network or thread.
     ///
     /// The values are a JSON object of flag keys and values, and apply to every context. For values that change or differ by
     /// context, use [`TestFlags`](crate::testing::TestFlags). If the JSON value is not an object, an error is logged, and the
@@ -307,7 +307,7 @@ impl FlipswitchProvider {
         self.handle.name.as_deref()
     }
 
-    /// Starts the provider if it is not started, and waits until the service has responded once.
+    /// Starts the provider if it has not been started, and waits until the service has responded once.
     ///
     /// Calling it is optional, because an evaluation starts the provider as well. It may be called several times, even
     /// concurrently.
@@ -319,7 +319,7 @@ impl FlipswitchProvider {
     /// - [`ReadyError::Timeout`] after `timeout` if there was no response at all
     /// - [`ReadyError::ShutDown`] if the provider is shut down
     ///
-    /// After the first three, the provider keeps trying.
+    /// After the first three errors, the provider keeps trying.
     pub async fn ready(&self, timeout: Duration) -> Result<(), ReadyError> {
         let Handle { source, runtime, .. } = &*self.handle;
         if runtime.is_stopped() {
@@ -423,7 +423,7 @@ impl FlipswitchProvider {
         Box::pin(evaluate.instrument(self.handle.runtime.span())).await
     }
 
-    /// Returns when the cached flags of a context were requested.
+    /// Returns the time at which the cached flags for a context were requested.
     pub(crate) fn known_since(&self, context: &Context) -> Option<Instant> {
         match &self.handle.source {
             Source::Service(service) => context.with_canonical(|context| service.evaluator.known_since(context.bytes)),
@@ -431,7 +431,7 @@ impl FlipswitchProvider {
         }
     }
 
-    /// Returns whether the flags of a context are in memory and fresh.
+    /// Returns whether the flags for a context are in memory and fresh.
     pub(crate) fn has_fresh(&self, context: &Context) -> bool {
         self.fresh(context).is_ok()
     }
@@ -597,7 +597,7 @@ impl FlipswitchProvider {
     async fn declared_problems(&self, declared: &[DeclaredFlag]) -> Option<String> {
         let start_up = CanonicalContext::start_up();
         let flags = self.flags(&canonical::decode(start_up.as_bytes())).await;
-        // Without flags, nothing is known about which ones the service has.
+        // Without flags, it is not known which flags the service has.
         if flags.error().is_some() {
             return None;
         }
@@ -649,7 +649,7 @@ impl FlipswitchProvider {
     }
 
     /// Opens a new connection to the stream of changes immediately, and replaces the current connection, if there is one. Starts
-    /// the provider if it is not started. Does nothing without a stream.
+    /// the provider if it has not been started. Does nothing without a stream.
     pub fn reconnect_sse(&self) {
         if let Source::Service(service) = &self.handle.source {
             self.start();
@@ -800,7 +800,7 @@ impl FlipswitchProvider {
         health
     }
 
-    /// Replaces the API key, after [`ApiKeyRotated`](ProviderEvent::ApiKeyRotated) or to correct a wrong key. Replaces the
+    /// Replaces the API key, either after [`ApiKeyRotated`](ProviderEvent::ApiKeyRotated) or to correct a wrong key. Replaces the
     /// token of [`Auth::Bearer`](crate::Auth::Bearer) as well.
     ///
     /// The provider reconnects to the stream of changes with the new key. If it is waiting because the old key was refused, it
@@ -850,7 +850,7 @@ impl FlipswitchProvider {
         service.updates.api_key_replaced();
         tracing::info!(target: "flipswitch", api_key = %credential, "the API key or token was replaced");
         if self.handle.is_started.load(Ordering::Relaxed) && !service.updates.are_enabled() {
-            // No other background task tries the key.
+            // No other background task would try the new key.
             service.evaluator.spawn_refetch();
         }
         Ok(())
@@ -865,7 +865,7 @@ impl FlipswitchProvider {
         }
     }
 
-    /// Returns when each flag was last read, to find flags that can be removed.
+    /// Returns the time at which each flag was last read. Use it to find flags that can be removed.
     ///
     /// Includes reads of individual flags through [`Flags`], gates and OpenFeature clients, even if the value is overridden or
     /// the default is used. Includes neither methods that return all flags, such as [`Flags::to_json`], nor routes for browsers.
@@ -958,7 +958,7 @@ impl FlipswitchProvider {
         &self.handle.runtime
     }
 
-    /// Returns the warnings that were logged.
+    /// Returns the warnings that have been logged.
     pub(crate) fn warned(&self) -> &WarnOnce {
         &self.handle.warned
     }

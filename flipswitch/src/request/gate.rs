@@ -56,7 +56,7 @@ impl GateFlag for &'static str {
     }
 }
 
-// Otherwise, for a flag of a different type, the compiler would report differing types and not mention gates.
+// Otherwise, for a flag of a different type, the compiler would report mismatched types and not mention gates.
 #[diagnostic::do_not_recommend]
 impl<F: FlagDef<Value = bool>> GateFlag for F {
     fn default_on(&self) -> bool {

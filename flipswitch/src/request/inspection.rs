@@ -23,8 +23,7 @@ const STYLE: &str = "body{font:14px system-ui,sans-serif;margin:2rem;color:#222}
                      td,th{border:1px solid #ccc;padding:.2rem .6rem;text-align:left}code{overflow-wrap:anywhere}\
                      .override{background:#fff3c4}";
 
-/// Returns the value of the header `Server-Timing` for the flags that a request has read so far. The developer tools of browsers
-/// show it.
+/// Returns the value of the header `Server-Timing` for the flags that a request has read so far. Browser developer tools show it.
 pub(super) fn server_timing(inspection: &Inspection) -> Option<String> {
     let mut header = String::new();
     for read in inspection.reads() {

@@ -283,7 +283,7 @@ impl<R: RequestParts> ScopeBuilder<R> {
     /// `context` returns `None` if the request has no user. Its attributes take precedence over the attributes from
     /// [`with_context`](Self::with_context).
     ///
-    /// `is_present` returns whether the extensions have a user. It is called when flags are read. If there is a user at that
+    /// `is_present` returns whether the extensions contain a user. It is called when flags are read. If there is a user at that
     /// time, and there was none when the scope was opened, the user was set too late, and a warning is logged once.
     #[must_use]
     pub fn with_user<U, E: 'static, C: IntoContext>(
@@ -434,7 +434,7 @@ impl<R> fmt::Debug for ScopeBuilder<R> {
     }
 }
 
-/// Calls a function in a scope, and runs the future that it returns, the response, in the same scope.
+/// Calls a function in a scope, and runs the future that it returns, which produces the response, in the same scope.
 ///
 /// Once the future is ready or dropped, the response head counts as sent. From then on, reads of a scope that
 /// [`ScopeBuilder::open`] has opened return the latest flags. [`Scoped::scope`] returns the scope after the response.
@@ -453,7 +453,7 @@ pub fn scope<'a>(scope: Option<&'a RequestScope>, extensions: &dyn Any) -> Optio
 /// Returns the value of the `Set-Cookie` header for a new visitor, if the request read flags and [`Anonymous::cookie`] is
 /// in use.
 ///
-/// `header_values` returns all values of a header of the response, by its name in lower case. It is only called if a cookie may
+/// `header_values` returns all values of a header of the response, by its name in lower case. It is called only if a cookie may
 /// be needed. Returns `None` if the response already sets the cookie. If shared caches may store the response, it must not set a
 /// cookie. In that case, this function returns `None`, and a warning is logged once. Each call creates a new visitor.
 #[must_use]
@@ -540,7 +540,7 @@ pub fn is_preflight(method: &str, has_header: impl Fn(&'static str) -> bool) -> 
     method == "OPTIONS" && has_header("origin") && has_header("access-control-request-method")
 }
 
-/// Logs a warning once that a preflight reached a gate, which must refuse it. The CORS middleware must be outside the gate.
+/// Warns once that a preflight reached a gate, which must refuse it. The CORS middleware must be outside the gate.
 pub fn preflight_refused(scope: &RequestScope) {
     SetupWarning::PreflightAtGate.log(scope.provider());
 }
@@ -551,20 +551,20 @@ pub fn read<F: FlagDef>(flags: &Flags) -> F::Value {
     flags.read::<F>()
 }
 
-/// Returns whether a provider reports evaluations itself, which its
-/// [`evaluation_events`](crate::FlipswitchProviderBuilder::evaluation_events) option sets.
+/// Returns whether a provider reports evaluations itself, as set by its
+/// [`evaluation_events`](crate::FlipswitchProviderBuilder::evaluation_events) option.
 #[must_use]
 pub fn reports_evaluations(provider: &FlipswitchProvider) -> bool {
     provider.event_reporter().events != EvaluationEvents::Off
 }
 
-/// Reports an evaluation of an OpenFeature client as an event, for hooks. The event has the same attributes as the events of
+/// Reports an evaluation by an OpenFeature client as an event, for hooks. The event has the same attributes as the events of
 /// [`evaluation_events`](crate::FlipswitchProviderBuilder::evaluation_events).
 ///
 /// The client may belong to any provider. The context id is derived from the targeting key of the evaluation, with the settings
 /// of `provider`. If the evaluation has no targeting key, and the caller runs in a request of `provider`, the targeting key of
-/// that request is used. Does nothing for the evaluations of Flipswitch providers if `provider` [reports](reports_evaluations)
-/// its own evaluations.
+/// that request is used. Does nothing for evaluations by Flipswitch providers if `provider` [reports](reports_evaluations) its
+/// own evaluations.
 pub fn report_evaluation(
     provider: &FlipswitchProvider,
     context: &HookContext<'_>,

@@ -291,7 +291,7 @@ impl RequestScope {
     }
 
     /// Returns the flags for the context of an OpenFeature client, which is merged with the context of the request. The same
-    /// context has the same flags in the whole request.
+    /// context has the same flags throughout the request.
     pub(crate) async fn flags_with(&self, given: &EvaluationContext) -> Flags {
         if given.targeting_key.is_none() && given.custom_fields.is_empty() {
             return self.flags().await;
@@ -304,7 +304,7 @@ impl RequestScope {
             }
         }
         let merged = Context::merge(own.clone(), given.into(), Layer::Lower).prepared();
-        // Must be before the comparison below, because attributes that cannot be sent do not affect the bytes.
+        // Must precede the comparison below, because attributes that cannot be sent do not affect the bytes.
         if let Some(invalid) = self.request.provider.report_left_out(merged.canonical()) {
             self.mark_read();
             return invalid;
@@ -383,12 +383,12 @@ impl RequestScope {
         self.request.flags.get_or_init(|| flags)
     }
 
-    /// Returns flags of the request's context as the request reads them.
+    /// Returns flags for the request's context as the request reads them.
     fn present(&self, flags: Flags) -> Flags {
         self.present_for(flags, || self.targeting_key())
     }
 
-    /// Returns flags of a context with this targeting key as the request reads them.
+    /// Returns flags for a context with this targeting key as the request reads them.
     fn present_for(&self, flags: Flags, targeting_key: impl FnOnce() -> Option<String>) -> Flags {
         match &self.request.aids {
             None => flags,

@@ -18,7 +18,7 @@ thread_local! {
     static CURRENT: Cell<Option<RequestScope>> = const { Cell::new(None) };
 }
 
-/// Exchanges the current scope with another one. Does nothing while the thread ends.
+/// Exchanges the current scope with another one. Does nothing while the thread is ending.
 fn swap(scope: &mut Option<RequestScope>) {
     let _ = CURRENT.try_with(|current| *scope = current.replace(scope.take()));
 }
@@ -68,7 +68,7 @@ impl RequestScope {
         function()
     }
 
-    /// Calls a function in this scope, and runs the future that it returns, the response, in it.
+    /// Calls a function in this scope, and runs the future that it returns, which produces the response, in the same scope.
     // Inlined, because futures are large, and inlining saves one move.
     #[inline]
     pub(super) fn call<F: Future>(self, function: impl FnOnce() -> F) -> Scoped<F> {
@@ -98,7 +98,7 @@ pin_project! {
         // `None` once it is ready.
         #[pin]
         future: Option<F>,
-        // While the future is polled or dropped, the scope that was current before.
+        // While the future is being polled or dropped, the scope that was current before.
         scope: Option<RequestScope>,
         // Whether the response head counts as sent when the future ends.
         is_response: bool,
@@ -120,7 +120,7 @@ pin_project! {
 }
 
 impl<F> Scoped<F> {
-    /// Returns the scope, or `None` while the future is polled or dropped.
+    /// Returns the scope, or `None` while the future is being polled or dropped.
     #[must_use]
     pub fn scope(&self) -> Option<&RequestScope> {
         self.scope.as_ref()
@@ -179,7 +179,7 @@ impl<F> fmt::Debug for Scoped<F> {
 /// ```
 pub trait InRequest: Future + Sized {
     /// Runs the future in the request of the caller. Outside a request, the future runs unchanged, and a warning that names the
-    /// place of the call is logged once for each place.
+    /// call site is logged once for each call site.
     #[must_use = "futures do nothing unless polled"]
     #[track_caller]
     fn with_current_scope(self) -> Carried<Self> {
@@ -293,7 +293,7 @@ mod tests {
             assert!(alice.as_mut().poll(cx).is_pending() && bob.as_mut().poll(cx).is_pending());
             assert_eq!((current(), alice.scope().is_some()), (None, true));
         }
-        // The same holds on another thread, and inside of another scope.
+        // The same holds on another thread, and inside another scope.
         scope("bob").run_sync(|| drop(alice));
         std::thread::spawn(move || drop(bob)).join().unwrap();
         assert_eq!(current(), None);

@@ -125,7 +125,7 @@ impl Anonymous {
 
     /// Identifies a visitor by the value of a header, such as a device id.
     ///
-    /// The value is used if the request has the header once, and if the value is UTF-8 of 1 to 256 bytes. Otherwise the
+    /// The value is used if the request has the header once, and if the value is 1 to 256 bytes of UTF-8. Otherwise the
     /// [shared](Self::shared) context is used. Clients can send any value: a client that sends the id of another visitor or user
     /// gets that person's flags, and each new value causes a request to the flag service.
     ///
@@ -154,7 +154,7 @@ impl Anonymous {
     /// sets the cookie and has no `Cache-Control`, `Cache-Control: private` is added.
     ///
     /// Browsers accept the cookie only over HTTPS, except that most also accept it from `localhost` over plain HTTP. For other
-    /// sites without HTTPS see [`secure`](AnonymousCookie::secure).
+    /// sites without HTTPS, see [`secure`](AnonymousCookie::secure).
     pub fn cookie() -> AnonymousCookie {
         AnonymousCookie {
             name: None,
@@ -210,7 +210,7 @@ impl AnonymousCookie {
     }
 
     /// Selects the requests to which browsers add the cookie. Defaults to [`SameSite::Lax`]. If browsers send no cookie with a
-    /// request because of this setting, such as with a form on another site, the response does not set a new one.
+    /// request because of this setting, as with a form on another site, the response does not set a new one.
     pub fn same_site(mut self, same_site: SameSite) -> Self {
         self.same_site = same_site;
         self
@@ -260,8 +260,8 @@ impl AnonymousCookie {
     ///
     /// [`ConfigError::Cookie`] if an attribute is invalid:
     ///
-    /// - a name that is empty, longer than 256 bytes, begins with `__`, or contains characters other than letters, digits, `-`,
-    ///   `_` and `.`
+    /// - a name that is empty or longer than 256 bytes, that begins with `__`, or that contains characters other than letters,
+    ///   digits, `-`, `_` and `.`
     /// - a domain that is not a host name
     /// - a path that does not begin with `/`, or is not written as in a URL
     /// - a maximum age below 1 second or above 400 days
@@ -434,7 +434,7 @@ impl VisitorCookie {
         })
     }
 
-    /// Returns whether browsers send no cookie with this request, although they may have one: if another site has started the
+    /// Returns whether browsers send no cookie with this request, although they may have one: if another site started the
     /// request, `SameSite` forbids the cookie, or forbids it for forms. A new cookie would replace the old one.
     fn is_withheld(&self, request: &dyn RequestParts) -> bool {
         let is_cross_site = || request.header_values("sec-fetch-site").any(|site| site == b"cross-site");
@@ -445,7 +445,7 @@ impl VisitorCookie {
         }
     }
 
-    /// Returns the targeting key of the visitor whose cookie a request has.
+    /// Returns the targeting key of the visitor whose cookie a request carries.
     fn find(&self, request: &dyn RequestParts) -> Option<String> {
         let lines = request.header_values("cookie");
         let values = lines.flat_map(|line| line.split(|byte| *byte == b';')).filter_map(|pair| {
@@ -462,7 +462,7 @@ impl VisitorCookie {
         header.strip_prefix(self.name.as_bytes()).is_some_and(|rest| rest.starts_with(b"="))
     }
 
-    /// Makes the `Set-Cookie` header for a new visitor. Returns `None` if the system has no random numbers.
+    /// Creates the `Set-Cookie` header for a new visitor. Returns `None` if the system provides no random numbers.
     pub(super) fn mint(&self) -> Option<String> {
         let mut number = [0; DIGITS / 2];
         getrandom::fill(&mut number)
@@ -479,7 +479,7 @@ impl VisitorCookie {
     }
 }
 
-/// Returns name and value of the cookie of a visitor, for tests.
+/// Returns the name and value of a visitor's cookie, for tests.
 pub(crate) fn cookie_of(provider: &FlipswitchProvider, number: u128) -> String {
     Anonymous::cookie().bind(provider).pair(number)
 }
@@ -511,8 +511,9 @@ const CDN_CACHE_HEADERS: [&str; 7] = [
     "x-litespeed-cache-control",
 ];
 
-/// Returns whether shared caches may store a response (RFC 9111, section 3): whether `Cache-Control` allows it or sets an age,
-/// or there is an `Expires`, and it is not private. Caches with a header of their own use that header (RFC 9213).
+/// Returns whether shared caches may store a response (RFC 9111, section 3). They may if `Cache-Control` allows it or sets an
+/// age, or if there is an `Expires` header, unless the response is private. Caches with a header of their own use that header
+/// (RFC 9213).
 pub(super) fn is_for_shared_caches<'a, I>(header_values: impl Fn(&'static str) -> I) -> bool
 where
     I: Iterator<Item = &'a [u8]>,
@@ -608,7 +609,7 @@ mod tests {
         FlipswitchProvider::in_memory(serde_json::json!({}))
     }
 
-    /// Returns the cookie of the visitor 7.
+    /// Returns the cookie of visitor 7.
     fn seven() -> String {
         cookie_of(&provider(), 7)
     }
@@ -660,7 +661,7 @@ mod tests {
         let (digits, code) = value.split_once('.').unwrap();
         let values = [
             String::new(),
-            // As earlier releases made it.
+            // A cookie as created by earlier releases.
             number.to_owned(),
             format!("{number}.{number}"),
             format!("{digits}."),

@@ -73,7 +73,7 @@ pub(super) fn carried_from_nowhere(place: &'static Location<'static>) {
 }
 
 impl SetupWarning {
-    /// Logs the warning, unless one of its kind was logged before.
+    /// Logs the warning, unless one of its kind has been logged before.
     pub(crate) fn log(self, provider: &FlipswitchProvider) {
         if provider.warned().is_first(self.kind()) {
             provider.runtime().span().in_scope(|| tracing::warn!(target: "flipswitch", "{self}"));

@@ -22,7 +22,7 @@ pub use crate::provider::flags::FlagReads;
 /// in a test. The visitor's targeting key is `anonymous-` followed by the number in 32 hexadecimal digits.
 ///
 /// The cookie has its default name. The keys of [`TestFlags`] and [`in_memory`](FlipswitchProvider::in_memory) providers are
-/// random, and the same in the whole process.
+/// random, but the same throughout the process.
 ///
 /// ```
 /// use flipswitch::testing::{TestFlags, visitor_cookie};
@@ -140,7 +140,7 @@ impl TestFlags {
         self.provider.publish_change(key.to_owned());
     }
 
-    /// Returns the reads of a flag so far through [`Flags`](crate::Flags), extractors, gates or OpenFeature.
+    /// Returns the reads of a flag so far, whether through [`Flags`](crate::Flags), extractors, gates or OpenFeature.
     ///
     /// Includes neither reads of all flags together ([`iter`](crate::Flags::iter), [`to_json`](crate::Flags::to_json)) nor reads
     /// for a context whose targeting key cannot be sent.
@@ -177,8 +177,8 @@ impl fmt::Debug for TestFlags {
 ///
 /// # Panics
 ///
-/// If `flags` is not a JSON object, if a list is empty, because the test would not run at all, or if there are more combinations
-/// than a `usize` can count.
+/// If `flags` is not a JSON object, if a list is empty (the test would not run at all), or if there are more combinations than a
+/// `usize` can count.
 #[track_caller]
 pub fn combinations(flags: Value) -> impl Iterator<Item = Value> {
     // A `match`, because a closure would not report the caller.

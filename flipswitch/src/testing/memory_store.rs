@@ -39,7 +39,7 @@ struct State {
     is_down: bool,
     leases_are_lost: bool,
     delay: Duration,
-    /// How far the store's clock was moved ahead of the system clock, and how far it was moved back.
+    /// How far the store's clock has been moved ahead of the system clock, and how far it has been moved back.
     ahead: Duration,
     behind: Duration,
 }

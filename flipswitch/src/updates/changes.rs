@@ -45,7 +45,7 @@ impl Default for Notified {
 }
 
 impl Changes {
-    /// Remembers that the application is notified of a change, so that it is not notified again.
+    /// Remembers that the application has been notified of a change, so that it is not notified again.
     pub(crate) fn notified(&self, change: &FlagChangeEvent) {
         let notified = &mut self.known.lock().notified;
         match (&change.flag_key, &mut *notified) {

@@ -71,7 +71,7 @@ impl Polling {
         *self.is_active.borrow()
     }
 
-    /// Sends the requests, for the lifetime of the provider. Also notifies the notifier when its deadline is reached.
+    /// Sends the requests, for the lifetime of the provider. Also informs the notifier when its deadline is reached.
     pub(crate) async fn run(self: Arc<Self>, evaluator: Arc<Evaluator>, notifier: Arc<Notifier>, interval: Duration) {
         let mut is_active = self.is_active.subscribe();
         let mut next_poll = None;

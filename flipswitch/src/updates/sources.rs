@@ -22,7 +22,7 @@ pub(super) struct Sources {
 struct Newest {
     /// When it was requested.
     sent_at: Option<Instant>,
-    /// The problems that were logged, one of each kind.
+    /// The problems that have been logged, one of each kind.
     reported: Vec<StreamProblem>,
 }
 

@@ -46,8 +46,8 @@ const RESTART_WAIT: Duration = Duration::from_secs(1);
 
 /// Reads the streams for the lifetime of the provider.
 ///
-/// The task calls the subscriber of the application's logs, which may panic. Without the task nothing would invalidate flags,
-/// so it is started again.
+/// The task calls the subscriber of the application's logs, which may panic. Without the task, nothing would invalidate flags, so
+/// it is started again.
 pub(super) async fn run(updates: Arc<Updates>, options: StreamOptions) {
     let mut published = Published { status: ConnectionStatus::Disconnected, polls: Some(updates.is_polling()) };
     loop {
@@ -85,11 +85,11 @@ struct StreamTask {
     /// When streams that a response had added or moved were last opened.
     opened_at: Option<Instant>,
     refetches: Refetches,
-    /// The id of the event whose effect is carried out, if it is a number.
+    /// The id of the event whose effect is being carried out, if it is a number.
     event_id: Option<u64>,
 }
 
-/// The status of all streams together, as it was published.
+/// The status of all streams together, as it was last published.
 #[derive(Clone, Copy)]
 struct Published {
     status: ConnectionStatus,
@@ -100,7 +100,7 @@ struct Published {
 struct Stream {
     source: StreamSource,
     supervisor: Supervisor,
-    /// The connection, and another one beside it while one replaces the other.
+    /// The connection, and a second one while one of them replaces the other.
     connections: [Numbered; 2],
     state: StreamState,
 }
@@ -252,7 +252,7 @@ impl StreamTask {
         while let Some(Connection::Open(open)) = self.streams[at].connection(number) {
             let before = open.decoder.last_id().cloned();
             let message = open.decoder.next(&mut bytes);
-            // An id that the previous event had already is not an id of this event.
+            // An id that the previous event already had is not an id of this event.
             let id = open.decoder.last_id().filter(|id| before.as_ref() != Some(id)).and_then(|id| id.parse().ok());
             // After an error, the id may be one that exceeds the limit.
             if !matches!(message, Some(Err(_))) && open.last_id.as_ref() != open.decoder.last_id() {
@@ -348,7 +348,7 @@ impl StreamTask {
         self.streams.iter().map(|stream| stream.state)
     }
 
-    /// Changes the streams, and reports if all of them are now open, or no longer are.
+    /// Changes the streams, and reports when all of them become open, or no longer are.
     fn change(&mut self, change: impl FnOnce(&mut Vec<Stream>)) {
         let before = open_until(self.states());
         change(&mut self.streams);

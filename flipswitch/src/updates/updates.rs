@@ -1,4 +1,4 @@
-//! The sources of updates, and how they act on the rest of the provider.
+//! The sources of updates, and how they affect the rest of the provider.
 
 use std::{
     sync::{
@@ -37,7 +37,7 @@ pub(crate) struct Updates {
     polling: Arc<Polling>,
     /// Options of the stream, if real-time updates are enabled.
     stream: Option<StreamOptions>,
-    /// Interval of polls, if anything is requested in the background.
+    /// Interval between polls, if anything is requested in the background.
     polling_interval: Option<Duration>,
     was_connected: AtomicBool,
     follows_event_streams: bool,
@@ -112,18 +112,18 @@ impl Updates {
 
     /// Records that a new API key is in use. Reconnects, and finds out what changed.
     pub(crate) fn api_key_replaced(&self) {
-        // The key may belong to another environment, whose flags may differ for any context.
+        // The key may belong to a different environment, whose flags may differ for any context.
         self.notify(Notification::Changed(FlagChangeEvent::all()));
         self.changes.stream.forget_answers();
         if self.follows_event_streams {
-            // The streams may belong to another environment.
+            // The streams may belong to a different environment.
             self.changes.sources.reset(Instant::now());
         }
         self.reconnect();
         self.refetch();
     }
 
-    /// Returns when the service last responded to a request with the API key in use, if it has refused none since.
+    /// Returns the time at which the service last responded to a request with the API key in use, if it has refused none since.
     pub(super) fn answered_at(&self) -> Option<Instant> {
         self.changes.stream.answered_at()
     }

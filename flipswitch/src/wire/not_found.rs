@@ -40,7 +40,7 @@ impl NotFound {
     }
 }
 
-/// Returns whether a response with 404 may come from a service without flags. Only Flipswitch sends such a response. If realtime
+/// Returns whether a response with 404 may come from a service without flags. Only Flipswitch sends such a response. If real-time
 /// updates are enabled, the stream of changes must be open. Otherwise, a proxy may have responded instead of the service.
 pub(crate) fn may_lack_flags(service: ServiceKind, is_realtime: bool, is_streaming: bool) -> bool {
     service == ServiceKind::Flipswitch && (!is_realtime || is_streaming)

@@ -46,13 +46,13 @@ const MAX_REDIRECTS: usize = 5;
 /// Maximum length of a tag that is kept, in bytes.
 const MAX_ETAG: usize = 1_024;
 
-/// Time limit for the head of the stream's response: some servers send it with the first event.
+/// Time limit for the response head of a stream: some servers send it with the first event.
 const STREAM_HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A time limit that never applies.
 const NO_TIMEOUT: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// Interval of HTTP/2 pings on a connection, even while it is idle.
+/// Interval between HTTP/2 pings on a connection, even while it is idle.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a ping may remain without a response. A connection whose peer is gone is replaced after this time plus the interval,
@@ -295,7 +295,7 @@ impl Transport {
         client(builder, &base_url, &self.options, Method::GET).map_err(Error::transport)
     }
 
-    /// Returns the failure of a request without a response.
+    /// Returns the failure for a request that received no response.
     fn request_failure(&self, error: reqwest::Error) -> Failure {
         let is_connect = error.is_connect();
         let error = if error.is_timeout() {
@@ -447,7 +447,7 @@ fn client_builder(base_url: &BaseUrl, options: &Options) -> Result<ClientBuilder
     }
 }
 
-/// Builds a client. Settings that must apply to every request are made last. A client for GET is used for streams.
+/// Builds a client. Settings that must apply to every request are applied last. A client for GET is used for streams.
 fn client(
     mut builder: ClientBuilder,
     base_url: &BaseUrl,

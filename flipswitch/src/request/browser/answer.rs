@@ -84,7 +84,7 @@ pub(super) fn tag(flags: &Flags, list: &str, keys: &BrowserKeys) -> String {
     format!("\"{}\"", BASE64_URL_SAFE_NO_PAD.encode(code))
 }
 
-/// Returns the name under which browsers store data of the user of a request. It reveals nothing about the user.
+/// Returns the name under which browsers store data for the user of a request. It reveals nothing about the user.
 pub(super) fn user(scope: &RequestScope) -> String {
     // All requests without a targeting key share one name, because attributes may differ in each request.
     let key = scope.targeting_key().map(|key| format!("k{key}")).unwrap_or_default();

@@ -26,9 +26,9 @@ use crate::{
     provider::{browsers::OpenStream, provider::FlipswitchProvider},
 };
 
-/// Maximum time for which a stream is silent. Proxies close connections that are silent for longer, most of them after 60
+/// Maximum time for which a stream stays silent. Proxies close connections that are silent for longer, most of them after 60
 /// seconds. A new stream sends comments more often at first, because actix-web notices that a browser has disconnected only when
-/// two writes fail, and users leave most pages soon.
+/// two writes fail, and most pages are left soon after they are opened.
 const COMMENT_AFTER: Duration = Duration::from_secs(20);
 const FIRST_COMMENT_AFTER: Duration = Duration::from_secs(1);
 
@@ -63,7 +63,7 @@ pub(super) enum Kind {
 /// The body of a stream.
 pub struct BrowserEvents(State);
 
-/// Waits for the next bytes. Returns them with the loop, which continues later.
+/// Waits for the next bytes. Returns them together with the loop, so that it can continue later.
 type Next = dyn Future<Output = (Option<Bytes>, Box<EventLoop>)> + Send;
 
 enum State {
@@ -119,7 +119,7 @@ pub(super) struct EventLoop {
     kind: Kind,
     spread: Duration,
     first: Option<Bytes>,
-    /// When the next event is due, if one is.
+    /// When the next event is due, if there is one.
     event_at: Option<Instant>,
     repeat: Option<Repeat>,
     comment_at: Instant,
@@ -134,7 +134,7 @@ pub(super) struct EventLoop {
 struct Repeat {
     at: Instant,
     wait: Duration,
-    /// How often the browser has been asked since the change.
+    /// How many times the browser has been asked since the change.
     asked: u32,
     /// Whether the service may have used old rules when the browser requested flags.
     is_echo: bool,
@@ -237,7 +237,7 @@ impl EventLoop {
     }
 
     /// Returns whether the browser must be asked once more, because the flags that it received since the last event may be out of
-    /// date. Only the responses for its context are known, which other browsers may have received.
+    /// date. Only the responses for its context are known, and other browsers may have received them.
     fn is_repeat_due(&mut self, now: Instant) -> bool {
         let Some(Repeat { wait, asked, is_echo, .. }) = self.repeat.take_if(|repeat| repeat.at <= now) else {
             return false;
@@ -327,7 +327,7 @@ mod tests {
         str::from_utf8(bytes.as_ref().unwrap()).unwrap().contains("refetchEvaluation")
     }
 
-    /// Reads a stream for a time. Returns the seconds at which there were events.
+    /// Reads a stream for a while. Returns the seconds at which there were events.
     async fn events(events: &mut EventLoop, time: Duration, mut on_event: impl FnMut()) -> Vec<u64> {
         let (began, mut times) = (Instant::now(), Vec::new());
         while let Ok(bytes) = tokio::time::timeout_at(began + time, events.next()).await {
@@ -384,7 +384,7 @@ mod tests {
             fixture.answered(true);
         });
         assert_eq!(times.await, [0, 1]);
-        // With several tabs, each is asked once more after the time in which the service may evaluate with old rules.
+        // With several tabs, each is asked once more after the time during which the service may still use old rules.
         fixture.changes.send_modify(|change| change.advance(None));
         let times = events(&mut first, Duration::from_secs(60), || fixture.answered(true)).await;
         assert_eq!(times.len(), 2, "{times:?}");

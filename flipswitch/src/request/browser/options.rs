@@ -26,7 +26,7 @@ macro_rules! __browser_options {
         /// Never use such attributes in rules that protect something, because users can send any value. The name `targetingKey`
         /// is logged as an error and ignored.
         ///
-        /// Each combination of values is a separate context. In a minute, a user may cause 8 new contexts, and 32 requests for
+        /// Each combination of values is a separate context. Per minute, a user may cause 8 new contexts, and 32 requests for
         /// contexts that are out of date. All requests without a targeting key together may cause 64 new contexts and 512 such
         /// requests. Beyond these limits, the attributes are ignored.
         #[must_use]
@@ -34,7 +34,7 @@ macro_rules! __browser_options {
             Self(self.0.attributes(names))
         }
 
-        /// If a proxy changes paths, sets the path, or the URL, at which browsers reach the routes. Defaults to the path of each
+        /// Sets the path, or the URL, at which browsers reach the routes if a proxy changes paths. Defaults to the path of each
         /// request.
         ///
         /// A value that is neither a path nor a URL is logged as an error and ignored.
@@ -43,8 +43,8 @@ macro_rules! __browser_options {
             Self(self.0.public_path(path))
         }
 
-        /// Sets how many event streams browsers may have open at this process. Requests without a targeting key, and visitors who
-        /// are only known by a cookie or header, can use at most half of them. Defaults to 10 000.
+        /// Sets how many event streams browsers may have open to this process. Requests without a targeting key, and visitors who
+        /// are known only by a cookie or header, can use at most half of them. Defaults to 10 000.
         ///
         /// Above the limit, browsers request flags again when their tab becomes visible.
         #[must_use]
@@ -52,7 +52,7 @@ macro_rules! __browser_options {
             Self(self.0.max_streams(streams))
         }
 
-        /// Sets how many event streams may be open at this process for one targeting key. Defaults to 16.
+        /// Sets how many event streams may be open to this process for one targeting key. Defaults to 16.
         #[must_use]
         pub fn max_streams_per_context(self, streams: usize) -> Self {
             Self(self.0.max_streams_per_context(streams))
@@ -85,8 +85,8 @@ macro_rules! __browser_options {
         /// Lets pages from another origin, such as `https://www.example.com`, request flags with credentials (CORS). Call it once
         /// for each origin. Defaults to none. A value that is not an exact origin is logged as an error and ignored.
         ///
-        /// Such a page gets no event stream, because browsers send no cookies with it. The page requests flags again when its tab
-        /// becomes visible.
+        /// Such a page gets no event stream, because browsers would send no cookies with the request for it. The page requests
+        /// flags again when its tab becomes visible.
         #[must_use]
         pub fn allow_origin(self, origin: impl Into<String>) -> Self {
             Self(self.0.allow_origin(origin))

@@ -111,7 +111,7 @@ impl BrowserRequest {
         self.method == "OPTIONS" && !self.origin.is_empty() && !self.requested_method.is_empty()
     }
 
-    /// Returns whether the web provider of Flipswitch has sent the request.
+    /// Returns whether the web provider of Flipswitch sent the request.
     pub(super) fn is_of_own_provider(&self) -> bool {
         self.is_of_own_provider
     }
@@ -144,7 +144,8 @@ impl BrowserRequest {
         percent_decode_str(key).decode_utf8().ok().map(Into::into)
     }
 
-    /// Returns the time of the change in the query, which comes from an event that the browser has received (ADR-0008).
+    /// Returns the time of the change that is given in the query. It comes from an event that the browser has received
+    /// (ADR-0008).
     pub(super) fn last_modified(&self) -> Option<OffsetDateTime> {
         let value = self.query.split('&').find_map(|pair| pair.strip_prefix("flagConfigLastModified="))?;
         time_of(&percent_decode_str(value).decode_utf8().ok()?)

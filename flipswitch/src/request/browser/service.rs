@@ -47,7 +47,7 @@ const JSON: &str = "application/json";
 /// Seconds after which a browser may request flags again if none are known.
 const RETRY_AFTER: &str = "5";
 
-/// Responds to browsers of an application over OFREP, with the flags for the request's user. The function `browser` of the web
+/// Responds to browsers of an application over OFREP, with the flags for the request's user. The function `browser` in the web
 /// crates uses this service. Cloning it is cheap.
 #[derive(Clone)]
 pub struct BrowserService {
@@ -172,7 +172,7 @@ impl BrowserService {
         self.set(|settings| settings.attributes.extend(names))
     }
 
-    /// If a proxy changes paths, sets the path, or the URL, at which browsers reach the routes. Defaults to the path of each
+    /// Sets the path, or the URL, at which browsers reach the routes if a proxy changes paths. Defaults to the path of each
     /// request.
     #[must_use]
     pub fn public_path(self, path: impl Into<String>) -> Self {

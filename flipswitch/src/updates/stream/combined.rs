@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::events::events::ConnectionStatus;
 
-/// Minimum time between two requests for the start-up context that are caused by changes of streams.
+/// Minimum time between two requests for the start-up context that are caused by changes to the streams.
 const REFETCH_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Minimum time between two openings of streams that responses have added or moved.
@@ -42,7 +42,8 @@ pub(super) fn polls(mut streams: impl Iterator<Item = StreamState>) -> bool {
     streams.next().is_none_or(|first| first.polls || streams.any(|stream| stream.polls))
 }
 
-/// Limits requests for the start-up context that a change of streams causes, because the response may change the streams again.
+/// Limits requests for the start-up context that a change to the streams causes, because the response may change the streams
+/// again.
 #[derive(Debug, Default)]
 pub(super) struct Refetches {
     last: Option<Instant>,
@@ -65,13 +66,13 @@ impl Refetches {
         is_now
     }
 
-    /// Returns when the next request is due, if one is pending.
+    /// Returns the time at which the next request is due, if one is pending.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.last.filter(|_| self.is_due).map(|last| last + REFETCH_INTERVAL)
     }
 }
 
-/// Returns when to open streams that a response has added or moved. `last` is when streams were last opened.
+/// Returns the time at which to open streams that a response has added or moved. `last` is when streams were last opened.
 pub(super) fn opens_at(last: Option<Instant>, now: Instant) -> Instant {
     last.map_or(now, |last| now.max(last + OPENING_INTERVAL))
 }

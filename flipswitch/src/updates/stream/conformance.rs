@@ -32,7 +32,7 @@ struct Case {
     initial_last_event_id: Option<String>,
     #[serde(default)]
     last_event_id: Option<String>,
-    /// The last wait that the stream named, in milliseconds.
+    /// The last wait that the stream specified, in milliseconds.
     #[serde(default)]
     retry: Option<serde_json::Number>,
 }
@@ -206,7 +206,7 @@ const OWN: &[Own] = &[
     ("event: a\n\ndata: 1\n\n", &[("message", "1", "")], "", None),
     ("event: a\nevent\ndata: 1\n\n", &[("message", "1", "")], "", None),
     ("data: 1\nevent: late\n\n", &[("late", "1", "")], "", None),
-    // An id holds until the next one, across events, counts without data, and may be reset.
+    // An id stays in effect until the next one, even across events. It takes effect even without data, and may be reset.
     ("id: 7\ndata: a\n\ndata: b\n\n", &[("message", "a", "7"), ("message", "b", "7")], "7", None),
     ("id: 7\n\ndata: a\n\nid\ndata: b\n\n", &[("message", "a", "7"), ("message", "b", "")], "", None),
     ("data: a\nid: 8\n\n", &[("message", "a", "8")], "8", None),
@@ -227,7 +227,7 @@ const OWN: &[Own] = &[
     ("\u{feff}retry: 4294967296\n\n", &[], "", None),
     ("data: a\nretry:99999999999999999999999\ndata: b\n\n", &[("message", "a\nb", "")], "", None),
     ("retry: 99999999999\r\nretry: 7\n\n", &[], "", Some(7)),
-    // One byte order mark at the beginning is removed, none elsewhere.
+    // One byte order mark is removed at the beginning, but none elsewhere.
     ("\u{feff}data: a\n\n\u{feff}data: b\n\n", &[("message", "a", "")], "", None),
     ("\u{feff}\u{feff}data: a\n\ndata: b\n\n", &[("message", "b", "")], "", None),
     ("\u{feff}: comment\n\ndata: \u{feff}a\n\n", &[("message", "\u{feff}a", "")], "", None),

@@ -1,4 +1,4 @@
-//! The open connections of the stream: their stability, the time limit of a proxy, and the connection that replaces the current
+//! The open connections to the stream: their stability, the time limit of a proxy, and the connection that replaces the current
 //! one before the proxy cuts it. No I/O; instants are passed in.
 
 use std::time::{Duration, Instant};
@@ -27,12 +27,12 @@ pub(crate) type ConnectionNumber = u64;
 /// Times that are derived from `stream_idle_timeout`. The documented times apply to a timeout of a minute or more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Times {
-    /// After this time, a connection that received bytes is stable: 60 s. This resets the count of failures, and an orderly end
-    /// of the connection is not a failure.
+    /// After this time, a connection that has received bytes is stable: 60 s. This resets the count of failures, and an orderly
+    /// end of the connection is not a failure.
     pub(super) stable: Duration,
-    /// After this time, a connection that received an event or a heartbeat is stable: 10 s. Only the service itself sends
-    /// these. Shorter than `stable`, because many proxies and load balancers end every connection after a fixed time, such as
-    /// 30 seconds.
+    /// After this time, a connection that has received an event or a heartbeat is stable: 10 s. Only the service itself sends
+    /// these. Shorter than `stable`, because many proxies and load balancers end every connection after a fixed time, such as 30
+    /// seconds.
     pub(super) stable_with_event: Duration,
     /// How long the previous connection is still read: 2 s. An event may still be on its way there.
     pub(super) read_on: Duration,
@@ -55,7 +55,7 @@ pub(super) struct OpenConnection {
     pub(super) received_at: Instant,
     pub(super) has_received: bool,
     pub(super) has_event: bool,
-    /// Whether the service certainly sends changes on it, which may begin only some time after the response head.
+    /// Whether the service is known to send changes on it. The service may begin to do so some time after the response head.
     pub(super) is_subscribed: bool,
 }
 
@@ -64,7 +64,7 @@ impl OpenConnection {
         Self { number, since: now, received_at: now, has_received: false, has_event: false, is_subscribed: false }
     }
 
-    /// Returns when the connection becomes stable, if it has received bytes.
+    /// Returns the time at which the connection becomes stable, if it has received bytes.
     pub(super) fn stable_at(&self, times: &Times) -> Option<Instant> {
         let after = if self.has_event { times.stable_with_event } else { times.stable };
         self.has_received.then_some(self.since + after)
@@ -90,7 +90,7 @@ pub(super) enum Beside {
     None,
     /// The next connection is being opened.
     Connecting { number: ConnectionNumber, after_id: bool },
-    /// The next connection is open, and nothing has arrived on it.
+    /// The next connection is open, but nothing has arrived on it yet.
     Next(OpenConnection),
     /// The previous connection, which is read until this time.
     Previous { connection: OpenConnection, until: Instant },
@@ -130,7 +130,7 @@ impl Open {
         }
     }
 
-    /// Returns when to open the next connection, before the current one is cut.
+    /// Returns the time at which to open the next connection, before the current one is cut.
     pub(super) fn next_at(&self, limit: &TimeLimit) -> Option<Instant> {
         let is_possible = matches!(self.beside, Beside::None) && limit.overlaps < MAX_OVERLAPS;
         let limit = limit.limit.filter(|_| is_possible)?;
@@ -253,7 +253,7 @@ mod tests {
             assert_eq!(limit.limit.map(|limit| limit.as_secs_f64()), expected, "{seconds}");
         };
         ends(30.0, true, false, None);
-        // A connection of another duration in between.
+        // A connection of a different duration in between.
         ends(17.0, true, false, None);
         ends(30.0, true, false, None);
         // Does not count: not stable, or without an event.

@@ -19,13 +19,13 @@ use crate::{
     wire::backoff::{MAX_BACKOFF, backoff, retry_after_wait},
 };
 
-/// Wait after the first failure, unless the service names a different one.
+/// Wait after the first failure, unless the service specifies a different one.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
 /// Approximate wait after the service refused the API key, or if it has no stream.
 const REFUSED_WAIT: Duration = Duration::from_secs(300);
 
-/// Number of refusals in a row after which the API key counts as refused. A single refusal may be a mistake of a proxy.
+/// Number of refusals in a row after which the API key counts as refused. A single refusal may be a mistake by a proxy.
 const CONFIRMED_REFUSALS: u32 = 2;
 
 /// How long a response to a request for flags contradicts a refusal of the API key for the stream, and how often to check for
@@ -77,7 +77,7 @@ pub(crate) enum ConnectionInput {
     Refused(Option<StatusCode>, Failure),
     /// Bytes of any kind arrived.
     Bytes,
-    /// The service names how long to wait before reconnecting.
+    /// The service specifies how long to wait before reconnecting.
     Retry(Duration),
     /// The id to continue after has changed.
     LastId(Option<Arc<str>>),
@@ -92,9 +92,9 @@ pub(crate) enum ConnectionInput {
 /// Something to do. Actions must be carried out in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Drop all connections, and open a new one after this id.
+    /// Drop all connections, and open a new one that continues after this id.
     Connect { number: ConnectionNumber, last_id: Option<Arc<str>> },
-    /// Open a second connection after this id, while the current one stays open.
+    /// Open a second connection that continues after this id, while the current one stays open.
     ConnectBeside { number: ConnectionNumber, last_id: Option<Arc<str>> },
     /// Drop this connection.
     Close(ConnectionNumber),
@@ -215,7 +215,7 @@ impl Supervisor {
         }
     }
 
-    /// Returns when [`Input::DeadlineReached`] is due, unless another input comes first.
+    /// Returns the time at which [`Input::DeadlineReached`] is due, unless another input comes first.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match &self.state {
             State::Waiting { until } => Some(*until),
@@ -269,7 +269,7 @@ impl Supervisor {
                 tracing::info!(target: "flipswitch", "the clock jumped; reconnecting the stream of changes");
                 self.failures = 0;
                 self.missed_changes = true;
-                // Flags have aged only by the monotonic clock, and without the stream would count as fresh for a while.
+                // Flags age by the monotonic clock only, so without the stream they would count as fresh for a while.
                 todo.extend([Action::Disconnect, Action::StreamClosed, Action::Invalidate(Cause::Missed)]);
                 self.connect(todo);
             }
@@ -467,7 +467,7 @@ impl Supervisor {
         self.set_status(ConnectionStatus::Connecting, todo);
     }
 
-    /// Connects at the given time, which may have passed already.
+    /// Connects at the given time, which may already have passed.
     fn connect_at(&mut self, at: Instant, now: Instant, todo: &mut Vec<Action>) {
         if at <= now {
             return self.connect(todo);
@@ -497,7 +497,7 @@ impl Supervisor {
         todo.push(Action::StreamOpened);
         self.set_status(ConnectionStatus::Connected, todo);
         if std::mem::take(&mut self.missed_changes) {
-            // A change that was missed may concern contexts other than the start-up context.
+            // A missed change may concern contexts other than the start-up context.
             todo.push(Action::Notify(Notification::Changed(FlagChangeEvent::all())));
         }
         let is_new = std::mem::take(&mut self.is_new) && self.service == ServiceKind::Ofrep;
@@ -729,7 +729,7 @@ mod tests {
             stream
         }
 
-        /// Passes an input. An input of a connection comes from the latest one.
+        /// Passes an input. A connection input comes from the latest connection.
         fn gets(&mut self, input: impl Numbered, random: f64) -> Vec<Action> {
             self.supervisor.input(input.numbered(self.supervisor.last_number), self.now, random)
         }
@@ -776,7 +776,7 @@ mod tests {
         }
     }
 
-    /// An input, or an input of a connection whose number is added.
+    /// An input, or a connection input to which the number of the connection is added.
     trait Numbered {
         fn numbered(self, number: ConnectionNumber) -> Input;
     }
@@ -811,7 +811,7 @@ mod tests {
         ConnectionInput::Refused(Some(status), error.into())
     }
 
-    /// A failure without a status: of name resolution, the connection, TLS, the deadline, or because of a rejected redirect.
+    /// A failure without a status, caused by name resolution, the connection, TLS, the deadline or a rejected redirect.
     fn unreachable() -> ConnectionInput {
         ConnectionInput::Refused(None, failure(None))
     }
@@ -874,7 +874,7 @@ mod tests {
 
     #[test]
     fn every_other_status_is_a_failure() {
-        // A response with 200 has another media type here: a page of a proxy.
+        // Here, a response with 200 has a different media type: it is a page from a proxy.
         for code in [200, 202, 302, 307, 402, 408, 418, 425, 429, 500, 502, 503, 504] {
             let mut stream = Stream::connecting();
             stream.refuse(code, FAILED);
@@ -1104,7 +1104,7 @@ mod tests {
         stream.waits(MINUTE);
         stream.does(Input::DeadlineReached, BROKE);
         stream.connects_after(SECOND);
-        // Counted from the opening, if nothing arrived at all.
+        // If nothing arrives at all, the time is counted from the opening.
         let mut stream = Stream::open();
         stream.waits(MINUTE);
         stream.does(Input::DeadlineReached, BROKE);
@@ -1120,7 +1120,7 @@ mod tests {
         stream.waits(MINUTE - SECOND);
         stream.does(Input::DeadlineReached, []);
         assert_eq!(stream.supervisor.failures, 0);
-        // Its end is then a rotation, and not a failure.
+        // In that case, its end is a rotation, and not a failure.
         stream.does(
             ConnectionInput::Ended,
             [Action::Disconnect, Action::StreamClosed, status(ConnectionStatus::Disconnected)],
@@ -1306,7 +1306,7 @@ mod tests {
             self.gets(event(StreamEvent::Heartbeat), 1.0);
         }
 
-        /// Advances the time until the next connection is opened beside this one, and returns the numbers of both.
+        /// Advances the time until the next connection is opened alongside this one, and returns the numbers of both.
         fn opens_beside_after(&mut self, wait: Duration) -> (ConnectionNumber, ConnectionNumber) {
             let (old, last_id) = (self.supervisor.last_number, self.supervisor.last_id.clone());
             self.waits_with_bytes(wait);
@@ -1345,7 +1345,7 @@ mod tests {
                 stream.does_on(old, ConnectionInput::Bytes, []);
                 stream.does(ConnectionInput::Bytes, []);
                 stream.does(event(StreamEvent::Heartbeat), []);
-                // Events that were on their way count.
+                // Events that were already on their way are still processed.
                 stream.now += SECOND;
                 stream.does_on(old, ConnectionInput::Bytes, []);
                 let change = || event(StreamEvent::Changed(changed(Some("f")), ConfigVersion::default()));
@@ -1416,7 +1416,7 @@ mod tests {
         let rotated = || event(StreamEvent::KeyRotated { valid_until: None });
         stream.does_on(old, rotated(), [Action::Notify(Notification::KeyRotated { valid_until: None })]);
         stream.does(rotated(), []);
-        // Without a timestamp it may be another change.
+        // Without a timestamp, it may be a different change.
         let any = || event(StreamEvent::Changed(changed(None), ConfigVersion::default()));
         let is_any = [announced(), Action::Refetch, notify(None)];
         stream.does_on(old, any(), is_any.clone());
@@ -1426,7 +1426,7 @@ mod tests {
         // It arrives late.
         stream.does(changes(3), [announced()]);
         stream.does(changes(4), published(4));
-        // Events are compared only during an overlap. After a reconnect, it may be another change.
+        // Events are compared only during an overlap. After a reconnect, it may be a different change.
         stream.gets(Input::Reconnect, 1.0);
         stream.gets(ConnectionInput::Opened, 1.0);
         stream.does(changes(4), published(4));
@@ -1488,7 +1488,7 @@ mod tests {
                 stream.does(ConnectionInput::Opened, []);
                 stream.does(ConnectionInput::Broken(Error::Timeout), [Action::Close(new)]);
             },
-            // Bytes have arrived on it already.
+            // Bytes have already arrived on it.
             |stream, new| {
                 stream.does(ConnectionInput::Opened, []);
                 stream.does(ConnectionInput::Bytes, []);
@@ -1622,7 +1622,7 @@ mod tests {
 
     #[test]
     fn a_refusal_of_the_key_is_a_failure_while_requests_are_answered_with_it() {
-        // Answered within half a minute before the refusals, or since the first of them.
+        // The service responded within half a minute before the refusals, or since the first of them.
         let mut stream = Stream::connecting();
         stream.does(Input::Answered(Some(stream.now)), []);
         stream.now += SECOND * 20;
@@ -1673,7 +1673,7 @@ mod tests {
         assert!(matches!(stream.supervisor.state, State::Waiting { .. }));
     }
 
-    /// Returns an event stream of OFREP that is connecting.
+    /// Returns an OFREP event stream that is connecting.
     fn advertised() -> Stream {
         let supervisor = Supervisor::new(OPTIONS, ServiceKind::Ofrep, URL.into(), false);
         let mut stream = Stream { supervisor, now: Instant::now(), random: 1.0 };
