@@ -246,7 +246,7 @@ impl Context {
     }
 }
 
-/// One of two contexts that are merged.
+/// One of two contexts that are being merged.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Layer {
     Lower,

@@ -100,20 +100,20 @@ struct Announced {
 
 /// Receives the reports of the evaluator. The sources of updates implement it, because the evaluator does not depend on them.
 pub(crate) trait Observer: Send + Sync {
-    /// Takes the flags of the start-up context. `is_current` tells whether nothing was invalidated since they were requested.
+    /// Takes the flags of the start-up context. `is_current` indicates whether nothing was invalidated since they were requested.
     /// Returns the keys of flags that changed although no event announced it.
     fn start_up_answered(&self, flag_set: &Arc<FlagSet>, is_current: bool) -> Vec<String>;
 
-    /// Notes that the service refused the API key.
+    /// Records that the service refused the API key.
     fn key_refused(&self);
 
-    /// Notes that the service accepts the API key again after it refused it.
+    /// Records that the service accepts the API key again after it refused it.
     fn key_accepted(&self);
 
-    /// Notes that a request was answered with the API key in use.
+    /// Records that a request was answered with the API key in use.
     fn answered(&self);
 
-    /// Notes which event streams a response advertises. `sent_at` is when its request was sent.
+    /// Records which event streams a response advertises. `sent_at` is when its request was sent.
     fn streams_advertised(&self, advertised: Advertised, sent_at: Instant);
 }
 
@@ -226,7 +226,7 @@ impl Evaluator {
         }
     }
 
-    /// Returns since when the store has been unavailable, if it is.
+    /// Returns the time since which the store has been unavailable, if it is.
     pub(crate) fn store_away_since(&self) -> Option<OffsetDateTime> {
         self.store.as_ref()?.away_since()
     }
@@ -265,7 +265,7 @@ impl Evaluator {
         self.epoch.invalidate_all();
     }
 
-    /// Notes that the stream of changes is open. It counts as open until `heard_until` if nothing is received. A pending round
+    /// Records that the stream of changes is open. It counts as open until `heard_until` if nothing is received. A pending round
     /// begins at `round_at` at the latest.
     pub(crate) fn stream_opened(&self, heard_until: Instant, round_at: Instant) {
         {
@@ -369,7 +369,7 @@ impl Evaluator {
             if let Some(request) = request {
                 self.spawn_request(request);
             }
-            // A request waits for its permit for `request_timeout` at most, and then takes that long at most.
+            // A request waits for its permit for at most `request_timeout`, and then takes at most that long.
             let _ = tokio::time::timeout(2 * self.request_timeout, waiter.wait()).await;
         }
         true
@@ -468,7 +468,7 @@ impl Evaluator {
         self.evaluate_since(context, reading, None).await
     }
 
-    /// Answers an evaluation. If `since` is set, the answer must be one to a request that was sent then or later.
+    /// Answers an evaluation. If `since` is set, it must be the answer to a request that was sent then or later.
     pub(crate) async fn evaluate_since(
         self: &Arc<Self>,
         context: &CanonicalContext,
@@ -481,7 +481,7 @@ impl Evaluator {
             return outcome;
         }
         let stale = self.servable(context);
-        // When the wait is over, the request continues for later evaluations. If the runtime ends, the request is lost.
+        // When the wait ends, the request continues for later evaluations. If the runtime ends, the request is lost.
         let may_be_restored = stale.is_none() && self.may_be_stored(context, now);
         let mut over = std::pin::pin!(self.wait(context, stale.is_some(), may_be_restored));
         let mut joins = 0;
@@ -569,8 +569,8 @@ impl Evaluator {
         (!is_streaming).then_some(self.cache.freshness().polling)
     }
 
-    /// Waits as long as an evaluation may wait. The wait is shorter if flags arrive from the store meanwhile. Returns `false` at
-    /// once if the runtime ends.
+    /// Waits as long as an evaluation may wait. The wait is shorter if flags arrive from the store meanwhile. Returns `false`
+    /// immediately if the runtime ends.
     async fn wait(&self, context: &CanonicalContext, has_flags: bool, may_be_restored: bool) -> bool {
         let (patience, first) = (self.patience(has_flags), self.patience(true));
         if !may_be_restored || first >= patience {
@@ -692,7 +692,7 @@ impl Evaluator {
     }
 
     /// Spawns the task that runs the rounds. Must not be called while the breaker is locked: a task that cannot be spawned is
-    /// dropped, and locks the breaker then.
+    /// dropped, and dropping it locks the breaker.
     fn spawn_rounds(self: &Arc<Self>) {
         drop(self.runtime.spawn(RoundTask::new(Arc::clone(self)).run()));
     }
@@ -734,7 +734,7 @@ impl Evaluator {
     fn start_up_answered(&self, entry: &Arc<CacheEntry>) {
         let cached = self.cache.get(entry.context());
         if cached.is_some_and(|cached| !Arc::ptr_eq(&cached, entry)) {
-            // A newer one is cached already.
+            // A newer one is already cached.
             return;
         }
         let reading = self.epoch.read(Instant::now());
@@ -754,7 +754,7 @@ impl Evaluator {
 fn store(config: &Config, runtime: &Arc<ProviderRuntime>) -> Option<Arc<Store>> {
     let store = config.store.clone()?;
     if config.override_file.is_some() {
-        // The values of the file must not be shared, and cannot be distinguished from those of the service later.
+        // The file's values must not be shared, and cannot later be distinguished from the service's values.
         tracing::warn!(target: "flipswitch", "the store is not used, because `override_file` is set");
         return None;
     }

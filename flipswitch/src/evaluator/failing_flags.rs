@@ -30,7 +30,7 @@ pub(crate) struct FailingFlags(HashMap<String, FailingFlag>);
 struct FailingFlag {
     /// Different contexts, up to [`MIN_CONTEXTS`].
     contexts: Vec<CanonicalContext>,
-    /// Failures since the flag counts as failing for all contexts.
+    /// Failures since the flag began to count as failing for all contexts.
     failures: u32,
     /// When contexts are requested again because of the flag.
     retry_at: Option<Instant>,

@@ -23,7 +23,7 @@ const FASTER_AFTER: i32 = 15;
 /// Factor by which the rate is raised each second after that.
 const RAISE_FASTER: f64 = 1.25;
 
-/// How much earlier than evenly spaced a request may be sent, because timers are not more precise than this.
+/// How much earlier than its evenly spaced time a request may be sent, because timers are not more precise than this.
 const BURST: Duration = Duration::from_millis(20);
 
 /// The rate at which requests are sent. It is unlimited until the service limits it.
@@ -53,7 +53,7 @@ struct Limit {
     next_cut: Instant,
     /// When the next request would be sent if all were evenly spaced.
     next: Instant,
-    /// The service asked not to send any request before this time.
+    /// The service asked that no requests be sent before this time.
     not_before: Instant,
 }
 

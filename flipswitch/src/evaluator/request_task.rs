@@ -35,16 +35,16 @@ use crate::{
 /// A request that takes less time is not slow, even if evaluations wait for a shorter time.
 const MIN_SLOW: Duration = Duration::from_secs(1);
 
-/// How long a round waits for an answer while the circuit breaker is open. A round that decides whether the breaker opens
-/// waits for the outcomes of all its requests, because contexts that fail at once must not stop others while the service is
-/// only slow.
+/// How long a round waits for an answer while the circuit breaker is open. A round that decides whether the breaker opens waits
+/// for the outcomes of all its requests, because contexts that fail immediately must not stop others while the service is only
+/// slow.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long to wait before the store is asked again whether another instance has stored its answer. Doubles each time.
 const FIRST_LOOK_WAIT: Duration = Duration::from_millis(20);
 const MAX_LOOK_WAIT: Duration = Duration::from_millis(640);
 
-/// How long a request for a context without flags waits at most while another instance requests them.
+/// Maximum time that a request for a context without flags waits while another instance requests them.
 const MAX_WAIT_OF_NEW: Duration = Duration::from_millis(250);
 
 /// Drives one in-flight request to completion. Dropping it fails all waiters with [`Error::ShutDown`], which also happens
@@ -151,7 +151,7 @@ impl Evaluator {
         }
         let all = async {
             for request in requests {
-                // Its outcome has been recorded already.
+                // Its outcome has already been recorded.
                 let _ = request.await;
             }
         };
@@ -299,7 +299,7 @@ impl Evaluator {
         let known_at = known.as_ref().map(|known| known.sent_at);
         let is_usable = is_dated && now.saturating_duration_since(sent_at) <= freshness.streaming;
         let epoch = requirement.and_then(|it| it.epoch_of(fence, sent_at, known_at)).filter(|_| is_usable);
-        // Values from another API key are not mixed with those from the present one.
+        // Values that were requested with another API key are not mixed with values that were requested with the current one.
         let key_epoch = self.key_epoch.load(Ordering::Acquire);
         let last = known.as_ref().filter(|known| known.epoch >= key_epoch);
         let last = last.map(|known| (&*known.flag_set, known.sent_at));
@@ -337,7 +337,7 @@ impl Evaluator {
             // The service began to fail while the request waited.
             return Err(error);
         }
-        // Both are read before the request is sent: its answer contains every change that was announced until now.
+        // Both are read before the request is sent: its answer contains every change that was announced up to now.
         let environment =
             self.store.as_ref().filter(|_| !request.context.is_start_up()).and_then(|store| store.environment());
         let requirement = if environment.is_some() { self.position(Instant::now()).1 } else { None };
@@ -378,12 +378,12 @@ impl Evaluator {
         outcome
     }
 
-    /// Returns whether the context has flags already.
+    /// Returns whether the context already has flags.
     fn is_known(&self, request: &InFlightRequest) -> bool {
         request.base.is_some() || self.cache.get(request.context.as_bytes()).is_some()
     }
 
-    /// Waits for a permit, for `request_timeout` at most.
+    /// Waits for a permit for at most `request_timeout`.
     async fn permit(self: &Arc<Self>, request: &InFlightRequest) -> Result<Permit, Error> {
         let ticket = Ticket {
             id: request.id,
@@ -483,7 +483,7 @@ impl Evaluator {
         }
         let version = &ConfigVersion::default();
         match (&outcome, etag) {
-            // The tag is that of another answer, which a cache in between may have stored.
+            // The tag belongs to another answer, which a cache in between may have stored.
             (Ok(Bulk::NotModified { etag: Some(other) }), Some(sent)) if !is_same_tag(other, sent) => {
                 self.counters.requests.count();
                 return self.transport.bulk(context, None, version, may_lack_flags).await;
@@ -663,7 +663,7 @@ impl Evaluator {
             Error::Unauthorized => Kind::Refused,
             _ => Kind::Failed,
         };
-        // An outage of the whole service has been logged already.
+        // An outage of the whole service has already been logged.
         let is_failing = self.breaker.lock().failing().is_some();
         let (contexts, error) = (self.backoffs.count(now), Chain(error));
         if is_failing || !self.warnings.lock().failed(kind, now) {
@@ -704,7 +704,7 @@ impl Evaluator {
             *state = next;
             true
         });
-        // Logged without the lock of the channel, because the subscriber is code of the application.
+        // Logged without the lock of the channel, because the subscriber is application code.
         if is_ready {
             tracing::info!(target: "flipswitch", "ready");
         }

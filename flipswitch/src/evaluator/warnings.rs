@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-/// Each kind of warning is logged at most once in this time.
+/// Each kind of warning is logged at most once in this interval.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Number of evaluations without flags that are worth a warning if they occur within [`SHORT`].
+/// Number of evaluations without flags that cause a warning if they occur within [`SHORT`].
 const MANY: u32 = 10;
 const SHORT: Duration = Duration::from_secs(10);
 

@@ -94,7 +94,7 @@ impl FlagEvaluation {
     }
 }
 
-/// Shows key, type, value, reason and, if there is one, the variant:
+/// Shows the key, the type, the value, the reason and, if there is one, the variant:
 /// `color (string): "blue" [reason=TARGETING_MATCH, variant=v2]`.
 impl fmt::Display for FlagEvaluation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -122,7 +122,7 @@ impl FlagSet {
         &self.keys
     }
 
-    /// Returns the approximate memory that was allocated for this set alone, in bytes. Shared parts count elsewhere.
+    /// Returns the approximate memory that was allocated for this set alone, in bytes. Shared parts are counted elsewhere.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -205,7 +205,8 @@ impl FlagSet {
         self.failing.as_deref()
     }
 
-    /// Returns when the value of a flag was current, if it is kept because the service could not evaluate the flag since.
+    /// Returns when the value of a flag was current, if it is kept because the service has not been able to evaluate the flag
+    /// since.
     pub(crate) fn kept_since(&self, key: &str) -> Option<Instant> {
         self.failing()?.kept_since(key)
     }

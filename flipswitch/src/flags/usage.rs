@@ -30,7 +30,7 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// The flags that an application has read since its provider was built. Returned by
 /// [`FlipswitchProvider::usage`](crate::FlipswitchProvider::usage). Serializes to JSON with dates in RFC 3339.
 ///
-/// Contains only keys and times: no values, no contexts, and no numbers of reads.
+/// Contains only keys and times: no values, no contexts, and no read counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]

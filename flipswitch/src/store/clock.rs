@@ -34,7 +34,8 @@ struct Reading {
 }
 
 impl StoreClock {
-    /// Records a reading. Returns since when the clock has run as expected. Earlier times of the clock are not reliable.
+    /// Records a reading. Returns the time since which the clock has run as expected. Earlier times of the clock are not
+    /// reliable.
     pub(super) fn read(&mut self, before: Instant, after: Instant, clock: u64) -> Instant {
         let last = Reading { before, after, clock };
         if self.0.is_none() && after.saturating_duration_since(before) > TOLERANCE {

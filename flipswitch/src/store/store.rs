@@ -174,7 +174,7 @@ impl Store {
         *self.environment.write() = Some(Arc::new(self.identity.environment(credential)));
     }
 
-    /// Returns since when the store has been unavailable for reading or writing.
+    /// Returns the time since which the store has been unavailable for reading or writing.
     pub(crate) fn away_since(&self) -> Option<OffsetDateTime> {
         let (reads, writes) = (self.reads.lock().away_since(), self.writes.lock().away_since());
         [reads, writes].into_iter().flatten().min()
@@ -222,8 +222,8 @@ impl Store {
         }
     }
 
-    /// Returns the entry of a name, the time of the store's clock, since when the clock has run as expected, and the earliest
-    /// time at which it may have been read.
+    /// Returns the entry of a name, the time of the store's clock, the time since which the clock has run as expected, and the
+    /// earliest time at which it may have been read.
     async fn get(&self, name: &str) -> Option<(Option<StoredEntry>, u64, Instant, Instant)> {
         // This is in an async block, because the code of the store may panic before it returns a future.
         let (lookup, before) = self.read(async { self.store.get(name).await }).await?;
