@@ -63,7 +63,7 @@ async fn home(session: Session, flags: Flags) -> String {
     format!("Hello, {name}. A cart holds {} items.\n", flags.int("max-items", 10))
 }
 
-/// Logs a user in. This request still has the flags of the visitor, and the next one has those of the user.
+/// Logs a user in. This request still has the flags for the visitor, and the next one has the flags for the user.
 async fn login(mut session: Session, Path(name): Path<String>) -> Result<Redirect, StatusCode> {
     let user = session.authenticate(name).await.map_err(failed)?.ok_or(StatusCode::UNAUTHORIZED)?;
     session.login(&user).await.map_err(failed)?;

@@ -51,7 +51,7 @@ impl FromRequest for Flags {
 
 /// Extractor for the value of one flag that was declared with [`flags!`](flipswitch::flags).
 ///
-/// Errors are those of [`Flags`].
+/// The errors are the same as for [`Flags`].
 ///
 /// ```
 /// use flipswitch_actix::Flag;

@@ -51,8 +51,8 @@ use crate::extract::{self, MissingLayer};
 ///
 /// # Where to add it
 ///
-/// - To several routes: `route_layer` of a router that has only these routes, and is merged or nested. All methods of their
-///   paths are closed, and no other path.
+/// - To several routes: `route_layer` of a router that has only these routes, and is merged or nested. The gate closes all
+///   methods of their paths, and no other paths.
 /// - To one route: `layer` of its handler or method router. `route_layer` of a *method router* does not apply to other
 ///   methods, for which the response is 405.
 /// - To a nested router: `layer` of that router. On a merged router, `layer` also applies to paths that are not found,

@@ -115,7 +115,7 @@ impl Process {
         writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    /// Waits for the end of the process. `wait` of the child would close its input, which would end it.
+    /// Waits for the end of the process. `wait` of the child would close its input, which would terminate it.
     fn wait(&mut self) -> (ExitStatus, String) {
         let mut output = String::new();
         self.output.read_to_string(&mut output).unwrap();

@@ -27,7 +27,7 @@ struct Instrument {
 enum Kind {
     /// Only increases.
     Counter,
-    /// Can be added up over providers and instances.
+    /// Can be added up across providers and instances.
     UpDownCounter,
     /// Cannot be added up.
     Gauge,
@@ -47,7 +47,7 @@ macro_rules! instruments {
     };
 }
 
-/// Names and units follow OpenTelemetry's rules: lower case, namespaces with dots, units of UCUM, no suffix `_total`.
+/// Names and units follow OpenTelemetry's rules: lower case, namespaces with dots, UCUM units, no `_total` suffix.
 const INSTRUMENTS: &[Instrument] = instruments! {
     Counter "flipswitch.evaluations", "{evaluation}", "Evaluations of all flags of a context.",
         |now| number(now.stats.evaluations);

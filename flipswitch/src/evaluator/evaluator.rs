@@ -468,7 +468,7 @@ impl Evaluator {
         self.evaluate_since(context, reading, None).await
     }
 
-    /// Answers an evaluation. If `since` is set, it must be the answer to a request that was sent then or later.
+    /// Answers an evaluation. If `since` is set, the answer must belong to a request that was sent then or later.
     pub(crate) async fn evaluate_since(
         self: &Arc<Self>,
         context: &CanonicalContext,

@@ -103,7 +103,7 @@ fn client() -> Client {
     Client::builder().no_proxy().build().unwrap()
 }
 
-/// Returns the number of evaluations that the service received, without those of the start-up context.
+/// Returns the number of evaluations that the service received, not including those for the start-up context.
 fn evaluations(service: &LocalServer) -> usize {
     let is_users = |body: &[u8]| !String::from_utf8_lossy(body).contains(r#""_init_""#);
     service.requests().iter().filter(|request| request.method == "POST" && is_users(&request.body)).count()
