@@ -46,7 +46,7 @@ pub fn app(provider: FlipswitchProvider) -> Router {
             Some(Context::user(&user.name).with("plan", user.plan))
         })
         .with_anonymous(Anonymous::cookie().secure(false));
-    // With the default, `Strict`, a user who follows a link from another site would get the flags of a visitor.
+    // With the default, `Strict`, a user who follows a link from another site would get the flags for a visitor.
     let sessions = SessionManagerLayer::new(MemoryStore::default()).with_secure(false).with_same_site(SameSite::Lax);
     Router::new()
         .route("/", get(home))

@@ -21,12 +21,12 @@
 //!     let provider = FlipswitchProvider::builder(service.api_key()).base_url(service.url()).build()?;
 //!     assert!(provider.flags(Context::user("alice")).await.bool("new-checkout", false));
 //!
-//!     // One request evaluated the flags of this user.
+//!     // One request evaluated the flags for this user.
 //!     let requests = service.requests();
 //!     let is_for_alice = |body: &[u8]| String::from_utf8_lossy(body).contains("alice");
 //!     assert_eq!(requests.iter().filter(|request| is_for_alice(&request.body)).count(), 1);
 //!
-//!     // During an outage, the application keeps the flags of this user, and uses its defaults for a new one.
+//!     // During an outage, the application keeps the flags for this user, and uses its defaults for a new one.
 //!     let outage = service.faults().add(Fault::on(Endpoint::Bulk).status(503))?;
 //!     assert!(provider.flags(Context::user("alice")).await.bool("new-checkout", false));
 //!     assert!(!provider.flags(Context::user("bob")).await.bool("new-checkout", false));

@@ -26,7 +26,7 @@ pub(crate) fn from_system_time(time: SystemTime) -> OffsetDateTime {
     OffsetDateTime::UNIX_EPOCH.checked_add(since).unwrap_or(PrimitiveDateTime::MAX.assume_utc())
 }
 
-/// Deserializes an optional time in RFC 3339, converted to UTC.
+/// Deserialises an optional time in RFC 3339, converted to UTC.
 pub(crate) fn deserialize_optional<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<OffsetDateTime>, D::Error> {

@@ -200,7 +200,7 @@ impl ReportCache {
 ///
 /// | name | instrument | unit | |
 /// |---|---|---|---|
-/// | `flipswitch.evaluations` | counter | `{evaluation}` | Evaluations of all flags of a context |
+/// | `flipswitch.evaluations` | counter | `{evaluation}` | Evaluations of all flags for a context |
 /// | `flipswitch.evaluation.hits` | counter | `{evaluation}` | Evaluations that returned fresh flags from memory |
 /// | `flipswitch.evaluation.coalesced` | counter | `{evaluation}` | Evaluations that joined a request in flight |
 /// | `flipswitch.evaluation.stale` | counter | `{evaluation}` | Evaluations that returned stale flags or bootstrap values |

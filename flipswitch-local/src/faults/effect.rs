@@ -223,7 +223,7 @@ fn temporary_redirect() -> u16 {
     307
 }
 
-/// Deserializes an effect from `{"name": {..}}`, or from `"name"` if it has no required fields.
+/// Deserialises an effect from `{"name": {..}}`, or from `"name"` if it has no required fields.
 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Effect, D::Error> {
     struct NameOrMap;
 

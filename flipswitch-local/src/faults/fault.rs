@@ -299,7 +299,7 @@ impl Fault {
     }
 
     /// Limits the fault to evaluations with (`true`) or without (`false`) an `If-None-Match` header, which clients send if they
-    /// have received the flags of the context before.
+    /// have received the flags for the context before.
     pub fn if_none_match(mut self, present: bool) -> Self {
         self.when.if_none_match = Some(present);
         self

@@ -15,7 +15,7 @@ use crate::{
     flags::{failing::Failing, flag_set::FlagSet},
 };
 
-/// The flags of one context, and what is known about them. Replaced as a whole, never changed.
+/// The flags for one context, and what is known about them. Replaced as a whole, never changed.
 #[derive(Clone)]
 pub(crate) struct CacheEntry {
     pub(crate) flag_set: Arc<FlagSet>,

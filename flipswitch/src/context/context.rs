@@ -1,4 +1,4 @@
-//! Contexts that are serialized while they are built.
+//! Contexts that are serialised while they are built.
 
 use std::{fmt, ops::Range, sync::Arc};
 

@@ -100,7 +100,7 @@ struct Announced {
 
 /// Receives the reports of the evaluator. The sources of updates implement it, because the evaluator does not depend on them.
 pub(crate) trait Observer: Send + Sync {
-    /// Takes the flags of the start-up context. `is_current` indicates whether nothing was invalidated since they were requested.
+    /// Takes the flags for the start-up context. `is_current` indicates whether nothing was invalidated since they were requested.
     /// Returns the keys of flags that changed although no event announced it.
     fn start_up_answered(&self, flag_set: &Arc<FlagSet>, is_current: bool) -> Vec<String>;
 
@@ -299,7 +299,7 @@ impl Evaluator {
         (reading, announced.events.requirement(reading).filter(|_| has_ids))
     }
 
-    /// Returns whether the store may have flags of a context that are better than those in memory.
+    /// Returns whether the store may have flags for a context that are better than those in memory.
     pub(super) fn may_be_stored(&self, context: &CanonicalContext, now: Instant) -> bool {
         let is_usable = self.store.as_ref().is_some_and(|store| !context.is_start_up() && store.is_available());
         is_usable && (self.position(now).1.is_some() || self.servable(context).is_none())
@@ -342,13 +342,13 @@ impl Evaluator {
         });
     }
 
-    /// Requests the flags of the start-up context in the background.
+    /// Requests the flags for the start-up context in the background.
     pub(crate) fn spawn_refetch(self: &Arc<Self>) {
         let evaluator = Arc::clone(self);
         drop(self.runtime.spawn(async move { evaluator.refetch_start_up().await }));
     }
 
-    /// Requests the flags of the start-up context, even if they are cached. Returns whether a request was possible.
+    /// Requests the flags for the start-up context, even if they are cached. Returns whether a request was possible.
     pub(crate) async fn refetch_start_up(self: &Arc<Self>) -> bool {
         let context = CanonicalContext::start_up();
         if let Some(error) = self.breaker_error(&context) {
@@ -375,7 +375,7 @@ impl Evaluator {
         true
     }
 
-    /// Returns the flags of the context if this thread remembers them and they are fresh. `now` is when the epoch was read.
+    /// Returns the flags for the context if this thread remembers them and they are fresh. `now` is when the epoch was read.
     #[inline]
     pub(crate) fn remembered(&self, context: View<'_>, reading: EpochReading, now: Instant) -> Option<Arc<CacheEntry>> {
         let entry = Memo::of_this_thread(|memo| memo.find(&self.cache, context, reading, now)).flatten()?;
@@ -403,7 +403,7 @@ impl Evaluator {
         Some(entry)
     }
 
-    /// Requests the flags of a context again because some of them failed, if a retry is due. Nothing waits for the request.
+    /// Requests the flags for a context again because some of them failed, if a retry is due. Nothing waits for the request.
     #[cold]
     fn refetch_failing(self: &Arc<Self>, entry: &CacheEntry, failing: &Failing, reading: EpochReading, now: Instant) {
         if !failing.is_look_due(now) || !self.failing_flags.lock().is_due(failing.keys(), now) {
@@ -451,7 +451,7 @@ impl Evaluator {
         Some(EvaluationOutcome::Stale(entry, None))
     }
 
-    /// Requests the flags of a context. Nothing waits for them.
+    /// Requests the flags for a context. Nothing waits for them.
     fn request_in_background(self: &Arc<Self>, context: &CanonicalContext, reading: EpochReading) {
         let cached = || self.cache.get(context.as_bytes());
         if let JoinOutcome::Wait(_, Some(request)) = self.in_flight.join(context, reading.epoch, cached, |_| false) {
@@ -558,7 +558,7 @@ impl Evaluator {
         }
     }
 
-    /// Returns when the cached flags of a context were requested.
+    /// Returns when the cached flags for a context were requested.
     pub(crate) fn known_since(&self, context: &[u8]) -> Option<Instant> {
         Some(self.cache.get(context)?.sent_at)
     }
@@ -656,7 +656,7 @@ impl Evaluator {
         );
     }
 
-    /// Returns the last flags of a context, if they may still be served.
+    /// Returns the last flags for a context, if they may still be served.
     pub(super) fn servable(&self, context: &CanonicalContext) -> Option<Arc<CacheEntry>> {
         let entry = self.cache.get(context.as_bytes())?;
         entry.may_be_served(Instant::now(), self.cache.freshness()).then_some(entry)
@@ -730,7 +730,7 @@ impl Evaluator {
         next
     }
 
-    /// Publishes what changed in the flags of the start-up context.
+    /// Publishes what changed in the flags for the start-up context.
     fn start_up_answered(&self, entry: &Arc<CacheEntry>) {
         let cached = self.cache.get(entry.context());
         if cached.is_some_and(|cached| !Arc::ptr_eq(&cached, entry)) {
@@ -740,7 +740,7 @@ impl Evaluator {
         let reading = self.epoch.read(Instant::now());
         let changed = self.observer.start_up_answered(&entry.flag_set, entry.epoch >= reading.epoch);
         if !changed.is_empty() {
-            // No event has invalidated the flags of other contexts. A stream that has just opened, or is silent, may have
+            // No event has invalidated the flags for other contexts. A stream that has just opened, or is silent, may have
             // missed it.
             self.invalidate_all();
         }

@@ -185,7 +185,7 @@ impl Evaluator {
         }
     }
 
-    /// Requests the flags of a context without a permit, or waits for the request in flight.
+    /// Requests the flags for a context without a permit, or waits for the request in flight.
     async fn probe(self: Arc<Self>, context: CanonicalContext) {
         match self.in_flight.probe(&context, self.epoch.current(Instant::now())) {
             Ok(request) => RequestTask::new(self, request).run().await,
@@ -211,7 +211,7 @@ impl Evaluator {
         }
     }
 
-    /// Returns whether the flags of a context are requested although those in memory are fresh.
+    /// Returns whether the flags for a context are requested although those in memory are fresh.
     fn is_confirmation(&self, request: &InFlightRequest) -> bool {
         let now = Instant::now();
         let reading = self.epoch.read(now);

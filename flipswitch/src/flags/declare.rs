@@ -15,7 +15,7 @@ use crate::{flag_type::FlagType, flags::evaluation};
     note = "a flag that is not declared is read by its key: `flags.bool(\"new-checkout\", false)`"
 )]
 pub trait FlagDef {
-    /// Type of the flag's value, deserialized from JSON.
+    /// Type of the flag's value, deserialised from JSON.
     type Value: DeserializeOwned;
 
     /// Key of the flag.

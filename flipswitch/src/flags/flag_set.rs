@@ -1,4 +1,4 @@
-//! All flags of one context, found by key.
+//! All flags for one context, found by key.
 //!
 //! Most contexts get the same flags, and each flag has few different evaluations. Flag sets therefore share their table of
 //! keys and their items, so that each further flag set consists of a few pointers.
@@ -27,7 +27,7 @@ const ITEM_OVERHEAD: usize = 160;
 /// Bytes of a node of a JSON object's tree, which holds up to eleven fields.
 const NODE: usize = 640;
 
-/// All flags of one context. Immutable, shared by readers.
+/// All flags for one context. Immutable, shared by readers.
 #[derive(Debug, Default)]
 pub(crate) struct FlagSet {
     keys: Arc<Keys>,

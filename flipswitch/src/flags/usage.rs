@@ -28,7 +28,7 @@ const MAX_KEY: usize = 256;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The flags that an application has read since its provider was built. Returned by
-/// [`FlipswitchProvider::usage`](crate::FlipswitchProvider::usage). Serializes to JSON with dates in RFC 3339.
+/// [`FlipswitchProvider::usage`](crate::FlipswitchProvider::usage). Serialises to JSON with dates in RFC 3339.
 ///
 /// Contains only keys and times: no values, no contexts, and no read counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
