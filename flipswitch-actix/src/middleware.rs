@@ -75,7 +75,7 @@ pub struct FlipswitchMiddleware {
     prefetch: bool,
 }
 
-/// The request while its scope is opened.
+/// The request while its scope is being opened.
 struct Head(ServiceRequest);
 
 impl RequestParts for Head {
@@ -353,13 +353,13 @@ where
                     return Poll::Ready(response.map(ServiceResponse::map_into_left_body));
                 }
                 StateProjection::Redirecting { response } => {
-                    // Taken once, where the future ends.
+                    // Taken once, because the future ends here.
                     let Some(response) = response.take() else { return Poll::Pending };
                     return Poll::Ready(Ok(response.map_into_right_body()));
                 }
                 StateProjection::Prefetching { prefetch, call } => {
                     ready!(prefetch.as_mut().poll(cx));
-                    // Taken once, here, where the state ends.
+                    // Taken once, because the state ends here.
                     let Some((inner, request, scope)) = call.take() else { return Poll::Pending };
                     State::responding(&*inner, request, scope)
                 }

@@ -228,7 +228,7 @@ pin_project! {
     }
 }
 
-/// Whether the gate is open, otherwise its response.
+/// Whether the gate is open and, if it is closed, its response.
 type Decision = Pin<Box<dyn Future<Output = Result<(), Response>> + Send>>;
 
 impl<S: Service<Request<B>>, B> GateFuture<S, B> {

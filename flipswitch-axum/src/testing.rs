@@ -3,7 +3,7 @@
 use flipswitch::{EvaluationContext, RequestScope, serde_json::Value, testing::TestFlags};
 use http::{Request, request::Builder};
 
-/// Gives the request of a test its flags, as the layer would. To test the layer as well, pass it a provider
+/// Gives a test request its flags, as the layer would. To test the layer as well, pass it a provider
 /// [in memory](flipswitch::FlipswitchProvider::in_memory) or [`TestFlags`]: inside the layer, these flags have no effect,
 /// because the layer replaces them with its provider's flags.
 ///

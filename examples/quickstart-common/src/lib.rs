@@ -157,7 +157,7 @@ fn named(option: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{option}: {error}"))
 }
 
-/// Logs warnings and errors, and what the provider does. `RUST_LOG` sets another filter.
+/// Logs warnings and errors, and what the provider does. `RUST_LOG` sets a different filter.
 pub fn log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,flipswitch=info"));
     let colours = io::stderr().is_terminal();

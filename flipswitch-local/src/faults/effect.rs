@@ -10,7 +10,7 @@ use serde::{
 
 use crate::faults::{error::FaultError, handle::ConnectionAction, payload::Payload};
 
-/// Limits the headers of a response. Clients accept few more.
+/// Limits the headers of a response. Clients do not accept many more.
 const MAX_HEADERS: usize = 100;
 
 /// Limits the concurrency and the rate that a fault allows.

@@ -1,6 +1,6 @@
-//! Decides whether the flag service as a whole works, based on the outcomes of more than one context.
+//! Decides whether the flag service as a whole works, based on the outcomes for more than one context.
 //!
-//! A service that fails for one context may work for all others, so a failure concerns its own context first
+//! A service that fails for one context may work for all others, so a failure at first concerns only its own context
 //! ([`Backoffs`](super::backoffs::Backoffs)). The breaker opens if no connection is possible, or if different contexts
 //! fail and a round of requests is not answered either. A round requests contexts that are certain to be valid, and no
 //! evaluation waits for it. While the breaker is open, only rounds are sent. A service that is down therefore costs callers no
@@ -345,7 +345,7 @@ fn meaning(failure: &Failure) -> Meaning {
     }
 }
 
-/// Returns whether an error concerns one context only: the service works, and rejects this one.
+/// Returns whether an error concerns one context only: the service works, but rejects this context.
 pub(crate) fn rejects_context(error: &Error) -> bool {
     match error {
         Error::Evaluation { .. } | Error::InvalidContext(_) => true,

@@ -82,7 +82,7 @@ pub(crate) struct Evaluator {
     pub(super) request_timeout: Duration,
     stale_wait: Duration,
     pub(super) miss_wait: Duration,
-    /// Entries from before this epoch were requested with another API key.
+    /// Entries from before this epoch were requested with a different API key.
     pub(super) key_epoch: AtomicU64,
     pub(super) notifier: Arc<Notifier>,
     pub(super) observer: Arc<dyn Observer>,
@@ -100,8 +100,8 @@ struct Announced {
 
 /// Receives the reports of the evaluator. The sources of updates implement it, because the evaluator does not depend on them.
 pub(crate) trait Observer: Send + Sync {
-    /// Takes the flags for the start-up context. `is_current` indicates whether nothing was invalidated since they were requested.
-    /// Returns the keys of flags that changed although no event announced it.
+    /// Takes the flags for the start-up context. `is_current` indicates whether nothing has been invalidated since they were
+    /// requested. Returns the keys of flags that changed although no event announced it.
     fn start_up_answered(&self, flag_set: &Arc<FlagSet>, is_current: bool) -> Vec<String>;
 
     /// Records that the service refused the API key.
@@ -219,7 +219,7 @@ impl Evaluator {
             is_circuit_open,
             backed_off_contexts: self.backoffs.count(now),
             queued_requests: self.limiter.queued() as u64,
-            // At least one request a second is sent.
+            // At least one request per second is sent.
             requests_per_second: self.limiter.per_second(now).map(|rate| rate as u64),
             failing_flags: self.failing_flags.lock().len() as u64,
             are_tags_off: !self.tags.lock().are_sent(now),
@@ -252,7 +252,7 @@ impl Evaluator {
         }
     }
 
-    /// Marks all flags as out of date, because nothing keeps them up to date any more.
+    /// Marks all flags as out of date, because nothing keeps them up to date any longer.
     pub(crate) fn end(&self) {
         self.epoch.stream_closed();
         self.invalidate_all();
@@ -420,7 +420,7 @@ impl Evaluator {
         }
     }
 
-    /// Answers an evaluation for which [`fresh`](Self::fresh) found nothing, if no request is possible at present.
+    /// Answers an evaluation for which [`fresh`](Self::fresh) found nothing, if no request is currently possible.
     pub(crate) fn try_evaluate(
         self: &Arc<Self>,
         context: &CanonicalContext,
@@ -509,7 +509,7 @@ impl Evaluator {
             WaitOutcome::Answered(entry) => EvaluationOutcome::Fresh(entry),
             WaitOutcome::Failed(error) => self.fallback(context, error),
             WaitOutcome::Slow => {
-                // The service may have become unavailable meanwhile, or the request may still be queued.
+                // The service may have become unavailable in the meantime, or the request may still be queued.
                 let mut error = self.unavailability(context, reading, Instant::now());
                 if request.is_some_and(|request| self.limiter.is_queued(request)) {
                     error = error.or_else(|| Some(Arc::new(Error::QueueFull)));
@@ -530,7 +530,7 @@ impl Evaluator {
         }
     }
 
-    /// Joins a request for a context, or starts one. Returns the entry if one was cached meanwhile.
+    /// Joins a request for a context, or starts one. Returns the entry if one was cached in the meantime.
     fn join(
         self: &Arc<Self>,
         context: &CanonicalContext,
@@ -569,8 +569,8 @@ impl Evaluator {
         (!is_streaming).then_some(self.cache.freshness().polling)
     }
 
-    /// Waits as long as an evaluation may wait. The wait is shorter if flags arrive from the store meanwhile. Returns `false`
-    /// immediately if the runtime ends.
+    /// Waits as long as an evaluation may wait. The wait is shorter if flags arrive from the store in the meantime. Returns
+    /// `false` immediately if the runtime ends.
     async fn wait(&self, context: &CanonicalContext, has_flags: bool, may_be_restored: bool) -> bool {
         let (patience, first) = (self.patience(has_flags), self.patience(true));
         if !may_be_restored || first >= patience {
@@ -618,7 +618,7 @@ impl Evaluator {
         Some(self.fallback(context, error))
     }
 
-    /// Returns the reason why a context cannot be requested at present, if there is one.
+    /// Returns the reason why a context cannot currently be requested, if there is one.
     pub(super) fn unavailability(
         self: &Arc<Self>,
         context: &CanonicalContext,

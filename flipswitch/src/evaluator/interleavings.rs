@@ -84,13 +84,13 @@ enum Op {
         request: usize,
         in_full: bool,
     },
-    /// A request fails, sent or not.
+    /// A request fails, whether or not it has been sent.
     Fail(usize),
     /// A flag is changed at the service.
     Change,
     /// The event of the oldest change without one arrives.
     Event,
-    /// The API key of another environment is set, which has other values under the same tags.
+    /// The API key of another environment is set. That environment has different values under the same tags.
     NewKey,
     /// Everything is invalidated without a change.
     Invalidate,

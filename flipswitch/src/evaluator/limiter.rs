@@ -28,19 +28,19 @@ const PACE: Duration = Duration::from_millis(5);
 /// Maximum number of slow requests without a permit, if requests for other contexts are faster.
 const MAX_SLOW: usize = 64;
 
-/// Maximum number of slow requests without a permit, for each permit, if all requests are slow. This is half of the permits for
-/// each second of the default `request_timeout`.
+/// Maximum number of slow requests without a permit, for each permit, if all requests are slow. With the default
+/// `request_timeout`, this allows each permit one slow request every two seconds.
 const MAX_SLOW_PER_PERMIT: usize = 5;
 
-/// Hands out permits, as many as requests may be in flight and as fast as the service allows.
+/// Hands out as many permits as requests may be in flight, as fast as the service allows.
 #[derive(Clone)]
 pub(crate) struct Limiter(Arc<Mutex<State>>);
 
 struct State {
     max_permits: usize,
-    /// Current number of permits: fewer than the maximum while the service recovers.
+    /// Current number of permits: fewer than the maximum while the service is recovering.
     permits: usize,
-    /// Responses since the permits changed.
+    /// Responses since the number of permits changed.
     answers: usize,
     halved_at: Option<Instant>,
     /// Permits in use.
@@ -164,7 +164,7 @@ impl Limiter {
         *answered = (*answered).max(Some(sent));
     }
 
-    /// Records that the service limited the rate of a request. Returns when the next one may be sent.
+    /// Records that the service rate-limited a request. Returns when the next one may be sent.
     pub(crate) fn limited(&self, sent: Instant, now: Instant, retry_after: Option<Duration>) -> Duration {
         self.0.lock().pacer.limited(sent, now, retry_after)
     }

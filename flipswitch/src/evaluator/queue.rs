@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, HashMap};
 const MAX_BYTES: usize = 16 << 20;
 
 /// Requests in the order in which they are sent. Requests that an evaluation is waiting for come before all others, and among
-/// them the newest come first, because the evaluations that wait for older ones will soon time out. Contexts with flags get two
-/// turns for each turn of contexts without flags.
+/// them the newest come first, because the evaluations that are waiting for older ones will soon time out. Contexts with flags
+/// get two turns for each turn of contexts without flags.
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
     kinds: [Kind<T>; 2],

@@ -91,7 +91,7 @@ impl RoundTask {
     pub(super) async fn run(mut self) {
         let evaluator = Arc::clone(&self.evaluator);
         loop {
-            // Registered before the check, so that no change between check and wait is missed.
+            // Registered before the check, so that no change between the check and the wait is missed.
             let mut changed = std::pin::pin!(evaluator.breaker_changed.notified());
             changed.as_mut().enable();
             let Some(due) = evaluator.breaker.lock().next_round() else { break };
@@ -219,7 +219,8 @@ impl Evaluator {
         !request.is_next && request.base.as_ref().is_some_and(is_fresh)
     }
 
-    /// Answers a request from the store. Otherwise sends it, unless another instance does so for all instances.
+    /// Answers a request from the store. If the store has no fresh flags, sends the request, unless another instance does so for
+    /// all instances.
     async fn send_in_turn(
         self: &Arc<Self>,
         store: &Arc<Store>,
@@ -228,7 +229,7 @@ impl Evaluator {
         let (context, began) = (&request.context, Instant::now());
         let mut wait = FIRST_LOOK_WAIT;
         loop {
-            // The second look, with a permit, does not wait for its turn.
+            // The second lookup, with a permit, does not wait for its turn.
             if let Some(entry) =
                 self.look(store.look_in_turn(context.as_bytes(), self.transport.interner()), context).await
             {
@@ -247,7 +248,7 @@ impl Evaluator {
             };
             match store.try_lease(context.as_bytes(), &requirement, self.request_timeout).await {
                 Turn::Granted(lease) => {
-                    // Another instance may have released the lease since the first look.
+                    // Another instance may have released the lease since the first lookup.
                     if let Some(entry) =
                         self.look(store.look(context.as_bytes(), self.transport.interner()), context).await
                     {
@@ -284,7 +285,7 @@ impl Evaluator {
             let (now, known) = (Instant::now(), self.cache.get(context.as_bytes()));
             known.filter(|known| known.is_fresh(self.epoch.read(now), now, &freshness))
         };
-        // Another request may have received fresh flags meanwhile.
+        // Another request may have received fresh flags in the meantime.
         if let Some(known) = fresh_in_memory() {
             return Some(known);
         }
@@ -432,7 +433,7 @@ impl Evaluator {
             // The request was not conditional.
             (Bulk::NotModified { .. }, _) => return Err(Error::Status(http::StatusCode::NOT_MODIFIED).into()),
         };
-        // Read from the cache, because a probe has no base, and flags may have come from the store meanwhile.
+        // Read from the cache, because a probe has no base, and flags may have come from the store in the meantime.
         let known = self.cache.get(request.context.as_bytes());
         if request.base.is_none() && known.is_none() && !request.is_probe {
             self.count_new_context(&request.context);
@@ -576,7 +577,7 @@ impl Evaluator {
         }
         match failing {
             Some(error) if !before || !was_refused && is_refused(Some(&error)) => {
-                // Unless another thread has recorded an answer meanwhile.
+                // Unless another thread has recorded an answer in the meantime.
                 let is_failing = self.breaker.lock().failing().is_some();
                 if is_failing {
                     self.report_failing(&error);
@@ -624,7 +625,7 @@ impl Evaluator {
         }
     }
 
-    /// Reports that no request is answered.
+    /// Reports that no request is being answered.
     fn report_failing(&self, error: &Error) {
         self.notifier.observe(HealthSignal::Failed(error));
         if matches!(error, Error::Unauthorized) {

@@ -67,7 +67,7 @@ enum Op {
         write: usize,
         is_lost: bool,
     },
-    /// An instance looks into the store. The request and the response take `there` and `back` milliseconds.
+    /// An instance looks up flags in the store. The request and the response take `there` and `back` milliseconds.
     Look {
         instance: usize,
         context: usize,

@@ -47,7 +47,7 @@ const MAX_WAIT: Duration = Duration::from_secs(1);
 /// ensures that a wrong clock of the store cannot make an old response fresh.
 const MAX_DISAGREEMENT: Duration = Duration::from_secs(10);
 
-/// Maximum number of concurrent first looks, so that none of them waits for many others. Further looks wait for their turn.
+/// Maximum number of concurrent first lookups, so that none of them waits for many others. Further lookups wait for their turn.
 const MAX_LOOKS: usize = 64;
 
 /// Maximum number of concurrent writes. Beyond that, responses are not stored.
@@ -95,7 +95,7 @@ pub(crate) struct Found {
     pub(crate) is_dated: bool,
 }
 
-/// Outcome of a look into the store.
+/// Outcome of a lookup in the store.
 pub(crate) enum Look {
     Found(Found),
     Missing,

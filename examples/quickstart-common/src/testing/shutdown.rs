@@ -1,4 +1,4 @@
-//! How the quick starts shut down: open requests are finished, and nothing delays the end after that.
+//! How the quick starts shut down: open requests are finished, and nothing delays the exit after that.
 
 use std::{io, net::TcpStream, os::unix::process::ExitStatusExt, time::Instant};
 
@@ -60,7 +60,7 @@ impl Busy {
 }
 
 /// After SIGTERM, a program accepts no new connections, ends its streams, and responds to open requests with the flags that
-/// they wait for. Then it ends without delay.
+/// they wait for. Then it exits without delay.
 pub fn requests_finish_during_shutdown(path: &str) {
     Runtime::new().unwrap().block_on(async {
         let mut busy = Busy::start(path).await;
@@ -81,7 +81,7 @@ pub fn requests_finish_during_shutdown(path: &str) {
     });
 }
 
-/// A second signal ends a program immediately.
+/// A second signal terminates a program immediately.
 pub fn a_second_signal_ends_it_immediately(path: &str) {
     Runtime::new().unwrap().block_on(async {
         let mut busy = Busy::start(path).await;
