@@ -180,7 +180,7 @@ impl ReportCache {
 /// obtained before [`set_meter_provider`](opentelemetry::global::set_meter_provider) reports nothing.
 ///
 /// The instruments are read when metrics are collected, without a background task. They do not keep the provider alive, and
-/// report nothing after its last handle is dropped.
+/// report nothing after its last handle has been dropped.
 ///
 /// If the provider has a [name](flipswitch::FlipswitchProviderBuilder::name), the instruments have it as the attribute
 /// `flipswitch.provider`. If an application has several providers, give each of them a name, because otherwise their series are

@@ -112,8 +112,8 @@ impl RedisStoreBuilder {
         self
     }
 
-    /// Sets a client of a server, for example one with certificates or TCP settings. The store opens and checks the connection in
-    /// the same way as with a URL.
+    /// Sets a client for a server, for example one with certificates or TCP settings. The store opens and checks the connection
+    /// in the same way as with a URL.
     ///
     /// ```no_run
     /// use flipswitch_redis::{

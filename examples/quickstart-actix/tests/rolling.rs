@@ -115,7 +115,7 @@ impl Load {
     }
 }
 
-/// Requests the flags of a user. Returns an error if they belong to a different user.
+/// Requests the flags for a user. Returns an error if they belong to a different user.
 async fn request_flags(client: &Client, url: &str, user: usize) -> Result<(), String> {
     let (plan, projects) = if user.is_multiple_of(2) { ("premium", 100) } else { ("free", 3) };
     let request = client.get(format!("{url}/flags?user_id=user-{user}&plan={plan}"));

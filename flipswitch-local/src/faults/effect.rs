@@ -88,7 +88,7 @@ pub(crate) enum Effect {
 #[derive(Clone, Copy)]
 pub(crate) struct NoReplay;
 
-/// The error of one flag, instead of its value.
+/// The error for one flag, instead of its value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct FlagError {

@@ -327,7 +327,7 @@ impl Evaluator {
             None => set(),
         }
         self.key_epoch.store(self.epoch.after_next_invalidation(), Ordering::Release);
-        // Invalidated after the key is set, so that a request that sees the new epoch is sent with the new key.
+        // Invalidated after the key has been set, so that a request that sees the new epoch is sent with the new key.
         self.invalidate_all();
         self.breaker.lock().reset(Instant::now());
         self.backoffs.clear();

@@ -651,7 +651,7 @@ impl Evaluator {
         }
     }
 
-    /// Reports a failed request of a service that may work for other contexts.
+    /// Reports a failed request to a service that may work for other contexts.
     fn report_failure(&self, error: &Error) {
         let now = Instant::now();
         let is_ready = matches!(*self.startup.borrow(), Startup::Ready);

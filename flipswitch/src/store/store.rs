@@ -225,7 +225,7 @@ impl Store {
     /// Returns the entry of a name, the time of the store's clock, the time since which the clock has run as expected, and the
     /// earliest time at which it may have been read.
     async fn get(&self, name: &str) -> Option<(Option<StoredEntry>, u64, Instant, Instant)> {
-        // This is in an async block, because the code of the store may panic before it returns a future.
+        // This is in an async block, because the store's code may panic before it returns a future.
         let (lookup, before) = self.read(async { self.store.get(name).await }).await?;
         let clock = since_1970(lookup.now);
         let steady_since = self.clock.lock().read(before, Instant::now(), clock);
@@ -271,7 +271,7 @@ impl Store {
         let name = environment.name(entry.context());
         let sent = || self.clock.lock().at(entry.sent_at, Instant::now());
         if !sent().is_some_and(|(_, is_steady)| is_steady) {
-            // The clock was not read since the request was sent. Only the clock is needed here.
+            // The clock has not been read since the request was sent. Only the clock is needed here.
             self.read_clock().await;
         }
         let Some((sent, is_steady)) = sent() else { return };

@@ -14,14 +14,14 @@ use super::{Program, eventually, in_time, program::DRAIN_TIMEOUT};
 /// The page that reads a flag which is not cached.
 const PAGE: &str = "/feature?user_id=alice";
 
-/// Content of that page with the flags of the service, and not with the defaults.
+/// Content of that page with flags from the service, and not with the defaults.
 const CONTENT: &str = r#"{"feature_enabled":true}"#;
 
 /// A program with a request that waits for flags, and an open event stream.
 struct Busy {
     program: Program,
     service: LocalServer,
-    /// Fault that delays the response of the service.
+    /// Fault that delays the response from the service.
     delay: FaultId,
     page: JoinHandle<flipswitch::reqwest::Result<(u16, String)>>,
     events: Response,
