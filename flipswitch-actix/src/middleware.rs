@@ -122,7 +122,7 @@ impl FlipswitchMiddleware {
     /// Clients can send any header: use only those that a trusted proxy sets.
     ///
     /// Attributes from [`with_user`](Self::with_user) take precedence. If one of them is `None`, the attribute with the same name
-    /// from this function is used. If one of them cannot be sent, neither is used. If both contexts together are over 64 KiB,
+    /// from this function is used. If one of them cannot be sent, neither is used. If both contexts together exceed 64 KiB,
     /// attributes from this function are left out first. If both functions return a context, merging them costs as much as
     /// building them a second time.
     ///

@@ -204,8 +204,8 @@ impl MemoTable {
         places(tag).find(|place| self.tags.get(*place) == Some(&tag) && self.has(*place, context))
     }
 
-    /// Returns the place for a new entry, unless the entry there was used since the last call for this place. In that case it is
-    /// kept until the next call.
+    /// Returns the place for a new entry, unless the entry there has been used since the last call for this place. In that case
+    /// it is kept until the next call.
     fn place_for(&mut self, tag: u32) -> Option<usize> {
         self.filled = (self.filled + 1) % PLACES;
         let place = places(tag).nth(self.filled)?;

@@ -319,7 +319,7 @@ pub(crate) fn list<V>(
     Ok(())
 }
 
-/// Ends a list or an object. Each of its elements wrote a comma after itself.
+/// Ends a list or an object. Each of its elements has written a comma after itself.
 fn close(bracket: u8, body: &mut Vec<u8>) {
     match body.last_mut() {
         Some(comma @ b',') => *comma = bracket,

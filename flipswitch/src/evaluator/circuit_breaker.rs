@@ -50,9 +50,9 @@ enum Meaning {
 /// Counts different contexts that fail, and decides when to request which contexts.
 #[derive(Debug, Default)]
 pub(crate) struct CircuitBreaker {
-    /// Different contexts that failed since the last answer, up to [`MIN_FAILED`].
+    /// Different contexts that have failed since the last answer, up to [`MIN_FAILED`].
     failed: Vec<CanonicalContext>,
-    /// When the next round is due: something failed, and nothing was answered since.
+    /// When the next round is due: something failed, and nothing has been answered since.
     round_at: Option<Instant>,
     /// Whether the service itself named that time.
     is_named: bool,

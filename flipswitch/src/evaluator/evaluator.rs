@@ -274,7 +274,7 @@ impl Evaluator {
             self.epoch.stream_opened(heard_until);
         }
         if let Some(store) = self.store.clone() {
-            // Stored flags are fresh only if the clock of the store was read since the stream opened.
+            // Stored flags are fresh only if the store's clock has been read since the stream opened.
             drop(self.runtime.spawn(async move { store.read_clock().await }));
         }
         self.breaker.lock().round_at_latest(round_at);

@@ -40,7 +40,7 @@ struct State {
     max_permits: usize,
     /// Current number of permits: fewer than the maximum while the service is recovering.
     permits: usize,
-    /// Responses since the number of permits changed.
+    /// Responses since the number of permits last changed.
     answers: usize,
     halved_at: Option<Instant>,
     /// Permits in use.

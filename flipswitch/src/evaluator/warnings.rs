@@ -25,7 +25,7 @@ pub(crate) enum Kind {
 pub(crate) struct Warnings {
     requests: [Option<Instant>; 3],
     missed_at: Option<Instant>,
-    /// Evaluations that timed out without flags since `first_missed` or the last warning.
+    /// Evaluations that have timed out without flags since `first_missed` or the last warning.
     missed: u32,
     /// When the first evaluation of the current [`SHORT`] interval timed out.
     first_missed: Option<Instant>,

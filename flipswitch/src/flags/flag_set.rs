@@ -291,7 +291,7 @@ impl Keys {
         self.places.keys().map(|key| &**key)
     }
 
-    /// Returns the keys that were read since the last call.
+    /// Returns the keys that have been read since the last call.
     pub(crate) fn take_read(&self) -> impl Iterator<Item = &str> {
         self.places.iter().filter(|(_, place)| place.was_read.take()).map(|(key, _)| &**key)
     }

@@ -69,7 +69,7 @@ pub struct FlagUsage {
 pub(crate) struct UsageLog {
     since: OffsetDateTime,
     collected: Mutex<Collected>,
-    /// Keys without a bit that were read since the last collection.
+    /// Keys without a bit that have been read since the last collection.
     unlisted: RwLock<HashSet<Box<str>>>,
     is_complete: AtomicBool,
 }
