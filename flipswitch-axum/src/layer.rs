@@ -59,7 +59,8 @@ use tower_service::Service;
 /// # Contexts and cost
 ///
 /// Every distinct context is one evaluation at the service. Give contexts only attributes that rules use (user, plan, country).
-/// Leave out attributes that differ between requests: with a path, an address or a time in it, every request has a new context.
+/// Leave out attributes that differ between requests: if a context contains a path, an address or a time, every request has a new
+/// context.
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is added with `.layer(..)`"]
 pub struct FlipswitchLayer(Arc<ScopeBuilder<Parts>>);

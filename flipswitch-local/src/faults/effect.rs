@@ -139,7 +139,7 @@ impl Effect {
         self.changes_body() || matches!(self, Self::Delay { .. } | Self::FlagError(_) | Self::NoReplay {})
     }
 
-    /// Returns whether the effect changes the body of the response, which must therefore have a body.
+    /// Returns whether the effect changes the body of the response, in which case the response must have one.
     pub(crate) fn changes_body(&self) -> bool {
         self.cut().is_some()
             || self.end_of_stream().is_some()

@@ -114,8 +114,8 @@ impl FaultOn {
         self.effect(Effect::Delay { millis: delay, concurrency: None })
     }
 
-    /// Rejects requests that exceed this number within one second, with status code 429 and no `Retry-After`. The maximum is 10
-    /// 000.
+    /// Rejects requests that exceed this number within one second, with status code 429 and no `Retry-After`. The maximum is
+    /// 10 000.
     ///
     /// Headers and a body are set in the same way as for [`status`](Self::status). [`after`](Fault::after) and
     /// [`times`](Fault::times) count rejected requests.
