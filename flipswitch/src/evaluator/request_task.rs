@@ -219,7 +219,7 @@ impl Evaluator {
         !request.is_next && request.base.as_ref().is_some_and(is_fresh)
     }
 
-    /// Answers a request from the store. If the store has no fresh flags, sends the request, unless another instance does so for
+    /// Answers a request from the store. If that is not possible, sends the request, unless another instance does so for
     /// all instances.
     async fn send_in_turn(
         self: &Arc<Self>,
@@ -705,7 +705,7 @@ impl Evaluator {
             *state = next;
             true
         });
-        // Logged without the lock of the channel, because the subscriber is application code.
+        // Logged without holding the lock of the channel, because the subscriber is application code.
         if is_ready {
             tracing::info!(target: "flipswitch", "ready");
         }
