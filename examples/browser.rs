@@ -40,7 +40,7 @@ struct User(String);
 /// The page: one value from the server, and the values with which its script starts.
 async fn page(flags: Flags) -> Html<String> {
     let page = include_str!("browser/page.html").replace("{start}", &flags.to_ofrep_json(PUBLIC));
-    // A value is text, and no markup.
+    // A value is text, not markup.
     let greeting = flags.string("greeting", "Hello").replace('&', "&amp;").replace('<', "&lt;");
     Html(page.replace("{server}", &greeting))
 }

@@ -43,7 +43,7 @@ async fn follow(provider: &FlipswitchProvider) {
     let mut events = provider.events();
     let mut printed = None;
     loop {
-        // One request returns all flags of a user. The provider keeps them in memory until a flag changes.
+        // One request returns all flags for a user. The provider keeps them in memory until a flag changes.
         let flags = provider.flags(Context::user("alice").with("plan", "premium")).await;
         // Returns the second argument if the flag is unknown, for example because the service could not be reached.
         let is_on = flags.bool("new-checkout", false);

@@ -51,8 +51,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         "REDIS_URL is not set. Start Redis with `docker run --rm --publish 6379:6379 redis` or `redis-server`, \
          and set REDIS_URL=redis://127.0.0.1:6379"
     })?;
-    // Starts a flag service for this example. The second instance uses that of the first one. In production, all instances use
-    // the hosted service: the builder gets its API key, and no URL.
+    // Starts a flag service for this example. The second instance uses the service of the first one. In production, all instances
+    // use the hosted service: the builder gets its API key, and no URL.
     let service = LocalServer::builder().flags(json!({"new-checkout": false})).api_key("key").start().await?;
     let service_url = env::var("FLIPSWITCH_BASE_URL").unwrap_or_else(|_| service.url());
     let provider = FlipswitchProvider::builder("key")

@@ -64,7 +64,7 @@ async fn home(identity: Option<Identity>, flags: Flags) -> String {
     format!("Hello, {name}. A cart holds {} items.\n", flags.int("max-items", 10))
 }
 
-/// Logs a user in. This request still has the flags of the visitor, and the next one has those of the user.
+/// Logs a user in. This request still has the flags for the visitor, and the next one has the flags for the user.
 async fn login(request: HttpRequest, name: Path<String>) -> actix_web::Result<impl Responder> {
     let user = find(&name).ok_or_else(|| ErrorUnauthorized("unknown user"))?;
     Identity::login(&request.extensions(), user.name.to_owned()).map_err(ErrorInternalServerError)?;

@@ -46,7 +46,7 @@ pub fn app(provider: FlipswitchProvider) -> Router {
             Some(Context::user(&user.name).with("plan", user.plan))
         })
         .with_anonymous(Anonymous::cookie().secure(false));
-    // With the default, `Strict`, a user who follows a link from another site would get the flags of a visitor.
+    // With the default, `Strict`, a user who follows a link from another site would get the flags for a visitor.
     let sessions = SessionManagerLayer::new(MemoryStore::default()).with_secure(false).with_same_site(SameSite::Lax);
     Router::new()
         .route("/", get(home))
@@ -63,7 +63,7 @@ async fn home(session: Session, flags: Flags) -> String {
     format!("Hello, {name}. A cart holds {} items.\n", flags.int("max-items", 10))
 }
 
-/// Logs a user in. This request still has the flags of the visitor, and the next one has those of the user.
+/// Logs a user in. This request still has the flags for the visitor, and the next one has the flags for the user.
 async fn login(mut session: Session, Path(name): Path<String>) -> Result<Redirect, StatusCode> {
     let user = session.authenticate(name).await.map_err(failed)?.ok_or(StatusCode::UNAUTHORIZED)?;
     session.login(&user).await.map_err(failed)?;

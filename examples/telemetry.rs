@@ -54,7 +54,7 @@ pub fn subscriber(traces: &SdkTracerProvider, logs: &SdkLoggerProvider) -> impl 
         .with(OpenTelemetryTracingBridge::new(logs).with_filter(LevelFilter::INFO))
 }
 
-/// The flags of the service, in flagd's format: with names of variants, as other services have them.
+/// The flags of the service, in flagd's format: with variant names, as in other services.
 pub fn flags() -> Value {
     json!({"flags": {"new-checkout": {
         "state": "ENABLED", "variants": {"on": true, "off": false}, "defaultVariant": "off",

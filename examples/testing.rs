@@ -70,7 +70,7 @@ mod tests {
         }
     }
 
-    /// `TestFlags` can have other values for some users, change, and count reads.
+    /// `TestFlags` can have different values for some users, can change, and can count reads.
     #[tokio::test]
     async fn the_flag_is_read_once_for_the_user_of_the_request() {
         let flags = TestFlags::new(json!({"new-checkout": false}));

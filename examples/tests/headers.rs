@@ -151,7 +151,7 @@ fn live() {
         // The application closes the connection.
         in_time(async { while let Some(Ok(_)) = socket.next().await {} }).await;
 
-        // The event stream is still open, and does not delay the end.
+        // The event stream is still open, and does not delay the shutdown.
         let began = Instant::now();
         assert_eq!(program.stop("TERM").code(), Some(0));
         assert!(began.elapsed() < TIME_LIMIT);

@@ -51,7 +51,7 @@ impl FromRequest for Flags {
 
 /// Extractor for the value of one flag that was declared with [`flags!`](flipswitch::flags).
 ///
-/// Errors are those of [`Flags`].
+/// The errors are the same as for [`Flags`].
 ///
 /// ```
 /// use flipswitch_actix::Flag;
@@ -188,7 +188,7 @@ impl ResponseError for MissingMiddleware {
     }
 
     fn error_response(&self) -> HttpResponse {
-        // Logged here, because it is not a mistake for an `Option` of flags.
+        // Logged here, because a missing middleware is not a mistake for an `Option` of flags.
         tracing::error!(target: "flipswitch", "{self}");
         HttpResponse::build(self.status_code()).content_type(ContentType::plaintext()).body(self.to_string())
     }

@@ -49,8 +49,8 @@ use crate::{FlagsExt, MissingMiddleware};
 /// # Where to wrap
 ///
 /// Wrap a scope or a resource: the gate then closes all methods of its paths. A gate around one route of a resource
-/// does not apply to other methods, for which the response is 405, which reveals that the path exists. To serve other users by
-/// another route of the same path, use a guard: [`flag_on`](crate::flag_on).
+/// does not apply to other methods: their response is 405, which reveals that the path exists. To serve other users with another
+/// route for the same path, use a guard: [`flag_on`](crate::flag_on).
 ///
 /// # Hiding a path
 ///

@@ -10,7 +10,7 @@ use crate::FlagsExt;
 /// Creates a guard that matches if the flag is on, so that another route can serve all other users.
 ///
 /// Guards cannot wait, so the flags must be in memory: use [`prefetch`](crate::FlipswitchMiddleware::prefetch). Without it,
-/// the guard uses the last known flags of the user, even if they are out of date, and requests new ones for the next
+/// the guard uses the last known flags for the user, even if they are out of date, and requests new ones for the next
 /// request. For a user without known flags, the default of the flag is used (`false` if only a key is given), and a warning is
 /// logged once. The default is also used for CORS preflights.
 ///

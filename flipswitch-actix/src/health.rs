@@ -15,7 +15,8 @@ use flipswitch::{FlipswitchProvider, integration::HealthProbe};
 /// default. An outage changes neither status: flags keep their last values, and taking the process out of service would not
 /// help. Use `?ready` only if no request may be served with defaults.
 ///
-/// Pass it to [`web::to`](actix_web::web::to): `web::get()` matches no HEAD, with which some load balancers probe.
+/// Pass it to [`web::to`](actix_web::web::to): `web::get()` does not match HEAD requests, which some load balancers use as
+/// probes.
 ///
 /// ```
 /// use actix_web::{App, web};
@@ -31,7 +32,7 @@ pub fn health(provider: FlipswitchProvider) -> impl Handler<(HttpRequest,), Outp
 
 fn respond(provider: &FlipswitchProvider, request: &HttpRequest) -> Ready<HttpResponse> {
     let probe = HealthProbe::new(provider.health(), request.uri().query());
-    // actix-web has the types of another version of `http`.
+    // actix-web uses the types of a different version of `http`.
     let status = StatusCode::from_u16(probe.status().as_u16()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let mut response = HttpResponse::build(status);
     response.insert_header((header::CONTENT_TYPE, "application/json"));

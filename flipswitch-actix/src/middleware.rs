@@ -75,7 +75,7 @@ pub struct FlipswitchMiddleware {
     prefetch: bool,
 }
 
-/// The request while its scope is opened.
+/// The request while its scope is being opened.
 struct Head(ServiceRequest);
 
 impl RequestParts for Head {
@@ -122,7 +122,7 @@ impl FlipswitchMiddleware {
     /// Clients can send any header: use only those that a trusted proxy sets.
     ///
     /// Attributes from [`with_user`](Self::with_user) take precedence. If one of them is `None`, the attribute with the same name
-    /// from this function is used. If one of them cannot be sent, neither is used. If both contexts together are over 64 KiB,
+    /// from this function is used. If one of them cannot be sent, neither is used. If both contexts together exceed 64 KiB,
     /// attributes from this function are left out first. If both functions return a context, merging them costs as much as
     /// building them a second time.
     ///
@@ -353,13 +353,13 @@ where
                     return Poll::Ready(response.map(ServiceResponse::map_into_left_body));
                 }
                 StateProjection::Redirecting { response } => {
-                    // Taken once, where the future ends.
+                    // Taken once, because the future ends here.
                     let Some(response) = response.take() else { return Poll::Pending };
                     return Poll::Ready(Ok(response.map_into_right_body()));
                 }
                 StateProjection::Prefetching { prefetch, call } => {
                     ready!(prefetch.as_mut().poll(cx));
-                    // Taken once, here, where the state ends.
+                    // Taken once, because the state ends here.
                     let Some((inner, request, scope)) = call.take() else { return Poll::Pending };
                     State::responding(&*inner, request, scope)
                 }

@@ -3,9 +3,9 @@
 use actix_web::HttpMessage;
 use flipswitch::{EvaluationContext, RequestScope, serde_json::Value, testing::TestFlags};
 
-/// Gives the request of a test its flags, as the middleware would. To test the middleware as well, pass it a provider
+/// Gives a test request its flags, as the middleware would. To test the middleware as well, pass it a provider
 /// [in memory](flipswitch::FlipswitchProvider::in_memory) or [`TestFlags`]: inside the middleware, these flags have no effect,
-/// because it replaces them with those of its provider.
+/// because the middleware replaces them with its provider's flags.
 ///
 /// ```
 /// use actix_web::{App, test, web};
@@ -33,7 +33,7 @@ pub trait WithFlags: Sized {
     ///
     /// # Panics
     ///
-    /// If `flags` is not a JSON object of flag keys and values.
+    /// Panics if `flags` is not a JSON object of flag keys and values.
     #[must_use]
     #[track_caller]
     fn with_flags(self, flags: Value) -> Self {

@@ -1,4 +1,4 @@
-//! Routes for the browsers of the application.
+//! Routes that serve flags to browsers.
 
 use axum::{
     Router,

@@ -51,7 +51,7 @@ impl<S: Send + Sync> OptionalFromRequestParts<S> for Flags {
 
 /// Extractor for the value of one flag that was declared with [`flags!`](flipswitch::flags).
 ///
-/// Rejections are those of [`Flags`].
+/// The rejections are the same as for [`Flags`].
 ///
 /// ```
 /// use flipswitch_axum::Flag;

@@ -51,8 +51,8 @@ use crate::extract::{self, MissingLayer};
 ///
 /// # Where to add it
 ///
-/// - To several routes: `route_layer` of a router that has only these routes, and is merged or nested. All methods of their
-///   paths are closed, and no other path.
+/// - To several routes: `route_layer` of a router that has only these routes, and is merged or nested. The gate closes all
+///   methods of their paths, and no other paths.
 /// - To one route: `layer` of its handler or method router. `route_layer` of a *method router* does not apply to other
 ///   methods, for which the response is 405.
 /// - To a nested router: `layer` of that router. On a merged router, `layer` also applies to paths that are not found,
@@ -228,7 +228,7 @@ pin_project! {
     }
 }
 
-/// Whether the gate is open, otherwise its response.
+/// Whether the gate is open and, if it is closed, its response.
 type Decision = Pin<Box<dyn Future<Output = Result<(), Response>> + Send>>;
 
 impl<S: Service<Request<B>>, B> GateFuture<S, B> {

@@ -14,7 +14,7 @@ use tower_service::Service;
 /// Creates a service that responds with a page of the latest 100 requests that were
 /// [inspected](crate::FlipswitchLayer::with_inspection).
 ///
-/// The page lists the flags that each request has read, with value, variant, reason, source, age, the default if it is
+/// The page lists the flags that each request has read, with the value, variant, reason, source and age, the default if it is
 /// a plain value, and the number of reads. It shows only the names of the attributes of a context. The service must be inside the
 /// layer. Only requests that are inspected themselves get the page; others get 404.
 ///

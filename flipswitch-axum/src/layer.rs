@@ -58,8 +58,9 @@ use tower_service::Service;
 ///
 /// # Contexts and cost
 ///
-/// Every distinct context is one evaluation at the service. Give it only attributes that rules use (user, plan, country). Leave
-/// out attributes that differ between requests: with a path, an address or a time in it, every request has a new context.
+/// Every distinct context is one evaluation at the service. Give contexts only attributes that rules use (user, plan, country).
+/// Leave out attributes that differ between requests: if a context contains a path, an address or a time, every request has a new
+/// context.
 #[derive(Clone, Debug)]
 #[must_use = "a layer does nothing until it is added with `.layer(..)`"]
 pub struct FlipswitchLayer(Arc<ScopeBuilder<Parts>>);
@@ -75,7 +76,7 @@ impl FlipswitchLayer {
     /// Clients can send any header: use only those that a trusted proxy sets.
     ///
     /// Attributes from [`with_user`](Self::with_user) take precedence. If one of them is `None`, the attribute with the same name
-    /// from this function is used. If one of them cannot be sent, neither is used. If both contexts together are over 64 KiB,
+    /// from this function is used. If one of them cannot be sent, neither is used. If both contexts together exceed 64 KiB,
     /// attributes from this function are left out first. If both functions return a context, merging them costs as much as
     /// building them a second time.
     ///

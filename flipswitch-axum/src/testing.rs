@@ -3,9 +3,9 @@
 use flipswitch::{EvaluationContext, RequestScope, serde_json::Value, testing::TestFlags};
 use http::{Request, request::Builder};
 
-/// Gives the request of a test its flags, as the layer would. To test the layer as well, pass it a provider
+/// Gives a test request its flags, as the layer would. To test the layer as well, pass it a provider
 /// [in memory](flipswitch::FlipswitchProvider::in_memory) or [`TestFlags`]: inside the layer, these flags have no effect,
-/// because it replaces them with those of its provider.
+/// because the layer replaces them with its provider's flags.
 ///
 /// ```
 /// use axum::{Router, body::{Body, to_bytes}, http::Request, routing::get};
@@ -34,7 +34,7 @@ pub trait WithFlags: Sized {
     ///
     /// # Panics
     ///
-    /// If `flags` is not a JSON object of flag keys and values.
+    /// Panics if `flags` is not a JSON object of flag keys and values.
     #[must_use]
     #[track_caller]
     fn with_flags(self, flags: Value) -> Self {

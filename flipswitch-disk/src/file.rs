@@ -132,12 +132,12 @@ impl OpenFile {
         opened
     }
 
-    /// Records that the file has been in use for a while, so it is not a file that terminates the process.
+    /// Records that the file has been in use for a while, so it does not terminate the process.
     pub(crate) fn forget_starts(&self) {
         self.file.forget_starts();
     }
 
-    /// Closes the database, which writes a last transaction if necessary. The file is still locked.
+    /// Closes the database, which writes a last transaction if necessary. The file remains locked.
     pub(crate) fn close(self) -> LockedFile {
         // An earlier operation has already returned the failure, and committed entries are safe.
         let _ = guarded(|| {

@@ -25,7 +25,7 @@
 //! }
 //! ```
 //!
-//! The provider encrypts the entries. This needs an API key of 16 bytes or more, or a
+//! The provider encrypts the entries. This requires an API key of at least 16 bytes, or a
 //! [`secret`](flipswitch::FlipswitchProviderBuilder::secret).
 //!
 //! # Items by purpose
@@ -70,10 +70,10 @@
 //! Dropping the store commits the last writes, which can block for up to 3 seconds. The global API of OpenFeature never drops its
 //! provider, so its store is not dropped either, and the writes of the last second may be lost.
 //!
-//! If the limit is exceeded, the store removes the entries that expire first. An entry can be up to 1 MiB. The file can be 2.5
-//! times as large as the limit, and a burst of writes adds up to 64 MiB. A file that is mostly unused shrinks when it is opened,
-//! which takes about half a second for 100 MiB. Two threads use the file, one for reads and one for writes. The store needs no
-//! async runtime.
+//! If the limit is exceeded, the store removes the entries that expire first. An entry can be up to 1 MiB in size. The file can
+//! be 2.5 times as large as the limit, and a burst of writes adds up to 64 MiB. A file that is mostly unused shrinks when it is
+//! opened, which takes about half a second for 100 MiB. Two threads use the file, one for reads and one for writes. The store
+//! needs no async runtime.
 
 // The README's example is a test.
 #[cfg(doctest)]

@@ -77,7 +77,7 @@ struct Inner {
 
 #[derive(Default)]
 struct Queue {
-    /// The writes that are not committed yet.
+    /// The writes that have not been committed yet.
     puts: HashMap<Arc<str>, Arc<Entry>>,
     bytes: usize,
     /// When the oldest write that the writer has not taken was queued, or slightly earlier.
@@ -106,7 +106,7 @@ impl DiskStore {
     ///
     /// # Errors
     ///
-    /// Returns an error of the system if the file can neither be opened for reading and writing nor created.
+    /// Returns an operating system error if the file can neither be opened for reading and writing nor created.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
         Self::open_with_limit(path, DEFAULT_MAX_BYTES)
     }
@@ -118,7 +118,7 @@ impl DiskStore {
     ///
     /// # Errors
     ///
-    /// Returns an error of the system if the file can neither be opened for reading and writing nor created.
+    /// Returns an operating system error if the file can neither be opened for reading and writing nor created.
     pub fn open_with_limit(path: impl AsRef<Path>, max_bytes: u64) -> io::Result<Self> {
         let path = path.as_ref();
         Self::start(path, max_bytes)

@@ -1,4 +1,4 @@
-//! Tests the store with real files, and with processes that end at any moment.
+//! Tests the store with real files, and with processes that exit at any moment.
 
 #![expect(
     clippy::unwrap_used,
@@ -115,7 +115,7 @@ impl Process {
         writeln!(self.child.stdin.as_mut().unwrap(), "{line}").unwrap();
     }
 
-    /// Waits for the end of the process. `wait` of the child would close its input, which would end it.
+    /// Waits until the process exits. `wait` of the child would close its input, which would terminate it.
     fn wait(&mut self) -> (ExitStatus, String) {
         let mut output = String::new();
         self.output.read_to_string(&mut output).unwrap();
@@ -131,7 +131,7 @@ impl Drop for Process {
     }
 }
 
-/// Returns, in a process that a test has started, the path of the file and the lines that the test sends. Ends the process once
+/// Returns, in a process that a test has started, the path of the file and the lines that the test sends. Exits the process once
 /// the test has ended.
 fn started() -> Option<(PathBuf, mpsc::Receiver<String>)> {
     let path = env::var_os(PATH)?;
@@ -261,7 +261,7 @@ fn the_file_is_bounded_and_keeps_what_expires_last() {
         put_when_possible(&store, &entry(&format!("key-{i}"), now(), &vec![0; i % 8000]), HOUR);
     }
     drop(store);
-    // 80 MB were written. A commit is up to 8 MiB, and the pages that it frees can be used by the commit after the next one.
+    // 80 MB have been written. A commit is up to 8 MiB, and the pages that it frees can be used by the commit after the next one.
     let length = fs::metadata(directory.file()).unwrap().len();
     assert!(length <= 3 * LIMIT + (64 << 20), "the file has {length} bytes");
 
@@ -537,7 +537,7 @@ fn a_store_is_usable_after_damage_inside_of_its_file() {
 #[ignore = "part of a_store_is_usable_after_damage_inside_of_its_file"]
 fn process_with_a_damaged_file() {
     let Some((path, _told)) = started() else { return };
-    // Panics of the database are expected.
+    // Panics in the database are expected.
     panic::set_hook(Box::new(|panic| {
         if panic.location().is_some_and(|location| location.file().ends_with("disk.rs")) {
             say(&panic.to_string());

@@ -28,7 +28,7 @@ fn declaration(name: &str, key: &str, flag: &Flag, crate_name: &str) -> String {
             let value = if is_simple(&flag.default, MAX_DEPTH) {
                 format!("{path}::serde_json::json!({})", json_source(&flag.default))
             } else {
-                // The macro takes no large values.
+                // The macro does not accept large values.
                 let json = format!("{:?}", flag.default.to_string());
                 format!("{path}::serde_json::from_str::<{path}::serde_json::Value>({json}).unwrap_or_default()")
             };

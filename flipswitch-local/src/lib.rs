@@ -1,9 +1,9 @@
 //! A feature-flag service on your own machine, for development and tests.
 //!
 //! The service implements the protocol of the real one, OFREP and a stream of changes, without an account or a network.
-//! This crate is a library for tests. It is also a program with a dashboard. The guide, `docs/local.md` in the repository, has
-//! the options of the program, the format of its flags file, and the endpoints under `/local`, through which `curl` can change
-//! flags and faults.
+//! This crate is a library for tests. It is also a program with a dashboard. The guide, `docs/local.md` in the repository,
+//! describes the options of the program, the format of its flags file, and the endpoints under `/local`, through which `curl` can
+//! change flags and faults.
 //!
 //! # Example
 //!
@@ -21,12 +21,12 @@
 //!     let provider = FlipswitchProvider::builder(service.api_key()).base_url(service.url()).build()?;
 //!     assert!(provider.flags(Context::user("alice")).await.bool("new-checkout", false));
 //!
-//!     // One request evaluated the flags of this user.
+//!     // One request evaluated the flags for this user.
 //!     let requests = service.requests();
 //!     let is_for_alice = |body: &[u8]| String::from_utf8_lossy(body).contains("alice");
 //!     assert_eq!(requests.iter().filter(|request| is_for_alice(&request.body)).count(), 1);
 //!
-//!     // During an outage, the application keeps the flags of this user, and uses its defaults for a new one.
+//!     // During an outage, the application keeps the flags for this user, and uses its defaults for a new one.
 //!     let outage = service.faults().add(Fault::on(Endpoint::Bulk).status(503))?;
 //!     assert!(provider.flags(Context::user("alice")).await.bool("new-checkout", false));
 //!     assert!(!provider.flags(Context::user("bob")).await.bool("new-checkout", false));
@@ -46,7 +46,7 @@
 //! | connect an application | [`LocalServer::url`] and [`LocalServer::api_key`] |
 //! | change flags | [`LocalServer::set_flag`], [`set_definition`](LocalServer::set_definition) with variants and targeting, [`remove_flag`](LocalServer::remove_flag) |
 //! | see what an application sent | [`LocalServer::requests`], which returns [`RecordedRequest`]s, and [`LocalServer::streams`] |
-//! | simulate failures | [`LocalServer::faults`]: a [`Fault`] on an [`Endpoint`] has an effect, the methods of [`FaultOn`] |
+//! | simulate failures | [`LocalServer::faults`]; a [`Fault`] applies to an [`Endpoint`], and a method of [`FaultOn`] sets its effect |
 //! | end streams, or send broken events | [`Faults`] and [`LocalServer::send_event`] |
 //! | replace the API key | [`LocalServer::rotate_api_key`] with a [`KeyRotation`] |
 //! | serve OFREP clients and pages | [`LocalServerBuilder::event_streams`] and [`allow_origin`](LocalServerBuilder::allow_origin) |

@@ -196,7 +196,7 @@ fn host(url: &str) -> Option<(bool, &str)> {
     Some((is_https, host))
 }
 
-/// Returns whether browsers may keep the cookie of a page: whether its URL uses https, or the page is on the same machine.
+/// Returns whether browsers may keep the cookie for a page: whether its URL uses https, or the page is on the same machine.
 fn keeps_cookies(page: &str) -> bool {
     host(page).is_some_and(|(is_https, host)| {
         let host = host.to_ascii_lowercase();

@@ -114,7 +114,7 @@ impl LoggedRequest {
     }
 }
 
-/// A request without a response so far. Dropping it records that there was none.
+/// A request that has no response yet. Dropping it records that there was none.
 pub(crate) struct PendingRequest {
     request: Arc<LoggedRequest>,
     broadcaster: Arc<Broadcaster>,
@@ -196,7 +196,7 @@ mod tests {
     fn the_oldest_requests_are_dropped_beyond_the_limits() {
         let mib = Bytes::from(vec![0; 1 << 20]);
         let cases = [
-            // Size of the path, body, number of requests, how many are kept.
+            // Size of the path, size of the body, number of requests, and number of requests that are kept.
             (1, Bytes::new(), MAX_REQUESTS + 3, MAX_REQUESTS),
             (0, mib.clone(), 40, 32),
             (1, mib, 40, 31),

@@ -287,8 +287,8 @@ impl LocalServerBuilder {
     /// Allows pages from this origin to evaluate flags and open streams from a browser (CORS). Several calls allow several
     /// origins, and `*` allows all of them. Defaults to none.
     ///
-    /// The origin must be written as browsers send it, such as `http://localhost:5173`. Pages of other origins still cannot use
-    /// the dashboard and the endpoints under `/local`. The page can also read the responses of [faults](crate::Faults). The
+    /// The origin must be written as browsers send it, such as `http://localhost:5173`. Pages from other origins still cannot use
+    /// the dashboard and the endpoints under `/local`. Allowed pages can also read the responses of [faults](crate::Faults). The
     /// server responds to preflight requests (`OPTIONS`) before faults apply, and without an API key.
     pub fn allow_origin(mut self, origin: impl Into<String>) -> Self {
         self.allowed_origins.push(origin.into());

@@ -20,7 +20,7 @@ mod client {
     /// Time limit of the request.
     const TIMEOUT: Duration = Duration::from_secs(10);
 
-    /// Requests the flags of a service over OFREP. Returns their types, if they are known. Without a key, sends the key in the
+    /// Requests the flags of a service over OFREP. Returns their types, if they are known. Without a key, sends the key from the
     /// environment, if there is one.
     pub(crate) async fn fetch(
         url: &str,

@@ -19,14 +19,15 @@ pub(crate) fn timestamp(time: OffsetDateTime) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{millisecond:03}Z")
 }
 
-/// Converts a system time. Times that RFC 3339 cannot express become the nearest one that it can, from 1970 to 9999.
+/// Converts a system time. Times that RFC 3339 cannot express are converted to the nearest time that it can express, from 1970 to
+/// 9999.
 pub(crate) fn from_system_time(time: SystemTime) -> OffsetDateTime {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let since = Duration::try_from(since).unwrap_or(Duration::MAX);
     OffsetDateTime::UNIX_EPOCH.checked_add(since).unwrap_or(PrimitiveDateTime::MAX.assume_utc())
 }
 
-/// Deserializes an optional time in RFC 3339, converted to UTC.
+/// Deserialises an optional time in RFC 3339, converted to UTC.
 pub(crate) fn deserialize_optional<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<OffsetDateTime>, D::Error> {

@@ -44,7 +44,7 @@ pub struct EvaluationHook {
 impl EvaluationHook {
     /// Creates a hook that uses the settings and the secret of a provider.
     ///
-    /// The hook does not keep the provider alive. It reports nothing after the last handle of the provider is dropped.
+    /// The hook does not keep the provider alive. It reports nothing after the last handle to the provider has been dropped.
     #[must_use]
     pub fn new(provider: &FlipswitchProvider) -> Self {
         if integration::reports_evaluations(provider) {

@@ -27,7 +27,7 @@ struct Instrument {
 enum Kind {
     /// Only increases.
     Counter,
-    /// Can be added up over providers and instances.
+    /// Can be added up across providers and instances.
     UpDownCounter,
     /// Cannot be added up.
     Gauge,
@@ -47,7 +47,7 @@ macro_rules! instruments {
     };
 }
 
-/// Names and units follow OpenTelemetry's rules: lower case, namespaces with dots, units of UCUM, no suffix `_total`.
+/// Names and units follow OpenTelemetry's rules: lower case, namespaces with dots, UCUM units, no `_total` suffix.
 const INSTRUMENTS: &[Instrument] = instruments! {
     Counter "flipswitch.evaluations", "{evaluation}", "Evaluations of all flags of a context.",
         |now| number(now.stats.evaluations);
@@ -180,7 +180,7 @@ impl ReportCache {
 /// obtained before [`set_meter_provider`](opentelemetry::global::set_meter_provider) reports nothing.
 ///
 /// The instruments are read when metrics are collected, without a background task. They do not keep the provider alive, and
-/// report nothing after its last handle is dropped.
+/// report nothing after its last handle has been dropped.
 ///
 /// If the provider has a [name](flipswitch::FlipswitchProviderBuilder::name), the instruments have it as the attribute
 /// `flipswitch.provider`. If an application has several providers, give each of them a name, because otherwise their series are
@@ -200,7 +200,7 @@ impl ReportCache {
 ///
 /// | name | instrument | unit | |
 /// |---|---|---|---|
-/// | `flipswitch.evaluations` | counter | `{evaluation}` | Evaluations of all flags of a context |
+/// | `flipswitch.evaluations` | counter | `{evaluation}` | Evaluations of all flags for a context |
 /// | `flipswitch.evaluation.hits` | counter | `{evaluation}` | Evaluations that returned fresh flags from memory |
 /// | `flipswitch.evaluation.coalesced` | counter | `{evaluation}` | Evaluations that joined a request in flight |
 /// | `flipswitch.evaluation.stale` | counter | `{evaluation}` | Evaluations that returned stale flags or bootstrap values |

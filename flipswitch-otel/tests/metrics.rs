@@ -134,7 +134,7 @@ async fn an_outage_is_visible() {
     metrics.observe(&provider);
     assert!(provider.flags(Context::user("alice")).await.bool("on", true));
     let reported = metrics.collect();
-    // The check at the provider's start is also counted.
+    // The check at startup is also counted.
     assert!(one(&reported, "flipswitch.evaluation.unavailable") >= 1.0);
     assert_eq!(one(&reported, "flipswitch.health.ready"), 0.0);
     assert_eq!(state(&reported, "flipswitch.health.state"), "starting");

@@ -96,7 +96,7 @@ impl Supervised {
         Ok(())
     }
 
-    /// Sends a command about a key. If the future is dropped, the connection is checked, and nothing else happens.
+    /// Sends a command for a key. If the future is dropped, the connection is checked, and nothing else happens.
     pub(crate) async fn send(&self, command: &Cmd, key: &str) -> Result<Value, CallError> {
         self.start(key)?;
         let connection = self.connection().await?;

@@ -75,7 +75,7 @@
 //! | `native-tls` | | TLS with the library of the platform; needs `default-features = false` |
 //! | `cluster` | | Redis Cluster |
 //!
-//! If a URL needs TLS, `rustls` installs aws-lc as the crypto provider of the process, unless one is installed already. If
+//! If a URL needs TLS, `rustls` installs aws-lc as the crypto provider of the process, unless one is already installed. If
 //! `native-tls` and `rustls` are both enabled, such a URL is an error. With rustls, each attempt to connect loads the
 //! certificates of the platform on the thread of the runtime, which takes a few milliseconds.
 #![cfg_attr(docsrs, feature(doc_cfg))]

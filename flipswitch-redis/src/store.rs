@@ -16,7 +16,7 @@ use crate::{
     server::Server,
 };
 
-/// Maximum size of the encrypted flags of a context, in bytes.
+/// Maximum size of the encrypted flags for a context, in bytes.
 pub(crate) const MAX_ENTRY_BYTES: usize = 1024 * 1024;
 /// The number of bytes before the encrypted flags in a value. They are the time of the request, in microseconds.
 const TIME_BYTES: usize = 8;
@@ -112,8 +112,8 @@ impl RedisStoreBuilder {
         self
     }
 
-    /// Sets a client of a server, for example one with certificates or TCP settings. The store opens and checks the connection in
-    /// the same way as with a URL.
+    /// Sets a client for a server, for example one with certificates or TCP settings. The store opens and checks the connection
+    /// in the same way as with a URL.
     ///
     /// ```no_run
     /// use flipswitch_redis::{

@@ -21,8 +21,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 const DEADLINE: Duration = Duration::from_secs(20);
 const TRIES: usize = 20;
 
-/// A server that stops with the test. If the test process is killed, the server is left behind, because stopping it in that case
-/// would need unsafe code.
+/// A server that stops when the test ends. If the test process is killed, the server is left behind, because stopping it in that
+/// case would need unsafe code.
 struct Server {
     child: Child,
     port: u16,

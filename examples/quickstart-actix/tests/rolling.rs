@@ -40,7 +40,7 @@ fn no_request_fails_when_nginx_opens_a_connection_for_each_request() {
     });
 }
 
-/// Restarts each of two instances in turn under load. nginx runs with `nginx.conf`, after a change.
+/// Restarts each of two instances in turn under load. nginx runs with `nginx.conf`, modified by `change`.
 fn roll(change: impl FnOnce(String) -> String) {
     Runtime::new().unwrap().block_on(async {
         let flags = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("flags.json");
@@ -115,7 +115,7 @@ impl Load {
     }
 }
 
-/// Requests the flags of a user. Returns an error if they are not those of that user.
+/// Requests the flags for a user. Returns an error if they belong to a different user.
 async fn request_flags(client: &Client, url: &str, user: usize) -> Result<(), String> {
     let (plan, projects) = if user.is_multiple_of(2) { ("premium", 100) } else { ("free", 3) };
     let request = client.get(format!("{url}/flags?user_id=user-{user}&plan={plan}"));

@@ -10,7 +10,8 @@ use futures_util::{
 };
 use tokio::sync::watch;
 
-/// Future that resolves when the application is asked to end. Open streams must end then, or they delay the shutdown.
+/// Future that resolves when the application is asked to stop. Open streams must end at that point, because they would otherwise
+/// delay the shutdown.
 pub type Stop = Shared<BoxFuture<'static, ()>>;
 
 /// Shares a signal between the streams of all pages.
@@ -18,8 +19,8 @@ pub fn stop(signal: impl Future<Output = ()> + Send + 'static) -> Stop {
     signal.boxed().shared()
 }
 
-/// Creates the event stream of a page. It has one event at the start, and one whenever flags may have changed or the
-/// connection to the flag service changes its state, which is the event's data. The page requests the flags at each event.
+/// Creates the event stream of a page. It sends an event at the beginning, when flags may have changed, and when the state of the
+/// connection to the flag service changes. The data of each event is this state. The page requests the flags at each event.
 pub fn follow(provider: FlipswitchProvider, stop: Stop) -> impl Stream<Item = String> + Send + use<> {
     let (sender, mut receiver) = watch::channel(());
     receiver.mark_changed();

@@ -1,5 +1,5 @@
-//! Code that both quick starts share, apart from the applications themselves: options, the local flag service, the page, and
-//! helpers of tests.
+//! Code that both quick starts share, apart from the applications themselves: options, the local flag service, the page, and test
+//! helpers.
 #![expect(clippy::print_stdout, reason = "the programs print to the terminal")]
 
 mod follow;
@@ -70,7 +70,7 @@ impl Options {
         Ok(Some(options))
     }
 
-    /// Makes the error for an application that cannot listen on its address.
+    /// Creates the error for an application that cannot listen on its address.
     #[must_use]
     pub fn cannot_listen(&self, error: &io::Error) -> io::Error {
         named("--app", &io::Error::new(error.kind(), format!("cannot listen on {}: {error}", self.app)))
@@ -88,7 +88,7 @@ fn address(option: &str, arguments: &mut lexopt::Parser) -> Result<SocketAddr, l
 /// The provider of a quick start, and its local flag service.
 #[derive(Debug)]
 pub struct FlagSource {
-    /// The provider, which is not started.
+    /// The provider, which has not been started.
     pub provider: FlipswitchProvider,
     /// The local flag service, which stops when it is dropped. `None` if the hosted service is used.
     pub service: Option<LocalServer>,
@@ -112,7 +112,7 @@ impl FlagSource {
         let flags = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("flags.json");
         let service = LocalServer::builder().flags_file(flags).listen(options.service).api_key(LOCAL_KEY).start();
         let service = service.await.map_err(|error| match error.kind() {
-            // Errors about the file name it themselves.
+            // Errors about the file already name it.
             io::ErrorKind::InvalidData | io::ErrorKind::NotFound => error,
             _ => named("--service", &error),
         })?;
@@ -157,7 +157,7 @@ fn named(option: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{option}: {error}"))
 }
 
-/// Logs warnings and errors, and what the provider does. `RUST_LOG` sets another filter.
+/// Logs warnings and errors, and what the provider does. `RUST_LOG` sets a different filter.
 pub fn log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,flipswitch=info"));
     let colours = io::stderr().is_terminal();

@@ -19,7 +19,7 @@ pub use self::{
     shutdown::{a_second_signal_ends_it_immediately, ctrl_c_ends_it, requests_finish_during_shutdown},
 };
 
-/// Time limit of everything that a test waits for, also on a busy machine.
+/// Time limit for everything that a test waits for, even on a busy machine.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
 
 /// Waits for a future, and fails the test if it takes too long.

@@ -1,4 +1,4 @@
-//! The application, without a server and a flag service.
+//! The application, without a server or a flag service.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use axum::{

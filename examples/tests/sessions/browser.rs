@@ -10,7 +10,7 @@ use flipswitch::reqwest::{
 
 /// Session cookie of both applications.
 pub const SESSION: &str = "id";
-/// Cookie of visitors.
+/// Visitor cookie.
 pub const VISITOR: &str = "flipswitch-anonymous";
 
 /// A browser, which stores cookies, and does not follow redirects.

@@ -5,7 +5,7 @@ mod application;
 mod browser;
 mod scenarios;
 
-/// Makes a test of each scenario for each framework.
+/// Generates a test of each scenario for each framework.
 macro_rules! test_scenarios {
     ($($scenario:ident,)+) => {
         mod on_axum {$(

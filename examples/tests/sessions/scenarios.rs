@@ -11,7 +11,7 @@ use crate::{
 
 const BETA: &str = "You are among the first to see this.\n";
 
-/// The first page that reads a flag sets the cookie of a visitor, and no later one does.
+/// The first page that reads a flag sets the visitor cookie, and no later page does.
 pub async fn a_visitor_gets_a_cookie_once_a_flag_was_read(application: Application) {
     let mut browser = application.browser();
     browser.log_out().await;
@@ -90,7 +90,7 @@ pub async fn pages_follow_the_user_of_the_session(application: Application) {
     assert_eq!((browser.get("/beta").await.status, browser.visitor()), (200, Some(visitor)));
 }
 
-/// Concurrent users never get the name or the flags of another user, also while flags change.
+/// Concurrent users never get the name or the flags of another user, even while flags change.
 pub async fn concurrent_users_get_their_own_flags(application: Application) {
     let visits = join_all((0..8).map(async |number| {
         let name = ["alice", "bob"][number % 2];
@@ -105,7 +105,7 @@ pub async fn concurrent_users_get_their_own_flags(application: Application) {
     visits.await;
 }
 
-/// Flags follow changes, and a value of another type counts as the default.
+/// Flags follow changes, and the default is used for a value of a different type.
 pub async fn flags_follow_changes_and_keep_their_types(application: Application) {
     let mut bob = application.browser_of("bob").await;
     application.service.set_flag("max-items", 7);

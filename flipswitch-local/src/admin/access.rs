@@ -75,7 +75,7 @@ fn check(exposed: bool, peer: IpAddr, method: &Method, uri: &Uri, headers: &Head
             return Err(forbidden(format!("Origin: only pages of {host:?} may make changes, not pages of {origin:?}")));
         }
     }
-    // Browsers that send this header distinguish more than `Origin` does.
+    // This header, which newer browsers send, distinguishes more cases than `Origin` does.
     let site = headers.get(FETCH_SITE).map(HeaderValue::as_bytes);
     if changes && !matches!(site, None | Some(b"same-origin" | b"none")) {
         return Err(forbidden("Sec-Fetch-Site: only pages of this server may make changes"));

@@ -25,7 +25,7 @@ const LISTED_STREAMS: usize = 50;
 /// Number of bytes of a body that are searched for the context to list.
 const BODY_PREFIX: usize = 1_024;
 
-/// Watchers get at most one update in this time; changes in between are sent together.
+/// Watchers get at most one update in this interval; changes in between are sent together.
 const UPDATE_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Time without a change after which a comment is sent, so that a closed connection is noticed.

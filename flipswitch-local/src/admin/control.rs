@@ -3,11 +3,11 @@
 //! | request | effect |
 //! |---|---|
 //! | `GET /local/flags` | lists the flags |
-//! | `PUT`, `DELETE /local/flags/{key}` | sets, removes a flag |
+//! | `PUT`, `DELETE /local/flags/{key}` | sets or removes a flag |
 //! | `POST /local/evaluate` | evaluates all flags for a context: takes `{"context": {..}}`, returns `{"flags": [..]}` with OFREP's items |
 //! | `GET /local/faults` | lists the faults: `{"faults": [{"id", "on", "when", "effect", "after", "times", "struck", "remaining"}]}`, `when` only if it is set |
 //! | `POST /local/faults` | adds a fault: takes `{"on", "when", "effect", "after", "times"}`, of which `on` and `effect` are required; returns 201 and the fault as listed |
-//! | `DELETE /local/faults`, `DELETE /local/faults/{id}` | removes all faults, one fault |
+//! | `DELETE /local/faults`, `DELETE /local/faults/{id}` | removes all faults or one fault |
 //! | `GET /local/streams` | returns `{"open": n}` |
 //! | `POST /local/streams/finish`, `/drop`, `/reset` | ends the open streams; returns `{"streams": n}` |
 //! | `POST /local/streams/inject` | sends the request body into the open streams; returns `{"streams": n}` |
@@ -16,7 +16,7 @@
 //! | `GET /local/api-key` | returns `{"key"}`, masked, or null if any key is accepted |
 //! | `POST /local/api-key` | rotates the API key: takes `{"key", "validUntil"}`, both optional; returns `{"key", "validUntil"}` |
 //!
-//! Errors are a 4xx status and `{"error": ".."}`, which names the field.
+//! Error responses have a 4xx status and the body `{"error": ".."}`, which names the field.
 
 use std::sync::Arc;
 

@@ -9,7 +9,7 @@ use crate::state::AppState;
 
 const PAGE: &str = include_str!("dashboard/page.html");
 const STYLE: &str = include_str!("dashboard/style.css");
-/// One script in the order of its dependencies.
+/// One script, whose files are in the order of their dependencies.
 const SCRIPT: &str = concat!(
     include_str!("dashboard/common.js"),
     include_str!("dashboard/flags.js"),

@@ -36,7 +36,7 @@ fn is_origin(origin: &str) -> bool {
 
 /// Responds to preflight requests, and adds CORS headers to all other responses, for pages from these origins.
 ///
-/// The layer comes before faults and the API key, so that a page can read these responses as well.
+/// The layer comes before faults and the API key, so that a page can also read their responses.
 pub(crate) fn allow<S: Clone + Send + Sync + 'static>(api: Router<S>, origins: &[HeaderValue]) -> Router<S> {
     if origins.is_empty() {
         return api;

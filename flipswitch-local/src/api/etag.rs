@@ -30,7 +30,7 @@ pub(crate) fn opaque(tag: &[u8]) -> &[u8] {
     tag.strip_suffix(b"-gzip").unwrap_or(tag)
 }
 
-/// The tags of the server contain no commas.
+/// The server's tags contain no commas.
 fn is_comma(byte: &u8) -> bool {
     *byte == b','
 }

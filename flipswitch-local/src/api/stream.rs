@@ -44,7 +44,7 @@ pub(crate) async fn event_stream(
 }
 
 fn respond(request: &HeaderMap, open: impl FnOnce(String) -> EventSource) -> Response {
-    // SDKs of the service name themselves in the first of these headers, other clients in the second.
+    // SDKs of the service name themselves in the first of these headers, and other clients in the second.
     let client = request.get("x-flipswitch-sdk").or(request.get(header::USER_AGENT));
     let client = client.map_or_else(String::new, |client| mask::truncate(&String::from_utf8_lossy(client.as_bytes())));
     let headers = [

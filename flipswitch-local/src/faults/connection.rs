@@ -23,7 +23,7 @@ use crate::faults::{
     response::ResponseCutter,
 };
 
-/// Accepts connections, after the faults on connections.
+/// Accepts connections, after applying the faults on connections.
 pub(crate) struct Listener {
     pub(crate) listener: TcpListener,
     pub(crate) faults: Arc<FaultRegistry>,
@@ -37,7 +37,7 @@ impl Listener {
         match self.faults.apply_to_connection(&Arc::new(ResponseCutter::new(handle.clone()))) {
             Some(Effect::Reset { .. }) => reset_on_close(&stream),
             Some(Effect::Close { .. }) => {
-                // Sends a FIN first: data of the client that is never read would make the system send a RST.
+                // Sends a FIN first: unread data from the client would make the system send a RST.
                 if let Err(error) = poll_fn(|context| Pin::new(&mut stream).poll_shutdown(context)).await {
                     tracing::debug!(target: "flipswitch_local", %error, "cannot close a connection");
                 }
@@ -116,7 +116,7 @@ impl Connection {
         if action == ConnectionAction::Reset {
             reset_on_close(&self.stream);
         } else {
-            // Shutting down a socket never blocks, and an error means that it is closed already.
+            // Shutting down a socket never blocks, and an error means that it is already closed.
             let _ = Pin::new(&mut self.stream).poll_shutdown(context);
         }
         io::Error::new(io::ErrorKind::ConnectionAborted, "a fault has ended the connection")

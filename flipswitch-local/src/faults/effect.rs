@@ -10,7 +10,7 @@ use serde::{
 
 use crate::faults::{error::FaultError, handle::ConnectionAction, payload::Payload};
 
-/// Limits the headers of a response. Clients accept few more.
+/// Limits the headers of a response. Clients do not accept many more.
 const MAX_HEADERS: usize = 100;
 
 /// Limits the concurrency and the rate that a fault allows.
@@ -88,7 +88,7 @@ pub(crate) enum Effect {
 #[derive(Clone, Copy)]
 pub(crate) struct NoReplay;
 
-/// The error of one flag, instead of its value.
+/// The error for one flag, instead of its value.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct FlagError {
@@ -139,7 +139,7 @@ impl Effect {
         self.changes_body() || matches!(self, Self::Delay { .. } | Self::FlagError(_) | Self::NoReplay {})
     }
 
-    /// Returns whether the effect changes the body of the response, so that there must be one.
+    /// Returns whether the effect changes the body of the response, in which case the response must have one.
     pub(crate) fn changes_body(&self) -> bool {
         self.cut().is_some()
             || self.end_of_stream().is_some()
@@ -223,7 +223,7 @@ fn temporary_redirect() -> u16 {
     307
 }
 
-/// Deserializes an effect from `{"name": {..}}`, or from `"name"` if it has no required fields.
+/// Deserialises an effect from `{"name": {..}}`, or from `"name"` if it has no required fields.
 pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Effect, D::Error> {
     struct NameOrMap;
 

@@ -114,7 +114,8 @@ impl FaultOn {
         self.effect(Effect::Delay { millis: delay, concurrency: None })
     }
 
-    /// Rejects requests beyond this many within one second, with status code 429 and no `Retry-After`. The maximum is 10 000.
+    /// Rejects requests that exceed this number within one second, with status code 429 and no `Retry-After`. The maximum is
+    /// 10 000.
     ///
     /// Headers and a body are set in the same way as for [`status`](Self::status). [`after`](Fault::after) and
     /// [`times`](Fault::times) count rejected requests.
@@ -299,7 +300,7 @@ impl Fault {
     }
 
     /// Limits the fault to evaluations with (`true`) or without (`false`) an `If-None-Match` header, which clients send if they
-    /// have received the flags of the context before.
+    /// have received the flags for the context before.
     pub fn if_none_match(mut self, present: bool) -> Self {
         self.when.if_none_match = Some(present);
         self

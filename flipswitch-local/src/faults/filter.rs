@@ -42,7 +42,7 @@ pub(crate) struct Attribute {
     pub(crate) value: Option<Value>,
 }
 
-/// Deserializes a value that is present, even if it is null.
+/// Deserialises a value that is present, even if it is null.
 fn some_value<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
     Value::deserialize(deserializer).map(Some)
 }

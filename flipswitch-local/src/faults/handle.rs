@@ -74,7 +74,7 @@ impl ConnectionHandle {
         }
     }
 
-    /// Returns the status, and registers the waker for the next request of an action.
+    /// Returns the status, and registers the waker for the next requested action.
     pub(crate) fn watch(&self, waker: &Waker) -> ConnectionStatus {
         let mut state = self.0.lock();
         match &mut state.waker {

@@ -22,7 +22,7 @@ use crate::faults::{
     response::{self, ResponseCutter},
 };
 
-/// The pause between the pieces of a split event, in which clients read the first one.
+/// The pause between the pieces of a split event, during which clients read the first one.
 const SPLIT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Applies a matching fault to each request, before the endpoint handles it.
@@ -121,7 +121,7 @@ async fn respond_with_fault(
             request.extensions_mut().insert(error);
             respond(endpoint, cutter, request, next).await
         }
-        // The registry has set up the cut or the end already. `NoHeartbeats` applies to no requests.
+        // The registry has already set up the cut or the end. `NoHeartbeats` applies to no requests.
         Effect::Close { .. }
         | Effect::Reset { .. }
         | Effect::Finish { .. }
@@ -186,7 +186,7 @@ enum PieceSize {
 
 struct Trickle {
     body: BodyDataStream,
-    /// What was read from the body and not sent yet.
+    /// What has been read from the body but has not been sent yet.
     rest: Bytes,
     /// The size of the next piece.
     next: usize,

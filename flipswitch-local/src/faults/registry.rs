@@ -78,7 +78,7 @@ struct Entry {
     skipped: u64,
     applied: u64,
     rate_limiter: Option<RateLimiter>,
-    /// The requests that may be delayed at a time.
+    /// Limits how many requests are delayed at a time.
     slots: Option<Arc<Semaphore>>,
     /// Cancelled when the fault is removed.
     removed: CancellationToken,
@@ -89,7 +89,7 @@ struct Entry {
 /// A fault that applies to a request.
 pub(crate) struct AppliedFault {
     pub(crate) effect: Effect,
-    /// The requests that may be delayed at a time. `None` for no limit.
+    /// Limits how many requests are delayed at a time. `None` for no limit.
     pub(crate) slots: Option<Arc<Semaphore>>,
     /// Cancelled when the fault is removed.
     pub(crate) removed: CancellationToken,
@@ -288,7 +288,7 @@ impl Entry {
     }
 
     fn schedule_end(&self, stream: &ResponseCutter) {
-        // A time that is too far away never comes.
+        // A time that is too far in the future is never reached.
         if let Some((after, action)) = self.fault.effect.end_of_stream()
             && let Some(due) = tokio::time::Instant::now().checked_add(after)
         {

@@ -52,7 +52,7 @@ impl ResponseCutter {
         Self { connection, cut: Mutex::new(Cut::None), waker: Mutex::default() }
     }
 
-    /// Cuts off the response after this many more bytes of its body. Returns `false` if it has been cut off already.
+    /// Cuts off the response after this many more bytes of its body. Returns `false` if it has already been cut off.
     pub(crate) fn cut_after(&self, bytes: u64, action: ConnectionAction) -> bool {
         let mut cut = self.cut.lock();
         if matches!(*cut, Cut::Done(_) | Cut::Finished) {

@@ -34,7 +34,7 @@ pub(crate) struct Flagd {
     /// The targeting rule as JSON, with references resolved.
     pub(crate) targeting: Option<String>,
     pub(crate) metadata: Map<String, Value>,
-    /// The definition as written. References to its document are resolved in it, so that it is complete by itself.
+    /// The definition as written, except that references to its document are resolved, so that it is self-contained.
     source: Value,
 }
 

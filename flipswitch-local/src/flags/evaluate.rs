@@ -1,4 +1,4 @@
-//! Evaluates flags for a context, to OFREP items.
+//! Evaluates flags for a context, and returns OFREP items.
 
 use flagd_evaluation_engine::Operator;
 use open_feature::{EvaluationContext, EvaluationContextFieldValue};

@@ -18,8 +18,8 @@ use crate::flags::{
 /// Time from the first notification to reading the file. Editors write a file in several steps.
 const SETTLE_TIME: Duration = Duration::from_millis(50);
 
-/// Interval of checks without a notification. The operating system watches the folder of the path, so it misses changes
-/// of the target of a link, and changes in a folder that replaces a removed one.
+/// Interval of checks without a notification. The operating system watches the folder of the path, so it misses changes to the
+/// target of a link, and changes in a folder that replaces a removed one.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Reads a flags file.
@@ -153,7 +153,7 @@ impl Reloader {
             }
             Err(error) => {
                 let error = error.to_string();
-                // Any change in the folder leads here, so the same error is logged once.
+                // Any change in the folder leads here, so the same error is logged only once.
                 if self.last_error.as_ref() != Some(&error) {
                     tracing::error!(target: "flipswitch_local", "{error}; keeping the previous flags");
                     self.last_error = Some(error);

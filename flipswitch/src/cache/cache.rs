@@ -156,7 +156,7 @@ impl Cache {
         self.puts.fetch_add(Puts::ENDED - Puts::BEGUN, Ordering::AcqRel);
     }
 
-    /// Stores the last known flags of a context, replacing flags that are too old to be served. Like [`put`](Self::put), this is
+    /// Stores the last known flags for a context, replacing flags that are too old to be served. Like [`put`](Self::put), this is
     /// not atomic.
     pub(crate) fn restore(&self, entry: &Arc<CacheEntry>, now: Instant) {
         let key = ContextKey::new(entry.context());

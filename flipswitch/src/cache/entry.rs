@@ -15,7 +15,7 @@ use crate::{
     flags::{failing::Failing, flag_set::FlagSet},
 };
 
-/// The flags of one context, and what is known about them. Replaced as a whole, never changed.
+/// The flags for one context, and what is known about them. Replaced as a whole, never changed.
 #[derive(Clone)]
 pub(crate) struct CacheEntry {
     pub(crate) flag_set: Arc<FlagSet>,
@@ -25,9 +25,9 @@ pub(crate) struct CacheEntry {
     pub(crate) sent_at: Instant,
     /// The context, followed by the tag: one allocation, since a cache may hold a million of them.
     text: Box<[u8]>,
-    /// Length of the context, and whether flags failed, so that a read need not look into the flag set.
+    /// Length of the context, and whether flags failed, so that a read does not have to look into the flag set.
     context_len: u32,
-    /// Bytes that the flag set needed; zero if another context shared it already.
+    /// Bytes that the flag set needed; zero if another context already shared it.
     flag_set_bytes: u32,
 }
 

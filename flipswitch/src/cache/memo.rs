@@ -29,7 +29,8 @@ const COUNTED: usize = 64;
 /// A hit takes no lock. Each thread has its own copies of the entries, so that threads do not share a reference count.
 ///
 /// Every entry that enters the cache clears all memos. Therefore, no thread returns an older flag set after another thread
-/// returned a newer one. The entries are then read from the cache again, which notices that they are in use before it evicts any.
+/// returned a newer one. The entries are then read from the cache again, so the cache registers that they are in use before it
+/// evicts any.
 #[derive(Default)]
 pub(crate) struct Memo(Option<Box<MemoTable>>);
 
@@ -203,8 +204,8 @@ impl MemoTable {
         places(tag).find(|place| self.tags.get(*place) == Some(&tag) && self.has(*place, context))
     }
 
-    /// Returns the place for a new entry, unless the entry there was used since the last call for this place. In that case it is
-    /// kept until the next call.
+    /// Returns the place for a new entry, unless the entry there has been used since the last call for this place. In that case
+    /// it is kept until the next call.
     fn place_for(&mut self, tag: u32) -> Option<usize> {
         self.filled = (self.filled + 1) % PLACES;
         let place = places(tag).nth(self.filled)?;

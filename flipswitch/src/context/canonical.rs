@@ -319,7 +319,7 @@ pub(crate) fn list<V>(
     Ok(())
 }
 
-/// Ends a list or an object. Each of its elements wrote a comma after itself.
+/// Ends a list or an object. Each of its elements has written a comma after itself.
 fn close(bracket: u8, body: &mut Vec<u8>) {
     match body.last_mut() {
         Some(comma @ b',') => *comma = bracket,
@@ -410,9 +410,9 @@ pub(crate) fn string_end(text: &[u8]) -> Option<usize> {
     }
 }
 
-/// Writes a value whose serialization cannot fail: a string, a boolean, a number, null.
+/// Writes a value whose serialisation cannot fail: a string, a boolean, a number, null.
 pub(crate) fn scalar(value: &(impl Serialize + ?Sized), body: &mut Vec<u8>) {
-    // Cannot fail: neither writing to memory nor serializing these values does.
+    // Cannot fail: neither writing to memory nor serialising these values does.
     let _ = serde_json::to_writer(body, value);
 }
 

@@ -1,4 +1,4 @@
-//! Contexts that are serialized while they are built.
+//! Contexts that are serialised while they are being built.
 
 use std::{fmt, ops::Range, sync::Arc};
 
@@ -13,7 +13,7 @@ use crate::context::{
 
 /// The context of an evaluation: a targeting key, which identifies the user, and attributes that rules use.
 ///
-/// While a context is built, it is written in the form in which it is sent, and an evaluation uses this form directly. An
+/// While a context is being built, it is written in the form in which it is sent, and an evaluation uses this form directly. An
 /// [`EvaluationContext`](crate::EvaluationContext) must be converted first. The order of different attributes does not matter.
 /// For a context that is used often, see [`prepared`](Self::prepared).
 ///
@@ -156,7 +156,7 @@ impl Context {
         }
     }
 
-    /// Puts the fields in order, so that [`with_canonical`](Self::with_canonical) need not do it each time.
+    /// Puts the fields in order, so that [`with_canonical`](Self::with_canonical) does not have to do so each time.
     pub(crate) fn arrange(&mut self) {
         if let Repr::Written(written) = &mut self.0 {
             written.arrange();
@@ -246,7 +246,7 @@ impl Context {
     }
 }
 
-/// One of two contexts that are merged.
+/// One of two contexts that are being merged.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Layer {
     Lower,

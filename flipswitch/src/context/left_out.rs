@@ -94,12 +94,12 @@ impl LeftOut {
         self.targeting_key_bytes = Some(bytes);
     }
 
-    /// Records that the targeting key comes from another context, which is merged into this one.
+    /// Records that the targeting key comes from another context, which is being merged into this one.
     pub(crate) fn keep_targeting_key(&mut self) {
         self.targeting_key_bytes = None;
     }
 
-    /// Adds what was left out of another context, which is merged into this one.
+    /// Adds what was left out of another context, which is being merged into this one.
     pub(crate) fn merge(&mut self, other: &Self) {
         self.attributes.extend(other.attributes.clone());
         self.targeting_key_bytes = self.targeting_key_bytes.or(other.targeting_key_bytes);

@@ -17,7 +17,7 @@ use crate::{
 /// How many contexts are remembered.
 const MAX_CONTEXTS: usize = 1_024;
 
-/// The contexts that back off. After a change, each of them may be requested once before its wait is over.
+/// The contexts that back off. After a change, each of them may be requested once before its wait ends.
 pub(crate) struct Backoffs {
     contexts: Entries<CanonicalContext, Backoff>,
     warned: WarnOnce,
@@ -42,7 +42,7 @@ impl Backoffs {
         (backoff.epoch >= reading.epoch && now < backoff.retry_at).then_some(backoff.error)
     }
 
-    /// Adds the failure of a request that was certain to see `epoch`. `random` is from [0, 1).
+    /// Adds the failure of a request that was certain to see `epoch`. `random` is in [0, 1).
     pub(crate) fn add(&self, context: &CanonicalContext, epoch: u64, failure: &Failure, now: Instant, random: f64) {
         let Failure { error, retry_after, .. } = failure;
         let failures = self.contexts.get(context).map_or(0, |backoff| backoff.failures).saturating_add(1);
@@ -55,7 +55,7 @@ impl Backoffs {
         if !rejects_context(error) {
             return;
         }
-        // Logged last, because the subscriber is code of the application and may panic.
+        // Logged last, because the subscriber is application code and may panic.
         let (kind, remedy) = remedy(error);
         if self.warned.is_first(kind) {
             tracing::warn!(
@@ -65,7 +65,7 @@ impl Backoffs {
         }
     }
 
-    /// Removes a context that was answered.
+    /// Removes a context for which the service responded.
     pub(crate) fn remove(&self, context: &CanonicalContext) {
         self.contexts.remove(context);
     }

@@ -1,6 +1,6 @@
-//! Decides whether the flag service as a whole works, based on the outcomes of more than one context.
+//! Decides whether the flag service as a whole works, based on the outcomes for more than one context.
 //!
-//! A service that fails for one context may work for all others, so a failure concerns its own context first
+//! A service that fails for one context may work for all others, so a failure at first concerns only its own context
 //! ([`Backoffs`](super::backoffs::Backoffs)). The breaker opens if no connection is possible, or if different contexts
 //! fail and a round of requests is not answered either. A round requests contexts that are certain to be valid, and no
 //! evaluation waits for it. While the breaker is open, only rounds are sent. A service that is down therefore costs callers no
@@ -26,7 +26,7 @@ const MIN_FAILED: usize = 3;
 /// How long after a refusal of the API key a round confirms it, because a firewall may have rejected a single request.
 const CONFIRM_AFTER: Duration = Duration::from_secs(1);
 
-/// A failure to connect opens the breaker at once, unless a request that was sent within this time was answered.
+/// A failure to connect opens the breaker immediately, unless a request that was sent within this time was answered.
 const RECENT: Duration = Duration::from_secs(1);
 
 /// Waits after confirmed refusals of the API key in a row. The last one repeats.
@@ -50,9 +50,9 @@ enum Meaning {
 /// Counts different contexts that fail, and decides when to request which contexts.
 #[derive(Debug, Default)]
 pub(crate) struct CircuitBreaker {
-    /// Different contexts that failed since the last answer, up to [`MIN_FAILED`].
+    /// Different contexts that have failed since the last answer, up to [`MIN_FAILED`].
     failed: Vec<CanonicalContext>,
-    /// When the next round is due: something failed, and nothing was answered since.
+    /// When the next round is due: something failed, and nothing has been answered since.
     round_at: Option<Instant>,
     /// Whether the service itself named that time.
     is_named: bool,
@@ -106,7 +106,7 @@ impl CircuitBreaker {
         self.error.as_ref().filter(|_| self.open_since.is_some() || self.rounds > 0)
     }
 
-    /// Notes that a context could not be requested.
+    /// Records that a context could not be requested.
     pub(crate) fn want(&mut self, context: &CanonicalContext, has_flags: bool) {
         if context.is_start_up() {
             // It is part of every round.
@@ -127,7 +127,7 @@ impl CircuitBreaker {
         due
     }
 
-    /// Notes that the task that carried out rounds was dropped.
+    /// Records that the task that carried out rounds was dropped.
     pub(crate) fn task_dropped(&mut self) {
         (self.has_task, self.round) = (false, None);
         if let (Some(open_since), None) = (self.open_since, self.round_at) {
@@ -147,7 +147,7 @@ impl CircuitBreaker {
         self.round_at.or(self.start_up_at)
     }
 
-    /// Begins a round, and returns the contexts to request at once. Returns none if no round is due.
+    /// Begins a round, and returns the contexts to request. Returns none if no round is due.
     pub(crate) fn begin_round(&mut self, now: Instant) -> Vec<CanonicalContext> {
         if self.due().is_none_or(|due| now < due) {
             return Vec::new();
@@ -167,7 +167,7 @@ impl CircuitBreaker {
         contexts
     }
 
-    /// Ends a round. If no request was answered, plans the next round and returns `true`. `random` is from [0, 1).
+    /// Ends a round. If no request was answered, plans the next round and returns `true`. `random` is in [0, 1).
     pub(crate) fn end_round(&mut self, now: Instant, random: f64) -> bool {
         let Some(Round { began, contexts, is_refused, retry_after, .. }) = self.round.take() else { return false };
         self.rounds = self.rounds.saturating_add(1);
@@ -217,8 +217,8 @@ impl CircuitBreaker {
         self.responded(sent);
     }
 
-    /// Records the failure of a request that was sent at `sent`. `is_key_expired` tells whether the API key has expired, as the
-    /// service announced. `random` is from [0, 1).
+    /// Records the failure of a request that was sent at `sent`. `is_key_expired` indicates whether the API key has expired, as
+    /// the service announced. `random` is in [0, 1).
     pub(crate) fn failed(
         &mut self,
         context: &CanonicalContext,
@@ -304,7 +304,7 @@ impl CircuitBreaker {
         self.refused_rounds += 1;
     }
 
-    /// Notes that the service responded. A response to a request from before the breaker opened does not close it.
+    /// Records that the service responded. A response to a request from before the breaker opened does not close it.
     fn responded(&mut self, sent: Instant) {
         self.last_answer = self.last_answer.max(Some(sent));
         if self.open_since.is_none_or(|open_since| sent >= open_since) {
@@ -316,7 +316,7 @@ impl CircuitBreaker {
 }
 
 impl Round {
-    /// Notes the failure of a request, if it belongs to the round.
+    /// Records the failure of a request, if it belongs to the round.
     fn failed(&mut self, context: &CanonicalContext, retry_after: Option<Duration>, meaning: Meaning) {
         let Some(position) = self.contexts.iter().position(|requested| requested == context) else { return };
         self.contexts.swap_remove(position);
@@ -326,8 +326,8 @@ impl Round {
     }
 }
 
-/// Returns the wait that the service named. It may be longer than [`MAX_BACKOFF`] only after a 429, because error pages of
-/// proxies name long times as well.
+/// Returns the wait that the service named. It may be longer than [`MAX_BACKOFF`] only after a 429, because error pages from
+/// proxies also name long times.
 fn named_wait(failure: &Failure, random: f64) -> Duration {
     let named = failure.retry_after.unwrap_or_default();
     let is_limit = matches!(failure.error, Error::RateLimited { .. });
@@ -345,7 +345,7 @@ fn meaning(failure: &Failure) -> Meaning {
     }
 }
 
-/// Returns whether an error concerns one context only: the service works, and rejects this one.
+/// Returns whether an error concerns one context only: the service works, but rejects this context.
 pub(crate) fn rejects_context(error: &Error) -> bool {
     match error {
         Error::Evaluation { .. } | Error::InvalidContext(_) => true,

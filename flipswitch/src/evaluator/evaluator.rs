@@ -82,7 +82,7 @@ pub(crate) struct Evaluator {
     pub(super) request_timeout: Duration,
     stale_wait: Duration,
     pub(super) miss_wait: Duration,
-    /// Entries from before this epoch were requested with another API key.
+    /// Entries from before this epoch were requested with a different API key.
     pub(super) key_epoch: AtomicU64,
     pub(super) notifier: Arc<Notifier>,
     pub(super) observer: Arc<dyn Observer>,
@@ -100,20 +100,20 @@ struct Announced {
 
 /// Receives the reports of the evaluator. The sources of updates implement it, because the evaluator does not depend on them.
 pub(crate) trait Observer: Send + Sync {
-    /// Takes the flags of the start-up context. `is_current` tells whether nothing was invalidated since they were requested.
-    /// Returns the keys of flags that changed although no event announced it.
+    /// Takes the flags for the start-up context. `is_current` indicates whether nothing has been invalidated since they were
+    /// requested. Returns the keys of flags that changed although no event announced it.
     fn start_up_answered(&self, flag_set: &Arc<FlagSet>, is_current: bool) -> Vec<String>;
 
-    /// Notes that the service refused the API key.
+    /// Records that the service refused the API key.
     fn key_refused(&self);
 
-    /// Notes that the service accepts the API key again after it refused it.
+    /// Records that the service accepts the API key again after it refused it.
     fn key_accepted(&self);
 
-    /// Notes that a request was answered with the API key in use.
+    /// Records that a request was answered with the API key in use.
     fn answered(&self);
 
-    /// Notes which event streams a response advertises. `sent_at` is when its request was sent.
+    /// Records which event streams a response advertises. `sent_at` is when its request was sent.
     fn streams_advertised(&self, advertised: Advertised, sent_at: Instant);
 }
 
@@ -219,14 +219,14 @@ impl Evaluator {
             is_circuit_open,
             backed_off_contexts: self.backoffs.count(now),
             queued_requests: self.limiter.queued() as u64,
-            // At least one request a second is sent.
+            // At least one request per second is sent.
             requests_per_second: self.limiter.per_second(now).map(|rate| rate as u64),
             failing_flags: self.failing_flags.lock().len() as u64,
             are_tags_off: !self.tags.lock().are_sent(now),
         }
     }
 
-    /// Returns since when the store has been unavailable, if it is.
+    /// Returns the time since which the store has been unavailable, if it is.
     pub(crate) fn store_away_since(&self) -> Option<OffsetDateTime> {
         self.store.as_ref()?.away_since()
     }
@@ -252,7 +252,7 @@ impl Evaluator {
         }
     }
 
-    /// Marks all flags as out of date, because nothing keeps them up to date any more.
+    /// Marks all flags as out of date, because nothing keeps them up to date any longer.
     pub(crate) fn end(&self) {
         self.epoch.stream_closed();
         self.invalidate_all();
@@ -265,7 +265,7 @@ impl Evaluator {
         self.epoch.invalidate_all();
     }
 
-    /// Notes that the stream of changes is open. It counts as open until `heard_until` if nothing is received. A pending round
+    /// Records that the stream of changes is open. It counts as open until `heard_until` if nothing is received. A pending round
     /// begins at `round_at` at the latest.
     pub(crate) fn stream_opened(&self, heard_until: Instant, round_at: Instant) {
         {
@@ -274,7 +274,7 @@ impl Evaluator {
             self.epoch.stream_opened(heard_until);
         }
         if let Some(store) = self.store.clone() {
-            // Stored flags are fresh only if the clock of the store was read since the stream opened.
+            // Stored flags are fresh only if the store's clock has been read since the stream opened.
             drop(self.runtime.spawn(async move { store.read_clock().await }));
         }
         self.breaker.lock().round_at_latest(round_at);
@@ -299,7 +299,7 @@ impl Evaluator {
         (reading, announced.events.requirement(reading).filter(|_| has_ids))
     }
 
-    /// Returns whether the store may have flags of a context that are better than those in memory.
+    /// Returns whether the store may have flags for a context that are better than those in memory.
     pub(super) fn may_be_stored(&self, context: &CanonicalContext, now: Instant) -> bool {
         let is_usable = self.store.as_ref().is_some_and(|store| !context.is_start_up() && store.is_available());
         is_usable && (self.position(now).1.is_some() || self.servable(context).is_none())
@@ -327,7 +327,7 @@ impl Evaluator {
             None => set(),
         }
         self.key_epoch.store(self.epoch.after_next_invalidation(), Ordering::Release);
-        // Invalidated after the key is set, so that a request that sees the new epoch is sent with the new key.
+        // Invalidated after the key has been set, so that a request that sees the new epoch is sent with the new key.
         self.invalidate_all();
         self.breaker.lock().reset(Instant::now());
         self.backoffs.clear();
@@ -342,13 +342,13 @@ impl Evaluator {
         });
     }
 
-    /// Requests the flags of the start-up context in the background.
+    /// Requests the flags for the start-up context in the background.
     pub(crate) fn spawn_refetch(self: &Arc<Self>) {
         let evaluator = Arc::clone(self);
         drop(self.runtime.spawn(async move { evaluator.refetch_start_up().await }));
     }
 
-    /// Requests the flags of the start-up context, even if they are cached. Returns whether a request was possible.
+    /// Requests the flags for the start-up context, even if they are cached. Returns whether a request was possible.
     pub(crate) async fn refetch_start_up(self: &Arc<Self>) -> bool {
         let context = CanonicalContext::start_up();
         if let Some(error) = self.breaker_error(&context) {
@@ -369,13 +369,13 @@ impl Evaluator {
             if let Some(request) = request {
                 self.spawn_request(request);
             }
-            // A request waits for its permit for `request_timeout` at most, and then takes that long at most.
+            // A request waits for its permit for at most `request_timeout`, and then takes at most that long.
             let _ = tokio::time::timeout(2 * self.request_timeout, waiter.wait()).await;
         }
         true
     }
 
-    /// Returns the flags of the context if this thread remembers them and they are fresh. `now` is when the epoch was read.
+    /// Returns the flags for the context if this thread remembers them and they are fresh. `now` is when the epoch was read.
     #[inline]
     pub(crate) fn remembered(&self, context: View<'_>, reading: EpochReading, now: Instant) -> Option<Arc<CacheEntry>> {
         let entry = Memo::of_this_thread(|memo| memo.find(&self.cache, context, reading, now)).flatten()?;
@@ -403,7 +403,7 @@ impl Evaluator {
         Some(entry)
     }
 
-    /// Requests the flags of a context again because some of them failed, if a retry is due. Nothing waits for the request.
+    /// Requests the flags for a context again because some of them failed, if a retry is due. Nothing waits for the request.
     #[cold]
     fn refetch_failing(self: &Arc<Self>, entry: &CacheEntry, failing: &Failing, reading: EpochReading, now: Instant) {
         if !failing.is_look_due(now) || !self.failing_flags.lock().is_due(failing.keys(), now) {
@@ -420,7 +420,7 @@ impl Evaluator {
         }
     }
 
-    /// Answers an evaluation for which [`fresh`](Self::fresh) found nothing, if no request is possible at present.
+    /// Answers an evaluation for which [`fresh`](Self::fresh) found nothing, if no request is currently possible.
     pub(crate) fn try_evaluate(
         self: &Arc<Self>,
         context: &CanonicalContext,
@@ -451,7 +451,7 @@ impl Evaluator {
         Some(EvaluationOutcome::Stale(entry, None))
     }
 
-    /// Requests the flags of a context. Nothing waits for them.
+    /// Requests the flags for a context. Nothing waits for them.
     fn request_in_background(self: &Arc<Self>, context: &CanonicalContext, reading: EpochReading) {
         let cached = || self.cache.get(context.as_bytes());
         if let JoinOutcome::Wait(_, Some(request)) = self.in_flight.join(context, reading.epoch, cached, |_| false) {
@@ -468,7 +468,7 @@ impl Evaluator {
         self.evaluate_since(context, reading, None).await
     }
 
-    /// Answers an evaluation. If `since` is set, the answer must be one to a request that was sent then or later.
+    /// Answers an evaluation. If `since` is set, the answer must belong to a request that was sent then or later.
     pub(crate) async fn evaluate_since(
         self: &Arc<Self>,
         context: &CanonicalContext,
@@ -481,7 +481,7 @@ impl Evaluator {
             return outcome;
         }
         let stale = self.servable(context);
-        // When the wait is over, the request continues for later evaluations. If the runtime ends, the request is lost.
+        // When the wait ends, the request continues for later evaluations. If the runtime ends, the request is lost.
         let may_be_restored = stale.is_none() && self.may_be_stored(context, now);
         let mut over = std::pin::pin!(self.wait(context, stale.is_some(), may_be_restored));
         let mut joins = 0;
@@ -509,7 +509,7 @@ impl Evaluator {
             WaitOutcome::Answered(entry) => EvaluationOutcome::Fresh(entry),
             WaitOutcome::Failed(error) => self.fallback(context, error),
             WaitOutcome::Slow => {
-                // The service may have become unavailable meanwhile, or the request may still be queued.
+                // The service may have become unavailable in the meantime, or the request may still be queued.
                 let mut error = self.unavailability(context, reading, Instant::now());
                 if request.is_some_and(|request| self.limiter.is_queued(request)) {
                     error = error.or_else(|| Some(Arc::new(Error::QueueFull)));
@@ -530,7 +530,7 @@ impl Evaluator {
         }
     }
 
-    /// Joins a request for a context, or starts one. Returns the entry if one was cached meanwhile.
+    /// Joins a request for a context, or starts one. Returns the entry if one was cached in the meantime.
     fn join(
         self: &Arc<Self>,
         context: &CanonicalContext,
@@ -558,7 +558,7 @@ impl Evaluator {
         }
     }
 
-    /// Returns when the cached flags of a context were requested.
+    /// Returns when the cached flags for a context were requested.
     pub(crate) fn known_since(&self, context: &[u8]) -> Option<Instant> {
         Some(self.cache.get(context)?.sent_at)
     }
@@ -569,8 +569,8 @@ impl Evaluator {
         (!is_streaming).then_some(self.cache.freshness().polling)
     }
 
-    /// Waits as long as an evaluation may wait. The wait is shorter if flags arrive from the store meanwhile. Returns `false` at
-    /// once if the runtime ends.
+    /// Waits as long as an evaluation may wait. The wait is shorter if flags arrive from the store in the meantime. Returns
+    /// `false` immediately if the runtime ends.
     async fn wait(&self, context: &CanonicalContext, has_flags: bool, may_be_restored: bool) -> bool {
         let (patience, first) = (self.patience(has_flags), self.patience(true));
         if !may_be_restored || first >= patience {
@@ -618,7 +618,7 @@ impl Evaluator {
         Some(self.fallback(context, error))
     }
 
-    /// Returns the reason why a context cannot be requested at present, if there is one.
+    /// Returns the reason why a context cannot currently be requested, if there is one.
     pub(super) fn unavailability(
         self: &Arc<Self>,
         context: &CanonicalContext,
@@ -656,7 +656,7 @@ impl Evaluator {
         );
     }
 
-    /// Returns the last flags of a context, if they may still be served.
+    /// Returns the last flags for a context, if they may still be served.
     pub(super) fn servable(&self, context: &CanonicalContext) -> Option<Arc<CacheEntry>> {
         let entry = self.cache.get(context.as_bytes())?;
         entry.may_be_served(Instant::now(), self.cache.freshness()).then_some(entry)
@@ -692,7 +692,7 @@ impl Evaluator {
     }
 
     /// Spawns the task that runs the rounds. Must not be called while the breaker is locked: a task that cannot be spawned is
-    /// dropped, and locks the breaker then.
+    /// dropped, and dropping it locks the breaker.
     fn spawn_rounds(self: &Arc<Self>) {
         drop(self.runtime.spawn(RoundTask::new(Arc::clone(self)).run()));
     }
@@ -730,17 +730,17 @@ impl Evaluator {
         next
     }
 
-    /// Publishes what changed in the flags of the start-up context.
+    /// Publishes what changed in the flags for the start-up context.
     fn start_up_answered(&self, entry: &Arc<CacheEntry>) {
         let cached = self.cache.get(entry.context());
         if cached.is_some_and(|cached| !Arc::ptr_eq(&cached, entry)) {
-            // A newer one is cached already.
+            // A newer one is already cached.
             return;
         }
         let reading = self.epoch.read(Instant::now());
         let changed = self.observer.start_up_answered(&entry.flag_set, entry.epoch >= reading.epoch);
         if !changed.is_empty() {
-            // No event has invalidated the flags of other contexts. A stream that has just opened, or is silent, may have
+            // No event has invalidated the flags for other contexts. A stream that has just opened, or is silent, may have
             // missed it.
             self.invalidate_all();
         }
@@ -754,7 +754,7 @@ impl Evaluator {
 fn store(config: &Config, runtime: &Arc<ProviderRuntime>) -> Option<Arc<Store>> {
     let store = config.store.clone()?;
     if config.override_file.is_some() {
-        // The values of the file must not be shared, and cannot be distinguished from those of the service later.
+        // The file's values must not be shared, and cannot later be distinguished from the service's values.
         tracing::warn!(target: "flipswitch", "the store is not used, because `override_file` is set");
         return None;
     }

@@ -22,7 +22,7 @@ const MAX_WAIT: Duration = Duration::from_secs(300);
 /// Maximum number of flags that are remembered.
 const MAX_FLAGS: usize = 1_024;
 
-/// Flags that failed since they were last evaluated.
+/// Flags that have failed since they were last evaluated.
 #[derive(Debug, Default)]
 pub(crate) struct FailingFlags(HashMap<String, FailingFlag>);
 
@@ -30,15 +30,15 @@ pub(crate) struct FailingFlags(HashMap<String, FailingFlag>);
 struct FailingFlag {
     /// Different contexts, up to [`MIN_CONTEXTS`].
     contexts: Vec<CanonicalContext>,
-    /// Failures since the flag counts as failing for all contexts.
+    /// Failures since the flag began to count as failing for all contexts.
     failures: u32,
     /// When contexts are requested again because of the flag.
     retry_at: Option<Instant>,
 }
 
 impl FailingFlags {
-    /// Records the flags of a response, and returns those that failed for the first time since they were last evaluated. `random`
-    /// is in [0, 1).
+    /// Records the flags of a response, and returns those that have failed for the first time since they were last evaluated.
+    /// `random` is in [0, 1).
     pub(crate) fn received(
         &mut self,
         context: &CanonicalContext,
@@ -69,7 +69,7 @@ impl FailingFlags {
         new
     }
 
-    /// Returns how many flags failed since they were last evaluated.
+    /// Returns how many flags have failed since they were last evaluated.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }

@@ -1,6 +1,6 @@
 //! The requests in flight, by context: which evaluation joins which request, and which outcome its waiters get.
 //!
-//! At most two requests of one context are in flight: one that can be joined, and an older one that was superseded by a
+//! At most two requests for one context are in flight: one that can be joined, and an older one that was superseded by a
 //! change. An evaluation joins only a request that was sent late enough for it, so that it never gets flags from before it began.
 //! It waits for at most two requests, so that a rapid series of changes does not delay it forever.
 
@@ -23,7 +23,7 @@ struct Table {
     last_id: u64,
 }
 
-/// The requests of one context.
+/// The requests for one context.
 struct Context {
     /// One or two requests, the newer one last.
     running: Vec<Running>,
@@ -70,7 +70,7 @@ pub(crate) struct InFlightRequest {
 }
 
 impl InFlightRequest {
-    /// Returns a function that returns whether an evaluation waits for the request.
+    /// Returns a function that returns whether an evaluation is waiting for the request.
     pub(crate) fn is_waited_for(&self) -> Box<dyn Fn() -> bool + Send> {
         let progress = self.progress.clone();
         Box::new(move || progress.receiver_count() > 0)

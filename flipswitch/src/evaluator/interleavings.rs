@@ -84,13 +84,13 @@ enum Op {
         request: usize,
         in_full: bool,
     },
-    /// A request fails, sent or not.
+    /// A request fails, whether or not it has been sent.
     Fail(usize),
     /// A flag is changed at the service.
     Change,
     /// The event of the oldest change without one arrives.
     Event,
-    /// The API key of another environment is set, which has other values under the same tags.
+    /// The API key of another environment is set. That environment has different values under the same tags.
     NewKey,
     /// Everything is invalidated without a change.
     Invalidate,
@@ -105,7 +105,7 @@ enum Op {
 
 fn op() -> impl Strategy<Value = Op> {
     let number = || 0..6_usize;
-    // Most faults need several requests of one context.
+    // Most faults need several requests for one context.
     let context = || prop_oneof![3 => Just(0), 1 => 0..CONTEXTS];
     prop_oneof![
         3 => (context(), number()).prop_map(|(context, thread)| Op::Begin { context, thread }),
@@ -406,7 +406,7 @@ impl World {
             found.borrow_mut().extend(states.borrow().iter().map(|puts| (*puts, find())));
         });
         read(find());
-        // Slow threads remember only now what they have found.
+        // Only now do slow threads remember what they have found.
         for (puts, entry) in found.into_inner() {
             let Some(entry) = entry else { continue };
             for thread in 0..THREADS {
@@ -660,7 +660,7 @@ impl World {
         Ok(())
     }
 
-    /// Checks that at most two requests of a context are in flight, and that all but the last are superseded.
+    /// Checks that at most two requests for a context are in flight, and that all but the last are superseded.
     fn check_in_flight(&self) -> TestCaseResult {
         for context in 0..CONTEXTS {
             let epochs: Vec<_> = self.of(context).map(|request| request.request.epoch).collect();

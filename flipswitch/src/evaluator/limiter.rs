@@ -15,11 +15,11 @@ use crate::evaluator::{
     queue::{Queue, Queued},
 };
 
-/// Permits of a service that has just recovered. They double with every [`ANSWERS_TO_DOUBLE`] responses.
+/// Permits for a service that has just recovered. They double with every [`ANSWERS_TO_DOUBLE`] responses.
 const RECOVERY_PERMITS: usize = 4;
 const ANSWERS_TO_DOUBLE: usize = 10;
 
-/// The permits are halved at most once in this time.
+/// The permits are halved at most once in this interval.
 const HALVE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often the queue is checked while the rate is limited and all permits are in use.
@@ -28,19 +28,19 @@ const PACE: Duration = Duration::from_millis(5);
 /// Maximum number of slow requests without a permit, if requests for other contexts are faster.
 const MAX_SLOW: usize = 64;
 
-/// Maximum number of slow requests without a permit, for each permit, if all requests are slow. This is half of the permits in
-/// each second of the default `request_timeout`.
+/// Maximum number of slow requests without a permit, for each permit, if all requests are slow. With the default
+/// `request_timeout`, this allows each permit one slow request every two seconds.
 const MAX_SLOW_PER_PERMIT: usize = 5;
 
-/// Hands out permits, as many as requests may be in flight and as fast as the service allows.
+/// Hands out as many permits as requests may be in flight, as fast as the service allows.
 #[derive(Clone)]
 pub(crate) struct Limiter(Arc<Mutex<State>>);
 
 struct State {
     max_permits: usize,
-    /// Current number of permits: fewer than the maximum while the service recovers.
+    /// Current number of permits: fewer than the maximum while the service is recovering.
     permits: usize,
-    /// Responses since the permits changed.
+    /// Responses since the number of permits last changed.
     answers: usize,
     halved_at: Option<Instant>,
     /// Permits in use.
@@ -53,7 +53,7 @@ struct State {
     answered_sent: [Option<Instant>; 2],
     queue: Queue<Waiting>,
     pacer: Pacer,
-    /// Whether a task waits for the next time that a request may be sent.
+    /// Whether a task is waiting until the next request may be sent.
     is_paced: bool,
 }
 
@@ -78,7 +78,7 @@ pub(crate) struct Ticket {
     pub(crate) is_known: bool,
     /// Bytes of the context.
     pub(crate) bytes: usize,
-    /// Returns whether an evaluation waits for the request.
+    /// Returns whether an evaluation is waiting for the request.
     pub(crate) is_waited_for: Box<dyn Fn() -> bool + Send>,
 }
 
@@ -132,12 +132,12 @@ impl Limiter {
         Err(Wait { limiter: self.clone(), id, granted })
     }
 
-    /// Records that an evaluation waits again for a queued request.
+    /// Records that an evaluation is waiting again for a queued request.
     pub(crate) fn renew(&self, id: u64) {
         self.0.lock().queue.renew(id);
     }
 
-    /// Returns whether a request waits to be sent.
+    /// Returns whether a request is waiting to be sent.
     pub(crate) fn is_queued(&self, id: u64) -> bool {
         self.0.lock().queue.contains(id)
     }
@@ -164,12 +164,12 @@ impl Limiter {
         *answered = (*answered).max(Some(sent));
     }
 
-    /// Records that the service limited the rate of a request. Returns when the next one may be sent.
+    /// Records that the service rate-limited a request. Returns when the next one may be sent.
     pub(crate) fn limited(&self, sent: Instant, now: Instant, retry_after: Option<Duration>) -> Duration {
         self.0.lock().pacer.limited(sent, now, retry_after)
     }
 
-    /// Returns when the limit of the service allows the next request. Returns `now` if it already allows one.
+    /// Returns when the service's limit allows the next request. Returns `now` if it already allows one.
     pub(crate) fn blocked_until(&self, now: Instant) -> Instant {
         self.0.lock().pacer.blocked_until(now)
     }
@@ -181,7 +181,7 @@ impl Limiter {
         state.answers = 0;
     }
 
-    /// Discards the limits of the service, because they may apply only to the previous API key.
+    /// Discards the service's limits, because they may apply only to the previous API key.
     pub(crate) fn key_replaced(&self) {
         self.0.lock().pacer = Pacer::default();
     }
@@ -220,7 +220,7 @@ impl Limiter {
         self.0.lock().is_paced = false;
     }
 
-    /// Returns how many requests wait to be sent.
+    /// Returns how many requests are waiting to be sent.
     pub(crate) fn queued(&self) -> usize {
         self.0.lock().queue.len()
     }
@@ -230,7 +230,8 @@ impl Limiter {
         self.0.lock().pacer.per_second(now)
     }
 
-    /// Hands out permits. Returns those whose requests have just been dropped. The caller must drop them without the lock.
+    /// Hands out permits. Returns those whose requests have just been dropped. The caller must drop them without holding the
+    /// lock.
     fn grant(&self, state: &mut State, now: Instant) -> Vec<Permit> {
         let mut unused = Vec::new();
         while state.may_grant(true) && state.pacer.next(now) <= now {

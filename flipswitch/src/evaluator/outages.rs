@@ -1,7 +1,7 @@
 //! Tests random outages: the circuit breaker, the backoffs of contexts and the limiter together, as the evaluator uses them.
 //!
-//! The service treats each context differently, and changes this from time to time. Evaluations of random contexts and events
-//! occur at random times, and rounds occur when they are due. Nothing sleeps.
+//! The service treats each context differently, and changes this from time to time. Evaluations for random contexts, as well as
+//! events, occur at random times, and rounds occur when they are due. Nothing sleeps.
 
 use std::time::{Duration, Instant};
 

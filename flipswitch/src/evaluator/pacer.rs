@@ -23,7 +23,7 @@ const FASTER_AFTER: i32 = 15;
 /// Factor by which the rate is raised each second after that.
 const RAISE_FASTER: f64 = 1.25;
 
-/// How much earlier than evenly spaced a request may be sent, because timers are not more precise than this.
+/// How much earlier than its evenly spaced time a request may be sent, because timers are not more precise than this.
 const BURST: Duration = Duration::from_millis(20);
 
 /// The rate at which requests are sent. It is unlimited until the service limits it.
@@ -53,7 +53,7 @@ struct Limit {
     next_cut: Instant,
     /// When the next request would be sent if all were evenly spaced.
     next: Instant,
-    /// The service asked not to send any request before this time.
+    /// The service asked that no requests be sent before this time.
     not_before: Instant,
 }
 
@@ -66,7 +66,7 @@ impl Pacer {
         *count = count.saturating_add(1);
     }
 
-    /// Records that the service limited the rate of a request that was sent at `sent`. Returns when the next one may be sent.
+    /// Records that the service rate-limited a request that was sent at `sent`. Returns when the next one may be sent.
     pub(crate) fn limited(&mut self, sent: Instant, now: Instant, retry_after: Option<Duration>) -> Duration {
         self.forget_old_limit(now);
         let retry_after = retry_after.unwrap_or_default().min(MAX_RETRY_AFTER);
@@ -182,7 +182,7 @@ mod tests {
         let (mut answered, mut limited) = (0, 0);
         let mut window = (0, 0);
         let mut blocked = start;
-        // 300 requests a second are wanted.
+        // 300 requests per second are wanted.
         for step in 0..seconds * 300 {
             let now = start + Duration::from_micros(step * 1_000_000 / 300);
             if pacer.next(now) > now {

@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 /// Maximum size of the contexts of all waiting requests, in bytes.
 const MAX_BYTES: usize = 16 << 20;
 
-/// Requests in the order in which they are sent. Requests that an evaluation waits for come before all others, and among them the
-/// newest come first, because the evaluations that wait for older ones will soon time out. Contexts with flags get two turns for
-/// each turn of contexts without flags.
+/// Requests in the order in which they are sent. Requests that an evaluation is waiting for come before all others, and among
+/// them the newest come first, because the evaluations that are waiting for older ones will soon time out. Contexts with flags
+/// get two turns for each turn of contexts without flags.
 #[derive(Debug)]
 pub(crate) struct Queue<T> {
     kinds: [Kind<T>; 2],
@@ -23,7 +23,7 @@ pub(crate) struct Queue<T> {
 #[derive(Debug)]
 struct Kind<T> {
     waited_for: BTreeMap<u64, Queued<T>>,
-    /// Requests that no evaluation waits for any more.
+    /// Requests that no evaluation is waiting for any more.
     abandoned: BTreeMap<u64, Queued<T>>,
 }
 
@@ -90,7 +90,7 @@ impl<T> Queue<T> {
         Some(queued.item)
     }
 
-    /// Makes a request the newest one of its kind, because an evaluation waits for it again.
+    /// Makes a request the newest one of its kind, because an evaluation is waiting for it again.
     pub(crate) fn renew(&mut self, id: u64) {
         let Some(Place { kind, number }) = self.places.get(&id).copied() else { return };
         let kind = &mut self.kinds[kind];
@@ -99,8 +99,8 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Removes and returns the next request. `is_waited_for` returns whether an evaluation still waits for a request. Requests
-    /// for contexts without flags are considered only if `includes_new` is set.
+    /// Removes and returns the next request. `is_waited_for` returns whether an evaluation is still waiting for a request.
+    /// Requests for contexts without flags are considered only if `includes_new` is set.
     pub(crate) fn pop(&mut self, includes_new: bool, is_waited_for: impl Fn(&T) -> bool) -> Option<Queued<T>> {
         let kinds: &[usize] = match (includes_new, self.turn) {
             (false, _) => &[0],

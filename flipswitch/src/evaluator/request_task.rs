@@ -35,16 +35,16 @@ use crate::{
 /// A request that takes less time is not slow, even if evaluations wait for a shorter time.
 const MIN_SLOW: Duration = Duration::from_secs(1);
 
-/// How long a round waits for an answer while the circuit breaker is open. A round that decides whether the breaker opens
-/// waits for the outcomes of all its requests, because contexts that fail at once must not stop others while the service is
-/// only slow.
+/// How long a round waits for an answer while the circuit breaker is open. A round that decides whether the breaker opens waits
+/// for the outcomes of all its requests, because contexts that fail immediately must not stop others while the service is only
+/// slow.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long to wait before the store is asked again whether another instance has stored its answer. Doubles each time.
 const FIRST_LOOK_WAIT: Duration = Duration::from_millis(20);
 const MAX_LOOK_WAIT: Duration = Duration::from_millis(640);
 
-/// How long a request for a context without flags waits at most while another instance requests them.
+/// Maximum time that a request for a context without flags waits while another instance requests them.
 const MAX_WAIT_OF_NEW: Duration = Duration::from_millis(250);
 
 /// Drives one in-flight request to completion. Dropping it fails all waiters with [`Error::ShutDown`], which also happens
@@ -91,7 +91,7 @@ impl RoundTask {
     pub(super) async fn run(mut self) {
         let evaluator = Arc::clone(&self.evaluator);
         loop {
-            // Registered before the check, so that no change between check and wait is missed.
+            // Registered before the check, so that no change between the check and the wait is missed.
             let mut changed = std::pin::pin!(evaluator.breaker_changed.notified());
             changed.as_mut().enable();
             let Some(due) = evaluator.breaker.lock().next_round() else { break };
@@ -151,7 +151,7 @@ impl Evaluator {
         }
         let all = async {
             for request in requests {
-                // Its outcome has been recorded already.
+                // Its outcome has already been recorded.
                 let _ = request.await;
             }
         };
@@ -185,7 +185,7 @@ impl Evaluator {
         }
     }
 
-    /// Requests the flags of a context without a permit, or waits for the request in flight.
+    /// Requests the flags for a context without a permit, or waits for the request in flight.
     async fn probe(self: Arc<Self>, context: CanonicalContext) {
         match self.in_flight.probe(&context, self.epoch.current(Instant::now())) {
             Ok(request) => RequestTask::new(self, request).run().await,
@@ -211,7 +211,7 @@ impl Evaluator {
         }
     }
 
-    /// Returns whether the flags of a context are requested although those in memory are fresh.
+    /// Returns whether the flags for a context are requested although those in memory are fresh.
     fn is_confirmation(&self, request: &InFlightRequest) -> bool {
         let now = Instant::now();
         let reading = self.epoch.read(now);
@@ -219,7 +219,8 @@ impl Evaluator {
         !request.is_next && request.base.as_ref().is_some_and(is_fresh)
     }
 
-    /// Answers a request from the store. Otherwise sends it, unless another instance does so for all instances.
+    /// Answers a request from the store. If that is not possible, sends the request, unless another instance does so for
+    /// all instances.
     async fn send_in_turn(
         self: &Arc<Self>,
         store: &Arc<Store>,
@@ -228,7 +229,7 @@ impl Evaluator {
         let (context, began) = (&request.context, Instant::now());
         let mut wait = FIRST_LOOK_WAIT;
         loop {
-            // The second look, with a permit, does not wait for its turn.
+            // The second lookup, with a permit, does not wait for its turn.
             if let Some(entry) =
                 self.look(store.look_in_turn(context.as_bytes(), self.transport.interner()), context).await
             {
@@ -247,7 +248,7 @@ impl Evaluator {
             };
             match store.try_lease(context.as_bytes(), &requirement, self.request_timeout).await {
                 Turn::Granted(lease) => {
-                    // Another instance may have released the lease since the first look.
+                    // Another instance may have released the lease since the first lookup.
                     if let Some(entry) =
                         self.look(store.look(context.as_bytes(), self.transport.interner()), context).await
                     {
@@ -284,7 +285,7 @@ impl Evaluator {
             let (now, known) = (Instant::now(), self.cache.get(context.as_bytes()));
             known.filter(|known| known.is_fresh(self.epoch.read(now), now, &freshness))
         };
-        // Another request may have received fresh flags meanwhile.
+        // Another request may have received fresh flags in the meantime.
         if let Some(known) = fresh_in_memory() {
             return Some(known);
         }
@@ -299,7 +300,7 @@ impl Evaluator {
         let known_at = known.as_ref().map(|known| known.sent_at);
         let is_usable = is_dated && now.saturating_duration_since(sent_at) <= freshness.streaming;
         let epoch = requirement.and_then(|it| it.epoch_of(fence, sent_at, known_at)).filter(|_| is_usable);
-        // Values from another API key are not mixed with those from the present one.
+        // Values that were requested with another API key are not mixed with values that were requested with the current one.
         let key_epoch = self.key_epoch.load(Ordering::Acquire);
         let last = known.as_ref().filter(|known| known.epoch >= key_epoch);
         let last = last.map(|known| (&*known.flag_set, known.sent_at));
@@ -337,7 +338,7 @@ impl Evaluator {
             // The service began to fail while the request waited.
             return Err(error);
         }
-        // Both are read before the request is sent: its answer contains every change that was announced until now.
+        // Both are read before the request is sent: its answer contains every change that was announced up to now.
         let environment =
             self.store.as_ref().filter(|_| !request.context.is_start_up()).and_then(|store| store.environment());
         let requirement = if environment.is_some() { self.position(Instant::now()).1 } else { None };
@@ -378,12 +379,12 @@ impl Evaluator {
         outcome
     }
 
-    /// Returns whether the context has flags already.
+    /// Returns whether the context already has flags.
     fn is_known(&self, request: &InFlightRequest) -> bool {
         request.base.is_some() || self.cache.get(request.context.as_bytes()).is_some()
     }
 
-    /// Waits for a permit, for `request_timeout` at most.
+    /// Waits for a permit for at most `request_timeout`.
     async fn permit(self: &Arc<Self>, request: &InFlightRequest) -> Result<Permit, Error> {
         let ticket = Ticket {
             id: request.id,
@@ -432,7 +433,7 @@ impl Evaluator {
             // The request was not conditional.
             (Bulk::NotModified { .. }, _) => return Err(Error::Status(http::StatusCode::NOT_MODIFIED).into()),
         };
-        // Read from the cache, because a probe has no base, and flags may have come from the store meanwhile.
+        // Read from the cache, because a probe has no base, and flags may have come from the store in the meantime.
         let known = self.cache.get(request.context.as_bytes());
         if request.base.is_none() && known.is_none() && !request.is_probe {
             self.count_new_context(&request.context);
@@ -483,7 +484,7 @@ impl Evaluator {
         }
         let version = &ConfigVersion::default();
         match (&outcome, etag) {
-            // The tag is that of another answer, which a cache in between may have stored.
+            // The tag belongs to another answer, which a cache in between may have stored.
             (Ok(Bulk::NotModified { etag: Some(other) }), Some(sent)) if !is_same_tag(other, sent) => {
                 self.counters.requests.count();
                 return self.transport.bulk(context, None, version, may_lack_flags).await;
@@ -576,7 +577,7 @@ impl Evaluator {
         }
         match failing {
             Some(error) if !before || !was_refused && is_refused(Some(&error)) => {
-                // Unless another thread has recorded an answer meanwhile.
+                // Unless another thread has recorded an answer in the meantime.
                 let is_failing = self.breaker.lock().failing().is_some();
                 if is_failing {
                     self.report_failing(&error);
@@ -624,7 +625,7 @@ impl Evaluator {
         }
     }
 
-    /// Reports that no request is answered.
+    /// Reports that no request is being answered.
     fn report_failing(&self, error: &Error) {
         self.notifier.observe(HealthSignal::Failed(error));
         if matches!(error, Error::Unauthorized) {
@@ -650,7 +651,7 @@ impl Evaluator {
         }
     }
 
-    /// Reports a failed request of a service that may work for other contexts.
+    /// Reports a failed request to a service that may work for other contexts.
     fn report_failure(&self, error: &Error) {
         let now = Instant::now();
         let is_ready = matches!(*self.startup.borrow(), Startup::Ready);
@@ -663,7 +664,7 @@ impl Evaluator {
             Error::Unauthorized => Kind::Refused,
             _ => Kind::Failed,
         };
-        // An outage of the whole service has been logged already.
+        // An outage of the whole service has already been logged.
         let is_failing = self.breaker.lock().failing().is_some();
         let (contexts, error) = (self.backoffs.count(now), Chain(error));
         if is_failing || !self.warnings.lock().failed(kind, now) {
@@ -704,7 +705,7 @@ impl Evaluator {
             *state = next;
             true
         });
-        // Logged without the lock of the channel, because the subscriber is code of the application.
+        // Logged without holding the lock of the channel, because the subscriber is application code.
         if is_ready {
             tracing::info!(target: "flipswitch", "ready");
         }

@@ -9,7 +9,7 @@ use crate::context::canonical::CanonicalContext;
 /// Number of contexts in a row whose tags are rejected before tags are switched off.
 const MAX_REJECTED: usize = 3;
 
-/// How long tags are switched off.
+/// How long tags stay switched off.
 const OFF: Duration = Duration::from_secs(300);
 
 /// Counts rejected tags. No I/O; the time is passed in.

@@ -15,7 +15,8 @@ use crate::sanitize::printable;
 /// How many users are compared with their last context.
 const USERS: usize = 256;
 
-/// How often an attribute differs within [`WINDOW`] before that is reported. Some attributes differ now and then, such as a plan.
+/// How often an attribute differs within [`WINDOW`] before that is reported. Some attributes, such as a plan, differ now and
+/// then.
 const MANY: u32 = 30;
 const WINDOW: Duration = Duration::from_secs(3600);
 
@@ -25,7 +26,7 @@ const MAX_NAMES: usize = 64;
 /// How many attributes of one context are compared.
 const MAX_ATTRIBUTES: usize = 32;
 
-/// The use of the cache is judged after each of so many new contexts.
+/// Number of new contexts after which the use of the cache is judged again.
 const JUDGE_EVERY: u64 = 1_000;
 
 /// Compares new contexts with the last new one of the same user.
@@ -93,7 +94,7 @@ impl Variety {
     pub(crate) fn observe(&mut self, canonical: &[u8], now: Instant) -> Vec<Differing> {
         // A name with an escaped character cannot be borrowed; such contexts are not compared.
         let Ok(Body { mut context }) = serde_json::from_slice(canonical) else { return Vec::new() };
-        // Visitors without a targeting key are not one user.
+        // Visitors without a targeting key are not the same user.
         let Some(targeting_key) = context.remove("targetingKey") else { return Vec::new() };
         let targeting_key = self.hasher.hash_one(targeting_key.get());
         let hashed =

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-/// Each kind of warning is logged at most once in this time.
+/// Each kind of warning is logged at most once in this interval.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// Number of evaluations without flags that are worth a warning if they occur within [`SHORT`].
+/// Number of evaluations without flags that cause a warning if they occur within [`SHORT`].
 const MANY: u32 = 10;
 const SHORT: Duration = Duration::from_secs(10);
 
@@ -25,7 +25,7 @@ pub(crate) enum Kind {
 pub(crate) struct Warnings {
     requests: [Option<Instant>; 3],
     missed_at: Option<Instant>,
-    /// Evaluations that timed out without flags since `first_missed` or the last warning.
+    /// Evaluations that have timed out without flags since `first_missed` or the last warning.
     missed: u32,
     /// When the first evaluation of the current [`SHORT`] interval timed out.
     first_missed: Option<Instant>,

@@ -15,7 +15,7 @@ use crate::{flag_type::FlagType, flags::evaluation};
     note = "a flag that is not declared is read by its key: `flags.bool(\"new-checkout\", false)`"
 )]
 pub trait FlagDef {
-    /// Type of the flag's value, deserialized from JSON.
+    /// Type of the flag's value, deserialised from JSON.
     type Value: DeserializeOwned;
 
     /// Key of the flag.
@@ -137,7 +137,7 @@ impl fmt::Debug for DeclaredFlag {
     }
 }
 
-/// The schema of manifests of the OpenFeature CLI.
+/// The manifest schema of the OpenFeature CLI.
 const MANIFEST_SCHEMA: &str =
     "https://raw.githubusercontent.com/open-feature/cli/refs/heads/main/schema/v0/flag-manifest.json";
 
@@ -297,7 +297,7 @@ mod tests {
         Roles: Vec<String> = "roles", default Vec::new();
     }
 
-    /// Checks the rules of the schema of manifests, version 0.
+    /// Checks the rules of the manifest schema, version 0.
     fn assert_valid(manifest: &Value) {
         let Value::Object(root) = manifest else { panic!("{manifest}") };
         assert!(root["$schema"].is_string() && root["flags"].is_object());

@@ -78,7 +78,7 @@ impl FlagEvaluation {
         }
     }
 
-    /// Deserializes the value. A float without a fraction is accepted as a whole number, as in
+    /// Deserialises the value. A float without a fraction is accepted as a whole number, as in
     /// [`as_i64`](Self::as_i64).
     pub(crate) fn read_as<T: DeserializeOwned>(&self) -> serde_json::Result<T> {
         read_as(&self.value)
@@ -94,7 +94,7 @@ impl FlagEvaluation {
     }
 }
 
-/// Shows key, type, value, reason and, if there is one, the variant:
+/// Shows the key, the type, the value, the reason and, if there is one, the variant:
 /// `color (string): "blue" [reason=TARGETING_MATCH, variant=v2]`.
 impl fmt::Display for FlagEvaluation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -107,7 +107,7 @@ impl fmt::Display for FlagEvaluation {
     }
 }
 
-/// Deserializes a value like [`FlagEvaluation::read_as`].
+/// Deserialises a value like [`FlagEvaluation::read_as`].
 pub(crate) fn read_as<T: DeserializeOwned>(value: &Value) -> serde_json::Result<T> {
     T::deserialize(value).or_else(|error| match as_i64(value) {
         Some(whole) if value.is_f64() => T::deserialize(Value::from(whole)),

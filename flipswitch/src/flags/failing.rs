@@ -1,4 +1,4 @@
-//! Flags of one context that the service could not evaluate, although it evaluated others. No I/O; the time is passed in.
+//! Flags for one context that the service could not evaluate, although it evaluated others. No I/O; the time is passed in.
 
 use std::{
     sync::Arc,

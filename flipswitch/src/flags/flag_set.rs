@@ -1,4 +1,4 @@
-//! All flags of one context, found by key.
+//! All flags for one context, found by key.
 //!
 //! Most contexts get the same flags, and each flag has few different evaluations. Flag sets therefore share their table of
 //! keys and their items, so that each further flag set consists of a few pointers.
@@ -27,7 +27,7 @@ const ITEM_OVERHEAD: usize = 160;
 /// Bytes of a node of a JSON object's tree, which holds up to eleven fields.
 const NODE: usize = 640;
 
-/// All flags of one context. Immutable, shared by readers.
+/// All flags for one context. Immutable, shared by readers.
 #[derive(Debug, Default)]
 pub(crate) struct FlagSet {
     keys: Arc<Keys>,
@@ -122,7 +122,7 @@ impl FlagSet {
         &self.keys
     }
 
-    /// Returns the approximate memory that was allocated for this set alone, in bytes. Shared parts count elsewhere.
+    /// Returns the approximate memory that was allocated for this set alone, in bytes. Shared parts are counted elsewhere.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -205,7 +205,8 @@ impl FlagSet {
         self.failing.as_deref()
     }
 
-    /// Returns when the value of a flag was current, if it is kept because the service could not evaluate the flag since.
+    /// Returns when the value of a flag was current, if it is kept because the service has not been able to evaluate the flag
+    /// since.
     pub(crate) fn kept_since(&self, key: &str) -> Option<Instant> {
         self.failing()?.kept_since(key)
     }
@@ -290,7 +291,7 @@ impl Keys {
         self.places.keys().map(|key| &**key)
     }
 
-    /// Returns the keys that were read since the last call.
+    /// Returns the keys that have been read since the last call.
     pub(crate) fn take_read(&self) -> impl Iterator<Item = &str> {
         self.places.iter().filter(|(_, place)| place.was_read.take()).map(|(key, _)| &**key)
     }

@@ -134,7 +134,7 @@ impl Bodies {
     fn find(&mut self, body: &[u8]) -> Option<Arc<FlagSet>> {
         let position = self.0.iter().position(|(known, _)| **known == *body)?;
         let found = self.0.remove(position)?;
-        // If it was dropped, no context has these flags any more.
+        // If it was dropped, no context has these flags any longer.
         let flag_set = found.1.upgrade()?;
         self.0.push_front(found);
         Some(flag_set)

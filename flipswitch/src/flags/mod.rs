@@ -1,4 +1,4 @@
-//! Flags as values: one evaluation, the set of all flags of a context, and declarations of flags as types.
+//! Flags as values: one evaluation, the set of all flags for a context, and declarations of flags as types.
 
 pub(crate) mod declare;
 pub(crate) mod evaluation;

@@ -28,9 +28,9 @@ const MAX_KEY: usize = 256;
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The flags that an application has read since its provider was built. Returned by
-/// [`FlipswitchProvider::usage`](crate::FlipswitchProvider::usage). Serializes to JSON with dates in RFC 3339.
+/// [`FlipswitchProvider::usage`](crate::FlipswitchProvider::usage). Serialises to JSON with dates in RFC 3339.
 ///
-/// Contains only keys and times: no values, no contexts, and no numbers of reads.
+/// Contains only keys and times: no values, no contexts, and no read counts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 #[non_exhaustive]
@@ -69,7 +69,7 @@ pub struct FlagUsage {
 pub(crate) struct UsageLog {
     since: OffsetDateTime,
     collected: Mutex<Collected>,
-    /// Keys without a bit that were read since the last collection.
+    /// Keys without a bit that have been read since the last collection.
     unlisted: RwLock<HashSet<Box<str>>>,
     is_complete: AtomicBool,
 }

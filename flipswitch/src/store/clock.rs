@@ -34,7 +34,8 @@ struct Reading {
 }
 
 impl StoreClock {
-    /// Records a reading. Returns since when the clock has run as expected. Earlier times of the clock are not reliable.
+    /// Records a reading. Returns the time since which the clock has run as expected. Earlier times of the clock are not
+    /// reliable.
     pub(super) fn read(&mut self, before: Instant, after: Instant, clock: u64) -> Instant {
         let last = Reading { before, after, clock };
         if self.0.is_none() && after.saturating_duration_since(before) > TOLERANCE {
@@ -62,7 +63,7 @@ impl StoreClock {
     }
 
     /// Returns the time of the store's clock at an instant, or a slightly earlier time, and whether the clock was read before and
-    /// after the instant and ran as expected. Returns `None` if the clock was not read recently.
+    /// after the instant and ran as expected. Returns `None` if the clock has not been read recently.
     pub(super) fn at(&self, instant: Instant, now: Instant) -> Option<(u64, bool)> {
         let Known { last: Reading { before, after, clock }, steady_since, .. } = self.0?;
         if now.saturating_duration_since(after) > MAX_AGE {

@@ -53,7 +53,7 @@ pub(crate) struct Requirement {
     /// The epoch in which it is fresh.
     pub(super) epoch: u64,
     pub(crate) fence: Fence,
-    /// The request must be sent [`MARGIN`] later than this.
+    /// The request must have been sent [`MARGIN`] later than this.
     after: Instant,
     /// The same for responses that stay fresh when the echo window ends.
     after_echo: Instant,

@@ -67,7 +67,7 @@ enum Op {
         write: usize,
         is_lost: bool,
     },
-    /// An instance looks into the store. The request and the response take `there` and `back` milliseconds.
+    /// An instance looks up flags in the store. The request and the response take `there` and `back` milliseconds.
     Look {
         instance: usize,
         context: usize,
@@ -206,7 +206,7 @@ fn context(number: usize) -> CanonicalContext {
     CanonicalContext::from_bytes(format!("context {number}").as_bytes())
 }
 
-/// Returns the value of a context in a version. One context changes in each version, the other one in each third version.
+/// Returns the value of a context in a version. One context changes in every version, the other in every third version.
 fn value(context: usize, version: usize) -> usize {
     if context == 0 { version } else { version / 3 }
 }
@@ -413,7 +413,7 @@ impl World {
         Ok(())
     }
 
-    /// Returns the earliest time at which flags may have been requested to be fresh in an instance. This is after every
+    /// Returns the earliest request time with which flags can be fresh in an instance. This is after every
     /// change that the instance knows of, and after the last time at which it may have missed something.
     fn needed_since(&self, instance: usize) -> Instant {
         let Instance { read, missed_at, .. } = &self.instances[instance];

@@ -37,7 +37,7 @@ pub(crate) struct Environment {
     id: String,
 }
 
-/// A response of the service, as it is stored.
+/// A response from the service, as it is stored.
 pub(super) struct StoredFlags {
     pub(super) flag_set: Arc<FlagSet>,
     pub(super) etag: Option<Box<[u8]>>,

@@ -47,7 +47,7 @@ const MAX_WAIT: Duration = Duration::from_secs(1);
 /// ensures that a wrong clock of the store cannot make an old response fresh.
 const MAX_DISAGREEMENT: Duration = Duration::from_secs(10);
 
-/// Maximum number of concurrent first looks, so that none of them waits for many others. Further looks wait for their turn.
+/// Maximum number of concurrent first lookups, so that none of them waits for many others. Further lookups wait for their turn.
 const MAX_LOOKS: usize = 64;
 
 /// Maximum number of concurrent writes. Beyond that, responses are not stored.
@@ -95,7 +95,7 @@ pub(crate) struct Found {
     pub(crate) is_dated: bool,
 }
 
-/// Outcome of a look into the store.
+/// Outcome of a lookup in the store.
 pub(crate) enum Look {
     Found(Found),
     Missing,
@@ -174,7 +174,7 @@ impl Store {
         *self.environment.write() = Some(Arc::new(self.identity.environment(credential)));
     }
 
-    /// Returns since when the store has been unavailable for reading or writing.
+    /// Returns the time since which the store has been unavailable for reading or writing.
     pub(crate) fn away_since(&self) -> Option<OffsetDateTime> {
         let (reads, writes) = (self.reads.lock().away_since(), self.writes.lock().away_since());
         [reads, writes].into_iter().flatten().min()
@@ -222,10 +222,10 @@ impl Store {
         }
     }
 
-    /// Returns the entry of a name, the time of the store's clock, since when the clock has run as expected, and the earliest
-    /// time at which it may have been read.
+    /// Returns the entry of a name, the time of the store's clock, the time since which the clock has run as expected, and the
+    /// earliest time at which it may have been read.
     async fn get(&self, name: &str) -> Option<(Option<StoredEntry>, u64, Instant, Instant)> {
-        // This is in an async block, because the code of the store may panic before it returns a future.
+        // This is in an async block, because the store's code may panic before it returns a future.
         let (lookup, before) = self.read(async { self.store.get(name).await }).await?;
         let clock = since_1970(lookup.now);
         let steady_since = self.clock.lock().read(before, Instant::now(), clock);
@@ -271,7 +271,7 @@ impl Store {
         let name = environment.name(entry.context());
         let sent = || self.clock.lock().at(entry.sent_at, Instant::now());
         if !sent().is_some_and(|(_, is_steady)| is_steady) {
-            // The clock was not read since the request was sent. Only the clock is needed here.
+            // The clock has not been read since the request was sent. Only the clock is needed here.
             self.read_clock().await;
         }
         let Some((sent, is_steady)) = sent() else { return };

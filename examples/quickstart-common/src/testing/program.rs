@@ -68,9 +68,9 @@ impl Program {
             command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the program can be started");
         let output = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = mpsc::channel();
-        // Reads all lines at once, so that the program never waits for the test.
+        // Reads each line immediately, so that the program never waits for the test.
         thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        // Killed on drop from here on, also if it prints nothing.
+        // Killed on drop from here on, even if it prints nothing.
         Self { child, lines, app: String::new() }
     }
 
@@ -129,7 +129,7 @@ impl Program {
 
 impl Drop for Program {
     fn drop(&mut self) {
-        // Fails if the program has ended already.
+        // Fails if the program has already ended.
         self.child.kill().ok();
         self.child.wait().ok();
     }

@@ -1,4 +1,4 @@
-//! How the quick starts shut down: open requests are finished, and nothing delays the end after that.
+//! How the quick starts shut down: open requests are finished, and nothing delays the exit after that.
 
 use std::{io, net::TcpStream, os::unix::process::ExitStatusExt, time::Instant};
 
@@ -14,14 +14,14 @@ use super::{Program, eventually, in_time, program::DRAIN_TIMEOUT};
 /// The page that reads a flag which is not cached.
 const PAGE: &str = "/feature?user_id=alice";
 
-/// Content of that page with the flags of the service, and not with the defaults.
+/// Content of that page with flags from the service, and not with the defaults.
 const CONTENT: &str = r#"{"feature_enabled":true}"#;
 
 /// A program with a request that waits for flags, and an open event stream.
 struct Busy {
     program: Program,
     service: LocalServer,
-    /// Fault that delays the response of the service.
+    /// Fault that delays the response from the service.
     delay: FaultId,
     page: JoinHandle<flipswitch::reqwest::Result<(u16, String)>>,
     events: Response,
@@ -60,7 +60,7 @@ impl Busy {
 }
 
 /// After SIGTERM, a program accepts no new connections, ends its streams, and responds to open requests with the flags that
-/// they wait for. Then it ends without delay.
+/// they wait for. Then it exits without delay.
 pub fn requests_finish_during_shutdown(path: &str) {
     Runtime::new().unwrap().block_on(async {
         let mut busy = Busy::start(path).await;
@@ -81,7 +81,7 @@ pub fn requests_finish_during_shutdown(path: &str) {
     });
 }
 
-/// A second signal ends a program immediately.
+/// A second signal terminates a program immediately.
 pub fn a_second_signal_ends_it_immediately(path: &str) {
     Runtime::new().unwrap().block_on(async {
         let mut busy = Busy::start(path).await;
@@ -103,7 +103,7 @@ fn client() -> Client {
     Client::builder().no_proxy().build().unwrap()
 }
 
-/// Returns the number of evaluations that the service received, without those of the start-up context.
+/// Returns the number of evaluations that the service received, not including those for the start-up context.
 fn evaluations(service: &LocalServer) -> usize {
     let is_users = |body: &[u8]| !String::from_utf8_lossy(body).contains(r#""_init_""#);
     service.requests().iter().filter(|request| request.method == "POST" && is_users(&request.body)).count()
