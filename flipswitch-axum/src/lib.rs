@@ -64,7 +64,7 @@
 //!
 //! | feature | default | content |
 //! |---|---|---|
-//! | `browser` | yes | [`browser`](fn@browser): routes for the browsers of the application |
+//! | `browser` | yes | [`browser`](fn@browser): routes that serve flags to browsers |
 //! | `rustls` | yes | TLS with rustls, aws-lc and the root certificates of the platform |
 //! | `rustls-no-provider` | | TLS with rustls and the crypto provider that the application installs |
 //! | `native-tls` | | TLS with the library of the platform |

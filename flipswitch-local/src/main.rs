@@ -18,7 +18,7 @@ use tracing_subscriber::EnvFilter;
 
 const HELP: &str = "\
 A local feature-flag service for development and tests. It serves flags over OFREP with a stream of changes, and has a
-dashboard for browsers.
+web dashboard.
 
 Usage: flipswitch-local [OPTIONS]
        flipswitch-local override [OPTIONS] FLAG=VALUE...

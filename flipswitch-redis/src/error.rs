@@ -22,7 +22,7 @@ pub enum RedisStoreError {
         /// The URL.
         url: String,
     },
-    /// The URL needs TLS, and the features `rustls` and `native-tls` are both enabled, with which `redis` trusts no
+    /// The URL needs TLS, and the features `rustls` and `native-tls` are both enabled, in which case `redis` trusts no
     /// certificate.
     #[error(
         "{url} needs TLS: enable one of the features `rustls` and `native-tls` of flipswitch-redis, not both; `rustls` \

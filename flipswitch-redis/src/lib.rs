@@ -58,9 +58,10 @@
 //! | `flipswitch:1:{environment}:context` | the time of the request (8 bytes, microseconds), and up to 1 MiB of encrypted flags |
 //! | `flipswitch:1:{environment}:context:event:lease` | the token of the instance that requests the flags after an event |
 //!
-//! Environment and context are authentication codes. All keys expire. A key that is missing or has unexpected content is written
-//! again, so a server without persistence and policies such as `allkeys-lru` are safe to use. In a cluster, all keys of one
-//! environment are on one node, because they share its clock. A cluster therefore adds availability, not capacity.
+//! In a key, `{environment}` and `context` stand for authentication codes. All keys expire. A key that is missing or has
+//! unexpected content is written again, so a server without persistence and policies such as `allkeys-lru` are safe to use. In a
+//! cluster, all keys of one environment are on one node, because they share its clock. A cluster therefore adds availability, not
+//! capacity.
 //!
 //! Each call runs one script in one round trip. The server must be Redis 5 or later, or Valkey. The Redis user needs the commands
 //! `EVAL`, `EVALSHA`, `TIME`, `GET`, `GETRANGE`, `STRLEN`, `SET`, `DEL`, `PTTL` and `EXISTS`, and the keys `flipswitch:1:*`. A

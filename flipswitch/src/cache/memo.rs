@@ -52,7 +52,7 @@ struct MemoTable {
     last: usize,
     /// The place in a set that was filled last. The places are filled in turn.
     filled: usize,
-    /// Number of times since the last hit that an entry of another cache was found often enough to be remembered.
+    /// How many times, since the last hit, an entry of another cache has been found often enough to be remembered.
     others: u8,
     /// Addresses of entries that the cache returned, and how often it returned each. One entry may replace another.
     found: [(usize, u8); COUNTED],

@@ -32,7 +32,7 @@ const MAX_SLOW: usize = 64;
 /// `request_timeout`, this allows each permit one slow request every two seconds.
 const MAX_SLOW_PER_PERMIT: usize = 5;
 
-/// Hands out as many permits as requests may be in flight, as fast as the service allows.
+/// Hands out permits: as many as there may be requests in flight, and as fast as the service allows.
 #[derive(Clone)]
 pub(crate) struct Limiter(Arc<Mutex<State>>);
 
@@ -306,10 +306,10 @@ impl Permit {
 
     /// Returns the permit early, because the request is slow. The request continues until the receiver resolves.
     ///
-    /// If there are too many such requests, the oldest one is cancelled, beginning with those for contexts without flags. A slow
-    /// request is cancelled only if it was overtaken: a request for a context of the same kind was sent after it had become slow,
-    /// and has received a response. If all requests are slow, cancelling them would only repeat them, and none would ever receive
-    /// a response.
+    /// If there are too many such requests, the oldest ones are cancelled, beginning with those for contexts without flags. A
+    /// slow request is cancelled only if it was overtaken: a request for a context of the same kind was sent after it had become
+    /// slow, and has received a response. If all requests are slow, cancelling them would only repeat them, and none would ever
+    /// receive a response.
     ///
     /// Keeps the permit and returns `None` if there are too many slow requests and none can be cancelled.
     pub(crate) fn release_slow(&mut self, now: Instant) -> Option<oneshot::Receiver<()>> {

@@ -12,7 +12,7 @@ use crate::{
     stats::Throttling,
 };
 
-/// The health of a provider, for liveness and readiness probes. Serializes to JSON with times in RFC 3339.
+/// The health of a provider, for liveness and readiness probes. Serialises to JSON with times in RFC 3339.
 ///
 /// [`FlipswitchProvider::health`](crate::FlipswitchProvider::health) shows an example of the JSON.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -59,8 +59,8 @@ pub enum HealthState {
     Streaming,
     /// The stream is not open, or real-time updates are disabled. The service is polled, and fresh flags are at most as old as
     /// the [polling interval](crate::FlipswitchProviderBuilder::polling_interval). While [`polling`](Health::polling) is false,
-    /// older flags are requested again when they are read. If both are disabled, flags are fresh for
-    /// [`cache_ttl`](crate::FlipswitchProviderBuilder::cache_ttl).
+    /// older flags are requested again when they are read. If real-time updates and polling are both disabled, flags are fresh
+    /// for [`cache_ttl`](crate::FlipswitchProviderBuilder::cache_ttl).
     Polling,
     /// Requests fail, or nothing has been received for longer than the polling interval. Flags are the last known ones.
     Stale,

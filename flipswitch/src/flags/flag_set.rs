@@ -172,7 +172,7 @@ impl FlagSet {
         self.item(key)?.evaluated()
     }
 
-    /// Returns the keys of flags that differ in another set, or are missing in one of the two sets.
+    /// Returns the keys of flags that differ in another set, or are missing from one of the two sets.
     pub(crate) fn changed_keys(&self, other: &Self) -> Vec<String> {
         let differs = |item: &Arc<Item>, other: Option<&Arc<Item>>| {
             other.is_none_or(|other| !Arc::ptr_eq(item, other) && item.outcome != other.outcome)

@@ -363,7 +363,7 @@ impl Flags {
     ///
     /// # Errors
     ///
-    /// [`FlagError::NotFound`] if the service does not have the flag, [`FlagError::Evaluation`] if it could not evaluate it,
+    /// [`FlagError::NotFound`] if the service does not have the flag, [`FlagError::Evaluation`] if it could not evaluate it, and
     /// [`FlagError::Unavailable`] if there are no flags for the context.
     pub fn evaluation(&self, key: &str) -> Result<&FlagEvaluation, FlagError> {
         self.find(key);
@@ -600,7 +600,7 @@ impl Flags {
         error
     }
 
-    /// Deserializes a flag, if it has a value.
+    /// Deserialises a flag, if it has a value.
     fn read_as<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
         let read = |flag: &FlagEvaluation| {
             if flag.value.is_null() {

@@ -621,7 +621,7 @@ impl FlipswitchProvider {
             self.handle.runtime.span().in_scope(|| {
                 tracing::warn!(
                     target: "flipswitch", flags = text,
-                    "declared flags are missing in the flag service, or have a different type there; their defaults are used"
+                    "declared flags are missing from the flag service, or have a different type there; their defaults are used"
                 );
             });
             text
@@ -694,7 +694,7 @@ impl FlipswitchProvider {
         self.handle.bus.on_change(None, listener)
     }
 
-    /// Subscribes a listener to changes that concern one flag, or any flag. Otherwise behaves like
+    /// Subscribes a listener to changes to one flag, and to changes that may concern any flag. Otherwise behaves like
     /// [`add_flag_change_listener`](Self::add_flag_change_listener).
     pub fn add_flag_change_listener_for(
         &self,

@@ -52,9 +52,9 @@ const MAX_COOKIES: usize = 4;
 /// Flag overrides in individual browsers, for testing: which flags can be overridden, and the key that authenticates the
 /// overrides.
 ///
-/// The key [mints](Self::mint) links. A browser that opens a link gets a cookie, and its requests read the values in the cookie
-/// instead of the values from the service, with the reason `OVERRIDE`. A link with `?flipswitch=off` ends the overrides. Other
-/// browsers, the cache and the service are not affected.
+/// Links are [minted](Self::mint) with the key. A browser that opens a link gets a cookie, and its requests read the values in
+/// the cookie instead of the values from the service, with the reason `OVERRIDE`. A link with `?flipswitch=off` ends the
+/// overrides. Other browsers, the cache and the service are not affected.
 ///
 /// A token that is invalid, has expired, or is for another provider or user is ignored. Values of flags that are not allowed, and
 /// values that do not have the flag's type, are ignored as well. For each of these three cases, the first occurrence is logged as
@@ -221,7 +221,8 @@ fn key_of(key: &[u8]) -> Option<Key> {
     if key.len() < MIN_KEY {
         tracing::error!(
             target: "flipswitch", bytes = key.len(),
-            "the key of `SignedOverrides` is too short, so no flag can be overridden; use 32 random bytes, at least {MIN_KEY}"
+            "the key of `SignedOverrides` is too short, so no flag can be overridden; use 32 random bytes (at \
+             least {MIN_KEY} are required)"
         );
         return None;
     }
