@@ -2,8 +2,8 @@
 //! and for any other service that speaks OFREP, the OpenFeature Remote Evaluation Protocol. It requests all flags for a user
 //! together, keeps them in memory, and receives changes over a stream.
 //!
-//! The crates [`flipswitch-axum`](https://docs.rs/flipswitch-axum) and
-//! [`flipswitch-actix`](https://docs.rs/flipswitch-actix) integrate the provider into axum and actix-web.
+//! The crates `flipswitch-axum` and `flipswitch-actix` integrate the provider into axum and actix-web. `docs/README.md` in the
+//! repository lists the guides.
 //!
 //! # Example
 //!
@@ -50,8 +50,8 @@
 //! | Describe the user | [`Context`], [`PreparedContext`], [`IntoContext`] |
 //! | Read flags | [`Flags`], [`FlagEvaluation`], [`Flags::why`], [`Error`] |
 //! | Declare flags with key, type and default | [`flags!`], [`manifest()`] |
-//! | Follow changes | [`add_flag_change_listener`], [`events`], [`ProviderEvent`] |
-//! | Monitor the provider | [`health`], [`stats`], [`usage`], [`EvaluationEvents`] |
+//! | Follow changes | [listeners](FlipswitchProvider::add_flag_change_listener), [`events`](FlipswitchProvider::events), [`ProviderEvent`] |
+//! | Monitor the provider | [`health`](FlipswitchProvider::health), [`stats`](FlipswitchProvider::stats), [`usage`](FlipswitchProvider::usage), [`EvaluationEvents`] |
 //! | Share flags between instances, or keep them across restarts | [`store`](FlipswitchProviderBuilder::store), [`CacheStore`] |
 //! | Start and stop the provider with a server | [`Lifespan`] |
 //! | Test an application | [`testing`] |
@@ -59,14 +59,7 @@
 //! | Connect flags to the requests of a web application | [`RequestScope`], [`InRequest`], [`integration`] |
 //! | Override flags in individual browsers | [`SignedOverrides`] |
 //!
-//! [`add_flag_change_listener`]: FlipswitchProvider::add_flag_change_listener
-//! [`events`]: FlipswitchProvider::events
-//! [`health`]: FlipswitchProvider::health
 //! [`open_feature`]: https://docs.rs/open-feature
-//! [`stats`]: FlipswitchProvider::stats
-//! [`usage`]: FlipswitchProvider::usage
-//!
-//! Guides are in the folder `docs` in the repository; `docs/README.md` lists them.
 //!
 //! # Features
 //!
