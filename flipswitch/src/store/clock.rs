@@ -20,6 +20,8 @@ struct Known {
     /// The reading that later readings are compared with, so that small steps add up.
     first: Reading,
     last: Reading,
+    /// The highest time that the clock may have shown before it was last set.
+    highest: u64,
     steady_since: Instant,
 }
 
@@ -43,20 +45,22 @@ impl StoreClock {
             return after;
         }
         let known = match self.0 {
-            Some(Known { first, steady_since, .. }) => {
+            Some(Known { first, highest, steady_since, .. }) => {
                 let passed = |from: Instant, to: Instant| micros(to.saturating_duration_since(from));
                 let least = (first.clock + passed(first.after, before)).saturating_sub(micros(TOLERANCE));
                 let most = first.clock + passed(first.before, after) + micros(TOLERANCE);
                 if (least..=most).contains(&clock) {
-                    Known { first, last, steady_since }
+                    Known { first, last, highest, steady_since }
                 } else {
-                    // After a step back, times from before the step seem later than they were. Steps in a row add up.
-                    let back = if clock < least { most.saturating_sub(clock) } else { 0 };
+                    // After a step back, times from before the step seem later than they were, until the clock shows a time
+                    // that it has not shown before.
+                    let highest = highest.max(most);
+                    let back = if clock < least { highest.saturating_sub(clock) } else { 0 };
                     let back = Duration::from_micros(back).min(MAX_STEP);
-                    Known { first: last, last, steady_since: steady_since.max(after) + back }
+                    Known { first: last, last, highest, steady_since: steady_since.max(after + back) }
                 }
             }
-            None => Known { first: last, last, steady_since: after },
+            None => Known { first: last, last, highest: 0, steady_since: after },
         };
         self.0 = Some(known);
         known.steady_since
@@ -125,11 +129,28 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         let mut clock = StoreClock::default();
         // A time from the first millisecond seems 600 ms later after the first step, and 1 600 ms later after the second one.
-        for (now, reading, steady_since) in [(0, 10_000_000, 0), (1, 9_401_000, 651), (2, 8_402_000, 1_701)] {
+        for (now, reading, steady_since) in [(0, 10_000_000, 0), (1, 9_401_000, 651), (2, 8_402_000, 1_651)] {
             assert_eq!(clock.read(at(now), at(now), reading), at(steady_since), "{now}");
         }
         // A step forward takes nothing back, because it is unknown which times are from before it.
-        assert_eq!(clock.read(at(3), at(3), 11_000_000), at(1_701));
+        assert_eq!(clock.read(at(3), at(3), 11_000_000), at(1_651));
+    }
+
+    #[test]
+    fn a_clock_that_alternates_is_unreliable_only_for_a_moment_after_the_last_step() {
+        let start = Instant::now();
+        let at = |millis| start + Duration::from_millis(millis);
+        let mut clock = StoreClock::default();
+        for millis in 0..100_000 {
+            // Two servers, whose clocks differ by half a second, answer in turn.
+            let reading = 10_000_000 + millis * 1_000 + millis % 2 * 500_000;
+            let steady_since = clock.read(at(millis), at(millis), reading);
+            assert!(
+                steady_since <= at(millis) + Duration::from_millis(551),
+                "{millis}: {:?}",
+                steady_since - at(millis)
+            );
+        }
     }
 
     #[test]
