@@ -601,7 +601,7 @@ impl Evaluator {
         self.counters.new_contexts.count();
         let cache_use = || {
             let counters = &self.counters;
-            CacheUse { contexts: self.cache.contexts(), hits: counters.hits.total(), misses: counters.misses.total() }
+            CacheUse { contexts: self.cache.contexts(), evaluations: counters.hits.total() + counters.misses.total() }
         };
         let (differing, wastes_cache) = {
             let mut variety = self.variety.lock();

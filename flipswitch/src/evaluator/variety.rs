@@ -24,7 +24,7 @@ const WINDOW: Duration = Duration::from_secs(3600);
 const MAX_NAMES: usize = 64;
 
 /// How many attributes of one context are compared.
-const MAX_ATTRIBUTES: usize = 32;
+const MAX_ATTRIBUTES: usize = 128;
 
 /// Number of new contexts after which the use of the cache is judged again.
 const JUDGE_EVERY: u64 = 1_000;
@@ -37,6 +37,8 @@ pub(crate) struct Variety {
     users: Vec<User>,
     differences: HashMap<String, Differences>,
     new_contexts: u64,
+    /// The number of evaluations when the cache was last judged.
+    judged_at: u64,
     is_cache_reported: bool,
 }
 
@@ -73,9 +75,8 @@ struct Body<'a> {
 pub(crate) struct CacheUse {
     /// Contexts in the cache.
     pub(crate) contexts: u64,
-    /// Evaluations with flags from the cache, and all others.
-    pub(crate) hits: u64,
-    pub(crate) misses: u64,
+    /// Evaluations so far.
+    pub(crate) evaluations: u64,
 }
 
 impl Variety {
@@ -85,8 +86,9 @@ impl Variety {
         if self.is_cache_reported || self.new_contexts % JUDGE_EVERY != 0 {
             return false;
         }
-        let CacheUse { contexts, hits, misses } = cache();
-        self.is_cache_reported = self.new_contexts >= 2 * contexts && hits < misses;
+        let CacheUse { contexts, evaluations } = cache();
+        let since = evaluations.saturating_sub(std::mem::replace(&mut self.judged_at, evaluations));
+        self.is_cache_reported = self.new_contexts >= 2 * contexts && since < 2 * JUDGE_EVERY;
         self.is_cache_reported
     }
 
@@ -95,7 +97,8 @@ impl Variety {
         // A name with an escaped character cannot be borrowed; such contexts are not compared.
         let Ok(Body { mut context }) = serde_json::from_slice(canonical) else { return Vec::new() };
         // Visitors without a targeting key are not the same user.
-        let Some(targeting_key) = context.remove("targetingKey") else { return Vec::new() };
+        let targeting_key = context.remove("targetingKey").filter(|key| key.get() != "\"\"");
+        let Some(targeting_key) = targeting_key else { return Vec::new() };
         let targeting_key = self.hasher.hash_one(targeting_key.get());
         let hashed =
             |(name, value): (&&str, &&RawValue)| (self.hasher.hash_one(name), self.hasher.hash_one(value.get()));
@@ -116,6 +119,10 @@ impl Variety {
 /// Counts a difference, and returns the attribute if it is to be reported.
 fn count(differences: &mut HashMap<String, Differences>, name: &str, now: Instant) -> Option<Differing> {
     if !differences.contains_key(name) {
+        if differences.len() >= MAX_NAMES {
+            differences
+                .retain(|_, counted| counted.is_reported || now.saturating_duration_since(counted.since) <= WINDOW);
+        }
         if differences.len() >= MAX_NAMES {
             return None;
         }
@@ -154,6 +161,7 @@ mod tests {
             reported.extend(variety.observe(context(&format!("user-{request}"), r#""plan":"free","#).as_bytes(), now));
             let visitor = format!(r#"{{"context":{{"country":"{request}"}}}}"#);
             reported.extend(variety.observe(visitor.as_bytes(), now));
+            reported.extend(variety.observe(context("", &format!(r#""city":"{request}","#)).as_bytes(), now));
         }
         // Another user may have the same place.
         let within = reported.first().map_or(Duration::ZERO, |differing| differing.within);
@@ -173,13 +181,18 @@ mod tests {
 
     #[test]
     fn a_cache_that_drops_most_contexts_unused_is_reported_once() {
-        let reported = |contexts, hits, misses| {
+        let reported = |contexts, evaluations_per_context| {
             let mut variety = Variety::default();
-            (0..10 * JUDGE_EVERY).filter(|_| variety.wastes_cache(|| CacheUse { contexts, hits, misses })).count()
+            let mut evaluations = 0;
+            let is_reported = |_: &u64| {
+                evaluations += evaluations_per_context;
+                variety.wastes_cache(|| CacheUse { contexts, evaluations })
+            };
+            (0..10 * JUDGE_EVERY).filter(is_reported).count()
         };
-        assert_eq!(reported(1_000, 0, 10_000), 1);
-        assert_eq!(reported(1_000, 10_000, 10_000), 0, "half of the evaluations have flags from the cache");
-        assert_eq!(reported(10_000, 0, 10_000), 0, "the cache is being filled");
+        assert_eq!(reported(1_000, 1), 1);
+        assert_eq!(reported(1_000, 2), 0, "half of the evaluations find their context in the cache");
+        assert_eq!(reported(10_000, 1), 0, "the cache is being filled");
     }
 
     #[test]
@@ -192,6 +205,12 @@ mod tests {
             }
         }
         assert_eq!((variety.differences.len(), variety.users.len()), (MAX_NAMES, USERS));
+        // Attributes that no longer differ make room for others.
+        let later = now + WINDOW + Duration::from_secs(1);
+        let mut reported = (0..=MANY)
+            .flat_map(|value| variety.observe(context("alice", &format!(r#""id":{value},"#)).as_bytes(), later));
+        assert_eq!(reported.next().map(|differing| differing.attribute).as_deref(), Some("id"));
+        drop(reported);
         assert_eq!(variety.observe(b"no JSON", now), []);
     }
 }
