@@ -149,7 +149,7 @@ impl ProviderRuntime {
     }
 
     /// Waits until everything has ended. Call [`stop`](Self::stop) first.
-    pub(crate) async fn join(&self) {
+    pub(crate) async fn join(&self) -> bool {
         let ended = async {
             if self.external.is_some() {
                 self.tasks.wait().await;
@@ -162,13 +162,15 @@ impl ProviderRuntime {
                 let _ = self.ended.subscribe().wait_for(|ended| *ended).await;
             }
         };
-        if with_timeout(ended, SHUTDOWN_TIMEOUT).await.is_none() {
+        let has_ended = with_timeout(ended, SHUTDOWN_TIMEOUT).await.is_some();
+        if !has_ended {
             let _entered = self.span().entered();
             tracing::warn!(
                 target: "flipswitch",
                 "the runtime of the provider did not stop in time; a task or listener is blocking it"
             );
         }
+        has_ended
     }
 
     /// Resolves when the runtime is stopped. Needs no runtime itself.

@@ -96,11 +96,13 @@ impl Notifier {
 
     /// Publishes the status of the stream's connection.
     pub(crate) fn status(&self, status: ConnectionStatus) {
+        // Before listeners run, so that they see the state of health that belongs to the status.
+        if status == ConnectionStatus::Error {
+            self.observe(HealthSignal::StreamFailed);
+        }
         self.bus.publish_status(status);
-        match status {
-            ConnectionStatus::Connected => self.observe(HealthSignal::StreamOpened),
-            ConnectionStatus::Error => self.observe(HealthSignal::StreamFailed),
-            _ => {}
+        if status == ConnectionStatus::Connected {
+            self.observe(HealthSignal::StreamOpened);
         }
     }
 

@@ -366,8 +366,8 @@ impl FlipswitchProvider {
         if was_running {
             runtime.span().in_scope(|| tracing::info!(target: "flipswitch", "shutting down"));
         }
-        runtime.join().await;
-        if was_running {
+        let has_ended = runtime.join().await;
+        if was_running && has_ended {
             runtime.span().in_scope(|| tracing::info!(target: "flipswitch", "shut down"));
         }
     }
