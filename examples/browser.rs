@@ -39,10 +39,11 @@ struct User(String);
 
 /// The page: one value from the server, and the values with which its script starts.
 async fn page(flags: Flags) -> Html<String> {
-    let page = include_str!("browser/page.html").replace("{start}", &flags.to_ofrep_json(PUBLIC));
     // A value is text, not markup.
     let greeting = flags.string("greeting", "Hello").replace('&', "&amp;").replace('<', "&lt;");
-    Html(page.replace("{server}", &greeting))
+    // The JSON comes last, because a value could contain the other placeholder.
+    let page = include_str!("browser/page.html").replace("{server}", &greeting);
+    Html(page.replacen("{start}", &flags.to_ofrep_json(PUBLIC), 1))
 }
 
 /// Stands in for a login. A real one would check a password.
@@ -55,7 +56,7 @@ async fn log_in(extract::Path(user): extract::Path<String>) -> Response {
     }
 }
 
-/// Stands in for a session: puts the user into the request.
+/// Stands in for a session: puts the user into the request. Anyone can forge this cookie.
 async fn authenticate(mut request: Request, next: Next) -> Response {
     let cookies = request.headers().get(header::COOKIE).and_then(|cookies| cookies.to_str().ok()).unwrap_or_default();
     let user = cookies.split("; ").find_map(|cookie| cookie.strip_prefix("user=")).map(|user| User(user.to_owned()));
@@ -84,8 +85,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let service = LocalServer::start(json!({"greeting": "Hello", "color": "teal"})).await?;
     let provider = FlipswitchProvider::builder(service.api_key())
         .base_url(service.url())
-        // Pages know the user by an opaque name, which is made with this secret. By default it is derived from the API key.
-        .secret("a secret of 16 bytes or more")
+        // Pages know the user by an opaque name, which is made with this secret. In production, read it from the environment.
+        .secret("only for this example")
         .build()?;
 
     let lifespan = Lifespan::builder(provider.clone()).start().await?;

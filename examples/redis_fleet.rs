@@ -58,8 +58,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let provider = FlipswitchProvider::builder("key")
         .base_url(&service_url)
         .store(RedisStore::connect(&redis)?)
-        // Flags are encrypted in Redis. All instances have the same secret.
-        .secret("a secret of 16 bytes or more")
+        // Flags are encrypted in Redis, with the same secret in all instances. In production, read it from the environment.
+        .secret("only for this example")
         .build()?;
 
     let lifespan = Lifespan::builder(provider.clone()).start().await?;
@@ -69,7 +69,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("Dashboard    {service_url}/");
     println!("Second instance");
     println!(
-        "  REDIS_URL={redis} FLIPSWITCH_BASE_URL={service_url} cargo run -p examples --bin redis-fleet -- 127.0.0.1:3001"
+        "  REDIS_URL=$REDIS_URL FLIPSWITCH_BASE_URL={service_url} cargo run -p examples --bin redis-fleet -- 127.0.0.1:3001"
     );
     let server = axum::serve(listener, app(provider)).with_graceful_shutdown(lifespan.signal());
     Ok(lifespan.run(server).await?)
