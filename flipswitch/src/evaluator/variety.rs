@@ -12,18 +12,18 @@ use serde_json::value::RawValue;
 
 use crate::sanitize::printable;
 
-/// How many users are compared with their last context.
+/// Maximum number of users whose last context is kept.
 const USERS: usize = 256;
 
-/// How often an attribute differs within [`WINDOW`] before that is reported. Some attributes, such as a plan, differ now and
+/// Number of differences of an attribute within [`WINDOW`] that are reported. Some attributes, such as a plan, differ now and
 /// then.
 const MANY: u32 = 30;
 const WINDOW: Duration = Duration::from_secs(3600);
 
-/// How many attributes are counted, over all users.
+/// Maximum number of attributes that are counted, over all users.
 const MAX_NAMES: usize = 64;
 
-/// How many attributes of one context are compared.
+/// Maximum number of attributes of one context that are compared.
 const MAX_ATTRIBUTES: usize = 128;
 
 /// Number of new contexts after which the use of the cache is judged again.
@@ -102,16 +102,16 @@ impl Variety {
         let targeting_key = self.hasher.hash_one(targeting_key.get());
         let hashed =
             |(name, value): (&&str, &&RawValue)| (self.hasher.hash_one(name), self.hasher.hash_one(value.get()));
-        let attributes: Vec<_> = context.iter().take(MAX_ATTRIBUTES).map(hashed).collect();
+        let attributes = context.iter().take(MAX_ATTRIBUTES).map(hashed).collect();
         self.users.resize_with(USERS, User::default);
-        let place = (targeting_key % USERS as u64) as usize;
-        let last = std::mem::replace(&mut self.users[place], User { targeting_key, attributes: attributes.clone() });
+        let place = &mut self.users[(targeting_key % USERS as u64) as usize];
+        let last = std::mem::replace(place, User { targeting_key, attributes });
         if last.targeting_key != targeting_key {
             return Vec::new();
         }
         let is_different =
             |(name, value): &(u64, u64)| last.attributes.iter().any(|it| it.0 == *name && it.1 != *value);
-        let different = context.keys().zip(&attributes).filter(|(_, attribute)| is_different(attribute));
+        let different = context.keys().zip(&place.attributes).filter(|(_, attribute)| is_different(attribute));
         different.filter_map(|(name, _)| count(&mut self.differences, name, now)).collect()
     }
 }
