@@ -5,7 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a bench fails by panicking")]
 
 use std::{
-    net::TcpListener,
+    net::Ipv4Addr,
     process::{Child, Command, Stdio},
     thread,
     time::Duration,
@@ -15,7 +15,7 @@ use criterion::Criterion;
 use flipswitch::{ConnectionStatus, Context, FlipswitchProvider, FlipswitchProviderBuilder, serde_json::json};
 use flipswitch_local::LocalServer;
 use flipswitch_redis::RedisStore;
-use tokio::runtime::Runtime;
+use tokio::{net::TcpSocket, runtime::Runtime};
 
 const USERS: usize = 256;
 
@@ -38,7 +38,11 @@ async fn started(builder: FlipswitchProviderBuilder) -> FlipswitchProvider {
 }
 
 fn main() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    // Reserved, so that no other process gets the port. Linux allows `redis-server` to listen on it.
+    let taken = TcpSocket::new_v4().unwrap();
+    taken.set_reuseaddr(true).unwrap();
+    taken.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
     let arguments = ["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
     let _redis = Redis(Command::new("redis-server").args(arguments).stdout(Stdio::null()).spawn().unwrap());
     let url = format!("redis://127.0.0.1:{port}");

@@ -1,7 +1,6 @@
 //! The HTTP client: proxies, and the client that the application configures.
 
 use std::{
-    net::TcpListener,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -13,7 +12,7 @@ use flipswitch::{FlipswitchProvider, reqwest, serde_json::json};
 use flipswitch_local::LocalServer;
 
 use crate::support::{
-    chain, eventually, in_time,
+    chain, closed_port, eventually, in_time,
     scripted::{Reply, Scripted},
     session::session,
     user,
@@ -33,7 +32,7 @@ async fn requests_to_localhost_bypass_proxies() {
 #[tokio::test]
 async fn the_log_and_the_errors_name_the_proxy() {
     let page = Scripted::answering(Reply::status(403, "<html><title>Forbidden</title></html>")).await;
-    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = closed_port();
     let cases = [
         (page.url(), format!("the proxy {} or a firewall has responded", page.url())),
         (format!("http://{closed}"), format!("through the proxy http://{closed}")),

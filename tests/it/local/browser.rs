@@ -1,13 +1,11 @@
 //! The dashboard in Chromium, and a page of an application in another tab.
 
-use std::net::SocketAddr;
-
 use flipswitch_local::{Endpoint, Fault, LocalServer};
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 use thirtyfour::Key;
 
-use crate::support::{browser::Browser, eventually, in_time, provider, user};
+use crate::support::{browser::Browser, eventually, in_time, provider, reserved_port, user};
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/flags.json");
 const LIVE: &str = "document.querySelector('#connection').textContent === 'Live'";
@@ -369,8 +367,8 @@ async fn the_dashboard_is_readable_in_light_and_dark_and_on_a_phone() {
 
 #[tokio::test]
 async fn the_dashboard_reconnects_to_a_restarted_service() {
-    let service = LocalServer::start(json!({"a": 1})).await.unwrap();
-    let address: SocketAddr = service.url().trim_start_matches("http://").parse().unwrap();
+    let address = reserved_port();
+    let service = LocalServer::builder().flags(json!({"a": 1})).listen(address).start().await.unwrap();
     let browser = dashboard(&service).await;
     shows(&browser, "a", ".value code", "1").await;
     is_well(&browser).await;

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::support::{
     PATIENCE, builder, eventually,
     faults::{Kind, Port, Row, Service, service},
-    in_time, user,
+    in_time, reserved_port, user,
 };
 
 /// The time that the service takes for a response.
@@ -96,8 +96,8 @@ async fn a_long_retry_after_of_a_failure_is_limited() {
 /// The `Retry-After` of one user applies only to this user. It delays neither the detection of an outage nor the recovery.
 #[tokio::test]
 async fn a_long_retry_after_of_one_context_does_not_delay_the_recovery() {
-    let service = LocalServer::start(json!({"f": 1})).await.unwrap();
-    let address = service.url().trim_start_matches("http://").parse().unwrap();
+    let address = reserved_port();
+    let service = LocalServer::builder().flags(json!({"f": 1})).listen(address).start().await.unwrap();
     let provider = builder(&service).enable_realtime(false).polling_interval(Duration::from_millis(1)).build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();
     let unavailable = Fault::on(Endpoint::Bulk).status(503).header("retry-after", "120");

@@ -12,7 +12,7 @@ use flipswitch::{FlipswitchProvider, serde_json::json};
 use flipswitch_local::LocalServer;
 
 use crate::support::{
-    self, builder, eventually, in_time,
+    self, builder, eventually, in_time, reserved_port,
     scripted::{Reply, Scripted},
     user,
 };
@@ -47,8 +47,8 @@ async fn an_override_file_takes_precedence_over_the_service_and_works_without_it
 
 #[tokio::test]
 async fn cached_users_keep_their_values_until_the_service_is_back() {
-    let service = LocalServer::start(json!({"on": true})).await.unwrap();
-    let address = service.url().trim_start_matches("http://").parse().unwrap();
+    let address = reserved_port();
+    let service = LocalServer::builder().flags(json!({"on": true})).listen(address).start().await.unwrap();
     let provider = builder(&service).polling_interval(Duration::from_millis(1)).build().unwrap();
     assert!(in_time(provider.flags(&user("known"))).await.bool("on", false));
     in_time(service.shutdown()).await;

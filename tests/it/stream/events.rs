@@ -22,7 +22,7 @@ use futures_util::StreamExt;
 use crate::support::{
     self, PATIENCE, builder,
     events::{CONNECTED, connected, is, is_change_of, is_error, until},
-    eventually, in_time, user,
+    eventually, in_time, reserved_port, user,
 };
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -83,8 +83,8 @@ async fn events_start_with_the_current_state_and_are_in_order() {
 
 #[tokio::test]
 async fn after_an_outage_events_arrive_in_the_order_status_ready_change() {
-    let service = LocalServer::start(json!({"f": 0})).await.unwrap();
-    let address = service.url().trim_start_matches("http://").parse().unwrap();
+    let address = reserved_port();
+    let service = LocalServer::builder().flags(json!({"f": 0})).listen(address).start().await.unwrap();
     let api_key = service.api_key();
     let provider = builder(&service).polling_interval(Duration::from_millis(50)).max_sse_retries(1).build().unwrap();
     in_time(provider.ready(PATIENCE)).await.unwrap();

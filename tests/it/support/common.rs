@@ -67,6 +67,16 @@ pub(crate) fn closed_port() -> SocketAddr {
     address
 }
 
+/// Returns an address for servers that are stopped and started again. On Linux, the system gives the port to no other process, since
+/// only there a server can listen on an address that a different socket reserves.
+pub(crate) fn reserved_port() -> SocketAddr {
+    let (address, taken) = port_taken();
+    if cfg!(target_os = "linux") {
+        std::mem::forget(taken);
+    }
+    address
+}
+
 /// Returns an address where nothing listens. The address is reserved until the socket is dropped.
 pub(crate) fn port_taken() -> (SocketAddr, TcpSocket) {
     let socket = TcpSocket::new_v4().unwrap();

@@ -16,10 +16,10 @@ use axum::body::Bytes;
 use flipswitch::{ConnectionStatus, Flags, FlipswitchProvider, FlipswitchProviderBuilder, Subscription};
 use flipswitch_local::LocalServer;
 use serde_json::json;
-use tokio::{net::TcpSocket, sync::broadcast};
+use tokio::sync::broadcast;
 
 use super::{
-    PATIENCE, in_time,
+    PATIENCE, in_time, reserved_port,
     scripted::{Reply, Scripted},
     user,
 };
@@ -307,18 +307,11 @@ impl Mute {
 /// A reserved port for services that start and stop.
 pub(crate) struct Port {
     address: SocketAddr,
-    /// The socket is bound but does not listen, so connections are refused, and no other process gets the port. Only Linux
-    /// allows a service to listen on the same port.
-    _held: Option<TcpSocket>,
 }
 
 impl Port {
     pub(crate) fn new() -> Self {
-        let socket = TcpSocket::new_v4().unwrap();
-        socket.set_reuseaddr(true).unwrap();
-        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
-        let address = socket.local_addr().unwrap();
-        Self { address, _held: cfg!(target_os = "linux").then_some(socket) }
+        Self { address: reserved_port() }
     }
 
     pub(crate) async fn service(&self, value: i64) -> LocalServer {

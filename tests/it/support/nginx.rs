@@ -1,11 +1,11 @@
 //! Starts nginx, which ends with the test.
 
-use std::{net::TcpListener, process::Stdio};
+use std::process::Stdio;
 
 use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
-use super::eventually;
+use super::{eventually, reserved_port};
 
 pub(crate) struct Nginx {
     pub(crate) port: u16,
@@ -18,7 +18,7 @@ impl Nginx {
     pub(crate) async fn start(http: impl FnOnce(&str, u16) -> String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = folder.path().display().to_string();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = reserved_port().port();
         let http = http(&at, port);
         let config = format!(
             "daemon off; master_process off; pid {at}/pid; error_log {at}/error.log;

@@ -9,7 +9,7 @@ use flipswitch_local::{KeyRotation, LocalServer, LocalServerBuilder};
 use serde_json::{Value, json};
 
 use super::common::{FAILURES, TYPED, context, default, header};
-use crate::support::{BULK, driver::Driver, eventually, sample_flags};
+use crate::support::{BULK, driver::Driver, eventually, reserved_port, sample_flags};
 
 const KEY: &str = "key";
 const STREAM: &str = "/api/v1/flags/events";
@@ -176,8 +176,8 @@ async fn the_vendor_client_keeps_its_stream_after_its_key_expired() {
 
 #[tokio::test]
 async fn the_vendor_client_reconnects_to_a_restarted_service() {
-    let first = service().start().await.unwrap();
-    let address = first.url().trim_start_matches("http://").parse().unwrap();
+    let address = reserved_port();
+    let first = service().listen(address).start().await.unwrap();
     let mut client = Client::start(&first).await;
     first.shutdown().await;
     // The stream ends gracefully, since the client would report an error. It waits for a second before it reconnects.

@@ -6,7 +6,7 @@ use flipswitch_local::{Endpoint, Fault, LocalServer, LocalServerBuilder, Recorde
 use serde_json::{Value, json};
 
 use super::common::{context, default, header, requests_to};
-use crate::support::{BULK, EVENT_STREAM, driver::Driver, eventually, sample_flags};
+use crate::support::{BULK, EVENT_STREAM, driver::Driver, eventually, reserved_port, sample_flags};
 
 #[tokio::test]
 async fn the_web_provider_reads_every_type_of_flag() {
@@ -191,8 +191,8 @@ async fn the_web_provider_asks_again_after_a_stream_without_content() {
 
 #[tokio::test]
 async fn the_web_provider_follows_a_restarted_service() {
-    let first = service().event_streams(true).start().await.unwrap();
-    let address = first.url().trim_start_matches("http://").parse().unwrap();
+    let address = reserved_port();
+    let first = service().event_streams(true).listen(address).start().await.unwrap();
     let mut client = Client::following(&first).await;
     first.shutdown().await;
     client.hears(|heard| heard["heard"] == "stale").await;
