@@ -124,7 +124,7 @@ pub(crate) enum HealthSignal<'a> {
     Failed(&'a Error),
     StreamOpened,
     StreamClosed,
-    /// A connection to the stream failed. An orderly end of a connection is not a failure.
+    /// A connection to the stream failed, or the service has no stream. An orderly end of a connection is not a failure.
     StreamFailed,
     /// The service refused the API key for the stream.
     StreamUnauthorized,

@@ -341,6 +341,7 @@ impl StreamTask {
                 self.publish();
             }
             Action::Unauthorized => updates.notifier.observe(HealthSignal::StreamUnauthorized),
+            Action::NoStream => updates.notifier.observe(HealthSignal::StreamFailed),
         }
     }
 

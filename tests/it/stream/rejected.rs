@@ -146,6 +146,26 @@ async fn a_key_that_only_the_stream_rejects_is_a_failure_of_the_stream() {
     .await;
 }
 
+#[tokio::test]
+async fn without_polling_a_missing_stream_is_not_reported_as_streaming() {
+    join_all([204, 404].map(async |code| {
+        let service = service(1).await;
+        service.faults().add(Fault::on(Endpoint::Stream).status(code)).unwrap();
+        let builder = support::builder(&service).enable_polling_fallback(false).max_sse_retries(1);
+        let provider = builder.build().unwrap();
+        provider.ready(support::PATIENCE).await.unwrap();
+        eventually(async || provider.health().state == HealthState::Polling).await;
+        eventually(async || provider.sse_status() == ConnectionStatus::Disconnected).await;
+        assert!(!provider.health().polling, "{code}");
+
+        service.faults().clear();
+        provider.reconnect_sse();
+        eventually(async || provider.health().state == HealthState::Streaming).await;
+        provider.shutdown().await;
+    }))
+    .await;
+}
+
 /// A key that all endpoints reject, in any order, is reported once and retried rarely, with one request and one
 /// stream, regardless of the number of reads. When the service accepts it, `reconnect_sse` opens the stream.
 #[tokio::test]

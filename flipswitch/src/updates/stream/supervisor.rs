@@ -120,6 +120,8 @@ pub(crate) enum Action {
     Polling(bool),
     /// Publish that the service refuses the API key.
     Unauthorized,
+    /// Publish that the service has no stream, or declines to serve it.
+    NoStream,
 }
 
 /// Determines what to do with the connections of one stream.
@@ -533,9 +535,10 @@ impl Supervisor {
             Some(204) => {
                 if !std::mem::replace(&mut self.reported_declined, true) {
                     let url = &*self.url;
-                    tracing::warn!(target: "flipswitch", url, "the service declines the stream of changes (204); polling");
+                    tracing::warn!(target: "flipswitch", url, "the service declines the stream of changes (204)");
                 }
                 self.state = State::Declined;
+                todo.push(Action::NoStream);
                 self.poll(true, todo);
                 self.set_status(ConnectionStatus::Disconnected, todo);
             }
@@ -554,6 +557,7 @@ impl Supervisor {
                     tracing::warn!(target: "flipswitch", code, url, ?wait, "the service has no stream of changes, or the base URL is wrong");
                 }
                 self.failures = 0;
+                todo.push(Action::NoStream);
                 self.poll(true, todo);
                 self.wait(wait, now, todo);
             }
@@ -869,7 +873,7 @@ mod tests {
         stream.does(Input::Start(stream.now), [status(ConnectionStatus::Connecting), connect(None)]);
         stream.does(unreachable(), FAILED);
         stream.connects_after(SECOND);
-        stream.refuse(204, [status(ConnectionStatus::Disconnected)]);
+        stream.refuse(204, [Action::NoStream, status(ConnectionStatus::Disconnected)]);
     }
 
     #[test]
@@ -907,7 +911,7 @@ mod tests {
     #[test]
     fn a_service_that_declines_connections_is_polled() {
         let mut stream = Stream::connecting();
-        stream.refuse(204, [Action::Polling(true), status(ConnectionStatus::Disconnected)]);
+        stream.refuse(204, [Action::NoStream, Action::Polling(true), status(ConnectionStatus::Disconnected)]);
         assert_eq!(stream.supervisor.deadline(), None);
         stream.does(Input::DeadlineReached, []);
         stream.does(Input::Reconnect, [status(ConnectionStatus::Connecting), connect(None)]);
@@ -993,10 +997,10 @@ mod tests {
                 stream.connects_after(SECOND * seconds);
             }
             stream.random = 0.5;
-            let polls = [Action::Polling(true), Action::Disconnect, status(ConnectionStatus::Disconnected)];
-            stream.refuse(code, polls);
+            let absent = [Action::Disconnect, status(ConnectionStatus::Disconnected)];
+            stream.refuse(code, [[Action::NoStream, Action::Polling(true)], absent.clone()].concat());
             stream.connects_after(SECOND * 300);
-            stream.refuse(code, [Action::Disconnect, status(ConnectionStatus::Disconnected)]);
+            stream.refuse(code, [&[Action::NoStream], absent.as_slice()].concat());
             assert_eq!(stream.supervisor.failures, 0);
             stream.does(Input::Reconnect, [status(ConnectionStatus::Connecting), connect(None)]);
         }
@@ -1713,7 +1717,7 @@ mod tests {
         let mut stream = advertised();
         stream.does(unreachable(), FAILED);
         let mut stream = advertised();
-        stream.refuse(204, [Action::Polling(true), status(ConnectionStatus::Disconnected)]);
+        stream.refuse(204, [Action::NoStream, Action::Polling(true), status(ConnectionStatus::Disconnected)]);
         stream.does(moved(&stream), [Action::Disconnect, status(ConnectionStatus::Connecting), connect(None)]);
     }
 
