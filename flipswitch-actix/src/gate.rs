@@ -54,7 +54,7 @@ use crate::{FlagsExt, MissingMiddleware};
 ///
 /// # Hiding a path
 ///
-/// The default response of a closed gate differs from other 404 responses of the application: it has `Cache-Control: no-store`
+/// The default response of a closed gate differs from the application's other 404 responses: it has `Cache-Control: no-store`
 /// and an empty body. To hide the path, pass the same function to [`fallback`](Self::fallback) and to `default_service`:
 ///
 /// ```
@@ -120,7 +120,7 @@ impl FlagGate {
         self
     }
 
-    /// Sets what happens while no flags of the request are known, because the service has not responded and there are no
+    /// Sets what happens while no flags for the request are known, because the service has not responded and there are no
     /// bootstrap values. By default, the gate uses the defaults of the flags.
     pub fn unknown(mut self, unknown: Unknown) -> Self {
         self.rule = self.rule.unknown(unknown);

@@ -38,7 +38,7 @@ use pin_project_lite::pin_project;
 ///
 /// The middleware that sets the user (authentication, sessions) must run before this one. actix runs the most recently registered
 /// middleware first, so register authentication after this one, that is, further down in the code. If the user is set too late, a
-/// warning is logged once. This applies to [`with_user`](Self::with_user) only: a session of actix-session that
+/// warning is logged once. This applies only to [`with_user`](Self::with_user): a session of actix-session that
 /// [`with_context`](Self::with_context) reads too early is empty, and no warning is logged. If two of these middlewares surround
 /// a handler, the inner one takes effect, and a warning is logged.
 ///
@@ -66,7 +66,7 @@ use pin_project_lite::pin_project;
 ///
 /// # Cost of contexts
 ///
-/// Every distinct context is one evaluation at the service. Use attributes that rules refer to (user, plan, country), and
+/// Each distinct context costs one evaluation at the service. Use attributes that rules refer to (user, plan, country), and
 /// leave out what differs between requests: with a path, an address or a time, every request has a new context.
 #[derive(Clone, Debug)]
 #[must_use = "a middleware does nothing until it is added with `.wrap(..)`"]
@@ -112,7 +112,7 @@ impl ResponseHeaders for Headers<'_> {
 }
 
 impl FlipswitchMiddleware {
-    /// Creates a middleware that evaluates all requests with one shared context, without a targeting key.
+    /// Creates a middleware that evaluates flags for all requests with one shared context, without a targeting key.
     pub fn new(provider: FlipswitchProvider) -> Self {
         Self { scopes: Arc::new(ScopeBuilder::new(provider)), prefetch: false }
     }
@@ -122,7 +122,7 @@ impl FlipswitchMiddleware {
     /// Clients can send any header: use only those that a trusted proxy sets.
     ///
     /// Attributes from [`with_user`](Self::with_user) take precedence. If one of them is `None`, the attribute with the same name
-    /// from this function is used. If one of them cannot be sent, neither is used. If both contexts together exceed 64 KiB,
+    /// from this function is used. If either of the two cannot be sent, neither is used. If both contexts together exceed 64 KiB,
     /// attributes from this function are left out first. If both functions return a context, merging them costs as much as
     /// building them a second time.
     ///
@@ -174,14 +174,14 @@ impl FlipswitchMiddleware {
         self.map(|scopes| scopes.with_user::<U, _, _>(Extensions::contains::<U>, context))
     }
 
-    /// Sets how requests without a user are evaluated. Defaults to [`Anonymous::shared`].
+    /// Sets how flags are evaluated for requests without a user. Defaults to [`Anonymous::shared`].
     ///
     /// ```
     /// use flipswitch_actix::{Anonymous, FlipswitchMiddleware};
     /// # use flipswitch_actix::{FlipswitchProvider, flipswitch::serde_json::json};
     ///
     /// # let provider = FlipswitchProvider::in_memory(json!({}));
-    /// // Each visitor has a cookie, and therefore flags of its own.
+    /// // Each visitor has a cookie, and therefore separate flags.
     /// let middleware = FlipswitchMiddleware::new(provider).with_anonymous(Anonymous::cookie());
     /// ```
     pub fn with_anonymous(self, anonymous: impl Into<Anonymous>) -> Self {
@@ -191,7 +191,7 @@ impl FlipswitchMiddleware {
     /// Sets which flags a signed cookie can override in a browser, for testing; see [`SignedOverrides`]. Defaults to
     /// none.
     ///
-    /// The response to a GET request with the `?flipswitch=<token>` of a valid link is a redirect to the same page, which sets
+    /// The response to a GET request with the `?flipswitch=<token>` of a valid link is a redirect to the same page and sets
     /// the cookie. The response to one with `?flipswitch=off` removes the cookie. Responses to requests with overrides are kept
     /// out of shared caches.
     ///

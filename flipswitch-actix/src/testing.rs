@@ -4,7 +4,7 @@ use actix_web::HttpMessage;
 use flipswitch::{EvaluationContext, RequestScope, serde_json::Value, testing::TestFlags};
 
 /// Gives a test request its flags, as the middleware would. To test the middleware as well, pass it a provider
-/// [in memory](flipswitch::FlipswitchProvider::in_memory) or [`TestFlags`]: inside the middleware, these flags have no effect,
+/// [in memory](flipswitch::FlipswitchProvider::in_memory) or from [`TestFlags`]. Flags set here have no effect in the middleware,
 /// because the middleware replaces them with its provider's flags.
 ///
 /// ```

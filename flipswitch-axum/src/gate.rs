@@ -55,13 +55,13 @@ use crate::extract::{self, MissingLayer};
 ///   methods of their paths, and no other paths.
 /// - To one route: `layer` of its handler or method router. `route_layer` of a *method router* does not apply to other
 ///   methods, for which the response is 405.
-/// - To a nested router: `layer` of that router. On a merged router, `layer` also applies to paths that are not found,
+/// - To a nested router: `layer` of that router. On a merged router, `layer` also applies to requests for unknown paths,
 ///   which then read flags, and get the response of the gate.
 ///
 /// # Hiding a route
 ///
 /// In these places, axum adds an `Allow` header to the 404 for a method that the route does not support, which reveals
-/// that the route exists. The default response of a closed gate also differs from other 404 responses of the application: it
+/// that the route exists. The default response of a closed gate also differs from the application's other 404 responses: it
 /// has `Cache-Control: no-store` and an empty body. To hide the route, add the gate to a service, and use the same response
 /// for the gate and for paths that are not found. [`Layer`] is from the crate `tower`:
 ///
@@ -133,7 +133,7 @@ impl FlagGate {
         self
     }
 
-    /// Sets what happens while no flags of the request are known: the service has not responded, and there are no bootstrap
+    /// Sets what happens while no flags for the request are known, because there was no response and there are no bootstrap
     /// values. By default, the gate uses the defaults of the flags.
     pub fn unknown(mut self, unknown: Unknown) -> Self {
         self.rule = self.rule.unknown(unknown);

@@ -58,7 +58,7 @@ use tower_service::Service;
 ///
 /// # Contexts and cost
 ///
-/// Every distinct context is one evaluation at the service. Give contexts only attributes that rules use (user, plan, country).
+/// Each distinct context costs one evaluation at the service. Give contexts only attributes that rules use (user, plan, country).
 /// Leave out attributes that differ between requests: if a context contains a path, an address or a time, every request has a new
 /// context.
 #[derive(Clone, Debug)]
@@ -66,7 +66,7 @@ use tower_service::Service;
 pub struct FlipswitchLayer(Arc<ScopeBuilder<Parts>>);
 
 impl FlipswitchLayer {
-    /// Creates a layer that evaluates all requests with one shared context, without a targeting key.
+    /// Creates a layer that evaluates flags for all requests with one shared context, without a targeting key.
     pub fn new(provider: FlipswitchProvider) -> Self {
         Self(Arc::new(ScopeBuilder::new(provider)))
     }
@@ -76,7 +76,7 @@ impl FlipswitchLayer {
     /// Clients can send any header: use only those that a trusted proxy sets.
     ///
     /// Attributes from [`with_user`](Self::with_user) take precedence. If one of them is `None`, the attribute with the same name
-    /// from this function is used. If one of them cannot be sent, neither is used. If both contexts together exceed 64 KiB,
+    /// from this function is used. If either of the two cannot be sent, neither is used. If both contexts together exceed 64 KiB,
     /// attributes from this function are left out first. If both functions return a context, merging them costs as much as
     /// building them a second time.
     ///
@@ -126,14 +126,14 @@ impl FlipswitchLayer {
         self.map(|scopes| scopes.with_user::<U, _, _>(is_present, context))
     }
 
-    /// Sets how requests without a user are evaluated. Defaults to [`Anonymous::shared`].
+    /// Sets how flags are evaluated for requests without a user. Defaults to [`Anonymous::shared`].
     ///
     /// ```
     /// use flipswitch_axum::{Anonymous, FlipswitchLayer};
     /// # use flipswitch_axum::{FlipswitchProvider, flipswitch::serde_json::json};
     ///
     /// # let provider = FlipswitchProvider::in_memory(json!({}));
-    /// // Each visitor has a cookie, and therefore flags of its own.
+    /// // Each visitor has a cookie, and therefore separate flags.
     /// let layer = FlipswitchLayer::new(provider).with_anonymous(Anonymous::cookie());
     /// ```
     pub fn with_anonymous(self, anonymous: impl Into<Anonymous>) -> Self {
@@ -143,7 +143,7 @@ impl FlipswitchLayer {
     /// Sets which flags a signed cookie can override in a browser, for testing; see [`SignedOverrides`]. Defaults to
     /// none.
     ///
-    /// The response to a GET request with the `?flipswitch=<token>` of a valid link is a redirect to the same page, which sets
+    /// The response to a GET request with the `?flipswitch=<token>` of a valid link is a redirect to the same page and sets
     /// the cookie. The response to one with `?flipswitch=off` removes the cookie. Responses to requests with overrides are kept
     /// out of shared caches.
     ///

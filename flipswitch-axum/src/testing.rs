@@ -4,7 +4,7 @@ use flipswitch::{EvaluationContext, RequestScope, serde_json::Value, testing::Te
 use http::{Request, request::Builder};
 
 /// Gives a test request its flags, as the layer would. To test the layer as well, pass it a provider
-/// [in memory](flipswitch::FlipswitchProvider::in_memory) or [`TestFlags`]: inside the layer, these flags have no effect,
+/// [in memory](flipswitch::FlipswitchProvider::in_memory) or from [`TestFlags`]. Flags set here have no effect inside the layer,
 /// because the layer replaces them with its provider's flags.
 ///
 /// ```

@@ -109,7 +109,7 @@ impl OpenFile {
     fn new(file: &LockedFile, now: u64, max_bytes: u64) -> Result<Self, Failure> {
         if file.count_start() >= EARLY_ENDS {
             return Err(Failure::damage(format!(
-                "the process exited within 10 seconds of its start {EARLY_ENDS} times in a row"
+                "{EARLY_ENDS} times in a row, the process exited within 10 seconds after its start"
             )));
         }
         let opened = guarded(|| {

@@ -1,5 +1,5 @@
-//! A file store for the provider in the crate [`flipswitch`], which evaluates feature flags of
-//! [Flipswitch](https://flipswitch.io) and of any other service that speaks OFREP.
+//! A file store for the provider in the crate [`flipswitch`], which evaluates feature flags from
+//! [Flipswitch](https://flipswitch.io) and from any other service that speaks OFREP.
 //!
 //! If the process restarts while the flag service is unavailable, users get their last known flags from the file.
 //!
@@ -34,7 +34,7 @@
 //! |---|---|
 //! | Open a file | [`DiskStore::open`] |
 //! | Open a file with a limit other than 256 MiB | [`DiskStore::open_with_limit`] |
-//! | Share a file between providers of one process | an `Arc` of a [`DiskStore`] |
+//! | Share a file between providers in one process | an `Arc` of a [`DiskStore`] |
 //! | The version of the provider's crate | [`flipswitch`] |
 //!
 //! This crate has no features.

@@ -44,7 +44,7 @@ const DEFAULT_MAX_BYTES: u64 = 256 << 20;
 ///
 /// use flipswitch_disk::{DiskStore, flipswitch::FlipswitchProvider};
 ///
-/// // Providers of one process share a store.
+/// // Providers in one process share a store.
 /// let store = Arc::new(DiskStore::open("/var/lib/my-application/flags.redb")?);
 /// let provider = FlipswitchProvider::builder("the API key of one environment").store(store.clone()).build()?;
 /// let other = FlipswitchProvider::builder("the API key of another environment").store(store).build()?;

@@ -71,7 +71,7 @@ fn is_simple(value: &Value, depth: usize) -> bool {
         Value::Object(fields) => {
             depth > 0 && fields.len() <= MAX_VALUES && fields.values().all(|value| is_simple(value, depth - 1))
         }
-        // Integer literals are 32-bit numbers there.
+        // Inside `json!`, integer literals are 32-bit numbers.
         Value::Number(number) => number.is_f64() || number.as_i64().is_some_and(|number| i32::try_from(number).is_ok()),
         _ => true,
     }

@@ -16,7 +16,7 @@ use crate::{
 };
 
 const HELP: &str = "\
-Print Rust source that declares flags with flags!, from a manifest of the OpenFeature CLI or from a service.
+Print Rust source that declares flags with flags!, from an OpenFeature CLI manifest or from a service.
 
 Usage: flipswitch-local declare --manifest FILE [--crate NAME]
        flipswitch-local declare --service URL [--api-key KEY] [--crate NAME]

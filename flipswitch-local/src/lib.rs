@@ -8,7 +8,7 @@
 //! # Example
 //!
 //! A test starts the service, and then starts the application with the URL and the API key of the service. Here the application
-//! is a provider of the crate `flipswitch`. Every OFREP client works.
+//! is a provider from the crate `flipswitch`. Every OFREP client works.
 //!
 //! ```
 //! use flipswitch::{Context, FlipswitchProvider};
@@ -56,7 +56,7 @@
 //!
 //! # Cargo features
 //!
-//! `service` is on by default. It only concerns the program: its subcommands `declare` and `check` can read the flags of a
+//! `service` is on by default. It concerns only the program, whose subcommands `declare` and `check` can read the flags of a
 //! service over HTTPS. Tests can depend on this crate with `default-features = false`, which builds fewer dependencies.
 
 mod admin;

@@ -28,7 +28,7 @@ Usage: flipswitch-local [OPTIONS]
   --flags FILE           File of flags, in flagd's format or {\"key\": value}; reloaded on changes
   --listen ADDRESS       Address to listen on [default: 127.0.0.1:3001]
   --api-key KEY          API key that clients must send [default: any]
-  --heartbeat SECONDS    Interval of heartbeats on streams [default: 15]
+  --heartbeat SECONDS    Interval between heartbeats on streams [default: 15]
   --event-streams        Also announce changes on OFREP event streams, for other OFREP clients
   --allow-origin ORIGIN  Allow pages from this origin, such as http://localhost:5173, or * for any, to use the API;
                          can be repeated [default: none]
@@ -39,7 +39,7 @@ Usage: flipswitch-local [OPTIONS]
 Subcommands (each has a --help, for example flipswitch-local override --help):
   override  Mint flag overrides for one browser
   declare   Print Rust source that declares flags
-  check     Compare a manifest of flags with a service
+  check     Compare a flag manifest with a service
 
 Example:
   echo '{\"dark-mode\": false, \"max-items\": 10}' > flags.json

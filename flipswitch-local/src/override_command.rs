@@ -19,7 +19,7 @@ use crate::overrides::{COOKIE, Key, LINK_LIFETIME, Overrides, PARAMETER, Purpose
 
 const HELP: &str = "\
 Mint flag overrides for one browser, to test an application. A browser that opens the printed link reads these
-values instead of the values of the service. The application must accept overrides (`with_overrides` of its layer or
+values instead of the values from the service. The application must accept overrides (`with_overrides` of its layer or
 middleware), with the same key and for these flags.
 
 Usage: flipswitch-local override [OPTIONS] FLAG=VALUE...
@@ -36,7 +36,7 @@ Usage: flipswitch-local override [OPTIONS] FLAG=VALUE...
   --cookie         Print the cookie instead of a link, for tests
   --help           Print this help
 
-A link can be opened for 15 minutes. ?flipswitch=off on any page of the application ends overrides. Anyone who has a
+A link can be opened for 15 minutes. ?flipswitch=off on any page of the application ends the overrides. Anyone who has a
 link or a cookie can use it, so send it only to testers.
 
 Example:

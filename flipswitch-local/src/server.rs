@@ -222,7 +222,7 @@ impl LocalServerBuilder {
         self
     }
 
-    /// Sets the address to listen on. Defaults to a free port of `127.0.0.1`.
+    /// Sets the address to listen on. Defaults to a free port on `127.0.0.1`.
     ///
     /// On an address other than loopback, other machines can evaluate flags and open streams. Changes require
     /// [`expose_control`](Self::expose_control).
@@ -239,7 +239,7 @@ impl LocalServerBuilder {
         self
     }
 
-    /// Sets the interval of heartbeats on streams. Defaults to 15 seconds, as in the real service; the maximum is 1 day.
+    /// Sets the interval between heartbeats on streams. Defaults to 15 seconds, as in the real service; the maximum is 1 day.
     pub fn heartbeat(mut self, heartbeat: Duration) -> Self {
         self.heartbeat = heartbeat;
         self
@@ -269,7 +269,7 @@ impl LocalServerBuilder {
     /// use flipswitch_local::LocalServer;
     /// use serde_json::json;
     ///
-    /// // A page of the development server at port 5173 can use this service.
+    /// // A page from the development server on port 5173 can use this service.
     /// let service = LocalServer::builder()
     ///     .flags(json!({"new-home": true}))
     ///     .event_streams(true)

@@ -1,4 +1,4 @@
-//! Evaluations of OpenFeature clients as events.
+//! Evaluations by OpenFeature clients as events.
 
 use flipswitch::{
     FlipswitchProvider, WeakProvider, integration,
@@ -7,7 +7,7 @@ use flipswitch::{
     },
 };
 
-/// Reports the evaluations of OpenFeature clients with any provider as `feature_flag.evaluation` events, which OpenTelemetry's
+/// Reports the evaluations by OpenFeature clients with any provider as `feature_flag.evaluation` events, which OpenTelemetry's
 /// semantic conventions define.
 ///
 /// The hook is for applications that also use other providers. If all providers are Flipswitch providers,
@@ -19,8 +19,8 @@ use flipswitch::{
 /// the targeting key of the current request.
 /// The provider's [`evaluation_context_id`](flipswitch::FlipswitchProviderBuilder::evaluation_context_id) option sets its form.
 ///
-/// If `evaluation_events` is set on the provider that was passed to the hook, the evaluations of Flipswitch providers would be
-/// reported twice. In that case, the hook leaves them out and logs a warning. Set `evaluation_events` on all Flipswitch providers
+/// If `evaluation_events` is set on the provider that was passed to the hook, the evaluations by Flipswitch providers are already
+/// reported. In that case, the hook leaves them out and logs a warning. Set `evaluation_events` on all Flipswitch providers
 /// or on none.
 ///
 /// ```
@@ -50,7 +50,7 @@ impl EvaluationHook {
         if integration::reports_evaluations(provider) {
             tracing::warn!(
                 target: "flipswitch",
-                "EvaluationHook leaves out the evaluations of Flipswitch providers, because evaluation_events is set on its \
+                "EvaluationHook leaves out the evaluations by Flipswitch providers, because evaluation_events is set on its \
                  provider"
             );
         }

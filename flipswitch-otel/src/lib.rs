@@ -1,7 +1,7 @@
-//! [OpenTelemetry](https://docs.rs/opentelemetry) metrics and events of the provider in the crate [`flipswitch`], which evaluates
-//! feature flags of [Flipswitch](https://flipswitch.io) and of any other service that speaks OFREP.
+//! [OpenTelemetry](https://docs.rs/opentelemetry) metrics and events for the provider of [`flipswitch`], which evaluates
+//! feature flags from [Flipswitch](https://flipswitch.io) and from any other service that speaks OFREP.
 //!
-//! [`observe`] reports the counters and the state of a provider as metrics. [`EvaluationHook`] reports the evaluations of
+//! [`observe`] reports the counters and the state of a provider as metrics. [`EvaluationHook`] reports the evaluations by
 //! OpenFeature clients as events, for applications that also use other providers.
 //!
 //! # Example
@@ -36,7 +36,7 @@
 //! | purpose | items |
 //! |---|---|
 //! | Metrics of a provider | [`observe`], which lists the instruments |
-//! | Events about the evaluations of OpenFeature clients | [`EvaluationHook`] |
+//! | Events about evaluations by OpenFeature clients | [`EvaluationHook`] |
 //! | The versions of the crates in these signatures | [`opentelemetry`], [`flipswitch`] |
 //!
 //! # Events about reads

@@ -49,7 +49,7 @@ macro_rules! instruments {
 
 /// Names and units follow OpenTelemetry's rules: lower case, namespaces with dots, UCUM units, no `_total` suffix.
 const INSTRUMENTS: &[Instrument] = instruments! {
-    Counter "flipswitch.evaluations", "{evaluation}", "Evaluations of all flags of a context.",
+    Counter "flipswitch.evaluations", "{evaluation}", "Evaluations of all flags for a context.",
         |now| number(now.stats.evaluations);
     Counter "flipswitch.evaluation.hits", "{evaluation}", "Evaluations that returned fresh flags from memory.",
         |now| number(now.stats.hits);
@@ -63,13 +63,13 @@ const INSTRUMENTS: &[Instrument] = instruments! {
         |now| number(now.stats.requests);
     Counter "flipswitch.request.not_modified", "{request}", "Requests that received the response 304 Not Modified.",
         |now| number(now.stats.not_modified);
-    Counter "flipswitch.stream.reconnects", "{connection}", "Connections of the stream of changes after the first one.",
+    Counter "flipswitch.stream.reconnects", "{connection}", "Connections to the stream of changes after the first one.",
         |now| number(now.stats.reconnects);
     Counter "flipswitch.polls", "{poll}", "Polls while the stream of changes was closed.",
         |now| number(now.stats.polls);
     Counter "flipswitch.context.added", "{context}", "Contexts that were added to the cache.",
         |now| number(now.stats.new_contexts);
-    Counter "flipswitch.context.attributes_left_out", "{attribute}", "Attributes of contexts that cannot be sent.",
+    Counter "flipswitch.context.attributes_left_out", "{attribute}", "Context attributes that cannot be sent.",
         |now| number(now.stats.attributes_left_out);
     Counter "flipswitch.store.hits", "{context}", "Contexts whose fresh flags were found in the store.",
         |now| number(now.stats.store_hits);
@@ -77,11 +77,11 @@ const INSTRUMENTS: &[Instrument] = instruments! {
         |now| number(now.stats.store_misses);
     Counter "flipswitch.store.restored", "{context}", "Contexts whose last known flags came from the store.",
         |now| number(now.stats.store_restored);
-    Counter "flipswitch.store.leases", "{request}", "Requests that were sent with a lease of the store.",
+    Counter "flipswitch.store.leases", "{request}", "Requests that were sent with a lease from the store.",
         |now| number(now.stats.store_leases);
     Counter "flipswitch.store.waits", "{request}", "Times that a request waited for another instance.",
         |now| number(now.stats.store_waits);
-    Gauge "flipswitch.store.away", "1", "1 while reads or writes of the store fail, otherwise 0.",
+    Gauge "flipswitch.store.away", "1", "1 while reads from or writes to the store fail, otherwise 0.",
         |now| truth(now.health.store_away_since.is_some());
     UpDownCounter "flipswitch.cache.contexts", "{context}", "Contexts in the cache.",
         |now| number(now.stats.contexts);
@@ -174,7 +174,7 @@ impl ReportCache {
     }
 }
 
-/// Reports [`Stats`] and [`Health`] of a provider as observable instruments of a meter.
+/// Reports the [`Stats`] and the [`Health`] of a provider as observable instruments of a meter.
 ///
 /// Call it once for each provider. The meter must come from the meter provider that exports the metrics. A meter that was
 /// obtained before [`set_meter_provider`](opentelemetry::global::set_meter_provider) reports nothing.
@@ -207,16 +207,16 @@ impl ReportCache {
 /// | `flipswitch.evaluation.unavailable` | counter | `{evaluation}` | Evaluations without flags from the service |
 /// | `flipswitch.requests` | counter | `{request}` | Requests for flags that were sent to the service |
 /// | `flipswitch.request.not_modified` | counter | `{request}` | Requests that received the response 304 Not Modified |
-/// | `flipswitch.stream.reconnects` | counter | `{connection}` | Connections of the stream of changes after the first one |
+/// | `flipswitch.stream.reconnects` | counter | `{connection}` | Connections to the stream of changes after the first one |
 /// | `flipswitch.polls` | counter | `{poll}` | Polls while the stream of changes was closed |
 /// | `flipswitch.context.added` | counter | `{context}` | Contexts that were added to the cache |
-/// | `flipswitch.context.attributes_left_out` | counter | `{attribute}` | Attributes of contexts that cannot be sent |
+/// | `flipswitch.context.attributes_left_out` | counter | `{attribute}` | Context attributes that cannot be sent |
 /// | `flipswitch.store.hits` | counter | `{context}` | Contexts whose fresh flags were found in the store |
 /// | `flipswitch.store.misses` | counter | `{request}` | Requests for which the store had no fresh flags |
 /// | `flipswitch.store.restored` | counter | `{context}` | Contexts whose last known flags came from the store |
-/// | `flipswitch.store.leases` | counter | `{request}` | Requests that were sent with a lease of the store |
+/// | `flipswitch.store.leases` | counter | `{request}` | Requests that were sent with a lease from the store |
 /// | `flipswitch.store.waits` | counter | `{request}` | Times that a request waited for another instance |
-/// | `flipswitch.store.away` | gauge | `1` | 1 while reads or writes of the store fail, otherwise 0 |
+/// | `flipswitch.store.away` | gauge | `1` | 1 while reads from or writes to the store fail, otherwise 0 |
 /// | `flipswitch.cache.contexts` | up-down counter | `{context}` | Contexts in the cache |
 /// | `flipswitch.cache.size` | up-down counter | `By` | Approximate memory of the cache |
 /// | `flipswitch.throttling.backed_off_contexts` | up-down counter | `{context}` | Contexts that wait after a failure |

@@ -122,7 +122,10 @@ async fn every_number_of_a_provider_is_reported() {
     assert_eq!(state(&reported, "flipswitch.health.state"), "shut_down");
     assert_eq!(state(&reported, "flipswitch.stream.state"), "disconnected");
     drop(provider);
-    assert!(metrics.collect().values().all(|(_, values)| values.is_empty()), "the instruments keep no provider");
+    assert!(
+        metrics.collect().values().all(|(_, values)| values.is_empty()),
+        "the instruments do not keep the provider alive"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -164,7 +164,7 @@ impl Inner {
     /// Returns the next state once a connection is lost or does not respond. Callers wait for a new connection only in the first
     /// case.
     async fn until_lost(&self, connection: &Arc<dyn Connection>) -> State {
-        let silent = || State::Down("no answer".into());
+        let silent = || State::Down("no response".into());
         let checks = async {
             loop {
                 // The connection is checked even if nothing suggests that it is lost, because an idle connection can end

@@ -1,8 +1,8 @@
 //! A store in [Redis](https://redis.io) or [Valkey](https://valkey.io) for the provider in the crate [`flipswitch`], which
-//! evaluates feature flags of [Flipswitch](https://flipswitch.io) and of any other service that speaks OFREP.
+//! evaluates feature flags from [Flipswitch](https://flipswitch.io) and from any other service that speaks OFREP.
 //!
 //! The instances of an application share the flags of their users in the store: after a change, one instance requests the flags
-//! for a user, and the others read them from the store. After a restart without the flag service, users get their last known
+//! for a user, and the others read them from the store. If the service is down after a restart, users get their last known
 //! flags.
 //!
 //! # Example
@@ -16,7 +16,7 @@
 //! #[tokio::main]
 //! async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     let provider = FlipswitchProvider::builder("an API key of the flag service")
-//!         // The encryption key is derived from it. Must be the same in all instances.
+//!         // The encryption key is derived from the secret, which must be the same in all instances.
 //!         .secret(std::fs::read("/run/secrets/flipswitch")?)
 //!         // With a secret and a namespace, the flags remain usable after the API key is replaced.
 //!         .store_namespace("shop-production")

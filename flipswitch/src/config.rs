@@ -259,7 +259,7 @@ impl BaseUrl {
         }
         let path = url.path().trim_end_matches('/').to_owned();
         if path.ends_with("/ofrep/v1") || path.ends_with("/ofrep") {
-            return Err(refuse("it ends in the path of OFREP, which the provider appends"));
+            return Err(refuse("it ends with the OFREP path, which the provider appends"));
         }
         url.set_path(&path);
         Ok(Self(url))

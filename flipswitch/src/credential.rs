@@ -138,7 +138,7 @@ impl ApiKey {
         Secret::new(self.0.as_bytes())
     }
 
-    /// Returns whether the key may be guessed: whether it is shorter than a secret must be.
+    /// Returns whether the key could be guessed, because it is shorter than a secret must be.
     pub(crate) fn is_short(&self) -> bool {
         self.0.len() < 16
     }

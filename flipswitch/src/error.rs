@@ -24,7 +24,7 @@ pub(crate) type SharedError = Arc<dyn StdError + Send + Sync + 'static>;
 /// | [`Evaluation`](Self::Evaluation) | Correct the context, for example if it lacks a targeting key that the service needs |
 /// | [`ShutDown`](Self::ShutDown) | Evaluate before the provider is shut down |
 ///
-/// All other variants describe a service that is slow, unreachable or overloaded. The provider retries by itself.
+/// All other variants describe a service that is slow, unreachable, overloaded or faulty. The provider retries by itself.
 ///
 /// ```
 /// use flipswitch::{Context, Error, FlipswitchProvider, Flags, serde_json::json};
@@ -78,10 +78,10 @@ pub enum Error {
     #[error("the flag service did not respond in time")]
     Timeout,
     /// The response is not valid OFREP.
-    #[error("the response of the flag service could not be read")]
+    #[error("the response from the flag service could not be read")]
     Decode(#[source] SharedError),
     /// The response is larger than 16 MiB.
-    #[error("the response of the flag service is larger than 16 MiB")]
+    #[error("the response from the flag service is larger than 16 MiB")]
     TooLarge,
     /// The targeting key of the context is too large to be sent: a context can be at most 64 KiB. Attributes that cannot be sent
     /// are left out instead; see [`Context`](crate::Context).
@@ -305,8 +305,8 @@ pub enum ConfigError {
     },
     /// The HTTP client cannot be built.
     #[error(
-        "http_client: no client could be built ({cause}). Without a custom client, TLS lacks certificates or a crypto \
-         provider: install the system's CA certificates or, with the feature `rustls-no-provider`, install a crypto \
+        "http_client: no client could be built ({cause}). If no custom client is set, TLS has no certificates or no \
+         crypto provider: install the system's CA certificates or, with the feature `rustls-no-provider`, install a crypto \
          provider first; the features `rustls` and `native-tls` select a different TLS library"
     )]
     HttpClient {

@@ -1,4 +1,4 @@
-//! The OpenFeature provider, which evaluates in OpenFeature's terms.
+//! The OpenFeature provider, which evaluates flags in OpenFeature's terms.
 
 use async_trait::async_trait;
 use open_feature::{

@@ -34,7 +34,7 @@
 //! # Outages
 //!
 //! An evaluation never fails. If the service is slow or unavailable, or sends invalid responses, the evaluation returns the last
-//! known flags of the context, which may be up to [`max_stale`](FlipswitchProviderBuilder::max_stale) old. If there are none, it
+//! known flags for the context, which may be up to [`max_stale`](FlipswitchProviderBuilder::max_stale) old. If there are none, it
 //! returns the [`bootstrap`](FlipswitchProviderBuilder::bootstrap) values or the defaults in the code. [`Flags::is_stale`] and
 //! [`Flags::error`] report these cases.
 //!
@@ -70,7 +70,7 @@
 //! | `native-tls` | TLS with the library of the platform |
 //! | `gzip` | compressed responses from the flag service; also enables them in other reqwest clients of the application |
 //!
-//! Without a TLS feature, only `http` URLs can be used.
+//! Without a TLS feature, only `http` URLs can be used, unless `http_client` sets a client that supports TLS.
 //!
 //! # Runtime
 //!

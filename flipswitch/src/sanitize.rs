@@ -1,4 +1,4 @@
-//! Sanitizing of text from outside, for logs and errors.
+//! Sanitises text from outside, for logs and errors.
 
 /// Maximum length of the text that is kept, in bytes.
 const MAX_BYTES: usize = 256;

@@ -34,7 +34,7 @@ const HEADERS: [(HeaderName, &str); 6] = [
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
 ];
 
-/// Rejects requests from other machines and from pages of other servers.
+/// Rejects requests from other machines and from pages on other servers.
 pub(crate) async fn restrict(
     State(state): State<Arc<AppState>>,
     ConnectInfo(peer): ConnectInfo<Peer>,
@@ -66,19 +66,21 @@ fn check(exposed: bool, peer: IpAddr, method: &Method, uri: &Uri, headers: &Head
     let changes = *method != Method::GET && *method != Method::HEAD;
     if let Some(origin) = single_value(headers, &header::ORIGIN).map_err(forbidden)? {
         let Some(authority) = origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")) else {
-            return Err(forbidden(format!("Origin: {origin:?} is not a page of this server")));
+            return Err(forbidden(format!("Origin: {origin:?} is not the origin of this server")));
         };
         if !parse_host(authority).is_some_and(|authority| is_this_machine(authority.host(), exposed)) {
-            return Err(forbidden(format!("Origin: {origin:?} is not a page of this machine")));
+            return Err(forbidden(format!("Origin: {origin:?} is not an origin on this machine")));
         }
         if changes && !authority.eq_ignore_ascii_case(&host) {
-            return Err(forbidden(format!("Origin: only pages of {host:?} may make changes, not pages of {origin:?}")));
+            return Err(forbidden(format!(
+                "Origin: only pages from {host:?} may make changes, not pages from {origin:?}"
+            )));
         }
     }
     // This header, which newer browsers send, distinguishes more cases than `Origin` does.
     let site = headers.get(FETCH_SITE).map(HeaderValue::as_bytes);
     if changes && !matches!(site, None | Some(b"same-origin" | b"none")) {
-        return Err(forbidden("Sec-Fetch-Site: only pages of this server may make changes"));
+        return Err(forbidden("Sec-Fetch-Site: only pages from this server may make changes"));
     }
     Ok(())
 }

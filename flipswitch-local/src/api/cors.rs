@@ -12,8 +12,8 @@ pub(crate) fn parse_origin(origin: &str) -> Result<HeaderValue, String> {
     match HeaderValue::from_str(origin) {
         Ok(value) if origin == ANY || is_origin(origin) => Ok(value),
         _ => Err(format!(
-            "{origin:?} is not an origin as browsers send it, such as http://localhost:5173: scheme, host, and port \
-             unless it is the default, in lower case and without a path"
+            "{origin:?} is not an origin as browsers send it, such as http://localhost:5173; write the scheme, host and port \
+             (unless it is the default) in lower case, without a path"
         )),
     }
 }

@@ -194,7 +194,10 @@ fn check_limit(limit: usize, field: &'static str) -> Result<(), FaultError> {
 
 fn check_headers(headers: &BTreeMap<String, String>, field: &'static str) -> Result<(), FaultError> {
     if headers.len() > MAX_HEADERS {
-        return Err(FaultError::new(field, format!("has {} entries, but at most {MAX_HEADERS}", headers.len())));
+        return Err(FaultError::new(
+            field,
+            format!("has {} entries, but at most {MAX_HEADERS} are allowed", headers.len()),
+        ));
     }
     headers.iter().try_for_each(|(name, value)| check_header(name, value, field))
 }
@@ -209,7 +212,7 @@ fn check_header(name: &str, value: &str, field: &'static str) -> Result<(), Faul
         return Err(FaultError::new(field, problem));
     }
     HeaderValue::from_str(value)
-        .map_err(|_| FaultError::new(field, format!("{value:?} is not a valid value of {name:?}")))
+        .map_err(|_| FaultError::new(field, format!("{value:?} is not a valid value for {name:?}")))
         .map(drop)
 }
 

@@ -21,7 +21,7 @@ use crate::faults::{
 /// never apply to the endpoints under `/local`, except for faults on [`Endpoint::Connections`](crate::Endpoint::Connections).
 ///
 /// The server speaks HTTP/1.1, and HTTP/2 with prior knowledge. Effects that end or silence a connection affect all requests on
-/// it. Over HTTP/2, there can be several of them at a time.
+/// it. Over HTTP/2, several requests can share a connection.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

@@ -61,7 +61,10 @@ impl RequestFilter {
         ];
         for (field, length) in lengths {
             if length > MAX_ENTRIES {
-                return Err(FaultError::new(field, format!("has {length} entries, but at most {MAX_ENTRIES}")));
+                return Err(FaultError::new(
+                    field,
+                    format!("has {length} entries, but at most {MAX_ENTRIES} are allowed"),
+                ));
             }
         }
         if let Some(Attribute { name, .. }) =
@@ -204,7 +207,7 @@ mod tests {
             let filter = RequestFilter { if_none_match: expected, ..RequestFilter::default() };
             assert_eq!(filter.matches(&IncomingRequest::new(Endpoint::Bulk, has_tag, Bytes::new())), matches);
             let stream = IncomingRequest::new(Endpoint::Stream, has_tag, Bytes::new());
-            assert_eq!(filter.matches(&stream), expected.is_none(), "streams are no evaluations");
+            assert_eq!(filter.matches(&stream), expected.is_none(), "streams are not evaluations");
         }
     }
 }

@@ -40,7 +40,7 @@ pub(crate) fn read(path: &Path) -> io::Result<Flags> {
 pub(crate) fn warn_of_invalid_rules(path: &Path, flags: &Flags) {
     for error in flags.iter().filter_map(|(key, flag)| flag.validate_rule(key).err()) {
         let name = path.display();
-        tracing::warn!(target: "flipswitch_local", "{name}: {error}; evaluations that reach it return an error");
+        tracing::warn!(target: "flipswitch_local", "{name}: {error}; evaluations that reach this rule return an error");
     }
 }
 

@@ -33,7 +33,7 @@ async fn connections_over_http2_die_and_new_ones_work() {
     let mut dead = Box::pin(evaluate(&client, &service));
     let mut event = Box::pin(stream.chunk());
     for value in 2..5 {
-        // On a new connection each.
+        // Each request uses a new connection.
         service.set_flag("a", value);
         assert_eq!(in_time(evaluate(&http2(), &service)).await.unwrap().status(), 200);
         assert!(poll_immediate(&mut dead).await.is_none(), "the request has no response");

@@ -59,7 +59,7 @@ async fn faults_apply_in_order_and_up_to_their_limits() {
         let head = Socket::request(&service, BULK).await.head().await;
         codes.push(head[9..12].to_owned());
     }
-    // Skipped by both, the first fault twice, the second fault, and both are exhausted.
+    // Both faults skip the first request. Then the first applies twice, the second once, and both are exhausted.
     assert_eq!(codes, ["200", "503", "503", "429", "200", "200"]);
     let active = faults.active();
     let counted: Vec<_> = active.iter().map(|fault| (fault.id, fault.applied, fault.remaining)).collect();

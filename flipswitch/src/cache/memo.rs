@@ -28,7 +28,7 @@ const COUNTED: usize = 64;
 ///
 /// A hit takes no lock. Each thread has its own copies of the entries, so that threads do not share a reference count.
 ///
-/// Every entry that enters the cache clears all memos. Therefore, no thread returns an older flag set after another thread
+/// Every entry that enters the cache clears all memos. Therefore, no thread returns an older flag set once another thread has
 /// returned a newer one. The entries are then read from the cache again, so the cache registers that they are in use before it
 /// evicts any.
 #[derive(Default)]

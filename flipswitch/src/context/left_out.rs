@@ -53,7 +53,7 @@ impl fmt::Display for Unsendable {
             ),
             Self::Nested => write!(f, "it is nested more than {MAX_DEPTH} levels deep"),
             Self::TargetingKey => f.write_str(
-                "it would replace the targeting key; pass that to `Context::user` or `with_targeting_key`",
+                "it would replace the targeting key; set the key with `Context::user` or `with_targeting_key`",
             ),
             Self::Size { bytes } => {
                 write!(f, "it would make the context larger than {MAX_BYTES} bytes ({bytes} bytes)")
@@ -109,7 +109,7 @@ impl LeftOut {
     pub(crate) fn targeting_key_error(&self) -> Option<Error> {
         let bytes = self.targeting_key_bytes?;
         Some(Error::InvalidContext(format!(
-            "the targeting key is {bytes} bytes, but at most {MAX_BYTES} are sent for the whole context"
+            "the targeting key is {bytes} bytes long, but the whole context can be at most {MAX_BYTES} bytes"
         )))
     }
 

@@ -1,11 +1,11 @@
 //! Decides whether the flag service as a whole works, based on the outcomes for more than one context.
 //!
 //! A service that fails for one context may work for all others, so a failure at first concerns only its own context
-//! ([`Backoffs`](super::backoffs::Backoffs)). The breaker opens if no connection is possible, or if different contexts
-//! fail and a round of requests is not answered either. A round requests contexts that are certain to be valid, and no
-//! evaluation waits for it. While the breaker is open, only rounds are sent. A service that is down therefore costs callers no
-//! time, and does not receive all their requests at once when it recovers. One answer closes the breaker. No I/O; the time and
-//! random numbers are passed in.
+//! ([`Backoffs`](super::backoffs::Backoffs)). The breaker opens if no connection is possible, or if different contexts fail
+//! and a round of requests is not answered either. A round requests at most three contexts, one of which is certain to be
+//! valid, and no evaluation waits for it. While the breaker is open, only rounds are sent. A service that is down therefore
+//! costs callers no time, and does not receive all their requests at once when it recovers. One answer closes the breaker. No
+//! I/O; the time and random numbers are passed in.
 
 use std::time::{Duration, Instant};
 
@@ -20,10 +20,10 @@ use crate::{
 /// Wait after the first failure.
 pub(crate) const FIRST_WAIT: Duration = Duration::from_secs(1);
 
-/// Different contexts that must have failed before the breaker opens, unless no connection is possible.
+/// Number of different contexts that must have failed before the breaker opens, unless no connection is possible.
 const MIN_FAILED: usize = 3;
 
-/// How long after a refusal of the API key a round confirms it, because a firewall may have rejected a single request.
+/// Time from a refusal of the API key to the round that confirms it. A firewall may have rejected a single request.
 const CONFIRM_AFTER: Duration = Duration::from_secs(1);
 
 /// A failure to connect opens the breaker immediately, unless a request that was sent within this time was answered.
@@ -447,7 +447,7 @@ mod tests {
         }
         assert_eq!(service.breaker.due().unwrap() - service.now, SECOND);
         service.fails(&context(2), &unavailable());
-        assert_eq!(service.breaker.due(), Some(service.now), "requested at once");
+        assert_eq!(service.breaker.due(), Some(service.now), "requested immediately");
         assert!(!service.is_open(), "not before the round");
         service.unanswered_round(unavailable);
         assert!(service.is_open());

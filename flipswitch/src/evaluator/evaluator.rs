@@ -117,7 +117,7 @@ pub(crate) trait Observer: Send + Sync {
     fn streams_advertised(&self, advertised: Advertised, sent_at: Instant);
 }
 
-/// Progress of the start-up.
+/// Startup progress.
 pub(crate) enum Startup {
     /// No request has succeeded yet. Holds the last error, if there was one.
     Waiting(Option<Error>),

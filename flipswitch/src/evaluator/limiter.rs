@@ -28,7 +28,7 @@ const PACE: Duration = Duration::from_millis(5);
 /// Maximum number of slow requests without a permit, if requests for other contexts are faster.
 const MAX_SLOW: usize = 64;
 
-/// Maximum number of slow requests without a permit, for each permit, if all requests are slow. With the default
+/// Maximum number of slow requests without a permit, as a multiple of the permits, if all requests are slow. With the default
 /// `request_timeout`, this allows each permit one slow request every two seconds.
 const MAX_SLOW_PER_PERMIT: usize = 5;
 

@@ -274,7 +274,11 @@ mod tests {
             "sent before the cut, and raised for 2 + 10 seconds"
         );
         pacer.limited(later, later, None);
-        assert_eq!(pacer.per_second(later), Some(45.0), "100 answers in two seconds, and never raised at once");
+        assert_eq!(
+            pacer.per_second(later),
+            Some(45.0),
+            "100 answers in two seconds; the rate is not raised immediately"
+        );
     }
 
     #[test]

@@ -610,7 +610,7 @@ impl Evaluator {
         for Differing { attribute, count, within } in differing {
             tracing::warn!(
                 target: "flipswitch", attribute, count, ?within,
-                "an attribute differs between requests of the same user, and each value costs a request to the flag service. \
+                "an attribute differs between requests from the same user, and each value costs a request to the flag service. \
                  Leave it out of the context, or send a value that changes less often"
             );
         }

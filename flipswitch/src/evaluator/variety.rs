@@ -1,4 +1,4 @@
-//! Detects contexts that differ between requests of the same user, for which the cache is of no use. No I/O; the time is
+//! Detects contexts that differ between requests from the same user and make the cache useless. No I/O; the time is
 //! passed in.
 
 use std::{
@@ -15,12 +15,12 @@ use crate::sanitize::printable;
 /// Maximum number of users whose last context is kept.
 const USERS: usize = 256;
 
-/// Number of differences of an attribute within [`WINDOW`] that are reported. Some attributes, such as a plan, differ now and
+/// An attribute that differs this many times within [`WINDOW`] is reported. Some attributes, such as a plan, differ now and
 /// then.
 const MANY: u32 = 30;
 const WINDOW: Duration = Duration::from_secs(3600);
 
-/// Maximum number of attributes that are counted, over all users.
+/// Maximum number of attributes that are counted, across all users.
 const MAX_NAMES: usize = 64;
 
 /// Maximum number of attributes of one context that are compared.

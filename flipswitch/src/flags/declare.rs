@@ -96,7 +96,7 @@ impl DeclaredFlag {
         self.key
     }
 
-    /// Returns the documentation of the flag, without markup.
+    /// Returns the documentation of the flag, as written in the doc comment.
     #[must_use]
     pub fn description(&self) -> String {
         let lines = self.description.lines().map(|line| line.strip_prefix(' ').unwrap_or(line).trim_end());
@@ -206,7 +206,7 @@ pub fn manifest(flags: &[DeclaredFlag]) -> Value {
 /// # }
 /// ```
 ///
-/// With `static` and a name in the first line, the macro also declares a list of the flags. It is used for a
+/// With `static` and a name in the first line, the macro also declares a list of the flags. The list is used for a
 /// [`manifest`](crate::manifest()), and for a warning at startup about flags that the service does not have
 /// ([`declared`](crate::LifespanBuilder::declared)). The values of all its flags must implement `Serialize`.
 ///

@@ -217,7 +217,7 @@ impl LifespanBuilder {
     /// # Errors
     ///
     /// A [`ReadyError`] if [`require_ready`](Self::require_ready) is set and the service did not respond, if signals cannot be
-    /// handled, if [`require_declared`](Self::require_declared) is set and a declared flag is missing, or if a provider has
+    /// handled, if [`require_declared`](Self::require_declared) is set and a declared flag does not match, or if a provider has
     /// already been shut down. After an error, all providers are shut down.
     pub async fn start(self) -> Result<Lifespan, ReadyError> {
         let Self { providers, ready_timeout, require_ready, declared, require_declared, drain_timeout } = self;

@@ -95,7 +95,7 @@ impl FlipswitchProviderBuilder {
     /// Reads `FLIPSWITCH_API_KEY` and `FLIPSWITCH_BASE_URL`. OFREP's own variables are not read: they may name a different
     /// service, to which the key would be sent.
     pub(crate) fn from_env() -> Result<Self, ConfigError> {
-        // A value that is not Unicode is neither a valid key nor a valid URL, and is rejected as one.
+        // A value that is not Unicode is neither a valid key nor a valid URL, and is rejected as invalid.
         let variable = |name| env::var_os(name).map(|value| value.to_string_lossy().trim().to_owned());
         let api_key = variable(API_KEY_VARIABLE).ok_or(ConfigError::MissingVariable { variable: API_KEY_VARIABLE })?;
         let builder = Self::flipswitch(api_key);
@@ -280,7 +280,8 @@ impl FlipswitchProviderBuilder {
     ///
     /// At most half of them can be for contexts without flags. A request that has taken longer than
     /// [`miss_wait`](Self::miss_wait), and at least a second, no longer counts towards the limit. If there are more than 64 such
-    /// requests, a request for a context without flags is cancelled when a later one receives a response.
+    /// requests, the oldest ones are cancelled if later ones have received a response, beginning with those for contexts without
+    /// flags.
     pub fn max_concurrent_requests(mut self, max_concurrent_requests: usize) -> Self {
         self.options.max_concurrent_requests = max_concurrent_requests;
         self
@@ -289,7 +290,8 @@ impl FlipswitchProviderBuilder {
     /// Sets how many requests may wait to be sent. Defaults to 16 384. Their contexts take up at most 16 MiB.
     ///
     /// The newest request that an evaluation is waiting for is sent first. When the queue is full, the oldest requests are
-    /// dropped, requests for contexts without flags first, with [`Error::QueueFull`](crate::Error::QueueFull).
+    /// dropped with [`Error::QueueFull`](crate::Error::QueueFull): first those that no evaluation is waiting for, then those for
+    /// contexts without flags, then all others.
     pub fn max_queued_requests(mut self, max_queued_requests: usize) -> Self {
         self.options.max_queued_requests = max_queued_requests;
         self
@@ -302,8 +304,8 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets flag values that apply to every context until the service has responded, as a JSON object. Defaults to none, so the
-    /// defaults in the code apply.
+    /// Sets flag values, as a JSON object, that apply to each context while no flags from the service are known for it.
+    /// Defaults to none, so the defaults in the code apply.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -462,7 +464,7 @@ impl FlipswitchProviderBuilder {
     }
 
     /// Sets the maximum age of stale flags, which are served when the service does not respond. If only older flags are known,
-    /// evaluations return defaults. Defaults to 24 hours; with zero, stale flags are never served. Does not limit
+    /// evaluations return bootstrap values or defaults. Defaults to 24 hours; zero disables stale flags. Does not limit
     /// [fresh](Self::cache_ttl) flags.
     pub fn max_stale(mut self, max_stale: Duration) -> Self {
         self.options.max_stale = max_stale;
@@ -515,7 +517,7 @@ impl FlipswitchProviderBuilder {
     /// | `override` | an overridden value |
     /// | `error` | the default, because of an error |
     ///
-    /// Methods that return all flags, such as [`Flags::to_json`](crate::Flags::to_json), and routes for browsers are not
+    /// Reads of all flags together, as in [`Flags::to_json`](crate::Flags::to_json), and reads by routes for browsers are not
     /// reported. Reads of an [in-memory](FlipswitchProvider::in_memory) provider are not reported either.
     ///
     /// [`feature_flag.evaluation`]: https://opentelemetry.io/docs/specs/semconv/feature-flags/feature-flags-events/

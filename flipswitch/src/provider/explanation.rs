@@ -14,7 +14,7 @@ use crate::{
     sanitize::printable,
 };
 
-/// Keys that are longer, in bytes, or shorter, in characters, are not compared with others.
+/// Maximum length, in bytes, and minimum length, in characters, of keys that are compared with others.
 const MAX_COMPARED: usize = 200;
 const MIN_COMPARED: usize = 3;
 

@@ -1,4 +1,4 @@
-//! The flags of one context, as a caller reads them.
+//! The flags for one context, as a caller reads them.
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Instant};
 
@@ -24,7 +24,7 @@ use crate::{
     sanitize::printable,
 };
 
-/// All flags of one context, evaluated together.
+/// All flags for one context, evaluated together.
 ///
 /// Reading a flag is a lookup in memory: nothing is requested or locked, and for booleans, numbers and `&str` nothing is
 /// allocated. All reads of one `Flags` are consistent, even if flags change in the meantime. Evaluate a new one for each
@@ -309,7 +309,7 @@ impl Flags {
         self.value(key, FlagType::String, FlagEvaluation::as_str, default)
     }
 
-    /// Returns the flag `key` deserialized from its JSON value, or `default`.
+    /// Returns the flag `key` deserialised from its JSON value, or `default`.
     ///
     /// ```
     /// use flipswitch::{Context, FlipswitchProvider, serde_json::json};
@@ -424,7 +424,7 @@ impl Flags {
         }
     }
 
-    /// Returns whether the flags may be out of date, because the service did not respond in time.
+    /// Returns whether the flags may be out of date, because there was no current response from the service.
     #[must_use]
     pub fn is_stale(&self) -> bool {
         match &self.0 {
@@ -435,7 +435,7 @@ impl Flags {
         }
     }
 
-    /// Returns whether one flag may be out of date: all of them [are](Self::is_stale), or the service could not evaluate
+    /// Returns whether one flag may be out of date: all of them [may be](Self::is_stale), or the service could not evaluate
     /// this one, which keeps its last value.
     #[must_use]
     pub fn is_flag_stale(&self, key: &str) -> bool {

@@ -51,7 +51,7 @@ pub(super) fn read(variable: impl Fn(&str) -> Option<String>) -> Result<OfrepEnv
         if timeout.is_none() {
             tracing::warn!(
                 target: "flipswitch", value = printable(&text),
-                "OFREP_TIMEOUT_MS is ignored: it must be a number of milliseconds, at least 1 and at most a week, such as 5000"
+                "OFREP_TIMEOUT_MS is ignored: it must be a number of milliseconds from 1 to 604800000 (one week), such as 5000"
             );
         }
         timeout

@@ -592,7 +592,7 @@ impl FlipswitchProvider {
         None
     }
 
-    /// Compares declared flags with the flags of the start-up context, and logs a warning about the flags that differ. Returns
+    /// Compares declared flags with the flags for the start-up context, and logs a warning about the flags that differ. Returns
     /// its text.
     async fn declared_problems(&self, declared: &[DeclaredFlag]) -> Option<String> {
         let start_up = CanonicalContext::start_up();
@@ -868,7 +868,7 @@ impl FlipswitchProvider {
     /// Returns the time at which each flag was last read. Use it to find flags that can be removed.
     ///
     /// Includes reads of individual flags through [`Flags`], gates and OpenFeature clients, even if the value is overridden or
-    /// the default is used. Includes neither methods that return all flags, such as [`Flags::to_json`], nor routes for browsers.
+    /// the default is used. Leaves out reads of all flags together, as in [`Flags::to_json`], and reads by routes for browsers.
     /// Recording adds almost no cost to a read: times are precise to the minute, and the number of reads is not recorded. [In
     /// memory](Self::in_memory) and after shutdown, the time of a read is the time of the next call to this method.
     ///

@@ -44,8 +44,8 @@ pub(super) fn started(base_url: &BaseUrl, credential: &Credential, headers: &Hea
     if is_first {
         tracing::warn!(
             target: "flipswitch", %base_url,
-            "another provider with the same base URL and API key is running in this process, and each has its own stream of \
-             changes, cache and requests. Build one provider and clone it: with actix-web, before the closure of \
+            "another provider with the same base URL and API key is running in this process, and each has its own cache, \
+             requests and stream of changes. Build one provider and clone it. With actix-web, build it before the closure of \
              `HttpServer::new`, which is called once per worker"
         );
     }

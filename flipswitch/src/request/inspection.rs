@@ -109,8 +109,8 @@ impl InspectionPage {
 
 fn html(provider: &FlipswitchProvider) -> String {
     let mut page = format!(
-        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>Flags of requests</title><style>{STYLE}</style>\
-         </head><body><h1>Flags of requests{}</h1><p>The latest inspected requests of this instance that have read flags, newest \
+        "<!doctype html><html lang=\"en\"><head><meta charset=\"utf-8\"><title>Flag reads</title><style>{STYLE}</style>\
+         </head><body><h1>Flag reads{}</h1><p>The latest inspected requests of this instance that have read flags, newest \
          first.</p>",
         provider.name().map(|name| format!(": {}", escaped(name))).unwrap_or_default()
     );

@@ -96,11 +96,11 @@ type Consent = dyn Fn(&dyn RequestParts) -> bool + Send + Sync;
 /// Selects the requests to which browsers add a cookie: the attribute `SameSite`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SameSite {
-    /// Only to requests from pages on the same site.
+    /// The cookie is sent only with requests from pages on the same site.
     Strict,
-    /// Also to requests that follow a link on another site.
+    /// The cookie is also sent with requests that follow a link on another site.
     Lax,
-    /// To all requests. The cookie must be `Secure`.
+    /// The cookie is sent with all requests. It must be `Secure`.
     None,
 }
 
@@ -289,10 +289,10 @@ impl AnonymousCookie {
             return refuse("max_age", &format_args!("{:?}", self.max_age), "pass a duration from 1 second to 400 days");
         }
         if !self.is_secure && self.same_site == SameSite::None {
-            return refuse("same_site", &"None", "browsers accept this with `secure(true)` only");
+            return refuse("same_site", &"None", "browsers accept this only with `secure(true)`");
         }
         if !self.is_secure && self.is_partitioned {
-            return refuse("partitioned", &true, "browsers accept this with `secure(true)` only");
+            return refuse("partitioned", &true, "browsers accept this only with `secure(true)`");
         }
         Ok(Anonymous(Kind::Cookie(self)))
     }

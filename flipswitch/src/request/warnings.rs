@@ -103,7 +103,7 @@ impl SetupWarning {
 }
 
 /// Where to add a middleware so that it runs before Flipswitch.
-const ORDERS: &str = "With `Router::layer` of axum and `App::wrap` of actix-web, add it after Flipswitch, because what is added \
+const ORDERS: &str = "With axum's `Router::layer` and actix-web's `App::wrap`, add it after Flipswitch, because what is added \
                       last runs first; in a `tower::ServiceBuilder`, add it before Flipswitch";
 
 impl fmt::Display for SetupWarning {
@@ -116,7 +116,7 @@ impl fmt::Display for SetupWarning {
             Self::UserSetTooLate { user } => write!(
                 f,
                 "the request had no `{user}` when Flipswitch looked for its user, but had one when a flag was read: \
-                 requests are evaluated anonymously. The middleware that sets the user must run before Flipswitch. {ORDERS}",
+                 flags are evaluated anonymously. The middleware that sets the user must run before Flipswitch. {ORDERS}",
             ),
             Self::ContextPanicked => write!(
                 f,
@@ -132,16 +132,16 @@ impl fmt::Display for SetupWarning {
             ),
             Self::GlobalTargetingKey => f.write_str(
                 "OpenFeature's global context has a targeting key, which takes precedence over the targeting key of every request: \
-                 an OpenFeature client evaluates flags for this key, whoever the user is; set the targeting key in requests only",
+                 an OpenFeature client evaluates flags for this key, whoever the user is; set the targeting key only in requests",
             ),
             Self::OtherTargetingKey => f.write_str(
                 "an OpenFeature client in a request evaluated flags for a targeting key that is not the request's: the key of \
-                 the caller, the client or the global context takes precedence; remove it there if that is not intended",
+                 the caller, the client or the global context takes precedence; if this is not intended, remove that key",
             ),
             Self::ClientOutsideOfRequest => f.write_str(
                 "an OpenFeature client evaluated flags anonymously, outside any request and without a targeting key. In work \
                  that a request started (spawned tasks, WebSockets, streamed bodies, libraries that spawn), carry the request \
-                 along: `with_current_scope()` or `with_scope(&scope)` of `InRequest`. Elsewhere, pass a targeting key if the \
+                 along (`with_current_scope()` or `with_scope(&scope)` of `InRequest`). Elsewhere, pass a targeting key if the \
                  flags depend on the user",
             ),
             Self::ClientOfOtherProvider => f.write_str(

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::cache::epoch::{ECHO_WINDOW, EpochReading, is_in_echo_window};
 
-/// How much later than an invalidation without an id a request must be sent, by the store's clock, because two instances do
+/// Minimum time, by the store's clock, by which a request must follow an invalidation without an id. Two instances do
 /// not read this clock in exactly the same way. Flag sets that were requested within this time of each other are ordered by
 /// their fences.
 pub(crate) const MARGIN: Duration = Duration::from_millis(100);

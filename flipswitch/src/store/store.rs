@@ -336,7 +336,7 @@ async fn within<T>(limit: Duration, operation: impl Future<Output = Result<T, St
     let mut operation = pin!(operation);
     let operation = poll_fn(|context| {
         let poll = AssertUnwindSafe(|| operation.as_mut().poll(context));
-        catch_unwind(poll).unwrap_or_else(|_| Poll::Ready(Err(StoreError::new("the code of the store panicked"))))
+        catch_unwind(poll).unwrap_or_else(|_| Poll::Ready(Err(StoreError::new("the store's code panicked"))))
     });
     let mut operation = pin!(operation);
     // Waits in two parts: if the runtime was busy for a long time, the response may have arrived without having been polled.

@@ -15,7 +15,7 @@ use crate::{
 /// Maximum number of changed flags whose names are remembered. If there are more, all flags count as changed.
 const MAX_NAMES: usize = 1_024;
 
-/// The known flags of the start-up context, and the changes since they were received.
+/// The known flags for the start-up context, and the changes since they were received.
 ///
 /// The evaluator uses this type to report to the sources of updates.
 #[derive(Debug, Default)]
@@ -59,7 +59,7 @@ impl Changes {
         self.known.lock().notified = Notified::default();
     }
 
-    /// Receives the flags of the start-up context, and returns the keys of flags that changed without a notification.
+    /// Receives the flags for the start-up context, and returns the keys of flags that changed without a notification.
     fn compare(&self, flag_set: &Arc<FlagSet>) -> Vec<String> {
         let (before, notified) = {
             let mut known = self.known.lock();

@@ -1,4 +1,4 @@
-//! Requests the flags of the start-up context, and no others, in the background.
+//! Requests the flags for the start-up context, and no others, in the background.
 //!
 //! While the stream is closed, these requests reveal that flags have changed, and which ones.
 

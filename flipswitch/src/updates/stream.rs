@@ -177,7 +177,7 @@ impl StreamTask {
         }
     }
 
-    /// Follows these streams from now on. If one stream disappears while another one appears, it has moved to the URL of the
+    /// Follows these streams from now on. If one stream disappears while another appears, the first has moved to the URL of the
     /// other.
     fn follow(&mut self, sources: &[StreamSource]) {
         let opens_at = opens_at(self.opened_at, Instant::now());

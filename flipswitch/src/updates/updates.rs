@@ -184,12 +184,12 @@ impl Updates {
         self.evaluator.change_announced(id, version);
     }
 
-    /// Requests the flags of the start-up context soon.
+    /// Requests the flags for the start-up context soon.
     pub(super) fn refetch(&self) {
         self.polling.refetch();
     }
 
-    /// Requests the flags of the start-up context in full next time, because the response may advertise different streams.
+    /// Requests the flags for the start-up context in full next time, because the response may advertise different streams.
     pub(super) fn renew_urls(&self) {
         self.evaluator.request_start_up_in_full();
     }

@@ -161,7 +161,7 @@ impl Transport {
         }
         let retry = request.try_clone();
         let response = match (request.send().await, retry) {
-            // The service closed a pooled connection at the same moment. Evaluation is idempotent, so the request is repeated.
+            // The service has just closed the pooled connection. Evaluation is idempotent, so the request is repeated.
             (Err(error), Some(retry)) if error.is_request() && !error.is_connect() && !error.is_timeout() => {
                 retry.send().await.map_err(|error| self.request_failure(error))?
             }

@@ -393,7 +393,7 @@ async fn contexts_that_differ_between_requests_are_reported_once() {
     provider.shutdown().await;
     let lines = log.lines();
     let with = |text: &str| lines.iter().filter(|line| line.contains(text)).collect::<Vec<_>>();
-    let differing = with("an attribute differs between requests of the same user");
+    let differing = with("an attribute differs between requests from the same user");
     assert!(differing.len() == 1 && differing[0].contains(r#"attribute="request-id" count=30"#), "{lines:?}");
     let unused = with("most evaluations have a context that is not in the cache");
     assert!(unused.len() == 1 && unused[0].contains("hits=0"), "{lines:?}");

@@ -68,7 +68,7 @@ async fn authentication_inside_the_layer_causes_a_warning() {
                 &[
                     "WARN",
                     "User`",
-                    "`App::wrap` of actix-web, add it after Flipswitch",
+                    "actix-web's `App::wrap`, add it after Flipswitch",
                     "`tower::ServiceBuilder`, add it before",
                 ],
             );

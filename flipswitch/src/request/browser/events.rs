@@ -32,7 +32,7 @@ use crate::{
 const COMMENT_AFTER: Duration = Duration::from_secs(20);
 const FIRST_COMMENT_AFTER: Duration = Duration::from_secs(1);
 
-/// Minimum lifetime of a stream. Up to a quarter of it is added at random. Reconnecting lets load balancers distribute streams
+/// Maximum age of a stream, before up to a quarter of it is added at random. Reconnecting lets load balancers distribute streams
 /// again.
 const MAX_AGE: Duration = Duration::from_secs(15 * 60);
 

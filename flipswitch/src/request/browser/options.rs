@@ -74,7 +74,7 @@ macro_rules! __browser_options {
             Self(self.0.inactivity(inactivity))
         }
 
-        /// Sets the time over which browsers are notified of a change. Each browser is notified at a random point in this time,
+        /// Sets the time over which browsers are notified of a change. Browsers are notified at random moments within this time,
         /// so that they do not all request flags at the same time. Defaults to 2 seconds; the maximum is 1 hour. Use zero for a
         /// small site.
         #[must_use]

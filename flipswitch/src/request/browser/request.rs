@@ -1,4 +1,4 @@
-//! Requests of browsers. No I/O.
+//! Requests from browsers. No I/O.
 
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};

@@ -194,7 +194,7 @@ impl BrowserService {
         self.set(|settings| settings.limits.total = streams)
     }
 
-    /// Sets how many streams of one user may be open. Defaults to 16.
+    /// Sets how many streams may be open for one user. Defaults to 16.
     #[must_use]
     pub fn max_streams_per_context(self, streams: usize) -> Self {
         self.set(|settings| settings.limits.per_context = streams)

@@ -110,7 +110,7 @@ pub(crate) enum Action {
     Notify(Notification),
     /// Publish the status of the connection.
     Status(ConnectionStatus),
-    /// Request the flags of the start-up context.
+    /// Request the flags for the start-up context.
     Refetch,
     /// Request the flags because a stream that a response has added or moved is open.
     RefetchForNewStream,
