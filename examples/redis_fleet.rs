@@ -1,7 +1,7 @@
 //! Instances of an application that share flags in Redis (axum). After a change, one instance requests the flags for a user from
 //! the flag service, and the others find them in Redis.
 //!
-//! `REDIS_URL` is the URL of Redis, which `docker run --rm --publish 6379:6379 redis` or `redis-server` starts:
+//! Start Redis with `docker run --rm --publish 6379:6379 redis` or `redis-server`. `REDIS_URL` is its URL:
 //!
 //! ```text
 //! $ REDIS_URL=redis://127.0.0.1:6379 cargo run -p examples --bin redis-fleet

@@ -15,7 +15,7 @@
 //! ```
 //!
 //! The file `cookies` contains the session cookie and the visitor cookie. A rule that splits visitors by percentage therefore
-//! gives a visitor the same value at each request, even after a login and a logout.
+//! gives a visitor the same value at each request after the first, even after a login and a logout.
 
 use std::error::Error;
 
