@@ -81,7 +81,7 @@ use crate::{FlagsExt, MissingMiddleware};
 ///
 /// # CORS
 ///
-/// Browsers send preflights without cookies and other credentials, so a gate cannot find their user. It refuses them without
+/// Browsers send preflights without cookies or other credentials, so a gate cannot find their user. It refuses them without
 /// reading flags, and logs a warning once. Register the CORS middleware after the gate, so that it runs before the gate
 /// and responds to them.
 #[derive(Clone)]

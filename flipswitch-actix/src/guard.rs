@@ -15,8 +15,8 @@ use crate::FlagsExt;
 /// logged once. The default is also used for CORS preflights.
 ///
 /// The guards of a scope or a resource run before its own middleware: wrap the app, or a scope around it, with the
-/// [`FlipswitchMiddleware`](crate::FlipswitchMiddleware). Without one, the default is used for every request, and an error is
-/// logged once.
+/// [`FlipswitchMiddleware`](crate::FlipswitchMiddleware). Without the middleware, the default is used for every request, and an
+/// error is logged once.
 ///
 /// ```
 /// use actix_web::{App, web};

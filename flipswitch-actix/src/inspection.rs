@@ -10,7 +10,7 @@ use flipswitch::{FlipswitchProvider, integration::InspectionPage};
 ///
 /// The page lists the flags that each request has read, with the value, variant, reason, source and age, the default if it is
 /// a plain value, and the number of reads. It shows only the names of the attributes of a context. The route must be inside the
-/// middleware. Only requests that are inspected themselves get the page; others get 404.
+/// middleware. Only requests that are themselves inspected get the page; others get 404.
 ///
 /// ```
 /// use actix_web::{App, HttpMessage, web};

@@ -143,7 +143,7 @@ impl FlipswitchMiddleware {
         self.map(|scopes| scopes.with_context(move |head: &Head| context(&head.0)))
     }
 
-    /// Sets a function that builds the context from the user, which another middleware puts into the extensions. Defaults to
+    /// Sets a function that builds the context from the user that another middleware puts into the extensions. Defaults to
     /// none.
     ///
     /// If the application keeps users in memory, for example in a session cache, keep a

@@ -3,9 +3,9 @@
 use actix_web::HttpMessage;
 use flipswitch::{EvaluationContext, RequestScope, serde_json::Value, testing::TestFlags};
 
-/// Gives a test request its flags, as the middleware would. To test the middleware as well, pass it a provider
-/// [in memory](flipswitch::FlipswitchProvider::in_memory) or from [`TestFlags`]. Flags set here have no effect in the middleware,
-/// because the middleware replaces them with its provider's flags.
+/// Gives a test request its flags, as the middleware would. To test the middleware as well, pass it an [in-memory
+/// provider](flipswitch::FlipswitchProvider::in_memory) or the provider of [`TestFlags`]. Flags set here have no effect in the
+/// middleware, because the middleware replaces them with its provider's flags.
 ///
 /// ```
 /// use actix_web::{App, test, web};

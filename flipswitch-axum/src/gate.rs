@@ -90,7 +90,7 @@ use crate::extract::{self, MissingLayer};
 ///
 /// # CORS
 ///
-/// Browsers send preflights without cookies and other credentials, so a gate cannot find their user. It refuses them without
+/// Browsers send preflights without cookies or other credentials, so a gate cannot find their user. It refuses them without
 /// reading flags, and logs a warning once. Add the CORS layer after the gate, so that it runs before the gate and responds to
 /// them.
 ///

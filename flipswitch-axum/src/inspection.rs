@@ -16,7 +16,7 @@ use tower_service::Service;
 ///
 /// The page lists the flags that each request has read, with the value, variant, reason, source and age, the default if it is
 /// a plain value, and the number of reads. It shows only the names of the attributes of a context. The service must be inside the
-/// layer. Only requests that are inspected themselves get the page; others get 404.
+/// layer. Only requests that are themselves inspected get the page; others get 404.
 ///
 /// ```
 /// use axum::Router;

@@ -94,7 +94,7 @@ impl FlipswitchLayer {
         self.map(|scopes| scopes.with_context(context))
     }
 
-    /// Sets a function that builds the context from the user, which another layer puts into the extensions. Defaults to
+    /// Sets a function that builds the context from the user that another layer puts into the extensions. Defaults to
     /// none.
     ///
     /// If the application keeps users in memory, for example in a session cache, keep a

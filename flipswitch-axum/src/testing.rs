@@ -3,9 +3,9 @@
 use flipswitch::{EvaluationContext, RequestScope, serde_json::Value, testing::TestFlags};
 use http::{Request, request::Builder};
 
-/// Gives a test request its flags, as the layer would. To test the layer as well, pass it a provider
-/// [in memory](flipswitch::FlipswitchProvider::in_memory) or from [`TestFlags`]. Flags set here have no effect inside the layer,
-/// because the layer replaces them with its provider's flags.
+/// Gives a test request its flags, as the layer would. To test the layer as well, pass it an [in-memory
+/// provider](flipswitch::FlipswitchProvider::in_memory) or the provider of [`TestFlags`]. Flags set here have no effect inside
+/// the layer, because the layer replaces them with its provider's flags.
 ///
 /// ```
 /// use axum::{Router, body::{Body, to_bytes}, http::Request, routing::get};

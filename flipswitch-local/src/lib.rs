@@ -1,6 +1,6 @@
 //! A feature-flag service on your own machine, for development and tests.
 //!
-//! The service implements the protocol of the real one, OFREP and a stream of changes, without an account or a network.
+//! The service implements the protocol of the real service (OFREP and a stream of changes) and needs no account and no network.
 //! This crate is a library for tests. It is also a program with a dashboard. The guide, `docs/local.md` in the repository,
 //! describes the options of the program, the format of its flags file, and the endpoints under `/local`, through which `curl` can
 //! change flags and faults.

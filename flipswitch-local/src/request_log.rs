@@ -16,7 +16,7 @@ use crate::broadcast::{Broadcaster, Topic};
 /// The maximum number of requests that the log keeps. It keeps the latest ones.
 const MAX_REQUESTS: usize = 16_384;
 
-/// Limits the bodies, headers and paths in the log, in bytes.
+/// The maximum total size of the bodies, headers and paths in the log, in bytes.
 const MAX_BYTES: usize = 32 << 20;
 
 /// One request that a [`LocalServer`](crate::LocalServer) received.
@@ -39,7 +39,7 @@ pub struct RecordedRequest {
 pub(crate) struct LoggedRequest {
     pub(crate) request: RecordedRequest,
     pub(crate) received_at: OffsetDateTime,
-    /// Number among the requests from applications. `None` for requests to the dashboard and to `/local`.
+    /// Sequence number of the request among the requests from applications. `None` for requests to the dashboard and to `/local`.
     pub(crate) application_id: Option<u64>,
     outcome: OnceLock<Outcome>,
 }

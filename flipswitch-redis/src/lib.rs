@@ -1,9 +1,9 @@
 //! A store in [Redis](https://redis.io) or [Valkey](https://valkey.io) for the provider in the crate [`flipswitch`], which
 //! evaluates feature flags from [Flipswitch](https://flipswitch.io) and from any other service that speaks OFREP.
 //!
-//! The instances of an application share the flags of their users in the store: after a change, one instance requests the flags
-//! for a user, and the others read them from the store. If the service is down after a restart, users get their last known
-//! flags.
+//! The instances of an application share the flags for their users in the store: after a change, one instance requests the flags
+//! for a user, and the others read them from the store. If an instance restarts while the flag service is unavailable, users get
+//! their last known flags.
 //!
 //! # Example
 //!
@@ -40,7 +40,7 @@
 //! | A server by its URL | [`RedisStore::connect`], which lists the forms of the URL |
 //! | A server with certificates or TCP settings of your own | [`RedisStoreBuilder::client`] |
 //! | A cluster (feature `cluster`) | [`RedisStore::builder`] and `RedisStoreBuilder::cluster` |
-//! | A connection of the application, such as one from Sentinel | [`RedisStore::from_connection`] |
+//! | A connection that you create yourself, such as one from Sentinel | [`RedisStore::from_connection`] |
 //! | Errors of the configuration | [`RedisStoreError`] |
 //! | The versions of the crates in these signatures | [`redis`], [`flipswitch`] |
 //!

@@ -146,7 +146,7 @@ impl Effect {
             || matches!(self, Self::Trickle { .. } | Self::SplitEvents {} | Self::ContentType(_))
     }
 
-    /// Checks the values that headers and status lines cannot contain.
+    /// Checks that all values are in range, and that headers and status lines can contain them.
     pub(crate) fn validate(&self) -> Result<(), FaultError> {
         match self {
             Self::Status { code, headers, .. } => {

@@ -158,8 +158,8 @@ impl FaultRegistry {
         self.broadcaster.changed(Topic::Faults);
     }
 
-    /// Applies the first matching fault to a request. A cut of the response is set up here, under the same lock that
-    /// registers the stream as open, so that no stream escapes a fault that is added in the meantime.
+    /// Applies the first matching fault to a request. Schedules a cut of the response under the same lock under
+    /// which the stream is registered as open, so that no stream escapes a fault that is added in the meantime.
     pub(crate) fn apply_to_request(
         &self,
         request: &IncomingRequest,

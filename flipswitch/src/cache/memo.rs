@@ -50,7 +50,7 @@ struct MemoTable {
     is_filled: bool,
     /// The place of the last hit.
     last: usize,
-    /// The place in a set that was filled last. The places are filled in turn.
+    /// The index, within a set, of the place that was filled last. The places are filled in turn.
     filled: usize,
     /// How many times, since the last hit, an entry of another cache has been found often enough to be remembered.
     others: u8,

@@ -646,8 +646,8 @@ impl World {
         Ok(())
     }
 
-    /// Forgets the versions of evicted contexts. Only the cache knows what was returned before, so an older request of the same
-    /// epoch may return an older version after an eviction.
+    /// Records the entries that the cache holds, and forgets the versions of evicted contexts. Only the cache knows what was
+    /// returned before, so an older request of the same epoch may return an older version after an eviction.
     fn remember(&mut self) -> TestCaseResult {
         for (context, canonical) in self.contexts.iter().enumerate() {
             let kept = self.cache.get(canonical.as_bytes()).map(|kept| Self::age_order(&kept));

@@ -29,7 +29,7 @@ const MAX_ATTRIBUTES: usize = 128;
 /// Number of new contexts after which the use of the cache is judged again.
 const JUDGE_EVERY: u64 = 1_000;
 
-/// Compares new contexts with the last new one of the same user.
+/// Compares each new context with the previous one for the same user.
 #[derive(Debug, Default)]
 pub(crate) struct Variety {
     hasher: RandomState,

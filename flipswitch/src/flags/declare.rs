@@ -154,12 +154,12 @@ const MANIFEST_SCHEMA: &str =
 ///
 /// flipswitch::flags! {
 ///     pub static FLAGS;
-///     /// The checkout on one page.
+///     /// The one-page checkout.
 ///     pub NewCheckout: bool = "new-checkout", default false;
 /// }
 ///
 /// let manifest = flipswitch::manifest(FLAGS);
-/// let expected = json!({"flagType": "boolean", "defaultValue": false, "description": "The checkout on one page."});
+/// let expected = json!({"flagType": "boolean", "defaultValue": false, "description": "The one-page checkout."});
 /// assert_eq!(manifest["flags"]["new-checkout"], expected);
 /// ```
 #[must_use]
@@ -188,7 +188,7 @@ pub fn manifest(flags: &[DeclaredFlag]) -> Value {
 /// use flipswitch::{Context, FlipswitchProvider, serde_json::json};
 ///
 /// flipswitch::flags! {
-///     /// The checkout on one page.
+///     /// The one-page checkout.
 ///     pub NewCheckout: bool = "new-checkout", default false;
 ///     /// How many items a cart holds.
 ///     pub MaxItems: i64 = "max-items", default 10;
@@ -214,7 +214,7 @@ pub fn manifest(flags: &[DeclaredFlag]) -> Value {
 /// flipswitch::flags! {
 ///     /// The flags of the shop.
 ///     pub static FLAGS;
-///     /// The checkout on one page.
+///     /// The one-page checkout.
 ///     pub NewCheckout: bool = "new-checkout", default false;
 /// }
 ///
@@ -283,7 +283,7 @@ mod tests {
 
     flags! {
         static FLAGS;
-        /// The checkout on one page.
+        /// The one-page checkout.
         ///
         /// With "quotes" and \ backslashes.
         #[doc(alias = "checkout")]
@@ -326,7 +326,7 @@ mod tests {
         let flags = &manifest["flags"];
         assert_eq!(
             flags["new-checkout"]["description"],
-            "The checkout on one page.\n\nWith \"quotes\" and \\ backslashes."
+            "The one-page checkout.\n\nWith \"quotes\" and \\ backslashes."
         );
         assert_eq!(flags["max-items"], json!({"flagType": "integer", "defaultValue": 10}));
         assert_eq!(flags["cart"]["defaultValue"], json!({"items": 3}));

@@ -64,7 +64,8 @@ pub struct FlagUsage {
 /// Records reads.
 ///
 /// A read sets one bit next to the flag's key, in the table of keys in which the read looks up the flag anyway. All contexts
-/// share these tables. Each minute, the bits are collected and cleared, so nearly all reads find the bit set and write nothing.
+/// share these tables. The bits are collected and cleared only once a minute, so nearly all reads find the bit set and write
+/// nothing.
 #[derive(Debug)]
 pub(crate) struct UsageLog {
     since: OffsetDateTime,

@@ -90,7 +90,7 @@ impl Lifespan {
     /// Runs a server that drains on [`signal`](Self::signal), then shuts all providers down.
     ///
     /// If the server has not drained within `drain_timeout` after the signal, it is dropped, and a warning is logged. Connections
-    /// that run in tasks of their own end with the runtime.
+    /// that run in separate tasks end when the runtime shuts down.
     ///
     /// # Errors
     ///

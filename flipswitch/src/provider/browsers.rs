@@ -25,8 +25,8 @@ const NEW_ANONYMOUS_CONTEXTS: u32 = 64;
 const RENEWED_CONTEXTS: u32 = 32;
 const RENEWED_ANONYMOUS_CONTEXTS: u32 = 512;
 
-/// Maximum number of refetches that browsers may cause with the time in their requests: for one context per minute, and for all
-/// contexts per second. Half of the refetches in a second are reserved for users with an account.
+/// Maximum number of refetches that browsers may cause by sending the time of a change: per minute for one context, and per
+/// second for all contexts. Half of the refetches in a second are reserved for users with an account.
 const REFETCHES: u32 = 10;
 const REFETCHES_PER_SECOND: u32 = 10;
 

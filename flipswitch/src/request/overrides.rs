@@ -129,8 +129,8 @@ impl SignedOverrides {
         (!allowed.is_empty()).then(|| Arc::new(Overrides { exp, subject: sub, overlay: Overlay::new(allowed) }))
     }
 
-    /// Returns the response to a request that opens a link, or ends overrides. `target` is the path and query of a GET request,
-    /// as the client sent them.
+    /// Returns the response to a request that opens an override link or ends overrides. `target` is the path and query of a GET
+    /// request, as the client sent them.
     pub(super) fn redirect(&self, target: &str, request: &dyn RequestParts, scope: &RequestScope) -> Option<Redirect> {
         let token = parameter(target)?;
         // Browsers send the purpose of a request. Requests for images, frames and scripts of other pages are ignored.

@@ -78,7 +78,7 @@ pub(crate) struct Store {
 /// What identifies an environment, besides the API key.
 pub(crate) struct Identity {
     pub(crate) keys: StoreKeys,
-    /// The base URL and the headers of the application.
+    /// The base URL of the service, and the headers that the application adds.
     pub(crate) target: Vec<u8>,
     /// Used instead of the API key, if set.
     pub(crate) namespace: Option<String>,

@@ -110,7 +110,7 @@ impl MemoryStore {
         state.entries.insert(entry.key.clone(), Stored { entry, expires });
     }
 
-    /// Waits as long as an operation takes, and runs it if the store is not down.
+    /// Waits for the simulated duration of an operation, then runs the operation if the store is not down.
     async fn operation<T>(&self, operation: impl FnOnce(&mut State, SystemTime) -> T) -> Result<T, StoreError> {
         let delay = self.0.lock().delay;
         if !delay.is_zero() {

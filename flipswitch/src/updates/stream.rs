@@ -46,7 +46,7 @@ const RESTART_WAIT: Duration = Duration::from_secs(1);
 
 /// Reads the streams for the lifetime of the provider.
 ///
-/// The task calls the subscriber of the application's logs, which may panic. Without the task, nothing would invalidate flags, so
+/// The task calls the application's tracing subscriber, which may panic. Without the task, nothing would invalidate flags, so
 /// it is started again.
 pub(super) async fn run(updates: Arc<Updates>, options: StreamOptions) {
     let mut published = Published { status: ConnectionStatus::Disconnected, polls: Some(updates.is_polling()) };

@@ -24,7 +24,7 @@ struct Case {
     name: String,
     /// The bytes sent, in base64.
     chunks: Vec<String>,
-    /// How often each chunk is sent.
+    /// How many times each chunk is sent.
     #[serde(default)]
     repeat: Vec<usize>,
     expect: Vec<Expected>,

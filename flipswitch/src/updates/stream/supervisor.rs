@@ -761,7 +761,7 @@ mod tests {
             assert_eq!(actions, expected.into_iter().collect::<Vec<_>>(), "{case}");
         }
 
-        /// Advances the time to the deadline, which must be `wait` from now, and expects it to connect.
+        /// Advances the time to the deadline, which must be `wait` from now, and expects the supervisor to connect.
         fn connects_after(&mut self, wait: Duration) {
             self.waits(wait);
             let last_id = self.supervisor.last_id.clone();
