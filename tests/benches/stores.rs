@@ -38,11 +38,12 @@ async fn started(builder: FlipswitchProviderBuilder) -> FlipswitchProvider {
 }
 
 fn main() {
-    // Reserved, so that no other process gets the port. Linux allows `redis-server` to listen on it.
+    // On Linux, `redis-server` can listen on an address that this socket reserves, and no other process gets the port.
     let taken = TcpSocket::new_v4().unwrap();
     taken.set_reuseaddr(true).unwrap();
     taken.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
+    let _taken = cfg!(target_os = "linux").then_some(taken);
     let arguments = ["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"];
     let _redis = Redis(Command::new("redis-server").args(arguments).stdout(Stdio::null()).spawn().unwrap());
     let url = format!("redis://127.0.0.1:{port}");

@@ -45,8 +45,7 @@ fn roll(change: impl FnOnce(String) -> String) {
     Runtime::new().unwrap().block_on(async {
         let flags = Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("flags.json");
         let service = LocalServer::builder().flags_file(flags).api_key("key").start().await.unwrap();
-        let taken = [0, 1].map(|_| port_taken());
-        let mut programs = taken.each_ref().map(|(address, _)| Program::start_at(PROGRAM, *address, &service));
+        let mut programs = [0, 1].map(|_| Program::start_at(PROGRAM, reserved_port(), &service));
         let nginx = Nginx::start(programs.each_ref().map(Program::address), change);
 
         let mut load = Load::start(&nginx.url());
@@ -127,27 +126,30 @@ async fn request_flags(client: &Client, url: &str, user: usize) -> Result<(), St
     if right { Ok(()) } else { Err(format!("{status}: {text}")) }
 }
 
-/// Returns an address where nothing listens. Until the socket is dropped, the system gives the port to no other process. On Linux,
-/// a server can listen on it.
-fn port_taken() -> (SocketAddr, TcpSocket) {
+/// Returns an address for servers that are stopped and started again. On Linux, a server can listen on an address that a
+/// different socket reserves, so the system gives the port to no other process.
+fn reserved_port() -> SocketAddr {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_reuseaddr(true).unwrap();
     socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
-    (socket.local_addr().unwrap(), socket)
+    let address = socket.local_addr().unwrap();
+    if cfg!(target_os = "linux") {
+        std::mem::forget(socket);
+    }
+    address
 }
 
 /// An nginx process, which is killed when it is dropped.
 struct Nginx {
     process: Child,
     listen: SocketAddr,
-    _taken: TcpSocket,
     directory: TempDir,
 }
 
 impl Nginx {
     fn start(application: [SocketAddr; 2], change: impl FnOnce(String) -> String) -> Self {
         let directory = TempDir::new().unwrap();
-        let (listen, taken) = port_taken();
+        let listen = reserved_port();
         let [first, second] = application.map(|address| address.to_string());
         let config = change(include_str!("nginx.conf").to_owned())
             .replace("DIRECTORY", directory.path().to_str().unwrap())
@@ -157,7 +159,7 @@ impl Nginx {
         let (file, log) = (directory.path().join("nginx.conf"), directory.path().join("error.log"));
         fs::write(&file, config).unwrap();
         let process = Command::new("nginx").arg("-e").arg(&log).arg("-c").arg(&file).spawn();
-        let mut nginx = Self { process: process.expect("nginx is installed"), listen, _taken: taken, directory };
+        let mut nginx = Self { process: process.expect("nginx is installed"), listen, directory };
         while TcpStream::connect(listen).is_err() {
             assert!(nginx.process.try_wait().unwrap().is_none(), "nginx did not start");
             thread::sleep(Duration::from_millis(5));

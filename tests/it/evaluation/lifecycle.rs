@@ -100,7 +100,7 @@ async fn with_the_service_down_evaluation_returns_defaults_and_the_error() {
 
 #[tokio::test]
 async fn bootstrap_values_are_used_until_the_service_responds() {
-    let (address, taken) = support::port_taken();
+    let address = support::reserved_port();
     let provider = FlipswitchProvider::builder("key")
         .base_url(format!("http://{address}"))
         .bootstrap(json!({"on": true}))
@@ -113,7 +113,6 @@ async fn bootstrap_values_are_used_until_the_service_responds() {
     let details = provider.resolve_bool_value("on", &user("u")).await.unwrap();
     assert_eq!(details.reason, Some(EvaluationReason::Other("STALE".into())));
 
-    drop(taken);
     let _service = LocalServer::builder().listen(address).flags(json!({"on": false})).start().await.unwrap();
     support::eventually(async || !provider.flags(&user("u")).await.bool("on", true)).await;
     assert!(!provider.flags(&user("u")).await.is_stale());
@@ -121,10 +120,9 @@ async fn bootstrap_values_are_used_until_the_service_responds() {
 
 #[tokio::test]
 async fn the_provider_becomes_ready_when_the_service_comes_up() {
-    let (address, taken) = support::port_taken();
+    let address = support::reserved_port();
     let provider = FlipswitchProvider::builder("key").base_url(format!("http://{address}")).build().unwrap();
     assert!(in_time(provider.ready(Duration::from_millis(20))).await.is_err());
-    drop(taken);
     let _service = LocalServer::builder().listen(address).start().await.unwrap();
     // Without evaluations, only the start-up request is retried.
     in_time(provider.ready(support::PATIENCE)).await.unwrap();

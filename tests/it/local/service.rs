@@ -10,7 +10,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{BULK, EVENT_STREAM, eventually, in_time};
+use crate::support::{BULK, EVENT_STREAM, eventually, in_time, reserved_port};
 
 async fn post(service: &LocalServer, path: &str, body: &str) -> Response {
     let request = Client::new().post(format!("{}{path}", service.url())).header("x-api-key", service.api_key());
@@ -639,8 +639,8 @@ async fn errors_in_a_flags_file_are_reported_with_their_position() {
 
 #[tokio::test]
 async fn shutdown_ends_streams_and_frees_the_port() {
-    let service = LocalServer::start(json!({})).await.unwrap();
-    let address = service.url().trim_start_matches("http://").parse().unwrap();
+    let address = reserved_port();
+    let service = LocalServer::builder().listen(address).start().await.unwrap();
     let mut events = Events::open(&service).await;
     eventually(async || service.streams() == 1).await;
     in_time(service.shutdown()).await;

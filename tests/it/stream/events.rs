@@ -20,7 +20,7 @@ use flipswitch_local::{Endpoint, Fault, LocalServer};
 use futures_util::StreamExt;
 
 use crate::support::{
-    self, PATIENCE, builder,
+    PATIENCE, builder,
     events::{CONNECTED, connected, is, is_change_of, is_error, until},
     eventually, in_time, reserved_port, user,
 };
@@ -261,14 +261,13 @@ async fn no_events_follow_a_shutdown_from_a_listener() {
 
 #[tokio::test]
 async fn the_start_up_request_is_retried_until_it_succeeds() {
-    let (address, taken) = support::port_taken();
+    let address = reserved_port();
     let provider = FlipswitchProvider::builder("key").base_url(format!("http://{address}")).build().unwrap();
     let mut events = provider.events();
     assert_eq!((provider.health().state, provider.status()), (HealthState::Starting, ProviderStatus::NotReady));
     assert!(!in_time(provider.flags(&user("u"))).await.bool("on", false));
     until(&mut events, is_error(false)).await;
     assert!(!provider.health().is_ready());
-    drop(taken);
     let service =
         LocalServer::builder().flags(json!({"on": true})).listen(address).api_key("key").start().await.unwrap();
     // There are no evaluations in the meantime.

@@ -67,8 +67,8 @@ pub(crate) fn closed_port() -> SocketAddr {
     address
 }
 
-/// Returns an address for servers that are stopped and started again. On Linux, the system gives the port to no other process, since
-/// only there a server can listen on an address that a different socket reserves.
+/// Returns an address for servers that are stopped and started again. On Linux, a server can listen on an address that a
+/// different socket reserves, so the system gives the port to no other process.
 pub(crate) fn reserved_port() -> SocketAddr {
     let (address, taken) = port_taken();
     if cfg!(target_os = "linux") {
@@ -78,7 +78,7 @@ pub(crate) fn reserved_port() -> SocketAddr {
 }
 
 /// Returns an address where nothing listens. The address is reserved until the socket is dropped.
-pub(crate) fn port_taken() -> (SocketAddr, TcpSocket) {
+fn port_taken() -> (SocketAddr, TcpSocket) {
     let socket = TcpSocket::new_v4().unwrap();
     // Allows a service to use the address immediately.
     socket.set_reuseaddr(true).unwrap();
