@@ -64,9 +64,9 @@ struct Written {
 impl Context {
     /// Creates the context of a user or another subject, such as an organisation.
     ///
-    /// `targeting_key` identifies the subject: the same key always gets the same variant of a flag. For a number or a UUID, pass
-    /// `id.to_string()`. A key that does not fit into the 64 KiB of a context cannot be sent. In that case, reads return the
-    /// defaults passed to the calls, and [`Flags::error`](crate::Flags::error) returns
+    /// `targeting_key` identifies the subject: a rule that splits users by percentage gives the same key the same variant each
+    /// time. For a number or a UUID, pass `id.to_string()`. A key that does not fit into the 64 KiB of a context cannot be sent.
+    /// In that case, reads return the defaults passed to the calls, and [`Flags::error`](crate::Flags::error) returns
     /// [`Error::InvalidContext`](crate::Error::InvalidContext).
     #[must_use]
     pub fn user(targeting_key: impl AsRef<str>) -> Self {

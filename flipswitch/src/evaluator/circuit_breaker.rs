@@ -2,8 +2,8 @@
 //!
 //! A service that fails for one context may work for all others, so a failure at first concerns only its own context
 //! ([`Backoffs`](super::backoffs::Backoffs)). The breaker opens if no connection is possible, or if different contexts fail
-//! and a round of requests is not answered either. A round requests at most three contexts, one of which is certain to be
-//! valid, and no evaluation waits for it. While the breaker is open, only rounds are sent. A service that is down therefore
+//! and a round of requests is not answered either. A round requests at most three contexts, at least one of which is certain to
+//! be valid, and no evaluation waits for it. While the breaker is open, only rounds are sent. A service that is down therefore
 //! costs callers no time, and does not receive all their requests at once when it recovers. One answer closes the breaker. No
 //! I/O; the time and random numbers are passed in.
 

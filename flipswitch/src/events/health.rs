@@ -142,7 +142,7 @@ pub(crate) struct HealthMonitor {
     /// The polling interval, if anything is requested in the background.
     interval: Option<Duration>,
     is_streaming: bool,
-    /// Whether the stream has failed since it was last open.
+    /// Whether the stream has failed, or the service had none, since it was last open.
     has_stream_failed: bool,
     is_polling: bool,
     /// Whether a request has ever succeeded.

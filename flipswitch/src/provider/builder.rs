@@ -290,8 +290,8 @@ impl FlipswitchProviderBuilder {
     /// Sets how many requests may wait to be sent. Defaults to 16 384. Their contexts take up at most 16 MiB.
     ///
     /// The newest request that an evaluation is waiting for is sent first. When the queue is full, the oldest requests are
-    /// dropped with [`Error::QueueFull`](crate::Error::QueueFull): first those that no evaluation is waiting for, then those for
-    /// contexts without flags, then all others.
+    /// dropped with [`Error::QueueFull`](crate::Error::QueueFull): first those that were passed over because no evaluation
+    /// is waiting for them, then those for contexts without flags, then all others.
     pub fn max_queued_requests(mut self, max_queued_requests: usize) -> Self {
         self.options.max_queued_requests = max_queued_requests;
         self
@@ -304,8 +304,8 @@ impl FlipswitchProviderBuilder {
         self
     }
 
-    /// Sets flag values, as a JSON object, that apply to each context while no flags from the service are known for it.
-    /// Defaults to none, so the defaults in the code apply.
+    /// Sets flag values, as a JSON object, that apply to each context while no flags for it from the service are known, or
+    /// only flags older than [`max_stale`](Self::max_stale). Defaults to none, so the defaults in the code apply.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
