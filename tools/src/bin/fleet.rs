@@ -457,21 +457,18 @@ impl Fleet<'_> {
         self.service.shutdown().await;
         self.instances.clear();
         let mut started = Instance::start(&each).await?;
-        let (users, has_fault) = (self.options.users as u64, self.options.fault.is_some());
-        let began = Instant::now();
-        // On a busy machine, some of these concurrent reads exceed the time limit of the store. The next reads succeed.
-        let Reads { last, stale, slowest, .. } = loop {
-            let mut reads = Reads::default();
+        let users = self.options.users as u64;
+        let mut reads = Reads::default();
+        // On a busy machine, some of the concurrent reads exceed the time limit of the store. A second read has all flags.
+        for _ in 0..2 {
+            reads = Reads::default();
             reads.add(&started.ask(&format!("read {change}")).await?);
-            if reads.last == users || has_fault || began.elapsed() > LIMIT {
-                break reads;
+            if reads.last == users {
+                break;
             }
-            sleep(Duration::from_millis(50)).await;
-        };
-        println!(
-            "without the service: {last} of {users} users have their last flags after {:.0} ms; slowest read {slowest:.0} ms",
-            began.elapsed().as_secs_f64() * 1e3
-        );
+        }
+        let Reads { last, stale, slowest, .. } = reads;
+        println!("without the service: {last} of {users} users have their last flags; slowest read {slowest:.0} ms");
         let expected = match self.options.fault.as_deref() {
             None => users,
             // Flags that were requested while Redis accepted no writes are missing, or older flags are stored.
