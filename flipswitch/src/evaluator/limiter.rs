@@ -32,7 +32,7 @@ const MAX_SLOW: usize = 64;
 /// `request_timeout`, this allows each permit one slow request every two seconds.
 const MAX_SLOW_PER_PERMIT: usize = 5;
 
-/// Hands out permits: as many as there may be requests in flight, and as fast as the service allows.
+/// Hands out permits for requests. Limits how many requests are in flight, and how fast they are sent.
 #[derive(Clone)]
 pub(crate) struct Limiter(Arc<Mutex<State>>);
 

@@ -132,7 +132,7 @@ impl fmt::Display for SetupWarning {
             ),
             Self::GlobalTargetingKey => f.write_str(
                 "OpenFeature's global context has a targeting key, which takes precedence over the targeting key of every request: \
-                 an OpenFeature client evaluates flags for this key, whoever the user is; set the targeting key only in requests",
+                 an OpenFeature client evaluates flags for this key instead of the user; set the targeting key only in requests",
             ),
             Self::OtherTargetingKey => f.write_str(
                 "an OpenFeature client in a request evaluated flags for a targeting key that is not the request's: the key of \
